@@ -17,7 +17,7 @@ from benchmarks import package
 from benchmarks.measure import Cost, Work, child, mock
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 
 _SERVICE = "openai"
 

@@ -37,7 +37,7 @@ from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, VendorLimits, local_gcs, local_s3
 

@@ -63,7 +63,7 @@ def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_s
             pass
     with phase("labels"):
         count = sum(len(part.labels) for part in engine.label_batches(definition, submission_id, run_id="benchmark"))
-    shards = engine.ledger.shards(submission_id)
+    shards = engine.ledger.shards.of_submission(submission_id)
     reader = Collector(definition, engine.deployment)  # what no caller does: raw results read by threads
     for threads in THREADS:
         with phase(f"read by {threads}"), ThreadPoolExecutor(threads) as pool:

@@ -55,7 +55,7 @@ def _command_lines() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         ledger = str(Path(folder) / "ledger.sqlite")
         opened = Ledger(ledger)
-        opened.submissions("default")
+        opened.submissions.list_all("default")
         opened.close()
         words = {"--help": ["--help"], "list --ledger …": ["list", "--ledger", ledger]}
         costs = _medians([[sys.executable, "-c", _COMMAND, *more] for more in words.values()])

@@ -226,10 +226,10 @@ def _submission(engine: "Engine", config: CancelConfig) -> Submission:
         msg = "Give either submission_id, or asset (and its partition, where it has partitions)."
         raise dg.Failure(msg, allow_retries=False)
     if config.submission_id:
-        return engine.ledger.submission(config.submission_id)
+        return engine.ledger.submissions.get(config.submission_id)
     latest = engine.latest(config.asset, config.partition)
     if latest is None:
-        known = engine.ledger.submissions(engine.namespace, assets=[config.asset])
+        known = engine.ledger.submissions.list_all(engine.namespace, assets=[config.asset])
         partitions = ", ".join(sorted({s.partition or "(none)" for s in known})) or "none at all"
         place = f"partition '{config.partition}'" if config.partition else "its unpartitioned form"
         msg = f"Nothing was submitted for {place} of '{config.asset}'. Submitted partitions: {partitions}."

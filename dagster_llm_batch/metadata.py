@@ -32,7 +32,7 @@ from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.text import cell_text, learned_text, money_text
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dagster_llm_batch.loop.progress import Pace, pace
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.storage.ledger.records import Progress
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.text import age_text
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def shared_text(ledger: Ledger, namespace: str, each: Sequence[Progress]) -> str
     """Return how many batches in flight carry these submissions together; None where they share none."""
     ids = [progress.submission.submission_id for progress in each]
     apart = sum(progress.batches.get(state, 0) for progress in each for state in IN_FLIGHT)
-    together = ledger.count_batches_in_flight(namespace, ids) if len(ids) > 1 and apart > 1 else apart
+    together = ledger.batches.count_in_flight(namespace, ids) if len(ids) > 1 and apart > 1 else apart
     if together >= apart:
         return None
     batches = "1 batch is" if together == 1 else f"{together:,} batches are"
@@ -177,7 +177,7 @@ def stage(wave: int, done: int, total: int) -> tuple[int, int]:
 
 
 def _glance(status: Status) -> Progress:
-    """Sum up one submission as `Ledger.progress` does for all at once."""
+    """Sum up one submission as `Ledger.submissions.progress` does for all at once."""
     shards = status.shards
     flying = [shard.submitted_at for shard in shards if shard.state is ShardState.SUBMITTED and shard.submitted_at]
     return Progress(

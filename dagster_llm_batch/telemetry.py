@@ -206,9 +206,9 @@ def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
     """Record requests, tokens and cost of a settled submission, unless that was done. What it reuses is not its own."""
     # This comes first: a process that dies after it leaves a gap in the metrics, where the other order could count
     # twice.
-    if not engine.ledger.mark_measured(submission_id):
+    if not engine.ledger.submissions.mark_measured(submission_id):
         return
-    for shard in engine.ledger.shards(submission_id):
+    for shard in engine.ledger.shards.of_submission(submission_id):
         if shard.results_path is not None:
             _measure_shard(engine, labeling, shard, shard.results_path)
 

@@ -153,7 +153,7 @@ def _silent_daemons(instance: dg.DagsterInstance) -> Iterator[str]:
 
 def _submissions(engine: Engine) -> Iterator[str]:
     outlook = engine.outlook()
-    for progress in engine.ledger.progress(engine.namespace):
+    for progress in engine.ledger.submissions.progress(engine.namespace):
         submission = progress.submission
         last = outlook.last.get(submission.submission_id)
         event = "" if last is None else f"; last: {last.kind} at {last.at:%H:%M:%S} UTC {_short(last.detail or '')}"

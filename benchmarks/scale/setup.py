@@ -171,4 +171,4 @@ def _land(engine: Engine, setup: Setup, partition: int) -> None:
     part = setup.tables / f"{setup.key(partition)}.part"
     pq.write_table(table, part)
     part.replace(part.with_suffix(".parquet"))
-    engine.ledger.mark_delivered(submission.submission_id)
+    engine.ledger.submissions.mark_delivered(submission.submission_id)

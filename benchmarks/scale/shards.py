@@ -47,7 +47,7 @@ def run(size: Size) -> dict[str, Any]:
         for place in (setup.busy, setup.tables):
             place.mkdir()
         _call(setup.url, "POST", "/hold/openai")
-        setup.engine().ledger.submissions("nobody")  # so that its tables are there
+        setup.engine().ledger.submissions.list_all("nobody")  # so that its tables are there
         chunks = [
             tuple(range(start, min(start + size.chunk, size.partitions)))
             for start in range(0, size.partitions, size.chunk)

@@ -540,7 +540,7 @@ class BatchEnds:
 
     def _read(self, owner: Owner) -> Sequence[Span]:
         of_model = (owner.provider, owner.account, owner.model, owner.lane)
-        return self._deployment.ledger.batch_spans(*of_model, _SPANS)
+        return self._deployment.ledger.history.batch_spans(*of_model, _SPANS)
 
 
 def _differ(one: Decimal | None, other: Decimal | None) -> bool:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from dagster_llm_batch.core.durations import FEWEST, Durations, EndForecast
 from dagster_llm_batch.files.request_files import Owner
-from dagster_llm_batch.storage.ledger.queries import LedgerQueries
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Span
@@ -80,7 +80,7 @@ class EndScore:
 class EndHistory:
     """What the ledger has of ends. Each dataset and model is read once."""
 
-    def __init__(self, ledger: LedgerQueries, namespace: str, now: datetime) -> None:
+    def __init__(self, ledger: Ledger, namespace: str, now: datetime) -> None:
         self._ledger, self._namespace, self._now = ledger, namespace, now
         self._submissions: dict[str | None, Sequence[Span]] = {}
         self._batches: dict[Owner, Sequence[Span]] = {}
@@ -105,7 +105,7 @@ class EndHistory:
         owner = question.owner
         if owner not in self._batches:
             of_model = (owner.provider, owner.account, owner.model, owner.lane)
-            self._batches[owner] = self._ledger.batch_spans(*of_model, _READ)
+            self._batches[owner] = self._ledger.history.batch_spans(*of_model, _READ)
         single = self._similar(owner, self._batches[owner], each)
         if not single.are_enough:
             single = self._any_size(owner, self._batches[owner])
@@ -129,7 +129,7 @@ class EndHistory:
 
     def _of_asset(self, asset: str | None) -> Sequence[Span]:
         if asset not in self._submissions:
-            self._submissions[asset] = self._ledger.submission_spans(self._namespace, asset, _READ)
+            self._submissions[asset] = self._ledger.history.submission_spans(self._namespace, asset, _READ)
         return self._submissions[asset]
 
     def _similar(self, key: object, spans: Sequence[Span], requests: int) -> Durations:

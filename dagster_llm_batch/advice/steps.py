@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.loop.submit_queue import count_queue_rounds
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _forecast_end(plan: Plan, planning: Planning) -> EndForecast | None:
     from dagster_llm_batch.core.durations import FEWEST, EndForecast  # noqa: PLC0415 - who plans alone needs it
 
     owner = deployment.owner(labeling, of_batch[0].lane)
-    known = deployment.ledger.batch_spans(owner.provider, owner.account, owner.model, owner.lane, FEWEST)
+    known = deployment.ledger.history.batch_spans(owner.provider, owner.account, owner.model, owner.lane, FEWEST)
     if not known:
         return None
     if len(known) < FEWEST:

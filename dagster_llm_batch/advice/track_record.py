@@ -89,7 +89,7 @@ class _Asked:
 
 def labeling_in_ledger(deployment: Deployment, asset: str) -> Labeling | None:
     """Return the newest definition that the ledger has of an asset; None where it has none."""
-    for submission in deployment.ledger.submissions(
+    for submission in deployment.ledger.submissions.list_all(
         deployment.namespace, assets=[asset], limit=_REMEMBERED, newest=True
     ):
         if (stored := definition_in(deployment.payloads, submission.manifest_path)) is not None:
@@ -119,7 +119,7 @@ def track_records(deployment: Deployment, labeling: Labeling, target: str, score
     newest: dict[str, str] = {}
     otherwise: dict[str, int] = {}
     gone: dict[str, int] = {}
-    for submission in deployment.ledger.submissions(
+    for submission in deployment.ledger.submissions.list_all(
         deployment.namespace, assets=[labeling.asset], limit=_REMEMBERED, newest=True
     ):
         if not submission.is_settled:
@@ -161,7 +161,7 @@ def _record(
     by_partition: dict[str, list[tuple[Submission, Levels | None, list[Shard]]]] = {}
     for submission, levels in asked.submissions:
         if submission.submission_id not in known:
-            known[submission.submission_id] = deployment.ledger.shards(submission.submission_id)
+            known[submission.submission_id] = deployment.ledger.shards.of_submission(submission.submission_id)
         own = [
             shard
             for shard in known[submission.submission_id]

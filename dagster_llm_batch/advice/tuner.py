@@ -340,7 +340,7 @@ class Tuner:
         if not deadline or not requests:
             return timedelta()
         deployment, asset = self._deployment, self._labeling.asset
-        spans = deployment.ledger.submission_spans(deployment.namespace, asset, _SPANS, from_deadline=True)
+        spans = deployment.ledger.history.submission_spans(deployment.namespace, asset, _SPANS, from_deadline=True)
         late = [span for span in spans if span.until is None or span.until > span.began]
         similar = [span for span in late if requests / _SIMILAR <= span.requests <= requests * _SIMILAR]
         self._lead = choose_lead(Durations(similar, self._now), deadline)
@@ -394,7 +394,7 @@ class Tuner:
         # Another model would answer what is asked of this one no more: fallbacks, and oracles, come as they are set.
         if len(labeling.models) > 1 or resend.max_waves == 1:
             return {}
-        known = deployment.ledger.retries(
+        known = deployment.ledger.history.retries(
             deployment.namespace,
             labeling.asset,
             deployment.configuration(labeling),
@@ -415,7 +415,7 @@ class Tuner:
     def _choose_at_once(self, labeling: Labeling) -> Choice:
         deployment, owner = self._deployment, self._deployment.owner(labeling)
         queue, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
-        known = deployment.ledger.queue_attempts(
+        known = deployment.ledger.history.queue_attempts(
             owner.provider, owner.account, owner.model, self._now - _REMEMBERED, _READ
         )
         choice = choose_at_once(attempts_of(*known))
@@ -431,7 +431,7 @@ class Tuner:
         if queue is not None and queue.max_batches is not None:
             return Choice(None, "batches as large as limits allow: more of them would not fit into the queue's limit")
         owner = deployment.owner(labeling)
-        known = deployment.ledger.batch_sizes(
+        known = deployment.ledger.history.batch_sizes(
             owner.provider, owner.account, owner.model, self._now - _REMEMBERED, _READ
         )
         choice = choose_batch_size([BatchSize(*batch) for batch in known], limits.min_requests)

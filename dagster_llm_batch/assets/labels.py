@@ -182,8 +182,8 @@ class _Run:
         if not self.writer.may_begin() or self.settled[partition].submission.submission_id not in self.looked_up:
             next_ones = islice(self.settled.values(), self.writer.partitions_at_once)
             group = {status.submission.submission_id for status in next_ones}
-            self.replaced = engine.ledger.newer_submissions(group)
-            self.tombstones = len(engine.ledger.tombstones(engine.namespace, asset))
+            self.replaced = engine.ledger.submissions.find_newer(group)
+            self.tombstones = len(engine.ledger.tombstones.list_all(engine.namespace, asset))
             # Last: of a group that the ledger could not be asked about, nothing is known.
             self.looked_up = group
         status = self.settled.pop(partition)
@@ -216,10 +216,10 @@ class _Run:
         """Mark what has landed as delivered, in one transaction; what is superseded by now is left to the sensor."""
         if self.landed:
             # Another run may have landed newer labels after this one had looked for them, and before it stored its own.
-            newer = engine.ledger.newer_submissions(self.landed)
+            newer = engine.ledger.submissions.find_newer(self.landed)
             if newer:
-                engine.ledger.take_back_delivery({*newer, *set().union(*newer.values())})
-            engine.ledger.mark_delivered(*(each for each in self.landed if each not in newer))
+                engine.ledger.submissions.take_back_delivery({*newer, *set().union(*newer.values())})
+            engine.ledger.submissions.mark_delivered(*(each for each in self.landed if each not in newer))
             self.landed.clear()
 
 
@@ -238,7 +238,7 @@ def _shards_behind(engine: "Engine", submission: Submission, figures: LabelStats
     """
     if not figures.unanswered:
         return []
-    shards = engine.ledger.shards_of([submission.submission_id, *submission.reused_from])
+    shards = engine.ledger.shards.of_submissions([submission.submission_id, *submission.reused_from])
     return [shard for of_one in shards.values() for shard in of_one]
 
 
@@ -280,7 +280,7 @@ class _Landing:
     ) -> _Settled | _NotReady:
         """Advance the newest submission of a partition as far as it goes now."""
         dataset = self._dataset
-        history = engine.ledger.history(engine.namespace, dataset.name, partition or "")
+        history = engine.ledger.submissions.of_partition(engine.namespace, dataset.name, partition or "")
         # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
         if not history:
             text = "nothing was submitted yet"
@@ -297,7 +297,7 @@ class _Landing:
         status = advance(context, dataset, engine, submission.submission_id)
         if status.is_settled:
             # Nobody lands what is settled when it is superseded: a run that finds it unsettled need wait for no other.
-            if not submission.is_settled and engine.ledger.newer_submissions([submission.submission_id]):
+            if not submission.is_settled and engine.ledger.submissions.find_newer([submission.submission_id]):
                 return self._settle(context, engine, partition)
             return _Settled(status, reread=submission.is_settled)
         its_pace = pace_of(engine, status)
@@ -477,10 +477,10 @@ class _Landing:
         land. What passes by itself is looked at again then.
         """
         labeling = self._dataset.labeling
-        histories = engine.ledger.histories(engine.namespace, labeling.asset, partitions)
+        histories = engine.ledger.submissions.of_partitions(engine.namespace, labeling.asset, partitions)
         newest = {history[0].submission_id: history for history in histories.values() if history}
         going = [submission_id for submission_id, history in newest.items() if not history[0].is_settled]
-        shards = engine.ledger.shards_of(going)
+        shards = engine.ledger.shards.of_submissions(going)
         ready = []
         for submission_id in going:
             submission, *older = newest[submission_id]
@@ -526,7 +526,7 @@ class _Landing:
         """Return whether another run has planned it and is to send it, together with others that it still plans."""
         if submission.is_settled or submission.run_id in (None, context.run.run_id):
             return False
-        shards = engine.ledger.shards(submission.submission_id) if shards is None else shards
+        shards = engine.ledger.shards.of_submission(submission.submission_id) if shards is None else shards
         unsent = any(shard.wave == 1 and shard.state in (ShardState.PLANNED, ShardState.SUBMITTING) for shard in shards)
         return unsent and submission.run_id in engine.runs_at_work()
 
@@ -555,11 +555,13 @@ class _Landing:
             except ConfigError as error:
                 # Of another definition, which older code has not stored; its raw results are archived already.
                 context.log.info(str(error))
-                done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
+                done = not any(
+                    shard.state in IN_FLIGHT for shard in engine.ledger.shards.of_submission(older.submission_id)
+                )
             except ProviderError as error:
                 # Of this one alone: the newest waits for it where it uses its answers, and lands else.
                 context.log.warning(f"Submission {older.submission_id}, which is superseded, waits: {error}")
                 continue
             if done:
                 self._measure(context, engine, older.submission_id)
-                engine.ledger.mark_delivered(older.submission_id)
+                engine.ledger.submissions.mark_delivered(older.submission_id)

@@ -88,7 +88,9 @@ class _QueueLog:
 
 def _refuse_stuck(engine: Engine, awaited: set[str]) -> None:
     """Raise LLMBatchError where one of the awaited submissions waits in vain until a person acts."""
-    undelivered = [one for one in engine.ledger.progress(engine.namespace) if one.submission.submission_id in awaited]
+    undelivered = [
+        one for one in engine.ledger.submissions.progress(engine.namespace) if one.submission.submission_id in awaited
+    ]
     for condition in find_conditions(read_facts(engine, None, (), undelivered=undelivered)):
         if condition.kind in WAITS_IN_VAIN and condition.is_due(engine.now()):
             then = "This run waits no longer; another goes on where it is."

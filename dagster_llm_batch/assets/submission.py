@@ -202,7 +202,7 @@ def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", da
     if (newest := newest_submission(context.instance.get_latest_materialization_event(dataset.batch_key))) is None:
         return
     submission_id, partition = newest
-    if engine.ledger.known_submissions([submission_id]) or engine.recover_sends(dataset.name, partition):
+    if engine.ledger.submissions.find_known([submission_id]) or engine.recover_sends(dataset.name, partition):
         return
     if context.run.tags.get(NEW_LEDGER_TAG) != "true":
         batch = dataset.batch_key.to_user_string()
@@ -247,7 +247,7 @@ def _where(partition: str | None) -> str:
 
 def _log_batches(context: dg.AssetExecutionContext, engine: "Engine", submission_ids: Sequence[str]) -> None:
     """Log how many batches several partitions have in flight: each shows its own, shared or not."""
-    if batches := engine.ledger.count_batches_in_flight(engine.namespace, submission_ids):
+    if batches := engine.ledger.batches.count_in_flight(engine.namespace, submission_ids):
         counted = "1 batch is" if batches == 1 else f"{batches:,} batches are"
         context.log.info(f"{counted} in flight for these {len(submission_ids):,} partitions.")
 

@@ -124,7 +124,7 @@ def _rolling(cascade: Cascade) -> Rolling:
 
 def _earlier(deployment: Deployment, asset: str, partition: str, history: str) -> list[_Earlier]:
     """Return the settled partitions before this one, in order."""
-    audits = deployment.ledger.audits(deployment.namespace, asset)
+    audits = deployment.ledger.history.audits(deployment.namespace, asset)
     return [
         _Earlier(Audited(other, found["rows"], found["wrong"]), found["points"], manifest.rpartition("/")[0])
         for other, (manifest, found) in sorted(audits.items())

@@ -101,7 +101,7 @@ def choose_sample_size(
 def read_samples(deployment: Deployment, labeling: Labeling, partition: str) -> Samples:
     """Return the sampled rows of other partitions, the newest first, that the same two models were asked alike."""
     configuration = deployment.configuration(labeling)
-    submissions = deployment.ledger.submissions(
+    submissions = deployment.ledger.submissions.list_all(
         deployment.namespace, assets=[labeling.asset], limit=_LOOKED_AT, newest=True
     )
     scores, are_wrong, seen, read = [np.empty(0)], [np.empty(0, bool)], {partition}, 0
@@ -150,7 +150,9 @@ def _judge(
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     drawn = pa.array(levels.drawn, pa.string())
     tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
-    for shard in sorted(deployment.ledger.shards(submission.submission_id), key=lambda each: (each.wave, each.number)):
+    for shard in sorted(
+        deployment.ledger.shards.of_submission(submission.submission_id), key=lambda each: (each.wave, each.number)
+    ):
         if shard.results_path is not None:
             for batch in deployment.payloads.iter_batches(shard.results_path, _AT_ONCE, levels.read):
                 chosen = pa.Table.from_batches([batch]).filter(pc.is_in(batch[_ID], drawn))

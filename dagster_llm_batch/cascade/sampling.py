@@ -59,7 +59,7 @@ from dagster_llm_batch.files.request_files import (
 from dagster_llm_batch.loop.knowledge import find_requests
 from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, Verdict
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane
 
@@ -354,7 +354,9 @@ class Sampling:
         keys_id, requests_id = self._digest_rows()
         known: dict[tuple[str, int | None], Levels | None] = {}
         deployment = self._deployment
-        for submission in deployment.ledger.history(deployment.namespace, self._labeling.asset, self._partition):
+        for submission in deployment.ledger.submissions.of_partition(
+            deployment.namespace, self._labeling.asset, self._partition
+        ):
             if submission.questions is None:
                 continue
             found = list(readable_levels(deployment.payloads, [submission]))
@@ -431,7 +433,7 @@ class Sampling:
         """
         deployment, configuration = self._deployment, self._writer.configuration
         # Of a backfill, most of the newest are not settled yet.
-        known = deployment.ledger.submissions(
+        known = deployment.ledger.submissions.list_all(
             deployment.namespace, assets=[self._labeling.asset], limit=_LOOKED_AT, newest=True
         )
         same = [one for one in known if one.is_settled and one.config_fingerprint == configuration]

@@ -59,7 +59,7 @@ class Case:
         deployment = self.deployment.dry_engine.deployment
         if (stored := labeling_in_ledger(deployment, name)) is not None:
             return stored
-        known = {*datasets, *(each.asset for each in deployment.ledger.submissions(deployment.namespace))}
+        known = {*datasets, *(each.asset for each in deployment.ledger.submissions.list_all(deployment.namespace))}
         near = nearest_name(name, known)
         meant = "" if near is None else f" Did you mean '{near}'?"
         names = ", ".join(sorted(known)[:_NAMES_SHOWN]) or "none"

@@ -100,7 +100,9 @@ def cost_command(
         since, until = _midnight(this), _midnight(next_month(this))
 
     def costs_of(since: datetime | None, until: datetime | None = None) -> list[ShardCost]:
-        costs = deployment.ledger.shard_costs(deployment.namespace, assets=asset or None, since=since, until=until)
+        costs = deployment.ledger.money.shard_costs(
+            deployment.namespace, assets=asset or None, since=since, until=until
+        )
         return [cost for cost in costs if deployment.is_looked_at(cost.asset)]
 
     summed = cost_table(costs_of(_utc(since), _utc(until)), names)

@@ -109,9 +109,9 @@ def resolve_command(
 
 
 def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None, *, lost: bool) -> str:
-    shard = deployment.ledger.shard(shard_id)
+    shard = deployment.ledger.shards.get(shard_id)
     _check_in_question(shard, lost=lost)
-    submission = deployment.ledger.submission(shard.submission_id)
+    submission = deployment.ledger.submissions.get(shard.submission_id)
     of = f"shard {shard_id} of {cell_text(submission.place)}"
     if lost and shard.state in ENDED:
         return (
@@ -206,7 +206,7 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
             f"'{cell_text(new)}' can be no asset: Dagster takes letters, digits, '_', '-' and '.', with '/' between "
             "the parts of a key, as in 'support/topics'. Nothing was changed."
         )
-    if not deployment.ledger.submissions(deployment.namespace, assets=[old], limit=1):
+    if not deployment.ledger.submissions.list_all(deployment.namespace, assets=[old], limit=1):
         raise ConfigError(f"Nothing was submitted as '{old}' in namespace '{deployment.namespace}'.")
     confirm(f"Give all that was submitted as '{old}' to '{new}'?", yes=yes)
     given, kept = deployment.engine.rename(old, new)

@@ -241,7 +241,7 @@ def _ledger(deployment: DeploymentAccess) -> Finding:
     missing = deployment.missing_ledger_file
     if missing is not None:
         return Finding("ledger", Severity.OK, f"none yet at {missing}; the first submission makes it")
-    under_way = len(deployment.ledger.progress(deployment.namespace))
+    under_way = len(deployment.ledger.submissions.progress(deployment.namespace))
     submissions = counted(under_way, "submission", "submissions")
     state = f"{deployment.ledger} answers; {submissions} under way in namespace '{deployment.namespace}'"
     return Finding("ledger", Severity.OK, state)
@@ -287,11 +287,11 @@ def _stored_files(engine: Engine) -> Finding:
     read = late = 0
     lost: list[str] = []
     remade: list[str] = []
-    for submission in reversed(ledger.submissions(engine.namespace)):
+    for submission in reversed(ledger.submissions.list_all(engine.namespace)):
         if monotonic() > give_up_at:
             late += 1
         elif not is_pruned(ledger, submission):
-            for path, can_be_made in _needed(ledger.shards(submission.submission_id), submission):
+            for path, can_be_made in _needed(ledger.shards.of_submission(submission.submission_id), submission):
                 read += 1
                 if not payloads.is_whole(path):
                     (remade if can_be_made else lost).append(path)
@@ -380,7 +380,7 @@ def _preset(deployment: DeploymentAccess, name: str, server: Server) -> Finding:
     smoke = None
     if deployment.missing_ledger_file is None:
         namespace, asset = smoke_namespace(deployment.namespace), smoke_asset(name)
-        settled = [one for one in deployment.ledger.submissions(namespace, assets=[asset]) if one.is_settled]
+        settled = [one for one in deployment.ledger.submissions.list_all(namespace, assets=[asset]) if one.is_settled]
         smoke = next((one for one in reversed(settled) if one.outcomes.get(Outcome.SUCCEEDED.value)), None)
     if smoke is not None:
         return Finding(check, Severity.OK, f"{told}. A smoke on {smoke.created_at:%Y-%m-%d} got its labels")
@@ -421,9 +421,9 @@ def _sink(deployment: DeploymentAccess, dataset: Dataset) -> Finding:
 def _budget(engine: Engine, budget: Budget) -> Finding:
     rule = budget.rule()
     since = rule.since(utc_now())
-    spent = engine.ledger.spent_usd(engine.namespace, asset=rule.asset, since=since)
+    spent = engine.ledger.money.spent_usd(engine.namespace, asset=rule.asset, since=since)
     limit = SpendLimit(Decimal(rule.max_usd), engine.namespace, asset=rule.asset, since=since)
-    kept = engine.ledger.committed_usd(limit)
+    kept = engine.ledger.money.committed_usd(limit)
     state = f"{rule}: {money(spent)} was billed, or is expected of what is not; {money(kept)} can be at most"
     if spent > _NEARLY * limit.max_usd:
         return Finding("budget", Severity.WARNING, state, "Submissions that would exceed it are refused.")
@@ -450,9 +450,9 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
     """Yield what needs a person of undelivered submissions, and whether somebody looks after those in flight."""
     now, engine = utc_now(), deployment.engine
     is_stuck = any(condition.kind in WAITS_IN_VAIN for condition in conditions)
-    progress = engine.ledger.progress(engine.namespace)
+    progress = engine.ledger.submissions.progress(engine.namespace)
     others = {p.submission.submission_id for p in progress if not deployment.is_looked_at(p.submission.asset)}
-    in_flight = filter(has_batch, engine.ledger.shards_in_flight(engine.namespace))
+    in_flight = filter(has_batch, engine.ledger.shards.in_flight(engine.namespace))
     flying = [shard for shard in in_flight if shard.submission_id not in others]
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
@@ -505,7 +505,7 @@ def _unread_rows(unread: Mapping[str, Exception]) -> Iterator[Finding]:
 
 def _left(deployment: DeploymentAccess) -> Iterator[Finding]:
     """Yield what is not sent again before a person says so."""
-    for submission, shard in deployment.ledger.left_shards(deployment.namespace):
+    for submission, shard in deployment.ledger.submissions.left_shards(deployment.namespace):
         if not deployment.is_looked_at(submission.asset):
             continue
         # All of it may have been answered where it was sent.
@@ -527,12 +527,12 @@ def _kept_in_vain(deployment: DeploymentAccess) -> Iterator[Finding]:
 def _erased(deployment: DeploymentAccess) -> Iterator[Finding]:
     """Yield assets with rows that were erased, and that files or providers hold still."""
     ledger, namespace = deployment.ledger, deployment.namespace
-    known = (tombstone.asset for tombstone in ledger.tombstones(namespace))
+    known = (tombstone.asset for tombstone in ledger.tombstones.list_all(namespace))
     tombstones = Counter(asset for asset in known if deployment.is_looked_at(asset))
     for asset, count in sorted(tombstones.items()):
-        submissions = ledger.submissions(namespace, assets=[asset])
+        submissions = ledger.submissions.list_all(namespace, assets=[asset])
         here = sum(not submission.has_applied(count) for submission in submissions)
-        stored = ledger.shards_at_providers(namespace, asset)
+        stored = ledger.shards.at_providers(namespace, asset)
         there = count_batches(shard for shard in stored if owns_batch([shard]))
         if here or there:
             problem = (

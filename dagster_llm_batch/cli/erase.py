@@ -103,7 +103,7 @@ def _name(deployment: DeploymentAccess, asset: str) -> str:
         dataset = find_dataset(deployment, asset)
         deployment.engine.take_over(dataset.labeling)
         return dataset.name
-    if not deployment.ledger.submissions(deployment.namespace, assets=[asset], limit=1):
+    if not deployment.ledger.submissions.list_all(deployment.namespace, assets=[asset], limit=1):
         raise ConfigError(f"Nothing was submitted as '{asset}' in namespace '{deployment.namespace}'.")
     return asset
 

@@ -46,7 +46,7 @@ class KeptMoney(NamedTuple):
 def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
     """Return what is kept for unsent shards and waves of this namespace, by submission_id, the oldest first."""
     ledger = deployment.ledger
-    kept = ledger.kept_for_unsent(deployment.namespace)
+    kept = ledger.money.kept_for_unsent(deployment.namespace)
     if not kept:
         return {}
     from dagster_llm_batch.loop.deployment import submissions_at_work  # noqa: PLC0415 - pyarrow, for a look
@@ -54,7 +54,7 @@ def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
     at_work = submissions_at_work(ledger)
     found = {}
     for submission_id, (usd, since) in kept.items():
-        submission = ledger.submission(submission_id)
+        submission = ledger.submissions.get(submission_id)
         nobody = None if submission_id in at_work else _why_nobody(deployment, submission)
         found[submission_id] = KeptMoney(submission, usd, since, nobody)
     return found
@@ -62,7 +62,7 @@ def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
 
 def _why_nobody(deployment: DeploymentAccess, submission: Submission) -> str | None:
     if not deployment.has_code:
-        silent = utc_now() - deployment.ledger.last_event(submission.submission_id).at
+        silent = utc_now() - deployment.ledger.events.last_of(submission.submission_id).at
         return f"nothing was done about it for {age(silent)}" if silent > _SILENT else None
     dataset = deployment.code.all_datasets.get(submission.asset)
     if dataset is None:

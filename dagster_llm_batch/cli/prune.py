@@ -111,7 +111,7 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
     of_submissions = [(one, "replaced") for one in pruning.replaced.items()]
     of_submissions += [(one, "old requests and raw results") for one in pruning.aged.items()]
     for (submission_id, files), why in of_submissions:
-        submission = deployment.ledger.submission(submission_id)
+        submission = deployment.ledger.submissions.get(submission_id)
         size = sum(file.bytes for file in files)
         rows.append(
             [

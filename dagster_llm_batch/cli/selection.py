@@ -50,7 +50,7 @@ def find_submission(deployment: DeploymentAccess, target: str, partition: str | 
         by_key = {dataset.key.to_user_string(): name for name, dataset in deployment.code.all_datasets.items()}
         target = by_key.get(target, target)
     # An asset is tried first: its name could look like the beginning of an id.
-    known = ledger.submissions(namespace)
+    known = ledger.submissions.list_all(namespace)
     of_asset = [submission for submission in known if submission.asset == target]
     if not of_asset:
         return _by_id(known, namespace, target)
@@ -68,7 +68,7 @@ def find_submission(deployment: DeploymentAccess, target: str, partition: str | 
 
 def nothing_submitted(ledger: Ledger, namespace: str, assets: Iterable[str]) -> str | None:
     """Return a sentence where nothing was ever submitted, or nothing as one of these assets; else None."""
-    known = sorted({submission.asset for submission in ledger.submissions(namespace)})
+    known = sorted({submission.asset for submission in ledger.submissions.list_all(namespace)})
     if not known:
         return f"Nothing was submitted in namespace '{namespace}'."
     strangers = [asset for asset in assets if asset not in known]

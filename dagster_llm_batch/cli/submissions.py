@@ -53,13 +53,15 @@ def list_command(
     wanted_state = None if state is None else SubmissionState(state)
     listed = [
         submission
-        for submission in ledger.submissions(namespace, state=wanted_state, assets=None if asset is None else [asset])
+        for submission in ledger.submissions.list_all(
+            namespace, state=wanted_state, assets=None if asset is None else [asset]
+        )
         if (everything or submission.delivered_at is None)
         and partition in (None, submission.partition)
         and deployment.is_looked_at(submission.asset)
     ]
     newest = listed[: -limit - 1 : -1]
-    progress = {at_work.submission.submission_id: at_work for at_work in ledger.progress(namespace)}
+    progress = {at_work.submission.submission_id: at_work for at_work in ledger.submissions.progress(namespace)}
     kept = find_kept_money(deployment)
     entries = [
         _entry(submission, progress.get(submission.submission_id), kept.get(submission.submission_id))
@@ -158,11 +160,11 @@ def show_command(
     """Show one submission: by its id, or a beginning of it, or the newest of an asset's partition."""
     ledger = deployment.ledger
     submission = find_submission(deployment, target, partition)
-    shards = ledger.shards(submission.submission_id)
-    events = ledger.events(submission.submission_id)[-event_count:] if event_count else []
+    shards = ledger.shards.of_submission(submission.submission_id)
+    events = ledger.events.of_submission(submission.submission_id)[-event_count:] if event_count else []
     levels = deployment.levels_of(submission)
     kept = find_kept_money(deployment).get(submission.submission_id)
-    beside = ledger.count_submissions_beside(submission.submission_id)
+    beside = ledger.batches.count_submissions_beside(submission.submission_id)
     if as_json:
         cascade = None if levels is None else _cascade_document(levels)
         batches = {"batches": count_batches(shards), "batches_shared_with": beside}

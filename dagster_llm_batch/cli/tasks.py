@@ -223,8 +223,8 @@ def _prompts(
     wanted = {str(row["llm_request_id"]) for row in rows if row.get("llm_request_id")}
     found: dict[str, str] = {}
     for partition in partitions:
-        for submission in deployment.ledger.history(deployment.namespace, dataset.name, partition):
-            for shard in deployment.ledger.shards(submission.submission_id):
+        for submission in deployment.ledger.submissions.of_partition(deployment.namespace, dataset.name, partition):
+            for shard in deployment.ledger.shards.of_submission(submission.submission_id):
                 if wanted <= found.keys():
                     return found
                 try:
@@ -240,7 +240,9 @@ def _prompts(
 
 def _without_erased(deployment: DeploymentAccess, dataset: Dataset, judgments: Sequence[Judgment]) -> list[Judgment]:
     stones = [
-        stone for stone in deployment.ledger.tombstones(deployment.namespace, dataset.name) if stone.undone_at is None
+        stone
+        for stone in deployment.ledger.tombstones.list_all(deployment.namespace, dataset.name)
+        if stone.undone_at is None
     ]
     return [
         judgment

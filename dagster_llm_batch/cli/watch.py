@@ -140,7 +140,7 @@ class _Watched:
         history = end_history(self._deployment.ledger, self._deployment.namespace, now)
         paces = [
             (progress, pace(progress, now, end_of(history, progress, now)))
-            for progress in self._deployment.ledger.progress(self._deployment.namespace)
+            for progress in self._deployment.ledger.submissions.progress(self._deployment.namespace)
             if self._only in (None, progress.submission.submission_id)
             and self._deployment.is_looked_at(progress.submission.asset)
         ]
@@ -172,7 +172,7 @@ class _Watched:
             unsent = progress.states.get(ShardState.PLANNED, 0)
             if not unsent or submission.submission_id in told:
                 continue
-            last = self._deployment.ledger.last_event(submission.submission_id)
+            last = self._deployment.ledger.events.last_of(submission.submission_id)
             why = f": {plain_words(last.detail)}" if last.kind == WAITS and last.detail else ""
             shards = counted(unsent, "shard is", "shards are")
             notes.append(f"{cell_text(submission.place)}: {shards} not sent yet{why}")
@@ -180,7 +180,7 @@ class _Watched:
 
     def _failed_landings(self, under_way: list[Progress]) -> list[str]:
         """Return why labels could not land, of those that a run has tried to."""
-        failed = self._deployment.ledger.last_events(self._deployment.namespace, kind=FAILED)
+        failed = self._deployment.ledger.events.last_of_all(self._deployment.namespace, kind=FAILED)
         submissions = [progress.submission for progress in under_way if progress.submission.submission_id in failed]
         return [
             f"{cell_text(submission.place)}: a run could not land the labels: "
@@ -204,7 +204,7 @@ class _Watched:
         accounts = {name: account_of(provider) for name, provider in engine.providers.items()}
         flying = [
             shard
-            for shard in engine.ledger.shards_in_flight(engine.namespace)
+            for shard in engine.ledger.shards.in_flight(engine.namespace)
             if self._only in (None, shard.submission_id)
         ]
         ours = [shard for shard in flying if accounts.get(shard.provider) == shard.account]

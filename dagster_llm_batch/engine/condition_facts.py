@@ -22,7 +22,7 @@ from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, Unreadable
 from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
 from dagster_llm_batch.storage.ledger.records import Event, Hold, Progress, Shard, Submission
-from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -51,11 +51,11 @@ def read_facts(
     to `unreadable`, if that is given, and costs no other row's facts.
     """
     ledger, namespace = engine.ledger, engine.namespace
-    undelivered = ledger.progress(namespace, unreadable=unreadable) if undelivered is None else undelivered
+    undelivered = ledger.submissions.progress(namespace, unreadable=unreadable) if undelivered is None else undelivered
     outlook = engine.outlook(unreadable) if outlook is None else outlook
-    flying = ledger.shards_in_flight(namespace, unreadable=unreadable) if flying is None else flying
+    flying = ledger.shards.in_flight(namespace, unreadable=unreadable) if flying is None else flying
     known = {one.submission.submission_id: one.submission for one in undelivered}
-    waiting = [s for s in ledger.shards_waiting_for_room(namespace, unreadable) if s.submission_id in known]
+    waiting = [s for s in ledger.queues.waiting_for_room(namespace, unreadable) if s.submission_id in known]
     starved = _starved(engine, known, waiting)
     in_line = {each.submission.submission_id for each in starved}
     held = ledger.holds.undelivered(namespace, *UNSENT.values(), unreadable=unreadable)
@@ -113,7 +113,7 @@ def find_undecided(engine: Engine) -> list[tuple[Condition, Shard]]:
         for condition in find_conditions(read_facts(engine, None, ()))
         if condition.kind in UNDECIDED and (condition.kind is ConditionKind.IN_DOUBT or condition.is_due(engine.now()))
     ]
-    return [(condition, engine.ledger.shard(shard_id)) for condition in found for shard_id in condition.shard_ids]
+    return [(condition, engine.ledger.shards.get(shard_id)) for condition in found for shard_id in condition.shard_ids]
 
 
 def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[Shard]) -> list[Starved]:
@@ -151,7 +151,7 @@ def _had_landed(
     """Return the ids of those submissions of partitions that are gone whose labels had landed before."""
     places = [(one.submission, partitions.get(one.submission.asset)) for one in undelivered]
     lost = [of.submission_id for of, known in places if known is not None and of.partition not in known]
-    return engine.ledger.having_event(lost, "delivered") if lost else ()
+    return engine.ledger.submissions.having_event(lost, "delivered") if lost else ()
 
 
 def _seen(
@@ -181,7 +181,9 @@ def _seen(
         if waits_for_dataset(one)
     ]
     told = engine.told_since(engine.now() - _TOLD_WITHIN) if at_rest else set()
-    for submission_id, (submission, shards) in engine.ledger.submissions_with_shards(at_rest, unreadable).items():
+    for submission_id, (submission, shards) in engine.ledger.submissions.get_all_with_shards(
+        at_rest, unreadable
+    ).items():
         last = [outlook.last[submission_id].at] if outlook.is_open(submission_id) else []
         kept = [shard.polled_at for shard in shards if shard.polled_at is not None]
         spoken = [engine.now()] if submission_id in told or outlook.stranded(submission_id) is not None else []
@@ -209,7 +211,7 @@ def _not_sent(
         and event.kind in _NOT_TAKEN
     ]
     # A poll that failed is no batch that could not be sent.
-    unsent = engine.ledger.first_unsent([one.submission.submission_id for one, _ in waiting], unreadable)
+    unsent = engine.ledger.submissions.first_unsent([one.submission.submission_id for one, _ in waiting], unreadable)
     return [
         (one.submission, one.states[ShardState.PLANNED], unsent[one.submission.submission_id], event.detail or "")
         for one, event in waiting
@@ -222,7 +224,7 @@ def _refused(
 ) -> list[tuple[Submission, list[Shard]]]:
     """Return the newest wave of those submissions of which the provider has refused batches."""
     ids = [one.submission.submission_id for one in undelivered if ShardState.FAILED in one.states]
-    found = engine.ledger.submissions_with_shards(ids, unreadable).values()
+    found = engine.ledger.submissions.get_all_with_shards(ids, unreadable).values()
     return [(submission, _newest(submission, shards)) for submission, shards in found]
 
 
@@ -240,7 +242,9 @@ def of_status(engine: Engine, status: Status, recovered: Event | None = None) ->
     newest = _newest(submission, status.shards)
     waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason_kind]
     untaken = [shard for shard in waiting if shard.no_room_at is None]
-    since = engine.ledger.first_unsent([submission.submission_id] if untaken else []).get(submission.submission_id)
+    since = engine.ledger.submissions.first_unsent([submission.submission_id] if untaken else []).get(
+        submission.submission_id
+    )
     reasons = "; ".join(sorted({shard.reason for shard in untaken if shard.reason}))
     return Facts(
         now=engine.now(),

@@ -58,7 +58,7 @@ from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, 
 from dagster_llm_batch.storage.ledger.holds import UNSENT
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
 from dagster_llm_batch.upkeep.prune import Pruner, Pruning
@@ -136,7 +136,7 @@ class Engine:
         """
         if old == new:
             raise ConfigError(f"'{old}' is given the name that it has. Nothing was changed.")
-        return self.ledger.rename_asset(self.namespace, old, new)
+        return self.ledger.submissions.rename_asset(self.namespace, old, new)
 
     def take_over(self, labeling: Labeling) -> None:
         """Take over what was submitted under the former names of a labeling; see `rename`."""
@@ -162,7 +162,7 @@ class Engine:
     def note_of_recovery(self, submission: Submission) -> Event | None:
         """Return what `recover_sends` recorded today of a submission, or of those whose answers it reuses, or None."""
         ids = (submission.submission_id, *submission.reused_from)
-        return self.ledger.find_event(ids, RECOVERED, self.now() - timedelta(days=1))
+        return self.ledger.events.find(ids, RECOVERED, self.now() - timedelta(days=1))
 
     def _planner(self, labeling: Labeling) -> Planner:
         return Planner(labeling, self.deployment, find_tuning, sample, forecast_end)
@@ -186,12 +186,12 @@ class Engine:
             Sender(self.deployment, lease).recover_batches(submission_ids, held)
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
-            tombstones = len(self.ledger.tombstones(self.namespace, labeling.asset))
+            tombstones = len(self.ledger.tombstones.list_all(self.namespace, labeling.asset))
             in_doubt: list[str] = []
             for submission_id in submission_ids:
-                submission, shards = self.ledger.submission_with_shards(submission_id)
+                submission, shards = self.ledger.submissions.get_with_shards(submission_id)
                 if self._erase(submission, held, tombstones):
-                    submission, shards = self.ledger.submission_with_shards(submission_id)
+                    submission, shards = self.ledger.submissions.get_with_shards(submission_id)
                 # Another account could not collect what is in flight: refuse before more is sent.
                 for shard in shards:
                     if shard.state in IN_FLIGHT:
@@ -227,7 +227,7 @@ class Engine:
     def _with_sharing(self, submission_ids: Sequence[str]) -> set[str]:
         """Return these and all submissions that share a create call of unknown end with them."""
         # All are leased at once: two processes that leased them one after another could wait for each other.
-        return {*submission_ids, *(shard.submission_id for shard in self.ledger.shards_sent_with(submission_ids))}
+        return {*submission_ids, *(shard.submission_id for shard in self.ledger.shards.sent_with(submission_ids))}
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
         """Record a person's decision on a shard of unknown end: its batch, or None for no batch (it is sent again).
@@ -284,7 +284,7 @@ class Engine:
 
         Answers so far are kept.
         """
-        self._poller.stop_late(*self.ledger.submission_with_shards(submission_id), failed)
+        self._poller.stop_late(*self.ledger.submissions.get_with_shards(submission_id), failed)
 
     # collect --------------------------------------------------------------------------------------------------------
 
@@ -314,7 +314,9 @@ class Engine:
         awaited = [submission]
         for each in awaited:
             known = {one.submission_id for one in awaited}
-            awaited += map(self.ledger.submission, self.ledger.unsettled(each.reused_from) - known)
+            awaited += map(
+                self.ledger.submissions.get, self.ledger.submissions.find_unsettled(each.reused_from) - known
+            )
         in_the_way: Exception | None = None
         # Each once, the oldest first: those after it may wait for it.
         for older in sorted(awaited[1:], key=lambda each: each.created_at):
@@ -421,7 +423,7 @@ class Engine:
         assembler = replace(assembler, merges=not reread)
         if assembler.restore():
             # Fewer requests have an answer than were counted.
-            self.ledger.settle_submission(submission_id, **assembler.settlement())
+            self.ledger.submissions.settle(submission_id, **assembler.settlement())
         return assembler
 
     # what to do next ------------------------------------------------------------------------------------------------
@@ -432,14 +434,16 @@ class Engine:
 
     def queue_lines(self) -> QueueLines:
         """Return the lines before declared queues, each read once, for `can_advance` of many submissions."""
-        return QueueLines(self.ledger)
+        return QueueLines(self.ledger.queues)
 
     def can_advance(self, progress: Progress, lines: QueueLines | None = None) -> bool:
         """Return whether `advance` would send, collect or settle something."""
         submission, states = progress.submission, set(progress.states)
         if ShardState.PLANNED in states and activity.can_send(self.deployment, submission, lines):
             return True
-        return not states & {ShardState.PLANNED, *IN_FLIGHT} and not self.ledger.unsettled(submission.reused_from)
+        return not states & {ShardState.PLANNED, *IN_FLIGHT} and not self.ledger.submissions.find_unsettled(
+            submission.reused_from
+        )
 
     def at_work(self, run_id: str) -> AbstractContextManager[object]:
         """Show during a block that this run plans and sends, so that nobody else sends what it has planned so far."""
@@ -459,36 +463,36 @@ class Engine:
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
         """Record that waiting shards may be sent, so that a run for them has a new run key."""
-        self.ledger.add_events(submission_ids, Turn())
+        self.ledger.events.add_all(submission_ids, Turn())
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """Record that the provider did not answer, and that another try is worthwhile later."""
-        self.ledger.add_event(submission_id, Unavailable(str(error)))
+        self.ledger.events.add(submission_id, Unavailable(str(error)))
 
     def note_failed(self, asset: str, partition: str, detail: str) -> None:
         """Record that a run could not land the labels of a partition: others are not to land in one run with it."""
         if (submission := self.latest(asset, partition)) is not None:
-            self.ledger.add_event(submission.submission_id, LandingFailed(detail))
+            self.ledger.events.add(submission.submission_id, LandingFailed(detail))
 
     def lost_runs(self, submission_id: str) -> int:
         """Return how many of the last runs that were to land the labels ended without having done anything."""
-        return activity.count_lost(self.ledger.events(submission_id))
+        return activity.count_lost(self.ledger.events.of_submission(submission_id))
 
     def note_lost(self, submission_id: str, detail: str) -> None:
         """Record that a run that was to land the labels did nothing, and that another is worth a try."""
-        self.ledger.add_event(submission_id, LandingLost(detail))
+        self.ledger.events.add(submission_id, LandingLost(detail))
 
     def note_stranded(self, submission_id: str, detail: str) -> None:
         """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
-        self.ledger.add_event(submission_id, Stranded(detail))
+        self.ledger.events.add(submission_id, Stranded(detail))
 
     def note_told(self, submission_ids: Sequence[str]) -> None:
         """Record that a person was told what waits for one."""
-        self.ledger.add_events(submission_ids, PersonTold())
+        self.ledger.events.add_all(submission_ids, PersonTold())
 
     def told_since(self, since: datetime) -> set[str]:
         """Return the undelivered submissions of which a person was told since then that something waits for one."""
-        told = self.ledger.last_events(self.namespace, kind=activity.TOLD)
+        told = self.ledger.events.last_of_all(self.namespace, kind=activity.TOLD)
         now = self.deployment.clock()
         # A time that lies ahead was set by a clock that was wrong.
         return {submission_id for submission_id, event in told.items() if since <= event.at <= now}
@@ -499,7 +503,7 @@ class Engine:
     # look and stop --------------------------------------------------------------------------------------------------
 
     def status(self, submission_id: str) -> Status:
-        return Status(*self.ledger.submission_with_shards(submission_id))
+        return Status(*self.ledger.submissions.get_with_shards(submission_id))
 
     def unsent(self, submission_id: str) -> Unsent:
         """Return why requests of a submission are not sent, or not again, each with what a person can do."""
@@ -511,7 +515,7 @@ class Engine:
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
         """Return the newest submission of a partition, or None."""
-        history = self.ledger.history(self.namespace, asset, partition)
+        history = self.ledger.submissions.of_partition(self.namespace, asset, partition)
         return history[0] if history else None
 
     def left_out_rows(self, submission: Submission) -> tuple[int, int, int]:
@@ -528,16 +532,18 @@ class Engine:
         """
         held = self._with_sharing([submission_id])
         with self.deployment.leased(*held) as lease:
-            self.ledger.set_state(submission_id, SubmissionState.CANCELED)
+            self.ledger.submissions.set_state(submission_id, SubmissionState.CANCELED)
             errors: list[Exception] = []
             try:
                 Sender(self.deployment, lease).recover_batches([submission_id], held)
             # A shard of unknown end must not keep the others running.
             except LLMBatchError as error:
                 errors.append(error)
-            shards = self.ledger.shards(submission_id)
+            shards = self.ledger.shards.of_submission(submission_id)
             drop(self.deployment, shards, Reason.CANCELED, "its submission is canceled")
-            replaced = [shard for older in self._replaced_by(submission_id) for shard in self.ledger.shards(older)]
+            replaced = [
+                shard for older in self._replaced_by(submission_id) for shard in self.ledger.shards.of_submission(older)
+            ]
             self._poller.stop([*shards, *replaced], lambda _, error: errors.append(error))
             if lasting := [error for error in errors if not isinstance(error, TransientError)]:
                 raise lasting[0]
@@ -545,8 +551,8 @@ class Engine:
 
     def _replaced_by(self, submission_id: str) -> list[str]:
         """Return the ids of the older submissions of the partition that are canceled: this one took their place."""
-        submission = self.ledger.submission(submission_id)
-        history = self.ledger.history(submission.namespace, submission.asset, submission.partition)
+        submission = self.ledger.submissions.get(submission_id)
+        history = self.ledger.submissions.of_partition(submission.namespace, submission.asset, submission.partition)
         older = history[[each.submission_id for each in history].index(submission_id) + 1 :]
         return [each.submission_id for each in older if each.state is SubmissionState.CANCELED]
 
@@ -565,7 +571,7 @@ class Engine:
         The caller holds the leases of `held`. `tombstones` is how many the asset has.
         """
         if tombstones is None:
-            tombstones = len(self.ledger.tombstones(self.namespace, submission.asset))
+            tombstones = len(self.ledger.tombstones.list_all(self.namespace, submission.asset))
         if not tombstones or submission.has_applied(tombstones):
             return False
         own = submission.submission_id

@@ -57,8 +57,8 @@ def find_waits(engine: Engine, status: Status) -> list[QueueWait]:
                 queues.setdefault((shard.provider, shard.account, model), []).append(shard)
     waits = []
     for (provider, _, model), shards in queues.items():
-        first = engine.ledger.first_in_queue(shards)
-        before = engine.ledger.places_before(
+        first = engine.ledger.queues.first_of(shards)
+        before = engine.ledger.queues.places_before(
             namespace, first, presence=deployment.presence(first), longest_pause=LONGEST_PAUSE, model=model
         )
         if before:

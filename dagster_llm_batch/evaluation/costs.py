@@ -153,7 +153,7 @@ class _Costs:
         engine = resource.engine()
         assets = [_ledger_name(context, key) for key in self.upstreams] or None
         since, until = self._window(partition)
-        costs = engine.ledger.shard_costs(engine.namespace, assets=assets, since=since, until=until)
+        costs = engine.ledger.money.shard_costs(engine.namespace, assets=assets, since=since, until=until)
         month = month_of((since or engine.now()).date())
         forecast = _forecast(engine, month, assets)
         table = cost_table(costs, self.by)
@@ -197,7 +197,7 @@ class _Costs:
 def _forecast(engine: "Engine", month: date, assets: Sequence[str] | None) -> MonthForecast:
     now = engine.now()
     since = min(datetime.combine(month, time(), UTC), now - HISTORY).replace(hour=0, minute=0, second=0, microsecond=0)
-    return forecast_month(engine.ledger.shard_costs(engine.namespace, assets=assets, since=since), month, now)
+    return forecast_month(engine.ledger.money.shard_costs(engine.namespace, assets=assets, since=since), month, now)
 
 
 def _ledger_name(context: dg.AssetExecutionContext, labels: dg.AssetKey) -> str:

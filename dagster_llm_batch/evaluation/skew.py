@@ -245,7 +245,7 @@ class _Skew:
         levels = () if labeling.cascade is None else ("llm_why",)
         columns = list(dict.fromkeys([key, *targets, *_ASKED, *levels]))
         labels = StoredTables(context).read(dataset.key, partition, columns, hint=_HINT)
-        submissions = engine.ledger.history(engine.namespace, labeling.asset, partition or "")
+        submissions = engine.ledger.submissions.of_partition(engine.namespace, labeling.asset, partition or "")
         # Labels of another definition would be compared with answers to the present one.
         made = next((submission.config_fingerprint for submission in submissions if submission.is_settled), None)
         if made != engine.deployment.configuration(labeling):
@@ -280,7 +280,7 @@ class _Skew:
             self._refuse_other_requests(engine, planned.submission_id, planned.manifest, batch)
         status = answer_now(engine, self.labeling, planned.submission_id)
         labeled = engine.labels(self.labeling, planned.submission_id, run_id=context.run.run_id)
-        engine.ledger.mark_delivered(planned.submission_id)
+        engine.ledger.submissions.mark_delivered(planned.submission_id)
         return pa.concat_tables([labeled.labels, labeled.rejects], promote_options="default"), status
 
     def _refuse_other_requests(self, engine: "Engine", submission_id: str, manifest: str, batch: pa.Table) -> None:

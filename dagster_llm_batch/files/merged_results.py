@@ -33,7 +33,7 @@ from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.files.ownership import MERGED, copy_path, owned_copies, remove
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.stored_files import FileVersion
 

@@ -90,7 +90,7 @@ class Ownership:
 
     def files_of(self, submission: Submission) -> list[StoredFile]:
         """Return the files of one submission."""
-        shards = self._ledger.shards(submission.submission_id)
+        shards = self._ledger.shards.of_submission(submission.submission_id)
         named, folders = _named(submission, shards), _folders(submission, shards)
         return [
             file
@@ -103,8 +103,8 @@ class Ownership:
         """Return the files of the namespace, and its submissions."""
         stored = [*self._payloads.files(namespace_folder(self._namespace))]
         # After the files: those of a submission that is planned in between are young, and stay.
-        submissions = self._ledger.submissions(self._namespace)
-        shards = self._ledger.shards_of([submission.submission_id for submission in submissions])
+        submissions = self._ledger.submissions.list_all(self._namespace)
+        shards = self._ledger.shards.of_submissions([submission.submission_id for submission in submissions])
         named: dict[str, set[str]] = {}
         places: dict[str, str] = {}
         for submission in submissions:

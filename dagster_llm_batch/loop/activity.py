@@ -26,7 +26,7 @@ from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, 
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
 __all__ = [
@@ -178,9 +178,11 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),
-        last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
-        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
-        last_of=ledger.last_events_of(namespace, _TELLING, unreadable=unreadable),
+        last=ledger.events.last_of_all(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
+        last_but_waiting=ledger.events.last_of_all(
+            namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable
+        ),
+        last_of=ledger.events.last_of_kinds(namespace, _TELLING, unreadable=unreadable),
         unreadable=ledger.unread.find(namespace, unreadable),
     )
 
@@ -189,9 +191,11 @@ def can_send(deployment: Deployment, submission: Submission, lines: QueueLines |
     """Return whether one of the submission's planned shards may be sent now. Give `lines` to ask this of many."""
     if submission.state is not SubmissionState.OPEN:
         return True
-    shards = deployment.ledger.shards(submission.submission_id)
+    shards = deployment.ledger.shards.of_submission(submission.submission_id)
     planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
-    return can_go(deployment, planned, lines or QueueLines(deployment.ledger), late=deployment.is_late(submission))
+    return can_go(
+        deployment, planned, lines or QueueLines(deployment.ledger.queues), late=deployment.is_late(submission)
+    )
 
 
 class HeldQueue(NamedTuple):
@@ -205,12 +209,12 @@ def find_held_queues(deployment: Deployment) -> list[HeldQueue]:
     """Return which declared queues are full of what nobody looks after any more, while something waits for them."""
     ledger, namespace = deployment.ledger, deployment.namespace
     found: dict[tuple[str, str, str | None], HeldQueue] = {}
-    for shard in ledger.queues_waited_for(namespace) if deployment.queue_limits else ():
+    for shard in ledger.queues.waited_for(namespace) if deployment.queue_limits else ():
         limit, model = deployment.queue_limit(shard.provider, shard.model)
         queue = (shard.provider, shard.account, model)
         if limit is None or queue in found or has_room(deployment, [shard]):
             continue
-        if holders := ledger.queue_holders(namespace, shard, deployment.presence(shard), model):
+        if holders := ledger.queues.find_holders(namespace, shard, deployment.presence(shard), model):
             name = shard.provider if model is None else f"{shard.provider}/{model}"
             found[queue] = HeldQueue(shard, advise_on_holders(name, limit, holders))
     return list(found.values())

@@ -38,7 +38,7 @@ class AskedAgain(NamedTuple):
 
 def find_asked_again(deployment: Deployment, labeling: Labeling, submission: Submission) -> AskedAgain | None:
     """Return what a submission asks again of rows that an earlier definition has asked; None where it asks nothing."""
-    history = deployment.ledger.history(deployment.namespace, submission.asset, submission.partition)
+    history = deployment.ledger.submissions.of_partition(deployment.namespace, submission.asset, submission.partition)
     ids = [one.submission_id for one in history]
     older = history[ids.index(submission.submission_id) + 1 :] if submission.submission_id in ids else []
     before = next((one for one in older if _was_asked(deployment, one)), None)
@@ -53,4 +53,4 @@ def _was_asked(deployment: Deployment, submission: Submission) -> bool:
     """Return whether anybody was asked: not by a submission that was canceled before it was sent."""
     if submission.state is not SubmissionState.CANCELED or submission.outcomes:
         return True
-    return any(shard.sent_at is not None for shard in deployment.ledger.shards(submission.submission_id))
+    return any(shard.sent_at is not None for shard in deployment.ledger.shards.of_submission(submission.submission_id))

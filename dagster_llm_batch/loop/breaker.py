@@ -31,7 +31,7 @@ from dagster_llm_batch.loop.status import retry_command
 from dagster_llm_batch.states import HoldReason
 from dagster_llm_batch.storage.ledger.events import Stopped
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.text import plain_text
 from dagster_llm_batch.types import Lane, Outcome
 
@@ -83,7 +83,7 @@ class Breaker:
             return True
         for wave, siblings in waves:
             if (reason := self._judge(wave, siblings, submission)) is not None:
-                self._ledger.add_event(submission.submission_id, reason)
+                self._ledger.events.add(submission.submission_id, reason)
                 return True
         return False
 
@@ -122,7 +122,7 @@ class Breaker:
     def _count_batches(self, wave: Sequence[Shard]) -> Counter[str]:
         """Count the outcomes of all requests in the batches of these shards; none where they share no batch."""
         ids = {(shard.provider, shard.account, shard.batch_id or shard.shard_id): shard for shard in wave}
-        batches = {batch: self._ledger.shards_of_batch(shard) for batch, shard in ids.items()}
+        batches = {batch: self._ledger.shards.of_batch(shard) for batch, shard in ids.items()}
         counts: Counter[str] = Counter()
         if all(shard.submission_id == wave[0].submission_id for shards in batches.values() for shard in shards):
             return counts
@@ -140,7 +140,7 @@ class Breaker:
         """Return those of a batch's shards whose outcomes tell something of the server."""
         telling = []
         for submission_id, own in groupby(sorted(shards, key=_submission_id), key=_submission_id):
-            siblings = self._ledger.shards(submission_id)
+            siblings = self._ledger.shards.of_submission(submission_id)
             telling += [shard for shard in own if _is_telling(_wave(siblings, shard.wave), siblings)]
         return telling
 
@@ -174,7 +174,7 @@ class Breaker:
         expected = custom_id(shard.nonce, request_id)
         codec = self._deployment.codec(self._labeling.by(f"{shard.provider}/{shard.model}"))
         # The lines of a shared batch that name none of its shards are stored with those of its first one.
-        carrier, *_ = self._ledger.shards_of_batch(shard)
+        carrier, *_ = self._ledger.shards.of_batch(shard)
         for carried in (shard,) if carrier.shard_id == shard.shard_id else (shard, carrier):
             asked = set(request_ids(self._payloads, carried))
             for line in islice(self._collector.raw_lines(carried), _LINES_LOOKED_AT):

@@ -41,7 +41,7 @@ from dagster_llm_batch.loop.status import Advice, advise_on_money
 from dagster_llm_batch.states import Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import OverBudget
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Lane
 
@@ -82,7 +82,7 @@ def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
     if not deployment.budgets:
         yield
         return
-    with deployment.ledger.hold_leases(f"budget:{deployment.namespace}", wait_seconds=wait_seconds):
+    with deployment.ledger.leases.hold(f"budget:{deployment.namespace}", wait_seconds=wait_seconds):
         yield
 
 
@@ -152,7 +152,9 @@ def exceeded(
             problem = f"no price is known for '{labeling.model}', so the {budget} cannot be kept. {gap}"
             return Advice(problem.rstrip(". "), "Correct the model's name, or give Spend(price=TokenPrice(…))")
         since = budget.since(deployment.clock())
-        spent = deployment.ledger.spent_usd(deployment.namespace, asset=budget.asset, since=since, besides=replaced)
+        spent = deployment.ledger.money.spent_usd(
+            deployment.namespace, asset=budget.asset, since=since, besides=replaced
+        )
         left = max(Decimal(budget.max_usd) - spent, Decimal(0))
         if cost_usd > left:
             problem = (
@@ -179,7 +181,7 @@ def forecast_steps(deployment: Deployment, labeling: Labeling, estimate: Estimat
         limit = entry.limit
         spent = Decimal(0)
         if limit.submission_id is None:
-            spent = deployment.ledger.spent_usd(limit.namespace, asset=limit.asset, since=limit.since)
+            spent = deployment.ledger.money.spent_usd(limit.namespace, asset=limit.asset, since=limit.since)
         room = max(limit.max_usd - spent, Decimal(0))
         each = float(expected) / estimate.requests
         steps.append(1 if bound <= room else count_steps(entry.kind, estimate.requests, each, float(most), float(room)))
@@ -296,7 +298,7 @@ class Allowance:
             amounts[shards[0].shard_id] += padding * max(self._row_bound(shard, lane) or Decimal(0) for shard in shards)
         ids = {shard.submission_id for shard in shards}
         limits = {entry.limit for submission_id in sorted(ids) for entry in self._limits(submission_id)}
-        return self._ledger.reserve(amounts, list(limits))
+        return self._ledger.money.reserve(amounts, list(limits))
 
     def pick(self, planned: Sequence[Shard], *, all_due: bool) -> Pick:
         """Return which of the planned shards of one submission, model and lane may go now, split where only a part may.
@@ -320,7 +322,7 @@ class Allowance:
             return Pick(planned)
         if lane is Lane.REALTIME and (answered := self._answered(planned)):
             return Pick(answered)
-        siblings = self._ledger.shards(first.submission_id)
+        siblings = self._ledger.shards.of_submission(first.submission_id)
         if not all_due or any(s.state not in (ShardState.PLANNED, ShardState.COLLECTED) for s in siblings):
             return Pick((), waits_for="what is in flight to be billed")
         sample: _Sample | None = None
@@ -367,14 +369,14 @@ class Allowance:
         submission_id = judged[0].submission_id
         lost = sum(
             shard.requests
-            for shard in self._ledger.shards(submission_id)
+            for shard in self._ledger.shards.of_submission(submission_id)
             if shard.wave == 1 and not self._is_judged(shard) and shard.reason_kind is Reason.OVER_BUDGET
         )
         if not lost:
             return None
         from dagster_llm_batch.core.cascade import count_allowed  # noqa: PLC0415 - few labelings are cascades
 
-        levels = self._deployment.levels(self._labeling, self._ledger.submission(submission_id))
+        levels = self._deployment.levels(self._labeling, self._ledger.submissions.get(submission_id))
         if levels is None or levels.sampled is None or levels.is_rolling:
             return None
         # A sampled row without an answer counts as wrong, and so few may be wrong that anything is accepted.
@@ -419,7 +421,7 @@ class Allowance:
         # What was answered of a shard in real time is billed, though the rest of it stays planned.
         answered = self._deployment.payloads.exists
         if ids := [s.shard_id for s in shards if s.lane is not Lane.REALTIME or not answered(beside(s, SO_FAR))]:
-            self._ledger.release_money(ids)
+            self._ledger.money.release(ids)
 
     def _answered(self, planned: Sequence[Shard]) -> list[Shard]:
         """Return what of shards in real time was answered before, split from the rest of them.
@@ -439,7 +441,7 @@ class Allowance:
         return limits_of(self._deployment, self._labeling, submission_id)
 
     def _room(self, limit: SpendLimit, besides: Sequence[Shard]) -> Decimal:
-        left = limit.max_usd - self._ledger.committed_usd(limit, [shard.shard_id for shard in besides])
+        left = limit.max_usd - self._ledger.money.committed_usd(limit, [shard.shard_id for shard in besides])
         return max(left, Decimal(0))
 
     def _row_bound(self, shard: Shard, lane: Lane) -> Decimal | None:
@@ -477,11 +479,11 @@ class Allowance:
         limit = limited.limit
         if limit.submission_id is not None or limit.since is not None:
             return limit.submission_id is None
-        left = limit.max_usd - self._ledger.committed_usd(limit, only_collected=True)
+        left = limit.max_usd - self._ledger.money.committed_usd(limit, only_collected=True)
         return not is_too_few(floor(left / most), requests)
 
     def _given_up(self, submission_id: str, requests: int, reason: Advice) -> OverBudget:
-        return OverBudget(*advise_on_money(self._ledger.submission(submission_id), requests, reason))
+        return OverBudget(*advise_on_money(self._ledger.submissions.get(submission_id), requests, reason))
 
     def _first(self, planned: Sequence[Shard], count: int) -> list[Shard]:
         """Return the first `count` requests, in their order; the shard in which these end is split."""

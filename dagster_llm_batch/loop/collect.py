@@ -88,7 +88,7 @@ class Collector:
         newer: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         """`payloads` are those of the deployment, or the same files written in another way; `newer` is the answer of
-        `Ledger.newer_submissions` for all that is collected, where the caller has asked it.
+        `Ledger.submissions.find_newer` for all that is collected, where the caller has asked it.
         """
         self._labeling = labeling
         self._deployment = deployment
@@ -122,7 +122,7 @@ class Collector:
             ended_at = shard.ended_at or self._deployment.clock()
             gone, cause = [shard.shard_id], shard.cause or Cause.GONE
             lost: ShardFields = {"cause": cause, "reason": _LOST, "reason_kind": Reason.LOST, "ended_at": ended_at}
-            return self._ledger.move_shards(gone, Move.GONE, **lost)[0]
+            return self._ledger.shards.move_all(gone, Move.GONE, **lost)[0]
         with self._downloading_alone(shard) as shards:
             present = next(sharing for sharing in shards if sharing.shard_id == shard.shard_id)
             # Another process, which collects another submission of the batch, may have stored this one's lines.
@@ -135,16 +135,16 @@ class Collector:
         Whoever holds the lease of a submission (`holds_submission`) is alone with a batch that has no other submission.
         Whoever only reads labels, and finds that results are lost, holds none.
         """
-        shards = self._ledger.shards_of_batch(shard)
+        shards = self._ledger.shards.of_batch(shard)
         with ExitStack() as held:
             if not holds_submission or len({sharing.submission_id for sharing in shards}) > 1:
                 name = f"{_DOWNLOAD}{shards[0].shard_id}"
                 # Whoever takes so long may be stuck. To download a batch twice costs time only.
                 with suppress(LeaseError):
                     wait_seconds = self._deployment.download_wait_seconds
-                    held.enter_context(self._ledger.hold_leases(name, wait_seconds=wait_seconds))
+                    held.enter_context(self._ledger.leases.hold(name, wait_seconds=wait_seconds))
                 # The other one may have collected its own, or found that the results are gone.
-                shards = self._ledger.shards_of_batch(shard)
+                shards = self._ledger.shards.of_batch(shard)
             yield shards
 
     def _download(self, shard: Shard, shards: Sequence[Shard]) -> Shard:
@@ -162,7 +162,7 @@ class Collector:
                     raise
                 # Once it is noted that they cannot be read, further tries are no news.
                 if not self._ledger.unread.noted([shard]):
-                    self._ledger.add_event(shard.submission_id, FetchAgain(str(error)), shard.shard_id)
+                    self._ledger.events.add(shard.submission_id, FetchAgain(str(error)), shard.shard_id)
                 self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
             else:
                 break
@@ -189,7 +189,7 @@ class Collector:
             "reason_kind": Reason.GONE,
             "ended_at": shard.ended_at or now,
         }
-        moved = self._ledger.move_shards(gone, Move.GONE, **why)
+        moved = self._ledger.shards.move_all(gone, Move.GONE, **why)
         return next(each for each in moved if each.shard_id == shard.shard_id)
 
     def archive_all(
@@ -301,7 +301,7 @@ class Collector:
             # Counted and shown, never fatal: the results of the other requests are as good as ever.
             if tally.unexpected:
                 unexpected = UnexpectedLines(dict(tally.unexpected))
-                self._ledger.add_event(shard.submission_id, unexpected, shard.shard_id)
+                self._ledger.events.add(shard.submission_id, unexpected, shard.shard_id)
             fields: ShardFields = {"results_path": results_path, **self._bill(shard, results_path, tally)}
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
@@ -337,10 +337,10 @@ class Collector:
                 source, is_lost = f"{source}, without the list of its {shard.requests} requests", True
             if is_lost:
                 if shard.cause is not Cause.ADOPTED:
-                    self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
+                    self._ledger.shards.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
                 lost += 1
             self._reader([shard])(shard)
-            self._ledger.add_event(shard.submission_id, ResultsRestored(source), shard.shard_id)
+            self._ledger.events.add(shard.submission_id, ResultsRestored(source), shard.shard_id)
         return lost
 
     def _has_list(self, shard: Shard) -> bool:
@@ -363,7 +363,7 @@ class Collector:
             )
         if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
             results_path, tally = self.read(shard)
-            self._ledger.record_bill(shard.shard_id, self._bill(shard, results_path, tally))
+            self._ledger.money.record_bill(shard.shard_id, self._bill(shard, results_path, tally))
 
     def _bill(self, shard: Shard, results_path: str, tally: Tally) -> ShardFields:
         """Return what the ledger stores of what a shard's results cost."""
@@ -389,9 +389,9 @@ class Collector:
         A person has asked them again, after a batch was given up or was gone, and now its answers came.
         """
         own = shard.submission_id
-        known = self._ledger.newer_submissions([own]) if self._newer is None else self._newer
+        known = self._ledger.submissions.find_newer([own]) if self._newer is None else self._newer
         requests: set[str] = set()
-        for other in chain.from_iterable(self._ledger.shards_of(known.get(own, ())).values()):
+        for other in chain.from_iterable(self._ledger.shards.of_submissions(known.get(own, ())).values()):
             if other.results_path and self._payloads.exists(other.results_path):
                 results = self._payloads.read_table(other.results_path, ["llm_request_id", "llm_outcome"])
                 is_label = pc.equal(results["llm_outcome"].cast(pa.string()), Outcome.SUCCEEDED.value)
@@ -444,7 +444,7 @@ class Collector:
     def _counts_own(self, shard: Shard) -> bool:
         """Return whether the batch's count of finished requests is this shard's alone. Only of a batch cut short."""
         is_cut = shard.status in (BatchStatus.CANCELED, BatchStatus.EXPIRED) and bool(shard.done)
-        return is_cut and len(self._ledger.shards_of_batch(shard)) == 1
+        return is_cut and len(self._ledger.shards.of_batch(shard)) == 1
 
     def count_outcomes(self, shard: Shard) -> Counter[str]:
         """Count a shard's outcomes, from its raw lines where its results are not read yet; none where none are stored.

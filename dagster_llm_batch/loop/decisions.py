@@ -25,13 +25,13 @@ def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shar
     ledger = deployment.ledger
 
     def sent_together() -> tuple[set[str], list[Shard]]:
-        shard = ledger.shard(shard_id)
+        shard = ledger.shards.get(shard_id)
         carrier = shard.carrier or shard_id
-        sharing = ledger.shards_sent_with([shard.submission_id])
+        sharing = ledger.shards.sent_with([shard.submission_id])
         together = [other for other in sharing if carrier in (other.shard_id, other.carrier)] or [shard]
         return {other.submission_id for other in together}, together
 
-    seen = ledger.shard(shard_id)
+    seen = ledger.shards.get(shard_id)
     with hold_and_read(deployment, sent_together) as (_, together):
         present = next(shard for shard in together if shard.shard_id == shard_id)
         if present.sent_at != seen.sent_at:
@@ -43,10 +43,10 @@ def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shar
         ids = [other.shard_id for other in together]
         if batch_id is None:
             words = "resolved by a person: no batch exists"
-            moved = ledger.move_shards(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
+            moved = ledger.shards.move_all(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
         else:
             words, now = f"resolved by a person: {batch_id}", deployment.clock()
-            moved = ledger.move_shards(ids, Move.ACCEPTED, words=words, batch_id=batch_id, submitted_at=now)
+            moved = ledger.shards.move_all(ids, Move.ACCEPTED, words=words, batch_id=batch_id, submitted_at=now)
     return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
 
@@ -54,8 +54,8 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
     """See Engine.give_up."""
 
     def sharing() -> tuple[set[str], tuple[Shard, list[Shard]]]:
-        shard = deployment.ledger.shard(shard_id)
-        shards = deployment.ledger.shards_of_batch(shard)
+        shard = deployment.ledger.shards.get(shard_id)
+        shards = deployment.ledger.shards.of_batch(shard)
         return {each.submission_id for each in shards}, (shard, shards)
 
     # All are leased at once: two processes that leased them one after another could wait for each other.
@@ -71,7 +71,7 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
         now, has_ended = deployment.clock(), shard.state in ENDED
         why = "since its results could not be read" if has_ended else "while its batch had not ended"
         going = going if shard in going else [shard]
-        moved = deployment.ledger.move_shards(
+        moved = deployment.ledger.shards.move_all(
             [each.shard_id for each in going],
             Move.GIVEN_UP,
             of_batch=shard.batch_id,

@@ -268,7 +268,7 @@ class Deployment:
 
     def erased_keys(self, partition: str, *assets: str) -> ErasedKeys:
         """Return the keys of a partition's rows that a person had erased from these assets."""
-        tombstones = self.ledger.tombstones(self.namespace, *assets)
+        tombstones = self.ledger.tombstones.list_all(self.namespace, *assets)
         digests: defaultdict[str, set[str]] = defaultdict(set)
         for tombstone in tombstones:
             if tombstone.undone_at is None and tombstone.partition in (None, partition):
@@ -279,7 +279,7 @@ class Deployment:
         """Hold these submissions' leases during a block. Raises LeaseError where another process has one."""
         patience = self.lease_wait_seconds if wait_seconds is None else wait_seconds
         names = [_lease_name(submission_id) for submission_id in submission_ids]
-        return self.ledger.hold_leases(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
+        return self.ledger.leases.hold(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
 
     def provider(self, name: str) -> Provider:
         """Return the configured provider of this name. Raises ConfigError where there is none."""
@@ -354,11 +354,11 @@ class Deployment:
 
     def at_work(self, run_id: str) -> AbstractContextManager[Lease]:
         """Show during a block that this run plans and sends. A dead process's lease expires, and shows it no more."""
-        return self.ledger.hold_leases(f"{_AT_WORK}{run_id}:{uuid.uuid4().hex}", seconds=_LEASE_SECONDS)
+        return self.ledger.leases.hold(f"{_AT_WORK}{run_id}:{uuid.uuid4().hex}", seconds=_LEASE_SECONDS)
 
     def runs_at_work(self) -> set[str]:
         """Return the ids of the runs that plan and send now."""
-        names = (name for name in self.ledger.active_leases() if name.startswith(_AT_WORK))
+        names = (name for name in self.ledger.leases.active() if name.startswith(_AT_WORK))
         return {name.removeprefix(_AT_WORK).rpartition(":")[0] for name in names}
 
     def levels(self, labeling: Labeling, submission: Submission) -> Levels | None:
@@ -421,7 +421,7 @@ class Deployment:
         """
         names = (labeling.asset, *labeling.resend.former_names)
         asked = labeling.models[1] if of_oracle else labeling
-        billed = self.ledger.billed_submissions(self.namespace, names, labeling.model, _REMEMBERED)
+        billed = self.ledger.history.billed_submissions(self.namespace, names, labeling.model, _REMEMBERED)
         taught = {s.submission_id: _taught(s, asked.model if of_oracle else None) for s in billed}
         if not (known := [submission for submission in billed if taught[submission.submission_id] is not None]):
             return None
@@ -484,10 +484,10 @@ class Deployment:
         until then.
         """
         now = self.clock()
-        for event in self.ledger.events(shard.submission_id):
+        for event in self.ledger.events.of_submission(shard.submission_id):
             if event.kind == data.kind and event.shard_id == shard.shard_id and event.at <= now:
                 return event.at
-        self.ledger.add_event(shard.submission_id, data, shard.shard_id)
+        self.ledger.events.add(shard.submission_id, data, shard.shard_id)
         return None
 
     def overdue_at(self, shard: Shard) -> datetime | None:
@@ -532,7 +532,7 @@ def _billed(submission: Submission) -> Mapping[str, Any]:
 
 def submissions_at_work(ledger: Ledger) -> set[str]:
     """Return the ids of submissions that living processes work on now."""
-    return {name.removeprefix(_LEASE) for name in ledger.active_leases() if name.startswith(_LEASE)}
+    return {name.removeprefix(_LEASE) for name in ledger.leases.active() if name.startswith(_LEASE)}
 
 
 def _tariff_of_fetched(payloads: PayloadStore, *about: Any) -> Tariff:

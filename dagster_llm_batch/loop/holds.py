@@ -24,7 +24,7 @@ from dagster_llm_batch.loop.waits import KEPT_FOR, TOLD_AFTER
 from dagster_llm_batch.states import HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import Held, Stranded
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 
 __all__ = ["RULES", "Rule", "hold", "hold_unsent", "reason_to_hold"]
 
@@ -101,8 +101,8 @@ def hold_unsent(deployment: Deployment, submission: Submission, shards: Sequence
     requested that could send nothing. Then the rest is dropped, so that what came lands.
     """
     if any(shard.state not in (ShardState.PLANNED, ShardState.COLLECTED) for shard in shards):
-        if deployment.ledger.last_event(submission.submission_id).kind != STRANDED:
-            deployment.ledger.add_event(submission.submission_id, Stranded(str(reason)))
+        if deployment.ledger.events.last_of(submission.submission_id).kind != STRANDED:
+            deployment.ledger.events.add(submission.submission_id, Stranded(str(reason)))
         return
     planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
     problem = f"{count_requests(planned):,} requests are not sent: {reason.problem}"
@@ -113,5 +113,5 @@ def hold_unsent(deployment: Deployment, submission: Submission, shards: Sequence
 def hold(deployment: Deployment, submission: Submission, reason: Advice) -> None:
     """Send nothing more of a submission. Where it is materialized again, a new attempt asks for the rest."""
     # First the reason: of a process that dies in between, a submission would be canceled and nobody told why.
-    deployment.ledger.add_event(submission.submission_id, Held(*reason))
-    deployment.ledger.set_state(submission.submission_id, SubmissionState.CANCELED)
+    deployment.ledger.events.add(submission.submission_id, Held(*reason))
+    deployment.ledger.submissions.set_state(submission.submission_id, SubmissionState.CANCELED)

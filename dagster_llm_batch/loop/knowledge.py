@@ -55,7 +55,7 @@ def history_of(deployment: Deployment, labeling: Labeling, partition: str) -> tu
     It may be a former name of the dataset, which `Engine.plan` would replace before it plans.
     """
     for name in (labeling.asset, *labeling.resend.former_names):
-        if history := deployment.ledger.history(deployment.namespace, name, partition):
+        if history := deployment.ledger.submissions.of_partition(deployment.namespace, name, partition):
             return name, history
     return labeling.asset, []
 

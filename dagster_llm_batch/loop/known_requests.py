@@ -124,14 +124,14 @@ def find_known(
     is_final = is_cascade and of is None and not again
     found = _Found(deployment, [Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
     collector = Collector(labeling, deployment)
-    stored = deployment.ledger.shards_of([submission.submission_id for submission in submissions])
+    stored = deployment.ledger.shards.of_submissions([submission.submission_id for submission in submissions])
     oldest_first = [shard for submission in reversed(submissions) for shard in stored[submission.submission_id]]
     copies = {} if is_cascade else _find_copies(collector, deployment.payloads, oldest_first)
     for submission in submissions:
         shards = stored[submission.submission_id]
         if collector.restore(shard for shard in shards if shard.shard_id not in copies):
             # What is lost for good has a cause now.
-            shards = deployment.ledger.shards(submission.submission_id)
+            shards = deployment.ledger.shards.of_submission(submission.submission_id)
         for shard in sorted(shards, key=_place, reverse=True):
             if shard.shard_id in copies:
                 # All that a copy is of is known where its newest shard comes.

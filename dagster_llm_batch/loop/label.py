@@ -167,7 +167,7 @@ class Answers:
         are reused many may be read from one file: see `_merge`.
         """
         sources = reversed(self.submission.reused_from)
-        of_sources = self.ledger.shards_of(self.submission.reused_from)
+        of_sources = self.ledger.shards.of_submissions(self.submission.reused_from)
         others = [shard for source in sources for shard in of_sources[source] if shard.has_answers]
         shards = [*self._merge(others), *(shard for shard in self.shards if shard.has_answers)]
         if self.levels is not None:

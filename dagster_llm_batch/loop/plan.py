@@ -188,7 +188,7 @@ PlanStep = Callable[[Plan, Planning], Plan]
 def decide(drafted: Drafted, estimate: Estimate, planning: Planning, name: str) -> Plan:
     """Return the plan of a finished draft: new rows, or rows that the ledger has under this name of the dataset."""
     knowledge, deployment = planning.knowledge, planning.deployment
-    known = deployment.ledger.find_submission(deployment.namespace, name, planning.partition, drafted.fingerprint)
+    known = deployment.ledger.submissions.find(deployment.namespace, name, planning.partition, drafted.fingerprint)
     if known is None or _may_follow(planning, known):
         sources = knowledge.reusable_ids if drafted.reused else ()
         return Plan(Verdict.NEW, drafted, estimate, known, sources)
@@ -239,7 +239,7 @@ def _unsent(planning: Planning) -> list[str]:
     """
     still_open = [one for one in planning.knowledge.history if one.state is SubmissionState.OPEN]
     ledger = planning.deployment.ledger
-    shards = [shard for submission in still_open for shard in ledger.shards(submission.submission_id)]
+    shards = [shard for submission in still_open for shard in ledger.shards.of_submission(submission.submission_id)]
     unsent = [shard.shard_id for shard in shards if shard.state is ShardState.PLANNED]
     return [*unsent, *(submission.submission_id for submission in still_open)]
 
@@ -257,7 +257,7 @@ def _may_follow(planning: Planning, known: Submission) -> bool:
     if not _may_be_followed(known, again=anyway):
         return False
     # Requests whose batch was canceled at the provider cost nothing, and wait for a person all the same.
-    left = any(shard.waits_for_person for shard in ledger.shards(known.submission_id))
+    left = any(shard.waits_for_person for shard in ledger.shards.of_submission(known.submission_id))
     return anyway or known.state is SubmissionState.CANCELED or not left
 
 
@@ -315,7 +315,9 @@ def commit(
 def _same_of_others(planning: Planning, submission: Submission) -> Submission | None:
     """Return the same submission where another process has stored it since the partition was read."""
     known = {one.submission_id: (one.state, one.waves) for one in planning.knowledge.history}
-    for other in planning.deployment.ledger.history(submission.namespace, submission.asset, submission.partition):
+    for other in planning.deployment.ledger.submissions.of_partition(
+        submission.namespace, submission.asset, submission.partition
+    ):
         if known.get(other.submission_id) == (other.state, other.waves):
             continue
         if other.submission_id not in known and other.fingerprint == submission.fingerprint:
@@ -338,15 +340,15 @@ def _open(plan: Plan, planning: Planning, submission: Submission) -> Submission:
     if ahead:
         submission = replace(submission, created_at=max(ahead) + timedelta(microseconds=1))
     waves = {one.submission_id: one.waves for one in history}
-    return ledger.open_submission(submission, plan.drafted.shards, waves)
+    return ledger.submissions.open(submission, plan.drafted.shards, waves)
 
 
 def _supersede(deployment: Deployment, older: Submission, by: str) -> None:
     """Send no more of a submission whose rows or definition have changed. Its batches are still collected."""
-    deployment.ledger.add_event(older.submission_id, Superseded(by))
-    deployment.ledger.set_state(older.submission_id, SubmissionState.CANCELED)
+    deployment.ledger.events.add(older.submission_id, Superseded(by))
+    deployment.ledger.submissions.set_state(older.submission_id, SubmissionState.CANCELED)
     words = f"submission {by} came in its place"
-    drop(deployment, deployment.ledger.shards(older.submission_id), Reason.SUPERSEDED, words)
+    drop(deployment, deployment.ledger.shards.of_submission(older.submission_id), Reason.SUPERSEDED, words)
 
 
 def new_submission(plan: Plan, planning: Planning, run_id: str | None) -> Submission:

@@ -95,7 +95,7 @@ class Planner:
         # One process plans a partition at a time. Nobody may send shards of its submissions, or settle them, while this
         # plan decides which requests are in flight.
         with (
-            self.deployment.ledger.hold_leases(lease_name, wait_seconds=PLAN_WAIT_SECONDS) as lease,
+            self.deployment.ledger.leases.hold(lease_name, wait_seconds=PLAN_WAIT_SECONDS) as lease,
             hold_and_read(self.deployment, lambda: self._open_and_all(partition)) as (_, history),
             ExitStack() as unwanted,
         ):
@@ -195,12 +195,14 @@ class Planner:
 
     def _open_and_all(self, partition: str) -> tuple[set[str], list[Submission]]:
         """Return the ids of the open submissions of a partition, and all that it has."""
-        history = self.deployment.ledger.history(self.deployment.namespace, self.labeling.asset, partition)
+        history = self.deployment.ledger.submissions.of_partition(
+            self.deployment.namespace, self.labeling.asset, partition
+        )
         return {one.submission_id for one in history if one.state is SubmissionState.OPEN}, history
 
     def _may_be_stored(self, submission_id: str) -> bool:
         """Return whether the ledger has a submission, or does not answer: files that nothing needs are pruned later."""
         try:
-            return bool(self.deployment.ledger.known_submissions([submission_id]))
+            return bool(self.deployment.ledger.submissions.find_known([submission_id]))
         except LedgerError:
             return True

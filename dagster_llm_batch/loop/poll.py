@@ -20,8 +20,8 @@ from dagster_llm_batch.providers.capabilities import cancel_batch
 from dagster_llm_batch.states import Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import NotKnown
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.shards import is_awaited
-from dagster_llm_batch.storage.ledger.submissions import STATUS
+from dagster_llm_batch.storage.ledger.shard_rows import is_awaited
+from dagster_llm_batch.storage.ledger.submission_rows import STATUS
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = ["Failed", "Poller", "find_spacing", "is_due"]
@@ -83,7 +83,7 @@ class Poller:
         now = self._deployment.clock()
         due = [
             shard
-            for shard in self._ledger.awaited_shards(self._deployment.namespace, given_up_since=now - KEPT_FOR)
+            for shard in self._ledger.shards.awaited(self._deployment.namespace, given_up_since=now - KEPT_FOR)
             # A time that lies ahead was set by a clock that was wrong.
             if shard.polled_at is None or not asked_before <= shard.polled_at <= now
         ]
@@ -91,7 +91,7 @@ class Poller:
         def failed(shards: Sequence[Shard], _: Exception) -> None:
             # They count as asked: a server that never comes back would be asked at each tick.
             reports = {s.shard_id: BatchReport(s.batch_id or "", s.status or BatchStatus.RUNNING) for s in shards}
-            self._ledger.record_reports(reports)
+            self._ledger.shards.record_reports(reports)
 
         self.poll([shard for shard in due if self._is_wanted(shard, assets)], failed)
         unread = Unread(self._deployment)
@@ -120,7 +120,7 @@ class Poller:
             reason = f"given up by itself: it has not ended since {shard.submitted_at:%Y-%m-%d %H:%M} UTC"
             # It may have ended, or been given up by another process, just now.
             with suppress(IllegalMoveError):
-                self._ledger.move_shards(
+                self._ledger.shards.move_all(
                     [shard.shard_id],
                     Move.GIVEN_UP,
                     of_batch=shard.batch_id,
@@ -140,14 +140,14 @@ class Poller:
         queues = {(shard.provider, shard.account) for shard in shards if shard.state is ShardState.PLANNED}
         beside = [
             shard
-            for shard in self._ledger.shards_in_flight(self._deployment.namespace)
+            for shard in self._ledger.shards.in_flight(self._deployment.namespace)
             if (shard.provider, shard.account) in queues and shard.shard_id not in own and is_due(shard, now)
         ]
         self.poll(beside, lambda *_: None)
 
     def _is_wanted(self, shard: Shard, assets: Collection[str]) -> bool:
         """Return whether what was given up of one of these assets can be collected yet: its files are not pruned."""
-        submission = self._ledger.submission(shard.submission_id)
+        submission = self._ledger.submissions.get(shard.submission_id)
         return submission.asset in assets and not is_pruned(self._ledger, submission)
 
     def _by_provider(self, shards: Sequence[Shard], failed: Failed) -> dict[str, list[Shard]]:
@@ -198,7 +198,9 @@ class Poller:
     ) -> None:
         """Record the reports on these shards, and the ends of those whose batches have ended."""
         _apart(
-            shards, lambda group: self._ledger.record_reports({s.shard_id: reports[s.shard_id] for s in group}), failed
+            shards,
+            lambda group: self._ledger.shards.record_reports({s.shard_id: reports[s.shard_id] for s in group}),
+            failed,
         )
         ends: dict[str, Ending] = {}
         for shard in shards:
@@ -216,8 +218,8 @@ class Poller:
         ended = [shard for shard in shards if shard.shard_id in ends]
         late = [shard for shard in ended if is_awaited(shard)]
         in_time = [shard for shard in ended if not is_awaited(shard)]
-        _apart(in_time, lambda group: self._ledger.record_endings(ends_of(group)), failed)
-        _apart(late, lambda group: self._ledger.record_late_endings(ends_of(group)), failed)
+        _apart(in_time, lambda group: self._ledger.shards.record_endings(ends_of(group)), failed)
+        _apart(late, lambda group: self._ledger.shards.record_late_endings(ends_of(group)), failed)
 
     def _ending_of(self, shard: Shard, report: BatchReport, ran_nothing: set[str]) -> Ending | None:
         """Return how the shard's batch ended; None where it runs, or ran nothing and will be sent again."""
@@ -238,7 +240,7 @@ class Poller:
 
     def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
         """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
-        events = self._ledger.events(shard.submission_id)
+        events = self._ledger.events.of_submission(shard.submission_id)
         changed = [event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS]
         since: datetime | None = changed[-1]
         if changed[-1] > self._deployment.clock():
@@ -251,7 +253,7 @@ class Poller:
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
         """Plan the shards of a batch again that ran nothing, for now; return False where that was often enough."""
-        known = self._ledger.shards_of_batch(self._ledger.shard(shard_id))
+        known = self._ledger.shards.of_batch(self._ledger.shards.get(shard_id))
         shards = [each for each in known if each.state is ShardState.SUBMITTED and each.batch_id == report.batch_id]
         # Put back with the others of its batch, or by another process that polled at the same time.
         if not shards:
@@ -260,7 +262,7 @@ class Poller:
         if fields is None:
             return False
         with suppress(IllegalMoveError):
-            self._ledger.move_shards(
+            self._ledger.shards.move_all(
                 [shard.shard_id for shard in shards],
                 Move.PUT_BACK,
                 of_batch=report.batch_id,
@@ -302,13 +304,15 @@ class Poller:
         for shard in running:
             if shard.batch_id is None or shard.batch_id in stopping:
                 continue
-            sharing = self._ledger.shards_of_batch(shard)
+            sharing = self._ledger.shards.of_batch(shard)
             still = [other for other in sharing if other.state is ShardState.SUBMITTED]
             wanted = [s for s in sharing if s.submission_id != shard.submission_id and not self._is_unwanted(s)]
             if still and not wanted:
                 stopping[shard.batch_id] = still
         if stopping:
-            self._ledger.set_cause([shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED)
+            self._ledger.shards.set_cause(
+                [shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED
+            )
             self._stop(stopping, failed)
 
     def stop_late(self, submission: Submission, shards: Sequence[Shard], failed: Failed) -> None:
@@ -341,10 +345,10 @@ class Poller:
                 failed(shards, error)
             else:
                 report = BatchReport(batch_id, BatchStatus.CANCELING)
-                self._ledger.record_reports(dict.fromkeys([shard.shard_id for shard in shards], report))
+                self._ledger.shards.record_reports(dict.fromkeys([shard.shard_id for shard in shards], report))
 
     def _is_unwanted(self, shard: Shard) -> bool:
-        submission = self._ledger.submission(shard.submission_id)
+        submission = self._ledger.submissions.get(shard.submission_id)
         return submission.state is SubmissionState.CANCELED or self._deployment.is_late(submission)
 
     def _share(self, report: BatchReport, shard: Shard) -> BatchReport:
@@ -352,7 +356,7 @@ class Poller:
         total = report.total
         # Not every provider reports how many requests the batch has in all.
         if total is None and (report.done or 0) > shard.requests:
-            total = sum(other.requests + other.padding for other in self._ledger.shards_of_batch(shard))
+            total = sum(other.requests + other.padding for other in self._ledger.shards.of_batch(shard))
         if total is None:
             return replace(report, reported_usd=None)
         if total <= shard.requests:

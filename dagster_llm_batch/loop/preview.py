@@ -15,7 +15,7 @@ from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, Verdict
 from dagster_llm_batch.loop.submit_queue import count_queue_rounds
 from dagster_llm_batch.providers.capabilities import check_parameters
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.types import Cause, Lane, Outcome, PriceBasis
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _figures(plan: Plan) -> Preview:
 
 def _count_lost(deployment: Deployment, known: Submission) -> int:
     """Return how many requests of a submission have no answer any more, since files were lost."""
-    gone = (shard for shard in deployment.ledger.shards(known.submission_id) if shard.cause is Cause.GONE)
+    gone = (shard for shard in deployment.ledger.shards.of_submission(known.submission_id) if shard.cause is Cause.GONE)
     return sum(shard.requests - _count_answers(deployment, shard) for shard in gone if shard.results_path)
 
 

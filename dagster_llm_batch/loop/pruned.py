@@ -17,4 +17,4 @@ def is_pruned(ledger: Ledger, submission: Submission) -> bool:
 
 def find_pruned(ledger: Ledger, submissions: Iterable[Submission]) -> set[str]:
     """Return the ids of those of these submissions that were pruned."""
-    return ledger.pruned([submission.submission_id for submission in submissions])
+    return ledger.submissions.find_pruned([submission.submission_id for submission in submissions])

@@ -69,7 +69,7 @@ class Answerer:
         answers = answers_so_far(payloads, shard)
         before = len(answers)
         # Committed before the first call: a process that dies after this must not let the same calls be made again.
-        sent = ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
+        sent = ledger.shards.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         stopped_by: BaseException | None
         try:
             write_receipts(self._deployment, [sent])
@@ -85,7 +85,7 @@ class Answerer:
                 for answer in answers.values():
                     raw.write(answer)
             now = self._deployment.clock()
-            ledger.move_shard(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=None)
+            ledger.shards.move(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=None)
             if before:
                 payloads.delete(beside(shard, SO_FAR))
         else:
@@ -96,8 +96,8 @@ class Answerer:
             until = self._gate.closed_until if isinstance(stopped_by, _TurnedAwayError) else None
             reason = str(stopped_by) or type(stopped_by).__name__
             # What was answered is billed.
-            kept = ledger.shard(shard.shard_id).reserved_usd if answers else None
-            ledger.move_shard(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until, reserved_usd=kept)
+            kept = ledger.shards.get(shard.shard_id).reserved_usd if answers else None
+            ledger.shards.move(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until, reserved_usd=kept)
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by
 

@@ -34,7 +34,7 @@ from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.states import HoldReason
 from dagster_llm_batch.storage.ledger.events import OverBudget
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
 
@@ -126,7 +126,9 @@ class NextWave:
             shards = [replace(shard, is_escalation=self._is_escalation or None) for shard in self._write(asks)]
             if shards and self._affordable(shards):
                 keeps = not self._is_escalation
-                self._deployment.ledger.add_wave(self._submission.submission_id, shards, keeps_reserve=keeps)
+                self._deployment.ledger.submissions.add_wave(
+                    self._submission.submission_id, shards, keeps_reserve=keeps
+                )
                 return True
         for shard in shards:
             delete_requests(self._deployment.payloads, shard)
@@ -142,7 +144,7 @@ class NextWave:
         waves: list[tuple[list[Shard], Sequence[Shard]]] = []
         for submission_id, number in dict.fromkeys((ask.shard.submission_id, ask.shard.wave) for ask in asks):
             is_own = submission_id == self._submission.submission_id
-            siblings = self._shards if is_own else self._deployment.ledger.shards(submission_id)
+            siblings = self._shards if is_own else self._deployment.ledger.shards.of_submission(submission_id)
             waves.append(([shard for shard in siblings if shard.wave == number], siblings))
         return Breaker(self._labeling, self._deployment).stops(self._submission, waves)
 
@@ -262,7 +264,7 @@ class NextWave:
         """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
         if not self._submission.reused_from:
             return
-        sources = self._deployment.ledger.shards_of(self._submission.reused_from)
+        sources = self._deployment.ledger.shards.of_submissions(self._submission.reused_from)
         planned_at = self._submission.created_at
         in_flight = [
             shard
@@ -294,7 +296,7 @@ class NextWave:
         """Return whether max_cost_usd and the budgets allow these shards; else add an event that says why not."""
         submission_id = self._submission.submission_id
         limit = SpendLimit(Decimal(0), self._deployment.namespace, submission_id=submission_id)
-        spent = self._deployment.ledger.committed_usd(limit)
+        spent = self._deployment.ledger.money.committed_usd(limit)
         unknown = next((self._labeling.by(shard.asked_of) for shard in shards if shard.estimated_usd is None), None)
         more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
         requests = count_requests(shards)
@@ -312,7 +314,7 @@ class NextWave:
             reason = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if reason is not None:
             given_up = OverBudget(*advise_on_money(self._submission, requests, reason))
-            self._deployment.ledger.add_event(submission_id, given_up)
+            self._deployment.ledger.events.add(submission_id, given_up)
         return reason is None
 
     def _estimate(self, ask: _Ask) -> Estimate:

@@ -98,14 +98,16 @@ class Settler:
 
     def settle(self, submission_ids: Sequence[str]) -> dict[str, Status | Exception]:
         """Return how far each of them is then, or what was in its way. Raises LeaseError where the lease is lost."""
-        courses = {key: _Course(*known) for key, known in self._ledger.submissions_with_shards(submission_ids).items()}
+        courses = {
+            key: _Course(*known) for key, known in self._ledger.submissions.get_all_with_shards(submission_ids).items()
+        }
         try:
             self._poll(courses)
             ended = [key for key, course in courses.items() if any(shard.state in ENDED for shard in course.shards)]
-            newer = self._ledger.newer_submissions(ended)
+            newer = self._ledger.submissions.find_newer(ended)
             self._each(courses, lambda course: self._collect(course, newer))
             self._record_results()
-            tombstones = len(self._ledger.tombstones(self._deployment.namespace, self._labeling.asset))
+            tombstones = len(self._ledger.tombstones.list_all(self._deployment.namespace, self._labeling.asset))
             self._each(courses, lambda course: self._erase(course.submission, courses.keys(), tombstones))
             self._each(courses, _Course.refuse_errors)
             self._reread(courses)
@@ -131,7 +133,7 @@ class Settler:
     def _reread(self, courses: dict[str, _Course]) -> None:
         """Read from the ledger, again, how far those are that have come so far."""
         going = [key for key, course in courses.items() if course.error is None]
-        for key, (submission, shards) in self._ledger.submissions_with_shards(going).items():
+        for key, (submission, shards) in self._ledger.submissions.get_all_with_shards(going).items():
             courses[key].submission, courses[key].shards = submission, shards
 
     def _poll(self, courses: dict[str, _Course]) -> None:
@@ -150,7 +152,7 @@ class Settler:
                     running.setdefault((shard.provider, shard.account, shard.batch_id), shard)
         if not running:
             return
-        sharing = [other for shard in running.values() for other in self._ledger.shards_of_batch(shard)]
+        sharing = [other for shard in running.values() for other in self._ledger.shards.of_batch(shard)]
         reports = self._poller.poll(sharing, add_error)
         for course in courses.values():
             # Where some batches were reported, one that could not be polled now costs time only.
@@ -196,7 +198,7 @@ class Settler:
             fields_of[course.submission.submission_id][shard_id] = fields
 
         def record(keys: Collection[str]) -> None:
-            self._ledger.collect_shards({k: v for key in keys for k, v in fields_of[key].items()})
+            self._ledger.shards.collect({k: v for key in keys for k, v in fields_of[key].items()})
 
         errors = self._record(fields_of, record)
         for course in {id(course): course for course, _ in results.values()}.values():
@@ -234,12 +236,12 @@ class Settler:
         if status.submission.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
             return
         # The answers of these submissions decide what is asked again, so the next wave waits for them.
-        if self._ledger.unsettled(status.submission.reused_from):
+        if self._ledger.submissions.find_unsettled(status.submission.reused_from):
             return
         labeling = course.sent.labeling
         make_assembler(self._deployment, labeling, status, course.collector).restore()
         if self._plan_next_wave(course.sent, status):
-            course.submission, course.shards = self._ledger.submission_with_shards(status.submission.submission_id)
+            course.submission, course.shards = self._ledger.submissions.get_with_shards(status.submission.submission_id)
             return
         # Another one: the threshold of a cascade may be set now.
         settlement = make_assembler(self._deployment, labeling, status, course.collector).settlement()
@@ -272,7 +274,7 @@ class Settler:
 
         def record(keys: Collection[str]) -> None:
             waves = {key: settlements[key][0].submission.waves for key in keys}
-            settled = self._ledger.settle_submissions({key: settlements[key][1] for key in keys}, waves)
+            settled = self._ledger.submissions.settle_all({key: settlements[key][1] for key in keys}, waves)
             for key, submission in settled.items():
                 settlements[key][0].submission = submission
 

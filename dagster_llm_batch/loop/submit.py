@@ -64,7 +64,7 @@ from dagster_llm_batch.states import Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import Ambiguous, PutBack, StrayBatch, read_event
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, payload_path
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
@@ -198,14 +198,16 @@ def plan_next_try(
     were taken, is too large for good.
     """
     ledger, now = deployment.ledger, deployment.clock()
-    refusals = 1 + max(_refusals(ledger.shards(name)) for name in {shard.submission_id for shard in shards})
+    refusals = 1 + max(
+        _refusals(ledger.shards.of_submission(name)) for name in {shard.submission_id for shard in shards}
+    )
     if refusals > _REFUSALS_MOST:
         return None
     pause = min(LONGEST_PAUSE, timedelta(minutes=2 ** min(refusals - 1, 10)))
     fields: ShardFields = {"reason": reason, "refusals": refusals, "waits_until": now + pause}
     first, tokens = shards[0], sum(shard.tokens for shard in shards)
     sent_at = min((shard.sent_at for shard in shards if shard.sent_at is not None), default=now)
-    tokens_since = partial(ledger.tokens_beside, shards, deployment.presence(first))
+    tokens_since = partial(ledger.queues.tokens_beside, shards, deployment.presence(first))
     beside = tokens_since(since=sent_at)
     is_too_large = smaller_helps or (smaller_helps is None and refusals >= _UNSURE_REFUSALS)
     most: int | None = None
@@ -266,7 +268,7 @@ class Sender:
                 now = self._deployment.clock()
                 # Committed before the call: a process that dies after this leaves the shards in `submitting`, whose
                 # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
-                sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
+                sent = self._ledger.shards.move_all(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
                     write_receipts(self._deployment, [*sent, *self._untold_halves(sent)])
                     # A process that was frozen for longer than its lease wakes here, or anywhere before: another one
@@ -279,18 +281,18 @@ class Sender:
                     if isinstance(error, NoRoomError) and (last or error.retry_after_seconds is None):
                         self._had_no_room(sent, error)
                         return
-                    self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
+                    self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=str(error))
                     if last:
                         return
                     self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
                 except (CredentialsError, ConfigError, PayloadError) as error:
-                    self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
+                    self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=str(error))
                     raise
                 except RefusedError as error:
                     self._refused(sent, str(error), spec, fill_up_to)
                     return
                 except AmbiguousError as error:
-                    self._ledger.add_event(shards[0].submission_id, Ambiguous(str(error)), ids[0])
+                    self._ledger.events.add(shards[0].submission_id, Ambiguous(str(error)), ids[0])
                     self._recover_batch(sent)
                     return
                 else:
@@ -301,7 +303,10 @@ class Sender:
         """Return planned halves of what these are halves of, too, that have no receipt: their process was killed."""
         submissions = {shard.submission_id for shard in sent if shard.most_tokens is not None}
         planned = (
-            shard for one in submissions for shard in self._ledger.shards(one) if shard.state is ShardState.PLANNED
+            shard
+            for one in submissions
+            for shard in self._ledger.shards.of_submission(one)
+            if shard.state is ShardState.PLANNED
         )
         refused = (shard for shard in planned if shard.most_tokens is not None)
         return [shard for shard in refused if not self._deployment.payloads.exists(beside(shard, SENT))]
@@ -314,12 +319,12 @@ class Sender:
         try:
             self._accepted(shards, batch_id)
         except IllegalMoveError as error:
-            known = self._ledger.shard(shards[0].shard_id).batch_id
+            known = self._ledger.shards.get(shards[0].shard_id).batch_id
             if known == batch_id:
                 # The other process has found it at the provider.
                 return
             told = self._stop_stray(shards, batch_id, known)
-            self._ledger.add_event(shards[0].submission_id, StrayBatch(batch_id, told), shards[0].shard_id)
+            self._ledger.events.add(shards[0].submission_id, StrayBatch(batch_id, told), shards[0].shard_id)
             raise LeaseError(f"Shard {shards[0].shard_id} was sent by another process meanwhile. {told}") from error
         except LedgerError as error:
             created = f"Batch {batch_id} was created for shard {shards[0].shard_id}, which is in doubt"
@@ -343,20 +348,22 @@ class Sender:
         ids, reason = [shard.shard_id for shard in shards], str(error)
         fields = plan_next_try(self._deployment, shards, reason, smaller_helps=error.smaller_helps)
         if fields is not None:
-            self._ledger.move_shards(ids, Move.NOT_SENT, **fields)
+            self._ledger.shards.move_all(ids, Move.NOT_SENT, **fields)
             return
         now, failed = self._deployment.clock(), BatchStatus.FAILED
-        self._ledger.move_shards(ids, Move.REFUSED, status=failed, reason=reason, ended_at=now, cause=Cause.NOT_TAKEN)
+        self._ledger.shards.move_all(
+            ids, Move.REFUSED, status=failed, reason=reason, ended_at=now, cause=Cause.NOT_TAKEN
+        )
 
     def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
         """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""
         ids = [shard.shard_id for shard in shards]
         if len(shards) > 1:
-            for shard in self._ledger.move_shards(ids, Move.NOT_SENT, reason=reason):
+            for shard in self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=reason):
                 self.send([shard], spec, fill_up_to)
             return
         now = self._deployment.clock()
-        self._ledger.move_shards(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
+        self._ledger.shards.move_all(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
 
     def recover_batches(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
         """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
@@ -365,7 +372,7 @@ class Sender:
         the real-time lane, `ended`. Raises CannotTellError where only a person can decide.
         """
         unsure: list[CannotTellError] = []
-        doubtful = sorted(self._ledger.shards_sent_with(submission_ids), key=_carrier)
+        doubtful = sorted(self._ledger.shards.sent_with(submission_ids), key=_carrier)
         for _, group in groupby(doubtful, key=_carrier):
             shards = sorted(group, key=lambda shard: shard.carrier is not None)
             # Others were sent since the leases were taken; they are left to the next time.
@@ -407,7 +414,7 @@ class Sender:
             # For some seconds a provider may not list a batch that it has created.
             if self._deployment.clock() - self._in_doubt_since(carrier) >= timedelta(seconds=provider.settle_seconds):
                 words = "its create call had no answer, and the provider has no batch of it"
-                self._ledger.move_shards(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
+                self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
@@ -421,7 +428,7 @@ class Sender:
     def _answered(self, ids: Sequence[str], kind: Reason, words: str) -> None:
         """Record that nobody can ask for answers to these shards, beside those that are stored."""
         now = self._deployment.clock()
-        self._ledger.move_shards(
+        self._ledger.shards.move_all(
             ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=words, reason_kind=kind
         )
 
@@ -433,31 +440,31 @@ class Sender:
         now = self._deployment.clock()
         # By the order of the events and not by their times, and of a time that lies ahead anew: a clock that was wrong
         # when it was written must not keep the shard in doubt until then.
-        for event in reversed(self._ledger.events(carrier.submission_id)):
+        for event in reversed(self._ledger.events.of_submission(carrier.submission_id)):
             if event.kind == Move.SEND.value and event.shard_id == carrier.shard_id:
                 break
             if event.kind == Ambiguous.kind and event.shard_id == carrier.shard_id and event.at <= now:
                 return event.at
         gone = Ambiguous("the process that sent it is gone, and no batch of it is known")
-        self._ledger.add_event(carrier.submission_id, gone, carrier.shard_id)
+        self._ledger.events.add(carrier.submission_id, gone, carrier.shard_id)
         return now
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
         """Return batches of other shards for certain: all in flight in this namespace, and all of these submissions."""
-        others = [*self._ledger.shards_in_flight(self._deployment.namespace)]
+        others = [*self._ledger.shards.in_flight(self._deployment.namespace)]
         # Request files of what was collected meanwhile are gone, by whose names a batch may be known.
         since = shards[0].sent_at or self._deployment.clock()
         put_back = set(self._ledger.uploads.batches_since(self._deployment.namespace, shards[0], since))
         for submission_id in {shard.submission_id for shard in shards}:
-            others += self._ledger.shards(submission_id)
-            events = self._ledger.events(submission_id)
+            others += self._ledger.shards.of_submission(submission_id)
+            events = self._ledger.events.of_submission(submission_id)
             gone = (data.batch_id for event in events if isinstance(data := read_event(event), PutBack))
             put_back |= {batch_id for batch_id in gone if batch_id is not None}
         return frozenset(other.batch_id for other in others if other.batch_id is not None) | put_back
 
     def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
         ids, now = [shard.shard_id for shard in shards], self._deployment.clock()
-        self._ledger.move_shards(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
+        self._ledger.shards.move_all(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
 
 
 def _carrier(shard: Shard) -> str:
@@ -489,9 +496,9 @@ def _adapter() -> TypeAdapter[Receipt]:
 def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
     """Store the receipts of shards that are about to be sent in one batch, or were split, as the ledger has them."""
     batch = tuple(beside(shard, SENT) for shard in sent)
-    sends = deployment.ledger.count_sends(sent)
+    sends = deployment.ledger.shards.count_sends(sent)
     for shard, path in zip(sent, batch, strict=True):
-        submission = deployment.ledger.submission(shard.submission_id)
+        submission = deployment.ledger.submissions.get(shard.submission_id)
         # Not the provider's words on an earlier sending: they may quote a row, which may be erased later.
         receipt = Receipt(submission, replace(shard, reason=None, reason_kind=None), sends[shard.shard_id], batch)
         with deployment.payloads.writer(path) as out:
@@ -504,7 +511,7 @@ def recover_partition(deployment: Deployment, asset: str, partition: str) -> lis
     receipts = _receipts_below(deployment, str(path.parents[1]))
     if not receipts:
         return []
-    history = deployment.ledger.history(deployment.namespace, asset, partition)
+    history = deployment.ledger.submissions.of_partition(deployment.namespace, asset, partition)
     return _recover_sends(deployment, _suspects(deployment, receipts, history))
 
 
@@ -520,7 +527,7 @@ def find_unrecorded(deployment: Deployment) -> list[Receipt]:
 
 def _all_suspects(deployment: Deployment) -> list[str]:
     receipts = _receipts_below(deployment, namespace_folder(deployment.namespace))
-    return _suspects(deployment, receipts, deployment.ledger.submissions(deployment.namespace))
+    return _suspects(deployment, receipts, deployment.ledger.submissions.list_all(deployment.namespace))
 
 
 def recover_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
@@ -551,12 +558,12 @@ def _suspects(deployment: Deployment, receipts: Collection[str], history: Iterab
         folders[PurePosixPath(path).parent.name].add(path)
     known = {submission.submission_id: submission for submission in history}
     # The asset may have had another name when they were sent.
-    elsewhere = ledger.known_submissions(folders.keys() - known.keys())
+    elsewhere = ledger.submissions.find_known(folders.keys() - known.keys())
     suspects: list[str] = []
     for submission_id, paths in folders.items():
         submission = known.get(submission_id)
         if submission is not None and submission.state is SubmissionState.OPEN:
-            suspects += sorted(paths - _sent(ledger.shards(submission_id)))
+            suspects += sorted(paths - _sent(ledger.shards.of_submission(submission_id)))
         elif submission is None and submission_id not in elsewhere:
             suspects += sorted(paths)
     return suspects
@@ -568,7 +575,7 @@ def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shar
     if not (receipts := _find_unrecorded(deployment, suspects)):
         return []
     shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
-    return deployment.ledger.recover_sends([receipt.submission for receipt in receipts], shards)
+    return deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
 
 
 def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
@@ -578,7 +585,9 @@ def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Re
     # Of a shard that was split the receipt of before may be there, too: the one with the fewest requests is the newest.
     found = sorted(_read_batches(deployment, suspects), key=lambda receipt: -receipt.shard.requests)
     receipts = {receipt.shard.shard_id: receipt for receipt in found}
-    unrecorded = deployment.ledger.unrecorded_sends({key: (each.shard, each.sends) for key, each in receipts.items()})
+    unrecorded = deployment.ledger.shards.find_unrecorded_sends(
+        {key: (each.shard, each.sends) for key, each in receipts.items()}
+    )
     return [receipts[shard_id] for shard_id in unrecorded]
 
 

@@ -31,7 +31,7 @@ from dagster_llm_batch.storage.ledger.events import BelowMinimum, Unavailable, W
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
 __all__ = [
@@ -181,7 +181,7 @@ class Dispatcher:
             if any(shard.wave == 1 for shard in batch):
                 raise ConfigError(f"'{labeling.asset}': {reason} Nothing was sent.")
             for submission_id in {shard.submission_id for shard in batch}:
-                self._deployment.ledger.add_event(submission_id, BelowMinimum(f"not sent again: {reason}"))
+                self._deployment.ledger.events.add(submission_id, BelowMinimum(f"not sent again: {reason}"))
             words = "it was not sent again: too few requests for a batch"
             drop(self._deployment, batch, Reason.BELOW_MINIMUM, words)
 
@@ -196,7 +196,7 @@ class Dispatcher:
             for shards, pick in self._allowance.give_out(own, waiting):
                 going += pick.going
                 if pick.over_budget is not None:
-                    self._deployment.ledger.add_event(submission_id, pick.over_budget)
+                    self._deployment.ledger.events.add(submission_id, pick.over_budget)
                     # Not those of another model or lane, which may have room, and be about to be sent.
                     drop(self._deployment, shards, Reason.OVER_BUDGET, NO_ROOM_LEFT)
                     continue
@@ -207,13 +207,13 @@ class Dispatcher:
                     self._for_money[submission_id] = pick.waits_for or "what goes before it to be billed"
         self._affordable_ids.update(shard.shard_id for shard in going)
         if again := [shard.shard_id for shard in going if shard.reason_kind is Reason.LACKS_MONEY]:
-            self._deployment.ledger.take_places_back(again)
+            self._deployment.ledger.queues.take_places_back(again)
         return going
 
     def _pause_for_money(self, shards: Sequence[Shard], pause: timedelta, why: str | None) -> None:
         until = self._deployment.clock() + pause
         ids, words = [shard.shard_id for shard in shards], f"it waits for money: {why}"
-        self._deployment.ledger.delay_shards(ids, until, words, Reason.MONEY)
+        self._deployment.ledger.shards.delay(ids, until, words, Reason.MONEY)
 
     def _parts(self, shard: Shard, least: int) -> Sequence[Shard]:
         """Return the shard, or its halves, planned in its place, where the provider's queue never has room for it."""
@@ -226,14 +226,14 @@ class Dispatcher:
         """Split a planned shard; return both, as they are planned in its place."""
         self._lease.check()
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
-        wave = [other.number for other in ledger.shards(shard.submission_id) if other.wave == shard.wave]
+        wave = [other.number for other in ledger.shards.of_submission(shard.submission_id) if other.wave == shard.wave]
         estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"))
         dearest = estimate.most_usd(shard.input_bound, shard.lane)
         halves = split_requests(payloads, shard, max(wave) + 1, is_first, dearest)
         # Which of them have what was asked again for what, is not told by its counts.
         rest, half = (replace(each, asked_again=None) for each in halves)
         # Before either is sent. A process that is killed before this leaves files that the next one writes over.
-        ledger.split_shard(shard, rest, half)
+        ledger.shards.split(shard, rest, half)
         # An older ledger, put back from a backup, could send neither without these: the file of the whole goes.
         write_receipts(self._deployment, [rest, half])
         delete_requests(payloads, shard)
@@ -301,8 +301,8 @@ class Dispatcher:
 
     def _waits(self, submission_id: str, waits: Waits) -> None:
         # The same again is no news.
-        if read_event(self._deployment.ledger.last_event(submission_id)) != waits:
-            self._deployment.ledger.add_event(submission_id, waits)
+        if read_event(self._deployment.ledger.events.last_of(submission_id)) != waits:
+            self._deployment.ledger.events.add(submission_id, waits)
 
     def _give_up_places(self, submission_id: str) -> None:
         """Record which shards lack money: they hold no place in a queue before others, and no run is requested for one.
@@ -310,17 +310,17 @@ class Dispatcher:
         Without this, what has money would wait behind them, and they for its bill.
         """
         now, ledger = self._deployment.clock(), self._deployment.ledger
-        planned = [shard for shard in ledger.shards(submission_id) if shard.state is ShardState.PLANNED]
+        planned = [shard for shard in ledger.shards.of_submission(submission_id) if shard.state is ShardState.PLANNED]
         lacking = [shard for shard in planned if shard.shard_id not in self._affordable_ids and due(shard, now)]
         if ids := [shard.shard_id for shard in lacking if shard.reason_kind is not Reason.LACKS_MONEY]:
-            ledger.give_up_places(ids)
+            ledger.queues.give_up_places(ids)
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
         """Add the event, unless it is the last one already. The sensor waits longer before it requests a run then."""
         ledger = self._deployment.ledger
-        if ledger.last_event(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
+        if ledger.events.last_of(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
             words = f"{model} turns calls in real time away; the rest is asked later"
-            ledger.add_event(submission_id, Unavailable(words))
+            ledger.events.add(submission_id, Unavailable(words))
 
     def give_up(self, planned: Sequence[Shard], *, late: bool) -> list[Shard]:
         """Drop the shards that a batch will not answer in time; return the others.
@@ -354,7 +354,7 @@ class Dispatcher:
             return False
         since: datetime | None = None
         now = self._deployment.clock()
-        for event in self._deployment.ledger.events(shard.submission_id):
+        for event in self._deployment.ledger.events.of_submission(shard.submission_id):
             # A time that lies ahead was written by a clock that was wrong.
             if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value and event.at <= now:
                 since = since or event.at
@@ -374,14 +374,14 @@ def drop(deployment: Deployment, planned: Sequence[Shard], kind: Reason, words: 
                 fields["sent_at"] = deployment.clock()
             # Where another process has just sent it, it is collected later.
             with suppress(IllegalMoveError):
-                deployment.ledger.move_shard(shard.shard_id, Move.CANCELED, **fields)
+                deployment.ledger.shards.move(shard.shard_id, Move.CANCELED, **fields)
 
 
 def can_go(deployment: Deployment, planned: Sequence[Shard], lines: QueueLines, *, late: bool) -> bool:
     """Return whether one of a submission's planned shards may be sent now, or is given up since it is too late."""
     now = deployment.clock()
     if planned and not late:
-        last = deployment.ledger.last_event(planned[0].submission_id)
+        last = deployment.ledger.events.last_of(planned[0].submission_id)
         if _waits_for_money(deployment, last):
             return False
         if last.kind == WAITS:
@@ -398,7 +398,7 @@ def _have_room(deployment: Deployment, shards: Sequence[Shard], lines: QueueLine
     """Return whether one of these shards of a submission, of one model and lane, may be sent now."""
     # Nothing overtakes in a queue: where the first of them has to wait, so do the others; beside what was chosen, where
     # the smallest has. To ask of each of thousands would take a tick of the sensor longer than Dagster gives it.
-    first = deployment.ledger.first_in_queue(shards) if _limit(deployment, shards[0])[0] else shards[0]
+    first = deployment.ledger.queues.first_of(shards) if _limit(deployment, shards[0])[0] else shards[0]
     chosen = {shard.most_at_once for shard in shards}
     loosest = None if None in chosen else max(filter(None, chosen), default=0)
     smallest = replace(min(shards, key=lambda shard: shard.tokens), most_at_once=loosest)
@@ -415,7 +415,7 @@ def _waits_for_money(deployment: Deployment, last: Event) -> bool:
     now = deployment.clock()
     return any(
         not due(shard, now) if shard.state is ShardState.PLANNED else shard.state is not ShardState.COLLECTED
-        for shard in deployment.ledger.shards(last.submission_id)
+        for shard in deployment.ledger.shards.of_submission(last.submission_id)
     )
 
 
@@ -460,7 +460,7 @@ def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
     if _limit(deployment, shard)[0] is None:
         return nullcontext()
     name = f"queue:{shard.provider}:{shard.account}"
-    return deployment.ledger.hold_leases(name, wait_seconds=deployment.lease_wait_seconds)
+    return deployment.ledger.leases.hold(name, wait_seconds=deployment.lease_wait_seconds)
 
 
 def count_queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
@@ -502,7 +502,7 @@ def _most_at_once(deployment: Deployment, batch: Sequence[Shard]) -> int | None:
     most = min((shard.most_at_once for shard in batch if shard.most_at_once is not None), default=None)
     if most is None:
         return None
-    planned_at = deployment.ledger.submission(batch[0].submission_id).created_at
+    planned_at = deployment.ledger.submissions.get(batch[0].submission_id).created_at
     return most if deployment.clock() < planned_at + _CHOSEN_FOR else None
 
 
@@ -520,7 +520,7 @@ def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     if beside and most is not None and beside + tokens > most:
         return False
     own, presence = {shard.shard_id for shard in batch}, deployment.presence(batch[0])
-    others = deployment.ledger.shards_without_room(deployment.namespace, batch[0], presence)
+    others = deployment.ledger.queues.without_room(deployment.namespace, batch[0], presence)
     return not any(
         not due(other, now) if other.state is ShardState.PLANNED else not _is_taken(other, now)
         for other in others
@@ -529,7 +529,7 @@ def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
 
 
 def _tokens_beside(deployment: Deployment, batch: Sequence[Shard]) -> int:
-    return deployment.ledger.tokens_beside(batch, deployment.presence(batch[0]))
+    return deployment.ledger.queues.tokens_beside(batch, deployment.presence(batch[0]))
 
 
 def _is_taken(shard: Shard, now: datetime) -> bool:
@@ -544,7 +544,7 @@ def _is_within_declared(deployment: Deployment, batch: Sequence[Shard], lines: Q
     if limit is None:
         return True
     presence = deployment.presence(batch[0])
-    ahead = (lines or deployment.ledger).queue_ahead(
+    ahead = (lines or deployment.ledger.queues).count_ahead(
         deployment.namespace, batch, presence=presence, longest_pause=LONGEST_PAUSE, model=model
     )
     own = _queued(batch, batches=1)
@@ -557,7 +557,7 @@ def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:
     """Record that somebody looks after the waiting shards of these assets, where queues are limited."""
     if deployment.queue_limits:
         now = deployment.clock()
-        deployment.ledger.keep_places(deployment.namespace, assets, now=now, unless_since=now - _SAY_EVERY)
+        deployment.ledger.queues.keep_places(deployment.namespace, assets, now=now, unless_since=now - _SAY_EVERY)
 
 
 def _limit(deployment: Deployment, shard: Shard) -> tuple[QueueLimit | None, str | None]:

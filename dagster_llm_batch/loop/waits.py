@@ -112,7 +112,7 @@ class Unread:
 
     def _give_up(self, shards: Sequence[Shard], why: str, error: LLMBatchError) -> list[Shard]:
         """Give up the results of ended shards of one batch; return the shards as they are then."""
-        return self._ledger.move_shards(
+        return self._ledger.shards.move_all(
             [shard.shard_id for shard in shards],
             Move.GIVEN_UP,
             of_batch=shards[0].batch_id,
@@ -139,7 +139,7 @@ class Unread:
             batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
         for own in batches.values():
             if self._can_read(own[0]):
-                self._ledger.record_late_endings({shard.shard_id: _late(shard) for shard in own})
+                self._ledger.shards.record_late_endings({shard.shard_id: _late(shard) for shard in own})
             else:
                 until = self._deployment.clock() + _GIVEN_UP_AGAIN
                 self._ledger.unread.wait([shard.shard_id for shard in own], until)

@@ -49,12 +49,12 @@ class ReviewedDeployment:
     def submissions(self, dataset: str, partition: str) -> list[Submission]:
         """Return what was submitted for a partition, the oldest first, behind what it took answers of."""
         found: dict[str, Submission] = {}
-        waiting = list(reversed(self.ledger.history(self.namespace, dataset, partition)))
+        waiting = list(reversed(self.ledger.submissions.of_partition(self.namespace, dataset, partition)))
         while waiting:
             submission = waiting.pop()
             if submission.submission_id not in found:
                 found[submission.submission_id] = submission
-                waiting += [self.ledger.submission(source) for source in submission.reused_from]
+                waiting += [self.ledger.submissions.get(source) for source in submission.reused_from]
         return sorted(found.values(), key=lambda submission: submission.created_at)
 
     def attempts(self, dataset: str, partition: str, request_id: str) -> list[Attempt]:
@@ -80,5 +80,5 @@ class ReviewedDeployment:
             stone.undone_at is None
             and stone.partition in (None, partition)
             and stone.digest == key_digest(stone.salt, key)
-            for stone in self.ledger.tombstones(self.namespace, dataset)
+            for stone in self.ledger.tombstones.list_all(self.namespace, dataset)
         )

@@ -54,7 +54,9 @@ def read_attempts(
     return [
         _attempt(payloads, submission, shard, request_id)
         for submission in submissions
-        for shard in sorted(ledger.shards(submission.submission_id), key=lambda shard: (shard.wave, shard.number))
+        for shard in sorted(
+            ledger.shards.of_submission(submission.submission_id), key=lambda shard: (shard.wave, shard.number)
+        )
         if _holds(payloads, shard, wanted)
     ]
 

@@ -181,7 +181,7 @@ class NotePages:
         ledger, namespace = self._deployment.ledger, self._deployment.namespace
         by_content: dict[str, _Version] = {}
         of: dict[str, _Version] = {}
-        for submission in ledger.submissions(namespace, assets=[dataset])[-_MOST_SUBMISSIONS:]:
+        for submission in ledger.submissions.list_all(namespace, assets=[dataset])[-_MOST_SUBMISSIONS:]:
             definition = definition_in(self._deployment.payloads, submission.manifest_path)
             version = by_content.setdefault(repr(definition), _Version(definition))
             version.submissions.append(submission)

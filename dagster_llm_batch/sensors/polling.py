@@ -56,11 +56,11 @@ def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
         entries = [record.asset_entry for record in records]
         newest = [(entry.asset_key, newest_submission(entry.last_materialization)) for entry in entries]
         batches = {found[0]: key.to_user_string() for key, found in newest if found is not None}
-        unknown = batches.keys() - state.ledger.known_submissions(batches)
+        unknown = batches.keys() - state.ledger.submissions.find_known(batches)
         # To recover lists the whole payload store.
         if any(is_unreported(state, submission_id) for submission_id in unknown) and state.engine.recover_all_sends():
             before = read_undelivered(state)
-            unknown -= state.ledger.known_submissions(unknown)
+            unknown -= state.ledger.submissions.find_known(unknown)
         for submission_id in unknown:
             advice = advise_on_unknown(batches[submission_id], submission_id, state.ledger)
             state.notes.unrecorded[submission_id] = str(advice)
@@ -70,7 +70,7 @@ def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
 
 def poll_batches(state: TickState, before: _Before) -> list[Shard]:
     """Ask the providers about batches in flight whose turn it is. Return all shards that were in flight until then."""
-    every = state.ledger.shards_in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
+    every = state.ledger.shards.in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
     flying = [shard for shard in every if shard.submission_id in before]
     # Late batches first: the rows of a stopped one are answered in real time, and somebody waits for them.
     _stop_late(state, before, flying)

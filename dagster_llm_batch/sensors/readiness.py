@@ -207,7 +207,7 @@ def _is_served(state: TickState, submission: Submission, outlook: Outlook) -> bo
     if not is_in_trouble and all(state.access.reason_not_to_use(name) is None for name in names):
         return True
     needed = [submission.provider, *([labeling.models[1].provider] if labeling.cascade is not None else [])]
-    shards = state.ledger.shards(submission.submission_id)
+    shards = state.ledger.shards.of_submission(submission.submission_id)
     reason, passes = state.access.reason_not_to_run(needed, shards, is_in_trouble=is_in_trouble)
     if reason is not None and passes:
         note(state, f"{submission.place} waits: {reason}")
@@ -250,7 +250,7 @@ def _end_without_partition(state: TickState, submission: Submission, conditions:
     kind, submission_id = ConditionKind.NO_PARTITION, submission.submission_id
     own = (one for one in conditions if one.kind is kind and one.submission.submission_id == submission_id)
     if all(is_reported_for_good(state, condition) for condition in own):
-        state.ledger.mark_delivered(submission_id)
+        state.ledger.submissions.mark_delivered(submission_id)
 
 
 def is_new(state: TickState, group: Group) -> bool:

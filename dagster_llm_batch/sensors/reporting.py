@@ -98,7 +98,7 @@ def _read_flying(state: TickState, undelivered: Iterable[Progress], flying: Sequ
     """Return the shards in flight, read anew if some may need a person: these may have ended just now."""
     in_doubt = any(ShardState.SUBMITTING in progress.states for progress in undelivered)
     if in_doubt or any(state.engine.deployment.is_overdue(shard) for shard in flying):
-        return state.ledger.shards_in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
+        return state.ledger.shards.in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
     return flying
 
 
@@ -169,7 +169,7 @@ def report_progress(
     few = [submission for submission in moved if submission.submission_id in landing]
     shown = [*others, *few[: state.bounds.observed_landings]][: state.bounds.observations]
     with apart(state, "what has moved"):
-        known = state.ledger.submissions_with_shards([submission.submission_id for submission in shown])
+        known = state.ledger.submissions.get_all_with_shards([submission.submission_id for submission in shown])
         for submission in shown:
             if not has_time(state):
                 return
@@ -201,7 +201,7 @@ def summarize(state: TickState, undelivered: Sequence[Progress]) -> str:
     if not flying:
         return "; ".join(["no batches in flight", *_shown_notes(state)])
     ids = [progress.submission.submission_id for progress in flying]
-    batches = state.ledger.count_batches_in_flight(state.engine.namespace, ids)
+    batches = state.ledger.batches.count_in_flight(state.engine.namespace, ids)
     counted = "1 batch" if batches == 1 else f"{batches:,} batches"
     paces = _paces(state, flying)
     how_far = [pace_text(together(paces))] if paces else []

@@ -273,7 +273,7 @@ class LostRuns:
 
         Raises where Dagster holds a verdict without a run on this partition already: it stores one of a kind.
         """
-        text = str(advise_on_stranded(self._engine.ledger.submission(ready.submissions[-1]), reason))
+        text = str(advise_on_stranded(self._engine.ledger.submissions.get(ready.submissions[-1]), reason))
         description = f"{text[0].upper()}{text[1:]}."
         self._instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
@@ -319,7 +319,7 @@ def deliver_landed(
     home: set[str] = set()
     unknown: set[str] = set()
     asset = settled[0].asset
-    newest = engine.ledger.newest_ids(engine.namespace, asset)
+    newest = engine.ledger.submissions.newest_ids(engine.namespace, asset)
     for start in range(0, len(settled), _AT_ONCE):
         page = settled[start : start + _AT_ONCE]
         if not has_time():
@@ -327,10 +327,10 @@ def deliver_landed(
             continue
         current = [submission for submission in page if newest[submission.partition] == submission.submission_id]
         # What the newest materialization of their partition says, older labels may have replaced since.
-        over = engine.ledger.landed_over([submission.submission_id for submission in current])
+        over = engine.ledger.submissions.find_landed_over([submission.submission_id for submission in current])
         rest = [submission for submission in current if submission.submission_id not in over]
         if landed := set(_materialized(runs.instance, dataset, rest)):
-            engine.ledger.mark_delivered(*landed)
+            engine.ledger.submissions.mark_delivered(*landed)
         superseded = {
             submission.submission_id: newest[submission.partition]
             for submission in page
@@ -340,8 +340,8 @@ def deliver_landed(
         if superseded:
             again = _may_be_replaced(runs, engine, dataset, sorted(set(superseded.values())))
             # In this order: a tick that dies in between leaves the older ones to the next.
-            engine.ledger.take_back_delivery(again)
-            engine.ledger.mark_delivered(*superseded)
+            engine.ledger.submissions.take_back_delivery(again)
+            engine.ledger.submissions.mark_delivered(*superseded)
             unknown |= again
         home |= landed | superseded.keys()
     return home - unknown, unknown
@@ -351,7 +351,7 @@ def _may_be_replaced(runs: UnfinishedRuns, engine: Engine, dataset: Dataset, new
     """Return those of these submissions that are delivered, and whose labels a run that has ended may have replaced by
     older ones: it was at work on the partition, beside the run that landed them, when they were delivered.
     """
-    known = [submission for submission, _ in engine.ledger.submissions_with_shards(newest).values()]
+    known = [submission for submission, _ in engine.ledger.submissions.get_all_with_shards(newest).values()]
     delivered = {submission.partition: submission for submission in known if submission.delivered_at is not None}
     if not delivered:
         return set()

@@ -184,7 +184,7 @@ def has_passed(state: TickState, pause: timedelta, since: datetime) -> bool:
 
 def read_undelivered(state: TickState) -> Undelivered:
     """Read the submissions without materialized labels. A row that cannot be read is noted, and left out."""
-    found = state.ledger.progress(state.engine.namespace, unreadable=partial(note_unreadable, state))
+    found = state.ledger.submissions.progress(state.engine.namespace, unreadable=partial(note_unreadable, state))
     own = [progress for progress in found if progress.submission.asset in state.labels]
     return Undelivered(own, [progress for progress in found if progress.submission.asset not in state.labels])
 

@@ -116,7 +116,7 @@ class RealTimeLane:
                     # Only after the commit: a process that dies in between leaves a window whose offsets are committed,
                     # and its successor marks it (`_unfinished`).
                     if submission_id is not None:
-                        self._engine.ledger.mark_delivered(submission_id)
+                        self._engine.ledger.submissions.mark_delivered(submission_id)
                     self.windows += 1
                     answered += len(results)
         finally:
@@ -127,13 +127,13 @@ class RealTimeLane:
         marked.
         """
         window_ = None
-        for progress in self._engine.ledger.progress(self._engine.namespace):
+        for progress in self._engine.ledger.submissions.progress(self._engine.namespace):
             submission = progress.submission
             if submission.asset != self._name:
                 continue
             window = KafkaWindow.parse(submission.partition)
             if all(offsets.end <= begins.get(offsets.partition, 0) for offsets in window.ranges):
-                self._engine.ledger.mark_delivered(submission.submission_id)
+                self._engine.ledger.submissions.mark_delivered(submission.submission_id)
             elif all(offsets.start <= begins.get(offsets.partition, -1) for offsets in window.ranges):
                 # This holds also where retention has deleted the first messages of the window meanwhile.
                 window_ = window

@@ -105,7 +105,7 @@ class Adopter:
         # Two that adopt it at once would write the same files, and one would remove what the other has stored.
         with self._deployment.leased(submission_id), ExitStack() as unwanted:
             self._refuse_known(provider, batch_id)
-            history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
+            history = self._ledger.submissions.of_partition(self._deployment.namespace, self._labeling.asset, partition)
             _refuse_under_way(history)
             report = self._ended(provider, batch_id)
             senders = self._sender_ids(request_file, report)
@@ -142,7 +142,7 @@ class Adopter:
             try:
                 yield adoption
             finally:
-                if self._ledger.known_submissions([submission_id]):
+                if self._ledger.submissions.find_known([submission_id]):
                     unwanted.pop_all()
 
     def store(self, adoption: Adoption) -> Submission:
@@ -152,19 +152,19 @@ class Adopter:
         """
         submission = adoption.submission
         place = (submission.namespace, submission.asset, submission.partition)
-        with self._ledger.hold_leases(plan_lease(*place), wait_seconds=PLAN_WAIT_SECONDS):
-            history = self._ledger.history(*place)
+        with self._ledger.leases.hold(plan_lease(*place), wait_seconds=PLAN_WAIT_SECONDS):
+            history = self._ledger.submissions.of_partition(*place)
             _refuse_under_way(history)
             _refuse_asked(history, submission)
             sent = {shard.shard_id: (shard, 1) for shard in adoption.shards}
-            self._ledger.recover_sends([submission], sent, Adopted)
-        return self._ledger.submission(submission.submission_id)
+            self._ledger.shards.recover_sends([submission], sent, Adopted)
+        return self._ledger.submissions.get(submission.submission_id)
 
     def _refuse_known(self, provider: Provider, batch_id: str) -> None:
         shard = self._ledger.uploads.find_batch(provider.name, provider.account, batch_id)
         if shard is None:
             return
-        submission = self._ledger.submission(shard.submission_id)
+        submission = self._ledger.submissions.get(shard.submission_id)
         what = f"submission {submission.submission_id} of {submission.place}"
         if shard.cause is Cause.ADOPTED:
             raise ConfigError(f"Batch {batch_id} was adopted already, as {what}. Nothing was changed.")

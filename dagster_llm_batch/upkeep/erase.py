@@ -63,9 +63,9 @@ from dagster_llm_batch.loop.status import advise_on_lost_manifest
 from dagster_llm_batch.loop.submit import recover_all, recover_planned
 from dagster_llm_batch.providers.capabilities import delete_batch
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
-from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
-from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests
+from dagster_llm_batch.storage.ledger.shards import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import StoredFile
 from dagster_llm_batch.types import Lane
 from dagster_llm_batch.upkeep.prune import Pruner
@@ -147,7 +147,7 @@ class Eraser:
 
     def add_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
         """Record that rows with these keys are erased; return how many tombstones are new. `partitions` None: all."""
-        known = self._ledger.tombstones(self._namespace, asset)
+        known = self._ledger.tombstones.list_all(self._namespace, asset)
         salt = known[0].salt if known else secrets.token_hex(16)
         in_force = {(stone.partition, stone.salt, stone.digest) for stone in known if stone.undone_at is None}
         now = self._deployment.clock()
@@ -157,7 +157,7 @@ class Eraser:
             for digest in dict.fromkeys(key_digest(salt, key) for key in keys)
             if (partition, salt, digest) not in in_force
         ]
-        self._ledger.add_tombstones(fresh)
+        self._ledger.tombstones.add(fresh)
         # What people said of such rows names them by their keys.
         for partition in [None] if partitions is None else partitions:
             self._ledger.judgments.erase(self._namespace, asset, partition, keys)
@@ -165,10 +165,10 @@ class Eraser:
 
     def take_back_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
         """Let rows with these keys be asked again; return how many tombstones were in force. See `add_tombstones`."""
-        salts = {stone.salt for stone in self._ledger.tombstones(self._namespace, asset)}
+        salts = {stone.salt for stone in self._ledger.tombstones.list_all(self._namespace, asset)}
         digests = [key_digest(salt, key) for salt in sorted(salts) for key in keys]
         return sum(
-            self._ledger.take_back_tombstones(self._namespace, asset, partition, digests)
+            self._ledger.tombstones.take_back(self._namespace, asset, partition, digests)
             for partition in ([None] if partitions is None else partitions)
         )
 
@@ -180,7 +180,7 @@ class Eraser:
         Those to whose files every tombstone was applied are read for the new keys alone.
         """
         found = []
-        for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+        for submission in self._ledger.submissions.list_all(self._namespace, assets=[asset]):
             if (partitions is None or submission.partition in partitions) and not self._is_gone(submission):
                 one = self._find_in(submission, self._erased_with(asset, keys, submission.partition))
                 if one.rows or one.manifest_lost:
@@ -198,7 +198,7 @@ class Eraser:
         going = candidates - self._still_needed(submission, erased, candidates)
         stored = [path for path in (submission.manifest, self._beside_manifest(submission, ERASING)) if rows]
         flying, ended = [], []
-        for shard in self._ledger.shards(submission.submission_id) if going else ():
+        for shard in self._ledger.shards.of_submission(submission.submission_id) if going else ():
             if not self._has_any(shard, going):
                 continue
             if shard.state in IN_FLIGHT:
@@ -232,7 +232,7 @@ class Eraser:
         """
         gone = []
         for asset in assets:
-            for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+            for submission in self._ledger.submissions.list_all(self._namespace, assets=[asset]):
                 if self._is_gone(submission):
                     gone += self._ownership.files_of(submission)
         return [*gone, *self._pruner.find_left_behind()]
@@ -260,7 +260,9 @@ class Eraser:
             return needed
         wanted = pa.array(sorted(candidates), pa.string())
         # Newer submissions may reuse this one's answers.
-        for other in self._ledger.history(submission.namespace, submission.asset, submission.partition):
+        for other in self._ledger.submissions.of_partition(
+            submission.namespace, submission.asset, submission.partition
+        ):
             if not self._payloads.exists(other.manifest):
                 continue
             for keys, ids in self._rows(other):
@@ -276,8 +278,8 @@ class Eraser:
         left = []
         # A ledger that was restored from a backup does not know of all that is stored.
         recover_all(self._deployment)
-        tombstones = len(self._ledger.tombstones(self._namespace, asset))
-        for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+        tombstones = len(self._ledger.tombstones.list_all(self._namespace, asset))
+        for submission in self._ledger.submissions.list_all(self._namespace, assets=[asset]):
             if submission.has_applied(tombstones):
                 continue
             reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
@@ -299,7 +301,7 @@ class Eraser:
         Not all is done while batches are in flight. Raises PayloadError where the manifest is lost: nobody can tell
         which rows the files have then.
         """
-        submission = self._ledger.submission(submission_id)
+        submission = self._ledger.submissions.get(submission_id)
         erased = self._deployment.erased_keys(submission.partition, submission.asset)
         if submission.has_applied(erased.tombstones):
             return True
@@ -308,7 +310,7 @@ class Eraser:
             # A prune that was killed may have left some.
             remove(self._payloads, self._ownership.files_of(submission))
             self._drop_merged(submission)
-            self._ledger.record_erased_submission(submission_id, erased.tombstones)
+            self._ledger.submissions.record_erased(submission_id, erased.tombstones)
             return True
         if not self._payloads.is_whole(path):
             meanwhile = (
@@ -317,7 +319,7 @@ class Eraser:
             )
             raise PayloadError(str(advise_on_lost_manifest(submission, meanwhile)))
         # What this ledger has no record of has files that no shard names before this.
-        if shards := self._ledger.shards(submission_id):
+        if shards := self._ledger.shards.of_submission(submission_id):
             recover_planned(self._deployment, shards)
         rows, candidates = self._matches(submission, erased)
         candidates |= self._read_erasing(going_path)
@@ -329,7 +331,7 @@ class Eraser:
             self._rewrite_manifest(path, erased)
         going = candidates - self._still_needed(submission, erased, candidates)
         flying = False
-        for shard in self._ledger.shards(submission_id):
+        for shard in self._ledger.shards.of_submission(submission_id):
             if self._is_at_rest(shard):
                 self._purge_shard(shard, going, held)
             else:
@@ -341,12 +343,12 @@ class Eraser:
         if flying:
             return False
         self._payloads.delete(going_path)
-        self._ledger.record_erased_submission(submission_id, erased.tombstones, **self._remaining(submission))
+        self._ledger.submissions.record_erased(submission_id, erased.tombstones, **self._remaining(submission))
         return True
 
     def _drop_merged(self, submission: Submission) -> None:
         """Remove the merged copies of the partition's results, which are made anew of what is left."""
-        history = self._ledger.history(submission.namespace, submission.asset, submission.partition)
+        history = self._ledger.submissions.of_partition(submission.namespace, submission.asset, submission.partition)
         drop_merged(self._payloads, [one.folder for one in history])
 
     def _is_at_rest(self, shard: Shard) -> bool:
@@ -411,15 +413,15 @@ class Eraser:
                         out.write(line)
         self._purge_results(shard, going)
         # Where a batch failed as a whole, the rows of all shards in it have the provider's words.
-        for other in self._ledger.told_with(shard):
+        for other in self._ledger.shards.told_with(shard):
             is_held = other.submission_id in held
             with nullcontext() if is_held else self._deployment.leased(other.submission_id):
                 self._purge_results(other, set())
         write_ids(payloads, shard, packed(kept))
-        self._ledger.record_erased_shard(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
+        self._ledger.shards.record_erased(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
         if not kept and shard.state is ShardState.PLANNED:
             words = "all of its rows were erased"
-            self._ledger.move_shard(shard.shard_id, Move.CANCELED, reason=words, reason_kind=Reason.ERASED)
+            self._ledger.shards.move(shard.shard_id, Move.CANCELED, reason=words, reason_kind=Reason.ERASED)
 
     def _purge_results(self, shard: Shard, going: set[str]) -> None:
         path = shard.results_path or beside(shard, RESULTS)
@@ -454,7 +456,7 @@ class Eraser:
 
     def _remove_unnamed(self, submission: Submission) -> None:
         """Remove requests that are no shard's: a process was killed after it split one, or before it stored a wave."""
-        shards = self._ledger.shards(submission.submission_id)
+        shards = self._ledger.shards.of_submission(submission.submission_id)
         named = {path for shard in shards for path in (shard.path, beside(shard, IDS))}
         own = (file for file in self._ownership.files_of(submission) if not file.path.endswith(ERASING))
         unnamed = [file for file in own if file.path.endswith((REQUESTS, IDS)) and file.path not in named]
@@ -483,7 +485,7 @@ class Eraser:
         if digest.rows == submission.rows:
             return {}
         submission_id = submission.submission_id
-        shards, levels = self._ledger.shards(submission_id), levels_of(self._payloads, submission)
+        shards, levels = self._ledger.shards.of_submission(submission_id), levels_of(self._payloads, submission)
         first = [shard for shard in shards if shard.wave == 1]
         # Sampled requests of a cascade are asked of both models; the model is asked of all that are not reused.
         if levels is not None and not levels.asks_oracle_alone:
@@ -527,14 +529,14 @@ class Eraser:
     def erase_at_providers(self, *assets: str) -> list[ProviderCopy]:
         """Have providers delete what they store of ended batches with erased requests; return what came of each."""
         batches: dict[tuple[str, str, str], list[Shard]] = {}
-        for shard in self._ledger.shards_at_providers(self._namespace, *assets):
+        for shard in self._ledger.shards.at_providers(self._namespace, *assets):
             batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
         return [self._erase_batch(shards) for shards in batches.values()]
 
     def _erase_batch(self, shards: Sequence[Shard]) -> ProviderCopy:
         first = shards[0]
         batch_id = first.batch_id or ""
-        others = self._ledger.shards_of_batch(first)
+        others = self._ledger.shards.of_batch(first)
         if not owns_batch(others):
             return ProviderCopy(first.provider, batch_id, _ADOPTED, is_ours=False)
         if any(shard.state is not ShardState.COLLECTED for shard in others):
@@ -546,7 +548,7 @@ class Eraser:
         except (ProviderError, ConfigError) as error:
             return ProviderCopy(first.provider, batch_id, str(error))
         if left is None:
-            self._ledger.record_erased_at_provider([shard.shard_id for shard in others], batch_id)
+            self._ledger.shards.record_erased_at_provider([shard.shard_id for shard in others], batch_id)
         return ProviderCopy(first.provider, batch_id, left)
 
 

@@ -1,6 +1,6 @@
 """Removes stored files that nothing needs any more, by this rule:
 
-1. These submissions keep all their files: those that are not delivered (`Ledger.mark_delivered`), or were delivered
+1. These submissions keep all their files: those that are not delivered, or were delivered
    within the last N days; the newest, and the newest settled, submission of each partition; and all whose answers these
    reuse.
 2. Every other submission is pruned. First an event is added to the ledger, so that no later plan reuses its answers;
@@ -121,7 +121,7 @@ class Pruner:
             return False
         return all(
             shard.state is ShardState.COLLECTED and not shard.waits_for_person
-            for shard in self._ledger.shards(submission.submission_id)
+            for shard in self._ledger.shards.of_submission(submission.submission_id)
         )
 
     def find_left_behind(self) -> tuple[StoredFile, ...]:
@@ -171,7 +171,7 @@ class Pruner:
         """Return the paths of all files that kept submissions name, which may lie in other submissions' folders."""
         by_id = {submission.submission_id: submission for submission in kept}
         named: set[str | None] = {submission.manifest_path for submission in by_id.values()}
-        for shards in self._ledger.shards_of(by_id).values():
+        for shards in self._ledger.shards.of_submissions(by_id).values():
             for shard in shards:
                 named |= {shard.path, beside(shard, IDS), shard.raw_path, shard.results_path}
         return {path for path in named if path is not None}
@@ -182,7 +182,7 @@ class Pruner:
         replaced = {}
         for submission_id, files in pruning.replaced.items():
             try:
-                with self._ledger.hold_leases(f"submission:{submission_id}"):
+                with self._ledger.leases.hold(f"submission:{submission_id}"):
                     if self._give_up(submission_id, files):
                         remove(self._payloads, files)
                         # After what they are of: see merged_results.py.
@@ -194,11 +194,11 @@ class Pruner:
         aged = {}
         for submission_id, files in pruning.aged.items():
             try:
-                with self._ledger.hold_leases(f"submission:{submission_id}"):
+                with self._ledger.leases.hold(f"submission:{submission_id}"):
                     # As it is now: late answers may have come, or a newer submission may need it.
-                    submission, others = self._ledger.submission(submission_id), self._history_of(submission_id)
+                    submission, others = self._ledger.submissions.get(submission_id), self._history_of(submission_id)
                     if self._is_done_with(submission, others, self._clock()):
-                        self._ledger.forget_raw(submission_id, len(files))
+                        self._ledger.shards.forget_raw(submission_id, len(files))
                         remove(self._payloads, files)
                         aged[submission_id] = files
             except LeaseError:
@@ -207,17 +207,17 @@ class Pruner:
         return replace(pruning, replaced=replaced, aged=aged)
 
     def _history_of(self, submission_id: str) -> list[Submission]:
-        submission = self._ledger.submission(submission_id)
-        return self._ledger.history(submission.namespace, submission.asset, submission.partition)
+        submission = self._ledger.submissions.get(submission_id)
+        return self._ledger.submissions.of_partition(submission.namespace, submission.asset, submission.partition)
 
     def _give_up(self, submission_id: str, files: Sequence[StoredFile]) -> bool:
         """Record it; return False where a plan has just taken up its answers, so that its files must stay."""
-        self._ledger.mark_pruned(submission_id, len(files), sum(file.bytes for file in files))
+        self._ledger.submissions.mark_pruned(submission_id, len(files), sum(file.bytes for file in files))
         return submission_id not in _kept(self._history_of(submission_id), self._clock())
 
     def _refuse_another_store(self, holdings: Holdings) -> None:
         """Raise ConfigError where the newest submission has no file: each has a manifest, so the store is another."""
-        newest = max(self._ledger.submissions(self._namespace), key=lambda each: each.created_at, default=None)
+        newest = max(self._ledger.submissions.list_all(self._namespace), key=lambda each: each.created_at, default=None)
         if newest is None or newest.manifest_path is None or newest.submission_id in holdings.of_submissions:
             return
         msg = (

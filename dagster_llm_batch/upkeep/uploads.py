@@ -88,7 +88,7 @@ class UploadRemover:
             if (left := delete_batch(provider, batch_id)) is not None:
                 removal.kept[batch_id] = left
                 return
-            self._deployment.ledger.record_erased_at_provider([shard.shard_id for shard in shards], batch_id)
+            self._deployment.ledger.shards.record_erased_at_provider([shard.shard_id for shard in shards], batch_id)
             self._uploads.record_done([shards[0].shard_id])
 
         removed = self._remove(self.with_results(older_than), delete, _MOST, lambda: True)
@@ -121,7 +121,7 @@ class UploadRemover:
                 continue
             name = _name_of(carrier)
             try:
-                shards = self._deployment.ledger.shards_of_batch(carrier)
+                shards = self._deployment.ledger.shards.of_batch(carrier)
                 if (reason := self._reason_to_keep(shards)) is not None:
                     removal.kept[name] = reason
                     continue
@@ -145,7 +145,7 @@ class UploadRemover:
             # A batch that failed as a whole has no lines, and its results say so. Old lines may have been pruned.
             path = shard.raw_path or shard.results_path
             if path is None or not payloads.is_whole(path):
-                submission = self._deployment.ledger.submission(shard.submission_id)
+                submission = self._deployment.ledger.submissions.get(shard.submission_id)
                 # Nobody needs the results of what newer submissions replaced.
                 if not is_pruned(self._deployment.ledger, submission):
                     return f"the results of shard {shard.shard_id} are not whole in the payload store"

@@ -174,7 +174,11 @@ class Project:
         for _ in range(9):
             self.emulator.settle()
             with self.engine() as engine:
-                waiting = [one.submission for one in engine.ledger.progress("test") if not one.submission.is_settled]
+                waiting = [
+                    one.submission
+                    for one in engine.ledger.submissions.progress("test")
+                    if not one.submission.is_settled
+                ]
                 for one in waiting:
                     engine.advance(dataset_of(module[one.asset]).labeling, one.submission_id)
             if not waiting:
@@ -186,7 +190,7 @@ class Project:
         submission_id = self.submit(name, partition)
         self.settle()
         with self.engine() as engine:
-            engine.ledger.mark_delivered(submission_id)
+            engine.ledger.submissions.mark_delivered(submission_id)
         return submission_id
 
     def files(self) -> dict[str, bytes]:

@@ -176,8 +176,8 @@ def test_what_is_under_way_for_an_asset_that_is_gone_is_told(project):
 def keep_money(project, submission_id, usd):
     """What a process leaves that is killed right before it sends."""
     with project.engine() as engine:
-        [shard] = engine.ledger.shards(submission_id)
-        assert engine.ledger.reserve({shard.shard_id: Decimal(usd)}, [])
+        [shard] = engine.ledger.shards.of_submission(submission_id)
+        assert engine.ledger.money.reserve({shard.shard_id: Decimal(usd)}, [])
 
 
 @pytest.mark.slow

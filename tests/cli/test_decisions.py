@@ -296,7 +296,7 @@ def test_doctor_names_what_a_restored_ledger_has_no_record_of_and_recover_recove
     project.settle()
     for submission_id in restored:
         with project.engine() as engine:
-            assert engine.ledger.submission(submission_id).outcomes == {"succeeded": 3}
+            assert engine.ledger.submissions.get(submission_id).outcomes == {"succeeded": 3}
     assert len(project.emulator.books.batches) == 6
     assert project.emulator.books.billed_twice() == {}
 

@@ -17,7 +17,7 @@ def test_every_command_knows_a_provider_by_its_name(project):
     engine.submit(labeling, submission.submission_id)
     project.emulator.settle()
     engine.advance(labeling, submission.submission_id)
-    engine.ledger.mark_delivered(submission.submission_id)
+    engine.ledger.submissions.mark_delivered(submission.submission_id)
     engine.ledger.close()
     assert "eu/gpt-4o, account 127.0.0.1" in project.on_file("show", submission.submission_id).stdout
     [group] = project.json("cost", "--by", "provider")["groups"]

@@ -455,8 +455,8 @@ def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once
     assert f"oracle, later about {told['later']} of 10 requests, $" in printed
     submission_id = project.submit()
     with project.engine() as engine:
-        shards = engine.ledger.shards(submission_id)
-        assert engine.ledger.submission(submission_id).reserved_usd == kept
+        shards = engine.ledger.shards.of_submission(submission_id)
+        assert engine.ledger.submissions.get(submission_id).reserved_usd == kept
     assert sum(shard.estimated_usd or 0 for shard in shards if shard.model == "gpt-4o") == Decimal(
         told["estimated_usd"]
     )

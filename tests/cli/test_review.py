@@ -25,14 +25,14 @@ from dagster_llm_batch.storage.ledger.records import Judgment
 
 def evidence(project, dataset: str, request_id: str, partition: str = ""):
     with project.engine() as engine:
-        submissions = engine.ledger.history("test", dataset, partition)
+        submissions = engine.ledger.submissions.of_partition("test", dataset, partition)
         return read_attempts(engine.ledger, engine.deployment.payloads, submissions, request_id)
 
 
 def labels(project, submission_id: str):
     module = project.module()
     with project.engine() as engine:
-        asset = engine.ledger.submission(submission_id).asset
+        asset = engine.ledger.submissions.get(submission_id).asset
         return engine.labels(dataset_of(module[asset]).labeling, submission_id).labels.to_pylist()
 
 
@@ -193,7 +193,7 @@ def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_nam
     project.on_file("erase", "ticket_labels", "--key", "all-1", "--delete", "--yes")
     with project.engine() as engine:
         assert [one.row_key for one in engine.ledger.judgments.read("test", "ticket_labels")] == ["all-0"]
-        engine.ledger.rename_asset("test", "ticket_labels", "renamed")
+        engine.ledger.submissions.rename_asset("test", "ticket_labels", "renamed")
         assert [one.row_key for one in engine.ledger.judgments.read("test", "renamed")] == ["all-0"]
 
 

@@ -57,7 +57,7 @@ def test_once_it_has_ended_it_is_told_again_and_nothing_is_sent_before_that_is_a
     assert len({one.body_digest for one in project.emulator.books.executions}) == 6
     # No dataset and no sensor of the deployment sees any of it.
     with project.engine() as engine:
-        assert engine.ledger.submissions("test") == []
+        assert engine.ledger.submissions.list_all("test") == []
 
 
 def test_what_can_cost_more_than_max_usd_is_never_sent_at_once(project):

@@ -240,8 +240,8 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
 
     ledger = job.open_ledger()
     try:
-        submissions = ledger.submissions(NAMESPACE)
-        shards = [shard for one in submissions for shard in ledger.shards(one.submission_id)]
+        submissions = ledger.submissions.list_all(NAMESPACE)
+        shards = [shard for one in submissions for shard in ledger.shards.of_submission(one.submission_id)]
         free = all(_is_free(ledger, one.submission_id) for one in submissions)
         (least, most), waves = scenario.billed or (scenario.rows, scenario.rows), scenario.waves
         if scenario.cascade is not None:
@@ -282,7 +282,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
 
 def _is_free(ledger: Ledger, submission_id: str) -> bool:
     try:
-        with ledger.hold_leases(f"submission:{submission_id}"):
+        with ledger.leases.hold(f"submission:{submission_id}"):
             return True
     except LeaseError:
         return False

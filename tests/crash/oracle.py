@@ -40,7 +40,7 @@ def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submi
     for number, submission in enumerate(sorted(submissions, key=lambda one: one.partition)):
         levels = levels_of(payloads, submission)
         assert levels is not None
-        shards = ledger.shards(submission.submission_id)
+        shards = ledger.shards.of_submission(submission.submission_id)
         of = {
             (level, wave): [s for s in shards if levels.asks_oracle(s.asked_of) is level and s.wave == wave]
             for level in (False, True)

@@ -126,8 +126,8 @@ def judge(soak: Soak, billing: Mapping[str, Billing], ledger: Ledger, seconds: f
         shards = [
             shard
             for task in tasks
-            for one in ledger.history(NAMESPACE, task.asset, task.partition)
-            for shard in ledger.shards(one.submission_id)
+            for one in ledger.submissions.of_partition(NAMESPACE, task.asset, task.partition)
+            for shard in ledger.shards.of_submission(one.submission_id)
         ]
         row = {
             "requests": sum(task.rows for task in tasks),
@@ -204,8 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = time.monotonic() - began
         ledger = Ledger(ledger_url)
         waves: dict[str, dict[str, int]] = defaultdict(dict)
-        for one in ledger.submissions(NAMESPACE):
-            waves[one.provider].update({shard.nonce: shard.wave for shard in ledger.shards(one.submission_id)})
+        for one in ledger.submissions.list_all(NAMESPACE):
+            waves[one.provider].update(
+                {shard.nonce: shard.wave for shard in ledger.shards.of_submission(one.submission_id)}
+            )
         billing = {}
         for vendor, pipe in vendors.items():
             pipe.send((waves[vendor], max(waves[vendor].values(), default=0)))

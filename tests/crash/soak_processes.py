@@ -150,5 +150,5 @@ def label(task: Task, batch_rows: int, pipe: Connection) -> None:
     part = task.table.with_suffix(".part")
     pq.write_table(rows, part)
     part.replace(task.table)
-    engine.ledger.mark_delivered(submission_id)
+    engine.ledger.submissions.mark_delivered(submission_id)
     pipe.send("done")

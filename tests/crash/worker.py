@@ -103,7 +103,7 @@ def work(job: Job, parent: Connection) -> None:
     tables = [table.select(["ticket_id", "llm_outcome"]) for one in labeled for table in (one.labels, one.rejects)]
     _materialize(interceptor, pa.concat_tables(tables), job.table)
     for one in ids:
-        engine.ledger.mark_delivered(one)
+        engine.ledger.submissions.mark_delivered(one)
     parent.send(sorted({arrow for arrow, _, _ in interceptor.crossed}))
 
 

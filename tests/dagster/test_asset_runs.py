@@ -137,7 +137,7 @@ def test_a_partition_that_the_io_manager_refuses_fails_and_its_neighbours_land(m
     assert f"{DAYS[2]}: OSError: disk full" in failure(result)
     assert location.landed() == {DAYS[0], DAYS[1], DAYS[3]}
     assert location.failed(DAYS, DAILY) == {DAYS[2]}
-    assert [one.submission.partition for one in location.engine().ledger.progress("default")] == [DAYS[2]]
+    assert [one.submission.partition for one in location.engine().ledger.submissions.progress("default")] == [DAYS[2]]
 
 
 def test_a_range_of_multi_partitions_lands_each(make, emulator):
@@ -291,8 +291,8 @@ def test_labels_in_markdown_fences_are_read_counted_and_not_asked_again(instance
         assert (metadata["llm_batch/rows_succeeded"], metadata["llm_batch/rows_read_from_fences"]) == (3, 1)
         assert len(emulator.books.executions) == 3
         engine = location.engine()
-        [submission] = engine.ledger.submissions("default")
-        [shard] = engine.ledger.shards(submission.submission_id)
+        [submission] = engine.ledger.submissions.list_all("default")
+        [shard] = engine.ledger.shards.of_submission(submission.submission_id)
         assert b"```json" in b"".join(engine.payloads.lines(shard.raw_path))
         engine.ledger.close()
 
@@ -321,7 +321,7 @@ def test_rows_that_changed_while_batches_ran_are_submitted_anew_and_the_earlier_
     assert location.collect().success
     assert location.metadata()["dagster/partition_row_count"] == 3
     engine = location.engine()
-    newer, older = engine.ledger.history("default", LABELS)
+    newer, older = engine.ledger.submissions.of_partition("default", LABELS)
     assert older.is_settled
     assert older.cost_usd > 0
     assert older.delivered_at is not None
@@ -337,10 +337,10 @@ def test_a_changed_prompt_supersedes_what_is_in_flight_and_never_reads_its_answe
     emulator.settle()
     assert location.collect().success
     engine = location.engine()
-    newer, older = engine.ledger.history("default", LABELS)
+    newer, older = engine.ledger.submissions.of_partition("default", LABELS)
     assert location.metadata()["llm_batch/submission_id"] == newer.submission_id
     assert older.delivered_at is not None
-    [shard] = engine.ledger.shards(older.submission_id)
+    [shard] = engine.ledger.shards.of_submission(older.submission_id)
     assert engine.payloads.exists(beside(shard, RAW))  # stored, though nothing reads it
     engine.ledger.close()
     assert len(emulator.books.executions) == 6

@@ -264,7 +264,7 @@ def test_labels_that_another_run_has_landed_are_delivered_without_a_request(make
     change(location, "delivered_at = NULL", "submission")  # the run died after Dagster knew, before the ledger did
     assert tick(location).run_requests == []
     engine = location.engine()
-    [submission] = engine.ledger.submissions("default")
+    [submission] = engine.ledger.submissions.list_all("default")
     assert submission.delivered_at is not None
     engine.ledger.close()
 
@@ -337,7 +337,7 @@ def test_progress_of_one_partition_in_the_middle_changes_the_key_of_its_range(ma
     [before] = tick(location).run_requests
     engine = location.engine()
     middle = engine.latest(LABELS, DAYS[1])
-    engine.ledger.add_event(middle.submission_id, Other("something", "happened"))
+    engine.ledger.events.add(middle.submission_id, Other("something", "happened"))
     engine.ledger.close()
     [after] = tick(location).run_requests
     assert asked(tick(location)) == [(DAYS[0], DAYS[2])]
@@ -481,7 +481,7 @@ def test_a_request_file_that_cannot_be_spared_is_looked_at_once_an_hour(make, em
     location = make(*labeled())
     assert location.land().success
     engine = location.engine()
-    [shard] = engine.ledger.shards(engine.latest("ticket_labels").submission_id)
+    [shard] = engine.ledger.shards.of_submission(engine.latest("ticket_labels").submission_id)
     with engine.payloads.reader(shard.raw_path) as file:
         lines = file.read()
     engine.payloads.delete(shard.raw_path)

@@ -59,7 +59,7 @@ def test_labels_have_landed_whatever_the_order_in_which_checks_are_declared(make
     change(location, "delivered_at = null", "submission")
     monkeypatch.setattr(checks, "CHECKS", tuple(reversed(CHECKS)))
     assert tick(location).run_requests == []
-    assert location.engine().ledger.progress(location.engine().namespace) == []
+    assert location.engine().ledger.submissions.progress(location.engine().namespace) == []
 
 
 def test_labels_whose_final_check_is_not_stored_land_again(make):
@@ -95,7 +95,7 @@ def reword(monkeypatch: pytest.MonkeyPatch) -> None:
 def stop(location: Any, how: str) -> None:
     """End the batch of a submission so that its rows wait for a person."""
     engine = location.engine()
-    [shard] = engine.ledger.shards(engine.latest(LABELS).submission_id)
+    [shard] = engine.ledger.shards.of_submission(engine.latest(LABELS).submission_id)
     if how == "given up":
         engine.give_up(shard.shard_id)
     else:

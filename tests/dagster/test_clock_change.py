@@ -29,7 +29,7 @@ def asked(location: Any) -> set[str]:
     """The partitions that have a submission."""
     ledger = location.engine().ledger
     try:
-        return {one.partition for one in ledger.submissions("default")}
+        return {one.partition for one in ledger.submissions.list_all("default")}
     finally:
         ledger.close()
 

@@ -124,7 +124,9 @@ def test_two_code_locations_share_ledger_and_bucket_and_each_lands_only_its_own(
     assert emulator.books.billed_twice() == {}
 
     ledger = Ledger(ledger_url)
-    by_namespace = {name: [s.asset for s in ledger.submissions(name)] for name in ("support", "moderation", "default")}
+    by_namespace = {
+        name: [s.asset for s in ledger.submissions.list_all(name)] for name in ("support", "moderation", "default")
+    }
     ledger.close()
     assert by_namespace == {"support": [SUPPORT[0]], "moderation": [MODERATION[0]], "default": []}
     stored = fsspec.url_to_fs(os.environ["LLM_PAYLOAD_ROOT"])[0].find(f"platform/{folder.name}")

@@ -113,8 +113,8 @@ def test_a_partition_of_time_has_what_was_sent_within_it(make):
 def add_days(location: CodeLocation, days: int) -> None:
     """Leave the ledger as if the batch that was sent today had been sent, and had cost the same, on each day before."""
     ledger = location.engine().ledger
-    [submission] = ledger.submissions("default")
-    [shard] = ledger.shards(submission.submission_id)
+    [submission] = ledger.submissions.list_all("default")
+    [shard] = ledger.shards.of_submission(submission.submission_id)
     now = datetime.now(UTC)
     rows = [
         {**to_row(shard), "shard_id": f"d{n}", "number": n, "batch_id": f"b{n}", "sent_at": at, "planned_at": at}

@@ -43,7 +43,7 @@ def in_doubt(location: CodeLocation, lost: WireFault) -> str:
     location.emulator.inject(lost, UNLISTED)
     assert location.submit().success
     location.emulator.clear_faults()
-    [shard] = location.engine().ledger.shards_in_flight("default")
+    [shard] = location.engine().ledger.shards.in_flight("default")
     assert shard.state.value == "submitting"
     return shard.shard_id
 
@@ -99,7 +99,7 @@ def test_without_a_shard_the_job_lists_those_in_doubt_and_changes_nothing(make):
     assert metadata["llm_batch/orphans"] == 1
     assert shard_id in metadata["llm_batch/orphan_shards"]
     assert LABELS.replace("_", "\\_") in metadata["llm_batch/orphan_shards"]
-    assert location.engine().ledger.shard(shard_id).state.value == "submitting"
+    assert location.engine().ledger.shards.get(shard_id).state.value == "submitting"
 
 
 def test_a_shard_that_is_said_to_have_its_batch_is_labeled_and_paid_once(make, emulator):
@@ -128,7 +128,7 @@ def test_a_shard_that_is_said_to_have_no_batch_is_sent_by_the_next_run(make, emu
 def test_a_batch_that_never_ends_is_given_up_and_its_rows_land_without_a_label(make, emulator):
     location = make(*labeled())
     location.submit()
-    [shard] = location.engine().ledger.shards_in_flight("default")
+    [shard] = location.engine().ledger.shards.in_flight("default")
     change(location, "submitted_at = datetime('now', '-3 days') || '.000000'")
     listed = shown(launch(location, "llm_batch_resolve"))
     assert listed["llm_batch/batches_overdue"] == 1
@@ -157,7 +157,7 @@ def test_a_resolve_that_does_not_say_what_became_of_which_shard_lists_them_and_c
     text = failure(result)
     assert said in text
     assert shard_id in text
-    assert location.engine().ledger.shard(shard_id).state.value == "submitting"
+    assert location.engine().ledger.shards.get(shard_id).state.value == "submitting"
 
 
 def retained(location: CodeLocation, schedule: dg.ScheduleDefinition, **config) -> dict[str, object]:
@@ -191,7 +191,7 @@ def test_requests_and_raw_results_go_by_age_on_a_schedule_and_labels_stay(make):
     assert metadata["llm_batch/bytes_found"] > 0
     assert retained(location, schedule)["llm_batch/files_found"] == 0
     submission_id = location.engine().latest(LABELS).submission_id
-    assert "raw_pruned" in [event.kind for event in location.engine().ledger.events(submission_id)]
+    assert "raw_pruned" in [event.kind for event in location.engine().ledger.events.of_submission(submission_id)]
 
 
 def test_the_schedule_leaves_files_of_others_alone(make):

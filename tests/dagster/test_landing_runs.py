@@ -133,7 +133,7 @@ def test_what_a_run_did_change_begins_the_count_anew(make, emulator):
         ended(location, request)
         tick(location)
     engine = location.engine()
-    engine.ledger.add_event(engine.latest(LABELS).submission_id, Other("something", "happened"))
+    engine.ledger.events.add(engine.latest(LABELS).submission_id, Other("something", "happened"))
     engine.ledger.close()
     [request] = tick(location).run_requests
     assert AGAIN not in request.tags

@@ -199,7 +199,7 @@ def test_a_dataset_without_partitions_is_asked_once_by_runs_that_have_them(make,
     assert set(location.materializations()) == {None}
     assert sum(one.billed for one in emulator.books.executions) == 3
     engine = location.engine()
-    assert [one.partition for one in engine.ledger.submissions(engine.namespace)] == [""]
+    assert [one.partition for one in engine.ledger.submissions.list_all(engine.namespace)] == [""]
 
 
 @pytest.mark.parametrize("assets", [[BATCH], LANDING, [BATCH, *LANDING]], ids=["batch", "labels", "all"])
@@ -209,4 +209,4 @@ def test_a_dataset_with_partitions_is_refused_in_a_run_without_one(make, emulato
     assert not result.success
     assert "has partitions, and this run is of none of them" in failure(result)
     assert emulator.books.creates_seen == 0
-    assert location.engine().ledger.submissions("default") == []
+    assert location.engine().ledger.submissions.list_all("default") == []

@@ -166,7 +166,7 @@ def test_usage_is_that_of_whoever_answered_and_calls_are_all_that_were_sent(make
     told = location.metadata()
     sent: Counter[str] = Counter()
     engine = location.engine()
-    for shard in engine.ledger.shards(told["llm_batch/submission_id"]):
+    for shard in engine.ledger.shards.of_submission(told["llm_batch/submission_id"]):
         sent[shard.provider] += shard.requests
     engine.ledger.close()
     assert sent["anthropic"] > 0
@@ -344,7 +344,7 @@ def test_a_prompt_with_fences_stays_inside_its_own(make):
 def test_what_an_estimate_has_learned_and_how_often_it_was_right_is_told(make):
     location = make(*labeled())
     location.land()
-    first = location.engine().ledger.submission(location.metadata()["llm_batch/submission_id"])
+    first = location.engine().ledger.submissions.get(location.metadata()["llm_batch/submission_id"])
     learned = Learned(12, input_ratio=1.1, output_tokens=30.0, judged=10, held=9)
     assert estimate_metadata(replace(first, learned_from=12), learned) == {
         "llm_batch/estimate_basis": "learned from 12 earlier submissions",

@@ -146,11 +146,11 @@ def test_a_request_that_is_asked_again_counts_once_and_is_done_when_it_is_answer
     told = [watched[f"requests_{what}"] for what in ("done", "total", "failed", "per_minute")]
     assert told == [2, 3, 0, None]  # none of this wave is done, so that nobody knows its rate
     engine = location.engine()
-    [progress] = engine.ledger.progress("default")
+    [progress] = engine.ledger.submissions.progress("default")
     status = engine.status(progress.submission.submission_id)
     assert (status.done, status.total, status.failed) == (2, 3, 0)
     change(location, "done = 9, failed = 9")  # as of a provider that counts wrong
-    assert engine.ledger.progress("default")[0].done == 3
+    assert engine.ledger.submissions.progress("default")[0].done == 3
     engine.ledger.close()
 
 
@@ -197,8 +197,8 @@ def test_labels_that_a_person_landed_are_no_longer_watched_though_no_sensor_runs
 
 def repeat_a_day_long(engine, count):
     """Give the ledger submissions like the one that it has, one for each day before now, which took a day each."""
-    [known] = engine.ledger.submissions(engine.namespace)
-    [shard] = engine.ledger.shards(known.submission_id)
+    [known] = engine.ledger.submissions.list_all(engine.namespace)
+    [shard] = engine.ledger.shards.of_submission(known.submission_id)
     now = engine.now()
     for number in range(count):
         name = f"earlier-{number}"
@@ -206,13 +206,13 @@ def repeat_a_day_long(engine, count):
         began = {"state": SubmissionState.OPEN, "settled_at": None, "created_at": ended_at - timedelta(days=1)}
         again = replace(known, submission_id=name, partition=name, fingerprint=name, **began)
         fresh = Shard(**{field: getattr(shard, field) for field in SHARD_NEEDS}, shard_id=name, submission_id=name)
-        engine.ledger.open_submission(again, [fresh])
-        engine.ledger.move_shard(name, Move.SEND)
-        engine.ledger.move_shard(name, Move.ACCEPTED, batch_id=name)
-        engine.ledger.move_shard(name, Move.ENDED, ended_at=ended_at)
-        engine.ledger.move_shard(name, Move.COLLECTED)
-        engine.ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
-        engine.ledger.mark_delivered(name)
+        engine.ledger.submissions.open(again, [fresh])
+        engine.ledger.shards.move(name, Move.SEND)
+        engine.ledger.shards.move(name, Move.ACCEPTED, batch_id=name)
+        engine.ledger.shards.move(name, Move.ENDED, ended_at=ended_at)
+        engine.ledger.shards.move(name, Move.COLLECTED)
+        engine.ledger.submissions.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+        engine.ledger.submissions.mark_delivered(name)
 
 
 SHARD_NEEDS = ("wave", "number", "nonce", "requests", "bytes", "path", "digest")

@@ -41,7 +41,7 @@ def test_a_run_over_partitions_tells_the_ledger_once_that_they_are_delivered(
     assert location.landed() == set(DAYS[:4])
     assert sum(statement.startswith("UPDATE submission SET delivered_at") for statement in asked) == 1
     with closing(location.engine().ledger) as ledger:
-        assert all(one.delivered_at is not None for one in ledger.submissions(location.engine().namespace))
+        assert all(one.delivered_at is not None for one in ledger.submissions.list_all(location.engine().namespace))
 
 
 def test_a_batch_that_partitions_share_counts_once_in_their_metadata_the_log_the_sensor_and_the_job(

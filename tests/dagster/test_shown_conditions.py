@@ -43,7 +43,7 @@ def submitted(emulator: Emulator, instance: dg.DagsterInstance, *faults: Any, **
 
 def with_event(location: CodeLocation, data: EventData) -> CodeLocation:
     engine = location.engine()
-    engine.ledger.add_event(engine.latest(LABELS).submission_id, data)
+    engine.ledger.events.add(engine.latest(LABELS).submission_id, data)
     engine.ledger.close()
     return location
 

@@ -201,7 +201,7 @@ def test_a_judge_reads_its_cases_and_verdicts_under_translated_keys(instance):
     [pair] = location.defs.load_asset_value(dg.AssetKey(["gold", "duel"]), instance=location.instance).to_pylist()
     assert (pair["n_rows"], pair["n_identical"]) == (4, 1)
     engine = location.engine()
-    assert {one.asset for one in engine.ledger.submissions(engine.namespace)} == {"duel_verdicts"}
+    assert {one.asset for one in engine.ledger.submissions.list_all(engine.namespace)} == {"duel_verdicts"}
     engine.ledger.close()
 
 

@@ -91,9 +91,11 @@ def test_two_locations_that_tick_at_once_land_each_row_once_and_pay_for_nothing_
         assert set(billed.values()) == {1}
         assert len(billed) == 3 * len(SPAN)
         engine = location.engine()
-        submissions = [engine.ledger.history(engine.namespace, LABELS, day) for day in SPAN]
+        submissions = [engine.ledger.submissions.of_partition(engine.namespace, LABELS, day) for day in SPAN]
         assert [len(own) for own in submissions] == [1, 1, 1]
         # Collected and settled once: the second run found that done.
-        kinds = Counter(event.kind for [one] in submissions for event in engine.ledger.events(one.submission_id))
+        kinds = Counter(
+            event.kind for [one] in submissions for event in engine.ledger.events.of_submission(one.submission_id)
+        )
         assert (kinds["collected"], kinds["settled"]) == (len(SPAN), len(SPAN))
         engine.ledger.close()

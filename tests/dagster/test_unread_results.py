@@ -20,7 +20,7 @@ BATCH = f"{LABELS}_batch"
 
 
 def kinds(engine, submission_id):
-    return [event.kind for event in engine.ledger.events(submission_id) if event.kind != "person_told"]
+    return [event.kind for event in engine.ledger.events.of_submission(submission_id) if event.kind != "person_told"]
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_ho
 
     change(location, "since = datetime('now', '-2 hours') || '.000000'", "hold")
     told = failing_tick(location)
-    [shard] = engine.ledger.shards(submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission_id)
     assert f"{LABELS} needs a person: the results of batch {shard.batch_id} of openai, which has ended, cannot" in told
     assert f"dagster-llm-batch resolve {shard.shard_id} --lost" in told
     assert "needs a person" in location.tick().skip_message  # it was told just now

@@ -139,7 +139,7 @@ def test_a_batch_that_has_ended_waits_for_the_key_by_which_its_results_are_fetch
     assert good.run(f"{OTHER}_batch").success
     emulator.settle()
     engine = good.engine()
-    engine.poll(engine.ledger.shards_in_flight(engine.namespace))
+    engine.poll(engine.ledger.shards.in_flight(engine.namespace))
     engine.ledger.close()
     broken = place(key)
     assert ticks(broken, 6) == most
@@ -174,7 +174,7 @@ def test_a_next_wave_that_waits_starts_at_most_one_run(place, emulator, key, mos
     assert good.run(f"{OTHER}_batch").success
     emulator.settle()
     engine = good.engine()
-    engine.poll(engine.ledger.shards_in_flight(engine.namespace))
+    engine.poll(engine.ledger.shards.in_flight(engine.namespace))
     labeling = datasets_in(good.repository.assets_defs_by_key.values())[OTHER].labeling
     engine.collect(labeling, engine.latest(OTHER).submission_id)
     assert engine.status(engine.latest(OTHER).submission_id).states["planned"]

@@ -32,7 +32,7 @@ def test_an_overdue_batch_fails_the_tick_until_it_is_given_up_and_then_lands_wit
     assert "needs a person" not in tick(location).skip_message
     change(location, LONG_AGO)
     engine = location.engine()
-    [shard] = engine.ledger.shards(engine.latest(LABELS, DAYS[0]).submission_id)
+    [shard] = engine.ledger.shards.of_submission(engine.latest(LABELS, DAYS[0]).submission_id)
     told = failing_tick(location)
     assert f"{LABELS} {DAYS[0]} needs a person: batch {shard.batch_id} of openai runs for" in told
     assert f"dagster-llm-batch resolve {shard.shard_id} --lost" in told
@@ -86,7 +86,7 @@ def test_a_run_that_dies_while_it_lands_late_answers_is_asked_for_again(make, em
     location.submit()
     engine = location.engine()
     submission_id = engine.latest(LABELS).submission_id
-    [shard] = engine.ledger.shards(submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission_id)
     engine.give_up(shard.shard_id)
     location.launch(tick(location).run_requests[0])
     assert tick(location).skip_message == "no batches in flight"
@@ -176,7 +176,7 @@ def test_a_deleted_dynamic_partition_is_told_and_the_others_land(emulator, store
     engine = location.engine()
     engine.cancel(engine.latest(LABELS, "gone").submission_id)
     assert "gone" not in str(tick(location).skip_message)
-    assert [one.submission.partition for one in engine.ledger.progress("default")] == ["here"]
+    assert [one.submission.partition for one in engine.ledger.submissions.progress("default")] == ["here"]
     engine.ledger.close()
 
 
@@ -250,7 +250,7 @@ def test_a_dataset_that_was_removed_before_it_was_sent_or_landed_fails_the_tick_
     assert f"{LABELS} needs a person: 1 submission is under way for {LABELS}" in told
     assert "needs a person" in location.tick().skip_message  # it was told just now
     # Whose dataset it is may be told of something else by its own sensor: that has its turn.
-    [progress] = location.engine().ledger.progress(location.resource.namespace)
+    [progress] = location.engine().ledger.submissions.progress(location.resource.namespace)
     assert location.engine().told_since(progress.submission.created_at) == set()
     location.engine().cancel(progress.submission.submission_id)
     assert "needs a person" not in (location.tick().skip_message or "")
@@ -261,7 +261,7 @@ def test_a_batch_that_waits_while_a_poll_fails_is_not_told_as_one_that_cannot_be
     location = make(*labeled(limits=Limits(max_requests_per_batch=2)), queue_limits=in_turn)
     location.submit()
     engine = location.engine()
-    [progress] = engine.ledger.progress(location.resource.namespace)
+    [progress] = engine.ledger.submissions.progress(location.resource.namespace)
     assert progress.states == {"submitted": 1, "planned": 1}
     engine.note_unavailable(progress.submission.submission_id, TransientError("503"))
     change(location, "at = datetime('now', '-3 hours') || '.000000'", "event")

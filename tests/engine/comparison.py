@@ -74,7 +74,7 @@ def labeling(**changes: Any) -> Labeling:
 def stored(workspace: Workspace, submission: Submission) -> dict[str, Any]:
     """All that a plan has left, with numbers in the place of what is drawn by lot: submission ids and nonces."""
     engine = workspace.engine()
-    shards = engine.ledger.shards(submission.submission_id)
+    shards = engine.ledger.shards.of_submission(submission.submission_id)
     plain = ("provider", "account", "model", "lane", "wave", "number", "requests", "bytes", "tokens", "estimated_usd")
     found: dict[str, Any] = {
         name: getattr(submission, name)

@@ -22,7 +22,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
 
 
 def stops(workspace: Workspace, submission_id: str) -> list[str]:
-    events = workspace.engine().ledger.events(submission_id)
+    events = workspace.engine().ledger.events.of_submission(submission_id)
     return [str(event.detail) for event in events if event.kind == "stopped"]
 
 
@@ -62,7 +62,7 @@ def test_budgets_keep_the_estimate_of_what_nobody_knows_the_cost_of(workspace: W
     submission = workspace.run(labeling(), tickets(20)).submission
     engine = workspace.engine(budgets=[Budget(Decimal(100), "ever")])
     assert submission.estimated_usd is not None
-    assert engine.ledger.spent_usd("test") == submission.estimated_usd > 0
+    assert engine.ledger.money.spent_usd("test") == submission.estimated_usd > 0
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_answers_of_the_oracle_that_come_after_it_was_given_up_become_the_labels
     submission_id = until_wave_2(workspace, asked_for)
     engine = workspace.engine()
     engine.submit(asked_for, submission_id)
-    [wave_2] = [shard for shard in engine.ledger.shards(submission_id) if shard.wave == 2]
+    [wave_2] = [shard for shard in engine.ledger.shards.of_submission(submission_id) if shard.wave == 2]
     assert wave_2.state is ShardState.SUBMITTED
     engine.give_up(wave_2.shard_id)
     status = engine.advance(asked_for, submission_id)

@@ -30,7 +30,7 @@ def outcomes(workspace: Workspace, submission_id: str) -> Counter[str]:
     labeled = workspace.engine().labels(definition(), submission_id)
     keys = [*labeled.labels["ticket_id"].to_pylist(), *labeled.rejects["ticket_id"].to_pylist()]
     assert len(keys) == len(set(keys)) == ROWS
-    submission = workspace.engine().ledger.submission(submission_id)
+    submission = workspace.engine().ledger.submissions.get(submission_id)
     assert sum(submission.outcomes.values()) == submission.requests
     return Counter({"succeeded": labeled.labels.num_rows}) + Counter(labeled.rejects["llm_outcome"].to_pylist())
 

@@ -88,7 +88,7 @@ def workspace(tmp_path: Any) -> Any:
 
 
 def levels(workspace: Workspace, submission: Submission) -> Levels:
-    found = levels_of(workspace.engine().payloads, workspace.engine().ledger.submission(submission.submission_id))
+    found = levels_of(workspace.engine().payloads, workspace.engine().ledger.submissions.get(submission.submission_id))
     assert found is not None
     return found
 
@@ -97,8 +97,8 @@ def asked(workspace: Workspace) -> dict[str, Counter[int]]:
     """How often each row was sent to each model and billed."""
     of_model: dict[str, Counter[int]] = {CHEAP: Counter(), ORACLE: Counter()}
     engine = workspace.engine()
-    for submission in engine.ledger.submissions("test"):
-        for shard in engine.ledger.shards(submission.submission_id):
+    for submission in engine.ledger.submissions.list_all("test"):
+        for shard in engine.ledger.shards.of_submission(submission.submission_id):
             if shard.sent_at is not None:
                 lines = engine.payloads.lines(shard.path)
                 of_model[shard.model].update(number_of(json.loads(line)) for line in lines)
@@ -223,7 +223,7 @@ def test_a_second_wave_below_the_minimum_is_dropped_and_leaves_no_cheap_label(wo
     asked_for = definition()
     submission_id = run_until_wave_2(workspace, asked_for)
     engine = workspace.engine()
-    [planned] = [shard for shard in engine.ledger.shards(submission_id) if shard.wave == 2]
+    [planned] = [shard for shard in engine.ledger.shards.of_submission(submission_id) if shard.wave == 2]
     from dagster_llm_batch.loop.submit_queue import drop
     from dagster_llm_batch.states import Reason
 
@@ -292,21 +292,23 @@ def test_the_second_wave_is_in_the_limit_from_the_start(workspace: Workspace) ->
 def test_what_is_kept_for_the_second_wave_counts_against_a_budget_until_it_is_planned(workspace: Workspace) -> None:
     engine = workspace.engine()
     submission = engine.plan(definition(), tickets(ROWS))
-    kept = engine.ledger.submission(submission.submission_id).reserved_usd
+    kept = engine.ledger.submissions.get(submission.submission_id).reserved_usd
     assert kept is not None
-    planned = sum(shard.estimated_usd or 0 for shard in engine.ledger.shards(submission.submission_id))
-    assert engine.ledger.spent_usd("test") == planned + kept
+    planned = sum(shard.estimated_usd or 0 for shard in engine.ledger.shards.of_submission(submission.submission_id))
+    assert engine.ledger.money.spent_usd("test") == planned + kept
     engine.submit(definition(), submission.submission_id)
     workspace.emulator.settle()
     engine.collect(definition(), submission.submission_id)
-    assert engine.ledger.submission(submission.submission_id).reserved_usd is None
-    assert engine.ledger.spent_usd("test") < planned + kept
+    assert engine.ledger.submissions.get(submission.submission_id).reserved_usd is None
+    assert engine.ledger.money.spent_usd("test") < planned + kept
     workspace.finish(definition(), submission.submission_id)
 
 
 def test_what_is_kept_for_a_submission_is_there_for_the_one_that_comes_in_its_place(workspace: Workspace) -> None:
     submission = workspace.engine().plan(definition(), tickets(ROWS))
-    planned = sum(shard.estimated_usd or 0 for shard in workspace.engine().ledger.shards(submission.submission_id))
+    planned = sum(
+        shard.estimated_usd or 0 for shard in workspace.engine().ledger.shards.of_submission(submission.submission_id)
+    )
     # Enough for either, and not for both: nothing of the first was sent.
     budget = Budget((planned + (submission.reserved_usd or 0)) * Decimal("1.2"), "ever")
     engine = workspace.engine(budgets=[budget])
@@ -314,7 +316,7 @@ def test_what_is_kept_for_a_submission_is_there_for_the_one_that_comes_in_its_pl
     newer = engine.plan(definition(), tickets(ROWS + 1))
     # What is kept for that one stays.
     assert newer.reserved_usd is not None
-    assert engine.ledger.spent_usd("test", besides=[submission.submission_id]) > newer.reserved_usd
+    assert engine.ledger.money.spent_usd("test", besides=[submission.submission_id]) > newer.reserved_usd
 
 
 @pytest.mark.parametrize("kind", ["hard", "measured"])
@@ -338,11 +340,11 @@ def test_within_the_tightest_limit_that_a_plan_fits_the_second_wave_is_sent_and_
     engine.submit(tight, submission_id)
     # What wave 1 can be billed at most leaves room for what is kept.
     limit = SpendLimit(most, "test", submission_id=submission_id)
-    assert kept < engine.ledger.committed_usd(limit) <= most
+    assert kept < engine.ledger.money.committed_usd(limit) <= most
     status = workspace.finish(tight, submission_id)
     assert status.submission.waves == 2
     assert status.submission.outcomes == {"succeeded": ROWS}
-    assert OVER_BUDGET not in {event.kind for event in workspace.engine().ledger.events(submission_id)}
+    assert OVER_BUDGET not in {event.kind for event in workspace.engine().ledger.events.of_submission(submission_id)}
     assert (status.submission.cost_usd or 0) <= most
 
 
@@ -398,7 +400,7 @@ def test_a_hard_limit_holds_though_all_of_the_oracles_answers_are_as_long_as_can
             limit = limit._replace(submission_id=submission_id)
         engine.submit(limited, submission_id)
         for _ in range(60):
-            assert engine.ledger.committed_usd(limit) <= most
+            assert engine.ledger.money.committed_usd(limit) <= most
             workspace.emulator.settle()
             workspace.skipped += timedelta(hours=1)
             status = workspace.engine(**rules).advance(limited, submission_id)
@@ -419,7 +421,7 @@ def test_what_the_oracle_may_be_asked_for_another_promise_is_in_the_budget_thoug
 ) -> None:
     workspace.run(definition(), tickets(ROWS))
     engine = workspace.engine()
-    spent, stricter = engine.ledger.spent_usd("test"), definition(cascade(agreement=0.95))
+    spent, stricter = engine.ledger.money.spent_usd("test"), definition(cascade(agreement=0.95))
     preview = engine.preview(stricter, tickets(ROWS))
     assert preview.to_send == 0
     assert preview.oracle is not None
@@ -470,7 +472,7 @@ def test_the_oracle_alone_answers_every_row_once(workspace: Workspace) -> None:
 def test_what_is_escalated_is_neither_sent_again_nor_wasted(workspace: Workspace) -> None:
     workspace.emulator.inject(RowFault(containing="number 7?", status_code=503, times=3))
     status = workspace.run(definition(), tickets(ROWS))
-    total = cost_table(workspace.engine().ledger.shard_costs("test"), ["model"]).total
+    total = cost_table(workspace.engine().ledger.money.shard_costs("test"), ["model"]).total
     escalated = sum(shard.requests for shard in status.shards if shard.is_escalation)
     again = sum(shard.requests for shard in status.shards if shard.wave > 1 and not shard.is_escalation)
     assert escalated > 0
@@ -487,7 +489,10 @@ def test_progress_counts_what_both_models_are_asked(workspace: Workspace) -> Non
     engine.submit(definition(), submission_id)
 
     def counts() -> tuple[int, int, int]:
-        status, [progress] = workspace.engine().status(submission_id), workspace.engine().ledger.progress("test")
+        status, [progress] = (
+            workspace.engine().status(submission_id),
+            workspace.engine().ledger.submissions.progress("test"),
+        )
         assert (status.done, status.total, status.failed) == (progress.done, progress.total, progress.failed)
         return progress.done, progress.total, progress.failed
 
@@ -783,7 +788,7 @@ def test_erased_rows_leave_sample_and_counts_in_order(workspace: Workspace) -> N
     assert engine.eraser.erase("ticket_labels") == []
     manifest = engine.payloads.read_table(status.submission.manifest, ["llm_request_id"])
     assert set(levels(workspace, status.submission).sampled or []) <= set(manifest["llm_request_id"].to_pylist())
-    submission = engine.ledger.submission(status.submission.submission_id)
+    submission = engine.ledger.submissions.get(status.submission.submission_id)
     assert submission.outcomes == {"succeeded": ROWS - 20}
     labels = engine.labels(definition(), submission.submission_id).labels
     assert len(labels) == ROWS - 20

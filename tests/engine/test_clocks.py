@@ -61,11 +61,11 @@ def test_a_batch_has_not_ended_later_than_it_was_seen_to_have(workspace: Workspa
     workspace.skipped = -AHEAD
     definition, submission_id = sent(workspace)
     workspace.finish(definition, submission_id)
-    [shard] = workspace.engine().ledger.shards(submission_id)
+    [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     assert shard.sent_at is not None
     assert shard.ended_at is not None
     assert shard.sent_at <= shard.ended_at <= workspace.now()
-    [span] = workspace.engine().ledger.submission_spans("test", definition.asset, 1)
+    [span] = workspace.engine().ledger.history.submission_spans("test", definition.asset, 1)
     assert span.until == shard.ended_at
 
 
@@ -80,6 +80,6 @@ def test_what_is_planned_by_the_right_clock_is_newer_than_what_a_clock_ahead_pla
     ahead.skipped = timedelta()
     second = ahead.engine().plan(definition, tickets(4)).submission_id
     ledger = ahead.engine().ledger
-    assert [each.submission_id for each in ledger.history("test", definition.asset)] == [second, first]
-    assert ledger.newest_ids("test", definition.asset) == {"": second}
-    assert Move.SEND.value in [event.kind for event in ledger.events(first)]
+    assert [each.submission_id for each in ledger.submissions.of_partition("test", definition.asset)] == [second, first]
+    assert ledger.submissions.newest_ids("test", definition.asset) == {"": second}
+    assert Move.SEND.value in [event.kind for event in ledger.events.of_submission(first)]

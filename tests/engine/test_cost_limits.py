@@ -49,7 +49,7 @@ def run(workspace: Workspace, definition: Labeling, rows: Any, most_steps: int =
     for _ in range(most_steps):
         if definition.spend.limit == "hard" and definition.budget_usd is not None:
             limit = SpendLimit(definition.budget_usd, "test", submission_id=submission.submission_id)
-            assert engine.ledger.committed_usd(limit) <= limit.max_usd
+            assert engine.ledger.money.committed_usd(limit) <= limit.max_usd
         workspace.emulator.settle()
         workspace.skipped += timedelta(hours=1)
         status = workspace.engine(**rules).advance(definition, submission.submission_id)
@@ -244,9 +244,11 @@ def test_what_was_answered_is_split_once_however_often_a_process_dies_before_it_
             engine = workspace.engine()
             with engine.deployment.leased(submission_id) as lease:
                 dispatcher = Dispatcher(after, engine.deployment, lease)
-                [going] = dispatcher._allowance.pick(engine.ledger.shards(submission_id), all_due=True).going
+                [going] = dispatcher._allowance.pick(
+                    engine.ledger.shards.of_submission(submission_id), all_due=True
+                ).going
             assert going.requests == 7
-            assert [shard.requests for shard in engine.ledger.shards(submission_id)] == [7, 13]
+            assert [shard.requests for shard in engine.ledger.shards.of_submission(submission_id)] == [7, 13]
         status = workspace.finish(after, submission_id)
         assert len(paid_bodies(workspace)) == len(set(paid_bodies(workspace))) == 20
     assert status.submission.outcomes == {"succeeded": 20}
@@ -280,7 +282,7 @@ def test_what_is_given_up_stays_reserved_at_its_bound(tmp_path: Any) -> None:
         engine.give_up(first.shard_id)
         status = workspace.finish(definition, submission.submission_id)
         limit = SpendLimit(Decimal("0.5"), "test", submission_id=submission.submission_id)
-        assert Decimal("0.41") < engine.ledger.committed_usd(limit) <= Decimal("0.5")
+        assert Decimal("0.41") < engine.ledger.money.committed_usd(limit) <= Decimal("0.5")
     assert status.submission.outcomes == {"missing": 6, "canceled": 14}
     assert "max_cost_usd=0.5 has $0.00" in given_up_reason(workspace, status)
 
@@ -333,11 +335,11 @@ def test_a_budget_is_kept_by_all_processes_together(tmp_path: Any, kind: LimitKi
             submission = engine.plan(definition, tickets(4, start=ord(name) * 10))
             engine.submit(definition, submission.submission_id)
         # Each can cost 0.33 at most.
-        sent = [shard.requests for shard in workspace.engine().ledger.shards_in_flight("test")]
+        sent = [shard.requests for shard in workspace.engine().ledger.shards.in_flight("test")]
         assert sum(sent) == 6
-        [waiting] = [each for each in engine.ledger.progress("test") if each.submission.asset == "c"]
+        [waiting] = [each for each in engine.ledger.submissions.progress("test") if each.submission.asset == "c"]
         assert not engine.can_advance(waiting)
-        [shard] = engine.ledger.shards(submission.submission_id)
+        [shard] = engine.ledger.shards.of_submission(submission.submission_id)
         assert "it waits for money: the budget of $0.50 for all labeled datasets together per day" in str(shard.reason)
         emulator.settle()
         workspace.skipped += timedelta(days=1)
@@ -361,7 +363,7 @@ def test_under_a_hard_budget_a_sample_lets_out_nothing(tmp_path: Any) -> None:
         submission = engine.plan(definition, tickets(300))
         for _ in range(3):
             engine.advance(definition, submission.submission_id)
-            flying = engine.ledger.shards_in_flight("test")
+            flying = engine.ledger.shards.in_flight("test")
             assert flying
             assert all(shard.reserved_usd == shard.bound_usd for shard in flying)
             emulator.settle()
@@ -437,10 +439,10 @@ def test_nothing_is_tried_while_what_goes_first_waits_for_its_time(tmp_path: Any
         workspace = Workspace(tmp_path, emulator)
         engine = workspace.engine()
         submission = engine.plan(definition, tickets(9))
-        [first, *_] = engine.ledger.shards(submission.submission_id)
-        engine.ledger.delay_shards([first.shard_id], engine.now() + timedelta(minutes=5), "its queue is full")
+        [first, *_] = engine.ledger.shards.of_submission(submission.submission_id)
+        engine.ledger.shards.delay([first.shard_id], engine.now() + timedelta(minutes=5), "its queue is full")
         engine.submit(definition, submission.submission_id)
-        [waiting] = engine.ledger.progress("test")
+        [waiting] = engine.ledger.submissions.progress("test")
         assert not emulator.books.batches
         assert not engine.can_advance(waiting)
         workspace.skipped += timedelta(minutes=5)

@@ -66,7 +66,7 @@ def test_each_submission_is_forecast_from_those_before_it_as_the_emulator_took_t
             known.append(Span(began, workspace.now(), has_ended=True, requests=3))
             clock.advance((began + DAY - workspace.now()).total_seconds())
         score = EndHistory(engine.ledger, engine.namespace, workspace.now()).score("ticket_labels")
-        ends = [each.p90_end_at for each in engine.ledger.submissions(engine.namespace)]
+        ends = [each.p90_end_at for each in engine.ledger.submissions.list_all(engine.namespace)]
     told = [(at, span) for at, span in zip(ends, known, strict=True) if at is not None and at <= workspace.now()]
     assert score.judged_p90 == len(told) >= DAYS - 14
     assert score.held_p90 == sum(span.until is not None and span.until <= at for at, span in told)

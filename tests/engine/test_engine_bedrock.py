@@ -60,7 +60,7 @@ def go_on(workspace: Workspace) -> None:
 
 def test_rows_become_labels_at_half_the_price(workspace: Workspace) -> None:
     go_on(workspace)
-    [submission] = workspace.engine().ledger.submissions("test")
+    [submission] = workspace.engine().ledger.submissions.list_all("test")
     labels = workspace.engine().labels(definition(), submission.submission_id).labels
     assert set(labels["llm_price_basis"].to_pylist()) == {"rule:half"}
     assert set(labels["topic"].to_pylist()) <= {"billing", "bug", "how_to"}
@@ -111,7 +111,7 @@ def test_a_retried_tail_is_left_alone_and_says_so_where_nothing_was_chosen(works
 
 def assert_says_why(workspace: Workspace, submission_id: str) -> None:
     """The submission says that rows were too few to be sent again, and they keep what the vendor said of them."""
-    events = workspace.engine().ledger.events(submission_id)
+    events = workspace.engine().ledger.events.of_submission(submission_id)
     [told] = [event.detail for event in events if event.kind == "below_minimum"]
     assert "below_minimum='pad'" in (told or "")
     [rejected] = workspace.engine().labels(definition(), submission_id).rejects["llm_reason"].to_pylist()
@@ -169,7 +169,7 @@ def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Worksp
     assert preview.realtime_usd == 2 * alone
     plan = workspace.engine().plan(made, tickets(1))
     assert plan.estimated_usd == factor * alone
-    [shard] = workspace.engine().ledger.shards(plan.submission_id)
+    [shard] = workspace.engine().ledger.shards.of_submission(plan.submission_id)
     assert shard.estimated_usd == factor * alone
     over = definition(
         limits=Limits(max_requests_per_batch=3, below_minimum=choice),
@@ -187,7 +187,7 @@ def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(workspace: Wo
     )
     assert status.submission.outcomes == {"succeeded": LEAST - 1, "errored": 1}
     assert status.submission.cost_usd + for_all / LEAST < for_all, "without copies it would have fit"
-    events = workspace.engine().ledger.events(status.submission.submission_id)
+    events = workspace.engine().ledger.events.of_submission(status.submission.submission_id)
     assert "over_budget" in [event.kind for event in events]
 
 

@@ -62,7 +62,7 @@ def go_on(workspace: Workspace, kind: str) -> None:
 
 def test_rows_become_labels_with_their_batch_price(workspace: Workspace, kind: str) -> None:
     go_on(workspace, kind)
-    [submission] = workspace.engine().ledger.submissions("test")
+    [submission] = workspace.engine().ledger.submissions.list_all("test")
     labels = workspace.engine().labels(definition(kind), submission.submission_id).labels
     assert set(labels["llm_price_basis"].to_pylist()) == {"batch"}
     assert set(labels["topic"].to_pylist()) <= {"billing", "bug", "how_to"}

@@ -83,7 +83,7 @@ def test_withheld_results_are_waited_for_and_never_asked_again(workspace: Worksp
         workspace.skipped += timedelta(hours=30)
         status = workspace.engine().advance(definition, submission_id)
         assert not status.is_settled
-    [shard] = workspace.engine().ledger.shards(submission_id)
+    [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     assert shard.status is BatchStatus.RUNNING
     workspace.emulator.clear_faults()
     workspace.finish(definition, submission_id)
@@ -98,7 +98,7 @@ def test_many_batches_whose_results_are_withheld_wait_too(workspace: Workspace) 
         workspace.engine().submit(definition, submission_id)
     workspace.emulator.settle()
     engine = workspace.engine()
-    engine.poll([shard for submission_id in ids for shard in engine.ledger.shards(submission_id)])
+    engine.poll([shard for submission_id in ids for shard in engine.ledger.shards.of_submission(submission_id)])
     for submission_id in ids:
         with pytest.raises(TransientError, match="topped up"):
             workspace.engine().advance(definition, submission_id)

@@ -29,7 +29,7 @@ from dagster_llm_batch.files.request_files import (
 )
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
+from dagster_llm_batch.storage.ledger.shards import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault
 from dagster_llm_batch.testing.emulator.answers import last_user_text
@@ -114,10 +114,10 @@ def test_an_erased_row_is_nowhere_and_the_others_are_as_they_were(workspace):
     assert all_whole(workspace)
     after = table(workspace, ECHO, submission.submission_id)
     assert after.equals(before.filter(pc.not_equal(before["ticket_id"], "t3")))
-    now = workspace.engine().ledger.submission(submission.submission_id)
+    now = workspace.engine().ledger.submissions.get(submission.submission_id)
     assert (now.rows, now.requests, dict(now.outcomes)) == (9, 9, {"succeeded": 9})
     assert now.cost_usd == submission.cost_usd
-    for shard in workspace.engine().ledger.shards(submission.submission_id):
+    for shard in workspace.engine().ledger.shards.of_submission(submission.submission_id):
         with workspace.engine().payloads.checked(shard.path, shard.digest) as plain:
             lines = plain().read()
         assert (len(lines), lines.count(b"\n")) == (shard.bytes, shard.requests)
@@ -203,7 +203,7 @@ def test_a_request_that_another_row_has_too_stays_with_it(workspace):
     assert (found.rows, found.shared) == (1, 1)
     erase(workspace, "t3")
     assert len(table(workspace, ECHO, submission.submission_id)) == 9
-    now = workspace.engine().ledger.submission(submission.submission_id)
+    now = workspace.engine().ledger.submissions.get(submission.submission_id)
     assert (now.rows, now.requests) == (9, 1)
     erase(workspace, *[f"t{n}" for n in range(10)])
     assert b"The same text" not in stored(workspace)
@@ -239,12 +239,12 @@ def test_the_vendor_deletes_what_it_has_of_ended_batches_alone(workspace):
     engine = workspace.engine()
     [there] = engine.eraser.erase_at_providers("ticket_labels")
     assert there.left is None
-    shard = next(shard for shard in engine.ledger.shards(submission.submission_id) if shard.erased)
-    assert engine.ledger.shards_at_providers("test", "ticket_labels") == []
+    shard = next(shard for shard in engine.ledger.shards.of_submission(submission.submission_id) if shard.erased)
+    assert engine.ledger.shards.at_providers("test", "ticket_labels") == []
     provider = workspace.providers["openai"]
     with pytest.raises(RefusedError):
         list(provider.fetch(shard.batch_id))
-    others = [other for other in engine.ledger.shards(submission.submission_id) if not other.erased]
+    others = [other for other in engine.ledger.shards.of_submission(submission.submission_id) if not other.erased]
     assert len(others) == 2
     assert all(list(provider.fetch(other.batch_id)) for other in others)
 
@@ -278,12 +278,12 @@ def test_answers_so_far_stay_with_their_requests(workspace):
     definition = labeling(**vars_of(ECHO), realtime=Realtime(urgent="is_urgent"))
     engine = workspace.engine()
     submission = engine.plan(definition, rows().with_columns(is_urgent=pl.lit(value=True)))
-    [shard] = engine.ledger.shards(submission.submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission.submission_id)
     ids = request_ids(engine.payloads, shard)
     answers = {at: f"answer to {ids[at]}\n".encode() for at in (1, 3, 8)}
     write_answers_so_far(engine.payloads, shard, answers)
     assert erase(workspace, "t3", "t6") == []
-    [shard] = engine.ledger.shards(submission.submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission.submission_id)
     left = request_ids(engine.payloads, shard)
     assert (shard.requests, shard.erased, len(left)) == (8, 2, 8)
     assert {left[at]: line for at, line in answers_so_far(engine.payloads, shard).items()} == {
@@ -307,7 +307,10 @@ def test_words_of_the_provider_go_with_the_rows_that_they_may_quote(workspace):
     submission = workspace.run(definition, rows()).submission
     erase(workspace, "t3")
     ledger = workspace.engine().ledger
-    shards, events = ledger.shards(submission.submission_id), ledger.events(submission.submission_id)
+    shards, events = (
+        ledger.shards.of_submission(submission.submission_id),
+        ledger.events.of_submission(submission.submission_id),
+    )
     assert [event.detail for event in events if event.kind == "failed"] == [WORDS_ERASED]
     # Not by its bytes: the pages that a database has freed are its own matter.
     assert SECRET not in f"{shards} {events}"
@@ -336,9 +339,9 @@ def test_words_of_the_provider_go_from_the_partitions_that_shared_the_batch_too(
         left = erase(workspace, "t3", partitions=["monday"])
     assert {one.submission.partition for one in left} == {"monday", "tuesday"}
     assert workspace.engine().eraser.erase("ticket_labels") == []
-    assert SECRET not in f"{engine.ledger.shards(ids[1])} {engine.ledger.events(ids[1])}"
+    assert SECRET not in f"{engine.ledger.shards.of_submission(ids[1])} {engine.ledger.events.of_submission(ids[1])}"
     assert SECRET.encode() not in stored_files(workspace)
-    assert engine.ledger.submission(ids[1]).outcomes == before.outcomes == {"errored": 3}
+    assert engine.ledger.submissions.get(ids[1]).outcomes == before.outcomes == {"errored": 3}
     assert all_whole(workspace)
 
 
@@ -348,10 +351,11 @@ def test_words_on_a_batch_that_was_put_back_go_from_all_that_were_in_it(workspac
     workspace.skipped += timedelta(hours=1)
     engine = workspace.engine()
     engine.collect(definition, ids[1])
-    assert SECRET in str(engine.ledger.shards(ids[1]))
+    assert SECRET in str(engine.ledger.shards.of_submission(ids[1]))
     assert erase(workspace, "t3", partitions=["monday"]) == []
     for submission_id in ids:
-        assert SECRET not in f"{engine.ledger.shards(submission_id)} {engine.ledger.events(submission_id)}"
+        assert SECRET not in f"{engine.ledger.shards.of_submission(submission_id)}"
+        assert SECRET not in f"{engine.ledger.events.of_submission(submission_id)}"
     assert workspace.finish(definition, ids[1]).submission.outcomes == {"succeeded": 3}
 
 
@@ -366,7 +370,7 @@ def test_partitions_that_shared_a_batch_are_sent_together_again_after_one_is_era
     with engine.deployment.leased(*ids):
         assert len(erase(workspace, "t3", partitions=["monday"])) == 2
     workspace.engine().submit_together(definition, ids)
-    assert SECRET not in f"{engine.ledger.shards(ids[1])} {engine.ledger.events(ids[1])}"
+    assert SECRET not in f"{engine.ledger.shards.of_submission(ids[1])} {engine.ledger.events.of_submission(ids[1])}"
     for submission_id, rows_left in ((ids[1], 3), (ids[0], 9)):
         assert workspace.finish(definition, submission_id).submission.outcomes == {"succeeded": rows_left}
 
@@ -381,13 +385,13 @@ def test_own_machines_are_not_asked_again_for_results_that_were_deleted_there(wo
         pass
     assert erase(workspace, "t3") == []
     assert [copy.left for copy in engine.eraser.erase_at_providers("ticket_labels")] == [None]
-    [first, *_] = engine.ledger.shards(submission_id)
+    [first, *_] = engine.ledger.shards.of_submission(submission_id)
     assert first.erased_there_at is not None
     for path in (first.results_path, first.raw_path):
         (workspace.tmp_path / "payloads" / path).unlink()
     # What cannot come any more is told as lost, and waits for a person: it is neither awaited for ever nor sent again.
     assert len(engine.labels(definition, submission_id).labels) == 6
-    assert engine.ledger.shard(first.shard_id).waits_for_person
+    assert engine.ledger.shards.get(first.shard_id).waits_for_person
 
 
 def test_what_is_left_is_read_by_the_definition_that_asked_for_it(workspace):
@@ -403,13 +407,13 @@ def test_of_pruned_submissions_what_was_left_goes_and_what_others_need_stays(wor
     second = workspace.run(ECHO, rows(12)).submission
     engine = workspace.engine()
     # As where a prune, and a plan that reuses its answers, came at once: the event is there, and the files stay.
-    engine.ledger.mark_pruned(first.submission_id, files=1, size=1)
+    engine.ledger.submissions.mark_pruned(first.submission_id, files=1, size=1)
     assert erase(workspace, "t3") == []
     assert len(table(workspace, ECHO, second.submission_id)) == 11
     assert not holds(workspace)
     # As where a prune was killed between two files.
     third = workspace.run(ECHO, rows(), partition="z").submission
-    engine.ledger.mark_pruned(third.submission_id, files=1, size=1)
+    engine.ledger.submissions.mark_pruned(third.submission_id, files=1, size=1)
     (workspace.tmp_path / "payloads" / third.manifest_path).unlink()
     assert erase(workspace, "t4") == []
     assert not [name for name in workspace.files() if third.submission_id in name]
@@ -418,15 +422,15 @@ def test_of_pruned_submissions_what_was_left_goes_and_what_others_need_stays(wor
 def test_requests_of_a_shard_that_was_split_go_too_where_the_process_was_killed_after_that(workspace):
     definition, engine = replace(ECHO, limits=Limits()), workspace.engine()
     submission = engine.plan(definition, rows())
-    [planned] = engine.ledger.shards(submission.submission_id)
-    engine.ledger.move_shard(planned.shard_id, Move.SEND)
-    whole = engine.ledger.move_shard(planned.shard_id, Move.NOT_SENT, reason=f"No room for '{SECRET}'")
+    [planned] = engine.ledger.shards.of_submission(submission.submission_id)
+    engine.ledger.shards.move(planned.shard_id, Move.SEND)
+    whole = engine.ledger.shards.move(planned.shard_id, Move.NOT_SENT, reason=f"No room for '{SECRET}'")
     # Between this and the removal of the whole's file it dies.
-    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))
+    engine.ledger.shards.split(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))
     assert erase(workspace, "t3") == []
     assert SECRET.encode() not in stored_files(workspace)
-    assert SECRET not in str(engine.ledger.shards(submission.submission_id))
-    assert SECRET not in str(engine.ledger.events(submission.submission_id))
+    assert SECRET not in str(engine.ledger.shards.of_submission(submission.submission_id))
+    assert SECRET not in str(engine.ledger.events.of_submission(submission.submission_id))
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 9}
     assert all_whole(workspace)
 
@@ -439,5 +443,6 @@ def test_words_of_the_provider_are_in_no_receipt_of_a_later_sending(workspace):
     erase(workspace, "t3")
     assert SECRET.encode() not in stored_files(workspace)
     ledger = workspace.engine().ledger
-    [submission] = ledger.submissions("test")
-    assert SECRET not in f"{ledger.shards(submission.submission_id)} {ledger.events(submission.submission_id)}"
+    [submission] = ledger.submissions.list_all("test")
+    assert SECRET not in f"{ledger.shards.of_submission(submission.submission_id)}"
+    assert SECRET not in f"{ledger.events.of_submission(submission.submission_id)}"

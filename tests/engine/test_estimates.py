@@ -171,7 +171,7 @@ def test_each_batch_has_its_own_bound(workspace: Workspace) -> None:
     rows = tickets(10).with_columns(body=pl.Series(["word " * 40 * n for n in range(10)]))
     engine = workspace.engine()
     submission = engine.plan(labeling(limits=Limits(max_requests_per_batch=4)), rows)
-    shards = engine.ledger.shards(submission.submission_id)
+    shards = engine.ledger.shards.of_submission(submission.submission_id)
     bounds = [shard.bound_usd or Decimal(0) for shard in shards]
     assert len(bounds) == 3
     assert sum(bounds) == submission.bound_usd
@@ -195,7 +195,7 @@ def test_what_is_moved_between_batches_keeps_a_bound(workspace: Workspace) -> No
         workspace.providers["bedrock"] = provider
         engine = workspace.engine()
         submission = engine.plan(labeling(**batch), rows, partition=str(least))
-        planned.append(engine.ledger.shards(submission.submission_id))
+        planned.append(engine.ledger.shards.of_submission(submission.submission_id))
     before, after = planned
     assert [shard.requests for shard in after] == [6, 4]
     assert sum(shard.bound_usd or 0 for shard in after) >= sum(shard.bound_usd or 0 for shard in before)
@@ -210,7 +210,7 @@ def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
     with Emulator(answer=lambda *_: Reply(text="no JSON")) as emulator:
         workspace = Workspace(tmp_path, emulator)
         submission = workspace.run(labeling(resend=Resend(invalid_waves=2)), rows).submission
-    first, second = workspace.engine().ledger.shards(submission.submission_id)
+    first, second = workspace.engine().ledger.shards.of_submission(submission.submission_id)
     assert (second.wave, second.requests, second.input_bound) == (2, 8, first.input_bound)
     assert (second.bound_usd or 0) >= (first.bound_usd or 0) > 0
 

@@ -32,14 +32,14 @@ FEW = {"fraction": 0.3, "times": None, "batches": [0]}  # about a third of the f
 
 def requests_sent(workspace: Workspace) -> list[int]:
     """How many requests each wave sent."""
-    [submission] = workspace.engine().ledger.submissions("test")
-    shards = workspace.engine().ledger.shards(submission.submission_id)
+    [submission] = workspace.engine().ledger.submissions.list_all("test")
+    shards = workspace.engine().ledger.shards.of_submission(submission.submission_id)
     return [sum(s.requests for s in shards if s.wave == wave + 1) for wave in range(submission.waves)]
 
 
 def events(workspace: Workspace) -> list[str]:
-    [submission] = workspace.engine().ledger.submissions("test")
-    return [event.kind for event in workspace.engine().ledger.events(submission.submission_id)]
+    [submission] = workspace.engine().ledger.submissions.list_all("test")
+    return [event.kind for event in workspace.engine().ledger.events.of_submission(submission.submission_id)]
 
 
 # faults that the next wave heals ------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ def test_what_can_succeed_is_sent_again_and_nothing_else(workspace: Workspace, f
 
 def _raw_rows(workspace: Workspace, wave: int) -> list[dict[str, Any]]:
     engine = workspace.engine()
-    [submission] = engine.ledger.submissions("test")
+    [submission] = engine.ledger.submissions.list_all("test")
     rows = []
-    for shard in engine.ledger.shards(submission.submission_id):
+    for shard in engine.ledger.shards.of_submission(submission.submission_id):
         if shard.wave != wave:
             continue
         for line in engine.payloads.lines(shard.raw_path or ""):

@@ -112,5 +112,5 @@ def test_who_wants_real_time_is_told_before_anything_is_planned(plain: Workspace
     rows = tickets(3).with_columns(now=True)
     with pytest.raises(ConfigError, match="'openai' answers batches alone"):
         plain.engine().plan(labeling(**asked), rows)
-    assert plain.engine().ledger.submissions("test") == []
+    assert plain.engine().ledger.submissions.list_all("test") == []
     assert plain.emulator.books.calls == []

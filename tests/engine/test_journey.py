@@ -394,14 +394,14 @@ def test_a_later_partition_or_namespace_shares_nothing(workspace: Workspace) -> 
     submission = other.plan(definition, tickets(2), partition="a")
     assert len(workspace.emulator.books.batches) == 2
     assert submission.reused == 0
-    assert [s.namespace for s in other.ledger.submissions("branch")] == ["branch"]
+    assert [s.namespace for s in other.ledger.submissions.list_all("branch")] == ["branch"]
     assert workspace.engine("branch").latest("ticket_labels", "b") is None
     other.submit(definition, submission.submission_id)
     tags = [batch.metadata["dagster_llm_batch"] for batch in workspace.emulator.books.batches]
     owners = [tag.rsplit("-", 1)[0] for tag in tags]
     assert owners[0] == owners[1] != owners[2]
-    assert other.ledger.shards_in_flight("test") == []
-    assert len(other.ledger.shards_in_flight("branch")) == 1
+    assert other.ledger.shards.in_flight("test") == []
+    assert len(other.ledger.shards.in_flight("branch")) == 1
 
 
 # reading again -------------------------------------------------------------------------------------------------------

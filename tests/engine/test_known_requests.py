@@ -59,7 +59,7 @@ def test_answers_so_far_of_a_newer_submission_do_not_hide_those_of_older_ones(wo
     workspace.run(URGENT, rows(4, urgent_from=4))
     engine = workspace.engine()
     newer = engine.plan(URGENT, rows(6, urgent_from=4))
-    [shard] = engine.ledger.shards(newer.submission_id)
+    [shard] = engine.ledger.shards.of_submission(newer.submission_id)
     assert (shard.lane, shard.requests) == (Lane.REALTIME, 2)
     # A process was killed when it had one of two answers.
     write_answers_so_far(engine.payloads, shard, {0: b"{}\n"})

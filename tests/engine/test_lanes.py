@@ -147,7 +147,7 @@ def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(workspace: W
     assert calls(workspace) == 4
     assert [shard.state.value for shard in status.shards if shard.lane == "realtime"] == ["ended"]
     assert (status.batches, status.unbatched) == ({ShardState.SUBMITTED: 1}, {ShardState.ENDED: 1})
-    [progress] = workspace.engine().ledger.progress("test")
+    [progress] = workspace.engine().ledger.submissions.progress("test")
     assert (progress.batches, progress.unbatched) == (status.batches, status.unbatched)
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
     labels, _ = assert_total(workspace, definition, submission.submission_id, 40)
@@ -328,7 +328,7 @@ def test_a_shard_that_the_queue_had_no_room_for_is_put_back_and_not_a_try(tmp_pa
         status = workspace.run(definition, tickets(24))
         assert status.submission.outcomes == {"succeeded": 24}
         assert status.submission.waves == 1
-        events = workspace.engine().ledger.events(status.submission.submission_id)
+        events = workspace.engine().ledger.events.of_submission(status.submission.submission_id)
         assert "put_back" in [event.kind for event in events]
         assert len(billed(workspace)) == 24
 
@@ -345,7 +345,7 @@ def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(workspace: Works
     assert engine.status(first.submission_id).states == {"submitted": 2, "planned": 1}
     most = 0
     for _ in range(12):
-        shards = [s for one in (first, second) for s in engine.ledger.shards(one.submission_id)]
+        shards = [s for one in (first, second) for s in engine.ledger.shards.of_submission(one.submission_id)]
         most = max(most, sum(shard.state == "submitted" for shard in shards))
         workspace.emulator.settle()
         for one in (first, second):
@@ -361,12 +361,12 @@ def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(workspac
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(8))
     engine.submit(definition, submission.submission_id)
-    [progress] = engine.ledger.progress("test")
+    [progress] = engine.ledger.submissions.progress("test")
     assert not engine.can_advance(progress)
     before = engine.outlook().attempt(submission.submission_id)
     workspace.emulator.settle()
-    engine.poll(engine.ledger.shards(submission.submission_id))
-    [progress] = engine.ledger.progress("test")
+    engine.poll(engine.ledger.shards.of_submission(submission.submission_id))
+    [progress] = engine.ledger.submissions.progress("test")
     assert engine.can_advance(progress)
     assert engine.outlook().attempt(submission.submission_id) > before
 
@@ -378,7 +378,7 @@ def test_a_full_queue_is_asked_about_once_for_a_submission_however_many_shards_w
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(32))
     engine.submit(definition, submission.submission_id)
-    [progress] = engine.ledger.progress("test")
+    [progress] = engine.ledger.submissions.progress("test")
     assert progress.states == {"submitted": 1, "planned": 7}
     with statements() as asked:
         assert not engine.can_advance(progress)
@@ -391,7 +391,7 @@ def test_a_full_queue_is_read_once_for_a_look_at_all_that_waits_for_it(workspace
     for at in range(10):
         submission = engine.plan(definition, tickets(4, start=4 * at), partition=str(at))
         engine.submit(definition, submission.submission_id)
-    waiting = [one for one in engine.ledger.progress("test") if "planned" in one.states]
+    waiting = [one for one in engine.ledger.submissions.progress("test") if "planned" in one.states]
     assert len(waiting) == 9
     lines = engine.queue_lines()
     with statements() as asked:
@@ -401,8 +401,8 @@ def test_a_full_queue_is_read_once_for_a_look_at_all_that_waits_for_it(workspace
     engine.poll(
         [
             shard
-            for one in engine.ledger.progress("test")
-            for shard in engine.ledger.shards(one.submission.submission_id)
+            for one in engine.ledger.submissions.progress("test")
+            for shard in engine.ledger.shards.of_submission(one.submission.submission_id)
         ]
     )
     lines = engine.queue_lines()
@@ -414,17 +414,19 @@ def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace:
     definition = labeling(limits=Limits(max_requests_per_batch=4))
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(8))
-    later, first = sorted(shard.shard_id for shard in engine.ledger.shards(submission.submission_id))
+    later, first = sorted(shard.shard_id for shard in engine.ledger.shards.of_submission(submission.submission_id))
     # As where the other was recovered by its receipt: in the queue it comes later then.
     database = sa.create_engine(f"sqlite:///{workspace.tmp_path / 'ledger.sqlite'}")
     with database.begin() as connection:
         earlier = workspace.now() - timedelta(minutes=5)
         connection.execute(sa.update(SHARD).where(SHARD.c.shard_id == first).values(planned_at=earlier))
     database.dispose()
-    [progress] = engine.ledger.progress("test")
+    [progress] = engine.ledger.submissions.progress("test")
     assert engine.can_advance(progress)
     engine.submit(definition, submission.submission_id)
-    states = {shard.shard_id: shard.state.value for shard in engine.ledger.shards(submission.submission_id)}
+    states = {
+        shard.shard_id: shard.state.value for shard in engine.ledger.shards.of_submission(submission.submission_id)
+    }
     assert states == {later: "planned", first: "submitted"}
 
 
@@ -439,7 +441,7 @@ def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(workspace: W
     workspace.skipped += timedelta(minutes=59)
     assert engine.submit(present, submission.submission_id).states == {"planned": 1}
     workspace.skipped += timedelta(minutes=2)
-    [_, progress] = engine.ledger.progress("test")
+    [_, progress] = engine.ledger.submissions.progress("test")
     assert engine.can_advance(progress)
     assert engine.submit(present, submission.submission_id).states == {"submitted": 1}
 
@@ -458,7 +460,7 @@ def test_a_budget_of_a_period_holds_over_submissions_and_ends_with_the_period(wo
         match=r"the budget of .* per day has .* left beside .* Nothing was sent. Raise it, or wait for the next day",
     ):
         engine.plan(definition, tickets(40, start=40), partition="2")
-    assert len(engine.ledger.submissions("test")) == 2
+    assert len(engine.ledger.submissions.list_all("test")) == 2
     workspace.skipped += timedelta(days=1)
     engine.plan(definition, tickets(40, start=40), partition="2")
 
@@ -477,7 +479,7 @@ def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(workspace: Work
     engine = engine_with(workspace, budgets=[Budget(estimate * 20, "ever")])
     workspace.emulator.inject(RowFault(status_code=503, times=None))
     submission = engine.plan(definition, tickets(5))
-    engine.ledger.add_event(submission.submission_id, Other("test"))
+    engine.ledger.events.add(submission.submission_id, Other("test"))
     engine.submit(definition, submission.submission_id)
     engine = engine_with(workspace, budgets=[Budget(Decimal("0.000001"), "ever")])
     workspace.emulator.settle()

@@ -63,7 +63,9 @@ def plans(workspace: Workspace, definition: Any, partitions: int, rows: int = 3)
 
 
 def flying(engine: Engine, ids: list[str]) -> list[Any]:
-    return [s for submission_id in ids for s in engine.ledger.shards(submission_id) if s.state == "submitted"]
+    return [
+        s for submission_id in ids for s in engine.ledger.shards.of_submission(submission_id) if s.state == "submitted"
+    ]
 
 
 # shared batches -----------------------------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ def test_a_shared_batch_is_put_back_as_a_whole_and_never_taken_for_the_one_it_is
     workspace.emulator.inject(BatchFault(kind="fails", batches=[0]))
     workspace.engine().submit_together(definition, ids)
     workspace.emulator.settle()
-    [carrier] = workspace.engine().ledger.shards(ids[0])
+    [carrier] = workspace.engine().ledger.shards.of_submission(ids[0])
     workspace.engine().poll([carrier])  # and then the process is killed
     assert [workspace.engine().status(submission_id).states for submission_id in ids] == [{"planned": 1}] * 3
     workspace.skipped += timedelta(hours=1)
@@ -148,7 +150,7 @@ def test_an_old_report_says_nothing_of_the_batch_that_a_shard_was_sent_as_since(
     workspace.emulator.settle()
     usual = workspace.engine()
     slow = Stalls(DEFAULT_KEY, workspace.emulator.openai_base_url, timeout_seconds=5.0)
-    shards = usual.ledger.shards(submission.submission_id)
+    shards = usual.ledger.shards.of_submission(submission.submission_id)
 
     def put_back_and_sent_again() -> None:
         usual.poll(shards)
@@ -158,7 +160,7 @@ def test_an_old_report_says_nothing_of_the_batch_that_a_shard_was_sent_as_since(
     slow.meanwhile = put_back_and_sent_again
     stalled = Engine(Deployment({"openai": slow}, usual.ledger, usual.payloads, "test", clock=workspace.now))
     stalled.poll(shards)
-    [shard] = usual.ledger.shards(submission.submission_id)
+    [shard] = usual.ledger.shards.of_submission(submission.submission_id)
     assert (shard.state, shard.status) == ("submitted", None)
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 1}
     assert len(workspace.emulator.books.batches) == 2
@@ -179,7 +181,7 @@ def test_a_row_that_looks_like_another_shards_custom_id_stays_its_own(workspace:
     )
     definition = labeling(resend=Resend(max_waves=1))
     first, second = plans(workspace, definition, 2)
-    [other] = workspace.engine().ledger.shards(first)
+    [other] = workspace.engine().ledger.shards.of_submission(first)
     planted = [f"{other.nonce}-{'0' * 40}", f"r{'0' * 16}-{'0' * 40}"]
     for number, text in enumerate(planted):
         workspace.emulator.inject(RowFault(containing=f"number {number + 3}?", message=f"no such thing as {text}"))
@@ -203,9 +205,9 @@ def test_a_persons_word_waits_for_the_process_that_is_sending(workspace: Workspa
     definition = labeling()
     first, second = plans(workspace, definition, 2)
     ledger = workspace.engine().ledger
-    shards = [ledger.shards(one)[0] for one in (first, second)]
-    ledger.move_shards([shard.shard_id for shard in shards], Move.SEND, sent_at=workspace.now())
-    with ledger.hold_leases(f"submission:{second}"), pytest.raises(LeaseError):
+    shards = [ledger.shards.of_submission(one)[0] for one in (first, second)]
+    ledger.shards.move_all([shard.shard_id for shard in shards], Move.SEND, sent_at=workspace.now())
+    with ledger.leases.hold(f"submission:{second}"), pytest.raises(LeaseError):
         workspace.engine().resolve(shards[0].shard_id, None)
     assert workspace.engine().resolve(shards[0].shard_id, None).state == "planned"
     assert workspace.engine().status(second).states == {"planned": 1}
@@ -215,8 +217,8 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
     definition = labeling(limits=Limits(max_requests_per_batch=3))
     engine = workspace.engine()
     submission = engine.plan(definition, tickets(6))
-    certain, unsure = engine.ledger.shards(submission.submission_id)
-    engine.ledger.move_shard(unsure.shard_id, Move.SEND, sent_at=workspace.now())
+    certain, unsure = engine.ledger.shards.of_submission(submission.submission_id)
+    engine.ledger.shards.move(unsure.shard_id, Move.SEND, sent_at=workspace.now())
     with engine.payloads.reader(unsure.path) as lines:
         content = lines.read()
     for _ in range(2):  # two batches with its tag: nobody can tell
@@ -227,8 +229,8 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
             definition.spec,
             engine.deployment.tag(certain),
         )
-    engine.ledger.move_shard(certain.shard_id, Move.SEND, sent_at=workspace.now())
-    engine.ledger.move_shard(certain.shard_id, Move.ACCEPTED, batch_id=batch_id)
+    engine.ledger.shards.move(certain.shard_id, Move.SEND, sent_at=workspace.now())
+    engine.ledger.shards.move(certain.shard_id, Move.ACCEPTED, batch_id=batch_id)
     workspace.emulator.settle()
     with pytest.raises(CannotTellError, match=rf"dagster-llm-batch resolve {unsure.shard_id} --batch-id"):
         engine.advance(definition, submission.submission_id)
@@ -335,7 +337,9 @@ def test_partitions_that_are_sent_together_keep_to_the_queue_limit(workspace: Wo
     assert len(flying(engine, ids)) == 2
     runs = 0
     while not all(engine.status(submission_id).is_settled for submission_id in ids):
-        waiting = [progress for progress in engine.ledger.progress("test") if not progress.submission.is_settled]
+        waiting = [
+            progress for progress in engine.ledger.submissions.progress("test") if not progress.submission.is_settled
+        ]
         ready = [one.submission.submission_id for one in waiting if engine.can_advance(one)]
         runs += len(ready)
         assert runs < 40  # a run is only asked for where it does something
@@ -366,7 +370,7 @@ def test_what_waits_for_its_own_time_lets_others_go_first(workspace: Workspace) 
     workspace.emulator.inject(BatchFault(kind="fails", batches=[0]))
     engine.submit(definition, first)
     workspace.emulator.settle()
-    engine.poll(engine.ledger.shards(first))
+    engine.poll(engine.ledger.shards.of_submission(first))
     assert engine.submit(definition, second).states == {"submitted": 1}
 
 
@@ -384,7 +388,7 @@ def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(works
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=9)})
     [one] = plans(workspace, definition, 1)
     account = workspace.providers["openai"].account
-    with workspace.engine().ledger.hold_leases(f"queue:openai:{account}"):
+    with workspace.engine().ledger.leases.hold(f"queue:openai:{account}"):
         assert engine.submit(definition, one).states == {"planned": 1}
     assert engine.submit(definition, one).states == {"submitted": 1}
 
@@ -401,7 +405,11 @@ def test_a_fallback_without_a_known_price_is_not_asked_under_a_budget(workspace:
     workspace.emulator.settle()
     status = engine.advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 2, "errored": 1}
-    told = [event.detail for event in engine.ledger.events(submission.submission_id) if event.kind == "over_budget"]
+    told = [
+        event.detail
+        for event in engine.ledger.events.of_submission(submission.submission_id)
+        if event.kind == "over_budget"
+    ]
     assert ["no price is known for 'openai/of-unknown-price'" in str(one) for one in told] == [True]
 
 
@@ -412,7 +420,7 @@ def test_a_next_wave_waits_for_another_process_that_commits_money(workspace: Wor
     submission = engine.plan(definition, tickets(3))
     engine.submit(definition, submission.submission_id)
     workspace.emulator.settle()
-    with engine.ledger.hold_leases("budget:test"), pytest.raises(LeaseError):
+    with engine.ledger.leases.hold("budget:test"), pytest.raises(LeaseError):
         engine.advance(definition, submission.submission_id)
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 3}
 
@@ -424,7 +432,7 @@ def test_what_new_rows_replace_before_it_was_sent_is_not_counted_beside_them(wor
     engine = engine_with(workspace, budgets=[Budget(estimate * Decimal("2.5"), "ever")])
     engine.plan(definition, tickets(5))
     engine.plan(definition, tickets(6))
-    assert engine.ledger.spent_usd("test") < estimate * Decimal("2.5")
+    assert engine.ledger.money.spent_usd("test") < estimate * Decimal("2.5")
 
 
 # rows that change while batches run ---------------------------------------------------------------------------------
@@ -505,7 +513,7 @@ def test_a_plan_that_was_frozen_while_another_process_planned_other_rows_sends_n
 
     with pytest.raises(LeaseError, match=r"another process planned other rows meanwhile"):
         workspace.engine().plan(definition, batches_of(tickets(5), meanwhile))
-    assert [one.submission_id for one in workspace.engine().ledger.submissions("test")] == other
+    assert [one.submission_id for one in workspace.engine().ledger.submissions.list_all("test")] == other
     workspace.run(definition, tickets(5))
     assert len(billed(workspace)) == 5
 
@@ -516,13 +524,15 @@ def test_a_plan_killed_after_it_replaced_the_one_before_is_made_again_without_a_
     definition = labeling()
     first = workspace.engine().plan(definition, tickets(5))
     workspace.engine().submit(definition, first.submission_id)
-    workspace.engine().ledger.set_state(first.submission_id, SubmissionState.CANCELED)  # and killed before `open`
+    workspace.engine().ledger.submissions.set_state(
+        first.submission_id, SubmissionState.CANCELED
+    )  # and killed before `open`
     for rows in (tickets(5), tickets(6)):
         again = workspace.engine().plan(definition, rows)
         assert again.reused == 5
         workspace.engine().submit(definition, again.submission_id)
     workspace.emulator.settle()
-    for submission in workspace.engine().ledger.submissions("test"):
+    for submission in workspace.engine().ledger.submissions.list_all("test"):
         workspace.engine().advance(definition, submission.submission_id)
     assert workspace.finish(definition, again.submission_id).submission.outcomes == {"succeeded": 6}
     assert len(billed(workspace)) == 6

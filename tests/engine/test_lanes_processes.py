@@ -58,7 +58,7 @@ def plan_one(folder: Path, base_url: str, partition: int, budget: str, start: An
 def advance_one(folder: Path, base_url: str, submission_id: str, budget: str, start: Any) -> None:
     engine = engine_of(folder, base_url, budget)
     start.wait()
-    while not engine.status(submission_id).is_settled and engine.ledger.submission(submission_id).waves == 1:
+    while not engine.status(submission_id).is_settled and engine.ledger.submissions.get(submission_id).waves == 1:
         with contextlib.suppress(LeaseError):
             engine.collect(labeling(), submission_id)
         time.sleep(0.05)
@@ -147,21 +147,21 @@ def test_a_budget_holds_over_processes_that_plan_and_retry_at_once(workspace: Wo
     base_url = workspace.emulator.openai_base_url
     one = workspace.engine().plan(definition, tickets(3), partition="sample").estimated_usd
     assert one is not None
-    workspace.engine().cancel(workspace.engine().ledger.submissions("test")[0].submission_id)
+    workspace.engine().cancel(workspace.engine().ledger.submissions.list_all("test")[0].submission_id)
     budget = str(one * Decimal("2.5"))
     arguments = [(workspace.tmp_path, base_url, number, budget) for number in range(PARTITIONS)]
     with running(plan_one, arguments) as processes:
         ended(processes)
-    planned = [s.submission_id for s in workspace.engine().ledger.submissions("test") if s.state == "open"]
+    planned = [s.submission_id for s in workspace.engine().ledger.submissions.list_all("test") if s.state == "open"]
     assert len(planned) == 2
     for submission_id in planned:
         workspace.engine().submit(definition, submission_id)
     workspace.emulator.inject(RowFault(status_code=503))
     workspace.emulator.settle()
-    spent = workspace.engine().ledger.spent_usd("test")
+    spent = workspace.engine().ledger.money.spent_usd("test")
     arguments = [
         (workspace.tmp_path, base_url, submission_id, str(spent * Decimal("0.75"))) for submission_id in planned
     ]
     with running(advance_one, arguments) as processes:
         ended(processes)
-    assert sorted(workspace.engine().ledger.submission(submission_id).waves for submission_id in planned) == [1, 2]
+    assert sorted(workspace.engine().ledger.submissions.get(submission_id).waves for submission_id in planned) == [1, 2]

@@ -185,8 +185,8 @@ def test_each_label_says_which_batch_answered_it_at_what_cost(workspace: Workspa
     assert len(copies(workspace)) == 2
     table = landed(workspace, submission_id)
     engine = workspace.engine()
-    days = sorted(engine.ledger.submissions("test"), key=lambda one: one.created_at)
-    batches = [engine.ledger.shards(one.submission_id)[0].batch_id for one in days]
+    days = sorted(engine.ledger.submissions.list_all("test"), key=lambda one: one.created_at)
+    batches = [engine.ledger.shards.of_submission(one.submission_id)[0].batch_id for one in days]
     of_rows = dict(zip(table["ticket_id"].to_pylist(), table["llm_batch_id"].to_pylist(), strict=True))
     assert of_rows == {f"t{number}": batches[number // A_DAY] for number in range(20 * A_DAY)}
     for day, one in enumerate(days):
@@ -237,7 +237,7 @@ def test_a_harmed_copy_is_made_anew_and_nothing_is_asked_again(
 def test_lost_results_are_restored_though_a_copy_has_them(workspace: Workspace) -> None:
     submission_id = grown(workspace, 10)
     before, asked = landed(workspace, submission_id), len(billed(workspace))
-    oldest = min(workspace.engine().ledger.submissions("test"), key=lambda one: one.created_at)
+    oldest = min(workspace.engine().ledger.submissions.list_all("test"), key=lambda one: one.created_at)
     results = workspace.tmp_path / "payloads" / f"{oldest.folder}/wave-1-0000.results.parquet"
     results.unlink()
     assert landed(workspace, submission_id).equals(before)
@@ -266,7 +266,7 @@ def compare_previews(workspace: Workspace) -> None:
                 for one in [workspace.engine().preview(LABELS, tickets(13 * A_DAY), again=again)]
             ]
         )
-        outcomes = workspace.engine().ledger.submission(submission_id).outcomes
+        outcomes = workspace.engine().ledger.submissions.get(submission_id).outcomes
         assert outcomes == {"succeeded": 12 * A_DAY - 1, "errored": 1}
         without_copies(workspace)
     assert previews[0] == previews[1]
@@ -300,8 +300,8 @@ def test_an_erased_row_is_in_no_copy_and_what_is_left_is_merged_again(workspace:
 
 def deliver(workspace: Workspace) -> None:
     engine = workspace.engine()
-    for submission in engine.ledger.submissions("test"):
-        engine.ledger.mark_delivered(submission.submission_id)
+    for submission in engine.ledger.submissions.list_all("test"):
+        engine.ledger.submissions.mark_delivered(submission.submission_id)
 
 
 @pytest.mark.slow

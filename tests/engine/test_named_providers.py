@@ -36,7 +36,7 @@ def workspace(tmp_path: Any) -> Iterator[Workspace]:
 def asked(workspace: Workspace, submission_id: str) -> list[tuple[str, str]]:
     """Whom each shard asked, in order, and in which account its batch was created."""
     accounts = {batch.id: batch.account for batch in workspace.emulator.books.batches}
-    shards = workspace.engine().ledger.shards(submission_id)
+    shards = workspace.engine().ledger.shards.of_submission(submission_id)
     return [(shard.provider, accounts.get(shard.batch_id or "", "none")) for shard in shards]
 
 

@@ -21,8 +21,12 @@ DAYS_31 = timedelta(days=31)
 def everything(workspace: Workspace) -> tuple[object, ...]:
     """All that a preview must not change."""
     ledger = workspace.engine().ledger
-    submissions = ledger.submissions("test")
-    return submissions, [ledger.events(submission.submission_id) for submission in submissions], workspace.files()
+    submissions = ledger.submissions.list_all("test")
+    return (
+        submissions,
+        [ledger.events.of_submission(submission.submission_id) for submission in submissions],
+        workspace.files(),
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"limits": Limits(max_requests_per_batch=3)}, {"model": "openai/no-such-llm"}])
@@ -96,7 +100,7 @@ def test_after_pruning_the_newest_labels_can_be_read_again_and_the_older_definit
     older = workspace.run(first, tickets(4)).submission
     newer = workspace.run(second, tickets(4)).submission
     for one in (older, newer):
-        workspace.engine().ledger.mark_delivered(one.submission_id)
+        workspace.engine().ledger.submissions.mark_delivered(one.submission_id)
     workspace.skipped += DAYS_31
     found = workspace.engine().prune(timedelta(days=30), delete=True)
     assert set(found.replaced) == {older.submission_id}

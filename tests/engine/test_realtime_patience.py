@@ -72,13 +72,13 @@ def test_an_hour_that_the_provider_names_is_not_waited_for_and_the_rest_is_asked
     assert "openai/gpt-4o is asked for the rest after 2" in told
     later = Run(workspace)
     for _ in range(3):  # whoever comes before makes no call
-        [progress] = later.engine.ledger.progress("test")
+        [progress] = later.engine.ledger.submissions.progress("test")
         assert not later.engine.can_advance(progress)
         later.engine.advance(definition(), one)
     assert calls(workspace) == 41
     workspace.skipped += timedelta(hours=1)
     workspace.emulator.clear_faults()
-    [progress] = later.engine.ledger.progress("test")
+    [progress] = later.engine.ledger.submissions.progress("test")
     assert later.engine.can_advance(progress)
     settled = later.engine.advance(definition(), one)
     assert (settled.submission.outcomes, settled.submission.waves) == ({"succeeded": 100}, 1)
@@ -129,8 +129,8 @@ def test_a_process_that_is_killed_after_it_was_turned_away_leaves_what_was_answe
     one = planned(workspace, urgent(5))
     engine = workspace.engine()
     engine.advance(definition(), one)
-    [shard] = engine.ledger.shards(one)
-    engine.ledger.move_shard(
+    [shard] = engine.ledger.shards.of_submission(one)
+    engine.ledger.shards.move(
         shard.shard_id, Move.SEND, sent_at=workspace.now()
     )  # by a process that dies before its first call
     workspace.emulator.clear_faults()
@@ -186,7 +186,7 @@ def test_who_asks_now_or_never_is_told_until_when_the_provider_takes_nothing(wor
 
 def test_rows_whose_receipt_cannot_be_stored_are_not_asked_and_count_as_not_asked(workspace: Workspace) -> None:
     one, engine = planned(workspace, urgent(3)), Run(workspace).engine
-    [shard] = engine.ledger.shards(one)
+    [shard] = engine.ledger.shards.of_submission(one)
     # Nothing can be written over a folder with a file in it.
     in_the_way = workspace.tmp_path / "payloads" / beside(shard, SENT) / "file"
     in_the_way.mkdir(parents=True)

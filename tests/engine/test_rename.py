@@ -26,8 +26,8 @@ def test_what_was_answered_under_the_old_name_is_neither_planned_nor_paid_again(
     assert_total(workspace, RENAMED, status.submission.submission_id, 7)
     assert len(billed(workspace)) == 7
     assert engine.latest(OLD, "monday") is None
-    first = engine.ledger.history("test", NEW, "monday")[-1]
-    assert "renamed" in [event.kind for event in engine.ledger.events(first.submission_id)]
+    first = engine.ledger.submissions.of_partition("test", NEW, "monday")[-1]
+    assert "renamed" in [event.kind for event in engine.ledger.events.of_submission(first.submission_id)]
 
 
 def test_what_is_under_way_lands_under_the_new_name(workspace):
@@ -71,7 +71,7 @@ def test_files_of_a_renamed_asset_are_pruned_by_the_same_rule(workspace):
     engine.rename(OLD, NEW)
     second = workspace.run(RENAMED, tickets(6)[:3].with_columns(body=pl.lit("Another one."))).submission
     for submission in (first, second):
-        engine.ledger.mark_delivered(submission.submission_id)
+        engine.ledger.submissions.mark_delivered(submission.submission_id)
     workspace.skipped += timedelta(days=40)
     pruned = workspace.engine().prune(timedelta(days=30), delete=True)
     assert set(pruned.replaced) == {first.submission_id}

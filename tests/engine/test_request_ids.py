@@ -15,7 +15,7 @@ from dagster_llm_batch.testing.emulator import RowFault
 def planned(workspace: Workspace, **changes) -> list[Shard]:
     """The shards of a plan."""
     engine = workspace.engine()
-    return engine.ledger.shards(engine.plan(labeling(**changes), tickets(7)).submission_id)
+    return engine.ledger.shards.of_submission(engine.plan(labeling(**changes), tickets(7)).submission_id)
 
 
 def from_lines(workspace: Workspace, shard: Shard) -> list[str]:
@@ -43,7 +43,9 @@ def test_they_are_there_in_real_time_too_so_that_none_of_an_earlier_plan_are_tak
 ) -> None:
     engine = workspace.engine()
     rows = tickets(40).with_columns(now=True)
-    shards = engine.ledger.shards(engine.plan(labeling(realtime=Realtime(urgent="now")), rows).submission_id)
+    shards = engine.ledger.shards.of_submission(
+        engine.plan(labeling(realtime=Realtime(urgent="now")), rows).submission_id
+    )
     assert [shard.requests for shard in shards] == [32, 8]
     for shard in shards:
         lines = from_lines(workspace, shard)
@@ -74,7 +76,7 @@ def test_where_they_are_not_whole_the_lines_are_read(workspace: Workspace, harm:
 def test_a_submission_that_an_older_version_planned_comes_home(workspace: Workspace) -> None:
     definition = labeling(limits=Limits(max_requests_per_batch=3))
     submission_id = workspace.engine().plan(definition, tickets(7)).submission_id
-    for shard in workspace.engine().ledger.shards(submission_id):
+    for shard in workspace.engine().ledger.shards.of_submission(submission_id):
         workspace.engine().payloads.delete(beside(shard, IDS))
     workspace.engine().submit(definition, submission_id)
     workspace.finish(definition, submission_id)
@@ -89,7 +91,7 @@ def test_every_wave_has_them_and_results_need_no_request_file(workspace: Workspa
     workspace.engine().submit(definition, submission_id)
     workspace.emulator.settle()
     workspace.engine().advance(definition, submission_id)
-    retried = workspace.engine().ledger.shards(submission_id)[-1]
+    retried = workspace.engine().ledger.shards.of_submission(submission_id)[-1]
     assert (retried.wave, retried.requests) == (2, 1)
     assert request_ids(workspace.engine().payloads, retried) == from_lines(workspace, retried)
     workspace.emulator.settle()

@@ -23,7 +23,7 @@ ROWS = 500
 def planned(workspace: Workspace, rows: int = ROWS, **changes) -> tuple[list[Shard], bytes]:
     """The shards of a plan, and all of their lines."""
     engine = workspace.engine()
-    shards = engine.ledger.shards(engine.plan(labeling(**changes), tickets(rows)).submission_id)
+    shards = engine.ledger.shards.of_submission(engine.plan(labeling(**changes), tickets(rows)).submission_id)
     return shards, b"".join(b"".join(engine.payloads.lines(shard.path)) for shard in shards)
 
 

@@ -86,7 +86,7 @@ class Journey:
             "put back": labeling(**FREE_TEXT, asset="put back", model="openai/gpt-4.1-mini"),
         }
         self.ids: dict[str, str] = {}
-        self.engine().ledger.submissions("test")
+        self.engine().ledger.submissions.list_all("test")
 
     def engine(self) -> Engine:
         queues = {"openai/gpt-4o": QueueLimit(max_batches=1)}
@@ -104,7 +104,7 @@ class Journey:
     def poll(self) -> None:
         self.workspace.emulator.settle()
         engine = self.engine()
-        engine.poll(engine.ledger.shards_in_flight("test"), lambda *_: None)
+        engine.poll(engine.ledger.shards.in_flight("test"), lambda *_: None)
 
     def steps(self) -> Iterator[str]:
         """Go on to the end; yield after each step what it was."""
@@ -142,12 +142,12 @@ class Journey:
         """What was decided so far, without ids, times and words."""
         engine = self.engine()
         outlook, ledger = engine.outlook(), engine.ledger
-        progress = {one.submission.submission_id: one for one in ledger.progress("test")}
+        progress = {one.submission.submission_id: one for one in ledger.submissions.progress("test")}
         shown: list[Any] = []
         for name, key in self.ids.items():
-            submission, shards = ledger.submission_with_shards(key)
+            submission, shards = ledger.submissions.get_with_shards(key)
             # The vendor decides when it reports a status. The same wait, told again in other words, is no decision.
-            found = (event.kind for event in ledger.events(key) if event.kind != StatusChanged.kind)
+            found = (event.kind for event in ledger.events.of_submission(key) if event.kind != StatusChanged.kind)
             kinds = [kind for kind, _ in groupby(found)]
             of = [
                 (s.wave, s.number, s.state, s.status, s.cause, s.reason_kind, s.requests, s.waits_until is not None)
@@ -174,7 +174,7 @@ def test_no_decision_depends_on_words(tmp_path: Path, monkeypatch: pytest.Monkey
         (folder := tmp_path / name).mkdir()
         with Emulator(answer=reply(1_500, text="word " * 9)) as emulator:
             workspace = Workspace(folder, emulator)
-            workspace.engine().ledger.submissions("test")
+            workspace.engine().ledger.submissions.list_all("test")
             if name == "reworded":
                 assert {LACKS_MONEY, NO_ROOM_LEFT} <= reword(monkeypatch, folder / "ledger.sqlite")
             journeys.append(travel(workspace))

@@ -268,7 +268,7 @@ def test_a_ledger_of_yesterday_comes_to_the_same_thresholds(workspace: Workspace
     found = workspace.finish(definition(), second.submission_id).submission.audit
     third = levels(workspace, plan(workspace, 3))
     restored = Workspace(yesterday, workspace.emulator)
-    assert restored.engine().ledger.submission(second.submission_id).audit is None
+    assert restored.engine().ledger.submissions.get(second.submission_id).audit is None
     assert restored.finish(definition(), second.submission_id).submission.audit == found
     assert found is not None
     repeated = levels(restored, plan(restored, 3))
@@ -287,7 +287,7 @@ def test_a_process_that_is_killed_before_it_settles_finds_the_same_audit_again(w
     stored = replace(before, wave=None, threshold=None, audit=audit_before)
     with engine.payloads.writer(f"{first.folder}/{CALIBRATION}") as out:
         out.write(stored.as_json())
-    shards = [shard for shard in engine.ledger.shards(first.submission_id) if shard.wave == 1]
+    shards = [shard for shard in engine.ledger.shards.of_submission(first.submission_id) if shard.wave == 1]
     at_first = replace(first, waves=1)
     collector = Collector(definition(), engine.deployment)
     Escalation(definition(), engine.deployment, at_first, shards, collector).find()
@@ -333,7 +333,7 @@ def test_a_partition_of_which_no_row_is_audited_asks_the_oracle_what_is_not_sure
     assert known.is_rolling
     assert known.drawn == []
     assert second.audit == {"history": audit(workspace, second).history_id, "rows": 0, "wrong": 0, "points": 0}
-    shards = workspace.engine().ledger.shards(second.submission_id)
+    shards = workspace.engine().ledger.shards.of_submission(second.submission_id)
     assert {(shard.wave, shard.model) for shard in shards} == {(1, CHEAP), (2, ORACLE)}
     track = find_track(workspace.engine().deployment, definition(**hardly), second, known)
     assert track is not None

@@ -62,7 +62,7 @@ def test_four_submissions_are_settled_together_in_as_many_transactions_as_two(wo
 
 def test_one_that_cannot_be_settled_takes_no_other_along(workspace: Workspace) -> None:
     engine, ids = workspace.engine(), ended(workspace)
-    lost = engine.ledger.submission(ids[1])
+    lost = engine.ledger.submissions.get(ids[1])
     engine.payloads.delete(lost.manifest)
     outcomes = engine.collect_together(labeling(), ids)
     assert [isinstance(outcomes[key], Status) for key in ids] == [True, False, True, True]
@@ -73,7 +73,7 @@ def test_one_that_cannot_be_settled_takes_no_other_along(workspace: Workspace) -
 
 def test_nothing_is_done_where_another_process_works_on_one_of_them(workspace: Workspace) -> None:
     engine, ids = workspace.engine(), ended(workspace)
-    with engine.ledger.hold_leases(f"submission:{ids[2]}"), pytest.raises(LeaseError):
+    with engine.ledger.leases.hold(f"submission:{ids[2]}"), pytest.raises(LeaseError):
         engine.collect_together(labeling(), ids)
     assert not any(engine.status(key).is_settled for key in ids)
 
@@ -167,7 +167,7 @@ def test_raw_lines_that_a_killed_process_left_are_on_disk_before_the_ledger_know
     engine, ids = workspace.engine(), ended(workspace)
     engine.poll(shards := [shard for key in ids for shard in engine.status(key).shards])
     collector = Collector(labeling(), engine.deployment, LateStore(engine.payloads))
-    for shard in engine.ledger.shards(ids[0]):
+    for shard in engine.ledger.shards.of_submission(ids[0]):
         collector.archive(shard)
     order: list[str] = []
     with synced(monkeypatch, order):

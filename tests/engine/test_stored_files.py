@@ -59,7 +59,7 @@ def harm(workspace: Workspace, harm: Callable[[Path], None], *endings: str) -> i
 
 
 def told(workspace: Workspace, submission_id: str) -> list[str]:
-    events = workspace.engine().ledger.events(submission_id)
+    events = workspace.engine().ledger.events.of_submission(submission_id)
     return [event.detail or "" for event in events if event.kind == "results_restored"]
 
 
@@ -90,7 +90,7 @@ def test_answers_that_nobody_has_any_more_are_missing_and_not_paid_again_by_them
     assert len(again) == ROWS // 2
     assert set(rejects["llm_outcome"].to_pylist()) == {"missing"}
     assert "retry" in rejects["llm_reason"].to_pylist()[0]
-    assert workspace.engine().ledger.submission(submission_id).outcomes == {"succeeded": 6, "missing": 6}
+    assert workspace.engine().ledger.submissions.get(submission_id).outcomes == {"succeeded": 6, "missing": 6}
     assert "6 requests count as not answered" in told(workspace, submission_id)[0]
     # Nothing is sent again, neither by going on nor by another look.
     workspace.finish(definition, submission_id)
@@ -132,7 +132,7 @@ def test_where_the_provider_cannot_be_asked_now_nothing_is_given_up(workspace: W
 @pytest.mark.parametrize("how", HARMS)
 def test_a_manifest_is_written_anew_from_the_same_rows(workspace: Workspace, how: str) -> None:
     definition, submission_id, labels = landed(workspace)
-    manifest = workspace.engine().ledger.submission(submission_id).manifest_path or ""
+    manifest = workspace.engine().ledger.submissions.get(submission_id).manifest_path or ""
     HARMS[how](workspace.tmp_path / "payloads" / manifest)
     with pytest.raises(PayloadError, match=r"submits 'ticket_labels' again.* nothing is asked"):
         workspace.engine().labels(definition, submission_id)
@@ -181,14 +181,14 @@ def test_a_flipped_bit_anywhere_gives_the_same_labels_or_says_that_a_file_is_dam
 
 def test_results_that_cannot_be_read_again_with_other_columns_are_not_given_up(workspace: Workspace) -> None:
     definition, submission_id, before = landed(workspace)
-    workspace.engine().ledger.mark_delivered(submission_id)
+    workspace.engine().ledger.submissions.mark_delivered(submission_id)
     workspace.skipped += timedelta(days=40)
     assert workspace.engine().prune(timedelta(days=30), timedelta(days=30), delete=True).aged
     workspace.emulator.inject(GONE)
     # Read by the definition that is stored with it, it has the columns that it was asked for.
     other = labeling(response=None)
     assert values(workspace.engine().labels(other, submission_id).labels) == before
-    forget_definition(workspace, workspace.engine().ledger.submission(submission_id))
+    forget_definition(workspace, workspace.engine().ledger.submissions.get(submission_id))
     with pytest.raises(PayloadError, match="kept no longer"):
         workspace.engine().labels(other, submission_id)
     assert values(workspace.engine().labels(definition, submission_id).labels) == before

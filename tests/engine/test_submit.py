@@ -99,8 +99,8 @@ def test_a_create_call_that_arrives_late_is_found_while_the_engine_waits(workspa
 
 def test_a_create_call_of_a_killed_process_is_waited_for_however_long_its_upload_took(workspace: Workspace) -> None:
     plan = workspace.engine().plan(labeling(), tickets(5))
-    [shard] = workspace.engine().ledger.shards(plan.submission_id)
-    workspace.engine().ledger.move_shard(
+    [shard] = workspace.engine().ledger.shards.of_submission(plan.submission_id)
+    workspace.engine().ledger.shards.move(
         shard.shard_id, Move.SEND, sent_at=workspace.now()
     )  # then hours of upload, then SIGKILL
     workspace.skipped += timedelta(hours=2)
@@ -290,7 +290,7 @@ def test_a_request_file_that_was_changed_is_not_sent(workspace: Workspace) -> No
 def test_two_engines_at_once_send_each_shard_once(workspace: Workspace) -> None:
     definition = labeling()
     submission = workspace.engine().plan(definition, tickets(3))
-    with workspace.engine().ledger.hold_leases(f"submission:{submission.submission_id}"):
+    with workspace.engine().ledger.leases.hold(f"submission:{submission.submission_id}"):
         with pytest.raises(LeaseError, match="is held by"):
             workspace.engine().submit(definition, submission.submission_id)
         assert workspace.engine().outlook().is_busy(submission.submission_id)
@@ -301,7 +301,7 @@ def test_two_engines_at_once_send_each_shard_once(workspace: Workspace) -> None:
 
 def test_polling_while_another_process_polls_is_no_error(workspace: Workspace) -> None:
     _, submission_id = sent(workspace)
-    stale = workspace.engine().ledger.shards(submission_id)
+    stale = workspace.engine().ledger.shards.of_submission(submission_id)
     workspace.emulator.settle()
     workspace.engine().poll(stale)
     workspace.engine().poll(stale)
@@ -355,7 +355,7 @@ def test_a_person_who_knows_that_there_is_none_resolves_the_doubt(workspace: Wor
     workspace.engine().resolve(shard_id, None)
     with pytest.raises(IllegalMoveError):
         workspace.engine().resolve(shard_id, "batch_9")
-    kinds = [event.kind for event in workspace.engine().ledger.events(submission_id)]
+    kinds = [event.kind for event in workspace.engine().ledger.events.of_submission(submission_id)]
     assert kinds[-1] == Move.NOT_SENT.value  # what was refused left no trace
     workspace.engine().submit(definition, submission_id)
     workspace.finish(definition, submission_id)
@@ -416,7 +416,7 @@ def test_cancel_also_stops_the_batch_of_the_rows_before_that_these_rows_replaced
     for submission_id in (first, second.submission_id):
         assert "succeeded" not in workspace.finish(definition, submission_id).submission.outcomes
     assert billed(workspace) == []
-    assert workspace.engine().ledger.shards_in_flight("test") == []
+    assert workspace.engine().ledger.shards.in_flight("test") == []
 
 
 def test_cancel_of_what_is_settled_is_refused(workspace: Workspace) -> None:
@@ -470,7 +470,7 @@ def test_the_steps_say_what_is_to_do_next(workspace: Workspace) -> None:
     engine = workspace.engine()
 
     def progress() -> Sequence[Any]:
-        return engine.ledger.progress("test")
+        return engine.ledger.submissions.progress("test")
 
     assert engine.needs_recovery(progress()[0])
     assert not engine.can_advance(progress()[0])
@@ -478,7 +478,7 @@ def test_the_steps_say_what_is_to_do_next(workspace: Workspace) -> None:
     assert not engine.needs_recovery(progress()[0])
     before = engine.outlook().attempt(submission_id)
     workspace.emulator.settle()
-    engine.poll(engine.ledger.shards_in_flight("test"))
+    engine.poll(engine.ledger.shards.in_flight("test"))
     assert engine.can_advance(progress()[0])
     assert engine.outlook().attempt(submission_id) > before
     engine.advance(definition, submission_id)
@@ -510,19 +510,19 @@ def test_of_many_batches_those_that_cannot_be_read_are_told_and_the_others_recor
         workspace.engine().submit(definition, submission.submission_id)
     workspace.emulator.settle()
     engine = workspace.engine()
-    flying = engine.ledger.shards_in_flight("test")
+    flying = engine.ledger.shards.in_flight("test")
     odd.broken, odd.strange = str(flying[1].batch_id), str(flying[5].batch_id)
     told: dict[str, str] = {}
     engine.poll(flying, lambda shards, error: told.update({s.shard_id: type(error).__name__ for s in shards}))
     assert told.keys() == {flying[1].shard_id, flying[5].shard_id}
     assert told[flying[1].shard_id] == "ZeroDivisionError"
-    left = engine.ledger.shards_in_flight("test")
+    left = engine.ledger.shards.in_flight("test")
     assert {shard.shard_id for shard in left} == told.keys()
     with pytest.raises(ZeroDivisionError):  # without somebody to tell, when all else is done
         engine.poll(left)
     odd.broken = odd.strange = ""
     engine.poll(left)
-    assert engine.ledger.shards_in_flight("test") == []
+    assert engine.ledger.shards.in_flight("test") == []
 
 
 def test_what_has_ended_is_stored_though_another_batch_of_the_submission_cannot_be_read(workspace: Workspace) -> None:
@@ -533,11 +533,11 @@ def test_what_has_ended_is_stored_though_another_batch_of_the_submission_cannot_
     workspace.engine().submit(definition, submission.submission_id)
     workspace.emulator.settle()
     engine = workspace.engine()
-    first, second = engine.ledger.shards(submission.submission_id)
+    first, second = engine.ledger.shards.of_submission(submission.submission_id)
     odd.broken = str(second.batch_id)
     with pytest.raises(ZeroDivisionError):
         engine.collect(definition, submission.submission_id)
-    assert engine.ledger.shard(first.shard_id).raw_path is not None
+    assert engine.ledger.shards.get(first.shard_id).raw_path is not None
     odd.broken = ""
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 4}
 
@@ -546,7 +546,7 @@ def test_a_poll_of_a_provider_that_is_down_says_so_and_of_two_keeps_what_came(wo
     _, submission_id = sent(workspace)
     workspace.emulator.inject(WireFault(kind="status", route="GET /v1/batches*", status=500, times=None))
     with pytest.raises(TransientError):
-        workspace.engine().poll(workspace.engine().ledger.shards_in_flight("test"))
+        workspace.engine().poll(workspace.engine().ledger.shards.in_flight("test"))
     workspace.emulator.inject(BatchFault(kind="stuck"))
     assert workspace.engine().status(submission_id).states == {"submitted": 1}
 
@@ -556,7 +556,7 @@ def test_answers_of_a_batch_that_was_given_up_and_ended_are_not_paid_again_by_a_
     engine = workspace.engine()
     submission_id = engine.plan(labeling(), tickets(4)).submission_id
     engine.submit(labeling(), submission_id)
-    engine.give_up(engine.ledger.shards(submission_id)[0].shard_id)
+    engine.give_up(engine.ledger.shards.of_submission(submission_id)[0].shard_id)
     assert engine.advance(labeling(), submission_id).is_settled
     workspace.emulator.settle()
     if is_known:

@@ -87,7 +87,7 @@ def remember(workspace: Workspace, room: int) -> None:
     account = workspace.providers["openai"].account
     for day in range(12):
         name = f"earlier-{day}"
-        ledger.open_submission(
+        ledger.submissions.open(
             Submission(
                 submission_id=name, namespace="other", asset="others", fingerprint=name, partition=name,
                 config_fingerprint="c", provider="openai", account=account, model="gpt-4o", rows=2, requests=2,
@@ -102,19 +102,19 @@ def remember(workspace: Workspace, room: int) -> None:
             ],
         )  # fmt: skip
         first, second = f"{name}-0", f"{name}-1"
-        ledger.move_shard(first, Move.SEND)
-        ledger.move_shard(first, Move.ACCEPTED, batch_id=first)
-        ledger.move_shard(second, Move.SEND)
+        ledger.shards.move(first, Move.SEND)
+        ledger.shards.move(first, Move.ACCEPTED, batch_id=first)
+        ledger.shards.move(second, Move.SEND)
         refused: dict[str, Any] = {"refused_at": now[0], "refused_tokens": room + 50}
-        ledger.move_shard(second, Move.NOT_SENT, no_room_at=now[0], **refused)
+        ledger.shards.move(second, Move.NOT_SENT, no_room_at=now[0], **refused)
         now[0] += HOUR
-        ledger.move_shard(first, Move.ENDED, status=BatchStatus.ENDED)
-        ledger.move_shard(second, Move.SEND)
-        ledger.move_shard(second, Move.ACCEPTED, batch_id=second)
+        ledger.shards.move(first, Move.ENDED, status=BatchStatus.ENDED)
+        ledger.shards.move(second, Move.SEND)
+        ledger.shards.move(second, Move.ACCEPTED, batch_id=second)
         now[0] += HOUR
-        ledger.move_shard(second, Move.ENDED, status=BatchStatus.ENDED)
+        ledger.shards.move(second, Move.ENDED, status=BatchStatus.ENDED)
         # What was refused is remembered when it was taken.
-        assert ledger.shard(second).refused_tokens == room + 50
+        assert ledger.shards.get(second).refused_tokens == room + 50
         now[0] += DAY - 2 * HOUR
     ledger.close()
 
@@ -172,7 +172,7 @@ def test_what_was_chosen_holds_up_nothing_for_ever_as_where_others_fill_the_queu
     for passed in (DAY, 2 * DAY):
         engine.submit(definition, tuned.submission_id)
         assert engine.status(tuned.submission_id).states == {"planned": 1}
-        [progress] = engine.ledger.progress("test")
+        [progress] = engine.ledger.submissions.progress("test")
         assert not engine.can_advance(progress)
         workspace.skipped += passed
     assert engine.can_advance(progress)
@@ -187,7 +187,7 @@ def test_what_was_chosen_is_asked_about_once_for_a_submission_however_many_shard
     submission = workspace.engine(tune=True).plan(definition, tickets(20))
     engine = workspace.engine()
     engine.submit(definition, submission.submission_id)
-    [progress] = engine.ledger.progress("test")
+    [progress] = engine.ledger.submissions.progress("test")
     assert progress.states == {"submitted": 1, "planned": 9}
     with statements() as asked:
         assert not engine.can_advance(progress)
@@ -207,7 +207,7 @@ def test_of_partitions_that_are_sent_together_so_many_go_as_there_is_room_for(wo
     sent = [one for one in ids if engine.status(one).states == {"submitted": 1}]
     assert len(sent) == 3
     # None of the others is worth a run before one of them has ended.
-    assert not any(engine.can_advance(progress) for progress in engine.ledger.progress("test"))
+    assert not any(engine.can_advance(progress) for progress in engine.ledger.submissions.progress("test"))
     for one in sent:
         workspace.finish(definition, one)
     engine.submit_together(definition, [one for one in ids if one not in sent])

@@ -112,18 +112,18 @@ class Waves:
         submission = replace(
             self.like, submission_id=name, partition=name, fingerprint=name, created_at=self.now, tuning=None
         )
-        self.ledger.open_submission(submission, [shard(submission, 1, 100)])
+        self.ledger.submissions.open(submission, [shard(submission, 1, 100)])
         self.end(submission, 1, 90)
-        self.ledger.add_wave(name, [replace(shard(submission, 2, asked), asked_again={outcome: asked})])
+        self.ledger.submissions.add_wave(name, [replace(shard(submission, 2, asked), asked_again={outcome: asked})])
         self.end(submission, 2, answered)
-        self.ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+        self.ledger.submissions.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
 
     def end(self, submission: Submission, wave: int, answered: int) -> None:
         name = f"{submission.submission_id}-{wave}"
-        self.ledger.move_shard(name, Move.SEND)
-        self.ledger.move_shard(name, Move.ACCEPTED, batch_id=name)
-        self.ledger.move_shard(name, Move.ENDED, status=BatchStatus.ENDED)
-        self.ledger.move_shard(name, Move.COLLECTED, answered=answered)
+        self.ledger.shards.move(name, Move.SEND)
+        self.ledger.shards.move(name, Move.ACCEPTED, batch_id=name)
+        self.ledger.shards.move(name, Move.ENDED, status=BatchStatus.ENDED)
+        self.ledger.shards.move(name, Move.COLLECTED, answered=answered)
 
     def run(self, rows: int, faults: list[Any], **more: Any) -> Any:
         """Label so many rows by a tuned plan; return the submission and its shards."""

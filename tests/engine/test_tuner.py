@@ -142,14 +142,14 @@ class History:
             path=f"{name}.zst", digest="00",
         )  # fmt: skip
         has_expired = took >= DAY
-        self.ledger.open_submission(submission, [shard])
-        self.ledger.move_shard(name, Move.SEND)
-        self.ledger.move_shard(name, Move.ACCEPTED, batch_id=name)
+        self.ledger.submissions.open(submission, [shard])
+        self.ledger.shards.move(name, Move.SEND)
+        self.ledger.shards.move(name, Move.ACCEPTED, batch_id=name)
         self.now += took
         status = BatchStatus.EXPIRED if has_expired else BatchStatus.ENDED
-        self.ledger.move_shard(name, Move.EXPIRED if has_expired else Move.ENDED, status=status)
-        self.ledger.move_shard(name, Move.COLLECTED)
-        self.ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+        self.ledger.shards.move(name, Move.EXPIRED if has_expired else Move.ENDED, status=status)
+        self.ledger.shards.move(name, Move.COLLECTED)
+        self.ledger.submissions.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
         self.now = began + DAY
 
     def add_expiries(self) -> None:
@@ -171,7 +171,7 @@ def sizes(
     engine = workspace.engine(tune=tune, **more)
     submission = engine.plan(definition, tickets(rows))
     assert (submission.tuning is not None) == tune
-    return [shard.requests for shard in engine.ledger.shards(submission.submission_id)]
+    return [shard.requests for shard in engine.ledger.shards.of_submission(submission.submission_id)]
 
 
 def test_with_too_little_history_nothing_changes_and_it_says_so(workspace: Workspace) -> None:
@@ -179,7 +179,7 @@ def test_with_too_little_history_nothing_changes_and_it_says_so(workspace: Works
     engine = workspace.engine(tune=True)
     submission = engine.plan(definition, tickets(3))
     assert submission.deadline_at == submission.created_at + 8 * HOUR
-    [shard] = engine.ledger.shards(submission.submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission.submission_id)
     assert shard.most_requests is None
     assert submission.tuning is not None
     assert (submission.tuning["most_requests"], submission.tuning["lead_seconds"]) == ({}, 0)
@@ -208,7 +208,7 @@ def test_smaller_batches_are_sent_as_they_were_planned_whoever_sends_them(
     }
     # Another process, in which nobody tunes, takes over: it does not put them together again.
     workspace.engine().submit(definition, submission.submission_id)
-    shards = engine.ledger.shards(submission.submission_id)
+    shards = engine.ledger.shards.of_submission(submission.submission_id)
     assert [shard.requests for shard in shards] == [shard.requests for shard in preview.shards] == [1_000, 1_000, 100]
     assert len({shard.batch_id for shard in shards}) == 3
     # The same rows are the same submission, whatever is known by now.
@@ -224,7 +224,7 @@ def test_a_later_wave_has_the_size_that_was_chosen_for_the_first(workspace: Work
     engine.submit(definition, submission.submission_id)
     workspace.emulator.settle()
     engine.advance(definition, submission.submission_id)
-    again = [shard for shard in engine.ledger.shards(submission.submission_id) if shard.wave == 2]
+    again = [shard for shard in engine.ledger.shards.of_submission(submission.submission_id) if shard.wave == 2]
     assert [shard.requests for shard in again] == [1_000, 100]
     assert len({shard.batch_id for shard in again}) == 2
 

@@ -19,7 +19,7 @@ from dagster_llm_batch.engine.conditions import ConditionKind
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError, LLMBatchError, RefusedError, UnreadableError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.storage.ledger.submissions import UNREADABLE
+from dagster_llm_batch.storage.ledger.submission_rows import UNREADABLE
 from dagster_llm_batch.testing.emulator import WireFault
 from dagster_llm_batch.types import Cause
 
@@ -49,7 +49,7 @@ def ended(workspace: Workspace, *faults: WireFault, rows: int = 2) -> str:
 
 
 def one(workspace: Workspace, submission_id: str) -> Shard:
-    [shard] = workspace.engine().ledger.shards(submission_id)
+    [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     return shard
 
 
@@ -62,7 +62,7 @@ def tries(workspace: Workspace, submission_id: str, *pauses: timedelta) -> None:
 
 
 def events(engine: Engine, submission_id: str) -> Counter[str]:
-    return Counter(event.kind for event in engine.ledger.events(submission_id))
+    return Counter(event.kind for event in engine.ledger.events.of_submission(submission_id))
 
 
 @pytest.mark.parametrize("fault", [*map(broken, STATUSES), cut()], ids=[*map(str, STATUSES), "cut"])
@@ -140,7 +140,7 @@ def test_results_that_wait_for_a_key_are_asked_for_within_a_minute_of_its_mendin
 ) -> None:
     submission_id = ended(workspace)
     engine = workspace.engine()
-    engine.poll(engine.ledger.shards_in_flight(engine.namespace))
+    engine.poll(engine.ledger.shards.in_flight(engine.namespace))
     right = dict(workspace.providers)
     wrong = {"wrong key": {"api_key": "sk-wrong-key-42424242"}, "other account": {"account": "another"}}
     workspace.providers = {"openai": workspace.openai(**wrong[trouble])} if trouble in wrong else {}
@@ -171,7 +171,7 @@ def test_a_person_gives_up_what_cannot_be_read_and_the_rest_lands(workspace: Wor
     workspace.emulator.inject(fault)
     with pytest.raises(LLMBatchError):
         workspace.engine().advance(definition, submission.submission_id)
-    [first] = [s for s in engine.ledger.shards(submission.submission_id) if s.state is ShardState.ENDED]
+    [first] = [s for s in engine.ledger.shards.of_submission(submission.submission_id) if s.state is ShardState.ENDED]
     states = workspace.engine().status(submission.submission_id).states
     assert states == {"ended": 1, "collected": 2}
     given_up = workspace.engine().give_up(first.shard_id)
@@ -189,7 +189,7 @@ def test_a_person_gives_up_what_cannot_be_read_and_the_rest_lands(workspace: Wor
 def test_what_can_be_read_is_not_given_up(workspace: Workspace) -> None:
     submission_id = ended(workspace)
     engine = workspace.engine()
-    engine.poll(engine.ledger.shards(submission_id))
+    engine.poll(engine.ledger.shards.of_submission(submission_id))
     with pytest.raises(IllegalMoveError, match="the next run collects its results"):
         engine.give_up(one(workspace, submission_id).shard_id)
     assert one(workspace, submission_id).cause is None
@@ -230,7 +230,7 @@ def given_up(workspace: Workspace) -> str:
     tries(workspace, submission_id)
     workspace.engine().give_up(one(workspace, submission_id).shard_id)
     assert workspace.engine().advance(labeling(), submission_id).is_settled
-    workspace.engine().ledger.mark_delivered(submission_id)
+    workspace.engine().ledger.submissions.mark_delivered(submission_id)
     return submission_id
 
 
@@ -249,7 +249,7 @@ def test_what_was_given_up_and_can_be_read_later_lands_and_is_not_paid_again(wor
     assert workspace.engine().status(submission_id).is_settled  # it was asked for just now
     workspace.skipped += DAY
     ask(workspace)
-    [progress] = workspace.engine().ledger.progress("test")
+    [progress] = workspace.engine().ledger.submissions.progress("test")
     assert workspace.engine().can_advance(progress)
     settled = workspace.engine().advance(labeling(), submission_id)
     assert settled.submission.outcomes == {"succeeded": 2}
@@ -339,7 +339,7 @@ def test_advance_alone_settles_a_submission_that_waits_for_a_superseded_batch(wo
     older = engine.plan(labeling(), tickets(2)).submission_id
     engine.submit(labeling(), older)
     newer = engine.plan(labeling(), tickets(3)).submission_id
-    assert workspace.engine().ledger.submission(newer).reused_from == (older,)
+    assert workspace.engine().ledger.submissions.get(newer).reused_from == (older,)
     workspace.engine().advance(labeling(), newer)
     workspace.emulator.settle()
     settled = workspace.engine().advance(labeling(), newer)

@@ -251,7 +251,7 @@ def test_wrong_rows_are_refused_with_a_message_that_helps_and_leave_nothing(work
     for words in told:
         assert words in str(caught.value)
     assert workspace.files() == set()
-    assert workspace.engine().ledger.submissions("test") == []
+    assert workspace.engine().ledger.submissions.list_all("test") == []
     assert workspace.emulator.books.calls == []
 
 

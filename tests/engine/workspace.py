@@ -113,7 +113,7 @@ def assert_total(workspace: Workspace, definition: Labeling, submission_id: str,
     labeled = workspace.engine().labels(definition, submission_id)
     keys = [*labeled.labels["ticket_id"].to_pylist(), *labeled.rejects["ticket_id"].to_pylist()]
     assert len(keys) == len(set(keys)) == rows
-    submission = workspace.engine().ledger.submission(submission_id)
+    submission = workspace.engine().ledger.submissions.get(submission_id)
     assert sum(submission.outcomes.values()) == submission.requests
     return labeled.labels, labeled.rejects
 

@@ -52,7 +52,7 @@ def test_the_cascade_lands_and_what_came_of_its_promise_is_measured(tmp_path, mo
             submission = engine.latest(name)
             until = time.monotonic() + 300
             while not submission.is_settled:
-                while flying := engine.ledger.shards_in_flight(engine.namespace):
+                while flying := engine.ledger.shards.in_flight(engine.namespace):
                     assert time.monotonic() < until, f"{submission} has batches in flight: {flying}"
                     engine.poll(flying)
                     time.sleep(0.1)

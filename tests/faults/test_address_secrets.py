@@ -280,8 +280,8 @@ def test_the_key_in_an_address_is_in_no_text_of_the_ledger_and_no_payload(
                     engine.advance(definition, submission.submission_id)
                 except LLMBatchError as error:
                     told.error(error)
-    told.said += [str(event) for event in ledger.events(submission.submission_id)]
-    shards = list(ledger.shards(submission.submission_id))
+    told.said += [str(event) for event in ledger.events.of_submission(submission.submission_id)]
+    shards = list(ledger.shards.of_submission(submission.submission_id))
     assert shards
     told.said += [str(shard).replace(provider.account, "ACCOUNT") for shard in shards]
     told.said += [text.replace(provider.account, "ACCOUNT") for text in stored(payloads, tmp_path / "payloads")]

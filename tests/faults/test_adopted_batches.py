@@ -89,11 +89,11 @@ def stored(workspace: VendorWorkspace) -> list[str]:
 
 def refusal(workspace: VendorWorkspace, batch_id: str, kept: Path, **more: Any) -> str:
     """What adopting is answered, when it is refused; nothing is left behind then."""
-    files, submissions = stored(workspace), workspace.engine().ledger.submissions("faults")
+    files, submissions = stored(workspace), workspace.engine().ledger.submissions.list_all("faults")
     with pytest.raises(LLMBatchError) as refused:
         adopt(workspace, batch_id, kept, **more)
     assert stored(workspace) == files
-    assert workspace.engine().ledger.submissions("faults") == submissions
+    assert workspace.engine().ledger.submissions.list_all("faults") == submissions
     assert "Nothing was changed" in str(refused.value)
     return str(refused.value)
 
@@ -188,7 +188,7 @@ def test_a_batch_of_our_own_and_a_partition_under_way_are_refused(openai: Vendor
     engine = openai.engine()
     submission_id = engine.plan(openai.definition, rows()).submission_id
     engine.submit(openai.definition, submission_id)
-    [shard] = engine.ledger.shards(submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission_id)
     batch_id, kept = sent_elsewhere(openai)
     openai.settle()
     assert "is one of our own" in refusal(openai, shard.batch_id or "", kept)
@@ -218,7 +218,7 @@ def test_what_a_killed_process_has_adopted_goes_on_and_what_it_had_not_can_be_ad
     assert stored(openai) == left
     # Killed right after that: whoever comes next collects. There is nothing that could be sent.
     before = created(openai)
-    shards = openai.engine().ledger.shards(submission.submission_id)
+    shards = openai.engine().ledger.shards.of_submission(submission.submission_id)
     assert {(shard.cause, shard.state.value) for shard in shards} == {(Cause.ADOPTED, "ended")}
     assert openai.engine().advance(openai.definition, submission.submission_id).is_settled
     assert created(openai) == before
@@ -231,7 +231,7 @@ def test_stored_answers_that_are_lost_before_they_are_collected_leave_the_batch_
     batch_id, kept = sent_elsewhere(openai)
     openai.settle()
     submission = adopt(openai, batch_id, kept)
-    [shard] = openai.engine().ledger.shards(submission.submission_id)
+    [shard] = openai.engine().ledger.shards.of_submission(submission.submission_id)
     openai.engine().payloads.delete(beside(shard, RAW))
     if not is_there:
         openai.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404, times=None))
@@ -254,7 +254,7 @@ def test_a_batch_that_two_adopt_at_once_is_adopted_once(openai: VendorWorkspace)
             adopt(openai, batch_id, kept)
         submission = adopter.store(adoption)
     assert "was adopted already" in refusal(openai, batch_id, kept)
-    assert openai.engine().ledger.submissions("faults") == [submission]
+    assert openai.engine().ledger.submissions.list_all("faults") == [submission]
     assert openai.engine().advance(openai.definition, submission.submission_id).submission.outcomes == {
         "succeeded": ROWS
     }
@@ -276,8 +276,8 @@ def test_a_partition_that_a_run_plans_while_a_person_is_asked_is_refused(
             adopter.store(adoption)
     # Its own files are gone, and what was planned goes on.
     assert stored(openai) == files
-    assert [one.submission_id for one in engine.ledger.submissions("faults")] == [submission_id]
-    assert engine.ledger.submission(submission_id).state.value == ("settled" if is_landed else "open")
+    assert [one.submission_id for one in engine.ledger.submissions.list_all("faults")] == [submission_id]
+    assert engine.ledger.submissions.get(submission_id).state.value == ("settled" if is_landed else "open")
 
 
 def test_ids_that_name_two_requests_name_none_and_a_file_of_another_size_is_refused(openai: VendorWorkspace) -> None:
@@ -307,7 +307,7 @@ def test_rows_of_more_shards_than_one_share_the_batch_and_a_create_calls_body_is
     submission = adopt(openai, batch_id, kept, definition=small)
     engine = openai.engine()
     assert engine.advance(small, submission.submission_id).submission.outcomes == {"succeeded": ROWS}
-    assert len(engine.ledger.shards(submission.submission_id)) == 3
+    assert len(engine.ledger.shards.of_submission(submission.submission_id)) == 3
     with pytest.raises(ConfigError, match="was adopted already"):
         adopt(openai, batch_id, kept)
 

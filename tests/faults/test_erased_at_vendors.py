@@ -80,7 +80,7 @@ def test_of_an_erased_row_nothing_is_left_anywhere(workspace: VendorWorkspace, r
     engine = workspace.engine()
     submission_id = engine.plan(workspace.definition, frame).submission_id
     engine.submit(workspace.definition, submission_id)
-    [shard] = engine.ledger.shards(submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission_id)
     if when == "ended":
         finish(workspace, submission_id)
         assert SECRET in stored_here(workspace)
@@ -99,4 +99,4 @@ def test_of_an_erased_row_nothing_is_left_anywhere(workspace: VendorWorkspace, r
     labeled = workspace.engine().labels(workspace.definition, submission_id)
     keys = [key for table in (labeled.labels, labeled.rejects) for key in table["id"].to_pylist()]
     assert sorted(keys) == sorted(set(frame["id"]) - {"t5"})
-    assert workspace.engine().ledger.submission(submission_id).rows == ROWS - 1
+    assert workspace.engine().ledger.submissions.get(submission_id).rows == ROWS - 1

@@ -80,9 +80,9 @@ def go_on(workspace: VendorWorkspace, submission_id: str, hours: int) -> Any:
 
 def tried(workspace: VendorWorkspace, submission_id: str, times: int) -> None:
     """As if the submission's batch had been refused so often before."""
-    [shard] = workspace.engine().ledger.shards(submission_id)
-    workspace.engine().ledger.move_shard(shard.shard_id, Move.SEND)
-    workspace.engine().ledger.move_shard(shard.shard_id, Move.NOT_SENT, refusals=times)
+    [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
+    workspace.engine().ledger.shards.move(shard.shard_id, Move.SEND)
+    workspace.engine().ledger.shards.move(shard.shard_id, Move.NOT_SENT, refusals=times)
 
 
 def labels(workspace: VendorWorkspace, submission_id: str) -> list[str]:
@@ -105,7 +105,7 @@ def test_what_is_alone_over_the_vendors_queue_is_split_until_it_flows(
     workspace = make(vendor, **limits)
     workspace.queue_limits = {} if declared is None else {vendor: declared}
     submission = workspace.engine().plan(workspace.definition, rows())
-    assert len(workspace.engine().ledger.shards(submission.submission_id)) == 1
+    assert len(workspace.engine().ledger.shards.of_submission(submission.submission_id)) == 1
     status = go_on(workspace, submission.submission_id, 40)
     assert status.is_settled
     assert (status.submission.outcomes, status.submission.waves) == ({"succeeded": ROWS}, 1)
@@ -146,7 +146,7 @@ def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_
     assert starved(workspace) == []
     status = go_on(workspace, submission.submission_id, 3)
     [shard_id] = starved(workspace)  # now a person is told
-    assert (workspace.engine().ledger.shard(shard_id).state, creates(workspace)) == ("planned", 2)
+    assert (workspace.engine().ledger.shards.get(shard_id).state, creates(workspace)) == ("planned", 2)
     workspace.clear()
     status = go_on(workspace, submission.submission_id, 5)
     assert status.submission.outcomes == {"succeeded": 6}
@@ -170,7 +170,7 @@ def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_
     assert "no room" in reason
     assert "token_limit_exceeded" in reason
     assert "retry" in reason
-    [left] = workspace.engine().ledger.left_shards("faults")
+    [left] = workspace.engine().ledger.submissions.left_shards("faults")
     assert (left[1].cause, left[1].requests) == (Cause.NOT_TAKEN, 1)
     assert len(list(workspace.answered())) == ROWS
     again = workspace.engine().plan(workspace.definition, pl.concat([rows(), long]))
@@ -212,7 +212,7 @@ def test_what_the_vendor_never_takes_goes_to_the_fallback(make: Make) -> None:
     status = go_on(workspace, submission.submission_id, 20)
     assert status.submission.outcomes == {"succeeded": 1}
     assert [(s.model, s.cause) for s in status.shards] == [("gpt-4o", Cause.NOT_TAKEN), ("gpt-4o-mini", None)]
-    assert workspace.engine().ledger.left_shards("faults") == []
+    assert workspace.engine().ledger.submissions.left_shards("faults") == []
 
 
 def test_partitions_that_are_together_over_the_queue_are_sent_in_fewer_at_once(make: Make) -> None:
@@ -228,7 +228,7 @@ def test_partitions_that_are_together_over_the_queue_are_sent_in_fewer_at_once(m
         workspace.settle()
         workspace.pass_time(HOUR)
         engine = workspace.engine()
-        engine.poll(engine.ledger.shards_in_flight("faults"))
+        engine.poll(engine.ledger.shards.in_flight("faults"))
         engine.submit_together(workspace.definition, ids)
         for submission_id in ids:
             engine.collect(workspace.definition, submission_id)
@@ -247,7 +247,7 @@ def test_a_plan_keeps_each_batch_within_its_queue_limit_and_tells_in_how_many_ro
     workspace.definition = replace(workspace.definition, limits=Limits(max_requests_per_batch=7))
     preview = workspace.engine().preview(workspace.definition, rows())
     submission = workspace.engine().plan(workspace.definition, rows())
-    shards = workspace.engine().ledger.shards(submission.submission_id)
+    shards = workspace.engine().ledger.shards.of_submission(submission.submission_id)
     assert sum(shard.requests for shard in shards) == preview.to_send == ROWS
     assert all(shard.tokens <= (limit.max_tokens or 10**9) for shard in shards)
     assert all(shard.requests <= (limit.max_requests or 7) for shard in shards)
@@ -263,7 +263,7 @@ def test_a_row_that_alone_is_over_a_declared_limit_is_a_batch_of_its_own(make: M
     workspace.queue_limits = {"openai": QueueLimit(max_tokens=400)}
     long = pl.DataFrame({"id": ["long"], "text": ["Where is it? " * 200]})
     submission = workspace.engine().plan(workspace.definition, pl.concat([rows().head(4), long, rows().tail(4)]))
-    shards = workspace.engine().ledger.shards(submission.submission_id)
+    shards = workspace.engine().ledger.shards.of_submission(submission.submission_id)
     assert [shard.requests for shard in shards if shard.tokens > 400] == [1]
     status = go_on(workspace, submission.submission_id, 20)
     assert status.submission.outcomes == {"succeeded": 9}

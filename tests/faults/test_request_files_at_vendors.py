@@ -63,7 +63,7 @@ def land(workspace: VendorWorkspace) -> list[Shard]:
     submission_id = engine.plan(workspace.definition, rows()).submission_id
     while not engine.advance(workspace.definition, submission_id).is_settled:
         workspace.settle()
-    return engine.ledger.shards(submission_id)
+    return engine.ledger.shards.of_submission(submission_id)
 
 
 def remove(engine: Engine, **more: Any) -> Removal:
@@ -133,12 +133,12 @@ def test_a_batch_of_two_submissions_keeps_its_file_until_both_are_collected(
     engine = openai.engine()
     ids = [engine.plan(openai.definition, rows(), partition=day).submission_id for day in ("a", "b")]
     engine.submit_together(openai.definition, ids)
-    [batch_id] = {shard.batch_id for one in ids for shard in engine.ledger.shards(one)}
+    [batch_id] = {shard.batch_id for one in ids for shard in engine.ledger.shards.of_submission(one)}
     openai.settle()
     engine.collect(openai.definition, ids[0])
     later(openai)
-    [uncollected] = engine.ledger.shards(ids[1])
-    carrier = next(s for one in ids for s in engine.ledger.shards(one) if s.carrier is None)
+    [uncollected] = engine.ledger.shards.of_submission(ids[1])
+    carrier = next(s for one in ids for s in engine.ledger.shards.of_submission(one) if s.carrier is None)
     removed = remove(engine)
     assert removed.batches == []
     if carrier.submission_id == ids[0]:
@@ -210,7 +210,7 @@ def test_files_of_batches_that_were_put_back_go_with_the_last(running: Servers, 
                 break
             workspace.settle()
             workspace.pass_time(3_600.0)
-        shards = engine.ledger.shards(submission_id)
+        shards = engine.ledger.shards.of_submission(submission_id)
         assert len(request_files(workspace, running)) > len(shards)
         later(workspace)
         assert len(remove(workspace.engine()).batches) == len(shards)

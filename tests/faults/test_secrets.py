@@ -153,7 +153,7 @@ def journey(vendor: Vendor, provider: Provider, folder: Path, told: Told, emulat
         except LLMBatchError as error:
             told.error(error)
         emulator.settle()
-    told.said += [str(event) for event in engine.ledger.events(submission.submission_id)]
+    told.said += [str(event) for event in engine.ledger.events.of_submission(submission.submission_id)]
     told.said += [repr(provider), provider.account, *stored(payloads, folder / "payloads")]
     engine.ledger.close()
 
@@ -271,8 +271,8 @@ def test_what_a_batch_or_a_row_failed_of_is_stored_without_the_key(tmp_path: Pat
         for _ in range(6):
             with suppress(LLMBatchError):
                 engine.advance(definition, submission.submission_id)
-        told.said += [str(event) for event in engine.ledger.events(submission.submission_id)]
-        told.said += [str(one) for one in engine.ledger.shards(submission.submission_id)]
+        told.said += [str(event) for event in engine.ledger.events.of_submission(submission.submission_id)]
+        told.said += [str(one) for one in engine.ledger.shards.of_submission(submission.submission_id)]
         told.said += stored(payloads, tmp_path / "payloads")
         engine.ledger.close()
     said = "\n".join(told.said)

@@ -91,11 +91,11 @@ def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_ret
     hang(workspace)
     submission_id = sent(workspace)
     engine = workspace.engine()
-    [shard] = engine.ledger.shards(submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission_id)
     assert not engine.deployment.is_overdue(shard)
     workspace.pass_time(1.5 * workspace.provider.window.total_seconds())
     assert advance(workspace, submission_id).states == {"submitted": 1}  # it waits, and nothing is lost by that
-    [shard] = workspace.engine().ledger.shards(submission_id)
+    [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     assert workspace.engine().deployment.is_overdue(shard)
     workspace.engine().give_up(shard.shard_id)
     status = advance(workspace, submission_id)
@@ -105,7 +105,7 @@ def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_ret
     assert all("given up" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
     if workspace.provider.price_book is not None:
         assert status.submission.cost_usd is None  # nobody knows what is billed
-        spent = workspace.engine().ledger.spent_usd("faults")
+        spent = workspace.engine().ledger.money.spent_usd("faults")
         assert spent == shard.estimated_usd  # its money stays reserved
         workspace.budgets = [Budget(spent, "ever")]
         with pytest.raises(BudgetError):
@@ -122,10 +122,10 @@ def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_ret
 def test_answers_that_come_after_a_batch_was_given_up_land_and_are_not_paid_again(workspace: VendorWorkspace) -> None:
     hang(workspace)
     submission_id = sent(workspace)
-    [shard] = workspace.engine().ledger.shards(submission_id)
+    [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     workspace.engine().give_up(shard.shard_id)
     assert advance(workspace, submission_id).is_settled
-    workspace.engine().ledger.mark_delivered(submission_id)
+    workspace.engine().ledger.submissions.mark_delivered(submission_id)
     workspace.pass_time(2 * HOUR)
 
     def ask() -> None:
@@ -139,7 +139,7 @@ def test_answers_that_come_after_a_batch_was_given_up_land_and_are_not_paid_agai
     assert workspace.engine().status(submission_id).is_settled  # it was asked about just now
     workspace.pass_time(2 * HOUR)
     ask()
-    [progress] = workspace.engine().ledger.progress("faults")  # its labels are to land again
+    [progress] = workspace.engine().ledger.submissions.progress("faults")  # its labels are to land again
     assert workspace.engine().can_advance(progress)
     status = advance(workspace, submission_id)
     assert status.is_settled
@@ -262,7 +262,7 @@ def test_cancel_stops_what_runs_also_where_the_vendor_cannot_be_asked_at_first(w
     workspace.settle()
     status = advance(workspace, submission_id)
     assert status.is_settled
-    assert not workspace.engine().ledger.left_shards("faults")  # whoever canceled here needs not be told
+    assert not workspace.engine().ledger.submissions.left_shards("faults")  # whoever canceled here needs not be told
     if workspace.vendor.name == "openrouter":  # nothing stops a batch there: it was paid for, so its answers are kept
         assert outcomes(workspace, submission_id) == {"succeeded": ROWS}
         return

@@ -96,7 +96,7 @@ def cancel_at_console(workspace: VendorWorkspace, submission_id: str) -> None:
 
 
 def give_up(workspace: VendorWorkspace, submission_id: str) -> None:
-    [shard] = workspace.engine().ledger.shards(submission_id)
+    [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     workspace.engine().give_up(shard.shard_id)
 
 

@@ -204,14 +204,14 @@ class VendorWorkspace:
         except LLMBatchError as error:
             told.append(str(error))
         told += [str(one.advice) for one, _ in find_undecided(engine) if one.kind is ConditionKind.OVERDUE]
-        if (recovered := engine.note_of_recovery(engine.ledger.submission(submission_id))) is not None:
+        if (recovered := engine.note_of_recovery(engine.ledger.submissions.get(submission_id))) is not None:
             told.append(str(advise_on_recovered(recovered.detail or "")))
         engine.ledger.close()
         return is_settled, told[0] if told else None
 
     def back_up(self) -> None:
         """Copy the ledger."""
-        self.engine().ledger.submissions("faults")
+        self.engine().ledger.submissions.list_all("faults")
         self._backup = copy_ledger(self.ledger_url)
 
     def restore(self) -> None:
@@ -277,7 +277,7 @@ class VendorWorkspace:
         return [(one.batch_id or "", one.body_digest) for one in self.emulator.books.executions if one.billed]
 
     def _in_order(self, engine: Engine, submission_id: str) -> bool:
-        first = engine.ledger.shards(submission_id)[0]
+        first = engine.ledger.shards.of_submission(submission_id)[0]
         if not first.raw_path or not engine.payloads.is_whole(first.raw_path):
             return False
         names = [codec_id(self, line) for line in engine.payloads.lines(first.raw_path)]

@@ -32,6 +32,7 @@ from dagster_llm_batch.testing.emulator import (
 from tests.golden.corpus import BARE, BUSY, CUT, ODD, PROMPT, REFUSED, SEEING, TAUGHT, WRONG, labeling, tickets
 from tests.golden.filed import Filed, answer, recorded
 from tests.golden.fixed_workspace import FixedWorkspace
+from tests.golden.old_ledgers import mark_delivered
 from tests.golden.package import Embedding, Fallback, Limits, RayAnswers, Realtime, Resend, Spend, provider_class
 
 BUCKET = "bucket"
@@ -167,7 +168,7 @@ def _travel(
                 labeled.labels,
                 labeled.rejects,
             )
-        workspace.engine().ledger.mark_delivered(submission_id)
+        mark_delivered(workspace.engine().ledger, submission_id)
 
     partitions = {"2026-01-01": rows(range(count)), "day 2/é": rows(range(count - 2, count + 2))}
     engine = workspace.engine()

@@ -47,6 +47,7 @@ from dagster_llm_batch.testing.emulator.answers import last_user_text
 from tests.golden.filed import KilledError
 from tests.golden.fixed_workspace import FixedWorkspace
 from tests.golden.journal import Journal
+from tests.golden.old_ledgers import mark_delivered
 from tests.golden.package import Engine, Labeling, LeaseError, Limits, Prompt, Realtime, __version__, provider_class
 
 STORES = Path(__file__).with_name("stores")
@@ -391,7 +392,7 @@ class Maker:
         self._collect(kind, only)
         for submission_id in self._plan(kind, only):
             self._engine.labels(labeling(KINDS[kind][0]), submission_id)
-            self._engine.ledger.mark_delivered(submission_id)
+            mark_delivered(self._engine.ledger, submission_id)
 
     def _tick(self) -> None:
         self.journal.tick(self._emulator, self._workspace.clock, 1)

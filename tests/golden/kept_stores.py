@@ -30,6 +30,7 @@ from tests.archives import unpack_archive
 from tests.golden.corpus import tickets
 from tests.golden.filed import Filed, KilledError, answer, recorded
 from tests.golden.fixed_workspace import FixedWorkspace
+from tests.golden.old_ledgers import mark_delivered
 from tests.golden.package import Adopter, Cascade, Judgment, Labeling, Prompt, Rolling, __version__, provider_class
 
 STORES = Path(__file__).with_name("stores")
@@ -215,7 +216,7 @@ def leave(workspace: FixedWorkspace, vendor: str, state: str) -> None:
         advance()
     if state.endswith("landed"):
         engine.labels(labeling, submission_id)
-        engine.ledger.mark_delivered(submission_id)
+        mark_delivered(engine.ledger, submission_id)
 
 
 def adopt(workspace: FixedWorkspace, vendor: str, partition: str) -> None:
@@ -223,9 +224,9 @@ def adopt(workspace: FixedWorkspace, vendor: str, partition: str) -> None:
     labeling, filed, engine = definition(vendor), workspace.providers[vendor], workspace.engine()
     [theirs] = [
         shard.batch_id
-        for one in engine.ledger.submissions("golden")
+        for one in engine.ledger.submissions.list_all("golden")
         if (one.asset, one.partition) == (labeling.asset, "submitted")
-        for shard in engine.ledger.shards(one.submission_id)
+        for shard in engine.ledger.shards.of_submission(one.submission_id)
     ]
     request_file = filed.request_file(theirs)
     with request_file.open("rb") as file:

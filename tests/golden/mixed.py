@@ -224,8 +224,8 @@ def work(old: Path, ledger_url: str, folder: Path) -> list[Landed]:
         ledger = Ledger(ledger_url)
         partition_of = {
             shard.nonce: (submission.provider, submission.partition)
-            for submission in ledger.submissions("mixed")
-            for shard in ledger.shards(submission.submission_id)
+            for submission in ledger.submissions.list_all("mixed")
+            for shard in ledger.shards.of_submission(submission.submission_id)
         }
         ledger.close()
         return _found(who, read, partition_of, emulator)

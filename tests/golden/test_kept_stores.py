@@ -75,15 +75,15 @@ def test_work_that_a_release_left_lands_in_every_state_and_no_answered_row_is_as
         assert labeled.labels["ticket_id"].to_pylist() == partition["ticket_id"].to_pylist(), case
         assert labeled.labels["more"].to_pylist() == partition["more"].to_pylist(), case
         assert len(labeled.rejects) == 0, case
-        engine.ledger.mark_delivered(submission.submission_id, *submission.reused_from)
+        engine.ledger.submissions.mark_delivered(submission.submission_id, *submission.reused_from)
         known = engine.plan(labeling, partition, partition=state)
         assert known.submission_id == submission.submission_id, case
         asked = filed.asked_ever()[already:]
         assert len(asked) == ASKED.get(state, 0), case
         if state == "rolling 2 submitted":  # the rows of the first gave its threshold, so it has no sample of its own
             assert "sampled" not in labeled.labels["llm_why"].to_pylist()
-            assert engine.ledger.audits("golden", labeling.asset).keys() == {"rolling 1 landed", state}
-    assert engine.ledger.progress("golden") == []
+            assert engine.ledger.history.audits("golden", labeling.asset).keys() == {"rolling 1 landed", state}
+    assert engine.ledger.submissions.progress("golden") == []
     if ("openai", "forecast") in cases:  # as in every store since 0.1.0
         assert engine.ledger.judgments.read("golden", "labels_openai") == JUDGMENTS
         engine.ledger.judgments.add(replace(JUDGMENTS[0], form_id="new"))

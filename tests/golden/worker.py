@@ -18,6 +18,7 @@ import pyarrow as pa
 import dagster_llm_batch
 from dagster_llm_batch.storage.ledger.migrations import LATEST
 from tests.golden import package
+from tests.golden.old_ledgers import mark_delivered
 from tests.golden.package import (
     Engine,
     Labeling,
@@ -84,7 +85,7 @@ class Worker:
     def land(self, vendor: str, partition: str) -> dict[str, Any]:
         """How many rows there are, and a digest of all that does not name the run."""
         labeled = self._engine.labels(_labeling(vendor), self._id(vendor, partition))
-        self._engine.ledger.mark_delivered(self._id(vendor, partition))
+        mark_delivered(self._engine.ledger, self._id(vendor, partition))
         rows = [row for table in (labeled.labels, labeled.rejects) for row in table.to_pylist()]
         text = json.dumps(sorted(rows, key=lambda row: str(row["ticket_id"])), default=str, sort_keys=True)
         keys = {row["ticket_id"] for row in rows}

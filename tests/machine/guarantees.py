@@ -54,8 +54,12 @@ class Neighbor:
         """Return its records and files."""
         ledger, own = self._engine().ledger, self._root / NAMESPACE
         records = [
-            (submission, ledger.shards(submission.submission_id), ledger.events(submission.submission_id))
-            for submission in ledger.submissions(OTHERS)
+            (
+                submission,
+                ledger.shards.of_submission(submission.submission_id),
+                ledger.events.of_submission(submission.submission_id),
+            )
+            for submission in ledger.submissions.list_all(OTHERS)
         ]
         others = [path for path in self._root.rglob("*") if path.is_file() and not path.is_relative_to(own)]
         return records, {str(path): path.read_bytes() for path in [*others, self._note] if path.exists()}
@@ -124,7 +128,7 @@ def _go_on(world: World) -> None:
 def _advance_all(world: World) -> list[str]:
     """Advance all that is not delivered, as runs do that the sensor asks for; return how each went."""
     log = []
-    for progress in world.engine().ledger.progress(NAMESPACE):
+    for progress in world.engine().ledger.submissions.progress(NAMESPACE):
         one = progress.submission
         how = world.advance(Place(one.asset, one.partition), submission_id=one.submission_id)
         log.append(f"advance {one.place}: {how}")
@@ -145,8 +149,10 @@ class _Waits:
         # Of a declared queue that others hold, a person is told once for each dataset.
         told = {condition.submission.asset for condition in conditions if condition.is_due(engine.now())}
         assert all(condition.advice.problem and condition.advice.then for condition in conditions), conditions
-        waiting = [one.submission for one in engine.ledger.progress(NAMESPACE) if not one.submission.is_settled]
-        shards = {one.submission_id: engine.ledger.shards(one.submission_id) for one in waiting}
+        waiting = [
+            one.submission for one in engine.ledger.submissions.progress(NAMESPACE) if not one.submission.is_settled
+        ]
+        shards = {one.submission_id: engine.ledger.shards.of_submission(one.submission_id) for one in waiting}
         for one in waiting:
             # It may wait for answers of an earlier submission of its rows.
             of_asset = [shard for each in waiting if each.asset == one.asset for shard in shards[each.submission_id]]
@@ -172,9 +178,13 @@ def _take_late_answers(world: World) -> None:
     """Demand that what was given up, and has ended after all, is used."""
     for _ in range(_SHORT_TURNS):
         ledger = world.engine().ledger
-        shards = [shard for one in ledger.submissions(NAMESPACE) for shard in ledger.shards(one.submission_id)]
+        shards = [
+            shard
+            for one in ledger.submissions.list_all(NAMESPACE)
+            for shard in ledger.shards.of_submission(one.submission_id)
+        ]
         given_up = [shard for shard in shards if shard.cause is Cause.GIVEN_UP and _may_be_read(shard)]
-        unsettled = [one for one in ledger.submissions(NAMESPACE) if not one.is_settled]
+        unsettled = [one for one in ledger.submissions.list_all(NAMESPACE) if not one.is_settled]
         if not given_up and not unsettled:
             return
         world.emulator.settle()
@@ -196,7 +206,7 @@ def _judge(world: World) -> None:
         newest = engine.latest(*place)
         assert newest is not None
         _judge_rows(world, engine, place, newest)
-        for shard in engine.ledger.shards(newest.submission_id):
+        for shard in engine.ledger.shards.of_submission(newest.submission_id):
             assert shard.state in (ShardState.COLLECTED, ShardState.CANCELED), shard
     check_money(world)
     billed = [one for one in world.emulator.books.executions if one.billed]
@@ -235,7 +245,7 @@ def _judge_costs(engine: Engine, place: Place, newest: Submission, costs: list[A
     elif not newest.reused and not newest.tombstones and newest.state is not SubmissionState.CANCELED:
         assert of_rows == newest.cost_usd, (place, costs, newest.cost_usd)
     else:
-        billed = [each.cost_usd for each in engine.ledger.history(NAMESPACE, *place)]
+        billed = [each.cost_usd for each in engine.ledger.submissions.of_partition(NAMESPACE, *place)]
         assert None in billed or of_rows <= sum(map(_money, billed)), (place, costs, billed)
 
 

@@ -204,8 +204,8 @@ class World:
 
     def _allow_for_retry(self, engine: Engine, place: Place) -> None:
         """A person's retry asks again for what was, or will be, billed where nobody sees an answer."""
-        for submission in engine.ledger.history(NAMESPACE, *place):
-            shards = engine.ledger.shards(submission.submission_id)
+        for submission in engine.ledger.submissions.of_partition(NAMESPACE, *place):
+            shards = engine.ledger.shards.of_submission(submission.submission_id)
             unseen = sum(shard.requests for shard in shards if shard.cause is not None)
             bad = sum(submission.outcomes.get(outcome, 0) for outcome in (Outcome.INVALID, Outcome.MISSING))
             self.may_pay_again[place.dataset] += max(unseen, bad)
@@ -232,7 +232,7 @@ class World:
             self.told.append(str(error))
 
         def act(engine: Engine) -> None:
-            flying = engine.ledger.shards_in_flight(NAMESPACE)
+            flying = engine.ledger.shards.in_flight(NAMESPACE)
             for submission_id in sorted({shard.submission_id for shard in flying}):
                 engine.stop_late(submission_id, tell)
             engine.poll(flying, tell)
@@ -256,7 +256,7 @@ class World:
         def act(engine: Engine, key: str) -> None:
             if engine.advance(definition, key).is_settled:
                 engine.labels(definition, key)
-                engine.ledger.mark_delivered(key)
+                engine.ledger.submissions.mark_delivered(key)
 
         if submission_id is not None:
             return self._allow(place.dataset, self.step(partial(act, key=submission_id), end))
@@ -273,7 +273,7 @@ class World:
 
     def _shards(self, dataset: str) -> list[Shard]:
         ledger = self.engine().ledger
-        return [shard for one in self._newest(self.engine(), dataset) for shard in ledger.shards(one)]
+        return [shard for one in self._newest(self.engine(), dataset) for shard in ledger.shards.of_submission(one)]
 
     def cancel(self, place: Place, end: End | None = None) -> str:
         return self.on_latest(place, lambda engine, key: engine.cancel(key), end)
@@ -282,7 +282,7 @@ class World:
         """Give up a batch that runs, as a person may at any time."""
 
         def act(engine: Engine, key: str) -> None:
-            for shard in engine.ledger.shards(key):
+            for shard in engine.ledger.shards.of_submission(key):
                 if shard.state is ShardState.SUBMITTED:
                     engine.give_up(shard.shard_id)
                     return
@@ -313,7 +313,7 @@ class World:
 
     def back_up(self) -> None:
         if not self.frozen:
-            self.engine().ledger.submissions(NAMESPACE)
+            self.engine().ledger.submissions.list_all(NAMESPACE)
             self.backup = copy_ledger(self.ledger_url)
 
     def restore(self) -> None:
@@ -384,8 +384,8 @@ class World:
         """Say of what is in doubt what the vendor's console shows; nothing where that leaves it open."""
         engine = self.engine()
         how = "done"
-        for submission in engine.ledger.submissions(NAMESPACE):
-            for shard in engine.ledger.shards(submission.submission_id):
+        for submission in engine.ledger.submissions.list_all(NAMESPACE):
+            for shard in engine.ledger.shards.of_submission(submission.submission_id):
                 if shard.state is ShardState.SUBMITTING:
                     batch_id, can_tell = self._look_up(shard, engine)
                     if can_tell:
@@ -410,8 +410,10 @@ class World:
         files = {file.id for file in books.files if shard.nonce in str(file)}
         results = {one.batch_id for one in books.executions if str(one.custom_id).startswith(shard.nonce)}
         ledger = engine.ledger
-        ids = [submission.submission_id for name in (NAMESPACE, OTHERS) for submission in ledger.submissions(name)]
-        known = {shard.batch_id for submission_id in ids for shard in ledger.shards(submission_id)}
+        ids = [
+            submission.submission_id for name in (NAMESPACE, OTHERS) for submission in ledger.submissions.list_all(name)
+        ]
+        known = {shard.batch_id for submission_id in ids for shard in ledger.shards.of_submission(submission_id)}
         unknown = [batch for batch in books.batches if batch.id not in known]
         for batch in unknown:
             if shard.nonce in str(batch) or batch.input_file_id in files or batch.id in results:

@@ -272,7 +272,7 @@ def test_a_row_that_was_erased_while_its_page_was_open_is_not_stored_again(desk)
     form = {**fields_of(client.get(PAGE, X_User="ada").text), "kind": "label", "topic": '"bug"'}
     salt = "0" * 32
     stone = {"namespace": "test", "asset": "tickets", "salt": salt, "at": datetime.now(UTC)}
-    ledger.add_tombstones([Tombstone(partition=None, digest=key_digest(salt, "t0"), **stone)])
+    ledger.tombstones.add([Tombstone(partition=None, digest=key_digest(salt, "t0"), **stone)])
     refused = send(client, "ada", form)
     assert (refused.status, "was erased while its page was open" in refused.text) == (400, True)
     assert said(ledger) == []

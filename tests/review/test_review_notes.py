@@ -92,10 +92,10 @@ def test_a_note_stands_beside_the_definition_by_which_its_rows_were_asked_and_is
     assert [send(client, form).status for _ in range(2)] == [303, 303]
     [note] = engine.ledger.notes.read("test", "ticket_labels")
     assert (note.annotator, note.text, note.group["gold"]) == ("ada", NOTE.strip(), "how_to <i>")
-    first, second = engine.ledger.submissions("test", assets=["ticket_labels"])
+    first, second = engine.ledger.submissions.list_all("test", assets=["ticket_labels"])
     assert note.submission_id == first.submission_id
     # Nothing else of the submission is changed by it, nor is it news for the sensor.
-    assert engine.ledger.submission(first.submission_id) == first
+    assert engine.ledger.submissions.get(first.submission_id) == first
     assert before.keys() == {first.submission_id, second.submission_id}
     assert engine.outlook().last == before
     shown = client.get(PAGE, X_User="bob").text
@@ -108,7 +108,7 @@ def test_a_note_stands_beside_the_definition_by_which_its_rows_were_asked_and_is
     assert "&lt;b&gt;invoices&lt;/b&gt;" in oldest
     assert second.submission_id != first.submission_id
     assert client.get("/prompts/none", X_User="bob").status == 404
-    engine.ledger.rename_asset("test", "ticket_labels", "renamed")
+    engine.ledger.submissions.rename_asset("test", "ticket_labels", "renamed")
     assert [one.text for one in engine.ledger.notes.read("test", "renamed")] == [note.text]
 
 
@@ -124,7 +124,7 @@ def test_what_is_no_note_is_told_and_nothing_is_kept(desk, change):
 
 def test_a_note_that_an_event_cannot_hold_is_refused_whole(desk):
     engine, _, _ = desk
-    [first, _] = engine.ledger.submissions("test", assets=["ticket_labels"])
+    [first, _] = engine.ledger.submissions.list_all("test", assets=["ticket_labels"])
     said = {"form_id": "a", "annotator": "ada", "group": {}}
     with pytest.raises(InputError, match="at most"):
         engine.ledger.notes.add(first.submission_id, text="\x01" * MOST_NOTE, **said)

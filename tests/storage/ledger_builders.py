@@ -47,7 +47,7 @@ def path_to(state):
 
 def bring_to(ledger, shard_id, state):
     for move in path_to(state):
-        ledger.move_shard(shard_id, move, **fields_for(move, shard_id))
+        ledger.shards.move(shard_id, move, **fields_for(move, shard_id))
 
 
 def race(act, url, processes=2):

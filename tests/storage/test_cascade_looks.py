@@ -57,7 +57,7 @@ class Site:
         while not is_settled:
             self.emulator.settle()
             is_settled = self.engine().advance(asked_for, submission_id).is_settled
-        found = levels_of(engine.payloads, self.engine().ledger.submission(submission_id))
+        found = levels_of(engine.payloads, self.engine().ledger.submissions.get(submission_id))
         assert found is not None
         return found
 

@@ -97,7 +97,7 @@ def deployment(ledger_url: str, tmp_path: Path) -> Iterator[SmallDeployment]:
     deployment.land(labels("mails", "openai/gpt-4o-mini"), ["mail 7", "mail 8"])
     lost = labels("lost", "openai/gpt-5-nano", tags={"team": "support"})
     given_up = deployment.send(lost, ["thing 1", "thing 2"])
-    [shard] = deployment.ledger.shards(given_up)
+    [shard] = deployment.ledger.shards.of_submission(given_up)
     deployment.engine.give_up(shard.shard_id)
     assert deployment.engine.advance(lost, given_up).is_settled
     deployment.send(labels("open", "openai/gpt-5-nano"), ["thing 3"])
@@ -106,7 +106,7 @@ def deployment(ledger_url: str, tmp_path: Path) -> Iterator[SmallDeployment]:
 
 
 def table(deployment: SmallDeployment, *by: str, **limits: Any) -> dict[tuple[str, ...], CostSum]:
-    summed = cost_table(deployment.ledger.shard_costs("test", **limits), by)
+    summed = cost_table(deployment.ledger.money.shard_costs("test", **limits), by)
     assert sum(part.requests for part in summed.groups.values()) == summed.total.requests
     known = [part.cost_usd for part in summed.groups.values() if part.cost_usd is not None]
     assert sum(known, Decimal(0)) == (summed.total.cost_usd or 0)
@@ -117,7 +117,7 @@ def test_an_answer_that_comes_late_to_what_was_asked_again_is_waste(deployment: 
     """Of three that were given up, two are asked again; one of these gets no label then."""
     definition = labels("late", "openai/gpt-5-nano")
     first = deployment.send(definition, ["late 1", "late 2", "late 3"])
-    [shard] = deployment.ledger.shards(first)
+    [shard] = deployment.ledger.shards.of_submission(first)
     deployment.engine.give_up(shard.shard_id)
     deployment.engine.advance(definition, first)
     deployment.now += timedelta(hours=1)
@@ -166,18 +166,18 @@ def test_every_part_of_the_bill_is_what_it_is_by_hand(deployment: SmallDeploymen
 def test_what_nobody_knows_is_counted_and_is_no_amount(deployment: SmallDeployment) -> None:
     groups = table(deployment, "asset")
     lost, flying = groups["lost",], groups["open",]
-    [submission] = deployment.ledger.history("test", "lost")
+    [submission] = deployment.ledger.submissions.of_partition("test", "lost")
     assert (lost.requests_unknown, lost.lost_usd) == (2, submission.estimated_usd)
     for name in ("cost_usd", "realtime_usd", "saved_usd", "wasted_usd", "input_tokens"):
         assert getattr(lost, name) is None, name
-    [submission] = deployment.ledger.history("test", "open")
+    [submission] = deployment.ledger.submissions.of_partition("test", "open")
     assert (flying.open_usd, flying.open_requests, flying.open_unknown) == (submission.estimated_usd, 1, 0)
     assert (flying.cost_usd, flying.requests_unknown) == (0, 0)
     assert groups["total",].requests_unknown == 2
 
 
 def test_what_nobody_can_expect_is_no_zero_either(deployment: SmallDeployment) -> None:
-    costs = [cost._replace(estimated_usd=None) for cost in deployment.ledger.shard_costs("test")]
+    costs = [cost._replace(estimated_usd=None) for cost in deployment.ledger.money.shard_costs("test")]
     groups = cost_table(costs, ["asset"]).groups
     assert (groups["lost",].lost_usd, groups["lost",].requests_unknown) == (None, 2)
     assert (groups["open",].open_usd, groups["open",].open_unknown) == (None, 1)

@@ -41,20 +41,20 @@ class Site:
             a_shard(f"{name}-{number}", name, number=number, nonce=f"n{self.count}-{number}", requests=requests)
             for number in range(batches)
         ]
-        self.ledger.open_submission(submission, shards)
+        self.ledger.submissions.open(submission, shards)
         for shard in shards:
-            self.ledger.move_shard(shard.shard_id, Move.SEND)
-            self.ledger.move_shard(shard.shard_id, Move.ACCEPTED, batch_id=f"batch-{shard.shard_id}")
+            self.ledger.shards.move(shard.shard_id, Move.SEND)
+            self.ledger.shards.move(shard.shard_id, Move.ACCEPTED, batch_id=f"batch-{shard.shard_id}")
         return name
 
     def end(self, name: str, **fields: Any) -> None:
-        for shard in self.ledger.shards(name):
-            self.ledger.move_shard(shard.shard_id, Move.ENDED, **fields)
+        for shard in self.ledger.shards.of_submission(name):
+            self.ledger.shards.move(shard.shard_id, Move.ENDED, **fields)
 
     def settle(self, name: str) -> None:
-        for shard in self.ledger.shards(name):
-            self.ledger.move_shard(shard.shard_id, Move.COLLECTED)
-        self.ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+        for shard in self.ledger.shards.of_submission(name):
+            self.ledger.shards.move(shard.shard_id, Move.COLLECTED)
+        self.ledger.submissions.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
 
     def run(self, took: timedelta, **more: Any) -> str:
         """Take a submission from plan to settled, an hour after its batches have ended; the next day begins then."""
@@ -116,17 +116,17 @@ def test_what_runs_or_was_stopped_is_known_to_have_taken_longer(site: Site) -> N
     running = site.begin()
     canceled = site.begin()
     site.clock.now += 5 * HOUR
-    site.ledger.set_state(canceled, SubmissionState.CANCELED)
+    site.ledger.submissions.set_state(canceled, SubmissionState.CANCELED)
     site.end(canceled, cause=Cause.STOPPED, status=BatchStatus.CANCELED)
     site.clock.now += 100 * HOUR
-    spans = {span.began: span for span in site.ledger.submission_spans("prod", "tickets", 2)}
+    spans = {span.began: span for span in site.ledger.history.submission_spans("prod", "tickets", 2)}
     assert len(spans) == 1  # both began at the same time
-    found = sorted(site.ledger.submission_spans("prod", "tickets", 2), key=lambda span: span.until is None)
+    found = sorted(site.ledger.history.submission_spans("prod", "tickets", 2), key=lambda span: span.until is None)
     assert [(span.has_ended, span.until and span.until - span.began) for span in found] == [
         (False, 5 * HOUR),
         (False, None),
     ]
-    batches = site.ledger.batch_spans(*OWNER_KEY, Lane.BATCH, 2)
+    batches = site.ledger.history.batch_spans(*OWNER_KEY, Lane.BATCH, 2)
     assert sorted((span.has_ended, span.until is None) for span in batches) == [(False, False), (False, True)]
     said = site.history.forecast_end("tickets", ASKED)
     assert (said.ended, said.running) == (10, 2)
@@ -136,29 +136,29 @@ def test_what_runs_or_was_stopped_is_known_to_have_taken_longer(site: Site) -> N
 
 
 def test_what_asks_for_nothing_takes_no_time_that_counts(site: Site) -> None:
-    site.ledger.open_submission(a_submission("s9", requests=3, reused=3), [])
-    site.ledger.settle_submission("s9", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
-    assert site.ledger.submission_spans("prod", "tickets", 5) == []
+    site.ledger.submissions.open(a_submission("s9", requests=3, reused=3), [])
+    site.ledger.submissions.settle("s9", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    assert site.ledger.history.submission_spans("prod", "tickets", 5) == []
 
 
 def test_a_shared_batch_an_adopted_and_a_refused_one_tell_nothing_of_the_vendor(site: Site) -> None:
     for cause in (Cause.ADOPTED, Cause.NOT_TAKEN):
         site.end(site.begin(), cause=cause)
-    assert site.ledger.batch_spans(*OWNER_KEY, Lane.BATCH, 9) == []
+    assert site.ledger.history.batch_spans(*OWNER_KEY, Lane.BATCH, 9) == []
     site.end(site.begin(), status=BatchStatus.FAILED)
-    assert [span.has_ended for span in site.ledger.batch_spans(*OWNER_KEY, Lane.BATCH, 9)] == [False]
+    assert [span.has_ended for span in site.ledger.history.batch_spans(*OWNER_KEY, Lane.BATCH, 9)] == [False]
 
 
 def test_a_submission_of_several_batches_ends_with_the_last(site: Site) -> None:
     name = site.begin(batches=2)
-    first, last = site.ledger.shards(name)
+    first, last = site.ledger.shards.of_submission(name)
     site.clock.now += HOUR
-    site.ledger.move_shard(first.shard_id, Move.ENDED)
+    site.ledger.shards.move(first.shard_id, Move.ENDED)
     site.clock.now += 7 * HOUR
-    site.ledger.move_shard(last.shard_id, Move.ENDED)
-    assert site.ledger.submission_spans("prod", "tickets", 1)[0].until is None
+    site.ledger.shards.move(last.shard_id, Move.ENDED)
+    assert site.ledger.history.submission_spans("prod", "tickets", 1)[0].until is None
     site.settle(name)
-    [span] = site.ledger.submission_spans("prod", "tickets", 1)
+    [span] = site.ledger.history.submission_spans("prod", "tickets", 1)
     assert span.has_ended
     assert span.until is not None
     assert span.until - span.began == 8 * HOUR
@@ -180,7 +180,7 @@ def test_a_forecast_is_stored_and_scored_when_its_time_has_come(site: Site) -> N
     assert site.history.score() == score
     assert site.history.score("other") == EndScore()
     assert str(score).startswith(f"{held} of 20 ended by their p90, ")
-    kept = site.ledger.submission(name)
+    kept = site.ledger.submissions.get(name)
     assert kept.end_basis == {"basis": "submissions", "ended": 29, "running": 0}
     assert "by 29 earlier submissions of similar size" in told_text(kept, DAY)
     # One that is late is judged before it has ended; one whose time has not come is not, though it has.
@@ -188,7 +188,7 @@ def test_a_forecast_is_stored_and_scored_when_its_time_has_come(site: Site) -> N
     assert site.history.score("tickets") == score
     site.clock.now += 20 * HOUR
     assert (site.history.score("tickets").judged_p90, site.history.score("tickets").held_p90) == (21, held)
-    assert site.ledger.submission(late).settled_at is None
+    assert site.ledger.submissions.get(late).settled_at is None
 
 
 def test_the_sizes_of_batches_that_ended_by_themselves_are_read_with_all_that_they_carried(site: Site) -> None:
@@ -196,26 +196,26 @@ def test_the_sizes_of_batches_that_ended_by_themselves_are_read_with_all_that_th
     site.end(site.begin(requests=5), status=BatchStatus.ENDED)
     site.clock.now += DAY
     expired = site.begin(requests=7)
-    for shard in site.ledger.shards(expired):
-        site.ledger.move_shard(shard.shard_id, Move.EXPIRED, status=BatchStatus.EXPIRED)
+    for shard in site.ledger.shards.of_submission(expired):
+        site.ledger.shards.move(shard.shard_id, Move.EXPIRED, status=BatchStatus.EXPIRED)
     stopped = site.begin()
     site.end(stopped, status=BatchStatus.ENDED, cause=Cause.STOPPED)
     site.begin(requests=9)
-    site.ledger.open_submission(
+    site.ledger.submissions.open(
         a_submission("pair", fingerprint="pair"),
         pair := [
             a_shard(f"pair-{number}", "pair", number=number, nonce=f"p{number}", requests=3) for number in range(2)
         ],
     )
     both = [shard.shard_id for shard in pair]
-    site.ledger.move_shards(both, Move.SEND)
-    site.ledger.move_shards(both, Move.ACCEPTED, batch_id="pair")
+    site.ledger.shards.move_all(both, Move.SEND)
+    site.ledger.shards.move_all(both, Move.ACCEPTED, batch_id="pair")
     site.end("pair", status=BatchStatus.ENDED)
     model = (OWNER.provider, OWNER.account, OWNER.model)
-    known = site.ledger.batch_sizes(*model, began, 100)
+    known = site.ledger.history.batch_sizes(*model, began, 100)
     assert sorted(known) == [(began, 5, False), (began + DAY, 6, False), (began + DAY, 7, True)]
-    assert sorted(site.ledger.batch_sizes(*model, began + HOUR, 100)) == sorted(known)[1:]
-    assert site.ledger.batch_sizes("openai", "another", OWNER.model, began, 100) == []
+    assert sorted(site.ledger.history.batch_sizes(*model, began + HOUR, 100)) == sorted(known)[1:]
+    assert site.ledger.history.batch_sizes("openai", "another", OWNER.model, began, 100) == []
 
 
 def test_what_had_a_deadline_is_read_from_then_on(site: Site) -> None:
@@ -223,6 +223,6 @@ def test_what_had_a_deadline_is_read_from_then_on(site: Site) -> None:
     site.run(2 * HOUR, deadline_at=began + HOUR)
     site.run(HOUR)
     open_one = site.begin(deadline_at=site.clock.now + HOUR)
-    spans = site.ledger.submission_spans("prod", "tickets", 10, from_deadline=True)
-    due = site.ledger.submission(open_one).deadline_at
+    spans = site.ledger.history.submission_spans("prod", "tickets", 10, from_deadline=True)
+    due = site.ledger.submissions.get(open_one).deadline_at
     assert [span[:3] for span in spans] == [(due, None, False), (began + HOUR, began + 2 * HOUR, True)]

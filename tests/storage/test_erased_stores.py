@@ -104,7 +104,7 @@ def erase(place: Place, *keys: int) -> list[object]:
 
 def tombstones(place: Place) -> list[Tombstone]:
     engine = place.engine()
-    found = engine.ledger.tombstones("n", "labels")
+    found = engine.ledger.tombstones.list_all("n", "labels")
     engine.ledger.close()
     return found
 
@@ -153,7 +153,7 @@ def test_a_killed_erasure_is_gone_on_with(ledger_url, tmp_path):
     check_left_behind(place)
     assert place.labels().equals(before.filter(pc.greater(before["id"], key)))
     engine = place.engine()
-    [submission] = engine.ledger.submissions("n")
+    [submission] = engine.ledger.submissions.list_all("n")
     engine.ledger.close()
     assert submission.rows == submission.requests == sum(submission.outcomes.values()) == 39 - key
 

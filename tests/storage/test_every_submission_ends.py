@@ -117,8 +117,8 @@ class Place:
 
     def decide(self, word: str, number: int) -> None:
         """A person does something."""
-        newest = self.ledger.history("n", "labels")[0]
-        shards = [shard for shard in self.ledger.shards(newest.submission_id) if shard.batch_id]
+        newest = self.ledger.submissions.of_partition("n", "labels")[0]
+        shards = [shard for shard in self.ledger.shards.of_submission(newest.submission_id) if shard.batch_id]
         if word == AGAIN:
             self.send(again=True)
         elif word == "cancel":
@@ -133,7 +133,7 @@ class Place:
         # Where the vendor cannot be asked, the batch that is sent beside another one's cannot be canceled either.
         if self.faults:
             return
-        partition = str(len(self.ledger.submissions("n")))
+        partition = str(len(self.ledger.submissions.list_all("n")))
         rows = [{"id": "frozen", "text": f"Ticket of {partition}"}]
         submission = self.engine.plan(LABELS, rows, partition=partition)
         with suppress(LeaseError):
@@ -156,7 +156,7 @@ class Place:
     def run(self) -> dict[str, LLMBatchError]:
         """What the sensor and its runs do; return what a failed run said, by submission."""
         failures = {}
-        for progress in self.ledger.progress("n"):
+        for progress in self.ledger.submissions.progress("n"):
             try:
                 self.engine.advance(LABELS, progress.submission.submission_id)
             except TransientError:
@@ -209,7 +209,7 @@ def test_every_submission_ends_or_a_person_is_told(
             place.skipped += timedelta(hours=6)
         shown = {condition.submission.submission_id for condition, _ in find_undecided(place.engine)}
         emulator.clear_faults()
-        for submission in place.ledger.submissions("n"):
+        for submission in place.ledger.submissions.list_all("n"):
             # What waits for the answers of another is told of with it.
             own = {submission.submission_id, *submission.reused_from}
             assert submission.is_settled or own & (shown | told.keys())

@@ -72,7 +72,7 @@ def test_a_batch_that_nobody_asks_about_holds_its_place_for_two_windows_and_no_l
 def test_a_batch_that_runs_for_longer_holds_its_place_while_somebody_asks_about_it(place: Place) -> None:
     place.skipped += 3 * WINDOW
     former = place.engine("former")
-    former.poll([former.ledger.shard(place.left.shard_id)])
+    former.poll([former.ledger.shards.get(place.left.shard_id)])
     assert place.try_to_send().batch_id is None
     assert place.told() == []
 
@@ -109,7 +109,7 @@ def test_without_a_limit_of_the_queue_nobody_is_told_of_it(place: Place) -> None
 def test_tokens_that_nobody_asks_about_are_not_beside_a_batch_for_ever(place: Place) -> None:
     engine = place.engine()
     shard = place.try_to_send()
-    beside = [engine.ledger.tokens_beside([shard], engine.deployment.presence(shard))]
+    beside = [engine.ledger.queues.tokens_beside([shard], engine.deployment.presence(shard))]
     place.skipped += 2 * WINDOW + HOUR
-    beside.append(engine.ledger.tokens_beside([shard], engine.deployment.presence(shard)))
+    beside.append(engine.ledger.queues.tokens_beside([shard], engine.deployment.presence(shard)))
     assert beside == [place.left.tokens, 0]

@@ -46,11 +46,11 @@ def test_each_reason_has_a_message_an_exit_and_a_limit_or_a_reason_for_none(reas
 def test_each_hold_of_a_submission_keeps_each_problem_once_and_of_a_definition_the_last(
     ledger: Ledger, clock: Any
 ) -> None:
-    ledger.open_submission(a_submission(), [])
+    ledger.submissions.open(a_submission(), [])
     began = clock.now
     for kind in (Held, Stopped, OverBudget):
         for told in (FIRST, SECOND, FIRST):
-            ledger.add_event("s1", kind(*told))
+            ledger.events.add("s1", kind(*told))
             clock.pass_seconds(60)
     holds = {hold.reason: hold for hold in ledger.holds.of(["s1"])["s1"]}
     assert holds.keys() == set(UNSENT.values())
@@ -67,20 +67,20 @@ def test_each_hold_of_a_submission_keeps_each_problem_once_and_of_a_definition_t
 @pytest.mark.parametrize("kind", UNSENT)
 def test_only_the_submission_of_which_it_was_told_is_held(ledger: Ledger, kind: type[EventData]) -> None:
     for name in ("s1", "s2"):
-        ledger.open_submission(a_submission(name, fingerprint=name), [])
-    ledger.add_event("s1", kind(*FIRST))  # type: ignore[call-arg]  # each kind of UNSENT is an Unsent
+        ledger.submissions.open(a_submission(name, fingerprint=name), [])
+    ledger.events.add("s1", kind(*FIRST))  # type: ignore[call-arg]  # each kind of UNSENT is an Unsent
     assert list(ledger.holds.of(["s1", "s2"], UNSENT[kind])) == ["s1"]
     assert list(ledger.holds.undelivered("prod", *UNSENT.values())) == ["s1"]
     assert ledger.holds.undelivered("other", *UNSENT.values()) == {}
-    ledger.mark_delivered("s1")
+    ledger.submissions.mark_delivered("s1")
     assert ledger.holds.undelivered("prod", *UNSENT.values()) == {}
 
 
 def unread(ledger: Ledger, clock: Any) -> None:
     """A shard whose results could not be read, and are asked for later."""
-    ledger.open_submission(a_submission(), [a_shard()])
+    ledger.submissions.open(a_submission(), [a_shard()])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
-    ledger.move_shard("h1", Move.ENDED, status=BatchStatus.ENDED)
+    ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
     assert ledger.unread.note(["h1"], "403: no") == {"h1": clock.now}
     ledger.unread.wait(["h1"], clock.now + timedelta(minutes=1))
 
@@ -104,26 +104,26 @@ def test_what_is_collected_has_no_hold(ledger: Ledger, clock: Any, waits: bool) 
     if waits:
         unread(ledger, clock)
     else:
-        ledger.open_submission(a_submission(), [a_shard()])
+        ledger.submissions.open(a_submission(), [a_shard()])
         bring_to(ledger, "h1", ShardState.SUBMITTED)
-        ledger.move_shard("h1", Move.ENDED, status=BatchStatus.ENDED)
+        ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
         ledger.unread.note(["h1"], "403: no")
         # It was given up before, so that it waits for no other try.
-        ledger.move_shard("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
+        ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
     assert [hold.subject for hold in ledger.holds.of(["s1"])["s1"]] == ["h1"]
-    ledger.collect_shards({"h1": {"results_path": "a"}})
+    ledger.shards.collect({"h1": {"results_path": "a"}})
     assert ledger.holds.of(["s1"]) == {}
 
 
 def test_what_was_given_up_and_can_be_read_after_all_has_no_hold(ledger: Ledger, clock: Any) -> None:
     unread(ledger, clock)
-    ledger.move_shard("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP, status=BatchStatus.ENDED)
-    ledger.collect_shards({"h1": {"results_path": "a"}})
+    ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP, status=BatchStatus.ENDED)
+    ledger.shards.collect({"h1": {"results_path": "a"}})
     late = Ending(
         move=Move.LATE, batch_id="batch-h1", status=BatchStatus.ENDED, ended_at=clock.now, total=8, done=8, failed=0,
         reason=None, retryable=False,
     )  # fmt: skip
-    ledger.record_late_endings({"h1": late})
-    assert ledger.shard("h1").state is ShardState.ENDED
+    ledger.shards.record_late_endings({"h1": late})
+    assert ledger.shards.get("h1").state is ShardState.ENDED
     assert ledger.holds.of(["s1"]) == {}
-    assert ledger.unread.noted(ledger.shards("s1")) == set()
+    assert ledger.unread.noted(ledger.shards.of_submission("s1")) == set()

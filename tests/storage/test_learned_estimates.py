@@ -56,7 +56,7 @@ class Site:
             bound_usd=estimate.bound_usd,
             created_at=self.clock.now,
         )
-        submission = self.ledger.open_submission(replace(submission, **changes), [])
+        submission = self.ledger.submissions.open(replace(submission, **changes), [])
         billed = {
             "prompt": labeling.prompt_version,
             "requests": ROWS,
@@ -67,7 +67,7 @@ class Site:
             "times": times,
         }
         cost = ROWS * each * Decimal(str(times))
-        self.ledger.settle_submission(
+        self.ledger.submissions.settle(
             submission.submission_id, outcomes={}, cost_usd=cost, realtime_usd=None, price_basis=None, billed=billed
         )
         return estimate, cost

@@ -31,7 +31,7 @@ def put(ledger, owner, expires_at, name="collect"):
 
 
 def test_a_lease_is_held_for_its_block_and_given_back_also_after_an_error(ledger, clock):
-    with pytest.raises(KeyError), ledger.hold_leases("collect", seconds=90) as lease:  # noqa: PT012  # the block is what fails
+    with pytest.raises(KeyError), ledger.leases.hold("collect", seconds=90) as lease:  # noqa: PT012  # the block is what fails
         assert rows(ledger) == [("collect", lease.owner, clock.now + timedelta(seconds=90))]
         lease.check()
         raise KeyError
@@ -40,8 +40,8 @@ def test_a_lease_is_held_for_its_block_and_given_back_also_after_an_error(ledger
 
 
 def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
-    with ledger.hold_leases("collect") as lease, ledger.hold_leases("another name"):
-        with pytest.raises(LeaseError) as refusal, ledger.hold_leases("collect"):
+    with ledger.leases.hold("collect") as lease, ledger.leases.hold("another name"):
+        with pytest.raises(LeaseError) as refusal, ledger.leases.hold("collect"):
             pass
         assert lease.owner in str(refusal.value)
         assert (clock.now + timedelta(seconds=60)).isoformat() in str(refusal.value)
@@ -52,19 +52,19 @@ def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
 def test_a_lease_of_many_names_is_taken_in_one_transaction_all_of_them_or_none(ledger):
     names = [f"submission:{number}" for number in range(5)]
     # Opened, and migrated.
-    ledger.active_leases()
-    with statements() as asked, ledger.hold_leases(*names) as lease:
+    ledger.leases.active()
+    with statements() as asked, ledger.leases.hold(*names) as lease:
         assert {name: owner for name, owner, _ in rows(ledger)} == dict.fromkeys(names, lease.owner)
     assert sum(statement.startswith("SELECT coalesce(max(version)") for statement in asked) == 2, asked
-    with ledger.hold_leases(names[3]) as other:
-        with pytest.raises(LeaseError, match=names[3]), ledger.hold_leases(*names):
+    with ledger.leases.hold(names[3]) as other:
+        with pytest.raises(LeaseError, match=names[3]), ledger.leases.hold(*names):
             pass
         assert [(name, owner) for name, owner, _ in rows(ledger)] == [(names[3], other.owner)]
 
 
 def test_a_lease_of_nothing_writes_nothing_and_starts_no_heartbeat(ledger):
     threads = threading.active_count()
-    with counted() as writes, ledger.hold_leases():
+    with counted() as writes, ledger.leases.hold():
         assert threading.active_count() == threads
     assert writes.statements == 0
 
@@ -72,8 +72,8 @@ def test_a_lease_of_nothing_writes_nothing_and_starts_no_heartbeat(ledger):
 def test_a_lease_that_a_clock_ahead_dated_passes_on_unless_it_is_renewed(ledger, clock):
     ahead = timedelta(days=365)
     put(ledger, "elsewhere:7:1:a", clock.now + ahead)
-    assert "collect" not in ledger.active_leases()
-    with ledger.hold_leases("collect", seconds=0.3):
+    assert "collect" not in ledger.leases.active()
+    with ledger.leases.hold("collect", seconds=0.3):
         assert [owner.split(":")[0] for _, owner, _ in rows(ledger)] != ["elsewhere"]
     put(ledger, "elsewhere:7:1:a", clock.now + ahead)
     renewing = iter(range(1, 1000))
@@ -86,7 +86,7 @@ def test_a_lease_that_a_clock_ahead_dated_passes_on_unless_it_is_renewed(ledger,
     thread = threading.Thread(target=renew)
     thread.start()
     try:
-        with pytest.raises(LeaseError), ledger.hold_leases("collect", seconds=0.5):
+        with pytest.raises(LeaseError), ledger.leases.hold("collect", seconds=0.5):
             pass
     finally:
         lives.set()
@@ -94,30 +94,30 @@ def test_a_lease_that_a_clock_ahead_dated_passes_on_unless_it_is_renewed(ledger,
 
 
 def test_looking_at_a_lease_says_whether_a_living_process_holds_it_and_takes_nothing(ledger, clock):
-    assert "collect" not in ledger.active_leases()
-    with ledger.hold_leases("collect"):
-        assert "collect" in ledger.active_leases()
-        assert "another name" not in ledger.active_leases()
-    assert "collect" not in ledger.active_leases()
+    assert "collect" not in ledger.leases.active()
+    with ledger.leases.hold("collect"):
+        assert "collect" in ledger.leases.active()
+        assert "another name" not in ledger.leases.active()
+    assert "collect" not in ledger.leases.active()
     put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(seconds=1))
-    assert "collect" in ledger.active_leases()
+    assert "collect" in ledger.leases.active()
     clock.pass_seconds(1)
-    assert "collect" not in ledger.active_leases()
+    assert "collect" not in ledger.leases.active()
     assert [owner for _, owner, _ in rows(ledger)] == ["elsewhere:1:2:abc"]
 
 
 def test_a_lease_of_another_host_passes_on_only_when_it_expires(ledger, clock):
     put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(seconds=1))
-    with pytest.raises(LeaseError, match="elsewhere"), ledger.hold_leases("collect"):
+    with pytest.raises(LeaseError, match="elsewhere"), ledger.leases.hold("collect"):
         pass
     clock.pass_seconds(1)
-    with ledger.hold_leases("collect") as lease:
+    with ledger.leases.hold("collect") as lease:
         assert [owner for _, owner, _ in rows(ledger)] == [lease.owner]
 
 
 def of_another_machine(ledger):
     """The owner that a process of another machine has: the same form, another boot."""
-    with ledger.hold_leases("other") as lease:
+    with ledger.leases.hold("other") as lease:
         host, boot, space = lease.owner.rsplit(":", 3)[0].split("/")
     return f"{host}-2/{boot[::-1]}/{space}:1:2:abc"
 
@@ -129,15 +129,15 @@ def test_two_machines_at_work_on_one_sqlite_file_are_refused_before_anything_is_
     threading.Timer(0.5, put, (ledger, owner, utc_now() + timedelta(seconds=60), "theirs")).start()
     with (
         pytest.raises(LedgerError, match=r"Two machines work on the ledger .*: .*-2/.*PostgreSQL"),
-        ledger.hold_leases("mine"),
+        ledger.leases.hold("mine"),
     ):
         pass
     assert [name for name, *_ in rows(ledger)] == ["theirs"]
     # A sensor, which takes no lease, sees it from one tick to the next.
-    ledger.active_leases()
+    ledger.leases.active()
     put(ledger, owner, utc_now() + timedelta(seconds=90), name="theirs")
     with pytest.raises(LedgerError, match="Two machines"):
-        ledger.active_leases()
+        ledger.leases.active()
     ledger.close()
 
 
@@ -146,9 +146,9 @@ def test_what_another_machine_left_is_no_sign_of_two(new_ledger_url):
     owner = of_another_machine(ledger)
     # A laptop that was started anew, or a container that was moved, with what the process before has left.
     put(ledger, owner, utc_now() + timedelta(seconds=0.5), name="theirs")
-    with ledger.hold_leases("mine") as lease, ledger.hold_leases("mine too"):
+    with ledger.leases.hold("mine") as lease, ledger.leases.hold("mine too"):
         lease.check()
-        ledger.active_leases()
+        ledger.leases.active()
     ledger.close()
 
 
@@ -156,16 +156,16 @@ def test_two_machines_whose_leases_never_overlap_are_noticed_by_the_process_that
     ledger = Ledger(sqlite_url)
     # What the process before this one has left, on a machine that is gone.
     put(ledger, of_another_machine(Ledger(f"{sqlite_url}-2")), utc_now() - timedelta(days=1), name="machine")
-    ledger.active_leases()
+    ledger.leases.active()
     for _ in range(2):
-        with ledger.hold_leases("mine"):
-            ledger.active_leases()
+        with ledger.leases.hold("mine"):
+            ledger.leases.active()
     # A process there takes a lease, and gives it back.
     put(ledger, of_another_machine(ledger), utc_now(), name="machine")
-    with pytest.raises(LedgerError, match=r"Two machines work on the ledger .*-2/"), ledger.hold_leases("mine"):
+    with pytest.raises(LedgerError, match=r"Two machines work on the ledger .*-2/"), ledger.leases.hold("mine"):
         pass
     with pytest.raises(LedgerError, match="Two machines"):
-        ledger.active_leases()
+        ledger.leases.active()
     assert rows(ledger) == []
     ledger.close()
 
@@ -175,19 +175,19 @@ def test_two_machines_on_one_postgresql_ledger_work_at_once(postgres_cluster):
     owner = of_another_machine(ledger)
     for seconds in (30, 60, 90):
         put(ledger, owner, utc_now() + timedelta(seconds=seconds), name="theirs")
-        with ledger.hold_leases("mine"):
-            assert "theirs" in ledger.active_leases()
+        with ledger.leases.hold("mine"):
+            assert "theirs" in ledger.leases.active()
     ledger.close()
 
 
 def test_a_lease_whose_process_id_was_given_to_another_process_passes_on_at_once(ledger, clock):
-    with ledger.hold_leases("other") as lease:
+    with ledger.leases.hold("other") as lease:
         host, pid, started, _ = lease.owner.rsplit(":", 3)
     put(ledger, f"{host}:{pid}:{int(started) - 1}:abc", clock.now + timedelta(hours=1))
-    with ledger.hold_leases("collect") as taken:
+    with ledger.leases.hold("collect") as taken:
         taken.check()
     put(ledger, f"{host}:{pid}:{started}:abc", clock.now + timedelta(hours=1))
-    with pytest.raises(LeaseError), ledger.hold_leases("collect"):
+    with pytest.raises(LeaseError), ledger.leases.hold("collect"):
         pass
 
 
@@ -196,7 +196,7 @@ def test_waiting_for_a_lease_gets_it_when_the_holder_is_done(ledger_url):
     held, got = threading.Event(), threading.Event()
 
     def hold():
-        with ledger.hold_leases("collect"):
+        with ledger.leases.hold("collect"):
             held.set()
             waiting.wait(60)
 
@@ -205,7 +205,7 @@ def test_waiting_for_a_lease_gets_it_when_the_holder_is_done(ledger_url):
     holder.start()
     held.wait(60)
     threading.Timer(0.3, waiting.set).start()
-    with ledger.hold_leases("collect", wait_seconds=60):
+    with ledger.leases.hold("collect", wait_seconds=60):
         got.set()
     holder.join()
     assert got.is_set()
@@ -214,7 +214,7 @@ def test_waiting_for_a_lease_gets_it_when_the_holder_is_done(ledger_url):
 
 def test_the_heartbeat_renews_a_lease_until_its_block_ends(sqlite_url):
     ledger = Ledger(sqlite_url)
-    with ledger.hold_leases("collect", seconds=3) as lease:
+    with ledger.leases.hold("collect", seconds=3) as lease:
         ((_, _, first),) = rows(ledger)
         renewed = first
         pause = threading.Event()
@@ -227,7 +227,7 @@ def test_the_heartbeat_renews_a_lease_until_its_block_ends(sqlite_url):
 
 
 def test_a_lease_that_another_process_took_is_lost_and_not_taken_back(ledger, clock):
-    with ledger.hold_leases("collect") as lease:
+    with ledger.leases.hold("collect") as lease:
         put(ledger, "elsewhere:1:2:abc", clock.now + timedelta(hours=1))
         with pytest.raises(LeaseError, match="was lost"):
             lease.renew()
@@ -237,7 +237,7 @@ def test_a_lease_that_another_process_took_is_lost_and_not_taken_back(ledger, cl
 
 
 def test_a_lease_that_was_not_renewed_in_time_is_not_trusted(ledger, clock):
-    with ledger.hold_leases("collect", seconds=60) as lease:
+    with ledger.leases.hold("collect", seconds=60) as lease:
         clock.pass_seconds(59.9)
         lease.check()
         clock.pass_seconds(0.1)
@@ -248,6 +248,6 @@ def test_a_lease_that_was_not_renewed_in_time_is_not_trusted(ledger, clock):
 
 
 def test_the_ledger_works_while_a_lease_is_held(ledger):
-    with ledger.hold_leases("collect"):
-        ledger.open_submission(a_submission(), [])
-    assert ledger.submission("s1").submission_id == "s1"
+    with ledger.leases.hold("collect"):
+        ledger.submissions.open(a_submission(), [])
+    assert ledger.submissions.get("s1").submission_id == "s1"

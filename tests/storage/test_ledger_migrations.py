@@ -36,7 +36,7 @@ PUBLISHED = {1: "256cb0b7c7eb4dfe"}
 
 
 def test_the_migrations_make_exactly_the_tables_that_the_code_uses(ledger):
-    ledger.submissions("prod")
+    ledger.submissions.list_all("prod")
     with ledger._database.read() as connection:
         inspector = sa.inspect(connection)
         assert set(inspector.get_table_names()) == {*METADATA.tables, "schema_version"}
@@ -55,29 +55,32 @@ def set_version(ledger, statement):
 
 
 def test_a_ledger_that_is_newer_than_the_package_is_refused_and_left_alone(ledger, ledger_url):
-    ledger.open_submission(a_submission(), [])
+    ledger.submissions.open(a_submission(), [])
     set_version(ledger, f"INSERT INTO schema_version (version) VALUES ({LATEST + 1})")
     other = Ledger(ledger_url)
-    for act in (lambda: other.submissions("prod"), lambda: other.open_submission(a_submission("s2", attempt=2), [])):
+    for act in (
+        lambda: other.submissions.list_all("prod"),
+        lambda: other.submissions.open(a_submission("s2", attempt=2), []),
+    ):
         with pytest.raises(
             LedgerError, match=f"schema version {LATEST + 1}; this package knows versions up to {LATEST}"
         ):
             act()
-    assert [submission.submission_id for submission in ledger.submissions("prod")] == ["s1"]
+    assert [submission.submission_id for submission in ledger.submissions.list_all("prod")] == ["s1"]
 
 
 def test_a_process_that_was_open_when_a_newer_package_migrated_writes_nothing_more(ledger):
-    ledger.open_submission(a_submission(), [a_shard()])
-    with ledger.hold_leases("mine") as lease:
+    ledger.submissions.open(a_submission(), [a_shard()])
+    with ledger.leases.hold("mine") as lease:
         set_version(ledger, f"INSERT INTO schema_version (version) VALUES ({LATEST + 1})")
         for act in (
-            lambda: ledger.move_shard(a_shard().shard_id, Move.SEND),
-            lambda: ledger.hold_leases("other").__enter__(),
+            lambda: ledger.shards.move(a_shard().shard_id, Move.SEND),
+            lambda: ledger.leases.hold("other").__enter__(),
             lease.renew,
         ):
             with pytest.raises(LedgerError, match=f"schema version {LATEST + 1}; this package knows"):
                 act()
-    assert ledger.shard(a_shard().shard_id).state is ShardState.PLANNED
+    assert ledger.shards.get(a_shard().shard_id).state is ShardState.PLANNED
 
 
 def test_a_migration_waits_for_those_who_write_by_the_version_before(new_ledger_url):
@@ -103,16 +106,16 @@ def test_a_migration_waits_for_those_who_write_by_the_version_before(new_ledger_
 
 
 def test_a_process_under_which_an_older_backup_was_restored_writes_nothing_more(ledger):
-    ledger.open_submission(a_submission(), [a_shard()])
+    ledger.submissions.open(a_submission(), [a_shard()])
     set_version(ledger, f"DELETE FROM schema_version WHERE version = {LATEST}")
     with pytest.raises(LedgerError, match="restored from an older backup meanwhile"):
-        ledger.move_shard(a_shard().shard_id, Move.SEND)
+        ledger.shards.move(a_shard().shard_id, Move.SEND)
 
 
 def test_a_database_that_is_not_a_ledger_is_a_clear_error(tmp_path):
     (tmp_path / "ledger.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(LedgerError, match="could not do this: file is not a database"):
-        Ledger(tmp_path / "ledger.db").submissions("prod")
+        Ledger(tmp_path / "ledger.db").submissions.list_all("prod")
 
 
 def test_a_migration_that_fails_leaves_no_trace(tmp_path):
@@ -120,7 +123,7 @@ def test_a_migration_that_fails_leaves_no_trace(tmp_path):
     with engine.begin() as connection:
         connection.execute(sa.text("CREATE TABLE event (mine TEXT)"))
     with pytest.raises(LedgerError, match="event"):
-        Ledger(f"{tmp_path}/taken.db").submissions("prod")
+        Ledger(f"{tmp_path}/taken.db").submissions.list_all("prod")
     assert sa.inspect(engine).get_table_names() == ["event"]
     engine.dispose()
 
@@ -151,35 +154,37 @@ def version_1(ledger_url):
 
 def test_what_version_1_wrote_is_all_there_after_migrating(version_1):
     ledger = Ledger(version_1)
-    submissions = ledger.submissions("prod")
+    submissions = ledger.submissions.list_all("prod")
     assert Counter(submission.state for submission in submissions) == {
         SubmissionState.OPEN: 10, SubmissionState.SETTLED: 5, SubmissionState.CANCELED: 1,
     }  # fmt: skip
-    shards = [shard for submission in submissions for shard in ledger.shards(submission.submission_id)]
+    shards = [shard for submission in submissions for shard in ledger.shards.of_submission(submission.submission_id)]
     states = {"canceled": 1, "collected": 7, "ended": 2, "expired": 1, "failed": 2, "planned": 2, "submitted": 3}
     assert Counter(shard.state.value for shard in shards) == {**states, "submitting": 1}
     assert {shard.model for shard in shards} == {"shouter", "gpt-4o"}
-    [two_waves] = ledger.history("prod", "two_waves")
+    [two_waves] = ledger.submissions.of_partition("prod", "two_waves")
     assert two_waves.cost_usd == Decimal("0.000225")
     assert two_waves.outcomes == {"succeeded": 4}
     assert two_waves.created_at.isoformat().endswith("+00:00")
-    assert [event.kind for event in ledger.events(two_waves.submission_id)].count("wave") == 1
-    assert len(ledger.progress("prod")) == 15  # one was delivered
-    assert len(ledger.shards_in_flight("prod")) == 4
-    assert ledger.spent_usd("prod") > two_waves.cost_usd
+    assert [event.kind for event in ledger.events.of_submission(two_waves.submission_id)].count("wave") == 1
+    assert len(ledger.submissions.progress("prod")) == 15  # one was delivered
+    assert len(ledger.shards.in_flight("prod")) == 4
+    assert ledger.money.spent_usd("prod") > two_waves.cost_usd
     ledger.close()
 
 
 def test_every_shard_of_version_1_takes_its_next_move(version_1):
     ledger = Ledger(version_1)
     for shard in [
-        shard for submission in ledger.submissions("prod") for shard in ledger.shards(submission.submission_id)
+        shard
+        for submission in ledger.submissions.list_all("prod")
+        for shard in ledger.shards.of_submission(submission.submission_id)
     ]:
         if shard.state is ShardState.COLLECTED:
             continue
         move = next(move for move, (sources, _) in MOVES.items() if shard.state in sources)
         fields = {"batch_id": f"batch-{shard.shard_id}"} if move.value == "accepted" else {}
-        assert ledger.move_shard(shard.shard_id, move, **fields).state is MOVES[move][1]
+        assert ledger.shards.move(shard.shard_id, move, **fields).state is MOVES[move][1]
     ledger.close()
 
 

@@ -62,9 +62,9 @@ def _effort(ledger) -> Iterator[Effort]:
 def busy_ledger(ledger):
     """Two shards in one batch, and thousands of others of the same account: in flight, each in a batch of its own."""
     others = [a_shard(f"o{n}", "others", number=n, nonce=f"o{n}") for n in range(_OTHERS)]
-    ledger.open_submission(a_submission("others", partition="others"), others)
-    ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2, nonce="n2")])
-    ledger.move_shards(["h1", "h2"], Move.SEND)
+    ledger.submissions.open(a_submission("others", partition="others"), others)
+    ledger.submissions.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2, nonce="n2")])
+    ledger.shards.move_all(["h1", "h2"], Move.SEND)
     with ledger._database.write() as connection:
         connection.execute(
             sa.text(
@@ -80,31 +80,33 @@ def busy_ledger(ledger):
 
 def test_the_shards_of_a_create_call_of_unknown_end_are_found_without_a_look_at_what_else_is_in_flight(busy_ledger):
     with _effort(busy_ledger) as effort:
-        found = busy_ledger.shards_sent_with(["s1"])
+        found = busy_ledger.shards.sent_with(["s1"])
     assert [shard.shard_id for shard in found] == ["h1", "h2"]
     assert effort.spent < 100
 
 
 def test_the_shards_of_a_batch_are_found_without_a_look_at_other_batches(busy_ledger):
-    busy_ledger.move_shards(["h1", "h2"], Move.ACCEPTED, batch_id="batch")
+    busy_ledger.shards.move_all(["h1", "h2"], Move.ACCEPTED, batch_id="batch")
     with _effort(busy_ledger) as effort:
-        found = [busy_ledger.shards_of_batch(busy_ledger.shard(shard_id)) for shard_id in ("h1", "h2")]
+        found = [busy_ledger.shards.of_batch(busy_ledger.shards.get(shard_id)) for shard_id in ("h1", "h2")]
     assert [[shard.shard_id for shard in shards] for shards in found] == [["h1", "h2"]] * 2
     assert {shard.state for shards in found for shard in shards} == {ShardState.SUBMITTED}
     assert effort.spent < 100
 
 
 def test_a_queue_is_summed_by_batches_without_the_batch_itself_and_what_is_to_wait_longer(busy_ledger, clock):
-    busy_ledger.open_submission(
+    busy_ledger.submissions.open(
         a_submission("s2", partition="2"), [a_shard("w1", "s2", nonce="w1", tokens=5), a_shard("zz", "s2", number=2)]
     )
     hour = timedelta(hours=1)
     asked = {"presence": Presence.at(clock.now, 24 * hour), "longest_pause": hour}
-    last = busy_ledger.shard("zz")
-    ahead = busy_ledger.queue_ahead("prod", [last], **asked)
+    last = busy_ledger.shards.get("zz")
+    ahead = busy_ledger.queues.count_ahead("prod", [last], **asked)
     assert (ahead.batches, ahead.requests, ahead.tokens) == (_OTHERS + 2, 8 * (_OTHERS + 3), 5)
-    busy_ledger.delay_shards(["w1"], clock.now + hour, "it waits")
-    assert busy_ledger.queue_ahead("prod", [last], **asked).batches == _OTHERS + 1
-    assert busy_ledger.queue_ahead("prod", [last, busy_ledger.shard("h1")], **asked).requests == 8 * (_OTHERS + 1)
-    assert busy_ledger.queue_ahead("prod", [last], model="another", **asked).batches == 0
-    assert busy_ledger.queue_ahead("elsewhere", [busy_ledger.shard("w1")], **asked).batches == _OTHERS + 1
+    busy_ledger.shards.delay(["w1"], clock.now + hour, "it waits")
+    assert busy_ledger.queues.count_ahead("prod", [last], **asked).batches == _OTHERS + 1
+    assert busy_ledger.queues.count_ahead("prod", [last, busy_ledger.shards.get("h1")], **asked).requests == 8 * (
+        _OTHERS + 1
+    )
+    assert busy_ledger.queues.count_ahead("prod", [last], model="another", **asked).batches == 0
+    assert busy_ledger.queues.count_ahead("elsewhere", [busy_ledger.shards.get("w1")], **asked).batches == _OTHERS + 1

@@ -28,12 +28,12 @@ class Moves(RuleBasedStateMachine):
 
     @initialize()
     def open_submission(self):
-        self.ledger.open_submission(a_submission(), [])
+        self.ledger.submissions.open(a_submission(), [])
 
     @rule(target=shards)
     def add_shard(self):
         name = f"h{len(self.states)}"
-        self.ledger.add_wave("s1", [a_shard(name, wave=len(self.states) + 2)])
+        self.ledger.submissions.add_wave("s1", [a_shard(name, wave=len(self.states) + 2)])
         self.states[name] = ShardState.PLANNED
         return name
 
@@ -52,12 +52,12 @@ class Moves(RuleBasedStateMachine):
         fields = {"batch_id": batch_id} if move is Move.ACCEPTED else {}
         if self.states[shard] not in sources:
             with pytest.raises(IllegalMoveError, match=shard):
-                self.ledger.move_shard(shard, move, **fields)
+                self.ledger.shards.move(shard, move, **fields)
         elif fields and batch_id in self.batches.values():
             with pytest.raises(LedgerError, match="already belongs"):
-                self.ledger.move_shard(shard, move, **fields)
+                self.ledger.shards.move(shard, move, **fields)
         else:
-            self.ledger.move_shard(shard, move, **fields)
+            self.ledger.shards.move(shard, move, **fields)
             self.states[shard] = to
             self.happened.append((shard, move.value))
             if fields:
@@ -72,12 +72,12 @@ class Moves(RuleBasedStateMachine):
 
     @invariant()
     def agrees_with_the_dict(self):
-        found = self.ledger.shards("s1")
+        found = self.ledger.shards.of_submission("s1")
         assert {shard.shard_id: shard.state for shard in found} == self.states
         assert {shard.shard_id: shard.batch_id for shard in found if shard.batch_id} == self.batches
         in_flight = {name for name, state in self.states.items() if state in IN_FLIGHT}
-        assert {shard.shard_id for shard in self.ledger.shards_in_flight("prod")} == in_flight
-        moved = [(event.shard_id, event.kind) for event in self.ledger.events("s1") if event.shard_id]
+        assert {shard.shard_id for shard in self.ledger.shards.in_flight("prod")} == in_flight
+        moved = [(event.shard_id, event.kind) for event in self.ledger.events.of_submission("s1") if event.shard_id]
         assert moved == self.happened
 
     def teardown(self):

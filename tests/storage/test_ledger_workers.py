@@ -44,7 +44,9 @@ def assert_paid_once(mine: Engine, emulator: Emulator, requests: int) -> None:
     assert len(billed) == requests
     assert set(billed.values()) == {1}
     shards = [
-        s for submission in mine.ledger.submissions(NAMESPACE) for s in mine.ledger.shards(submission.submission_id)
+        s
+        for submission in mine.ledger.submissions.list_all(NAMESPACE)
+        for s in mine.ledger.shards.of_submission(submission.submission_id)
     ]
     assert sorted(s.batch_id for s in shards) == sorted(batch.id for batch in emulator.books.batches)
 
@@ -71,11 +73,13 @@ def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emula
         process.join()
     mine = engine(*given)
     assert_paid_once(mine, emulator, len(DAYS) * ROWS)
-    submissions = mine.ledger.submissions(NAMESPACE)
+    submissions = mine.ledger.submissions.list_all(NAMESPACE)
     assert sorted(submission.partition for submission in submissions) == DAYS
     assert {submission.waves for submission in submissions} == {2}
     assert all(submission.outcomes == {"succeeded": ROWS} for submission in submissions)
-    kinds = Counter(event.kind for submission in submissions for event in mine.ledger.events(submission.submission_id))
+    kinds = Counter(
+        event.kind for submission in submissions for event in mine.ledger.events.of_submission(submission.submission_id)
+    )
     assert kinds["send"] == kinds["accepted"] == kinds["collected"] == len(DAYS) * (SHARDS_A_DAY + 1)
     mine.ledger.close()
 
@@ -83,9 +87,9 @@ def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emula
 def what_is_known(ledger: Ledger, failures: list[LedgerError]) -> str:
     """Return what a submission that does not end waits for, a line each."""
     lines = [f"failed: {error}" for error in failures]
-    for submission in ledger.submissions(NAMESPACE):
-        lines += [str(shard) for shard in ledger.shards(submission.submission_id)]
-        lines += [str(event) for event in ledger.events(submission.submission_id)]
+    for submission in ledger.submissions.list_all(NAMESPACE):
+        lines += [str(shard) for shard in ledger.shards.of_submission(submission.submission_id)]
+        lines += [str(event) for event in ledger.events.of_submission(submission.submission_id)]
     return "\n".join(lines)
 
 
@@ -150,7 +154,7 @@ def test_a_database_that_goes_away_costs_time_only(
     assert bool(failures) or outage is Outage.connections_killed
     assert all("could not do this" in str(error) or "lease" in str(error).lower() for error in failures)
     assert_paid_once(mine, emulator, ROWS)
-    [submission] = ledger.submissions(NAMESPACE)
+    [submission] = ledger.submissions.list_all(NAMESPACE)
     assert len(mine.labels(definition(), submission.submission_id).labels) == ROWS
     ledger.close()
 

@@ -115,7 +115,7 @@ class Place:
             engine = self.engine(**rules)
             status = engine.advance(labels, submission_id)
             if limit is not None:
-                assert engine.ledger.committed_usd(limit) <= limit.max_usd
+                assert engine.ledger.money.committed_usd(limit) <= limit.max_usd
             if status.is_settled:
                 return status
         raise AssertionError(f"not settled: {status.states}")
@@ -162,7 +162,7 @@ def test_the_model_waits_for_all_of_the_sample_and_is_asked_then(place: Place) -
     assert not counts[MODEL]
     # A run that has nothing to do says so, and no other is requested.
     assert sent(engine.submit(labels, submission_id).shards) == counts
-    [waiting] = engine.ledger.progress("n")
+    [waiting] = engine.ledger.submissions.progress("n")
     assert not engine.can_advance(waiting)
     why = engine.outlook().waits_for_money(submission_id) or ""
     assert "the sample that judges its labels, which goes first" in why
@@ -205,9 +205,9 @@ def test_what_a_killed_process_has_kept_for_the_model_does_not_change_the_order(
     submission_id = engine.plan(labels, rows()).submission_id
     limit = SpendLimit(most, "n", submission_id=submission_id)
     # All that a process has recorded which is killed right before it sends.
-    left = most - engine.ledger.committed_usd(limit)
-    [model] = [shard for shard in engine.ledger.shards(submission_id) if shard.model == MODEL]
-    assert engine.ledger.reserve({model.shard_id: left}, [limit])
+    left = most - engine.ledger.money.committed_usd(limit)
+    [model] = [shard for shard in engine.ledger.shards.of_submission(submission_id) if shard.model == MODEL]
+    assert engine.ledger.money.reserve({model.shard_id: left}, [limit])
     assert sent(place.engine().submit(labels, submission_id).shards)[ORACLE] == SAMPLE
 
 
@@ -239,13 +239,13 @@ def test_the_next_turn_uses_the_money_that_a_killed_process_has_kept(place: Plac
     process.join()
     assert process.exitcode == -signal.SIGKILL
     limit = SpendLimit(most, "n", submission_id=submission_id)
-    assert {shard.state.value for shard in engine.ledger.shards(submission_id)} == {"planned"}
-    kept = engine.ledger.committed_usd(limit)
+    assert {shard.state.value for shard in engine.ledger.shards.of_submission(submission_id)} == {"planned"}
+    kept = engine.ledger.money.committed_usd(limit)
     # All of the limit: no more could be kept beside it.
     assert kept > most / 2
-    assert engine.can_advance(engine.ledger.progress("n")[0])
+    assert engine.can_advance(engine.ledger.submissions.progress("n")[0])
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: ROWS, ORACLE: 0}
-    assert engine.ledger.committed_usd(limit) == kept
+    assert engine.ledger.money.committed_usd(limit) == kept
     assert place.finish(labels, submission_id, limit).submission.outcomes == {"succeeded": ROWS}
 
 
@@ -254,10 +254,10 @@ def test_while_the_sample_cannot_be_sent_its_room_is_not_the_models(place: Place
     labels = definition(max_cost_usd=most)
     engine = place.engine()
     submission_id = engine.plan(labels, rows()).submission_id
-    [oracle] = [shard for shard in engine.ledger.shards(submission_id) if shard.model == ORACLE]
-    engine.ledger.delay_shards([oracle.shard_id], place.now() + timedelta(minutes=5), "its provider is down")
+    [oracle] = [shard for shard in engine.ledger.shards.of_submission(submission_id) if shard.model == ORACLE]
+    engine.ledger.shards.delay([oracle.shard_id], place.now() + timedelta(minutes=5), "its provider is down")
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
-    [waiting] = engine.ledger.progress("n")
+    [waiting] = engine.ledger.submissions.progress("n")
     assert not engine.can_advance(waiting)
     place.skipped += timedelta(minutes=5)
     assert engine.can_advance(waiting)
@@ -268,8 +268,8 @@ def test_where_all_has_room_the_model_waits_for_nothing(place: Place) -> None:
     labels = definition(max_cost_usd=place.bound())
     engine = place.engine()
     submission_id = engine.plan(labels, rows()).submission_id
-    [oracle] = [shard for shard in engine.ledger.shards(submission_id) if shard.model == ORACLE]
-    engine.ledger.delay_shards([oracle.shard_id], place.now() + timedelta(minutes=5), "its provider is down")
+    [oracle] = [shard for shard in engine.ledger.shards.of_submission(submission_id) if shard.model == ORACLE]
+    engine.ledger.shards.delay([oracle.shard_id], place.now() + timedelta(minutes=5), "its provider is down")
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: ROWS, ORACLE: 0}
 
 
@@ -320,15 +320,17 @@ def test_no_run_is_requested_where_what_has_money_has_no_place_in_its_queue(
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
 
     def waiting() -> Any:
-        return next(each for each in engine.ledger.progress("n") if each.submission.submission_id == submission_id)
+        return next(
+            each for each in engine.ledger.submissions.progress("n") if each.submission.submission_id == submission_id
+        )
 
     assert not engine.can_advance(waiting())
     why = engine.outlook().waits_for_money(submission_id) or ""
     assert "for the provider's queue, or for its time; the rest for money: " in why
     # Whoever asks for a run all the same is told once.
-    events = len(engine.ledger.events(submission_id))
+    events = len(engine.ledger.events.of_submission(submission_id))
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
-    assert len(engine.ledger.events(submission_id)) == events
+    assert len(engine.ledger.events.of_submission(submission_id)) == events
     assert not engine.can_advance(waiting())
     # When there is a place, one run sends what there is money for, and no other is requested until that is billed.
     place.emulator.settle()
@@ -349,7 +351,7 @@ def test_of_partitions_that_are_sent_together_the_first_has_all_that_it_needs(pl
     labels, engine = definition(), place.engine(**rules)
     ids = [engine.plan(labels, rows(day * ROWS), partition=str(day)).submission_id for day in range(3)]
     engine.submit_together(labels, ids)
-    counts = [sent(engine.ledger.shards(submission_id)) for submission_id in ids]
+    counts = [sent(engine.ledger.shards.of_submission(submission_id)) for submission_id in ids]
     assert counts[0] == {MODEL: ROWS, ORACLE: SAMPLE}
     assert 0 < counts[1][ORACLE] < SAMPLE
     assert not counts[1][MODEL]
@@ -375,10 +377,10 @@ def test_of_processes_that_share_a_budget_none_asks_a_model_whose_sample_has_no_
     for thread in threads:
         thread.join()
     ledger = place.engine().ledger
-    counts = [sent(ledger.shards(submission_id)) for submission_id in ids]
+    counts = [sent(ledger.shards.of_submission(submission_id)) for submission_id in ids]
     assert all(not each[MODEL] or each[ORACLE] == SAMPLE for each in counts), counts
     assert any(each[ORACLE] for each in counts)
-    assert ledger.committed_usd(SpendLimit(most, "n")) <= most
+    assert ledger.money.committed_usd(SpendLimit(most, "n")) <= most
 
 
 def test_a_model_is_asked_again_before_a_fallback_has_the_room(place: Place) -> None:

@@ -67,11 +67,11 @@ def move_to_the_end(ledger: Ledger, table: sa.Table, column: sa.Column[Any], nam
 
 @pytest.mark.parametrize("verb", ["renew", "_give_back"])
 def test_a_lease_of_several_names_that_expired_meets_who_takes_them(ledger: Ledger, clock: Any, verb: str) -> None:
-    with ledger.hold_leases("a", "b") as lease:
+    with ledger.leases.hold("a", "b") as lease:
         move_to_the_end(ledger, LEASE, LEASE.c.name, "a", expires_at=clock.now - timedelta(seconds=1))
 
         def take() -> None:
-            with ledger.hold_leases("a", "b"):
+            with ledger.leases.hold("a", "b"):
                 pass
 
         row = sa.select(LEASE).where(LEASE.c.name == "b")
@@ -79,15 +79,15 @@ def test_a_lease_of_several_names_that_expired_meets_who_takes_them(ledger: Ledg
 
 
 def _keep_places(ledger: Ledger, clock: Any) -> None:
-    ledger.keep_places("prod", ["tickets"], now=clock.now, unless_since=clock.now - timedelta(minutes=10))
+    ledger.queues.keep_places("prod", ["tickets"], now=clock.now, unless_since=clock.now - timedelta(minutes=10))
 
 
 @pytest.mark.parametrize(
     "verb",
     [
         _keep_places,
-        lambda ledger, _: ledger.release_money([_LAST, _FIRST]),
-        lambda ledger, _: ledger.forget_raw("s1", "kept for 30 days"),
+        lambda ledger, _: ledger.money.release([_LAST, _FIRST]),
+        lambda ledger, _: ledger.shards.forget_raw("s1", "kept for 30 days"),
     ],
     ids=["keep_places", "release_money", "forget_raw"],
 )
@@ -95,10 +95,10 @@ def test_what_changes_several_shards_meets_who_moves_them(
     ledger: Ledger, clock: Any, verb: Callable[[Ledger, Any], object]
 ) -> None:
     shards = [a_shard(name, number=at, nonce=name) for at, name in enumerate((_LAST, _FIRST))]
-    ledger.open_submission(a_submission(), shards)
+    ledger.submissions.open(a_submission(), shards)
     clock.pass_seconds(3_600)
     for name in (_LAST, _FIRST):
         move_to_the_end(ledger, SHARD, SHARD.c.shard_id, name, reserved_usd=1, raw_path="raw")
     row = sa.select(SHARD).where(SHARD.c.shard_id == _LAST)
-    move = partial(ledger.move_shards, [_FIRST, _LAST], Move.CANCELED)
+    move = partial(ledger.shards.move_all, [_FIRST, _LAST], Move.CANCELED)
     assert meet(ledger, row, partial(verb, ledger, clock), move) == []

@@ -82,7 +82,7 @@ class Place:
         self.emulator.inject(RowFault(status_code=500, containing="number 3.", times=1))
         submission_id = self.engine.plan(LABELS, rows()).submission_id
         self.finish(submission_id)
-        assert self.engine.ledger.submission(submission_id).outcomes == {"succeeded": ROWS}
+        assert self.engine.ledger.submissions.get(submission_id).outcomes == {"succeeded": ROWS}
         return submission_id
 
     def outcomes(self, submission_id: str) -> dict[str, str]:
@@ -91,7 +91,7 @@ class Place:
         found = dict.fromkeys(labeled.labels["id"].to_pylist(), "succeeded")
         rejects = dict(zip(*(labeled.rejects[name].to_pylist() for name in ("id", "llm_outcome")), strict=True))
         assert len(labeled.labels) + len(labeled.rejects) == len(found | rejects) == ROWS
-        submission = self.engine.ledger.submission(submission_id)
+        submission = self.engine.ledger.submissions.get(submission_id)
         assert sum(submission.outcomes.values()) == submission.requests
         return found | rejects
 
@@ -102,7 +102,7 @@ class Place:
     def surviving(self, submission_id: str) -> int:
         """How many requests have a good result that can be had for nothing, while the provider has none."""
         found: set[str] = set()
-        for shard in self.engine.ledger.shards(submission_id):
+        for shard in self.engine.ledger.shards.of_submission(submission_id):
             for path in (shard.results_path or "", shard.raw_path or ""):
                 if self.payloads.is_whole(path):
                     # Each shard has its own requests; one of three failed in the first wave.
@@ -180,7 +180,7 @@ ARGUMENTS: dict[str, Callable[[Place, str], tuple[Any, ...]]] = {
     "labels": lambda _, key: (LABELS, key),
     "label_batches": lambda _, key: (LABELS, key),
     "write_labels": lambda place, key: (LABELS, key, f"{place.root}-labels", f"{place.root}-rejects"),
-    "left_out_rows": lambda place, key: (place.engine.ledger.submission(key),),
+    "left_out_rows": lambda place, key: (place.engine.ledger.submissions.get(key),),
     "recover_sends": lambda _, __: ("labels",),
     "recover_all_sends": lambda _, __: (),
     "find_unrecorded_sends": lambda _, __: (),

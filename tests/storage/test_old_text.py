@@ -101,8 +101,8 @@ def test_events_of_before_have_the_data_that_their_text_told(older: Older) -> No
     for kind, detail in EVENTS:
         older.add_event(kind, detail)
     ledger = older.migrate()
-    assert [read_event(event) for event in ledger.events("s1")] == list(EVENTS.values())
-    assert [event.detail for event in ledger.events("s1")] == [detail for _, detail in EVENTS]
+    assert [read_event(event) for event in ledger.events.of_submission("s1")] == list(EVENTS.values())
+    assert [event.detail for event in ledger.events.of_submission("s1")] == [detail for _, detail in EVENTS]
     [note] = ledger.notes.read("prod", "tickets")
     assert (note.form_id, note.text) == ("f1", "look: here. And there.")
     ledger.close()
@@ -118,11 +118,11 @@ def test_events_of_before_are_of_the_shard_that_their_text_began_with(older: Old
     # An erasure of before took the id with the words.
     older.add_event("put_back", "(the provider's words were erased with rows that they may quote)", SHARDS[0])
     ledger = older.migrate()
-    found = ledger.events("s1")
+    found = ledger.events.of_submission("s1")
     assert [event.shard_id for event in found] == [*[SHARDS[1], None] * len(OF_SHARDS), SHARDS[0], SHARDS[0]]
     assert [read_event(event) for event in found[::2]][: len(OF_SHARDS)] == list(OF_SHARDS.values())
     assert read_event(found[-2]) == events.PutBack("batch-1")
-    assert ledger.uploads.batches_of([ledger.shard(SHARDS[0])]) == ["batch-1"]
+    assert ledger.uploads.batches_of([ledger.shards.get(SHARDS[0])]) == ["batch-1"]
     ledger.close()
 
 
@@ -145,7 +145,7 @@ def test_holds_of_before_are_those_of_which_events_told(older: Older) -> None:
     unreadable = holds[HoldReason.UNREADABLE]
     assert (unreadable.subject, unreadable.shard_id, unreadable.words) == (SHARDS[0], SHARDS[0], "403: no")
     assert {hold.since for hold in holds.values()} == {a_submission().created_at}
-    assert ledger.unread.noted(ledger.shards("s1")) == {SHARDS[0]}
+    assert ledger.unread.noted(ledger.shards.of_submission("s1")) == {SHARDS[0]}
     ledger.close()
 
 
@@ -156,7 +156,7 @@ def test_shards_of_before_have_the_kind_of_their_reason(older: Older) -> None:
         a_shard("gone", number=99, nonce="n99", reason="404: no such file. So it was since", cause=Cause.GONE)
     )
     ledger = older.migrate()
-    kinds = {shard.shard_id: (shard.reason, shard.reason_kind) for shard in ledger.shards("s1")}
+    kinds = {shard.shard_id: (shard.reason, shard.reason_kind) for shard in ledger.shards.of_submission("s1")}
     assert kinds.pop("gone")[1] is Reason.GONE
     assert kinds == {f"h{number}": pair for number, pair in enumerate(REASONS.items())}
     ledger.close()
@@ -167,12 +167,15 @@ def test_submissions_of_before_have_the_times_of_their_events(older: Older) -> N
     for kind in ("pruned", "landed_over", "measured", "pruned"):
         older.add_event(kind, None)
     ledger = older.migrate()
-    stamped, other = ledger.submission("s1"), ledger.submission("s2")
+    stamped, other = ledger.submissions.get("s1"), ledger.submissions.get("s2")
     at = a_submission().created_at
     assert (stamped.pruned_at, stamped.landed_over_at, stamped.measured_at) == (at, at, at)
     assert (other.pruned_at, other.landed_over_at, other.measured_at) == (None, None, None)
-    assert (ledger.pruned(["s1", "s2"]), ledger.landed_over(["s1", "s2"])) == ({"s1"}, {"s1"})
-    assert not ledger.mark_measured("s1")
-    assert ledger.mark_measured("s2")
-    assert not ledger.mark_measured("s2")
+    assert (ledger.submissions.find_pruned(["s1", "s2"]), ledger.submissions.find_landed_over(["s1", "s2"])) == (
+        {"s1"},
+        {"s1"},
+    )
+    assert not ledger.submissions.mark_measured("s1")
+    assert ledger.submissions.mark_measured("s2")
+    assert not ledger.submissions.mark_measured("s2")
     ledger.close()

@@ -60,11 +60,11 @@ class Site:
                 submission = engine.plan(definition(prompt), ROWS, partition=partition)
                 while not engine.advance(definition(prompt), submission.submission_id).is_settled:
                     emulator.settle()
-                engine.ledger.mark_delivered(submission.submission_id)
+                engine.ledger.submissions.mark_delivered(submission.submission_id)
                 self.pruned = self.pruned or submission.submission_id
         # As where a prune was killed after its first file.
-        engine.ledger.mark_pruned(self.pruned, files=1, size=1)
-        engine.payloads.delete(engine.ledger.submission(self.pruned).manifest)
+        engine.ledger.submissions.mark_pruned(self.pruned, files=1, size=1)
+        engine.payloads.delete(engine.ledger.submissions.get(self.pruned).manifest)
 
     def write(self, path: str, content: bytes) -> None:
         store: Any = PayloadStore(self.root, **self.options)
@@ -210,7 +210,7 @@ def test_foreign_objects_in_a_bucket_stay_byte_for_byte(request: Any, tmp_path: 
 
 def test_what_looks_like_ours_and_is_not_shown_to_be_is_listed(filled: Site, tmp_path: Path) -> None:
     site = copied(filled, tmp_path / "site")
-    folder = site.engine().ledger.submission(site.pruned).folder
+    folder = site.engine().ledger.submissions.get(site.pruned).folder
     for path in (f"{folder}/notes.md", f"prod/features/2026-01/v1/part-{'0' * 32}.parquet"):
         site.write(path, b"theirs")
     site.skipped = timedelta(days=400)

@@ -91,7 +91,7 @@ def test_in_an_object_store_days_are_settled_together_merged_and_erased(request,
             return Engine(Deployment({"openai": provider}, ledger, payloads, "test", sleep=lambda _: None))
 
         def copies() -> list[StoredFile]:
-            return [*owned_copies(engine().payloads, {s.folder for s in engine().ledger.submissions("test")})]
+            return [*owned_copies(engine().payloads, {s.folder for s in engine().ledger.submissions.list_all("test")})]
 
         for rows in days:
             ids = [engine().plan(definition, rows, partition=name).submission_id for name in ("a", "b")]

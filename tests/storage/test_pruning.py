@@ -74,12 +74,12 @@ class Store:
             **changes,
         )
         shard = a_shard(f"h{self.made}", submission_id, path=paths["path"])
-        self.ledger.open_submission(submission, [shard])
+        self.ledger.submissions.open(submission, [shard])
         self.write(manifest)
         self.write(paths["path"])
         if state is ShardState.COLLECTED:
             bring_to(self.ledger, shard.shard_id, ShardState.ENDED)
-            self.ledger.move_shard(
+            self.ledger.shards.move(
                 shard.shard_id, Move.COLLECTED, raw_path=paths["raw_path"], results_path=paths["results_path"]
             )
             self.write(paths["raw_path"])
@@ -87,11 +87,11 @@ class Store:
         else:
             bring_to(self.ledger, shard.shard_id, state)
         if settled:
-            self.ledger.settle_submission(
+            self.ledger.submissions.settle(
                 submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None
             )
         if delivered:
-            self.ledger.mark_delivered(submission_id)
+            self.ledger.submissions.mark_delivered(submission_id)
         self.clock.pass_seconds(60)
         return submission_id
 
@@ -119,18 +119,18 @@ def test_only_what_a_newer_settled_one_replaced_long_ago_goes(store, clock):
     assert set(found.replaced) == {old}
     assert store.files() == kept
     assert found.bytes > 0
-    assert is_pruned(store.ledger, store.ledger.submission(old))
-    assert not is_pruned(store.ledger, store.ledger.submission(newer))
+    assert is_pruned(store.ledger, store.ledger.submissions.get(old))
+    assert not is_pruned(store.ledger, store.ledger.submissions.get(newer))
     assert store.prune().files == ()
 
 
 def test_a_look_says_what_would_go_and_changes_nothing(store, clock):
     old, _ = store.submit(), store.submit()
     clock.pass_seconds(31 * 24 * 3600)
-    files, events = store.files(), store.ledger.events(old)
+    files, events = store.files(), store.ledger.events.of_submission(old)
     found = store.prune(delete=False)
     assert {file.path for file in found.files} == store.files_of(old)
-    assert (store.files(), store.ledger.events(old)) == (files, events)
+    assert (store.files(), store.ledger.events.of_submission(old)) == (files, events)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_requests_and_raw_results_go_by_age_and_what_labels_come_from_stays(stor
         "manifest.parquet", "wave-1-0000.results.parquet", "wave-1-0000.ids.lz4",
     }  # fmt: skip
     assert len(store.files_of(young)) == 4
-    [shard] = store.ledger.shards(old)
+    [shard] = store.ledger.shards.of_submission(old)
     assert (shard.raw_path, bool(shard.results_path)) == (None, True)
-    assert [event.kind for event in store.ledger.events(old)][-1] == "raw_pruned"
-    assert not is_pruned(store.ledger, store.ledger.submission(old))
+    assert [event.kind for event in store.ledger.events.of_submission(old)][-1] == "raw_pruned"
+    assert not is_pruned(store.ledger, store.ledger.submissions.get(old))
     assert store.prune(raw_older_than=MONTH).files == ()
 
 
@@ -220,8 +220,8 @@ def test_requests_and_raw_results_of_what_is_under_way_stay_however_old(store, c
 def test_requests_that_an_open_submission_or_a_person_may_ask_again_stay(store, clock):
     source, waiting = store.submit(), store.submit(partition="2026-01-02")
     store.submit(reused_from=(source,), state=ShardState.SUBMITTED, settled=False, delivered=False)
-    [shard] = store.ledger.shards(waiting)
-    store.ledger.set_cause([shard.shard_id], Cause.CANCELED, ShardState.COLLECTED)
+    [shard] = store.ledger.shards.of_submission(waiting)
+    store.ledger.shards.set_cause([shard.shard_id], Cause.CANCELED, ShardState.COLLECTED)
     clock.pass_seconds(400 * 24 * 3600)
     assert store.prune(raw_older_than=MONTH).aged == {}
 
@@ -229,7 +229,7 @@ def test_requests_that_an_open_submission_or_a_person_may_ask_again_stay(store, 
 def test_a_killed_prune_of_raw_results_is_gone_on_with(store, clock):
     old = store.submit()
     clock.pass_seconds(31 * 24 * 3600)
-    store.ledger.forget_raw(old, "and then it was killed")
+    store.ledger.shards.forget_raw(old, "and then it was killed")
     assert {file.path for file in store.prune(raw_older_than=MONTH).files} == {
         store.path(old, "wave-1-0000.raw.jsonl.zst"), store.path(old, "wave-1-0000.requests.jsonl.lz4"),
     }  # fmt: skip
@@ -249,8 +249,8 @@ def test_a_file_that_a_kept_shard_names_in_another_folder_stays(store, clock):
     carrier = store.submit()
     raw = store.path(carrier, "wave-1-0000.raw.jsonl.zst")
     kept = store.submit(state=ShardState.ENDED, settled=False, delivered=False)
-    [shard] = store.ledger.shards(kept)
-    store.ledger.move_shard(shard.shard_id, Move.COLLECTED, raw_path=raw)
+    [shard] = store.ledger.shards.of_submission(kept)
+    store.ledger.shards.move(shard.shard_id, Move.COLLECTED, raw_path=raw)
     store.submit()
     clock.pass_seconds(400 * 24 * 3600)
     assert set(store.prune().replaced) == {carrier}
@@ -354,7 +354,7 @@ def test_less_than_a_day_is_refused(store):
 def test_a_submission_that_somebody_works_on_is_passed_over(store, clock, ledger_url):
     old, _ = store.submit(), store.submit()
     clock.pass_seconds(31 * 24 * 3600)
-    with Ledger(ledger_url, clock).hold_leases(f"submission:{old}"):
+    with Ledger(ledger_url, clock).leases.hold(f"submission:{old}"):
         assert store.prune().replaced == {}
     assert len(store.files_of(old)) == 4
     assert set(store.prune().replaced) == {old}
@@ -403,11 +403,11 @@ def test_killed_between_two_files_the_ledger_knows_already_and_the_next_call_fin
     process = subprocess.run([sys.executable, "-W", "ignore", "-c", DRIVER, *arguments], check=False)
     assert process.returncode == -signal.SIGKILL
     assert len(store.files_of(old)) == 4 - deleted
-    assert is_pruned(store.ledger, store.ledger.submission(old))
+    assert is_pruned(store.ledger, store.ledger.submissions.get(old))
     clock.pass_seconds(3600)  # a dead process of this host has lost its lease
     assert set(store.prune().replaced) == {old}
     assert store.files() == store.files_of(newer)
-    assert [event.kind for event in store.ledger.events(old)].count("pruned") == 1
+    assert [event.kind for event in store.ledger.events.of_submission(old)].count("pruned") == 1
 
 
 @pytest.mark.slow
@@ -432,7 +432,7 @@ def test_nothing_that_a_kept_submission_names_is_ever_removed(tmp_path_factory, 
     before = store.files()
     found = store.prune()
     gone = set(found.replaced)
-    submissions = {one: store.ledger.submission(one) for one in made}
+    submissions = {one: store.ledger.submissions.get(one) for one in made}
     for one, submission in submissions.items():
         of_partition = [s for s in submissions.values() if s.partition == submission.partition]
         newest = of_partition[-1].submission_id

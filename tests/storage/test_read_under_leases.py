@@ -93,7 +93,7 @@ def place(ledger_url: str, tmp_path: Path, emulator: Emulator) -> Iterator[Place
 def settle(place: Place, submission_id: str) -> None:
     """Settle a submission as its process would that holds the lease."""
     settlement = {"outcomes": {"succeeded": 2}, "cost_usd": None, "realtime_usd": None, "price_basis": None}
-    place.first.ledger.settle_submissions({submission_id: settlement})  # type: ignore[dict-item]  # the keys it needs
+    place.first.ledger.submissions.settle_all({submission_id: settlement})  # type: ignore[dict-item]  # the keys it needs
 
 
 def test_changed_rows_are_planned_when_another_process_has_settled_the_old_submission_meanwhile(place: Place) -> None:
@@ -101,7 +101,7 @@ def test_changed_rows_are_planned_when_another_process_has_settled_the_old_submi
     with place.while_second(lambda: place.second.plan(LABELS, rows("a", "b", "c")), old) as planned:
         settle(place, old)
     submission = planned.result()
-    assert place.first.ledger.submission(old).state is SubmissionState.SETTLED
+    assert place.first.ledger.submissions.get(old).state is SubmissionState.SETTLED
     assert place.first.latest("labels") == submission
 
 
@@ -128,7 +128,7 @@ def test_a_second_plan_of_other_rows_waits_for_the_first_and_is_refused(place: P
     with pytest.raises(LeaseError, match="another process planned other rows meanwhile"):
         second.result()
     assert place.first.latest("labels") == first
-    assert place.first.ledger.submissions("test") == [first]
+    assert place.first.ledger.submissions.list_all("test") == [first]
     assert place.second.plan(LABELS, rows("a", "b", "c")).submission_id != first.submission_id
 
 
@@ -138,7 +138,7 @@ def in_doubt(place: Place, emulator: Emulator) -> Shard:
     emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None))
     submission_id = place.first.plan(LABELS, rows("a", "b")).submission_id
     place.first.submit(LABELS, submission_id)
-    [shard] = place.first.ledger.shards(submission_id)
+    [shard] = place.first.ledger.shards.of_submission(submission_id)
     assert shard.state is ShardState.SUBMITTING
     return shard
 
@@ -150,17 +150,17 @@ def test_a_decision_on_a_create_call_is_not_taken_for_one_on_the_next_call(place
         return place.second.resolve(shard.shard_id, None)
 
     with place.while_second(decide, shard.submission_id) as decided:
-        place.first.ledger.move_shards([shard.shard_id], Move.NOT_SENT)
-        place.first.ledger.move_shards([shard.shard_id], Move.SEND)
+        place.first.ledger.shards.move_all([shard.shard_id], Move.NOT_SENT)
+        place.first.ledger.shards.move_all([shard.shard_id], Move.SEND)
     with pytest.raises(IllegalMoveError, match="another create call"):
         decided.result()
-    assert place.first.ledger.shard(shard.shard_id).state is ShardState.SUBMITTING
+    assert place.first.ledger.shards.get(shard.shard_id).state is ShardState.SUBMITTING
 
 
 def test_a_batch_that_has_ended_meanwhile_is_not_given_up(place: Place, emulator: Emulator) -> None:
     submission_id = place.first.plan(LABELS, rows("a", "b")).submission_id
     place.first.submit(LABELS, submission_id)
-    [shard] = place.first.ledger.shards(submission_id)
+    [shard] = place.first.ledger.shards.of_submission(submission_id)
     emulator.settle()
     with place.while_second(lambda: place.second.give_up(shard.shard_id), submission_id) as given_up:
         place.first.poll([shard])
@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_noted_once_told_and_given_up_on_both_ledgers(pla
             place.first.advance(LABELS, submission_id)
     [unread] = place.first.ledger.unread.find("test")
     assert unread.shard.waits_until is not None
-    assert [event.kind for event in place.first.ledger.events(submission_id)].count("unreadable") == 1
+    assert [event.kind for event in place.first.ledger.events.of_submission(submission_id)].count("unreadable") == 1
     place.first.give_up(unread.shard.shard_id)
     assert place.first.advance(LABELS, submission_id).submission.outcomes == {"missing": 2}
     [given_up] = place.first.ledger.unread.given_up("test", unread.shard.ended_at or unread.since)

@@ -53,7 +53,7 @@ class Site:
 
     def back_up(self) -> str:
         """Copy the ledger; return the URL of the copy."""
-        self.engine().ledger.submissions("n")
+        self.engine().ledger.submissions.list_all("n")
         self.close()
         return self._copy(self._url)
 
@@ -74,14 +74,14 @@ class Site:
             self.emulator.settle()
             self.skipped += timedelta(hours=1)
             engine = self.engine()
-            for progress in engine.ledger.progress("n"):
+            for progress in engine.ledger.submissions.progress("n"):
                 engine.advance(labeling, progress.submission.submission_id)
-            if (submission := engine.ledger.submission(submission_id)).is_settled:
+            if (submission := engine.ledger.submissions.get(submission_id)).is_settled:
                 return dict(submission.outcomes)
         raise AssertionError(engine.status(submission_id))
 
     def restored(self, submission_id: str) -> bool:
-        return any(event.kind == "recovered" for event in self.engine().ledger.events(submission_id))
+        return any(event.kind == "recovered" for event in self.engine().ledger.events.of_submission(submission_id))
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def forget(site: Site, backed_up: str, restored: str) -> str:
     labeling = replace(LABELS, limits=Limits())
     submission_id = site.engine().plan(labeling, ROWS).submission_id
     for _ in range(12):
-        shards = site.engine().ledger.shards(submission_id)
+        shards = site.engine().ledger.shards.of_submission(submission_id)
         seen = {shards[0].state.value, "planned" if shards[0].no_room_at is None else "refused"}
         if len(shards) == 1 and backed_up in seen:
             backup = site.back_up()
@@ -250,17 +250,20 @@ def test_what_was_split_by_a_process_that_was_killed_then_is_not_lost_either(sit
     submission_id = site.engine().plan(labeling, ROWS).submission_id
     site.engine().advance(labeling, submission_id)
     engine = site.engine()
-    [whole] = engine.ledger.shards(submission_id)
+    [whole] = engine.ledger.shards.of_submission(submission_id)
     assert whole.no_room_at is not None
     backup = site.back_up()
     engine = site.engine()
-    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))
+    engine.ledger.shards.split(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))
     for _ in range(6):
         site.skipped += timedelta(hours=1)
         engine.advance(labeling, submission_id)
         if len(site.emulator.books.batches) == 1:
             break
-    assert sorted(shard.state.value for shard in engine.ledger.shards(submission_id)) == ["planned", "submitted"]
+    assert sorted(shard.state.value for shard in engine.ledger.shards.of_submission(submission_id)) == [
+        "planned",
+        "submitted",
+    ]
     site.restore(backup)
     check_split(site, submission_id)
 
@@ -270,7 +273,7 @@ def check_split(site: Site, submission_id: str) -> None:
     assert site.engine().plan(replace(LABELS, limits=Limits()), ROWS).submission_id == submission_id
     assert site.finish(submission_id) == {"succeeded": 6}
     assert site.emulator.books.billed_twice() == {}
-    assert sum(shard.requests for shard in site.engine().ledger.shards(submission_id)) == 6
+    assert sum(shard.requests for shard in site.engine().ledger.shards.of_submission(submission_id)) == 6
     assert site.engine().find_unrecorded_sends() == []
 
 
@@ -340,7 +343,10 @@ def test_a_ledger_with_a_record_of_everything_asks_nobody(site: Site) -> None:
     engine = site.engine()
     assert engine.recover_all_sends() == []
     assert not site.restored(submission_id)
-    assert {s.state for s in engine.ledger.submissions("n")} == {SubmissionState.SETTLED, SubmissionState.CANCELED}
+    assert {s.state for s in engine.ledger.submissions.list_all("n")} == {
+        SubmissionState.SETTLED,
+        SubmissionState.CANCELED,
+    }
 
 
 class SureLabel(BaseModel):
@@ -377,10 +383,10 @@ def test_a_cascade_goes_on_where_it_was_when_an_older_ledger_is_restored(
         if waves == 2:
             emulator.settle()
             engine.advance(CASCADING, submission_id)
-            assert engine.ledger.submission(submission_id).waves == 2
+            assert engine.ledger.submissions.get(submission_id).waves == 2
         site.restore(backup)
         assert site.engine().plan(CASCADING, rows).submission_id == submission_id
-        restored = site.engine().ledger.submission(submission_id)
+        restored = site.engine().ledger.submissions.get(submission_id)
         assert (restored.state, restored.waves) == (SubmissionState.OPEN, waves)
         assert site.finish(submission_id, CASCADING) == {"succeeded": 24}
         labels = site.engine().labels(CASCADING, submission_id).labels

@@ -27,7 +27,8 @@ from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.batches import count_batches_by_state, count_unbatched_by_state
-from dagster_llm_batch.storage.ledger.leases import Lease
+from dagster_llm_batch.storage.ledger.database import utc_now
+from dagster_llm_batch.storage.ledger.leases import Lease, Leases
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, FileFault, RowFault, WireFault
@@ -68,7 +69,7 @@ class Partitions:
             for submission_id in open_ids:
                 self.engine.collect(LABELING, submission_id)
             self.engine.submit_together(LABELING, open_ids)
-        return [self.engine.ledger.submission(submission_id) for submission_id in ids]
+        return [self.engine.ledger.submissions.get(submission_id) for submission_id in ids]
 
     def billed(self) -> int:
         return sum(execution.billed for execution in self._emulator.books.executions)
@@ -142,17 +143,17 @@ def test_the_ledger_counts_batches_as_its_shards_and_the_provider_do(
     for together in (ids[:3], ids[3:5]):
         own.submit_together(LABELING, together)
     assert len(emulator.books.batches) == 2
-    for progress in own.ledger.progress("test"):
-        shards = own.ledger.shards(progress.submission.submission_id)
+    for progress in own.ledger.submissions.progress("test"):
+        shards = own.ledger.shards.of_submission(progress.submission.submission_id)
         assert progress.batches == count_batches_by_state(shards)
         assert progress.unbatched == count_unbatched_by_state(shards)
-    every = [shard for one in ids for shard in own.ledger.shards(one)]
+    every = [shard for one in ids for shard in own.ledger.shards.of_submission(one)]
     assert count_batches_by_state(every) == {ShardState.SUBMITTED: 2}
     assert count_unbatched_by_state(every) == {ShardState.PLANNED: 1}
-    flying = [own.ledger.count_batches_in_flight("test", some) for some in (ids, ids[:3], ids[1:2], ids[2:4], ids[5:])]
+    flying = [own.ledger.batches.count_in_flight("test", some) for some in (ids, ids[:3], ids[1:2], ids[2:4], ids[5:])]
     assert flying == [2, 1, 1, 2, 0]
-    assert own.ledger.count_batches_in_flight("another", ids) == 0
-    assert [own.ledger.count_submissions_beside(one) for one in ids] == [2, 2, 2, 1, 1, 0]
+    assert own.ledger.batches.count_in_flight("another", ids) == 0
+    assert [own.ledger.batches.count_submissions_beside(one) for one in ids] == [2, 2, 2, 1, 1, 0]
 
 
 CONTENT = "GET /v1/files/*/content"
@@ -203,7 +204,7 @@ def test_eight_processes_that_collect_one_batch_at_once_download_it_once(
     with collecting(given, ids, answers):
         assert [answers.get(timeout=240) for _ in ids] == ["settled"] * 8
     assert downloads(emulator) == 1
-    assert [mine.ledger.submission(one).outcomes for one in ids] == [{"succeeded": 1}] * 8
+    assert [mine.ledger.submissions.get(one).outcomes for one in ids] == [{"succeeded": 1}] * 8
     mine.ledger.close()
 
 
@@ -228,7 +229,7 @@ def test_where_the_process_that_downloads_a_batch_is_killed_another_one_does(
     assert downloads(emulator) == 2
     mine.collect(definition(), ids[0])
     assert downloads(emulator) == 2
-    assert [mine.ledger.submission(one).outcomes for one in ids] == [{"succeeded": 1}] * 3
+    assert [mine.ledger.submissions.get(one).outcomes for one in ids] == [{"succeeded": 1}] * 3
     mine.ledger.close()
 
 
@@ -239,8 +240,8 @@ def test_who_waits_too_long_for_another_download_does_it_by_itself(
     hasty = Engine(replace(mine.deployment, download_wait_seconds=0.0))
     ids = sent_together(mine, 2)
     emulator.settle()
-    carrier = mine.ledger.shards_of_batch(mine.ledger.shards(ids[1])[0])[0]
-    with mine.ledger.hold_leases(f"download:{carrier.shard_id}"):
+    carrier = mine.ledger.shards.of_batch(mine.ledger.shards.of_submission(ids[1])[0])[0]
+    with mine.ledger.leases.hold(f"download:{carrier.shard_id}"):
         assert hasty.collect(definition(), ids[1]).is_settled
     assert downloads(emulator) == 1
     mine.ledger.close()
@@ -251,10 +252,20 @@ class Overtaken(Ledger):
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 
-    def hold_leases(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
+    def __init__(self, url: str, clock: Callable[[], datetime] = utc_now) -> None:
+        super().__init__(url, clock)
+        self.leases = OvertakenLeases(self, clock)
+
+
+class OvertakenLeases(Leases):
+    def __init__(self, ledger: Overtaken, clock: Callable[[], datetime]) -> None:
+        super().__init__(ledger._database, clock)
+        self._ledger = ledger
+
+    def hold(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
         if names[0].startswith("download:"):
-            self.meanwhile()
-        return super().hold_leases(*names, seconds=seconds, wait_seconds=wait_seconds)
+            self._ledger.meanwhile()
+        return super().hold(*names, seconds=seconds, wait_seconds=wait_seconds)
 
 
 def test_what_another_process_found_gone_and_collected_meanwhile_ends_likewise(
@@ -278,8 +289,8 @@ def test_what_another_process_found_gone_and_collected_meanwhile_ends_likewise(
     skipped[0] = timedelta(hours=2)
     ledgers[1].meanwhile = lambda: first.collect(definition(), ids[0])
     second.collect(definition(), ids[1])
-    assert [first.ledger.shards(one)[0].cause for one in ids] == [Cause.GONE] * 2
-    assert [first.ledger.shards(one)[0].state for one in ids] == [ShardState.COLLECTED] * 2
+    assert [first.ledger.shards.of_submission(one)[0].cause for one in ids] == [Cause.GONE] * 2
+    assert [first.ledger.shards.of_submission(one)[0].state for one in ids] == [ShardState.COLLECTED] * 2
     for ledger in ledgers:
         ledger.close()
 
@@ -296,7 +307,7 @@ def test_what_another_process_restores_meanwhile_is_not_downloaded_again(
     emulator.settle()
     for one in ids:
         first.collect(definition(), one)
-        [shard] = first.ledger.shards(one)
+        [shard] = first.ledger.shards.of_submission(one)
         assert shard.raw_path
         assert shard.results_path
         for path in (shard.raw_path, shard.results_path):

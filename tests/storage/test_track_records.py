@@ -137,17 +137,17 @@ def test_records_and_plans_are_what_the_runs_were(deployment):
     check_figures(deployment)
     check_judgments(deployment)
     # Nothing of all this was written.
-    assert len(deployment.ledger.submissions("test")) == 7
+    assert len(deployment.ledger.submissions.list_all("test")) == 7
     check_lost_files(deployment)
 
 
 def check_lost_files(deployment):
-    for submission in deployment.ledger.submissions("test", assets=["dear_labels"])[:1]:
-        [shard] = deployment.ledger.shards(submission.submission_id)
+    for submission in deployment.ledger.submissions.list_all("test", assets=["dear_labels"])[:1]:
+        [shard] = deployment.ledger.shards.of_submission(submission.submission_id)
         deployment.payloads.delete(shard.results_path)
     [left] = track_records(deployment, DEARER, "topic", "confidence")
     assert (left.lost, len(left.answers), len(left.runs)) == (1, 2 * ROWS, 3)
-    for submission in deployment.ledger.submissions("test", assets=["dear_labels"]):
+    for submission in deployment.ledger.submissions.list_all("test", assets=["dear_labels"]):
         deployment.payloads.delete(submission.manifest)
     [none] = track_records(deployment, DEARER, "topic", "confidence")
     assert (none.lost, none.answers, none.runs) == (3, None, ())
@@ -194,7 +194,7 @@ def check_figures(deployment):
     assert (quality.value, quality.rows) == (right / (3 * ROWS), 3 * ROWS)
     assert (quality.low, quality.high) == pytest.approx((exact.low, exact.high))
     for model, asset in ((CHEAP, "cheap_labels"), (DEAR, "dear_labels")):
-        known = [one for one in deployment.ledger.submissions("test", assets=[asset]) if one.cost_usd]
+        known = [one for one in deployment.ledger.submissions.list_all("test", assets=[asset]) if one.cost_usd]
         each = sum(one.cost_usd for one in known) / sum(one.rows for one in known)
         cost = found[f"openai/{model}", Lane.BATCH, None].cost
         assert float(cost.expected) == pytest.approx(float(each * 2_000), rel=0.02)
@@ -313,15 +313,15 @@ def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url
 
     def take(name: str, took: timedelta | None) -> None:
         place = {"provider": owner.provider, "account": owner.account, "model": owner.model}
-        ledger.open_submission(
+        ledger.submissions.open(
             a_submission(name, namespace="test", fingerprint=name, created_at=clock.now, **place),
             [a_shard(name, name, nonce=name, requests=500, lane=Lane.BATCH, **place)],
         )
-        ledger.move_shard(name, Move.SEND)
-        ledger.move_shard(name, Move.ACCEPTED, batch_id=f"batch-{name}")
+        ledger.shards.move(name, Move.SEND)
+        ledger.shards.move(name, Move.ACCEPTED, batch_id=f"batch-{name}")
         if took is not None:
             clock.now += took
-            ledger.move_shard(name, Move.ENDED)
+            ledger.shards.move(name, Move.ENDED)
         clock.now += timedelta(days=1)
 
     for number in range(9):

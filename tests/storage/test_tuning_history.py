@@ -16,31 +16,31 @@ QUEUE = ("openai", "api.openai.com/org-1", "gpt-5-mini")
 
 def test_each_wave_has_what_it_was_asked_again_for_and_what_it_answered(ledger):
     submission = a_submission(reused=3)
-    ledger.open_submission(submission, [a_shard()])
-    ledger.add_wave("s1", [a_shard("h2", wave=2, asked_again={"errored": 2, "invalid": 1})])
-    ledger.add_wave("s1", [a_shard("h3", wave=3, asked_again={"errored": 2})])
+    ledger.submissions.open(submission, [a_shard()])
+    ledger.submissions.add_wave("s1", [a_shard("h2", wave=2, asked_again={"errored": 2, "invalid": 1})])
+    ledger.submissions.add_wave("s1", [a_shard("h3", wave=3, asked_again={"errored": 2})])
     for shard_id, move, cause in (("h1", Move.ENDED, None), ("h2", Move.ENDED, None), ("h3", Move.EXPIRED, None)):
-        ledger.move_shard(shard_id, Move.SEND)
-        ledger.move_shard(shard_id, Move.ACCEPTED, batch_id=shard_id)
+        ledger.shards.move(shard_id, Move.SEND)
+        ledger.shards.move(shard_id, Move.ACCEPTED, batch_id=shard_id)
         status = BatchStatus.EXPIRED if move is Move.EXPIRED else BatchStatus.ENDED
-        ledger.move_shard(shard_id, move, status=status, cause=cause)
-        ledger.move_shard(shard_id, Move.COLLECTED, answered=1)
+        ledger.shards.move(shard_id, move, status=status, cause=cause)
+        ledger.shards.move(shard_id, Move.COLLECTED, answered=1)
     place = ("prod", "tickets", "c1", THEN - DAY)
     # What is not settled may be answered still.
-    assert ledger.retries(*place, 10) == []
-    ledger.settle_submission("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    assert ledger.history.retries(*place, 10) == []
+    ledger.submissions.settle("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
     second = ("s1", submission.created_at, 5, 2, {"errored": 2, "invalid": 1}, 1)
     # A batch that expired does not tell what it would have answered.
     third = ("s1", submission.created_at, 5, 3, {"errored": 2}, None)
-    assert ledger.retries(*place, 10) == [second, third]
-    assert ledger.retries(*place, 1) == [second]
-    assert ledger.retries("prod", "tickets", "c1", THEN + DAY, 10) == []
-    assert ledger.retries("prod", "tickets", "c2", THEN - DAY, 10) == []
-    assert ledger.retries("prod", "others", "c1", THEN - DAY, 10) == []
+    assert ledger.history.retries(*place, 10) == [second, third]
+    assert ledger.history.retries(*place, 1) == [second]
+    assert ledger.history.retries("prod", "tickets", "c1", THEN + DAY, 10) == []
+    assert ledger.history.retries("prod", "tickets", "c2", THEN - DAY, 10) == []
+    assert ledger.history.retries("prod", "others", "c1", THEN - DAY, 10) == []
 
 
 def test_what_a_queue_had_no_room_for_is_remembered_when_it_was_taken(ledger):
-    ledger.open_submission(
+    ledger.submissions.open(
         a_submission(),
         [
             a_shard("h1", tokens=70),
@@ -49,30 +49,30 @@ def test_what_a_queue_had_no_room_for_is_remembered_when_it_was_taken(ledger):
         ],
     )
     before = THEN
-    assert ledger.queue_attempts(*QUEUE, before, 10) == ([], [])
-    ledger.move_shards(["h1", "h2"], Move.SEND)
+    assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([], [])
+    ledger.shards.move_all(["h1", "h2"], Move.SEND)
     refused_at = THEN + HOUR
     refused = {"refused_at": refused_at, "refused_tokens": 400}
-    ledger.move_shards(["h1", "h2"], Move.NOT_SENT, no_room_at=refused_at, **refused)
-    assert ledger.queue_attempts(*QUEUE, before, 10) == ([], [(refused_at, 400)])
-    ledger.move_shards(["h1", "h2"], Move.SEND)
-    ledger.move_shards(["h1", "h2"], Move.ACCEPTED, batch_id="b1")
+    ledger.shards.move_all(["h1", "h2"], Move.NOT_SENT, no_room_at=refused_at, **refused)
+    assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([], [(refused_at, 400)])
+    ledger.shards.move_all(["h1", "h2"], Move.SEND)
+    ledger.shards.move_all(["h1", "h2"], Move.ACCEPTED, batch_id="b1")
     # Whether a queue has taken what it has not begun, is not known.
-    assert ledger.queue_attempts(*QUEUE, before, 10)[0] == []
+    assert ledger.history.queue_attempts(*QUEUE, before, 10)[0] == []
     ended_at = THEN + 9 * DAY
     for shard_id in ("h1", "h2"):
-        ledger.move_shard(shard_id, Move.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)
-    sent_at = ledger.shard("h1").sent_at
-    assert ledger.queue_attempts(*QUEUE, before, 10) == ([(sent_at, ended_at, 100)], [(refused_at, 400)])
-    assert ledger.queue_attempts("openai", QUEUE[1], "another", before, 10) == ([], [])
-    assert ledger.queue_attempts(*QUEUE, THEN + 9 * DAY, 10) == ([], [])
+        ledger.shards.move(shard_id, Move.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)
+    sent_at = ledger.shards.get("h1").sent_at
+    assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([(sent_at, ended_at, 100)], [(refused_at, 400)])
+    assert ledger.history.queue_attempts("openai", QUEUE[1], "another", before, 10) == ([], [])
+    assert ledger.history.queue_attempts(*QUEUE, THEN + 9 * DAY, 10) == ([], [])
 
 
 def test_what_was_never_taken_counts_as_refused_alone(ledger):
-    ledger.open_submission(a_submission(), [a_shard(tokens=70)])
-    ledger.move_shard("h1", Move.SEND)
+    ledger.submissions.open(a_submission(), [a_shard(tokens=70)])
+    ledger.shards.move("h1", Move.SEND)
     refused = {"refused_at": THEN, "refused_tokens": 70}
-    ledger.move_shard("h1", Move.NOT_SENT, no_room_at=THEN, **refused)
-    ledger.move_shard("h1", Move.SEND)
-    ledger.move_shard("h1", Move.REFUSED, status=BatchStatus.FAILED, cause=Cause.NOT_TAKEN)
-    assert ledger.queue_attempts(*QUEUE, THEN - DAY, 10) == ([], [(THEN, 70)])
+    ledger.shards.move("h1", Move.NOT_SENT, no_room_at=THEN, **refused)
+    ledger.shards.move("h1", Move.SEND)
+    ledger.shards.move("h1", Move.REFUSED, status=BatchStatus.FAILED, cause=Cause.NOT_TAKEN)
+    assert ledger.history.queue_attempts(*QUEUE, THEN - DAY, 10) == ([], [(THEN, 70)])

@@ -23,7 +23,7 @@ def due(ledger, before, accounts=OURS):
 def with_shard(ledger, number, state, **changes):
     shard_id = f"h{number}"
     submission = a_submission(f"s{number}", partition=str(number), fingerprint=f"f{number}")
-    ledger.open_submission(submission, [a_shard(shard_id, f"s{number}", nonce=f"n{number}", **changes)])
+    ledger.submissions.open(submission, [a_shard(shard_id, f"s{number}", nonce=f"n{number}", **changes)])
     bring_to(ledger, shard_id, state)
     return shard_id
 
@@ -33,24 +33,24 @@ def test_what_is_collected_is_due_after_a_while_once_and_only_of_own_accounts(le
         with_shard(ledger, number, state)
     shard_id = with_shard(ledger, 20, ShardState.PLANNED)
     for move in (Move.SEND, Move.ACCEPTED, Move.ENDED, Move.COLLECTED):
-        ledger.move_shard(shard_id, move, **({"batch_id": "b"} if move is Move.ACCEPTED else {}))
+        ledger.shards.move(shard_id, move, **({"batch_id": "b"} if move is Move.ACCEPTED else {}))
     collected = clock.now
     soon = collected + timedelta(seconds=1)
     assert due(ledger, collected) == []
     assert due(ledger, soon) == [shard_id]
     assert due(ledger, soon, []) == due(ledger, soon, [("openai", "another")]) == []
-    assert ledger.uploads.batches_of([ledger.shard(shard_id)]) == ["b"]
+    assert ledger.uploads.batches_of([ledger.shards.get(shard_id)]) == ["b"]
     ledger.uploads.record_done([shard_id])
     assert due(ledger, soon) == []
     assert [one.shard_id for one in ledger.uploads.with_results("prod", OURS, soon, limit=10)] == [shard_id]
-    ledger.record_erased_at_provider([shard_id], "b")
+    ledger.shards.record_erased_at_provider([shard_id], "b")
     assert ledger.uploads.with_results("prod", OURS, soon, limit=10) == []
 
 
 def test_what_was_given_up_and_may_end_yet_keeps_its_file_for_a_month(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.move_shard(shard_id, Move.GIVEN_UP, cause=Cause.GIVEN_UP, reason="waited long enough", ended_at=clock.now)
-    ledger.move_shard(shard_id, Move.COLLECTED)
+    ledger.shards.move(shard_id, Move.GIVEN_UP, cause=Cause.GIVEN_UP, reason="waited long enough", ended_at=clock.now)
+    ledger.shards.move(shard_id, Move.COLLECTED)
     far = clock.now + timedelta(days=400)
     assert due(ledger, far) == []
     clock.now += timedelta(days=32)
@@ -59,14 +59,14 @@ def test_what_was_given_up_and_may_end_yet_keeps_its_file_for_a_month(ledger, cl
 
 def test_batches_that_were_put_back_are_named_with_the_last(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.move_shard(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
+    ledger.shards.move(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
     sent_before = clock.now
     clock.now += timedelta(hours=1)
     for move in (Move.SEND, Move.ACCEPTED):
-        ledger.move_shard(shard_id, move, **({"batch_id": "second"} if move is Move.ACCEPTED else {}))
-    ledger.move_shard(shard_id, Move.ENDED, status=BatchStatus.ENDED)
-    ledger.move_shard(shard_id, Move.COLLECTED)
-    shard = ledger.shard(shard_id)
+        ledger.shards.move(shard_id, move, **({"batch_id": "second"} if move is Move.ACCEPTED else {}))
+    ledger.shards.move(shard_id, Move.ENDED, status=BatchStatus.ENDED)
+    ledger.shards.move(shard_id, Move.COLLECTED)
+    shard = ledger.shards.get(shard_id)
     assert ledger.uploads.batches_of([shard]) == ["second", "batch-h1"]
     assert ledger.uploads.batches_since("prod", shard, sent_before) == ["second"]
     assert ledger.uploads.batches_since("prod", shard, clock.now + timedelta(seconds=1)) == []
@@ -74,11 +74,11 @@ def test_batches_that_were_put_back_are_named_with_the_last(ledger, clock):
 
 def test_a_shard_that_was_put_back_and_canceled_has_left_a_file_too(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.move_shard(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
-    ledger.move_shard(shard_id, Move.CANCELED)
-    ledger.move_shard(shard_id, Move.COLLECTED)
+    ledger.shards.move(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
+    ledger.shards.move(shard_id, Move.CANCELED)
+    ledger.shards.move(shard_id, Move.COLLECTED)
     assert due(ledger, clock.now + timedelta(seconds=1)) == [shard_id]
-    assert ledger.uploads.batches_of([ledger.shard(shard_id)]) == ["batch-h1"]
+    assert ledger.uploads.batches_of([ledger.shards.get(shard_id)]) == ["batch-h1"]
 
 
 def test_a_tick_looks_only_at_what_has_a_file_yet(sqlite_url, clock):

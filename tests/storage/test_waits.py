@@ -20,7 +20,7 @@ from dagster_llm_batch.states import ENDED, MOVES, HoldReason, Move, Reason, Sha
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Ambiguous, NotKnown, NotThere
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
-from dagster_llm_batch.storage.ledger.submissions import RECOVERED, UNREADABLE
+from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED, UNREADABLE
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -111,7 +111,7 @@ def waiting(engine: Engine, emulator: Emulator, state: ShardState) -> Shard:
         emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None))
     if state is not ShardState.PLANNED:
         engine.submit(LABELS, submission.submission_id)
-    [shard] = engine.ledger.shards(submission.submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission.submission_id)
     if state in ENDED:
         move, said = _ENDS[state]
         ending = Ending(
@@ -125,10 +125,10 @@ def waiting(engine: Engine, emulator: Emulator, state: ShardState) -> Shard:
             reason=None,
             retryable=False,
         )
-        engine.ledger.record_endings({shard.shard_id: ending})
+        engine.ledger.shards.record_endings({shard.shard_id: ending})
         engine.ledger.unread.note([shard.shard_id], "status 403")
         engine.ledger.unread.wait([shard.shard_id], engine.now())
-    [shard] = engine.ledger.shards(submission.submission_id)
+    [shard] = engine.ledger.shards.of_submission(submission.submission_id)
     assert shard.state is state
     return shard
 
@@ -146,9 +146,9 @@ def test_each_exit_of_the_table_is_accepted_in_its_state(
     engine: Engine, emulator: Emulator, state: ShardState, command: str
 ) -> None:
     shard = waiting(engine, emulator, state)
-    before = engine.ledger.events(shard.submission_id)
+    before = engine.ledger.events.of_submission(shard.submission_id)
     _VERBS[command](engine, shard)
-    assert engine.ledger.events(shard.submission_id) != before
+    assert engine.ledger.events.of_submission(shard.submission_id) != before
 
 
 def plan_one(engine: Engine, key: str) -> str:
@@ -185,7 +185,7 @@ def test_a_declared_queue_that_stays_full_has_a_condition_that_is_told_again(
     engine = engine_of("test")
     waiting = plan_one(engine, "b")
     engine.submit(LABELS, waiting)
-    [shard] = engine.ledger.shards(waiting)
+    [shard] = engine.ledger.shards.of_submission(waiting)
     assert shard.state is ShardState.PLANNED
     assert not [one for one in find_conditions(read_facts(engine, None, ())) if one.is_due(engine.now())]
     skipped = timedelta(days=1.6) if holder == "overdue" else timedelta(hours=2)

@@ -72,9 +72,11 @@ def watch_until_settled(url: str, base_url: str, folder: Path, number: int, barr
     mine = engine(url, base_url, folder)
     barrier.wait()
     try:
-        while len(known := mine.ledger.submissions(NAMESPACE)) < len(DAYS) or any(not s.is_settled for s in known):
-            mine.poll(mine.ledger.shards_in_flight(NAMESPACE))
-            for progress in mine.ledger.progress(NAMESPACE):
+        while len(known := mine.ledger.submissions.list_all(NAMESPACE)) < len(DAYS) or any(
+            not s.is_settled for s in known
+        ):
+            mine.poll(mine.ledger.shards.in_flight(NAMESPACE))
+            for progress in mine.ledger.submissions.progress(NAMESPACE):
                 try:
                     if mine.needs_recovery(progress):
                         mine.recover_batches(progress.submission.submission_id)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.submissions import group_names
+from dagster_llm_batch.storage.ledger.submission_rows import group_names
 
 __all__ = ["CANNOT_READ", "Unreadable", "read_apart", "read_each"]
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION
 from dagster_llm_batch.types import Lane
@@ -19,7 +19,7 @@ from dagster_llm_batch.types import Lane
 __all__ = [
     "BATCHES",
     "UNBATCHED",
-    "BatchQueries",
+    "Batches",
     "count_batches",
     "count_batches_by_state",
     "count_refused",
@@ -71,12 +71,10 @@ def count_refused(shards: Iterable[Shard]) -> int:
     return len({shard.carrier or shard.shard_id for shard in shards if shard.state is ShardState.FAILED})
 
 
-class BatchQueries:
-    """Questions to a Ledger about batches."""
+class Batches(Member):
+    """Batches as their providers count them."""
 
-    _database: Database
-
-    def count_batches_in_flight(self, namespace: str, submission_ids: Collection[str]) -> int:
+    def count_in_flight(self, namespace: str, submission_ids: Collection[str]) -> int:
         """Return how many batches in flight carry shards of these submissions. Takes one query for any number."""
         query = sa.select(SHARD.c.submission_id, _CARRIER)
         query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)

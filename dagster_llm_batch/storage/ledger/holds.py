@@ -18,7 +18,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent
 from dagster_llm_batch.storage.ledger.records import Hold, Shard
 from dagster_llm_batch.storage.ledger.schema import HOLD, SUBMISSION, from_row, to_row
-from dagster_llm_batch.storage.ledger.submissions import group_names
+from dagster_llm_batch.storage.ledger.submission_rows import group_names
 
 __all__ = ["UNSENT", "Holds", "drop_holds", "get_holds", "hold_shards", "hold_unsent", "unsent_of"]
 
@@ -124,7 +124,7 @@ class Holds:
     ) -> dict[str, list[Hold]]:
         """Return the holds of undelivered submissions for these reasons, the oldest first. By submission_id.
 
-        See `Ledger.progress` for `unreadable`.
+        See `Ledger.submissions.progress` for `unreadable`.
         """
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 

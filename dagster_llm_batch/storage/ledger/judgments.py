@@ -17,7 +17,7 @@ from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothin
 from dagster_llm_batch.storage.ledger.events import Noted
 from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.storage.ledger.schema import EVENT, JUDGMENT, SUBMISSION, from_row, to_row
-from dagster_llm_batch.storage.ledger.submissions import event_row, insert_events
+from dagster_llm_batch.storage.ledger.submission_rows import event_row, insert_events
 
 __all__ = [
     "MOST_NOTE",

@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -36,7 +36,7 @@ from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
 from dagster_llm_batch.storage.ledger.schema import LEASE
 
-__all__ = ["Lease", "active_leases", "hold_leases"]
+__all__ = ["Lease", "Leases", "active_leases", "hold_leases"]
 
 _RETRY_SECONDS = 0.2
 _RETRY_GROWTH, _LONGEST_RETRY_SECONDS = 1.1, 5.0
@@ -193,7 +193,7 @@ class Lease:
 def hold_leases(
     database: Database, clock: Callable[[], datetime], names: Sequence[str], seconds: float, wait_seconds: float
 ) -> Iterator[Lease]:
-    """See Ledger.hold_leases."""
+    """See Leases.hold."""
     began = time.monotonic()
     lease = Lease(database, clock, names, seconds)
     if not names:  # nothing to hold, and nothing to renew
@@ -220,7 +220,7 @@ def hold_leases(
 
 
 def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]:
-    """See Ledger.active_leases."""
+    """See Leases.active."""
     with database.read() as connection:
         rows = connection.execute(_OWNERS, _times(clock())).all()
     _watch_other_machines(database, clock)
@@ -344,3 +344,22 @@ def _started(pid: int) -> str | None:
     except OSError:
         return None
     return stat.rpartition(")")[2].split()[19]  # the name before it may hold spaces and parentheses
+
+
+class Leases:
+    """Leases: names that one process holds at a time."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database, self._clock = database, clock
+
+    def hold(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
+        """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
+
+        It is renewed every `seconds`/3. Call `check()` of what this gives before each effect: it raises LeaseError
+        where the lease was lost. A dead process of this host loses its lease at once, any other after `seconds`.
+        """
+        return hold_leases(self._database, self._clock, names, seconds, wait_seconds)
+
+    def active(self) -> set[str]:
+        """Return the names of all leases that living processes hold. They may pass to others a moment later."""
+        return active_leases(self._database, self._clock)

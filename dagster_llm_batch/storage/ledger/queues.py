@@ -1,4 +1,4 @@
-"""What is in providers' queues, and what waits for room there. Sums, since ten thousand batches may be in flight."""
+"""Queues of providers, and what waits for room there. Sums, since ten thousand batches may be in flight."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import IN_FLIGHT, Reason, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
-from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
+from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.member import Member
+from dagster_llm_batch.storage.ledger.records import (
+    Presence,
+    Queued,
+    QueueHolder,
+    QueuePlace,
+    Shard,
+    SubmissionState,
+)
 from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.shards import is_due, looked_after
+from dagster_llm_batch.storage.ledger.shard_rows import (
+    LACKS_MONEY,
+    is_due,
+    looked_after,
+    set_waits,
+    update_shards,
+)
 from dagster_llm_batch.types import Lane
 
-__all__ = ["LACKS_MONEY", "QueueLines", "QueueQueries", "may_go"]
-
-LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
-"""The words of Reason.LACKS_MONEY."""
+__all__ = ["QueueLines", "Queues", "may_go"]
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
 
@@ -36,12 +47,41 @@ _SENT_AT = sa.func.coalesce(SHARD.c.submitted_at, SHARD.c.sent_at, SHARD.c.plann
 _NAMED = 3
 
 
-class QueueQueries:
-    """What a Ledger can be asked about queues."""
+class Queues(Member):
+    """Queues of providers, and what waits for room there. Sums, since ten thousand batches may be in flight."""
 
-    _database: Database
+    def keep_places(self, namespace: str, assets: Sequence[str], *, now: datetime, unless_since: datetime) -> None:
+        """Record that a living process looks after planned shards of these assets: they keep their places in queues.
 
-    def queue_ahead(
+        A planned shard that nobody looks after, as one of an asset that was removed, must not hold up those behind it.
+        Nothing is written where this was recorded since `unless_since`, so that most ticks of a sensor only read.
+        """
+        submission_ids = sa.select(SUBMISSION.c.submission_id).where(
+            SUBMISSION.c.namespace == namespace,
+            SUBMISSION.c.asset.in_(assets),
+            SUBMISSION.c.state == SubmissionState.OPEN,
+        )
+        is_planned = (SHARD.c.state == ShardState.PLANNED) & ~looked_after(unless_since, now)
+        is_due = is_planned & SHARD.c.submission_id.in_(submission_ids)
+        with self._database.read() as connection:
+            if connection.execute(sa.select(SHARD.c.shard_id).where(is_due).limit(1)).first() is None:
+                return
+        with self._database.write() as connection:
+            update_shards(connection, is_due, polled_at=now)
+
+    def give_up_places(self, shard_ids: Sequence[str]) -> None:
+        """Record that no limit of money has room for planned shards: in their queue they are before nothing, until
+        `take_places_back`. They wait for no time. Idempotent.
+        """
+        with self._database.write() as connection:
+            set_waits(connection, shard_ids, None, Reason.LACKS_MONEY, LACKS_MONEY)
+
+    def take_places_back(self, shard_ids: Sequence[str]) -> None:
+        """Give planned shards the places that they gave up. What waits for another reason stays so. Idempotent."""
+        with self._database.write() as connection:
+            set_waits(connection, shard_ids, None, None, None, where=Reason.LACKS_MONEY)
+
+    def count_ahead(
         self,
         namespace: str,
         batch: Sequence[Shard],
@@ -53,7 +93,7 @@ class QueueQueries:
         """Sum what is in the queue of this batch's provider and account, and in this namespace waits before it.
 
         Only of `model`, or of all. Of what was sent, from any namespace of this ledger, `presence` says what counts;
-        what waits counts while somebody looks after it (`Ledger.keep_places`), its pause is over, and it does not lack
+        what waits counts while somebody looks after it (`keep_places`), its pause is over, and it does not lack
         money. No pause is longer than `longest_pause`.
         """
         first, now = batch[0], presence.now
@@ -71,7 +111,7 @@ class QueueQueries:
     def places_before(
         self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
     ) -> list[QueuePlace]:
-        """Return by submission what `queue_ahead` counts before this planned shard: what is in flight comes first."""
+        """Return by submission what `count_ahead` counts before this planned shard: what is in flight comes first."""
         waits = _is_planned(namespace) & _is_older([shard.shard_id]) & _holds_place(presence)
         is_planned = SHARD.c.state == ShardState.PLANNED
         of = (SUBMISSION.c.submission_id, SUBMISSION.c.namespace, SUBMISSION.c.asset, SUBMISSION.c.partition)
@@ -89,10 +129,10 @@ class QueueQueries:
                 for submission_id, namespace, asset, partition, planned, requests in connection.execute(query)
             ]
 
-    def queue_line(
+    def read_line(
         self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
     ) -> dict[str, Queued]:
-        """Return what `queue_ahead` says of each planned shard of this namespace in the queue of `shard`, by shard_id.
+        """Return what `count_ahead` says of each planned shard of this namespace in the queue of `shard`, by shard_id.
 
         In the order of the line. Takes two statements, however many wait.
         """
@@ -114,7 +154,7 @@ class QueueQueries:
                     ahead = Queued(*map(sum, zip(ahead, counts, strict=True)))
         return line
 
-    def first_in_queue(self, shards: Sequence[Shard]) -> Shard:
+    def first_of(self, shards: Sequence[Shard]) -> Shard:
         """Return which of these planned shards of one submission comes before the others in its queue.
 
         That is no matter of their ids and waves alone: what was recovered by its receipt may have another place.
@@ -128,7 +168,7 @@ class QueueQueries:
             # Where all were sent meanwhile, none of them waits for another.
             return next((by_id[shard_id] for shard_id in ids if shard_id in by_id), shards[0])
 
-    def queues_waited_for(self, namespace: str) -> list[Shard]:
+    def waited_for(self, namespace: str) -> list[Shard]:
         """Return one of the shards that wait to be sent in a batch for each provider, account and model of theirs."""
         same = (SHARD.c.provider, SHARD.c.account, SHARD.c.model)
         join = SUBMISSION.c.submission_id == SHARD.c.submission_id
@@ -138,7 +178,7 @@ class QueueQueries:
             rows = connection.execute(sa.select(SHARD).where(SHARD.c.shard_id.in_(first)).order_by(*same)).mappings()
             return [from_row(Shard, row) for row in rows]
 
-    def queue_holders(self, namespace: str, shard: Shard, presence: Presence, model: str | None) -> list[QueueHolder]:
+    def find_holders(self, namespace: str, shard: Shard, presence: Presence, model: str | None) -> list[QueueHolder]:
         """Return what of other namespaces is in the queue of this shard's provider and account, and not looked after.
 
         Only of `model`, or of all. By namespace; whose batches have been there longest comes first.
@@ -182,7 +222,7 @@ class QueueQueries:
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
 
-    def shards_waiting_for_room(self, namespace: str, unreadable: Unreadable | None = None) -> list[Shard]:
+    def waiting_for_room(self, namespace: str, unreadable: OnUnreadable | None = None) -> list[Shard]:
         """Return the planned shards of open submissions that their provider's queue had no room for.
 
         Those that have waited longest come first. A row that cannot be read goes to `unreadable`, if that is given.
@@ -200,10 +240,10 @@ class QueueQueries:
 
         return read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
 
-    def shards_without_room(self, namespace: str, shard: Shard, presence: Presence) -> list[Shard]:
+    def without_room(self, namespace: str, shard: Shard, presence: Presence) -> list[Shard]:
         """Return the unfinished shards of this one's model that the provider's queue had no room for.
 
-        In flight again, of any namespace; planned, of this one, while somebody looks after them (see `queue_ahead`).
+        In flight again, of any namespace; planned, of this one, while somebody looks after them (see `count_ahead`).
         """
         query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         waits = may_go(namespace) & looked_after(presence.seen_since, presence.now)
@@ -216,15 +256,15 @@ class QueueQueries:
 class QueueLines:
     """What waits for queues at one moment: each queue is read once, for a look at many submissions that sends nothing.
 
-    Answers as QueueQueries do, of what was there when a queue was read.
+    Answers as Queues do, of what was there when a queue was read.
     """
 
-    def __init__(self, ledger: QueueQueries) -> None:
-        self._ledger = ledger
+    def __init__(self, queues: Queues) -> None:
+        self._queues = queues
         # By provider, account and model.
         self._lines: dict[tuple[str, str, str | None], dict[str, Queued]] = {}
 
-    def queue_ahead(
+    def count_ahead(
         self,
         namespace: str,
         batch: Sequence[Shard],
@@ -233,13 +273,13 @@ class QueueLines:
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
-        """See QueueQueries.queue_ahead. A batch of several shards, or one that was planned since, is asked about."""
+        """See Queues.count_ahead. A batch of several shards, or one that was planned since, is asked about."""
         asked: Any = {"presence": presence, "longest_pause": longest_pause, "model": model}
         first, queue = batch[0], (batch[0].provider, batch[0].account, model)
         if queue not in self._lines:
-            self._lines[queue] = self._ledger.queue_line(namespace, first, **asked)
+            self._lines[queue] = self._queues.read_line(namespace, first, **asked)
         ahead = self._lines[queue].get(first.shard_id) if len(batch) == 1 else None
-        return self._ledger.queue_ahead(namespace, batch, **asked) if ahead is None else ahead
+        return self._queues.count_ahead(namespace, batch, **asked) if ahead is None else ahead
 
 
 def _of_queue(shard: Shard, model: str | None) -> tuple[sa.ColumnElement[bool], ...]:

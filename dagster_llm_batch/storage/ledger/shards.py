@@ -1,470 +1,466 @@
-"""Rows of the table `shard` inside a transaction of the ledger: stored, locked, and what a move or a report sets.
-
-The ledger has rows for shards, never for requests: a partition of a million requests is a handful of shards, and its
-requests, their results and their digests are files in the payload store. A row a request would make the database the
-bottleneck, and a second place where results could be lost.
-"""
+"""Shards: moved between states, and read."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from datetime import datetime, timedelta
-from decimal import Decimal
-from typing import Any
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
-from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import ENDED, MOVES, Move, Reason, ShardState
-from dagster_llm_batch.storage.ledger.database import insert_or_nothing
-from dagster_llm_batch.storage.ledger.events import EventData, Moved, PutBack
+from dagster_llm_batch.states import MOVES, HoldReason, Move, Reason, ShardState
+from dagster_llm_batch.storage.ledger import events
+from dagster_llm_batch.storage.ledger.holds import drop_holds
 from dagster_llm_batch.storage.ledger.records import (
+    Ending,
     Shard,
     ShardFields,
-    SpendLimit,
     Submission,
-    SubmissionState,
-    was_taken,
 )
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row, to_row
-from dagster_llm_batch.storage.ledger.submissions import event_row, insert_events
-from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
-
-__all__ = [
-    "AWAITED",
-    "IS_AGAIN",
-    "IS_LEFT_TO_ORACLE",
-    "IS_UNREAD",
-    "OF_SPLIT",
-    "UPDATE_SHARD",
-    "committed_usd",
-    "count_requests",
-    "count_sends",
-    "get_shards",
-    "illegal_move",
-    "insert_half",
-    "insert_shards",
-    "is_awaited",
-    "is_due",
-    "is_unread",
-    "kept_for_unsent",
-    "kept_usd",
-    "looked_after",
-    "move_values",
-    "report_values",
-    "set_waits",
-    "store_recovered",
-    "take_move",
-    "unknown_shard",
-    "unrecorded_sends",
-]
-
-_STAMPS: dict[Move, str] = {
-    Move.SEND: "sent_at",
-    Move.ACCEPTED: "submitted_at",
-    Move.REFUSED: "ended_at",
-    Move.ENDED: "ended_at",
-    Move.EXPIRED: "ended_at",
-    Move.CANCELED: "ended_at",
-    Move.FAILED: "ended_at",
-    Move.GONE: "ended_at",
-    Move.GIVEN_UP: "ended_at",
-    Move.COLLECTED: "collected_at",
-}
-
-UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
-"""Set columns of the shard whose id is the parameter `key`."""
-
-IS_AGAIN = (SHARD.c.wave > 1) & SHARD.c.is_escalation.is_not(True)
-"""The condition for shards whose requests were asked before."""
-
-IS_LEFT_TO_ORACLE = (
-    SUBMISSION.c.questions.is_not(None)
-    & (SHARD.c.provider == SUBMISSION.c.provider)
-    & (SHARD.c.model == SUBMISSION.c.model)
+from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SUBMISSION
+from dagster_llm_batch.storage.ledger.shard_rows import (
+    OF_SPLIT,
+    UPDATE_SHARD,
+    get_shards,
+    illegal_move,
+    insert_half,
+    is_awaited,
+    is_unread,
+    move_values,
+    report_values,
+    set_waits,
+    store_recovered,
+    take_move,
+    unrecorded_sends,
+    update_shards,
 )
-"""The condition for shards of a cascade's own model, of a query that joins their submissions."""
-
-# So much may the clocks of the machines that share a ledger differ.
-_CLOCKS_APART = timedelta(minutes=1)
-_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
-_ENDED_FOR_GOOD = [status for status in BatchStatus if status.is_terminal]
-AWAITED = (
-    SHARD.c.cause.in_(_AWAITED)
-    & (SHARD.c.state == ShardState.COLLECTED)
-    & SHARD.c.batch_id.is_not(None)
-    & (SHARD.c.status.is_(None) | SHARD.c.status.not_in(_ENDED_FOR_GOOD))
+from dagster_llm_batch.storage.ledger.submission_rows import (
+    event_row,
+    get_reusing,
+    get_submission,
+    get_submissions,
+    insert_events,
+    insert_recovered,
+    update_submission,
 )
-"""The condition for shards that were collected without answers while their batches may still bring some."""
+from dagster_llm_batch.types import BatchReport, Cause
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+from collections import Counter
+from collections.abc import Iterable
 
-def is_awaited(shard: Shard) -> bool:
-    """Return whether AWAITED holds for a shard."""
-    may_come = shard.cause in _AWAITED and shard.status not in _ENDED_FOR_GOOD
-    return may_come and shard.state is ShardState.COLLECTED and shard.batch_id is not None
-
-
-IS_UNREAD = (
-    (SHARD.c.cause == Cause.GIVEN_UP)
-    & (SHARD.c.state == ShardState.COLLECTED)
-    & SHARD.c.batch_id.is_not(None)
-    & SHARD.c.status.in_(_ENDED_FOR_GOOD)
-    & SHARD.c.raw_path.is_(None)
-    & SHARD.c.erased_there_at.is_(None)
+from dagster_llm_batch.states import IN_FLIGHT
+from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
+from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.events import FetchAgain, Unavailable, Unreadable
+from dagster_llm_batch.storage.ledger.member import Member
+from dagster_llm_batch.storage.ledger.schema import from_row
+from dagster_llm_batch.storage.ledger.shard_rows import (
+    AWAITED,
+    OVER,
+    SHARDS_BY_WAVE,
+    count_sends,
+    unknown_shard,
 )
-"""The condition for shards that were given up since the results of their ended batches could not be read."""
-
-
-def is_unread(shard: Shard) -> bool:
-    """Return whether IS_UNREAD holds for a shard."""
-    given_up = shard.cause is Cause.GIVEN_UP and shard.state is ShardState.COLLECTED and shard.batch_id is not None
-    nothing_stored = shard.raw_path is None and shard.erased_there_at is None
-    return given_up and shard.status in _ENDED_FOR_GOOD and nothing_stored
-
-
-_INSERT_SHARD = sa.insert(SHARD)
-
-OF_SPLIT = (
-    "requests",
-    "bytes",
-    "path",
-    "digest",
-    "tokens",
-    "estimated_usd",
-    "bound_usd",
-    "reserved_usd",
-    "reason",
-    "reason_kind",
-    "asked_again",
-)
-"""The columns that a split changes of the shard that is split."""
-
-# Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
-_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
-_LOCKED_SHARDS = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
-
-
-def insert_shards(
-    connection: sa.Connection, clock: Callable[[], datetime], submission: Submission, shards: Sequence[Shard]
-) -> None:
-    """Store planned shards of a submission. A shard without a model gets provider, account and model from it.
-
-    Raises LedgerError where a shard is not planned, or belongs to another submission.
-    """
-    for shard in shards:
-        if shard.submission_id != submission.submission_id or shard.state is not ShardState.PLANNED:
-            raise LedgerError(
-                f"A new shard is 'planned' and of submission {submission.submission_id}; "
-                f"{shard.shard_id} is '{shard.state.value}' and of {shard.submission_id}. Nothing was changed."
-            )
-    owned = {name: getattr(submission, name) for name in ("provider", "account", "model")}
-    now = clock()
-    rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
-    if rows:
-        connection.execute(_INSERT_SHARD, rows)
-
-
-def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datetime) -> None:
-    """Store a shard that has half of the requests of another, with its place in the queue and in the budgets."""
-    planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == whole.shard_id)
-    row = {**to_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "polled_at": now}
-    connection.execute(_INSERT_SHARD, row)
-
-
-def count_requests(shards: Iterable[Shard]) -> int:
-    """Return how many requests these shards have together."""
-    return sum(shard.requests for shard in shards)
-
-
-def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
-    """Return shards by id, locked: nobody else changes them before the transaction ends.
-
-    Raises LedgerError where the ledger lacks one of them.
-    """
-    rows = connection.execute(_LOCKED_SHARDS, {"ids": list(ids)}).mappings()
-    shards = {row["shard_id"]: from_row(Shard, row) for row in rows}
-    if missing := set(ids) - shards.keys():
-        raise unknown_shard(min(missing))
-    return shards
-
-
-def update_shards(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: Any) -> int:
-    """Set columns of all shards for which the condition holds; return of how many."""
-    # SQLite has one transaction that writes at a time.
-    if connection.dialect.name == "postgresql":
-        locked = sa.select(SHARD.c.shard_id).where(condition).order_by(SHARD.c.shard_id)
-        connection.execute(locked.with_for_update())
-    return connection.execute(sa.update(SHARD).where(condition).values(**values)).rowcount
-
-
-def set_waits(
-    connection: sa.Connection,
-    shard_ids: Sequence[str],
-    until: datetime | None,
-    kind: Reason | None,
-    words: str | None,
-    where: Reason | None = None,
-) -> None:
-    """Set until when planned shards wait, and why; of those that wait for one reason alone where that is given."""
-    chosen = [
-        shard.shard_id
-        for shard in get_shards(connection, shard_ids).values()
-        if shard.state is ShardState.PLANNED and where in (None, shard.reason_kind)
-    ]
-    if chosen:
-        values = {"waits_until": until, "reason": words, "reason_kind": kind}
-        connection.execute(UPDATE_SHARD, [{"key": key, **values} for key in chosen])
-
-
-_SENDS = (
-    sa.select(EVENT.c.shard_id, sa.func.count().label("sends"))
-    .where(EVENT.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)))
-    .where(EVENT.c.shard_id.in_(_IDS), EVENT.c.kind == Move.SEND.value)
-    .group_by(EVENT.c.shard_id)
+from dagster_llm_batch.storage.ledger.submission_rows import (
+    SHARDS_OF,
 )
 
+__all__ = ["Shards"]
 
-def count_sends(connection: sa.Connection, shards: Sequence[Shard]) -> Counter[str]:
-    """Return how often each of these shards was sent, as far as the ledger knows, by shard_id."""
-    wanted = {
-        "ids": [shard.shard_id for shard in shards],
-        "submission_ids": sorted({shard.submission_id for shard in shards}),
-    }
-    return Counter({row.shard_id: row.sends for row in connection.execute(_SENDS, wanted)})
+PROVIDERS_WORDS = (
+    *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)),
+    *(kind.kind for kind in (FetchAgain, Unreadable, Unavailable)),
+)
+"""The kinds of events whose detail may be a provider's words, which may quote a request."""
 
+_BEING_SENT = SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)) & (
+    SHARD.c.state == ShardState.SUBMITTING
+)
 
-def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
-    """Return the shards that the ledger lacks, or some of whose sendings it lacks, and how many of these.
+_IS_BEING_SENT = sa.select(SHARD.c.shard_id).where(_BEING_SENT).limit(1)
 
-    `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
-    not unrecorded, unless it was split since: it is looked for, or was found.
-    """
-    stored = {row.shard_id: row for row in connection.execute(_LOCKED_SHARDS, {"ids": list(sent)})}
-    known = count_sends(connection, [shard for shard, _ in sent.values()])
-    unrecorded: Counter[str] = Counter()
-    for key, (shard, sends) in sent.items():
-        row, missing = stored.get(key), sends - known[key]
-        # Only by a split does a shard have another file, which has fewer requests: its batch of before ran nothing.
-        was_split = row is not None and row.path != shard.path and row.requests > shard.requests
-        may_be = (
-            (ShardState.PLANNED, ShardState.SUBMITTING, ShardState.SUBMITTED) if was_split else (ShardState.PLANNED,)
+_SENT_IN_SAME = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(_BEING_SENT)
+
+# By ids: an OR of two subqueries reads all shards that are in flight.
+_SHARING = (
+    sa.select(SHARD)
+    .where(
+        SHARD.c.shard_id.in_(
+            sa.union(_SENT_IN_SAME, sa.select(SHARD.c.shard_id).where(SHARD.c.carrier.in_(_SENT_IN_SAME)))
         )
-        if row is None or (row.state in may_be and (missing > 0 or was_split)):
-            unrecorded[key] = max(0, missing)
-    return unrecorded
+    )
+    .where(SHARD.c.state == ShardState.SUBMITTING)
+    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number)
+)
+
+# No index has the batches of shards that others carry: without the carrier, all shards that there ever were are read.
+_OF_BATCH = (
+    sa.select(SHARD)
+    .where((SHARD.c.shard_id == sa.bindparam("carrier")) | (SHARD.c.carrier == sa.bindparam("carrier")))
+    .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "batch_id")))
+    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id)
+)
+
+WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
+"""In the place of what a provider said of a batch, some rows of which were erased."""
 
 
-def store_recovered(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
-    """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
-    for shard in shards:
-        row = {**to_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
-        if not insert_or_nothing(connection, SHARD, row, "shard_id"):
-            connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
+class Shards(Member):
+    """Shards: moved between states, and read."""
 
+    def move(
+        self,
+        shard_id: str,
+        move: Move,
+        *,
+        of_batch: str | None = None,
+        **fields: Unpack[ShardFields],
+    ) -> Shard:
+        """Take the move and record `fields` with it, or raise IllegalMoveError and change nothing.
 
-_OF_SENDING = ("state", "lane", "sent_at", "submitted_at", "batch_id", "status", "carrier", "padding", *OF_SPLIT)
+        The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none. With
+        `of_batch`, what is known of that batch moves no shard that was sent in another since.
+        """
+        return self.move_all([shard_id], move, of_batch=of_batch, **fields)[0]
 
+    def move_all(
+        self,
+        shard_ids: Sequence[str],
+        move: Move,
+        *,
+        of_batch: str | None = None,
+        sources: Collection[ShardState] | None = None,
+        words: str | None = None,
+        **fields: Unpack[ShardFields],
+    ) -> list[Shard]:
+        """Take the same move for the shards of one batch, the carrier first: for all of them or none. See `move`.
+        `sources`, where given, are the only states from which it is taken. The event has `words`, or else `reason`.
 
-def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
-    """Return the condition for shards that a process looked after since then. To plan a shard counts as that."""
-    # A time that lies ahead was set by a clock that was wrong, and would keep a place until that time.
-    return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at).between(since, now + _CLOCKS_APART)
+        `SEND` is the intent, and is committed before the provider is called: a process that is killed in between leaves
+        a shard in `submitting`, and whoever finds it asks the provider before anything is sent again.
+        """
+        values = move_values(shard_ids[0], move, fields, self._clock())
+        changes = dict.fromkeys(shard_ids, values)
+        if move is Move.SEND:
+            changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
+            changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
+        with self._database.write() as connection:
+            return take_move(connection, self._clock, move, changes, of_batch, words or fields.get("reason"), sources)
 
+    def collect(self, results: Mapping[str, ShardFields]) -> None:
+        """Take the move COLLECTED for shards, each with the fields of its results: for all of them or none."""
+        move, now = Move.COLLECTED, self._clock()
+        changes = {shard_id: move_values(shard_id, move, fields, now) for shard_id, fields in results.items()}
+        with self._database.write() as connection:
+            moved = take_move(connection, self._clock, move, changes)
+            # Only what has waited for a time, or was given up at once, may have a hold.
+            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause is Cause.GIVEN_UP]
+            if held:
+                drop_holds(connection, held, HoldReason.UNREADABLE)
 
-def is_due(now: datetime, longest_pause: timedelta) -> sa.ColumnElement[bool]:
-    """Return the condition for shards that need not wait any longer.
+    def split(self, whole: Shard, rest: Shard, half: Shard) -> None:
+        """Replace a planned shard by `rest`, with the same id and fewer requests, and store `half`, with the others.
 
-    A time that lies further ahead than the longest pause was set by a clock that was wrong.
-    """
-    until = SHARD.c.waits_until
-    return until.is_(None) | (until <= now) | (until > now + longest_pause)
+        Raises IllegalMoveError, and changes nothing, where it is not planned, or was split since it was read.
+        """
+        to = MOVES[Move.SPLIT][1]
+        values = {name: getattr(rest, name) for name in OF_SPLIT}
+        with self._database.write() as connection:
+            before = get_shards(connection, [whole.shard_id])[whole.shard_id]
+            if before.state not in MOVES[Move.SPLIT][0] or before.path != whole.path:
+                raise illegal_move(whole.shard_id, before.state, Move.SPLIT)
+            connection.execute(UPDATE_SHARD, {"key": whole.shard_id, **values})
+            insert_half(connection, whole, half, self._clock())
+            data = events.Split(half.shard_id, half.requests, whole.requests)
+            move = event_row(whole.submission_id, data, before.state, to, whole.shard_id)
+            insert_events(connection, self._clock, move)
 
+    def recover_sends(
+        self,
+        submissions: Sequence[Submission],
+        sent: Mapping[str, tuple[Shard, int]],
+        kind: type[events.Recovered] = events.Recovered,
+    ) -> list[Shard]:
+        """Record shards that were sent, or split, as they are in `sent`, where this ledger has no record; return these.
 
-def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the columns that a move sets: the new state, `fields`, and the move's own time where `fields` has none.
+        `sent` has them by shard_id, and how often each was sent. `kind` is that of the event that says so.
+        See `insert_recovered` for what becomes of submissions that this ledger lacks.
+        """
+        # A later wave of a cascade asks more: of a submission as it was before and after it, the newest counts.
+        by_id = {each.submission_id: each for each in sorted(submissions, key=lambda each: each.waves)}
+        with self._database.write() as connection:
+            unrecorded = unrecorded_sends(connection, sent)
+            own: dict[str, list[Shard]] = defaultdict(list)
+            for shard_id in unrecorded:
+                own[sent[shard_id][0].submission_id].append(sent[shard_id][0])
+            first = ((key, [s.requests for s in of if s.wave == 1 or s.is_escalation]) for key, of in own.items())
+            complete = [key for key, requests in first if sum(requests) == by_id[key].to_answer]
+            insert_recovered(connection, self._clock, [by_id[key] for key in own], complete)
+            for submission in get_submissions(connection, sorted(own), lock=True):
+                shards = own[submission.submission_id]
+                values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
+                values["waves"] = max(submission.waves, *(shard.wave for shard in shards))
+                since = min(shard.sent_at or submission.created_at for shard in shards)
+                data = kind(len(shards), f"{since:%Y-%m-%d %H:%M}")
+                update_submission(connection, self._clock, submission, data, **values)
+            recovered = [sent[shard_id][0] for shard_id in unrecorded]
+            store_recovered(connection, recovered, self._clock())
+            # As many as had no record: that a shard is put back, and sent again, must not look like a sending more.
+            sending = events.Moved(Move.SEND, kind.kind)
+            each = (event_row(s.submission_id, sending, None, s.state, s.shard_id) for s in recovered)
+            insert_events(connection, self._clock, *(e for e in each for _ in range(unrecorded[e["shard_id"] or ""])))
+            return recovered
 
-    Raises LedgerError where `fields` holds what a move cannot record, or an accepted shard has no batch id.
-    """
-    values: dict[str, Any] = {**fields, "state": MOVES[move][1]}
-    if "reason" in fields:
-        values.setdefault("reason_kind", None if fields["reason"] is None else Reason.PROVIDER)
-    if move in _STAMPS:
-        values.setdefault(_STAMPS[move], now)
-    # No batch exists, or it ran nothing: the shard is as if it had never been sent. Were its old batch id to stay, a
-    # late report on that batch would be taken for one on the batch that is created next.
-    if move in (Move.NOT_SENT, Move.PUT_BACK):
-        values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status", "cause"))
-        # In real time a part may have been answered, and then the caller says so.
-        values.setdefault("reserved_usd", None)
-    if move is Move.ACCEPTED and not fields.get("batch_id"):
-        raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
-    if unknown := fields.keys() - ShardFields.__annotations__.keys():
-        raise LedgerError(
-            f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
-        )
-    return values
+    def record_endings(self, ends: Mapping[str, Ending]) -> None:
+        """Record how the batches of shards ended, by shard id: the moves of all of them in one transaction.
 
-
-def take_move(
-    connection: sa.Connection,
-    clock: Callable[[], datetime],
-    move: Move,
-    changes: Mapping[str, Mapping[str, Any]],
-    of_batch: str | None = None,
-    words: str | None = None,
-    sources: Collection[ShardState] | None = None,
-) -> list[Shard]:
-    """Take a move for shards, all of them or none, set the columns that `changes` has by id, and return them.
-
-    The event of each has the `words`; that of a batch that was put back has its id.
-
-    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch`, or in none of `sources`.
-    """
-    legal, to = MOVES[move]
-    allowed = legal if sources is None else legal.intersection(sources)
-    before = get_shards(connection, changes)
-    # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of two
-    # processes that take one move, the second reads the new state, and is refused.
-    for shard_id in changes:
-        if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch_id):
-            raise illegal_move(shard_id, before[shard_id].state, move)
-    # One statement sets the same columns of all its rows.
-    by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for shard_id, columns in changes.items():
-        by_columns[tuple(sorted(columns))].append({"key": shard_id, **columns})
-    try:
-        for rows in by_columns.values():
+        A shard that cannot take its move, since another process made it or the shard was sent in another batch since,
+        stays as it is.
+        """
+        with self._database.write() as connection:
+            known = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
+            fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
+            if not fresh:
+                return
+            rows = [{"key": s.shard_id, "state": MOVES[end.move][1], **end.values()} for s, end in fresh]
             connection.execute(UPDATE_SHARD, rows)
-    except IntegrityError as error:
-        first = next(iter(changes))
-        if changes[first].get("batch_id") is None:
-            raise
-        raise LedgerError(
-            f"Batch {changes[first].get('batch_id')} already belongs to another shard than {first}. "
-            "The ledger stays as it was. A provider gives no id twice, so this is an emulator that was started again "
-            "with the same --seed (start it without), a ledger that was put back from a backup, or a wrong "
-            "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
-            f"dagster-llm-batch resolve {first} --no-batch sends it anew."
-        ) from error
+            each = (
+                event_row(s.submission_id, events.Moved(end.move, end.reason), s.state, MOVES[end.move][1], s.shard_id)
+                for s, end in fresh
+            )
+            insert_events(connection, self._clock, *each)
 
-    def event(shard: Shard) -> dict[str, Any]:
-        data: EventData = PutBack(shard.batch_id) if move is Move.PUT_BACK else Moved(move, words)
-        return event_row(shard.submission_id, data, shard.state, to, shard.shard_id)
+    def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
+        """Record that batches that were given up have ended, or can be read, by shard id: they are to be collected.
 
-    insert_events(connection, clock, *(event(before[shard_id]) for shard_id in changes))
-    return [replace(before[shard_id], **columns) for shard_id, columns in changes.items()]
+        Their submissions are settled anew then, and their labels land again. So is the newest submission of the same
+        partition, where it reuses the answers of one of them.
+        """
+        with self._database.write() as connection:
+            known = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
+            fresh = [(s, e) for s, e in known if (is_awaited(s) or is_unread(s)) and s.batch_id == e.batch_id]
+            if not fresh:
+                return
+            to = MOVES[Move.LATE][1]
+            rows = [{"key": s.shard_id, "state": to, "collected_at": None, **end.values()} for s, end in fresh]
+            connection.execute(UPDATE_SHARD, rows)
+            drop_holds(connection, [shard.shard_id for shard, _ in fresh], HoldReason.UNREADABLE)
+            late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in fresh)
+            each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
+            insert_events(connection, self._clock, *each)
+            ids = {shard.submission_id for shard, _ in fresh}
+            for submission_id in sorted(ids | get_reusing(connection, ids)):
+                before = get_submission(connection, submission_id, lock=True)
+                if before.settled_at is not None or before.delivered_at is not None:
+                    values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
+                    update_submission(connection, self._clock, before, events.Unsettled(), **values)
 
+    def record_reports(self, reports: Mapping[str, BatchReport]) -> None:
+        """Record reports by shard id: counts, status and the time of the poll. No state changes.
 
-def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
-    """Return the columns that a report sets. A count that it does not know keeps the value that the shard has."""
-    counts = {name: getattr(report, name) for name in ("total", "done", "failed")}
-    return {"status": report.status} | {
-        name: getattr(shard, name) if count is None else count for name, count in counts.items()
-    }
+        A count that a report does not know keeps its last value. A new status word is an event. A report on another
+        batch than the shard's present one is dropped, as is one that comes after another process learned of its end.
+        """
+        now = self._clock()
+        with self._database.write() as connection:
+            known = [(shard, reports[shard_id]) for shard_id, shard in get_shards(connection, reports).items()]
+            # That an awaited batch has ended is for `record_late_endings` alone to record.
+            fresh = [
+                (s, r)
+                for s, r in known
+                if s.batch_id == r.batch_id
+                and (s.state is ShardState.SUBMITTED or (is_awaited(s) and not r.status.is_terminal))
+            ]
+            if not fresh:
+                return
+            rows = [{"key": s.shard_id, "polled_at": now, **report_values(s, report)} for s, report in fresh]
+            connection.execute(UPDATE_SHARD, rows)
+            changed = (
+                event_row(s.submission_id, events.StatusChanged(s.status, r.status), shard_id=s.shard_id)
+                for s, r in fresh
+                if r.status is not s.status
+            )
+            insert_events(connection, self._clock, *changed)
 
+    def set_cause(self, shard_ids: Sequence[str], cause: Cause, state: ShardState = ShardState.SUBMITTED) -> None:
+        """Record why the batches of shards that are in flight are about to end, before anything is done to them.
 
-_OF_COST = ("state", "lane", "batch_id", "sent_at", "estimated_usd", "cost_usd", "bound_usd", "reserved_usd")
+        Of collected shards: why their answers are no more. Shards in another `state` stay as they are.
+        """
+        with self._database.write() as connection:
+            known = [shard for shard in get_shards(connection, shard_ids).values() if shard.cause is not cause]
+            fresh = [shard for shard in known if shard.state is state]
+            if fresh:
+                connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "cause": cause} for shard in fresh])
+                data = events.CauseSet(cause.value)
+                each = (event_row(s.submission_id, data, shard_id=s.shard_id) for s in fresh)
+                insert_events(connection, self._clock, *each)
 
+    def delay(self, shard_ids: Sequence[str], until: datetime, words: str, kind: Reason = Reason.PROVIDER) -> None:
+        """Record until when planned shards are not to be sent, and why. What was sent meanwhile stays as it is."""
+        with self._database.write() as connection:
+            set_waits(connection, shard_ids, until, kind, words)
 
-def committed_usd(
-    connection: sa.Connection, limit: SpendLimit, besides: Sequence[str], *, only_collected: bool = False
-) -> Decimal:
-    """See LedgerQueries.committed_usd."""
-    query = sa.select(*(SHARD.c[name] for name in _OF_COST)).where(SHARD.c.shard_id.not_in(besides))
-    if only_collected:
-        query = query.where(SHARD.c.state == ShardState.COLLECTED)
-    if limit.submission_id is not None:
-        query = query.where(SHARD.c.submission_id == limit.submission_id)
-    else:
-        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(SUBMISSION.c.namespace == limit.namespace)
-    if limit.asset is not None:
-        query = query.where(SUBMISSION.c.asset == limit.asset)
-    if limit.since is not None:
-        # What is kept for a shard that is about to be sent counts now, whenever it was planned.
-        query = query.where(SHARD.c.sent_at.is_(None) | (SHARD.c.sent_at >= limit.since))
-    kept = kept_usd(connection, limit.namespace, limit.asset, limit.submission_id)
-    return sum((_reserved_usd(row) for row in connection.execute(query)), kept)
+    def forget_raw(self, submission_id: str, files: int) -> None:
+        """Record that the raw results of a submission are kept no longer, before their files go. Idempotent."""
+        with self._database.write() as connection:
+            get_submission(connection, submission_id, lock=True)
+            mine = (SHARD.c.submission_id == submission_id) & SHARD.c.raw_path.is_not(None)
+            if update_shards(connection, mine, raw_path=None):
+                insert_events(connection, self._clock, event_row(submission_id, events.RawPruned(files)))
 
+    def record_erased(self, shard_id: str, *, requests: int, padding: int, size: int, digest: str) -> None:
+        """Record what is left in a shard's files: requests, copies of one, bytes, digest. Idempotent.
 
-def kept_usd(
-    connection: sa.Connection,
-    namespace: str,
-    asset: str | None = None,
-    submission_id: str | None = None,
-    besides: Sequence[str] = (),
-) -> Decimal:
-    """Return what is kept for waves of open submissions that are not planned yet, but for those in `besides`."""
-    query = sa.select(SUBMISSION.c.reserved_usd).where(
-        SUBMISSION.c.namespace == namespace,
-        SUBMISSION.c.submission_id.not_in(besides),
-        *_KEEPS,
-    )
-    if asset is not None:
-        query = query.where(SUBMISSION.c.asset == asset)
-    if submission_id is not None:
-        query = query.where(SUBMISSION.c.submission_id == submission_id)
-    return sum(connection.execute(query).scalars(), Decimal(0))
+        A provider's words on it, which may quote a request, go; so they do from the shards that were told the same.
+        """
+        told_with = self.told_with(self.get(shard_id))
+        with self._database.write() as connection:
+            before = get_shards(connection, [shard_id])[shard_id]
+            gone = before.requests - requests + before.padding - padding
+            left = {"requests": requests, "padding": padding, "bytes": size, "digest": digest}
+            if gone or (before.bytes, before.digest) != (size, digest):
+                values: dict[str, Any] = {"key": shard_id, "erased": (before.erased or 0) + gone, **left}
+                connection.execute(UPDATE_SHARD, [values])
+                quoted = [
+                    {"key": one.shard_id, "reason": WORDS_ERASED} for one in (before, *told_with) if one.is_quoted
+                ]
+                if quoted:
+                    connection.execute(UPDATE_SHARD, quoted)
+                of_these = (EVENT.c.submission_id == before.submission_id) | EVENT.c.shard_id.in_(
+                    [one.shard_id for one in told_with]
+                )
+                told = (of_these, EVENT.c.kind.in_(PROVIDERS_WORDS), EVENT.c.detail.is_not(None))
+                connection.execute(sa.update(EVENT).where(*told).values(detail=WORDS_ERASED))
+                of_holds = (HOLD.c.submission_id == before.submission_id) | HOLD.c.subject.in_(
+                    [one.shard_id for one in told_with]
+                )
+                connection.execute(
+                    sa.update(HOLD).where(of_holds, HOLD.c.words.is_not(None)).values(words=WORDS_ERASED)
+                )
+                data = events.Erased(gone, before.requests + before.padding, "requests")
+                insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
+    def record_erased_at_provider(self, shard_ids: Sequence[str], detail: str) -> None:
+        """Record that the provider was made to delete what it stored of the batch of these shards."""
+        now = self._clock()
+        with self._database.write() as connection:
+            shards = get_shards(connection, shard_ids).values()
+            connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "erased_there_at": now} for shard in shards])
+            data = events.ErasedThere(detail)
+            each = (event_row(s.submission_id, data, shard_id=s.shard_id) for s in shards)
+            insert_events(connection, self._clock, *each)
 
-def kept_for_unsent(connection: sa.Connection, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
-    """See LedgerQueries.kept_for_unsent."""
-    own, names = SUBMISSION.c.namespace == namespace, ("submission_id", "usd", "at")
-    planned = (
-        sa.select(*(column.label(name) for column, name in zip(_OF_PLANNED, names, strict=True)))
-        .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        .where(own, SHARD.c.state == ShardState.PLANNED, SHARD.c.reserved_usd.is_not(None))
-    )
-    unplanned = sa.select(*(column.label(name) for column, name in zip(_OF_UNPLANNED, names, strict=True))).where(
-        own, *_KEEPS
-    )
-    kept: dict[str, tuple[Decimal, datetime]] = {}
-    rows = [*connection.execute(planned), *connection.execute(unplanned)]
-    for row in sorted(rows, key=lambda row: (row.at, row.submission_id)):
-        usd, since = kept.get(row.submission_id, (Decimal(0), row.at))
-        kept[row.submission_id] = (usd + row.usd, since)
-    return {submission_id: each for submission_id, each in kept.items() if each[0]}
+    def of_submission(self, submission_id: str) -> list[Shard]:
+        """Return the shards of a submission by wave and number."""
+        return self._read_shards(SHARDS_BY_WAVE, submission_id=submission_id)
 
+    def get(self, shard_id: str) -> Shard:
+        """Return a shard. Raises LedgerError where there is none."""
+        shards = self._read_shards(sa.select(SHARD).where(SHARD.c.shard_id == shard_id))
+        if not shards:
+            raise unknown_shard(shard_id)
+        return shards[0]
 
-_OF_PLANNED = (SHARD.c.submission_id, SHARD.c.reserved_usd, SHARD.c.planned_at)
-_OF_UNPLANNED = (SUBMISSION.c.submission_id, SUBMISSION.c.reserved_usd, SUBMISSION.c.created_at)
+    def in_flight(
+        self, namespace: str, *, limit: int | None = None, unreadable: OnUnreadable | None = None
+    ) -> list[Shard]:
+        """Return shards whose provider may be working, those never polled and least recently polled first.
 
-_KEEPS = (
-    SUBMISSION.c.reserved_usd.is_not(None),
-    SUBMISSION.c.state == SubmissionState.OPEN,
-    SUBMISSION.c.settled_at.is_(None),
-)
-"""The conditions for submissions for whose waves, not planned yet, money is kept."""
+        Of those polled together, the newest come first: that is how providers list their batches. See `progress` for
+        `unreadable`, which gets shard ids here.
+        """
 
+        def chosen(*columns: Any) -> sa.Select[Any]:
+            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
+            order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
+            return query.order_by(*order).limit(limit)
 
-def _reserved_usd(row: sa.Row[Any]) -> Decimal:
-    """Return what one shard takes from a limit; see LedgerQueries.committed_usd."""
-    if row.cost_usd is not None:
-        return Decimal(row.cost_usd)
-    reserved = row.reserved_usd or Decimal(0)
-    if row.state is ShardState.PLANNED:
-        return reserved
-    if row.state in (*ENDED, ShardState.COLLECTED) and not was_taken(row.lane, row.batch_id, row.sent_at):
-        return Decimal(0)
-    # Without a limit nothing was reserved, and ledgers of before have shards without a bound.
-    known = (usd for usd in (row.reserved_usd, row.bound_usd, row.estimated_usd) if usd is not None)
-    return next(known, Decimal(0))
+        def read(ids: Sequence[str] | None) -> list[Shard]:
+            query = chosen(SHARD)
+            return self._read_shards(query if ids is None else query.where(SHARD.c.shard_id.in_(ids)))
 
+        return read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
 
-def unknown_shard(shard_id: str) -> LedgerError:
-    """Return the error for a shard id that the ledger does not have."""
-    return LedgerError(
-        f"The ledger has no shard {shard_id}. Nothing was changed. `dagster-llm-batch show` names those that there are."
-    )
+    def sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
+        """Return the shards that share create calls of unknown end with those of these submissions, carriers first.
 
+        One batch can carry shards of several submissions, so whether it was created is decided for all of them at once.
+        """
+        wanted = {"submission_ids": list(submission_ids)}
+        with self._database.read() as connection:
+            # Nearly always no call's end is unknown, which this tells in a quarter of the time.
+            if connection.execute(_IS_BEING_SENT, wanted).first() is None:
+                return []
+            return [from_row(Shard, row) for row in connection.execute(_SHARING, wanted).mappings()]
 
-def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:
-    """Return the error for a move that the table does not have."""
-    allowed = ", ".join(sorted(source.value for source in MOVES[move][0]))
-    return IllegalMoveError(
-        f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "
-        "Nothing was changed. Read the shard again: another process may have moved it."
-    )
+    def of_batch(self, shard: Shard) -> list[Shard]:
+        """Return all shards that the batch of this one carries, the carrier first."""
+        if shard.batch_id is None:
+            return [shard]
+        batch = {name: getattr(shard, name) for name in ("provider", "account", "batch_id")}
+        return self._read_shards(_OF_BATCH, carrier=shard.carrier or shard.shard_id, **batch)
+
+    def told_with(self, shard: Shard) -> list[Shard]:
+        """Return the shards on which a provider's words on this one may be, too: they were in a batch with it once.
+
+        None where there are no such words.
+        """
+        of_submission, own = EVENT.c.submission_id == shard.submission_id, EVENT.c.shard_id == shard.shard_id
+        words = sa.select(EVENT.c.event_id).where(of_submission, own, EVENT.c.detail.is_not(None))
+        with self._database.read() as connection:
+            told = connection.execute(words.where(EVENT.c.kind.in_(PROVIDERS_WORDS)).limit(1)).first()
+            if told is None and not shard.is_quoted:
+                return []
+            asset = connection.execute(
+                sa.select(SUBMISSION.c.namespace, SUBMISSION.c.asset).where(
+                    SUBMISSION.c.submission_id == shard.submission_id
+                )
+            ).one()
+        beside = sa.select(SUBMISSION.c.submission_id).where(
+            SUBMISSION.c.namespace == asset.namespace, SUBMISSION.c.asset == asset.asset
+        )
+        # What is sent together is sent by one move, whose events have one time. A batch that was put back has no id.
+        sends = sa.select(EVENT.c.at).where(of_submission, own, EVENT.c.kind == Move.SEND.value)
+        sent = sa.select(EVENT.c.shard_id).where(
+            EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)
+        )
+        together: sa.ColumnElement[bool] = SHARD.c.shard_id.in_(sent)
+        if shard.batch_id is not None:
+            of_batch = (SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "batch_id"))
+            together |= sa.and_(*of_batch)
+        return self._read_shards(sa.select(SHARD).where(together, SHARD.c.shard_id != shard.shard_id))
+
+    def awaited(self, namespace: str, *, given_up_since: datetime) -> list[Shard]:
+        """Return the shards that are settled without answers, and whose batches may still bring some."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, AWAITED, SHARD.c.ended_at >= given_up_since)
+        return self._read_shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id))
+
+    def at_providers(self, namespace: str, *assets: str) -> list[Shard]:
+        """Return the shards of these assets with erased requests that their providers store still, in ended batches."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
+        query = query.where(SHARD.c.erased > 0, SHARD.c.erased_there_at.is_(None), SHARD.c.batch_id.is_not(None))
+        return self._read_shards(query.where(SHARD.c.state.in_(sorted(OVER))).order_by(SHARD.c.shard_id))
+
+    def count_sends(self, shards: Sequence[Shard]) -> Counter[str]:
+        """Return how often each of these shards was sent, as far as the ledger knows, by shard_id."""
+        with self._database.read() as connection:
+            return count_sends(connection, shards)
+
+    def find_unrecorded_sends(self, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
+        """Count the sendings without a record. `sent` has shards as sent last, and how often, by id."""
+        with self._database.read() as connection:
+            return unrecorded_sends(connection, sent)
+
+    def of_submissions(self, submission_ids: Collection[str]) -> dict[str, list[Shard]]:
+        """Return the shards of each of these submissions, by wave and number."""
+        shards: dict[str, list[Shard]] = {submission_id: [] for submission_id in submission_ids}
+        for row in self._rows_of(SHARDS_OF, submission_ids):
+            shards[row["submission_id"]].append(from_row(Shard, row))
+        return shards

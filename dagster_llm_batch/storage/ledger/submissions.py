@@ -1,510 +1,518 @@
-"""Rows of the tables `submission` and `event` in a transaction of the ledger: stored once, looked up, locked.
-
-An event is written in the transaction of the change that it tells of. Otherwise a crash between the two would leave a
-state that nobody can explain, or an event of something that never happened.
-
-Statements that every submission runs are built once, when this module is imported: to build one, and to find its
-compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
-"""
+"""Submissions: opened, settled, delivered, and read with their shards."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.errors import LeaseError, LedgerError
+from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import events
-from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
-from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row, to_row
-from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
-
-__all__ = [
-    "ADOPTED",
-    "NEWEST_FIRST",
-    "OF_PARTITION",
-    "OLDEST_FIRST",
-    "RECOVERED",
-    "SHARDS_OF",
-    "STATUS",
-    "UNREADABLE",
-    "UPDATE_SUBMISSION",
-    "HistoryQueries",
-    "check_open",
-    "event_row",
-    "get_attempt",
-    "get_audits",
-    "get_reusing",
-    "get_submission",
-    "get_submissions",
-    "get_waves_beside",
-    "group_names",
-    "insert_events",
-    "insert_once",
-    "insert_recovered",
-    "rename_submissions",
-    "update_submission",
-]
-
-STATUS = events.StatusChanged.kind
-"""The kind of the event of a shard whose batch was reported with another status word than before."""
-
-RECOVERED = events.Recovered.kind
-"""The kind of the event of a submission that was recovered, or of which sendings were, from their receipts."""
-
-UNREADABLE = events.Unreadable.kind
-"""The kind of the event of a shard whose batch has ended, and whose results cannot be read."""
-
-ADOPTED = events.Adopted.kind
-"""The kind of the event of a submission whose batch was sent elsewhere."""
-
-_INSERT_EVENT = sa.insert(EVENT)
-_INSERT_SUBMISSION = sa.insert(SUBMISSION)
-
-
-def event_row(
-    submission_id: str,
-    data: events.EventData,
-    before: str | None = None,
-    after: str | None = None,
-    shard_id: str | None = None,
-) -> dict[str, Any]:
-    """Return an event as a row without its time. `before` and `after` are states; of an enum, its value is stored."""
-    from_state, to_state = (None if state is None else str(state) for state in (before, after))
-    states = {"from_state": from_state, "to_state": to_state}
-    return {"submission_id": submission_id, "shard_id": shard_id, **events.event_columns(data), **states}
-
-
-def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *rows: Mapping[str, Any]) -> None:
-    """Append events in one statement, at the clock's time: the same for all of them."""
-    if rows:
-        now = clock()
-        connection.execute(_INSERT_EVENT, [{"at": now, **row} for row in rows])
-
-
-OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
-"""The order of submissions wherever several are returned. The id decides between those of one instant."""
-
-NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
-"""The same order from its end."""
-
-OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
-"""The condition for the submissions of one partition of one asset."""
-
-_HERE = sa.select(SUBMISSION).where(OF_PARTITION).order_by(SUBMISSION.c.submission_id).with_for_update()
-
-UPDATE_SUBMISSION = sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == sa.bindparam("key"))
-"""Set columns of the submission whose id is the parameter `key`."""
-
-# The columns of the unique constraint `submission_once`. It decides which of several processes that plan the same rows
-# at once opens the submission: the others get its row, so nothing is sent, and paid for, twice.
-_ATTEMPT = ("namespace", "asset", "partition", "fingerprint", "attempt")
-
-# Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
-_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
-_SUBMISSIONS = sa.select(SUBMISSION).where(SUBMISSION.c.submission_id.in_(_IDS)).order_by(SUBMISSION.c.submission_id)
-_LOCKED_SUBMISSIONS = _SUBMISSIONS.with_for_update()
-
-
-def insert_once(connection: sa.Connection, submission: Submission) -> bool:
-    """Insert a submission where its attempt is not stored yet; return whether it was inserted."""
-    return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
-
-
-def insert_recovered(
-    connection: sa.Connection,
-    clock: Callable[[], datetime],
-    submissions: Collection[Submission],
-    complete: Collection[str],
-) -> None:
-    """Insert those of these submissions that the ledger lacks.
-
-    The newest of its partition is open where its id is in `complete` (all that it asks for is known), and supersedes
-    those before. Any other is canceled: what of it was sent is collected, and a new submission asks for the rest.
-    """
-    for submission in sorted(submissions, key=lambda each: (each.created_at, each.submission_id)):
-        row = to_row(submission)
-        known = {
-            each["submission_id"]: from_row(Submission, each) for each in connection.execute(_HERE, row).mappings()
-        }
-        if submission.submission_id in known:
-            continue
-        same = [each.attempt for each in known.values() if each.fingerprint == submission.fingerprint]
-        is_newest = all(each.created_at < submission.created_at for each in known.values())
-        is_open = is_newest and submission.submission_id in complete and known.keys() >= set(submission.reused_from)
-        changed = {
-            "state": SubmissionState.OPEN if is_open else SubmissionState.CANCELED,
-            "attempt": max([submission.attempt, *(attempt + 1 for attempt in same)]),
-            "reused_from": tuple(source for source in submission.reused_from if source in known),
-            # Tombstones may be lost, too: which of the present ones its files were held against, nobody knows.
-            "tombstones": None,
-        }
-        connection.execute(_INSERT_SUBMISSION, row | changed)
-        for older in known.values():
-            if is_open and older.state is SubmissionState.OPEN:
-                by = events.Superseded(submission.submission_id)
-                update_submission(connection, clock, older, by, state=SubmissionState.CANCELED)
-
-
-def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:
-    """Return the submission that is stored of the same attempt."""
-    same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
-    return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
-
-
-def get_waves_beside(connection: sa.Connection, submission: Submission) -> dict[str, int]:
-    """Return the waves of the other submissions of a submission's partition, by id."""
-    place = {name: getattr(submission, name) for name in ("namespace", "asset", "partition")}
-    query = sa.select(SUBMISSION.c.submission_id, SUBMISSION.c.waves).where(OF_PARTITION)
-    found: dict[str, int] = {row.submission_id: row.waves for row in connection.execute(query, place)}
-    found.pop(submission.submission_id, None)
-    return found
-
-
-def get_audits(connection: sa.Connection, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Return what the newest audit of each partition of an asset found, and the path of its submission's manifest."""
-    columns = (SUBMISSION.c.partition, SUBMISSION.c.manifest_path, SUBMISSION.c.audit)
-    query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
-    rows = connection.execute(query.where(SUBMISSION.c.audit.is_not(None)).order_by(*OLDEST_FIRST))
-    return {row.partition: (row.manifest_path, row.audit) for row in rows}
-
-
-def get_reusing(connection: sa.Connection, ids: Collection[str]) -> set[str]:
-    """Return the ids of the newest submissions of these submissions' partitions, where they reuse these' answers."""
-    reusing = set()
-    for submission in get_submissions(connection, sorted(ids)):
-        place = {name: getattr(submission, name) for name in ("namespace", "asset", "partition")}
-        query = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
-        newest = from_row(Submission, connection.execute(query.limit(1), place).mappings().one())
-        if submission.submission_id in newest.reused_from:
-            reusing.add(newest.submission_id)
-    return reusing
-
-
-def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:
-    """Return a submission; with `lock`, nobody else changes it before the transaction ends.
-
-    Raises LedgerError where there is none.
-    """
-    return get_submissions(connection, [submission_id], lock=lock)[0]
-
-
-def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool = False) -> list[Submission]:
-    """Return several submissions, ordered by id. See `get_submission`."""
-    query = _LOCKED_SUBMISSIONS if lock else _SUBMISSIONS
-    rows = connection.execute(query, {"ids": ids}).mappings().all()
-    if missing := set(ids) - {row["submission_id"] for row in rows}:
-        raise LedgerError(f"The ledger has no submission {min(missing)}. `dagster-llm-batch list` names them.")
-    return [from_row(Submission, row) for row in rows]
-
-
-def check_open(submission: Submission, wish: str) -> None:
-    """Raise LedgerError, which names the `wish`, where the submission is not open."""
-    if submission.state is not SubmissionState.OPEN:
-        raise LedgerError(
-            f"Submission {submission.submission_id} is '{submission.state.value}' and cannot {wish}; only an open one "
-            "can. Nothing was changed. Open a new attempt instead."
-        )
-
-
-def update_submission(
-    connection: sa.Connection,
-    clock: Callable[[], datetime],
-    before: Submission,
-    data: events.EventData,
-    **values: Any,
-) -> Submission:
-    """Set columns of a locked submission, append its event, and return the submission as it is then."""
-    after = replace(before, **values)
-    connection.execute(UPDATE_SUBMISSION, {"key": before.submission_id, **values})
-    insert_events(connection, clock, event_row(before.submission_id, data, before.state, after.state))
-    return after
-
-
-def rename_submissions(
-    connection: sa.Connection, clock: Callable[[], datetime], namespace: str, old: str, new: str
-) -> tuple[list[str], list[str]]:
-    """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
-
-    Those in which `new` has submissions are not: see `Ledger.rename_asset`. The newest submission of each that was
-    given is undelivered again, since its labels have not landed as `new`.
-    """
-    own = sa.select(SUBMISSION.c.partition).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == new)
-    is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
-    query = sa.select(SUBMISSION.c.submission_id, SUBMISSION.c.partition).where(is_old).order_by(*OLDEST_FIRST)
-    taken = set(connection.execute(own).scalars())
-    places = {row.submission_id: row.partition for row in connection.execute(query)}
-    moved = [submission_id for submission_id, partition in places.items() if partition not in taken]
-    newest = {partition: submission_id for submission_id, partition in places.items()}
-    for submission_id in moved:
-        connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "asset": new})
-        if newest[places[submission_id]] == submission_id:
-            connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "delivered_at": None})
-    if moved:
-        # Who was erased as `old` stays so as `new`.
-        columns = [column for column in TOMBSTONE.c if column is not TOMBSTONE.c.tombstone_id]
-        renamed = [sa.literal(new) if column is TOMBSTONE.c.asset else column for column in columns]
-        stones = sa.select(*renamed).where(TOMBSTONE.c.namespace == namespace, TOMBSTONE.c.asset == old)
-        connection.execute(sa.insert(TOMBSTONE).from_select([column.name for column in columns], stones))
-    renaming = events.Renamed(old, new)
-    insert_events(connection, clock, *(event_row(submission_id, renaming) for submission_id in moved))
-    partitions = set(places.values())
-    return sorted(partitions - taken), sorted(partitions & taken)
-
-
-# SQLite takes some 32,000 parameters.
-_IDS_AT_ONCE = 10_000
-
-
-def group_names(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield the names in groups that one query can name."""
-    for start in range(0, len(names), _IDS_AT_ONCE):
-        yield names[start : start + _IDS_AT_ONCE]
-
-
-SHARDS_OF = (
-    sa.select(SHARD)
-    .where(SHARD.c.submission_id.in_(_IDS))
-    .order_by(SHARD.c.submission_id, SHARD.c.wave, SHARD.c.number)
+from dagster_llm_batch.storage.ledger.judgments import rename_judgments
+from dagster_llm_batch.storage.ledger.records import (
+    Settlement,
+    Shard,
+    Submission,
+    SubmissionState,
 )
-"""The shards of the submissions `ids`, by wave and number."""
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION
+from dagster_llm_batch.storage.ledger.shard_rows import (
+    insert_shards,
+)
+from dagster_llm_batch.storage.ledger.submission_rows import (
+    OF_PARTITION,
+    UPDATE_SUBMISSION,
+    check_open,
+    event_row,
+    get_attempt,
+    get_submission,
+    get_submissions,
+    get_waves_beside,
+    insert_events,
+    insert_once,
+    rename_submissions,
+    update_submission,
+)
+from dagster_llm_batch.types import Cause
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+from collections.abc import Iterable
+
+from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
+from dagster_llm_batch.storage.ledger.apart import read_apart, read_each
+from dagster_llm_batch.storage.ledger.batches import BATCHES, UNBATCHED
+from dagster_llm_batch.storage.ledger.member import Member
+from dagster_llm_batch.storage.ledger.records import (
+    Progress,
+)
+from dagster_llm_batch.storage.ledger.schema import from_row
+from dagster_llm_batch.storage.ledger.shard_rows import (
+    IS_AGAIN,
+    IS_LEFT_TO_ORACLE,
+    OVER,
+    SHARDS_BY_WAVE,
+)
+from dagster_llm_batch.storage.ledger.submission_rows import (
+    IDS,
+    NEWEST_FIRST,
+    OLDEST_FIRST,
+    SHARDS_OF,
+    group_names,
+)
+
+__all__ = ["Submissions"]
+
+_TAKEN = (Move.ACCEPTED.value, Move.ANSWERED.value)
+
+_HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
+
+_HISTORIES = (
+    sa.select(SUBMISSION)
+    .where(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset")))
+    .where(SUBMISSION.c.partition.in_(sa.bindparam("places", expanding=True)))
+    .order_by(*NEWEST_FIRST)
+)
+
+_LATEST_ATTEMPT = (
+    sa.select(SUBMISSION)
+    .where(OF_PARTITION, SUBMISSION.c.fingerprint == sa.bindparam("fingerprint"))
+    .order_by(SUBMISSION.c.attempt.desc())
+    .limit(1)
+)
 
 _OWN = SUBMISSION.alias("own")
+
 _NEWER = sa.select(_OWN.c.submission_id.label("older"), SUBMISSION.c.submission_id).where(
-    _OWN.c.submission_id.in_(_IDS),
+    _OWN.c.submission_id.in_(IDS),
     *(SUBMISSION.c[name] == _OWN.c[name] for name in ("namespace", "asset", "partition")),
     sa.tuple_(*OLDEST_FIRST) > sa.tuple_(*(_OWN.c[column.name] for column in OLDEST_FIRST)),
 )
+
 _HAVING_EVENT = (
     sa.select(EVENT.c.submission_id).where(
-        EVENT.c.submission_id.in_(_IDS), EVENT.c.kind.in_(sa.bindparam("kinds", expanding=True))
+        EVENT.c.submission_id.in_(IDS), EVENT.c.kind.in_(sa.bindparam("kinds", expanding=True))
     )
 ).distinct()
+
 _PRUNED = sa.select(SUBMISSION.c.submission_id).where(
-    SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.pruned_at.is_not(None)
+    SUBMISSION.c.submission_id.in_(IDS), SUBMISSION.c.pruned_at.is_not(None)
 )
+
 _LANDED_OVER = sa.select(SUBMISSION.c.submission_id).where(
-    SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.landed_over_at.is_not(None)
+    SUBMISSION.c.submission_id.in_(IDS), SUBMISSION.c.landed_over_at.is_not(None)
 )
+
 _UNSETTLED = sa.select(SUBMISSION.c.submission_id).where(
-    SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.settled_at.is_(None)
-)
-
-_ENDED_BY_ITSELF = sa.and_(
-    SHARD.c.ended_at.is_not(None),
-    SHARD.c.cause.is_(None) & (SHARD.c.status.is_(None) | (SHARD.c.status != BatchStatus.FAILED)),
-)
-# What was sent elsewhere began at another time, and what was not taken never did.
-_HAS_BEGUN = SHARD.c.sent_at.is_not(None) & (
-    SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.ADOPTED, Cause.NOT_TAKEN))
-)
-# Built once, since every plan asks these: to build one takes SQLAlchemy longer than to run it.
-_BATCH_SPANS = (
-    sa.select(SHARD.c.sent_at, SHARD.c.ended_at, _ENDED_BY_ITSELF, SHARD.c.requests)
-    .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "model", "lane")))
-    .where(_HAS_BEGUN, SHARD.c.carrier.is_(None))
-    .order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id)
-    .limit(sa.bindparam("most_rows"))
-)
-_BILLED = (
-    sa.select(SUBMISSION)
-    .where(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "provider", "model")))
-    .where(SUBMISSION.c.asset.in_(sa.bindparam("assets", expanding=True)), SUBMISSION.c.billed.is_not(None))
-    .order_by(*NEWEST_FIRST)
-    .limit(sa.bindparam("most_rows"))
+    SUBMISSION.c.submission_id.in_(IDS), SUBMISSION.c.settled_at.is_(None)
 )
 
 
-@cache
-def _submission_spans(*, of_asset: bool, from_deadline: bool) -> sa.Select[Any]:
-    """See HistoryQueries.submission_spans. The parameters: `namespace`, `most_rows`, and `asset` where it is of one."""
-    began = SUBMISSION.c.deadline_at if from_deadline else SUBMISSION.c.created_at
-    of_it = SHARD.c.submission_id == SUBMISSION.c.submission_id
-    last_end = sa.select(sa.func.max(SHARD.c.ended_at)).where(of_it).scalar_subquery()
-    stops = sa.select(sa.func.max(EVENT.c.at)).where(
-        EVENT.c.submission_id == SUBMISSION.c.submission_id, EVENT.c.to_state == SubmissionState.CANCELED.value
-    )
-    was_stopped = SUBMISSION.c.state == SubmissionState.CANCELED
-    is_settled = SUBMISSION.c.settled_at.is_not(None)
-    until = sa.case((was_stopped, stops.scalar_subquery()), (is_settled, last_end), else_=sa.null())
-    query = sa.select(
-        began,
-        sa.type_coerce(until, SUBMISSION.c.created_at.type),
-        sa.and_(~was_stopped, is_settled),
-        SUBMISSION.c.requests - SUBMISSION.c.reused,
-        SUBMISSION.c.p50_end_at,
-        SUBMISSION.c.p90_end_at,
-    ).where(
-        SUBMISSION.c.namespace == sa.bindparam("namespace"),
-        SUBMISSION.c.requests > SUBMISSION.c.reused,
-        began.is_not(None),
-    )
-    if of_asset:
-        query = query.where(SUBMISSION.c.asset == sa.bindparam("asset"))
-    return query.order_by(*NEWEST_FIRST).limit(sa.bindparam("most_rows"))
+class Submissions(Member):
+    """Submissions: opened, settled, delivered, and read with their shards."""
 
+    def open(
+        self, submission: Submission, shards: Sequence[Shard], known: Mapping[str, int] | None = None
+    ) -> Submission:
+        """Store a submission and its first wave; where its attempt is stored already, return that one.
 
-class HistoryQueries:
-    """Many submissions at once; and what a dataset's were like: what they cost, how long they and batches took
-    (core/durations.py), and what audits found.
-    """
+        Exactly one of several callers at once stores its own: compare the `submission_id`. `known` has the waves of all
+        submissions of the partition, by id, as the caller read them. Raises LeaseError where the partition has others.
+        """
+        if submission.state is not SubmissionState.OPEN:
+            raise LedgerError(f"A new submission is open; {submission.submission_id} is '{submission.state.value}'.")
+        with self._database.write() as connection:
+            if insert_once(connection, submission):
+                # A process that was frozen for longer than its lease has read what is past.
+                if known is not None and get_waves_beside(connection, submission) != known:
+                    raise LeaseError(
+                        f"'{submission.asset}' {submission.partition}: another process planned it meanwhile. Nothing "
+                        "was sent for these rows. Run again if these are the newer rows."
+                    )
+                insert_shards(connection, self._clock, submission, shards)
+                opened = event_row(submission.submission_id, events.Opened(), after=submission.state)
+                insert_events(connection, self._clock, opened)
+                return submission
+            return get_attempt(connection, submission)
 
-    _database: Database
+    def settle(self, submission_id: str, **settlement: Unpack[Settlement]) -> Submission:
+        """See `settle_all`."""
+        return self.settle_all({submission_id: settlement})[submission_id]
 
-    def shards_of(self, submission_ids: Collection[str]) -> dict[str, list[Shard]]:
-        """Return the shards of each of these submissions, by wave and number."""
-        shards: dict[str, list[Shard]] = {submission_id: [] for submission_id in submission_ids}
-        for row in self._rows_of(SHARDS_OF, submission_ids):
-            shards[row["submission_id"]].append(from_row(Shard, row))
-        return shards
+    def settle_all(
+        self, settlements: Mapping[str, Settlement], waves: Mapping[str, int] | None = None
+    ) -> dict[str, Submission]:
+        """Record that every request of these submissions has its outcome, and what they cost; return them by id.
+
+        Called again, as when labels are made anew from stored results, the numbers are replaced and `settled_at` stays.
+        A canceled submission stays canceled. Raises LedgerError, and changes nothing, where one has other `waves` now.
+        """
+        now = self._clock()
+        settled: dict[str, Submission] = {}
+        rows, settling = [], []
+        with self._database.write() as connection:
+            for before in get_submissions(connection, list(settlements), lock=True):
+                key, is_canceled = before.submission_id, before.state is SubmissionState.CANCELED
+                # A process that was frozen for longer than its lease does not know what another has planned since.
+                if waves is not None and before.waves != waves[key]:
+                    raise LedgerError(
+                        f"Submission {key} has wave {before.waves} by now: another process planned it. It is settled "
+                        "when that is collected; run again."
+                    )
+                state = SubmissionState.CANCELED if is_canceled else SubmissionState.SETTLED
+                values: dict[str, Any] = {"billed": None, "audit": None, **settlements[key], "state": state}
+                values["settled_at"] = before.settled_at or now
+                settled[key] = replace(before, **values)
+                rows.append({"key": key, **values})
+                settling.append(event_row(key, events.Settled(), before.state, state))
+            connection.execute(UPDATE_SUBMISSION, rows)
+            insert_events(connection, self._clock, *settling)
+        return settled
+
+    def mark_delivered(self, *submission_ids: str) -> None:
+        """Mark submissions delivered: their labels have landed, or are superseded. Idempotent.
+
+        `progress` and `EventLog.last_of_all` no longer list them, so that a sensor's tick reads only unfinished ones,
+        however long the history is.
+        """
+        with self._database.write() as connection:
+            known = get_submissions(connection, submission_ids, lock=True)
+            fresh = [submission for submission in known if submission.delivered_at is None]
+            if not fresh:
+                return
+            now = self._clock()
+            rows = [{"key": submission.submission_id, "delivered_at": now} for submission in fresh]
+            connection.execute(UPDATE_SUBMISSION, rows)
+            delivered = events.Delivered()
+            each_event = (event_row(each.submission_id, delivered, each.state, each.state) for each in fresh)
+            insert_events(connection, self._clock, *each_event)
+
+    def take_back_delivery(self, submission_ids: Collection[str]) -> None:
+        """Mark submissions undelivered, so that they land again: older labels have taken their place. Idempotent."""
+        with self._database.write() as connection:
+            known = get_submissions(connection, list(submission_ids), lock=True)
+            landed = [submission.submission_id for submission in known if submission.delivered_at is not None]
+            if landed:
+                values: dict[str, Any] = {"delivered_at": None, "landed_over_at": self._clock()}
+                connection.execute(UPDATE_SUBMISSION, [{"key": key, **values} for key in landed])
+                insert_events(connection, self._clock, *(event_row(key, events.LandedOver()) for key in landed))
+
+    def mark_pruned(self, submission_id: str, files: int, size: int) -> None:
+        """Record that a submission's files, of `size` bytes in all, are about to be removed. Idempotent."""
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if before.pruned_at is None:
+                connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "pruned_at": self._clock()})
+                insert_events(connection, self._clock, event_row(submission_id, events.Pruned(files, size)))
+
+    def mark_measured(self, submission_id: str) -> bool:
+        """Record that a submission's tokens and cost are about to be measured; return False where they were before."""
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if before.measured_at is not None:
+                return False
+            connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "measured_at": self._clock()})
+            insert_events(connection, self._clock, event_row(submission_id, events.Measured()))
+            return True
+
+    def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
+        """Move an open submission to another state, as by canceling it. Idempotent.
+
+        Raises LedgerError where it is not open, and not in that state either.
+        """
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if before.state is state:
+                return before
+            check_open(before, f"become '{state.value}'")
+            data = events.Canceled() if state is SubmissionState.CANCELED else events.Settled()
+            return update_submission(connection, self._clock, before, data, state=state)
+
+    def add_wave(self, submission_id: str, shards: Sequence[Shard], *, keeps_reserve: bool = True) -> Submission:
+        """Store the shards of the next wave of an open submission. Idempotent: a wave that is stored stays as it is.
+
+        Unless it `keeps_reserve`, money was kept for it. Raises LedgerError where it is not the next, or none can be.
+        """
+        waves = {shard.wave for shard in shards}
+        if len(waves) != 1:
+            raise LedgerError(f"A wave has shards, all of one number; submission {submission_id} got {sorted(waves)}.")
+        wave = waves.pop()
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if 1 <= wave <= before.waves:
+                return before
+            check_open(before, "take another wave")
+            if wave != before.waves + 1:
+                raise LedgerError(f"Submission {submission_id} takes wave {before.waves + 1} next; got {wave}.")
+            insert_shards(connection, self._clock, before, shards)
+            added = events.WaveAdded(wave, len(shards), sum(shard.requests for shard in shards))
+            kept = before.reserved_usd if keeps_reserve else None
+            values: dict[str, Any] = {"waves": wave, "reserved_usd": kept}
+            if before.questions is not None:
+                values["questions"] = before.questions + sum(s.requests for s in shards if s.is_escalation)
+            return update_submission(connection, self._clock, before, added, **values)
+
+    def rename_asset(self, namespace: str, old: str, new: str) -> tuple[list[str], list[str]]:
+        """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
+
+        A partition in which `new` has submissions stays: its answers are those of `new`, and of two that are under way
+        nobody could say which one counts. Files stay where they are; the ledger has the path of each. The newest labels
+        of each partition that was given land again, as `new`.
+        """
+        is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
+        old_ones = sa.select(SUBMISSION.c.submission_id).where(is_old)
+        with self._database.read() as connection:
+            if connection.execute(old_ones.limit(1)).first() is None:
+                return [], []
+        with self._database.write() as connection:
+            given, kept = rename_submissions(connection, self._clock, namespace, old, new)
+            rename_judgments(connection, namespace, old, new, given)
+            return given, kept
+
+    def record_erased(self, submission_id: str, tombstones: int, **left: Any) -> Submission:
+        """Record that a submission's files hold nothing that this many tombstones of its asset are of.
+
+        `left` are columns that have other values without the erased rows: numbers, outcomes, fingerprint.
+        """
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if not left:
+                connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "tombstones": tombstones})
+                return replace(before, tombstones=tombstones)
+            fingerprint = left.get("fingerprint", before.fingerprint)
+            if fingerprint != before.fingerprint:
+                # Another submission may be of just the rows that are left here.
+                place = {name: getattr(before, name) for name in ("namespace", "asset", "partition")}
+                query = sa.select(sa.func.max(SUBMISSION.c.attempt)).where(
+                    OF_PARTITION, SUBMISSION.c.fingerprint == fingerprint
+                )
+                left["attempt"] = (connection.execute(query, place).scalar_one() or 0) + 1
+            data = events.Erased(before.rows - left.get("rows", before.rows), before.rows, "rows")
+            return update_submission(connection, self._clock, before, data, tombstones=tombstones, **left)
+
+    def get(self, submission_id: str) -> Submission:
+        """Return a submission. Raises LedgerError where there is none."""
+        with self._database.read() as connection:
+            return get_submission(connection, submission_id)
+
+    def get_with_shards(self, submission_id: str) -> tuple[Submission, list[Shard]]:
+        """Return a submission and its shards by wave and number, both as of one moment."""
+        with self._database.read() as connection:
+            submission = get_submission(connection, submission_id)
+            rows = connection.execute(SHARDS_BY_WAVE, {"submission_id": submission_id}).mappings()
+            return submission, [from_row(Shard, row) for row in rows]
+
+    def get_all_with_shards(
+        self, submission_ids: Sequence[str], unreadable: OnUnreadable | None = None
+    ) -> dict[str, tuple[Submission, list[Shard]]]:
+        """Return several submissions and their shards, by id and in this order. See `get_with_shards`.
+
+        See `progress` for `unreadable`.
+        """
+
+        def read(ids: Sequence[str]) -> list[tuple[Submission, list[Shard]]]:
+            with self._database.read() as connection:
+                submissions = {each.submission_id: each for each in get_submissions(connection, ids)}
+                known: dict[str, list[Shard]] = {submission_id: [] for submission_id in ids}
+                for row in connection.execute(SHARDS_OF, {"ids": ids}).mappings():
+                    known[row["submission_id"]].append(from_row(Shard, row))
+                return [(submissions[submission_id], shards) for submission_id, shards in known.items()]
+
+        if unreadable is None:
+            # Whoever sends or lands stops at the first row that cannot be read.
+            found = [each for ids in group_names(submission_ids) for each in read(ids)]
+        else:
+            found = read_each(read, submission_ids, unreadable)
+        return {each[0].submission_id: each for each in found}
+
+    def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
+        """Return the latest attempt with this fingerprint, if there is one."""
+        wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
+        with self._database.read() as connection:
+            row = connection.execute(_LATEST_ATTEMPT, wanted).mappings().one_or_none()
+        return from_row(Submission, row) if row else None
+
+    def of_partition(self, namespace: str, asset: str, partition: str = "") -> list[Submission]:
+        """Return all submissions of a partition, newest first."""
+        return self._read_submissions(_HISTORY, namespace=namespace, asset=asset, partition=partition)
+
+    def of_partitions(self, namespace: str, asset: str, partitions: Sequence[str]) -> dict[str, list[Submission]]:
+        """Return the submissions of each of these partitions, newest first. See `history`."""
+        known: dict[str, list[Submission]] = {partition: [] for partition in partitions}
+        for places in group_names(partitions):
+            for submission in self._read_submissions(_HISTORIES, namespace=namespace, asset=asset, places=places):
+                known[submission.partition].append(submission)
+        return known
+
+    def list_all(
+        self,
+        namespace: str,
+        *,
+        state: SubmissionState | None = None,
+        assets: Iterable[str] | None = None,
+        limit: int | None = None,
+        newest: bool = False,
+    ) -> list[Submission]:
+        """Return the submissions of a namespace, of these assets and in this state where given, oldest first or not."""
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).limit(limit)
+        if state is not None:
+            query = query.where(SUBMISSION.c.state == state)
+        if assets is not None:
+            query = query.where(SUBMISSION.c.asset.in_(list(assets)))
+        return self._read_submissions(query.order_by(*(NEWEST_FIRST if newest else OLDEST_FIRST)))
+
+    def find_known(self, submission_ids: Collection[str]) -> set[str]:
+        """Return those of these ids that the ledger has submissions of, in any namespace."""
+        known: set[str] = set()
+        for ids in group_names(sorted(submission_ids)):
+            is_wanted = SUBMISSION.c.submission_id.in_(ids)
+            with self._database.read() as connection:
+                known.update(connection.execute(sa.select(SUBMISSION.c.submission_id).where(is_wanted)).scalars())
+        return known
+
+    def left_shards(self, namespace: str) -> list[tuple[Submission, Shard]]:
+        """Return shards with requests that wait until a person says `retry`, of the newest submission of each place.
+
+        An older submission's wait no longer: who submitted the newer one has seen them.
+        """
+        newest = sa.func.row_number().over(
+            partition_by=(SUBMISSION.c.asset, SUBMISSION.c.partition), order_by=NEWEST_FIRST
+        )
+        ranked = sa.select(SUBMISSION, newest.label("place")).where(SUBMISSION.c.namespace == namespace).subquery()
+        final = sa.select(SHARD).where(SHARD.c.cause.in_([cause for cause in Cause if cause.is_final]))
+        chosen = final.join(ranked, ranked.c.submission_id == SHARD.c.submission_id).where(ranked.c.place == 1)
+        # What the provider has not taken was asked of a fallback, where there is a later wave.
+        chosen = chosen.where((SHARD.c.cause != Cause.NOT_TAKEN) | (SHARD.c.wave == ranked.c.waves))
+        shards = self._read_shards(chosen.order_by(SHARD.c.ended_at, SHARD.c.shard_id))
+        return [(self.get(shard.submission_id), shard) for shard in shards]
+
+    def progress(self, namespace: str, *, unreadable: OnUnreadable | None = None) -> list[Progress]:
+        """Return the undelivered submissions, oldest first, each with its shards counted by state. One query.
+
+        Where a row cannot be read, as one that a newer version wrote, this raises; with `unreadable`, that is called
+        with the submission's id and the error, and the others are returned.
+        """
+        undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+
+        def read(ids: Sequence[str] | None) -> list[Progress]:
+            query = (
+                sa.select(
+                    SUBMISSION,
+                    SHARD.c.state.label("shard_state"),
+                    sa.func.count(SHARD.c.shard_id).label("shards"),
+                    BATCHES.label("batches"),
+                    UNBATCHED.label("unbatched"),
+                    # A batch may hold requests that are no shard's, and a provider may count wrong.
+                    sa.func.sum(
+                        sa.case(
+                            (SHARD.c.done >= SHARD.c.requests, 0),
+                            else_=SHARD.c.requests - sa.func.coalesce(SHARD.c.done, 0),
+                        )
+                    ).label("undone"),
+                    # What a cascade's own model has failed, its oracle is asked.
+                    sa.func.sum(sa.case((IS_LEFT_TO_ORACLE, 0), else_=SHARD.c.failed)).label("failed"),
+                    _requests_where(SHARD.c.wave == SUBMISSION.c.waves).label("asked"),
+                    _requests_where(IS_AGAIN).label("asked_again"),
+                    sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
+                )
+                .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
+                .where(*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
+                .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
+                .order_by(*OLDEST_FIRST)
+            )
+            progress: dict[str, Progress] = {}
+            with self._database.read() as connection:
+                for row in connection.execute(query).mappings():
+                    progress[row["submission_id"]] = _add_to_progress(progress.get(row["submission_id"]), row)
+            # What was asked again may have no answer for another reason than a failure.
+            return [replace(each, failed=max(each.failed, 0)) for each in progress.values()]
+
+        every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
+        return read_apart(self._database, read, every_id, unreadable)
+
+    def first_unsent(
+        self, submission_ids: Sequence[str], unreadable: OnUnreadable | None = None
+    ) -> dict[str, datetime]:
+        """Return by id since when batches of these submissions could not be sent, where none was taken since.
+
+        See `progress` for `unreadable`.
+        """
+
+        def read(ids: Sequence[str]) -> list[tuple[str, datetime]]:
+            of_these = EVENT.c.submission_id.in_(ids)
+            taken = sa.select(EVENT.c.submission_id, sa.func.max(EVENT.c.event_id).label("last"))
+            taken = taken.where(of_these, EVENT.c.kind.in_(_TAKEN)).group_by(EVENT.c.submission_id)
+            last = taken.subquery()
+            query = (
+                sa.select(EVENT.c.submission_id, sa.func.min(EVENT.c.at))
+                .outerjoin(last, last.c.submission_id == EVENT.c.submission_id)
+                .where(of_these, EVENT.c.kind == Move.NOT_SENT.value)
+                .where(EVENT.c.event_id > sa.func.coalesce(last.c.last, 0))
+                .group_by(EVENT.c.submission_id)
+            )
+            with self._database.read() as connection:
+                return [(submission_id, at) for submission_id, at in connection.execute(query)]
+
+        return dict(read_each(read, submission_ids, unreadable))
+
+    def newest_ids(self, namespace: str, asset: str) -> dict[str, str]:
+        """Return the id of the newest submission of each partition of an asset, by partition."""
+        columns = (SUBMISSION.c.partition, SUBMISSION.c.submission_id)
+        query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
+        with self._database.read() as connection:
+            return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
 
     def having_event(self, submission_ids: Collection[str], *kinds: str) -> set[str]:
         """Return those of these submissions that have an event of one of these kinds."""
         return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kinds=kinds)}
 
-    def pruned(self, submission_ids: Collection[str]) -> set[str]:
+    def find_pruned(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these submissions whose files were removed."""
         return {row["submission_id"] for row in self._rows_of(_PRUNED, submission_ids)}
 
-    def landed_over(self, submission_ids: Collection[str]) -> set[str]:
+    def find_landed_over(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these submissions whose labels older ones may have replaced."""
         return {row["submission_id"] for row in self._rows_of(_LANDED_OVER, submission_ids)}
 
-    def newer_submissions(self, submission_ids: Collection[str]) -> dict[str, set[str]]:
+    def find_newer(self, submission_ids: Collection[str]) -> dict[str, set[str]]:
         """Return the ids of the submissions of the same partition that were planned after each of these, if any."""
         newer: defaultdict[str, set[str]] = defaultdict(set)
         for row in self._rows_of(_NEWER, submission_ids):
             newer[row["older"]].add(row["submission_id"])
         return dict(newer)
 
-    def unsettled(self, submission_ids: Collection[str]) -> set[str]:
+    def find_unsettled(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these submissions that are not settled."""
         return {row["submission_id"] for row in self._rows_of(_UNSETTLED, submission_ids)}
 
-    def _rows_of(
-        self, query: sa.Select[Any], submission_ids: Collection[str], **values: Any
-    ) -> Iterator[sa.RowMapping]:
-        for ids in group_names(sorted(set(submission_ids))):
-            with self._database.read() as connection:
-                rows = connection.execute(query, {"ids": ids, **values})
-                yield from rows.mappings().all()
 
-    def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-        """Return what the newest audit of each partition found, and the path of its manifest; see core/audit.py."""
-        with self._database.read() as connection:
-            return get_audits(connection, namespace, asset)
+def _requests_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.func.sum(sa.case((condition, SHARD.c.requests), else_=0))
 
-    def billed_submissions(self, namespace: str, assets: Collection[str], model: str, limit: int) -> list[Submission]:
-        """Return submissions of these assets that asked this provider's model and were billed, newest first.
 
-        `model` is the provider, a slash, and its model.
-        """
-        provider, _, name = model.partition("/")
-        wanted = {"namespace": namespace, "assets": list(assets), "provider": provider, "model": name}
-        with self._database.read() as connection:
-            rows = connection.execute(_BILLED, {**wanted, "most_rows": limit}).mappings()
-            return [from_row(Submission, row) for row in rows]
-
-    def submission_spans(
-        self, namespace: str, asset: str | None, limit: int, *, from_deadline: bool = False
-    ) -> list[Span]:
-        """Return how long the newest submissions that sent something took from plan to end, newest first.
-
-        One has ended when it is settled: at the time when the last of its batches ended. One that was canceled was
-        stopped. `asset`: None is any. With `from_deadline` those that had one, and each from then on: what had ended by
-        then has an end before it.
-        """
-        query = _submission_spans(of_asset=asset is not None, from_deadline=from_deadline)
-        return self._spans(query, namespace=namespace, most_rows=limit, **({} if asset is None else {"asset": asset}))
-
-    def batch_spans(self, provider: str, account: str, model: str, lane: Lane, limit: int) -> list[Span]:
-        """Return how long the newest batches of a provider, account and model took from sending to end, newest first.
-
-        Those of any namespace, since the vendor knows none. In real time a shard is what is a batch elsewhere. What did
-        not end by itself was stopped: somebody canceled it, or waits for it no longer, or the vendor failed it.
-        """
-        return self._spans(_BATCH_SPANS, provider=provider, account=account, model=model, lane=lane, most_rows=limit)
-
-    def batch_sizes(
-        self, provider: str, account: str, model: str, since: datetime, limit: int
-    ) -> list[tuple[datetime, int, bool]]:
-        """Return when batches of a model that ended by themselves were sent, their requests, and whether they expired.
-
-        Those of any namespace, newest first, of as many shards as `limit` says.
-        """
-        ended = (BatchStatus.ENDED, BatchStatus.EXPIRED)
-        batch = sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)
-        query = sa.select(batch, SHARD.c.sent_at, SHARD.c.requests + SHARD.c.padding, SHARD.c.status)
-        query = query.where(SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
-        query = query.where(SHARD.c.lane == Lane.BATCH, SHARD.c.sent_at >= since)
-        query = query.where(SHARD.c.status.in_(ended), SHARD.c.cause.is_(None))
-        batches: dict[str, tuple[datetime, int, bool]] = {}
-        with self._database.read() as connection:
-            for name, sent_at, requests, status in connection.execute(
-                query.order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit)
-            ):
-                _, before, has_expired = batches.get(name, (sent_at, 0, False))
-                batches[name] = (sent_at, before + requests, has_expired or status == BatchStatus.EXPIRED)
-        return list(batches.values())
-
-    def queue_attempts(
-        self, provider: str, account: str, model: str, since: datetime, limit: int
-    ) -> tuple[list[tuple[datetime, datetime | None, int]], list[tuple[datetime, int]]]:
-        """Return what a model's queue took, and what it had no room for: of any namespace, the newest `limit` of each.
-
-        Of each batch that was taken: when it was sent and ended, and its input tokens. Of each refusal: when, and the
-        tokens that were in flight then, with the batch that was refused.
-        """
-        taken = (BatchStatus.RUNNING, BatchStatus.ENDED, BatchStatus.EXPIRED)
-        own = (SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
-        batch = sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)
-        query = sa.select(SHARD.c.sent_at, SHARD.c.ended_at, SHARD.c.tokens, batch).where(*own)
-        query = query.where(SHARD.c.lane == Lane.BATCH, SHARD.c.sent_at >= since, SHARD.c.batch_id.is_not(None))
-        query = query.where(SHARD.c.status.in_(taken)).order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit)
-        refusals = sa.select(SHARD.c.refused_at, SHARD.c.refused_tokens).distinct()
-        refusals = refusals.where(*own, SHARD.c.refused_at >= since).order_by(SHARD.c.refused_at.desc()).limit(limit)
-        batches: dict[str, tuple[datetime, datetime | None, int]] = {}
-        with self._database.read() as connection:
-            for sent_at, ended_at, tokens, name in connection.execute(query):
-                batches[name] = (sent_at, ended_at, tokens + (batches[name][2] if name in batches else 0))
-            return list(batches.values()), [(row[0], row[1]) for row in connection.execute(refusals)]
-
-    def retries(
-        self, namespace: str, asset: str, configuration: str, since: datetime, limit: int
-    ) -> list[tuple[str, datetime, int, int, Mapping[str, int] | None, int | None]]:
-        """Return what was asked again in settled submissions of a dataset with this configuration, newest first.
-
-        Of each shard: its submission, when that was planned, and how many requests it asked; the wave, and what its
-        requests were asked again for; how many of them got a label. The last is None where the batch did not end by
-        itself, or older code has collected it.
-        """
-        by_itself = (SHARD.c.status == BatchStatus.ENDED) & SHARD.c.cause.is_(None)
-        answered = sa.case((by_itself, SHARD.c.answered), else_=sa.null())
-        query = sa.select(
-            SUBMISSION.c.submission_id,
-            SUBMISSION.c.created_at,
-            SUBMISSION.c.requests - SUBMISSION.c.reused,
-            SHARD.c.wave,
-            SHARD.c.asked_again,
-            answered,
-        ).join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id)
-        query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset, SHARD.c.wave > 1)
-        query = query.where(SUBMISSION.c.config_fingerprint == configuration, SUBMISSION.c.created_at >= since)
-        query = query.where(SUBMISSION.c.settled_at.is_not(None))
-        newest = (*NEWEST_FIRST, SHARD.c.wave, SHARD.c.number)
-        with self._database.read() as connection:
-            rows = connection.execute(query.order_by(*newest).limit(limit))
-            return [(row[0], row[1], row[2], row[3], row[4], row[5]) for row in rows]
-
-    def _spans(self, query: sa.Select[Any], **values: Any) -> list[Span]:
-        with self._database.read() as connection:
-            return [
-                Span(began, until, bool(has_ended and until is not None), *rest)
-                for began, until, has_ended, *rest in connection.execute(query, values)
-            ]
+def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
+    """Return `known` with one row more: the counts of one submission's shards in one state."""
+    if known is None:
+        submission = from_row(Submission, row)
+        total = submission.to_answer
+        known = Progress(
+            submission=submission, states={}, total=total, done=total, failed=0, asked=0, oldest_submitted_at=None
+        )
+    state: ShardState | None = row["shard_state"]
+    if state is None:  # a submission without shards
+        return known
+    return replace(
+        known,
+        states={**known.states, state: int(row["shards"])},
+        batches={**known.batches, **({state: int(row["batches"])} if row["batches"] else {})},
+        unbatched={**known.unbatched, **({state: int(row["unbatched"])} if row["unbatched"] else {})},
+        done=known.done - (0 if state in OVER else int(row["undone"] or 0)),
+        failed=known.failed + int(row["failed"] or 0) - int(row["asked_again"] or 0),
+        asked=known.asked + int(row["asked"] or 0),
+        oldest_submitted_at=row["oldest_submitted_at"] if state is ShardState.SUBMITTED else known.oldest_submitted_at,
+    )

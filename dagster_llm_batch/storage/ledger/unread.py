@@ -19,8 +19,8 @@ from dagster_llm_batch.storage.ledger.events import Unreadable
 from dagster_llm_batch.storage.ledger.holds import get_holds, hold_shards
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.shards import IS_UNREAD, UPDATE_SHARD, get_shards
-from dagster_llm_batch.storage.ledger.submissions import event_row, get_submissions, insert_events
+from dagster_llm_batch.storage.ledger.shard_rows import IS_UNREAD, UPDATE_SHARD, get_shards
+from dagster_llm_batch.storage.ledger.submission_rows import event_row, get_submissions, insert_events
 from dagster_llm_batch.types import Cause
 
 __all__ = ["UnreadResults", "UnreadShard"]

@@ -15,7 +15,7 @@ from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.shards import AWAITED, IS_UNREAD, UPDATE_SHARD
+from dagster_llm_batch.storage.ledger.shard_rows import AWAITED, IS_UNREAD, UPDATE_SHARD
 from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["Uploads"]

@@ -409,7 +409,7 @@ def test_a_lane_that_is_killed_and_started_again_pays_once_and_says_everything_o
     assert sorted(said) == sorted(stream.ids(12))
     bodies = [execution.body_digest for execution in llm.books.executions]
     assert len(bodies) == len(set(bodies))
-    assert not [p for p in one.ledger.progress("test") if p.submission.asset == "labels/stream"]
+    assert not [p for p in one.ledger.submissions.progress("test") if p.submission.asset == "labels/stream"]
 
 
 def test_a_lane_that_was_killed_pays_once_also_where_retention_took_some_of_its_messages_meanwhile(

@@ -1,0 +1,482 @@
+"""Rows of the table `shard` inside a transaction of the ledger: stored, locked, and what a move or a report sets.
+
+The ledger has rows for shards, never for requests: a partition of a million requests is a handful of shards, and its
+requests, their results and their digests are files in the payload store. A row a request would make the database the
+bottleneck, and a second place where results could be lost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from dagster_llm_batch.errors import IllegalMoveError, LedgerError
+from dagster_llm_batch.states import ENDED, MOVES, Move, Reason, ShardState
+from dagster_llm_batch.storage.ledger.database import insert_or_nothing
+from dagster_llm_batch.storage.ledger.events import EventData, Moved, PutBack
+from dagster_llm_batch.storage.ledger.records import (
+    Shard,
+    ShardFields,
+    SpendLimit,
+    Submission,
+    SubmissionState,
+    was_taken,
+)
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.submission_rows import event_row, insert_events
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
+
+__all__ = [
+    "AWAITED",
+    "IS_AGAIN",
+    "IS_LEFT_TO_ORACLE",
+    "IS_UNREAD",
+    "OF_SPLIT",
+    "UPDATE_SHARD",
+    "committed_usd",
+    "count_requests",
+    "count_sends",
+    "get_shards",
+    "illegal_move",
+    "insert_half",
+    "insert_shards",
+    "is_awaited",
+    "is_due",
+    "is_unread",
+    "kept_for_unsent",
+    "kept_usd",
+    "looked_after",
+    "move_values",
+    "report_values",
+    "set_waits",
+    "store_recovered",
+    "take_move",
+    "unknown_shard",
+    "unrecorded_sends",
+]
+
+_STAMPS: dict[Move, str] = {
+    Move.SEND: "sent_at",
+    Move.ACCEPTED: "submitted_at",
+    Move.REFUSED: "ended_at",
+    Move.ENDED: "ended_at",
+    Move.EXPIRED: "ended_at",
+    Move.CANCELED: "ended_at",
+    Move.FAILED: "ended_at",
+    Move.GONE: "ended_at",
+    Move.GIVEN_UP: "ended_at",
+    Move.COLLECTED: "collected_at",
+}
+
+UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
+"""Set columns of the shard whose id is the parameter `key`."""
+
+IS_AGAIN = (SHARD.c.wave > 1) & SHARD.c.is_escalation.is_not(True)
+"""The condition for shards whose requests were asked before."""
+
+IS_LEFT_TO_ORACLE = (
+    SUBMISSION.c.questions.is_not(None)
+    & (SHARD.c.provider == SUBMISSION.c.provider)
+    & (SHARD.c.model == SUBMISSION.c.model)
+)
+"""The condition for shards of a cascade's own model, of a query that joins their submissions."""
+
+# So much may the clocks of the machines that share a ledger differ.
+_CLOCKS_APART = timedelta(minutes=1)
+_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
+_ENDED_FOR_GOOD = [status for status in BatchStatus if status.is_terminal]
+AWAITED = (
+    SHARD.c.cause.in_(_AWAITED)
+    & (SHARD.c.state == ShardState.COLLECTED)
+    & SHARD.c.batch_id.is_not(None)
+    & (SHARD.c.status.is_(None) | SHARD.c.status.not_in(_ENDED_FOR_GOOD))
+)
+"""The condition for shards that were collected without answers while their batches may still bring some."""
+
+
+def is_awaited(shard: Shard) -> bool:
+    """Return whether AWAITED holds for a shard."""
+    may_come = shard.cause in _AWAITED and shard.status not in _ENDED_FOR_GOOD
+    return may_come and shard.state is ShardState.COLLECTED and shard.batch_id is not None
+
+
+IS_UNREAD = (
+    (SHARD.c.cause == Cause.GIVEN_UP)
+    & (SHARD.c.state == ShardState.COLLECTED)
+    & SHARD.c.batch_id.is_not(None)
+    & SHARD.c.status.in_(_ENDED_FOR_GOOD)
+    & SHARD.c.raw_path.is_(None)
+    & SHARD.c.erased_there_at.is_(None)
+)
+"""The condition for shards that were given up since the results of their ended batches could not be read."""
+
+
+def is_unread(shard: Shard) -> bool:
+    """Return whether IS_UNREAD holds for a shard."""
+    given_up = shard.cause is Cause.GIVEN_UP and shard.state is ShardState.COLLECTED and shard.batch_id is not None
+    nothing_stored = shard.raw_path is None and shard.erased_there_at is None
+    return given_up and shard.status in _ENDED_FOR_GOOD and nothing_stored
+
+
+_INSERT_SHARD = sa.insert(SHARD)
+
+OF_SPLIT = (
+    "requests",
+    "bytes",
+    "path",
+    "digest",
+    "tokens",
+    "estimated_usd",
+    "bound_usd",
+    "reserved_usd",
+    "reason",
+    "reason_kind",
+    "asked_again",
+)
+"""The columns that a split changes of the shard that is split."""
+
+# Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
+_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_LOCKED_SHARDS = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
+
+
+def insert_shards(
+    connection: sa.Connection, clock: Callable[[], datetime], submission: Submission, shards: Sequence[Shard]
+) -> None:
+    """Store planned shards of a submission. A shard without a model gets provider, account and model from it.
+
+    Raises LedgerError where a shard is not planned, or belongs to another submission.
+    """
+    for shard in shards:
+        if shard.submission_id != submission.submission_id or shard.state is not ShardState.PLANNED:
+            raise LedgerError(
+                f"A new shard is 'planned' and of submission {submission.submission_id}; "
+                f"{shard.shard_id} is '{shard.state.value}' and of {shard.submission_id}. Nothing was changed."
+            )
+    owned = {name: getattr(submission, name) for name in ("provider", "account", "model")}
+    now = clock()
+    rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
+    if rows:
+        connection.execute(_INSERT_SHARD, rows)
+
+
+def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datetime) -> None:
+    """Store a shard that has half of the requests of another, with its place in the queue and in the budgets."""
+    planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == whole.shard_id)
+    row = {**to_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "polled_at": now}
+    connection.execute(_INSERT_SHARD, row)
+
+
+def count_requests(shards: Iterable[Shard]) -> int:
+    """Return how many requests these shards have together."""
+    return sum(shard.requests for shard in shards)
+
+
+def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
+    """Return shards by id, locked: nobody else changes them before the transaction ends.
+
+    Raises LedgerError where the ledger lacks one of them.
+    """
+    rows = connection.execute(_LOCKED_SHARDS, {"ids": list(ids)}).mappings()
+    shards = {row["shard_id"]: from_row(Shard, row) for row in rows}
+    if missing := set(ids) - shards.keys():
+        raise unknown_shard(min(missing))
+    return shards
+
+
+def update_shards(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: Any) -> int:
+    """Set columns of all shards for which the condition holds; return of how many."""
+    # SQLite has one transaction that writes at a time.
+    if connection.dialect.name == "postgresql":
+        locked = sa.select(SHARD.c.shard_id).where(condition).order_by(SHARD.c.shard_id)
+        connection.execute(locked.with_for_update())
+    return connection.execute(sa.update(SHARD).where(condition).values(**values)).rowcount
+
+
+def set_waits(
+    connection: sa.Connection,
+    shard_ids: Sequence[str],
+    until: datetime | None,
+    kind: Reason | None,
+    words: str | None,
+    where: Reason | None = None,
+) -> None:
+    """Set until when planned shards wait, and why; of those that wait for one reason alone where that is given."""
+    chosen = [
+        shard.shard_id
+        for shard in get_shards(connection, shard_ids).values()
+        if shard.state is ShardState.PLANNED and where in (None, shard.reason_kind)
+    ]
+    if chosen:
+        values = {"waits_until": until, "reason": words, "reason_kind": kind}
+        connection.execute(UPDATE_SHARD, [{"key": key, **values} for key in chosen])
+
+
+_SENDS = (
+    sa.select(EVENT.c.shard_id, sa.func.count().label("sends"))
+    .where(EVENT.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)))
+    .where(EVENT.c.shard_id.in_(_IDS), EVENT.c.kind == Move.SEND.value)
+    .group_by(EVENT.c.shard_id)
+)
+
+
+def count_sends(connection: sa.Connection, shards: Sequence[Shard]) -> Counter[str]:
+    """Return how often each of these shards was sent, as far as the ledger knows, by shard_id."""
+    wanted = {
+        "ids": [shard.shard_id for shard in shards],
+        "submission_ids": sorted({shard.submission_id for shard in shards}),
+    }
+    return Counter({row.shard_id: row.sends for row in connection.execute(_SENDS, wanted)})
+
+
+def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
+    """Return the shards that the ledger lacks, or some of whose sendings it lacks, and how many of these.
+
+    `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
+    not unrecorded, unless it was split since: it is looked for, or was found.
+    """
+    stored = {row.shard_id: row for row in connection.execute(_LOCKED_SHARDS, {"ids": list(sent)})}
+    known = count_sends(connection, [shard for shard, _ in sent.values()])
+    unrecorded: Counter[str] = Counter()
+    for key, (shard, sends) in sent.items():
+        row, missing = stored.get(key), sends - known[key]
+        # Only by a split does a shard have another file, which has fewer requests: its batch of before ran nothing.
+        was_split = row is not None and row.path != shard.path and row.requests > shard.requests
+        may_be = (
+            (ShardState.PLANNED, ShardState.SUBMITTING, ShardState.SUBMITTED) if was_split else (ShardState.PLANNED,)
+        )
+        if row is None or (row.state in may_be and (missing > 0 or was_split)):
+            unrecorded[key] = max(0, missing)
+    return unrecorded
+
+
+def store_recovered(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
+    """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
+    for shard in shards:
+        row = {**to_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
+        if not insert_or_nothing(connection, SHARD, row, "shard_id"):
+            connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
+
+
+_OF_SENDING = ("state", "lane", "sent_at", "submitted_at", "batch_id", "status", "carrier", "padding", *OF_SPLIT)
+
+
+def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
+    """Return the condition for shards that a process looked after since then. To plan a shard counts as that."""
+    # A time that lies ahead was set by a clock that was wrong, and would keep a place until that time.
+    return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at).between(since, now + _CLOCKS_APART)
+
+
+def is_due(now: datetime, longest_pause: timedelta) -> sa.ColumnElement[bool]:
+    """Return the condition for shards that need not wait any longer.
+
+    A time that lies further ahead than the longest pause was set by a clock that was wrong.
+    """
+    until = SHARD.c.waits_until
+    return until.is_(None) | (until <= now) | (until > now + longest_pause)
+
+
+def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """Return the columns that a move sets: the new state, `fields`, and the move's own time where `fields` has none.
+
+    Raises LedgerError where `fields` holds what a move cannot record, or an accepted shard has no batch id.
+    """
+    values: dict[str, Any] = {**fields, "state": MOVES[move][1]}
+    if "reason" in fields:
+        values.setdefault("reason_kind", None if fields["reason"] is None else Reason.PROVIDER)
+    if move in _STAMPS:
+        values.setdefault(_STAMPS[move], now)
+    # No batch exists, or it ran nothing: the shard is as if it had never been sent. Were its old batch id to stay, a
+    # late report on that batch would be taken for one on the batch that is created next.
+    if move in (Move.NOT_SENT, Move.PUT_BACK):
+        values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status", "cause"))
+        # In real time a part may have been answered, and then the caller says so.
+        values.setdefault("reserved_usd", None)
+    if move is Move.ACCEPTED and not fields.get("batch_id"):
+        raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
+    if unknown := fields.keys() - ShardFields.__annotations__.keys():
+        raise LedgerError(
+            f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
+        )
+    return values
+
+
+def take_move(
+    connection: sa.Connection,
+    clock: Callable[[], datetime],
+    move: Move,
+    changes: Mapping[str, Mapping[str, Any]],
+    of_batch: str | None = None,
+    words: str | None = None,
+    sources: Collection[ShardState] | None = None,
+) -> list[Shard]:
+    """Take a move for shards, all of them or none, set the columns that `changes` has by id, and return them.
+
+    The event of each has the `words`; that of a batch that was put back has its id.
+
+    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch`, or in none of `sources`.
+    """
+    legal, to = MOVES[move]
+    allowed = legal if sources is None else legal.intersection(sources)
+    before = get_shards(connection, changes)
+    # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of two
+    # processes that take one move, the second reads the new state, and is refused.
+    for shard_id in changes:
+        if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch_id):
+            raise illegal_move(shard_id, before[shard_id].state, move)
+    # One statement sets the same columns of all its rows.
+    by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for shard_id, columns in changes.items():
+        by_columns[tuple(sorted(columns))].append({"key": shard_id, **columns})
+    try:
+        for rows in by_columns.values():
+            connection.execute(UPDATE_SHARD, rows)
+    except IntegrityError as error:
+        first = next(iter(changes))
+        if changes[first].get("batch_id") is None:
+            raise
+        raise LedgerError(
+            f"Batch {changes[first].get('batch_id')} already belongs to another shard than {first}. "
+            "The ledger stays as it was. A provider gives no id twice, so this is an emulator that was started again "
+            "with the same --seed (start it without), a ledger that was put back from a backup, or a wrong "
+            "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
+            f"dagster-llm-batch resolve {first} --no-batch sends it anew."
+        ) from error
+
+    def event(shard: Shard) -> dict[str, Any]:
+        data: EventData = PutBack(shard.batch_id) if move is Move.PUT_BACK else Moved(move, words)
+        return event_row(shard.submission_id, data, shard.state, to, shard.shard_id)
+
+    insert_events(connection, clock, *(event(before[shard_id]) for shard_id in changes))
+    return [replace(before[shard_id], **columns) for shard_id, columns in changes.items()]
+
+
+def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
+    """Return the columns that a report sets. A count that it does not know keeps the value that the shard has."""
+    counts = {name: getattr(report, name) for name in ("total", "done", "failed")}
+    return {"status": report.status} | {
+        name: getattr(shard, name) if count is None else count for name, count in counts.items()
+    }
+
+
+_OF_COST = ("state", "lane", "batch_id", "sent_at", "estimated_usd", "cost_usd", "bound_usd", "reserved_usd")
+
+
+def committed_usd(
+    connection: sa.Connection, limit: SpendLimit, besides: Sequence[str], *, only_collected: bool = False
+) -> Decimal:
+    """See Money.committed_usd."""
+    query = sa.select(*(SHARD.c[name] for name in _OF_COST)).where(SHARD.c.shard_id.not_in(besides))
+    if only_collected:
+        query = query.where(SHARD.c.state == ShardState.COLLECTED)
+    if limit.submission_id is not None:
+        query = query.where(SHARD.c.submission_id == limit.submission_id)
+    else:
+        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == limit.namespace)
+    if limit.asset is not None:
+        query = query.where(SUBMISSION.c.asset == limit.asset)
+    if limit.since is not None:
+        # What is kept for a shard that is about to be sent counts now, whenever it was planned.
+        query = query.where(SHARD.c.sent_at.is_(None) | (SHARD.c.sent_at >= limit.since))
+    kept = kept_usd(connection, limit.namespace, limit.asset, limit.submission_id)
+    return sum((_reserved_usd(row) for row in connection.execute(query)), kept)
+
+
+def kept_usd(
+    connection: sa.Connection,
+    namespace: str,
+    asset: str | None = None,
+    submission_id: str | None = None,
+    besides: Sequence[str] = (),
+) -> Decimal:
+    """Return what is kept for waves of open submissions that are not planned yet, but for those in `besides`."""
+    query = sa.select(SUBMISSION.c.reserved_usd).where(
+        SUBMISSION.c.namespace == namespace,
+        SUBMISSION.c.submission_id.not_in(besides),
+        *_KEEPS,
+    )
+    if asset is not None:
+        query = query.where(SUBMISSION.c.asset == asset)
+    if submission_id is not None:
+        query = query.where(SUBMISSION.c.submission_id == submission_id)
+    return sum(connection.execute(query).scalars(), Decimal(0))
+
+
+def kept_for_unsent(connection: sa.Connection, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
+    """See Money.kept_for_unsent."""
+    own, names = SUBMISSION.c.namespace == namespace, ("submission_id", "usd", "at")
+    planned = (
+        sa.select(*(column.label(name) for column, name in zip(_OF_PLANNED, names, strict=True)))
+        .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        .where(own, SHARD.c.state == ShardState.PLANNED, SHARD.c.reserved_usd.is_not(None))
+    )
+    unplanned = sa.select(*(column.label(name) for column, name in zip(_OF_UNPLANNED, names, strict=True))).where(
+        own, *_KEEPS
+    )
+    kept: dict[str, tuple[Decimal, datetime]] = {}
+    rows = [*connection.execute(planned), *connection.execute(unplanned)]
+    for row in sorted(rows, key=lambda row: (row.at, row.submission_id)):
+        usd, since = kept.get(row.submission_id, (Decimal(0), row.at))
+        kept[row.submission_id] = (usd + row.usd, since)
+    return {submission_id: each for submission_id, each in kept.items() if each[0]}
+
+
+_OF_PLANNED = (SHARD.c.submission_id, SHARD.c.reserved_usd, SHARD.c.planned_at)
+_OF_UNPLANNED = (SUBMISSION.c.submission_id, SUBMISSION.c.reserved_usd, SUBMISSION.c.created_at)
+
+_KEEPS = (
+    SUBMISSION.c.reserved_usd.is_not(None),
+    SUBMISSION.c.state == SubmissionState.OPEN,
+    SUBMISSION.c.settled_at.is_(None),
+)
+"""The conditions for submissions for whose waves, not planned yet, money is kept."""
+
+
+def _reserved_usd(row: sa.Row[Any]) -> Decimal:
+    """Return what one shard takes from a limit; see Money.committed_usd."""
+    if row.cost_usd is not None:
+        return Decimal(row.cost_usd)
+    reserved = row.reserved_usd or Decimal(0)
+    if row.state is ShardState.PLANNED:
+        return reserved
+    if row.state in (*ENDED, ShardState.COLLECTED) and not was_taken(row.lane, row.batch_id, row.sent_at):
+        return Decimal(0)
+    # Without a limit nothing was reserved, and ledgers of before have shards without a bound.
+    known = (usd for usd in (row.reserved_usd, row.bound_usd, row.estimated_usd) if usd is not None)
+    return next(known, Decimal(0))
+
+
+def unknown_shard(shard_id: str) -> LedgerError:
+    """Return the error for a shard id that the ledger does not have."""
+    return LedgerError(
+        f"The ledger has no shard {shard_id}. Nothing was changed. `dagster-llm-batch show` names those that there are."
+    )
+
+
+def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:
+    """Return the error for a move that the table does not have."""
+    allowed = ", ".join(sorted(source.value for source in MOVES[move][0]))
+    return IllegalMoveError(
+        f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "
+        "Nothing was changed. Read the shard again: another process may have moved it."
+    )
+
+
+OVER = {*ENDED, ShardState.COLLECTED}
+
+SHARDS_BY_WAVE = (
+    sa.select(SHARD)
+    .where(SHARD.c.submission_id == sa.bindparam("submission_id"))
+    .order_by(SHARD.c.wave, SHARD.c.number)
+)
+
+LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
+"""The words of Reason.LACKS_MONEY."""
