@@ -165,12 +165,18 @@ class Machine(RuleBasedStateMachine):
         if how in ("died", "froze"):
             self._world.pass_time(timedelta(minutes=3))
 
+    def finish(self) -> None:
+        finish(self._world, self.neighbor)
+
+    def close(self) -> None:
+        self._world.close()
+
     def teardown(self) -> None:
         if self.world is not None:
             try:
-                finish(self.world, self.neighbor)
+                self.finish()
             finally:
-                self.world.close()
+                self.close()
 
 
 @pytest.fixture(scope="module")
