@@ -113,15 +113,17 @@ def _go_on(world: World) -> None:
         if turn == 0:
             log += [f"plan {place}: {world.plan(place)}" for place in world.places]
         log += _advance_all(world)
-        found = [world.engine().latest(*place) for place in world.places]
+        engine = world.engine()
+        found = [engine.latest(*place) for place in world.places]
         if all(newest is not None and newest.is_settled for newest in found):
             return
-        waits.check()
-        world.resolve()
-        world.give_up()
+        if turn > 0:
+            waits.check()
+            world.resolve()
+            world.give_up()
+            log.append(f"poll: {world.poll()}")
         world.emulator.settle()
         world.pass_time(HOUR if turn < _SHORT_TURNS else _LONG_TURN)
-        log.append(f"poll: {world.poll()}")
     raise AssertionError(f"not settled: {log[-3 * len(world.places) :]}")
 
 
