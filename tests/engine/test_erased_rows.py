@@ -31,7 +31,7 @@ from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.shards import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
 SECRET = "Ines Quispe lives at 7 Rua do Ouro"
@@ -299,6 +299,19 @@ def test_a_batch_all_of_whose_rows_are_erased_is_not_sent(workspace):
     assert status.is_settled
     assert (status.submission.rows, len(workspace.emulator.books.batches)) == (0, 0)
     assert len(engine.labels(ECHO, submission.submission_id).labels) == 0
+
+
+def test_the_example_of_what_does_not_fit_goes_with_the_erased_row(workspace):
+    workspace.emulator.inject(FileFault(kind="missing", times=None))
+    named = rows(20).with_columns(ticket_id=pl.format("{} of Ines", "ticket_id"))
+    submission_id = workspace.run(ECHO, named).submission.submission_id
+    engine = workspace.engine()
+    [example] = [key for key in named["ticket_id"] if f"'{key}'" in engine.unsent(submission_id).stopped]
+    erase(workspace, example)
+    assert example not in engine.unsent(submission_id).stopped
+    assert "retry" in engine.unsent(submission_id).stopped
+    events, holds_of = engine.ledger.events.of_submission(submission_id), engine.ledger.holds.of([submission_id])
+    assert example not in f"{events} {holds_of}"
 
 
 def test_words_of_the_provider_go_with_the_rows_that_they_may_quote(workspace):

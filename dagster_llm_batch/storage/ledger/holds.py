@@ -17,10 +17,10 @@ from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent
 from dagster_llm_batch.storage.ledger.records import Hold, Shard
-from dagster_llm_batch.storage.ledger.schema import HOLD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.storage.ledger.submission_rows import group_names
 
-__all__ = ["UNSENT", "Holds", "drop_holds", "get_holds", "hold_shards", "hold_unsent", "unsent_of"]
+__all__ = ["UNSENT", "Holds", "drop_holds", "erase_examples", "get_holds", "hold_shards", "hold_unsent", "unsent_of"]
 
 UNSENT: Mapping[type[EventData], HoldReason] = {
     Held: HoldReason.CHANGED,
@@ -95,6 +95,19 @@ def unsent_of(hold: Hold) -> list[Unsent]:
 def _told(hold: Hold) -> Sequence[Mapping[str, str]]:
     told: Sequence[Mapping[str, str]] = (hold.data or {}).get("told", ())
     return told
+
+
+def erase_examples(connection: sa.Connection, submission_id: str, words: str) -> None:
+    """Replace the reason why replies do not fit, which names a row as its example, by other words. The next step stays.
+
+    So in the hold of a submission, and in its events.
+    """
+    for hold in get_holds(connection, [submission_id], HoldReason.UNFIT).values():
+        told = [{**each, "problem": words} for each in _told(hold)]
+        row: dict[str, Any] = {"key": submission_id, "why": HoldReason.UNFIT, "data": {"told": told}}
+        connection.execute(_UPDATE, [row])
+    of_submission = (EVENT.c.submission_id == submission_id, EVENT.c.kind == Stopped.kind)
+    connection.execute(sa.update(EVENT).where(*of_submission).values(detail=words, data=None))
 
 
 def drop_holds(connection: sa.Connection, subjects: Collection[str], reason: HoldReason) -> None:

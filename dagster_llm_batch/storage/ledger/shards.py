@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import MOVES, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
-from dagster_llm_batch.storage.ledger.holds import drop_holds
+from dagster_llm_batch.storage.ledger.holds import drop_holds, erase_examples
 from dagster_llm_batch.storage.ledger.records import (
     Ending,
     Shard,
@@ -341,6 +341,7 @@ class Shards(Member):
                 connection.execute(
                     sa.update(HOLD).where(of_holds, HOLD.c.words.is_not(None)).values(words=WORDS_ERASED)
                 )
+                erase_examples(connection, before.submission_id, WORDS_ERASED)
                 data = events.Erased(gone, before.requests + before.padding, "requests")
                 insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
