@@ -6,7 +6,7 @@ They are partitioned, so that a bad partition holds back what is downstream of i
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -471,23 +471,24 @@ def _with_reason(outcome: CheckOutcome, facts: PartitionFacts, only: str | None 
     if outcome.passed:
         return outcome
     counted: Counter[tuple[str, str | None, bool]] = Counter()
-    examples: dict[tuple[str, str | None, bool], str | None] = {}
+    reasons: dict[tuple[str, str | None, bool], list[str | None]] = defaultdict(list)
     for (kind, reason, is_unsent), rows in facts.rejects.others.items():
         if kind != SKIPPED and only in (None, kind):
             # Each image that cannot be read has a reason of its own.
             group = kind, None if is_unsent else reason, is_unsent
             counted[group] += rows
-            examples.setdefault(group, reason)
+            reasons[group].append(reason)
     if not counted:
         return outcome
     [(group, most)] = counted.most_common(1)
-    kind, reason = group[0], examples[group]
+    kind, [reason, *others] = group[0], reasons[group]
     figures = facts.figures
     rejected = figures.outcomes[only] if only else figures.rejected - figures.skipped
     words = plain_words(reason or "").rstrip(".")
     # A reason tells what a batch was stopped for, and its outcome that it was.
     named = words if words and (kind not in _NOT_ANSWERED or kind in words) else f"{kind}: {words}".rstrip(": ")
-    return replace(outcome, description=f"{outcome.description} {most:,} of {rejected:,}: {named}.")
+    such = f" (one of {len(others) + 1:,} such reasons)" if others else ""
+    return replace(outcome, description=f"{outcome.description} {most:,} of {rejected:,}: {named}{such}.")
 
 
 CHECKS: tuple[Check, ...] = (
