@@ -215,7 +215,9 @@ def sent_verdict(status: Status, conditions: Iterable[Condition]) -> CheckOutcom
         return CheckOutcome(SENT, passed=True, severity=_WARN, description=text, metadata={})
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
     metadata = {
-        "llm_batch/batches_waiting": sum(shard.state is ShardState.PLANNED and bool(shard.reason) for shard in newest),
+        "llm_batch/batches_waiting": sum(
+            shard.state is ShardState.PLANNED and bool(shard.reason_kind) for shard in newest
+        ),
         "llm_batch/batches_refused": count_refused(newest),
     }
     # What was refused comes first.
