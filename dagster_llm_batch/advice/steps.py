@@ -1,4 +1,4 @@
-"""The steps of a plan that learn from earlier submissions: what is tuned, and when the submission ends."""
+"""The steps of a plan that learn from earlier submissions: the tuning, and the forecast of the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["find_tuning", "forecast_end"]
 
 
 def find_tuning(deployment: Deployment, labeling: Labeling) -> Tuning | None:
-    """Return what chooses for a new submission by earlier ones; None where the deployment does not ask for it."""
+    """Return the tuner of a new submission, if the deployment tunes."""
     if not deployment.tune:
         return None
     from dagster_llm_batch.advice.tuner import Tuner  # noqa: PLC0415 - only where somebody asks for it
@@ -29,12 +29,12 @@ def find_tuning(deployment: Deployment, labeling: Labeling) -> Tuning | None:
 
 
 def forecast_end(plan: Plan, planning: Planning) -> Plan:
-    """Forecast how long the submission takes, from plan to end."""
+    """Forecast the time from plan to end."""
     return replace(plan, end=_forecast_end(plan, planning))
 
 
 def _forecast_end(plan: Plan, planning: Planning) -> EndForecast | None:
-    """Return the forecast; None where nothing is sent, or no batch of the model was sent yet."""
+    """Return the forecast. None for a plan without requests, or for a model without history."""
     deployment, labeling, shards = planning.deployment, planning.labeling, plan.drafted.shards
     of_batch = [shard for shard in shards if shard.lane is Lane.BATCH] or shards
     if not of_batch:

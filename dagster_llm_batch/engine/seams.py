@@ -1,4 +1,4 @@
-"""What the engine hands to the loop: the steps of cascades, which are loaded where a labeling has one."""
+"""Functions of cascades that the engine hands to the loop. Their modules are loaded for labelings with a cascade."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def escalate(
     shards: Sequence[Shard],
     collector: Collector,
 ) -> Sequence[tuple[Shard, Collection[str]]]:
-    """Return what the oracle of a cascade is asked beside the sample. See cascade/escalation.py."""
+    """Return the requests to the oracle of a cascade beside the sample. See cascade/escalation.py."""
     from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
 
     return Escalation(labeling, deployment, submission, shards, collector).find()
@@ -42,7 +42,7 @@ def escalate(
 def find_track(
     deployment: Deployment, labeling: Labeling, submission: Submission, levels: Levels | None
 ) -> Track | None:
-    """Return what the audits of a cascade say of a partition and those before it; None where there are none."""
+    """Return the audits of a cascade up to a partition, if it has any."""
     if levels is None or levels.audit is None:
         return None
     from dagster_llm_batch.cascade.audit import track_of  # noqa: PLC0415 - few cascades have one

@@ -1,4 +1,4 @@
-"""What is known of a partition when it is planned: its submissions, their answers, its erased and its earlier rows."""
+"""Knowledge of a partition that is planned: its submissions, their answers, its erased and its earlier rows."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["Knowledge", "find_requests", "history_of", "read_knowledge"]
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What the ledger and the payload store have of a partition that is planned.
+    """The records and files of a partition that is planned.
 
     Attributes:
         history: All submissions of the partition, the newest first.
         reusable: Those whose answers the new submission can reuse, the newest first.
-        requests: The requests that these have asked; None if there are none.
+        requests: The requests of these, if there are any.
         erased: Keys of rows that a person had erased.
-        rows: The rows of the newest submission, by which unchanged rows are recognized; None if there are none.
-        again: Whether a person asks for another attempt.
+        rows: The rows of the newest submission, if any: unchanged rows are recognized by them.
+        again: True if a person asks for another attempt.
         read_at: The time just before all this was read. Shards that are collected later were in flight: the new
             submission reuses their answers.
     """
@@ -70,7 +70,7 @@ def read_knowledge(
     erased_from: Sequence[str],
     again: bool,
 ) -> Knowledge:
-    """Return what is known of a partition that has this history.
+    """Return the knowledge of a partition with this history.
 
     `configuration` is the fingerprint of the labeling's present one; `erased_from` are the names of the dataset.
     """
@@ -90,7 +90,7 @@ def read_knowledge(
 def find_requests(
     deployment: Deployment, labeling: Labeling, submissions: Sequence[Submission], *, again: bool, of: str | None = None
 ) -> KnownRequests | None:
-    """Return what these submissions, the newest first, have asked already, of one model. See find_known."""
+    """Return the requests that these submissions, the newest first, have asked one model. See find_known."""
     if not submissions:
         return None
     from dagster_llm_batch.loop.known_requests import find_known  # noqa: PLC0415 - of no use to the first rows

@@ -1,11 +1,10 @@
-"""A plan: a value that says what a submission would send, what that may cost, and what refuses it.
+"""Plans: the shards of a submission before it is stored, their cost, and the reasons to refuse them.
 
     read_knowledge ─▶ draft ─▶ decide ─▶ Plan ─▶ steps ─▶ Plan ─┬─▶ commit
                                                                 └─▶ show (preview.py)
 
-The same asset, partition and fingerprint is the same submission, which is found again and not paid again. Requests that
-earlier submissions of the partition have answered under the same configuration are not asked again. A plan sends and
-spends nothing. `planner.py` has the order.
+The same rows and the same definition give the same submission, which is found again and paid once. A new submission
+reuses the answers of earlier ones with its configuration. A plan does not send or spend. `planner.py` has the order.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def plan_lease(namespace: str, asset: str, partition: str) -> str:
 
 
 class Verdict(Enum):
-    """Whether the rows of a plan are known."""
+    """The state of a plan's rows in the ledger."""
 
     NEW = "new"
     """They are sent, as far as their requests are not answered."""
@@ -78,23 +77,22 @@ class Verdict(Enum):
     """The newest submission of the partition has these rows."""
 
     REPEATED = "repeated"
-    """An earlier submission has these rows, and a newer one has others. A new attempt without requests becomes the
-    newest."""
+    """An earlier submission has these rows, and a newer one has others. A new attempt reuses all answers."""
 
 
 @dataclass(frozen=True)
 class OracleShare:
-    """What a plan asks of the oracle of a cascade. Money is None where its price is unknown.
+    """The share of a cascade's oracle in a plan. Money is None if the price is unknown.
 
     Attributes:
         model: The oracle: the provider, a slash, and the provider's own name for it.
-        requests: How many requests it is sent at once.
-        input_tokens, output_tokens, estimated_usd: What is expected of these.
-        later: How many more it is expected to be sent when the threshold is set.
-        later_usd: What these are expected to cost.
-        later_most: How many it can be sent then: as if nothing of the model were accepted.
-        reserved_usd: What is kept of limits for so many, at what is expected of each.
-        later_bound_usd: What so many can cost at most; None if unknown.
+        requests: The number of requests in the first wave.
+        input_tokens, output_tokens, estimated_usd: Their expected tokens and cost.
+        later: The expected number of requests after the threshold is set.
+        later_usd: The expected cost of these.
+        later_most: The largest number of requests then, if every label of the model is rejected.
+        reserved_usd: The expected cost of `later_most` requests, which limits reserve.
+        later_bound_usd: The highest cost of `later_most` requests; None if unknown.
     """
 
     model: str
@@ -114,20 +112,20 @@ class Plan:
     """A submission before it is stored. Each step returns a plan that has more.
 
     Attributes:
-        verdict: Whether the rows are known.
+        verdict: The state of the rows in the ledger.
         drafted: The counts of rows and requests, and the shards to send.
         estimate: The expected tokens and cost of these shards.
-        known: The newest submission that has these rows; None if none has.
+        known: The newest submission with these rows, if any.
         sources: The ids of the submissions whose answers are reused.
-        whole: The estimate that limits count, with the most that a cascade keeps for its oracle; None: `estimate`.
-        levels, oracle: What a cascade decides, and what its oracle is asked; None without a cascade.
-        reserved_usd: What limits keep for the oracle's later requests.
-        questions: How many requests a cascade asks at once; None without a cascade.
-        deadline: How long after the plan the submission turns to real time; None: never.
-        tuning: What earlier submissions chose, as it is stored; None: nothing is tuned.
-        money_steps: In how many steps limits of money let the requests out; None if unknown, or not all of them.
-        end: When the submission ends; None if nothing is sent, or nothing was sent before.
-        refusals: Why the plan is not committed.
+        whole: The estimate for limits, with the money that a cascade reserves for its oracle; None: `estimate`.
+        levels, oracle: The decisions and the oracle's share of a cascade; None without a cascade.
+        reserved_usd: The money that limits reserve for the oracle's later requests.
+        questions: The number of requests that a cascade asks at once; None without a cascade.
+        deadline: The time from the plan to the turn to real time, if there is a deadline.
+        tuning: The stored choices of the tuner, if the deployment tunes.
+        money_steps: The number of steps in which limits of money release the requests; None if unknown.
+        end: The forecast of the end. None for a plan without requests, or for a model without history.
+        refusals: The reasons against committing the plan.
     """
 
     verdict: Verdict
@@ -148,27 +146,27 @@ class Plan:
 
     @property
     def in_limits(self) -> Estimate:
-        """The estimate that limits count."""
+        """The estimate for limits."""
         return self.estimate if self.whole is None else self.whole
 
     @property
     def missing_gold(self) -> tuple[object, ...]:
-        """The keys of sampled rows that have no gold."""
+        """The keys of sampled rows without gold."""
         found = (refusal.keys for refusal in self.refusals if isinstance(refusal, MissingGoldError))
         return next(found, ())
 
 
 @dataclass(frozen=True)
 class Planning:
-    """What the steps of one plan read, and where they write.
+    """The input of the steps of one plan, and the place of its files.
 
     Attributes:
-        labeling, deployment: The question, and where it is asked.
+        labeling, deployment: The question and its deployment.
         partition, submission_id: Of the submission.
-        knowledge: What is known of the partition.
-        writer: Writes the submission's files: into a temporary folder where the plan is only shown.
-        tuning: Chooses by earlier submissions; None: nothing is tuned.
-        unwanted: Removes what is written, unless the plan is committed.
+        knowledge: The partition's submissions and their answers.
+        writer: Writes the submission's files; a preview writes into a temporary folder.
+        tuning: Chooses by earlier submissions; None if the deployment does not tune.
+        unwanted: Removes the written files of a plan that is not committed.
     """
 
     labeling: Labeling
@@ -212,7 +210,7 @@ def take_steps(plan: Plan, planning: Planning, steps: Sequence[PlanStep]) -> Pla
 
 
 def tune(plan: Plan, planning: Planning) -> Plan:
-    """Set the deadline, and what earlier submissions chose."""
+    """Set the deadline and the stored choices of the tuner."""
     deadline, tuning = planning.labeling.realtime.deadline, planning.tuning
     if tuning is None:
         return replace(plan, deadline=deadline)
@@ -222,21 +220,19 @@ def tune(plan: Plan, planning: Planning) -> Plan:
 
 
 def count_money_steps(plan: Plan, planning: Planning) -> Plan:
-    """Count in how many steps limits of money let the requests out."""
+    """Count the steps in which limits of money release the requests."""
     return replace(plan, money_steps=forecast_steps(planning.deployment, planning.labeling, plan.estimate))
 
 
 def check_limits(plan: Plan, planning: Planning) -> Plan:
-    """Refuse a plan that limits of money have no room for."""
+    """Refuse a plan that exceeds a limit of money."""
     deployment, unsent = planning.deployment, _unsent(planning)
     refusal: BudgetError | None = find_refusal(deployment, planning.labeling, plan.in_limits, unsent)
     return plan if refusal is None else replace(plan, refusals=(*plan.refusals, refusal))
 
 
 def _unsent(planning: Planning) -> list[str]:
-    """Return the ids of shards that will not be sent when another submission supersedes the open ones, and of those
-    submissions, which keep money for later rounds.
-    """
+    """Return the ids of the open submissions and of their unsent shards. Both release their money if superseded."""
     still_open = [one for one in planning.knowledge.history if one.state is SubmissionState.OPEN]
     ledger = planning.deployment.ledger
     shards = [shard for submission in still_open for shard in ledger.shards.of_submission(submission.submission_id)]
@@ -244,13 +240,13 @@ def _unsent(planning: Planning) -> list[str]:
     return [*unsent, *(submission.submission_id for submission in still_open)]
 
 
-# whether a new attempt may follow -------------------------------------------------------------------------------------
+# new attempts -------------------------------------------------------------------------------------------------------
 
 
 def _may_follow(planning: Planning, known: Submission) -> bool:
-    """Return whether a new attempt may follow for the same rows, as it may where the answers were pruned.
+    """Return whether a new attempt may follow for the same rows.
 
-    So it may where a cascade's decision is lost: it is decided anew, from the answers that are there.
+    It may after the answers were pruned, and after a cascade's decision was lost: the stored answers give a new one.
     """
     ledger = planning.deployment.ledger
     anyway = planning.knowledge.again or is_pruned(ledger, known) or _has_lost_levels(planning, known)
@@ -262,7 +258,7 @@ def _may_follow(planning: Planning, known: Submission) -> bool:
 
 
 def _has_lost_levels(planning: Planning, known: Submission) -> bool:
-    """Return whether a settled cascade has no file any more that gives its rows their levels."""
+    """Return whether a settled cascade has lost the file with its decisions."""
     if planning.labeling.cascade is None or known.state is not SubmissionState.SETTLED:
         return False
     return levels_of(planning.deployment.payloads, known) is None
@@ -273,8 +269,8 @@ def _may_be_followed(known: Submission, *, again: bool) -> bool:
         return False
     if again or known.state is SubmissionState.CANCELED:
         return True
-    # A request without a result may have been billed, so only a person sends it again. Where every request was refused,
-    # nothing was billed, and another attempt costs nothing extra.
+    # A request without a result may have been billed, so only a person sends it again. Refused requests cost nothing:
+    # if all were refused, another attempt is not paid twice.
     paid = {Outcome.SUCCEEDED.value, Outcome.INVALID.value, Outcome.MISSING.value} & set(known.outcomes)
     return bool(known.requests) and not paid
 
@@ -285,11 +281,11 @@ def _may_be_followed(known: Submission, *, again: bool) -> bool:
 def commit(
     plan: Plan, planning: Planning, draft: Draft, run_id: str | None, check_lease: Callable[[], None]
 ) -> Submission:
-    """Store a plan, and return its submission: a new one, or the known one.
+    """Store a plan, and return its new or known submission.
 
-    The caller holds the lease of the partition, which `check_lease` checks, and those of its open submissions. Raises
-    the plan's first refusal, or LeaseError where the partition has changed since it was read, as after a process was
-    frozen for longer than its leases.
+    The caller holds the leases of the partition (see `check_lease`) and of its open submissions. Raises the plan's
+    first refusal. Raises LeaseError if the partition has changed since it was read, as after the process was frozen for
+    longer than its leases.
     """
     if plan.refusals:
         raise plan.refusals[0]
@@ -301,7 +297,7 @@ def commit(
     if plan.verdict is Verdict.REPEATED:
         draft.discard_requests()
     submission = new_submission(plan, planning, run_id)
-    # Shards of older submissions that are not sent any more free their money for this one.
+    # Superseded submissions release the money of their unsent shards for this one.
     with committing_estimate(planning.deployment, plan.in_limits):
         # After each wait, and before the first effect: a process may have been frozen.
         if (same := _same_of_others(planning, submission)) is not None:
@@ -313,7 +309,7 @@ def commit(
 
 
 def _same_of_others(planning: Planning, submission: Submission) -> Submission | None:
-    """Return the same submission where another process has stored it since the partition was read."""
+    """Return the same submission if another process has stored it since the partition was read."""
     known = {one.submission_id: (one.state, one.waves) for one in planning.knowledge.history}
     for other in planning.deployment.ledger.submissions.of_partition(
         submission.namespace, submission.asset, submission.partition

@@ -42,7 +42,7 @@ __all__ = ["Planner", "check_definition"]
 def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: bool = False) -> None:
     """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row.
 
-    `is_sent`: it was sent already, so that no parameter is refused.
+    `is_sent`: the batch exists already, so all parameters are accepted.
     """
     for one in labeling.models:
         _ = deployment.codec(one)
@@ -74,8 +74,8 @@ class Planner:
 
     Args:
         labeling: The question about each row.
-        deployment: Where it is asked.
-        find_tuning: Returns what chooses by earlier submissions, or None.
+        deployment: Its deployment.
+        find_tuning: Returns the tuner of a new submission, or None.
         sample: The step that draws the sample of a cascade.
         forecast_end: The step that forecasts when the submission ends.
     """
@@ -92,8 +92,8 @@ class Planner:
         lease_name = plan_lease(self.deployment.namespace, self.labeling.asset, partition)
         # The rows were given before another process is waited for.
         before = {one.submission_id for one in self._open_and_all(partition)[1]}
-        # One process plans a partition at a time. Nobody may send shards of its submissions, or settle them, while this
-        # plan decides which requests are in flight.
+        # One process plans a partition at a time. Meanwhile its submissions are neither sent nor settled: the plan
+        # decides by the requests in flight.
         with (
             self.deployment.ledger.leases.hold(lease_name, wait_seconds=PLAN_WAIT_SECONDS) as lease,
             hold_and_read(self.deployment, lambda: self._open_and_all(partition)) as (_, history),
@@ -151,7 +151,7 @@ class Planner:
         *,
         again: bool,
     ) -> Planning:
-        """Read what is known of a partition. The payload store of `stored_in` takes the files."""
+        """Read the knowledge of a partition. The payload store of `stored_in` takes the files."""
         # Workers on other machines would not see a temporary folder of this one.
         labeling = self.labeling if stored_in is self.deployment else replace(self.labeling, workers=None)
         writer = SubmissionWriter(labeling, stored_in)
@@ -177,7 +177,7 @@ class Planner:
         )
 
     def _draft(self, planning: Planning, rows: Any, name: str) -> tuple[Plan, Draft]:
-        """Return the plan of these rows after its steps, and its draft. `name` is that of the ledger's submissions."""
+        """Return the plan of these rows after its steps, and its draft. The ledger has the dataset as `name`."""
         knowledge, cascade = planning.knowledge, self.labeling.cascade
         draft = planning.writer.draft(
             planning.submission_id, planning.partition, knowledge.requests, knowledge.erased, knowledge.rows
@@ -201,7 +201,7 @@ class Planner:
         return {one.submission_id for one in history if one.state is SubmissionState.OPEN}, history
 
     def _may_be_stored(self, submission_id: str) -> bool:
-        """Return whether the ledger has a submission, or does not answer: files that nothing needs are pruned later."""
+        """Return whether the ledger has a submission, or does not answer. Unneeded files are pruned later."""
         try:
             return bool(self.deployment.ledger.submissions.find_known([submission_id]))
         except LedgerError:

@@ -33,38 +33,37 @@ class Preview:
 
     Attributes:
         rows: All rows.
-        skipped: Rows that are empty, and would not be sent.
-        unreadable: Rows whose images cannot be read, and that would not be sent, with the reason of the first.
-        erased_rows: Rows that came, and would be left out since they were erased.
-        requests: Different requests among the others.
+        skipped: Empty rows, which would not be sent.
+        unreadable: Rows with unreadable images, which would not be sent, and the first reason.
+        erased_rows: Erased rows, which would be left out.
+        requests: Different requests among the other rows.
         reused: Requests that are answered or in flight already.
-        shards: What would be sent.
-        input_tokens, output_tokens: What is expected of the requests that would be sent.
-        input_bound, output_bound: How many tokens they can have at most; None where nobody knows.
-        estimated_usd: What they are expected to cost.
-        p05_usd: What 19 of 20 such submissions cost more than; None: too few came before.
-        p95_usd: What 19 of 20 such submissions cost less than.
-        bound_usd: What they can cost at most, if each is sent once; of a cascade with all that its oracle can be asked.
-        learned: What was learned from earlier submissions, if there are any.
-        has_tokenizer: Whether the model's own tokenizer has counted some of the texts.
-        realtime_usd: What they would cost in real time.
-        price_basis: Where the price is from.
-        known: The submission that these rows have already; nothing would be sent then.
-        lost: Requests of `known` that have no answer any more, since it is lost here and at the provider. A person's
-            `retry` asks, and pays, them again.
-        refused: Why a budget would refuse it; None where none would.
-        longest: The longest requests that would be sent, longest first.
-        context_tokens: What the model takes in all, as the price book knows it.
-        queue_limit: The limit of the provider's queue, where one is declared.
-        rounds: In how many steps it lets the batches into an empty queue, each when those before have ended.
-        steps: In how many steps limits of money let them out, each when those before are billed, if all costs what is
-            expected. None: not all of them, or nobody knows.
-        levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
-        oracle: Of a cascade: what is asked of its oracle. Unless that is asked alone, tokens are the other model's.
-        missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
-        end: How long it takes from plan to end, if it is sent now; None: nothing is sent, or nothing was sent before.
-        output_basis: What the output is taken from, where it is not learned; None: there is none.
-        tuning: What was chosen by earlier submissions, as it would be stored; None: nobody asks for it.
+        shards: The shards to send.
+        input_tokens, output_tokens: Their expected tokens.
+        input_bound, output_bound: Their largest number of tokens; None if unknown.
+        estimated_usd: Their expected cost.
+        p05_usd: A cost that 19 of 20 such submissions exceed; None with too little history.
+        p95_usd: A cost that 19 of 20 such submissions stay below.
+        bound_usd: The highest cost, if each request is sent once; for a cascade, with all requests to its oracle.
+        learned: The estimate from earlier submissions, if there are any.
+        has_tokenizer: True if the model's own tokenizer has counted some of the texts.
+        realtime_usd: The expected cost in real time.
+        price_basis: The source of the price.
+        known: The submission that has these rows already, if any. Then nothing would be sent.
+        lost: Requests of `known` whose answers are lost here and at the provider. `retry` asks and pays them again.
+        refused: The reason of a limit that refuses the plan, if one does.
+        longest: The longest requests, longest first.
+        context_tokens: The model's context window in the price book.
+        queue_limit: The declared limit of the provider's queue, if any.
+        rounds: The number of rounds in which an empty queue takes the batches, each after the end of the last.
+        steps: The number of steps in which limits of money release the batches at their expected cost, each after the
+            bills of the last. None if unknown, or if some are not released.
+        levels: The decisions of a cascade: its sample, or that its oracle answers all rows.
+        oracle: The share of a cascade's oracle. The tokens above are the other model's, unless the oracle is alone.
+        missing_gold: The keys of sampled rows without gold.
+        end: The forecast of the end. None for a plan without requests, or for a model without history.
+        output_basis: The source of the expected output, if it is not learned.
+        tuning: The stored choices of the tuner, if the deployment tunes.
     """
 
     rows: int
@@ -111,15 +110,15 @@ class Preview:
 
 
 def output_basis_of(deployment: Deployment, labeling: Labeling) -> str | None:
-    """Return in words what the output of a labeling's requests is taken from where nothing was learned."""
+    """Return the source of a labeling's expected output without history, in words."""
     expected = deployment.estimate(labeling).output.expected
     return output_basis(labeling.spec, expected, labeling.spend.expected_output_tokens)
 
 
 def parameter_warnings(deployment: Deployment, labeling: Labeling) -> list[str]:
-    """Return in sentences what is sent to a labeling's model that its provider may refuse.
+    """Return a sentence for each parameter that a labeling's provider may refuse.
 
-    Raises ConfigError for what it would refuse in every row.
+    Raises ConfigError for a parameter that it would refuse in every row.
     """
     return [*check_parameters(deployment.codec(labeling))]
 
@@ -182,7 +181,7 @@ def _figures(plan: Plan) -> Preview:
 
 
 def _count_lost(deployment: Deployment, known: Submission) -> int:
-    """Return how many requests of a submission have no answer any more, since files were lost."""
+    """Return the number of requests of a submission whose answers were lost with their files."""
     gone = (shard for shard in deployment.ledger.shards.of_submission(known.submission_id) if shard.cause is Cause.GONE)
     return sum(shard.requests - _count_answers(deployment, shard) for shard in gone if shard.results_path)
 

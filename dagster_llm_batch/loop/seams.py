@@ -1,4 +1,4 @@
-"""Protocols of what the engine hands to the loop, which imports neither cascades nor advice."""
+"""Protocols of the functions that the engine hands to the loop: the loop imports neither cascades nor advice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tuning(Protocol):
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """All choices so far, as they are stored with the submission."""
+        """All choices so far. They are stored with the submission."""
         ...
 
     def choose_lead(self, requests: int) -> timedelta:

@@ -106,7 +106,7 @@ class SubmissionWriter:
         return wave.files(limits, owner, prices, chosen)
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
-        """Return the file that has all requests for a fallback, as it is configured now."""
+        """Return the file with all requests for a fallback in its present configuration."""
         configuration = self.deployment.configuration(fallback)
         return Spare(
             codec=self.deployment.codec(fallback),
@@ -116,8 +116,8 @@ class SubmissionWriter:
 
     def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
         """Return an estimate without any request yet for one of the labeling's models."""
-        # The history of a fallback says nothing: it gets the requests that the first model did not answer. The oracle
-        # of a cascade is asked a sample, and so much more that it has a history of its own.
+        # A fallback gets the requests that the first model did not answer, so its history is of no use. The oracle of a
+        # cascade has a history of its own.
         learned = self._learned if labeling.model == self.labeling.model else None
         if self.labeling.cascade is not None and labeling.model == self.labeling.models[1].model:
             learned = self._learned_of_oracle
