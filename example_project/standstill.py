@@ -152,7 +152,7 @@ def _silent_daemons(instance: dg.DagsterInstance) -> Iterator[str]:
 
 
 def _submissions(engine: Engine) -> Iterator[str]:
-    outlook = engine.outlook()
+    outlook = engine.activity.outlook()
     for progress in engine.ledger.submissions.progress(engine.namespace):
         submission = progress.submission
         last = outlook.last.get(submission.submission_id)

@@ -102,7 +102,9 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 landed = each_partition(
                     context,
                     lambda partition: landing.land(context, engine, partition, run),
-                    lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
+                    lambda partition, reason: engine.activity.note_failed(
+                        dataset.labeling.asset, partition or "", reason
+                    ),
                     writer.may_begin,
                 )
                 yield from begin_downstream(context, dataset.mode, landed)
@@ -272,7 +274,7 @@ class _Landing:
             return self._land(context, engine, partition, found, run)
         except DefinitionChangedError as error:
             # Each further run would end here, so the sensor need not ask for one.
-            engine.note_stranded(found.status.submission.submission_id, str(error))
+            engine.activity.note_stranded(found.status.submission.submission_id, str(error))
             raise
 
     def _settle(
@@ -528,7 +530,7 @@ class _Landing:
             return False
         shards = engine.ledger.shards.of_submission(submission.submission_id) if shards is None else shards
         unsent = any(shard.wave == 1 and shard.state in (ShardState.PLANNED, ShardState.SUBMITTING) for shard in shards)
-        return unsent and submission.run_id in engine.runs_at_work()
+        return unsent and submission.run_id in engine.activity.runs_at_work()
 
     def _measure(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> None:
         if self._dataset.resource(context).telemetry:

@@ -43,7 +43,7 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
             status = engine.status(submission_id)
         except TransientError as error:
             # Nothing is lost but time: the note in the ledger makes the sensor try again later.
-            engine.note_unavailable(submission_id, error)
+            engine.activity.note_unavailable(submission_id, error)
             context.log.warning(f"The provider does not answer now, to be tried again: {error}")
             status = engine.status(submission_id)
         is_first = False

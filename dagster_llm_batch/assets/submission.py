@@ -152,7 +152,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         are_sent = False
         # All partitions are planned before any is sent, so that they can share batches. The lease of `at_work` tells
         # the sensor that what is planned here is about to be sent by this run.
-        with engine.at_work(context.run.run_id):
+        with engine.activity.at_work(context.run.run_id):
             planned = partitions.map(plan)
             if len(planned) > 1:
                 # each partition says for itself what is in its way

@@ -52,7 +52,7 @@ def read_facts(
     """
     ledger, namespace = engine.ledger, engine.namespace
     undelivered = ledger.submissions.progress(namespace, unreadable=unreadable) if undelivered is None else undelivered
-    outlook = engine.outlook(unreadable) if outlook is None else outlook
+    outlook = engine.activity.outlook(unreadable) if outlook is None else outlook
     flying = ledger.shards.in_flight(namespace, unreadable=unreadable) if flying is None else flying
     known = {one.submission.submission_id: one.submission for one in undelivered}
     waiting = [s for s in ledger.queues.waiting_for_room(namespace, unreadable) if s.submission_id in known]
@@ -180,7 +180,7 @@ def _seen(
         for one in each
         if waits_for_dataset(one)
     ]
-    told = engine.told_since(engine.now() - _TOLD_WITHIN) if at_rest else set()
+    told = engine.activity.reported_since(engine.now() - _TOLD_WITHIN) if at_rest else set()
     for submission_id, (submission, shards) in engine.ledger.submissions.get_all_with_shards(
         at_rest, unreadable
     ).items():

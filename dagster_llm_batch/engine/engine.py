@@ -11,7 +11,7 @@ can do the next step.
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dagster_llm_batch.advice.steps import find_tuning, forecast_end
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.engine.activity import Activity
 from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
 from dagster_llm_batch.engine.seams import escalate, sample
 from dagster_llm_batch.errors import (
@@ -30,7 +31,6 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.files.request_writer import COUNTS
-from dagster_llm_batch.loop import activity
 from dagster_llm_batch.loop.breaker import Breaker
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.decisions import give_up, resolve
@@ -50,14 +50,11 @@ from dagster_llm_batch.loop.submit import (
     recover_partition,
     recover_planned,
 )
-from dagster_llm_batch.loop.submit_queue import Dispatcher, drop, keep_places
+from dagster_llm_batch.loop.submit_queue import Dispatcher, drop
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable
-from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Stranded, Turn, Unavailable
 from dagster_llm_batch.storage.ledger.holds import UNSENT
-from dagster_llm_batch.storage.ledger.queues import QueueLines
-from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
@@ -88,6 +85,7 @@ class Engine:
         self.ledger = deployment.ledger
         self.payloads = deployment.payloads
         self.namespace = deployment.namespace
+        self.activity = Activity(deployment)
         self._poller = Poller(deployment)
 
     @property
@@ -425,77 +423,6 @@ class Engine:
             # Fewer requests have an answer than were counted.
             self.ledger.submissions.settle(submission_id, **assembler.settlement())
         return assembler
-
-    # what to do next ------------------------------------------------------------------------------------------------
-
-    def needs_recovery(self, progress: Progress) -> bool:
-        """Return whether a create call of the submission left no record."""
-        return ShardState.SUBMITTING in progress.states
-
-    def queue_lines(self) -> QueueLines:
-        """Return the lines before declared queues, each read once, for `can_advance` of many submissions."""
-        return QueueLines(self.ledger.queues)
-
-    def can_advance(self, progress: Progress, lines: QueueLines | None = None) -> bool:
-        """Return whether `advance` would send, collect or settle something."""
-        submission, states = progress.submission, set(progress.states)
-        if ShardState.PLANNED in states and activity.can_send(self.deployment, submission, lines):
-            return True
-        return not states & {ShardState.PLANNED, *IN_FLIGHT} and not self.ledger.submissions.find_unsettled(
-            submission.reused_from
-        )
-
-    def at_work(self, run_id: str) -> AbstractContextManager[object]:
-        """Show during a block that this run plans and sends, so that nobody else sends what it has planned so far."""
-        return self.deployment.at_work(run_id)
-
-    def runs_at_work(self) -> set[str]:
-        """Return the ids of the runs that plan and send now, without those of dead processes."""
-        return self.deployment.runs_at_work()
-
-    def keep_places(self, assets: Sequence[str]) -> None:
-        """Record that somebody looks after these assets. Shards of others lose their place in queues in time."""
-        keep_places(self.deployment, assets)
-
-    def outlook(self, unreadable: Unreadable | None = None) -> activity.Outlook:
-        """Return which undelivered submissions are worked on, and their last events. See Ledger.progress."""
-        return activity.look_out(self.deployment, unreadable)
-
-    def note_turns(self, submission_ids: Sequence[str]) -> None:
-        """Record that waiting shards may be sent, so that a run for them has a new run key."""
-        self.ledger.events.add_all(submission_ids, Turn())
-
-    def note_unavailable(self, submission_id: str, error: TransientError) -> None:
-        """Record that the provider did not answer, and that another try is worthwhile later."""
-        self.ledger.events.add(submission_id, Unavailable(str(error)))
-
-    def note_failed(self, asset: str, partition: str, detail: str) -> None:
-        """Record that a run could not land the labels of a partition: others are not to land in one run with it."""
-        if (submission := self.latest(asset, partition)) is not None:
-            self.ledger.events.add(submission.submission_id, LandingFailed(detail))
-
-    def lost_runs(self, submission_id: str) -> int:
-        """Return how many of the last runs that were to land the labels ended without having done anything."""
-        return activity.count_lost(self.ledger.events.of_submission(submission_id))
-
-    def note_lost(self, submission_id: str, detail: str) -> None:
-        """Record that a run that was to land the labels did nothing, and that another is worth a try."""
-        self.ledger.events.add(submission_id, LandingLost(detail))
-
-    def note_stranded(self, submission_id: str, detail: str) -> None:
-        """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
-        self.ledger.events.add(submission_id, Stranded(detail))
-
-    def note_told(self, submission_ids: Sequence[str]) -> None:
-        """Record that a person was told what waits for one."""
-        self.ledger.events.add_all(submission_ids, PersonTold())
-
-    def told_since(self, since: datetime) -> set[str]:
-        """Return the undelivered submissions of which a person was told since then that something waits for one."""
-        told = self.ledger.events.last_of_all(self.namespace, kind=activity.TOLD)
-        now = self.deployment.clock()
-        # A time that lies ahead was set by a clock that was wrong.
-        return {submission_id for submission_id, event in told.items() if since <= event.at <= now}
 
     def now(self) -> datetime:
         return self.deployment.clock()

@@ -174,7 +174,7 @@ def count_lost(events: Sequence[Event]) -> int:
 
 
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
-    """See Engine.outlook. Takes five queries, however many submissions there are."""
+    """See Activity.outlook. Takes five queries, however many submissions there are."""
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),

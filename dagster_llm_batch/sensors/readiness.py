@@ -62,7 +62,7 @@ def read_runs(state: TickState) -> UnfinishedRuns:
         state.context.instance,
         repository(state),
         state.labels,
-        state.engine.runs_at_work(),
+        state.engine.activity.runs_at_work(),
         state.now,
         partial(is_within, state, state.bounds.poll_seconds),
         state.bounds,
@@ -106,7 +106,7 @@ def _find_moving(
     """Return the submissions that can go on, and whether batches of others were looked for."""
     moving: list[Submission] = []
     was_recovered = False
-    lines = state.engine.queue_lines()
+    lines = state.engine.activity.queue_lines()
     for progress in undelivered:
         submission = progress.submission
         with apart(state, submission.place):
@@ -114,8 +114,8 @@ def _find_moving(
                 if (run := runs.submitting(submission.asset, submission.partition)) is not None:
                     # Half of what it will send is planned, and what it sends has no record yet: all of that is its own.
                     note(state, f"{submission.asset}: run {short_run(run.run_id)} is at work on its submission")
-                elif not state.engine.needs_recovery(progress):
-                    if state.engine.can_advance(progress, lines):
+                elif not state.engine.activity.needs_recovery(progress):
+                    if state.engine.activity.can_advance(progress, lines):
                         moving.append(submission)
                 elif has_time(state):
                     # It can go on at a later tick, when its batches are found, or known to be absent.
@@ -170,8 +170,8 @@ def find_ready(
         if submission.submission_id not in later and _is_free(state, submission, runs, outlook)
     ]
     if turns := [submission.submission_id for submission in going if outlook.waited(submission.submission_id)]:
-        state.engine.note_turns(turns)
-        outlook = state.engine.outlook(partial(note_unreadable, state))
+        state.engine.activity.note_turns(turns)
+        outlook = state.engine.activity.outlook(partial(note_unreadable, state))
     by_place: dict[tuple[str, str], Ready] = {}
     for submission in going:
         with apart(state, submission.place):

@@ -124,19 +124,21 @@ def is_reported_for_good(state: TickState, condition: Condition) -> bool:
     submission = condition.submission
     if condition.kind is not ConditionKind.NO_PARTITION or not submission.is_settled:
         return False
-    return submission.submission_id in state.engine.told_since(submission.settled_at or submission.created_at)
+    return submission.submission_id in state.engine.activity.reported_since(
+        submission.settled_at or submission.created_at
+    )
 
 
 def fail_for_person(state: TickState) -> None:
     """Raise LLMBatchError for what waits for a person and was not reported lately. Call it when all else is done."""
     actions, first = state.notes.actions, state.notes.first
-    reported = state.engine.told_since(state.now - _REPORTED_EVERY) if actions else set()
+    reported = state.engine.activity.reported_since(state.now - _REPORTED_EVERY) if actions else set()
     due = {submission_id: text for submission_id, text in actions.items() if submission_id not in reported}
     unrecorded = {each: text for each, text in state.notes.unrecorded.items() if is_unreported(state, each)}
     if not due and not unrecorded:
         return
     if due:
-        state.engine.note_told(list(due))
+        state.engine.activity.note_reported(list(due))
     _reported_at.update(dict.fromkeys(unrecorded, state.now))
     # Those that are shown in any case.
     shown = [*unrecorded.values(), *(text for each, text in due.items() if each in first)]

@@ -203,7 +203,7 @@ class LostRuns:
         """Return how many runs were lost in a row, up to now."""
         if outlook.last_but_waiting[submission_id].kind != LOST and outlook.refused(submission_id) is None:
             return 0
-        return self._engine.lost_runs(submission_id)
+        return self._engine.activity.lost_runs(submission_id)
 
     def reason_not_to_ask(self, group: Group) -> str | None:
         """Say what became of the run that was asked for the group as it is now; None where there is none.
@@ -235,7 +235,7 @@ class LostRuns:
         reason = f"{ending}; asked for again {self._bounds.asked_again(group.lost + 1)}"
         for ready in group.ready:
             for submission_id in ready.submissions:
-                self._engine.note_lost(submission_id, reason)
+                self._engine.activity.note_lost(submission_id, reason)
         return f"{reason}, at the next tick"
 
     def _reason_to_wait(self, group: Group) -> str | None:
@@ -256,7 +256,7 @@ class LostRuns:
         """Put on record that a person has to look, and show it as a failed check."""
         for ready in group.ready:
             for submission_id in ready.submissions:
-                self._engine.note_stranded(submission_id, reason)
+                self._engine.activity.note_stranded(submission_id, reason)
         failures = []
         for ready in group.ready:
             try:

@@ -99,8 +99,8 @@ def run_tick(state: TickState, most_partitions: int, remarks: Iterable[str] = ()
 def _find_ready(state: TickState, flying: Sequence[Shard]) -> tuple[list[Ready], Sequence[Progress]]:
     """Find the partitions that a run can bring further, and report conditions; return also what is undelivered."""
     with apart(state, "places in queues"):
-        state.engine.keep_places(list(state.labels))
-    read_outlook = partial(state.engine.outlook, partial(note_unreadable, state))
+        state.engine.activity.keep_places(list(state.labels))
+    read_outlook = partial(state.engine.activity.outlook, partial(note_unreadable, state))
     # Read anew: polling has moved shards since the tick began.
     undelivered = read_undelivered(state)
     if not undelivered.own:

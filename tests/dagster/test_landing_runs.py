@@ -403,7 +403,7 @@ def test_a_submission_run_that_shows_no_life_for_five_minutes_holds_nothing_back
     assert tick(location).run_requests == []
     long_ago(location, run, minutes=6)  # its machine is gone, and nobody has told Dagster
     engine = location.engine()
-    with engine.at_work(run.run_id):
+    with engine.activity.at_work(run.run_id):
         assert tick(location).run_requests == []
     engine.ledger.close()
     assert asked(tick(location)) == [(DAYS[0], DAYS[0])]

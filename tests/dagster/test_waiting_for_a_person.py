@@ -251,7 +251,7 @@ def test_a_dataset_that_was_removed_before_it_was_sent_or_landed_fails_the_tick_
     assert "needs a person" in location.tick().skip_message  # it was told just now
     # Whose dataset it is may be told of something else by its own sensor: that has its turn.
     [progress] = location.engine().ledger.submissions.progress(location.resource.namespace)
-    assert location.engine().told_since(progress.submission.created_at) == set()
+    assert location.engine().activity.reported_since(progress.submission.created_at) == set()
     location.engine().cancel(progress.submission.submission_id)
     assert "needs a person" not in (location.tick().skip_message or "")
 
@@ -263,7 +263,7 @@ def test_a_batch_that_waits_while_a_poll_fails_is_not_told_as_one_that_cannot_be
     engine = location.engine()
     [progress] = engine.ledger.submissions.progress(location.resource.namespace)
     assert progress.states == {"submitted": 1, "planned": 1}
-    engine.note_unavailable(progress.submission.submission_id, TransientError("503"))
+    engine.activity.note_unavailable(progress.submission.submission_id, TransientError("503"))
     change(location, "at = datetime('now', '-3 hours') || '.000000'", "event")
     kinds = {one.kind for one in find_conditions(read_facts(engine, None, ()))}
     assert ConditionKind.NOT_SENT not in kinds

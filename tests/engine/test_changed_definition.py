@@ -101,7 +101,7 @@ def test_what_is_not_sent_yet_waits_while_a_batch_runs_and_is_dropped_with_words
     assert engine.submit(old, first).states == {"submitted": 1, "planned": 2}
     status = engine.advance(new, first)
     assert status.submission.state is SubmissionState.OPEN
-    assert (engine.outlook().stranded(first) or "").startswith("the definition has changed (prompt)")
+    assert (engine.activity.outlook().stranded(first) or "").startswith("the definition has changed (prompt)")
     workspace.emulator.settle()
     status = engine.advance(new, first)
     assert status.is_settled

@@ -311,7 +311,7 @@ def test_a_budget_for_ever_that_no_bill_can_free_gives_up_what_waits_and_says_so
         engine.submit(second, waiting)
         # The bill of what is in flight may leave room.
         assert engine.unsent(waiting).over_budget is None
-        why = engine.outlook().waits_for_money(waiting) or ""
+        why = engine.activity.outlook().waits_for_money(waiting) or ""
         assert "for money: the budget of $0.50 for all labeled datasets together has $0.00" in why
         engine.give_up(shard.shard_id)
         engine.advance(first, shard.submission_id)
@@ -338,12 +338,12 @@ def test_a_budget_is_kept_by_all_processes_together(tmp_path: Any, kind: LimitKi
         sent = [shard.requests for shard in workspace.engine().ledger.shards.in_flight("test")]
         assert sum(sent) == 6
         [waiting] = [each for each in engine.ledger.submissions.progress("test") if each.submission.asset == "c"]
-        assert not engine.can_advance(waiting)
+        assert not engine.activity.can_advance(waiting)
         [shard] = engine.ledger.shards.of_submission(submission.submission_id)
         assert "it waits for money: the budget of $0.50 for all labeled datasets together per day" in str(shard.reason)
         emulator.settle()
         workspace.skipped += timedelta(days=1)
-        assert engine.can_advance(waiting)
+        assert engine.activity.can_advance(waiting)
         assert run_on(workspace, definition, submission.submission_id, rules).submission.outcomes == {"succeeded": 4}
 
 
@@ -444,6 +444,6 @@ def test_nothing_is_tried_while_what_goes_first_waits_for_its_time(tmp_path: Any
         engine.submit(definition, submission.submission_id)
         [waiting] = engine.ledger.submissions.progress("test")
         assert not emulator.books.batches
-        assert not engine.can_advance(waiting)
+        assert not engine.activity.can_advance(waiting)
         workspace.skipped += timedelta(minutes=5)
-        assert engine.can_advance(waiting)
+        assert engine.activity.can_advance(waiting)

@@ -362,13 +362,13 @@ def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(workspac
     submission = engine.plan(definition, tickets(8))
     engine.submit(definition, submission.submission_id)
     [progress] = engine.ledger.submissions.progress("test")
-    assert not engine.can_advance(progress)
-    before = engine.outlook().attempt(submission.submission_id)
+    assert not engine.activity.can_advance(progress)
+    before = engine.activity.outlook().attempt(submission.submission_id)
     workspace.emulator.settle()
     engine.poll(engine.ledger.shards.of_submission(submission.submission_id))
     [progress] = engine.ledger.submissions.progress("test")
-    assert engine.can_advance(progress)
-    assert engine.outlook().attempt(submission.submission_id) > before
+    assert engine.activity.can_advance(progress)
+    assert engine.activity.outlook().attempt(submission.submission_id) > before
 
 
 def test_a_full_queue_is_asked_about_once_for_a_submission_however_many_shards_wait(
@@ -381,7 +381,7 @@ def test_a_full_queue_is_asked_about_once_for_a_submission_however_many_shards_w
     [progress] = engine.ledger.submissions.progress("test")
     assert progress.states == {"submitted": 1, "planned": 7}
     with statements() as asked:
-        assert not engine.can_advance(progress)
+        assert not engine.activity.can_advance(progress)
     assert sum("waits_until" in statement.partition("WHERE")[2] for statement in asked) == 1
 
 
@@ -393,9 +393,9 @@ def test_a_full_queue_is_read_once_for_a_look_at_all_that_waits_for_it(workspace
         engine.submit(definition, submission.submission_id)
     waiting = [one for one in engine.ledger.submissions.progress("test") if "planned" in one.states]
     assert len(waiting) == 9
-    lines = engine.queue_lines()
+    lines = engine.activity.queue_lines()
     with statements() as asked:
-        assert not any(engine.can_advance(progress, lines) for progress in waiting)
+        assert not any(engine.activity.can_advance(progress, lines) for progress in waiting)
     assert sum("sum(shard.requests)" in statement for statement in asked) == 1
     workspace.emulator.settle()
     engine.poll(
@@ -405,9 +405,9 @@ def test_a_full_queue_is_read_once_for_a_look_at_all_that_waits_for_it(workspace
             for shard in engine.ledger.shards.of_submission(one.submission.submission_id)
         ]
     )
-    lines = engine.queue_lines()
+    lines = engine.activity.queue_lines()
     # Nothing overtakes: only the first of them has room.
-    assert [engine.can_advance(progress, lines) for progress in waiting] == [True, *[False] * 8]
+    assert [engine.activity.can_advance(progress, lines) for progress in waiting] == [True, *[False] * 8]
 
 
 def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace: Workspace) -> None:
@@ -422,7 +422,7 @@ def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace:
         connection.execute(sa.update(SHARD).where(SHARD.c.shard_id == first).values(planned_at=earlier))
     database.dispose()
     [progress] = engine.ledger.submissions.progress("test")
-    assert engine.can_advance(progress)
+    assert engine.activity.can_advance(progress)
     engine.submit(definition, submission.submission_id)
     states = {
         shard.shard_id: shard.state.value for shard in engine.ledger.shards.of_submission(submission.submission_id)
@@ -437,12 +437,12 @@ def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(workspace: W
     submission = engine.plan(present, tickets(4))
     assert engine.submit(present, submission.submission_id).states == {"planned": 1}
     workspace.skipped += timedelta(minutes=59)
-    engine.keep_places(["removed"])
+    engine.activity.keep_places(["removed"])
     workspace.skipped += timedelta(minutes=59)
     assert engine.submit(present, submission.submission_id).states == {"planned": 1}
     workspace.skipped += timedelta(minutes=2)
     [_, progress] = engine.ledger.submissions.progress("test")
-    assert engine.can_advance(progress)
+    assert engine.activity.can_advance(progress)
     assert engine.submit(present, submission.submission_id).states == {"submitted": 1}
 
 

@@ -340,14 +340,14 @@ def test_partitions_that_are_sent_together_keep_to_the_queue_limit(workspace: Wo
         waiting = [
             progress for progress in engine.ledger.submissions.progress("test") if not progress.submission.is_settled
         ]
-        ready = [one.submission.submission_id for one in waiting if engine.can_advance(one)]
+        ready = [one.submission.submission_id for one in waiting if engine.activity.can_advance(one)]
         runs += len(ready)
         assert runs < 40  # a run is only asked for where it does something
         for one in ready:
-            before = engine.outlook().attempt(one)
-            engine.note_turns([one])
+            before = engine.activity.outlook().attempt(one)
+            engine.activity.note_turns([one])
             engine.advance(definition, one)
-            assert engine.outlook().attempt(one) > before
+            assert engine.activity.outlook().attempt(one) > before
         assert len(flying(engine, ids)) <= 2
         if not ready:
             workspace.emulator.settle()
@@ -380,7 +380,7 @@ def test_a_provider_that_takes_nothing_is_asked_less_often_also_when_others_wait
     submission = engine.plan(definition, tickets(6))
     workspace.emulator.inject(rate_limited(CREATE, times=3))
     engine.submit(definition, submission.submission_id)
-    assert engine.outlook().unavailable_since(submission.submission_id) is not None
+    assert engine.activity.outlook().unavailable_since(submission.submission_id) is not None
 
 
 def test_a_queue_that_another_process_fills_at_this_moment_costs_time_only(workspace: Workspace) -> None:

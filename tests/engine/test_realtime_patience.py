@@ -73,13 +73,13 @@ def test_an_hour_that_the_provider_names_is_not_waited_for_and_the_rest_is_asked
     later = Run(workspace)
     for _ in range(3):  # whoever comes before makes no call
         [progress] = later.engine.ledger.submissions.progress("test")
-        assert not later.engine.can_advance(progress)
+        assert not later.engine.activity.can_advance(progress)
         later.engine.advance(definition(), one)
     assert calls(workspace) == 41
     workspace.skipped += timedelta(hours=1)
     workspace.emulator.clear_faults()
     [progress] = later.engine.ledger.submissions.progress("test")
-    assert later.engine.can_advance(progress)
+    assert later.engine.activity.can_advance(progress)
     settled = later.engine.advance(definition(), one)
     assert (settled.submission.outcomes, settled.submission.waves) == ({"succeeded": 100}, 1)
     assert len(billed(workspace)) == len(set(billed(workspace))) == 100
@@ -111,7 +111,7 @@ def test_the_patience_is_for_all_submissions_of_a_run_together(workspace: Worksp
     for submission_id in ids:
         run.engine.advance(definition(), submission_id)
     assert (run.slept, calls(workspace)) == (0, 1)
-    assert all(run.engine.outlook().unavailable_since(submission_id) is not None for submission_id in ids)
+    assert all(run.engine.activity.outlook().unavailable_since(submission_id) is not None for submission_id in ids)
 
 
 def test_answers_earn_patience_back_so_that_a_slow_provider_is_waited_for(workspace: Workspace) -> None:

@@ -90,7 +90,7 @@ def test_what_is_planned_is_not_sent_by_it_and_the_rest_lands(workspace: Workspa
     upgrade(workspace)
     engine = workspace.engine(**limit)
     assert engine.advance(definition, first).submission.state is SubmissionState.OPEN
-    assert WORDS in (engine.outlook().stranded(first) or "")
+    assert WORDS in (engine.activity.outlook().stranded(first) or "")
     workspace.emulator.settle()
     assert engine.advance(definition, first).submission.outcomes == {"succeeded": 2, "canceled": 4}
     assert len(workspace.emulator.books.batches) == 1

@@ -141,7 +141,7 @@ class Journey:
     def shown(self) -> list[Any]:
         """What was decided so far, without ids, times and words."""
         engine = self.engine()
-        outlook, ledger = engine.outlook(), engine.ledger
+        outlook, ledger = engine.activity.outlook(), engine.ledger
         progress = {one.submission.submission_id: one for one in ledger.submissions.progress("test")}
         shown: list[Any] = []
         for name, key in self.ids.items():
@@ -155,7 +155,7 @@ class Journey:
             ]
             waits = outlook.waits_for_money(key) is not None, outlook.waited(key) if outlook.is_open(key) else None
             unsent = [reason is not None for reason in engine.unsent(key)]
-            can = key in progress and engine.can_advance(progress[key])
+            can = key in progress and engine.activity.can_advance(progress[key])
             shown.append((name, submission.state, submission.outcomes, kinds, of, waits, unsent, can))
         conditions = find_conditions(read_facts(engine, None, ()))
         return [*shown, [(one.kind, one.submission.asset) for one in conditions]]

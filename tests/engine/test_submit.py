@@ -293,7 +293,7 @@ def test_two_engines_at_once_send_each_shard_once(workspace: Workspace) -> None:
     with workspace.engine().ledger.leases.hold(f"submission:{submission.submission_id}"):
         with pytest.raises(LeaseError, match="is held by"):
             workspace.engine().submit(definition, submission.submission_id)
-        assert workspace.engine().outlook().is_busy(submission.submission_id)
+        assert workspace.engine().activity.outlook().is_busy(submission.submission_id)
     workspace.engine().submit(definition, submission.submission_id)
     workspace.engine().submit(definition, submission.submission_id)
     assert len(workspace.emulator.books.batches) == 1
@@ -472,15 +472,15 @@ def test_the_steps_say_what_is_to_do_next(workspace: Workspace) -> None:
     def progress() -> Sequence[Any]:
         return engine.ledger.submissions.progress("test")
 
-    assert engine.needs_recovery(progress()[0])
-    assert not engine.can_advance(progress()[0])
+    assert engine.activity.needs_recovery(progress()[0])
+    assert not engine.activity.can_advance(progress()[0])
     engine.recover_batches(submission_id)
-    assert not engine.needs_recovery(progress()[0])
-    before = engine.outlook().attempt(submission_id)
+    assert not engine.activity.needs_recovery(progress()[0])
+    before = engine.activity.outlook().attempt(submission_id)
     workspace.emulator.settle()
     engine.poll(engine.ledger.shards.in_flight("test"))
-    assert engine.can_advance(progress()[0])
-    assert engine.outlook().attempt(submission_id) > before
+    assert engine.activity.can_advance(progress()[0])
+    assert engine.activity.outlook().attempt(submission_id) > before
     engine.advance(definition, submission_id)
     assert engine.status(submission_id).done == engine.status(submission_id).total == 5
 

@@ -173,9 +173,9 @@ def test_what_was_chosen_holds_up_nothing_for_ever_as_where_others_fill_the_queu
         engine.submit(definition, tuned.submission_id)
         assert engine.status(tuned.submission_id).states == {"planned": 1}
         [progress] = engine.ledger.submissions.progress("test")
-        assert not engine.can_advance(progress)
+        assert not engine.activity.can_advance(progress)
         workspace.skipped += passed
-    assert engine.can_advance(progress)
+    assert engine.activity.can_advance(progress)
     engine.submit(definition, tuned.submission_id)
     assert engine.status(tuned.submission_id).states == {"submitted": 1}
 
@@ -190,7 +190,7 @@ def test_what_was_chosen_is_asked_about_once_for_a_submission_however_many_shard
     [progress] = engine.ledger.submissions.progress("test")
     assert progress.states == {"submitted": 1, "planned": 9}
     with statements() as asked:
-        assert not engine.can_advance(progress)
+        assert not engine.activity.can_advance(progress)
     assert sum("sum(shard.tokens)" in statement for statement in asked) == 1
 
 
@@ -207,7 +207,7 @@ def test_of_partitions_that_are_sent_together_so_many_go_as_there_is_room_for(wo
     sent = [one for one in ids if engine.status(one).states == {"submitted": 1}]
     assert len(sent) == 3
     # None of the others is worth a run before one of them has ended.
-    assert not any(engine.can_advance(progress) for progress in engine.ledger.submissions.progress("test"))
+    assert not any(engine.activity.can_advance(progress) for progress in engine.ledger.submissions.progress("test"))
     for one in sent:
         workspace.finish(definition, one)
     engine.submit_together(definition, [one for one in ids if one not in sent])

@@ -250,7 +250,7 @@ def test_what_was_given_up_and_can_be_read_later_lands_and_is_not_paid_again(wor
     workspace.skipped += DAY
     ask(workspace)
     [progress] = workspace.engine().ledger.submissions.progress("test")
-    assert workspace.engine().can_advance(progress)
+    assert workspace.engine().activity.can_advance(progress)
     settled = workspace.engine().advance(labeling(), submission_id)
     assert settled.submission.outcomes == {"succeeded": 2}
     assert one(workspace, submission_id).cause is None

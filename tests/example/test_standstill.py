@@ -134,7 +134,7 @@ class TestEvidence:
         engine, day = resource.engine(), EXAMPLE_DAYS[0]
         rows = [{"text_id": "a", "text": "fine"}]
         submission = engine.plan(labeling_of(definitions.tweet_sentiment_lexicon), rows, partition=day)
-        engine.note_stranded(submission.submission_id, "run 1234, which was to land them, was canceled")
+        engine.activity.note_stranded(submission.submission_id, "run 1234, which was to land them, was canceled")
         told = describe_submissions(engine)
         assert f"{submission.place}: 1 shard planned" in told
         assert f"{submission.place} waits for a person: run 1234, which was to land them, was canceled" in told

@@ -140,7 +140,7 @@ def test_answers_that_come_after_a_batch_was_given_up_land_and_are_not_paid_agai
     workspace.pass_time(2 * HOUR)
     ask()
     [progress] = workspace.engine().ledger.submissions.progress("faults")  # its labels are to land again
-    assert workspace.engine().can_advance(progress)
+    assert workspace.engine().activity.can_advance(progress)
     status = advance(workspace, submission_id)
     assert status.is_settled
     assert status.shards[0].cause is None

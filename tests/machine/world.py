@@ -237,7 +237,7 @@ class World:
                 engine.stop_late(submission_id, tell)
             engine.poll(flying, tell)
             engine.poll_awaited(list(self.definitions), engine.now() - HOUR)
-            engine.keep_places(list(self.definitions))
+            engine.activity.keep_places(list(self.definitions))
 
         return self.step(act, end)
 

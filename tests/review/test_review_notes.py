@@ -88,7 +88,7 @@ def test_groups_have_share_examples_and_links_and_hold_only_text(desk):
 def test_a_note_stands_beside_the_definition_by_which_its_rows_were_asked_and_is_kept_once(desk):
     engine, client, _ = desk
     form = {**forms(client.get(PAGE, X_User="ada").text)[0], "text": NOTE.replace("\n", "\r\n")}
-    before = engine.outlook().last
+    before = engine.activity.outlook().last
     assert [send(client, form).status for _ in range(2)] == [303, 303]
     [note] = engine.ledger.notes.read("test", "ticket_labels")
     assert (note.annotator, note.text, note.group["gold"]) == ("ada", NOTE.strip(), "how_to <i>")
@@ -97,7 +97,7 @@ def test_a_note_stands_beside_the_definition_by_which_its_rows_were_asked_and_is
     # Nothing else of the submission is changed by it, nor is it news for the sensor.
     assert engine.ledger.submissions.get(first.submission_id) == first
     assert before.keys() == {first.submission_id, second.submission_id}
-    assert engine.outlook().last == before
+    assert engine.activity.outlook().last == before
     shown = client.get(PAGE, X_User="bob").text
     assert "&lt;b&gt;invoices&lt;/b&gt;" in shown
     changelog = client.get("/prompts/ticket_labels", X_User="bob").text

@@ -163,8 +163,8 @@ def test_the_model_waits_for_all_of_the_sample_and_is_asked_then(place: Place) -
     # A run that has nothing to do says so, and no other is requested.
     assert sent(engine.submit(labels, submission_id).shards) == counts
     [waiting] = engine.ledger.submissions.progress("n")
-    assert not engine.can_advance(waiting)
-    why = engine.outlook().waits_for_money(submission_id) or ""
+    assert not engine.activity.can_advance(waiting)
+    why = engine.activity.outlook().waits_for_money(submission_id) or ""
     assert "the sample that judges its labels, which goes first" in why
     status = place.finish(labels, submission_id, SpendLimit(most, "n", submission_id=submission_id))
     assert status.submission.outcomes["succeeded"] > counts[ORACLE]
@@ -243,7 +243,7 @@ def test_the_next_turn_uses_the_money_that_a_killed_process_has_kept(place: Plac
     kept = engine.ledger.money.committed_usd(limit)
     # All of the limit: no more could be kept beside it.
     assert kept > most / 2
-    assert engine.can_advance(engine.ledger.submissions.progress("n")[0])
+    assert engine.activity.can_advance(engine.ledger.submissions.progress("n")[0])
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: ROWS, ORACLE: 0}
     assert engine.ledger.money.committed_usd(limit) == kept
     assert place.finish(labels, submission_id, limit).submission.outcomes == {"succeeded": ROWS}
@@ -258,9 +258,9 @@ def test_while_the_sample_cannot_be_sent_its_room_is_not_the_models(place: Place
     engine.ledger.shards.delay([oracle.shard_id], place.now() + timedelta(minutes=5), "its provider is down")
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
     [waiting] = engine.ledger.submissions.progress("n")
-    assert not engine.can_advance(waiting)
+    assert not engine.activity.can_advance(waiting)
     place.skipped += timedelta(minutes=5)
-    assert engine.can_advance(waiting)
+    assert engine.activity.can_advance(waiting)
     assert sent(engine.submit(labels, submission_id).shards)[ORACLE] == SAMPLE
 
 
@@ -324,23 +324,23 @@ def test_no_run_is_requested_where_what_has_money_has_no_place_in_its_queue(
             each for each in engine.ledger.submissions.progress("n") if each.submission.submission_id == submission_id
         )
 
-    assert not engine.can_advance(waiting())
-    why = engine.outlook().waits_for_money(submission_id) or ""
+    assert not engine.activity.can_advance(waiting())
+    why = engine.activity.outlook().waits_for_money(submission_id) or ""
     assert "for the provider's queue, or for its time; the rest for money: " in why
     # Whoever asks for a run all the same is told once.
     events = len(engine.ledger.events.of_submission(submission_id))
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
     assert len(engine.ledger.events.of_submission(submission_id)) == events
-    assert not engine.can_advance(waiting())
+    assert not engine.activity.can_advance(waiting())
     # When there is a place, one run sends what there is money for, and no other is requested until that is billed.
     place.emulator.settle()
     place.skipped += timedelta(hours=1)
     engine.advance(definition(asset="other", cascade=None, model=f"openai/{ORACLE}"), other)
-    assert engine.can_advance(waiting())
+    assert engine.activity.can_advance(waiting())
     counts = sent(engine.submit(labels, submission_id).shards)
     assert 0 < counts[ORACLE] < SAMPLE
     assert not counts[MODEL]
-    assert not engine.can_advance(waiting())
+    assert not engine.activity.can_advance(waiting())
     place.finish(labels, submission_id, SpendLimit(bound * share, "n", submission_id=submission_id), **rules)
 
 

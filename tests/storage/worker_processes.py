@@ -78,7 +78,7 @@ def watch_until_settled(url: str, base_url: str, folder: Path, number: int, barr
             mine.poll(mine.ledger.shards.in_flight(NAMESPACE))
             for progress in mine.ledger.submissions.progress(NAMESPACE):
                 try:
-                    if mine.needs_recovery(progress):
+                    if mine.activity.needs_recovery(progress):
                         mine.recover_batches(progress.submission.submission_id)
                 except LeaseError:
                     continue

@@ -1,0 +1,97 @@
+"""Activity on undelivered submissions: the next act for each, runs at work, and notes of runs and the sensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+
+from dagster_llm_batch.errors import (
+    TransientError,
+)
+from dagster_llm_batch.loop import activity
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.submit_queue import keep_places
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger.apart import Unreadable
+from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Stranded, Turn, Unavailable
+from dagster_llm_batch.storage.ledger.queues import QueueLines
+from dagster_llm_batch.storage.ledger.records import Progress
+
+__all__ = ["Activity"]
+
+
+class Activity:
+    """The activity on the submissions of one deployment: `Engine.activity`."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment, self._ledger = deployment, deployment.ledger
+
+    def needs_recovery(self, progress: Progress) -> bool:
+        """Return whether a create call of the submission left no record."""
+        return ShardState.SUBMITTING in progress.states
+
+    def queue_lines(self) -> QueueLines:
+        """Return the lines before declared queues, each read once, for `can_advance` of many submissions."""
+        return QueueLines(self._ledger.queues)
+
+    def can_advance(self, progress: Progress, lines: QueueLines | None = None) -> bool:
+        """Return whether `advance` would send, collect or settle something."""
+        submission, states = progress.submission, set(progress.states)
+        if ShardState.PLANNED in states and activity.can_send(self._deployment, submission, lines):
+            return True
+        return not states & {ShardState.PLANNED, *IN_FLIGHT} and not self._ledger.submissions.find_unsettled(
+            submission.reused_from
+        )
+
+    def at_work(self, run_id: str) -> AbstractContextManager[object]:
+        """Show during a block that this run plans and sends, so that nobody else sends what it has planned so far."""
+        return self._deployment.at_work(run_id)
+
+    def runs_at_work(self) -> set[str]:
+        """Return the ids of the runs that plan and send now, without those of dead processes."""
+        return self._deployment.runs_at_work()
+
+    def keep_places(self, assets: Sequence[str]) -> None:
+        """Record that somebody looks after these assets. Shards of others lose their place in queues in time."""
+        keep_places(self._deployment, assets)
+
+    def outlook(self, unreadable: Unreadable | None = None) -> activity.Outlook:
+        """Return which undelivered submissions are worked on, and their last events. See Ledger.progress."""
+        return activity.look_out(self._deployment, unreadable)
+
+    def note_turns(self, submission_ids: Sequence[str]) -> None:
+        """Record that waiting shards may be sent, so that a run for them has a new run key."""
+        self._ledger.events.add_all(submission_ids, Turn())
+
+    def note_unavailable(self, submission_id: str, error: TransientError) -> None:
+        """Record that the provider did not answer, and that another try is worthwhile later."""
+        self._ledger.events.add(submission_id, Unavailable(str(error)))
+
+    def note_failed(self, asset: str, partition: str, detail: str) -> None:
+        """Record that a run could not land the labels of a partition: others are not to land in one run with it."""
+        if history := self._ledger.submissions.of_partition(self._deployment.namespace, asset, partition):
+            self._ledger.events.add(history[0].submission_id, LandingFailed(detail))
+
+    def lost_runs(self, submission_id: str) -> int:
+        """Return how many of the last runs that were to land the labels ended without having done anything."""
+        return activity.count_lost(self._ledger.events.of_submission(submission_id))
+
+    def note_lost(self, submission_id: str, detail: str) -> None:
+        """Record that a run that was to land the labels did nothing, and that another is worth a try."""
+        self._ledger.events.add(submission_id, LandingLost(detail))
+
+    def note_stranded(self, submission_id: str, detail: str) -> None:
+        """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
+        self._ledger.events.add(submission_id, Stranded(detail))
+
+    def note_reported(self, submission_ids: Sequence[str]) -> None:
+        """Record that a person was told what waits for one."""
+        self._ledger.events.add_all(submission_ids, PersonTold())
+
+    def reported_since(self, since: datetime) -> set[str]:
+        """Return the undelivered submissions of which a person was told since then that something waits for one."""
+        told = self._ledger.events.last_of_all(self._deployment.namespace, kind=activity.TOLD)
+        now = self._deployment.clock()
+        # A time that lies ahead was set by a clock that was wrong.
+        return {submission_id for submission_id, event in told.items() if since <= event.at <= now}
