@@ -102,12 +102,16 @@ def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_
     assert "| plain Python |" in done.stdout
 
 
-def test_a_row_enters_at_most_50_modules_to_be_submitted_and_at_most_46_to_land() -> None:
+# The ledger's one class of 73 methods is ten members, and a plan has its steps apart: more modules, each a small
+# part of one before. So functions are bounded, too: such a split does not multiply them.
+def test_a_row_enters_few_modules_and_functions_to_be_submitted_and_to_land() -> None:
     command = [sys.executable, "-m", "benchmarks.journey", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ways = json.loads(done.stdout)
     assert "engine.engine" in ways["submission"]
     assert "core.results" in ways["landing"]
-    assert len(ways["submission"]) <= 50, sorted(ways["submission"])
-    assert len(ways["landing"]) <= 46, sorted(ways["landing"])
+    assert len(ways["submission"]) <= 61, sorted(ways["submission"])
+    assert len(ways["landing"]) <= 50, sorted(ways["landing"])
+    assert sum(map(len, ways["submission"].values())) <= 515
+    assert sum(map(len, ways["landing"].values())) <= 392

@@ -57,7 +57,7 @@ class Activity:
         keep_places(self._deployment, assets)
 
     def outlook(self, unreadable: Unreadable | None = None) -> activity.Outlook:
-        """Return which undelivered submissions are worked on, and their last events. See Ledger.progress."""
+        """Return which undelivered submissions are worked on, and their last events. See Submissions.progress."""
         return activity.look_out(self._deployment, unreadable)
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:

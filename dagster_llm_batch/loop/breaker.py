@@ -103,9 +103,10 @@ class Breaker:
         misfits = ", ".join(f"{counts[name]:,} {name}" for name in _MISFITS if counts[name])
         return Stopped(
             f"{judged - fitting:,} of {judged:,} requests of {sample} got no reply that fits ({misfits}), so "
-            f"nothing more is sent. For example {self._example(collected, submission)}",
+            "nothing more is sent",
             f"Mend the cause; then `{retry_command(submission)}` asks again for the rows without a label, and shows "
             "the price first",
+            self._example(collected, submission),
         )
 
     def _count(self, shards: Sequence[Shard]) -> Counter[str]:

@@ -42,11 +42,13 @@ _VERBS = {
 }
 # What the transactions of these methods are called where crash points name them.
 _TRANSACTIONS = {
-    "settle_submissions": "settle_submission",
-    "take": "lease",
-    "_give_back": "release",
-    "release": "release",
-    "renew": "renew",
+    ("Submissions", "open"): "open_submission",
+    ("Submissions", "settle_all"): "settle_submission",
+    ("Shards", "split"): "split_shard",
+    ("EventLog", "add"): "add_event",
+    ("Money", "release"): "release_money",
+    ("Lease", "take"): "lease",
+    ("Lease", "_give_back"): "release",
 }
 
 
@@ -248,8 +250,8 @@ def _intercept_transactions(interceptor: Interceptor) -> None:
     def write(self: database.Database) -> Any:
         caller = sys._getframe(1)  # the method of the ledger or lease whose transaction this is
         verb = caller.f_code.co_name
-        move = caller.f_locals.get("move")
-        verb = _TRANSACTIONS.get(verb, verb) if move is None else move.value
+        move, member = caller.f_locals.get("move"), type(caller.f_locals.get("self")).__name__
+        verb = _TRANSACTIONS.get((member, verb), verb) if move is None else move.value
         return crossing(f"ledger: {verb}", real_write(self))
 
     def migrate(*given: Any) -> None:

@@ -301,14 +301,18 @@ def test_a_batch_all_of_whose_rows_are_erased_is_not_sent(workspace):
     assert len(engine.labels(ECHO, submission.submission_id).labels) == 0
 
 
-def test_the_example_of_what_does_not_fit_goes_with_the_erased_row(workspace):
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "its request is that of another row, too"])
+def test_the_example_of_what_does_not_fit_goes_with_the_erased_row(workspace, shared):
     workspace.emulator.inject(FileFault(kind="missing", times=None))
     named = rows(20).with_columns(ticket_id=pl.format("{} of Ines", "ticket_id"))
+    if shared:
+        named = pl.concat([named, named.with_columns(ticket_id=pl.format("{} again", "ticket_id"))])
     submission_id = workspace.run(ECHO, named).submission.submission_id
     engine = workspace.engine()
     [example] = [key for key in named["ticket_id"] if f"'{key}'" in engine.unsent(submission_id).stopped]
     erase(workspace, example)
     assert example not in engine.unsent(submission_id).stopped
+    assert "20 of 20 requests" in engine.unsent(submission_id).stopped
     assert "retry" in engine.unsent(submission_id).stopped
     events, holds_of = engine.ledger.events.of_submission(submission_id), engine.ledger.holds.of([submission_id])
     assert example not in f"{events} {holds_of}"

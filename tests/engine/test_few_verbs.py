@@ -104,9 +104,8 @@ def test_its_request_files_are_nobodys_to_delete(plain: Workspace) -> None:
     [
         {"realtime": Realtime(urgent="now")},
         {"realtime": Realtime(deadline=timedelta(hours=2))},
-        {"limits": Limits(below_minimum="realtime")},
     ],
-    ids=["urgent", "deadline", "below the minimum"],
+    ids=["urgent", "deadline"],
 )
 def test_who_wants_real_time_is_told_before_anything_is_planned(plain: Workspace, asked: dict[str, Any]) -> None:
     rows = tickets(3).with_columns(now=True)
@@ -114,3 +113,8 @@ def test_who_wants_real_time_is_told_before_anything_is_planned(plain: Workspace
         plain.engine().plan(labeling(**asked), rows)
     assert plain.engine().ledger.submissions.list_all("test") == []
     assert plain.emulator.books.calls == []
+
+
+def test_a_lane_for_too_few_requests_is_of_no_matter_where_a_batch_may_have_one(plain: Workspace) -> None:
+    plan = plain.engine().plan(labeling(limits=Limits(below_minimum="realtime")), tickets(1))
+    assert plan.requests == 1

@@ -14,7 +14,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import read_event
 from dagster_llm_batch.storage.ledger.holds import unsent_of
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.types import Cause
 
 NEW = {"data", "reason_kind", "pruned_at", "landed_over_at", "measured_at"}
@@ -146,6 +146,22 @@ def test_holds_of_before_are_those_of_which_events_told(older: Older) -> None:
     assert (unreadable.subject, unreadable.shard_id, unreadable.words) == (SHARDS[0], SHARDS[0], "403: no")
     assert {hold.since for hold in holds.values()} == {a_submission().created_at}
     assert ledger.unread.noted(ledger.shards.of_submission("s1")) == {SHARDS[0]}
+    ledger.close()
+
+
+@pytest.mark.parametrize("is_erased", [False, True])
+def test_examples_of_before_stay_with_their_hold_unless_rows_of_the_dataset_were_erased(
+    older: Older, is_erased: bool
+) -> None:
+    older.add_event("stopped", "9 of 9 do not fit. For example row 'Ines': too long. Mend it.")
+    if is_erased:
+        at, asset = a_submission().created_at, a_submission().asset
+        older.add(TOMBSTONE, {"namespace": "prod", "asset": asset, "salt": "s", "digest": "d", "at": at})
+    ledger = older.migrate()
+    [hold], [event] = ledger.holds.of(["s1"])["s1"], ledger.events.of_submission("s1")
+    problem = "9 of 9 do not fit" + ("" if is_erased else ". For example row 'Ines': too long")
+    assert unsent_of(hold) == [events.Unsent(problem, "Mend it")]
+    assert ("Ines" in f"{event} {hold}") is not is_erased
     ledger.close()
 
 

@@ -61,7 +61,8 @@ class EventLog(Member):
     ) -> dict[str, Event]:
         """Return the newest event of each undelivered submission, by its id. One query.
 
-        Of one `kind`, where it is given; kinds in `besides` are passed over. See `progress` for `unreadable`.
+        Of one `kind`, where it is given; kinds in `besides` are passed over. For `unreadable` see
+        `Submissions.progress`.
         """
         wanted = sa.and_(EVENT.c.kind.not_in(besides), *(() if kind is None else (EVENT.c.kind == kind,)))
         return {event.submission_id: event for event in self._newest_events(namespace, wanted, unreadable)}

@@ -63,6 +63,7 @@ __all__ = [
     "WaveAdded",
     "event_columns",
     "read_event",
+    "with_example",
 ]
 
 
@@ -463,11 +464,21 @@ class Unsent(EventData):
         return f"{self.problem}. {self.then}."
 
 
+def with_example(problem: str, example: str | None) -> str:
+    """Return a problem with its example, if it has one."""
+    return problem if example is None else f"{problem}. For example {example}"
+
+
 @dataclass(frozen=True)
 class Stopped(Unsent):
-    """Nothing more is sent: nearly nothing that came fits."""
+    """Nothing more is sent: nearly nothing that came fits. The words are an example, which names a row."""
 
     kind = "stopped"
+    words: str | None = None
+
+    @property
+    def detail(self) -> str:
+        return f"{with_example(self.problem, self.words)}. {self.then}."
 
 
 @dataclass(frozen=True)

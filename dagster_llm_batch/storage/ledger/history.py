@@ -53,7 +53,7 @@ _BILLED = (
 
 @cache
 def _submission_spans(*, of_asset: bool, from_deadline: bool) -> sa.Select[Any]:
-    """See HistoryQueries.submission_spans. The parameters: `namespace`, `most_rows`, and `asset` where it is of one."""
+    """See History.submission_spans. The parameters: `namespace`, `most_rows`, and `asset` where it is of one."""
     began = SUBMISSION.c.deadline_at if from_deadline else SUBMISSION.c.created_at
     of_it = SHARD.c.submission_id == SUBMISSION.c.submission_id
     last_end = sa.select(sa.func.max(SHARD.c.ended_at)).where(of_it).scalar_subquery()

@@ -7,6 +7,7 @@ its exits.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 from dagster_llm_batch.states import HoldReason
 from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent
+from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent, with_example
 from dagster_llm_batch.storage.ledger.records import Hold, Shard
 from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.storage.ledger.submission_rows import group_names
@@ -28,6 +29,9 @@ UNSENT: Mapping[type[EventData], HoldReason] = {
     OverBudget: HoldReason.OVER_BUDGET,
 }
 """The reason of the hold that begins with an event of each of these kinds."""
+
+EXAMPLE_ERASED = "(the words were erased with rows of the dataset, one of which they may name)"
+"""The words in the place of an example."""
 
 _UPDATE = sa.update(HOLD).where(HOLD.c.subject == sa.bindparam("key"), HOLD.c.reason == sa.bindparam("why"))
 _OF_SUBMISSIONS = sa.select(HOLD).where(
@@ -78,18 +82,24 @@ def hold_unsent(connection: sa.Connection, submission_id: str, unsent: Unsent, n
     reason = UNSENT[type(unsent)]
     known = get_holds(connection, [submission_id], reason).get(submission_id)
     told = {"problem": unsent.problem, "then": unsent.then}
+    example = unsent.words if isinstance(unsent, Stopped) else None
     if known is None:
-        hold = Hold(subject=submission_id, reason=reason, submission_id=submission_id, since=now, data={"told": [told]})
+        data = {"told": [told]}
+        hold = Hold(
+            subject=submission_id, reason=reason, submission_id=submission_id, since=now, data=data, words=example
+        )
         connection.execute(sa.insert(HOLD), [to_row(hold)])
         return
     before = [] if reason is HoldReason.CHANGED else [each for each in _told(known) if each != told]
     row: dict[str, Any] = {"key": submission_id, "why": reason, "times": known.times + 1}
-    connection.execute(_UPDATE, [{**row, "data": {"told": [*before, told]}}])
+    connection.execute(_UPDATE, [{**row, "data": {"told": [*before, told]}, "words": example}])
 
 
 def unsent_of(hold: Hold) -> list[Unsent]:
     """Return why requests are not sent, as a hold has it: the problems, each with its next step."""
-    return [Unsent(**told) for told in _told(hold)]
+    unsent = [Unsent(**told) for told in _told(hold)]
+    # The example is the last one.
+    return [*unsent[:-1], *(replace(one, problem=with_example(one.problem, hold.words)) for one in unsent[-1:])]
 
 
 def _told(hold: Hold) -> Sequence[Mapping[str, str]]:
@@ -97,17 +107,15 @@ def _told(hold: Hold) -> Sequence[Mapping[str, str]]:
     return told
 
 
-def erase_examples(connection: sa.Connection, submission_id: str, words: str) -> None:
-    """Replace the reason why replies do not fit, which names a row as its example, by other words. The next step stays.
-
-    So in the hold of a submission, and in its events.
-    """
-    for hold in get_holds(connection, [submission_id], HoldReason.UNFIT).values():
-        told = [{**each, "problem": words} for each in _told(hold)]
-        row: dict[str, Any] = {"key": submission_id, "why": HoldReason.UNFIT, "data": {"told": told}}
-        connection.execute(_UPDATE, [row])
-    of_submission = (EVENT.c.submission_id == submission_id, EVENT.c.kind == Stopped.kind)
-    connection.execute(sa.update(EVENT).where(*of_submission).values(detail=words, data=None))
+def erase_examples(connection: sa.Connection, namespace: str, assets: Collection[str]) -> None:
+    """Remove the examples of replies that do not fit, which name rows, from the holds and events of these assets."""
+    of_assets = sa.select(SUBMISSION.c.submission_id).where(
+        SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(list(assets))
+    )
+    holds = sa.update(HOLD).where(HOLD.c.reason == HoldReason.UNFIT, HOLD.c.submission_id.in_(of_assets))
+    connection.execute(holds.values(words=None))
+    events = sa.update(EVENT).where(EVENT.c.kind == Stopped.kind, EVENT.c.submission_id.in_(of_assets))
+    connection.execute(events.values(detail=EXAMPLE_ERASED))
 
 
 def drop_holds(connection: sa.Connection, subjects: Collection[str], reason: HoldReason) -> None:

@@ -5,7 +5,8 @@
 2. What must be there once is unique in the database: a submission's attempt, a wave's shards, an account's batch id.
 3. Every method is one transaction, and safe to call from several threads and processes at once.
 
-Refuses to know requests, files or providers: it holds their counts, paths, digests and ids. It never deletes.
+It holds the counts, paths, digests and ids of requests, files and batches, and none of these themselves. It deletes
+only holds that are over.
 """
 
 from __future__ import annotations

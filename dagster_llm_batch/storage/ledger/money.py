@@ -139,7 +139,7 @@ def _committed_usd(
     estimated_usd: Decimal | None,
     cost_usd: Decimal | None,
 ) -> Decimal:
-    """Return what one shard takes from a budget; see Ledger.spent_usd."""
+    """Return what one shard takes from a budget; see Money.spent_usd."""
     if cost_usd is not None:
         return cost_usd
     return Decimal(0) if state in OVER and not was_taken(lane, batch_id, sent_at) else estimated_usd or Decimal(0)

@@ -27,7 +27,16 @@ OLD_EVENTS_SHARDS = """
 
 _FOR_PLACE, _FOR_MONEY = "for the provider's queue, or for its time", "for money: "
 _ERASED = "(the provider's words were erased with rows that they may quote)"
+_FOR_EXAMPLE = ". For example "
 _AT_ONCE = 10_000
+
+# The example names a row, which may have been erased since.
+_ERASE_EXAMPLES = """
+    UPDATE event SET detail = :erased WHERE kind = 'stopped' AND submission_id IN (
+        SELECT submission.submission_id FROM submission
+        JOIN tombstone ON tombstone.namespace = submission.namespace AND tombstone.asset = submission.asset
+    )
+"""
 
 
 def type_old_events(connection: sa.Connection) -> None:
@@ -53,14 +62,16 @@ def type_old_reasons(connection: sa.Connection) -> None:
 def hold_by_old_events(connection: sa.Connection) -> None:
     """Add the holds that only events told of. Those are read after their data are set."""
     kinds = "('stopped', 'over_budget', 'definition_changed')"
-    query = f"SELECT submission_id, kind, at, data FROM event WHERE kind IN {kinds} ORDER BY event_id"  # noqa: S608  # ours
+    connection.execute(sa.text(_ERASE_EXAMPLES), {"erased": _ERASED})
+    query = f"SELECT submission_id, kind, at, data, detail FROM event WHERE kind IN {kinds} ORDER BY event_id"  # noqa: S608  # ours
     holds: dict[tuple[str, str], dict[str, Any]] = {}
-    for submission_id, kind, at, data in connection.execute(sa.text(query)):
+    for submission_id, kind, at, data, detail in connection.execute(sa.text(query)):
         told = json.loads(data) if data else {"problem": "", "then": "What came lands"}
-        hold = {"subject": submission_id, "reason": _HOLDS[kind], "of": submission_id, "shard": None, "words": None}
+        hold = {"subject": submission_id, "reason": _HOLDS[kind], "of": submission_id, "shard": None}
+        hold["words"] = _example(detail or "") if kind == "stopped" else None
         known = holds.setdefault((submission_id, kind), {**hold, "since": at, "times": 0, "told": []})
         before = [] if kind == "definition_changed" else [each for each in known["told"] if each != told]
-        known |= {"times": known["times"] + 1, "told": [*before, told]}
+        known |= {"times": known["times"] + 1, "told": [*before, told], "words": hold["words"]}
     unreadable = sa.text(
         "SELECT event.shard_id, event.submission_id, event.kind, event.at, event.detail FROM event "
         "JOIN shard ON shard.shard_id = event.shard_id WHERE event.kind IN ('unreadable', 'late') "
@@ -137,6 +148,15 @@ def _unsent(detail: str) -> Mapping[str, Any]:
     return {"problem": problem or then, "then": then if problem else "What came lands"}
 
 
+def _stopped(detail: str) -> Mapping[str, Any]:
+    unsent = _unsent(detail)
+    return {**unsent, "problem": unsent["problem"].partition(_FOR_EXAMPLE)[0]}
+
+
+def _example(detail: str) -> str | None:
+    return _unsent(detail)["problem"].partition(_FOR_EXAMPLE)[2] or None
+
+
 def _put_back(detail: str) -> Mapping[str, Any] | None:
     # An erasure has overwritten the id.
     return None if detail == _ERASED else {"batch_id": detail}
@@ -153,7 +173,7 @@ def _note(detail: str) -> Mapping[str, Any] | None:
 
 _READERS: dict[str, Callable[[str], Mapping[str, Any] | None]] = {
     "waits": _waits,
-    "stopped": _unsent,
+    "stopped": _stopped,
     "over_budget": _unsent,
     "definition_changed": _unsent,
     "put_back": _put_back,

@@ -228,8 +228,9 @@ class Shard:
 
     @property
     def is_quoted(self) -> bool:
-        """Whether `reason` has the provider's own words, which may quote requests; with other causes it has ours."""
-        return self.reason_kind is not None and self.cause in (None, Cause.NOT_TAKEN)
+        """True if `reason` may have the provider's own words, which may quote requests."""
+        is_its_error = self.reason_kind in (Reason.GIVEN_UP, Reason.GONE)
+        return is_its_error or (self.reason_kind is not None and self.cause in (None, Cause.NOT_TAKEN))
 
 
 class Queued(NamedTuple):

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import MOVES, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
-from dagster_llm_batch.storage.ledger.holds import drop_holds, erase_examples
+from dagster_llm_batch.storage.ledger.holds import drop_holds
 from dagster_llm_batch.storage.ledger.records import (
     Ending,
     Shard,
@@ -54,7 +54,7 @@ from collections.abc import Iterable
 from dagster_llm_batch.states import IN_FLIGHT
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
-from dagster_llm_batch.storage.ledger.events import FetchAgain, Unavailable, Unreadable
+from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.schema import from_row
 from dagster_llm_batch.storage.ledger.shard_rows import (
@@ -71,8 +71,8 @@ from dagster_llm_batch.storage.ledger.submission_rows import (
 __all__ = ["Shards"]
 
 PROVIDERS_WORDS = (
-    *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)),
-    *(kind.kind for kind in (FetchAgain, Unreadable, Unavailable)),
+    *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT, Move.GIVEN_UP, Move.GONE)),
+    *(kind.kind for kind in (FetchAgain, Unreadable, Unavailable, Ambiguous, NotThere)),
 )
 """The kinds of events whose detail may be a provider's words, which may quote a request."""
 
@@ -339,9 +339,10 @@ class Shards(Member):
                     [one.shard_id for one in told_with]
                 )
                 connection.execute(
-                    sa.update(HOLD).where(of_holds, HOLD.c.words.is_not(None)).values(words=WORDS_ERASED)
+                    sa.update(HOLD)
+                    .where(of_holds, HOLD.c.reason == HoldReason.UNREADABLE, HOLD.c.words.is_not(None))
+                    .values(words=WORDS_ERASED)
                 )
-                erase_examples(connection, before.submission_id, WORDS_ERASED)
                 data = events.Erased(gone, before.requests + before.padding, "requests")
                 insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
@@ -371,8 +372,8 @@ class Shards(Member):
     ) -> list[Shard]:
         """Return shards whose provider may be working, those never polled and least recently polled first.
 
-        Of those polled together, the newest come first: that is how providers list their batches. See `progress` for
-        `unreadable`, which gets shard ids here.
+        Of those polled together, the newest come first: that is how providers list their batches. For `unreadable`,
+        which gets shard ids here, see `Submissions.progress`.
         """
 
         def chosen(*columns: Any) -> sa.Select[Any]:

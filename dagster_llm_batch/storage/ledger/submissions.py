@@ -342,7 +342,7 @@ class Submissions(Member):
         return self._read_submissions(_HISTORY, namespace=namespace, asset=asset, partition=partition)
 
     def of_partitions(self, namespace: str, asset: str, partitions: Sequence[str]) -> dict[str, list[Submission]]:
-        """Return the submissions of each of these partitions, newest first. See `history`."""
+        """Return the submissions of each of these partitions, newest first. See `of_partition`."""
         known: dict[str, list[Submission]] = {partition: [] for partition in partitions}
         for places in group_names(partitions):
             for submission in self._read_submissions(_HISTORIES, namespace=namespace, asset=asset, places=places):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 
+from dagster_llm_batch.storage.ledger.holds import erase_examples
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import (
     Tombstone,
@@ -25,10 +27,15 @@ class Tombstones(Member):
     """Tombstones: keys of rows that a person had erased."""
 
     def add(self, tombstones: Sequence[Tombstone]) -> None:
-        """Record that rows are erased, before anything is done to their files."""
+        """Record that rows are erased, before anything is done to their files. Examples that may name them go."""
         if tombstones:
+            assets: defaultdict[str, set[str]] = defaultdict(set)
+            for tombstone in tombstones:
+                assets[tombstone.namespace].add(tombstone.asset)
             with self._database.write() as connection:
                 connection.execute(sa.insert(TOMBSTONE), [to_row(tombstone) for tombstone in tombstones])
+                for namespace, names in assets.items():
+                    erase_examples(connection, namespace, names)
 
     def take_back(self, namespace: str, asset: str, partition: str | None, digests: Sequence[str]) -> int:
         """Record that rows may be asked again; return how many tombstones that were in force are not any more."""
