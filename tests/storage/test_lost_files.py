@@ -190,12 +190,10 @@ ARGUMENTS: dict[str, Callable[[Place, str], tuple[Any, ...]]] = {
     "status": lambda _, key: (key,),
     "take_over": lambda _, __: (LABELS,),
 }
-# These read no stored file.
+# These read no stored file; nor does `Engine.activity`.
 LEDGER_ALONE = {
-    "assembler", "at_work", "can_advance", "give_up", "give_up_forgotten", "having_unsent", "keep_places", "latest",
-    "lost_runs", "needs_recovery", "note_failed", "note_lost", "note_of_recovery", "note_stranded", "note_told",
-    "note_turns", "note_unavailable", "now", "outlook", "poll", "poll_awaited", "poll_beside", "provider",
-    "queue_lines", "rename", "resolve", "runs_at_work", "stop_late", "told_since", "unsent",
+    "assembler", "give_up", "give_up_forgotten", "having_unsent", "latest", "note_of_recovery", "now", "poll",
+    "poll_awaited", "poll_beside", "provider", "rename", "resolve", "stop_late", "unsent",
 }  # fmt: skip
 
 
