@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch.engine import Status
 from dagster_llm_batch.loop.progress import Pace, pace
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.batches import count_batches
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from dagster_llm_batch.advice.end_forecast import EndHistory
     from dagster_llm_batch.core.durations import EndForecast
+    from dagster_llm_batch.engine import Status
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.storage.ledger import Ledger
 
