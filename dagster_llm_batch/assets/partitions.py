@@ -79,7 +79,8 @@ def begin_downstream(context: dg.AssetExecutionContext, mode: str, events: Itera
     materialized by these events.
 
     In a run over a range each partition is materialized by itself, and Dagster skips the downstream steps. With mode
-    "deferred" that is right: the labels come later.
+    "deferred" that is right: the labels come later. Dagster 1.13.0 waits for the outputs of checks, too, and skips them
+    in both modes.
     """
     partitions: Counter[dg.AssetKey] = Counter()
     for event in events:
