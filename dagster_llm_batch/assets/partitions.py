@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import CheckTarget, check_targets, silent_result
+from dagster_llm_batch._dagster_private import CheckTarget, check_targets, silent_check_outputs, silent_result
 from dagster_llm_batch.check_events import Verdicts, unjudged_evaluations
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import LLMBatchError
@@ -79,8 +79,7 @@ def begin_downstream(context: dg.AssetExecutionContext, mode: str, events: Itera
     materialized by these events.
 
     In a run over a range each partition is materialized by itself, and Dagster skips the downstream steps. With mode
-    "deferred" that is right: the labels come later. Dagster 1.13.0 waits for the outputs of checks, too, and skips them
-    in both modes.
+    "deferred" that is right: the labels come later.
     """
     partitions: Counter[dg.AssetKey] = Counter()
     for event in events:
@@ -89,7 +88,9 @@ def begin_downstream(context: dg.AssetExecutionContext, mode: str, events: Itera
         yield event
     if mode == "wait" and is_of_range(context):
         wanted = len(partitions_of(context))
-        yield from (silent_result(asset) for asset, count in partitions.items() if count == wanted)
+        done = {asset for asset, count in partitions.items() if count == wanted}
+        yield from map(silent_result, done)
+        yield from silent_check_outputs(context, done)
 
 
 class EachPartition:

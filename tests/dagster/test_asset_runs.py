@@ -232,8 +232,6 @@ def test_in_wait_mode_one_run_goes_from_rows_to_downstream(instance):
         assert result.output_for_node("after") == 3
 
 
-# 1.13.0 waits for outputs of checks, too, and skips the downstream steps as in mode "deferred".
-@pytest.mark.skipif(dg.__version__ == "1.13.0", reason="this Dagster skips downstream steps after a range")
 def test_in_wait_mode_one_run_over_days_goes_from_rows_to_downstream_and_materializes_each_day_once(instance):
     @dg.asset(ins={"labels": dg.AssetIn(LABELS)}, partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
     def after(labels: dict[str, pl.DataFrame]) -> None:
