@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.cascade.gold import read_gold
 from dagster_llm_batch.cascade.sample_size import readable_levels
 from dagster_llm_batch.core.audit import Audit, Calibration, count_independent
 from dagster_llm_batch.core.cascade import (
     Cascade,
     Rolling,
-    choices_of,
     choose_sample,
     count_allowed,
     count_least,
@@ -45,9 +45,8 @@ from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Costs, Estimate
-from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.token_counts import InputCounts
-from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
+from dagster_llm_batch.errors import ConfigError, MissingGoldError
 from dagster_llm_batch.files.request_files import (
     CALIBRATION,
     ShardFiles,
@@ -75,7 +74,6 @@ _ROWS_AT_ONCE = 65_536
 # So many earlier submissions say what to expect of the next one.
 _REMEMBERED, _LOOKED_AT = 5, 100
 _AT_ONCE, _COUNTED_AT_ONCE = 16, 1_024
-_SHOWN = 5
 # Of a line whose tokens nobody has counted, since the model's own answer to it is there already.
 _BYTES_A_TOKEN = 4
 
@@ -91,19 +89,6 @@ def store_levels(payloads: PayloadStore, folder: str, levels: Levels) -> None:
     """Write what was decided of a submission, into its folder."""
     with payloads.writer(f"{folder}/{CALIBRATION}") as out:
         out.write(levels.as_json())
-
-
-def _missing_gold(asset: str, target: str, keys: Sequence[object], sampled: int) -> MissingGoldError:
-    """Return the error that gold says nothing of these of the sampled rows."""
-    shown = ", ".join(f"{str(key)[:60]!r}" for key in keys[:_SHOWN])
-    more = f", and {len(keys) - _SHOWN:,} more" if len(keys) > _SHOWN else ""
-    message = (
-        f"Cascade.gold has no '{target}' for {len(keys):,} of the {sampled:,} rows of '{asset}' that were sampled: "
-        f"{shown}{more}. Nothing was asked, and nothing is paid. `dagster-llm-batch plan {asset} --json` lists all "
-        "their keys as missing_gold; they stay the same until the rows, the prompt or a model change. Have people "
-        "label them, or promise against the oracle: leave gold and within out."
-    )
-    return MissingGoldError(message, keys)
 
 
 def _cascade(labeling: Labeling) -> Cascade:
@@ -283,7 +268,7 @@ class Sampling:
             return _Drawn(None, None)
         cascade, (keys, requests) = _cascade(self._labeling), self._drawn(chosen.size, chosen.seed)
         # Before anything is written that costs: people have to label the missing rows first.
-        return _Drawn(requests, None if cascade.gold is None else self._gold_of(cascade, keys))
+        return _Drawn(requests, None if cascade.gold is None else read_gold(self._labeling, cascade, keys))
 
     def _priced(self, plan: Plan, chosen: _Chosen, written: _Written, *, is_alone: bool) -> Plan:
         """Return the plan with what the oracle costs."""
@@ -454,50 +439,6 @@ class Sampling:
         digest = hashlib.sha256(canonical_json([models, asked]).encode()).hexdigest()
         place = (self._deployment.namespace, self._labeling.asset, self._partition)
         return "/".join([*place, digest[:16]])
-
-    def _gold_of(self, cascade: Cascade, keys: Sequence[object]) -> list[Any]:
-        """Return what people say of the rows with these keys. Raises InputError where they say nothing of one."""
-        key, target = self._labeling.key, cascade.target
-        wanted = {str(one) for one in keys}
-        found: dict[str, Any] = {}
-        twice: list[str] = []
-        for batch in record_batches(cascade.gold, {key, target}):
-            if absent := {key, target} - set(batch.schema.names):
-                raise InputError(
-                    f"Cascade.gold has no column {', '.join(sorted(absent))}: it takes the key of the rows, '{key}', "
-                    f"and '{target}', under these names. Its columns: {', '.join(batch.schema.names)}."
-                )
-            for name, label in zip(keys_of(batch, key), batch.column(target).to_pylist(), strict=True):
-                if (text := str(name)) in wanted:
-                    twice += [text] if text in found else []
-                    found[text] = label
-        # A batch with two of them is refused where it is read; which batches there are is chance.
-        if twice:
-            shown = ", ".join(f"{text[:60]!r}" for text in dict.fromkeys(twice[:_SHOWN]))
-            raise InputError(
-                f"Cascade.gold has several rows for each of {len(set(twice)):,} rows that were sampled: {shown}. "
-                "Nothing was asked. Which label is right would be chance: give one row for each key, such as the gold "
-                "that `annotation_assets` makes of several people's labels."
-            )
-        if lacking := [one for one in keys if found.get(str(one)) is None]:
-            raise _missing_gold(self._labeling.asset, target, lacking, len(keys))
-        gold = [found[str(one)] for one in keys]
-        kind, choices = self._labeling.reader.schema.field(target).type, choices_of(self._labeling.reader, target)
-        try:
-            labels = pa.array(gold).cast(kind)
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise InputError(
-                f"Cascade.gold has labels in '{target}' that are not of the type of the response, {kind}: {error}. "
-                "Cast them to it."
-            ) from error
-        # The oracle would be wrong of each such row, and the model could do no harm.
-        if choices and (others := sorted({str(one) for one in labels.to_pylist()} - {str(one) for one in choices})):
-            raise InputError(
-                f"Cascade.gold has labels in '{target}' that no model can give: {', '.join(map(repr, others[:5]))}. "
-                f"The response allows {', '.join(repr(one) for one in choices)}. Write them as it does."
-            )
-        said: list[Any] = labels.to_pylist()
-        return said
 
     def _digest(self, cascade: Cascade, seed: str) -> str:
         content = [self._writer.configuration, self._labeling.prompt_version, cascade.promise, seed]

@@ -40,16 +40,16 @@ from dagster_llm_batch.loop.label import LabelAssembler
 from dagster_llm_batch.loop.planner import Planner, check_definition
 from dagster_llm_batch.loop.poll import Failed, Poller
 from dagster_llm_batch.loop.preview import Preview
-from dagster_llm_batch.loop.settlement import Settler, make_assembler
-from dagster_llm_batch.loop.status import Status, Unsent, find_unsent
-from dagster_llm_batch.loop.submit import (
+from dagster_llm_batch.loop.receipts import (
     Receipt,
-    Sender,
     find_unrecorded,
     recover_all,
     recover_partition,
     recover_planned,
 )
+from dagster_llm_batch.loop.settlement import Settler, make_assembler
+from dagster_llm_batch.loop.status import Status, Unsent, find_unsent
+from dagster_llm_batch.loop.submit import Sender
 from dagster_llm_batch.loop.submit_queue import Dispatcher, drop
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState

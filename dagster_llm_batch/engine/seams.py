@@ -19,8 +19,6 @@ __all__ = ["escalate", "find_track", "sample"]
 
 def sample(plan: Plan, planning: Planning) -> Plan:
     """Draw the sample of a cascade. See cascade/sampling.py."""
-    if planning.labeling.cascade is None:
-        return plan
     from dagster_llm_batch.cascade.sampling import draw_sample  # noqa: PLC0415 - few labelings have one
 
     return draw_sample(plan, planning)

@@ -48,7 +48,7 @@ SO_FAR = ".sofar.jsonl.zst"
 """The ending of the answers so far of a shard in real time that was not asked to its end. They are not paid again."""
 
 SENT = ".sent.zst"
-"""The ending of a shard's receipt; see `submit.py`."""
+"""The ending of a shard's receipt; see loop/receipts.py."""
 
 ERASING = "erasing.ids.lz4"
 """The name of the list of a submission's requests that are being erased, while they are."""

@@ -191,7 +191,8 @@ class Planner:
         plan = decide(draft.finish(asked), draft.estimate, planning, name)
         if plan.verdict is Verdict.KNOWN:
             return plan, draft
-        return take_steps(plan, planning, (self.sample, tune, count_money_steps, self.forecast_end)), draft
+        steps = (tune, count_money_steps, self.forecast_end)
+        return take_steps(plan, planning, steps if cascade is None else (self.sample, *steps)), draft
 
     def _open_and_all(self, partition: str) -> tuple[set[str], list[Submission]]:
         """Return the ids of the open submissions of a partition, and all that it has."""

@@ -23,7 +23,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.files.request_files import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
 from dagster_llm_batch.loop.deployment import Deployment, Threads
-from dagster_llm_batch.loop.submit import write_receipts
+from dagster_llm_batch.loop.receipts import write_receipts
 from dagster_llm_batch.protocols import AnswersInRealTime, Codec
 from dagster_llm_batch.providers.capabilities import real_time_of
 from dagster_llm_batch.states import Move

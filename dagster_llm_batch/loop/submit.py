@@ -9,14 +9,7 @@ make each move together, the carrier first: the batch has its tag. The caller ho
 
 A create call that left no record may have made a batch that is paid for. `Engine.recover_batches` finds most of these;
 those that it cannot find wait for a person (`Engine.resolve`). What the ledger itself lost is recovered by receipts
-(`Engine.recover_sends`).
-
-A ledger that is restored from a backup, or a second one of the same namespace, does not know what was sent, and would
-have it sent, and paid, again. Between the intent and the call each shard gets a receipt in the payload store: shard
-and submission as the ledger has them then. Whoever plans or sends looks at the receipts that are there. What the ledger
-knows nothing of is in doubt, and the provider is asked for its batch; where it knows all, which is nearly always,
-nobody is asked. A shard that is split gives receipts to its two halves, since its own files go. No provider can be
-asked what became of calls in real time: their answers serve where they are stored, and count as not answered else.
+(`receipts.py`).
 
 The request files of a batch are sent as one stream, which unpacks them as it is read; no line is copied:
 
@@ -27,19 +20,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
-
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
 from dagster_llm_batch.errors import (
@@ -56,30 +43,20 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
-from dagster_llm_batch.files.ownership import is_receipt
 from dagster_llm_batch.files.request_files import RAW, SENT, beside, renamed, requests_of
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
+from dagster_llm_batch.loop.receipts import write_receipts
 from dagster_llm_batch.providers.capabilities import cancel_batch
 from dagster_llm_batch.states import Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import Ambiguous, PutBack, StrayBatch, read_event
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests
-from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, payload_path
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
 
-__all__ = [
-    "Receipt",
-    "Sender",
-    "find_unrecorded",
-    "outgoing",
-    "plan_next_try",
-    "recover_all",
-    "recover_partition",
-    "recover_planned",
-    "write_receipts",
-]
+__all__ = ["Sender", "outgoing", "plan_next_try"]
 
 # The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
 _BUFFER_BYTES = 1 << 16
@@ -469,148 +446,3 @@ class Sender:
 
 def _carrier(shard: Shard) -> str:
     return shard.carrier or shard.shard_id
-
-
-# receipts -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """That a shard was sent, how often so far, and the paths of the receipts of all shards in the same batch.
-
-    Or that it is one of the two that a shard was split into, and not sent yet: then the paths are those of both.
-    """
-
-    submission: Submission
-    shard: Shard
-    sends: int
-    batch: tuple[str, ...]
-
-
-# For reading alone, which few processes do: to make it takes 10 ms, and what it would write `to_json` writes without.
-@cache
-def _adapter() -> TypeAdapter[Receipt]:
-    return TypeAdapter(Receipt)
-
-
-def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
-    """Store the receipts of shards that are about to be sent in one batch, or were split, as the ledger has them."""
-    batch = tuple(beside(shard, SENT) for shard in sent)
-    sends = deployment.ledger.shards.count_sends(sent)
-    for shard, path in zip(sent, batch, strict=True):
-        submission = deployment.ledger.submissions.get(shard.submission_id)
-        # Not the provider's words on an earlier sending: they may quote a row, which may be erased later.
-        receipt = Receipt(submission, replace(shard, reason=None, reason_kind=None), sends[shard.shard_id], batch)
-        with deployment.payloads.writer(path) as out:
-            out.write(to_json(receipt))
-
-
-def recover_partition(deployment: Deployment, asset: str, partition: str) -> list[Shard]:
-    """Record what was sent of a partition and the ledger has no record of; return these shards, in doubt now."""
-    path = PurePosixPath(payload_path(deployment.namespace, asset, partition, "submission", "name"))
-    receipts = _receipts_below(deployment, str(path.parents[1]))
-    if not receipts:
-        return []
-    history = deployment.ledger.submissions.of_partition(deployment.namespace, asset, partition)
-    return _recover_sends(deployment, _suspects(deployment, receipts, history))
-
-
-def recover_all(deployment: Deployment) -> list[Shard]:
-    """Do for all of the namespace what `recover_partition` does for one partition. Lists all stored files."""
-    return _recover_sends(deployment, _all_suspects(deployment))
-
-
-def find_unrecorded(deployment: Deployment) -> list[Receipt]:
-    """Return the receipts of what `recover_all` would record. Changes nothing."""
-    return _find_unrecorded(deployment, _all_suspects(deployment))
-
-
-def _all_suspects(deployment: Deployment) -> list[str]:
-    receipts = _receipts_below(deployment, namespace_folder(deployment.namespace))
-    return _suspects(deployment, receipts, deployment.ledger.submissions.list_all(deployment.namespace))
-
-
-def recover_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
-    """Record which shards of a submission were sent, where the ledger has no record of it; return their ids.
-
-    Nothing is looked up where this process itself has opened the submission.
-    """
-    if shards[0].submission_id in deployment.opened_here:
-        return set()
-    there = _receipts_below(deployment, shards[0].path.rpartition("/")[0])
-    return {shard.shard_id for shard in _recover_sends(deployment, sorted(there - _sent(shards)))}
-
-
-def _receipts_below(deployment: Deployment, folder: str) -> set[str]:
-    return {file.path for file in deployment.payloads.files(folder) if is_receipt(file)}
-
-
-def _sent(shards: Iterable[Shard]) -> set[str]:
-    """Return the receipts of shards of which the ledger knows that they were sent."""
-    return {beside(shard, SENT) for shard in shards if shard.state is not ShardState.PLANNED}
-
-
-def _suspects(deployment: Deployment, receipts: Collection[str], history: Iterable[Submission]) -> list[str]:
-    """Return the receipts of shards of which the ledger may not know that they were sent."""
-    ledger = deployment.ledger
-    folders: dict[str, set[str]] = defaultdict(set)
-    for path in receipts:
-        folders[PurePosixPath(path).parent.name].add(path)
-    known = {submission.submission_id: submission for submission in history}
-    # The asset may have had another name when they were sent.
-    elsewhere = ledger.submissions.find_known(folders.keys() - known.keys())
-    suspects: list[str] = []
-    for submission_id, paths in folders.items():
-        submission = known.get(submission_id)
-        if submission is not None and submission.state is SubmissionState.OPEN:
-            suspects += sorted(paths - _sent(ledger.shards.of_submission(submission_id)))
-        elif submission is None and submission_id not in elsewhere:
-            suspects += sorted(paths)
-    return suspects
-
-
-def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shard]:
-    """Record these receipts' batches where the ledger has no record of them; return the shards of which it had none."""
-    # Read first: a shard that was put back, and is sent again, has a receipt and a record.
-    if not (receipts := _find_unrecorded(deployment, suspects)):
-        return []
-    shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
-    return deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
-
-
-def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
-    """Return those receipts of these receipts' batches of which the ledger has no record."""
-    if not suspects:
-        return []
-    # Of a shard that was split the receipt of before may be there, too: the one with the fewest requests is the newest.
-    found = sorted(_read_batches(deployment, suspects), key=lambda receipt: -receipt.shard.requests)
-    receipts = {receipt.shard.shard_id: receipt for receipt in found}
-    unrecorded = deployment.ledger.shards.find_unrecorded_sends(
-        {key: (each.shard, each.sends) for key, each in receipts.items()}
-    )
-    return [receipts[shard_id] for shard_id in unrecorded]
-
-
-def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
-    """Read these receipts, and those of all shards that were in the same batches: of a batch all is decided at once."""
-    receipts: dict[str, Receipt] = {}
-    waiting = list(suspects)
-    while waiting:
-        path = waiting.pop()
-        # One that was pruned belongs to what is settled for long.
-        if path not in receipts and deployment.payloads.exists(path):
-            receipts[path] = _read(deployment, path)
-            waiting += receipts[path].batch
-    return list(receipts.values())
-
-
-def _read(deployment: Deployment, path: str) -> Receipt:
-    with deployment.payloads.reader(path) as file:
-        text = file.read()
-    try:
-        return _adapter().validate_json(text)
-    except ValidationError as error:
-        raise PayloadError(
-            f"The receipt {path} cannot be read: {error.error_count()} of its fields are unknown to this version. "
-            "Nothing was sent. A newer dagster-llm-batch may have written it: upgrade here."
-        ) from None

@@ -24,8 +24,9 @@ from dagster_llm_batch.files.request_files import SENT, SO_FAR, beside, delete_r
 from dagster_llm_batch.loop.budget import BUDGET_PAUSE, NO_ROOM_LEFT, Allowance
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.loop.realtime import Answerer
+from dagster_llm_batch.loop.receipts import write_receipts
 from dagster_llm_batch.loop.status import UNAVAILABLE, WAITS
-from dagster_llm_batch.loop.submit import Sender, write_receipts
+from dagster_llm_batch.loop.submit import Sender
 from dagster_llm_batch.states import Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import BelowMinimum, Unavailable, Waits, read_event
 from dagster_llm_batch.storage.ledger.leases import Lease

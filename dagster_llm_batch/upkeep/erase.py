@@ -59,8 +59,8 @@ from dagster_llm_batch.files.request_writer import ERASED_ROWS, SKIPPED, UNREADA
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.label import Answers
 from dagster_llm_batch.loop.pruned import is_pruned
+from dagster_llm_batch.loop.receipts import recover_all, recover_planned
 from dagster_llm_batch.loop.status import advise_on_lost_manifest
-from dagster_llm_batch.loop.submit import recover_all, recover_planned
 from dagster_llm_batch.providers.capabilities import delete_batch
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone

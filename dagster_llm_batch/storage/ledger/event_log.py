@@ -12,16 +12,9 @@ from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.holds import hold_unsent
 from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.records import (
-    Event,
-)
+from dagster_llm_batch.storage.ledger.records import Event
 from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.submission_rows import (
-    event_row,
-    get_submission,
-    get_submissions,
-    insert_events,
-)
+from dagster_llm_batch.storage.ledger.submission_rows import event_row, get_submission, get_submissions, insert_events
 
 __all__ = ["EventLog"]
 

@@ -10,15 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.records import (
-    Submission,
-    SubmissionState,
-)
+from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.submission_rows import (
-    NEWEST_FIRST,
-    get_audits,
-)
+from dagster_llm_batch.storage.ledger.submission_rows import NEWEST_FIRST, get_audits
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
 
 __all__ = ["History"]

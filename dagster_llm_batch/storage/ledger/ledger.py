@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable
 from datetime import datetime
 
-from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.batches import Batches
 from dagster_llm_batch.storage.ledger.database import Database, utc_now
 from dagster_llm_batch.storage.ledger.event_log import EventLog
@@ -31,10 +30,7 @@ from dagster_llm_batch.storage.ledger.tombstones import Tombstones
 from dagster_llm_batch.storage.ledger.unread import UnreadResults
 from dagster_llm_batch.storage.ledger.uploads import Uploads
 
-__all__ = ["ERASED", "Ledger"]
-
-ERASED = events.Erased.kind
-"""The event of a submission, and of each of its shards, from whose files rows were erased."""
+__all__ = ["Ledger"]
 
 
 class Ledger:

@@ -9,14 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.records import (
-    Shard,
-    Submission,
-)
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import from_row
-from dagster_llm_batch.storage.ledger.submission_rows import (
-    group_names,
-)
+from dagster_llm_batch.storage.ledger.submission_rows import group_names
 
 __all__ = ["Member"]
 

@@ -10,12 +10,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.records import (
-    ShardCost,
-    ShardFields,
-    SpendLimit,
-    was_taken,
-)
+from dagster_llm_batch.storage.ledger.records import ShardCost, ShardFields, SpendLimit, was_taken
 from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION
 from dagster_llm_batch.storage.ledger.shard_rows import (
     OVER,

@@ -12,22 +12,9 @@ from dagster_llm_batch.states import IN_FLIGHT, Reason, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.records import (
-    Presence,
-    Queued,
-    QueueHolder,
-    QueuePlace,
-    Shard,
-    SubmissionState,
-)
+from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.shard_rows import (
-    LACKS_MONEY,
-    is_due,
-    looked_after,
-    set_waits,
-    update_shards,
-)
+from dagster_llm_batch.storage.ledger.shard_rows import LACKS_MONEY, is_due, looked_after, set_waits, update_shards
 from dagster_llm_batch.types import Lane
 
 __all__ = ["QueueLines", "Queues", "may_go"]

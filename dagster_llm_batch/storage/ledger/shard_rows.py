@@ -38,7 +38,10 @@ __all__ = [
     "IS_AGAIN",
     "IS_LEFT_TO_ORACLE",
     "IS_UNREAD",
+    "LACKS_MONEY",
     "OF_SPLIT",
+    "OVER",
+    "SHARDS_BY_WAVE",
     "UPDATE_SHARD",
     "committed_usd",
     "count_requests",
@@ -61,6 +64,19 @@ __all__ = [
     "unknown_shard",
     "unrecorded_sends",
 ]
+
+OVER = {*ENDED, ShardState.COLLECTED}
+"""The states of shards that run no more."""
+
+SHARDS_BY_WAVE = (
+    sa.select(SHARD)
+    .where(SHARD.c.submission_id == sa.bindparam("submission_id"))
+    .order_by(SHARD.c.wave, SHARD.c.number)
+)
+"""The query for the shards of `submission_id`, by wave and number."""
+
+LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
+"""The words of Reason.LACKS_MONEY."""
 
 _STAMPS: dict[Move, str] = {
     Move.SEND: "sent_at",
@@ -468,15 +484,3 @@ def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveErr
         f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "
         "Nothing was changed. Read the shard again: another process may have moved it."
     )
-
-
-OVER = {*ENDED, ShardState.COLLECTED}
-
-SHARDS_BY_WAVE = (
-    sa.select(SHARD)
-    .where(SHARD.c.submission_id == sa.bindparam("submission_id"))
-    .order_by(SHARD.c.wave, SHARD.c.number)
-)
-
-LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
-"""The words of Reason.LACKS_MONEY."""

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import MOVES, HoldReason, Move, Reason, ShardState
+from dagster_llm_batch.states import IN_FLIGHT, MOVES, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
+from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
+from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
 from dagster_llm_batch.storage.ledger.holds import drop_holds
-from dagster_llm_batch.storage.ledger.records import (
-    Ending,
-    Shard,
-    ShardFields,
-    Submission,
-)
-from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SUBMISSION
+from dagster_llm_batch.storage.ledger.member import Member
+from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission
+from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shard_rows import (
+    AWAITED,
     OF_SPLIT,
+    OVER,
+    SHARDS_BY_WAVE,
     UPDATE_SHARD,
+    count_sends,
     get_shards,
     illegal_move,
     insert_half,
@@ -32,10 +35,12 @@ from dagster_llm_batch.storage.ledger.shard_rows import (
     set_waits,
     store_recovered,
     take_move,
+    unknown_shard,
     unrecorded_sends,
     update_shards,
 )
 from dagster_llm_batch.storage.ledger.submission_rows import (
+    SHARDS_OF,
     event_row,
     get_reusing,
     get_submission,
@@ -48,27 +53,8 @@ from dagster_llm_batch.types import BatchReport, Cause
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-from collections import Counter
-from collections.abc import Iterable
 
-from dagster_llm_batch.states import IN_FLIGHT
-from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
-from dagster_llm_batch.storage.ledger.apart import read_apart
-from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
-from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.schema import from_row
-from dagster_llm_batch.storage.ledger.shard_rows import (
-    AWAITED,
-    OVER,
-    SHARDS_BY_WAVE,
-    count_sends,
-    unknown_shard,
-)
-from dagster_llm_batch.storage.ledger.submission_rows import (
-    SHARDS_OF,
-)
-
-__all__ = ["Shards"]
+__all__ = ["PROVIDERS_WORDS", "WORDS_ERASED", "Shards"]
 
 PROVIDERS_WORDS = (
     *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT, Move.GIVEN_UP, Move.GONE)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,20 @@ import sqlalchemy as sa
 from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import events
+from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
+from dagster_llm_batch.storage.ledger.apart import read_apart, read_each
+from dagster_llm_batch.storage.ledger.batches import BATCHES, UNBATCHED
 from dagster_llm_batch.storage.ledger.judgments import rename_judgments
-from dagster_llm_batch.storage.ledger.records import (
-    Settlement,
-    Shard,
-    Submission,
-    SubmissionState,
-)
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION
-from dagster_llm_batch.storage.ledger.shard_rows import (
-    insert_shards,
-)
+from dagster_llm_batch.storage.ledger.member import Member
+from dagster_llm_batch.storage.ledger.records import Progress, Settlement, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.shard_rows import IS_AGAIN, IS_LEFT_TO_ORACLE, OVER, SHARDS_BY_WAVE, insert_shards
 from dagster_llm_batch.storage.ledger.submission_rows import (
+    IDS,
+    NEWEST_FIRST,
     OF_PARTITION,
+    OLDEST_FIRST,
+    SHARDS_OF,
     UPDATE_SUBMISSION,
     check_open,
     event_row,
@@ -33,6 +34,7 @@ from dagster_llm_batch.storage.ledger.submission_rows import (
     get_submission,
     get_submissions,
     get_waves_beside,
+    group_names,
     insert_events,
     insert_once,
     rename_submissions,
@@ -42,29 +44,6 @@ from dagster_llm_batch.types import Cause
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-from collections.abc import Iterable
-
-from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
-from dagster_llm_batch.storage.ledger.apart import read_apart, read_each
-from dagster_llm_batch.storage.ledger.batches import BATCHES, UNBATCHED
-from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.records import (
-    Progress,
-)
-from dagster_llm_batch.storage.ledger.schema import from_row
-from dagster_llm_batch.storage.ledger.shard_rows import (
-    IS_AGAIN,
-    IS_LEFT_TO_ORACLE,
-    OVER,
-    SHARDS_BY_WAVE,
-)
-from dagster_llm_batch.storage.ledger.submission_rows import (
-    IDS,
-    NEWEST_FIRST,
-    OLDEST_FIRST,
-    SHARDS_OF,
-    group_names,
-)
 
 __all__ = ["Submissions"]
 

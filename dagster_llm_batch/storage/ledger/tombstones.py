@@ -9,9 +9,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.storage.ledger.holds import erase_examples
 from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.records import (
-    Tombstone,
-)
+from dagster_llm_batch.storage.ledger.records import Tombstone
 from dagster_llm_batch.storage.ledger.schema import TOMBSTONE, from_row, to_row
 
 __all__ = ["Tombstones"]

@@ -1,0 +1,184 @@
+"""Receipts of sendings in the payload store, by which a ledger that lost its record of them recovers it.
+
+A ledger that was restored from a backup, or a second one of the same namespace, has no record of the last sendings, and
+would send and pay them again. So each shard gets a receipt between the intent and the create call: the shard and its
+submission as the ledger has them then. Plans and sends look at the receipts. A sending without a record is in doubt,
+and the provider is asked for its batch; mostly the ledger has all of them. A shard that is split gives receipts to its
+two halves, since its own files are removed. Calls in real time cannot be looked up at a provider: their stored answers
+are used, and the others count as not answered.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import PurePosixPath
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from dagster_llm_batch.errors import (
+    PayloadError,
+)
+from dagster_llm_batch.files.ownership import is_receipt
+from dagster_llm_batch.files.request_files import SENT, beside
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.payloads import namespace_folder, payload_path
+
+__all__ = [
+    "Receipt",
+    "find_unrecorded",
+    "recover_all",
+    "recover_partition",
+    "recover_planned",
+    "write_receipts",
+]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The receipt of a sent shard, or of one of the two halves of a split shard.
+
+    Attributes:
+        submission, shard: The records at that time.
+        sends: The number of sendings so far.
+        batch: The paths of the receipts of all shards in the batch, or of both halves.
+    """
+
+    submission: Submission
+    shard: Shard
+    sends: int
+    batch: tuple[str, ...]
+
+
+# Few processes read receipts, and the adapter takes 10 ms to make. `to_json` writes them without it.
+@cache
+def _adapter() -> TypeAdapter[Receipt]:
+    return TypeAdapter(Receipt)
+
+
+def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
+    """Store the receipts of shards that are about to be sent in one batch, or were split."""
+    batch = tuple(beside(shard, SENT) for shard in sent)
+    sends = deployment.ledger.shards.count_sends(sent)
+    for shard, path in zip(sent, batch, strict=True):
+        submission = deployment.ledger.submissions.get(shard.submission_id)
+        # Without the provider's words on an earlier sending: they may quote a row, which may be erased later.
+        receipt = Receipt(submission, replace(shard, reason=None, reason_kind=None), sends[shard.shard_id], batch)
+        with deployment.payloads.writer(path) as out:
+            out.write(to_json(receipt))
+
+
+def recover_partition(deployment: Deployment, asset: str, partition: str) -> list[Shard]:
+    """Record the sendings of a partition that the ledger has lost; return their shards, which are in doubt now."""
+    path = PurePosixPath(payload_path(deployment.namespace, asset, partition, "submission", "name"))
+    receipts = _receipts_below(deployment, str(path.parents[1]))
+    if not receipts:
+        return []
+    history = deployment.ledger.submissions.of_partition(deployment.namespace, asset, partition)
+    return _recover_sends(deployment, _suspects(deployment, receipts, history))
+
+
+def recover_all(deployment: Deployment) -> list[Shard]:
+    """Record the lost sendings of the whole namespace. Lists all stored files. See `recover_partition`."""
+    return _recover_sends(deployment, _all_suspects(deployment))
+
+
+def find_unrecorded(deployment: Deployment) -> list[Receipt]:
+    """Return the receipts of the sendings that `recover_all` would record. Changes nothing."""
+    return _find_unrecorded(deployment, _all_suspects(deployment))
+
+
+def _all_suspects(deployment: Deployment) -> list[str]:
+    receipts = _receipts_below(deployment, namespace_folder(deployment.namespace))
+    return _suspects(deployment, receipts, deployment.ledger.submissions.list_all(deployment.namespace))
+
+
+def recover_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
+    """Record the lost sendings of a submission; return the ids of their shards.
+
+    A submission that this process has opened has none, and is not looked up.
+    """
+    if shards[0].submission_id in deployment.opened_here:
+        return set()
+    there = _receipts_below(deployment, shards[0].path.rpartition("/")[0])
+    return {shard.shard_id for shard in _recover_sends(deployment, sorted(there - _sent(shards)))}
+
+
+def _receipts_below(deployment: Deployment, folder: str) -> set[str]:
+    return {file.path for file in deployment.payloads.files(folder) if is_receipt(file)}
+
+
+def _sent(shards: Iterable[Shard]) -> set[str]:
+    """Return the receipts of shards that the ledger has as sent."""
+    return {beside(shard, SENT) for shard in shards if shard.state is not ShardState.PLANNED}
+
+
+def _suspects(deployment: Deployment, receipts: Collection[str], history: Iterable[Submission]) -> list[str]:
+    """Return the receipts of shards that the ledger may not have as sent."""
+    ledger = deployment.ledger
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path in receipts:
+        folders[PurePosixPath(path).parent.name].add(path)
+    known = {submission.submission_id: submission for submission in history}
+    # The asset may have had another name when they were sent.
+    elsewhere = ledger.submissions.find_known(folders.keys() - known.keys())
+    suspects: list[str] = []
+    for submission_id, paths in folders.items():
+        submission = known.get(submission_id)
+        if submission is not None and submission.state is SubmissionState.OPEN:
+            suspects += sorted(paths - _sent(ledger.shards.of_submission(submission_id)))
+        elif submission is None and submission_id not in elsewhere:
+            suspects += sorted(paths)
+    return suspects
+
+
+def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shard]:
+    """Record the batches of these receipts that are missing from the ledger; return their shards."""
+    # Read first: a shard that was put back, and is sent again, has a receipt and a record.
+    if not (receipts := _find_unrecorded(deployment, suspects)):
+        return []
+    shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
+    return deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
+
+
+def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
+    """Return the receipts of the same batches that are missing from the ledger."""
+    if not suspects:
+        return []
+    # Of a shard that was split the receipt of before may be there, too: the one with the fewest requests is the newest.
+    found = sorted(_read_batches(deployment, suspects), key=lambda receipt: -receipt.shard.requests)
+    receipts = {receipt.shard.shard_id: receipt for receipt in found}
+    unrecorded = deployment.ledger.shards.find_unrecorded_sends(
+        {key: (each.shard, each.sends) for key, each in receipts.items()}
+    )
+    return [receipts[shard_id] for shard_id in unrecorded]
+
+
+def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
+    """Read these receipts, and those of all shards that were in the same batches: of a batch all is decided at once."""
+    receipts: dict[str, Receipt] = {}
+    waiting = list(suspects)
+    while waiting:
+        path = waiting.pop()
+        # One that was pruned belongs to what is settled for long.
+        if path not in receipts and deployment.payloads.exists(path):
+            receipts[path] = _read(deployment, path)
+            waiting += receipts[path].batch
+    return list(receipts.values())
+
+
+def _read(deployment: Deployment, path: str) -> Receipt:
+    with deployment.payloads.reader(path) as file:
+        text = file.read()
+    try:
+        return _adapter().validate_json(text)
+    except ValidationError as error:
+        raise PayloadError(
+            f"The receipt {path} cannot be read: {error.error_count()} of its fields are unknown to this version. "
+            "Nothing was sent. A newer dagster-llm-batch may have written it: upgrade here."
+        ) from None
