@@ -101,7 +101,7 @@ def _all_suspects(deployment: Deployment) -> list[str]:
 def recover_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
     """Record the lost sendings of a submission; return the ids of their shards.
 
-    A submission that this process has opened has none, and is not looked up.
+    Skip a submission that this process has opened: its sendings are all recorded.
     """
     if shards[0].submission_id in deployment.opened_here:
         return set()
@@ -150,7 +150,7 @@ def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Re
     """Return the receipts of the same batches that are missing from the ledger."""
     if not suspects:
         return []
-    # Of a shard that was split the receipt of before may be there, too: the one with the fewest requests is the newest.
+    # A split shard may have its older receipt, too: the receipt with the fewest requests is the newest.
     found = sorted(_read_batches(deployment, suspects), key=lambda receipt: -receipt.shard.requests)
     receipts = {receipt.shard.shard_id: receipt for receipt in found}
     unrecorded = deployment.ledger.shards.find_unrecorded_sends(
@@ -160,12 +160,12 @@ def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Re
 
 
 def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
-    """Read these receipts, and those of all shards that were in the same batches: of a batch all is decided at once."""
+    """Read these receipts, and the receipts of all shards in the same batches: a batch is recovered as a whole."""
     receipts: dict[str, Receipt] = {}
     waiting = list(suspects)
     while waiting:
         path = waiting.pop()
-        # One that was pruned belongs to what is settled for long.
+        # A pruned receipt is of a submission that was settled long ago.
         if path not in receipts and deployment.payloads.exists(path):
             receipts[path] = _read(deployment, path)
             waiting += receipts[path].batch

@@ -1,4 +1,4 @@
-"""Call the verbs that a provider or a codec may have, and decide what happens where it lacks one.
+"""Call the optional verbs of a provider or a codec. Each function has a default for a missing verb.
 
 All other code calls these verbs through this module, but for `telemetry`, which passes them on with spans. Their
 protocols are in `dagster_llm_batch.protocols`.
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def pass_on_capabilities(provider: Provider, wrapper: object) -> None:
-    """Give an object that wraps the provider those of the provider's optional verbs that the object's class lacks."""
+    """Pass the provider's optional verbs on to an object that wraps it, except verbs that the object's class has."""
     for verb, capability in CAPABILITIES.items():
         if isinstance(provider, capability) and not hasattr(type(wrapper), verb):
             setattr(wrapper, verb, getattr(provider, verb))
@@ -56,23 +56,23 @@ def cancel_batch(provider: Provider, batch_id: str) -> None:
 
 
 def delete_batch(provider: Provider, batch_id: str) -> str | None:
-    """Delete what the provider stores of an ended batch; return what stays all the same, in words."""
+    """Delete the provider's data of an ended batch. Return a description of the data that remains, if any does."""
     return provider.delete(batch_id) if isinstance(provider, DeletesBatches) else no_way_to_delete(provider.name)
 
 
 def no_way_to_delete(name: str) -> str:
     """Return in words that the provider of this name deletes nothing."""
-    return f"the provider '{name}' has no way to delete what it stores; see its documents or ask it"
+    return f"the provider '{name}' cannot delete its stored data here; use its console, or ask its support"
 
 
 def delete_request_file(provider: Provider, batch_id: str) -> None:
-    """Delete the request file of an ended batch. A provider without the verb has none."""
+    """Delete the request file of an ended batch, if the provider has the verb."""
     if isinstance(provider, DeletesRequestFiles):
         provider.delete_request_file(batch_id)
 
 
 def count_files(provider: Provider) -> Sequence[FileCount]:
-    """Count what the provider's limits on stored files are about; empty where it has no such limit."""
+    """Count the stored files that the provider limits; empty without such limits."""
     return provider.count_files() if isinstance(provider, CountsFiles) else ()
 
 

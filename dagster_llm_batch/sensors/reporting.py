@@ -51,7 +51,7 @@ __all__ = [
 
 _NOTES_AT_MOST = 20
 
-# What waits for a person is reported again after this.
+# A wait for a person is reported again after this.
 _REPORTED_EVERY = timedelta(hours=6)
 
 # The times of the last reports that have no place in the ledger, by submission_id.
@@ -87,7 +87,7 @@ def report_conditions(
         conditions = find_conditions(facts)
         first, rest = split_by_dataset(conditions)
         state.notes.first |= {condition.submission.submission_id for condition in first}
-        # Of each submission one condition is reported: what holds it up comes before what does not.
+        # One condition of each submission is reported: a hold comes before the others.
         for condition in sorted([*first, *rest], key=lambda condition: condition.kind in GOES_ON):
             if condition.submission.asset in state.labels or condition.kind is ConditionKind.NO_DATASET:
                 _report_condition(state, condition)
@@ -95,7 +95,7 @@ def report_conditions(
 
 
 def _read_flying(state: TickState, undelivered: Iterable[Progress], flying: Sequence[Shard]) -> Sequence[Shard]:
-    """Return the shards in flight, read anew if some may need a person: these may have ended just now."""
+    """Return the shards in flight. Read them again if some may need a person: they may have just ended."""
     in_doubt = any(ShardState.SUBMITTING in progress.states for progress in undelivered)
     if in_doubt or any(state.engine.deployment.is_overdue(shard) for shard in flying):
         return state.ledger.shards.in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
@@ -105,7 +105,7 @@ def _read_flying(state: TickState, undelivered: Iterable[Progress], flying: Sequ
 def _report_condition(state: TickState, condition: Condition) -> None:
     submission = condition.submission
     if not condition.is_due(state.now):
-        # Another code location may have a dataset of which nothing is due.
+        # Another code location may have a dataset without due submissions.
         if condition.kind is not ConditionKind.NO_DATASET:
             note(state, f"{submission.place}: {condition.advice}")
     elif condition.kind is ConditionKind.NO_DATASET:
@@ -130,7 +130,7 @@ def is_reported_for_good(state: TickState, condition: Condition) -> bool:
 
 
 def fail_for_person(state: TickState) -> None:
-    """Raise LLMBatchError for what waits for a person and was not reported lately. Call it when all else is done."""
+    """Raise LLMBatchError for waits for a person that were not reported lately. Call it last."""
     actions, first = state.notes.actions, state.notes.first
     reported = state.engine.activity.reported_since(state.now - _REPORTED_EVERY) if actions else set()
     due = {submission_id: text for submission_id, text in actions.items() if submission_id not in reported}

@@ -1,4 +1,4 @@
-"""One tick: poll the batches that are due, find what a run can bring further, and report what waits.
+"""One tick: poll the batches that are due, find the partitions for runs, and report the waits.
 
 Bounded in time, and in queries: those on the ledger are as many for ten thousand batches as for ten.
 
@@ -52,7 +52,7 @@ __all__ = ["Requested", "run_tick"]
 
 @dataclass(frozen=True)
 class Requested:
-    """What a tick asks for.
+    """The requests of a tick.
 
     Attributes:
         groups: The partitions of each run that brings labels further.
@@ -73,7 +73,7 @@ def run_tick(state: TickState, most_partitions: int, remarks: Iterable[str] = ()
         most_partitions: At most so many neighbouring partitions go into one run.
         remarks: The first notes of the tick.
 
-    Raises LLMBatchError, if there is nothing to ask for, for what waits for a person and for errors that do not pass.
+    Raises LLMBatchError for a tick without requests if a submission waits for a person, or after a lasting error.
     """
     undelivered = read_undelivered(state)
     for remark in remarks:
@@ -87,7 +87,7 @@ def run_tick(state: TickState, most_partitions: int, remarks: Iterable[str] = ()
         note(state, "further runs are asked for at the next ticks")
     report_progress(state, before, after, groups)
     gold: list[RunRequest] = []
-    with apart(state, "what people said of rows"):
+    with apart(state, "human labels"):
         gold += new_annotations(state.context, state.engine, state.labels)
     if groups or gold:
         return Requested(groups, gold)
@@ -97,11 +97,11 @@ def run_tick(state: TickState, most_partitions: int, remarks: Iterable[str] = ()
 
 
 def _find_ready(state: TickState, flying: Sequence[Shard]) -> tuple[list[Ready], Sequence[Progress]]:
-    """Find the partitions that a run can bring further, and report conditions; return also what is undelivered."""
+    """Find the partitions for runs, and report conditions. Return the undelivered submissions, too."""
     with apart(state, "places in queues"):
         state.engine.activity.keep_places(list(state.labels))
     read_outlook = partial(state.engine.activity.outlook, partial(note_unreadable, state))
-    # Read anew: polling has moved shards since the tick began.
+    # Polling has moved shards since the tick began.
     undelivered = read_undelivered(state)
     if not undelivered.own:
         if find_gone(undelivered.others, dataset_names(state)):

@@ -1,7 +1,7 @@
 """The kinds of events: a frozen dataclass for each, its data as JSON, and its text for people.
 
 `event.data` holds the fields, except `words`. Words come from others, may quote a request, and are stored in
-`event.detail`, which an erasure overwrites. Where a kind has no words, `detail` is made from the fields. Code reads
+`event.detail`, which an erasure overwrites. `detail` of other kinds is made from the fields. Code reads
 events with `read_event` and never looks into `detail`: reword a text here, and no decision changes.
 
 An event of an unknown kind, and one with other fields than its kind has, is read as `Other`.
@@ -74,7 +74,7 @@ class EventData:
 
     @property
     def detail(self) -> str | None:
-        """The event in words, for people; None where the kind alone says it."""
+        """The event in words, for people; None if the kind is enough."""
         return None
 
 
@@ -208,7 +208,7 @@ class Unreadable(_InWords):
 
 @dataclass(frozen=True)
 class UnexpectedLines(EventData):
-    """A shard's results have lines that nothing asked for: how many, by what they are."""
+    """A shard's results have unexpected lines: their number by kind."""
 
     kind = "unexpected_lines"
     counts: Mapping[str, int]
@@ -220,7 +220,7 @@ class UnexpectedLines(EventData):
 
 @dataclass(frozen=True)
 class ResultsRestored(EventData):
-    """A shard's results were lost or damaged, and are made anew."""
+    """A shard's lost or damaged results were made again."""
 
     kind = "results_restored"
     source: str
@@ -232,7 +232,7 @@ class ResultsRestored(EventData):
 
 @dataclass(frozen=True)
 class ErasedThere(_InWords):
-    """The provider deleted what it stored of a shard's batch."""
+    """The provider deleted its data of a shard's batch."""
 
     kind = "erased_there"
     words: str | None = None
@@ -394,7 +394,7 @@ class Erased(EventData):
 
 @dataclass(frozen=True)
 class Noted(EventData):
-    """A person noted something beside the definition. The form that was sent twice is recorded once."""
+    """A person added a note to the definition. A form that was sent twice is recorded once."""
 
     kind = "note"
     form_id: str
@@ -407,7 +407,7 @@ class Noted(EventData):
         return f"{self.annotator}: {self.text}"
 
 
-# what holds a submission up -------------------------------------------------------------------------------------------
+# holds of submissions -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -517,7 +517,7 @@ class LandingLost(_InWords):
 
 @dataclass(frozen=True)
 class LandingFailed(_InWords):
-    """A run could not land the labels, and said so. It changes nothing: another run may fail alike."""
+    """A run failed to land the labels. The submission stays as it is, since another run may fail, too."""
 
     kind = "landing_failed"
     words: str | None = None
@@ -525,7 +525,7 @@ class LandingFailed(_InWords):
 
 @dataclass(frozen=True)
 class PersonTold(EventData):
-    """A failed tick reported what waits for a person. It changes nothing."""
+    """A failed tick reported waits for a person. The submission stays as it is."""
 
     kind = "person_told"
 
