@@ -383,7 +383,7 @@ def test_a_running_batch_is_not_deleted_and_no_other_server_is_asked_to(emulator
     provider = openrouter(emulator)
     with pytest.raises((RefusedError, TransientError)):
         provider.delete(submit(provider))
-    assert "no way to delete" in (at("http://127.0.0.1:9/v3", "opper").delete("b") or "")
+    assert "cannot delete its stored data here" in (at("http://127.0.0.1:9/v3", "opper").delete("b") or "")
 
 
 # What is known, and prices
