@@ -58,7 +58,7 @@ HEARTBEAT_SECONDS = 60.0
 
 
 def style() -> bool:
-    """Ruff: rules and format."""
+    """Ruff: rules and format; plain English."""
     return _style(Path(sys.executable))
 
 
@@ -298,7 +298,8 @@ def _on_python(version: str, base: Path) -> bool:
 
 def _style(python: Path) -> bool:
     check = _run("-m", "ruff", "check", ".", python=python)
-    return _run("-m", "ruff", "format", "--check", ".", python=python) and check
+    formatted = _run("-m", "ruff", "format", "--check", ".", python=python)
+    return _run("-m", "tests.prose", python=python) and check and formatted
 
 
 def _types(python: Path) -> bool:
