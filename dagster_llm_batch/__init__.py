@@ -16,6 +16,7 @@ from dagster_llm_batch._version import __version__
 
 if TYPE_CHECKING:
     from dagster_llm_batch.assets import (
+        FileRows,
         LLMBatchTranslator,
         LLMBatchTranslatorData,
         RowsContext,
@@ -93,6 +94,7 @@ __all__ = [
     "ComponentOp",
     "Embedding",
     "Fallback",
+    "FileRows",
     "GeminiBatchResource",
     "HiveParquetIOManager",
     "LLMBatchAgreementComponent",
@@ -157,6 +159,7 @@ _MODULES = {
     "ComponentOp": "components",
     "Embedding": "core.fixed_responses",
     "Fallback": "engine",
+    "FileRows": "assets",
     "HiveParquetIOManager": "io",
     "LLMBatchTranslator": "assets",
     "LLMBatchTranslatorData": "assets",

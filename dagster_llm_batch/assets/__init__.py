@@ -1,6 +1,7 @@
 """Labeled datasets as Dagster assets. A run that ends, however it ends, never cancels a batch."""
 
 from dagster_llm_batch.assets.factory import llm_batch_assets
+from dagster_llm_batch.assets.file_rows import FileRows
 from dagster_llm_batch.assets.rows_context import RowsContext
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import SubmitConfig
@@ -8,6 +9,7 @@ from dagster_llm_batch.assets.translator import ROLE_TAG, LLMBatchTranslator, LL
 
 __all__ = [
     "ROLE_TAG",
+    "FileRows",
     "LLMBatchTranslator",
     "LLMBatchTranslatorData",
     "RowsContext",

@@ -12,6 +12,7 @@ import dagster as dg
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.assets.file_rows import FileRows
 from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.labels import labels_asset
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
@@ -32,7 +33,7 @@ from dagster_llm_batch.types import Endpoint
 
 __all__ = ["llm_batch_assets"]
 
-Rows = Upstream | RowsFunction | SqlRows
+Rows = Upstream | RowsFunction | SqlRows | FileRows
 
 # Each is before the next one, and later than it in one of its parts.
 _MOMENTS = (
@@ -81,10 +82,11 @@ def llm_batch_assets(
 
     Args:
         name: Name of the labeled asset.
-        rows: An upstream asset (loaded through its IO manager, one partition at a time), a query (`SqlRows`), or a
-            function of RowsContext (whose `load` loads what `deps` names) that gives the rows: a polars, pandas or
-            arrow frame, a DuckDB relation, anything narwhals reads, an iterator of Arrow record batches, or an open
-            `pyarrow.parquet.ParquetFile`, of which some MB are in memory at once, however long its rows are.
+        rows: An upstream asset (loaded through its IO manager, one partition at a time), a CSV or Parquet file
+            (`FileRows`), a query (`SqlRows`), or a function of RowsContext (whose `load` loads what `deps` names) that
+            gives the rows: a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, an iterator of
+            Arrow record batches, or an open `pyarrow.parquet.ParquetFile`, of which some MB are in memory at once,
+            however long its rows are.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
         limits, realtime, resend, spend, cascade: See Labeling.
         partitions_def: Any Dagster partitions, of all three assets. Of an upstream asset, those are read that Dagster's
@@ -123,6 +125,8 @@ def llm_batch_assets(
     if isinstance(rows, SqlRows):
         rows.check_partitions(are_there=partitions_def is not None)
         resource_keys.add(rows.resource)
+    if isinstance(rows, FileRows):
+        rows.check_partitions(partitions_def)
     dataset = Dataset(
         labeling=Labeling(
             asset=prefixed_key(own.key_prefix, name).to_user_string(),

@@ -19,6 +19,7 @@ import dagster as dg
 import docstring_parser.google
 from pydantic import BeforeValidator, Field, create_model
 
+from dagster_llm_batch.assets.file_rows import FileRows
 from dagster_llm_batch.assets.rows_context import RowsFunction
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.components.partitions import AnyPartitions
@@ -296,6 +297,13 @@ class FunctionSettings(Block):
             return function
 
 
+class _FileBlock(Block):
+    def value(self, context: dg.ResolutionContext) -> Any:
+        """Return the rows. A relative path starts at the folder of the YAML file."""
+        rows = super().value(context)
+        return rows.beside(str(folder_of(context))) if isinstance(rows, FileRows) else rows
+
+
 class DepSettings(Block):
     """One asset that is read, with how its partitions map."""
 
@@ -450,6 +458,10 @@ FORMS |= {
         str | list[str] | dict[str, str],
         [["ticket_labels"], {"small": "labels/small", "large": "labels/large"}],
         note="In YAML they are keys, or a mapping from names to keys.",
+    ),
+    FileRows: Form(
+        create_block(FileRows, _FileBlock, name="FileRowsSettings"),
+        [{"path": "{{ context.project_root }}/comments.csv"}, {"path": "comments.csv", "partition_column": "day"}],
     ),
     SqlRows: Form(block_of(SqlRows), [{"sql": "select id, body from tickets", "resource": "warehouse"}]),
     Target: Form(

@@ -8,12 +8,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster.components.testing.test_cases import TestTranslation
-from yaml_project import EVAL, evaluation, labels, loaded
+from yaml_project import EVAL, evaluation, labels, loaded, refusal
 
 from dagster_llm_batch import (
     CommandBatchResource,
     Embedding,
     Fallback,
+    FileRows,
     Limits,
     LLMBatchResource,
     Moderation,
@@ -232,6 +233,20 @@ def test_rows_are_an_asset_by_its_key_a_function_by_its_import_path_or_a_query()
     query = {"sql": "select * from tickets where day = $partition_key", "resource": "warehouse"}
     with loaded(labels(rows=query, partitions_def={"type": "daily", "start_date": "2026-01-01"})) as project:
         assert project.component.rows == SqlRows(**query)
+
+
+def test_rows_of_a_file_start_at_the_folder_of_the_yaml_or_of_the_project():
+    daily = {"type": "daily", "start_date": "2026-01-01"}
+    given = {"path": "comments.csv", "partition_column": "day"}
+    with loaded(labels(rows=given, partitions_def=daily)) as project:
+        assert project.component.rows == FileRows(path=str(project.folder / "comments.csv"), partition_column="day")
+    with loaded(labels(rows={"path": "{{ context.project_root }}/comments.csv"})) as project:
+        path = Path(project.component.rows.path)
+        assert path.is_absolute()
+        assert path.parent in project.folder.resolve().parents
+    with loaded(labels(rows={"path": "s3://bucket/comments.parquet"})) as project:
+        assert project.component.rows.path == "s3://bucket/comments.parquet"
+    assert "has none of these ends" in refusal(labels(rows={"path": "comments.xlsx"}))
 
 
 @pytest.mark.parametrize(

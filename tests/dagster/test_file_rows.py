@@ -1,0 +1,119 @@
+"""Rows of a CSV or Parquet file in real runs; a wrong file is refused before anything is sent."""
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from code_location import DAILY, DAYS, LABELS, failure, labeled
+
+from dagster_llm_batch import FileRows
+from dagster_llm_batch.errors import ConfigError, InputError
+
+TICKETS = "ticket_id,subject,body,day\n"
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """Six tickets, three a day; a text with a comma, quotes and a line break in it."""
+    lines = [f'00{i},Subject {i},"Body {i}, ""late""\nagain",{DAYS[i % 2]}T08:0{i}\n' for i in range(6)]
+    path = tmp_path / "tickets.csv"
+    path.write_text(TICKETS + "".join(lines), encoding="utf-8")
+    return path
+
+
+def read(rows: FileRows, partition: str | None = None) -> list[dict[str, Any]]:
+    context: Any = SimpleNamespace(partition_key=partition)
+    return [row for batch in rows(context) for row in batch.to_pylist()]
+
+
+def test_labels_of_a_file_land_by_the_partitions_of_a_column(make, csv):
+    location = make(*labeled(rows=FileRows(path=str(csv), partition_column="day"), partitions_def=DAILY))
+    for number, day in enumerate(DAYS[:2]):
+        assert location.land(partition=day).success
+        records = location.metadata(LABELS, day)["llm_batch/preview"].records
+        assert {record.data["ticket_id"] for record in records} == {f"00{i}" for i in range(6) if i % 2 == number}
+    assert read(FileRows(path=str(csv)))[5]["body"] == 'Body 5, "late"\nagain'
+
+
+def test_each_value_of_a_csv_is_text_exactly_as_written(tmp_path):
+    path = tmp_path / "odd.tsv"
+    path.write_text('\ufeffid;n;when;text\n007;1.50;2026-01-01;NULL\n008;;;""\n', encoding="utf-8")
+    assert read(FileRows(path=str(path), delimiter=";")) == [
+        {"id": "007", "n": "1.50", "when": "2026-01-01", "text": "NULL"},
+        {"id": "008", "n": "", "when": "", "text": ""},
+    ]
+
+
+def test_values_of_parquet_keep_their_types_and_dates_and_times_are_days(tmp_path):
+    times = [datetime(2026, 1, 1, 9, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)]
+    for number, days in enumerate(([time.date() for time in times], times)):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"id": [1, 2], "day": days}), path)
+        rows = FileRows(path=str(path), partition_column="day")
+        assert read(rows, "2026-01-02") == [{"id": 2, "day": days[1]}]
+        assert read(rows, "2026-01-03") == []
+        assert rows.read().column("id").to_pylist() == [1, 2]
+
+
+def test_static_partitions_are_the_values_themselves(tmp_path):
+    path = tmp_path / "shops.csv"
+    path.write_text("id,shop\n1,de\n2,de-at\n3,de\n")
+    rows = FileRows(path=str(path), partition_column="shop")
+    assert [row["id"] for row in read(rows, "de")] == ["1", "3"]
+    assert [row["id"] for row in read(rows, "de-at")] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("id,day\n1,2026-01-01\n2,31.01.2026\n", "holds '31.01.2026', which does not begin with a date"),
+        ("id,day\n1,\n", "holds nothing, which does not begin with a date"),
+        ("id,when\n1,2026-01-01\n", "has no column 'day' (partition_column). Its columns: id, when"),
+        ("id,day\n1\n", "cannot be read: CSV parse error"),
+        ("", "cannot be read"),
+        (b"id,day\n\xff\xfe,2026-01-01\n", "invalid UTF8"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_what_to_do(tmp_path, text, said):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as refused:
+        read(FileRows(path=str(path), partition_column="day"), "2026-01-01")
+    assert said in str(refused.value)
+    assert "Nothing was sent" in str(refused.value)
+
+
+def test_a_run_without_the_file_fails_and_sends_nothing(make, emulator, tmp_path):
+    location = make(*labeled(rows=FileRows(path=str(tmp_path / "none.csv"))))
+    said = failure(location.submit())
+    assert "there is no file" in said
+    assert not emulator.books.batches
+
+
+@pytest.mark.parametrize(
+    ("rows", "partitions_def", "said"),
+    [
+        (FileRows(path="a.csv"), DAILY, "would send, and pay for, all rows of a.csv"),
+        (FileRows(path="a.csv", partition_column="day"), None, "the dataset has no partitions"),
+        (
+            FileRows(path="a.csv", partition_column="day"),
+            dg.WeeklyPartitionsDefinition("2026-01-04"),
+            "takes daily, static or dynamic partitions, not a WeeklyPartitionsDefinition",
+        ),
+    ],
+)
+def test_partitions_that_a_file_cannot_give_are_refused_when_they_are_declared(rows, partitions_def, said):
+    with pytest.raises(ConfigError) as refused:
+        labeled(rows=rows, partitions_def=partitions_def)
+    assert said in str(refused.value)
+
+
+def test_another_kind_of_file_and_a_delimiter_of_two_characters_are_refused():
+    with pytest.raises(ConfigError, match="has none of these ends"):
+        FileRows(path="comments.xlsx")
+    with pytest.raises(ConfigError, match="must be one character"):
+        FileRows(path="comments.csv", delimiter="||")
