@@ -17,6 +17,7 @@ __all__ = ["Field", "LabelForm", "form_of_labeling"]
 
 _WITHIN = "/"
 _DEEPEST = 5
+_DEEPEST_JSON = 100
 _TYPES = {"integer": "integer", "number": "number", "string": "text"}
 
 
@@ -215,6 +216,19 @@ def _value(field: Field, text: str) -> Any:
                 f"{field.title} is {'a whole' if field.kind == 'integer' else 'a'} number; got {text!r}."
             ) from None
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         raise InputError(f"{field.title} is JSON; got {text[:80]!r}.") from None
+    _check_json(field, value)
+    return value
+
+
+def _check_json(field: Field, value: Any, depth: int = 0) -> None:
+    """Raise InputError for JSON that no database keeps: with NUL in a text, or nested too deeply."""
+    if depth > _DEEPEST_JSON:
+        raise InputError(f"{field.title} is nested more than {_DEEPEST_JSON} times.")
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{field.title} has a NUL character. Remove it.")
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for each in inner:
+        _check_json(field, each, depth + 1)

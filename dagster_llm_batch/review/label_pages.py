@@ -21,10 +21,10 @@ from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.prompts import Part, asked_last, read_body
 from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, RowAddress, StandingJudgments
-from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View
+from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View, status_of
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["LabelPages"]
+__all__ = ["LabelPages", "ShowPage", "read_form", "with_nul"]
 
 _KINDS = (*ANSWERS, "skip", "undo")
 _SAMPLE = "sample_"
@@ -36,6 +36,21 @@ class ShowPage(Protocol):
     """Returns a template as a page."""
 
     def __call__(self, request: Request, template: str, status: int = 200, **values: Any) -> Response: ...
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """Return what a form holds; of several values of one name, each is a line."""
+    given: dict[str, str] = {}
+    for name, value in (await request.form()).multi_items():
+        given[name] = f"{given[name]}\n{value}" if name in given else str(value)
+    return given
+
+
+def with_nul(given: Mapping[str, str]) -> str | None:
+    """Return what to say of a form with a NUL character, which no database keeps; None for any other."""
+    if not any("\0" in text for text in given.values()):
+        return None
+    return "The form has a NUL character. Nothing was stored; remove it."
 
 
 class LabelPages:
@@ -54,11 +69,7 @@ class LabelPages:
 
     async def take(self, request: Request) -> Response:
         """Record what a form says, then show the next row."""
-        given: dict[str, str] = {}
-        for name, value in (await request.form()).multi_items():
-            # Of several choices, each is a line.
-            given[name] = f"{given[name]}\n{value}" if name in given else str(value)
-        return await run_in_threadpool(self._take, request, given)
+        return await run_in_threadpool(self._take, request, await read_form(request))
 
     def _ask(self, request: Request, wrong: str | None = None, given: Mapping[str, str] | None = None) -> Response:
         found = self._find(request)
@@ -71,7 +82,7 @@ class LabelPages:
             view, partition = View.of(asked.multi_items()), asked.get("in")
             rows = self._deployment.browser.list_addresses(asset, form.key, view, partition)
         except LLMBatchError as error:
-            return self._show(request, "nothing.html", 400, words=str(error))
+            return self._show(request, "nothing.html", status_of(error), words=str(error))
         said = self._judgments(form.dataset)
         queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
         drawn = bool(rows) and _sample(self._row(asset, form, rows[0]) or {}) is not None
@@ -104,6 +115,8 @@ class LabelPages:
         if isinstance(found, Response):
             return found
         asset, form = found
+        if (nul := with_nul(given)) is not None:
+            return self._ask(request, nul, {name: value.replace("\0", "") for name, value in given.items()})
         kind, address = given.get("kind", ""), (given.get("partition", ""), given.get("row_key", ""))
         try:
             row = self._row(asset, form, address)
@@ -164,7 +177,7 @@ class LabelPages:
             if asset.dataset == form.dataset and asset.partitions != [""]:
                 rows = self._deployment.browser.find(asset, form.key, key, most=2)
                 if len(rows) == 1:
-                    return str(rows[0].get(PARTITION) or "")
+                    return rows[0].partition
         return ""
 
     def _shown(self, form: LabelForm, address: RowAddress) -> Mapping[str, Any]:

@@ -20,8 +20,8 @@ from dagster_llm_batch.addresses import Filter, row_path, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.files.request_files import definition_in
 from dagster_llm_batch.review.deployment import ReviewedDeployment
-from dagster_llm_batch.review.label_pages import ShowPage
-from dagster_llm_batch.review.tables import StoredAsset, View
+from dagster_llm_batch.review.label_pages import ShowPage, read_form, with_nul
+from dagster_llm_batch.review.tables import StoredAsset, View, status_of
 from dagster_llm_batch.storage.ledger.judgments import MOST_NOTE, Note
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.text import plain_text
@@ -67,8 +67,7 @@ class NotePages:
 
     async def take(self, request: Request) -> Response:
         """Record a note, then show the groups."""
-        given = {name: str(value) for name, value in (await request.form()).items()}
-        return await run_in_threadpool(self._take, request, given)
+        return await run_in_threadpool(self._take, request, await read_form(request))
 
     def changelog(self, request: Request) -> Response:
         """Show the definitions of a dataset's prompt, the newest first, each with what was noted of it."""
@@ -87,7 +86,7 @@ class NotePages:
         try:
             page = self._deployment.browser.read(asset, View.of(asked.multi_items()), partition)
         except LLMBatchError as error:
-            return self._show(request, "nothing.html", 400, words=str(error))
+            return self._show(request, "nothing.html", status_of(error), words=str(error))
         if not set(page.columns) >= GROUP_COLUMNS:
             return self._show(request, "nothing.html", 404, words=f"{asset.key} holds no groups of failures.")
         groups = [self._shown(asset, row, partition or _text(row.get("partition"))) for row in page.rows]
@@ -135,6 +134,8 @@ class NotePages:
 
     def _take(self, request: Request, given: Mapping[str, str]) -> Response:
         text, form_id = given.get("text", "").replace("\r\n", "\n").strip(), given.get("form_id", "")
+        if (nul := with_nul(given)) is not None:
+            return self._groups(request, nul)
         labels = self._labels_of(given.get("candidate", ""))
         if not text or len(text) > MOST_NOTE or not form_id or labels is None or labels.dataset is None:
             return self._groups(

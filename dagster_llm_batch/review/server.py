@@ -30,7 +30,7 @@ from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
-from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View
+from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, StoredRow, View, status_of
 
 __all__ = ["HOSTS", "review_app", "serve"]
 
@@ -137,7 +137,7 @@ class _Pages:
             keys = [each.row_key for each in self._deployment.assets()]
             page = self._deployment.browser.read(asset, view, asked.get("in"), keys)
         except LLMBatchError as error:
-            return self._nothing(request, str(error), 400)
+            return self._nothing(request, str(error), status_of(error))
         return self.show(
             request,
             "table.html",
@@ -164,7 +164,7 @@ class _Pages:
             rows = self._deployment.browser.find(asset, column, value, partition)
             elsewhere = self._elsewhere(asset, column, value, partition)
         except LLMBatchError as error:
-            return self._nothing(request, str(error), 400)
+            return self._nothing(request, str(error), status_of(error))
         if not rows:
             return self._nothing(request, f"{asset.key} has no row {value}.")
         attempts = [self._shown(attempt) for attempt in self._attempts(asset, rows[0], partition)]
@@ -198,16 +198,16 @@ class _Pages:
             try:
                 rows = self._deployment.browser.find(other, column, key, part, most=1)
             # One table that is gone or damaged keeps nobody from the others.
-            except Exception:  # noqa: BLE001, S112 - duckdb and file systems raise what they like
+            except LLMBatchError:
                 continue
             found += [(other, part, row) for row in rows]
         return found
 
-    def _attempts(self, asset: StoredAsset, row: Mapping[str, Any], partition: str | None) -> list[Attempt]:
+    def _attempts(self, asset: StoredAsset, row: StoredRow, partition: str | None) -> list[Attempt]:
         request_id = row.get("llm_request_id")
         if asset.dataset is None or not isinstance(request_id, str):
             return []
-        return self._deployment.attempts(asset.dataset, partition or str(row.get(PARTITION) or ""), request_id)
+        return self._deployment.attempts(asset.dataset, partition or row.partition, request_id)
 
     def _shown(self, attempt: Attempt) -> Mapping[str, Any]:
         body = None if attempt.request is None else read_body(attempt.request)

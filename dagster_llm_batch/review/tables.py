@@ -3,7 +3,8 @@
 Parquet is read where it lies, by DuckDB, so that a million rows need neither memory nor patience. What another IO
 manager stored is loaded by it, one partition at a time, and kept while it is looked at.
 
-Queries are built of DuckDB's expressions: no text of a row or a web address is ever read as SQL.
+Queries are built of DuckDB's expressions over columns with names of our own (`stored_rows.py`): no text of a row or a
+web address is ever read as SQL.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
-from duckdb import ColumnExpression as Column
 from duckdb import ConstantExpression as Constant
 from duckdb import FunctionExpression as Function
 from upath import UPath
@@ -26,16 +26,22 @@ from upath import UPath
 from dagster_llm_batch.addresses import FILTERS, Filter
 from dagster_llm_batch.core.address_secrets import refuse_credentials
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.errors import InputError, LLMBatchError
+from dagster_llm_batch.review.stored_rows import (
+    PARTITION,
+    OpenTable,
+    StoredRow,
+    StoredTableError,
+    open_arrow,
+    open_files,
+    sentence_of,
+)
 
-__all__ = ["PARTITION", "Facet", "Page", "StoredAsset", "TableBrowser", "View"]
+__all__ = ["PARTITION", "Facet", "Page", "StoredAsset", "StoredRow", "TableBrowser", "View", "status_of"]
 
-PARTITION = "partition"
-"""The column that tells a row's partition."""
+_Answer = TypeVar("_Answer")
 
 _WHERE = re.compile(rf"(.+?):({'|'.join(FILTERS)}):(.*)", re.DOTALL)
-_PLACES = ("filename", "file_row_number")
-_PLACE, _KEY = "llm_review_place", "llm_review_key"
 _PAGE_ROWS = 50
 _MOST_VALUES = 30
 _MOST_FACETS = 12
@@ -111,13 +117,12 @@ class Facet:
 class Page:
     """Some rows of a table. `total` counts those that pass the filters, `rows_at_all` all of them.
 
-    `key` is the column that names a row, "" where none does; `row_keys` has its value in each row, as text.
+    `key` is the column that names a row, "" where none does.
     """
 
     columns: tuple[str, ...]
     key: str
-    rows: tuple[Mapping[str, Any], ...]
-    row_keys: tuple[str, ...]
+    rows: tuple[StoredRow, ...]
     total: int
     rows_at_all: int
     number: int
@@ -144,38 +149,39 @@ class TableBrowser:
         """Return a page of the rows that pass, with facets. None is all partitions that lie in Parquet. A row is named
         by its table's key, or by the first of `keys` that is a column of the table.
 
-        Raises InputError where a filter names no column of the table, or nothing is stored.
+        Raises InputError where a filter names no column of the table, and StoredTableError where it cannot be read.
         """
-        with self._open(asset, partition) as table:
-            passing = table.passing(view)
+
+        def read_page(table: OpenTable) -> Page:
+            passing = _passing(table, view)
             total = _count(passing)
             number = min(max(view.page, 1), max(-(-total // _PAGE_ROWS), 1))
-            columns = tuple(table.types)
-            key = next((each for each in (asset.row_key, *keys) if each in columns), "")
+            key = next((each for each in (asset.row_key, *keys) if each in table.columns), "")
             shown = table.sorted(passing, view.order).limit(_PAGE_ROWS, offset=(number - 1) * _PAGE_ROWS)
-            # As `find` is asked for it, whatever its type is.
-            named = shown.select(duckdb.StarExpression(), (_text(key) if key else Constant("")).alias(_KEY))
-            rows = table.dicts(named)
             return Page(
-                columns,
+                table.columns,
                 key,
-                tuple(rows),
-                tuple(row.pop(_KEY) or "" for row in rows),
+                tuple(table.read(shown, key)),
                 total,
-                _count(table.all) if view.is_narrow else total,
+                _count(table.rows) if view.is_narrow else total,
                 number,
-                tuple(table.facets(passing)),
+                tuple(_facets(table, passing)),
                 table.told,
             )
 
+        return self._ask(asset, partition, read_page)
+
     def find(
         self, asset: StoredAsset, column: str, key: str, partition: str | None = None, most: int = 5
-    ) -> list[dict[str, Any]]:
+    ) -> list[StoredRow]:
         """Return the rows whose column holds this key, as text; none where the table has no such column."""
-        with self._open(asset, partition) as table:
-            if column not in table.types:
+
+        def find_rows(table: OpenTable) -> list[StoredRow]:
+            if column not in table.columns:
                 return []
-            return table.dicts(table.all.filter(_text(column) == Constant(key)).limit(most))
+            return table.read(table.rows.filter(table.text(column) == Constant(key)).limit(most), column)
+
+        return self._ask(asset, partition, find_rows)
 
     def list_addresses(
         self, asset: StoredAsset, column: str, view: View | None = None, partition: str | None = None
@@ -188,58 +194,58 @@ class TableBrowser:
         with self._lock:
             if (known := self._listed.get(place)) is not None:
                 return known
-        rows = self._list_addresses(asset, column, view or View(), partition)
+
+        def list_rows(table: OpenTable) -> list[tuple[str, str]]:
+            if column not in table.columns:
+                raise InputError(f"{asset.key} has no column {column!r} that names its rows.")
+            asked = view or View()
+            return list(dict.fromkeys(table.addresses(table.sorted(_passing(table, asked), asked.order), column)))
+
+        rows = self._ask(asset, partition, list_rows)
         with self._lock:
             while len(self._listed) >= _TABLES_KEPT:
                 self._listed.pop(next(iter(self._listed)))
             self._listed[place] = rows
         return rows
 
-    def _list_addresses(self, asset: StoredAsset, column: str, view: View, inside: str | None) -> list[tuple[str, str]]:
-        with self._open(asset, inside) as table:
-            if column not in table.types:
-                raise InputError(f"{asset.key} has no column {column!r} that names its rows.")
-            partition = Column(PARTITION) if PARTITION in table.types and asset.partitions != [""] else Constant("")
-            rows = table.sorted(table.passing(view), view.order).select(
-                partition.alias("place"), _text(column).alias("key")
-            )
-            return list(dict.fromkeys((str(place or ""), key) for place, key in rows.fetchall() if key is not None))
+    def _ask(self, asset: StoredAsset, partition: str | None, question: Callable[[OpenTable], _Answer]) -> _Answer:
+        cursor = self._database.cursor()
+        try:
+            try:
+                return question(self._open(cursor, asset, partition))
+            # A column has types in two files that no third one holds.
+            except duckdb.ConversionException:
+                return question(self._open(cursor, asset, partition, apart=True))
+        except LLMBatchError:
+            raise
+        # DuckDB, file systems and IO managers raise what they like.
+        except Exception as error:
+            words = f"{asset.key} cannot be read: {sentence_of(error)}"
+            raise StoredTableError(f"{words} If a file is damaged, materialize its partition again.") from error
+        finally:
+            cursor.close()
 
-    def _open(self, asset: StoredAsset, partition: str | None) -> _Rows:
+    def _open(
+        self, cursor: duckdb.DuckDBPyConnection, asset: StoredAsset, partition: str | None, *, apart: bool = False
+    ) -> OpenTable:
         files = asset.files if partition is None else {p: f for p, f in asset.files.items() if p == partition}
         if files:
-            return self._over_files(files)
+            partition_of: dict[str, str] = {}
+            for each, place in files.items():
+                partition_of |= dict.fromkeys(self._parquet_files(place, each), each)
+            if not partition_of:
+                raise StoredTableError(f"The files of this table are gone: {', '.join(sorted(files.values())[:3])}.")
+            return open_files(cursor, partition_of, apart=apart)
         wanted = partition if partition is not None else next(iter(asset.partitions), None)
         if wanted is None or wanted not in asset.others or asset.load is None:
             raise InputError(f"{asset.key} has nothing stored{f' of {partition}' if partition else ''}.")
-        told = None
+        told = ""
         if len(asset.partitions) > 1:
             told = f"Its IO manager does not store Parquet: one partition is loaded at a time, here {wanted}."
-        cursor = self._database.cursor()
-        rows = cursor.from_arrow(self._load(asset, wanted))
-        if wanted:
-            rows = rows.select(Constant(wanted).alias(PARTITION), duckdb.StarExpression())
-        return _Rows(cursor, rows, told)
-
-    def _over_files(self, files: Mapping[str, str]) -> _Rows:
-        cursor = self._database.cursor()
-        place_of: dict[str, str] = {}
-        for partition, place in files.items():
-            place_of |= dict.fromkeys(self._parquet_files(place, partition), partition)
-        if not place_of:
-            raise InputError(f"The files of this table are gone: {', '.join(sorted(files.values())[:3])}.")
-        # A folder `partition=…` is told by the column of that name already.
-        rows = cursor.read_parquet(
-            list(place_of), union_by_name=True, hive_partitioning=False, filename=True, file_row_number=True
-        )
-        if list(files) == [""]:
-            return _Rows(cursor, rows, None)
-        places = cursor.from_arrow(pa.table({_PLACE: list(place_of), PARTITION: list(place_of.values())}))
-        joined = places.join(rows, Column(_PLACE) == Column("filename"))
-        return _Rows(cursor, joined.select(duckdb.StarExpression(exclude=[_PLACE])), None)
+        return open_arrow(cursor, self._load(asset, wanted), wanted, told)
 
     def _parquet_files(self, place: str, partition: str) -> list[str]:
-        """Return the Parquet files of a partition, as DuckDB is told them.
+        """Return the Parquet files of a partition, by their names.
 
         Many IO managers keep all partitions of a table in one folder, a file for each.
         """
@@ -279,80 +285,55 @@ class TableBrowser:
             self._listed.clear()
 
 
-class _Rows:
-    """The rows of a table while it is asked."""
+def status_of(error: LLMBatchError) -> int:
+    """Return the status of a page that shows this error: whether the address is wrong, or what is stored."""
+    return 502 if isinstance(error, StoredTableError) else 400
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, told: str | None) -> None:
-        self._cursor, self.all, self.told = cursor, rows, told
-        kinds = {name: str(kind) for name, kind in zip(rows.columns, rows.types, strict=True)}
-        self._places = [name for name in _PLACES if name in kinds]
-        self.types = {name: kind for name, kind in kinds.items() if name not in _PLACES}
 
-    def __enter__(self) -> Self:
-        return self
+def _passing(table: OpenTable, view: View) -> duckdb.DuckDBPyRelation:
+    """Return the rows that pass search and filters."""
+    rows = table.rows
+    if view.search:
+        texts = [name for name, kind in table.types.items() if kind == "VARCHAR" or kind.endswith(("]", ")"))]
+        nothing = Constant(value=False)
+        rows = rows.filter(reduce(or_, [_contains(table, name, view.search) for name in texts], nothing))
+    for wanted in view.filters:
+        if wanted.column not in table.columns:
+            raise InputError(f"There is no column {wanted.column!r}; there are {', '.join(table.columns)}.")
+        rows = rows.filter(_condition(table, wanted))
+    return rows
 
-    def __exit__(self, *_error: object) -> None:
-        self._cursor.close()
 
-    def passing(self, view: View) -> duckdb.DuckDBPyRelation:
-        """Return the rows that pass search and filters."""
-        rows = self.all
-        if view.search:
-            texts = [name for name, kind in self.types.items() if kind == "VARCHAR" or kind.endswith(("]", ")"))]
-            nothing = Constant(value=False)
-            rows = rows.filter(reduce(or_, [_contains(name, view.search) for name in texts], nothing))
-        for wanted in view.filters:
-            if wanted.column not in self.types:
-                raise InputError(f"There is no column {wanted.column!r}; there are {', '.join(self.types)}.")
-            rows = rows.filter(_condition(wanted, self.types[wanted.column]))
-        return rows
-
-    def sorted(self, rows: duckdb.DuckDBPyRelation, order: str = "") -> duckdb.DuckDBPyRelation:
-        """Return the rows sorted by a column, and among equals, or where none is named, by their place in the files."""
-        # Without a full order, two pages of a table could hold the same row, and none of them another one.
-        places = [Column(name).asc() for name in ([PARTITION] if PARTITION in self.types else []) + self._places]
-        name = order.removeprefix("-")
-        if name in self.types:
-            column = Column(name)
-            places.insert(0, (column.desc() if order.startswith("-") else column.asc()).nulls_last())
-        return rows.sort(*places) if places else rows
-
-    def dicts(self, rows: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
-        """Return rows by the names of their columns, without their places."""
-        if self._places:
-            rows = rows.select(duckdb.StarExpression(exclude=self._places))
-        return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
-
-    def facets(self, rows: duckdb.DuckDBPyRelation) -> Iterator[Facet]:
-        """Yield the columns that have few values in all rows, with how often each comes in these."""
-        plain = [
-            name
-            for name, kind in self.types.items()
-            if name not in _NO_FACETS and (kind in ("VARCHAR", "BOOLEAN") or "ENUM" in kind or name == "llm_attempt")
-        ]
-        if not plain:
-            return
-        counts = [Function("approx_count_distinct", Column(name)) for name in plain]
-        lengths = [Function("max", Function("length", _text(name))) for name in plain]
-        (found,) = self.all.aggregate([*counts, *lengths]).fetchall()
-        few = [
-            name
-            for name, count, length in zip(plain, found, found[len(plain) :], strict=False)
-            if 1 < count <= _MOST_VALUES and length <= _LONGEST_VALUE
-        ]
-        few.sort(key=lambda name: (name not in _FACETS_FIRST, name.startswith("llm_")))
-        for name in few[:_MOST_FACETS]:
-            values = rows.aggregate([_text(name).alias("value"), Function("count").alias("rows")])
-            ranked = values.sort(Column("rows").desc(), Column("value")).limit(_MOST_VALUES)
-            yield Facet(name, tuple((value, count) for value, count in ranked.fetchall()))
+def _facets(table: OpenTable, rows: duckdb.DuckDBPyRelation) -> Iterator[Facet]:
+    """Yield the columns that have few values in all rows, with how often each comes in these."""
+    plain = [
+        name
+        for name, kind in table.types.items()
+        if name not in _NO_FACETS and (kind in ("VARCHAR", "BOOLEAN") or "ENUM" in kind or name == "llm_attempt")
+    ]
+    if not plain:
+        return
+    counts = [Function("approx_count_distinct", table.column(name)) for name in plain]
+    lengths = [Function("max", Function("length", table.text(name))) for name in plain]
+    (found,) = table.rows.aggregate([*counts, *lengths]).fetchall()
+    few = [
+        name
+        for name, count, length in zip(plain, found, found[len(plain) :], strict=False)
+        if 1 < count <= _MOST_VALUES and length <= _LONGEST_VALUE
+    ]
+    few.sort(key=lambda name: (name not in _FACETS_FIRST, name.startswith("llm_")))
+    for name in few[:_MOST_FACETS]:
+        values = rows.aggregate([table.text(name).alias("value"), Function("count").alias("rows")])
+        ranked = values.sort(duckdb.ColumnExpression("rows").desc(), duckdb.ColumnExpression("value"))
+        yield Facet(name, tuple((value, count) for value, count in ranked.limit(_MOST_VALUES).fetchall()))
 
 
 def _count(rows: duckdb.DuckDBPyRelation) -> int:
     return int(rows.aggregate([Function("count")]).fetchall()[0][0])
 
 
-def _condition(wanted: Filter, kind: str) -> duckdb.Expression:
-    column, text = Column(wanted.column), _text(wanted.column)
+def _condition(table: OpenTable, wanted: Filter) -> duckdb.Expression:
+    column, text = table.column(wanted.column), table.text(wanted.column)
     match wanted.kind:
         case "null":
             return column.isnull()
@@ -363,9 +344,9 @@ def _condition(wanted: Filter, kind: str) -> duckdb.Expression:
         case "not":
             return column.isnull() | (text != Constant(wanted.value))
         case "has":
-            return _contains(wanted.column, wanted.value)
+            return _contains(table, wanted.column, wanted.value)
         case "ge" | "le":
-            if _NUMBER.fullmatch(kind):
+            if _NUMBER.fullmatch(table.types[wanted.column]):
                 value, limit = column.cast(duckdb.type("DOUBLE")), Constant(_number(wanted))
             else:
                 value, limit = text, Constant(wanted.value)
@@ -380,9 +361,5 @@ def _number(wanted: Filter) -> float:
         raise InputError(f"{wanted.column} is compared with a number; got {wanted.value!r}.") from None
 
 
-def _contains(name: str, wanted: str) -> duckdb.Expression:
-    return Function("contains", Function("lower", _text(name)), Constant(wanted.lower()))
-
-
-def _text(name: str) -> duckdb.Expression:
-    return Column(name).cast(duckdb.type("VARCHAR"))
+def _contains(table: OpenTable, name: str, wanted: str) -> duckdb.Expression:
+    return Function("contains", Function("lower", table.text(name)), Constant(wanted.lower()))

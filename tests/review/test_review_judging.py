@@ -155,6 +155,9 @@ def test_skip_undecidable_and_undo(desk):
         ({"kind": "delete", "topic": '"bug"'}, "of another page"),
         ({"row_key": "none", "topic": '"bug"'}, "of another page"),
         ({"form_id": "", "topic": '"bug"'}, "of another page"),
+        ({"topic": "[" * 100_000}, "topic is JSON"),
+        ({"topic": '"bug"', "comment": "a\0b"}, "has a NUL character"),
+        ({"topic": '"bug"', "form_id": "\0"}, "has a NUL character"),
     ],
 )
 def test_what_does_not_fit_is_said_and_nothing_is_stored(desk, change, words):
@@ -314,6 +317,9 @@ def test_a_form_of_a_response_model_asks_each_field_in_its_way():
         form.answer({**given, "score": "3.5"})
     with pytest.raises(InputError, match=r"tags\.0: 'z' is not one of"):
         form.answer({**given, "tags": '"z"'})
+    for others, words in (("[" * 500 + "]" * 500, "nested more than 100 times"), ('[{"place": "\\u0000"}]', "NUL")):
+        with pytest.raises(InputError, match=f"others .* {words}|others has a {words}"):
+            form.answer({**given, "others": others})
     with pytest.raises(InputError, match="sizes is a number; got 'x'"):
         form.answer({**given, "sizes": "1\nx"})
 

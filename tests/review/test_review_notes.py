@@ -113,7 +113,7 @@ def test_a_note_stands_beside_the_definition_by_which_its_rows_were_asked_and_is
 
 
 @pytest.mark.parametrize(
-    "change", [{"text": " "}, {"text": "x" * (MOST_NOTE + 1)}, {"candidate": "other"}, {"form_id": ""}]
+    "change", [{"text": " "}, {"text": "x" * (MOST_NOTE + 1)}, {"candidate": "other"}, {"form_id": ""}, {"text": "a\0"}]
 )
 def test_what_is_no_note_is_told_and_nothing_is_kept(desk, change):
     engine, client, _ = desk

@@ -179,6 +179,16 @@ def test_an_address_that_names_nothing_says_so(client, path, status, words):
     assert (answer.status, words in answer.text) == (status, True), answer.text
 
 
+def test_a_table_that_cannot_be_read_is_a_page_that_says_so(client, tmp_path):
+    (tmp_path / "labels.parquet").write_bytes(b"PAR1 half")
+    for path in ("/table/labels", "/row/labels?by=id&key=a"):
+        answer = client.get(path)
+        assert answer.status == 502
+        assert "The files of this table cannot be read: " in answer.text
+        assert "<nav" in answer.text
+    assert client.get("/row/gold?by=id&key=script").status == 200
+
+
 def test_the_same_row_elsewhere_is_shown_and_what_differs_is_marked(serve, tmp_path):
     pq.write_table(pa.table({"id": ["a", "b"], "label": ["x", "y"], "llm_model": ["m", "m"]}), tmp_path / "one.parquet")
     pq.write_table(pa.table({"id": ["a", "b"], "label": ["x", "z"]}), tmp_path / "two.parquet")

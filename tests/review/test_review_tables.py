@@ -13,6 +13,7 @@ import pytest
 from dagster_llm_batch.addresses import FILTERS, Filter
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.io import HiveParquetIOManager
+from dagster_llm_batch.review.stored_rows import StoredTableError
 from dagster_llm_batch.review.tables import StoredAsset, TableBrowser, View
 
 ROWS = pa.table(
@@ -120,13 +121,13 @@ def test_what_an_address_says_is_never_read_as_sql(browser, asset, kind, text):
 
 def test_a_row_is_found_by_its_key_whatever_its_type(browser, asset):
     page = browser.read(asset, View(order="-id"))
-    assert (page.key, page.row_keys[0]) == ("id", "119")
+    assert (page.key, page.rows[0].key) == ("id", "119")
     (row,) = browser.find(asset, "id", "119", "2026-01-03")
     assert row["text"] == "row 119 says Thanks"
     assert browser.find(asset, "id", "119", "2026-01-01") == []
     times = StoredAsset("labels", row_key="when", files=asset.files)
     page = browser.read(times, View(order="id"))
-    assert {row["when"].day for row in browser.find(times, "when", page.row_keys[3], most=9)} == {4}
+    assert {row["when"].day for row in browser.find(times, "when", page.rows[3].key, most=9)} == {4}
 
 
 def test_partitions_whose_columns_differ_are_one_table(browser, tmp_path):
@@ -166,7 +167,7 @@ def test_what_lies_elsewhere_is_loaded_one_partition_at_a_time_and_says_so(brows
     page = browser.read(asset, View())
     assert (page.rows[0]["id"], page.rows[0]["partition"]) == ("b-1", "b")
     assert "one partition is loaded at a time, here b" in (page.told or "")
-    assert browser.find(asset, "id", "a-1", "a") == [{"partition": "a", "id": "a-1"}]
+    assert [dict(row) for row in browser.find(asset, "id", "a-1", "a")] == [{"partition": "a", "id": "a-1"}]
     browser.read(asset, View())
     assert loads == ["b", "a"]
     browser.forget()
@@ -177,6 +178,89 @@ def test_what_lies_elsewhere_is_loaded_one_partition_at_a_time_and_says_so(brows
 def test_a_table_has_its_own_columns_alone(browser, asset):
     assert browser.read(asset, View()).columns == ("partition", *ROWS.column_names)
     assert set(browser.read(asset, View()).rows[0]) == {"partition", *ROWS.column_names}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["filename", "file_row_number", "file_index", "llm_review_key", "*", "partition", "c0", "line", "FILE", '"'],
+)
+def test_a_column_of_any_name_is_a_column(browser, tmp_path, name):
+    for number in (1, 2):
+        rows = {"id": [f"{number}a", f"{number}b"], name: [f"x{number}", f"y{number}"]}
+        pq.write_table(pa.table(rows), tmp_path / f"{number}.parquet")
+    stored = StoredAsset("labels", row_key="id", files={part: str(tmp_path / f"{part}.parquet") for part in "12"})
+    loaded = StoredAsset("labels", row_key="id", others=("2",), load=lambda _: pa.table(rows))
+    for asset, ids in ((stored, ["1b", "2b"]), (loaded, ["2b"])):
+        page = browser.read(asset, View(filters=(Filter(name, "has", "y"),), search="y", order=name))
+        assert [(row["id"], row[name], row.partition) for row in page.rows] == [(i, f"y{i[0]}", i[0]) for i in ids]
+        assert page.total == len(ids)
+        assert page.columns == (() if name == "partition" else ("partition",)) + ("id", name)
+        assert [row.partition for row in browser.find(asset, name, "y2")] == ["2"]
+        assert browser.list_addresses(asset, name)[-1] == ("2", "y2")
+
+
+def test_columns_that_differ_by_case_are_all_there(browser, tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "ID": ["b"]}), tmp_path / "t.parquet")
+    (row,) = browser.read(StoredAsset("t", files={"": str(tmp_path / "t.parquet")}), View()).rows
+    assert list(row.columns.values()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("folder", ["a[bc]", "a*", "a?", "[!a]", "{a,b}"])
+def test_names_of_files_are_no_patterns(browser, tmp_path, folder):
+    places = {}
+    for name in (folder, "ab", "ac"):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"id": [name] * 3}), tmp_path / name / f"{name}.parquet")
+        places[name] = str(tmp_path / name)
+    page = browser.read(StoredAsset("labels", files=places), View())
+    assert (page.total, page.told) == (9, None)
+    assert {(row["id"], row.partition) for row in page.rows} == {(name, name) for name in places}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([1, 2], ["one", None]), ([{"a": 1}, None], [3, 4]), ([["x"], []], [{"a": 1}] * 2), ([True, False], [b"x", b"y"])],
+)
+def test_a_column_may_change_its_type_between_partitions(browser, tmp_path, first, second):
+    for part, values in (("1", first), ("2", second)):
+        more = {"only": [part] * 2} if part == "2" else {}
+        pq.write_table(pa.table({"id": ["a", "b"], "value": values, **more}), tmp_path / f"{part}.parquet")
+    both = StoredAsset("labels", row_key="id", files={part: str(tmp_path / f"{part}.parquet") for part in "12"})
+    page = browser.read(both, View())
+    assert [(row["id"], row.partition, row["only"]) for row in page.rows] == [
+        ("a", "1", None),
+        ("b", "1", None),
+        ("a", "2", "2"),
+        ("b", "2", "2"),
+    ]
+    assert [row["value"] is None for row in page.rows] == [value is None for value in (*first, *second)]
+    assert browser.read(both, View(filters=(Filter("value", "some"),), order="-value")).total >= 3
+
+
+def test_damaged_files_are_left_out_and_told_and_the_rest_is_shown(browser, asset, tmp_path):
+    whole = (tmp_path / "day-1.parquet").read_bytes()
+    for damage in (b"", b"no Parquet", whole[: len(whole) // 2], whole[:-4] + b"PARX"):
+        (tmp_path / "day-1.parquet").write_bytes(damage)
+        page = browser.read(asset, View(order="id"))
+        assert (page.total, [row["id"] for row in page.rows][:41]) == (80, [*range(40), 80])
+        assert page.told is not None
+        assert page.told.startswith("1 of 3 files cannot be read, and is left out: ")
+        assert "day-1.parquet" in page.told
+        with pytest.raises(StoredTableError, match="cannot be read"):
+            browser.read(asset, View(), "2026-01-02")
+    pages = bytearray(whole)
+    pages[4:400] = b"\xff" * 396
+    (tmp_path / "day-1.parquet").write_bytes(pages)
+    with pytest.raises(StoredTableError, match=r"labels cannot be read: .* materialize its partition again"):
+        browser.read(asset, View())
+
+
+def test_an_io_manager_that_fails_is_a_sentence(browser):
+    def load(_partition: str) -> pa.Table:
+        raise RuntimeError("the warehouse sleeps\nTraceback of it")
+
+    with pytest.raises(StoredTableError, match=r"labels cannot be read: the warehouse sleeps\."):
+        browser.read(StoredAsset("labels", others=("",), load=load), View())
 
 
 def test_files_that_are_gone_are_told(browser, tmp_path):
