@@ -5,20 +5,20 @@
         def subject(self): ...
 
 Each test is named after the duty it holds the provider to. A test of a verb that the provider may have, and lacks, is
-skipped.
+skipped. So is a test of a failure that the subject cannot cause; the reason names the argument to give.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
-from typing import BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, cast
 
 import pytest
 
@@ -36,6 +36,7 @@ from dagster_llm_batch.protocols import Provider as ProviderProtocol
 from dagster_llm_batch.providers.capabilities import check_setup, console_url, count_files
 from dagster_llm_batch.types import (
     Absent,
+    BatchReport,
     BatchStatus,
     Endpoint,
     FindHints,
@@ -47,12 +48,16 @@ from dagster_llm_batch.types import (
     Undecided,
 )
 
-__all__ = ["OneWayStream", "ProviderContract", "ProviderUnderTest"]
+if TYPE_CHECKING:
+    from dagster_llm_batch.testing.emulator import Emulator
+
+__all__ = ["Failures", "OneWayStream", "ProviderContract", "ProviderUnderTest"]
 
 _AWKWARD = ('say "hi"', "a\\b\n\r\t", "x\u2028y\u2029z", "\U0001f600 é 中", '"},{"custom_id":"forged"', "\x00\x1f\x7f")
 _NONCE = "n"
 _THREADS = 4
 _PATIENCE_SECONDS = 60.0
+_REJECTION = "The contract rejects this batch."
 
 
 class Finish(Protocol):
@@ -62,13 +67,69 @@ class Finish(Protocol):
 
 
 @dataclass(frozen=True)
+class Failures:
+    """Ways to make the vendor fail. Each call is for the batches that are submitted after it.
+
+    The contract skips the test of a way that is None.
+    """
+
+    reject_batch: Callable[[], str] | None = None
+    """Make the vendor reject a batch as a whole. Returns words of the reason that the vendor gives."""
+    expire_batch: Callable[[], object] | None = None
+    """Make the vendor end a batch before each of its requests has an answer, as at the end of its window."""
+    refuse_requests: Callable[[], object] | None = None
+    """Make the vendor answer each request of a batch with an error."""
+
+
+@dataclass(frozen=True)
 class ProviderUnderTest:
-    """A provider ready to be tested. `secrets` must never be shown; `finish` lets all its batches end."""
+    """A provider ready to be tested. `secrets` must never be shown; `finish` lets all its batches end.
+
+    `unreported` names fields of BatchReport that the vendor does not have; the contract expects the others. Allowed:
+    `total`, `done`, `failed`, `created_at`, `ended_at`, `reason`.
+    """
 
     provider: ProviderProtocol
     spec: RequestSpec
     finish: Finish
     secrets: Sequence[str] = ()
+    failures: Failures = field(default_factory=Failures)
+    unreported: Collection[str] = ()
+
+    @classmethod
+    def at_emulator(
+        cls,
+        emulator: Emulator,
+        provider: ProviderProtocol,
+        spec: RequestSpec,
+        secrets: Sequence[str] = (),
+        unreported: Collection[str] = (),
+        without: Collection[str] = (),
+    ) -> Self:
+        """Return a provider whose vendor is this emulator, which can fail in each way but those in `without`."""
+        from dagster_llm_batch.testing.emulator.faults import BatchFault, RowFault  # noqa: PLC0415 -- an extra
+
+        def reject_batch() -> str:
+            emulator.inject(BatchFault(kind="fails", code="invalid_request", message=_REJECTION))
+            return _REJECTION
+
+        failures = Failures(
+            reject_batch,
+            lambda: emulator.inject(BatchFault(kind="expires")),
+            lambda: emulator.inject(RowFault(status_code=400)),
+        )
+        failures = replace(failures, **dict.fromkeys(without))
+        return cls(provider, spec, emulator.settle, secrets, failures, unreported)
+
+    def check_reported(self, report: BatchReport, **expected: object) -> None:
+        """Assert that the report has these values in the fields that the vendor has."""
+        reported = {name: getattr(report, name) for name in expected if name not in self.unreported}
+        wanted = {name: value for name, value in expected.items() if name in reported}
+        wrong = sorted(name for name in wanted if reported[name] != wanted[name])
+        assert reported == wanted, (
+            "Read these fields of BatchReport from the vendor's batch. For fields that the vendor does not have, "
+            f"give ProviderUnderTest(…, unreported={wrong})."
+        )
 
     @property
     def codec(self) -> Codec:
@@ -198,6 +259,42 @@ class ProviderContract:
         assert known in reports
         subject.finish()
 
+    def test_poll_2_an_ended_batch_reports_its_counts_and_times(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a", "b", "c"], "tag-a")
+        subject.finish()
+        report = subject.provider.poll([batch_id])[batch_id]
+        # Without counts, an empty download looks complete.
+        subject.check_reported(report, total=3, done=3, failed=0)
+        shown = {name: getattr(report, name) is not None for name in ("created_at", "ended_at")}
+        missing = sorted(name for name, is_shown in shown.items() if not is_shown and name not in subject.unreported)
+        assert not missing, f"Read the times of the batch, or give ProviderUnderTest(…, unreported={missing})."
+        assert all(time is None or time.tzinfo is not None for time in (report.created_at, report.ended_at))
+
+    def test_poll_3_a_rejected_batch_has_failed_for_the_vendors_reason(self, subject: ProviderUnderTest) -> None:
+        if subject.failures.reject_batch is None:
+            pytest.skip("Nothing here makes the vendor reject a batch: Failures(reject_batch=…).")
+        words = subject.failures.reject_batch()
+        batch_id = subject.submit(["a"], "tag-a")
+        subject.finish()
+        report = subject.provider.poll([batch_id])[batch_id]
+        assert report.status is BatchStatus.FAILED
+        assert report.reason
+        if "reason" not in subject.unreported:
+            assert words in report.reason, (
+                "Read the vendor's errors, or give ProviderUnderTest(…, unreported={'reason'})."
+            )
+
+    def test_poll_4_a_batch_that_expired_ends_and_keeps_its_answers(self, subject: ProviderUnderTest) -> None:
+        if subject.failures.expire_batch is None:
+            pytest.skip("Nothing here makes a batch expire: Failures(expire_batch=…).")
+        subject.failures.expire_batch()
+        batch_id = subject.submit(["a", "b", "c", "d"], "tag-a")
+        subject.finish()
+        assert subject.provider.poll([batch_id])[batch_id].status is BatchStatus.EXPIRED
+        outcomes = [result.outcome for result in subject.results(batch_id)]
+        assert Outcome.SUCCEEDED in outcomes
+        assert set(outcomes) <= {Outcome.SUCCEEDED, Outcome.EXPIRED}
+
     def test_poll_nothing_is_nothing(self, subject: ProviderUnderTest) -> None:
         assert dict(subject.provider.poll([])) == {}
 
@@ -218,6 +315,18 @@ class ProviderContract:
         lines = list(subject.provider.fetch(batch_id))
         assert len(lines) == len(_AWKWARD)
         assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+
+    def test_fetch_2_a_refused_request_has_one_line_with_its_error(self, subject: ProviderUnderTest) -> None:
+        if subject.failures.refuse_requests is None:
+            pytest.skip("Nothing here makes the vendor refuse requests: Failures(refuse_requests=…).")
+        subject.failures.refuse_requests()
+        batch_id = subject.submit(["a", "b", "c"], "tag-a")
+        subject.finish()
+        results = subject.results(batch_id)
+        assert sorted(result.custom_id or "" for result in results) == ["n-0", "n-1", "n-2"]
+        assert {result.outcome for result in results} == {Outcome.ERRORED}
+        assert all(result.reason for result in results)
+        subject.check_reported(subject.provider.poll([batch_id])[batch_id], total=3, done=3, failed=3)
 
     def test_fetch_can_be_started_over(self, subject: ProviderUnderTest) -> None:
         batch_id = subject.submit(["a", "b", "c"], "tag-a")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from google.oauth2.credentials import Credentials
 
+from dagster_llm_batch.definition.labeling import Spend
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.command.provider import CommandProvider
@@ -18,8 +20,10 @@ from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Absent, FindHints
+from tests import folder_servers
 
 BUCKET = "bucket"
 SETTLE_SECONDS = 0.3  # how long a create call that got lost may still arrive; here it cannot
@@ -50,7 +54,7 @@ class Place:
             "vertex": emulator.vertex_base_url,
             "gemini": emulator.gemini_base_url,
             "openrouter": emulator.openrouter_base_url,
-            "mistral": emulator.mistral_base_url,
+            **{name: emulator.base_url(name) for name in SERVER_FOLDERS},
         }
         return Place(str(folder), emulator.port, urls, s3_url, gcs_url)
 
@@ -71,6 +75,7 @@ class Cloud:
     download: str = "^$"
     held: frozenset[str] = _BATCH_CALLS | {"upload", "download"}
     lacks: frozenset[str] = frozenset()  # calls that it does not make
+    spend: Spend = field(default_factory=Spend)
 
 
 def _openai(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
@@ -168,16 +173,25 @@ def _openrouter(place: Place, _options: tuple[str, ...]) -> OpenRouterProvider:
     )
 
 
-def _mistral(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
-    """A row that never ran is in no file there."""
-    return OpenAIProvider(
-        DEFAULT_KEY,
-        place.urls["mistral"],
-        name="mistral",
-        price_book=SERVERS["mistral"].price_book.value,
-        server=SERVERS["mistral"],
-        timeout_seconds=_TIMEOUT_SECONDS,
-        settle_seconds=SETTLE_SECONDS,
+def _folder_provider(name: str, place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
+    """A server with a folder. At Mistral, a row that never ran is in no file."""
+    return folder_servers.provider_of(
+        name, place.urls[name], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
+    )
+
+
+def _folder_server(name: str) -> Cloud:
+    """Return the cloud of a line of SERVER_FOLDERS."""
+    routes = folder_servers.routes_of(name)
+    download = routes["download"].replace("*", "[^/]+")
+    return Cloud(
+        name,
+        *folder_servers.models_of(name),
+        _MAX_TOKENS,
+        partial(_folder_provider, name),
+        f"^{routes['create']}$",
+        f"^{download}$",
+        spend=Spend(folder_servers.PRICE),
     )
 
 
@@ -256,15 +270,7 @@ CLOUDS = {
             r"^GET /api/v1/batches/[^/]+/results$",
             lacks=frozenset({"upload", "cancel"}),
         ),
-        Cloud(
-            "mistral",
-            "ministral-8b-2512",
-            "mistral-large-2512",
-            _MAX_TOKENS,
-            _mistral,
-            r"^POST /mistral/v1/batch/jobs$",
-            r"^GET /mistral/v1/files/[^/]+/content$",
-        ),
+        *map(_folder_server, SERVER_FOLDERS),
         Cloud("command", "m", "m2", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
     )
 }

@@ -17,8 +17,10 @@ from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import BatchFault, Fault, RowFault, WireFault, lost_create_reply
 from tests.crash.clouds import CLOUDS, Cloud
+from tests.folder_servers import routes_of
 
 ANSWER = {"topic": "billing", "urgency": 3}
 """What every emulated model says; the schemas that some providers take have no bounds to simulate by."""
@@ -30,7 +32,7 @@ _CREATES = (
     "POST /vertex/*/batchPredictionJobs",
     "POST /gemini/*:batchGenerateContent",
     "POST /api/v1/batches",
-    "POST /mistral/v1/batch/jobs",
+    *(routes_of(name)["create"] for name in SERVER_FOLDERS),
 )
 _EMULATED = frozenset(CLOUDS) - {"command"}
 # Of which a batch can be stopped.
@@ -108,6 +110,7 @@ class Scenario:
             "prompt": Prompt(system="You label support tickets.", user="{{ subject }}\n\n{{ body }}"),
             "response": TicketLabel,
             "params": cloud.params,
+            "spend": cloud.spend,
             "limits": Limits(max_requests_per_batch=3),
             "realtime": Realtime(
                 deadline=DEADLINE if self.is_late else None, urgent="now" if self.urgent else None, concurrency=1
@@ -161,7 +164,7 @@ EXPIRED = Scenario(
     "a batch expires",
     waves=(3, 1),
     faults=(BatchFault(kind="expires", batches=[0], fraction=0.4),),
-    clouds=frozenset({"openai", "anthropic", "bedrock", "mistral"}),
+    clouds=frozenset({"openai", "anthropic", "bedrock", *SERVER_FOLDERS}),
 )
 PUT_BACK = Scenario(
     "the provider's queue is full",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import BatchFault, FileFault, RowFault, WireFault
 from tests.faults.vendor_workspace import MARK, ROWS, STRUCK, Ending, Servers, VendorWorkspace
 from tests.faults.vendors import MATRIX_VENDORS, Vendor
@@ -213,7 +214,7 @@ FAULTS = (
         },
         but={
             **dict.fromkeys(("bedrock", "vertex"), Never("its queue counts batches, and not what is in them")),
-            **dict.fromkeys(("openrouter", "mistral"), Never("it documents no queue")),
+            **dict.fromkeys(("openrouter", *SERVER_FOLDERS), Never("it documents no queue")),
             "command": Never("it has no queue: it starts at once"),
         },
     ),
@@ -222,7 +223,7 @@ FAULTS = (
         scripted(BatchFault(kind="fails", code="13", message="Internal error, try again.", **FIRST), command="killed"),
         but={
             **dict.fromkeys(("openai", "azure"), Never("it documents no failure that passes but the full queue")),
-            **dict.fromkeys(("openrouter", "mistral"), Never("a batch that failed tells a message, and no code")),
+            **dict.fromkeys(("openrouter", *SERVER_FOLDERS), Never("a batch that failed tells a message, and no code")),
             "anthropic": Never("a batch does not fail as a whole"),
         },
     ),

@@ -38,6 +38,7 @@ from dagster_llm_batch.files.request_parts import ImagesBelow
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.platforms import refuse_unbatched
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.sensors.provider_access import ProviderAccess
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -178,7 +179,7 @@ def resource_at(name: str, url: str) -> Any:
             keys = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key"), "k" * 16)
             few = {"read_quotas": False, "max_attempts": 1}
             return BedrockBatchResource(s3_uri="s3://bucket/folder", **BEDROCK, **urls, **keys, **few, **common)
-    assert name in ("azure", "mistral")
+    assert name in ("azure", *SERVER_FOLDERS)
     return preset(name, api_key="k" * 16, base_url=f"{at}/v1", **common)
 
 

@@ -18,6 +18,7 @@ from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.errors import ConfigError, InputError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.files.shard_files import RAW, beside
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import BatchFault, WireFault
 from dagster_llm_batch.types import Cause
@@ -26,6 +27,7 @@ from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover
 from tests.faults.test_erased_at_vendors import stored_there
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
 from tests.faults.vendors import VENDORS, Vendor
+from tests.folder_servers import models_of
 
 WITH_BATCHES = [vendor for vendor in VENDORS if vendor.name != "command"]
 OPENAI = WITH_BATCHES[0]
@@ -36,7 +38,7 @@ OTHER_MODELS = {
     "vertex": "gemini-2.5-pro",
     "gemini": "gemini-2.5-pro",
     "openrouter": "openai/gpt-4o-mini",
-    "mistral": "mistral-large-2512",
+    **{name: models_of(name)[1] for name in SERVER_FOLDERS},
 }
 
 
@@ -165,7 +167,7 @@ def test_another_accounts_batch_a_wrong_file_and_other_bodies_are_told_apart(the
     other = replace(there.definition, model=f"{vendor}/{OTHER_MODELS[vendor]}")
     said = (
         "so none of its answers can be theirs"
-        if vendor in ("openai", "anthropic", "openrouter", "mistral")
+        if vendor in ("openai", "anthropic", "openrouter", *SERVER_FOLDERS)
         else "The batch asked the model"
     )
     assert said in refusal(there, batch_id, kept, definition=other)

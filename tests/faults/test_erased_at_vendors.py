@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from dagster_llm_batch.errors import ProviderError
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
 from tests.faults.vendors import BUCKET
@@ -42,7 +43,7 @@ def stored_there(workspace: VendorWorkspace, running: Servers, batch_id: str) ->
     name = workspace.vendor.name
     if name == "command":
         found += [path.read_bytes() for path in (workspace.folder / "jobs").rglob("*") if path.is_file()]
-    elif name in ("openai", "mistral"):
+    elif name in ("openai", *SERVER_FOLDERS):
         files = provider._client(retries=0).files
         found += [files.content(file.id).read() for file in files.list().data]
     elif name in ("anthropic", "openrouter"):

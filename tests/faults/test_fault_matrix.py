@@ -1,6 +1,7 @@
 """Every fault of the table, at each vendor where it can happen: no row lost, none billed twice, in a bounded time.
 
-At Azure and Mistral, whose provider is OpenAI's, in turn; `python -m tests.faults` has every vendor in every row.
+At Azure and the servers with folders, whose provider is OpenAI's, in turn; `python -m tests.faults` has every vendor in
+every row.
 """
 
 from __future__ import annotations

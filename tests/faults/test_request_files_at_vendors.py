@@ -16,6 +16,7 @@ from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import RefusedError
 from dagster_llm_batch.files.request_files import RAW, beside
 from dagster_llm_batch.providers.capabilities import delete_request_file, pass_on_capabilities
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover
@@ -36,11 +37,10 @@ def request_files(workspace: VendorWorkspace, running: Servers) -> list[str]:
     """The names of the request files that are at the vendor, or in the user's bucket, by a way of the test's own."""
     provider: Any = workspace.provider
     name, folder = workspace.vendor.name, workspace.folder.name
-    if name == "openai":
-        return [file.id for file in provider._client(retries=0).files.list() if file.purpose == "batch"]
-    if name == "mistral":
-        listed = provider._client(retries=0).files.list().data
-        return [file.id for file in listed if file.sample_type == "batch_request"]
+    if name in ("openai", *SERVER_FOLDERS):
+        listed = [file for file in provider._client(retries=0).files.list().data if file.purpose == "batch"]
+        # Mistral's files of results have the same purpose, and another type.
+        return [file.id for file in listed if getattr(file, "sample_type", "batch_request") == "batch_request"]
     if name == "gemini":
         address = f"{workspace.emulator.gemini_base_url}/v1beta/files"
         listed = requests.get(address, headers={"x-goog-api-key": DEFAULT_KEY}, timeout=10).json()

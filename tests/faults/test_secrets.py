@@ -41,8 +41,8 @@ from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider, credentials_of
 from dagster_llm_batch.providers.google.vertex import secrets_of as parts_of
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -51,11 +51,14 @@ from dagster_llm_batch.types import Request, RequestSpec
 from tests.faults.test_origins import Answer, Asked, Server
 from tests.faults.vendor_workspace import BUCKET, Servers, rows
 from tests.faults.vendors import VENDORS, Vendor
+from tests.folder_servers import provider_of
 
 MARK = "RECOGNISE"
 # AWS names its request, else an answer is no word of AWS.
 JSON = {"content-type": "application/json", "x-amzn-RequestId": "r"}
-API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini", "openrouter", "mistral")}
+API_KEYS = {
+    name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini", "openrouter", *SERVER_FOLDERS)
+}
 TOKEN = f"plain{MARK}token4242"
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = f"AKIA{MARK}42424242", f"{MARK}/secret/4242", f"{MARK}//session//4242=="
 
@@ -73,7 +76,10 @@ def resources(emulator: Emulator, folder: Path, timeout_seconds: float = 10.0) -
         "openrouter": OpenRouterBatchResource(
             api_key=API_KEYS["openrouter"], base_url=emulator.openrouter_base_url, **common
         ),
-        "mistral": preset("mistral", api_key=API_KEYS["mistral"], base_url=emulator.mistral_base_url, **common),
+        **{
+            name: preset(name, api_key=API_KEYS[name], base_url=emulator.base_url(name), **common)
+            for name in SERVER_FOLDERS
+        },
         "vertex": VertexBatchResource(
             project="p",
             location="us-central1",
@@ -210,7 +216,7 @@ ADDRESSES = {
     "anthropic": ["base_url"],
     "gemini": ["base_url"],
     "openrouter": ["base_url"],
-    "mistral": ["base_url"],
+    **{name: ["base_url"] for name in SERVER_FOLDERS},
     "vertex": ["base_url", "storage_url"],
     "bedrock": ["endpoint_url", "s3_endpoint_url", "quotas_endpoint_url"],
 }
@@ -286,7 +292,7 @@ HELD = {
     "anthropic": ["key-of-anthropic-42", "the-header-of-the-user"],
     "gemini": ["key-of-gemini-4242"],
     "openrouter": ["key-of-openrouter-42", "the-header-of-the-user"],
-    "mistral": ["key-of-mistral-4242", "the-header-of-the-user"],
+    **{name: [f"key-of-{name}-4242", "the-header-of-the-user"] for name in SERVER_FOLDERS},
     "vertex": ["token-of-vertex-4242", "-----BEGIN PRIVATE KEY-----\nMIIEvgIBADANBg\n-----END PRIVATE KEY-----\n"],
     "bedrock": ["AKIA4242424242424242", "secret/of/aws+42424242", "session//of//aws=="],
 }
@@ -303,10 +309,8 @@ def holding(name: str, url: str) -> Provider:
             return AnthropicProvider(first, url, default_headers=headers, timeout_seconds=10)
         case "openrouter":
             return OpenRouterProvider(first, f"{url}/api/v1", default_headers=headers, timeout_seconds=10)
-        case "mistral":
-            return OpenAIProvider(
-                first, f"{url}/v1", default_headers=headers, timeout_seconds=10, server=SERVERS["mistral"]
-            )
+        case _ if name in SERVER_FOLDERS:
+            return provider_of(name, f"{url}/v1", first, default_headers=headers, timeout_seconds=10)
         case "gemini":
             return GeminiBatchResource(api_key=first, base_url=url).provider()
         case "vertex":

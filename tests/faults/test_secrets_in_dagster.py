@@ -21,6 +21,7 @@ from dagster_llm_batch import (
     build_llm_batch_sensor,
     llm_batch_assets,
 )
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault
 from tests.faults.test_secrets import (
     ACCESS_KEY,
@@ -42,7 +43,7 @@ VARIABLES = {
     "T_ANTHROPIC": API_KEYS["anthropic"],
     "T_GEMINI": API_KEYS["gemini"],
     "T_OPENROUTER": API_KEYS["openrouter"],
-    "T_MISTRAL": API_KEYS["mistral"],
+    **{f"T_{name.upper()}": API_KEYS[name] for name in SERVER_FOLDERS},
     "T_TOKEN": TOKEN,
     "T_ACCESS": ACCESS_KEY,
     "T_SECRET": SECRET_KEY,
@@ -54,7 +55,7 @@ FIELDS = {
     "anthropic": {"api_key": "T_ANTHROPIC"},
     "gemini": {"api_key": "T_GEMINI"},
     "openrouter": {"api_key": "T_OPENROUTER"},
-    "mistral": {"api_key": "T_MISTRAL"},
+    **{name: {"api_key": f"T_{name.upper()}"} for name in SERVER_FOLDERS},
     "vertex": {"access_token": "T_TOKEN"},
     "bedrock": {
         "aws_access_key_id": "T_ACCESS",
@@ -75,7 +76,7 @@ def definitions(emulator: Emulator, folder: Path) -> dg.Definitions:
         variables = {field: dg.EnvVar(variable) for field, variable in FIELDS[name].items()}
         given = {field: value for field, value in vars(resource).items() if field in type(resource).model_fields}
         configured[name] = type(resource)(**{**given, **variables})
-    named = {"mistral": configured.pop("mistral")}
+    named = {name: configured.pop(name) for name in SERVER_FOLDERS}
     script = str(Path(__file__).with_name("faulty_command.py"))
     configured["command"] = CommandBatchResource(command=[sys.executable, script, "{input}", "{output}", str(folder)])
     assets = [

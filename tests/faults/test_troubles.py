@@ -1,6 +1,7 @@
 """Every trouble of the table, at each vendor, on one of the two ledgers in turn: nothing lost, told where it must be.
 
-At Azure and Mistral, whose provider is OpenAI's, in turn, too. `python -m tests.faults` runs each everywhere, on both.
+At Azure and the servers with folders, whose provider is OpenAI's, in turn, too. `python -m tests.faults` runs each
+everywhere, on both.
 """
 
 from __future__ import annotations

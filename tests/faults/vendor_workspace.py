@@ -116,6 +116,7 @@ class VendorWorkspace:
             prompt=Prompt(user="{{ text }}"),
             response=Label,
             params=vendor.params,
+            spend=vendor.spend,
         )
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from google.oauth2.credentials import Credentials
 
+from dagster_llm_batch.definition.labeling import Spend
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
@@ -19,7 +20,9 @@ from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from tests import folder_servers
 
 BUCKET = "bucket"
 _MAX_TOKENS = {"max_tokens": 50}
@@ -35,6 +38,7 @@ class Vendor:
     params: Mapping[str, Any]
     provider: Callable[[Emulator, Path, float], Provider]
     calls: Mapping[str, str] = field(default_factory=dict)
+    spend: Spend = field(default_factory=Spend)
 
     @property
     def create(self) -> str:
@@ -52,17 +56,6 @@ def _openai(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provid
 def _azure(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
     return OpenAIProvider(
         DEFAULT_KEY, emulator.azure_base_url, name="azure", server=SERVERS["azure"], timeout_seconds=timeout_seconds
-    )
-
-
-def _mistral(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
-    return OpenAIProvider(
-        DEFAULT_KEY,
-        emulator.mistral_base_url,
-        name="mistral",
-        server=SERVERS["mistral"],
-        price_book=SERVERS["mistral"].price_book.value,
-        timeout_seconds=timeout_seconds,
     )
 
 
@@ -109,6 +102,16 @@ def _openrouter(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Pr
 def _command(_emulator: Emulator, folder: Path, _timeout_seconds: float) -> Provider:
     script = str(Path(__file__).with_name("faulty_command.py"))
     return CommandProvider([sys.executable, "-S", script, "{input}", "{output}", str(folder)], str(folder / "jobs"))
+
+
+def _folder_server(name: str) -> Vendor:
+    """Return the vendor of a line of SERVER_FOLDERS."""
+
+    def provider(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
+        return folder_servers.provider_of(name, emulator.base_url(name), timeout_seconds=timeout_seconds)
+
+    model, _ = folder_servers.models_of(name)
+    return Vendor(name, model, _MAX_TOKENS, provider, folder_servers.routes_of(name), Spend(folder_servers.PRICE))
 
 
 _OPENAI_CALLS = {
@@ -185,28 +188,16 @@ VENDORS = (
             "download": "GET /api/v1/batches/*/results",
         },
     ),
-    Vendor(
-        "mistral",
-        "mistral-small-2603",
-        _MAX_TOKENS,
-        _mistral,
-        {
-            "upload": "POST /mistral/v1/files",
-            "create": "POST /mistral/v1/batch/jobs",
-            "find": "GET /mistral/v1/batch/jobs",
-            "poll": "GET /mistral/v1/batch/jobs/*",
-            "download": "GET /mistral/v1/files/*/content",
-        },
-    ),
+    *map(_folder_server, SERVER_FOLDERS),
     Vendor("command", "m", _MAX_TOKENS, _command),
 )
 # Azure's provider is OpenAI's, and its answers differ in the create call and in what finds a batch: the matrices alone
 # have it. The emulator takes the beginning of its paths off before faults look at them.
 MATRIX_VENDORS = (VENDORS[0], Vendor("azure", "gpt-4o", _MAX_TOKENS, _azure, _OPENAI_CALLS), *VENDORS[1:])
-_IN_TURN = ("azure", "mistral")
+_IN_TURN = ("azure", *SERVER_FOLDERS)
 
 
 def take_turn(number: int) -> list[Vendor]:
     """Return the vendors for a test of this number: of those that share OpenAI's provider, its own and one more."""
-    left_out = _IN_TURN[number % len(_IN_TURN)]
-    return [vendor for vendor in MATRIX_VENDORS if vendor.name != left_out]
+    kept = _IN_TURN[(number + 1) % len(_IN_TURN)]
+    return [vendor for vendor in MATRIX_VENDORS if vendor.name == kept or vendor.name not in _IN_TURN]

@@ -93,7 +93,8 @@ class Kind:
 
     def labeling(self, name: str, vendor: Vendor) -> Labeling:
         """Return the definition of a dataset of this kind."""
-        usual: dict[str, Any] = {"limits": Limits(max_requests_per_batch=9 if self.is_together else 2)}
+        limits = Limits(max_requests_per_batch=9 if self.is_together else 2)
+        usual: dict[str, Any] = {"limits": limits, "spend": vendor.spend}
         return Labeling(
             asset=name,
             model=f"{vendor.name}/{vendor.model}",

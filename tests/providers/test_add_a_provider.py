@@ -54,7 +54,7 @@ def registered(page):
 class TestRegisteredDice(ProviderContract):
     @pytest.fixture
     def subject(self, registered) -> ProviderUnderTest:
-        return ProviderUnderTest(registered, RequestSpec("d6"), finish=lambda: None)
+        return ProviderUnderTest(registered, RequestSpec("d6"), lambda: None, unreported=["failed", "created_at"])
 
 
 def test_the_page_makes_one_folder_and_one_line(page):

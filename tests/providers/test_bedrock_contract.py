@@ -25,4 +25,4 @@ class TestBedrock(ProviderContract):
         with emulator_over(s3_url) as emulator:
             # Many threads at once make a busy machine answer late.
             provider = over(emulator, s3_url, timeout_seconds=30.0)
-            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY, SECRET])
+            yield ProviderUnderTest.at_emulator(emulator, provider, SPECS[request.param], [DEFAULT_KEY, SECRET])

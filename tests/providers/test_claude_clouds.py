@@ -49,7 +49,9 @@ class TestClaudeOnAWS(ProviderContract):
     def subject(self) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = of(aws(), emulator.anthropic_base_url)
-            yield ProviderUnderTest(provider, SPEC, emulator.settle, [DEFAULT_KEY, SECRET, SESSION])
+            yield ProviderUnderTest.at_emulator(
+                emulator, provider, SPEC, [DEFAULT_KEY, SECRET, SESSION], without=["reject_batch"]
+            )
 
 
 class TestClaudeOnGoogleCloud(ProviderContract):
@@ -57,7 +59,7 @@ class TestClaudeOnGoogleCloud(ProviderContract):
     def subject(self) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = of(google(), emulator.anthropic_base_url)
-            yield ProviderUnderTest(provider, SPEC, emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest.at_emulator(emulator, provider, SPEC, [DEFAULT_KEY], without=["reject_batch"])
 
 
 class Cloud:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from inspect import getattr_static
@@ -11,11 +12,13 @@ import pytest
 from sample_batches import labeler, until
 
 from dagster_llm_batch import Moderation, preset
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, ProviderError
 from dagster_llm_batch.protocols import CAPABILITIES, Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.capabilities import pass_on_capabilities
+from dagster_llm_batch.providers.mistral import jobs as mistral
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openai_api.calls import Batch
 from dagster_llm_batch.providers.openai_api.servers import SERVERS, Fact
 from dagster_llm_batch.providers.registry import PROVIDERS, SERVER_FOLDERS, provider_class
 from dagster_llm_batch.telemetry import TracedProvider
@@ -41,7 +44,7 @@ class TestOpenAI(ProviderContract):
     def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
-            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest.at_emulator(emulator, provider, SPECS[request.param], [DEFAULT_KEY])
 
 
 class TestAzure(ProviderContract):
@@ -49,7 +52,7 @@ class TestAzure(ProviderContract):
     def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = OpenAIProvider(DEFAULT_KEY, emulator.azure_base_url, server=SERVERS["azure"])
-            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest.at_emulator(emulator, provider, SPECS[request.param], [DEFAULT_KEY])
 
 
 class TestOwnServer(ProviderContract):
@@ -59,12 +62,16 @@ class TestOwnServer(ProviderContract):
     def subject(self) -> Iterator[ProviderUnderTest]:
         with Emulator(keys=None) as emulator:
             provider = preset("vllm", base_url=emulator.openai_base_url).provider()
-            yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle)
+            yield ProviderUnderTest.at_emulator(emulator, provider, SPECS["chat"])
 
 
 OWN_PATHS = [
     (name, endpoint.value) for name in SERVER_FOLDERS for endpoint in (SERVERS[name].endpoints or CHAT_ALONE).value
 ]
+
+
+# Fields of a batch that a vendor with a folder does not have; see ProviderUnderTest.
+UNREPORTED: dict[str, list[str]] = {}
 
 
 class TestServersWithFolders(ProviderContract):
@@ -75,7 +82,9 @@ class TestServersWithFolders(ProviderContract):
         name, endpoint = request.param
         with Emulator() as emulator:
             provider = preset(name, api_key=DEFAULT_KEY, base_url=emulator.base_url(name)).provider()
-            yield ProviderUnderTest(provider, SPECS[endpoint], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest.at_emulator(
+                emulator, provider, SPECS[endpoint], [DEFAULT_KEY], unreported=UNREPORTED.get(name, ())
+            )
 
 
 class TestAnthropic(ProviderContract):
@@ -84,7 +93,7 @@ class TestAnthropic(ProviderContract):
         with Emulator() as emulator:
             provider = AnthropicProvider(DEFAULT_KEY, emulator.anthropic_base_url)
             spec = RequestSpec("claude-x", params={"max_tokens": 100})
-            yield ProviderUnderTest(provider, spec, emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest.at_emulator(emulator, provider, spec, [DEFAULT_KEY], without=["reject_batch"])
 
 
 class TestOpenRouter(ProviderContract):
@@ -92,7 +101,7 @@ class TestOpenRouter(ProviderContract):
     def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = preset("openrouter", api_key=DEFAULT_KEY, base_url=emulator.openrouter_base_url).provider()
-            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest.at_emulator(emulator, provider, SPECS[request.param], [DEFAULT_KEY])
 
 
 def command(folder: Path) -> ProviderUnderTest:
@@ -102,7 +111,7 @@ def command(folder: Path) -> ProviderUnderTest:
         ids = [path.name for path in folder.iterdir()]
         until(lambda: all(report.status.is_terminal for report in provider.poll(ids).values()))
 
-    return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])
+    return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"], unreported=["failed"])
 
 
 class TestCommand(ProviderContract):
@@ -134,7 +143,63 @@ class TestTraced(ProviderContract):
             return
         with Emulator() as emulator:
             provider, spec = TRACED[request.param](emulator)
-            yield ProviderUnderTest(TracedProvider(provider), spec, emulator.settle, [DEFAULT_KEY])
+            # A batch of Anthropic's does not fail as a whole.
+            without = ["reject_batch"] if request.param == "anthropic" else []
+            yield ProviderUnderTest.at_emulator(
+                emulator, TracedProvider(provider), spec, [DEFAULT_KEY], without=without
+            )
+
+
+# A field that calls of a vendor's own leave out, and the case that says so.
+LEFT_OUT = {
+    "id": ProviderContract.test_poll_a_batch_is_reported_until_it_ends,
+    "status": ProviderContract.test_poll_a_batch_is_reported_until_it_ends,
+    "metadata": ProviderContract.test_find_a_batch_that_was_never_created_is_absent,
+    "created_at": ProviderContract.test_poll_2_an_ended_batch_reports_its_counts_and_times,
+    "completed_at": ProviderContract.test_poll_2_an_ended_batch_reports_its_counts_and_times,
+    "request_counts": ProviderContract.test_poll_2_an_ended_batch_reports_its_counts_and_times,
+    "errors": ProviderContract.test_poll_3_a_rejected_batch_has_failed_for_the_vendors_reason,
+    "output_file_id": ProviderContract.test_fetch_every_request_has_one_line_and_one_outcome,
+    "error_file_id": ProviderContract.test_fetch_2_a_refused_request_has_one_line_with_its_error,
+}
+
+
+# A status that has no translation, and the case that says so.
+STATUSES = {
+    "SUCCESS": ProviderContract.test_poll_a_batch_is_reported_until_it_ends,
+    "FAILED": ProviderContract.test_poll_3_a_rejected_batch_has_failed_for_the_vendors_reason,
+    "TIMEOUT_EXCEEDED": ProviderContract.test_poll_4_a_batch_that_expired_ends_and_keeps_its_answers,
+    "CANCELLED": ProviderContract.test_cancel_leads_to_an_end_that_accounts_for_what_finished,
+}
+
+
+def hold_jobs_to(duty: Callable[[ProviderContract, ProviderUnderTest], None], calls: str) -> None:
+    """Hold Mistral's server to a duty, with these calls about batches."""
+    server = replace(SERVERS["mistral"], calls=Fact(calls, "nobody's"))
+    with Emulator() as emulator:
+        provider = OpenAIProvider(DEFAULT_KEY, emulator.base_url("mistral"), server=server)
+        duty(ProviderContract(), ProviderUnderTest.at_emulator(emulator, provider, SPECS["chat"]))
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_the_contract_sees_calls_that_leave_out_a_field_of_a_batch(name, monkeypatch):
+    class Jobs(mistral.Jobs):
+        def _batch(self, data):
+            batch = super()._batch(data)
+            return Batch(**{**vars(batch), name: None})
+
+    hold_jobs_to(LEFT_OUT[name], SERVERS["mistral"].calls.value)
+    monkeypatch.setattr(sys.modules[__name__], "Jobs", Jobs, raising=False)
+    with pytest.raises((AssertionError, ProviderError)):
+        hold_jobs_to(LEFT_OUT[name], f"{__name__}:Jobs")
+
+
+@pytest.mark.parametrize(("word", "duty"), STATUSES.items())
+def test_the_contract_sees_calls_that_do_not_translate_a_status(word, duty, monkeypatch):
+    hold_jobs_to(duty, SERVERS["mistral"].calls.value)
+    monkeypatch.setitem(mistral._STATUSES, word, "a word of the vendor's")
+    with pytest.raises(AssertionError):
+        hold_jobs_to(duty, SERVERS["mistral"].calls.value)
 
 
 @pytest.mark.parametrize("name", [*TRACED, "command"])

@@ -19,4 +19,4 @@ class TestRay(ProviderContract):
             ours = [one for one in jobs if one and provider.poll([one])[one].status.value != "not_found"]
             until(lambda: all(report.status.is_terminal for report in provider.poll(ours).values()))
 
-        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])
+        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"], unreported=["failed"])

@@ -23,4 +23,4 @@ class TestSlurm(ProviderContract):
             ids = [path.name for path in tmp_path.iterdir()]
             until(lambda: all(report.status.is_terminal for report in provider.poll(ids).values()))
 
-        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])
+        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"], unreported=["failed"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
@@ -63,6 +63,8 @@ class MistralRoutes(VendorRoutes):
 
     title = "Mistral"
     base_path = MISTRAL
+    batches_path: ClassVar[str] = _JOBS.removeprefix(MISTRAL)
+    """The path of jobs, below that of the address."""
     lifecycle = LIFECYCLE
 
     def __init__(self, shared: SharedState) -> None:
