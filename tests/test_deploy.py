@@ -1,0 +1,177 @@
+"""The files in docs/deploy fit each other, the package, and the page that leads through them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.instance.config import dagster_instance_config_schema
+
+DEPLOY = Path(__file__).resolve().parents[1] / "docs" / "deploy"
+PAGE = DEPLOY.parent / "how-to" / "deploy.md"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+HELM = yaml.safe_load((DEPLOY / "helm-values.yaml").read_text(encoding="utf-8"))
+# https://github.com/compose-spec/compose-spec/blob/main/05-services.md: of its attributes those that are used
+_SERVICE = {
+    "image": str,
+    "restart": str,
+    "environment": dict,
+    "volumes": list,
+    "healthcheck": dict,
+    "command": list,
+    "depends_on": dict,
+    "ports": list,
+}
+# The chart's values.yaml (https://artifacthub.io/packages/helm/dagster/dagster): of its keys those that are used. Dots
+# lead into mappings; an item of a list has the name of its list.
+_HELM = {
+    "serviceAccount.create": bool,
+    "serviceAccount.name": str,
+    "serviceAccount.annotations": dict,
+    "postgresql.enabled": bool,
+    "postgresql.postgresqlHost": str,
+    "postgresql.postgresqlUsername": str,
+    "postgresql.postgresqlDatabase": str,
+    "postgresql.postgresqlScheme": str,
+    "postgresql.service.port": int,
+    "global.postgresqlSecretName": str,
+    "global.serviceAccountName": str,
+    "generatePostgresqlPasswordSecret": bool,
+    "dagster-user-deployments.enabled": bool,
+    "dagster-user-deployments.enableSubchart": bool,
+    "dagster-user-deployments.deployments.name": str,
+    "dagster-user-deployments.deployments.image.repository": str,
+    "dagster-user-deployments.deployments.image.tag": str,
+    "dagster-user-deployments.deployments.image.pullPolicy": str,
+    "dagster-user-deployments.deployments.codeServerArgs": list,
+    "dagster-user-deployments.deployments.port": int,
+    "dagster-user-deployments.deployments.includeConfigInLaunchedRuns.enabled": bool,
+    "dagster-user-deployments.deployments.envSecrets.name": str,
+    "dagster-user-deployments.deployments.podSecurityContext": dict,
+    "dagster-user-deployments.deployments.securityContext": dict,
+    "dagster-user-deployments.deployments.resources": dict,
+    "runLauncher.type": str,
+    "runLauncher.config.k8sRunLauncher.imagePullPolicy": str,
+    "runLauncher.config.k8sRunLauncher.runK8sConfig": dict,
+    "dagsterDaemon.enabled": bool,
+    "dagsterDaemon.runCoordinator.enabled": bool,
+    "dagsterDaemon.runCoordinator.type": str,
+    "dagsterDaemon.runCoordinator.config.queuedRunCoordinator.maxConcurrentRuns": int,
+    "dagsterDaemon.runMonitoring.enabled": bool,
+    "concurrency.enabled": bool,
+    "concurrency.pools.defaultLimit": int,
+    "concurrency.pools.granularity": str,
+    "telemetry.enabled": bool,
+}
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values below the chart's keys, each with its path."""
+    if path in _HELM:
+        yield path, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}.{name}".strip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, path)
+    else:
+        yield path, value
+
+
+def test_the_page_names_every_file_and_no_other() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    named = set(re.findall(r"\(\.\./deploy/([^)]+)\)", page))
+    assert named == {path.name for path in DEPLOY.iterdir() if path.is_file()}
+
+
+def test_the_image_is_built_in_two_stages_from_files_that_are_there_and_runs_as_no_root() -> None:
+    assert len(re.findall(r"^FROM \S+", DOCKERFILE, re.MULTILINE)) == 2
+    *_, user = re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)
+    assert int(user) > 0
+    copied = [
+        name for words in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE) for name in words.split()
+    ]
+    # Wheels may be there, or not.
+    assert [name for name in copied if "*" not in name and not (DEPLOY / name).is_file()] == []
+    [start] = re.findall(r"^CMD (.+)$", DOCKERFILE, re.MULTILINE)
+    assert yaml.safe_load(start) == COMPOSE["services"]["code"]["command"]
+    [code] = HELM["dagster-user-deployments"]["deployments"]
+    assert code["podSecurityContext"] == {"runAsNonRoot": True, "runAsUser": int(user)}
+
+
+def test_services_have_attributes_of_compose_and_run_commands_of_the_image() -> None:
+    scripts = {script.name for script in entry_points(group="console_scripts")}
+    for name, service in COMPOSE["services"].items():
+        assert {key: type(value) for key, value in service.items()}.items() <= _SERVICE.items(), name
+        assert set(service.get("depends_on", {})) <= set(COMPOSE["services"])
+        assert {volume.split(":")[0] for volume in service["volumes"] if not volume.startswith(".")} <= {
+            *COMPOSE["volumes"]
+        }
+        assert all((DEPLOY / volume.split(":")[0]).is_file() for volume in service["volumes"] if volume.startswith("."))
+        if name != "postgres":
+            assert service["command"][0] in scripts
+
+
+def test_the_environment_of_compose_is_that_of_the_example_file() -> None:
+    used = set(re.findall(r"\$\{(\w+)", (DEPLOY / "compose.yaml").read_text(encoding="utf-8")))
+    example = re.findall(r"^(\w+)=", (DEPLOY / "env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    assert used == set(example)
+    assert len(example) == len(used)
+
+
+def test_what_the_instance_the_workspace_and_the_definitions_read_is_in_the_environment() -> None:
+    read = set()
+    for name in ("dagster.yaml", "workspace.yaml"):
+        read |= set(re.findall(r"\{env: (\w+)\}", (DEPLOY / name).read_text(encoding="utf-8")))
+    source = (DEPLOY / "definitions.py").read_text(encoding="utf-8")
+    read |= set(re.findall(r'(?:EnvVar\(|environ\[|environ\.get\()"(\w+)"', source))
+    given = set(COMPOSE["services"]["code"]["environment"])
+    # boto's own variables are read by no file here.
+    assert read == {name for name in given if not name.startswith("AWS_")}
+
+
+def test_the_ledgers_owner_is_known_to_no_process_that_stays() -> None:
+    holders = {
+        name
+        for name, service in COMPOSE["services"].items()
+        if "llm_batch_owner" in str(service) or "LEDGER_OWNER" in str(service)
+    }
+    assert holders == {"postgres", "ledger"}
+
+
+def test_the_instance_file_is_one_that_dagster_reads() -> None:
+    config = yaml.safe_load((DEPLOY / "dagster.yaml").read_text(encoding="utf-8"))
+    assert set(config) <= set(dagster_instance_config_schema())
+    assert config["concurrency"]["pools"]["default_limit"] == HELM["concurrency"]["pools"]["defaultLimit"]
+
+
+def test_the_values_are_of_the_charts_keys_and_types() -> None:
+    found = dict(leaves(HELM))
+    assert {path: type(value) for path, value in found.items()}.items() <= _HELM.items()
+    assert set(_HELM) == set(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_definitions_load_with_a_sensor_that_alerts_where_a_webhook_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for url, count in (("", 1), ("http://127.0.0.1:9/", 2)):
+        monkeypatch.setenv("ALERT_WEBHOOK_URL", url)
+        spec = spec_from_file_location("deployed_definitions", DEPLOY / "definitions.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "deployed_definitions", module)
+        spec.loader.exec_module(module)
+        dg.Definitions.validate_loadable(module.defs)
+        assert len(list(module.defs.sensors)) == count
