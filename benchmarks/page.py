@@ -15,8 +15,12 @@ README = ROOT / "README.md"
 
 _HEAD = """# Performance
 
-Written by `python -m benchmarks` ({machine}). Compare ratios, not seconds. Below each section stand the
-time of its run and the machine's load over five minutes: its figures are of the code of that time.
+For plain rows, the package takes two to three times the CPU of a client written by hand for the same rows: 10 to 30
+microseconds more per row. Its memory stops growing once four batches are in flight, and the sensor polls thousands of
+batches in ticks of seconds. A batch takes minutes to hours, so this overhead matters only for many millions of rows.
+
+Written by `python -m benchmarks` ({machine}). Compare ratios, not seconds. Each section ends with the time of its run
+and the machine's load over five minutes; its figures belong to the code of that time.
 """
 _CLAIM = re.compile(r"less than \d+ MB, imports included \(\[[^\]]*\]")
 _MILLION = 1_000_000
@@ -67,103 +71,105 @@ def _first_table(section: str) -> list[str]:
 
 OTHERS = """
 
-*floor_fast* is no part of this repository: it does what the floor does, always with OpenAI's API, and was written by
-others to measure this package against. For plain rows and duplicates it keeps its files as the floor does; for other
-shapes it is a loop by pydantic that keeps none."""
+*floor_fast* is not part of this repository. Others wrote it as a reference for this package; it does the work of the
+floor, always with OpenAI's API. For plain rows and duplicates it stores the same files; for other shapes it is a loop
+with pydantic that stores no files."""
 """Of the first section, where there are other floors."""
 
-BACKFILL = """And as Dagster's runs, one that submits and one that lands: for all days together, as a backfill does by
-default, or for each of some. The runs are executed in one process: a launcher that starts a process for each adds its
-seconds."""
+BACKFILL = """The second table uses Dagster's runs, one that submits and one that materializes: for all days
+together, as in a default backfill, or for each of some days. The runs are executed in one process; a launcher that
+starts a process for each run adds its seconds."""
 
 TEXTS = {
     "shapes": """## From rows to labels
 
-Rows from a Parquet file to labels in another, against a mock of the service in a process of its own. Package and floor
-take turns, each run in a process of its own. Figures are medians of {runs} runs; from 200,000 rows on, of {big_runs}.
+Rows go from a Parquet file to labels in another file, against a mock of the service in a separate process. Package and
+floor take turns, each run in a new process. Figures are medians of {runs} runs; from 200,000 rows on, of {big_runs}.
 
-**The floor** is `benchmarks/floor.py`, a client written by hand for this one case: it splices the constant parts of a
-request, reads and checks replies by msgspec into columns, and keeps request files and raw results compressed, as the
-package does. It has no ledger, reconciliation, retry, price or provenance, and an error ends it. Bedrock and Vertex AI
-stand beside the floor of OpenAI. It sends duplicates like other rows. Where rows are planned again, of which
-nothing has changed, the floor only reads them.{others}
+**The floor** is `benchmarks/floor.py`, a client written by hand for this one case. It splices the constant parts of a
+request, reads and checks replies with msgspec into columns, and stores request files and raw results compressed, like
+the package. It has no ledger, reconciliation, retry, price or provenance, and stops at an error. Bedrock and Vertex AI
+are compared with OpenAI's floor. The floor sends duplicates like other rows. If unchanged rows are planned again, the
+floor only reads them.{others}
 
-**Without imports** are *CPU s* and *µs a row*: the client process from the end of its imports to its last row. On both
+*CPU s* and *µs a row* are **without imports**: the client process from the end of its imports to its last row. On both
 sides imports include those that would otherwise come with the first call (the service's SDK, the HTTP client, the
-prices' data), and one garbage collection of what they left. **With imports** are *Process, CPU s*, which is all that
-the process took from its start to its end, and *Peak MB*. The package imports the vendor's SDK, and the floor a bare
-HTTP client. Neither needs pandas nor aiohttp, and both run without: where pandas is installed, pyarrow imports it (60
-MB), and where aiohttp is, as with the extras `s3` and `gcs`, the SDKs of OpenAI and Anthropic do (9 MB). Arrow's
-allocator is its own choice; with another one a run takes less ([how](how-to/embed.md#kubernetes)).
+prices' data), and one garbage collection after them. *Process, CPU s* and *Peak MB* are **with imports**, for the whole
+process from start to end. The package imports the vendor's SDK, and the floor a bare HTTP client. Both run without
+pandas and aiohttp. If pandas is installed, pyarrow imports it (60 MB); if aiohttp is installed, as with the extras `s3`
+and `gcs`, the SDKs of OpenAI and Anthropic import it (9 MB). Arrow chooses its allocator; with another one a run uses
+less memory ([how](how-to/embed.md#kubernetes)).
 
-No row stays in memory. Memory grows with rows only until four batches are under way at once: up to 200,000 requests of
+Rows do not stay in memory. Memory grows with rows only until four batches are in flight: up to 200,000 requests of
 OpenAI, 400,000 of Anthropic.
 
 ![CPU a row and as a multiple of the floor, for each service and shape](images/performance.png)""",
     "chains": """## A table that grows
 
-Each day some rows more, and the whole table is labeled anew: earlier days' answers are reused. Each of these days is
-planned, sent, collected and labeled in a process of its own, the days between them in one. CPU is without imports, and
-the least of the runs; peaks hold imports. The figure for each earlier day is what a later
-day takes beyond the first, divided by the days before it; the rows that came with them are in it.""",
+Each day adds some rows, and the whole table is labeled again, with the answers of earlier days reused. Each measured
+day is planned, sent, collected and labeled in a new process; the days between them share one. CPU is without
+imports, and is the least of the runs; peaks include imports. The figure for each earlier day is the extra time of a
+later day over the first, divided by the number of earlier days. It includes the rows of these days.""",
     "runs": """## Inside a Dagster run
 
-The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands
-labels and rejects as Parquet, with metadata, previews and checks; they stream to the IO manager (`frame="batches"`).
-Beside it a run of three assets and three checks that do nothing: what Dagster takes for itself; and the floor, as
-above. CPU seconds are without imports, peaks with them.""",
+The same rows go through `llm_batch_assets` in `wait` mode. One run in its own process submits, waits, collects, and
+materializes labels and rejects as Parquet, with metadata, previews and checks. The tables stream to the IO manager
+(`frame="batches"`). The table compares it with a run of three empty assets and three empty checks, which is
+Dagster's own share, and with the floor of the first section. CPU seconds are without imports, peaks with them.""",
     "cores": """## Several shards at once
 
-The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Several batches are uploaded at
-once, and their results downloaded while those that came before are read: `LLMBatchResource(transfers_at_once=…)`, 4
-by default. Batches of a queue with a limit are sent one after the other, since its room is counted before each. Threads
-hardly speed up reading, since most of it is Python, which runs one thread at a time. To use more cores for that, give
-the dataset `workers`, which read and encode in processes of Spark or Ray. In brackets: CPU seconds by wall seconds.""",
+The rows are in eight shards and go through OpenAI's mock over connections of 10 MB a second. Several batches are
+uploaded at once, and results are downloaded while earlier results are read: `LLMBatchResource(transfers_at_once=…)`,
+4 by default. Batches of a queue with a limit are sent one after another, because the free space is counted before
+each. Threads hardly speed up reading, because most of it is Python, which runs one thread at a time. To use more
+cores for it, give the dataset `workers`, which read and encode in processes of Spark or Ray. In brackets: CPU
+seconds by wall seconds.""",
     "ledger": """## What the ledger writes
 
-From plan to labels, against the mock of OpenAI: `INSERT`, `UPDATE` and `DELETE` statements, and the rows that they
-touched. It grows with shards (a batch and its results), and not with rows.""",
+The table counts `INSERT`, `UPDATE` and `DELETE` statements, and the rows that they touched, from plan to labels,
+against the mock of OpenAI. The counts grow with shards (a batch and its results), and not with rows.""",
     "sensor": """## A tick of the sensor
 
-Each batch is of a partition of its own, and was sent an hour ago: its turn to be polled comes every six minutes. Each
-call takes the vendor 0.2 seconds. First all are due, then none, then all have ended; a tick polls for 25 seconds at
-most and leaves the rest, those polled least recently first, to the next one, half a minute later. Runs are asked for
-twenty at a time, each with up to a hundred partitions; launching one takes Dagster about half a second, which is not in
-the figures. PostgreSQL is a server on the same machine. State is in the ledger: the cursor stays empty.
+Each batch belongs to a different partition and was sent an hour ago, so it is polled every six minutes. Each call takes
+the vendor 0.2 seconds. The table has three cases: all batches are due, none is due, and all have ended. A
+tick polls for 25 seconds at most. It starts with the batches that were polled least recently, and leaves the rest to
+the next tick, half a minute later. The sensor requests twenty runs at a time, each with up to a hundred partitions.
+Dagster takes about half a second to launch a run, which is not in the figures. PostgreSQL is a server on the same
+machine. The state is in the ledger: the cursor stays empty.
 
-Vertex AI and Gemini give their lists page by page from the top, Bedrock by a thousand. What no page shows is read by a
-call of its own, at most 100 for each thousand batches at a tick: that is for the hundreds of jobs that their quotas
-allow, and not for ten thousand.""",
+Vertex AI and Gemini return their lists page by page from the top, Bedrock by a thousand. A batch that is not on
+these pages is read with a separate call, at most 100 calls per thousand batches and tick. This suits the hundreds of
+jobs that their quotas allow, not ten thousand.""",
     "partitions": """## A year in one run
 
-Five rows a day, through the engine against the emulator.""",
+Each day has five rows. The first table uses the engine against the emulator.""",
     "scale": """## Many batches on one ledger
 
-Four processes, OpenAI's mock and one PostgreSQL: they plan and send {scale_partitions:,} partitions of ten batches of
-ten rows, and land them. One of them is killed in each half. No row is lost or billed twice. What that means for a
-hundred million rows a day is in [Past one machine](design/scale.md).""",
+Four processes with OpenAI's mock and one PostgreSQL plan and send {scale_partitions:,} partitions of ten batches of ten
+rows, and materialize their labels. One process is killed in each half. All rows are labeled once and billed once.
+[Past one machine](design/scale.md) shows the consequences for a hundred million rows a day.""",
     "latency": """## From ended to landed
 
-A live Dagster on SQLite: a daemon with its sensors, which tick every 30 seconds, and a process for each run. The batch
-of all partitions ends between two ticks; one run lands them. Beside it a run of as many partitions that does nothing,
-with the same materializations and verdicts, which a sensor asks for as soon as a file is there. It asks Dagster what
-the verdicts on each partition speak of, as Dagster's own do; the package asks once for many partitions.
-Each row is one measurement: where the machine's speed changes meanwhile, the difference of two runs swings with it.
-The last column is the time from the end to the last label, less one interval of the sensor and the empty run; the start
-of a process is in it, which one partition bears alone and many share.""",
+A live Dagster on SQLite has a daemon with sensors, which tick every 30 seconds, and a process for each run. The
+batch of all partitions ends between two ticks; one run materializes them. It is compared with an empty run of the
+same number of partitions, materializations and check results, which a sensor requests as soon as a file exists. The
+empty run looks up the target of its check results per partition, like Dagster's own checks; the package looks it up
+once for many partitions. Each row is one measurement: if the machine's speed changes in between, so does the
+difference of two runs. The last column is the time from the end to the last label, minus one interval of the sensor
+and the empty run. It includes the start of a process, which many partitions share.""",
     "money": """## Money
 
-A thousand rows, of which a fifth repeat another one's text, below a shared prefix of 2,000 tokens. Replies are
-simulated, prices are those of the bundled price book. The emulator counts cached tokens by the vendors' documented
-rules, every possible hit: OpenAI caches by itself, Anthropic what `Prompt(cache_prefix=True)` marks, for an hour.
-Vendors promise fewer hits in batches.""",
+There are a thousand rows after a shared prefix of 2,000 tokens; a fifth of them repeat the text of another row. Replies
+are simulated, and prices come from the bundled price book. The emulator counts every possible cache hit by the vendors'
+documented rules. OpenAI caches automatically; Anthropic caches the part that `Prompt(cache_prefix=True)` marks, for an
+hour. Vendors promise fewer hits in batches.""",
     "startup": """## Start-up
 
-Measured with the package's bytecode in place, as pip and uv write it when they install, or Python at the first start.
-Where there is none (`PYTHONDONTWRITEBYTECODE` over a checkout), each start compiles the package anew.
+The package's bytecode exists before the measurement: pip and uv write it at install, or Python at the first start. In a
+checkout with `PYTHONDONTWRITEBYTECODE`, each start compiles the package again.
 
-All of these are whole processes: imports, and the end of Python, are in them. *Beyond* is what ten rows take more than
-the import of the vendor's SDK alone; in a Dagster run, more than that import and a run of assets that do nothing, in a
-process without this package.""",
+The figures are for whole processes, including imports and the end of Python. *Beyond* is the extra time of ten rows
+over the import of the vendor's SDK alone. In a Dagster run, it is the extra time over that import and a run of empty
+assets, in a process without this package.""",
 }
 """What stands above the tables of each part, in the order of the page."""

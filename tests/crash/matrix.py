@@ -25,14 +25,20 @@ from tests.crash.scenarios import SCENARIOS
 from tests.fault_matrix_page import PAGE, write
 
 _INTRO = """\
-A worker process labels rows, from plan to a delivered table, and is killed with SIGKILL at the point; others follow it,
-unhindered, until all is settled. *before*, *after*: of the arrow that leaves the process. *halfway*: some of its bytes
-are out. *unseen*: all is written, and nobody can see it yet (no rename, no commit). *arrived*: the provider has the
-call, and never acts on it. *acted*: it has acted, and its reply is not read. Lost is a row that is not in the table
-exactly once. Billed twice is a request that was billed more than once in a wave, or in a batch that no shard has. The
-emulators' books and the final table are the witnesses. In the cells are seconds, on SQLite / on PostgreSQL, with other
-work on the machine; no figure stands where a provider makes no such call. Written by
-`python -m tests.crash.matrix --write`.
+A worker process labels rows, from plan to a delivered table, and is killed with SIGKILL at the named point. Other
+workers continue without faults until the submission is complete. A point is a moment of an arrow, which is a call, file
+or transaction that leaves the process:
+
+- *before* and *after* the arrow
+- *halfway*: some of its bytes are out
+- *unseen*: all is written but not visible yet (before the rename or commit)
+- *arrived*: the provider has the call but never acts on it
+- *acted*: the provider has acted, and its reply is not read
+
+A row is lost if it is not in the table exactly once. A request is billed twice if it was billed more than once in a
+wave, or in a batch without a shard. The results are verified by the emulators' books and the final table. Cells show
+seconds, on SQLite / on PostgreSQL, on a machine with other work; a cell is empty if the provider makes no such call.
+Written by `python -m tests.crash.matrix --write`.
 
 """
 

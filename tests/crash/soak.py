@@ -34,9 +34,9 @@ from tests.processes import PROCESSES
 VENDORS = ("openai", "anthropic", "bedrock", "vertex", "gemini")
 _MOST_FAILURES = 20
 _INTRO = """\
-All at once, on PostgreSQL: two rows in a hundred fail, one call in a hundred is refused, fails, gets no answer or half
-of one, and every so often a worker process is killed with SIGKILL, anywhere. Written by
-`python -m tests.crash.soak --write`.
+A million requests run on PostgreSQL with three kinds of faults at once: two rows in a hundred fail; one call in a
+hundred is refused, fails, or loses its answer or half of it; worker processes are killed with SIGKILL at random
+moments. Written by `python -m tests.crash.soak --write`.
 
 """
 

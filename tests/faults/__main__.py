@@ -23,19 +23,20 @@ from tests.faults.troubles import TROUBLES, Trouble, run_trouble
 from tests.faults.vendor_workspace import ROWS, STRUCK, Ending, Servers, servers
 
 FAULTS_INTRO = f"""\
-Each cell is one submission of {ROWS} rows, of which faults of rows strike {STRUCK}, through the engine with the
-vendor's own SDK in front of its emulator. It reads `rows / lost / billed twice`, then the outcomes where not all
-succeeded, and the waves where there was more than one. Lost is a row without exactly one outcome. Billed twice is right
-only where the vendor billed a request and gave no answer to it. The last column has the hours, by the emulators' clock,
-from the plan until a person was told: by a run or a tick that failed, or the check `coverage`; where it is empty nobody
-needed to be. The emulators' books and the final table are the witnesses. Written by `python -m tests.faults`.
+Each cell is one submission of {ROWS} rows, through the engine and the vendor's own SDK, against the vendor's
+emulator. Faults of rows affect {STRUCK} of them. A cell reads `rows / lost / billed twice`, then the outcomes if not
+all succeeded, and the number of waves if there was more than one. A row is lost if it does not have exactly one
+outcome. It may be billed twice only if the vendor billed a request without returning its answer. The last column has
+the hours, by the emulators' clock, from the plan until the alert: a failed run, a failed tick, or the check
+`coverage`. It is empty if no alert was needed. The results are verified by the emulators' books and the final table.
+Written by `python -m tests.faults`.
 """
 
 TROUBLES_INTRO = f"""\
-What files, clocks, processes, backups and people do to {ROWS} rows, whatever the vendor answers. Each was run on SQLite
-and on PostgreSQL. An hour passes at a time (six, where a batch never ends) until a person is told or the rows have
-landed; the hours of the last column are counted from the trouble. Where a person has something to do it is done then,
-and the cell tells how it ended.
+Each cell shows the effect of a problem with files, clocks, processes, backups or people on {ROWS} rows, independent
+of the vendor's answers. Each was run on SQLite and on PostgreSQL. The clock advances an hour at a time (six if a
+batch never ends) until there is an alert or the labels are materialized. The last column has the hours from the
+problem to the alert. If a person has to act, the test does it then, and the cell shows the result.
 """
 
 
