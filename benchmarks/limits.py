@@ -237,7 +237,7 @@ def _run(labeling: Labeling, table: pa.Table, answer: Any, files: dict[str, str]
             before = len({shard.batch_id for shard in status.shards if shard.batch_id})
             status = engine.advance(labeling, submission.submission_id)
             steps += len({shard.batch_id for shard in status.shards if shard.batch_id}) > before
-    billed = sum((shard.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
+    billed = sum((shard.bill.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
     sent = count_requests(shard for shard in status.shards if shard.batch_id and shard.wave == 1)
     return billed, steps, sent / table.num_rows
 

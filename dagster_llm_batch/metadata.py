@@ -417,8 +417,8 @@ def track_metadata(tracked: Track | None) -> dict[str, Any]:
 
 def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
     """Return what the oracle would have cost for all requests, by those that it had; None where nobody knows."""
-    asked = [shard for shard in status.shards if levels.asks_oracle(shard.asked_of) and shard.replies]
-    replies, known = sum(shard.replies or 0 for shard in asked), [shard.cost_usd for shard in asked]
+    asked = [shard for shard in status.shards if levels.asks_oracle(shard.asked_of) and shard.bill.replies]
+    replies, known = sum(shard.bill.replies or 0 for shard in asked), [shard.bill.cost_usd for shard in asked]
     if not replies or None in known:
         return None
     return sum((cost for cost in known if cost is not None), Decimal(0)) / replies * status.submission.requests
@@ -474,7 +474,7 @@ def _waves(status: Status) -> dict[str, Any]:
         )
     rows: list[list[object]] = []
     for (wave, model, lane), shards in sorted(groups.items()):
-        cost = sum_costs(shard.cost_usd for shard in shards)
+        cost = sum_costs(shard.bill.cost_usd for shard in shards)
         requests = count_requests(shards)
         told = "unknown" if cost is None else money_text(cost)
         rows.append([wave, model, lane, count_batches(shards), requests, told])

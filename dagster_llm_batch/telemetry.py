@@ -237,8 +237,8 @@ def _measure_shard(engine: Engine, labeling: Labeling, shard: Shard, results_pat
         for count, attributes in zip(counts, by_model[model], strict=True):
             if count:
                 _tokens.record(count, attributes)
-    if shard.cost_usd is not None:
-        _cost.add(float(shard.cost_usd), common)
+    if shard.bill.cost_usd is not None:
+        _cost.add(float(shard.bill.cost_usd), common)
 
 
 def flush() -> None:

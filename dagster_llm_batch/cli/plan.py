@@ -121,7 +121,7 @@ class Planned:
                     "requests": shard.requests,
                     "bytes": shard.bytes,
                     "lane": shard.lane,
-                    "estimated_usd": shard.estimated_usd,
+                    "estimated_usd": shard.bill.estimated_usd,
                 }
                 for shard in preview.shards
             ],

@@ -277,7 +277,7 @@ def _shard_row(shard: Shard) -> list[object]:
         shard.state.value,
         shard.batch_id,
         *(shard.requests, shard.done, shard.failed, shard.bytes),
-        money(shard.cost_usd),
+        money(shard.bill.cost_usd),
         shard.ended_at,
         None if shard.cause is None else shard.cause.value,
         shard.reason,

@@ -40,7 +40,7 @@ from dagster_llm_batch.files.shard_files import (
     write_answers_so_far,
     write_ids,
 )
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Bill, Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
 from dagster_llm_batch.storage.stored_files import DamagedError, LostError
 from dagster_llm_batch.types import BatchLimits, Lane
@@ -305,11 +305,12 @@ class ShardFiles:
         if self.shards and (lacking := self._limits.min_requests - self.shards[-1].requests) > 0:
             tail = self.shards[-1]
             self.surcharge = self._prices.surcharge(tail, lacking)
-            self.shards[-1] = replace(
-                tail,
-                estimated_usd=_sum(tail.estimated_usd, self.surcharge.expected_usd),
-                bound_usd=_sum(tail.bound_usd, self.surcharge.bound_usd),
+            bill = replace(
+                tail.bill,
+                estimated_usd=_sum(tail.bill.estimated_usd, self.surcharge.expected_usd),
+                bound_usd=_sum(tail.bill.bound_usd, self.surcharge.bound_usd),
             )
+            self.shards[-1] = replace(tail, bill=bill)
         return self.shards
 
     def _fill_up(self, full: Shard, tail: Shard) -> list[Shard]:
@@ -333,12 +334,12 @@ class ShardFiles:
                     ids.append(request_id)
         write_ids(payloads, full, packed(kept))
         write_ids(payloads, tail, packed(ids))
-        moved = _bound_of_some(full, lacking, self._prices.most_usd(full.input_bound))
+        moved = _bound_of_some(full.bill, lacking, self._prices.most_usd(full.input_bound))
         bounds = (full.input_bound, tail.input_bound)
         tail = replace(
             tail,
-            bound_usd=_sum(tail.bound_usd, moved),
             input_bound=None if None in bounds else max(filter(None, bounds), default=0),
+            bill=replace(tail.bill, bound_usd=_sum(tail.bill.bound_usd, moved)),
         )
         return [_rewritten(full, rest, full, -lacking), _rewritten(tail, more, full, lacking)]
 
@@ -395,9 +396,8 @@ class _OpenShard:
             path=self._path,
             digest=self._writer.digest,
             tokens=self._tokens,
-            estimated_usd=self._costs.expected_usd,
-            bound_usd=self._costs.bound_usd,
             input_bound=self._input_bound,
+            bill=Bill(estimated_usd=self._costs.expected_usd, bound_usd=self._costs.bound_usd),
         )
         write_ids(self._wave.payloads, shard, bytes(self._ids))
         return shard
@@ -456,7 +456,8 @@ def split_requests(
                 second.write(renamed(line, custom_id(whole.nonce, request_id), request_id, nonce))
                 other_ids.append(request_id)
     tokens = whole.tokens * first.bytes // whole.bytes
-    cost = None if whole.estimated_usd is None else whole.estimated_usd * first.bytes / whole.bytes
+    estimated, bill = whole.bill.estimated_usd, whole.bill
+    cost = None if estimated is None else estimated * first.bytes / whole.bytes
     rest = replace(
         whole,
         requests=len(ids),
@@ -464,10 +465,13 @@ def split_requests(
         path=path,
         digest=first.digest,
         tokens=tokens,
-        estimated_usd=cost,
-        bound_usd=_bound_of_some(whole, len(ids), dearest_usd),
-        # What was answered is billed.
-        reserved_usd=whole.reserved_usd if kept else None,
+        bill=replace(
+            bill,
+            estimated_usd=cost,
+            bound_usd=_bound_of_some(bill, len(ids), dearest_usd),
+            # Its answers so far are billed.
+            reserved_usd=bill.reserved_usd if kept else None,
+        ),
         # The provider's words may quote a row of either, and go with it where it is erased.
         reason=None,
         reason_kind=None,
@@ -482,9 +486,12 @@ def split_requests(
         path=other_path,
         digest=second.digest,
         tokens=whole.tokens - tokens,
-        estimated_usd=None if whole.estimated_usd is None or cost is None else whole.estimated_usd - cost,
-        bound_usd=_bound_of_some(whole, len(other_ids), dearest_usd),
-        reserved_usd=None,
+        bill=replace(
+            bill,
+            estimated_usd=None if estimated is None or cost is None else estimated - cost,
+            bound_usd=_bound_of_some(bill, len(other_ids), dearest_usd),
+            reserved_usd=None,
+        ),
         # What was erased is counted of the shard whose batches had it.
         erased=None,
     )
@@ -495,25 +502,24 @@ def split_requests(
     return rest, half
 
 
-def _bound_of_some(whole: Shard, requests: int, dearest_usd: Decimal | None) -> Decimal | None:
+def _bound_of_some(bill: Bill, requests: int, dearest_usd: Decimal | None) -> Decimal | None:
     """Return the most that so many requests of a shard can cost. Which ones they are is not known: all may be dear."""
-    if whole.bound_usd is None or dearest_usd is None:
-        return whole.bound_usd
-    return min(whole.bound_usd, requests * dearest_usd)
+    if bill.bound_usd is None or dearest_usd is None:
+        return bill.bound_usd
+    return min(bill.bound_usd, requests * dearest_usd)
 
 
 def _rewritten(shard: Shard, file: PayloadWriter, source: Shard, moved: int) -> Shard:
     """Return the shard after `moved` requests came from `source`, at the average tokens and cost of its requests."""
-    cost = source.estimated_usd
+    cost, estimated = source.bill.estimated_usd, shard.bill.estimated_usd
+    more = None if cost is None or estimated is None else estimated + cost * moved / source.requests
     return replace(
         shard,
         requests=shard.requests + moved,
         bytes=file.bytes,
         digest=file.digest,
         tokens=shard.tokens + source.tokens * moved // source.requests,
-        estimated_usd=None
-        if cost is None or shard.estimated_usd is None
-        else shard.estimated_usd + cost * moved / source.requests,
+        bill=replace(shard.bill, estimated_usd=more),
     )
 
 

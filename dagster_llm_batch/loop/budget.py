@@ -455,7 +455,7 @@ class Allowance:
         if (row := self._row_bound(shard, lane)) is None:
             return None
         most = row * shard.requests
-        return most if lane is not shard.lane or shard.bound_usd is None else min(most, shard.bound_usd)
+        return most if lane is not shard.lane or shard.bill.bound_usd is None else min(most, shard.bill.bound_usd)
 
     def _share(self, labeling: Labeling, shard: Shard) -> float:
         """Return which part of the probability of an excess this model may use up in this wave: all have one."""
@@ -527,7 +527,7 @@ class Allowance:
             own = pc.fill_null(pc.cast(table["llm_cost_usd"], "float64"), row).to_numpy()
             digests.append(_digests(packed(table["llm_request_id"].to_pylist())))
             costs.append(own / most)
-            counted = shard.reserved_usd if shard.cost_usd is None else shard.cost_usd
+            counted = shard.bill.reserved_usd if shard.bill.cost_usd is None else shard.bill.cost_usd
             billed += min(float(own.sum()), float(counted or 0)) / most
         order = np.argsort(np.concatenate(digests), kind="stable")
         billed_digests, billed_costs = np.concatenate(digests)[order], np.concatenate(costs)[order]

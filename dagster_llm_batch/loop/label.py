@@ -331,7 +331,7 @@ class LabelAssembler(Answers):
         realtime = [self._realtime_usd(shard) for shard in self.shards if shard.results_path]
         return Settlement(
             outcomes=self.count_outcomes(),
-            cost_usd=sum_costs(shard.cost_usd for shard in self.shards),
+            cost_usd=sum_costs(shard.bill.cost_usd for shard in self.shards),
             realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),
             price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
             billed=self._billed(),
@@ -365,19 +365,20 @@ class LabelAssembler(Answers):
     def _billed_of(self, sent: Sequence[Shard], place: int = 0) -> dict[str, Any] | None:
         """Return the same of the shards of one of the labeling's models, by its place, or of all where it has one."""
         first = [shard for shard in sent if shard.wave == 1 or shard.is_escalation]
-        requests, replies = sum(shard.requests for shard in first), sum(shard.replies or 0 for shard in first)
+        requests, replies = sum(shard.requests for shard in first), sum(shard.bill.replies or 0 for shard in first)
         if not replies:
             return None
         taken, written = (
-            sum(getattr(shard, name) or 0 for shard in first) for name in ("input_tokens", "output_tokens")
+            sum(getattr(shard.bill, name) or 0 for shard in first) for name in ("input_tokens", "output_tokens")
         )
         prices = {
             lane: self.collector.tariff(lane, place).mean_usd(taken / replies, written / replies) for lane in Lane
         }
         at_price = sum((shard.requests * (prices[shard.lane] or 0) for shard in first), Decimal(0))
         # Copies that fill a batch up are counted when the next one is planned.
-        paid = sum((shard.known_usd - (shard.padding_usd or 0) for shard in sent if shard.known_usd), Decimal(0))
-        times = float(paid / at_price) if at_price else sum(shard.replies or 0 for shard in sent) / requests
+        bills = [shard.bill for shard in sent]
+        paid = sum((bill.known_usd - (bill.padding_usd or 0) for bill in bills if bill.known_usd), Decimal(0))
+        times = float(paid / at_price) if at_price else sum(bill.replies or 0 for bill in bills) / requests
         return {
             "prompt": self.labeling.prompt_version,
             "requests": requests,
@@ -390,8 +391,8 @@ class LabelAssembler(Answers):
 
     def _realtime_usd(self, shard: Shard) -> Decimal | None:
         """Return what the shard's requests would have cost in real time; None where that is not known of one."""
-        if shard.unpriced is not None:
-            return None if shard.unpriced else shard.realtime_usd
+        if shard.bill.unpriced is not None:
+            return None if shard.bill.unpriced else shard.bill.realtime_usd
         # Older code has not counted it.
         column = self.payloads.read_table(_path(shard), [_REALTIME])[_REALTIME]
         total: Decimal = pc.sum(column, min_count=0).as_py()

@@ -96,7 +96,7 @@ class Answerer:
             until = self._gate.closed_until if isinstance(stopped_by, _TurnedAwayError) else None
             reason = str(stopped_by) or type(stopped_by).__name__
             # What was answered is billed.
-            kept = ledger.shards.get(shard.shard_id).reserved_usd if answers else None
+            kept = ledger.shards.get(shard.shard_id).bill.reserved_usd if answers else None
             ledger.shards.move(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until, reserved_usd=kept)
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import PurePosixPath
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from dagster_llm_batch.errors import (
     PayloadError,
@@ -26,7 +26,7 @@ from dagster_llm_batch.files.ownership import is_receipt
 from dagster_llm_batch.files.request_files import SENT, beside
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Bill, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import namespace_folder, payload_path
 
 __all__ = [
@@ -172,11 +172,24 @@ def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Recei
     return list(receipts.values())
 
 
+def _with_bill(text: bytes) -> bytes:
+    """Return a receipt of version 0.1.0, whose shard has the fields of its bill, as a receipt of today."""
+    try:
+        receipt = from_json(text)
+    except ValueError:
+        return text
+    shard = receipt.get("shard") if isinstance(receipt, dict) else None
+    if isinstance(shard, dict) and "bill" not in shard:
+        shard["bill"] = {field.name: shard.pop(field.name) for field in fields(Bill) if field.name in shard}
+        return to_json(receipt)
+    return text
+
+
 def _read(deployment: Deployment, path: str) -> Receipt:
     with deployment.payloads.reader(path) as file:
         text = file.read()
     try:
-        return _adapter().validate_json(text)
+        return _adapter().validate_json(_with_bill(text))
     except ValidationError as error:
         raise PayloadError(
             f"The receipt {path} cannot be read: {error.error_count()} of its fields are unknown to this version. "

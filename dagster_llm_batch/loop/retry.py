@@ -297,8 +297,9 @@ class NextWave:
         submission_id = self._submission.submission_id
         limit = SpendLimit(Decimal(0), self._deployment.namespace, submission_id=submission_id)
         spent = self._deployment.ledger.money.committed_usd(limit)
-        unknown = next((self._labeling.by(shard.asked_of) for shard in shards if shard.estimated_usd is None), None)
-        more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
+        estimates = [shard.bill.estimated_usd for shard in shards]
+        unknown = next((self._labeling.by(s.asked_of) for s in shards if s.bill.estimated_usd is None), None)
+        more = sum((usd for usd in estimates if usd is not None), Decimal(0))
         requests = count_requests(shards)
         if self._is_escalation:
             # Kept since the submission was planned.

@@ -376,9 +376,9 @@ class Status:
     def reported_usd(self) -> tuple[Decimal, Decimal] | None:
         """Return what vendors say that batches cost, and what the same cost by our prices; None where none says it."""
         both = [
-            (shard.reported_usd, shard.cost_usd)
+            (shard.reported_usd, shard.bill.cost_usd)
             for shard in self.shards
-            if shard.reported_usd is not None and shard.cost_usd is not None
+            if shard.reported_usd is not None and shard.bill.cost_usd is not None
         ]
         if not both:
             return None

@@ -314,7 +314,7 @@ class Sender:
             done = "was canceled"
         except LLMBatchError as error:
             done = f"could not be canceled ({error}): cancel it at the provider's console"
-        estimates = [shard.estimated_usd for shard in shards]
+        estimates = [shard.bill.estimated_usd for shard in shards]
         most = None if None in estimates else sum((cost for cost in estimates if cost is not None), Decimal(0))
         cost = "at an unknown cost" if most is None else f"and costs at most {money_text(most)}"
         other = known or "one that is being sent"

@@ -457,7 +457,7 @@ def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once
     with project.engine() as engine:
         shards = engine.ledger.shards.of_submission(submission_id)
         assert engine.ledger.submissions.get(submission_id).reserved_usd == kept
-    assert sum(shard.estimated_usd or 0 for shard in shards if shard.model == "gpt-4o") == Decimal(
+    assert sum(shard.bill.estimated_usd or 0 for shard in shards if shard.model == "gpt-4o") == Decimal(
         told["estimated_usd"]
     )
     assert project.json("show", "ticket_labels")["cascade"]["threshold_text"].startswith("not set yet")

@@ -20,7 +20,7 @@ from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.core.results import RESULT_SCHEMA, waiting_reason
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.label_stats import LabelStats
-from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.records import Bill, Shard
 from dagster_llm_batch.types import BatchStatus, Cause, Outcome
 
 
@@ -212,6 +212,6 @@ def test_shards_that_were_never_in_a_batch_are_told_apart_by_their_end():
 
 def test_a_shard_without_answers_takes_no_row_of_another():
     of = shard(1, Cause.GIVEN_UP, batch_id=None)
-    planned = dataclasses.replace(of, shard_id="s2", cause=None, results_path=None, known_usd=Decimal(0))
+    planned = dataclasses.replace(of, shard_id="s2", cause=None, results_path=None, bill=Bill(known_usd=Decimal(0)))
     found = rejects_of((Outcome.MISSING, "?", of)).explain_rejects([planned, of])
     assert found.waiting.total() == 1

@@ -14,7 +14,7 @@ from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
 from dagster_llm_batch import Budget, cost_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.costs import CHECK
-from dagster_llm_batch.storage.ledger.schema import SHARD, to_row
+from dagster_llm_batch.storage.ledger.schema import BILL, SHARD, to_row
 from dagster_llm_batch.text import money_text
 
 TODAY = datetime.now(UTC).date()
@@ -123,6 +123,8 @@ def add_days(location: CodeLocation, days: int) -> None:
     ]
     with ledger._database.write() as connection:
         connection.execute(sa.insert(SHARD), rows)
+        bill = to_row(shard.bill)
+        connection.execute(sa.insert(BILL), [{**bill, "shard_id": f"d{n}"} for n in range(1, days + 1)])
     ledger.close()
 
 

@@ -294,7 +294,8 @@ def test_what_is_kept_for_the_second_wave_counts_against_a_budget_until_it_is_pl
     submission = engine.plan(definition(), tickets(ROWS))
     kept = engine.ledger.submissions.get(submission.submission_id).reserved_usd
     assert kept is not None
-    planned = sum(shard.estimated_usd or 0 for shard in engine.ledger.shards.of_submission(submission.submission_id))
+    shards = engine.ledger.shards.of_submission(submission.submission_id)
+    planned = sum(shard.bill.estimated_usd or 0 for shard in shards)
     assert engine.ledger.money.spent_usd("test") == planned + kept
     engine.submit(definition(), submission.submission_id)
     workspace.emulator.settle()
@@ -307,7 +308,8 @@ def test_what_is_kept_for_the_second_wave_counts_against_a_budget_until_it_is_pl
 def test_what_is_kept_for_a_submission_is_there_for_the_one_that_comes_in_its_place(workspace: Workspace) -> None:
     submission = workspace.engine().plan(definition(), tickets(ROWS))
     planned = sum(
-        shard.estimated_usd or 0 for shard in workspace.engine().ledger.shards.of_submission(submission.submission_id)
+        shard.bill.estimated_usd or 0
+        for shard in workspace.engine().ledger.shards.of_submission(submission.submission_id)
     )
     # Enough for either, and not for both: nothing of the first was sent.
     budget = Budget((planned + (submission.reserved_usd or 0)) * Decimal("1.2"), "ever")
@@ -369,7 +371,7 @@ def test_nothing_costs_more_than_a_plans_bound_though_the_oracle_answers_all_row
         status = workspace.run(definition(), tickets(ROWS))
     assert status.submission.bound_usd == preview.bound_usd
     assert asked(workspace)[ORACLE] == Counter(range(ROWS))
-    cost = sum(shard.cost_usd or 0 for shard in status.shards)
+    cost = sum(shard.bill.cost_usd or 0 for shard in status.shards)
     # As the same rows cost without the second wave, there would be no bound.
     assert preview.bound_usd - preview.oracle.later_bound_usd < cost <= preview.bound_usd
 
@@ -407,7 +409,7 @@ def test_a_hard_limit_holds_though_all_of_the_oracles_answers_are_as_long_as_can
             if status.is_settled:
                 break
         assert status.is_settled
-    cost = sum(shard.cost_usd or Decimal(0) for shard in status.shards)
+    cost = sum(shard.bill.cost_usd or Decimal(0) for shard in status.shards)
     assert Decimal(0) < cost <= most
     lost = ROWS - status.submission.outcomes["succeeded"]
     # Within the bound all of it is sent. Below it, what the oracle has not answered has no label.
@@ -479,7 +481,9 @@ def test_what_is_escalated_is_neither_sent_again_nor_wasted(workspace: Workspace
     assert (total.requests_escalated, total.requests_again) == (escalated, again)
     assert total.requests == ROWS + 60 + escalated + again
     # What the model gave no label for is the oracle's; it was paid for all the same.
-    assert total.invalid_usd == sum(shard.unlabeled_usd or 0 for shard in status.shards if shard.model == CHEAP) > 0
+    assert (
+        total.invalid_usd == sum(shard.bill.unlabeled_usd or 0 for shard in status.shards if shard.model == CHEAP) > 0
+    )
     assert total.retries_usd == 0
 
 
@@ -517,10 +521,10 @@ def test_each_model_of_a_cascade_teaches_its_own_tokens(workspace: Workspace, si
             assert learned is None
             continue
         assert learned is not None
-        replies, requests = sum(s.replies or 0 for s in of), sum(s.requests for s in of)
-        assert learned.output_tokens == pytest.approx(sum(s.output_tokens or 0 for s in of) / replies)
+        replies, requests = sum(s.bill.replies or 0 for s in of), sum(s.requests for s in of)
+        assert learned.output_tokens == pytest.approx(sum(s.bill.output_tokens or 0 for s in of) / replies)
         estimated = sum(s.tokens for s in of) / requests
-        assert learned.input_ratio == pytest.approx(sum(s.input_tokens or 0 for s in of) / replies / estimated)
+        assert learned.input_ratio == pytest.approx(sum(s.bill.input_tokens or 0 for s in of) / replies / estimated)
         # Of the whole, how much is escalated decides.
         assert (learned.low, learned.high) == (None, None)
     first = workspace.engine().preview(definition(cascade(sample=size, agreement=0.8)), tickets(ROWS, start=1000))

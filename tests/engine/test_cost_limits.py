@@ -60,7 +60,7 @@ def run(workspace: Workspace, definition: Labeling, rows: Any, most_steps: int =
 
 def billed(status: Status) -> Decimal:
     """What all batches did cost, padding and all waves included."""
-    return sum((shard.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
+    return sum((shard.bill.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
 
 
 def given_up_reason(workspace: Workspace, status: Status) -> str:
@@ -365,7 +365,7 @@ def test_under_a_hard_budget_a_sample_lets_out_nothing(tmp_path: Any) -> None:
             engine.advance(definition, submission.submission_id)
             flying = engine.ledger.shards.in_flight("test")
             assert flying
-            assert all(shard.reserved_usd == shard.bound_usd for shard in flying)
+            assert all(shard.bill.reserved_usd == shard.bill.bound_usd for shard in flying)
             emulator.settle()
 
 

@@ -170,7 +170,7 @@ def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Worksp
     plan = workspace.engine().plan(made, tickets(1))
     assert plan.estimated_usd == factor * alone
     [shard] = workspace.engine().ledger.shards.of_submission(plan.submission_id)
-    assert shard.estimated_usd == factor * alone
+    assert shard.bill.estimated_usd == factor * alone
     over = definition(
         limits=Limits(max_requests_per_batch=3, below_minimum=choice),
         max_cost_usd=factor * alone - Decimal("0.0000001"),
@@ -214,7 +214,7 @@ def test_copies_and_a_nested_maximum_are_inside_of_the_limit(
             workspace.providers = {"bedrock": provider(emulator.bedrock_url, s3_url)}
             status = workspace.run(definition_of, tickets(20))
         assert status.submission.outcomes["succeeded"] == answered
-        assert 0 < sum(shard.cost_usd or 0 for shard in status.shards) <= Decimal(limit)
+        assert 0 < sum(shard.bill.cost_usd or 0 for shard in status.shards) <= Decimal(limit)
 
 
 def test_a_tail_is_filled_up_from_the_batch_before_it(workspace: Workspace, s3_url: str) -> None:

@@ -172,7 +172,7 @@ def test_each_batch_has_its_own_bound(workspace: Workspace) -> None:
     engine = workspace.engine()
     submission = engine.plan(labeling(limits=Limits(max_requests_per_batch=4)), rows)
     shards = engine.ledger.shards.of_submission(submission.submission_id)
-    bounds = [shard.bound_usd or Decimal(0) for shard in shards]
+    bounds = [shard.bill.bound_usd or Decimal(0) for shard in shards]
     assert len(bounds) == 3
     assert sum(bounds) == submission.bound_usd
     assert bounds[0] < bounds[1]
@@ -180,10 +180,11 @@ def test_each_batch_has_its_own_bound(workspace: Workspace) -> None:
     estimate = engine.deployment.estimate(labeling())
     for shard in shards:
         dearest = estimate.most_usd(shard.input_bound) or Decimal(0)
-        assert dearest < (shard.bound_usd or 0) <= shard.requests * dearest
+        assert dearest < (shard.bill.bound_usd or 0) <= shard.requests * dearest
         halves = split_requests(engine.payloads, shard, 9, halve(shard, 1), dearest)
-        assert sum(half.bound_usd or 0 for half in halves) >= (shard.bound_usd or 0)
-        assert all(half.bound_usd is not None and half.bound_usd <= (shard.bound_usd or 0) for half in halves)
+        whole, bounds = shard.bill.bound_usd or 0, [half.bill.bound_usd for half in halves]
+        assert sum(bound or 0 for bound in bounds) >= whole
+        assert all(bound is not None and bound <= whole for bound in bounds)
 
 
 def test_what_is_moved_between_batches_keeps_a_bound(workspace: Workspace) -> None:
@@ -198,10 +199,10 @@ def test_what_is_moved_between_batches_keeps_a_bound(workspace: Workspace) -> No
         planned.append(engine.ledger.shards.of_submission(submission.submission_id))
     before, after = planned
     assert [shard.requests for shard in after] == [6, 4]
-    assert sum(shard.bound_usd or 0 for shard in after) >= sum(shard.bound_usd or 0 for shard in before)
+    assert sum(shard.bill.bound_usd or 0 for shard in after) >= sum(shard.bill.bound_usd or 0 for shard in before)
     # Those that moved are the longest of the first.
-    moved = (after[1].bound_usd or 0) - (before[1].bound_usd or 0)
-    assert moved > 2 * (before[0].bound_usd or 0) / 8
+    moved = (after[1].bill.bound_usd or 0) - (before[1].bill.bound_usd or 0)
+    assert moved > 2 * (before[0].bill.bound_usd or 0) / 8
 
 
 def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
@@ -212,7 +213,7 @@ def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
         submission = workspace.run(labeling(resend=Resend(invalid_waves=2)), rows).submission
     first, second = workspace.engine().ledger.shards.of_submission(submission.submission_id)
     assert (second.wave, second.requests, second.input_bound) == (2, 8, first.input_bound)
-    assert (second.bound_usd or 0) >= (first.bound_usd or 0) > 0
+    assert (second.bill.bound_usd or 0) >= (first.bill.bound_usd or 0) > 0
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_a_reply_that_is_no_json_is_kept_with_its_reason(tmp_path: Any) -> None:
         assert rejects["llm_reply"].to_pylist() == ["I think: billing"]
         assert "JSON" in rejects["llm_reason"].to_pylist()[0]
         assert requests_sent(workspace) == [4, 1]
-        wave_costs = [shard.cost_usd for shard in status.shards]
+        wave_costs = [shard.bill.cost_usd for shard in status.shards]
         assert rejects["llm_cost_usd"].to_pylist()[0] > wave_costs[1]  # both replies were paid
         assert status.submission.cost_usd == sum(c for c in wave_costs if c is not None)
 
@@ -387,7 +387,7 @@ def test_the_budget_holds_over_all_waves(workspace: Workspace) -> None:
         status = expensive.run(definition, tickets(5))
         assert requests_sent(expensive)[0] == 5
         assert {"over_budget", "stopped"} & set(events(expensive))
-        spent = sum((shard.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
+        spent = sum((shard.bill.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
         assert 5 * each < spent <= limit
         assert status.submission.outcomes["invalid"] > 0
         free = labeling(asset="other", resend=Resend(max_waves=5, invalid_waves=5))

@@ -39,8 +39,8 @@ def test_the_figures_of_a_preview_are_those_of_the_plan(workspace: Workspace, ch
     assert (preview.rows, preview.requests, preview.reused) == (9, 7, 0)
     assert (preview.estimated_usd, preview.price_basis) == (submission.estimated_usd, submission.price_basis)
     assert (preview.p95_usd, preview.bound_usd) == (submission.p95_usd, submission.bound_usd)
-    assert [(s.requests, s.bytes, s.estimated_usd) for s in preview.shards] == [
-        (s.requests, s.bytes, s.estimated_usd) for s in shards
+    assert [(s.requests, s.bytes, s.bill.estimated_usd) for s in preview.shards] == [
+        (s.requests, s.bytes, s.bill.estimated_usd) for s in shards
     ]
     assert preview.input_tokens == sum(shard.tokens for shard in shards)
     assert preview.output_tokens == 7 * 50

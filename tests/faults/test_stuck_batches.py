@@ -106,7 +106,7 @@ def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_ret
     if workspace.provider.price_book is not None:
         assert status.submission.cost_usd is None  # nobody knows what is billed
         spent = workspace.engine().ledger.money.spent_usd("faults")
-        assert spent == shard.estimated_usd  # its money stays reserved
+        assert spent == shard.bill.estimated_usd  # its money stays reserved
         workspace.budgets = [Budget(spent, "ever")]
         with pytest.raises(BudgetError):
             workspace.engine().plan(workspace.definition, rows(), again=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import fields
 from datetime import UTC, datetime
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Bill, Shard, Submission
 from tests.processes import PROCESSES
+
+BILL_FIELDS = {field.name for field in fields(Bill)}
 
 
 def a_submission(submission_id="s1", **changes):
@@ -26,7 +29,8 @@ def a_shard(shard_id="h1", submission_id="s1", **changes):
         "shard_id": shard_id, "submission_id": submission_id, "wave": 1, "number": 1, "nonce": "n1", "requests": 8,
         "bytes": 800, "path": "a/b.jsonl.zst", "digest": "00ff",
     }  # fmt: skip
-    return Shard(**{**values, **changes})
+    bill = {name: changes.pop(name) for name in BILL_FIELDS & changes.keys()}
+    return Shard(**{**values, **changes}, bill=Bill(**bill))
 
 
 def fields_for(move, shard_id):

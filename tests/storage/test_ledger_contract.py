@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
+from ledger_builders import BILL_FIELDS, a_shard, a_submission, bring_to, fields_for, path_to
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import Other, Turn, Waits
-from dagster_llm_batch.storage.ledger.records import Ending, Presence, SpendLimit, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Bill, Ending, Presence, SpendLimit, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
 from tests.statements import statements
 
@@ -151,7 +151,7 @@ def test_a_move_records_its_time_and_fields(ledger, clock):
         "h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"), reported_usd=told
     )
     assert collected.reported_usd == told
-    assert (collected.raw_path, collected.results_path, collected.cost_usd) == ("r", "p", Decimal("0.07"))
+    assert (collected.raw_path, collected.results_path, collected.bill.cost_usd) == ("r", "p", Decimal("0.07"))
     assert collected.collected_at == clock.now
     assert [event.detail for event in ledger.events.of_submission("s1")][-2:] == ["queue full", None]
 
@@ -174,13 +174,12 @@ def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_agai
         "padding_usd": Decimal(0),
     }
     collected = ledger.shards.move("h1", Move.COLLECTED, results_path="p", **bill)
-    assert {name: getattr(collected, name) for name in bill} == bill
+    assert {name: getattr(collected.bill if name in BILL_FIELDS else collected, name) for name in bill} == bill
     changed = {**bill, "unpriced": 0, "cost_usd": Decimal("0.08"), "known_usd": Decimal("0.08")}
     events = ledger.events.of_submission("s1")
     ledger.money.record_bill("h1", changed)
-    assert ledger.shards.get("h1") == replace(
-        collected, unpriced=0, cost_usd=Decimal("0.08"), known_usd=Decimal("0.08")
-    )
+    billed = replace(collected.bill, unpriced=0, cost_usd=Decimal("0.08"), known_usd=Decimal("0.08"))
+    assert ledger.shards.get("h1") == replace(collected, bill=billed)
     assert ledger.events.of_submission("s1") == events
     assert ledger.submissions.get("s1").tags == {"team": "support"}
 
@@ -850,13 +849,15 @@ def test_a_split_moves_requests_once_to_a_shard_with_the_same_place_in_queue_and
     ledger.submissions.open(a_submission(), [whole])
     since = clock.now
     clock.pass_seconds(2 * 86_400)
-    rest = replace(whole, requests=5, tokens=50, path="rest", digest="11", bytes=500, estimated_usd=Decimal(5))
+    bill = Bill(estimated_usd=Decimal(5))
+    rest = replace(whole, requests=5, tokens=50, path="rest", digest="11", bytes=500, bill=bill)
     half = a_shard("h2", number=1, nonce="n2", requests=3, tokens=30, path="half", estimated_usd=Decimal(3))
     ledger.shards.split(whole, rest, half)
     assert [(s.shard_id, s.requests, s.tokens, s.path) for s in ledger.shards.of_submission("s1")] == [
         ("h1", 5, 50, "rest"),
         ("h2", 3, 30, "half"),
     ]
+    assert [s.bill.estimated_usd for s in ledger.shards.of_submission("s1")] == [5, 3]
     assert ledger.money.spent_usd("prod", since=since) == 8
     assert ledger.money.spent_usd("prod", since=clock.now) == 0  # the half was planned when the whole was
     presence = Presence.at(clock.now, timedelta(days=1))  # and somebody looks after it now

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 import threading
@@ -26,8 +27,8 @@ from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.migrations import LATEST, MIGRATIONS
-from dagster_llm_batch.storage.ledger.records import SubmissionState
-from dagster_llm_batch.storage.ledger.schema import METADATA
+from dagster_llm_batch.storage.ledger.records import Bill, SubmissionState
+from dagster_llm_batch.storage.ledger.schema import METADATA, SHARD, SUBMISSION, to_row
 from dagster_llm_batch.storage.payloads import PayloadStore
 from tests.archives import unpack_archive
 
@@ -47,6 +48,50 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_uses(ledger):
             assert {column: null for column, null in found.items() if column not in primary} == {
                 column.name: column.nullable for column in table.columns if column.name not in primary
             }
+
+
+def described_shards(database):
+    """Columns, keys and indexes of the table `shard`."""
+    with database.read() as connection:
+        inspector = sa.inspect(connection)
+        columns = {each["name"]: (each["nullable"], each["default"]) for each in inspector.get_columns("shard")}
+        keys = [inspector.get_pk_constraint("shard")["constrained_columns"], inspector.get_unique_constraints("shard")]
+        foreign = [(key["constrained_columns"], key["referred_table"]) for key in inspector.get_foreign_keys("shard")]
+        is_file = connection.dialect.name == "sqlite"
+        indexes = "SELECT sql FROM sqlite_master WHERE tbl_name = 'shard' AND type = 'index'"
+        found = connection.exec_driver_sql(
+            indexes if is_file else "SELECT indexdef FROM pg_indexes WHERE tablename = 'shard'"
+        )
+        return columns, keys, foreign, set(found.scalars())
+
+
+def test_bills_leave_the_table_of_shards_whose_keys_and_indexes_stay(ledger_url):
+    older = Database(ledger_url, version=9)
+    bills = [
+        {"estimated_usd": "1.10", "bound_usd": "2", "reserved_usd": "0", "cost_usd": None, "replies": None},
+        {"estimated_usd": None, "bound_usd": None, "reserved_usd": None, "cost_usd": "0.070000000001", "replies": 7},
+    ]
+    with older.write() as connection:
+        submission = {key: value for key, value in to_row(a_submission()).items() if value is not None}
+        connection.execute(sa.insert(SUBMISSION).values(submission))
+        row = {**to_row(a_shard()), "planned_at": a_submission().created_at}
+        del row["reason_kind"]
+        for number, bill in enumerate(bills):
+            connection.execute(sa.insert(SHARD).values({**row, "shard_id": f"h{number}", "number": number}))
+            of_bill = ", ".join(f"{name} = :{name}" for name in bill)
+            connection.execute(sa.text(f"UPDATE shard SET {of_bill} WHERE shard_id = 'h{number}'"), bill)
+    columns, *others = described_shards(older)
+    older.close()
+    ledger = Ledger(ledger_url)
+    assert ledger.shards.of_submission("s1") == [
+        a_shard("h0", number=0, estimated_usd=Decimal("1.10"), bound_usd=Decimal(2), reserved_usd=Decimal(0)),
+        a_shard("h1", number=1, cost_usd=Decimal("0.070000000001"), replies=7),
+    ]
+    left, *same = described_shards(ledger._database)
+    assert same == others
+    assert columns.keys() - left.keys() == {field.name for field in dataclasses.fields(Bill)}
+    assert left.items() - columns.items() == {("reason_kind", (True, None))}
+    ledger.close()
 
 
 def set_version(ledger, statement):

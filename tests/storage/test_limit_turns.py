@@ -219,7 +219,7 @@ def submit_and_be_killed(ledger_url: str, folder: Path, base_url: str, labels: L
         statement = str(arguments[2])
         if kept and not statement.startswith("UPDATE"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if statement.startswith("UPDATE shard SET reserved_usd"):
+        if statement.startswith("UPDATE bill SET reserved_usd"):
             kept.append(statement)
 
     provider = OpenAIProvider(DEFAULT_KEY, base_url, timeout_seconds=5.0)
@@ -281,8 +281,8 @@ def test_what_waits_for_its_queue_keeps_no_money_from_others(place: Place) -> No
     shards = engine.submit(labels, submission_id).shards
     [waiting] = [shard for shard in shards if shard.sent_at is None]
     [going] = [shard for shard in shards if shard.sent_at is not None]
-    assert waiting.reserved_usd is None
-    assert going.reserved_usd
+    assert waiting.bill.reserved_usd is None
+    assert going.bill.reserved_usd
 
 
 def fill_queue(engine: Engine, requests: int) -> str:

@@ -94,11 +94,11 @@ def _keep_places(ledger: Ledger, clock: Any) -> None:
 def test_what_changes_several_shards_meets_who_moves_them(
     ledger: Ledger, clock: Any, verb: Callable[[Ledger, Any], object]
 ) -> None:
-    shards = [a_shard(name, number=at, nonce=name) for at, name in enumerate((_LAST, _FIRST))]
+    shards = [a_shard(name, number=at, nonce=name, reserved_usd=1) for at, name in enumerate((_LAST, _FIRST))]
     ledger.submissions.open(a_submission(), shards)
     clock.pass_seconds(3_600)
     for name in (_LAST, _FIRST):
-        move_to_the_end(ledger, SHARD, SHARD.c.shard_id, name, reserved_usd=1, raw_path="raw")
+        move_to_the_end(ledger, SHARD, SHARD.c.shard_id, name, raw_path="raw")
     row = sa.select(SHARD).where(SHARD.c.shard_id == _LAST)
     move = partial(ledger.shards.move_all, [_FIRST, _LAST], Move.CANCELED)
     assert meet(ledger, row, partial(verb, ledger, clock), move) == []

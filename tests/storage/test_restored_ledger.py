@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime
 from dagster_llm_batch.errors import CredentialsError
+from dagster_llm_batch.files.ownership import is_receipt
 from dagster_llm_batch.files.request_files import halve, split_requests
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
@@ -127,6 +129,25 @@ def test_all_that_a_restored_ledger_lacks_is_taken_up_at_once_and_lands_without_
     assert site.engine().recover_all_sends() == []
     assert [site.finish(submission_id) for submission_id in sent] == [{"succeeded": 6}] * 2
     assert len(site.emulator.books.batches) == 4
+
+
+def test_what_receipts_of_version_0_1_0_say_of_money_is_recovered(site: Site) -> None:
+    backup = site.back_up()
+    submission_id = site.send()
+    engine = site.engine()
+    bills = {shard.shard_id: shard.bill for shard in engine.ledger.shards.of_submission(submission_id)}
+    assert all(bill.estimated_usd and bill.bound_usd for bill in bills.values())
+    for file in list(filter(is_receipt, engine.payloads.files("n"))):
+        with engine.payloads.reader(file.path) as stored:
+            receipt = json.loads(stored.read())
+        # Its shards had these fields themselves.
+        receipt["shard"] |= receipt["shard"].pop("bill")
+        with engine.payloads.writer(file.path) as out:
+            out.write(json.dumps(receipt).encode())
+    site.restore(backup)
+    engine = site.engine()
+    engine.recover_all_sends()
+    assert {shard.shard_id: shard.bill for shard in engine.ledger.shards.of_submission(submission_id)} == bills
 
 
 def test_of_other_rows_only_what_was_not_sent_before_the_restoring_is_asked(site: Site) -> None:

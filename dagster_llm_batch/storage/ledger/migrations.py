@@ -8,7 +8,8 @@ a newer package may have migrated it while this process ran.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 
@@ -39,6 +40,71 @@ _STAMP = """
     )
     WHERE submission_id IN (SELECT event.submission_id FROM event WHERE event.kind = 'KIND')
 """
+
+_OF_BILL = (
+    *("estimated_usd", "bound_usd", "reserved_usd", "cost_usd"),
+    *("replies", "input_tokens", "output_tokens", "cache_read_tokens"),
+    *("known_usd", "unpriced", "realtime_usd", "unlabeled_usd", "padding_usd"),
+)
+
+
+def _move_bills(connection: sa.Connection) -> None:
+    """Move the columns of bills out of the table `shard`."""
+    columns = ", ".join(("shard_id", *_OF_BILL))
+    with _dropped_columns(connection, "shard", _OF_BILL, _SHARD_CONSTRAINTS) as old:
+        connection.exec_driver_sql(
+            """
+            CREATE TABLE bill (
+                shard_id TEXT NOT NULL PRIMARY KEY REFERENCES shard (shard_id),
+                estimated_usd TEXT, bound_usd TEXT, reserved_usd TEXT, cost_usd TEXT,
+                replies BIGINT, input_tokens BIGINT, output_tokens BIGINT, cache_read_tokens BIGINT,
+                known_usd TEXT, unpriced BIGINT, realtime_usd TEXT, unlabeled_usd TEXT, padding_usd TEXT
+            )
+            """
+        )
+        connection.exec_driver_sql(f"INSERT INTO bill ({columns}) SELECT {columns} FROM {old}")  # noqa: S608  # ours
+
+
+_SHARD_CONSTRAINTS = (
+    "FOREIGN KEY (submission_id) REFERENCES submission (submission_id)",
+    "CONSTRAINT shard_once UNIQUE (submission_id, wave, number)",
+)
+
+
+@contextmanager
+def _dropped_columns(
+    connection: sa.Connection, table: str, columns: Collection[str], constraints: Sequence[str]
+) -> Iterator[str]:
+    """Drop columns of a table at the end of the block; yield the name under which it has them still.
+
+    No other table may refer to it. `constraints` are those of the table, besides its primary key.
+    """
+    if connection.dialect.name == "postgresql":
+        yield table
+        dropped = ", ".join(f"DROP COLUMN {name}" for name in columns)
+        connection.exec_driver_sql(f"ALTER TABLE {table} {dropped}")
+        return
+    # SQLite drops columns from version 3.35 on; older ones are in use. A new table takes the place of the old one.
+    inspected = connection.exec_driver_sql(f"PRAGMA table_info({table})").mappings().all()
+    kept = [column for column in inspected if column["name"] not in columns]
+    indexes = "SELECT sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL ORDER BY name"
+    remade = connection.exec_driver_sql(indexes, (table,)).scalars().all()
+    connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO old_{table}")
+    connection.exec_driver_sql(f"CREATE TABLE {table} ({', '.join([*map(_column_ddl, kept), *constraints])})")
+    names = ", ".join(column["name"] for column in kept)
+    connection.exec_driver_sql(f"INSERT INTO {table} ({names}) SELECT {names} FROM old_{table}")  # noqa: S608  # ours
+    yield f"old_{table}"
+    connection.exec_driver_sql(f"DROP TABLE old_{table}")
+    for statement in remade:
+        connection.exec_driver_sql(statement)
+
+
+def _column_ddl(column: sa.RowMapping) -> str:
+    """Return a column of SQLite as in CREATE TABLE."""
+    default = "" if column["dflt_value"] is None else f" DEFAULT {column['dflt_value']}"
+    key = " PRIMARY KEY" if column["pk"] else ""
+    return f"{column['name']} {column['type']}{' NOT NULL' if column['notnull'] else ''}{default}{key}"
+
 
 MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
     (  # 1: submissions, shards, events, leases
@@ -219,6 +285,7 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         "CREATE INDEX hold_by_submission ON hold (submission_id)",
         hold_by_old_events,
         *(_STAMP.replace("KIND", kind) for kind in ("pruned", "landed_over", "measured")),
+        _move_bills,
     ),
 )
 

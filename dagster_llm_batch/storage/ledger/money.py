@@ -1,27 +1,29 @@
-"""Money: reserved for shards, billed, and summed."""
+"""Bills: money reserved for shards, billed, and summed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import ShardCost, ShardFields, SpendLimit, was_taken
-from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION
+from dagster_llm_batch.storage.ledger.schema import BILL, HAS_BILL, SHARD, SUBMISSION
 from dagster_llm_batch.storage.ledger.shard_rows import (
+    COSTS,
     OVER,
+    UPDATE_BILL,
     UPDATE_SHARD,
     committed_usd,
     get_shards,
     kept_for_unsent,
     kept_usd,
-    update_shards,
+    split_fields,
 )
-from dagster_llm_batch.types import Lane
 
 __all__ = ["Money"]
 
@@ -29,7 +31,7 @@ _MONEY_KEY = 0x646C_625F_6D6F_6E79  # of a lock in PostgreSQL that nobody else t
 
 
 class Money(Member):
-    """Money: reserved for shards, billed, and summed."""
+    """Bills: money reserved for shards, billed, and summed."""
 
     def reserve(self, amounts: Mapping[str, Decimal], limits: Sequence[SpendLimit]) -> bool:
         """Keep money for planned shards, by shard_id, where each limit has room for all of them; return whether it has.
@@ -46,19 +48,25 @@ class Money(Member):
                 more = sum((amounts[key] for key in own), Decimal(0))
                 if committed_usd(connection, limit, list(amounts)) + more > limit.max_usd:
                     return False
-            connection.execute(UPDATE_SHARD, [{"key": key, "reserved_usd": usd} for key, usd in amounts.items()])
+            connection.execute(UPDATE_BILL, [{"key": key, "reserved_usd": usd} for key, usd in amounts.items()])
             return True
 
     def release(self, shard_ids: Sequence[str]) -> None:
         """Keep no money any more for those of these shards that are planned."""
         with self._database.write() as connection:
-            planned = SHARD.c.shard_id.in_(shard_ids) & (SHARD.c.state == ShardState.PLANNED)
-            update_shards(connection, planned & SHARD.c.reserved_usd.is_not(None), reserved_usd=None)
+            shards = get_shards(connection, shard_ids).values()
+            planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
+            reserved = [shard.shard_id for shard in planned if shard.bill.reserved_usd is not None]
+            if reserved:
+                rows: list[dict[str, Any]] = [{"key": key, "reserved_usd": None} for key in reserved]
+                connection.execute(UPDATE_BILL, rows)
 
     def record_bill(self, shard_id: str, bill: ShardFields) -> None:
         """Record what a collected shard's answers cost, where they were read again. Changes no state. Idempotent."""
+        of_shard, of_bill = split_fields(bill)
         with self._database.write() as connection:
-            connection.execute(UPDATE_SHARD, [{"key": shard_id, **bill}])
+            connection.execute(UPDATE_SHARD, {"key": shard_id, **of_shard})
+            connection.execute(UPDATE_BILL, {"key": shard_id, **of_bill})
 
     def kept_for_unsent(self, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
         """Return what limits keep for planned shards, and for waves that are not planned yet, and since when these were
@@ -76,9 +84,7 @@ class Money(Member):
         submissions that are in it. A shard that ended without a batch (refused, or canceled before it was sent) costs
         nothing; an unknown cost counts as its estimate, an unknown estimate as nothing.
         """
-        c = SHARD.c
-        query = sa.select(c.state, c.lane, c.batch_id, c.sent_at, c.estimated_usd, c.cost_usd)
-        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = COSTS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.shard_id.not_in(besides))
         if asset is not None:
             query = query.where(SUBMISSION.c.asset == asset)
@@ -86,7 +92,7 @@ class Money(Member):
             query = query.where(sa.func.coalesce(SHARD.c.sent_at, SHARD.c.planned_at) >= since)
         with self._database.read() as connection:
             kept = kept_usd(connection, namespace, asset, besides=besides)
-            return sum((_committed_usd(*row) for row in connection.execute(query)), kept)
+            return sum((_committed_usd(row) for row in connection.execute(query)), kept)
 
     def shard_costs(
         self,
@@ -103,8 +109,10 @@ class Money(Member):
         at = sa.func.coalesce(SHARD.c.sent_at, SHARD.c.planned_at)
         of_submission = {name: SUBMISSION.c[name] for name in ("asset", "partition", "tags", "p05_usd", "p95_usd")}
         of_submission["expected_usd"] = SUBMISSION.c.estimated_usd
-        columns = (of_submission[name] if name in of_submission else SHARD.c[name] for name in ShardCost._fields)
-        query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        found = {**SHARD.c, **BILL.c, **of_submission}
+        columns = (found[name] for name in ShardCost._fields)
+        query = sa.select(*columns).join_from(SHARD, BILL, HAS_BILL)
+        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace)
         if assets is not None:
             query = query.where(SUBMISSION.c.asset.in_(list(assets)))
@@ -126,15 +134,9 @@ class Money(Member):
             return committed_usd(connection, limit, besides, only_collected=only_collected)
 
 
-def _committed_usd(
-    state: ShardState,
-    lane: Lane,
-    batch_id: str | None,
-    sent_at: datetime | None,
-    estimated_usd: Decimal | None,
-    cost_usd: Decimal | None,
-) -> Decimal:
+def _committed_usd(row: sa.Row[Any]) -> Decimal:
     """Return what one shard takes from a budget; see Money.spent_usd."""
-    if cost_usd is not None:
-        return cost_usd
-    return Decimal(0) if state in OVER and not was_taken(lane, batch_id, sent_at) else estimated_usd or Decimal(0)
+    if row.cost_usd is not None:
+        return Decimal(row.cost_usd)
+    is_free = row.state in OVER and not was_taken(row.lane, row.batch_id, row.sent_at)
+    return Decimal(0) if is_free else row.estimated_usd or Decimal(0)

@@ -13,7 +13,7 @@ from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import SHARD, SHARDS, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shard_rows import LACKS_MONEY, is_due, looked_after, set_waits, update_shards
 from dagster_llm_batch.types import Lane
 
@@ -162,7 +162,7 @@ class Queues(Member):
         first = sa.select(sa.func.min(SHARD.c.shard_id)).join(SUBMISSION, join)
         first = first.where(may_go(namespace), SHARD.c.lane == Lane.BATCH).group_by(*same)
         with self._database.read() as connection:
-            rows = connection.execute(sa.select(SHARD).where(SHARD.c.shard_id.in_(first)).order_by(*same)).mappings()
+            rows = connection.execute(SHARDS.where(SHARD.c.shard_id.in_(first)).order_by(*same)).mappings()
             return [from_row(Shard, row) for row in rows]
 
     def find_holders(self, namespace: str, shard: Shard, presence: Presence, model: str | None) -> list[QueueHolder]:
@@ -215,24 +215,24 @@ class Queues(Member):
         Those that have waited longest come first. A row that cannot be read goes to `unreadable`, if that is given.
         """
 
-        def chosen(*columns: Any) -> sa.Select[Any]:
-            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        def choose(query: sa.Select[Any]) -> sa.Select[Any]:
+            query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
             query = query.where(may_go(namespace), SHARD.c.no_room_at.is_not(None))
             return query.order_by(SHARD.c.no_room_at, SHARD.c.shard_id)
 
         def read(ids: Sequence[str] | None) -> list[Shard]:
-            query = chosen(SHARD) if ids is None else chosen(SHARD).where(SHARD.c.shard_id.in_(ids))
+            query = choose(SHARDS) if ids is None else choose(SHARDS).where(SHARD.c.shard_id.in_(ids))
             with self._database.read() as connection:
                 return [from_row(Shard, row) for row in connection.execute(query).mappings()]
 
-        return read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
+        return read_apart(self._database, read, choose(sa.select(SHARD.c.shard_id)), unreadable)
 
     def without_room(self, namespace: str, shard: Shard, presence: Presence) -> list[Shard]:
         """Return the unfinished shards of this one's model that the provider's queue had no room for.
 
         In flight again, of any namespace; planned, of this one, while somebody looks after them (see `count_ahead`).
         """
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         waits = may_go(namespace) & looked_after(presence.seen_since, presence.now)
         query = query.where(*_of_model(shard), SHARD.c.no_room_at.is_not(None))
         with self._database.read() as connection:

@@ -1,6 +1,7 @@
 """The records of the ledger, as frozen values: each is one row of a table. No behavior, no I/O.
 
     Submission 1 ──▶ n Shard        a labeled dataset's partition, sent in waves of batches
+        │               └──▶ 1 Bill what it may cost, and what it did cost
         └──▶ n Event                what happened to either, append-only
 
 Times are aware UTC, money is `Decimal` US dollars, `None` means "not known" or "has not happened", never "zero".
@@ -20,6 +21,8 @@ from dagster_llm_batch.states import ENDED, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = [
+    "Bill",
+    "BillFields",
     "Ending",
     "Event",
     "Hold",
@@ -140,6 +143,26 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """The expected cost of a shard and, from its results on, the cost itself. Each shard has one bill."""
+
+    estimated_usd: Decimal | None = None
+    bound_usd: Decimal | None = None  # the highest possible cost; None: unknown
+    reserved_usd: Decimal | None = None  # kept of spend limits until the cost is known
+    # From the results. All are None before the shard is collected, and where older code collected it.
+    cost_usd: Decimal | None = None  # None also where the cost of some requests is unknown
+    replies: int | None = None  # replies with token counts, copies sent as padding included
+    input_tokens: int | None = None  # of those replies, as the next two
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None  # part of input_tokens
+    known_usd: Decimal | None = None  # of the requests of known cost: `cost_usd` where all are known
+    unpriced: int | None = None  # the requests of unknown cost
+    realtime_usd: Decimal | None = None  # the same requests as in `known_usd` at real-time prices, without padding
+    unlabeled_usd: Decimal | None = None  # part of `known_usd`: replies that were billed and gave no label
+    padding_usd: Decimal | None = None  # part of `known_usd`: copies sent as padding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """Requests of one submission that are sent together. Unique by (submission_id, wave, number).
 
@@ -161,9 +184,7 @@ class Shard:
     path: str  # of the request file, relative to the payload store
     digest: str  # of the request file; see PayloadStore.checked
     tokens: int = 0  # estimate of the input: what a provider's queue limit counts
-    estimated_usd: Decimal | None = None
-    bound_usd: Decimal | None = None  # the most that it can cost; None: nobody knows
-    input_bound: int | None = None  # the most input tokens that its longest request can have; likewise
+    input_bound: int | None = None  # the most input tokens that its longest request can have; None: unknown
     waits_until: datetime | None = None  # not to be sent before; ended: its results are not to be asked for before
     carrier: str | None = None  # the shard_id whose tag its batch has; None: its own
     padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused
@@ -186,21 +207,9 @@ class Shard:
     most_tokens: int | None = None  # the provider had no room for more, with all that was in flight of the model
     raw_path: str | None = None  # raw result lines, relative to the payload store
     results_path: str | None = None  # decoded results, likewise
-    cost_usd: Decimal | None = None
     erased: int | None = None  # requests that were erased from it, which its batch has or had; None: none
     erased_there_at: datetime | None = None  # the provider was made to delete what it stored of its batch
     reported_usd: Decimal | None = None  # what the vendor says that it cost; None: it does not, or not of all replies
-    reserved_usd: Decimal | None = None  # what is kept of limits for it until it is known what it cost
-    # What was billed, as its results tell it. None of all these: it is not collected, or by older code.
-    replies: int | None = None  # how many tell their tokens; copies that were sent as padding are among them
-    input_tokens: int | None = None  # of those, as the next two
-    output_tokens: int | None = None
-    cache_read_tokens: int | None = None  # part of input_tokens
-    known_usd: Decimal | None = None  # what the requests whose cost is known did cost: `cost_usd` where all are
-    unpriced: int | None = None  # the other requests
-    realtime_usd: Decimal | None = None  # what those that are in `known_usd` cost in real time, padding left out
-    unlabeled_usd: Decimal | None = None  # part of `known_usd`: replies that were paid for and gave no label
-    padding_usd: Decimal | None = None  # part of `known_usd`: copies that were sent as padding
     is_escalation: bool | None = None  # it asks a cascade's oracle for the first time what its model leaves to it
     most_requests: int | None = None  # its batch is to have no more, as was chosen by earlier ones; None: as limits say
     answered: int | None = None  # how many of its requests got a label; None: it is not collected, or by older code
@@ -210,6 +219,7 @@ class Shard:
     refused_at: datetime | None = None  # when its queue last had no room for it, wherever it is now
     refused_tokens: int | None = None  # how much was in flight of its model then, with its own batch
     most_at_once: int | None = None  # with it no more tokens of its model are to be in flight, as was chosen likewise
+    bill: Bill = Bill()
 
     @property
     def asked_of(self) -> str:
@@ -305,8 +315,24 @@ class Settlement(TypedDict, total=False):
     audit: Mapping[str, Any] | None
 
 
-class ShardFields(TypedDict, total=False):
-    """The columns that a move may set beside the new state."""
+class BillFields(TypedDict, total=False):
+    """The columns of the bill that a transition may set."""
+
+    reserved_usd: Decimal | None
+    cost_usd: Decimal | None
+    replies: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    known_usd: Decimal
+    unpriced: int
+    realtime_usd: Decimal
+    unlabeled_usd: Decimal
+    padding_usd: Decimal
+
+
+class ShardFields(BillFields, total=False):
+    """The columns of a shard and of its bill that a move may set beside the new state."""
 
     lane: Lane
     carrier: str | None
@@ -332,19 +358,8 @@ class ShardFields(TypedDict, total=False):
     cause: Cause | None
     raw_path: str
     results_path: str
-    cost_usd: Decimal | None
     reported_usd: Decimal | None
-    replies: int
-    input_tokens: int
-    output_tokens: int
-    cache_read_tokens: int
-    known_usd: Decimal
-    unpriced: int
-    realtime_usd: Decimal
-    unlabeled_usd: Decimal
-    padding_usd: Decimal
     answered: int
-    reserved_usd: Decimal | None
 
 
 def was_taken(lane: Lane, batch_id: str | None, sent_at: datetime | None) -> bool:

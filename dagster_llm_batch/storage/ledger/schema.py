@@ -27,6 +27,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import (
+    Bill,
     Event,
     Hold,
     Judgment,
@@ -37,7 +38,21 @@ from dagster_llm_batch.storage.ledger.records import (
 )
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
-__all__ = ["EVENT", "HOLD", "JUDGMENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "TOMBSTONE", "from_row", "to_row"]
+__all__ = [
+    "BILL",
+    "EVENT",
+    "HAS_BILL",
+    "HOLD",
+    "JUDGMENT",
+    "LEASE",
+    "METADATA",
+    "SHARD",
+    "SHARDS",
+    "SUBMISSION",
+    "TOMBSTONE",
+    "from_row",
+    "to_row",
+]
 
 _R = TypeVar("_R", Submission, Shard, Event, Hold, Tombstone, Judgment)
 
@@ -247,7 +262,6 @@ SHARD = sa.Table(
     _column("bytes", sa.BigInteger),
     _name("path"),
     _name("digest"),
-    _column("estimated_usd", _MONEY, null=True),
     _foreign_text("batch_id", _ID_CHARS),
     _column("planned_at", _UTC),  # when it was stored: its place in the queue; the ledger's own
     _column("sent_at", _UTC, null=True),
@@ -263,7 +277,6 @@ SHARD = sa.Table(
     _column("retryable", sa.Boolean),
     _name("raw_path", null=True),
     _name("results_path", null=True),
-    _column("cost_usd", _MONEY, null=True),
     _name("model"),
     _column("lane", _AsText(Lane, _word)),
     _column("tokens", sa.BigInteger),
@@ -277,18 +290,7 @@ SHARD = sa.Table(
     _column("refusals", sa.BigInteger),
     _column("no_room_at", _UTC, null=True),
     _column("most_tokens", sa.BigInteger, null=True),
-    _column("bound_usd", _MONEY, null=True),
     _column("input_bound", sa.BigInteger, null=True),
-    _column("replies", sa.BigInteger, null=True),
-    _column("input_tokens", sa.BigInteger, null=True),
-    _column("output_tokens", sa.BigInteger, null=True),
-    _column("cache_read_tokens", sa.BigInteger, null=True),
-    _column("known_usd", _MONEY, null=True),
-    _column("unpriced", sa.BigInteger, null=True),
-    _column("realtime_usd", _MONEY, null=True),
-    _column("unlabeled_usd", _MONEY, null=True),
-    _column("padding_usd", _MONEY, null=True),
-    _column("reserved_usd", _MONEY, null=True),
     _column("request_file_done_at", _UTC, null=True),
     _column("is_escalation", sa.Boolean, null=True),
     _column("most_requests", sa.BigInteger, null=True),
@@ -299,6 +301,33 @@ SHARD = sa.Table(
     _column("most_at_once", sa.BigInteger, null=True),
     _column("reason_kind", _AsText(Reason, _word), null=True),
 )
+
+BILL = sa.Table(
+    "bill",
+    METADATA,
+    _name("shard_id", key=True),
+    _column("estimated_usd", _MONEY, null=True),
+    _column("bound_usd", _MONEY, null=True),
+    _column("reserved_usd", _MONEY, null=True),
+    _column("cost_usd", _MONEY, null=True),
+    _column("replies", sa.BigInteger, null=True),
+    _column("input_tokens", sa.BigInteger, null=True),
+    _column("output_tokens", sa.BigInteger, null=True),
+    _column("cache_read_tokens", sa.BigInteger, null=True),
+    _column("known_usd", _MONEY, null=True),
+    _column("unpriced", sa.BigInteger, null=True),
+    _column("realtime_usd", _MONEY, null=True),
+    _column("unlabeled_usd", _MONEY, null=True),
+    _column("padding_usd", _MONEY, null=True),
+)
+
+HAS_BILL = BILL.c.shard_id == SHARD.c.shard_id
+"""The condition by which a query joins bills to shards: each shard has one."""
+
+SHARDS = sa.select(SHARD, *(column for column in BILL.c if column is not BILL.c.shard_id)).join_from(
+    SHARD, BILL, HAS_BILL
+)
+"""The query for shards with their bills, as `from_row` reads them."""
 
 EVENT = sa.Table(
     "event",
@@ -369,15 +398,18 @@ LEASE = sa.Table(
 )
 
 
-_KINDS = (Submission, Shard, Event, Hold, Tombstone, Judgment)
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS}
+_KINDS = (Submission, Shard, Event, Hold, Tombstone, Judgment, Bill)
+_NAMES = {kind: tuple(field.name for field in fields(kind) if field.name != "bill") for kind in _KINDS}
 
 
-def to_row(record: Submission | Shard | Hold | Tombstone | Judgment) -> dict[str, Any]:
-    """Return the record's fields by column name."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+def to_row(record: Submission | Shard | Bill | Hold | Tombstone | Judgment) -> dict[str, Any]:
+    """Return the record's fields by column name. The bill of a shard is a row of its own."""
+    return {name: getattr(record, name) for name in _NAMES[type(record)]}
 
 
 def from_row(kind: type[_R], row: Mapping[Any, Any]) -> _R:
-    """Return the record that a row (a RowMapping) holds; the ledger's own columns are left out."""
-    return kind(**{name: row[name] for name in _NAMES[kind]})
+    """Return the record that a row (a RowMapping) holds; the ledger's own columns are left out. See SHARDS."""
+    values = {name: row[name] for name in _NAMES[kind]}
+    if kind is Shard:
+        values["bill"] = Bill(**{name: row[name] for name in _NAMES[Bill]})
+    return kind(**values)

@@ -1,4 +1,4 @@
-"""Rows of the table `shard` inside a transaction of the ledger: stored, locked, and what a move or a report sets.
+"""Rows of the tables `shard` and `bill` in a transaction of the ledger: stored, locked, set by moves and reports.
 
 The ledger has rows for shards, never for requests: a partition of a million requests is a handful of shards, and its
 requests, their results and their digests are files in the payload store. A row a request would make the database the
@@ -22,6 +22,7 @@ from dagster_llm_batch.states import ENDED, MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.events import EventData, Moved, PutBack
 from dagster_llm_batch.storage.ledger.records import (
+    BillFields,
     Shard,
     ShardFields,
     SpendLimit,
@@ -29,12 +30,13 @@ from dagster_llm_batch.storage.ledger.records import (
     SubmissionState,
     was_taken,
 )
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import BILL, EVENT, HAS_BILL, SHARD, SHARDS, SUBMISSION, from_row, to_row
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, insert_events
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
+    "COSTS",
     "IS_AGAIN",
     "IS_LEFT_TO_ORACLE",
     "IS_UNREAD",
@@ -42,6 +44,7 @@ __all__ = [
     "OF_SPLIT",
     "OVER",
     "SHARDS_BY_WAVE",
+    "UPDATE_BILL",
     "UPDATE_SHARD",
     "committed_usd",
     "count_requests",
@@ -58,7 +61,9 @@ __all__ = [
     "looked_after",
     "move_values",
     "report_values",
+    "set_expected_cost",
     "set_waits",
+    "split_fields",
     "store_recovered",
     "take_move",
     "unknown_shard",
@@ -68,10 +73,8 @@ __all__ = [
 OVER = {*ENDED, ShardState.COLLECTED}
 """The states of shards that run no more."""
 
-SHARDS_BY_WAVE = (
-    sa.select(SHARD)
-    .where(SHARD.c.submission_id == sa.bindparam("submission_id"))
-    .order_by(SHARD.c.wave, SHARD.c.number)
+SHARDS_BY_WAVE = SHARDS.where(SHARD.c.submission_id == sa.bindparam("submission_id")).order_by(
+    SHARD.c.wave, SHARD.c.number
 )
 """The query for the shards of `submission_id`, by wave and number."""
 
@@ -93,6 +96,11 @@ _STAMPS: dict[Move, str] = {
 
 UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
 """Set columns of the shard whose id is the parameter `key`."""
+
+UPDATE_BILL = sa.update(BILL).where(BILL.c.shard_id == sa.bindparam("key"))
+"""Set columns of its bill."""
+
+_BILL_FIELDS = BillFields.__annotations__.keys()
 
 IS_AGAIN = (SHARD.c.wave > 1) & SHARD.c.is_escalation.is_not(True)
 """The condition for shards whose requests were asked before."""
@@ -142,25 +150,15 @@ def is_unread(shard: Shard) -> bool:
 
 
 _INSERT_SHARD = sa.insert(SHARD)
+_INSERT_BILL = sa.insert(BILL)
 
-OF_SPLIT = (
-    "requests",
-    "bytes",
-    "path",
-    "digest",
-    "tokens",
-    "estimated_usd",
-    "bound_usd",
-    "reserved_usd",
-    "reason",
-    "reason_kind",
-    "asked_again",
-)
+OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "reason", "reason_kind", "asked_again")
 """The columns that a split changes of the shard that is split."""
 
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
-_LOCKED_SHARDS = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
+# With their bills: otherwise PostgreSQL would return a bill from before the transaction that it waited for.
+_LOCKED_SHARDS = SHARDS.where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
 
 
 def insert_shards(
@@ -181,6 +179,11 @@ def insert_shards(
     rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
     if rows:
         connection.execute(_INSERT_SHARD, rows)
+        connection.execute(_INSERT_BILL, [_bill_row(shard) for shard in shards])
+
+
+def _bill_row(shard: Shard) -> dict[str, Any]:
+    return {"shard_id": shard.shard_id, **to_row(shard.bill)}
 
 
 def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datetime) -> None:
@@ -188,6 +191,7 @@ def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datet
     planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == whole.shard_id)
     row = {**to_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "polled_at": now}
     connection.execute(_INSERT_SHARD, row)
+    connection.execute(_INSERT_BILL, _bill_row(half))
 
 
 def count_requests(shards: Iterable[Shard]) -> int:
@@ -277,11 +281,21 @@ def store_recovered(connection: sa.Connection, shards: Sequence[Shard], now: dat
     """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
     for shard in shards:
         row = {**to_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
-        if not insert_or_nothing(connection, SHARD, row, "shard_id"):
+        if insert_or_nothing(connection, SHARD, row, "shard_id"):
+            connection.execute(_INSERT_BILL, _bill_row(shard))
+        else:
             connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
+            set_expected_cost(connection, shard)
 
 
 _OF_SENDING = ("state", "lane", "sent_at", "submitted_at", "batch_id", "status", "carrier", "padding", *OF_SPLIT)
+
+
+def set_expected_cost(connection: sa.Connection, shard: Shard) -> None:
+    """Set the columns of a shard's bill that a split changes."""
+    bill = shard.bill
+    expected = {"estimated_usd": bill.estimated_usd, "bound_usd": bill.bound_usd, "reserved_usd": bill.reserved_usd}
+    connection.execute(UPDATE_BILL, {"key": shard.shard_id, **expected})
 
 
 def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
@@ -324,6 +338,12 @@ def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datet
     return values
 
 
+def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the columns of the shard among these, and those of its bill."""
+    of_bill = {name: value for name, value in fields.items() if name in _BILL_FIELDS}
+    return {name: value for name, value in fields.items() if name not in of_bill}, of_bill
+
+
 def take_move(
     connection: sa.Connection,
     clock: Callable[[], datetime],
@@ -349,11 +369,21 @@ def take_move(
             raise illegal_move(shard_id, before[shard_id].state, move)
     # One statement sets the same columns of all its rows.
     by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    by_bill_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    after: list[Shard] = []
     for shard_id, columns in changes.items():
-        by_columns[tuple(sorted(columns))].append({"key": shard_id, **columns})
+        shard = before[shard_id]
+        of_shard, of_bill = split_fields(columns)
+        bill = replace(shard.bill, **of_bill)
+        by_columns[tuple(sorted(of_shard))].append({"key": shard_id, **of_shard})
+        if bill != shard.bill:
+            by_bill_columns[tuple(sorted(of_bill))].append({"key": shard_id, **of_bill})
+        after.append(replace(shard, **of_shard, bill=bill))
     try:
         for rows in by_columns.values():
             connection.execute(UPDATE_SHARD, rows)
+        for rows in by_bill_columns.values():
+            connection.execute(UPDATE_BILL, rows)
     except IntegrityError as error:
         first = next(iter(changes))
         if changes[first].get("batch_id") is None:
@@ -371,7 +401,7 @@ def take_move(
         return event_row(shard.submission_id, data, shard.state, to, shard.shard_id)
 
     insert_events(connection, clock, *(event(before[shard_id]) for shard_id in changes))
-    return [replace(before[shard_id], **columns) for shard_id, columns in changes.items()]
+    return after
 
 
 def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
@@ -382,14 +412,18 @@ def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
     }
 
 
-_OF_COST = ("state", "lane", "batch_id", "sent_at", "estimated_usd", "cost_usd", "bound_usd", "reserved_usd")
+COSTS = sa.select(
+    *(SHARD.c[name] for name in ("state", "lane", "batch_id", "sent_at")),
+    *(BILL.c[name] for name in ("estimated_usd", "cost_usd", "bound_usd", "reserved_usd")),
+).join_from(SHARD, BILL, HAS_BILL)
+"""The query for all that decides what a shard takes from a limit or a budget."""
 
 
 def committed_usd(
     connection: sa.Connection, limit: SpendLimit, besides: Sequence[str], *, only_collected: bool = False
 ) -> Decimal:
     """See Money.committed_usd."""
-    query = sa.select(*(SHARD.c[name] for name in _OF_COST)).where(SHARD.c.shard_id.not_in(besides))
+    query = COSTS.where(SHARD.c.shard_id.not_in(besides))
     if only_collected:
         query = query.where(SHARD.c.state == ShardState.COLLECTED)
     if limit.submission_id is not None:
@@ -431,8 +465,9 @@ def kept_for_unsent(connection: sa.Connection, namespace: str) -> dict[str, tupl
     own, names = SUBMISSION.c.namespace == namespace, ("submission_id", "usd", "at")
     planned = (
         sa.select(*(column.label(name) for column, name in zip(_OF_PLANNED, names, strict=True)))
+        .join_from(SHARD, BILL, HAS_BILL)
         .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        .where(own, SHARD.c.state == ShardState.PLANNED, SHARD.c.reserved_usd.is_not(None))
+        .where(own, SHARD.c.state == ShardState.PLANNED, BILL.c.reserved_usd.is_not(None))
     )
     unplanned = sa.select(*(column.label(name) for column, name in zip(_OF_UNPLANNED, names, strict=True))).where(
         own, *_KEEPS
@@ -445,7 +480,7 @@ def kept_for_unsent(connection: sa.Connection, namespace: str) -> dict[str, tupl
     return {submission_id: each for submission_id, each in kept.items() if each[0]}
 
 
-_OF_PLANNED = (SHARD.c.submission_id, SHARD.c.reserved_usd, SHARD.c.planned_at)
+_OF_PLANNED = (SHARD.c.submission_id, BILL.c.reserved_usd, SHARD.c.planned_at)
 _OF_UNPLANNED = (SUBMISSION.c.submission_id, SUBMISSION.c.reserved_usd, SUBMISSION.c.created_at)
 
 _KEEPS = (

@@ -17,7 +17,7 @@ from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotTh
 from dagster_llm_batch.storage.ledger.holds import drop_holds
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SHARDS, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shard_rows import (
     AWAITED,
     OF_SPLIT,
@@ -32,6 +32,7 @@ from dagster_llm_batch.storage.ledger.shard_rows import (
     is_unread,
     move_values,
     report_values,
+    set_expected_cost,
     set_waits,
     store_recovered,
     take_move,
@@ -72,8 +73,7 @@ _SENT_IN_SAME = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).w
 
 # By ids: an OR of two subqueries reads all shards that are in flight.
 _SHARING = (
-    sa.select(SHARD)
-    .where(
+    SHARDS.where(
         SHARD.c.shard_id.in_(
             sa.union(_SENT_IN_SAME, sa.select(SHARD.c.shard_id).where(SHARD.c.carrier.in_(_SENT_IN_SAME)))
         )
@@ -84,8 +84,7 @@ _SHARING = (
 
 # No index has the batches of shards that others carry: without the carrier, all shards that there ever were are read.
 _OF_BATCH = (
-    sa.select(SHARD)
-    .where((SHARD.c.shard_id == sa.bindparam("carrier")) | (SHARD.c.carrier == sa.bindparam("carrier")))
+    SHARDS.where((SHARD.c.shard_id == sa.bindparam("carrier")) | (SHARD.c.carrier == sa.bindparam("carrier")))
     .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "batch_id")))
     .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id)
 )
@@ -159,6 +158,7 @@ class Shards(Member):
             if before.state not in MOVES[Move.SPLIT][0] or before.path != whole.path:
                 raise illegal_move(whole.shard_id, before.state, Move.SPLIT)
             connection.execute(UPDATE_SHARD, {"key": whole.shard_id, **values})
+            set_expected_cost(connection, rest)
             insert_half(connection, whole, half, self._clock())
             data = events.Split(half.shard_id, half.requests, whole.requests)
             move = event_row(whole.submission_id, data, before.state, to, whole.shard_id)
@@ -348,7 +348,7 @@ class Shards(Member):
 
     def get(self, shard_id: str) -> Shard:
         """Return a shard. Raises LedgerError where there is none."""
-        shards = self._read_shards(sa.select(SHARD).where(SHARD.c.shard_id == shard_id))
+        shards = self._read_shards(SHARDS.where(SHARD.c.shard_id == shard_id))
         if not shards:
             raise unknown_shard(shard_id)
         return shards[0]
@@ -362,17 +362,17 @@ class Shards(Member):
         which gets shard ids here, see `Submissions.progress`.
         """
 
-        def chosen(*columns: Any) -> sa.Select[Any]:
-            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        def choose(query: sa.Select[Any]) -> sa.Select[Any]:
+            query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
             query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
             order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
             return query.order_by(*order).limit(limit)
 
         def read(ids: Sequence[str] | None) -> list[Shard]:
-            query = chosen(SHARD)
+            query = choose(SHARDS)
             return self._read_shards(query if ids is None else query.where(SHARD.c.shard_id.in_(ids)))
 
-        return read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
+        return read_apart(self._database, read, choose(sa.select(SHARD.c.shard_id)), unreadable)
 
     def sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
         """Return the shards that share create calls of unknown end with those of these submissions, carriers first.
@@ -421,17 +421,17 @@ class Shards(Member):
         if shard.batch_id is not None:
             of_batch = (SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "batch_id"))
             together |= sa.and_(*of_batch)
-        return self._read_shards(sa.select(SHARD).where(together, SHARD.c.shard_id != shard.shard_id))
+        return self._read_shards(SHARDS.where(together, SHARD.c.shard_id != shard.shard_id))
 
     def awaited(self, namespace: str, *, given_up_since: datetime) -> list[Shard]:
         """Return the shards that are settled without answers, and whose batches may still bring some."""
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, AWAITED, SHARD.c.ended_at >= given_up_since)
         return self._read_shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id))
 
     def at_providers(self, namespace: str, *assets: str) -> list[Shard]:
         """Return the shards of these assets with erased requests that their providers store still, in ended batches."""
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
         query = query.where(SHARD.c.erased > 0, SHARD.c.erased_there_at.is_(None), SHARD.c.batch_id.is_not(None))
         return self._read_shards(query.where(SHARD.c.state.in_(sorted(OVER))).order_by(SHARD.c.shard_id))

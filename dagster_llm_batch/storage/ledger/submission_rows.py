@@ -20,7 +20,7 @@ from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, TOMBSTONE, from_row, to_row
 
 __all__ = [
     "ADOPTED",
@@ -265,7 +265,5 @@ def group_names(names: Sequence[str]) -> Iterator[Sequence[str]]:
         yield names[start : start + _IDS_AT_ONCE]
 
 
-SHARDS_OF = (
-    sa.select(SHARD).where(SHARD.c.submission_id.in_(IDS)).order_by(SHARD.c.submission_id, SHARD.c.wave, SHARD.c.number)
-)
+SHARDS_OF = SHARDS.where(SHARD.c.submission_id.in_(IDS)).order_by(SHARD.c.submission_id, SHARD.c.wave, SHARD.c.number)
 """The shards of the submissions `ids`, by wave and number."""

@@ -19,7 +19,7 @@ from dagster_llm_batch.storage.ledger.batches import BATCHES, UNBATCHED
 from dagster_llm_batch.storage.ledger.judgments import rename_judgments
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Progress, Settlement, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shard_rows import IS_AGAIN, IS_LEFT_TO_ORACLE, OVER, SHARDS_BY_WAVE, insert_shards
 from dagster_llm_batch.storage.ledger.submission_rows import (
     IDS,
@@ -363,7 +363,7 @@ class Submissions(Member):
             partition_by=(SUBMISSION.c.asset, SUBMISSION.c.partition), order_by=NEWEST_FIRST
         )
         ranked = sa.select(SUBMISSION, newest.label("place")).where(SUBMISSION.c.namespace == namespace).subquery()
-        final = sa.select(SHARD).where(SHARD.c.cause.in_([cause for cause in Cause if cause.is_final]))
+        final = SHARDS.where(SHARD.c.cause.in_([cause for cause in Cause if cause.is_final]))
         chosen = final.join(ranked, ranked.c.submission_id == SHARD.c.submission_id).where(ranked.c.place == 1)
         # What the provider has not taken was asked of a fallback, where there is a later wave.
         chosen = chosen.where((SHARD.c.cause != Cause.NOT_TAKEN) | (SHARD.c.wave == ranked.c.waves))

@@ -18,7 +18,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import Unreadable
 from dagster_llm_batch.storage.ledger.holds import get_holds, hold_shards
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shard_rows import IS_UNREAD, UPDATE_SHARD, get_shards
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, get_submissions, insert_events
 from dagster_llm_batch.types import Cause
@@ -85,8 +85,8 @@ class UnreadResults:
         alone.
         """
 
-        def chosen(*columns: Any) -> sa.Select[Any]:
-            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        def choose(query: sa.Select[Any]) -> sa.Select[Any]:
+            query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
             # What is delivered waits for nothing, and with this the index of what is not serves.
             query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
             query = query.where(SHARD.c.state.in_(sorted(ENDED)), SHARD.c.waits_until.is_not(None))
@@ -96,7 +96,7 @@ class UnreadResults:
             return query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.GIVEN_UP, Cause.GONE)))
 
         def read(ids: Sequence[str] | None) -> list[UnreadShard]:
-            query = chosen(SHARD) if ids is None else chosen(SHARD).where(SHARD.c.shard_id.in_(ids))
+            query = choose(SHARDS) if ids is None else choose(SHARDS).where(SHARD.c.shard_id.in_(ids))
             with self._database.read() as connection:
                 shards = [from_row(Shard, row) for row in connection.execute(query).mappings()]
                 if not shards:
@@ -110,7 +110,7 @@ class UnreadResults:
                 if shard.shard_id in noted
             ]
 
-        found = read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
+        found = read_apart(self._database, read, choose(sa.select(SHARD.c.shard_id)), unreadable)
         return sorted(found, key=lambda unread: (unread.since, unread.shard.shard_id))
 
     def noted(self, shards: Sequence[Shard]) -> set[str]:
@@ -126,7 +126,7 @@ class UnreadResults:
 
     def given_up(self, namespace: str, ended_since: datetime) -> list[Shard]:
         """Return the shards that were given up since their results could not be read, and that may be read yet."""
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, IS_UNREAD, SHARD.c.ended_at >= ended_since)
         # Said outright: with it the index of causes that wait for a person serves.
         query = query.where(SHARD.c.cause == Cause.GIVEN_UP).order_by(SHARD.c.shard_id)

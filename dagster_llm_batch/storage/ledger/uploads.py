@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shard_rows import AWAITED, IS_UNREAD, UPDATE_SHARD
 from dagster_llm_batch.types import Cause, Lane
 
@@ -70,7 +70,7 @@ class Uploads:
         may_end = sa.func.coalesce(sa.case((sa.or_(AWAITED, IS_UNREAD), 1)), 0) == 1
         # A sensor asks every half minute: not all that was ever submitted is looked at, but what has a file.
         of = sa.exists().where(SUBMISSION.c.submission_id == SHARD.c.submission_id, SUBMISSION.c.namespace == namespace)
-        query = sa.select(SHARD).where(of, _IS_DUE, is_there, sa.or_(sa.false(), *ours))
+        query = SHARDS.where(of, _IS_DUE, is_there, sa.or_(sa.false(), *ours))
         query = query.where(SHARD.c.collected_at < collected_before)
         query = query.where(~may_end | (SHARD.c.ended_at < self._clock() - _AWAITED_FOR))
         query = query.order_by(SHARD.c.collected_at, SHARD.c.shard_id).limit(limit)
@@ -79,7 +79,7 @@ class Uploads:
 
     def find_batch(self, provider: str, account: str, batch_id: str) -> Shard | None:
         """Return the carrier of a batch; None where the ledger does not know it."""
-        query = sa.select(SHARD).where(SHARD.c.carrier.is_(None), SHARD.c.batch_id == batch_id)
+        query = SHARDS.where(SHARD.c.carrier.is_(None), SHARD.c.batch_id == batch_id)
         query = query.where(SHARD.c.provider == provider, SHARD.c.account == account)
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
