@@ -103,9 +103,9 @@ def chromium() -> str | None:
 
 def review_pages(url: str, *, labels: str, key: str, row: str) -> list[Page]:
     """Of the page of `dagster-llm-batch review`, whose printed address is `url`: it opens once."""
-    _, _, token = url.partition("?")
+    _, _, token = url.partition("#")
     return [
-        Page("review-table", f"/table/{labels}?{token}", ("rows.", "succeeded"), size=(1280, 760)),
+        Page("review-table", f"/table/{labels}#{token}", ("rows.", "succeeded"), size=(1280, 760)),
         Page(
             "review-row",
             f"/row/{labels}?by={key}&key={row}",
@@ -183,7 +183,7 @@ def main() -> None:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         wanted = review_pages(url, labels="tweet_sentiment", key="text_id", row=_first_row("tweet_sentiment"))
-        for wrong in photograph(url.partition("/?")[0], wanted, IMAGES):
+        for wrong in photograph(url.partition("/#")[0], wanted, IMAGES):
             print(wrong)
         process.send_signal(signal.SIGINT)
 

@@ -169,7 +169,7 @@ def _run_cli_line(words: list[str], emulator: Emulator) -> None:
     elif words[1] == "emulate":
         assert _run_until_interrupted(words)["OPENAI_BASE_URL"].startswith("http://127.0.0.1:")
     elif words[1] == "review":
-        assert "/table/ticket_labels?token=" in _run_until_interrupted(words)["url"]
+        assert "/table/ticket_labels#token=" in _run_until_interrupted(words)["url"]
     else:
         with _settled_all_the_time(emulator) if words[1] == "smoke" else nullcontext():
             said = _run_command(words)

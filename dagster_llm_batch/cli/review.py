@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import click
 import dagster as dg
@@ -48,6 +49,9 @@ _ROLES = ("labels", "rejects", "evaluation", "annotation")
     show_default=True,
     help="Share of the rows that everybody is asked to judge, so that agreement can be measured.",
 )
+@click.option(
+    "--link", "as_link", is_flag=True, help="Print a new link to the page that you serve on --port already, and end."
+)
 @json_option
 def review_command(
     deployment: DeploymentAccess,
@@ -57,20 +61,25 @@ def review_command(
     hosts: tuple[str, ...],
     overlap: float,
     *,
+    as_link: bool,
     as_json: bool,
 ) -> None:
-    """Serve until interrupted; print the address to open. Nothing is asked of a provider. What people judge
+    """Serve until interrupted; print the link to open. Nothing is asked of a provider. What people judge
     goes to the ledger; nothing else is changed.
 
     Tables that an IO manager stored as Parquet, and says so in its metadata, are read in place; others are loaded one
-    partition at a time. The page listens on loopback only. The address works once, in one browser.
+    partition at a time. The page listens on loopback only. The link opens once, in one browser, which is let in
+    until it does not use the page for a day.
     """
     try:
-        from dagster_llm_batch.review.access import Door  # noqa: PLC0415 - an extra, and slow to load
+        from dagster_llm_batch.review.access import Door, link_to, linkable  # noqa: PLC0415 - an extra, slow to load
         from dagster_llm_batch.review.deployment import ReviewedDeployment  # noqa: PLC0415
         from dagster_llm_batch.review.server import HOSTS, review_app, serve  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError("review", "The page") from error
+    if as_link:
+        _print_link(link_to(port), as_json=as_json)
+        return
     known = list(_stored_assets(deployment))
     start = "/"
     if asset is not None:
@@ -87,18 +96,24 @@ def review_command(
         partial(_console_url, deployment),
         _forms(deployment),
     )
-    door = Door(user_header)
+    door = Door(user_header, hosts)
+    with ExitStack() as stack:
 
-    def tell(address: str) -> None:
-        url = f"{address}{start}?token={door.token}"
-        if as_json:
-            print_json({"url": url}, indent=None)
-        else:
-            click.echo(f"Open {url}")
-            click.echo("It works once, in one browser. Ctrl-C ends it.", err=True)
-        sys.stdout.flush()
+        def tell(address: str) -> None:
+            stack.enter_context(linkable(door, urlsplit(address).port or 0))
+            _print_link(f"{address}{start}#token={door.token()}", as_json=as_json)
+            if not as_json:
+                click.echo("It works once, in one browser. Ctrl-C ends the page.", err=True)
 
-    serve(review_app(reviewed, door, [*HOSTS, *hosts], overlap), port, tell)
+        serve(review_app(reviewed, door, [*HOSTS, *hosts], overlap), port, tell)
+
+
+def _print_link(url: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"url": url}, indent=None)
+    else:
+        click.echo(f"Open {url}")
+    sys.stdout.flush()
 
 
 def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:

@@ -1,34 +1,55 @@
-"""Who may see the pages: whoever started the command, or whom a team's proxy names.
+"""Access to the pages: for the person who started the command, or for the people whom a team's proxy names.
 
-The command prints an address with a token. The token works once and becomes a cookie that no other site's page can use.
-Behind a proxy that knows its people, a header that the operator names says who is there; the server listens on loopback
-alone, so that nobody but the proxy, and who is on this machine, can send it.
+The command prints an address with a token behind `#`, which browsers send to nobody. The page's script gives the token
+to the page's own server, once, for a session. The session's secret stays in the storage of this origin, host and port
+together, and is a header of the script's own requests. A cookie would go to every server of the machine: cookies ignore
+ports. A host of its own for each page (`….localhost`) would stop that only as long as nobody learns the host, and links
+from Dagster's pages name it.
+
+A session is of one process: a program that gets the port later learns a secret that opens nothing.
 """
 
 from __future__ import annotations
 
 import getpass
+import hashlib
 import hmac
+import json
+import os
 import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode
+from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.requests import HTTPConnection
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["AccessGate", "Door"]
+from dagster_llm_batch.errors import ConfigError
 
-_COOKIE = "llm_batch_review"
+__all__ = ["SECRET_HEADER", "SESSION_PATH", "AccessGate", "Door", "link_to", "linkable"]
+
+SECRET_HEADER = "x-review-secret"  # noqa: S105 - the name of a header
+SESSION_PATH = "/session"
+
+_STATIC = "/static/"
 _MOST_NAME = 200
+_MOST_SESSIONS = 100
+_LONGEST_TOKEN = 500
+_SESSION_SECONDS = 86_400.0
 _SAFE = {"GET", "HEAD"}
-_ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Opening</title>'
+_SHELL = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>Review</title><link rel="icon" href="data:,">
+<link rel="stylesheet" href="/static/review.css"><script src="/static/review.js" defer></script></head>
+<body data-shell><main id="main"><noscript>This page needs JavaScript.</noscript></main></body></html>"""
 _HEADERS = {
     "content-security-policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -40,35 +61,51 @@ _HEADERS = {
 
 @dataclass
 class Door:
-    """The token that opens the pages once, and the cookie of those who came in."""
+    """Tokens that open the pages once each, and the sessions of the browsers that came in by them.
+
+    A session ends a day after it was used last. `now` is a clock in seconds that never goes back.
+    """
 
     user_header: str | None = None
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    cookie: str = field(default_factory=lambda: secrets.token_urlsafe(32))
-    is_used: bool = False
+    hosts: Sequence[str] = ()
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    now: Callable[[], float] = time.monotonic
+    _used: set[str] = field(default_factory=set)
+    _sessions: dict[bytes, float] = field(default_factory=dict)
+
+    def token(self) -> str:
+        """Return a new token, which opens once."""
+        return token_of(self.key)
+
+    def open(self, token: str) -> str | None:
+        """Return the secret of a new session for this token; None where it opens nothing, or has opened before."""
+        name, _, sign = token[:_LONGEST_TOKEN].partition(".")
+        if not _is_equal(sign, _sign(self.key, name)) or name in self._used:
+            return None
+        self._used.add(name)
+        secret = secrets.token_urlsafe(32)
+        while len(self._sessions) >= _MOST_SESSIONS:
+            self._sessions.pop(min(self._sessions, key=self._sessions.__getitem__))
+        self._sessions[_digest(secret)] = self.now()
+        return secret
 
     def person(self, connection: HTTPConnection) -> str | None:
-        """Return who asks, or None where nobody may be told."""
+        """Return who asks, or None for somebody unknown."""
         if self.user_header and (name := connection.headers.get(self.user_header, "").strip()):
             return name[:_MOST_NAME]
-        try:
-            given = SimpleCookie(connection.headers.get("cookie", "")).get(_COOKIE)
-        except CookieError:
+        digest = _digest(connection.headers.get(SECRET_HEADER, ""))
+        since = self._sessions.get(digest)
+        if since is None:
             return None
-        if given is None or not _is_equal(given.value, self.cookie):
+        if self.now() - since > _SESSION_SECONDS:
+            self._sessions.pop(digest, None)
             return None
+        self._sessions[digest] = self.now()
         return _own_name()
-
-    def take(self, token: str) -> bool:
-        """Return whether this token opens; it does so once."""
-        if self.is_used or not _is_equal(token, self.token):
-            return False
-        self.is_used = True
-        return True
 
 
 class AccessGate:
-    """Let in who may see the pages, and give every answer the headers that keep rows from being more than text."""
+    """Lets in who may see the pages, and gives every answer the headers that keep rows from being more than text."""
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self._app = app
@@ -80,37 +117,89 @@ class AccessGate:
             return
         connection = HTTPConnection(scope)
         answer = _with_headers(send)
-        person = self._door.person(connection)
-        if person is None:
-            await self._let_in(scope, receive, answer)
-        elif scope["method"] not in _SAFE and not _is_own(connection.headers):
+        headers = connection.headers
+        is_read = scope["method"] in _SAFE
+        if is_read and scope["path"].startswith(_STATIC):
+            await self._app(scope, receive, answer)
+        elif not is_read and not self._is_own(headers):
             refusal = PlainTextResponse("This was sent by a page of another site. Nothing was done.", 403)
             await refusal(scope, receive, answer)
-        else:
+        elif scope["path"] == SESSION_PATH and not is_read:
+            await (await self._open(Request(scope, receive)))(scope, receive, answer)
+        elif (person := self._door.person(connection)) is not None:
             scope.setdefault("state", {})["person"] = person
             await self._app(scope, receive, answer)
+        # Without the secret a page is a shell, whose script asks for the page with it.
+        elif is_read and _is_page(headers):
+            await HTMLResponse(_SHELL)(scope, receive, answer)
+        else:
+            await PlainTextResponse(self._refusal(scope), 403)(scope, receive, answer)
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        # A link from Dagster's page, on another host: browsers keep strict cookies from such a request. They send them
-        # when our own page asks once more, which then is answered as any other.
-        if scope["method"] == "GET" and headers.get("sec-fetch-site") == "cross-site" and _is_page(headers):
-            await HTMLResponse(_ONCE_MORE)(scope, receive, send)
-            return
-        asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        token = next((value for name, value in asked if name == "token"), "")
-        if scope["method"] == "GET" and token and self._door.take(token):
-            rest = urlencode([(name, value) for name, value in asked if name != "token"])
-            # A path that starts with // would be an address of another host.
-            path = "/" + scope["path"].lstrip("/")
-            response = RedirectResponse(path + (f"?{rest}" if rest else ""), 303)
-            response.set_cookie(_COOKIE, self._door.cookie, httponly=True, samesite="strict", path="/")
-            await response(scope, receive, send)
-            return
-        used = " That address works once, and was used." if self._door.is_used else ""
-        who = f", or come by the proxy that sends {self._door.user_header}" if self._door.user_header else ""
-        words = f"Open the address that `dagster-llm-batch review` printed{who}.{used} Start it again for a new one.\n"
-        await PlainTextResponse(words, 403)(scope, receive, send)
+    async def _open(self, request: Request) -> Response:
+        body = await request.body()
+        secret = self._door.open(body[:_LONGEST_TOKEN].decode("ascii", "replace"))
+        if secret is None:
+            return PlainTextResponse(f"This link was used before. {self._refusal(request.scope)}", 403)
+        return JSONResponse({"secret": secret})
+
+    def _refusal(self, scope: Scope) -> str:
+        port = (scope.get("server") or ("", ""))[1]
+        proxy = f" Or come by the proxy that sends {self._door.user_header}." if self._door.user_header else ""
+        return (
+            f"Open the link that `dagster-llm-batch review` printed.{proxy} A link opens once, and lasts until "
+            f"the page is not used for a day. For a new one, run:\n\n"
+            f"    dagster-llm-batch review --link --port {port}\n"
+        )
+
+    def _is_own(self, headers: Headers) -> bool:
+        """Return whether one of our own pages sent this. Browsers name the sender of all that changes something."""
+        origin = headers.get("origin", "").partition("://")[2]
+        # A proxy may ask by the address of this machine for the name that people know.
+        return bool(origin) and (origin == headers.get("host") or origin.partition(":")[0] in self._door.hosts)
+
+
+def token_of(key: bytes) -> str:
+    """Return a new token for the page that has this key."""
+    name = secrets.token_urlsafe(12)
+    return f"{name}.{_sign(key, name)}"
+
+
+@contextmanager
+def linkable(door: Door, port: int) -> Iterator[None]:
+    """Let the user of this process make links to the page on this port by `link_to`, as long as it is served."""
+    path = _key_path(port)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileNotFoundError):
+            path.unlink()
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({"key": door.key.hex()}, file)
+    # Without a home that can be written to, the printed link is the only one.
+    except (OSError, RuntimeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if json.loads(path.read_text())["key"] == door.key.hex():
+                path.unlink()
+
+
+def link_to(port: int) -> str:
+    """Return a new link to the page that this user serves on a port. Raises ConfigError where none is served."""
+    try:
+        key = bytes.fromhex(json.loads(_key_path(port).read_text())["key"])
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"No page of yours is served on port {port}. Start one with `dagster-llm-batch review --port {port}`."
+        ) from error
+    return f"http://127.0.0.1:{port}/#token={token_of(key)}"
+
+
+def _key_path(port: int) -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "dagster-llm-batch" / f"review-{port}.json"
 
 
 def _with_headers(send: Send) -> Send:
@@ -125,15 +214,17 @@ def _with_headers(send: Send) -> Send:
     return send_with_headers
 
 
-def _is_own(headers: Headers) -> bool:
-    """Return whether one of our own pages sent a form. Browsers name the sender of all that changes something."""
-    origin = headers.get("origin", "")
-    return origin.partition("://")[2] == headers.get("host")
-
-
 def _is_page(headers: Headers) -> bool:
     """Return whether a person opens this as a page, and no other page loads it as a part of itself."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+
+
+def _sign(key: bytes, name: str) -> str:
+    return hmac.new(key, name.encode(), hashlib.sha256).hexdigest()
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _is_equal(given: str, right: str) -> bool:

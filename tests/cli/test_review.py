@@ -19,6 +19,7 @@ import pytest
 from project import DAYS
 
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.review.access import SECRET_HEADER, SESSION_PATH
 from dagster_llm_batch.review.evidence import read_attempts
 from dagster_llm_batch.storage.ledger.records import Judgment
 
@@ -99,7 +100,8 @@ def materialize(project, *names: str) -> None:
 
 
 @pytest.fixture
-def landed(project, home):
+def landed(project, home, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     project.change(
         '"plain": "no LLMBatchResource",',
         f'"io_manager": HiveParquetIOManager(root="{project.folder}/tables"),',
@@ -118,12 +120,18 @@ class Server:
             [*words, "-f", str(project.file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.line = self.process.stdout.readline()
-        self.opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        found = re.match(r"Open (http://127\.0\.0\.1:\d+)(/.*)#token=(.*)", self.line)
+        assert found, self.process.communicate()
+        self.address, self.path, token = found.groups()
+        self.headers = {"Origin": self.address}
+        self.headers[SECRET_HEADER] = json.loads(self.ask(SESSION_PATH, token.encode()))["secret"]
+
+    def ask(self, path: str, body: bytes | None = None) -> str:
+        request = urllib.request.Request(self.address + path, body, self.headers)
+        return urllib.request.urlopen(request, timeout=60).read().decode()
 
     def get(self, path: str) -> str:
-        address = re.match(r"Open (http://127\.0\.0\.1:\d+)", self.line)
-        assert address, self.process.communicate()
-        return self.opener.open(address[1] + path, timeout=60).read().decode()
+        return self.ask(path)
 
     def __enter__(self) -> Self:
         return self
@@ -138,8 +146,7 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
     assert "There is no stored table 'ticket_label'; there are ticket_labels, ticket_labels_rejects" in refused.stderr
     before = landed.files()
     with Server(landed, "ticket_labels") as server:
-        path = server.line.split("/", 3)[3].strip()
-        table = server.get(f"/{path}")
+        table = server.get(server.path)
         assert "3 rows" in table
         assert "/row/ticket_labels?by=ticket_id&amp;key=all-0" in table
         row = server.get("/row/ticket_labels?by=ticket_id&key=all-1")
@@ -158,16 +165,23 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         port = re.search(r":(\d+)/", server.line)[1]
         refused = landed.on_file("review", "--port", port, code=1)
         assert f"Port {port} cannot be had" in refused.stderr
+        # Another browser is one command away, and needs no definitions.
+        link = landed.cli("review", "--link", "--port", port).stdout.partition("#token=")[2].strip()
+        assert json.loads(server.ask(SESSION_PATH, link.encode()))["secret"]
+        with pytest.raises(urllib.error.HTTPError):
+            server.ask(SESSION_PATH, link.encode())
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
         assert "Traceback" not in server.process.stderr.read()
+        refused = landed.cli("review", "--link", "--port", port, code=1)
+        assert f"No page of yours is served on port {port}" in refused.stderr
 
 
 @pytest.mark.slow
 def test_a_row_is_shown_where_its_provider_has_no_key(landed, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with Server(landed, "ticket_labels") as server:
-        server.get(f"/{server.line.split('/', 3)[3].strip()}")
+        server.get(server.path)
         row = server.get("/row/ticket_labels?by=ticket_id&key=all-1")
         assert "As it came back" in row
         assert "<h2>Attempt 1: openai gpt-4o, wave 1, batch</h2>" in row

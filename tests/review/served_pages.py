@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import uvicorn
+
+from dagster_llm_batch.review.access import SECRET_HEADER, SESSION_PATH
 
 
 class Answer(NamedTuple):
@@ -18,21 +21,19 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Keeps a cookie, as a browser does, and follows nothing."""
+    """Keeps the secret of its session, as the page's script does, and follows nothing."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.cookie = ""
+        self.secret = ""
 
     def ask(self, method: str, path: str, body: str = "", **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body or None, sent | ({"Cookie": self.cookie} if self.cookie else {}))
+        connection.request(method, path, body or None, sent | ({SECRET_HEADER: self.secret} if self.secret else {}))
         response = connection.getresponse()
         text = response.read().decode()
         found = {name.lower(): value for name, value in response.getheaders()}
-        if "set-cookie" in found:
-            self.cookie = found["set-cookie"].partition(";")[0]
         connection.close()
         return Answer(response.status, found, text)
 
@@ -40,7 +41,9 @@ class Client:
         return self.ask("GET", path, **headers)
 
     def come_in(self, token: str) -> None:
-        assert self.get(f"/?token={token}").status == 303
+        opened = self.ask("POST", SESSION_PATH, token, Origin=f"http://127.0.0.1:{self.port}")
+        assert opened.status == 200
+        self.secret = json.loads(opened.text)["secret"]
 
 
 @contextmanager

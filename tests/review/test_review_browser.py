@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from contextlib import closing, contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,20 +140,72 @@ def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mou
     ]
 
 
+class Listener:
+    """Another server of this machine, which keeps all that it is sent."""
+
+    def __init__(self, host: str) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(handler) -> None:  # noqa: N805
+                self.heard.append(f"{handler.requestline}\n{handler.headers}")
+                handler.send_response(200)
+                handler.send_header("Content-Type", "text/html")
+                handler.end_headers()
+                handler.wfile.write(b"<script>document.title = JSON.stringify(localStorage) + document.cookie</script>")
+
+            def log_message(handler, *_words: object) -> None:  # noqa: N805
+                pass
+
+        self.heard: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://{host}:{self.server.server_port}/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
 @pytest.mark.timeout(600)
-def test_a_link_on_another_host_opens_the_rows_for_who_came_in_before(tmp_path):
-    door = Door()
+def test_a_browser_comes_back_and_no_other_server_of_the_machine_learns_how(tmp_path):
+    """Two pages and two other servers, in one browser profile that is closed and opened again."""
+    from playwright.sync_api import sync_playwright
+
     rows = StoredAsset("labels", row_key="id", others=("",), load=lambda _partition: pa.table({"id": ["t0", "t1"]}))
     nothing = SimpleNamespace()  # neither ledger nor payloads are asked for a table
-    app = review_app(ReviewedDeployment("here", nothing, nothing, "test", lambda: [rows]), door)
-    with on_socket(app) as client, browsers("") as ((page,), wrong):
-        link = f"http://127.0.0.1:{client.port}{table_path('labels', None, [Filter.of('id', 't1')])}"
-        # As Dagster's page at localhost: another site.
-        body = f"<a href='{link}'>Rows</a>"
-        page.route("http://localhost/", lambda route: route.fulfill(content_type="text/html", body=body))
-        page.goto(f"http://127.0.0.1:{client.port}/?token={door.token}")
-        page.goto("http://localhost/")
-        page.get_by_text("Rows").click()
-        page.get_by_text("1 of 2 row").wait_for()
-        assert page.url == link
-        assert wrong == []
+    doors = [Door(), Door()]
+    apps = [review_app(ReviewedDeployment("here", nothing, nothing, "test", lambda: [rows]), door) for door in doors]
+    others = [Listener("127.0.0.1"), Listener("localhost")]
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]
+    with on_socket(apps[0]) as first, on_socket(apps[1]) as second, sync_playwright() as playwright:
+        urls = [f"http://127.0.0.1:{client.port}" for client in (first, second)]
+        open_browser = partial(
+            playwright.chromium.launch_persistent_context, tmp_path, executable_path=chromium(), args=sandbox
+        )
+        with closing(open_browser()) as browser:
+            page = browser.pages[0]
+            for url, door in zip(urls, doors, strict=True):
+                page.goto(f"{url}/#token={door.token()}")
+                page.get_by_text("labels").first.wait_for()
+                assert page.url == f"{url}/"
+        with closing(open_browser()) as browser:
+            page = browser.pages[0]
+            link = f"{urls[0]}{table_path('labels', None, [Filter.of('id', 't1')])}"
+            # As Dagster's page at localhost: another site.
+            page.route("http://localhost/", lambda route: route.fulfill(body=f"<a href='{link}'>Rows</a>"))
+            page.goto("http://localhost/")
+            page.get_by_text("Rows").click()
+            page.get_by_text("1 of 2 row").wait_for()
+            page.goto(urls[1] + "/table/labels")
+            page.get_by_text("2 rows").wait_for()
+            secrets = [page.evaluate("localStorage.getItem('llm_batch_review')")]
+            for other in others:
+                page.goto(other.url)
+                assert page.title() == "{}"
+            assert browser.cookies() == []
+        for client, url in ((first, urls[0]), (second, urls[1])):
+            assert client.get("/", X_Review_Secret=secrets[0]).status == (200 if url == urls[1] else 403)
+        for other in others:
+            assert other.heard
+            assert not [words for words in other.heard if secrets[0] in words or "review" in words.lower()]
+            other.server.shutdown()
+        with closing(playwright.chromium.launch(executable_path=chromium(), args=sandbox)) as stranger:
+            page = stranger.new_page()
+            page.goto(f"{urls[0]}/table/labels")
+            page.get_by_text(f"dagster-llm-batch review --link --port {first.port}").wait_for()
+            assert "t1" not in page.content()

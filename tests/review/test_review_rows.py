@@ -91,7 +91,7 @@ def client(serve, tmp_path):
     nothing = SimpleNamespace()
     door = Door()
     started = serve(review_app(ReviewedDeployment("<i>here</i>", nothing, nothing, "test", lambda: assets), door))
-    started.come_in(door.token)
+    started.come_in(door.token())
     return started
 
 
@@ -201,7 +201,7 @@ def test_the_same_row_elsewhere_is_shown_and_what_differs_is_marked(serve, tmp_p
     client = serve(
         review_app(ReviewedDeployment("here", SimpleNamespace(), SimpleNamespace(), "t", lambda: assets), door)
     )
-    client.come_in(door.token)
+    client.come_in(door.token())
     same, other = (client.get(f"/row/one?by=id&key={key}").text for key in "ab")
     assert 'class="differs"' not in same
     assert other.count('class="differs"') == 2

@@ -1,8 +1,85 @@
-// Keys for who looks through many rows. All of it works by mouse and without this file, too.
+// Brings each page with the secret of this browser's session, and has keys for people who look through many rows.
+// Where a proxy names the people, all of it works by mouse and without this file, too.
 "use strict";
 
-const rows = [...document.querySelectorAll("tr[data-row]")];
+const STORED = "llm_batch_review";
+
+let rows = [];
 let here = -1;
+let form = null;
+let busy = false;
+// Keys that were pressed while the next row loads.
+let waiting = [];
+
+function secret() {
+  try {
+    return localStorage.getItem(STORED);
+  } catch {
+    return null;
+  }
+}
+
+// The token of a new link opens a session once. It stands behind #, so that no request holds it by itself.
+async function enter() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!token) return;
+  history.replaceState(null, "", location.pathname + location.search);
+  const answer = await fetch("/session", { method: "POST", body: token });
+  if (answer.ok) localStorage.setItem(STORED, (await answer.json()).secret);
+  // A link that was used may be opened again by the browser that it let in.
+  else if (!secret()) throw new Error(await answer.text());
+}
+
+// `how` is what becomes of the address: push, replace, or keep.
+async function load(url, options, how) {
+  busy = true;
+  try {
+    const known = secret();
+    const answer = await fetch(url, { ...options, headers: known ? { "x-review-secret": known } : {} });
+    const text = await answer.text();
+    if (answer.headers.get("content-type")?.startsWith("text/html")) show(text);
+    else tell(text);
+    if (how === "push" && answer.url !== location.href) history.pushState(null, "", answer.url);
+    else if (how !== "keep") history.replaceState(null, "", answer.url);
+    if (how === "push") scrollTo(0, 0);
+  } catch {
+    const words = options.method ? "Nothing was stored." : "";
+    warn(`The page's server does not answer. ${words} Start it again, or load this page again.`);
+    waiting = [];
+  }
+  busy = false;
+  while (waiting.length && !busy) handle(waiting.shift());
+}
+
+function show(text) {
+  const next = new DOMParser().parseFromString(text, "text/html");
+  document.title = next.title;
+  document.body.replaceWith(document.adoptNode(next.body));
+  start();
+}
+
+function tell(text) {
+  const words = document.createElement("pre");
+  words.className = "told";
+  words.textContent = text;
+  document.getElementById("main").replaceChildren(words);
+  start();
+}
+
+function warn(text) {
+  const words = document.createElement("p");
+  words.className = "wrong";
+  words.role = "alert";
+  words.textContent = text;
+  document.querySelector(".wrong")?.remove();
+  document.getElementById("main").prepend(words);
+}
+
+function start() {
+  rows = [...document.querySelectorAll("tr[data-row]")];
+  here = -1;
+  form = document.getElementById("judge");
+}
 
 function goTo(index) {
   if (!rows.length) return;
@@ -12,13 +89,6 @@ function goTo(index) {
   rows[here].querySelector("a").focus({ preventScroll: true });
   rows[here].scrollIntoView({ block: "nearest" });
 }
-
-function follow(selector) {
-  const link = document.querySelector(selector);
-  if (link) link.click();
-}
-
-const form = document.getElementById("judge");
 
 // A number answers the first question that is open; where it is the only one, that is all.
 function choose(number) {
@@ -33,25 +103,12 @@ function choose(number) {
   if ("one" in form.dataset) press("Enter");
 }
 
-let sent = false;
-
 function press(key) {
-  const button = document.querySelector(`button[data-key="${key}"]`);
-  // A key that is held down must not judge the next row, too.
-  if (!button || sent) return;
-  sent = true;
-  button.click();
+  document.querySelector(`button[data-key="${key}"]`)?.click();
 }
 
-document.addEventListener("keydown", (event) => {
-  const typing = event.target.matches("select, textarea, input:not([type=radio], [type=checkbox])");
-  if (form && typing && event.key === "Escape") event.target.blur();
-  if (form && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    press("Enter");
-  }
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  if (typing && !(form && event.key === "Enter" && event.target.tagName === "INPUT")) return;
+// Do what a key stands for; return whether it stands for something.
+function handle(key) {
   const keys = form
     ? {
         c: () => document.getElementById("comment").focus(),
@@ -63,14 +120,57 @@ document.addEventListener("keydown", (event) => {
     : {
         j: () => goTo(here + 1),
         k: () => goTo(here - 1),
-        n: () => follow("a[rel=next]"),
-        p: () => follow("a[rel=prev]"),
+        n: () => document.querySelector("a[rel=next]")?.click(),
+        p: () => document.querySelector("a[rel=prev]")?.click(),
         u: () => press("u"),
         "/": () => document.querySelector("[data-key='/']")?.focus(),
       };
-  const act = form && /^[1-9]$/.test(event.key) ? () => choose(Number(event.key)) : keys[event.key];
-  if (act && !(event.key === "Enter" && event.target.tagName === "BUTTON")) {
+  const act = form && /^[1-9]$/.test(key) ? () => choose(Number(key)) : keys[key];
+  act?.();
+  return Boolean(act);
+}
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("select, textarea, input:not([type=radio], [type=checkbox])");
+  if (form && typing && event.key === "Escape") event.target.blur();
+  if (form && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    act();
+    if (!busy) press("Enter");
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (typing && !(form && event.key === "Enter" && event.target.tagName === "INPUT")) return;
+  // A key that is held down must not judge the next row, too.
+  if (event.repeat || (event.key === "Enter" && event.target.tagName === "BUTTON")) return;
+  if (busy && form) waiting.push(event.key);
+  else if (!handle(event.key)) return;
+  event.preventDefault();
+});
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href]");
+  if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  if (link.origin !== location.origin || link.target || link.getAttribute("href").startsWith("#")) return;
+  event.preventDefault();
+  load(link.href, {}, "push");
+});
+
+document.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (busy) return;
+  const data = new URLSearchParams(new FormData(event.target, event.submitter));
+  const action = new URL(event.target.getAttribute("action") ?? location.href, location.href);
+  if (event.target.getAttribute("method") === "post") {
+    load(action, { method: "POST", body: data }, "replace");
+  } else {
+    action.search = data;
+    load(action, {}, "push");
   }
 });
+
+addEventListener("popstate", () => load(location.href, {}, "keep"));
+
+if ("shell" in document.body.dataset) {
+  enter()
+    .then(() => load(location.href, {}, "replace"))
+    .catch((error) => tell(error.message));
+} else start();
