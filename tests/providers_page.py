@@ -49,17 +49,17 @@ _PRICED = (
 
 
 def providers() -> list[str]:
-    """Which there are, and what each needs."""
+    """List the providers, with the settings and extra of each."""
     rows = ["| Provider | Settings | Extra | Billed by |", "| --- | --- | --- | --- |"]
     for name, entry in PROVIDERS.items():
         extra = f"`{entry.extra}`" if entry.extra else "none"
         resource = entry.resource.partition(":")[2]
-        rows.append(f"| {name} | `{resource}` | {extra} | {entry.price_book or 'nobody'} |")
+        rows.append(f"| {name} | `{resource}` | {extra} | {entry.price_book or 'not billed'} |")
     return rows
 
 
 def servers() -> list[str]:
-    """What is known of each server that speaks the Batch API of OpenAI or of OpenRouter, and where that is from."""
+    """List the facts about each server with the Batch API of OpenAI or of OpenRouter, with their sources."""
     header = ["Preset", "Address", "Answers", "Requests", "Bytes", "Window", "Request file", "Price"]
     rows = [_row(header), "| --- | --- | --- | --: | --: | --- | --- | --- |"]
     presets = {**SERVERS, **INLINE_SERVERS}
@@ -69,12 +69,17 @@ def servers() -> list[str]:
         if server.has_pages is not None and not server.has_pages.value:
             facts["List"] = Fact("one, without pages", server.has_pages.source)
         if server.keeps_metadata is None and not isinstance(server, InlineServer):
-            facts["Metadata"] = Fact("not known; a batch is found by its request file's name", "nobody's")
+            facts["Metadata"] = Fact("unknown; the name of its request file identifies a batch", "")
         told = [f"{what}: {_shown(fact)}" for what, fact in facts.items() if fact is not None]
         told += [_shown(quirk) for quirk in server.quirks]
         known = [fact for fact in [*vars(server).values(), *server.quirks] if isinstance(fact, Fact)]
-        told.append(f"from {', '.join(dict.fromkeys(fact.source for fact in known))}")
-        rows += ["", f"**{server.title}** (`{name}`). {'; '.join(told)}."]
+        sources = ", ".join(dict.fromkeys(fact.source for fact in known))
+        rows += [
+            "",
+            f"**{server.title}** (`{name}`), from {sources}",
+            *([""] if told else []),
+            *(f"- {one}" for one in told),
+        ]
     return rows
 
 
@@ -106,7 +111,7 @@ def _row(cells: list[str]) -> str:
 
 
 def limits() -> list[str]:
-    """What one batch may hold."""
+    """List the limits of one batch."""
     rows = ["| Provider | Requests | Bytes | At least |", "| --- | --: | --: | --: |"]
     seen = set()
     for target in TARGETS:
@@ -120,7 +125,7 @@ def limits() -> list[str]:
 
 
 def schemas() -> list[str]:
-    """Each construct at each provider."""
+    """List each construct of a schema, with its support at each provider."""
     names = [target.name for target in TARGETS]
     rows = [f"| | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
     for construct in CONSTRUCTS:
@@ -138,7 +143,7 @@ def _cell(construct: Construct, target: Target) -> str:
 
 
 def prices() -> list[str]:
-    """USD per million tokens in a batch, and where that comes from."""
+    """List USD per million tokens in a batch, with the basis."""
     rows = ["| Provider | Model | In | Out | Basis |", "| --- | --- | --: | --: | --- |"]
     for name, book, model in _PRICED:
         rates = tariff(book, model, _AT)
@@ -155,7 +160,7 @@ TABLES = {"providers": providers, "servers": servers, "limits": limits, "schemas
 
 
 def with_tables(page: str) -> str:
-    """The page with the tables of today."""
+    """Return the page with the current tables."""
     for name, make in TABLES.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         if begin not in page or end not in page:
