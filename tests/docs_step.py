@@ -29,7 +29,7 @@ _DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "DAGSTER_HOME", "PYTHONDONTWRITEBYTECOD
 def runnable() -> list[Path]:
     """Return the pages that have code; commands follow Python on all of them but the reference."""
     every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [page for page in every if pages.blocks(page, "python") or page == pages.CLI]
+    return [page for page in every if pages.blocks(page, "python", "csv")]
 
 
 def run(named: Sequence[Path] = ()) -> bool:

@@ -45,7 +45,7 @@ OWN = "dagster-llm-batch"
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>\w.*)\n(?P<content>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE)
 # A path before it, as in `flink/bin/pip`, is another environment.
 _INSTALL = re.compile(r"(?<![\w/-])(?:pip install|uv add) ([^`\n]+)")
-_NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |dagster dev ")
+_NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |export |dagster dev\b")
 
 
 class Block(NamedTuple):
@@ -108,6 +108,8 @@ def run_python(page: Path, folder: Path) -> Mapping[str, Any]:
     program = ModuleType("page")
     program.__file__ = str(folder / "page.py")
     sys.modules["page"] = program
+    for table in blocks(page, "csv"):
+        folder.joinpath(table.title).write_text(table.content, encoding="utf-8")
     for block in blocks(page, "python"):
         if block.title:
             folder.joinpath(block.title).parent.mkdir(exist_ok=True)
@@ -122,7 +124,8 @@ def run_commands(page: Path) -> None:
     for block in blocks(page, "sh"):
         for line in block.content.splitlines():
             if not _NOT_RUN.match(line):
-                _run_command(shlex.split(line))
+                words = shlex.split(line)
+                _materialize(words) if words[0] == "dg" else _run_command(words)
 
 
 def _run_command(words: list[str]) -> str:
@@ -132,7 +135,8 @@ def _run_command(words: list[str]) -> str:
         return ""
     [script] = entry_points(name=words[0], group="console_scripts")
     # Another process would import the definitions as they are now.
-    sys.modules.pop("support", None)
+    for module in ("support", "labels"):
+        sys.modules.pop(module, None)
     with mock.patch.object(sys, "argv", words), redirect_stdout(StringIO()) as said:
         try:
             status = script.load()()
@@ -149,6 +153,8 @@ def run_cli_page(folder: Path) -> None:
     folder.joinpath("pyproject.toml").write_text(blocks(CLI, "toml")[0].content, encoding="utf-8")
     source = folder / "support.py"
     source.write_text(blocks(CLI, "python")[0].content, encoding="utf-8")
+    for table in blocks(CLI, "csv"):
+        folder.joinpath(table.title).write_text(table.content, encoding="utf-8")
     lines = [line for block in blocks(CLI, "sh") for line in block.content.splitlines() if line]
     with Emulator() as emulator:
         address = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}

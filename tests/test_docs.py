@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "docs/llms.txt")
 SITE = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
-WITH_PYTHON = [page for page in ("README.md", *SITE) if next(iter(blocks(ROOT / page, "python")), None)]
+WITH_CODE = [page for page in ("README.md", *SITE) if blocks(ROOT / page, "python", "csv")]
 
 
 def _blocks(page, language):
@@ -65,7 +65,7 @@ def test_the_python_of_the_readme_defines_what_its_text_names(monkeypatch, tmp_p
 
 @pytest.mark.sample
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", [page for page in SITE if page in WITH_PYTHON])
+@pytest.mark.parametrize("page", [page for page in SITE if page in WITH_CODE])
 def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page, monkeypatch, tmp_path):
     _run_python(page, monkeypatch, tmp_path)
     if page in COMMANDS_RUN_ELSEWHERE:
@@ -100,7 +100,7 @@ def test_readme_and_start_install_the_same():
     assert packages(ROOT / "README.md") == packages(ROOT / "docs" / "start.md")
 
 
-@table("page", WITH_PYTHON)
+@table("page", WITH_CODE)
 def test_a_page_with_code_installs_what_it_needs_or_links_to_the_page_that_does(page):
     """`python3 -m tests docs` runs it in an environment with these packages alone."""
     assert packages(ROOT / page)

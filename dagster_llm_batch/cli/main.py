@@ -18,6 +18,7 @@ __all__ = ["main"]
 # Name of the command: the module that has it, as `<name>_command`, and its line in `--help`. Loading all of them takes
 # seconds (Dagster, SQLAlchemy, pyarrow), so that each is imported when it is called, and `--help` imports none.
 _COMMANDS = {
+    "init": ("init", "Write a project that labels a CSV or Parquet file."),
     "plan": ("plan", "What would be sent, and cost. Sends nothing."),
     "advise": ("advise", "Which model, cascade and lane reach a quality by a time and for an amount."),
     "list": ("submissions", "Submissions: those under way, or all."),

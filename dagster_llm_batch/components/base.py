@@ -6,6 +6,7 @@ type of the value or by its attribute `type`, and then judges by that one alone.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property, partial, wraps
@@ -123,8 +124,11 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
     @classmethod
     def get_additional_scope(cls) -> Mapping[str, Any]:
-        """Return what templates can use: `on_labels_ready`, Dagster's partition mappings, and a subclass's own."""
-        return {"on_labels_ready": on_labels_ready, **_MAPPINGS, **super().get_additional_scope()}
+        """Return what templates can use: `on_labels_ready`, `python` (the interpreter that runs this code), Dagster's
+        partition mappings, and a subclass's own.
+        """
+        own = {"on_labels_ready": on_labels_ready, "python": sys.executable}
+        return {**own, **_MAPPINGS, **super().get_additional_scope()}
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:

@@ -28,7 +28,7 @@ def test_the_page_names_every_command_and_option_of_its_own():
 
 def test_the_help_of_every_command_has_examples_that_its_options_take(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for file in ("requests.jsonl", "tasks.csv"):
+    for file in ("requests.jsonl", "tasks.csv", "comments.csv", "gold.csv"):
         tmp_path.joinpath(file).touch()
     for name in main.list_commands(click.Context(main)):
         command = main.get_command(click.Context(main), name)

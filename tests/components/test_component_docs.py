@@ -40,6 +40,13 @@ def test_the_yaml_of_the_page_about_partitions_is_of_a_dataset():
         assert (dep.partition_mapping, dep.metadata["repeated_keys"]) == (dg.TimeWindowPartitionMapping(), "last")
 
 
+def test_the_yaml_of_the_page_about_a_csv_by_day_is_of_a_dataset():
+    [text] = blocks("yaml", PAGE.with_name("partition-a-csv.md"))
+    with loaded(labels(**yaml.safe_load(text))) as project:
+        assert project.component.rows.partition_column == "day"
+        assert project.spec("ticket_labels").partitions_def.get_partition_keys() == ["2026-01-01", "2026-01-02"]
+
+
 def test_the_python_of_the_page_is_a_component_of_ones_own():
     source, _ = blocks("python")
     with loaded(labels(group_name="crm"), kind=".ours.OurLabels", files={"ours.py": source}) as project:

@@ -1,0 +1,167 @@
+"""The files of a new project: definitions in Python or YAML, pointers to them, and a Dagster home."""
+
+from __future__ import annotations
+
+import json
+import keyword
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+
+from dagster_llm_batch.cli.new_tables import GoldTable, RowTable
+from dagster_llm_batch.providers.registry import PROVIDERS, needs_max_tokens
+
+__all__ = ["PROVIDER_NAMES", "NewProject", "check_name"]
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_HOME = "# Dagster keeps its run history in this folder, and the ledger of all batches: keep it.\n"
+# Where the emulator takes a vendor's place.
+_BASE_URLS = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
+# Jinja's own words, and the name by which a template has the whole row.
+_NO_COLUMNS = frozenset([*keyword.kwlist, "row", "loop", "self", "true", "false", "none", "range", "dict", "set"])
+_PACKAGE = "labeling"
+
+PROVIDER_NAMES = tuple(
+    name for name, entry in PROVIDERS.items() if entry.starter.environment and name not in ("ray", "slurm")
+)
+"""Vendors whose settings are environment variables alone."""
+
+
+@dataclass(frozen=True)
+class NewProject:
+    """What a project is about. `question` comes before the text in each prompt."""
+
+    name: str
+    rows: RowTable
+    key: str
+    texts: Sequence[str]
+    labels: Sequence[str]
+    question: str
+    model: str
+    day: str | None
+    gold: GoldTable | None
+
+    def files(self, folder: Path, *, is_yaml: bool) -> Mapping[Path, str]:
+        """Return the text of each file by its place. Writes nothing."""
+        values = self._values(folder)
+        if is_yaml:
+            defs = folder / _PACKAGE / "defs"
+            made = {
+                folder / "pyproject.toml": _filled("dg.toml.j2", values),
+                folder / _PACKAGE / "__init__.py": "",
+                folder / _PACKAGE / "definitions.py": _filled("definitions.py.j2", values),
+                defs / "__init__.py": "",
+                defs / "project.py": _filled("project.py.j2", values),
+                defs / self.name / "defs.yaml": _filled("defs.yaml.j2", values),
+            }
+        else:
+            made = {
+                folder / "pyproject.toml": _filled("dagster.toml.j2", values),
+                folder / "labels.py": _filled("labels.py.j2", values),
+            }
+        return made | {folder / "home" / "dagster.yaml": _HOME}
+
+    @property
+    def target(self) -> str:
+        """The column of the labels: that of the gold where Python can have such a name and no other column has it."""
+        wanted = "label" if self.gold is None else self.gold.column
+        taken = {self.key, *self.texts}
+        usable = wanted.isidentifier() and wanted not in _NO_COLUMNS and not wanted.startswith(("llm_", "_", "model_"))
+        return next(name for name in (wanted if usable else "label", "label", "answer", "chosen") if name not in taken)
+
+    def _values(self, folder: Path) -> dict[str, Any]:
+        provider, _, model = self.model.partition("/")
+        entry = PROVIDERS[provider]
+        variables = entry.starter.environment
+        settings = [f'{setting}=dg.EnvVar("{variable}")' for setting, variable in variables.items()]
+        base_url = _BASE_URLS.get(provider)
+        settings += [f'base_url=os.environ.get("{base_url}")'] if base_url else []
+        return {
+            "name": self.name,
+            "table": self.rows.path,
+            "table_path": _path_from(folder, self.rows.path),
+            "delimiter": self.rows.delimiter,
+            "key": self.key,
+            "texts": self.texts,
+            "labels": self.labels,
+            "target": self.target,
+            "prompt": self._prompt(),
+            "day": self.day,
+            "days": self._days(),
+            "gold": self.gold,
+            "gold_path": None if self.gold is None else _path_from(folder, self.gold.path),
+            "model": self.model,
+            "provider": provider,
+            "params": needs_max_tokens(provider, model),
+            "resource": entry.resource.partition(":")[2],
+            "settings": ", ".join(settings),
+            "environment": variables,
+            "base_url": base_url,
+            "key_variable": next(iter(variables.values()), None),
+        }
+
+    def _prompt(self) -> str:
+        if len(self.texts) == 1:
+            return f"{self.question}\n\n{_variable(self.texts[0])}"
+        return "\n\n".join([self.question, *(f"{_plain(name)}: {_variable(name)}" for name in self.texts)])
+
+    def _days(self) -> tuple[str, str | None] | None:
+        if self.rows.first_day is None or self.rows.last_day is None:
+            return None
+        end = date.fromisoformat(self.rows.last_day) + timedelta(days=1)
+        return self.rows.first_day, end.isoformat()
+
+
+def _variable(column: str) -> str:
+    is_plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", column) and column not in _NO_COLUMNS
+    return f"{{{{ {column} }}}}" if is_plain else f"{{{{ row[{json.dumps(column, ensure_ascii=False)}] }}}}"
+
+
+def _plain(column: str) -> str:
+    """Return a column's name as text of a template."""
+    return re.sub(r"[{}%#]", "", column).strip() or "Text"
+
+
+def _path_from(folder: Path, path: Path) -> str:
+    return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+
+
+def _quoted(value: Any) -> str:
+    """Return a text in quotes that Python and YAML both read."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _filled(template: str, values: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        autoescape=False,  # noqa: S701 - the files are no web pages, and each value is quoted where it stands
+    )
+    environment.filters["quoted"] = _quoted
+    text = environment.get_template(template).render(values)
+    text = re.sub(r"\n{4,}", "\n\n\n", text)
+    return text.rstrip("\n") + "\n"
+
+
+def check_name(name: str) -> str:
+    """Return the name of the dataset. Raises UsageError for one that Python cannot have, or that the project uses."""
+    used = ("gold", "quality", "assets", "defs", "days", "simulated", "vendor", "llm", "dg", "follow")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name) or name in used:
+        raise click.UsageError(
+            f"--name {name!r} cannot be the name of the labels. Use letters, digits and _, begin with a letter, and "
+            f"use none of {', '.join(used)}."
+        )
+    return name
