@@ -23,7 +23,7 @@ from dagster_llm_batch import (
 
 
 class TicketLabel(BaseModel):
-    """What the model answers about a ticket."""
+    """The answer of the model about a ticket."""
 
     topic: Literal["billing", "bug", "how_to"]
 

@@ -117,11 +117,18 @@ def test_a_room_above_its_limit_fails_and_its_sentences_are_printed(tmp_path, ca
 
 
 def test_a_room_without_a_limit_has_the_goal(tmp_path):
-    words = "The table has a row for each label of it. " * 10
-    (tmp_path / "README.md").write_text(f"{words}The ledger says so.\n")
     (tmp_path / "limits.txt").write_text("")
+    # 8 words of two sentences with a hit, and 192 others: 10 per 1,000; or 184 others
+    for others, failed in (("The table has one row for each label. " * 24, 0), ("It is one row. " * 46, 1)):
+        (tmp_path / "README.md").write_text(f"{others}The ledger says so. The sensor says so.\n")
+        assert check_rooms(tmp_path, tmp_path / "limits.txt") == failed
+
+
+def test_one_hit_is_allowed_in_a_room_of_a_few_words(tmp_path):
+    (tmp_path / "limits.txt").write_text("")
+    (tmp_path / "README.md").write_text("The ledger says so.\n")
     assert check_rooms(tmp_path, tmp_path / "limits.txt") == 0
-    (tmp_path / "README.md").write_text(f"{words}The ledger says so.\n\nThe sensor says so.\n")
+    (tmp_path / "README.md").write_text("The ledger says so. The sensor says so.\n")
     assert check_rooms(tmp_path, tmp_path / "limits.txt") == 1
 
 
