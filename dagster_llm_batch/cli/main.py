@@ -15,34 +15,45 @@ from dagster_llm_batch._version import __version__
 
 __all__ = ["main"]
 
-# Name of the command: the module that has it, as `<name>_command`, and its line in `--help`. Loading all of them takes
-# seconds (Dagster, SQLAlchemy, pyarrow), so that each is imported when it is called, and `--help` imports none.
-_COMMANDS = {
-    "init": ("init", "Write a project that labels a CSV or Parquet file."),
-    "plan": ("plan", "What would be sent, and cost. Sends nothing."),
-    "advise": ("advise", "Which model, cascade and lane reach a quality by a time and for an amount."),
-    "list": ("submissions", "Submissions: those under way, or all."),
-    "show": ("submissions", "One submission: its batches and what happened."),
-    "watch": ("watch", "Live progress: counts, rate, age, expected end."),
-    "cost": ("cost", "Money spent, saved and wasted, and the month's forecast."),
-    "cancel": ("decisions", "Stop a submission; what is done already is kept."),
-    "resolve": ("decisions", "Say what became of a shard that nobody can tell."),
-    "recover": ("decisions", "Recover what the ledger has lost, after a backup was restored."),
-    "adopt": ("adopt", "Land the answers of a batch that was sent elsewhere. Sends nothing."),
-    "rename": ("decisions", "Give an asset's submissions to its new name."),
-    "retry": ("decisions", "Ask again for rows that have no label."),
-    "review": ("review", "A page on this machine to look at rows, prompts and replies."),
-    "export": ("export", "Labels, rejects, mistakes, judgments or fine-tuning examples, as a file."),
-    "export-tasks": ("tasks", "Rows for people to judge in Label Studio, Argilla or a spreadsheet."),
-    "import-judgments": ("tasks", "What people said in Label Studio, Argilla or a spreadsheet, into the ledger."),
-    "answer": ("answer", "A batch file, answered by a student. Asks no LLM."),
-    "prices": ("prices", "The price book in use and its age; fetch a newer one."),
-    "prune": ("prune", "Remove stored files that nothing needs any more."),
-    "erase": ("erase", "Remove what is stored of rows, and ask them no more."),
-    "doctor": ("doctor", "Credentials, permissions, limits, storage, ledger, prices."),
-    "smoke": ("smoke", "Three rows through a real account, step by step, and their price."),
-    "emulate": ("emulate", "Emulated providers on loopback. Answers are simulated."),
+# The groups of `--help`. Of each command: the module that has it as `<name>_command`, and its line in `--help`. A
+# module is imported when its command is called: all of them together load Dagster, SQLAlchemy and pyarrow, for seconds.
+_GROUPS = {
+    "First steps": {
+        "init": ("init", "Write a project that labels a CSV or Parquet file."),
+        "emulate": ("emulate", "Run emulated providers on this machine: no key, no bill."),
+        "plan": ("plan", "Preview requests and cost without sending."),
+        "smoke": ("smoke", "Send three rows to a real account and check each step."),
+        "doctor": ("doctor", "Check credentials, storage, sensor, limits and prices."),
+    },
+    "Look": {
+        "list": ("submissions", "List submissions."),
+        "show": ("submissions", "Show one submission: its batches and events."),
+        "watch": ("watch", "Show the progress of batches until they end."),
+        "cost": ("cost", "Show money spent and saved, and the month's forecast."),
+        "export": ("export", "Write labels, rejects, mistakes or examples to a file."),
+        "review": ("review", "Open a local page to read and judge rows and replies."),
+    },
+    "Decide": {
+        "advise": ("advise", "Recommend a model for a quality, deadline and budget."),
+        "cancel": ("decisions", "Stop a submission and keep the answers so far."),
+        "retry": ("decisions", "Send the rows without a label again."),
+        "export-tasks": ("tasks", "Write rows for people to judge in other tools."),
+        "import-judgments": ("tasks", "Import judgments from Label Studio, Argilla or a CSV."),
+    },
+    "Repair": {
+        "resolve": ("decisions", "Settle a batch whose status is unknown."),
+        "recover": ("decisions", "Recover batches that a restored ledger does not have."),
+        "adopt": ("adopt", "Import the answers of a batch that another tool sent."),
+        "rename": ("decisions", "Move submissions to the new name of an asset."),
+    },
+    "Administer": {
+        "prices": ("prices", "Show the price book and its age, or fetch a newer one."),
+        "prune": ("prune", "Delete stored files that are no longer needed."),
+        "erase": ("erase", "Erase rows and exclude them from future submissions."),
+        "answer": ("answer", "Answer a batch file with a trained student model."),
+    },
 }
+_COMMANDS = {name: entry for commands in _GROUPS.values() for name, entry in commands.items()}
 
 
 # `ExitCode.INTERRUPTED`, without what `commands` imports: Ctrl-C may come while a command is imported.
@@ -51,16 +62,19 @@ _INTERRUPTED = 130
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 # Click takes the backspace for "these lines stay as they are". A docstring would have its letters, as it is raw.
-_HELP = """Look at LLM batches of Dagster assets, and decide about them: what they will cost, how far they are,
-what they cost, and what a person has to say. The daily work, sending and landing, is Dagster's.
+_HELP = """Label tables with LLM batches, as Dagster assets.
 
-A command finds the Dagster definitions by -f FILE, -m MODULE, or what pyproject.toml in this folder points to.
-Commands that need neither rows nor providers also take a ledger by its address (--ledger).
+Dagster sends batches and materializes labels. These commands write a project, preview and report cost, show progress,
+and change what Dagster does not decide by itself.
+
+Most commands read Dagster definitions: -f FILE, -m MODULE, or what pyproject.toml in this folder points to. Commands
+that read the ledger alone also take its address: --ledger.
 
 \b
-  dagster-llm-batch plan -f labels.py      what would be sent, and cost
-  dagster-llm-batch watch -f labels.py     how far the batches are
-  dagster-llm-batch COMMAND --help         options and examples of a command
+  dagster-llm-batch init comments.csv --key id --text text --labels spam,other
+  dagster-llm-batch plan                   preview requests and cost
+  dagster-llm-batch watch                  show progress
+  dagster-llm-batch COMMAND --help         list options and examples
 """
 
 
@@ -129,8 +143,11 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a line for each command, from what is known without importing it."""
         del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                # All groups have one column of names.
+                width = max(map(len, _COMMANDS))
+                formatter.write_dl([(name.ljust(width), line) for name, (_, line) in commands.items()])
 
 
 def _drop(name: str) -> None:
@@ -148,7 +165,7 @@ def _interrupts() -> tuple[type[BaseException], ...]:
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 needs a person; 4 try again later; 130 Ctrl-C.",
+    epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 needs a person, 4 try again later, 130 Ctrl-C.",
     help=_HELP,
 )
 @click.version_option(__version__, prog_name="dagster-llm-batch")

@@ -26,6 +26,24 @@ def test_the_page_names_every_command_and_option_of_its_own():
     assert set(re.findall(r"dagster-llm-batch ([a-z][a-z-]*)", text)) == set(names)
 
 
+def test_the_page_lists_the_commands_in_the_groups_and_with_the_words_of_the_help():
+    told = CliRunner().invoke(main, ["--help"], prog_name="dagster-llm-batch", terminal_width=80).stdout
+    assert max(map(len, told.splitlines())) <= 80
+    _, *sections = re.split(r"^(\w[\w ]*):$", told.partition("Show this message and exit.")[2], flags=re.MULTILINE)
+    helped = [
+        (title, name, line)
+        for title, section in zip(sections[::2], sections[1::2], strict=True)
+        for name, line in re.findall(r"^  ([a-z-]+) {2,}(.*)$", section, re.MULTILINE)
+    ]
+    shown, title = [], ""
+    for first, second in re.findall(r"^\| ([^|]+) \| ([^|]*) \|", CLI.read_text(encoding="utf-8"), re.MULTILINE):
+        title = first.strip("*") if first.startswith("**") else title
+        if name := re.match(r"\[`([a-z-]+)`\]", first):
+            shown.append((title, name[1], second))
+    assert helped == shown
+    assert len(helped) == len(main.list_commands(click.Context(main)))
+
+
 def test_the_help_of_every_command_has_examples_that_its_options_take(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for file in ("requests.jsonl", "tasks.csv", "comments.csv", "gold.csv"):
