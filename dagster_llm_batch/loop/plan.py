@@ -31,7 +31,6 @@ from dagster_llm_batch.loop.seams import Tuning
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.loop.submit_queue import drop
 from dagster_llm_batch.states import Reason, ShardState
-from dagster_llm_batch.storage.ledger.events import Superseded
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
 from dagster_llm_batch.types import Outcome
 
@@ -326,25 +325,20 @@ def _same_of_others(planning: Planning, submission: Submission) -> Submission | 
 
 
 def _open(plan: Plan, planning: Planning, submission: Submission) -> Submission:
-    """Store the submission, superseding those before."""
+    """Store the submission in the place of the open ones before it, whose batches are still collected."""
     ledger, history = planning.deployment.ledger, planning.knowledge.history
-    for older in history:
-        if older.state is SubmissionState.OPEN:
-            _supersede(planning.deployment, older, submission.submission_id)
     # The newest is the one that counts, also after one that was planned by a clock that was ahead.
     ahead = [other.created_at for other in history if other.created_at > submission.created_at]
     if ahead:
         submission = replace(submission, created_at=max(ahead) + timedelta(microseconds=1))
     waves = {one.submission_id: one.waves for one in history}
-    return ledger.submissions.open(submission, plan.drafted.shards, waves)
-
-
-def _supersede(deployment: Deployment, older: Submission, by: str) -> None:
-    """Send no more of a submission whose rows or definition have changed. Its batches are still collected."""
-    deployment.ledger.events.add(older.submission_id, Superseded(by))
-    deployment.ledger.submissions.set_state(older.submission_id, SubmissionState.CANCELED)
-    words = f"submission {by} came in its place"
-    drop(deployment, deployment.ledger.shards.of_submission(older.submission_id), Reason.SUPERSEDED, words)
+    superseded = [one.submission_id for one in history if one.state is SubmissionState.OPEN]
+    opened = ledger.submissions.open(submission, plan.drafted.shards, waves, superseded)
+    if opened.submission_id == submission.submission_id:
+        words = f"submission {submission.submission_id} came in its place"
+        for shards in ledger.shards.of_submissions(superseded).values():
+            drop(planning.deployment, shards, Reason.SUPERSEDED, words)
+    return opened
 
 
 def new_submission(plan: Plan, planning: Planning, run_id: str | None) -> Submission:

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import BILL_FIELDS, a_shard, a_submission, bring_to, fields_for, path_to
 
-from dagster_llm_batch.errors import IllegalMoveError, LedgerError
+from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
@@ -192,6 +192,23 @@ def test_shards_that_are_sent_together_name_the_first_as_their_carrier_which_alo
     with pytest.raises(IllegalMoveError):
         ledger.shards.move_all(["h1", "h0"], Move.SEND)
     assert ledger.shards.get("h1").state is ShardState.PLANNED
+
+
+def test_a_submission_takes_the_place_of_those_before_or_nothing_changes(ledger):
+    def state():
+        return ledger.submissions.get("s1").state, kinds(ledger)
+
+    ledger.submissions.open(a_submission(), [a_shard()])
+    before = state()
+    newer = a_submission("s2", attempt=2)
+    with pytest.raises(LeaseError, match="another process planned it meanwhile"):
+        ledger.submissions.open(newer, [], {"s1": 2}, ["s1"])
+    assert state() == before
+    assert ledger.submissions.open(a_submission("s2"), [], None, ["s1"]).submission_id == "s1"
+    assert state() == before
+    ledger.submissions.open(newer, [], {"s1": 1}, ["s1"])
+    assert state() == (SubmissionState.CANCELED, [*before[1], "superseded"])
+    assert ledger.submissions.get("s2").state is SubmissionState.OPEN
 
 
 def test_a_submission_and_its_shards_are_read_together(ledger):

@@ -96,12 +96,17 @@ class Submissions(Member):
     """Submissions: opened, settled, delivered, and read with their shards."""
 
     def open(
-        self, submission: Submission, shards: Sequence[Shard], known: Mapping[str, int] | None = None
+        self,
+        submission: Submission,
+        shards: Sequence[Shard],
+        known: Mapping[str, int] | None = None,
+        superseded: Sequence[str] = (),
     ) -> Submission:
-        """Store a submission and its first wave; where its attempt is stored already, return that one.
+        """Store a submission and its first wave, and cancel the open ones among `superseded`, in whose place it is.
 
-        Exactly one of several callers at once stores its own: compare the `submission_id`. `known` has the waves of all
-        submissions of the partition, by id, as the caller read them. Raises LeaseError where the partition has others.
+        Where its attempt is stored already, change nothing and return that one. Exactly one of several callers at once
+        stores its own: compare the `submission_id`. `known` has the waves of all submissions of the partition, by id,
+        as the caller read them. Raises LeaseError where the partition has others.
         """
         if submission.state is not SubmissionState.OPEN:
             raise LedgerError(f"A new submission is open; {submission.submission_id} is '{submission.state.value}'.")
@@ -116,6 +121,10 @@ class Submissions(Member):
                 insert_shards(connection, self._clock, submission, shards)
                 opened = event_row(submission.submission_id, events.Opened(), after=submission.state)
                 insert_events(connection, self._clock, opened)
+                by = events.Superseded(submission.submission_id)
+                for older in get_submissions(connection, superseded, lock=True) if superseded else ():
+                    if older.state is SubmissionState.OPEN:
+                        update_submission(connection, self._clock, older, by, state=SubmissionState.CANCELED)
                 return submission
             return get_attempt(connection, submission)
 
