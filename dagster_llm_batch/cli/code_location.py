@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path, PurePath
@@ -243,6 +243,11 @@ class CodeLocation:
                 break
             cursor = page.cursor
         return places | told
+
+    def materialized_at(self, key: dg.AssetKey) -> datetime | None:
+        """Return when an asset was materialized last."""
+        event = self._instance.get_latest_materialization_event(key)
+        return datetime.fromtimestamp(event.timestamp, UTC) if event else None
 
     def told(self, key: dg.AssetKey, name: str) -> str:
         """Return what the newest materialization of an asset says under this name, as text; "" for nothing."""

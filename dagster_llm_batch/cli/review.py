@@ -12,8 +12,9 @@ from urllib.parse import quote, urlsplit
 import click
 import dagster as dg
 
-from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
+from dagster_llm_batch.assets.translator import ANNOTATES_KEY, ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
@@ -95,6 +96,8 @@ def review_command(
         lambda: list(_stored_assets(deployment)),
         partial(_console_url, deployment),
         _forms(deployment),
+        judged=[str(spec.metadata[ANNOTATES_KEY]) for spec in deployment.code.specs if ANNOTATES_KEY in spec.metadata],
+        waiting=lambda: [(each.submission.asset, str(each.advice)) for each in conditions_of(deployment)],
     )
     door = Door(user_header, hosts)
     with ExitStack() as stack:
@@ -139,6 +142,7 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             others=tuple(partition for partition, place in places.items() if not place),
             load=partial(_load, deployment, key),
             # Of several partitions, each has its own to say.
+            at=code.materialized_at(key),
             told=code.told(key, TO_LABEL_KEY) if WANTED_KEY in spec.metadata and list(places) == [""] else "",
         )
 

@@ -3,6 +3,7 @@ rows to other tools.
 
 tables.py        stored tables, filtered and paged in place by DuckDB
 stored_rows.py   the files of one table as rows, whatever files and columns are named
+overview.py      the first page: how good the labels are, and what to do next
 evidence.py      what was sent and what came back for one request
 prompts.py       a request body of any vendor as the messages that a person reads
 tasks.py         rows as tasks of Label Studio, Argilla and spreadsheets

@@ -22,7 +22,11 @@ _SECONDS_KNOWN = 10.0
 
 @dataclass(frozen=True)
 class ReviewedDeployment:
-    """What the pages read. `look` finds the tables, and is asked again and again, since runs add partitions."""
+    """What the pages read. `look` finds the tables, and is asked again and again, since runs add partitions.
+
+    `judged` are the datasets of whose judgments an asset makes gold. `waiting` has what a person must do before labels
+    come, by dataset.
+    """
 
     name: str
     ledger: Ledger
@@ -31,6 +35,8 @@ class ReviewedDeployment:
     look: Callable[[], Sequence[StoredAsset]]
     console_url: Callable[[str, str], str | None] = lambda _provider, _batch_id: None
     forms: Sequence[LabelForm] = ()
+    judged: Sequence[str] = ()
+    waiting: Callable[[], Sequence[tuple[str, str]]] = tuple
     browser: TableBrowser = field(default_factory=TableBrowser)
     _seen: list[tuple[float, Sequence[StoredAsset]]] = field(default_factory=list)
 

@@ -110,6 +110,13 @@ class LabelPages:
             given=given or {},
         )
 
+    def count_left(self, asset: StoredAsset, form: LabelForm, person: str) -> int:
+        """Return how many rows of a table a person may still be asked. Raises as TableBrowser.list_addresses."""
+        rows = self._deployment.browser.list_addresses(asset, form.key)
+        drawn = bool(rows) and _sample(self._row(asset, form, rows[0]) or {}) is not None
+        queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
+        return len(queue.left(rows, self._judgments(form.dataset), person, drawn=drawn))
+
     def _take(self, request: Request, given: Mapping[str, str]) -> Response:
         found = self._find(request)
         if isinstance(found, Response):

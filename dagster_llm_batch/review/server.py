@@ -23,14 +23,16 @@ from starlette.staticfiles import StaticFiles
 
 from dagster_llm_batch.addresses import FILTERS, Filter, label_path, row_path, table_path
 from dagster_llm_batch.core.json_values import as_json
-from dagster_llm_batch.errors import ConfigError, LLMBatchError
+from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.review.access import AccessGate, Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
+from dagster_llm_batch.review.overview import OverviewPage
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
 from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, StoredRow, View, status_of
+from dagster_llm_batch.text import money_text
 
 __all__ = ["HOSTS", "review_app", "serve"]
 
@@ -53,7 +55,7 @@ def review_app(
     labels, notes = LabelPages(deployment, pages.show, overlap), NotePages(deployment, pages.show)
     return Starlette(
         routes=[
-            Route("/", pages.overview),
+            Route("/", OverviewPage(deployment, pages.show, labels).overview),
             Route("/table/{key:path}", pages.table),
             Route("/row/{key:path}", pages.row),
             Route("/label/{key:path}", labels.ask),
@@ -63,6 +65,7 @@ def review_app(
             Route("/prompts/{dataset:path}", notes.changelog),
             Mount("/static", StaticFiles(packages=[("dagster_llm_batch.review", "static")])),
         ],
+        exception_handlers={LLMBatchError: pages.failed},
         middleware=[
             Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
             Middleware(AccessGate, door=door),
@@ -111,20 +114,14 @@ class _Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty}
+        self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty, "money": money_text}
+        self._templates.filters |= {"percent": _percent, "measure": _measure, "rows": _counted}
         self._templates.globals |= {
             "table_url": table_path,
             "row_url": row_path,
             "deployment": deployment.name,
             "label_url": label_path,
         }
-
-    def overview(self, request: Request) -> Response:
-        """Show all tables, by dataset."""
-        groups: dict[str, list[StoredAsset]] = {}
-        for asset in self._deployment.assets():
-            groups.setdefault(asset.dataset or "", []).append(asset)
-        return self.show(request, "overview.html", groups=groups)
 
     def table(self, request: Request) -> Response:
         """Show the rows of one table."""
@@ -229,6 +226,11 @@ class _Pages:
         text = self._templates.get_template(template).render(person=request.state.person, **values)
         return HTMLResponse(text.encode("utf-8", "replace"), status)
 
+    def failed(self, request: Request, error: Exception) -> Response:
+        """Show why a page cannot be shown, as when the ledger cannot be read."""
+        code = status_of(error) if isinstance(error, InputError) else 500
+        return self._nothing(request, str(error), code)
+
     def _nothing(self, request: Request, words: str, status: int = 404) -> Response:
         return self.show(request, "nothing.html", status, words=words)
 
@@ -302,6 +304,20 @@ def _compared(
             if len({_text(each[name]) for _, _, each in [(0, 0, row), *others] if name in each}) > 1
         },
     }
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, with a decimal where it is close to an end."""
+    return f"{share:.0%}" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{share:.2%}"  # noqa: PLR2004
+
+
+def _measure(value: float, is_error: bool) -> str:
+    return f"{value:.3g}" if is_error else _percent(value)
+
+
+def _counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 row, 2 rows."""
+    return f"{count:,} {noun if count == 1 else f'{noun}s'}"
 
 
 def _text(value: Any) -> str:

@@ -15,6 +15,7 @@ import duckdb
 import pyarrow as pa
 from duckdb import ColumnExpression as Column
 from duckdb import ConstantExpression as Constant
+from duckdb import FunctionExpression as Function
 
 from dagster_llm_batch.errors import InputError
 
@@ -94,6 +95,11 @@ class OpenTable:
             StoredRow(dict(zip(self.columns, values, strict=True)), inside or "", text or "")
             for inside, text, *values in chosen.fetchall()
         ]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows by partition, "" where there are none."""
+        found = self.rows.aggregate([Column(_INSIDE), Function("count").alias("n")], _INSIDE).fetchall()
+        return {inside or "": int(count) for inside, count in found}
 
     def addresses(self, rows: duckdb.DuckDBPyRelation, key: str) -> list[tuple[str, str]]:
         """Return the partition and key, as text, of each row that has one."""

@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import reduce
 from operator import or_
 from typing import Any, TypeVar
@@ -59,7 +60,8 @@ class StoredAsset:
     """A table of the deployment: where its partitions are, or how they are loaded.
 
     `files` has a file or folder of Parquet by partition ("" where there are no partitions). `load` is asked for the
-    partitions in `others`. `told` is what the table says of itself: how much people still have to label.
+    partitions in `others`. `told` is what the table says of itself: how much people still have to label. `at` is when
+    it was materialized last.
     """
 
     key: str
@@ -70,6 +72,7 @@ class StoredAsset:
     others: tuple[str, ...] = ()
     load: Callable[[str], Any] | None = None
     told: str = ""
+    at: datetime | None = None
 
     @property
     def partitions(self) -> list[str]:
@@ -143,6 +146,7 @@ class TableBrowser:
         self._lock = threading.Lock()
         self._systems: set[str] = set()
         self._loaded: dict[tuple[str, str], pa.Table] = {}
+        self._summed: dict[tuple[str, str], Any] = {}
         self._listed: dict[tuple[str, str, View | None, str | None], list[tuple[str, str]]] = {}
 
     def read(self, asset: StoredAsset, view: View, partition: str | None = None, keys: Sequence[str] = ()) -> Page:
@@ -182,6 +186,27 @@ class TableBrowser:
             return table.read(table.rows.filter(table.text(column) == Constant(key)).limit(most), column)
 
         return self._ask(asset, partition, find_rows)
+
+    def columns(self, asset: StoredAsset) -> set[str]:
+        """Return the names of a table's columns, of its newest partition. Raises as `read`."""
+        newest = asset.partitions[0] if asset.partitions else None
+        return self._remember("columns", asset, newest, lambda table: set(table.columns))
+
+    def counts(self, asset: StoredAsset) -> dict[str, int]:
+        """Return the number of rows by partition, "" where there are none. Raises as `read`."""
+        return self._remember("counts", asset, None, OpenTable.counts)
+
+    def _remember(
+        self, what: str, asset: StoredAsset, partition: str | None, question: Callable[[OpenTable], _Answer]
+    ) -> _Answer:
+        with self._lock:
+            known: _Answer | None = self._summed.get((what, asset.key))
+        if known is not None:
+            return known
+        answer = self._ask(asset, partition, question)
+        with self._lock:
+            self._summed[what, asset.key] = answer
+        return answer
 
     def list_addresses(
         self, asset: StoredAsset, column: str, view: View | None = None, partition: str | None = None
@@ -283,6 +308,7 @@ class TableBrowser:
         with self._lock:
             self._loaded.clear()
             self._listed.clear()
+            self._summed.clear()
 
 
 def status_of(error: LLMBatchError) -> int:

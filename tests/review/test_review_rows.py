@@ -46,7 +46,22 @@ TAGS = {
         "head",
     ),
     *("header", "html", "i", "img", "input", "kbd", "label", "legend", "li", "link", "main", "meta", "nav", "option"),
-    *("p", "pre", "script", "section", "select", "span", "strong", "summary", "table", "tbody", "td", "th", "thead"),
+    *(
+        "p",
+        "pre",
+        "rect",
+        "script",
+        "section",
+        "select",
+        "span",
+        "strong",
+        "summary",
+        "table",
+        "tbody",
+        "td",
+        "th",
+        "thead",
+    ),
     *("title", "tr", "ul"),
 }
 

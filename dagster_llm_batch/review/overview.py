@@ -1,0 +1,246 @@
+"""The first page: of each dataset how good its labels are, what they cost, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dagster_llm_batch.addresses import Filter, label_path, table_path
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.label_pages import LabelPages, ShowPage
+from dagster_llm_batch.review.tables import StoredAsset, View
+
+__all__ = ["OverviewPage", "kind_of"]
+
+_KINDS = (
+    ("gold sample", {"sample_weight", "sample_rows", "why"}),
+    ("evaluation", {"candidate", "target", "n_gold", "coverage"}),
+    ("mistakes in groups", {"candidate", "target", "n", "share", "examples"}),
+    ("results per class", {"candidate", "target", "class", "precision", "recall"}),
+    ("estimates", {"candidate", "figure", "powered"}),
+)
+_MISTAKES, _FAILURES = "_mistakes", "_failures"
+_MOST_BARS = 60
+_BAR = 8
+_TALLEST = 40
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good one candidate of one evaluation is: the share of right labels, or the mean error of a number."""
+
+    evaluation: str
+    target: str
+    measure: float
+    low: float | None
+    high: float | None
+    n_gold: int
+    is_error: bool = False
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something that a person can do next."""
+
+    words: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One partition in the picture: its rows, and the places of the parts with and without a label, in pixels."""
+
+    partition: str
+    url: str
+    labeled: int
+    rejected: int
+    x: int
+    height: int
+    top: int
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """What the first page shows of a dataset; a count is None where a table cannot be counted at once."""
+
+    name: str
+    labels: StoredAsset | None
+    labeled: int | None
+    rejected: int | None
+    cost_usd: Decimal
+    at: datetime | None
+    qualities: Sequence[Quality]
+    waiting: Sequence[str]
+    acts: Sequence[Act]
+    bars: Sequence[Bar]
+
+
+class OverviewPage:
+    """Sums up each dataset of a deployment."""
+
+    def __init__(self, deployment: ReviewedDeployment, show: ShowPage, labels: LabelPages) -> None:
+        self._deployment = deployment
+        self._show = show
+        self._labels = labels
+
+    def overview(self, request: Request) -> Response:
+        """Show the datasets with the quality of their labels, then all tables."""
+        assets = self._deployment.assets()
+        columns = {asset.key: self._columns(asset) for asset in assets}
+        datasets = list(dict.fromkeys(asset.dataset for asset in assets if asset.dataset))
+        return self._show(
+            request,
+            "overview.html",
+            datasets=[self._summary(name, assets, columns, request.state.person) for name in datasets],
+            tables=[(asset, kind_of(asset, columns[asset.key])) for asset in assets],
+            tallest=_TALLEST,
+            width=_BAR,
+        )
+
+    def _summary(
+        self, name: str, assets: Sequence[StoredAsset], columns: Mapping[str, set[str]], person: str
+    ) -> DatasetSummary:
+        labels = next((one for one in assets if one.dataset == name and one.role == "labels"), None)
+        rejects = next((one for one in assets if one.dataset == name and one.role == "rejects"), None)
+        labeled = self._counts(labels)
+        rejected = self._counts(rejects)
+        qualities = list(self._qualities(labels, assets, columns)) if labels else []
+        waiting = [words for dataset, words in self._deployment.waiting() if dataset == name]
+        return DatasetSummary(
+            name,
+            labels,
+            None if labeled is None else sum(labeled.values()),
+            None if rejected is None else sum(rejected.values()),
+            self._deployment.ledger.money.spent_usd(self._deployment.namespace, asset=name),
+            labels.at if labels else None,
+            qualities,
+            waiting,
+            list(self._acts(name, labels, rejects, sum((rejected or {}).values()), assets, columns, person)),
+            _bars(labels.key, labeled or {}, rejected or {}) if labels else [],
+        )
+
+    def _acts(
+        self,
+        name: str,
+        labels: StoredAsset | None,
+        rejects: StoredAsset | None,
+        n_rejected: int,
+        assets: Sequence[StoredAsset],
+        columns: Mapping[str, set[str]],
+        person: str,
+    ) -> Iterator[Act]:
+        """Yield what can be done, the most useful first."""
+        for form in self._deployment.forms:
+            if form.dataset != name or (self._deployment.judged and name not in self._deployment.judged):
+                continue
+            for asset in assets:
+                if kind_of(asset, columns[asset.key]) == "gold sample" and form.key in columns[asset.key]:
+                    left = self._left(asset, form, person)
+                    if left:
+                        yield Act(f"Judge {_rows(left)}", label_path(asset.key, name))
+        if labels is not None:
+            candidate = labels.key.rpartition("/")[2]
+            for asset in assets:
+                wanted = f"{candidate}_label"
+                if asset.key.endswith(_MISTAKES) and wanted in columns[asset.key]:
+                    yield from self._mistakes(asset, candidate, assets)
+        if rejects is not None and n_rejected:
+            yield Act(f"See {_rows(n_rejected)} without a label", table_path(rejects.key))
+        if labels is not None:
+            yield Act("See the labels", table_path(labels.key))
+
+    def _mistakes(self, asset: StoredAsset, candidate: str, assets: Sequence[StoredAsset]) -> Iterator[Act]:
+        partition = asset.partitions[0] or None if asset.partitions else None
+        wrong = Filter(f"{candidate}_label", "some")
+        try:
+            count = self._deployment.browser.read(asset, View(filters=(wrong,)), partition).total
+        except LLMBatchError:
+            return
+        if not count:
+            return
+        groups = asset.key.removesuffix(_MISTAKES) + _FAILURES
+        words = f"See {count:,} {'mistake' if count == 1 else 'mistakes'}"
+        if any(each.key == groups for each in assets):
+            where = f"?where={quote(f'candidate:is:{candidate}')}" + (f"&in={quote(partition)}" if partition else "")
+            yield Act(words, f"/failures/{quote(groups)}{where}")
+        else:
+            yield Act(words, table_path(asset.key, partition, [wrong]))
+
+    def _left(self, asset: StoredAsset, form: Any, person: str) -> int:
+        try:
+            return self._labels.count_left(asset, form, person)
+        except LLMBatchError:
+            return 0
+
+    def _qualities(
+        self, labels: StoredAsset, assets: Sequence[StoredAsset], columns: Mapping[str, set[str]]
+    ) -> Iterator[Quality]:
+        candidate = labels.key.rpartition("/")[2]
+        for asset in assets:
+            if kind_of(asset, columns[asset.key]) != "evaluation" or not asset.partitions:
+                continue
+            try:
+                wanted = View(filters=(Filter("candidate", "is", candidate),))
+                rows = self._deployment.browser.read(asset, wanted, asset.partitions[0] or None).rows
+            except LLMBatchError:
+                continue
+            for row in rows:
+                for name in ("accuracy", "mae"):
+                    if row.get(name) is not None:
+                        low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+                        yield Quality(asset.key, row["target"], row[name], low, high, row["n_gold"], name == "mae")
+                        break
+
+    def _columns(self, asset: StoredAsset) -> set[str]:
+        try:
+            return self._deployment.browser.columns(asset)
+        except LLMBatchError:
+            return set()
+
+    def _counts(self, asset: StoredAsset | None) -> Mapping[str, int] | None:
+        """Return the rows by partition; None where only one of several partitions can be loaded at once."""
+        if asset is None:
+            return {}
+        if len(asset.others) > 1 or (asset.others and asset.files):
+            return None
+        try:
+            return self._deployment.browser.counts(asset)
+        except LLMBatchError:
+            return None
+
+
+def kind_of(asset: StoredAsset, columns: set[str]) -> str:
+    """Return what a table holds, in words, "" where only its name shows that."""
+    if asset.dataset:
+        return asset.role
+    if asset.key.endswith(_MISTAKES) and {"target", "gold"} <= columns:
+        return "mistakes"
+    if asset.role == "annotation":
+        return "gold by people"
+    return next((words for words, needed in _KINDS if needed <= columns), "")
+
+
+def _bars(asset: str, labeled: Mapping[str, int], rejected: Mapping[str, int]) -> list[Bar]:
+    partitions = sorted({*labeled, *rejected} - {""})[-_MOST_BARS:]
+    if len(partitions) < 2:  # noqa: PLR2004 - one bar is no picture
+        return []
+    most = max(labeled.get(each, 0) + rejected.get(each, 0) for each in partitions)
+    bars = []
+    for number, each in enumerate(partitions):
+        good, bad = labeled.get(each, 0), rejected.get(each, 0)
+        height = round(_TALLEST * good / most)
+        top = round(_TALLEST * (good + bad) / most) - height
+        bars.append(Bar(each, table_path(asset, each), good, bad, number * (_BAR + 2), height, top))
+    return bars
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} {'row' if count == 1 else 'rows'}"

@@ -1,0 +1,144 @@
+"""The first page: how good the labels are, and what a person can do next."""
+
+from __future__ import annotations
+
+import html
+import re
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dagster_llm_batch.metrics import compare, evaluations_to_arrow
+from dagster_llm_batch.metrics.failures import failures_to_arrow, find_failures
+from dagster_llm_batch.review.access import Door
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.forms import LabelForm
+from dagster_llm_batch.review.server import review_app
+from dagster_llm_batch.review.tables import StoredAsset
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+FORM = LabelForm("tickets", "id", {"properties": {"topic": {"enum": ["bug", "billing"]}}, "required": ["topic"]})
+GOLD = ["bug"] * 30 + ["billing"] * 10
+MATERIALIZED = datetime(2026, 5, 4, 3, 2, tzinfo=UTC)
+LABELS = ["bug"] * 27 + ["billing"] * 3 + ["billing"] * 10
+
+
+@pytest.fixture
+def desk(serve, tmp_path):
+    """Serves a dataset of two days with an evaluation, and, where it is asked for, a sample to judge."""
+    ids = [f"t{number}" for number in range(40)]
+    labels = pa.table({"id": ids, "body": [f"Text <i>{each}" for each in ids], "topic": LABELS})
+    gold = pa.table({"id": ids, "topic": GOLD})
+    report = compare(gold, {"tickets": labels}, key="id", targets=["topic"])
+    failures = failures_to_arrow(find_failures(report.joined, {"tickets": labels}))
+    sample = pa.table({"id": ids[:5], "why": ["random"] * 5, "sample_weight": [8.0] * 5, "sample_rows": [40] * 5})
+    stored = {
+        "quality": evaluations_to_arrow(report.evaluations),
+        "quality_mistakes": report.mistakes,
+        "quality_failures": failures,
+    }
+    for name, table in {**stored, "sample": sample, "d1": labels.slice(0, 30), "d2": labels.slice(30)}.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    pq.write_table(labels.slice(0, 2).select(["id"]), tmp_path / "rejects.parquet")
+    places = {name: str(tmp_path / f"{name}.parquet") for name in (*stored, "sample", "d1", "d2", "rejects")}
+    days = {day: places[day] for day in ("d1", "d2")}
+    assets = [
+        StoredAsset(
+            "shop/tickets",
+            "tickets",
+            "labels",
+            "id",
+            days,
+            at=MATERIALIZED,
+        ),
+        StoredAsset("shop/tickets_rejects", "tickets", "rejects", "id", {"d2": places["rejects"]}),
+        *(StoredAsset(name, role="evaluation", files={"": places[name]}) for name in stored),
+    ]
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+
+    def open_page(*, with_sample: bool = False, waiting=()):
+        more = [StoredAsset("to_judge", role="evaluation", files={"": places["sample"]})] if with_sample else []
+        deployment = ReviewedDeployment(
+            "here",
+            ledger,
+            PayloadStore(str(tmp_path / "p")),
+            "test",
+            lambda: [*assets, *more],
+            forms=[FORM],
+            judged=["tickets"],
+            waiting=lambda: waiting,
+        )
+        return serve(review_app(deployment, Door(user_header="X-User")))
+
+    yield open_page, tmp_path
+    ledger.close()
+
+
+def words_of(client, path: str = "/") -> str:
+    answer = client.get(path, X_User="ada")
+    assert answer.status == 200, answer.text
+    return " ".join(html.unescape(re.sub("<[^>]+>", " ", answer.text.partition("<main")[2])).split())
+
+
+def acts_of(client) -> list[tuple[str, str]]:
+    text = client.get("/", X_User="ada").text
+    found = re.findall(r'<a class="button[^"]*" href="([^"]*)">([^<]*)<', text)
+    return [(words, html.unescape(url)) for url, words in found]
+
+
+def test_the_first_page_shows_quality_cost_counts_and_the_last_materialization(desk):
+    open_page, _ = desk
+    words = words_of(open_page())
+    assert "92% right (80% to 98%) topic , by 40 gold rows in quality" in words
+    assert "Labeled 40 of 42 rows" in words
+    assert "Cost $0.00" in words
+    assert "Last materialized 2026-05-04 03:02 UTC" in words
+    assert "Waiting for a person nothing" in words
+    assert "d1: 30 rows labeled, 0 without a label" in words
+    assert "d2: 10 rows labeled, 2 without a label" in words
+
+
+def test_the_first_button_is_the_next_useful_act_and_each_leads_somewhere(desk):
+    open_page, _ = desk
+    client = open_page(with_sample=True)
+    acts = acts_of(client)
+    assert [words for words, _ in acts[:3]] == ["Judge 5 rows", "See 3 mistakes", "See 2 rows without a label"]
+    for words, url in acts:
+        if words != "Prompt and notes":
+            assert client.get(url, X_User="ada").status == 200
+    form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "topic": '"bug"'}
+    sent = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
+    assert client.ask("POST", acts[0][1], urlencode(form), X_User="ada", **sent).status == 303
+    assert acts_of(client)[0][0] == "Judge 4 rows"
+    assert acts_of(open_page())[0][0] == "See 3 mistakes"
+
+
+def test_a_table_is_called_what_it_is(desk):
+    open_page, _ = desk
+    words = words_of(open_page(with_sample=True)).partition("All tables")[2]
+    assert "to_judge gold sample" in words
+    assert "quality evaluation" in words
+    assert "quality_mistakes mistakes" in words
+    assert "quality_failures mistakes in groups" in words
+    assert "shop/tickets_rejects rejects, 1 partition" in words
+
+
+def test_what_waits_for_a_person_is_shown_with_its_advice(desk):
+    open_page, _ = desk
+    words = words_of(open_page(waiting=[("tickets", "A batch is in doubt <b>: run resolve."), ("other", "Not here.")]))
+    assert "A batch is in doubt <b>: run resolve." in words
+    assert "Waiting for a person 1 task" in words
+    assert "Not here." not in words
+
+
+def test_damaged_tables_keep_nobody_from_the_first_page(desk):
+    open_page, folder = desk
+    for name in ("quality", "quality_mistakes", "rejects"):
+        (folder / f"{name}.parquet").write_bytes(b"no Parquet")
+    words = words_of(open_page())
+    assert "No evaluation has measured these labels yet." in words
+    assert "Labeled not counted" in words
