@@ -20,3 +20,5 @@ uv_pin --group engines --extra spark --extra openai --extra emulator --extra eva
 uv pip compile --quiet --python-version 3.11 --no-header --annotation-style line requirements/labelstudio.in -o requirements/labelstudio.txt "$@"
 # PyFlink's pins leave no room for this package
 uv pip compile --quiet --python-version 3.11 --no-header --annotation-style line requirements/flink.in -o requirements/flink.txt "$@"
+# the validator wants an older numpy and pandas than this package
+uv pip compile --quiet --python-version 3.11 --no-header --annotation-style line requirements/focus.in -o requirements/focus.txt "$@"

@@ -213,6 +213,8 @@ ENGINES: dict[str, Engine] = {
     "flink": Engine(("default-jre-headless",), ("java",), own_environment=True, beside=True, python="3.11"),
     # too many pins to share an environment with
     "labelstudio": Engine(own_environment=True, beside=True, python="3.11"),
+    # the validator of FOCUS, too
+    "focus": Engine(own_environment=True, beside=True, python="3.11"),
     "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), programs=("java",), own_environment=True),

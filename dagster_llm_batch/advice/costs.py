@@ -18,7 +18,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import ShardCost
 from dagster_llm_batch.types import Cause
 
-__all__ = ["GROUPS", "CostSum", "CostTable", "ShardBill", "bill_of_shard", "cost_table", "group_names"]
+__all__ = ["GROUPS", "CostSum", "CostTable", "ShardBill", "bill_of_shard", "cost_table", "group_names", "known_bill"]
 
 _TAG = "tag:"
 
@@ -116,7 +116,7 @@ class CostSum:
         self._add("open_usd", cost.estimated_usd)
 
     def _add_bill(self, cost: ShardCost) -> None:
-        known, unknown = _known(cost)
+        known, unknown = known_bill(cost)
         self.requests_unknown += unknown
         if cost.cause in _LOST and unknown:
             self._add("lost_usd", _expected(cost, unknown))
@@ -172,7 +172,7 @@ def bill_of_shard(cost: ShardCost) -> ShardBill:
         return ShardBill(expected, float(expected) * (1 - min(least, 1.0)), float(expected) * (ratio - 1), 0)
     if not cost.was_taken:
         return ShardBill(Decimal(0), 0.0, 0.0, 0)
-    known, unknown = _known(cost)
+    known, unknown = known_bill(cost)
     rest = _expected(cost, unknown)
     return ShardBill(known, 0.0, 0.0, unknown) if rest is None else ShardBill(known + rest, 0.0, 0.0, 0)
 
@@ -184,7 +184,7 @@ def _expected(cost: ShardCost, unknown: int) -> Decimal | None:
     return cost.estimated_usd * min(unknown, cost.requests) / cost.requests
 
 
-def _known(cost: ShardCost) -> tuple[Decimal, int]:
+def known_bill(cost: ShardCost) -> tuple[Decimal, int]:
     """Return what is known of a collected shard's bill, and of how many of its requests it is not known."""
     if cost.known_usd is not None and cost.unpriced is not None:
         return cost.known_usd, cost.unpriced

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from io import BytesIO
 
 import click
+from click.core import ParameterSource
 
 from dagster_llm_batch.advice.cost_forecast import HISTORY, forecast_month, month_of, next_month
 from dagster_llm_batch.advice.costs import GROUPS, CostSum, cost_table, group_names
+from dagster_llm_batch.advice.focus import as_text, focus_charges
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
-from dagster_llm_batch.cli.output import Money, console, money, print_json, table
+from dagster_llm_batch.cli.output import Money, console, counted, money, print_json, table
 from dagster_llm_batch.cli.selection import nothing_submitted
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.exports.tables import write_csv
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import ShardCost
 
@@ -72,6 +76,14 @@ _RARE = (
 @click.option("--since", type=_DATE, help="Sent from then on, UTC.")
 @click.option("--until", type=_DATE, help="Sent before then, UTC.")
 @click.option("--month", type=click.DateTime(["%Y-%m"]), help="Sent in this month, and its forecast.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "focus"]),
+    default="table",
+    show_default=True,
+    help="focus: a CSV of FOCUS 1.0, one charge for each collected batch, to import into a tool for cloud costs.",
+)
 @json_option
 def cost_command(
     deployment: DeploymentAccess,
@@ -80,6 +92,7 @@ def cost_command(
     since: datetime | None,
     until: datetime | None,
     month: datetime | None,
+    form: str,
     *,
     as_json: bool,
 ) -> None:
@@ -90,6 +103,9 @@ def cost_command(
     """
     if month is not None and (since is not None or until is not None):
         raise click.UsageError("Give either --month or --since and --until, not both.")
+    has_by = click.get_current_context().get_parameter_source("by") is not ParameterSource.DEFAULT
+    if form == "focus" and (as_json or has_by):
+        raise click.UsageError("--format focus writes a CSV with a row for each batch. Leave out --by and --json.")
     try:
         names = group_names([name.strip() for name in by.split(",") if name.strip()])
     except ConfigError as error:
@@ -105,6 +121,9 @@ def cost_command(
         )
         return [cost for cost in costs if deployment.is_looked_at(cost.asset)]
 
+    if form == "focus":
+        _print_focus(costs_of(_utc(since), _utc(until)), deployment.namespace)
+        return
     summed = cost_table(costs_of(_utc(since), _utc(until)), names)
     recent = costs_of(min(_midnight(this), _midnight(now.date()) - HISTORY))
     forecast = forecast_month(recent, this, now)
@@ -124,6 +143,17 @@ def cost_command(
     out.print(f"{this:%Y-%m}: {forecast}.")
     if why_none := nothing_submitted(deployment.ledger, deployment.namespace, asset):
         click.echo(why_none, err=True)
+
+
+def _print_focus(costs: Sequence[ShardCost], namespace: str) -> None:
+    charges, unknown = focus_charges(costs, namespace)
+    write_csv(as_text(charges), written := BytesIO())
+    click.echo(written.getvalue(), nl=False)
+    if unknown:
+        text = (
+            f"{counted(unknown, 'request is', 'requests are')} in no row: the cost is unknown. See `cost --by model`."
+        )
+        click.echo(text, err=True)
 
 
 def _at_least(amount: Decimal | None, unknown: int) -> Money | None:

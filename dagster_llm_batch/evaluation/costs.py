@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 import dagster as dg
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow as pa
 from dagster_llm_batch._dagster_private import asset_graph
 from dagster_llm_batch.advice.cost_forecast import HISTORY, MonthForecast, forecast_month, month_of
 from dagster_llm_batch.advice.costs import CostSum, CostTable, cost_table, group_names
+from dagster_llm_batch.advice.focus import FOCUS_SCHEMA, FOCUS_VERSION, focus_charges
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.translator import DATASET_KEY
 from dagster_llm_batch.checks import CheckOutcome
@@ -36,6 +37,8 @@ __all__ = ["CHECK", "cost_assets"]
 
 CHECK = "month_cost"
 """Name of the asset check."""
+
+_Columns = Literal["sums", "focus"]
 
 _DOCS = {
     "asset": "labeled asset",
@@ -75,6 +78,7 @@ def cost_assets(
     name: str,
     candidates: Candidates = (),
     by: Sequence[str] = ("day", "asset", "model"),
+    columns: _Columns = "sums",
     max_month_usd: Decimal | float | str | None = None,
     resource_key: str = "llm_batch",
     **options: Unpack[PartitionOptions],
@@ -88,6 +92,8 @@ def cost_assets(
         by: What costs are summed by, each a column: "asset", "partition", "provider", "model", "day" and "month" (of
             the sending, in UTC), "tag" (all tags of the dataset, as it was submitted), "tag:team" (one tag). The column
             of "partition" is `label_partition`, that of "tag:team" `tag_team`.
+        columns: "sums", a row for each group; or "focus", a row for each collected batch with the columns of FOCUS 1.0,
+            as tools for cloud costs import them. `by` is not used then.
         max_month_usd: The check warns where these datasets are expected to cost more US dollars in the calendar month.
             Default: the deployment's own budgets of a month.
         resource_key: Key of the LLMBatchResource.
@@ -101,6 +107,8 @@ def cost_assets(
         The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
     names = group_names(by)
+    if columns not in get_args(_Columns):
+        raise ConfigError(f'columns={columns!r} is neither "sums" nor "focus". Give one of them.')
     datasets = candidates_of(candidates, {}) if candidates else ()
     upstreams = [dataset.key for dataset in datasets]
     builder = EvaluationBuilder(name=name, **options)
@@ -114,6 +122,7 @@ def cost_assets(
         )
     costs = _Costs(
         by=names,
+        columns=columns,
         upstreams=upstreams,
         partitions_def=builder.partitions_def,
         max_month_usd=None if max_month_usd is None else dollars("max_month_usd", max_month_usd),
@@ -122,7 +131,7 @@ def cost_assets(
     spec = builder.spec(
         "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
         deps=[dg.AssetDep(key, partition_mapping=every) for key in upstreams],
-        code_version=code_digest("2", upstreams, names),
+        code_version=code_digest("2", upstreams, names, *([] if columns == "sums" else [columns])),
         # All of the namespace is no asset that could be followed, and what a day has cost no partition of labels says.
         follow=builder.follow(upstreams) if upstreams and not is_partitioned else None,
         skippable=False,
@@ -139,6 +148,7 @@ def cost_assets(
 @dataclass(frozen=True)
 class _Costs:
     by: tuple[str, ...]
+    columns: _Columns
     upstreams: Sequence[dg.AssetKey]
     partitions_def: dg.PartitionsDefinition[Any] | None
     max_month_usd: Decimal | None
@@ -158,6 +168,11 @@ class _Costs:
         forecast = _forecast(engine, month, assets)
         table = cost_table(costs, self.by)
         verdict = self._verdict(engine, month, assets, forecast)
+        if self.columns == "focus":
+            charges, _ = focus_charges(costs, engine.namespace)
+            theirs, ours = f"as FOCUS {FOCUS_VERSION} defines it", "beside the columns of FOCUS"
+            docs = {name: ours if name.startswith("x_") else theirs for name in FOCUS_SCHEMA.names}
+            return Computed(charges, _metadata(costs, table.total, month, forecast), docs, [verdict])
         docs = {_column(name): _DOCS.get(name, "of the asset when it was submitted") for name in [*self.by, *_SUMS]}
         return Computed(_arrow(table), _metadata(costs, table.total, month, forecast), docs, [verdict])
 

@@ -31,7 +31,16 @@ from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["FORMATS", "STREAMED", "count_formulas", "form_of", "json_line", "judgment_table", "write_table"]
+__all__ = [
+    "FORMATS",
+    "STREAMED",
+    "count_formulas",
+    "form_of",
+    "json_line",
+    "judgment_table",
+    "write_csv",
+    "write_table",
+]
 
 _Features = Mapping[str, tuple[list[Any], str]]
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".tfrecord": "tfrecord"}
@@ -145,7 +154,8 @@ def _write_jsonl(table: pa.Table, file: BinaryIO) -> None:
     file.writelines(json_line(row) for row in _rows(table))
 
 
-def _write_csv(table: pa.Table, file: BinaryIO) -> None:
+def write_csv(table: pa.Table, file: BinaryIO) -> None:
+    """Write a table as CSV: nested values as JSON, amounts without exponents, formulas after an apostrophe."""
     for number, field in enumerate(table.schema):
         if pa.types.is_nested(field.type):
             texts = [
@@ -281,7 +291,7 @@ def _feature(value: Any, kind: str) -> tuple[list[Any], str]:
 
 STREAMED: dict[str, Callable[[pa.Table, BinaryIO], None]] = {
     "parquet": _write_parquet,
-    "csv": _write_csv,
+    "csv": write_csv,
     "jsonl": _write_jsonl,
 }
 """Formats that one open file takes."""

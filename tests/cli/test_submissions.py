@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import time
@@ -225,6 +226,10 @@ def test_costs_are_summed_exactly_by_what_is_asked_and_estimates_stand_apart(pro
     assert Decimal(total["open_usd"]) == Decimal(flying["estimated_usd"])
     assert told["forecast"]["reason"] == "0 complete days are too few, 14 are needed"
     assert Decimal(told["forecast"]["so_far_usd"]) == Decimal(total["cost_usd"]) + Decimal(total["open_usd"])
+    charges = [*csv.DictReader(io.StringIO(project.on_file("cost", "--format", "focus").stdout))]
+    assert sum(Decimal(one["BilledCost"]) for one in charges) == Decimal(total["cost_usd"])
+    assert {json.loads(one["Tags"])["team"] for one in charges} == {"support"}
+    assert "Leave out --by" in project.on_file("cost", "--format", "focus", "--by", "asset", code=2).stderr
     groups = project.json("cost", "--by", "asset,partition")["groups"]
     assert [(one["asset"], one["partition"], one["submissions"]) for one in groups] == [
         ("daily_labels", DAYS[0], 1),

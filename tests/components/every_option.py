@@ -257,7 +257,13 @@ CASES: dict[str, tuple[Any, str, Same]] = {
     "costs": (
         cost_assets,
         "LLMBatchCostComponent",
-        alike(candidates=["crm/labels"], by=["asset", "day", "tag:team"], max_month_usd="12.5", resource_key="models")
+        alike(
+            candidates=["crm/labels"],
+            by=["asset", "day", "tag:team"],
+            columns="focus",
+            max_month_usd="12.5",
+            resource_key="models",
+        )
         | STORED
         | BACKFILL
         | Same(

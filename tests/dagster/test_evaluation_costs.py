@@ -160,3 +160,24 @@ def test_the_check_says_when_the_month_will_be_over_a_limit(make):
     passed, told = judged(max_month_usd=expected * Decimal("0.99"))
     assert (passed, f"{money_text(expected)} expected, with 90 % between" in told) == (False, True)
     assert location.metadata("llm_costs")["llm_batch/month_expected_usd"] == pytest.approx(float(expected), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_with_the_columns_of_focus_each_batch_is_a_row(make):
+    location = make(
+        *labeled(partitions_def=DAILY, tags={"team": "support"}), *cost_assets(name="llm_costs", columns="focus")
+    )
+    for day in DAYS[:2]:
+        assert location.land(partition=day).success
+    assert check(location).passed
+    rows = stored(location).to_pylist()
+    assert [(row["x_Partition"], row["ServiceName"], row["x_Requests"]) for row in rows] == [
+        (DAYS[0], "OpenAI API", 3),
+        (DAYS[1], "OpenAI API", 3),
+    ]
+    assert location.metadata("llm_costs")["llm_batch/cost_usd"] == float(sum(row["BilledCost"] for row in rows))
+
+
+def test_other_columns_are_refused():
+    with pytest.raises(ConfigError, match="columns"):
+        cost_assets(name="llm_costs", columns="focused")

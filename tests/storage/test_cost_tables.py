@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.advice.costs import GROUPS, CostSum, cost_table
+from dagster_llm_batch.advice.focus import focus_charges
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Resend
 from dagster_llm_batch.errors import ConfigError
@@ -213,3 +214,73 @@ def test_a_table_takes_one_look_at_the_ledger_and_none_at_stored_results(
     with statements() as looks:
         assert table(deployment, "asset", "model", "day", "tag:team")["total",].requests == 13
     assert sum("shard" in look for look in looks) == 1
+
+
+# https://focus.finops.org/focus-specification/v1-0/: columns that may not be null
+NOT_NULL = (
+    "BilledCost",
+    "BillingAccountId",
+    "BillingCurrency",
+    "BillingPeriodEnd",
+    "BillingPeriodStart",
+    "ChargeCategory",
+    "ChargePeriodEnd",
+    "ChargePeriodStart",
+    "ContractedCost",
+    "EffectiveCost",
+    "InvoiceIssuerName",
+    "ListCost",
+    "ProviderName",
+    "PublisherName",
+    "ServiceCategory",
+    "ServiceName",
+    # In charges of usage, these too.
+    "ChargeFrequency",
+    "ConsumedQuantity",
+    "ConsumedUnit",
+    "ContractedUnitPrice",
+    "ListUnitPrice",
+    "PricingCategory",
+    "PricingQuantity",
+    "PricingUnit",
+    "SkuId",
+    "SkuPriceId",
+)
+
+
+def test_charges_sum_up_to_what_cost_shows_and_name_where_each_is_from(deployment: SmallDeployment) -> None:
+    costs = deployment.ledger.money.shard_costs("test")
+    charges, unknown = focus_charges(costs, "test")
+    total = cost_table(costs, ["asset"]).total
+    assert total.cost_usd is not None
+    assert sum(charges["BilledCost"].to_pylist()) == total.cost_usd
+    assert charges["BilledCost"] == charges["EffectiveCost"] == charges["ListCost"] == charges["ContractedCost"]
+    # A batch that was given up costs nobody knows what, and one that is open nothing yet.
+    assert unknown == total.requests_unknown == 2
+    assert set(charges["x_Asset"].to_pylist()) == {"tickets", "mails"}
+    assert [name for name in NOT_NULL if charges[name].null_count] == []
+    rows = charges.to_pylist()
+    ticket = next(row for row in rows if row["x_Asset"] == "tickets" and row["x_Requests"] == 5)
+    assert ticket["BillingPeriodStart"] == datetime(2026, 11, 1, tzinfo=UTC)
+    assert ticket["BillingPeriodEnd"] == datetime(2026, 12, 1, tzinfo=UTC)
+    assert ticket["ChargePeriodStart"] == datetime(2026, 11, 3, tzinfo=UTC)
+    assert ticket["ChargePeriodEnd"] == datetime(2026, 11, 4, tzinfo=UTC)
+    assert (ticket["ProviderName"], ticket["PublisherName"], ticket["ServiceName"]) == (
+        "OpenAI",
+        "OpenAI",
+        "OpenAI API",
+    )
+    assert (ticket["SubAccountId"], ticket["ResourceName"], ticket["SkuId"]) == ("test", "tickets", "openai/gpt-5-nano")
+    assert ticket["ResourceId"].startswith("batch_")
+    assert json.loads(ticket["Tags"]) == {
+        "team": "support",
+        "cost_center": "7",
+        "llm_batch/namespace": "test",
+        "llm_batch/asset": "tickets",
+        "llm_batch/partition": "2026-11-03",
+    }
+    assert ticket["ConsumedQuantity"] == ticket["x_InputTokens"] + ticket["x_OutputTokens"]
+    assert abs(ticket["ListUnitPrice"] * ticket["PricingQuantity"] - ticket["ListCost"]) < Decimal("1e-8")
+    # The vendor's own count is beside our price.
+    mail = next(row for row in rows if row["x_Asset"] == "mails")
+    assert mail["x_ReportedCost"] == Decimal("0.0004") != mail["BilledCost"]
