@@ -122,7 +122,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         # what chance makes of a true 7 %
         most = MOST_MISSES + 2 * (MOST_MISSES * (1 - MOST_MISSES) / draws) ** 0.5
         if misses > most and cell.people != NOT_PROMISED:
-            broken.append(f"{cell}: misses in {misses:.1%}, of which {MOST_MISSES:.0%} are promised.")
+            broken.append(f"{cell}: misses in {misses:.1%}; the limit is {MOST_MISSES:.0%}.")
         if found.never:
             broken.append(f"{cell}: {found.never} lives did not end in {MOST_ROUNDS} rounds.")
     head = ("people", "labels right", "figure", "± asked", "misses %", "a look every 20 rows: misses %", "no end %")
@@ -240,13 +240,15 @@ SECTION = Section(
     "annotators",
     f"""## People who judge until it is enough
 
-Promised: the interval of 95 % with which a stopping rule ends misses the truth in at most {MOST_MISSES:.0%} of the
-lives, as all intervals of 95 % on this page, in every row of the table but those of one person who errs; and every
-life ends. People whose mistakes are known judge rows
-of a table of {ROWS:,}, drawn in rounds by `gold_sample_assets` with `stop=`: {FIRST} first, then as many as are
-forecast. Their gold is that of `annotation_assets`. Beside it: how often an interval of 95 % misses that is looked at
-every 20 rows (drawn alike, all gold right) until the usual formula is narrow enough; how many rows were labeled, and
-how many times those of a single look; and how much of the gold is wrong, and would be by majority. What one person gets
-wrong, nobody sees: it is in the figures.""",
+The guarantees: every labeling campaign ends, and the final 95 % interval of its stopping rule misses the truth in at
+most {MOST_MISSES:.0%} of the campaigns. This holds for every row of the table, except with a single person who makes
+mistakes.
+
+Simulated people with known mistakes judge rows of a table of {ROWS:,}. `gold_sample_assets` with `stop=` draws the
+rows in rounds: {FIRST} first, then the forecast number. `annotation_assets` makes the gold. The table compares this
+with a 95 % interval that is checked every 20 rows (drawn equally, all gold right) until the usual formula is narrow
+enough. It also shows the number of labeled rows, as a count and as a multiple of a single look, and the share of
+wrong gold, here and by majority. The mistakes of a single person cannot be detected, so they are part of these
+figures.""",
     measure,
 )

@@ -108,11 +108,11 @@ def _random(cell: object) -> np.random.Generator:
 def _uncovered(what: str, covered: float, of: int) -> list[str]:
     # What chance makes of 95 % in so many: three standard errors below, as 927 of 1,000 are.
     least = CONFIDENCE - (CONFIDENCE - LEAST_COVERED) * (1_000 / of) ** 0.5
-    return [f"{what}: holds in {covered:.1%}, of which {CONFIDENCE:.0%} are promised."] if covered < least else []
+    return [f"{what}: holds in {covered:.1%}; the guarantee is {CONFIDENCE:.0%}."] if covered < least else []
 
 
 def _too_wide(what: str, width: float, most: float) -> list[str]:
-    return [] if width <= most else [f"{what}: {width:.2f} times as wide as the oracle's; at most {most} is promised."]
+    return [] if width <= most else [f"{what}: {width:.2f} times as wide as the oracle's; the limit is {most}."]
 
 
 # one partition ----------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def measure_level(runs: int) -> Part:
         low, high = ((meant + times * (meant * FIRST / runs) ** 0.5) * runs for times in (-3.8, 3.2))
         if not low <= failures <= high:
             broken.append(f"level, {sample} rows: {failures / runs:.1%} fail, of which {meant:.1%} are meant.")
-    head = ("sampled rows", "may be wrong", "promise broken %")
+    head = ("sampled rows", "may be wrong", "guarantee broken %")
     return Part(f"### The level\n\n{table(head, lines)}", broken)
 
 
@@ -193,9 +193,9 @@ def measure_populations(runs: int) -> Part:
         spared, least = (1 - shares[0]) / (1 - shares[1]), LEAST_SPARED[agreement, sample]
         lines.append((agreement, sample, 100 * worst, *shares, spared, least, 100 * worst_naive))
         if spared < least:
-            broken.append(f"agreement {agreement}, {sample} rows: spared {spared:.2f}; {least} is promised.")
+            broken.append(f"agreement {agreement}, {sample} rows: spared {spared:.2f}; the minimum is {least}.")
         if worst > 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5:
-            broken.append(f"agreement {agreement}, {sample} rows: {worst:.1%} fail, of which 5 % are promised.")
+            broken.append(f"agreement {agreement}, {sample} rows: {worst:.1%} fail; the limit is 5 %.")
     head = (
         "agreement",
         "sampled rows",
@@ -206,7 +206,9 @@ def measure_populations(runs: int) -> Part:
         "at least",
         "naive threshold: broken %",
     )
-    text = "### Kinds of models\n\nOf 5,000 rows; the worst of eight kinds, and means over all."
+    text = (
+        "### Kinds of models\n\nTables have 5,000 rows. Shown are the worst of eight kinds, and means over all kinds."
+    )
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
 
@@ -246,12 +248,12 @@ def measure_looks(draws: int, kinds: Sequence[tuple[str, float]]) -> Part:
         name = f"tell nothing, {share:.0%} wrong" if share else kind
         lines.append((name, 100 * shared, looks[0] / draws, 100 * naive))
         if shared > 0.05 + 3 * (0.0475 / draws) ** 0.5:
-            broken.append(f"looks, {name}: {shared:.1%} fail, of which 5 % are promised.")
-    head = ("scores", "promise broken %", "mean looks", "each look with all of the 5 %: broken %")
+            broken.append(f"looks, {name}: {shared:.1%} fail; the limit is 5 %.")
+    head = ("scores", "guarantee broken %", "mean looks", "each look with all of the 5 %: broken %")
     text = (
-        f"### Looking until it pleases\n\nOf {rows:,} rows, agreement 0.95: `sample=` is raised from {_LOOK_SIZES[0]} "
-        f"to {_LOOK_SIZES[-1]} rows, and the first one is kept that accepts more labels than the best threshold may. "
-        "Looks share the 5 %: the first has 15/16 of it."
+        f"### A sample that is raised until the result looks good\n\nTables have {rows:,} rows, agreement is 0.95. "
+        f"`sample=` is raised from {_LOOK_SIZES[0]} to {_LOOK_SIZES[-1]} rows. The user keeps the first sample that "
+        "accepts more labels than the best threshold may. The looks share the 5 %: the first has 15/16 of it."
     )
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
@@ -297,7 +299,7 @@ def measure_partitions(lives: int) -> Part:
                 (calibrate, change, float(np.mean(fails)), float(np.mean(asked)), windows, float(np.mean(own)))
             )
             if calibrate.startswith("partition") and np.mean(fails) > 0.05 + 3 * (0.0475 / len(fails)) ** 0.5:
-                broken.append(f"{calibrate}, {change}: {np.mean(fails):.1%} of the days fail; 5 % are promised.")
+                broken.append(f"{calibrate}, {change}: {np.mean(fails):.1%} of the days fail; the limit is 5 %.")
             # Windows share days: as many are apart as there are windows in a life.
             if windows is not None:
                 broken += _uncovered(f"window, {change}", windows, lives * _LIFE // WINDOW)
@@ -409,7 +411,7 @@ def measure_window(draws: int) -> Part:
         broken += _uncovered(f"window, {kind}", covered / draws, draws)
         broken += _too_wide(f"window, {kind}", margin, WIDEST_MARGIN)
     head = ("labels that disagree", "truth %", "mean bound %", "margin, of the oracle's", "at most", "holds in %")
-    text = "### The window\n\nThe upper bound of 95 % for 20 partitions, of which 1 % of the rows is audited."
+    text = "### The window\n\nThe table shows the upper bound of 95 % for 20 partitions with 1 % of the rows audited."
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
 
@@ -426,7 +428,7 @@ def measure_detector(lives: int) -> Part:
             (f"stays at {share:.0%}", 100 * alarms, None, None, 100 * float((wrong >= daily).any(axis=1).mean()))
         )
         if alarms > most:
-            broken.append(f"alarm at {share:.0%}: in {alarms:.1%} of the years; {most:.0%} at most are promised.")
+            broken.append(f"alarm at {share:.0%}: in {alarms:.1%} of the years; the limit is {most:.0%}.")
     rng, before = _random("detector, change"), DAYS // 2
     wrong = np.concatenate(
         [rng.binomial(AUDITS, share, (lives, days)) for share, days in ((0.03, before), (0.1, DAYS - before))], axis=1
@@ -438,7 +440,7 @@ def measure_detector(lives: int) -> Part:
         (f"3 % to 10 % after {before} days", 100 * float(told.any(axis=1).mean()), float(median), float(late), None)
     )
     if late > LATEST_ALARM:
-        broken.append(f"alarm after a change: nine in ten within {late:.0f} days; {LATEST_ALARM} are promised.")
+        broken.append(f"alarm after a change: nine in ten within {late:.0f} days; the limit is {LATEST_ALARM}.")
     head = (
         "labels that disagree",
         "alarm within the year %",
@@ -446,7 +448,7 @@ def measure_detector(lives: int) -> Part:
         "nine in ten within",
         "a daily test of 5 % %",
     )
-    text = f"### The alarm\n\n{DAYS} days of {AUDITS} audited rows, of which 5 % may disagree; {lives:,} lives."
+    text = f"### The alarm\n\n{DAYS} days of {AUDITS} audited rows; 5 % of them may disagree; {lives:,} lives."
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
 
@@ -491,8 +493,8 @@ def measure_figures(draws: int) -> Part:
         "delivered labels alone: holds in %",
     )
     text = (
-        f"### Figures of the whole table\n\nThe share of a class by the oracle's labels, of {rows:,} rows of which it "
-        "has half, and a sample of the rest."
+        "### Statistics of the whole table\n\nThe table shows the share of a class by the oracle's labels. The oracle "
+        f"labels half of {rows:,} rows, and a sample of the rest."
     )
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
@@ -534,8 +536,8 @@ def measure_forecasts(lives: int) -> Part:
         "at most",
     )
     text = (
-        "### Forecasts of tokens\n\nThe 95th percentile of what a submission costs, as the ones before it let expect; "
-        f"{days} days, {lives} lives."
+        "### Forecasts of tokens\n\nThe table shows the 95th percentile of a submission's cost, forecast from earlier "
+        f"ones; {days} days, {lives} lives."
     )
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
@@ -564,18 +566,21 @@ SECTION = Section(
     "cascade",
     f"""## Cascades
 
-Promised: of each partition, the chance that more labels disagree than was agreed is at most 5 %, whatever scores are
-worth; of bounds and intervals of 95 %, at least {LEAST_COVERED:.1%} hold, which is as near as 1,000 draws tell; of
-years with an alarm, at most {MOST_FALSE_ALARMS[0.05]:.0%} where just 5 % disagree and 5 % were promised, at most
-{MOST_FALSE_ALARMS[0.03]:.0%} where 3 % do; and after a change from 3 % to 10 %, nine in ten alarms within
-{LATEST_ALARM} partitions of {AUDITS} audited rows. Each sample has the level of a first look, 15/16 of the 5 %.
+The guarantees of cascades:
 
-Promised, too, is how much is gained: of the rows that the best threshold spares the oracle, at least so many are
-spared; and bounds, intervals and forecasts are at most so many times as wide as those of an oracle, which has the true
-variance or law. A change that doubles a width breaks a promise.
+- In each partition, the chance of more disagreements than allowed is at most 5 %, for scores of any quality.
+- At least {LEAST_COVERED:.1%} of the 95 % bounds and intervals hold; 1,000 draws cannot measure more precisely.
+- With exactly 5 % disagreements and 5 % allowed, at most {MOST_FALSE_ALARMS[0.05]:.0%} of the years have an alarm. With
+  3 % disagreements, at most {MOST_FALSE_ALARMS[0.03]:.0%} do.
+- After a change from 3 % to 10 %, nine in ten alarms come within {LATEST_ALARM} partitions of {AUDITS} audited rows.
 
-`Rolling` promises nothing of a single partition where its assumption breaks: see there how many days are below. What
-holds always is the bound of its window. Days with a sample of their own are those at the beginning, and those after
-alarms.""",
+Each sample has the level of a first look, 15/16 of the 5 %.
+
+The savings are guaranteed, too. The tables show the minimum share of the rows that the best threshold would spare
+the oracle. Bounds, intervals and forecasts have a maximum width, as a multiple of an oracle's, which has the true
+variance or distribution. A change that doubles a width breaks a guarantee.
+
+If the assumption of `Rolling` breaks, it guarantees nothing about a single partition: its table shows the number of
+days below. The bound of its window always holds. Days at the beginning and days after alarms have their own sample.""",
     measure,
 )

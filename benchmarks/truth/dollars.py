@@ -162,7 +162,7 @@ def measure(draws: int, quick: bool) -> Measured:
     # So many breaks are chance where 5 % is true, in one of a thousand such cells.
     most = binom.ppf(0.999, draws, 1 - CONFIDENCE)
     broken = [
-        f"{cell.population}, {cell.agreement:.0%}: {one.cascade_fails:.1%} of tables break the promise"
+        f"{cell.population}, {cell.agreement:.0%}: {one.cascade_fails:.1%} of tables break the guarantee"
         for cell, one in zip(cells, found, strict=True)
         if one.cascade_fails * draws > most
     ]
@@ -182,7 +182,7 @@ def measure(draws: int, quick: bool) -> Measured:
         spared = one.spared, least[cell.agreement, cell.population]
         by_kind.append((cell.agreement, cell.population, *(round(share, 3) for share in (*shares, *spared))))
     head = (
-        "promised",
+        "guaranteed",
         "cheap $",
         "cascade $",
         "from",
@@ -194,7 +194,7 @@ def measure(draws: int, quick: bool) -> Measured:
         "oracle $",
     )
     kinds = (
-        *("promised", "scores", "cascade asks", "fails", "by eye asks", "fails", "cheap alone fails"),
+        *("guaranteed", "scores", "cascade asks", "fails", "by eye asks", "fails", "cheap alone fails"),
         *("spared, of the ideal", "at least"),
     )
     return Measured(f"{table(head, lines)}\n\n{table(kinds, by_kind)}", tuple(broken))
@@ -216,16 +216,19 @@ SECTION = Section(
     "dollars",
     f"""## Dollars for a thousand labels, by a cascade
 
-Promised: with a confidence of {CONFIDENCE:.0%}, the share in the first column of a table's labels is what the oracle
-says, whatever the cheap model's scores are worth. Tables of {ROWS:,} rows; a thousand labels by the oracle cost one
-dollar, by the cheap model what the second column says. The sample is that of `sample="auto"`, and is paid for.
+The guarantee: with a confidence of {CONFIDENCE:.0%}, at least the share of labels in the first column agrees with
+the oracle, for scores of any quality. Tables have {ROWS:,} rows. A thousand labels by the oracle cost one dollar;
+the second column is their price by the cheap model. The sample is the one of `sample="auto"`, and its cost is
+included.
 
-Of the cascade: dollars, as a mean over seven kinds of scores, and of the kinds where it is cheapest and dearest; and
-the share of tables that break the promise, in the worst kind. Where a cascade is expected to cost as much as the
-oracle, the oracle is asked alone: that is the dollar. *By eye* is the threshold above which the same sample shows what
-is wanted, as is usually done. *Cheap alone fails*: the share of tables, over all kinds, in which the cheap model agrees
-less often. In the second table each kind by itself: the shares of rows that are asked, and of tables that fail; and the
-rows that the oracle is spared, of those that the best threshold spares it, of which at least as many are promised as
-stands beside it.""",
+For the cascade, the first table shows dollars: the mean over seven kinds of scores, and the cheapest and most
+expensive kind. It also shows the share of tables that break the guarantee, for the worst kind. If a cascade is
+expected to cost as much as the oracle, only the oracle is used, for the full dollar. *By eye* is the usual method:
+the threshold above which the same sample reaches the target. *Cheap alone fails* is the share of tables, over all
+kinds, in which the cheap model agrees less often than required.
+
+The second table shows each kind separately: the share of rows that the oracle answers, and the share of tables that
+fail. It also shows the spared rows, as a share of the rows that the best threshold spares, next to the guaranteed
+minimum.""",
     measure,
 )

@@ -244,9 +244,7 @@ def _broken(cell: Cell, held: Held) -> list[str]:
         if is_off:
             texts.append(f"{cell}: {share:.3f} ended by their {name}")
     if not held.width <= _widest(cell):
-        texts.append(
-            f"{cell}: the mean p90 is {held.width:.2f} times the true one; at most {_widest(cell)} is promised"
-        )
+        texts.append(f"{cell}: the mean p90 is {held.width:.2f} times the true one; the limit is {_widest(cell)}")
     return texts
 
 
@@ -258,20 +256,23 @@ SECTION = Section(
     "ends",
     f"""## When submissions end
 
-Promised: of the submissions of which a time is told, half end by their p50 and nine in ten by their p90, within
-{100 * WITHIN:.0f} points in every row, as far as so many can tell (two standard errors). A submission is forecast from
-those before it as a ledger has them then: what runs still is censored ([how](design/ends.md)). Each vendor lives for
-{DAYS} days, or {SHORT} where many are submitted each afternoon; a step comes in the middle. The first {KNOWN} days are
-known before any is forecast; with fewer than {FEWEST} the result is "too few days". `p90 not known`: more than a tenth
-runs for longer than any has taken, or the level asks for more than was ever seen; then the vendor's window is all that
-is told. The mean p90 is promised, too: it is shown as a multiple of the true one, beside the most that it may be.
+The guarantee: half of the submissions with a forecast end by their p50, and nine in ten by their p90. The tolerance is
+{100 * WITHIN:.0f} points in every row, plus the precision of the numbers (two standard errors). The mean p90 is also
+bounded: it is shown as a multiple of the true one, next to its maximum.
 
-Where `hours between` is `-`, so many are submitted each afternoon. Those of one afternoon share its vendor: days differ
-as the law does (a standard deviation of 0.8 of the logarithm), and submissions of one day by {_WITHIN_DAY}. As
-independent ones, 68 of 100 would end by their p90 at 20 a day, and 57 at 40 a day.
+A submission is forecast from the earlier ones, as a ledger records them at that time: running submissions are
+censored ([how](design/ends.md)). Each vendor is simulated for {DAYS} days, or {SHORT} if there are many submissions
+each afternoon, with a sudden change in the middle. The first {KNOWN} days are known before the first forecast; with
+fewer than {FEWEST} the result is "too few days". The result is `p90 not known` if more than a tenth run longer than
+any earlier submission, or if the level is beyond all observed times. Then the forecast is the vendor's window.
 
-Four batches of one submission share their hour. By earlier submissions their last end is forecast as it is; by single
-batches as if they were independent it is late, which is promised to be no earlier than said.
+Rows with `-` as `hours between` have that many submissions each afternoon. Submissions of one afternoon share their
+vendor's speed. Days differ by the whole distribution (a standard deviation of 0.8 of the logarithm), and submissions of
+one day by {_WITHIN_DAY}. Treated as independent, only 68 of 100 would end by their p90 at 20 a day, and 57 at 40 a day.
+
+Four batches of one submission share their hour. A forecast from earlier submissions predicts their last end
+correctly. A forecast from single batches, treated as independent, is too late; the guarantee is only that it is not
+too early.
 """,
     measure,
 )

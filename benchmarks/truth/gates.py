@@ -118,8 +118,10 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         else:
             kept = binom.cdf(ours, lives, cell.wanted) > 0.01
         if not kept:
-            broken.append(f"{cell.gate}, {cell.kind}, {cell.rows} rows: {ours / lives:.1%}, promised {promised}.")
-    head = ["gate", "what", "setting", "rows a look", "promised", "alarms %", "ordinary test, alarms %"]
+            broken.append(
+                f"{cell.gate}, {cell.kind}, {cell.rows} rows: {ours / lives:.1%}; the guarantee is {promised}."
+            )
+    head = ["gate", "what", "setting", "rows a look", "guaranteed", "alarms %", "ordinary test, alarms %"]
     return Measured(f"{table(head, rows)}\n\n{lives} lives of each.", tuple(broken))
 
 
@@ -324,19 +326,25 @@ SECTION = Section(
     "gates",
     f"""## Gates for a dataset's life
 
-Promised: at most {MOST_FALSE:.0%} of lives of {LOOKS} looks at nothing have an alarm, and {LEAST_POWER:.0%} of falls
-of five points are found within ten looks at 300 rows, where up to a quarter of the labels change between versions.
-Beside it, what an ordinary test says that has 5 % at each look: McNemar's for `regression`, the bootstrap for numbers,
+A gate is a check that runs at every new partition; a dataset's life has {LOOKS} of these interim looks. The guarantees:
+
+- At most {MOST_FALSE:.0%} of the lives without a change have an alarm.
+- If accuracy falls by five points, {LEAST_POWER:.0%} of the falls are found within ten looks at 300 rows, with up to a
+  quarter of the labels changing between versions.
+
+The gates are compared with an ordinary test at 5 % per look: McNemar's for `regression`, the bootstrap for numbers,
 chi-squared and PSI for `drift`, Wilson's interval for `agreement`, the error itself for `ece`.
 
-Setting: of `regression` the share of rows that change (of numbers, how skewed their errors are); of `drift` how steady
-the shares of days are, as the sum of a Dirichlet distribution's parameters; of `agreement` and `ece` the limit.
+The column *setting* is the share of changed rows for `regression` (for numbers, the skew of their errors). For
+`drift` it is the steadiness of the daily shares, as the sum of a Dirichlet distribution's parameters. For
+`agreement` and `ece` it is the limit.
 
-Rows in groups of ten, such as those of one request, are counted by groups (`cluster=`), and by the ordinary test by
-rows. Sizes of days, and how wild they are, vary by the factor e, up or down (standard deviation). How steady days are
-decides what can be seen: where the most frequent of four classes has 40 % with a standard deviation of 5 points
-(setting 100), days of 100 rows whose shares are turned around are often within what such days do. A turn counts as
-found where one of its first three days has an alarm. `one in ten days is wild`: the odds of its classes are off by a
-normal factor (standard deviation 1, of the logarithm); of Student's days the setting is the scale.""",
+Rows in groups of ten, such as rows of one request, are counted by groups (`cluster=`); the ordinary test counts
+rows. The sizes of days and their variation have a standard deviation of the factor e, up or down. Steady days make
+small changes visible. For example, let the most frequent of four classes have 40 % with a standard deviation of 5
+points (setting 100). Then a day of 100 rows with reversed shares is often within the normal variation. A reversal
+counts as found if one of its first three days has an alarm. In `one in ten days is wild`, the odds of the day's
+classes are off by a normal factor (standard deviation 1, of the logarithm). For Student's days the setting is the
+scale.""",
     measure,
 )

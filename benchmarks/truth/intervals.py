@@ -493,27 +493,34 @@ SECTION = Section(
     "intervals",
     f"""## Intervals of 95 %
 
-Promised: at most {MOST_MISSES:.0%} of the intervals that are given miss the truth, in every row of the table but
-those of `small, 1 % large`, as far as so many draws can tell (chance makes more of it once in 50 rows); there is one
-wherever each class has {ENOUGH_OF_A_CLASS} rows; none is a point; and its mean width is at most {WIDEST} times that of
-a reference, in the data sets where there is one, where the reference covers. References: Wilson's interval (scipy) for
-shares, Student's for means, the percentile bootstrap over rows or units for all else. `given %` is the share of the
-data sets that have an interval; the others are too few or too even, and say so.
+The guarantees, for every row of the table except `small, 1 % large`:
 
-Independent rows have exact intervals (Clopper-Pearson); all else has the same at the effective number of rows (Korn and
-Graubard). `requests`: half of the rows are in groups of ten with one reply; `customers`: in groups of ten that are
-alike (0.1); `weighted`: gold of which half was drawn nine times as often; `labelers`: a fifth of the labels is
-missing. `numbers`: errors, and how they change from one version to the next; of `nine in ten 0` and `1 in 10` a tenth
-of the rows is wrong. Whether they have an interval depends on no size of an error: mean errors from 30 independent
-rows, squares from 100; where most rows are right, squares and changes from {_LEAST_OFF} that are not. Numbers that have
-twice as many have one in {_LEAST_GIVEN:.0%} of the data sets at least.
+- At most {MOST_MISSES:.0%} of the reported intervals miss the truth, within the precision of the draws (by chance, one
+  in 50 rows exceeds it).
+- An interval is reported whenever each class has {ENOUGH_OF_A_CLASS} rows, and is never a point.
+- Its mean width is at most {WIDEST} times the width of a reference, in the data sets with a reference that covers. The
+  references are Wilson's interval (scipy) for shares, Student's for means, and the percentile bootstrap over rows or
+  units for all others.
 
-Not kept: `small, 1 % large`, errors of which most are small and a few are large. 60 % of the rows are off by .01, and
-1 % by 1.6 in the mean. Gold without a row of the large kind looks even, so that no count of rows tells the two apart.
-Where such errors matter, judge rows that a signal proposes (`gold_sample_assets`), or look at the share of rows that
-are off by more than you can bear.
+`given %` is the share of the data sets with an interval. The other data sets have too few or too even rows, and the
+result states this.
 
-Each row has the width as a multiple of that of an oracle, which knows how much the figure varies, and a bound of its
-own on it, half as wide again as what was measured (benchmarks/truth/widths.csv).""",
+Independent rows have exact intervals (Clopper-Pearson). Other rows have the same at the effective number of rows (Korn
+and Graubard). In `requests`, half of the rows are in groups of ten with one reply; in `customers`, in groups of ten
+similar rows (0.1). In `weighted`, half of the gold was drawn nine times as often. In `labelers`, a fifth of the labels
+is missing. `numbers` are errors and their changes between versions; in `nine in ten 0` and `1 in 10`, a tenth of the
+rows is wrong.
+
+An interval of numbers depends on the number of rows, never on the size of an error. Mean errors need 30 independent
+rows, squares 100. If most rows are right, squares and changes need {_LEAST_OFF} wrong rows. With twice as many rows,
+numbers have an interval in at least {_LEAST_GIVEN:.0%} of the data sets.
+
+The guarantees do not hold for `small, 1 % large`, where most errors are small and a few are large: 60 % of the rows
+are off by .01, and 1 % by 1.6 in the mean. Gold without a row of the large kind looks even, so a count of rows
+cannot detect the difference. If such errors matter to you, judge rows that a signal proposes (`gold_sample_assets`),
+or measure the share of rows that are off by more than your tolerance.
+
+Each row shows the width as a multiple of an oracle's width; the oracle knows the variance of the statistic. Each row
+also has a bound on this multiple, 1.5 times the measured one (benchmarks/truth/widths.csv).""",
     measure,
 )

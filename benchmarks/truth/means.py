@@ -127,9 +127,9 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         shown = (100 * misses, 100 * found.given / draws, found.width, found.of_oracle.of_oracle, ratio, name)
         rows.append((cell.data, cell.n, *shown))
         if miss_more(found.missed, found.given, MOST_MISSES):
-            broken.append(f"{cell.data}, {cell.n}: misses in {misses:.1%}, of which {MOST_MISSES:.0%} are promised.")
+            broken.append(f"{cell.data}, {cell.n}: misses in {misses:.1%}; the limit is {MOST_MISSES:.0%}.")
         if ratio is not None and ratio > WIDEST + 0.02:
-            broken.append(f"{cell.data}, {cell.n}: {ratio:.2f} times as wide as by {name}; {WIDEST} are promised.")
+            broken.append(f"{cell.data}, {cell.n}: {ratio:.2f} times the width by {name}; the limit is {WIDEST}.")
     head = ("data", "gold rows", "misses % of given", "given %", "width", "of an oracle's", "of gold alone's")
     return Measured(table([*head, "gold alone by"], rows), tuple(broken), widths)
 
@@ -207,17 +207,18 @@ SECTION = Section(
     "means",
     f"""## Means of numbers from gold and labels
 
-Promised: at most {MOST_MISSES:.0%} of the intervals that are given miss, in every row of the table, and each is given;
-the mean width is at most {WIDEST} times that of the narrowest method by gold alone that keeps as much itself (Student,
-Hall, percentile bootstrap, empirical likelihood with the declared ends). A table of {ROWS:,} rows is drawn anew for
-each sample, gold of it alike, the mean as `estimate_assets` has it. Beside it the width as a multiple of that of an
-oracle by gold alone, which knows the variance.
+The guarantees, for every row of the table: an interval is always reported, and at most {MOST_MISSES:.0%} of the
+intervals miss. The mean width is at most {WIDEST} times the width of the narrowest method that uses gold alone and
+keeps the same error rate (Student, Hall, percentile bootstrap, empirical likelihood with the declared ends). For
+each sample, a new table of {ROWS:,} rows is drawn, its gold is drawn equally, and `estimate_assets` estimates the
+mean. The width is also shown as a multiple of an oracle's, which uses gold alone and knows the variance.
 
-Where labels are right, or nearly so, few or no gold rows show a mistake: the ends of the values bound the mistakes that
-were not seen. So the distance of the ends costs width, about three n-ths of it at n gold rows. Where ends are far (`far
-ends`: the maximum is fifty times the mean; amounts whose mean is 74 go to 20,000, or to 5,000 where some are a tenth),
-the interval is wider than that of methods that hold by luck of the data: they miss in half of the samples where `labels
-hide` large values, which looks the same in the gold rows. Misses come first, so the width is what is not kept there.
-`ends at 1,000` are the same amounts with nearer ends.""",
+If labels are almost always right, few gold rows or zero rows show a mistake. Then only the declared ends of the
+values limit the unseen mistakes. So the interval gets wider with the distance of the ends, by about three n-ths of
+it at n gold rows. In `far ends` the maximum is fifty times the mean: amounts with a mean of 74 go to 20,000, or to
+5,000 if some are a tenth. There, the interval is wider than with other methods, which hold only by luck of the data.
+Those methods miss in half of the samples if `labels hide` large values, and the gold rows look the same in both
+cases. The error rate has priority, so the guarantee of the width is not kept there. `ends at 1,000` are the same
+amounts with nearer ends.""",
     measure,
 )

@@ -199,14 +199,14 @@ def _drawn(data: DataSet, labels: int, seed: int) -> NDArray[np.int64]:
 
 TEXT = f"""## Public data sets
 
-Data sets of SUPG ([paper](https://arxiv.org/abs/2004.00827),
-[code](https://github.com/stanford-futuredata/supg)): `tacred`, `onto` and `imagenet`, from the folder that was given.
-Their labels come from TACRED and OntoNotes (licences of the Linguistic Data Consortium) and ImageNet (research alone),
-so that none of them is in this repository. The expensive model's labels are taken for the oracle's.
+The data sets are from SUPG ([paper](https://arxiv.org/abs/2004.00827),
+[code](https://github.com/stanford-futuredata/supg)): `tacred`, `onto` and `imagenet`, from the given folder. Their
+labels come from TACRED and OntoNotes (licenses of the Linguistic Data Consortium) and ImageNet (research only), so
+they are not in this repository. The expensive model's labels serve as the oracle's.
 
-First the share of rows that the oracle is spared, and how often fewer labels agree than was promised, with a confidence
-of {CONFIDENCE:.0%}: ours, with the sample that `sample="auto"` draws, and
-[BARGAIN](https://github.com/ucbepic/BARGAIN)'s (`BARGAIN_A`). Where the cheap model is nearly perfect, as on imagenet,
-the sample is a fixed cost, and BARGAIN spares more. Then intervals of 95 % of the share of 1: ours,
-[ppi-python](https://github.com/aangelopoulos/ppi_py)'s PPI++, and the active statistical inference of
+The first table shows the share of rows that the oracle is spared, and the share of failures: fewer labels agree than
+guaranteed, with a confidence of {CONFIDENCE:.0%}. It compares our cascade, with the sample of `sample="auto"`, and
+[BARGAIN](https://github.com/ucbepic/BARGAIN) (`BARGAIN_A`). If the cheap model is nearly perfect, as on imagenet,
+the sample is a fixed cost, and BARGAIN spares more. The second table compares 95 % intervals of the share of 1:
+ours, PPI++ of [ppi-python](https://github.com/aangelopoulos/ppi_py), and the active statistical inference of
 [glide-py](https://github.com/EmertonData/glide). `requirements/truth.txt` has their versions."""

@@ -131,11 +131,11 @@ def measure_shared(runs: int) -> tuple[str, list[str]]:
         found, before = live(kind, runs), live(kind, runs, as_rows=True)
         lines.append((kind, *(100 * value for value in (found.broken, found.asked, found.own, before.broken))))
         if found.broken > 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5:
-            broken.append(f"rows that share requests, {kind}: {found.broken:.1%} fail, of which 5 % are promised.")
+            broken.append(f"rows that share requests, {kind}: {found.broken:.1%} fail; the limit is 5 %.")
     head = ("shared requests", "broken %", "oracle's share %", "own sample %", "each row as independent: broken %")
     text = (
-        f"### Rows that share requests\n\nOf partitions of {_ROWS:,} rows whose threshold is that of {_EARLIER} rows "
-        "before, agreement 0.95. Nothing changes from day to day, but rows of one request are right or wrong together."
+        f"### Rows that share requests\n\nPartitions have {_ROWS:,} rows and the threshold of {_EARLIER} earlier rows; "
+        "agreement is 0.95. The days do not differ, but rows of one request are right or wrong together."
     )
     return f"{text}\n\n{table(head, lines)}", broken
 
@@ -166,11 +166,12 @@ def measure_gold(runs: int) -> tuple[str, list[str]]:
         share = failures / runs
         lines.append((kind, 100 * share, asked / runs))
         if share > 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5:
-            broken.append(f"against gold, {kind}: {share:.1%} fail, of which 5 % are promised.")
-    head = ("oracle", "further below it than was promised %", "oracle's share")
+            broken.append(f"against gold, {kind}: {share:.1%} fail; the limit is 5 %.")
+    head = ("oracle", "further below it than guaranteed %", "oracle's share")
     text = (
-        f"### Against gold\n\nOf {rows:,} rows, at most {within:g} below the oracle. 5 % are promised. What the model "
-        "has right where the oracle is wrong makes up for what it has wrong, so that hardly any table breaks it, but "
-        "where the oracle is never wrong: there nothing makes up for it, and the promise is as tight as it says."
+        f"### Against gold\n\nTables have {rows:,} rows, and accuracy is at most {within:g} below the oracle's in all "
+        "but 5 % of them. The model's labels are sometimes right where the oracle is wrong, which makes up for some of "
+        "its mistakes. So few tables break the guarantee. If the oracle is never wrong, the guarantee is no looser "
+        "than 5 %."
     )
     return f"{text}\n\n{table(head, lines)}", broken

@@ -80,9 +80,13 @@ def goal_of(room: str) -> int:
 
 
 def read_limits(text: str) -> dict[str, int]:
-    """Parse lines of a room and its limit."""
-    lines = (line.split() for line in text.splitlines() if line and not line.startswith("#"))
-    return {room: int(limit) for room, limit in lines}
+    """Parse lines of a room and its limit; the lowest counts where a merge left two lines of a room."""
+    limits: dict[str, int] = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            room, limit = line.split()
+            limits[room] = min(int(limit), limits.get(room, int(limit)))
+    return limits
 
 
 def lower_limits(text: str, rates: dict[str, float]) -> str:

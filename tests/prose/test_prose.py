@@ -138,6 +138,10 @@ def test_limits_fall_to_the_figure_and_never_rise_and_a_room_at_the_goal_needs_n
     assert lower_limits(text, rates) == "# why\nREADME.md 13\ndocs 20\n"
 
 
+def test_the_lowest_limit_counts_where_a_merge_left_two():
+    assert read_limits("# why\ndocs 20\ndocs 18\ndocs 25\n") == {"docs": 18}
+
+
 def test_each_limit_is_of_a_room_that_is_there():
     # the tests of the wheel run in a copy without the package
     named = {room for room in read_limits(LIMITS.read_text(encoding="utf-8")) if (ROOT / Path(room).parts[0]).exists()}
