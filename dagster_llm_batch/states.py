@@ -96,6 +96,7 @@ class HoldReason(StrEnum):
     UNFIT = "unfit"  # nearly nothing fits of what came
     OVER_BUDGET = "over_budget"  # a limit of money has no room for requests, which are given up
     UNREADABLE = "unreadable"  # a batch has ended, and its results cannot be read
+    RECOVERED = "recovered"  # the ledger had no record of sendings, which were recovered from their receipts
 
 
 _S = ShardState

@@ -18,11 +18,10 @@ from dagster_llm_batch.engine.conditions import (
 )
 from dagster_llm_batch.loop.activity import Orphan, Outlook, find_held_queues
 from dagster_llm_batch.loop.status import UNAVAILABLE, Advice, Status
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import HoldReason, Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, Unreadable
 from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
-from dagster_llm_batch.storage.ledger.records import Event, Hold, Progress, Shard, Submission
-from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED
+from dagster_llm_batch.storage.ledger.records import Hold, Progress, Shard, Submission
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -58,7 +57,9 @@ def read_facts(
     waiting = [s for s in ledger.queues.waiting_for_room(namespace, unreadable) if s.submission_id in known]
     starved = _starved(engine, known, waiting)
     in_line = {each.submission.submission_id for each in starved}
-    held = ledger.holds.undelivered(namespace, *UNSENT.values(), unreadable=unreadable)
+    reasons = (*UNSENT.values(), HoldReason.RECOVERED)
+    held = ledger.holds.undelivered(namespace, *reasons, unreadable=unreadable)
+    holds = [(known[each], hold) for each, of in held.items() if each in known for hold in of]
     gone = find_gone(undelivered, datasets) if partitions is not None else {}
     return Facts(
         now=engine.now(),
@@ -68,7 +69,7 @@ def read_facts(
         had_landed=_had_landed(engine, undelivered, partitions or {}),
         seen=_seen(engine, gone, outlook, flying, unreadable),
         stranded={each: outlook.last_but_waiting[each] for each in known if outlook.stranded(each) is not None},
-        recovered=[(known[each], event) for each, event in outlook.last_of.get(RECOVERED, {}).items() if each in known],
+        recovered=[(of, hold) for of, hold in holds if hold.reason is HoldReason.RECOVERED],
         doubtful=[
             Orphan(known[shard.submission_id], shard)
             for shard in sorted(flying, key=lambda shard: (shard.sent_at is None, shard.sent_at))
@@ -89,11 +90,7 @@ def read_facts(
         refused=_refused(engine, undelivered, unreadable),
         # Of what was given up for money one after another, the last is shown.
         unsent=[
-            (known[submission_id], hold, told)
-            for submission_id, holds in held.items()
-            for hold in holds
-            for told in unsent_of(hold)[-1:]
-            if submission_id in known
+            (of, hold, told) for of, hold in holds if hold.reason in UNSENT.values() for told in unsent_of(hold)[-1:]
         ],
         moneyless=[
             (one.submission, outlook.last[one.submission.submission_id])
@@ -233,10 +230,10 @@ def _newest(submission: Submission, shards: Sequence[Shard]) -> list[Shard]:
     return [shard for shard in shards if shard.wave == submission.waves]
 
 
-def of_status(engine: Engine, status: Status, recovered: Event | None = None) -> Facts:
+def of_status(engine: Engine, status: Status, recovered: Hold | None = None) -> Facts:
     """Read the facts of one submission that tell whether its batches were sent.
 
-    `recovered` is the event of what the ledger had no record of, if there was such.
+    `recovered` is the hold of what the ledger had no record of, if there was such.
     """
     submission = status.submission
     newest = _newest(submission, status.shards)

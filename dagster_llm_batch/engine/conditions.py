@@ -22,13 +22,13 @@ from dagster_llm_batch.loop.status import (
     advise_on_no_room,
     advise_on_not_sent,
     advise_on_overdue,
-    advise_on_recovered,
     advise_on_refused,
     advise_on_stranded,
 )
 from dagster_llm_batch.loop.waits import TOLD_AFTER
 from dagster_llm_batch.states import HoldReason, ShardState
 from dagster_llm_batch.storage.ledger.events import Unsent
+from dagster_llm_batch.storage.ledger.holds import recovered_of
 from dagster_llm_batch.storage.ledger.records import Event, Hold, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
@@ -108,6 +108,7 @@ _KIND_OF_HOLD = {
     HoldReason.CHANGED: ConditionKind.HELD,
     HoldReason.UNFIT: ConditionKind.STOPPED,
     HoldReason.OVER_BUDGET: ConditionKind.OVER_BUDGET,
+    HoldReason.RECOVERED: ConditionKind.RECOVERED,
 }
 
 
@@ -169,7 +170,7 @@ class Facts:
         had_landed: The ids of those submissions of gone partitions that were delivered before.
         seen: When a process has looked after a submission for the last time, by submission_id.
         stranded: The event since which no run is requested any more, by submission_id.
-        recovered: Submissions with the events of what the ledger had no record of.
+        recovered: Submissions with the holds of what the ledger had no record of.
         doubtful: The shards in doubt.
         overdue: The shards whose batches are overdue, and since when.
         unreadable: The shards whose results cannot be read.
@@ -188,7 +189,7 @@ class Facts:
     had_landed: Collection[str] = ()
     seen: Mapping[str, datetime] = field(default_factory=dict)
     stranded: Mapping[str, Event] = field(default_factory=dict)
-    recovered: Sequence[tuple[Submission, Event]] = ()
+    recovered: Sequence[tuple[Submission, Hold]] = ()
     doubtful: Sequence[Orphan] = ()
     overdue: Sequence[tuple[Submission, Shard, datetime]] = ()
     unreadable: Sequence[UnreadShard] = ()
@@ -275,11 +276,10 @@ def _of_submissions(facts: Facts) -> Iterator[Condition]:
         if (event := facts.stranded.get(submission.submission_id)) is not None:
             advice = advise_on_stranded(submission, event.detail or "")
             yield Condition(ConditionKind.STRANDED, submission, advice, event.at)
-    for submission, event in facts.recovered:
-        yield Condition(ConditionKind.RECOVERED, submission, advise_on_recovered(event.detail or ""), event.at)
-    for submission, hold, unsent in facts.unsent:
+    recovered = ((submission, hold, recovered_of(hold)) for submission, hold in facts.recovered)
+    for submission, hold, began in (*recovered, *facts.unsent):
         rule = RULES[hold.reason]
-        yield Condition(_KIND_OF_HOLD[hold.reason], submission, rule.message(unsent), hold.since, rule.told_after)
+        yield Condition(_KIND_OF_HOLD[hold.reason], submission, rule.message(began), hold.since, rule.told_after)
     for submission, event in facts.moneyless:
         advice = advise_on_no_money(submission, event.detail or "")
         yield Condition(ConditionKind.NO_MONEY, submission, advice, event.at, None)

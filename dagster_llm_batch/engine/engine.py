@@ -14,6 +14,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagster_llm_batch.advice.steps import find_tuning, forecast_end
@@ -52,10 +53,9 @@ from dagster_llm_batch.loop.status import Status, Unsent, find_unsent
 from dagster_llm_batch.loop.submit import Sender
 from dagster_llm_batch.loop.submit_queue import Dispatcher, drop
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger.holds import UNSENT
-from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED
+from dagster_llm_batch.storage.ledger.records import Hold, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
 from dagster_llm_batch.upkeep.prune import Pruner, Pruning
@@ -157,10 +157,11 @@ class Engine:
         """Return the receipts of what `recover_all_sends` would record. Changes nothing."""
         return find_unrecorded(self.deployment)
 
-    def note_of_recovery(self, submission: Submission) -> Event | None:
+    def note_of_recovery(self, submission: Submission) -> Hold | None:
         """Return what `recover_sends` recorded today of a submission, or of those whose answers it reuses, or None."""
-        ids = (submission.submission_id, *submission.reused_from)
-        return self.ledger.events.find(ids, RECOVERED, self.now() - timedelta(days=1))
+        ids, since = (submission.submission_id, *submission.reused_from), self.now() - timedelta(days=1)
+        holds = chain.from_iterable(self.ledger.holds.of(ids, HoldReason.RECOVERED).values())
+        return max((hold for hold in holds if hold.since >= since), key=lambda hold: hold.since, default=None)
 
     def _planner(self, labeling: Labeling) -> Planner:
         return Planner(labeling, self.deployment, find_tuning, sample, forecast_end)

@@ -26,7 +26,6 @@ from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, 
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
 __all__ = [
@@ -57,7 +56,6 @@ FAILED = LandingFailed.kind
 """The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
 
 _CHANGES_NOTHING = (TOLD, FAILED, NOTE)
-_TELLING = (FAILED, RECOVERED)
 _SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
 
 
@@ -69,20 +67,15 @@ class Outlook:
         busy: The ids of those that a process works on.
         last: The last event of each, by submission_id.
         last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
-        last_of: The last event of each of some kinds, by kind and submission_id: see `look_out`.
+        failed: The last failure of those that a run has failed to land, by submission_id.
         unreadable: The shards whose results could not be read.
     """
 
     busy: Collection[str]
     last: Mapping[str, Event]
     last_but_waiting: Mapping[str, Event]
-    last_of: Mapping[str, Mapping[str, Event]]
+    failed: Mapping[str, Event]
     unreadable: Sequence[UnreadShard]
-
-    @property
-    def failed(self) -> Mapping[str, Event]:
-        """The last failure of those that a run has failed to land, by submission_id."""
-        return self.last_of.get(FAILED, {})
 
     @cached_property
     def unread(self) -> Mapping[str, tuple[int, datetime]]:
@@ -182,7 +175,7 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
         last_but_waiting=ledger.events.last_of_all(
             namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable
         ),
-        last_of=ledger.events.last_of_kinds(namespace, _TELLING, unreadable=unreadable),
+        failed=ledger.events.last_of_all(namespace, kind=FAILED, unreadable=unreadable),
         unreadable=ledger.unread.find(namespace, unreadable),
     )
 

@@ -15,6 +15,7 @@ from dagster_llm_batch.loop.status import (
     STRANDED,
     Advice,
     advise_on_change,
+    advise_on_recovered,
     advise_on_refusal,
     advise_on_unreadable,
     advise_on_unsent,
@@ -33,7 +34,8 @@ class Rule(NamedTuple):
     """The rule of a reason to hold something up. A reason has a limit, or is `endless` for a written reason.
 
     Attributes:
-        message: Returns the reason and the next step: of a submission from Unsent, of a shard from UnreadShard.
+        message: Returns the reason and the next step: of a submission from the event with which it began, Unsent or
+            Recovered; of a shard from UnreadShard.
         exits: The commands, and other acts, that end the hold.
         told_after: The time after which a person is told; None: a failed check tells when the labels land.
         limit: The longest time that it lasts.
@@ -68,6 +70,12 @@ RULES: dict[HoldReason, Rule] = {
         exits=("the results can be read", "the provider has them no more", "`resolve --lost`"),
         told_after=TOLD_AFTER,
         limit=KEPT_FOR,
+    ),
+    HoldReason.RECOVERED: Rule(
+        advise_on_recovered,
+        exits=("its labels are materialized", "`recover`"),
+        told_after=timedelta(0),
+        endless="it holds up nothing: a person learns of it, so that it does not happen again",
     ),
 }
 """The rule of each reason."""

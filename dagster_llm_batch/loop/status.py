@@ -270,11 +270,11 @@ def advise_on_holders(queue: str, limit: object, holders: Sequence[QueueHolder])
     )
 
 
-def advise_on_recovered(detail: str) -> Advice:
+def advise_on_recovered(recovered: events.Recovered) -> Advice:
     """Return what it means that the ledger had no record of what was sent, and what a person can do."""
     return Advice(
-        f"the ledger had no record of what was sent of it: {detail}. It was restored from a backup, or a process of "
-        "this deployment has another ledger",
+        f"the ledger had no record of what was sent of it: {recovered.detail}. It was restored from a backup, or a "
+        "process of this deployment has another ledger",
         "It was recovered, and is not paid again. `dagster-llm-batch recover` does that for all partitions "
         "at once; processes with ledgers of their own need one that they share (ledger_url)",
     )

@@ -29,6 +29,7 @@ from dagster_llm_batch.engine.conditions import ConditionKind
 from dagster_llm_batch.errors import LLMBatchError, TransientError
 from dagster_llm_batch.loop.status import advise_on_recovered
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.holds import recovered_of
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3
 from tests.crash.postgres import copy_database
@@ -206,7 +207,7 @@ class VendorWorkspace:
             told.append(str(error))
         told += [str(one.advice) for one, _ in find_undecided(engine) if one.kind is ConditionKind.OVERDUE]
         if (recovered := engine.note_of_recovery(engine.ledger.submissions.get(submission_id))) is not None:
-            told.append(str(advise_on_recovered(recovered.detail or "")))
+            told.append(str(advise_on_recovered(recovered_of(recovered))))
         engine.ledger.close()
         return is_settled, told[0] if told else None
 

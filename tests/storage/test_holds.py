@@ -15,8 +15,8 @@ from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.status import Advice, find_unsent
 from dagster_llm_batch.states import HoldReason, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent
-from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
+from dagster_llm_batch.storage.ledger.events import Adopted, EventData, Held, OverBudget, Recovered, Stopped, Unsent
+from dagster_llm_batch.storage.ledger.holds import UNSENT, recovered_of, unsent_of
 from dagster_llm_batch.storage.ledger.records import Ending
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -27,7 +27,8 @@ FIRST, SECOND = ("no room", "Raise the limit"), ("no room for the oracle", "Rais
 def subject_of(reason: HoldReason, clock: Any) -> Any:
     """What the message of a reason is of."""
     shard = UnreadShard(a_submission(), a_shard(batch_id="b"), clock.now, "403: no")
-    return shard if reason is HoldReason.UNREADABLE else Unsent(*FIRST)
+    of = {HoldReason.UNREADABLE: shard, HoldReason.RECOVERED: Recovered(2, "2026-01-01 00:00")}
+    return of.get(reason, Unsent(*FIRST))
 
 
 @pytest.mark.parametrize("reason", HoldReason)
@@ -83,6 +84,19 @@ def unread(ledger: Ledger, clock: Any) -> None:
     ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
     assert ledger.unread.note(["h1"], "403: no") == {"h1": clock.now}
     ledger.unread.wait(["h1"], clock.now + timedelta(minutes=1))
+
+
+def test_of_sendings_that_were_recovered_the_last_time_counts_and_an_adopted_batch_is_none(
+    ledger: Ledger, clock: Any
+) -> None:
+    ledger.submissions.open(a_submission(), [])
+    for shards in (2, 1):
+        clock.pass_seconds(60)
+        ledger.events.add("s1", Recovered(shards, "2026-01-01 00:00"))
+    ledger.events.add("s1", Adopted(7, "2026-01-01 00:00"))
+    [hold] = ledger.holds.of(["s1"])["s1"]
+    assert (hold.reason, hold.times, hold.since) == (HoldReason.RECOVERED, 2, clock.now)
+    assert recovered_of(hold) == Recovered(1, "2026-01-01 00:00")
 
 
 def test_results_that_cannot_be_read_are_one_hold_however_often_they_are_tried(ledger: Ledger, clock: Any) -> None:

@@ -12,7 +12,7 @@ from dagster_llm_batch.states import HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger, events
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import read_event
-from dagster_llm_batch.storage.ledger.holds import unsent_of
+from dagster_llm_batch.storage.ledger.holds import recovered_of, unsent_of
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.types import Cause
@@ -132,6 +132,8 @@ def test_holds_of_before_are_those_of_which_events_told(older: Older) -> None:
     for kind in ("stopped", "over_budget", "definition_changed"):
         for detail in ("a. Raise it.", "b. Wait.", "a. Raise it."):
             older.add_event(kind, detail)
+    for shards in (2, 1):
+        older.add_event("recovered", f"{shards} shard(s), sent since 2026-01-01 00:00 UTC")
     older.add_event("unreadable", "403: no", SHARDS[0])
     for kind in ("unreadable", "late"):
         older.add_event(kind, "410: gone", SHARDS[1])
@@ -142,6 +144,8 @@ def test_holds_of_before_are_those_of_which_events_told(older: Older) -> None:
     assert unsent_of(holds[HoldReason.OVER_BUDGET]) == unsent_of(holds[HoldReason.UNFIT]) == [second, first]
     assert unsent_of(holds[HoldReason.CHANGED]) == [first]
     assert holds[HoldReason.CHANGED].times == 3
+    assert recovered_of(holds[HoldReason.RECOVERED]) == events.Recovered(1, "2026-01-01 00:00")
+    assert holds[HoldReason.RECOVERED].times == 2
     unreadable = holds[HoldReason.UNREADABLE]
     assert (unreadable.subject, unreadable.shard_id, unreadable.words) == (SHARDS[0], SHARDS[0], "403: no")
     assert {hold.since for hold in holds.values()} == {a_submission().created_at}

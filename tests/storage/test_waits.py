@@ -20,7 +20,7 @@ from dagster_llm_batch.states import ENDED, MOVES, HoldReason, Move, Reason, Sha
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Ambiguous, NotKnown, NotThere
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
-from dagster_llm_batch.storage.ledger.submission_rows import RECOVERED, UNREADABLE
+from dagster_llm_batch.storage.ledger.submission_rows import UNREADABLE
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -30,7 +30,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "design" / "ledger.md"
 
 MARKS = (
     *(status.STOPPED, status.OVER_BUDGET, status.HELD, status.WAITS, status.STRANDED, status.UNAVAILABLE),
-    *(activity.LOST, Ambiguous.kind, NotThere.kind, NotKnown.kind, Reason.LACKS_MONEY.value, RECOVERED, UNREADABLE),
+    *(activity.LOST, Ambiguous.kind, NotThere.kind, NotKnown.kind, Reason.LACKS_MONEY.value, UNREADABLE),
     *HoldReason,
     *(Move.NOT_SENT.value, Move.PUT_BACK.value, Cause.NOT_TAKEN.value, Cause.GONE.value, Cause.GIVEN_UP.value),
 )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
-from dagster_llm_batch.storage.ledger.holds import hold_unsent
+from dagster_llm_batch.storage.ledger.holds import hold_submission
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Event
 from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, from_row
@@ -25,10 +24,9 @@ class EventLog(Member):
     def add(self, submission_id: str, data: events.EventData, shard_id: str | None = None) -> None:
         """Append an event of a submission, or of one of its shards; and the hold that begins with it, if one does."""
         with self._database.write() as connection:
-            get_submission(connection, submission_id, lock=isinstance(data, events.Unsent))
+            get_submission(connection, submission_id, lock=isinstance(data, events.Unsent | events.Recovered))
             insert_events(connection, self._clock, event_row(submission_id, data, shard_id=shard_id))
-            if isinstance(data, events.Unsent):
-                hold_unsent(connection, submission_id, data, self._clock())
+            hold_submission(connection, submission_id, data, self._clock())
 
     def add_all(self, submission_ids: Sequence[str], data: events.EventData) -> None:
         """Append the same event for several submissions, in one transaction."""
@@ -60,23 +58,6 @@ class EventLog(Member):
         wanted = sa.and_(EVENT.c.kind.not_in(besides), *(() if kind is None else (EVENT.c.kind == kind,)))
         return {event.submission_id: event for event in self._newest_events(namespace, wanted, unreadable)}
 
-    def last_of_kinds(
-        self, namespace: str, kinds: Sequence[str], *, unreadable: OnUnreadable | None = None
-    ) -> dict[str, dict[str, Event]]:
-        """Return the newest event of each of these kinds, by kind and undelivered submission. See `last_of_all`."""
-        found: dict[str, dict[str, Event]] = {kind: {} for kind in kinds}
-        for event in self._newest_events(namespace, EVENT.c.kind.in_(kinds), unreadable, EVENT.c.kind):
-            found[event.kind][event.submission_id] = event
-        return found
-
-    def find(self, submission_ids: Collection[str], kind: str, since: datetime) -> Event | None:
-        """Return the newest event of a kind of these submissions since then, or None."""
-        query = sa.select(EVENT).where(EVENT.c.submission_id.in_(list(submission_ids)), EVENT.c.kind == kind)
-        query = query.where(EVENT.c.at >= since).order_by(EVENT.c.event_id.desc()).limit(1)
-        with self._database.read() as connection:
-            row = connection.execute(query).mappings().one_or_none()
-        return None if row is None else from_row(Event, row)
-
     def of_submission(self, submission_id: str) -> list[Event]:
         """Return all events of a submission and its shards, in the order of writing."""
         query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id)
@@ -88,9 +69,8 @@ class EventLog(Member):
         namespace: str,
         wanted: sa.ColumnElement[bool],
         unreadable: OnUnreadable | None,
-        *groups: sa.ColumnElement[str],
     ) -> list[Event]:
-        """Return the newest of the wanted events of each undelivered submission, or of each of its groups."""
+        """Return the newest of the wanted events of each undelivered submission."""
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
         def read(ids: Sequence[str] | None) -> list[Event]:
@@ -99,7 +79,7 @@ class EventLog(Member):
                 .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
                 .where(*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
                 .where(wanted)
-                .group_by(EVENT.c.submission_id, *groups)
+                .group_by(EVENT.c.submission_id)
             )
             with self._database.read() as connection:
                 rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()

@@ -16,12 +16,30 @@ import sqlalchemy as sa
 from dagster_llm_batch.states import HoldReason
 from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent, with_example
+from dagster_llm_batch.storage.ledger.events import (
+    EventData,
+    Held,
+    OverBudget,
+    Recovered,
+    Stopped,
+    Unsent,
+    with_example,
+)
 from dagster_llm_batch.storage.ledger.records import Hold, Shard
 from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.storage.ledger.submission_rows import group_names
 
-__all__ = ["UNSENT", "Holds", "drop_holds", "erase_examples", "get_holds", "hold_shards", "hold_unsent", "unsent_of"]
+__all__ = [
+    "UNSENT",
+    "Holds",
+    "drop_holds",
+    "erase_examples",
+    "get_holds",
+    "hold_shards",
+    "hold_submission",
+    "recovered_of",
+    "unsent_of",
+]
 
 UNSENT: Mapping[type[EventData], HoldReason] = {
     Held: HoldReason.CHANGED,
@@ -74,7 +92,32 @@ def hold_shards(
         connection.execute(sa.insert(HOLD), [to_row(hold) for hold in fresh])
 
 
-def hold_unsent(connection: sa.Connection, submission_id: str, unsent: Unsent, now: datetime) -> None:
+def hold_submission(connection: sa.Connection, submission_id: str, data: EventData, now: datetime) -> None:
+    """Store the hold of a locked submission that begins with this event; of most kinds of events none does."""
+    if isinstance(data, Unsent):
+        _hold_unsent(connection, submission_id, data, now)
+    elif type(data) is Recovered:
+        _hold_recovered(connection, submission_id, data, now)
+
+
+def _hold_recovered(connection: sa.Connection, submission_id: str, recovered: Recovered, now: datetime) -> None:
+    """Store that sendings were recovered. The last time counts."""
+    reason, data = HoldReason.RECOVERED, {"shards": recovered.shards, "sent_since": recovered.sent_since}
+    known = get_holds(connection, [submission_id], reason).get(submission_id)
+    if known is None:
+        hold = Hold(subject=submission_id, reason=reason, submission_id=submission_id, since=now, data=data)
+        connection.execute(sa.insert(HOLD), [to_row(hold)])
+        return
+    row: dict[str, Any] = {"key": submission_id, "why": reason, "times": known.times + 1}
+    connection.execute(_UPDATE, [{**row, "since": now, "data": data}])
+
+
+def recovered_of(hold: Hold) -> Recovered:
+    """Return which sendings were recovered the last time, as a hold has it."""
+    return Recovered(**(hold.data or {}))
+
+
+def _hold_unsent(connection: sa.Connection, submission_id: str, unsent: Unsent, now: datetime) -> None:
     """Store that requests of a locked submission are not sent, beside what is stored of that for the same reason.
 
     Of a definition the last word counts: an earlier one may have been put back.

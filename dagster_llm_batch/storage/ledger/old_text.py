@@ -6,6 +6,7 @@ No other module reads it. The sentences are those of that code, whatever today's
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -69,9 +70,18 @@ def hold_by_old_events(connection: sa.Connection) -> None:
         told = json.loads(data) if data else {"problem": "", "then": "What came lands"}
         hold = {"subject": submission_id, "reason": _HOLDS[kind], "of": submission_id, "shard": None}
         hold["words"] = _example(detail or "") if kind == "stopped" else None
-        known = holds.setdefault((submission_id, kind), {**hold, "since": at, "times": 0, "told": []})
-        before = [] if kind == "definition_changed" else [each for each in known["told"] if each != told]
-        known |= {"times": known["times"] + 1, "told": [*before, told], "words": hold["words"]}
+        known = holds.setdefault((submission_id, kind), {**hold, "since": at, "times": 0, "data": {"told": []}})
+        before = [] if kind == "definition_changed" else [each for each in known["data"]["told"] if each != told]
+        known |= {"times": known["times"] + 1, "data": {"told": [*before, told]}, "words": hold["words"]}
+    query = "SELECT submission_id, at, detail FROM event WHERE kind = 'recovered' ORDER BY event_id"
+    for submission_id, at, detail in connection.execute(sa.text(query)):
+        if (found := _RECOVERED.fullmatch(detail or "")) is None:
+            continue
+        data = {"shards": int(found[1]), "sent_since": found[2]}
+        times = holds.get((submission_id, "recovered"), {"times": 0})["times"] + 1
+        hold = {"subject": submission_id, "reason": "recovered", "of": submission_id, "shard": None, "words": None}
+        # The last time counts.
+        holds[submission_id, "recovered"] = {**hold, "since": at, "times": times, "data": data}
     unreadable = sa.text(
         "SELECT event.shard_id, event.submission_id, event.kind, event.at, event.detail FROM event "
         "JOIN shard ON shard.shard_id = event.shard_id WHERE event.kind IN ('unreadable', 'late') "
@@ -82,19 +92,20 @@ def hold_by_old_events(connection: sa.Connection) -> None:
             holds.pop((shard_id, "unreadable"), None)
             continue
         hold = {"subject": shard_id, "reason": "unreadable", "of": submission_id, "shard": shard_id, "words": detail}
-        holds.setdefault((shard_id, "unreadable"), {**hold, "since": at, "times": 1, "told": None})
+        holds.setdefault((shard_id, "unreadable"), {**hold, "since": at, "times": 1, "data": None})
     insert = sa.text(
         "INSERT INTO hold (subject, reason, submission_id, shard_id, since, times, data, words) "
         "VALUES (:subject, :reason, :of, :shard, :since, :times, :data, :words)"
     )
     rows = [
-        {**hold, "data": None if hold["told"] is None else json.dumps({"told": hold["told"]}, sort_keys=True)}
+        {**hold, "data": None if hold["data"] is None else json.dumps(hold["data"], sort_keys=True)}
         for hold in holds.values()
     ]
     for start in range(0, len(rows), _AT_ONCE):
         connection.execute(insert, rows[start : start + _AT_ONCE])
 
 
+_RECOVERED = re.compile(r"(\d+) shard\(s\), sent since (.+) UTC")
 _HOLDS = {"stopped": "unfit", "over_budget": "over_budget", "definition_changed": "changed"}
 
 

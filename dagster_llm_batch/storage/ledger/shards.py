@@ -14,7 +14,7 @@ from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
-from dagster_llm_batch.storage.ledger.holds import drop_holds
+from dagster_llm_batch.storage.ledger.holds import drop_holds, hold_submission
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SHARDS, SUBMISSION, from_row
@@ -192,6 +192,7 @@ class Shards(Member):
                 since = min(shard.sent_at or submission.created_at for shard in shards)
                 data = kind(len(shards), f"{since:%Y-%m-%d %H:%M}")
                 update_submission(connection, self._clock, submission, data, **values)
+                hold_submission(connection, submission.submission_id, data, self._clock())
             recovered = [sent[shard_id][0] for shard_id in unrecorded]
             store_recovered(connection, recovered, self._clock())
             # As many as had no record: that a shard is put back, and sent again, must not look like a sending more.

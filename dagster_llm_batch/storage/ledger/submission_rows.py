@@ -28,7 +28,6 @@ __all__ = [
     "NEWEST_FIRST",
     "OF_PARTITION",
     "OLDEST_FIRST",
-    "RECOVERED",
     "SHARDS_OF",
     "STATUS",
     "UNREADABLE",
@@ -51,9 +50,6 @@ __all__ = [
 
 STATUS = events.StatusChanged.kind
 """The kind of the event of a shard whose batch was reported with another status word than before."""
-
-RECOVERED = events.Recovered.kind
-"""The kind of the event of a submission that was recovered, or of which sendings were, from their receipts."""
 
 UNREADABLE = events.Unreadable.kind
 """The kind of the event of a shard whose batch has ended, and whose results cannot be read."""
