@@ -18,7 +18,7 @@ from dagster_llm_batch._dagster_private import (
     newest_evaluations,
     report_evaluation,
 )
-from dagster_llm_batch.checks import COVERAGE, SENT, CheckOutcome, sent_spec, sent_verdict
+from dagster_llm_batch.checks import COVERAGE, SENT, CheckOutcome, sent_outcome, sent_spec
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import of_status
 from dagster_llm_batch.engine.conditions import find_conditions
@@ -29,7 +29,7 @@ from dagster_llm_batch.types import Lane
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["NOT_JUDGED", "SentChecks", "Verdicts", "all_partitions_evaluations", "unjudged_evaluations"]
+__all__ = ["NOT_JUDGED", "CheckOutcomes", "SentChecks", "all_partitions_evaluations", "unjudged_evaluations"]
 
 NOT_JUDGED = "llm_batch/not_judged"
 """Metadata of an evaluation whose run had nothing to judge: it is no news. Its value is the reason."""
@@ -68,12 +68,12 @@ class SentChecks:
         if not self._may_have_failed:
             return
         last = last_evaluation(context.instance, self._check, partition)
-        verdict = sent_verdict(status, find_conditions(of_status(engine, status)))
+        verdict = sent_outcome(status, find_conditions(of_status(engine, status)))
         if last is None or last.passed or not (verdict.passed and _are_all_sent(status)):
             return
         target = check_target(context.instance, self._check.asset_key, partition)
         spec = sent_spec(self._check.asset_key, None)
-        for evaluation in Verdicts(self._check.asset_key, partition, [spec], [verdict]).evaluations(target):
+        for evaluation in CheckOutcomes(self._check.asset_key, partition, [spec], [verdict]).evaluations(target):
             report_evaluation(context, evaluation)
 
 
@@ -85,8 +85,8 @@ def _are_all_sent(status: Status) -> bool:
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """Verdicts on one partition of a run over several. Its materialization is stored already."""
+class CheckOutcomes:
+    """Outcomes of the checks of one partition, in a run over several. Its materialization is stored already."""
 
     asset: dg.AssetKey
     partition: str | None
@@ -141,7 +141,7 @@ def _summaries(context: dg.AssetExecutionContext, partitions: Sequence[str]) -> 
             newest = newest_evaluations(context.instance, spec.key)
             judged = {key: newest[key] for key in partitions if key in newest and not _is_empty(newest[key])}
             outcome = _summary_of(spec.name, judged, len(partitions))
-            yield from Verdicts(spec.asset_key, None, [spec], [outcome], may_block=False).evaluations(None)
+            yield from CheckOutcomes(spec.asset_key, None, [spec], [outcome], may_block=False).evaluations(None)
 
 
 def _summary_of(name: str, judged: Mapping[str, dg.AssetCheckEvaluation], partitions: int) -> CheckOutcome:
@@ -189,7 +189,7 @@ def unjudged_evaluations(
             )
         # Nothing of this run is there to be held back, and Dagster fails a run for a verdict that blocks.
         target = check_target(context.instance, spec.asset_key, partition)
-        yield from Verdicts(spec.asset_key, partition, [spec], [outcome], may_block=False).evaluations(target)
+        yield from CheckOutcomes(spec.asset_key, partition, [spec], [outcome], may_block=False).evaluations(target)
 
 
 def _find_main_checks(planned: Sequence[dg.AssetCheckSpec]) -> dict[dg.AssetKey, str]:

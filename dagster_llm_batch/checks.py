@@ -50,8 +50,8 @@ __all__ = [
     "checks_of",
     "fail_with",
     "final_check",
+    "sent_outcome",
     "sent_spec",
-    "sent_verdict",
 ]
 
 COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
@@ -205,7 +205,7 @@ def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] |
         return dg.AssetCheckSpec(SENT, asset=asset, description=description, partitions_def=partitions_def)
 
 
-def sent_verdict(status: Status, conditions: Iterable[Condition]) -> CheckOutcome:
+def sent_outcome(status: Status, conditions: Iterable[Condition]) -> CheckOutcome:
     """Judge by the conditions of a submission whether its batches were sent.
 
     A batch that waits for room in your own queue is no fault.

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.core.results import waiting_reason
+from dagster_llm_batch.core.left_out import waiting_reason
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.types import SKIPPED, BatchStatus, Outcome
 

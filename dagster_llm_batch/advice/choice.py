@@ -1,7 +1,7 @@
 """The choice of a model: ways to label a dataset's next rows, each with its cost, end and quality, by earlier data.
 
     records ─▶ one model alone, by batch or in real time ─┐
-    pairs ───▶ cascades, by level and sample ─────────────┴─▶ Plan ─ judge ─▶ feasible | open | dropped
+    pairs ───▶ cascades, by level and sample ─────────────┴─▶ LabelingPlan ─ judge ─▶ feasible | open | dropped
 
 Nothing is guessed: what is not known is None, with the reason. All intervals of qualities hold together, so that the
 best of many plans is no lucky one. What was measured is of earlier rows, and says of the next ones only that they are
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.advice.labeling_plan import GOLD, Cost, End, Plan, Quality, Wanted
+from dagster_llm_batch.advice.labeling_plan import GOLD, Cost, End, LabelingPlan, Quality, Wanted
 from dagster_llm_batch.advice.track_record import ANSWERS, TrackRecord
 from dagster_llm_batch.core.cascade import Rolling, choose_sample, count_least, look_confidence
 from dagster_llm_batch.core.durations import FEWEST, Durations
@@ -114,7 +114,7 @@ class Chooser:
         names = pc.binary_join_element_wise(table["partition"].cast(pa.string()), table["row"], "\x1f")
         return table.set_column(table.column_names.index("row"), "row", names)
 
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[LabelingPlan]:
         """Return all plans, the best first: feasible ones, then those of which something is not known, then others."""
         found = [self._judged(plan) for plan in (*self._alone(), *self._cascades())]
         states = ["feasible", "open", "dropped"]
@@ -122,12 +122,12 @@ class Chooser:
 
     # --- one model alone ---
 
-    def _alone(self) -> Iterator[Plan]:
+    def _alone(self) -> Iterator[LabelingPlan]:
         for record in self._records:
             quality = self._quality(record)
             for lane in Lane:
                 end = self._ends(record, lane, self._requests(record, self._wanted.rows))
-                yield Plan(record, lane, self._cost(record, lane), quality, end)
+                yield LabelingPlan(record, lane, self._cost(record, lane), quality, end)
 
     def _quality(self, record: TrackRecord) -> Quality:
         wanted, answers = self._wanted, _drawn(record)
@@ -226,7 +226,7 @@ class Chooser:
     def _each_usd(self, record: TrackRecord) -> Decimal | None:
         return self._cost(record, Lane.BATCH).expected
 
-    def _cascades(self) -> Iterator[Plan]:
+    def _cascades(self) -> Iterator[LabelingPlan]:
         wanted = self._wanted
         for record, oracle in self._pairs:
             mine, theirs = _both(record, oracle)
@@ -239,7 +239,7 @@ class Chooser:
             if wanted.rolls and wanted.against != GOLD:
                 yield from self._rolling(pair)
 
-    def _rolling(self, pair: _Pair) -> Iterator[Plan]:
+    def _rolling(self, pair: _Pair) -> Iterator[LabelingPlan]:
         """Yield the cascade whose threshold is that of earlier partitions, where these can set one."""
         wanted, rolling, oracle = self._wanted, Rolling(), pair.oracle
         if len(pair.mine) < count_least(wanted.quality, wanted.confidence):
@@ -254,14 +254,14 @@ class Chooser:
         quality = Quality(None, wanted.quality, None, len(pair.mine), basis, is_promised=True)
         audit = rolling.audit
         shares = tuple(1 - a + a * audit for a in (accepted.share, accepted.high, accepted.low))
-        plan = Plan(
+        plan = LabelingPlan(
             *(pair.record, Lane.BATCH, Cost(None, None, None), quality, End(None, ""), oracle, wanted.quality),
             rolling=rolling,
             accepted=accepted.share,
         )
         yield from self._in_lanes(plan, shares, ceil(audit * wanted.rows))
 
-    def _below(self, pair: _Pair) -> Iterator[Plan]:
+    def _below(self, pair: _Pair) -> Iterator[LabelingPlan]:
         """Yield cascades that promise against gold: to be right less often than the oracle by no more than there is
         room between its quality and what is wanted.
         """
@@ -294,7 +294,7 @@ class Chooser:
         gold = pa.table({"label": self._gold[self._gold_column].take(at.drop_null())})
         return replace(pair, mine=mine, theirs=theirs, are_wrong=~_equal(mine, gold) & _equal(theirs, gold))
 
-    def _measured(self, pair: _Pair, level: float) -> Iterator[Plan]:
+    def _measured(self, pair: _Pair, level: float) -> Iterator[LabelingPlan]:
         """Yield cascades of one level; against gold with the quality of what the least careful of them accepts."""
         found = list(self._of_sizes(pair, level))
         accepted = [one for _, one in found if one is not None]
@@ -308,7 +308,7 @@ class Chooser:
 
     def _of_sizes(
         self, pair: _Pair, level: float, within: float | None = None
-    ) -> Iterator[tuple[Plan, Accepted | None]]:
+    ) -> Iterator[tuple[LabelingPlan, Accepted | None]]:
         """Yield cascades of that level whose samples differ in what they cost, the cheapest first, and what each
         accepts.
         """
@@ -321,7 +321,7 @@ class Chooser:
         quality = Quality(None, level, None, len(pair.mine), basis, is_promised=True)
         if wanted.against == GOLD:
             quality = Quality(None, None, None, 0, "not measured")
-        plan = Plan(
+        plan = LabelingPlan(
             *(pair.record, Lane.BATCH, Cost(None, None, None), quality, End(None, "too few rows")),
             *(oracle, None if within is not None else level, least, within),
         )
@@ -329,20 +329,20 @@ class Chooser:
             few = f"too few rows: {len(pair.mine)} that both answered by chance, of {least} that it samples"
             yield replace(plan, cost=Cost(None, None, None, few)), None
             return
-        found: list[tuple[Plan, Accepted]] = []
+        found: list[tuple[LabelingPlan, Accepted]] = []
         for size in (size for size in sizes if size < rows):
             accepted = replay(Pool(pair.scores, pair.are_wrong), size, rows, level, confidence)
             shares = tuple(1 - a + a * size / rows for a in (accepted.share, accepted.high, accepted.low))
             sized = replace(plan, sample=size, accepted=accepted.share)
             found += [(one, accepted) for one in self._in_lanes(sized, shares, size)]
-        taken: list[Plan] = []
+        taken: list[LabelingPlan] = []
         for one, accepted in sorted(found, key=lambda pair: pair[0].order):
             near = (other for other in taken if other.lane is one.lane)
             if all(_differ(one.cost.expected, other.cost.expected) for other in near):
                 taken.append(one)
                 yield one, accepted
 
-    def _in_lanes(self, plan: Plan, shares: tuple[float, ...], at_once: int) -> Iterator[Plan]:
+    def _in_lanes(self, plan: LabelingPlan, shares: tuple[float, ...], at_once: int) -> Iterator[LabelingPlan]:
         """Yield a cascade by batches and, where these end too late, with its second wave in real time.
 
         `shares` of the rows are the oracle's: expected, at least and at most; `at_once` are these in the first wave.
@@ -427,7 +427,7 @@ class Chooser:
 
     # --- judgment ---
 
-    def _judged(self, plan: Plan) -> Plan:
+    def _judged(self, plan: LabelingPlan) -> LabelingPlan:
         """Return the plan with what it breaks, and what of it cannot be said."""
         plan = replace(plan, ends_at=None if plan.end.p95 is None else self._wanted.now + plan.end.p95)
         found = [*self._judge_quality(plan.quality), *self._judge_cost(plan), *self._judge_end(plan)]
@@ -448,7 +448,7 @@ class Chooser:
         elif quality.low < wanted:
             yield False, f"quality: {_shares(quality)} does not show {wanted:.9g}; {self._needed(quality)}"
 
-    def _judge_cost(self, plan: Plan) -> Iterator[tuple[bool, str]]:
+    def _judge_cost(self, plan: LabelingPlan) -> Iterator[tuple[bool, str]]:
         (expected, _, high, why), most = plan.cost, self._wanted.max_usd
         if expected is None:
             yield False, f"cost: {why}"
@@ -461,7 +461,7 @@ class Chooser:
         if plan.oracle is not None and alone is not None and expected >= alone:
             yield True, f"{plan.oracle.model} alone costs no more"
 
-    def _judge_end(self, plan: Plan) -> Iterator[tuple[bool, str]]:
+    def _judge_end(self, plan: LabelingPlan) -> Iterator[tuple[bool, str]]:
         if self._wanted.by is None:
             return
         if plan.ends_at is None:

@@ -12,7 +12,7 @@ from dagster_llm_batch.advice.track_record import TrackRecord
 from dagster_llm_batch.core.cascade import Rolling
 from dagster_llm_batch.types import Lane
 
-__all__ = ["GOLD", "Cost", "End", "Plan", "Quality", "Wanted"]
+__all__ = ["GOLD", "Cost", "End", "LabelingPlan", "Quality", "Wanted"]
 
 GOLD = "gold"
 """What `Wanted.against` is where qualities are shares of gold rows that are labeled right."""
@@ -90,7 +90,7 @@ class End(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class LabelingPlan:
     """One way to label the rows.
 
     Attributes:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import CheckTarget, check_targets, silent_check_outputs, silent_result
-from dagster_llm_batch.check_events import Verdicts, unjudged_evaluations
+from dagster_llm_batch.check_events import CheckOutcomes, unjudged_evaluations
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.text import plain_words, short_run
@@ -148,14 +148,15 @@ class EachPartition:
         yield from self._end()
 
     def _tell(self, begun: Mapping[str | None, Iterator[Any]]) -> Iterator[Any]:
-        """Yield the events of some partitions, and then evaluations for the `Verdicts` on them; what an iterator does
-        after these, it does when they are stored.
+        """Yield the events of some partitions, and then evaluations for their `CheckOutcomes`.
+
+        An iterator goes on after its `CheckOutcomes` when these are stored.
         """
-        unjudged: dict[str | None, Verdicts] = {}
+        unjudged: dict[str | None, CheckOutcomes] = {}
         for partition, events in begun.items():
             with self._apart(partition):
                 for event in events:
-                    if isinstance(event, Verdicts):
+                    if isinstance(event, CheckOutcomes):
                         unjudged[partition] = event
                         break
                     yield event
@@ -199,14 +200,14 @@ def materialize_result(
 ) -> Iterator[Any]:
     """Yield the events that say that a partition is stored, with its data version and the verdicts on it.
 
-    To be yielded through EachPartition, which makes events of `Verdicts`; at most once a partition with verdicts.
+    To be yielded through EachPartition, which makes events of `CheckOutcomes`; at most once a partition with verdicts.
     """
     # in a run over a range, even of one partition, a MaterializeResult would speak of all of the range
     if is_of_range(context):
         versions = {**(tags or {}), "dagster/data_version": version}
         yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=versions)
         if verdicts:
-            yield Verdicts(asset, partition, checks, verdicts)
+            yield CheckOutcomes(asset, partition, checks, verdicts)
         return
     yield dg.MaterializeResult(
         asset_key=asset,

@@ -15,7 +15,7 @@ from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, begin_downstream, materialize_result
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.check_events import all_partitions_evaluations
-from dagster_llm_batch.checks import CheckOutcome, sent_spec, sent_verdict
+from dagster_llm_batch.checks import CheckOutcome, sent_outcome, sent_spec
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import of_status
@@ -179,7 +179,7 @@ def _code_location(context: dg.AssetExecutionContext, dataset: Dataset) -> "Asse
 def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:
     """Judge whether the batches of a submission were sent."""
     recovered = engine.note_of_recovery(status.submission)
-    return sent_verdict(status, find_conditions(of_status(engine, status, recovered)))
+    return sent_outcome(status, find_conditions(of_status(engine, status, recovered)))
 
 
 def _warn_of_images(context: dg.AssetExecutionContext, dataset: Dataset, partition: str | None, rows: int) -> None:

@@ -56,7 +56,7 @@ from dagster_llm_batch.files.request_files import (
     requests_of,
 )
 from dagster_llm_batch.loop.knowledge import find_requests
-from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, Verdict
+from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, RowsState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -131,7 +131,7 @@ def draw_sample(plan: Plan, planning: Planning) -> Plan:
     """Take the step of a cascade: draw the sample, and write what its oracle is asked at once."""
     sampling = Sampling(planning)
     planning.unwanted.callback(sampling.discard)
-    if plan.verdict is not Verdict.NEW:
+    if plan.rows_state is not RowsState.NEW:
         assert plan.known is not None
         sampling.repeat(plan.known)
         return replace(plan, questions=0)

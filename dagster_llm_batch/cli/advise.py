@@ -15,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from rich.text import Text
 
 from dagster_llm_batch.advice.choice import Chooser
-from dagster_llm_batch.advice.labeling_plan import GOLD, Plan, Quality, Wanted
+from dagster_llm_batch.advice.labeling_plan import GOLD, LabelingPlan, Quality, Wanted
 from dagster_llm_batch.cli.choice import Case
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
@@ -155,7 +155,7 @@ def _next(by: datetime | time, now: datetime) -> datetime:
 # --- what is printed ---
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: LabelingPlan) -> str:
     if plan.oracle is None:
         return plan.record.model + (" in real time" if plan.lane is Lane.REALTIME else "")
     level = f"level {plan.agreement:.9g}" if plan.within is None else f"within {plan.within:.9g} of it"
@@ -191,7 +191,7 @@ def yaml_text(value: str | None) -> str:
     return written.removesuffix("\n").removesuffix("\n...")
 
 
-def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
+def _yaml(plan: LabelingPlan, case: Case, wanted: Wanted) -> str:
     """Return the attributes of a component that make it so."""
     lines = [f"model: {yaml_text(plan.record.model)}"]
     if plan.oracle is not None:
@@ -215,7 +215,7 @@ def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
     return "\n".join(lines)
 
 
-def _python(plan: Plan, case: Case, wanted: Wanted) -> str:
+def _python(plan: LabelingPlan, case: Case, wanted: Wanted) -> str:
     """Return the arguments of `llm_batch_assets` that make it so."""
     lines = [f"model={json.dumps(plan.record.model)},"]
     if plan.oracle is not None:
@@ -240,11 +240,11 @@ def _python(plan: Plan, case: Case, wanted: Wanted) -> str:
     return "\n".join(lines)
 
 
-def _minutes(plan: Plan) -> int:
+def _minutes(plan: LabelingPlan) -> int:
     return 0 if plan.deadline is None else round(plan.deadline / timedelta(minutes=1))
 
 
-def _notes(plan: Plan, case: Case) -> Iterator[str]:
+def _notes(plan: LabelingPlan, case: Case) -> Iterator[str]:
     """Yield what is to know of a plan before it is taken."""
     if plan.quality.is_promised:
         yield f"Its quality is {plan.quality.basis}."
@@ -287,7 +287,7 @@ def _evidence(case: Case) -> list[dict[str, Any]]:
     ]
 
 
-def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[Plan]) -> Iterator[str]:
+def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[LabelingPlan]) -> Iterator[str]:
     """Yield what is not known beside the figures of single plans."""
     others = [spec.builder.key.to_user_string() for spec in case.evaluations if spec is not case.evaluation]
     if case.against == GOLD and others:
@@ -305,7 +305,7 @@ def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[Plan]
         yield "Nothing here is of an earlier run."
 
 
-def _document(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequence[str]) -> dict[str, Any]:
+def _document(case: Case, wanted: Wanted, plans: Sequence[LabelingPlan], unknown: Sequence[str]) -> dict[str, Any]:
     return {
         "dataset": case.labeling.asset,
         "rows": wanted.rows,
@@ -356,7 +356,7 @@ def _document(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequen
     }
 
 
-def _print(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequence[str]) -> None:
+def _print(case: Case, wanted: Wanted, plans: Sequence[LabelingPlan], unknown: Sequence[str]) -> None:
     """Print the feasible plans as a table, then how to take the first, the evidence, and why not the others."""
     _say(
         f"{counted(wanted.rows, 'row', 'rows')} of {cell_text(case.labeling.asset)}, of which at least "
@@ -397,7 +397,7 @@ def _print(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequence[
     _print_evidence(case, wanted)
 
 
-def _print_plans(plans: Sequence[Plan]) -> None:
+def _print_plans(plans: Sequence[LabelingPlan]) -> None:
     has_end = any(plan.ends_at is not None for plan in plans)
     rows: list[list[object]] = [
         [

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rates import PICODOLLAR
-from dagster_llm_batch.core.results import FENCED, RESULT_SCHEMA
+from dagster_llm_batch.core.result_schema import FENCED, RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import SKIPPED, Outcome
 

@@ -27,14 +27,14 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import keep_utf8
 from dagster_llm_batch.types import Image, Request, Turn
 
-__all__ = ["ImageLoader", "Prompt", "Renderer", "Unreadable"]
+__all__ = ["ImageLoader", "Prompt", "Renderer", "UnreadableImage"]
 
 ImageLoader = Callable[[str], bytes]
 """Returns the bytes of the image at a path of a row. See `Prompt.image_root` for which paths are allowed."""
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableImage:
     """Stands for the request of a row whose image cannot be read.
 
     `reason` names the column, what was got and what is allowed.
@@ -207,8 +207,8 @@ class Renderer:
                 msg = f"The system template failed: {type(error).__name__}: {error}. Correct it; nothing was sent."
                 raise ConfigError(msg) from error
 
-    def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request | Unreadable]:
-        """Return the requests of several rows, given as columns; Unreadable for a row whose image is. See `render`."""
+    def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request | UnreadableImage]:
+        """Return requests of rows, given as columns, and UnreadableImage for a row whose image is. See `render`."""
         system_varies = self._system is not None and self._fixed_system is None
         if isinstance(self._user, _Plain) and not system_varies and not self._images:
             users: list[str] | None = None
@@ -221,17 +221,17 @@ class Renderer:
                 return [*make_requests(self._fixed_system, users)]
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         requests = [self._request(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
-        keep_utf8([request.user for request in requests if not isinstance(request, Unreadable)])
+        keep_utf8([request.user for request in requests if not isinstance(request, UnreadableImage)])
         return requests
 
     def render(self, row: Mapping[str, Any], key: object) -> Request:
         """Return the request of one row. Raises InputError, which names `key` and the template or column at fault."""
         request = self._request(row, key)
-        if isinstance(request, Unreadable):
+        if isinstance(request, UnreadableImage):
             raise InputError(f"Row {key!r}: {request.reason}.")
         return request
 
-    def _request(self, row: Mapping[str, Any], key: object) -> Request | Unreadable:
+    def _request(self, row: Mapping[str, Any], key: object) -> Request | UnreadableImage:
         part = "system"
         try:
             system = self._fixed_system
@@ -251,12 +251,12 @@ class Renderer:
             if row[name] is None:
                 continue
             image = self._image(row[name], name, key)
-            if isinstance(image, Unreadable):
+            if isinstance(image, UnreadableImage):
                 return image
             images.append(image)
         return make_request(system, user, tuple(images))
 
-    def _image(self, value: object, column: str, key: object) -> Image | Unreadable:
+    def _image(self, value: object, column: str, key: object) -> Image | UnreadableImage:
         if isinstance(value, str) and value.startswith(("https://", "http://")):
             return Image(url=value)
         if isinstance(value, str):
@@ -290,8 +290,8 @@ class Renderer:
         return Image(media_type=media_type, data=data)
 
 
-def _unreadable(column: str, why: str) -> Unreadable:
-    return Unreadable(f"the image in column '{column}' cannot be read: {why[:_REASON_CHARS]}")
+def _unreadable(column: str, why: str) -> UnreadableImage:
+    return UnreadableImage(f"the image in column '{column}' cannot be read: {why[:_REASON_CHARS]}")
 
 
 def _fault_of_path(error: Exception, path: str) -> str | None:

@@ -21,11 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core import left_out
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, custom_id, is_padding, packed, request_id_of, unpacked
 from dagster_llm_batch.core.logprobs import LOGPROB, label_logprob
 from dagster_llm_batch.core.memory import chunks, uncollected
 from dagster_llm_batch.core.pricing import MONEY, Tariff
 from dagster_llm_batch.core.response import Reader
+from dagster_llm_batch.core.result_schema import FENCED, REPEATING, RESULT_SCHEMA
 from dagster_llm_batch.protocols import Codec, ColumnCodec
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
@@ -43,17 +45,7 @@ from dagster_llm_batch.types import (
     Usage,
 )
 
-__all__ = [
-    "FENCED",
-    "REPEATING",
-    "RESULT_SCHEMA",
-    "SHARED",
-    "Expected",
-    "Reconciler",
-    "ShardFacts",
-    "Tally",
-    "waiting_reason",
-]
+__all__ = ["REPEATING", "RESULT_SCHEMA", "Expected", "Reconciler", "ShardFacts", "Tally"]
 
 _ID = np.dtype([("head", "u8"), ("tail", f"V{REQUEST_ID_BYTES - 8}")])
 
@@ -121,40 +113,6 @@ class Expected:
         return self._ids[self._open].tobytes()
 
 
-RESULT_SCHEMA = pa.schema(
-    [
-        ("llm_request_id", pa.string()),
-        ("llm_outcome", pa.string()),
-        ("llm_reason", pa.string()),
-        ("llm_retryable", pa.bool_()),
-        ("llm_reply", pa.string()),
-        ("llm_finish_reason", pa.string()),
-        ("llm_model", pa.string()),
-        ("llm_input_tokens", pa.int64()),
-        ("llm_output_tokens", pa.int64()),
-        ("llm_cache_read_tokens", pa.int64()),
-        ("llm_cost_usd", MONEY),
-        ("llm_realtime_usd", MONEY),
-        ("llm_price_basis", pa.string()),
-        ("llm_provider", pa.string()),
-        ("llm_batch_id", pa.string()),
-        ("llm_attempt", pa.int32()),
-        ("llm_lane", pa.string()),
-        ("llm_submitted_at", pa.timestamp("us", "UTC")),
-        ("llm_completed_at", pa.timestamp("us", "UTC")),
-    ]
-)
-"""One row per request; the columns of the response follow. `llm_reply` is kept where the outcome is not SUCCEEDED."""
-
-REPEATING = [name for name in RESULT_SCHEMA.names if name not in ("llm_request_id", "llm_reason", "llm_reply")]
-"""Columns with few values in all results of a shard."""
-
-SHARED = RESULT_SCHEMA.names[RESULT_SCHEMA.get_field_index("llm_provider") :]
-"""Columns with one value in all results of a shard."""
-
-FENCED = "read out of the Markdown fences in which the reply stood"
-"""The reason of a reply that fits without its fences. Its outcome is SUCCEEDED; the raw line has it as it came."""
-
 _LINE_FIELDS = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[1:7]]
 _LINE_NAMES = [*(field.name for field in _LINE_FIELDS), *TOKENS]
 
@@ -176,48 +134,22 @@ _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 # known. Errors, and requests that the vendor says never ran, are not billed.
 _BILLED_UNSEEN = (*_REPLIED, Outcome.MISSING)
 
-_LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
-    BatchStatus.ENDED: (Outcome.MISSING, "the batch ended and no result names this request"),
-    BatchStatus.EXPIRED: (Outcome.EXPIRED, "the batch expired before this request ran"),
-    BatchStatus.CANCELED: (Outcome.CANCELED, "the batch was canceled before this request ran"),
-    BatchStatus.FAILED: (Outcome.ERRORED, "the batch failed as a whole"),
-}
-_NEVER_RAN = (Outcome.EXPIRED, Outcome.CANCELED)
-_MAY_HAVE_RUN = "the batch {}, and its results lack rows that it counts or should name: this one may have run"
-_WAITING_FOR: Mapping[Cause, str] = {
-    Cause.CANCELED: "the batch was canceled at the provider, and not by this package",
-    Cause.GONE: "the provider has the batch, or its results, no more",
-    Cause.GIVEN_UP: "the batch had not ended, and was given up",
-    Cause.ADOPTED: "the batch was sent elsewhere and adopted, and has no answer to this request",
-    Cause.NOT_TAKEN: "the provider had no room for the batch, or failed it for now, however often it was sent",
-}
-_UNREAD = "the results of the batch could not be read, and were given up"
-_ASK_AGAIN = "`dagster-llm-batch retry` asks again, and shows the price first"
-
-
-def waiting_reason(cause: Cause, *, has_ended: bool) -> str:
-    """Return why requests of a batch with this cause are not sent again before a person says so.
-
-    `has_ended` tells a batch that had ended when it was given up from one that had not.
-    """
-    return _UNREAD if cause is Cause.GIVEN_UP and has_ended else _WAITING_FOR[cause]
-
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """What all results of a shard share.
+    """The facts that all results of a shard share.
 
     Attributes:
-        nonce: Of the shard's custom_ids.
-        status: How the batch ended.
-        provider, batch_id: Who answered.
-        attempt: The wave.
-        ended_at, submitted_at: Of the batch, aware.
-        lane: In which the shard was sent.
-        reason, retryable: Of a batch that failed as a whole.
-        padding: How many copies of a request were sent with it, to reach the provider's least number.
-        done: How many requests the batch counts as finished, copies included; None where it carries other shards too.
-        cause: Why it did not end by itself, or why its results cannot be had.
+        nonce: The nonce of the shard's custom_ids.
+        status: The status in which the batch ended.
+        provider, batch_id: The provider and its batch.
+        attempt: The number of the wave.
+        ended_at, submitted_at: The times of the batch, aware.
+        lane: The lane of the shard.
+        reason, retryable: The reason of a batch that failed as a whole, and whether it can succeed later.
+        padding: The number of copies of a request that were sent to reach the provider's least number.
+        done: The batch's own count of finished requests, copies included; None if it carries other shards, too.
+        cause: The cause of an end from outside, or of results that cannot be fetched.
     """
 
     nonce: str
@@ -237,18 +169,19 @@ class ShardFacts:
 
 @dataclass
 class Tally:
-    """What a shard's results cost together, and the numbers of lines that are no result of it.
+    """The costs and counts of a shard's results.
 
     Attributes:
-        known_usd: What the requests of known cost did cost, copies that were sent as padding included.
-        unpriced: How many requests and copies there are of which nobody knows what they cost.
-        realtime_usd: What the requests of known cost would have cost in real time. Nobody sends copies there.
-        unlabeled_usd: Part of `known_usd`: what requests cost that were billed and got no label.
-        padding_usd: Part of `known_usd`: what copies cost.
-        replies: How many tell their tokens, copies included.
-        input_tokens, output_tokens, cache_read_tokens: Of these replies.
-        reported_usd: What the vendor says that they cost; None where it does not say it of each reply.
-        answered: How many requests got a label.
+        known_usd: The cost of requests of known cost, and of copies that were sent as padding.
+        unpriced: The number of requests and copies of unknown cost.
+        realtime_usd: The cost in real time of requests of known cost. Real time has no copies.
+        unlabeled_usd: The part of `known_usd` for requests that were billed and have no label.
+        padding_usd: The part of `known_usd` for copies.
+        replies: The number of replies with a count of tokens, copies included.
+        input_tokens, output_tokens, cache_read_tokens: The tokens of these replies.
+        reported_usd: The cost by the vendor's own report; None unless each reply has one.
+        answered: The number of requests with a label.
+        unreadable, foreign, duplicates: The numbers of lines that are not the first result of a request.
     """
 
     known_usd: Decimal = Decimal(0)
@@ -268,11 +201,11 @@ class Tally:
 
     @property
     def cost_usd(self) -> Decimal | None:
-        """What all cost together; None where that of one is not known."""
+        """The cost of all together; None if one is unknown."""
         return None if self.unpriced else self.known_usd
 
     def add_tokens(self, replies: int, input_tokens: int, output_tokens: int, cache_read_tokens: int) -> None:
-        """Add the tokens of so many replies."""
+        """Add the tokens of some replies."""
         self.replies += replies
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
@@ -280,6 +213,7 @@ class Tally:
 
     @property
     def unexpected(self) -> dict[str, int]:
+        """The numbers of lines that are not the first result of a request, by kind."""
         counts = {"unreadable": self.unreadable, "foreign": self.foreign, "duplicates": self.duplicates}
         return {name: count for name, count in counts.items() if count}
 
@@ -324,11 +258,11 @@ class Reconciler:
         """Yield the results in tables of some thousand rows: first those of the lines, then the requests left out."""
         yield from self._tables(map(self._read_lines, _short_chunks(lines)))
         unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
-        left_out = self._left_out(len(unnamed) // REQUEST_ID_BYTES)
-        outcome = left_out.outcome
+        without_line = self._left_out(len(unnamed) // REQUEST_ID_BYTES)
+        outcome = without_line.outcome
         parts = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
         yield from self._tables(
-            self._read(ids, ResultColumns.of([left_out] * (len(ids) // REQUEST_ID_BYTES))) for ids in parts
+            self._read(ids, ResultColumns.of([without_line] * (len(ids) // REQUEST_ID_BYTES))) for ids in parts
         )
         # Copies may have run unseen: nothing is billed for that on the user's own machines, else nobody knows.
         if outcome is Outcome.MISSING and self._tariff.basis is not PriceBasis.FREE:
@@ -338,20 +272,20 @@ class Reconciler:
         """Return the result of each of the requests that no line names. `unnamed` is how many they are."""
         facts = self._facts
         # Older ledgers have 'running' here.
-        outcome, explanation = _LEFT_OUT.get(facts.status, _LEFT_OUT[BatchStatus.ENDED])
+        outcome, explanation = left_out.LEFT_OUT.get(facts.status, left_out.LEFT_OUT[BatchStatus.ENDED])
         reason, retryable = facts.reason or explanation, outcome is not Outcome.ERRORED or facts.retryable
         if facts.cause in (Cause.GONE, Cause.GIVEN_UP):
             outcome, reason = Outcome.MISSING, facts.reason or ""
-        elif outcome in _NEVER_RAN and self._lacks_rows(unnamed):
-            outcome, reason = Outcome.MISSING, _MAY_HAVE_RUN.format(f"was {outcome.value}")
+        elif outcome in left_out.NEVER_RAN and self._lacks_rows(unnamed):
+            outcome, reason = Outcome.MISSING, left_out.MAY_HAVE_RUN.format(f"was {outcome.value}")
         if facts.cause is not None and facts.cause.is_final:
             return self._waiting(Result(custom_id=None, outcome=outcome, reason=reason), facts.cause)
         return Result(custom_id=None, outcome=outcome, reason=reason, retryable=retryable)
 
     def _waiting(self, result: Result, cause: Cause) -> Result:
         """Return the result of a request that is not sent again before a person says so."""
-        why = waiting_reason(cause, has_ended=self._facts.status.is_terminal)
-        reason = "; ".join(filter(None, [why, result.reason, _ASK_AGAIN]))
+        why = left_out.waiting_reason(cause, has_ended=self._facts.status.is_terminal)
+        reason = "; ".join(filter(None, [why, result.reason, left_out.ASK_AGAIN]))
         return result._replace(reason=reason, retryable=False)
 
     def _lacks_rows(self, unnamed: int) -> bool:
@@ -459,7 +393,7 @@ class Reconciler:
         vectors: Sequence[Any] = results.embeddings
         all_succeeded = outcomes.count(_SUCCEEDED) == len(outcomes)
         if not all_succeeded:
-            self._names_unrun = self._names_unrun or not set(_NEVER_RAN).isdisjoint(outcomes)
+            self._names_unrun = self._names_unrun or not set(left_out.NEVER_RAN).isdisjoint(outcomes)
             texts, vectors = (
                 [value if outcome is _SUCCEEDED else None for value, outcome in zip(values, outcomes, strict=True)]
                 for values in (texts, vectors)

@@ -49,7 +49,7 @@ from dagster_llm_batch.loop.receipts import (
     recover_planned,
 )
 from dagster_llm_batch.loop.settlement import Settler, make_assembler
-from dagster_llm_batch.loop.status import Status, Unsent, find_unsent
+from dagster_llm_batch.loop.status import Status, UnsentReasons, find_unsent
 from dagster_llm_batch.loop.submit import Sender
 from dagster_llm_batch.loop.submit_queue import Dispatcher, drop
 from dagster_llm_batch.protocols import Provider
@@ -433,7 +433,7 @@ class Engine:
     def status(self, submission_id: str) -> Status:
         return Status(*self.ledger.submissions.get_with_shards(submission_id))
 
-    def unsent(self, submission_id: str) -> Unsent:
+    def unsent(self, submission_id: str) -> UnsentReasons:
         """Return why requests of a submission are not sent, or not again, each with what a person can do."""
         return find_unsent(self.ledger.holds.of([submission_id]).get(submission_id, ()))
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.results import REPEATING
+from dagster_llm_batch.core.result_schema import REPEATING
 from dagster_llm_batch.files.request_files import APART
 from dagster_llm_batch.loop.label import ROWS_AT_ONCE, LabelAssembler, label_results, read_part, scatter
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, temporary_folder

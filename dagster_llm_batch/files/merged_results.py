@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.results import REPEATING
+from dagster_llm_batch.core.result_schema import REPEATING
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.files.ownership import MERGED, copy_path, owned_copies, remove
 from dagster_llm_batch.storage.ledger.records import Shard

@@ -12,7 +12,7 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.core.identity import block_digest, canonical_json
 from dagster_llm_batch.core.keys import is_key_type
 from dagster_llm_batch.core.label_join import UNSENT_FIELD, manifest_schema
-from dagster_llm_batch.core.prompt import ImageLoader, Unreadable
+from dagster_llm_batch.core.prompt import ImageLoader, UnreadableImage
 from dagster_llm_batch.core.rows import are_empty, check_stored_text, check_text, values_of
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import InputError
@@ -76,10 +76,10 @@ class RowRenderer:
 
     def requests(
         self, batch: pa.RecordBatch, keys: Sequence[Any]
-    ) -> Iterator[tuple[Sequence[Any], Sequence[Request | Unreadable | None]]]:
+    ) -> Iterator[tuple[Sequence[Any], Sequence[Request | UnreadableImage | None]]]:
         """Yield the requests of the rows with their keys, some rows at a time; None for an empty row.
 
-        Unreadable stands for a row whose image cannot be read.
+        UnreadableImage stands for a row whose image cannot be read.
         """
         read = batch.select(list(self._renderer.columns))
         empty = are_empty(batch.select(self._content), self._images)
@@ -145,6 +145,6 @@ class RowRenderer:
         )
 
 
-def reasons_of(requests: Sequence[Request | Unreadable | None]) -> dict[int, str]:
+def reasons_of(requests: Sequence[Request | UnreadableImage | None]) -> dict[int, str]:
     """Return why the rows whose images cannot be read are not sent, by their places."""
-    return {at: request.reason for at, request in enumerate(requests) if isinstance(request, Unreadable)}
+    return {at: request.reason for at, request in enumerate(requests) if isinstance(request, UnreadableImage)}

@@ -2,7 +2,7 @@
 
 A server that alters every custom_id, loses every result or answers everything in another form does so again in the
 next wave, and is paid again. So each wave is judged before more is sent: the rest of the wave itself where that is not
-sent yet, and the next wave. The verdict is an event in the ledger, and final for the submission: a person who has
+sent yet, and the next wave. The decision is an event in the ledger, and final for the submission: a person who has
 mended the cause asks again (`dagster-llm-batch retry`), and sees the price first.
 
 Only requests that were, or may have been, billed are judged: `succeeded` fits, `invalid` and `missing` do not. Outcomes

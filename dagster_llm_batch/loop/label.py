@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.label_join import Labeled, Part, label, pair_rows, with_shared
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.pricing import sum_costs
-from dagster_llm_batch.core.results import RESULT_SCHEMA, SHARED
+from dagster_llm_batch.core.result_schema import RESULT_SCHEMA, SHARED
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.files.merged_results import FEWEST_MERGED, MERGED_WAVE, MergedResults

@@ -44,7 +44,7 @@ __all__ = [
     "Plan",
     "PlanStep",
     "Planning",
-    "Verdict",
+    "RowsState",
     "check_limits",
     "commit",
     "count_money_steps",
@@ -66,7 +66,7 @@ def plan_lease(namespace: str, asset: str, partition: str) -> str:
     return f"plan:{namespace}:{asset}:{partition}"
 
 
-class Verdict(Enum):
+class RowsState(Enum):
     """The state of a plan's rows in the ledger."""
 
     NEW = "new"
@@ -111,7 +111,7 @@ class Plan:
     """A submission before it is stored. Each step returns a plan that has more.
 
     Attributes:
-        verdict: The state of the rows in the ledger.
+        rows_state: The state of the rows in the ledger.
         drafted: The counts of rows and requests, and the shards to send.
         estimate: The expected tokens and cost of these shards.
         known: The newest submission with these rows, if any.
@@ -127,7 +127,7 @@ class Plan:
         refusals: The reasons against committing the plan.
     """
 
-    verdict: Verdict
+    rows_state: RowsState
     drafted: Drafted
     estimate: Estimate
     known: Submission | None = None
@@ -188,12 +188,12 @@ def decide(drafted: Drafted, estimate: Estimate, planning: Planning, name: str) 
     known = deployment.ledger.submissions.find(deployment.namespace, name, planning.partition, drafted.fingerprint)
     if known is None or _may_follow(planning, known):
         sources = knowledge.reusable_ids if drafted.reused else ()
-        return Plan(Verdict.NEW, drafted, estimate, known, sources)
+        return Plan(RowsState.NEW, drafted, estimate, known, sources)
     nothing = replace(drafted, shards=[], reused=drafted.requests)
     newest = max((one.created_at for one in knowledge.history), default=known.created_at)
-    verdict = Verdict.KNOWN if known.created_at >= newest else Verdict.REPEATED
+    rows_state = RowsState.KNOWN if known.created_at >= newest else RowsState.REPEATED
     sources = (known.submission_id, *known.reused_from)
-    return Plan(verdict, nothing, Estimate(estimate.tariff, NO_OUTPUT), known, sources)
+    return Plan(rows_state, nothing, Estimate(estimate.tariff, NO_OUTPUT), known, sources)
 
 
 def take_steps(plan: Plan, planning: Planning, steps: Sequence[PlanStep]) -> Plan:
@@ -288,12 +288,12 @@ def commit(
     """
     if plan.refusals:
         raise plan.refusals[0]
-    if plan.verdict is Verdict.KNOWN:
+    if plan.rows_state is RowsState.KNOWN:
         assert plan.known is not None
         # The fingerprint has no kept columns: these may be others now.
         draft.replace_manifest(plan.known.manifest)
         return plan.known
-    if plan.verdict is Verdict.REPEATED:
+    if plan.rows_state is RowsState.REPEATED:
         draft.discard_requests()
     submission = new_submission(plan, planning, run_id)
     # Superseded submissions release the money of their unsent shards for this one.

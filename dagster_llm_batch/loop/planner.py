@@ -20,7 +20,7 @@ from dagster_llm_batch.loop.plan import (
     Plan,
     Planning,
     PlanStep,
-    Verdict,
+    RowsState,
     check_limits,
     commit,
     count_money_steps,
@@ -101,7 +101,7 @@ class Planner:
         ):
             planning = self._begin(partition, history, [self.labeling.asset], self.deployment, unwanted, again=again)
             plan, draft = self._draft(planning, rows, self.labeling.asset)
-            if plan.verdict is not Verdict.KNOWN:
+            if plan.rows_state is not RowsState.KNOWN:
                 self._refuse_older_rows(before, history)
             # From here on the ledger may have the submission: its files are removed only where it certainly has not.
             files = unwanted.pop_all()
@@ -138,7 +138,7 @@ class Planner:
             planning = self._begin(partition, history, names, aside, unwanted, again=again)
             plan, _ = self._draft(planning, rows, name)
             return show(
-                plan if plan.verdict is not Verdict.NEW else take_steps(plan, planning, [check_limits]), planning
+                plan if plan.rows_state is not RowsState.NEW else take_steps(plan, planning, [check_limits]), planning
             )
 
     def _begin(
@@ -189,7 +189,7 @@ class Planner:
             # With another promise other labels may be accepted.
             asked = f"{asked} {canonical_json(cascade.promise)}"
         plan = decide(draft.finish(asked), draft.estimate, planning, name)
-        if plan.verdict is Verdict.KNOWN:
+        if plan.rows_state is RowsState.KNOWN:
             return plan, draft
         steps = (tune, count_money_steps, self.forecast_end)
         return take_steps(plan, planning, steps if cascade is None else (self.sample, *steps)), draft

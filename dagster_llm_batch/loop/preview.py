@@ -11,7 +11,7 @@ from dagster_llm_batch.core.token_counts import output_basis
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.files.request_writer import NO_UNREADABLE, LongRow, UnreadableRows
 from dagster_llm_batch.loop.deployment import Deployment
-from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, Verdict
+from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, RowsState
 from dagster_llm_batch.loop.submit_queue import count_queue_rounds
 from dagster_llm_batch.providers.capabilities import check_parameters
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -125,7 +125,7 @@ def parameter_warnings(deployment: Deployment, labeling: Labeling) -> list[str]:
 
 def show(plan: Plan, planning: Planning) -> Preview:
     """Return the figures of a plan, instead of committing it."""
-    if plan.verdict is not Verdict.NEW:
+    if plan.rows_state is not RowsState.NEW:
         assert plan.known is not None
         return replace(_figures(plan), known=plan.known, lost=_count_lost(planning.deployment, plan.known))
     if plan.missing_gold:

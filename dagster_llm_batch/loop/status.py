@@ -29,7 +29,7 @@ __all__ = [
     "WAITS",
     "Advice",
     "Status",
-    "Unsent",
+    "UnsentReasons",
     "advise_on_change",
     "advise_on_doubt",
     "advise_on_holders",
@@ -306,7 +306,7 @@ def retry_command(submission: Submission) -> str:
     return f"dagster-llm-batch retry {submission.selector}"
 
 
-class Unsent(NamedTuple):
+class UnsentReasons(NamedTuple):
     """Why requests of a submission are not sent, or not again, and what a person can do; None where they are.
 
     Attributes:
@@ -320,7 +320,7 @@ class Unsent(NamedTuple):
     over_budget: str | None = None
 
 
-def find_unsent(holds: Sequence[Hold]) -> Unsent:
+def find_unsent(holds: Sequence[Hold]) -> UnsentReasons:
     """Return why requests are not sent of the submission that has these holds."""
     told = {hold.reason: unsent_of(hold) for hold in holds if hold.reason in UNSENT.values()}
 
@@ -330,7 +330,7 @@ def find_unsent(holds: Sequence[Hold]) -> Unsent:
 
     held = text(HoldReason.CHANGED)
     stopped, over_budget = text(HoldReason.UNFIT), text(HoldReason.OVER_BUDGET)
-    return Unsent(stopped, None if held is None else held.rstrip("."), over_budget)
+    return UnsentReasons(stopped, None if held is None else held.rstrip("."), over_budget)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from dagster_llm_batch.files.request_files import RAW, beside, requests_of
 from dagster_llm_batch.files.request_writer import Drafted
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.knowledge import Knowledge
-from dagster_llm_batch.loop.plan import PLAN_WAIT_SECONDS, Plan, Planning, Verdict, new_submission, plan_lease, tune
+from dagster_llm_batch.loop.plan import PLAN_WAIT_SECONDS, Plan, Planning, RowsState, new_submission, plan_lease, tune
 from dagster_llm_batch.loop.planner import check_definition
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.protocols import Provider
@@ -123,7 +123,7 @@ class Adopter:
             planning = Planning(
                 self._labeling, self._deployment, partition, submission_id, knowledge, writer, None, unwanted
             )
-            plan = tune(Plan(Verdict.NEW, drafted, draft.estimate), planning)
+            plan = tune(Plan(RowsState.NEW, drafted, draft.estimate), planning)
             base = new_submission(plan, planning, None)
             # The newest is the one that lands, also after one that was planned by a clock that was ahead.
             later = [one.created_at + timedelta(microseconds=1) for one in history]

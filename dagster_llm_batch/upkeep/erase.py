@@ -34,7 +34,7 @@ from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.keys import ErasedKeys, key_digest
 from dagster_llm_batch.core.label_join import UNSENT
-from dagster_llm_batch.core.results import REPEATING
+from dagster_llm_batch.core.result_schema import REPEATING
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
 from dagster_llm_batch.files.merged_results import drop_merged
 from dagster_llm_batch.files.ownership import Ownership, owns_batch, remove

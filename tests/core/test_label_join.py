@@ -18,7 +18,8 @@ from dagster_llm_batch.core.identity import custom_id, make_request, packed, pad
 from dagster_llm_batch.core.label_join import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
 from dagster_llm_batch.core.pricing import TokenPrice, tariff
 from dagster_llm_batch.core.response import Reader
-from dagster_llm_batch.core.results import RESULT_SCHEMA, Reconciler, ShardFacts
+from dagster_llm_batch.core.result_schema import RESULT_SCHEMA
+from dagster_llm_batch.core.results import Reconciler, ShardFacts
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Outcome, Request, Result, Usage
 

@@ -15,9 +15,10 @@ from test_batch_sensor import change, tick
 
 from dagster_llm_batch import Prompt, checks
 from dagster_llm_batch.checks import CHECKS, COVERAGE, Check, CheckOutcome, PartitionFacts, RowsBehind, final_check
-from dagster_llm_batch.core import label_join, results
+from dagster_llm_batch.core import label_join, left_out
 from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
-from dagster_llm_batch.core.results import RESULT_SCHEMA, waiting_reason
+from dagster_llm_batch.core.left_out import waiting_reason
+from dagster_llm_batch.core.result_schema import RESULT_SCHEMA
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.storage.ledger.records import Bill, Shard
@@ -81,13 +82,13 @@ REWORDED = "Der Anbieter schweigt, und zwar {}"
 
 def reword(monkeypatch: pytest.MonkeyPatch) -> None:
     """Say everything that is stored as a reason of a reject in other words."""
-    for number, cause in enumerate(results._WAITING_FOR):
-        monkeypatch.setitem(results._WAITING_FOR, cause, REWORDED.format(number))
-    for status, (outcome, _) in results._LEFT_OUT.items():
-        monkeypatch.setitem(results._LEFT_OUT, status, (outcome, REWORDED.format(status)))
-    monkeypatch.setattr(results, "_UNREAD", REWORDED.format("ungelesen"))
-    monkeypatch.setattr(results, "_ASK_AGAIN", "")
-    monkeypatch.setattr(results, "_MAY_HAVE_RUN", REWORDED.format("vielleicht"))
+    for number, cause in enumerate(left_out._WAITING_FOR):
+        monkeypatch.setitem(left_out._WAITING_FOR, cause, REWORDED.format(number))
+    for status, (outcome, _) in left_out.LEFT_OUT.items():
+        monkeypatch.setitem(left_out.LEFT_OUT, status, (outcome, REWORDED.format(status)))
+    monkeypatch.setattr(left_out, "_UNREAD", REWORDED.format("ungelesen"))
+    monkeypatch.setattr(left_out, "ASK_AGAIN", "")
+    monkeypatch.setattr(left_out, "MAY_HAVE_RUN", REWORDED.format("vielleicht"))
     monkeypatch.setattr(label_join, "LOST", REWORDED.format("verloren"))
     monkeypatch.setattr(label_join, "_NOT_SENT", REWORDED.format("ungesandt"))
 
@@ -114,7 +115,7 @@ def test_rows_that_wait_fail_the_coverage_in_whatever_words(make, emulator, monk
     [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == COVERAGE]
     assert not coverage.passed
     cause = Cause.GIVEN_UP if how == "given up" else Cause.CANCELED
-    assert f"Rows wait for a person: 3 since {results._WAITING_FOR[cause]}." in coverage.description
+    assert f"Rows wait for a person: 3 since {left_out._WAITING_FOR[cause]}." in coverage.description
 
 
 SENT_AT = datetime(2026, 1, 1, tzinfo=UTC)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pytest
 from workspace import Workspace, billed, labeling, tickets
 
-from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA
+from dagster_llm_batch.core.result_schema import REPEATING, RESULT_SCHEMA
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.label_files import write_labels
 from dagster_llm_batch.errors import PayloadError
