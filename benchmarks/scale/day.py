@@ -131,14 +131,14 @@ def _shard_table(found: Mapping[str, Any]) -> list[str]:
     files, file_bytes = of_shards["objects"], of_shards["bytes"]
     rest = (
         f"With the ticks between, PostgreSQL took {_plain(cpu * 1e3)} ms a shard, and wrote {_plain(wal / 1e3)} KB of "
-        f"its log. What stays in the ledger is {_plain(size / 1e3)} KB a shard, indexes included, with "
-        f"{_plain(events)} events; in the payload store {_plain(files)} files of {_plain(file_bytes / 1e3)} KB "
-        f"together. Four workers planned and sent {_plain(shards / sent['wall_s'])} shards a second, with "
-        f"{_plain(sent['writes'] / sent['wall_s'])} writes a second to the ledger, and landed "
-        f"{_plain(shards / landed['wall_s'])}."
+        f"its log. Each shard leaves {_plain(size / 1e3)} KB in the ledger, including indexes, with {_plain(events)} "
+        f"events, and {_plain(files)} files of {_plain(file_bytes / 1e3)} KB together in the payload store. Four workers "
+        f"planned and sent {_plain(shards / sent['wall_s'])} shards a second, with "
+        f"{_plain(sent['writes'] / sent['wall_s'])} writes a second to the ledger. They materialized "
+        f"{_plain(shards / landed['wall_s'])} shards a second."
     )
     return [
-        "| A shard takes | | to plan and send | to collect and land | in all |",
+        "| A shard takes | | to plan and send | to collect and materialize | total |",
         "| --- | --- | ---: | ---: | ---: |",
         row("CPU of the worker", "ms", *each("cpu_s", 1_000)),
         row("CPU of PostgreSQL", "ms", *each("server_cpu_s", 1_000)),
@@ -152,7 +152,7 @@ def _shard_table(found: Mapping[str, Any]) -> list[str]:
 
 
 def _tick_table(ticks: Iterable[Mapping[str, Any]]) -> list[str]:
-    lines = ["| Tick | Seconds | CPU s | Statements | Calls | Left for the next | Runs asked for |"]
+    lines = ["| Tick | Seconds | CPU s | Statements | Calls | Left for the next | Runs requested |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for one in ticks:
         statements = one["reads"] + one["writes"]
@@ -172,9 +172,9 @@ def _row_table(rows: Mapping[str, Any]) -> list[str]:
 
     for step in ("plan", "submit", "collect", "labels"):
         row(f"CPU of `{step}`, µs", (one["cpu_us"][step] for one in rows.values()))
-    row("CPU in all, µs", (_cpu_us(one) for one in rows.values()))
-    row("its line as it is sent, bytes", (one["line_bytes"] for one in rows.values()))
-    row("its reply as it comes, bytes", (one["reply_bytes"] for one in rows.values()))
+    row("CPU in total, µs", (_cpu_us(one) for one in rows.values()))
+    row("its line in the request file, bytes", (one["line_bytes"] for one in rows.values()))
+    row("its reply in the result file, bytes", (one["reply_bytes"] for one in rows.values()))
     kinds = ("requests.jsonl.lz4", "raw.jsonl.zst", "results.parquet", "manifest.parquet", "ids.lz4")
     for name, kind in zip(("requests", "raw results", "results", "manifest", "known ids"), kinds, strict=True):
         row(f"{name}, stored, bytes", (one["stored_bytes"][kind] for one in rows.values()))
@@ -188,7 +188,7 @@ def _rows_a_shard(vendor: Vendor, line_bytes: float) -> int:
 
 def _vendor_table(rows: Mapping[str, Any]) -> Iterable[str]:
     titles = ("Vendor", "Text", "Rows a shard", "Shards a day", "Creates an hour (most)", "Tokens a day")
-    yield f"| {' | '.join(titles)} | A batch may take at most |"
+    yield f"| {' | '.join(titles)} | Longest average duration of a batch |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
     for vendor in VENDORS:
         for size, one in rows.items():
@@ -212,7 +212,7 @@ def _longest(vendor: Vendor, rows_a_shard: int, tokens_a_day: float) -> str:
     if vendor.most_tokens is not None:
         hours = vendor.most_tokens / tokens_a_day * 24
         return f"{_hours(hours)}: {vendor.most_tokens / 1e9:,.0f} billion tokens in its queue"
-    return "no limit is documented"
+    return "limit not documented"
 
 
 def _day_table(figures: Mapping[str, Any]) -> Iterable[str]:
@@ -250,7 +250,7 @@ def _day_table(figures: Mapping[str, Any]) -> Iterable[str]:
     )
     part = ROWS_A_DAY / PARTITIONS_A_DAY
     yield row(
-        f"a partition of {PARTITIONS_A_DAY} a day: rows; table, MB; CPU s to land",
+        f"a partition of {PARTITIONS_A_DAY} a day: rows; table, MB; CPU s to materialize",
         (
             f"{part:,.0f}; {part * one['table_bytes'] / 1e6:,.0f}; "
             f"{part * (one['cpu_us']['collect'] + one['cpu_us']['labels']) / 1e6:,.0f}"
