@@ -132,8 +132,8 @@ def _shard_table(found: Mapping[str, Any]) -> list[str]:
     rest = (
         f"With the ticks between, PostgreSQL took {_plain(cpu * 1e3)} ms a shard, and wrote {_plain(wal / 1e3)} KB of "
         f"its log. Each shard leaves {_plain(size / 1e3)} KB in the ledger, including indexes, with {_plain(events)} "
-        f"events, and {_plain(files)} files of {_plain(file_bytes / 1e3)} KB together in the payload store. Four workers "
-        f"planned and sent {_plain(shards / sent['wall_s'])} shards a second, with "
+        f"events, and {_plain(files)} files of {_plain(file_bytes / 1e3)} KB together in the payload store. Four "
+        f"workers planned and sent {_plain(shards / sent['wall_s'])} shards a second, with "
         f"{_plain(sent['writes'] / sent['wall_s'])} writes a second to the ledger. They materialized "
         f"{_plain(shards / landed['wall_s'])} shards a second."
     )
