@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from dagster_llm_batch.core.keys import key_digest
 from dagster_llm_batch.review.evidence import Attempt, read_attempts
 from dagster_llm_batch.review.forms import LabelForm
-from dagster_llm_batch.review.tables import StoredAsset, TableBrowser
+from dagster_llm_batch.review.tables import StoredAsset, StoredRow, TableBrowser
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment, Submission
@@ -66,6 +66,22 @@ class ReviewedDeployment:
     def attempts(self, dataset: str, partition: str, request_id: str) -> list[Attempt]:
         """Return each time that a request of a partition was sent."""
         return read_attempts(self.ledger, self.payloads, self.submissions(dataset, partition), request_id)
+
+    def attempts_of(self, asset: StoredAsset, row: StoredRow, partition: str | None = None) -> list[Attempt]:
+        """Return each time that the request of a stored row was sent; none for a row that no model was asked."""
+        request_id = row.get("llm_request_id")
+        if asset.dataset is None or not isinstance(request_id, str):
+            return []
+        return self.attempts(asset.dataset, partition or row.partition, request_id)
+
+    def labels_of(self, candidate: str) -> StoredAsset | None:
+        """Return the labels that an evaluation has this name for; None where they are of no dataset, or of two."""
+        found = [
+            asset
+            for asset in self.assets()
+            if asset.dataset is not None and asset.role == "labels" and asset.key.rpartition("/")[2] == candidate
+        ]
+        return found[0] if len(found) == 1 else None
 
     def judgments(self, column: str, key: str, partition: str | None) -> list[Judgment]:
         """Return what people said of a row and stands, as whichever dataset has this column for its key."""

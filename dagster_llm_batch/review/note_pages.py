@@ -19,9 +19,10 @@ from starlette.responses import RedirectResponse, Response
 from dagster_llm_batch.addresses import Filter, row_path, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.files.request_files import definition_in
+from dagster_llm_batch.review.comparison import is_mistake, plain_values
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.label_pages import ShowPage, read_form, with_nul
-from dagster_llm_batch.review.tables import StoredAsset, View, status_of
+from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View, status_of
 from dagster_llm_batch.storage.ledger.judgments import MOST_NOTE, Note
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.text import plain_text
@@ -35,6 +36,7 @@ _NAMES = ("candidate", "target", "gold", "label", "reason")
 _FAILURES, _MISTAKES = "failures", "mistakes"
 _MOST_SUBMISSIONS = 500
 _LONGEST_NAME = 300
+_ROUNDING = 1e-9
 
 
 @dataclass
@@ -94,9 +96,10 @@ class NotePages:
         return self._show(request, "failures.html", code, asset=asset, groups=groups, page=page, wrong=wrong)
 
     def _shown(self, asset: StoredAsset, row: Mapping[str, Any], partition: str) -> Mapping[str, Any]:
-        labels = self._labels_of(str(row["candidate"]))
+        labels = self._deployment.labels_of(str(row["candidate"]))
         mistakes = self._deployment.asset(asset.key.removesuffix(_FAILURES) + _MISTAKES)
         rows: str | None = None
+        example: Mapping[str, Any] = {}
         examples: list[tuple[str, str | None]] = []
         if mistakes is not None and labels is not None:
             name = row["candidate"]
@@ -108,6 +111,9 @@ class NotePages:
             examples = [
                 (key, row_path(mistakes.key, labels.row_key, key, partition or None)) for key in row["examples"] or []
             ]
+            if examples:
+                tables = [mistakes, labels]
+                example = self._example(tables, labels.row_key, examples[0][0], partition, str(row["target"]))
         notes: Sequence[Note] = []
         if labels is not None and labels.dataset is not None:
             group = _group(asset.key, partition, row)
@@ -117,26 +123,38 @@ class NotePages:
             "row": row,
             "partition": partition,
             "rows": rows,
+            "text": example,
+            "is_weighted": abs(row["share"] - row["n"] / max(row["n_gold"], 1)) > _ROUNDING,
             "examples": examples or [(key, None) for key in row["examples"] or []],
             "dataset": labels.dataset if labels is not None else None,
             "notes": notes,
             "form_id": secrets.token_urlsafe(12),
         }
 
-    def _labels_of(self, candidate: str) -> StoredAsset | None:
-        """Return the labels that an evaluation has this name for; None where they are of no dataset, or of two."""
-        found = [
-            asset
-            for asset in self._deployment.assets()
-            if asset.dataset is not None and asset.role == "labels" and asset.key.rpartition("/")[2] == candidate
-        ]
-        return found[0] if len(found) == 1 else None
+    def _example(
+        self, tables: Sequence[StoredAsset], key: str, example: str, partition: str, target: str
+    ) -> Mapping[str, Any]:
+        """Return the texts of a row, from the first table that has some, without labels."""
+        for table in tables:
+            inside = partition if partition in table.partitions else None
+            try:
+                rows = self._deployment.browser.find(table, key, example, inside, most=1)
+            except LLMBatchError:
+                continue
+            hidden = {key, target, PARTITION}
+            plain = plain_values(rows[0]) if rows and is_mistake(rows[0]) else rows[0] if rows else {}
+            texts = {
+                n: v for n, v in plain.items() if isinstance(v, str) and n not in hidden and not n.startswith("llm_")
+            }
+            if texts:
+                return texts
+        return {}
 
     def _take(self, request: Request, given: Mapping[str, str]) -> Response:
         text, form_id = given.get("text", "").replace("\r\n", "\n").strip(), given.get("form_id", "")
         if (nul := with_nul(given)) is not None:
             return self._groups(request, nul)
-        labels = self._labels_of(given.get("candidate", ""))
+        labels = self._deployment.labels_of(given.get("candidate", ""))
         if not text or len(text) > MOST_NOTE or not form_id or labels is None or labels.dataset is None:
             return self._groups(
                 request, f"A note has 1 to {MOST_NOTE:,} characters, and is of labels of this deployment."

@@ -159,9 +159,8 @@ class OverviewPage:
 
     def _mistakes(self, asset: StoredAsset, candidate: str, assets: Sequence[StoredAsset]) -> Iterator[Act]:
         partition = asset.partitions[0] or None if asset.partitions else None
-        wrong = Filter(f"{candidate}_label", "some")
         try:
-            count = self._deployment.browser.read(asset, View(filters=(wrong,)), partition).total
+            count = self._deployment.browser.count_differing(asset, f"{candidate}_label", "gold", partition)
         except LLMBatchError:
             return
         if not count:
@@ -172,7 +171,7 @@ class OverviewPage:
             where = f"?where={quote(f'candidate:is:{candidate}')}" + (f"&in={quote(partition)}" if partition else "")
             yield Act(words, f"/failures/{quote(groups)}{where}")
         else:
-            yield Act(words, table_path(asset.key, partition, [wrong]))
+            yield Act(words, table_path(asset.key, partition))
 
     def _left(self, asset: StoredAsset, form: Any, person: str) -> int:
         try:

@@ -25,13 +25,14 @@ from dagster_llm_batch.addresses import FILTERS, Filter, label_path, row_path, t
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.review.access import AccessGate, Door
+from dagster_llm_batch.review.comparison import compare_row, is_mistake
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.overview import OverviewPage
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
-from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, StoredRow, View, status_of
+from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View, status_of
 from dagster_llm_batch.text import money_text
 
 __all__ = ["HOSTS", "review_app", "serve"]
@@ -164,7 +165,11 @@ class _Pages:
             return self._nothing(request, str(error), status_of(error))
         if not rows:
             return self._nothing(request, f"{asset.key} has no row {value}.")
-        attempts = [self._shown(attempt) for attempt in self._attempts(asset, rows[0], partition)]
+        row = rows[0]
+        comparison = compare_row(self._deployment, row, value, partition) if is_mistake(row) else None
+        sent: list[tuple[str, Sequence[Attempt]]] = [("", self._deployment.attempts_of(asset, row, partition))]
+        sent += [(each.candidate, each.attempts) for each in comparison.labels] if comparison else []
+        own = comparison.plain if comparison else row
         return self.show(
             request,
             "row.html",
@@ -172,12 +177,13 @@ class _Pages:
             column=column,
             value=value,
             inside=partition,
-            row=rows[0],
+            row=row,
+            comparison=comparison,
             count=len(rows),
-            answers=_compared(asset, rows[0], elsewhere, column),
-            own={name: value for name, value in rows[0].items() if not name.startswith(_PROVENANCE)},
-            provenance={name: value for name, value in rows[0].items() if name.startswith(_PROVENANCE)},
-            attempts=attempts,
+            answers=_compared(asset, row, elsewhere, column),
+            own={name: value for name, value in own.items() if not name.startswith(_PROVENANCE)},
+            provenance={name: value for name, value in row.items() if name.startswith(_PROVENANCE)},
+            sent=[(candidate, [self._shown(each) for each in attempts]) for candidate, attempts in sent],
             judgments=self._deployment.judgments(column, value, partition),
             most=None if asked.get("whole") else _MOST_TEXT,
             whole_url=f"?{urlencode([*asked.multi_items(), ('whole', '1')])}",
@@ -199,12 +205,6 @@ class _Pages:
                 continue
             found += [(other, part, row) for row in rows]
         return found
-
-    def _attempts(self, asset: StoredAsset, row: StoredRow, partition: str | None) -> list[Attempt]:
-        request_id = row.get("llm_request_id")
-        if asset.dataset is None or not isinstance(request_id, str):
-            return []
-        return self._deployment.attempts(asset.dataset, partition or row.partition, request_id)
 
     def _shown(self, attempt: Attempt) -> Mapping[str, Any]:
         body = None if attempt.request is None else read_body(attempt.request)

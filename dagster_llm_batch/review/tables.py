@@ -169,7 +169,7 @@ class TableBrowser:
                 total,
                 _count(table.rows) if view.is_narrow else total,
                 number,
-                tuple(_facets(table, passing)),
+                tuple(_facets(table, passing, key)),
                 table.told,
             )
 
@@ -195,6 +195,15 @@ class TableBrowser:
     def counts(self, asset: StoredAsset) -> dict[str, int]:
         """Return the number of rows by partition, "" where there are none. Raises as `read`."""
         return self._remember("counts", asset, None, OpenTable.counts)
+
+    def count_differing(self, asset: StoredAsset, column: str, other: str, partition: str | None) -> int:
+        """Return in how many rows a column is empty or differs from another one, as text. Raises as `read`."""
+
+        def count_rows(table: OpenTable) -> int:
+            one = table.text(column)
+            return _count(table.rows.filter(one.isnull() | (one != table.text(other))))
+
+        return self._ask(asset, partition, count_rows)
 
     def _remember(
         self, what: str, asset: StoredAsset, partition: str | None, question: Callable[[OpenTable], _Answer]
@@ -330,12 +339,13 @@ def _passing(table: OpenTable, view: View) -> duckdb.DuckDBPyRelation:
     return rows
 
 
-def _facets(table: OpenTable, rows: duckdb.DuckDBPyRelation) -> Iterator[Facet]:
-    """Yield the columns that have few values in all rows, with how often each comes in these."""
+def _facets(table: OpenTable, rows: duckdb.DuckDBPyRelation, key: str) -> Iterator[Facet]:
+    """Yield the columns that have few values in all rows, with how often each comes in these; the key has one a row."""
+    left_out = {*_NO_FACETS, key}
     plain = [
         name
         for name, kind in table.types.items()
-        if name not in _NO_FACETS and (kind in ("VARCHAR", "BOOLEAN") or "ENUM" in kind or name == "llm_attempt")
+        if name not in left_out and (kind in ("VARCHAR", "BOOLEAN") or "ENUM" in kind or name == "llm_attempt")
     ]
     if not plain:
         return

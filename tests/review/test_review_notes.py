@@ -75,7 +75,7 @@ def test_groups_have_share_examples_and_links_and_hold_only_text(desk):
     assert "how_to &lt;i&gt;" in text
     assert "how_to <i>" not in text
     for group in failures:
-        assert f"{group['share']:.1%}" in text
+        assert f"{group['share']:.0%}" in text
         assert f">{group['examples'][0]}<" in text
     for link in re.findall(r'href="(/(?:table|row)/quality_mistakes\?[^"]*)"', text):
         answer = client.get(html.unescape(link), X_User="ada")

@@ -33,18 +33,26 @@ def desk(serve, tmp_path):
     ids = [f"t{number}" for number in range(40)]
     labels = pa.table({"id": ids, "body": [f"Text <i>{each}" for each in ids], "topic": LABELS})
     gold = pa.table({"id": ids, "topic": GOLD})
-    report = compare(gold, {"tickets": labels}, key="id", targets=["topic"])
-    failures = failures_to_arrow(find_failures(report.joined, {"tickets": labels}))
+    rules = labels.set_column(2, "topic", pa.array(["billing"] * 40)).append_column("confidence", pa.array([0.25] * 40))
+    candidates = {"tickets": labels, "rules": rules}
+    report = compare(gold, candidates, key="id", targets=["topic"])
+    failures = failures_to_arrow(find_failures(report.joined, candidates))
     sample = pa.table({"id": ids[:5], "why": ["random"] * 5, "sample_weight": [8.0] * 5, "sample_rows": [40] * 5})
     stored = {
         "quality": evaluations_to_arrow(report.evaluations),
         "quality_mistakes": report.mistakes,
         "quality_failures": failures,
     }
-    for name, table in {**stored, "sample": sample, "d1": labels.slice(0, 30), "d2": labels.slice(30)}.items():
+    for name, table in {
+        **stored,
+        "sample": sample,
+        "d1": labels.slice(0, 30),
+        "d2": labels.slice(30),
+        "rules": rules,
+    }.items():
         pq.write_table(table, tmp_path / f"{name}.parquet")
     pq.write_table(labels.slice(0, 2).select(["id"]), tmp_path / "rejects.parquet")
-    places = {name: str(tmp_path / f"{name}.parquet") for name in (*stored, "sample", "d1", "d2", "rejects")}
+    places = {name: str(tmp_path / f"{name}.parquet") for name in (*stored, "sample", "rules", "d1", "d2", "rejects")}
     days = {day: places[day] for day in ("d1", "d2")}
     assets = [
         StoredAsset(
@@ -55,6 +63,7 @@ def desk(serve, tmp_path):
             days,
             at=MATERIALIZED,
         ),
+        StoredAsset("rules", "rules", "labels", "id", {"": places["rules"]}),
         StoredAsset("shop/tickets_rejects", "tickets", "rejects", "id", {"d2": places["rejects"]}),
         *(StoredAsset(name, role="evaluation", files={"": places[name]}) for name in stored),
     ]
@@ -81,7 +90,8 @@ def desk(serve, tmp_path):
 def words_of(client, path: str = "/") -> str:
     answer = client.get(path, X_User="ada")
     assert answer.status == 200, answer.text
-    return " ".join(html.unescape(re.sub("<[^>]+>", " ", answer.text.partition("<main")[2])).split())
+    spaced = re.sub(r"<(?!/?(bdi|span))[^>]+>", " ", answer.text.partition("<main")[2])
+    return " ".join(html.unescape(re.sub("<[^>]+>", "", spaced)).split())
 
 
 def acts_of(client) -> list[tuple[str, str]]:
@@ -93,7 +103,7 @@ def acts_of(client) -> list[tuple[str, str]]:
 def test_the_first_page_shows_quality_cost_counts_and_the_last_materialization(desk):
     open_page, _ = desk
     words = words_of(open_page())
-    assert "92% right (80% to 98%) topic , by 40 gold rows in quality" in words
+    assert "92% right (80% to 98%) topic, by 40 gold rows in quality" in words
     assert "Labeled 40 of 42 rows" in words
     assert "Cost $0.00" in words
     assert "Last materialized 2026-05-04 03:02 UTC" in words
@@ -142,3 +152,31 @@ def test_damaged_tables_keep_nobody_from_the_first_page(desk):
     words = words_of(open_page())
     assert "No evaluation has measured these labels yet." in words
     assert "Labeled not counted" in words
+
+
+def test_a_mistake_compares_gold_with_each_label_whatever_its_column_is_named(desk):
+    open_page, _ = desk
+    client = open_page()
+    words = words_of(client, "/row/quality_mistakes?by=id&key=t28")
+    assert "Gold and labels of topic" in words
+    assert "Gold bug human label" in words
+    assert "tickets billing wrong" in words
+    assert "rules billing wrong Confidence: 25%" in words
+    words = words_of(client, "/row/quality_mistakes?by=id&key=t3")
+    assert "tickets bug right" in words
+    assert "rules billing wrong" in words
+    assert "tickets_label" not in words.partition("Gold and labels")[0]
+
+
+def test_what_goes_wrong_reads_as_sentences_with_an_example_and_a_link(desk):
+    open_page, _ = desk
+    client = open_page()
+    words = words_of(client, "/failures/quality_failures?where=candidate:is:tickets")
+    assert "1 group in quality_failures" in words
+    assert "tickets answered billing where people answered bug" in words
+    assert "This happened in 3 rows of 40 gold rows (topic). That is 8%, and between 2% and 20%" in words
+    assert "weights" not in words
+    assert "Text <i>t27" in words
+    facets = client.get("/table/quality_mistakes", X_User="ada").text.partition("<aside")[2].partition("</aside>")[0]
+    assert "<summary>tickets_label</summary>" in facets
+    assert "<summary>id</summary>" not in facets

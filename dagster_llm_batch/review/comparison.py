@@ -1,0 +1,104 @@
+"""A mistake beside the labels that it is about: gold, and each candidate's label with its basis.
+
+The columns of a table of mistakes are known by their roles: `gold`, and for each candidate `<candidate>_label` and
+`<candidate>_reason`. The same label has another column in the candidate's own table, which the target names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dagster_llm_batch.addresses import row_path
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.evidence import Attempt
+from dagster_llm_batch.review.tables import StoredAsset, StoredRow
+
+__all__ = ["ComparedLabel", "Comparison", "compare_row", "is_mistake", "plain_values"]
+
+_LABEL, _REASON = "_label", "_reason"
+_CONFIDENCE = "confidence"
+
+
+@dataclass(frozen=True)
+class ComparedLabel:
+    """What one candidate answered. `reason` is why there is no label; `basis` has what the model gave beside it."""
+
+    candidate: str
+    label: Any
+    is_right: bool
+    reason: str | None
+    confidence: float | None
+    basis: Mapping[str, Any]
+    url: str | None
+    attempts: Sequence[Attempt]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Gold for one target of one row, with the candidates' labels; `plain` is the row without these columns."""
+
+    target: str
+    gold: Any
+    labels: Sequence[ComparedLabel]
+    plain: Mapping[str, Any]
+
+
+def is_mistake(row: Mapping[str, Any]) -> bool:
+    """Return whether a row is of a table of mistakes."""
+    return {"target", "gold"} <= set(row) and bool(_candidates(row))
+
+
+def compare_row(deployment: ReviewedDeployment, row: StoredRow, key: str, partition: str | None) -> Comparison:
+    """Return the labels that a row of a table of mistakes is about."""
+    target, gold = row["target"], row["gold"]
+    labels = []
+    for candidate in _candidates(row):
+        label, reason = row[f"{candidate}{_LABEL}"], row[f"{candidate}{_REASON}"]
+        own, found = _find(deployment, candidate, key, partition)
+        values: Mapping[str, Any] = found or {}
+        hidden = {target, own.row_key if own else "", "partition", *row}
+        labels.append(
+            ComparedLabel(
+                candidate,
+                label,
+                reason is None and label == gold,
+                reason,
+                next((v for n, v in values.items() if _CONFIDENCE in n and isinstance(v, float)), None),
+                {n: v for n, v in values.items() if not n.startswith("llm_") and n not in hidden and v is not None},
+                row_path(own.key, own.row_key, key, partition or (found.partition if found else None)) if own else None,
+                deployment.attempts_of(own, found, partition) if own and found else (),
+            )
+        )
+    return Comparison(target, gold, labels, plain_values(row))
+
+
+def plain_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a table of mistakes without the columns that the evaluation made."""
+    roles = {"target", "gold", *(f"{name}{end}" for name in _candidates(row) for end in (_LABEL, _REASON))}
+    return {name: value for name, value in row.items() if name not in roles}
+
+
+def _candidates(row: Mapping[str, Any]) -> list[str]:
+    named = [name.removesuffix(_LABEL) for name in row if name.endswith(_LABEL)]
+    return [name for name in named if f"{name}{_REASON}" in row]
+
+
+def _find(
+    deployment: ReviewedDeployment, candidate: str, key: str, partition: str | None
+) -> tuple[StoredAsset | None, StoredRow | None]:
+    """Return the table in which a candidate has this row, of labels or of rejects, and the row."""
+    labels = deployment.labels_of(candidate)
+    if labels is None:
+        return None, None
+    for asset in (labels, *(each for each in deployment.assets() if each.dataset == labels.dataset)):
+        inside = partition if partition in asset.partitions else None
+        try:
+            rows = deployment.browser.find(asset, labels.row_key, key, inside)
+        except LLMBatchError:
+            continue
+        if rows:
+            return asset, rows[0]
+    return None, None
