@@ -114,6 +114,14 @@ def test_pictures_and_links_of_the_documents_lead_to_files_that_exist(page):
             assert (ROOT / page).parent.joinpath(target).is_file(), target
 
 
+@table("page", [*PAGES, *SITE])
+def test_the_modules_that_a_page_names_exist(page):
+    """A path is relative to the repository or to the package."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for path in re.findall(r"`([\w.]+/[\w./]+\.py)`", text):
+        assert any((root / path).is_file() for root in (ROOT, ROOT / "dagster_llm_batch")), path
+
+
 def test_pictures_are_small():
     for picture in (DOCS / "images").iterdir():
         assert picture.stat().st_size < 300_000
