@@ -14,7 +14,7 @@ from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.submit_queue import keep_places
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable
-from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Stranded, Turn, Unavailable
+from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, Stranded, Turn, Unavailable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Progress
 
@@ -87,11 +87,9 @@ class Activity:
 
     def note_reported(self, submission_ids: Sequence[str]) -> None:
         """Record that a person was told what waits for one."""
-        self._ledger.events.add_all(submission_ids, PersonTold())
+        self._ledger.submissions.mark_reported(submission_ids)
 
     def reported_since(self, since: datetime) -> set[str]:
         """Return the undelivered submissions of which a person was told since then that something waits for one."""
-        told = self._ledger.events.last_of_all(self._deployment.namespace, kind=activity.TOLD)
-        now = self._deployment.clock()
         # A time that lies ahead was set by a clock that was wrong.
-        return {submission_id for submission_id, event in told.items() if since <= event.at <= now}
+        return self._ledger.submissions.find_reported(self._deployment.namespace, since, self._deployment.clock())

@@ -66,7 +66,6 @@ def read_facts(
         undelivered=undelivered,
         partitions=partitions,
         datasets=datasets,
-        had_landed=_had_landed(engine, undelivered, partitions or {}),
         seen=_seen(engine, gone, outlook, flying, unreadable),
         stranded={each: outlook.last_but_waiting[each] for each in known if outlook.stranded(each) is not None},
         recovered=[(of, hold) for of, hold in holds if hold.reason is HoldReason.RECOVERED],
@@ -140,15 +139,6 @@ def _held_queues(
             if ShardState.PLANNED in one.states and (is_like or submission.submission_id == waiting.submission_id):
                 found.setdefault((submission.asset, str(advice)), (submission, advice))
     return list(found.values())
-
-
-def _had_landed(
-    engine: Engine, undelivered: Sequence[Progress], partitions: Mapping[str, Collection[str]]
-) -> Collection[str]:
-    """Return the ids of those submissions of partitions that are gone whose labels had landed before."""
-    places = [(one.submission, partitions.get(one.submission.asset)) for one in undelivered]
-    lost = [of.submission_id for of, known in places if known is not None and of.partition not in known]
-    return engine.ledger.submissions.having_event(lost, "delivered") if lost else ()
 
 
 def _seen(

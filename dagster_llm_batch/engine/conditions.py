@@ -167,7 +167,6 @@ class Facts:
         partitions: The partition keys of each dataset, "" for one without partitions; None where no definitions are
             known. A dataset whose partitions cannot be read has no entry in `partitions`, and one in `datasets`.
         datasets: The names of all datasets of the definitions.
-        had_landed: The ids of those submissions of gone partitions that were delivered before.
         seen: When a process has looked after a submission for the last time, by submission_id.
         stranded: The event since which no run is requested any more, by submission_id.
         recovered: Submissions with the holds of what the ledger had no record of.
@@ -186,7 +185,6 @@ class Facts:
     undelivered: Sequence[Progress] = ()
     partitions: Mapping[str, Collection[str]] | None = None
     datasets: Collection[str] = ()
-    had_landed: Collection[str] = ()
     seen: Mapping[str, datetime] = field(default_factory=dict)
     stranded: Mapping[str, Event] = field(default_factory=dict)
     recovered: Sequence[tuple[Submission, Hold]] = ()
@@ -263,7 +261,7 @@ def _without_partition(facts: Facts) -> Iterator[Condition]:
         if known is None or submission.partition in known:
             continue
         # Nobody waits for answers of a canceled submission, or for labels that landed as a former name of the dataset.
-        if submission.state is SubmissionState.CANCELED or submission.submission_id in facts.had_landed:
+        if submission.state is SubmissionState.CANCELED or submission.first_delivered_at is not None:
             continue
         advice = advise_on_no_partition(submission)
         yield Condition(ConditionKind.NO_PARTITION, submission, advice, submission.settled_at or submission.created_at)

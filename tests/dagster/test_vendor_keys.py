@@ -45,7 +45,7 @@ def place(emulator, instance, monkeypatch):
 
 def pass_time(location, minutes=40):
     """Let what has happened have happened so long ago."""
-    for table, column in (("event", "at"), ("submission", "created_at")):
+    for table, column in (("event", "at"), ("submission", "created_at"), ("submission", "reported_at")):
         change(location, f"{column} = datetime({column}, '-{minutes} minutes') || '.000000'", table)
     earlier = f"datetime(waits_until, '-{minutes} minutes') || '.000000'"
     change(location, f"polled_at = null, waits_until = {earlier}")

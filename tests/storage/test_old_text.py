@@ -17,7 +17,9 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.types import Cause
 
-NEW = {"data", "reason_kind", "pruned_at", "landed_over_at", "measured_at"}
+NEW = {
+    *("data", "reason_kind", "pruned_at", "landed_over_at", "measured_at", "first_delivered_at", "reported_at"),
+}
 SHARDS = ("8949eb3af304f102", "0557df095205df46")
 NOTE = '{"form_id": "f1", "annotator": "ada", "group": {"gold": "bug"}, "text": "look: here. And there."}'
 MONEY = "the budget of $0.50 has $0.00 left"
@@ -184,13 +186,14 @@ def test_shards_of_before_have_the_kind_of_their_reason(older: Older) -> None:
 
 def test_submissions_of_before_have_the_times_of_their_events(older: Older) -> None:
     older.add(SUBMISSION, before(a_submission("s2", attempt=2)))
-    for kind in ("pruned", "landed_over", "measured", "pruned"):
+    for kind in ("pruned", "landed_over", "measured", "pruned", "delivered", "person_told"):
         older.add_event(kind, None)
     ledger = older.migrate()
     stamped, other = ledger.submissions.get("s1"), ledger.submissions.get("s2")
     at = a_submission().created_at
-    assert (stamped.pruned_at, stamped.landed_over_at, stamped.measured_at) == (at, at, at)
-    assert (other.pruned_at, other.landed_over_at, other.measured_at) == (None, None, None)
+    names = ("pruned_at", "landed_over_at", "measured_at", "first_delivered_at", "reported_at")
+    assert {name: getattr(stamped, name) for name in names} == dict.fromkeys(names, at)
+    assert {name: getattr(other, name) for name in names} == dict.fromkeys(names)
     assert (ledger.submissions.find_pruned(["s1", "s2"]), ledger.submissions.find_landed_over(["s1", "s2"])) == (
         {"s1"},
         {"s1"},

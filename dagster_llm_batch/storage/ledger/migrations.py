@@ -35,11 +35,16 @@ _LOCK_KEY = 0x646C_625F_6C65_6467  # any number that nobody else locks: "dlb_led
 
 # Code before version 10 looked for an event of this kind.
 _STAMP = """
-    UPDATE submission SET KIND_at = (
-        SELECT min(event.at) FROM event WHERE event.submission_id = submission.submission_id AND event.kind = 'KIND'
+    UPDATE submission SET COLUMN = (
+        SELECT CHOSEN(event.at) FROM event WHERE event.submission_id = submission.submission_id AND event.kind = 'KIND'
     )
     WHERE submission_id IN (SELECT event.submission_id FROM event WHERE event.kind = 'KIND')
 """
+
+
+def _stamp(column: str, kind: str, chosen: str = "min") -> str:
+    return _STAMP.replace("COLUMN", column).replace("KIND", kind).replace("CHOSEN", chosen)
+
 
 _OF_BILL = (
     *("estimated_usd", "bound_usd", "reserved_usd", "cost_usd"),
@@ -271,6 +276,8 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         "ALTER TABLE submission ADD COLUMN pruned_at {time}",
         "ALTER TABLE submission ADD COLUMN landed_over_at {time}",
         "ALTER TABLE submission ADD COLUMN measured_at {time}",
+        "ALTER TABLE submission ADD COLUMN first_delivered_at {time}",
+        "ALTER TABLE submission ADD COLUMN reported_at {time}",
         OLD_EVENTS_SHARDS,
         type_old_events,
         type_old_reasons,
@@ -278,13 +285,15 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         CREATE TABLE hold (
             subject TEXT NOT NULL, reason TEXT NOT NULL,
             submission_id TEXT NOT NULL REFERENCES submission (submission_id), shard_id TEXT,
-            since {time} NOT NULL, until {time}, times BIGINT NOT NULL, data TEXT, words TEXT, reported_at {time},
+            since {time} NOT NULL, times BIGINT NOT NULL, data TEXT, words TEXT,
             PRIMARY KEY (subject, reason)
         )
         """,
         "CREATE INDEX hold_by_submission ON hold (submission_id)",
         hold_by_old_events,
-        *(_STAMP.replace("KIND", kind) for kind in ("pruned", "landed_over", "measured")),
+        *(_stamp(f"{kind}_at", kind) for kind in ("pruned", "landed_over", "measured")),
+        _stamp("first_delivered_at", "delivered"),
+        _stamp("reported_at", "person_told", "max"),
         _move_bills,
     ),
 )

@@ -102,6 +102,8 @@ class Submission:
     pruned_at: datetime | None = None  # its files were removed: its answers cannot be reused
     landed_over_at: datetime | None = None  # older labels may have taken the place of its own
     measured_at: datetime | None = None  # its tokens and cost were given to OpenTelemetry
+    first_delivered_at: datetime | None = None  # the first `delivered_at`, also where that was taken back
+    reported_at: datetime | None = None  # a failed tick last reported that it waits for a person
 
     @property
     def is_settled(self) -> bool:
@@ -496,11 +498,9 @@ class Hold:
     submission_id: str
     shard_id: str | None = None  # of a shard
     since: datetime
-    until: datetime | None = None  # the next try is then; None: none is planned
     times: int = 1
     data: Mapping[str, Any] | None = None
     words: str | None = None  # of the provider
-    reported_at: datetime | None = None  # a person was told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

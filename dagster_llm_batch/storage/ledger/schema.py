@@ -245,6 +245,8 @@ SUBMISSION = sa.Table(
     _column("pruned_at", _UTC, null=True),
     _column("landed_over_at", _UTC, null=True),
     _column("measured_at", _UTC, null=True),
+    _column("first_delivered_at", _UTC, null=True),
+    _column("reported_at", _UTC, null=True),
 )
 
 SHARD = sa.Table(
@@ -351,11 +353,9 @@ HOLD = sa.Table(
     _name("submission_id"),
     _name("shard_id", null=True),
     _column("since", _UTC),
-    _column("until", _UTC, null=True),
     _column("times", sa.BigInteger),
     _column("data", _AsText(json.loads, _event_data), null=True),
     _foreign_text("words"),
-    _column("reported_at", _UTC, null=True),
 )
 
 TOMBSTONE = sa.Table(

@@ -73,12 +73,6 @@ _NEWER = sa.select(_OWN.c.submission_id.label("older"), SUBMISSION.c.submission_
     sa.tuple_(*OLDEST_FIRST) > sa.tuple_(*(_OWN.c[column.name] for column in OLDEST_FIRST)),
 )
 
-_HAVING_EVENT = (
-    sa.select(EVENT.c.submission_id).where(
-        EVENT.c.submission_id.in_(IDS), EVENT.c.kind.in_(sa.bindparam("kinds", expanding=True))
-    )
-).distinct()
-
 _PRUNED = sa.select(SUBMISSION.c.submission_id).where(
     SUBMISSION.c.submission_id.in_(IDS), SUBMISSION.c.pruned_at.is_not(None)
 )
@@ -174,7 +168,10 @@ class Submissions(Member):
             if not fresh:
                 return
             now = self._clock()
-            rows = [{"key": submission.submission_id, "delivered_at": now} for submission in fresh]
+            rows = [
+                {"key": one.submission_id, "delivered_at": now, "first_delivered_at": one.first_delivered_at or now}
+                for one in fresh
+            ]
             connection.execute(UPDATE_SUBMISSION, rows)
             delivered = events.Delivered()
             each_event = (event_row(each.submission_id, delivered, each.state, each.state) for each in fresh)
@@ -455,9 +452,21 @@ class Submissions(Member):
         with self._database.read() as connection:
             return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
 
-    def having_event(self, submission_ids: Collection[str], *kinds: str) -> set[str]:
-        """Return those of these submissions that have an event of one of these kinds."""
-        return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kinds=kinds)}
+    def mark_reported(self, submission_ids: Sequence[str]) -> None:
+        """Record that a failed tick reports what waits for a person in these submissions."""
+        with self._database.write() as connection:
+            known = get_submissions(connection, submission_ids, lock=True)
+            rows = [{"key": each.submission_id, "reported_at": self._clock()} for each in known]
+            connection.execute(UPDATE_SUBMISSION, rows)
+            told = events.PersonTold()
+            insert_events(connection, self._clock, *(event_row(each.submission_id, told) for each in known))
+
+    def find_reported(self, namespace: str, since: datetime, until: datetime) -> set[str]:
+        """Return the undelivered submissions that were last reported between these times."""
+        undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+        query = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
+        with self._database.read() as connection:
+            return set(connection.execute(query.where(SUBMISSION.c.reported_at.between(since, until))).scalars())
 
     def find_pruned(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these submissions whose files were removed."""
