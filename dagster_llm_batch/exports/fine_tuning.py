@@ -60,7 +60,7 @@ def fine_tuning(
         form: "openai" or "anthropic".
 
     Raises:
-        ConfigError: No such form, no such definition, or the requests have none: images, embeddings.
+        ConfigError: The form or the definition is unknown, or does not support these requests (images, embeddings).
         InputError: The rows lack the key, or the labels their own columns.
     """
     labeling = definition if isinstance(definition, Labeling) else dataset_of(definition).labeling
@@ -150,7 +150,7 @@ def provenance_path(path: Path) -> Path:
 
 
 def _reply(labeling: Labeling, label: pa.Table) -> str:
-    """Return what the labeled columns say, in the form that was asked for."""
+    """Return the labeled columns as the text of a reply, in the response's format."""
     [values] = label.select(labeling.reader.schema.names).to_pylist()
     if labeling.reader.format.kind is ResponseKind.TEXT:
         return str(values["text"])

@@ -522,7 +522,7 @@ def test_what_is_billed_frees_what_was_kept_for_it_and_what_nobody_knows_does_no
     ledger.shards.move("unlimited", Move.SEND)
     assert ledger.money.committed_usd(limit) == Decimal("7.5")
     assert ledger.money.committed_usd(limit, ["unlimited"]) == Decimal("3.5")
-    # Of what is in flight nobody knows yet whether it will be billed.
+    # It is unknown whether requests in flight will be billed.
     assert ledger.money.committed_usd(limit, only_collected=True) == Decimal("3.5")
 
 

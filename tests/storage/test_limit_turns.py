@@ -1,4 +1,4 @@
-"""What a limit of money leaves goes to what makes other paid work of use, whoever is faster; and the rest is told.
+"""The rest of a spending limit goes to the work that completes other paid work first; the remainder is reported.
 
 On both ledgers: a cascade whose model comes before its oracle in every order but that of use.
 """
