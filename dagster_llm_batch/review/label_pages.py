@@ -22,6 +22,7 @@ from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.prompts import Part, asked_last, read_body
 from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, RowAddress, StandingJudgments
 from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View, status_of
+from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment
 
 __all__ = ["LabelPages", "ShowPage", "read_form", "with_nul"]
@@ -86,11 +87,14 @@ class LabelPages:
         said = self._judgments(form.dataset)
         queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
         drawn = bool(rows) and _sample(self._row(asset, form, rows[0]) or {}) is not None
-        left = queue.left(rows, said, person, drawn=drawn)
+        is_second = asked.get("second") == "1"
+        left = queue.left(rows, said, person, drawn=drawn, second=is_second)
         # A form that could not be taken is shown once more, with the row that it was of.
         again = None if given is None else (given.get("partition", ""), given.get("row_key", ""))
         address = again if again in left else queue.take(left, person)
         mine = said.of(person)
+        last = next(reversed(mine), None)
+        opinions = self._opinions(form, last, person) if last and said.has_several(last) else []
         return self._show(
             request,
             "label.html",
@@ -100,7 +104,12 @@ class LabelPages:
             address=address,
             left=len(left),
             done=sum(kind in ANSWERS for kind in mine.values()),
-            last=next(reversed(mine), None),
+            last=last,
+            is_second=is_second,
+            second_url=_with_second(request),
+            second=0 if is_second or left else len(queue.left(rows, said, person, drawn=drawn, second=True)),
+            opinions=opinions,
+            is_agreed=all((each.kind, each.answer) == (opinions[0].kind, opinions[0].answer) for each in opinions),
             here=_here(request),
             table=table_path(asset.key, partition, view.filters, search=view.search, order=view.order),
             shown=None if address is None else self._shown(form, address),
@@ -151,6 +160,15 @@ class LabelPages:
         self._deployment.ledger.judgments.add(judgment)
         # A page that is loaded again must not send the form again.
         return RedirectResponse(_here(request), 303)
+
+    def _opinions(self, form: LabelForm, address: RowAddress, person: str) -> list[Judgment]:
+        """Return what a person and others answered for a row, the person's own first; none before both have."""
+        ledger, namespace = self._deployment.ledger, self._deployment.namespace
+        said = standing_judgments(ledger.judgments.of_row(namespace, form.dataset, address[1]))
+        answers = [each for each in said if each.kind in ANSWERS and each.partition == address[0]]
+        own = [each for each in answers if each.annotator == person]
+        others = [each for each in answers if each.annotator != person]
+        return [*own, *others] if own and others else []
 
     def _judgments(self, dataset: str) -> StandingJudgments:
         """Return what people have said of a dataset, as of now."""
@@ -217,6 +235,12 @@ class LabelPages:
 def _here(request: Request) -> str:
     """Return the address of this page: with its filters, so that the next row is of the same queue."""
     return f"/label/{quote(request.path_params['key'])}?{urlencode(request.query_params.multi_items())}"
+
+
+def _with_second(request: Request) -> str:
+    """Return the address at which this table's rows are judged for a second time."""
+    asked = [each for each in request.query_params.multi_items() if each[0] != "second"]
+    return f"/label/{quote(request.path_params['key'])}?{urlencode([*asked, ('second', '1')])}"
 
 
 def _sample(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = ["Part", "asked_last", "read_body", "read_prompt", "read_texts"]
 
+_PDF = "application/pdf"
 _IMAGE_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "jpg": "image/jpeg", "gif": "image/gif", "webp": "image/webp"}
 
 # Where the vendors' bodies keep what the model is told before the conversation.
@@ -19,11 +20,12 @@ _ROLES = {"model": "assistant", "developer": "system"}
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a message. `image` is a data: address; what is no image and no text is told as JSON in `text`."""
+    """One piece of a message. `image`, or `document` for a PDF, is a data: address; anything else is JSON in `text`."""
 
     role: str
     text: str = ""
     image: str | None = None
+    document: str | None = None
 
 
 def read_body(line: bytes) -> Any:
@@ -86,12 +88,31 @@ def _parts(value: Any, role: str) -> Iterator[Part]:
             yield from _parts(content, role)
         elif (image := _image(value)) is not None:
             yield Part(role, image=image)
+        elif (document := _document(value)) is not None:
+            yield Part(role, document=document)
         elif isinstance(text := value.get("text"), str):
             yield Part(role, text)
         else:
             yield Part(role, json.dumps(value, ensure_ascii=False, indent=1))
     else:
         yield Part(role, str(value))
+
+
+def _document(value: Mapping[str, Any]) -> str | None:
+    """Return a PDF that the body holds as a data: address."""
+    file = value.get("file", value)
+    address = file.get("file_data") if isinstance(file, Mapping) else None
+    if isinstance(address, str):
+        return address if address.startswith(f"data:{_PDF};base64,") else None
+    # Anthropic, Gemini, and Bedrock's Converse.
+    for inner, kind in ((value.get("source"), "media_type"), (value.get("inlineData"), "mimeType")):
+        if isinstance(inner, Mapping) and inner.get(kind) == _PDF and isinstance(inner.get("data"), str):
+            return f"data:{_PDF};base64,{inner['data']}"
+    if isinstance(inner := value.get("document"), Mapping) and inner.get("format") == "pdf":
+        source = inner.get("source")
+        if isinstance(source, Mapping) and isinstance(source.get("bytes"), str):
+            return f"data:{_PDF};base64,{source['bytes']}"
+    return None
 
 
 def _image(value: Mapping[str, Any]) -> str | None:

@@ -79,6 +79,10 @@ class StandingJudgments:
         """Return whether somebody has answered this row; `drawn` as in `of`."""
         return (self._drawn if drawn else self._all).answers[address] > 0
 
+    def has_several(self, address: RowAddress) -> bool:
+        """Return whether more than one person has answered this row."""
+        return self._all.answers[address] > 1
+
 
 @dataclass
 class LabelQueue:
@@ -101,13 +105,23 @@ class LabelQueue:
         return bool(int.from_bytes(digest) < self.overlap * 256**_SHARE_DIGITS)
 
     def left(
-        self, rows: Sequence[RowAddress], said: StandingJudgments, person: str, *, drawn: bool = False
+        self,
+        rows: Sequence[RowAddress],
+        said: StandingJudgments,
+        person: str,
+        *,
+        drawn: bool = False,
+        second: bool = False,
     ) -> list[RowAddress]:
-        """Return the rows that a person may still be asked, in their order. `drawn`: they are a sample's."""
+        """Return the rows that a person may still be asked, in their order. `drawn`: they are a sample's. `second`:
+        those that somebody else has answered.
+        """
         mine = said.of(person, drawn=drawn)
         if not any(partition for partition, _ in rows):
             # A table without partitions names rows by their keys alone, whatever partition the dataset has them in.
             mine |= {("", key): kind for (_, key), kind in mine.items()}
+        if second:
+            return [row for row in rows if row not in mine and said.is_answered(row, drawn=drawn)]
         return [
             row for row in rows if row not in mine and (not said.is_answered(row, drawn=drawn) or self.is_shared(row))
         ]

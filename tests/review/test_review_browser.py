@@ -75,7 +75,7 @@ def judge(page, number: int) -> None:
     # Keys are heard once the page has its script.
     page.wait_for_load_state()
     page.keyboard.press(str(1 + number % 2))
-    page.get_by_text(f"{number + 1} judged by you").wait_for()
+    page.get_by_text(f"{number + 1} {'row' if number == 0 else 'rows'} judged by you").wait_for()
 
 
 @pytest.mark.timeout(600)
@@ -119,7 +119,7 @@ def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mou
         first, second = (page.locator("h1").inner_text() for page in (ada, bob))
         assert (first, second) == ("t0", "t1")
         ada.keyboard.press("d")
-        ada.get_by_text("1 judged by you").wait_for()
+        ada.get_by_text("1 row judged by you").wait_for()
         bob.keyboard.press("s")
         bob.get_by_text("Undo t1").wait_for()
         bob.wait_for_load_state()
@@ -128,7 +128,7 @@ def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mou
         bob.get_by_label("Comment").fill("1 d s u")
         bob.get_by_text("bug").click()
         bob.get_by_role("button", name="Save").click()
-        bob.get_by_text("1 judged by you").wait_for()
+        bob.get_by_text("1 row judged by you").wait_for()
         assert wrong == []
     with closing(Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")) as ledger:
         said = [(one.annotator, one.row_key, one.kind, one.comment) for one in ledger.judgments.read("test", "tickets")]
@@ -138,6 +138,59 @@ def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mou
         ("bob", "t1", "undo", None),
         ("bob", "t1", "label", "1 d s u"),
     ]
+
+
+@pytest.mark.timeout(600)
+def test_keys_that_are_pressed_while_the_next_row_loads_are_kept(tmp_path):
+    keys = [f"t{number}" for number in range(5)]
+    pq.write_table(pa.table({"id": keys, "body": keys}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url), browsers("ada") as ((page,), wrong):
+        page.goto(f"{url}/label/tickets?as=tickets")
+        page.locator("#judge").wait_for()
+        page.wait_for_load_state()
+        # The answer to the first key comes when all keys are pressed.
+        held = []
+        page.route("**/label/**", lambda route: held.append(route) if not held else route.continue_())
+        page.keyboard.type("12s2")
+        while not held:
+            page.wait_for_timeout(20)
+        held[0].continue_()
+        page.get_by_text("3 rows judged by you").wait_for()
+        page.locator("h1", has_text="t4").wait_for()
+        assert wrong == []
+    assert [(row, answer["topic"]) for row, _, answer in judgments(tmp_path) if answer] == [
+        ("t0", "billing"),
+        ("t1", "bug"),
+        ("t3", "bug"),
+    ]
+
+
+@pytest.mark.timeout(600)
+def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    pq.write_table(pa.table({"id": ["t0", "t1"], "body": ["a", "b"]}), tmp_path / "tickets.parquet")
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]
+    with (
+        served(tmp_path) as (_, url),
+        sync_playwright() as playwright,
+        closing(playwright.chromium.launch(executable_path=chromium(), args=sandbox)) as browser,
+    ):
+        page = browser.new_context(
+            viewport={"width": 390, "height": 844},
+            has_touch=True,
+            is_mobile=True,
+            extra_http_headers={"X-User": "ada"},
+        ).new_page()
+        page.goto(f"{url}/label/tickets?as=tickets")
+        page.get_by_text("billing").tap()
+        pressed = page.locator("#judge .choice, #judge button")
+        assert min(box.bounding_box()["height"] for box in pressed.all()) >= 44
+        assert not any(key.is_visible() for key in page.locator("kbd").all())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.get_by_role("button", name="Save").tap()
+        page.get_by_text("1 row judged by you").wait_for()
+    assert judgments(tmp_path) == [("t0", "ada", {"topic": "billing"})]
 
 
 class Listener:

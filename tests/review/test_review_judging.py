@@ -109,8 +109,9 @@ def test_a_row_is_asked_without_what_candidates_said_or_why_it_was_proposed(desk
     _, open_page = desk
     text = open_page().get(PAGE, X_User="ada").text
     assert "Text of t0" in text
-    # What a stopping rule says, as text.
-    assert "about &lt;310&gt; rows more" in text
+    # One number of rows left: what a stopping rule said at the draw is another one.
+    assert f"{ROWS} rows left for you, 0 rows judged by you" in text
+    assert "310" not in text
     shown = text.partition('<section class="card" aria-label="Row">')[2].partition("</section>")[0]
     assert "bug" not in shown
     assert "disagreement" not in text
@@ -185,6 +186,32 @@ def test_two_people_share_the_rows_and_the_overlap_is_asked_of_both(desk):
     assert len(rows["ada"] - shared) > 1
     assert len(rows["bob"] - shared) > 1
     assert "Nothing is left" in client.get(PAGE, X_User="ada").text
+
+
+def test_a_second_opinion_is_asked_blind_and_a_disagreement_is_shown_after_both(desk):
+    _, open_page = desk
+    client = open_page()
+    for number in range(ROWS):
+        say(client, "ada", kind="label", topic=('"bug"', '"billing"')[number % 2], comment="")
+    done = client.get(PAGE, X_User="bob").text
+    # What a stopping rule said when the rows were drawn, as text.
+    assert "about &lt;310&gt; rows more" in client.get(PAGE, X_User="ada").text
+    assert f"Give a second opinion on {ROWS} rows" in done
+    second = f"{PAGE}&second=1"
+    assert f"{ROWS} rows left for a second opinion" in client.get(second, X_User="bob").text
+    assert "Give a second opinion" not in client.get(PAGE, X_User="ada").text
+    for expected in ("You agree", "You disagree"):
+        page = client.get(second, X_User="bob").text
+        assert "ada" not in page.partition('id="judge"')[2]
+        assert say(client, "bob", second, kind="label", topic='"bug"').status == 303
+        page = client.get(second, X_User="bob").text
+        assert expected in page
+    shown = " ".join(
+        re.sub("<[^>]+>", "", page.partition('aria-label="Opinions"')[2].partition("</section>")[0]).split()
+    )
+    assert html.unescape(shown).endswith('t1: you answered {"topic": "bug"}, ada answered {"topic": "billing"}.')
+    say(client, "bob", second, kind="skip")
+    assert f"{ROWS - 3} rows left for a second opinion" in client.get(second, X_User="bob").text
 
 
 def test_two_who_look_at_once_see_different_rows(desk):

@@ -125,3 +125,24 @@ def test_a_picture_elsewhere_is_told_and_not_fetched():
 
 def test_a_line_that_is_no_json_is_its_text():
     assert read_body(b"\xff{") == "\ufffd{"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="}},
+        {"type": "input_file", "file_data": "data:application/pdf;base64,JVBERg=="},
+        {"inlineData": {"mimeType": "application/pdf", "data": "JVBERg=="}},
+        {"document": {"format": "pdf", "name": "a", "source": {"bytes": "JVBERg=="}}},
+    ],
+)
+def test_a_document_of_any_vendor_can_be_opened(content):
+    body = {"messages": [{"role": "user", "content": [content]}]}
+    assert [part.document for part in read_prompt(body)] == ["data:application/pdf;base64,JVBERg=="]
+
+
+def test_a_document_of_another_type_is_no_address():
+    for kind in ("text/html", "image/svg+xml", "application/pdf;x"):
+        content = {"type": "document", "source": {"type": "base64", "media_type": kind, "data": "PHNjcmlwdD4="}}
+        assert read_prompt({"messages": [{"role": "user", "content": [content]}]})[0].document is None
