@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -137,13 +137,17 @@ def _run_command(words: list[str]) -> str:
     # Another process would import the definitions as they are now.
     for module in ("support", "labels"):
         sys.modules.pop(module, None)
-    with mock.patch.object(sys, "argv", words), redirect_stdout(StringIO()) as said:
+    # a command may write bytes, as `cost --format focus` does
+    printed = TextIOWrapper(BytesIO(), encoding="utf-8", newline="", write_through=True)
+    with mock.patch.object(sys, "argv", words), redirect_stdout(printed):
         try:
             status = script.load()()
         except SystemExit as ended:
             status = ended.code
-    assert not status, (words, said.getvalue())
-    return said.getvalue()
+    printed.seek(0)
+    said = printed.read()
+    assert not status, (words, said)
+    return said
 
 
 def run_cli_page(folder: Path) -> None:
