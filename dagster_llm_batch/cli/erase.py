@@ -28,6 +28,11 @@ _RUNS_SHOWN = 5
 @click.option("-p", "--partition", "partitions", multiple=True, help="Partition key, repeatable.  [default: all]")
 @click.option("--undo", is_flag=True, help="Let these rows be asked again. What was removed does not come back.")
 @click.option("--delete", is_flag=True, help="Delete. Without it, only show what would go.")
+@click.option(
+    "--also-unread",
+    is_flag=True,
+    help="Delete at providers also batches that were given up unread, with the paid answers to their other rows.",
+)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @ledger_command
 @json_option
@@ -40,6 +45,7 @@ def erase_command(
     *,
     undo: bool,
     delete: bool,
+    also_unread: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -63,7 +69,7 @@ def erase_command(
     if not as_json:
         _print_found(found)
         _print_files(found, files)
-        _print_batches(found)
+        _print_batches(found, also_unread=also_unread)
     if not delete:
         if as_json:
             print_json({"deleted": False, "found": [_document(one) for one in found], "removed_files": files})
@@ -76,7 +82,7 @@ def erase_command(
     for name in names:
         eraser.add_tombstones(name, given, chosen)
     left = [one for name in names for one in eraser.erase(name)]
-    there = eraser.erase_at_providers(*names)
+    there = eraser.erase_at_providers(*names, also_unread=also_unread)
     unfinished = eraser.erase_left_behind()
     beyond = _beyond(deployment, names, found)
     if as_json:
@@ -148,6 +154,7 @@ def _document(found: FoundRows) -> dict[str, object]:
         "manifest_lost": found.manifest_lost,
         "files": found.files,
         "adopted_batches": found.adopted,
+        "given_up_batches": found.given_up,
     }
 
 
@@ -183,12 +190,15 @@ def _print_files(found: Sequence[FoundRows], removed: Sequence[str]) -> None:
                 click.echo(f"- {cell_text(path, PATH_CHARS)}")
 
 
-def _print_batches(found: Sequence[FoundRows]) -> None:
-    """Print which batches with these rows providers are to delete, and which stay there."""
+def _print_batches(found: Sequence[FoundRows], *, also_unread: bool) -> None:
+    """Print the batches with these rows that providers are to delete, and those that stay there."""
     adopted = {batch_id for one in found for batch_id in one.adopted}
+    given_up = {batch_id for one in found for batch_id in one.given_up} if not also_unread else set()
     ended = {(shard.provider, shard.batch_id or "") for one in found for shard in one.ended}
     for provider, batch_id in sorted(ended):
         then = "stays there: it was adopted, and is its sender's" if batch_id in adopted else "is deleted there"
+        if batch_id in given_up:
+            then = "stays there if its answers to other rows may still be read; --also-unread deletes these, too"
         click.echo(f"Batch {batch_id} of {provider} {then}.")
 
 

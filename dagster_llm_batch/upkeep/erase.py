@@ -61,10 +61,11 @@ from dagster_llm_batch.loop.label import Answers
 from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.receipts import recover_all, recover_planned
 from dagster_llm_batch.loop.status import advise_on_lost_manifest
+from dagster_llm_batch.loop.waits import KEPT_FOR
 from dagster_llm_batch.providers.capabilities import delete_batch
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
-from dagster_llm_batch.storage.ledger.shard_rows import count_requests
+from dagster_llm_batch.storage.ledger.shard_rows import count_requests, is_awaited, is_unread
 from dagster_llm_batch.storage.ledger.shards import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import StoredFile
 from dagster_llm_batch.types import Lane
@@ -74,6 +75,10 @@ __all__ = ["Eraser", "FoundRows", "Left", "ProviderCopy"]
 
 _ID, _REASON = "llm_request_id", "llm_reason"
 _SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
+_UNREAD = (
+    "it was given up, and the provider alone has the paid answers to its {requests:,} other requests. The sensor asks "
+    "for them daily until a month after its end. Run this again then, or delete them, too, by --also-unread"
+)
 _ADOPTED = "it was adopted, so its request file and its results there are their sender's, who alone deletes them"
 
 
@@ -103,6 +108,11 @@ class FoundRows:
     def adopted(self) -> list[str]:
         """The ids of batches with such requests that were adopted: their copies at providers stay."""
         return sorted({shard.batch_id or "" for shard in self.ended if not owns_batch([shard])})
+
+    @property
+    def given_up(self) -> list[str]:
+        """The ids of batches with such requests that were given up unread: they may have answers to other requests."""
+        return sorted({shard.batch_id or "" for shard in self.ended if is_unread(shard) or is_awaited(shard)})
 
 
 @dataclass(frozen=True)
@@ -526,14 +536,18 @@ class Eraser:
 
     # at providers -----------------------------------------------------------------------------------------------------
 
-    def erase_at_providers(self, *assets: str) -> list[ProviderCopy]:
-        """Have providers delete what they store of ended batches with erased requests; return what came of each."""
+    def erase_at_providers(self, *assets: str, also_unread: bool = False) -> list[ProviderCopy]:
+        """Have providers delete their copies of ended batches with erased requests; return the end of each.
+
+        A batch that was given up, and whose answers to other requests may still be read, is kept unless `also_unread`:
+        these answers are paid, and the provider alone has them.
+        """
         batches: dict[tuple[str, str, str], list[Shard]] = {}
         for shard in self._ledger.shards.at_providers(self._namespace, *assets):
             batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
-        return [self._erase_batch(shards) for shards in batches.values()]
+        return [self._erase_batch(shards, also_unread=also_unread) for shards in batches.values()]
 
-    def _erase_batch(self, shards: Sequence[Shard]) -> ProviderCopy:
+    def _erase_batch(self, shards: Sequence[Shard], *, also_unread: bool) -> ProviderCopy:
         first = shards[0]
         batch_id = first.batch_id or ""
         others = self._ledger.shards.of_batch(first)
@@ -541,6 +555,8 @@ class Eraser:
             return ProviderCopy(first.provider, batch_id, _ADOPTED, is_ours=False)
         if any(shard.state is not ShardState.COLLECTED for shard in others):
             return ProviderCopy(first.provider, batch_id, "its results are not collected yet; they go after that")
+        if (requests := self._count_unread(others)) and not also_unread:
+            return ProviderCopy(first.provider, batch_id, _UNREAD.format(requests=requests))
         if not self._deployment.providers:
             return ProviderCopy(first.provider, batch_id, "no provider is known here: give the definitions (-m or -f)")
         try:
@@ -550,6 +566,15 @@ class Eraser:
         if left is None:
             self._ledger.shards.record_erased_at_provider([shard.shard_id for shard in others], batch_id)
         return ProviderCopy(first.provider, batch_id, left)
+
+    def _count_unread(self, shards: Sequence[Shard]) -> int:
+        """Count the requests of a batch whose answers may still be read: it was given up less than a month ago."""
+        since = self._deployment.clock() - KEPT_FOR
+        return sum(
+            shard.requests
+            for shard in shards
+            if (is_unread(shard) or is_awaited(shard)) and since < (shard.ended_at or shard.submitted_at or since)
+        )
 
 
 def _is_spare(file: StoredFile) -> bool:

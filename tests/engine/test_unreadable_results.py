@@ -258,6 +258,47 @@ def test_what_was_given_up_and_can_be_read_later_lands_and_is_not_paid_again(wor
     assert len(billed(workspace)) == 2
 
 
+def erase_there(workspace: Workspace, *keys: str, also_unread: bool = False) -> list[str | None]:
+    """Erase rows, here and at the provider; return what stays there."""
+    eraser = workspace.engine().eraser
+    eraser.add_tombstones("ticket_labels", keys, None)
+    assert eraser.erase("ticket_labels") == []
+    return [copy.left for copy in eraser.erase_at_providers("ticket_labels", also_unread=also_unread)]
+
+
+def test_an_erased_row_leaves_the_paid_answers_of_others_that_may_still_be_read(workspace: Workspace) -> None:
+    submission_id = given_up(workspace)
+    key = tickets(2)["ticket_id"][0]
+    [found] = workspace.engine().eraser.find("ticket_labels", [key], None)
+    assert found.given_up == [one(workspace, submission_id).batch_id]
+    [left] = erase_there(workspace, key)
+    assert "the paid answers to its 1 other requests" in (left or "")
+    workspace.emulator.clear_faults()
+    workspace.skipped += DAY
+    ask(workspace)
+    settled = workspace.engine().advance(labeling(), submission_id)
+    assert settled.submission.outcomes == {"succeeded": 1}
+    # Now they are here, and the provider's copy goes.
+    assert erase_there(workspace) == [None]
+    assert key not in str(workspace.engine().labels(labeling(), submission_id).labels.to_pylist())
+
+
+def test_an_erased_row_takes_the_answers_of_others_along_when_a_person_says_so(workspace: Workspace) -> None:
+    given_up(workspace)
+    assert erase_there(workspace, tickets(2)["ticket_id"][0], also_unread=True) == [None]
+
+
+def test_a_given_up_batch_of_erased_rows_alone_is_deleted_there(workspace: Workspace) -> None:
+    given_up(workspace)
+    assert erase_there(workspace, *tickets(2)["ticket_id"]) == [None]
+
+
+def test_a_given_up_batch_with_an_erased_row_is_deleted_there_a_month_after_its_end(workspace: Workspace) -> None:
+    given_up(workspace)
+    workspace.skipped += 31 * DAY
+    assert erase_there(workspace, tickets(2)["ticket_id"][0]) == [None]
+
+
 def test_results_that_break_off_again_are_given_up_again_at_once(workspace: Workspace) -> None:
     submission_id = given_up(workspace)
     workspace.emulator.clear_faults()
