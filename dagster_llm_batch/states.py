@@ -96,6 +96,7 @@ class HoldReason(StrEnum):
     UNFIT = "unfit"  # nearly nothing fits of what came
     OVER_BUDGET = "over_budget"  # a limit of money has no room for requests, which are given up
     UNREADABLE = "unreadable"  # a batch has ended, and its results cannot be read
+    NO_RESULTS = "no_results"  # the provider answers that an ended batch, or its results, do not exist
     RECOVERED = "recovered"  # the ledger had no record of sendings, which were recovered from their receipts
 
 

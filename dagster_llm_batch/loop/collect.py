@@ -53,7 +53,7 @@ from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment, Threads
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
-from dagster_llm_batch.storage.ledger.events import FetchAgain, NotThere, ResultsRestored, UnexpectedLines
+from dagster_llm_batch.storage.ledger.events import FetchAgain, ResultsRestored, UnexpectedLines
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.storage.stored_files import LostError
@@ -177,10 +177,9 @@ class Collector:
     def _gone(self, shard: Shard, shards: Sequence[Shard], error: UnknownIdError) -> Shard:
         """Record that a batch's results are gone, where that was said for long enough. Raises TransientError before."""
         now = self._deployment.clock()
-        since = self._deployment.noted_since(shard, NotThere(str(error)))
-        if since is None or now - since < GONE_AFTER:
-            until = (since or now) + GONE_AFTER
-            msg = f"{error} They are asked for until {until:%Y-%m-%d %H:%M} UTC; then they count as gone."
+        since = self._ledger.unread.note_absence(shard, str(error))
+        if now - since < GONE_AFTER:
+            msg = f"{error} They are asked for until {since + GONE_AFTER:%Y-%m-%d %H:%M} UTC; then they count as gone."
             raise TransientError(msg) from error
         gone = [each.shard_id for each in shards if each.state in ENDED and not self._is_archived(each)]
         why: ShardFields = {

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.loop.deployment import Deployment, SentDefinition
+from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment, SentDefinition
 from dagster_llm_batch.loop.preview import parameter_warnings
 from dagster_llm_batch.loop.status import (
     STRANDED,
@@ -70,6 +70,12 @@ RULES: dict[HoldReason, Rule] = {
         exits=("the results can be read", "the provider has them no more", "`resolve --lost`"),
         told_after=TOLD_AFTER,
         limit=KEPT_FOR,
+    ),
+    HoldReason.NO_RESULTS: Rule(
+        advise_on_unreadable,
+        exits=("the provider has them after all", "`resolve --lost`"),
+        told_after=TOLD_AFTER,
+        limit=GONE_AFTER,
     ),
     HoldReason.RECOVERED: Rule(
         advise_on_recovered,

@@ -15,8 +15,17 @@ from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.status import Advice, find_unsent
 from dagster_llm_batch.states import HoldReason, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.events import Adopted, EventData, Held, OverBudget, Recovered, Stopped, Unsent
-from dagster_llm_batch.storage.ledger.holds import UNSENT, recovered_of, unsent_of
+from dagster_llm_batch.storage.ledger.events import (
+    Adopted,
+    EventData,
+    Held,
+    NotThere,
+    OverBudget,
+    Recovered,
+    Stopped,
+    Unsent,
+)
+from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, UNSENT, recovered_of, unsent_of
 from dagster_llm_batch.storage.ledger.records import Ending
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -27,7 +36,7 @@ FIRST, SECOND = ("no room", "Raise the limit"), ("no room for the oracle", "Rais
 def subject_of(reason: HoldReason, clock: Any) -> Any:
     """What the message of a reason is of."""
     shard = UnreadShard(a_submission(), a_shard(batch_id="b"), clock.now, "403: no")
-    of = {HoldReason.UNREADABLE: shard, HoldReason.RECOVERED: Recovered(2, "2026-01-01 00:00")}
+    of = {**dict.fromkeys(OF_RESULTS, shard), HoldReason.RECOVERED: Recovered(2, "2026-01-01 00:00")}
     return of.get(reason, Unsent(*FIRST))
 
 
@@ -111,6 +120,28 @@ def test_results_that_cannot_be_read_are_one_hold_however_often_they_are_tried(l
     assert ledger.unread.note(["h1"], "500: other") == {"h1": clock.now}
     [hold] = ledger.holds.of(["s1"])["s1"]
     assert (hold.since, hold.words) == (clock.now, "500: other")
+
+
+def test_results_that_do_not_exist_are_one_hold_from_the_first_answer_until_they_are_collected(
+    ledger: Ledger, clock: Any
+) -> None:
+    ledger.submissions.open(a_submission(), [a_shard()])
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    ended = ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
+    began = clock.now
+    assert ledger.unread.note_absence(ended, "404: none") == began
+    clock.pass_seconds(60)
+    assert ledger.unread.note_absence(ended, "404: still") == began
+    [hold] = ledger.holds.of(["s1"])["s1"]
+    assert (hold.subject, hold.reason, hold.since, hold.words) == ("h1", HoldReason.NO_RESULTS, began, "404: none")
+    events = [event.kind for event in ledger.events.of_submission("s1")]
+    assert events.count(NotThere.kind) == 1
+    clock.pass_seconds(-3600)
+    # By a clock that was wrong it began later than now.
+    assert ledger.unread.note_absence(ended, "404: none") == clock.now
+    ledger.shards.move("h1", Move.GONE, cause=Cause.GONE)
+    ledger.shards.collect({"h1": {"results_path": "a"}})
+    assert ledger.holds.of(["s1"]) == {}
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -137,7 +137,8 @@ def test_holds_of_before_are_those_of_which_events_told(older: Older) -> None:
     for shards in (2, 1):
         older.add_event("recovered", f"{shards} shard(s), sent since 2026-01-01 00:00 UTC")
     older.add_event("unreadable", "403: no", SHARDS[0])
-    for kind in ("unreadable", "late"):
+    older.add_event("not_there", f"{SHARDS[0]}: 404: none")
+    for kind in ("unreadable", "not_there", "late"):
         older.add_event(kind, "410: gone", SHARDS[1])
     ledger = older.migrate()
     holds = {hold.reason: hold for hold in ledger.holds.of(["s1"])["s1"]}

@@ -30,6 +30,7 @@ from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SUBMISSION, fro
 from dagster_llm_batch.storage.ledger.submission_rows import group_names
 
 __all__ = [
+    "OF_RESULTS",
     "UNSENT",
     "Holds",
     "drop_holds",
@@ -161,9 +162,13 @@ def erase_examples(connection: sa.Connection, namespace: str, assets: Collection
     connection.execute(events.values(detail=EXAMPLE_ERASED))
 
 
-def drop_holds(connection: sa.Connection, subjects: Collection[str], reason: HoldReason) -> None:
-    """Remove the holds of these subjects for a reason: it is over."""
-    connection.execute(sa.delete(HOLD).where(HOLD.c.subject.in_(list(subjects)), HOLD.c.reason == reason))
+OF_RESULTS = (HoldReason.UNREADABLE, HoldReason.NO_RESULTS)
+"""The reasons that end when the results of a batch can be read. Their words are the provider's."""
+
+
+def drop_holds(connection: sa.Connection, subjects: Collection[str], reasons: Collection[HoldReason]) -> None:
+    """Remove the holds of these subjects for these reasons, which are over."""
+    connection.execute(sa.delete(HOLD).where(HOLD.c.subject.in_(list(subjects)), HOLD.c.reason.in_(list(reasons))))
 
 
 class Holds:

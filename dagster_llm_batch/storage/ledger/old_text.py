@@ -84,15 +84,17 @@ def hold_by_old_events(connection: sa.Connection) -> None:
         holds[submission_id, "recovered"] = {**hold, "since": at, "times": times, "data": data}
     unreadable = sa.text(
         "SELECT event.shard_id, event.submission_id, event.kind, event.at, event.detail FROM event "
-        "JOIN shard ON shard.shard_id = event.shard_id WHERE event.kind IN ('unreadable', 'late') "
+        "JOIN shard ON shard.shard_id = event.shard_id WHERE event.kind IN ('unreadable', 'not_there', 'late') "
         "AND shard.state IN ('ended', 'expired', 'canceled', 'failed') ORDER BY event.event_id"
     )
     for shard_id, submission_id, kind, at, detail in connection.execute(unreadable):
         if kind == "late":
-            holds.pop((shard_id, "unreadable"), None)
+            for reason in _OF_RESULTS.values():
+                holds.pop((shard_id, reason), None)
             continue
-        hold = {"subject": shard_id, "reason": "unreadable", "of": submission_id, "shard": shard_id, "words": detail}
-        holds.setdefault((shard_id, "unreadable"), {**hold, "since": at, "times": 1, "data": None})
+        reason = _OF_RESULTS[kind]
+        hold = {"subject": shard_id, "reason": reason, "of": submission_id, "shard": shard_id, "words": detail}
+        holds.setdefault((shard_id, reason), {**hold, "since": at, "times": 1, "data": None})
     insert = sa.text(
         "INSERT INTO hold (subject, reason, submission_id, shard_id, since, times, data, words) "
         "VALUES (:subject, :reason, :of, :shard, :since, :times, :data, :words)"
@@ -106,6 +108,7 @@ def hold_by_old_events(connection: sa.Connection) -> None:
 
 
 _RECOVERED = re.compile(r"(\d+) shard\(s\), sent since (.+) UTC")
+_OF_RESULTS = {"unreadable": "unreadable", "not_there": "no_results"}
 _HOLDS = {"stopped": "unfit", "over_budget": "over_budget", "definition_changed": "changed"}
 
 

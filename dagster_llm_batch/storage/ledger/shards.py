@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import IN_FLIGHT, MOVES, HoldReason, Move, Reason, ShardState
+from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
-from dagster_llm_batch.storage.ledger.holds import drop_holds, hold_submission
+from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, drop_holds, hold_submission
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SHARDS, SUBMISSION, from_row
@@ -142,9 +142,10 @@ class Shards(Member):
         with self._database.write() as connection:
             moved = take_move(connection, self._clock, move, changes)
             # Only what has waited for a time, or was given up at once, may have a hold.
-            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause is Cause.GIVEN_UP]
+            over = (Cause.GIVEN_UP, Cause.GONE)
+            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause in over]
             if held:
-                drop_holds(connection, held, HoldReason.UNREADABLE)
+                drop_holds(connection, held, OF_RESULTS)
 
     def split(self, whole: Shard, rest: Shard, half: Shard) -> None:
         """Replace a planned shard by `rest`, with the same id and fewer requests, and store `half`, with the others.
@@ -234,7 +235,7 @@ class Shards(Member):
             to = MOVES[Move.LATE][1]
             rows = [{"key": s.shard_id, "state": to, "collected_at": None, **end.values()} for s, end in fresh]
             connection.execute(UPDATE_SHARD, rows)
-            drop_holds(connection, [shard.shard_id for shard, _ in fresh], HoldReason.UNREADABLE)
+            drop_holds(connection, [shard.shard_id for shard, _ in fresh], OF_RESULTS)
             late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in fresh)
             each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
             insert_events(connection, self._clock, *each)
@@ -327,7 +328,7 @@ class Shards(Member):
                 )
                 connection.execute(
                     sa.update(HOLD)
-                    .where(of_holds, HOLD.c.reason == HoldReason.UNREADABLE, HOLD.c.words.is_not(None))
+                    .where(of_holds, HOLD.c.reason.in_(OF_RESULTS), HOLD.c.words.is_not(None))
                     .values(words=WORDS_ERASED)
                 )
                 data = events.Erased(gone, before.requests + before.padding, "requests")

@@ -15,7 +15,7 @@ from dagster_llm_batch.states import ENDED, HoldReason, Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.events import Unreadable
+from dagster_llm_batch.storage.ledger.events import NotThere, Unreadable
 from dagster_llm_batch.storage.ledger.holds import get_holds, hold_shards
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row
@@ -63,6 +63,19 @@ class UnreadResults:
                 each = (event_row(s.submission_id, Unreadable(why), shard_id=s.shard_id) for s in fresh)
                 insert_events(connection, self._clock, *each)
         return {shard.shard_id: known[shard.shard_id][0] if shard.shard_id in known else now for shard in shards}
+
+    def note_absence(self, shard: Shard, why: str) -> datetime:
+        """Record that a provider says that it has no results of a shard; return since when that is so."""
+        now, reason = self._clock(), HoldReason.NO_RESULTS
+        with self._database.write() as connection:
+            get_shards(connection, [shard.shard_id])
+            known = get_holds(connection, [shard.shard_id], reason).get(shard.shard_id)
+            if known is not None and known.since <= now:
+                return known.since
+            hold_shards(connection, [shard], reason, now, why)
+            data = event_row(shard.submission_id, NotThere(why), shard_id=shard.shard_id)
+            insert_events(connection, self._clock, data)
+        return now
 
     def wait(self, shard_ids: Collection[str], until: datetime) -> None:
         """Record when the results of these shards are asked for next, or whether a running one is to be given up.
