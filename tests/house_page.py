@@ -1,4 +1,4 @@
-"""`python -m tests.house_page`: the tree of the package, its rooms by who imports whom, and the way of a row.
+"""`python -m tests.house_page`: the tree of the package, its rooms by who imports whom, the walk and the way of a row.
 
 With --write, into docs/design/house.md, between its marks. Rooms and arrows come from the import graph, the first lines
 of docstrings from the modules, the way from `benchmarks.journey`.
@@ -16,13 +16,14 @@ from pathlib import Path
 import grimp
 
 import dagster_llm_batch
+from tests.house_walk import walk
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "dagster_llm_batch"
 FOLDER = Path(dagster_llm_batch.__file__).parent
 """Of the package under test, which may be an installed one."""
 PAGE = ROOT / "docs" / "design" / "house.md"
-MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("tree", "rooms", "way")}
+MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("tree", "rooms", "walk", "way")}
 
 
 def tree() -> str:
@@ -99,7 +100,7 @@ def with_part(page: str, name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
-    made = {"tree": tree, "rooms": rooms, "way": way}
+    made = {"tree": tree, "rooms": rooms, "walk": walk, "way": way}
     if "--write" in sys.argv[1:]:
         written = PAGE.read_text(encoding="utf-8")
         for part, make in made.items():
