@@ -249,6 +249,13 @@ class CodeLocation:
         event = self._instance.get_latest_materialization_event(key)
         return datetime.fromtimestamp(event.timestamp, UTC) if event else None
 
+    def figures_before(self, key: dg.AssetKey) -> dict[str, float]:
+        """Return the numbers in the metadata of the materialization before the last; none where it is the first."""
+        records = self._instance.fetch_materializations(key, limit=2).records
+        materialization = records[1].asset_materialization if len(records) > 1 else None
+        values = materialization.metadata if materialization else {}
+        return {name: float(value.value) for name, value in values.items() if isinstance(value.value, int | float)}
+
     def told(self, key: dg.AssetKey, name: str) -> str:
         """Return what the newest materialization of an asset says under this name, as text; "" for nothing."""
         event = self._instance.get_latest_materialization_event(key)

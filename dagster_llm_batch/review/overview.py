@@ -15,6 +15,7 @@ from starlette.responses import Response
 from dagster_llm_batch.addresses import Filter, label_path, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS
 from dagster_llm_batch.review.label_pages import LabelPages, ShowPage
 from dagster_llm_batch.review.tables import StoredAsset, View
 
@@ -22,7 +23,7 @@ __all__ = ["OverviewPage", "kind_of"]
 
 _KINDS = (
     ("gold sample", {"sample_weight", "sample_rows", "why"}),
-    ("evaluation", {"candidate", "target", "n_gold", "coverage"}),
+    ("evaluation", EVALUATION_COLUMNS),
     ("mistakes in groups", {"candidate", "target", "n", "share", "examples"}),
     ("results per class", {"candidate", "target", "class", "precision", "recall"}),
     ("estimates", {"candidate", "figure", "powered"}),

@@ -27,6 +27,7 @@ from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.review.access import AccessGate, Door
 from dagster_llm_batch.review.comparison import compare_row, is_mistake
 from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS, EvaluationPage
 from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
@@ -57,6 +58,7 @@ def review_app(
     return Starlette(
         routes=[
             Route("/", OverviewPage(deployment, pages.show, labels).overview),
+            Route("/evaluation/{key:path}", EvaluationPage(deployment, pages.show).evaluation),
             Route("/table/{key:path}", pages.table),
             Route("/row/{key:path}", pages.row),
             Route("/label/{key:path}", labels.ask),
@@ -148,6 +150,7 @@ class _Pages:
             address=_Address(asset.key, asked.get("in"), view),
             forms=self._deployment.forms_of(page.key),
             has_groups=set(page.columns) >= GROUP_COLUMNS,
+            is_evaluation=set(page.columns) >= EVALUATION_COLUMNS,
         )
 
     def row(self, request: Request) -> Response:

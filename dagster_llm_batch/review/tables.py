@@ -61,7 +61,7 @@ class StoredAsset:
 
     `files` has a file or folder of Parquet by partition ("" where there are no partitions). `load` is asked for the
     partitions in `others`. `told` is what the table says of itself: how much people still have to label. `at` is when
-    it was materialized last.
+    it was materialized last. `before` are the numbers in the metadata of the materialization before the last.
     """
 
     key: str
@@ -73,6 +73,7 @@ class StoredAsset:
     load: Callable[[str], Any] | None = None
     told: str = ""
     at: datetime | None = None
+    before: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def partitions(self) -> list[str]:

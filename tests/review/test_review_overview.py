@@ -23,6 +23,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 
 FORM = LabelForm("tickets", "id", {"properties": {"topic": {"enum": ["bug", "billing"]}}, "required": ["topic"]})
 GOLD = ["bug"] * 30 + ["billing"] * 10
+BEFORE = {"llm_batch/accuracy of tickets": 0.9}
 MATERIALIZED = datetime(2026, 5, 4, 3, 2, tzinfo=UTC)
 LABELS = ["bug"] * 27 + ["billing"] * 3 + ["billing"] * 10
 
@@ -42,6 +43,7 @@ def desk(serve, tmp_path):
         "quality": evaluations_to_arrow(report.evaluations),
         "quality_mistakes": report.mistakes,
         "quality_failures": failures,
+        "quality_per_class": report.per_class,
     }
     for name, table in {
         **stored,
@@ -65,7 +67,7 @@ def desk(serve, tmp_path):
         ),
         StoredAsset("rules", "rules", "labels", "id", {"": places["rules"]}),
         StoredAsset("shop/tickets_rejects", "tickets", "rejects", "id", {"d2": places["rejects"]}),
-        *(StoredAsset(name, role="evaluation", files={"": places[name]}) for name in stored),
+        *(StoredAsset(name, role="evaluation", files={"": places[name]}, before=BEFORE) for name in stored),
     ]
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
 
@@ -180,3 +182,23 @@ def test_what_goes_wrong_reads_as_sentences_with_an_example_and_a_link(desk):
     facets = client.get("/table/quality_mistakes", X_User="ada").text.partition("<aside")[2].partition("</aside>")[0]
     assert "<summary>tickets_label</summary>" in facets
     assert "<summary>id</summary>" not in facets
+
+
+def test_an_evaluation_is_a_page_of_sentences_with_its_confusions_classes_and_change(desk):
+    open_page, _ = desk
+    client = open_page()
+    words = words_of(client, "/evaluation/quality").partition("rules: topic")[0]
+    assert "92% of the labels are right, and between 80% and 98% with 95% confidence." in words
+    assert "40 of 40 gold rows have a label (100%)." in words
+    assert "If every label were bug , 75% would be right." in words
+    assert "Last time, 90% were right: +2.5 percentage points since." in words
+    assert "Gold ↓ Label → billing bug billing 10 0 bug 3 27" in words
+    assert "Found (recall)" in words
+    assert "3 rows: billing where people answered bug" in words
+    text = client.get("/evaluation/quality", X_User="ada").text
+    links = re.findall(r'<td class="number wrong-cell"><a href="([^"]*)">', text)
+    assert "3 of 30 rows" in words_of(client, html.unescape(links[0]))
+    assert 'href="/evaluation/quality"' in client.get("/", X_User="ada").text
+    assert "Summary" in words_of(client, "/table/quality")
+    assert client.get("/evaluation/quality_mistakes", X_User="ada").status == 404
+    assert client.get("/evaluation/none", X_User="ada").status == 404

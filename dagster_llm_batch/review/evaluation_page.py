@@ -1,0 +1,137 @@
+"""One evaluation as a page: each candidate's statistics in words, which classes it confuses, and the change since last
+time. The tables that it is read from stay a click away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dagster_llm_batch.addresses import Filter, table_path
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.label_pages import ShowPage
+from dagster_llm_batch.review.tables import StoredAsset, StoredRow, View, status_of
+
+__all__ = ["EVALUATION_COLUMNS", "EvaluationPage"]
+
+EVALUATION_COLUMNS = {"candidate", "target", "n_gold", "coverage"}
+"""Columns by which a table is known to be one of evaluations."""
+
+_PARTS = ("per_class", "failures", "mistakes", "calibration", "versions")
+_MOST_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How many gold rows of one class have one label; `url` leads to them where they are mistakes."""
+
+    count: int
+    is_right: bool
+    url: str | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One candidate and target. `figures` is the row of the evaluation; `before` its accuracy last time."""
+
+    figures: Mapping[str, Any]
+    before: float | None
+    classes: Sequence[Mapping[str, Any]]
+    matrix: Sequence[tuple[str, Sequence[Cell]]]
+    calibration: Sequence[Mapping[str, Any]]
+    groups: Sequence[Mapping[str, Any]]
+    change: Mapping[str, Any] | None
+
+
+class EvaluationPage:
+    """Shows one evaluation."""
+
+    def __init__(self, deployment: ReviewedDeployment, show: ShowPage) -> None:
+        self._deployment = deployment
+        self._show = show
+
+    def evaluation(self, request: Request) -> Response:
+        """Show what an evaluation found, of one partition where it has some."""
+        asset = self._deployment.asset(request.path_params["key"])
+        if asset is None:
+            return self._show(request, "nothing.html", 404, words="The address names no evaluation.")
+        partition = request.query_params.get("in") or (asset.partitions[0] if asset.partitions else "") or None
+        try:
+            page = self._deployment.browser.read(asset, View(), partition)
+        except LLMBatchError as error:
+            return self._show(request, "nothing.html", status_of(error), words=str(error))
+        if not set(page.columns) >= EVALUATION_COLUMNS:
+            return self._show(request, "nothing.html", 404, words=f"{asset.key} is no evaluation.")
+        parts = {name: self._deployment.asset(f"{asset.key}_{name}") for name in _PARTS}
+        return self._show(
+            request,
+            "evaluation.html",
+            asset=asset,
+            partition=partition,
+            parts=[(name.replace("_", " "), part.key) for name, part in parts.items() if part],
+            failures=parts["failures"],
+            evaluated=[self._evaluated(asset, row, parts, partition) for row in page.rows],
+        )
+
+    def _evaluated(
+        self, asset: StoredAsset, row: StoredRow, parts: Mapping[str, StoredAsset | None], partition: str | None
+    ) -> Evaluated:
+        found = {name: self._rows(parts[name], row, partition) for name in _PARTS if name != "mistakes"}
+        keys = [figure_key("accuracy", row["candidate"], row["target"]), figure_key("accuracy", row["candidate"])]
+        groups = [group for group in found["failures"] if group["reason"] is None]
+        return Evaluated(
+            row,
+            next((asset.before[key] for key in keys if key in asset.before), None),
+            found["per_class"],
+            _matrix(row, found["per_class"], groups, parts["mistakes"], partition),
+            [each for each in found["calibration"] if each["n"]],
+            found["failures"][:5],
+            next(iter(found["versions"]), None),
+        )
+
+    def _rows(self, part: StoredAsset | None, row: StoredRow, partition: str | None) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of a table beside the evaluation that are of the same candidate and target."""
+        if part is None:
+            return []
+        same = [Filter("candidate", "is", row["candidate"]), Filter("target", "is", row["target"])]
+        inside = partition if partition in part.partitions else None
+        try:
+            return self._deployment.browser.read(part, View(filters=tuple(same)), inside).rows
+        except LLMBatchError:
+            return []
+
+
+def _matrix(
+    row: StoredRow,
+    classes: Sequence[Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    mistakes: StoredAsset | None,
+    partition: str | None,
+) -> list[tuple[str, list[Cell]]]:
+    """Return for each class of gold how many rows have each label: right ones by class, and the others by group."""
+    names = [each["class"] for each in classes]
+    if not 1 < len(names) <= _MOST_CLASSES:
+        return []
+    right = {each["class"]: int(each["correct"]) for each in classes}
+    wrong = {(each["gold"], each["label"]): int(each["n"]) for each in groups}
+
+    def cell(gold: str, label: str) -> Cell:
+        if gold == label:
+            return Cell(right[gold], is_right=True, url=None)
+        count = wrong.get((gold, label), 0)
+        if mistakes is None or not count:
+            return Cell(count, is_right=False, url=None)
+        filters = [
+            Filter.of("target", row["target"]),
+            Filter.of("gold", gold),
+            Filter.of(f"{row['candidate']}_label", label),
+        ]
+        return Cell(count, is_right=False, url=table_path(mistakes.key, partition, filters))
+
+    return [(gold, [cell(gold, label) for label in names]) for gold in names]
