@@ -148,7 +148,7 @@ Each day has five rows. The first table uses the engine against the emulator."""
 Four processes with OpenAI's mock and one PostgreSQL plan and send {scale_partitions:,} partitions of ten batches of ten
 rows, and materialize their labels. One process is killed in each half. All rows are labeled once and billed once.
 [Past one machine](design/scale.md) shows the consequences for a hundred million rows a day.""",
-    "latency": """## From ended to landed
+    "latency": """## From the end of a batch to labels
 
 A live Dagster on SQLite has a daemon with sensors, which tick every 30 seconds, and a process for each run. The
 batch of all partitions ends between two ticks; one run materializes them. It is compared with an empty run of the

@@ -135,7 +135,7 @@ CONSTRUCTS = (
     Construct("enum of numbers with gaps", _Gaps, {"vertex": _GAP, "gemini": _GAP, "vertex (Claude)": _GAP}),
     Construct("list of lists, list of objects", _Nested, {}),
     Construct("union of types, of objects", _Union, {}),
-    Construct("union told apart by a field", _Tagged, {}),
+    Construct("union with a discriminator field", _Tagged, {}),
     Construct(
         "date, date-time",
         _Dates,

@@ -56,7 +56,7 @@ MISTRAL = Server(
         Fact("batches are jobs of its own API, numbered pages list them", _SDK),
         Fact("a file with one bad line is refused when it is uploaded", _SEEN, seen_live=True),
         Fact("a canceled job may have answered every row", _SEEN, seen_live=True),
-        Fact("an upload takes an `expiry` of an unknown unit, which is not told", _SDK),
+        Fact("an upload accepts an `expiry` of an unknown unit; it is not sent", _SDK),
         Fact("it also has OCR, classifications and others, which are not asked here", _SDK),
         Fact("of a vector, `index` may be another number than 0", _SDK),
         Fact(

@@ -150,7 +150,7 @@ _DASHSCOPE = "help.aliyun.com, Model Studio, OpenAI-compatible batches, 2026-11"
 _LLM_D = "llm-d.ai/docs/dev/guides/batch-gateway, 2026-11"
 _AIBRIX = "aibrix.readthedocs.io/latest/features/batch-api.html, 2026-11"
 _AIBRIX_RUN = "aibrix 0.8.0, its server run with --dry-run, 2026-11-28"
-_OWN = "your own machines: nobody bills"
+_OWN = "your own machines: not billed"
 
 _CHAT, _RESPONSES, _EMBEDDINGS = Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.EMBEDDINGS
 _MODERATIONS = Endpoint.MODERATIONS
@@ -223,7 +223,7 @@ SERVERS: Mapping[str, Server] = _Servers(
                 Fact("a batch that was just created has file ids that are empty texts", _AZURE),
                 Fact("a batch that went well names an error file of 0 bytes", _AZURE),
                 Fact("a failed batch may name both files", _AZURE),
-                Fact("no batch expires, whatever `expires_at` says", _AZURE),
+                Fact("batches do not expire, despite `expires_at`", _AZURE),
                 Fact("resources made by the Azure CLI have other host names, and no batches", _AZURE),
             ),
         ),
@@ -272,7 +272,7 @@ SERVERS: Mapping[str, Server] = _Servers(
             title="Parasail",
             base_url=Fact("https://api.parasail.io/v1", "Parasail's OpenAPI file at apis.io, 2026-11"),
             price_book=Fact("parasail", _PARASAIL),
-            price_rule=Fact("half; what is cached, less", _PARASAIL),
+            price_rule=Fact("half; less for cached tokens", _PARASAIL),
             endpoints=Fact((_CHAT, _EMBEDDINGS), _PARASAIL, seen_live=True),
             max_requests=Fact(50_000, _PARASAIL),
             max_bytes=Fact(1_000_000_000, _PARASAIL, seen_live=True),
@@ -307,7 +307,7 @@ SERVERS: Mapping[str, Server] = _Servers(
                     "the region decides which models there are",
                     _DASHSCOPE,
                 ),
-                Fact("say `enable_thinking` outright: newer models think unless told not to", _DASHSCOPE),
+                Fact("set `enable_thinking` explicitly: newer models think by default", _DASHSCOPE),
             ),
         ),
         "vllm": Server(
