@@ -4,6 +4,7 @@ rows to other tools.
 tables.py        stored tables, filtered and paged in place by DuckDB
 stored_rows.py   the files of one table as rows, whatever files and columns are named
 overview.py      the first page: how good the labels are, and what to do next
+samples.py        the rows of a gold sample, with their texts and what people answered
 evaluation_page.py  one evaluation in words, with its confusions and its change
 evidence.py      what was sent and what came back for one request
 comparison.py    a mistake beside gold and the labels of all candidates

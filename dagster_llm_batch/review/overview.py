@@ -17,12 +17,13 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS
 from dagster_llm_batch.review.label_pages import LabelPages, ShowPage
+from dagster_llm_batch.review.samples import SAMPLE_COLUMNS
 from dagster_llm_batch.review.tables import StoredAsset, View
 
 __all__ = ["OverviewPage", "kind_of"]
 
 _KINDS = (
-    ("gold sample", {"sample_weight", "sample_rows", "why"}),
+    ("gold sample", SAMPLE_COLUMNS),
     ("evaluation", EVALUATION_COLUMNS),
     ("mistakes in groups", {"candidate", "target", "n", "share", "examples"}),
     ("results per class", {"candidate", "target", "class", "precision", "recall"}),

@@ -33,6 +33,7 @@ from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.overview import OverviewPage
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
+from dagster_llm_batch.review.samples import with_texts
 from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View, status_of
 from dagster_llm_batch.text import money_text
 
@@ -138,6 +139,9 @@ class _Pages:
             page = self._deployment.browser.read(asset, view, asked.get("in"), keys)
         except LLMBatchError as error:
             return self._nothing(request, str(error), status_of(error))
+        page, added = with_texts(self._deployment, page)
+        columns = _ordered(page)
+        columns[1:1] = added
         return self.show(
             request,
             "table.html",
@@ -145,7 +149,7 @@ class _Pages:
             view=view,
             page=page,
             inside=asked.get("in"),
-            columns=_ordered(page),
+            columns=columns,
             kinds=FILTERS,
             address=_Address(asset.key, asked.get("in"), view),
             forms=self._deployment.forms_of(page.key),

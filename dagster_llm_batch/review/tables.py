@@ -197,6 +197,17 @@ class TableBrowser:
         """Return the number of rows by partition, "" where there are none. Raises as `read`."""
         return self._remember("counts", asset, None, OpenTable.counts)
 
+    def find_all(self, asset: StoredAsset, column: str, keys: Sequence[str]) -> list[StoredRow]:
+        """Return the rows whose column holds one of these keys, as text; at most a page's rows for each key."""
+
+        def find_rows(table: OpenTable) -> list[StoredRow]:
+            if column not in table.columns or not keys:
+                return []
+            wanted = table.rows.filter(table.text(column).isin(*(Constant(key) for key in keys)))
+            return table.read(wanted.limit(_PAGE_ROWS * len(keys)), column)
+
+        return self._ask(asset, None, find_rows)
+
     def count_differing(self, asset: StoredAsset, column: str, other: str, partition: str | None) -> int:
         """Return in how many rows a column is empty or differs from another one, as text. Raises as `read`."""
 

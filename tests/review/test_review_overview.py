@@ -202,3 +202,15 @@ def test_an_evaluation_is_a_page_of_sentences_with_its_confusions_classes_and_ch
     assert "Summary" in words_of(client, "/table/quality")
     assert client.get("/evaluation/quality_mistakes", X_User="ada").status == 404
     assert client.get("/evaluation/none", X_User="ada").status == 404
+
+
+def test_a_sample_shows_the_texts_of_its_rows_and_each_judgment_with_its_author(desk):
+    open_page, _ = desk
+    client = open_page(with_sample=True)
+    form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "topic": '"bug"'}
+    sent = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
+    assert client.ask("POST", "/label/to_judge?as=tickets", urlencode(form), X_User="ada", **sent).status == 303
+    words = words_of(client, "/table/to_judge").partition("aria-label")[0]
+    assert "id body judgments why sample_weight sample_rows" in words
+    assert "t0 Text <i>t0 ada: bug random 8 40" in words
+    assert "ada" not in words.partition("t1 Text")[2]

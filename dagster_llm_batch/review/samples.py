@@ -1,0 +1,60 @@
+"""The rows of a gold sample as people know them: with the texts of each row, and what people answered so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.forms import LabelForm
+from dagster_llm_batch.review.tables import PARTITION, Page
+
+__all__ = ["JUDGMENTS", "SAMPLE_COLUMNS", "with_texts"]
+
+SAMPLE_COLUMNS = {"sample_weight", "sample_rows", "why"}
+"""Columns by which a table is known to be a gold sample."""
+
+JUDGMENTS = "judgments"
+"""The column of what people answered, each with its author."""
+
+
+def with_texts(deployment: ReviewedDeployment, page: Page) -> tuple[Page, list[str]]:
+    """Return a page of a sample whose rows have their texts and judgments, and the names of these columns."""
+    forms = [form for form in deployment.forms_of(page.key) if form.dataset in (deployment.judged or [form.dataset])]
+    if not forms or not set(page.columns) >= SAMPLE_COLUMNS:
+        return page, []
+    texts = _texts(deployment, forms[0], [row.key for row in page.rows])
+    names = [*dict.fromkeys(name for found in texts.values() for name in found if name not in page.columns), JUDGMENTS]
+    rows = []
+    for row in page.rows:
+        said = deployment.judgments(page.key, row.key, row.partition or None)
+        told = "; ".join(f"{each.annotator}: {_answer(each.answer) if each.answer else each.kind}" for each in said)
+        own = texts.get(row.key, {})
+        rows.append(replace(row, columns={**row, **{name: own.get(name) for name in names}, JUDGMENTS: told or None}))
+    return replace(page, rows=tuple(rows)), names
+
+
+def _texts(deployment: ReviewedDeployment, form: LabelForm, keys: list[str]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the columns that a dataset keeps of its rows, by key, without labels."""
+    hidden = {field.name for field in form.fields} | {PARTITION, form.key}
+    found: dict[str, Mapping[str, Any]] = {}
+    for asset in deployment.assets():
+        if asset.dataset != form.dataset:
+            continue
+        try:
+            rows = deployment.browser.find_all(asset, form.key, keys)
+        except LLMBatchError:
+            continue
+        for row in rows:
+            kept = {name: value for name, value in row.items() if name not in hidden and not name.startswith("llm_")}
+            found.setdefault(row.key, kept)
+    return found
+
+
+def _answer(answer: Mapping[str, Any]) -> str:
+    """Return an answer of one field as its value alone."""
+    value = next(iter(answer.values())) if len(answer) == 1 else answer
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
