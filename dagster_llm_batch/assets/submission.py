@@ -178,7 +178,7 @@ def _code_location(context: dg.AssetExecutionContext, dataset: Dataset) -> "Asse
 
 def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:
     """Judge whether the batches of a submission were sent."""
-    recovered = engine.note_of_recovery(status.submission)
+    recovered = engine.recovery.newest_hold(status.submission)
     return sent_outcome(status, find_conditions(of_status(engine, status, recovered)))
 
 
@@ -202,7 +202,7 @@ def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", da
     if (newest := newest_submission(context.instance.get_latest_materialization_event(dataset.batch_key))) is None:
         return
     submission_id, partition = newest
-    if engine.ledger.submissions.find_known([submission_id]) or engine.recover_sends(dataset.name, partition):
+    if engine.ledger.submissions.find_known([submission_id]) or engine.recovery.recover(dataset.name, partition):
         return
     if context.run.tags.get(NEW_LEDGER_TAG) != "true":
         batch = dataset.batch_key.to_user_string()

@@ -229,13 +229,13 @@ def recover_command(deployment: DeploymentAccess, *, yes: bool, as_json: bool) -
     The payload store has a receipt of each shard that was sent. Nothing is sent: Dagster's sensor finds the batches at
     the provider and lands their answers. Each partition is recovered by itself, too, before it is submitted again.
     """
-    found = deployment.engine.find_unrecorded_sends()
+    found = deployment.engine.recovery.find_unrecorded()
     places = sorted({receipt.submission.place for receipt in found})
     if found:
         shown = ", ".join(map(cell_text, places[:10])) + (", …" if len(places) > 10 else "")  # noqa: PLR2004 - as above
         shards = counted(len(found), "shard was", "shards were")
         confirm(f"{shards} sent, of {shown}, that the ledger has no record of. Recover them?", yes=yes)
-    recovered = deployment.engine.recover_all_sends() if found else []
+    recovered = deployment.engine.recovery.recover_all() if found else []
     if as_json:
         print_json({"shards": recovered})
     elif not found:

@@ -265,7 +265,7 @@ def _payload_store(payloads: PayloadStore, place: str) -> Finding:
 
 def _unrecorded(engine: Engine) -> Finding:
     """Look for what was sent, by its receipt in the payload store, and the ledger has no record of."""
-    found = engine.find_unrecorded_sends()
+    found = engine.recovery.find_unrecorded()
     if not found:
         return Finding("ledger and payloads", Severity.OK, "the ledger has a record of all that was sent from here")
     places = sorted({receipt.submission.place for receipt in found})

@@ -14,7 +14,6 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagster_llm_batch.advice.steps import find_tuning, forecast_end
@@ -22,6 +21,7 @@ from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.engine.activity import Activity
 from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
+from dagster_llm_batch.engine.recovery import Recovery
 from dagster_llm_batch.engine.seams import escalate, sample
 from dagster_llm_batch.errors import (
     CannotTellError,
@@ -42,9 +42,6 @@ from dagster_llm_batch.loop.planner import Planner, check_definition
 from dagster_llm_batch.loop.poll import Failed, Poller
 from dagster_llm_batch.loop.preview import Preview
 from dagster_llm_batch.loop.receipts import (
-    Receipt,
-    find_unrecorded,
-    recover_all,
     recover_partition,
     recover_planned,
 )
@@ -53,9 +50,9 @@ from dagster_llm_batch.loop.status import Status, UnsentReasons, find_unsent
 from dagster_llm_batch.loop.submit import Sender
 from dagster_llm_batch.loop.submit_queue import Dispatcher, drop
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, HoldReason, Reason, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState
 from dagster_llm_batch.storage.ledger.holds import UNSENT
-from dagster_llm_batch.storage.ledger.records import Hold, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
 from dagster_llm_batch.upkeep.prune import Pruner, Pruning
@@ -86,6 +83,7 @@ class Engine:
         self.payloads = deployment.payloads
         self.namespace = deployment.namespace
         self.activity = Activity(deployment)
+        self.recovery = Recovery(deployment)
         self._poller = Poller(deployment)
 
     @property
@@ -113,7 +111,7 @@ class Engine:
         Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
         """
         self.take_over(labeling)
-        self.recover_sends(labeling.asset, partition)
+        recover_partition(self.deployment, labeling.asset, partition)
         if again:
             # What has ended since its batch was given up is paid for already.
             self.poll_awaited([labeling.asset], self.now())
@@ -140,28 +138,6 @@ class Engine:
         """Take over what was submitted under the former names of a labeling; see `rename`."""
         for former in labeling.resend.former_names:
             self.rename(former, labeling.asset)
-
-    def recover_sends(self, asset: str, partition: str = "") -> list[Shard]:
-        """Record what was sent of a partition and this ledger has no record of, as after a backup was restored.
-
-        Its receipts in the payload store say so. Nothing is sent: `recover_batches` asks the provider for these
-        batches, and what is answered or under way is not asked again. `plan` does this first. Returns the shards.
-        """
-        return recover_partition(self.deployment, asset, partition)
-
-    def recover_all_sends(self) -> list[Shard]:
-        """Do for all partitions of the namespace what `recover_sends` does for one. Lists the whole payload store."""
-        return recover_all(self.deployment)
-
-    def find_unrecorded_sends(self) -> list[Receipt]:
-        """Return the receipts of what `recover_all_sends` would record. Changes nothing."""
-        return find_unrecorded(self.deployment)
-
-    def note_of_recovery(self, submission: Submission) -> Hold | None:
-        """Return what `recover_sends` recorded today of a submission, or of those whose answers it reuses, or None."""
-        ids, since = (submission.submission_id, *submission.reused_from), self.now() - timedelta(days=1)
-        holds = chain.from_iterable(self.ledger.holds.of(ids, HoldReason.RECOVERED).values())
-        return max((hold for hold in holds if hold.since >= since), key=lambda hold: hold.since, default=None)
 
     def _planner(self, labeling: Labeling) -> Planner:
         return Planner(labeling, self.deployment, find_tuning, sample, forecast_end)

@@ -57,8 +57,9 @@ def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
         newest = [(entry.asset_key, newest_submission(entry.last_materialization)) for entry in entries]
         batches = {found[0]: key.to_user_string() for key, found in newest if found is not None}
         unknown = batches.keys() - state.ledger.submissions.find_known(batches)
+        is_news = any(is_unreported(state, submission_id) for submission_id in unknown)
         # To recover lists the whole payload store.
-        if any(is_unreported(state, submission_id) for submission_id in unknown) and state.engine.recover_all_sends():
+        if is_news and state.engine.recovery.recover_all():
             before = read_undelivered(state)
             unknown -= state.ledger.submissions.find_known(unknown)
         for submission_id in unknown:

@@ -215,7 +215,7 @@ def test_what_was_answered_in_real_time_is_not_paid_again_after_the_limit_was_lo
         engine.ledger.close()
         if is_restored:
             shutil.copy(tmp_path / "backup.sqlite", tmp_path / "ledger.sqlite")
-            workspace.engine().recover_sends(after.asset)
+            workspace.engine().recovery.recover(after.asset)
         status = workspace.finish(after, submission_id)
         assert len(paid_bodies(workspace)) == len(set(paid_bodies(workspace))) == 20
     assert status.submission.outcomes == {"succeeded": 20}

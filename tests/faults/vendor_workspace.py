@@ -206,7 +206,7 @@ class VendorWorkspace:
         except LLMBatchError as error:
             told.append(str(error))
         told += [str(one.advice) for one, _ in find_undecided(engine) if one.kind is ConditionKind.OVERDUE]
-        if (recovered := engine.note_of_recovery(engine.ledger.submissions.get(submission_id))) is not None:
+        if (recovered := engine.recovery.newest_hold(engine.ledger.submissions.get(submission_id))) is not None:
             told.append(str(advise_on_recovered(recovered_of(recovered))))
         engine.ledger.close()
         return is_settled, told[0] if told else None

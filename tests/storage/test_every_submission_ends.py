@@ -144,12 +144,12 @@ class Place:
         self.backup = self.copy(self.url)
 
     def restore(self) -> None:
-        """Put the ledger of the last backup back; whoever does so calls `recover_all_sends`."""
+        """Put the ledger of the last backup back; whoever does so calls `recovery.recover_all`."""
         self.ledger.close()
         self.url = self.backup
         self.ledger = Ledger(self.url, self.now)
         self.engine = self.engine_with(self.provider)
-        self.engine.recover_all_sends()
+        self.engine.recovery.recover_all()
         # It goes on from there, and can be restored once more.
         self.back_up()
 

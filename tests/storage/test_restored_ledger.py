@@ -125,8 +125,8 @@ def test_all_that_a_restored_ledger_lacks_is_taken_up_at_once_and_lands_without_
     backup = site.back_up()
     sent = [site.send(partition=day) for day in ("monday", "tuesday")]
     site.restore(backup)
-    assert len(site.engine().recover_all_sends()) == 4
-    assert site.engine().recover_all_sends() == []
+    assert len(site.engine().recovery.recover_all()) == 4
+    assert site.engine().recovery.recover_all() == []
     assert [site.finish(submission_id) for submission_id in sent] == [{"succeeded": 6}] * 2
     assert len(site.emulator.books.batches) == 4
 
@@ -146,7 +146,7 @@ def test_what_receipts_of_version_0_1_0_say_of_money_is_recovered(site: Site) ->
             out.write(json.dumps(receipt).encode())
     site.restore(backup)
     engine = site.engine()
-    engine.recover_all_sends()
+    engine.recovery.recover_all()
     assert {shard.shard_id: shard.bill for shard in engine.ledger.shards.of_submission(submission_id)} == bills
 
 
@@ -290,12 +290,12 @@ def test_what_was_split_by_a_process_that_was_killed_then_is_not_lost_either(sit
 
 
 def check_split(site: Site, submission_id: str) -> None:
-    assert site.engine().find_unrecorded_sends()
+    assert site.engine().recovery.find_unrecorded()
     assert site.engine().plan(replace(LABELS, limits=Limits()), ROWS).submission_id == submission_id
     assert site.finish(submission_id) == {"succeeded": 6}
     assert site.emulator.books.billed_twice() == {}
     assert sum(shard.requests for shard in site.engine().ledger.shards.of_submission(submission_id)) == 6
-    assert site.engine().find_unrecorded_sends() == []
+    assert site.engine().recovery.find_unrecorded() == []
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_answers_in_real_time_that_a_restored_ledger_has_no_record_of_are_not_pa
     site.engine().advance(URGENT, submission_id)
     assert len(site.emulator.books.executions) == 6
     site.restore(backup)
-    assert site.engine().find_unrecorded_sends()
+    assert site.engine().recovery.find_unrecorded()
     assert site.engine().plan(URGENT, URGENT_ROWS).submission_id == submission_id
     assert site.finish(submission_id, URGENT) == {"succeeded": 6}
     assert site.restored(submission_id)
@@ -362,7 +362,7 @@ def test_a_ledger_with_a_record_of_everything_asks_nobody(site: Site) -> None:
     assert site.finish(again)
     assert not any(call.path == "/v1/batches" and call.method == "GET" for call in site.emulator.books.calls)
     engine = site.engine()
-    assert engine.recover_all_sends() == []
+    assert engine.recovery.recover_all() == []
     assert not site.restored(submission_id)
     assert {s.state for s in engine.ledger.submissions.list_all("n")} == {
         SubmissionState.SETTLED,
