@@ -38,7 +38,7 @@ __all__ = ["CHECK", "cost_assets"]
 CHECK = "month_cost"
 """Name of the asset check."""
 
-_Columns = Literal["sums", "focus"]
+_Layout = Literal["sums", "focus"]
 
 _DOCS = {
     "asset": "labeled asset",
@@ -78,7 +78,7 @@ def cost_assets(
     name: str,
     candidates: Candidates = (),
     by: Sequence[str] = ("day", "asset", "model"),
-    columns: _Columns = "sums",
+    layout: _Layout = "sums",
     max_month_usd: Decimal | float | str | None = None,
     resource_key: str = "llm_batch",
     **options: Unpack[PartitionOptions],
@@ -92,7 +92,7 @@ def cost_assets(
         by: What costs are summed by, each a column: "asset", "partition", "provider", "model", "day" and "month" (of
             the sending, in UTC), "tag" (all tags of the dataset, as it was submitted), "tag:team" (one tag). The column
             of "partition" is `label_partition`, that of "tag:team" `tag_team`.
-        columns: "sums", a row for each group; or "focus", a row for each collected batch with the columns of FOCUS 1.0,
+        layout: "sums", a row for each group; or "focus", a row for each collected batch with the columns of FOCUS 1.0,
             as tools for cloud costs import them. `by` is not used then.
         max_month_usd: The check warns where these datasets are expected to cost more US dollars in the calendar month.
             Default: the deployment's own budgets of a month.
@@ -107,8 +107,8 @@ def cost_assets(
         The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
     names = group_names(by)
-    if columns not in get_args(_Columns):
-        raise ConfigError(f'columns={columns!r} is neither "sums" nor "focus". Give one of them.')
+    if layout not in get_args(_Layout):
+        raise ConfigError(f'layout={layout!r} is neither "sums" nor "focus". Give one of them.')
     datasets = candidates_of(candidates, {}) if candidates else ()
     upstreams = [dataset.key for dataset in datasets]
     builder = EvaluationBuilder(name=name, **options)
@@ -122,7 +122,7 @@ def cost_assets(
         )
     costs = _Costs(
         by=names,
-        columns=columns,
+        layout=layout,
         upstreams=upstreams,
         partitions_def=builder.partitions_def,
         max_month_usd=None if max_month_usd is None else dollars("max_month_usd", max_month_usd),
@@ -131,7 +131,7 @@ def cost_assets(
     spec = builder.spec(
         "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
         deps=[dg.AssetDep(key, partition_mapping=every) for key in upstreams],
-        code_version=code_digest("2", upstreams, names, *([] if columns == "sums" else [columns])),
+        code_version=code_digest("2", upstreams, names, *([] if layout == "sums" else [layout])),
         # All of the namespace is no asset that could be followed, and what a day has cost no partition of labels says.
         follow=builder.follow(upstreams) if upstreams and not is_partitioned else None,
         skippable=False,
@@ -148,7 +148,7 @@ def cost_assets(
 @dataclass(frozen=True)
 class _Costs:
     by: tuple[str, ...]
-    columns: _Columns
+    layout: _Layout
     upstreams: Sequence[dg.AssetKey]
     partitions_def: dg.PartitionsDefinition[Any] | None
     max_month_usd: Decimal | None
@@ -168,7 +168,7 @@ class _Costs:
         forecast = _forecast(engine, month, assets)
         table = cost_table(costs, self.by)
         verdict = self._verdict(engine, month, assets, forecast)
-        if self.columns == "focus":
+        if self.layout == "focus":
             charges, _ = focus_charges(costs, engine.namespace)
             theirs, ours = f"as FOCUS {FOCUS_VERSION} defines it", "beside the columns of FOCUS"
             docs = {name: ours if name.startswith("x_") else theirs for name in FOCUS_SCHEMA.names}

@@ -260,7 +260,7 @@ CASES: dict[str, tuple[Any, str, Same]] = {
         alike(
             candidates=["crm/labels"],
             by=["asset", "day", "tag:team"],
-            columns="focus",
+            layout="focus",
             max_month_usd="12.5",
             resource_key="models",
         )

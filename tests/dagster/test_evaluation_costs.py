@@ -165,7 +165,7 @@ def test_the_check_says_when_the_month_will_be_over_a_limit(make):
 @pytest.mark.slow
 def test_with_the_columns_of_focus_each_batch_is_a_row(make):
     location = make(
-        *labeled(partitions_def=DAILY, tags={"team": "support"}), *cost_assets(name="llm_costs", columns="focus")
+        *labeled(partitions_def=DAILY, tags={"team": "support"}), *cost_assets(name="llm_costs", layout="focus")
     )
     for day in DAYS[:2]:
         assert location.land(partition=day).success
@@ -178,6 +178,6 @@ def test_with_the_columns_of_focus_each_batch_is_a_row(make):
     assert location.metadata("llm_costs")["llm_batch/cost_usd"] == float(sum(row["BilledCost"] for row in rows))
 
 
-def test_other_columns_are_refused():
-    with pytest.raises(ConfigError, match="columns"):
-        cost_assets(name="llm_costs", columns="focused")
+def test_other_layouts_are_refused():
+    with pytest.raises(ConfigError, match="layout"):
+        cost_assets(name="llm_costs", layout="focused")
