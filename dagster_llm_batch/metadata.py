@@ -303,6 +303,16 @@ def submission_metadata(
     }
 
 
+def masked_metadata(masked: Mapping[str, int] | None) -> dict[str, Any]:
+    """Describe how many values of each kind were masked; empty without a mask."""
+    if masked is None:
+        return {}
+    return {
+        "llm_batch/masked_values": sum(masked.values()),
+        **{f"llm_batch/masked_{kind}": masked[kind] for kind in masked},
+    }
+
+
 def estimate_metadata(
     submission: Submission, learned: Learned | None, output_basis: str | None = None
 ) -> dict[str, Any]:

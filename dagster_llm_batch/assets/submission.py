@@ -1,6 +1,6 @@
 """The asset that submits. One materialization says what was sent, in which batches, and what it may cost."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -28,6 +28,7 @@ from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
     end_metadata,
     estimate_metadata,
+    masked_metadata,
     plan_metadata,
     submission_metadata,
 )
@@ -123,7 +124,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             for note in upstream.notes:
                 context.log.info(_where(partition) + note)
-            verdict = _judge_sent(engine, status)
+            verdict = _with_masked(_judge_sent(engine, status), masked := engine.masked_values(submission))
             again = None
             if submission.run_id == context.run.run_id:
                 again = find_asked_again(engine.deployment, dataset.labeling, submission)
@@ -132,6 +133,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 verdict = replace(verdict, description=f"{verdict.description} {again}")
             metadata = {
                 **submission_metadata(status, dataset.labeling, provider, skipped, unreadable),
+                **masked_metadata(masked),
                 **estimate_metadata(submission, learned(), output_basis_of(engine.deployment, dataset.labeling)),
                 **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
@@ -174,6 +176,15 @@ def _code_location(context: dg.AssetExecutionContext, dataset: Dataset) -> "Asse
         return asset_graph(context)
     dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
     return repository.asset_graph
+
+
+def _with_masked(verdict: CheckOutcome, masked: Mapping[str, int] | None) -> CheckOutcome:
+    """Return the result with the number of masked values of each kind, if the dataset has a mask."""
+    if masked is None:
+        return verdict
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in masked.items()) or "none"
+    text = f"{verdict.description} Masked values: {kinds}."
+    return replace(verdict, description=text, metadata={**verdict.metadata, **masked_metadata(masked)})
 
 
 def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:

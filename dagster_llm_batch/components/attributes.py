@@ -34,6 +34,7 @@ from dagster_llm_batch.components.resolution import (
 )
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
+from dagster_llm_batch.core.masking import Masker
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response, response_format
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
@@ -86,6 +87,7 @@ FORMS: dict[Any, Form | None] = {
     dg.AssetsDefinition: None,
     Decimal: Form(number_form(float) | str),
     timedelta: Form(Duration),
+    Masker: Form(str, ["{{ name_masker }}"], note="In YAML a template variable of yours gives it."),
     Workers: Form(str, ["{{ workers }}"], note="In YAML a template variable of yours gives them."),
     dg.AutomationCondition[Any]: Form(
         str,

@@ -27,9 +27,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.types import TokenLogprob
+from dagster_llm_batch.types import Endpoint, RequestSpec, TokenLogprob
 
-__all__ = ["LOGPROB", "NO_LOGPROBS", "label_logprob", "read_tokens"]
+__all__ = ["INCLUDED_LOGPROBS", "LOGPROB", "NO_LOGPROBS", "asks_logprobs", "label_logprob", "read_tokens"]
+
+INCLUDED_LOGPROBS = "message.output_text.logprobs"
+"""What the parameter `include` of OpenAI's responses has for logprobs."""
 
 LOGPROB = pa.field("llm_logprob", pa.float64())
 """The column."""
@@ -112,3 +115,12 @@ def read_tokens(entries: Any, text: str = "token", logprob: str = "logprob") -> 
             return None
         tokens.append(TokenLogprob(written, float(given)))
     return tokens
+
+
+def asks_logprobs(spec: RequestSpec) -> bool:
+    """Return whether the parameters ask for the logprobs of a reply, in the words of any vendor that has some."""
+    if spec.endpoint is Endpoint.RESPONSES:
+        included = spec.params.get("include")
+        return isinstance(included, Sequence) and INCLUDED_LOGPROBS in included
+    names = ("logprobs", "responseLogprobs", "response_logprobs")
+    return spec.endpoint is Endpoint.CHAT and any(spec.params.get(name) for name in names)

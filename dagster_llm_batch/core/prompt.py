@@ -22,6 +22,7 @@ from jinja2 import nodes
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import make_request, make_requests
+from dagster_llm_batch.core.masking import Mask
 from dagster_llm_batch.core.sandbox import MOST_CHARS, Sandbox, size_of
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import keep_utf8
@@ -77,6 +78,7 @@ class Prompt:
         cache_prefix: Mark the stable prefix (system and examples) for prompt caching where the provider has marks for
             it; others cache on their own.
         version: A name for this wording, kept with every row. Default: a digest of the prompt.
+        mask: Personal data to replace by placeholders before rows are rendered, stored and sent. Default: none.
     """
 
     user: str
@@ -86,6 +88,7 @@ class Prompt:
     examples: Sequence[tuple[str, str]] = ()
     cache_prefix: bool = False
     version: str | None = None
+    mask: Mask | None = None
     _environment: jinja2.Environment = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,8 @@ from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
-from dagster_llm_batch.core.logprobs import LOGPROB
+from dagster_llm_batch.core.logprobs import INCLUDED_LOGPROBS, LOGPROB, asks_logprobs
+from dagster_llm_batch.core.masking import Mask, mask_as_of
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.releases import LimitKind
@@ -154,8 +155,6 @@ class Spend:
         _at_least(self, expected_output_tokens=0)
 
 
-_LOGPROBS_INCLUDED = "message.output_text.logprobs"
-
 # Names, kinds and least value of what the parameters say in numbers, and how a message tells it.
 _NUMBERS: tuple[tuple[Sequence[str], type | UnionType, float, str, str], ...] = (
     (MAXIMA, int, 1, "the most tokens of a reply, a whole number (int) from 1 on", "1024"),
@@ -176,11 +175,11 @@ class Labeling:
         model: The provider, a slash, and the provider's own name for the model, as in "openai/gpt-5-nano" or
             "command/smollm2".
         key: Column that identifies a row.
-        prompt: What is asked about each row.
-        response: What a reply must look like: a pydantic model class, a JSON Schema of type object, an embedding, or
+        prompt: The question about each row.
+        response: The form of a reply: a pydantic model class, a JSON Schema of type object, an embedding, or
             a moderation. Default: free text.
         params: Parameters that are given to the provider as they are (temperature, max_tokens, …).
-        endpoint: Which API of the provider. Default: "embeddings" for an embedding, "moderations" for a moderation,
+        endpoint: API of the provider. Default: "embeddings" for an embedding, "moderations" for a moderation,
             else "chat".
         keep: More columns of the rows to carry into the labeled table.
         empty: What to do with a row all of whose columns that the prompt reads, the key aside, are null or blank:
@@ -188,9 +187,9 @@ class Labeling:
         max_cost_usd: What may be billed for a submission, retries included, in US dollars. One that is expected to cost
             more is refused; any other is sent in steps that keep to it, as `spend` says.
         limits: How large a batch may be, and what to do with one that is too small.
-        realtime: What is answered in real time, at its price, and how. Default: nothing is.
-        resend: What is sent again, how often, and to which model then.
-        spend: What requests are taken to cost. Default: what the price book says.
+        realtime: Requests to answer in real time, at its price. Default: none.
+        resend: Rules for sending requests again, also to other models.
+        spend: Prices and tokens for estimates. Default: those in the price book.
         cascade: A dearer model that answers the rows of which this one is not sure enough, with a promise of how many
             labels are what that one says. Default: none.
         workers: Machines that render, encode and write the requests, and read the results, in place of this process:
@@ -228,6 +227,8 @@ class Labeling:
             msg = f"model={self.model!r} names no provider. Write it as provider/model, as in 'openai/gpt-5-nano'."
             raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
+        if self.mask is not None:
+            self.mask.check(self.key, self.prompt.images)
         if self.cascade is not None:
             self._check_cascade(self.cascade)
         # Computed now, so that what is wrong with them is raised where the dataset is declared.
@@ -294,6 +295,10 @@ class Labeling:
         raise ConfigError(msg)
 
     @property
+    def mask(self) -> Mask | None:
+        return self.prompt.mask
+
+    @property
     def provider(self) -> str:
         return self.model.partition("/")[0]
 
@@ -351,7 +356,7 @@ class Labeling:
             return given
         if endpoint is Endpoint.RESPONSES:
             included = [*given.get("include", ())]
-            return {**given, "include": [*included, *([] if _LOGPROBS_INCLUDED in included else [_LOGPROBS_INCLUDED])]}
+            return {**given, "include": [*included, *([] if INCLUDED_LOGPROBS in included else [INCLUDED_LOGPROBS])]}
         return {**(logprob_params(self.model) or {}), **given}
 
     @cached_property
@@ -372,8 +377,8 @@ class Labeling:
     def columns_read(self) -> set[str] | None:
         """The columns of the rows that planning reads, or None where the prompt takes whole rows."""
         names = self.prompt.names()
-        urgent = [self.realtime.urgent] if self.realtime.urgent else []
-        return None if names is None else {self.key, *self.keep, *urgent, *names}
+        more = [*([self.realtime.urgent] if self.realtime.urgent else []), *(self.mask.columns if self.mask else [])]
+        return None if names is None else {self.key, *self.keep, *more, *names}
 
     @property
     def columns_of_nothing(self) -> pa.Schema:
@@ -425,6 +430,8 @@ class Labeling:
                 if self.cascade is None
             ],
         }
+        if self.mask is not None:
+            asked["mask"] = self.mask.settings()
         if (cascade := self.cascade) is not None:
             # Which gold it was is no question to a model.
             rolling = {"calibrate": asdict(cascade.calibrate)} if isinstance(cascade.calibrate, Rolling) else {}
@@ -458,7 +465,7 @@ class Labeling:
         if definition == self.definition:
             return self
         asked, present = definition["asked"], self.definition["asked"]
-        prompt = self.prompt
+        prompt = replace(self.prompt, mask=mask_as_of(asked.get("mask"), self.mask))
         if asked["prompt"] != present["prompt"] or definition["prompt_version"] != self.prompt_version:
             prompt = replace(prompt, **asked["prompt"], version=definition["prompt_version"])
         schemas = [
@@ -518,16 +525,9 @@ class Labeling:
         content = [self.model, spec.endpoint.value, dict(spec.params), prompt, schema]
         if self.cascade is not None:
             fallback.append(self.cascade.promise)
+        if self.mask is not None:
+            content.append(dict(self.mask.settings()))
         return _digest([*content, fallback] if fallback else content)
-
-
-def asks_logprobs(spec: RequestSpec) -> bool:
-    """Return whether the parameters ask for the logprobs of a reply, in the words of any vendor that has some."""
-    if spec.endpoint is Endpoint.RESPONSES:
-        included = spec.params.get("include")
-        return isinstance(included, Sequence) and _LOGPROBS_INCLUDED in included
-    names = ("logprobs", "responseLogprobs", "response_logprobs")
-    return spec.endpoint is Endpoint.CHAT and any(spec.params.get(name) for name in names)
 
 
 def _price_as_json(price: TokenPrice | None) -> Mapping[str, str] | None:

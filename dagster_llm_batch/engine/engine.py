@@ -10,6 +10,7 @@ can do the next step.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,7 +32,7 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.files.request_writer import COUNTS
+from dagster_llm_batch.files.request_writer import COUNTS, MASKED
 from dagster_llm_batch.loop.breaker import Breaker
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.decisions import give_up, resolve
@@ -427,6 +428,11 @@ class Engine:
         metadata = self.payloads.table_metadata(submission.manifest)
         empty, erased, unreadable = (int(metadata.get(name.encode(), 0)) for name in COUNTS)
         return empty, erased, unreadable
+
+    def masked_values(self, submission: Submission) -> Mapping[str, int] | None:
+        """Return the number of values that placeholders replace in the rows, by kind; None without a mask."""
+        stored = self.payloads.table_metadata(submission.manifest).get(MASKED.encode())
+        return None if stored is None else json.loads(stored)
 
     def cancel(self, submission_id: str) -> Status:
         """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept.

@@ -13,6 +13,7 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/model-customization-prepare
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -89,7 +90,8 @@ def _examples(
         # of rows that share a request, the first
         place.setdefault(request_id, number)
     origin = labels.select([labeling.key, *(name for name in PROVENANCE if name in labels.schema.names)])
-    for batch in record_batches(rows, labeling.columns_read):
+    batches = record_batches(rows, labeling.columns_read)
+    for batch in batches if labeling.mask is None else labeling.mask.stream(batches, Counter()):
         if labeling.key not in batch.schema.names:
             raise InputError(f"The rows have no key column '{labeling.key}'.")
         renderer = labeling.prompt.renderer(batch.schema.names)

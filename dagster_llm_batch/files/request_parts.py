@@ -15,6 +15,7 @@ lines in the same order as those of one process. The driver keeps 4 bytes a requ
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -68,12 +69,15 @@ def _spare_line(number: int) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A part file. `rows` is the schema that the rows came with, `erased_rows` how many were left out as erased."""
+    """A part file. `rows` is the schema that the rows came with, `erased_rows` how many were left out as erased, and
+    `masked` the number of masked values by kind.
+    """
 
     path: str
     rows: pa.Schema
     digest: RowsDigest
     erased_rows: int
+    masked: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,15 @@ class PartMaker:
         Returns an error in the rows instead of raising it: Spark and Ray run a task again that raises.
         """
         try:
-            columns = self.labeling.columns_read
-            return self._part(batch for table in rows for batch in record_batches(table, columns))
+            columns, masked = self.labeling.columns_read, Counter[str]()
+            batches: Iterator[pa.RecordBatch] = (batch for table in rows for batch in record_batches(table, columns))
+            if self.labeling.mask is not None:
+                batches = self.labeling.mask.stream(batches, masked)
+            return self._part(batches, masked)
         except LLMBatchError as error:
             return error
 
-    def _part(self, batches: Iterator[pa.RecordBatch]) -> Part | None:
+    def _part(self, batches: Iterator[pa.RecordBatch], masked: Mapping[str, int]) -> Part | None:
         came = 0
 
         def kept() -> Iterator[pa.RecordBatch]:
@@ -128,7 +135,7 @@ class PartMaker:
                     out.write_table(table)
                 first = next(remaining, None)
                 keys = [] if first is None else keys_of(first, self.labeling.key)
-        return Part(path, schema, digest, came - digest.rows)
+        return Part(path, schema, digest, came - digest.rows, masked)
 
     def _schema(self, renderer: RowRenderer) -> pa.Schema:
         sizes = [(name, pa.int64()) for name in _SIZES]
@@ -268,6 +275,7 @@ class WorkerSource:
         self.digest = RowsDigest()
         self.blocks = RowBlocks()
         self.erased_rows = 0
+        self.masked: Counter[str] = Counter()
         self._workers = workers
         self._maker = maker
         self._empty = empty
@@ -290,6 +298,7 @@ class WorkerSource:
         for number, part in enumerate(self._parts):
             self.digest.merge(part.digest)
             self.erased_rows += part.erased_rows
+            self.masked.update(part.masked)
             yield from self._part_batches(number, part, renderer)
 
     def _part_batches(self, number: int, part: Part, renderer: RowRenderer) -> Iterator[RenderedBatch]:

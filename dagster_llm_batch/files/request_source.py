@@ -106,6 +106,11 @@ class RequestSource(Protocol):
         """How many rows were left out so far since they were erased."""
         ...
 
+    @property
+    def masked(self) -> Mapping[str, int]:
+        """The number of values that placeholders have replaced so far, by kind."""
+        ...
+
     def batches(self, rows: Any) -> Iterator[RenderedBatch]:
         """Render all rows but those that were erased. Raises InputError or ConfigError."""
         ...

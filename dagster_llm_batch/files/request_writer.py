@@ -14,6 +14,7 @@ workers do it. Rendering a batch of rows needs no other batch, which is what let
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COUNTS",
     "ERASED_ROWS",
+    "MASKED",
     "NO_UNREADABLE",
     "SKIPPED",
     "UNREADABLE_ROWS",
@@ -74,6 +76,9 @@ _HELD_BYTES = 1 << 21
 SKIPPED, ERASED_ROWS, UNREADABLE_ROWS = "llm_batch.skipped", "llm_batch.erased", "llm_batch.unreadable"
 """Count in a manifest's metadata the rows that are empty, those that it lacks since they were erased, and those whose
 images cannot be read; where none is, they are not there."""
+
+MASKED = "llm_batch.masked"
+"""In a manifest's metadata the number of masked values by kind, as JSON; absent without a mask."""
 
 COUNTS = (SKIPPED, ERASED_ROWS, UNREADABLE_ROWS)
 """All of them."""
@@ -362,7 +367,12 @@ class Draft:
             UNREADABLE_ROWS: self._unreadable.rows,
             BLOCKS: self._source.blocks.text,
         }
-        return {DEFINITION: json.dumps(definition), **{name: str(fact) for name, fact in facts.items() if fact}}
+        masked = {MASKED: json.dumps(dict(sorted(self._source.masked.items())))} if self._labeling.mask else {}
+        return {
+            DEFINITION: json.dumps(definition),
+            **masked,
+            **{name: str(fact) for name, fact in facts.items() if fact},
+        }
 
     def _keys_again(self) -> Iterator[list[Any]]:
         self._stack.close()
@@ -379,7 +389,7 @@ class Draft:
     def replace_manifest(self, path: str) -> None:
         """Replace an older manifest of the same keys and requests, at `path`, by this draft's, where they differ."""
         facts = self._facts(self._labeling.definition_after(definition_in(self._payloads, path)))
-        if BLOCKS in facts and facts == facts_in(self._payloads, path, [DEFINITION, *COUNTS, BLOCKS]):
+        if BLOCKS in facts and facts == facts_in(self._payloads, path, [DEFINITION, MASKED, *COUNTS, BLOCKS]):
             return
         with self._payloads.table_writer(path, self._own_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
@@ -427,6 +437,7 @@ class LocalSource:
         self.digest = RowsDigest()
         self.blocks = RowBlocks()
         self._earlier = earlier
+        self.masked: Counter[str] = Counter()
         self._came = 0
         self._erased = erased
         self._labeling = labeling
@@ -438,7 +449,11 @@ class LocalSource:
     def batches(self, rows: Any) -> Iterator[RenderedBatch]:
         """See RequestSource.batches."""
         renderer: RowRenderer | None = None
-        for batch in record_batches(rows, self._labeling.columns_read):
+        batches = record_batches(rows, self._labeling.columns_read)
+        if self._labeling.mask is not None:
+            # Before anything else sees the rows: what is stored, sent or logged comes from these.
+            batches = self._labeling.mask.stream(batches, self.masked)
+        for batch in batches:
             # A pandas frame without rows may come without columns, too.
             if batch.num_columns or batch.num_rows:
                 self._came += batch.num_rows

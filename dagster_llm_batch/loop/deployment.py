@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.core.address_secrets import hide_secrets
-from dagster_llm_batch.core.identity import configuration_fingerprint
+from dagster_llm_batch.core.identity import canonical_json, configuration_fingerprint
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_dispute, price_gap, tariff
@@ -328,6 +328,9 @@ class Deployment:
         """
         account = self.provider(labeling.provider).account
         own = configuration_fingerprint(account, labeling.provider, labeling.spec)
+        if labeling.mask is not None:
+            masked = canonical_json(labeling.mask.settings())
+            own = hashlib.sha256(f"{own} {masked}".encode()).hexdigest()[: len(own)]
         if labeling.cascade is None:
             return own
         # Labels of another oracle are other labels.

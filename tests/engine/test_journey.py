@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from workspace import TicketLabel, Workspace, assert_total, billed, forget_definition, labeling, texts, tickets
 
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
+from dagster_llm_batch.core.logprobs import asks_logprobs
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.definition.labeling import asks_logprobs
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator

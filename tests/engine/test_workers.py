@@ -26,6 +26,7 @@ from comparison import (
 from workspace import TicketLabel, Workspace
 
 from dagster_llm_batch.core.identity import make_request
+from dagster_llm_batch.core.masking import Mask
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.distributed import compare_spread
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
@@ -45,6 +46,21 @@ def planned(tmp_path: Any, workspace: Workspace, definition: Labeling, rows: Any
     own.providers |= workspace.providers
     engine = own.engine()
     return stored(own, engine.plan(definition, rows))
+
+
+def test_workers_mask_what_one_process_masks(tmp_path: Any, workspace: Workspace) -> None:
+    rows = tickets(401)
+    texts = [f"{text} Write to n{at}@x.org or 10.0.0.{at % 9}." for at, text in enumerate(rows["body"].to_pylist())]
+    rows = rows.set_column(rows.schema.get_field_index("body"), "body", pa.array(texts))
+    prompt, found = Prompt(user="{{ body }}", mask=Mask(columns=["body"])), []
+    for name, workers in (("here", None), ("there", WORKERS)):
+        engine = Workspace(tmp_path / name, workspace.emulator).engine()
+        submission = engine.plan(labeling(prompt=prompt, workers=workers), rows)
+        assert engine.masked_values(submission) == {"email": 401, "ip": 401}
+        paths = [file.path for file in engine.payloads.files("") if not file.path.endswith(".parquet")]
+        assert b"@x.org" not in b"".join(line for path in paths for line in engine.payloads.lines(path))
+        found.append(submission.fingerprint)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

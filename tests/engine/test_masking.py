@@ -1,0 +1,322 @@
+"""Values that a Mask finds never leave the process: not to the provider, the payload store, the ledger or the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import string
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch import Limits, Mask, Prompt, Resend
+from dagster_llm_batch.core.masking import Found, Masker
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.exports.fine_tuning import fine_tuning
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply
+from dagster_llm_batch.testing.emulator.answers import last_user_text
+from tests.tables import table
+
+LETTERS = string.ascii_lowercase
+FILLER = st.text(alphabet=string.ascii_letters + "äßé ,;!?\n\"'<>|", max_size=30)
+BOTH = Mask(columns=["text", "note"])
+BETWEEN = st.sampled_from([" ", ", ", "\n", " (", ") ", "; ", ' "', "\t", " | "])
+
+
+def luhn(digits: str) -> str:
+    """Return the digits with their check digit."""
+    total = sum(sum(divmod(int(digit) * (2 - place % 2), 10)) for place, digit in enumerate(reversed(digits)))
+    return digits + str(-total % 10)
+
+
+def iban(country: str, account: str) -> str:
+    """Return the IBAN of an account."""
+    number = int("".join(str(int(char, 36)) for char in f"{account}{country}00"))
+    return f"{country}{98 - number % 97:02d}{account}"
+
+
+def grouped(value: str, by: str) -> str:
+    return by.join(value[at : at + 4] for at in range(0, len(value), 4))
+
+
+DIGITS = st.text(alphabet=string.digits, min_size=11, max_size=18)
+VALUES = {
+    "email": st.builds(
+        "{}@{}.{}".format,
+        st.text(alphabet=LETTERS + string.digits + "._+-", min_size=1, max_size=12),
+        st.text(alphabet=LETTERS + string.digits, min_size=1, max_size=12),
+        st.sampled_from(["com", "co.uk", "museum"]),
+    ),
+    "card": st.builds(grouped, DIGITS.map(luhn), st.sampled_from(["", " ", "-"])),
+    "iban": st.builds(
+        grouped,
+        st.builds(
+            iban,
+            st.sampled_from(["DE", "GB", "NL", "FR"]),
+            st.text(alphabet=string.digits + string.ascii_uppercase, min_size=11, max_size=30),
+        ),
+        st.sampled_from(["", " "]),
+    ),
+    "phone": st.builds(
+        lambda first, rest, by: "+" + first + by.join([rest[:2], rest[2:5], rest[5:]]),
+        st.sampled_from("123456789"),
+        st.text(alphabet=string.digits, min_size=7, max_size=14),
+        st.sampled_from(["", " ", "-", "/"]),
+    ),
+    "ip": st.ip_addresses().map(str).filter(lambda address: len(address) > 6),
+}
+PLANTED = st.one_of(*(values.map(lambda value, kind=kind: (kind, value)) for kind, values in VALUES.items()))
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A text, and the values that are planted in it."""
+    parts, planted = [draw(FILLER)], []
+    for _, value in draw(st.lists(PLANTED, min_size=1, max_size=3)):
+        parts += [draw(BETWEEN), value, draw(BETWEEN), draw(FILLER)]
+        planted.append(value)
+    return "".join(parts), planted
+
+
+def labeling(mask: Mask | None = BOTH, **changes: Any) -> Labeling:
+    usual: dict[str, Any] = {
+        "asset": "labels",
+        "model": "openai/gpt-4o",
+        "key": "id",
+        "prompt": Prompt(user="{{ text }} {{ note }}", mask=mask),
+        "keep": ["note"],
+        "response": None,
+        "resend": Resend(fallback=["openai/gpt-4o-mini"]),
+    }
+    return Labeling(**{**usual, **changes})
+
+
+@dataclass
+class Place:
+    """A deployment in a folder, and an emulator that notes each body that it answers, and answers with its text."""
+
+    emulator: Emulator
+    bodies: list[str]
+
+    def engine(self, folder: Path) -> Engine:
+        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url)
+        ledger = Ledger(folder / "ledger.db")
+        return Engine(Deployment({"openai": provider}, ledger, PayloadStore(folder / "payloads"), "test"))
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    bodies: list[str] = []
+
+    def answer(body: dict[str, Any], _endpoint: str) -> Reply:
+        bodies.append(json.dumps(body, ensure_ascii=False))
+        return Reply(text=last_user_text(body))
+
+    with Emulator(answer=answer) as emulator:
+        yield Place(emulator, bodies)
+
+
+def land(engine: Engine, definition: Labeling, rows: pa.Table, emulator: Emulator) -> pa.Table:
+    submission = engine.plan(definition, rows)
+    engine.submit(definition, submission.submission_id)
+    emulator.settle()
+    assert engine.advance(definition, submission.submission_id).is_settled
+    return engine.labels(definition, submission.submission_id).labels
+
+
+def stored_texts(engine: Engine, folder: Path) -> Iterator[str]:
+    """Yield the content of all files: streams uncompressed, tables as text, the ledger's as they are."""
+    for file in engine.payloads.files(""):
+        if file.path.endswith(".parquet"):
+            yield str(engine.payloads.read_table(file.path).to_pylist())
+            yield str(engine.payloads.table_metadata(file.path))
+        else:
+            yield b"".join(engine.payloads.lines(file.path)).decode("utf-8", errors="replace")
+    for file in folder.glob("ledger.db*"):
+        yield file.read_bytes().decode("utf-8", errors="replace")
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=texts(), second=texts())
+@example(
+    first=("5 4111 1111 1111 1111 7", ["4111 1111 1111 1111"]),
+    second=("AB12 DE89370400440532013000", ["DE89370400440532013000"]),
+)
+def test_no_planted_value_leaves_the_process(
+    place: Place, caplog: pytest.LogCaptureFixture, first: tuple[str, list[str]], second: tuple[str, list[str]]
+) -> None:
+    place.bodies.clear()
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    (text, in_text), (note, in_note) = first, second
+    rows = pa.table({"id": ["r1"], "text": [text], "note": [note]})
+    with tempfile.TemporaryDirectory() as name:
+        engine = place.engine(Path(name))
+        labels = land(engine, labeling(), rows, place.emulator)
+        assert len(place.bodies) == 1
+        assert labels.num_rows == 1
+        places = {
+            "sent": "".join(place.bodies),
+            "stored": "".join(stored_texts(engine, Path(name))),
+            "logged": caplog.text,
+            "labels": str(labels.to_pylist()),
+        }
+        engine.ledger.close()
+    # As JSON writes it, too.
+    found = [(at, value) for value in [*in_text, *in_note] for at, content in places.items() if value in content]
+    assert found == []
+
+
+MASK = Mask(columns=["text"])
+
+
+def masked(text: str, mask: Mask = MASK) -> str:
+    rows, _ = mask.apply(pa.RecordBatch.from_pylist([{"text": text}]))
+    shown: str = rows.column("text")[0].as_py()
+    return shown
+
+
+@table(
+    "text, expected",
+    [
+        ("Write to ann.o'neil+x@exämple.co.uk.", "Write to [EMAIL_1]"),
+        ("<ann@example.com>, bob@example.com", "<[EMAIL_1]>, [EMAIL_2]"),
+        ("ann@example.com and ann@example.com", "[EMAIL_1] and [EMAIL_1]"),
+        ("card 4111 1111 1111 1111 please", "card [CARD_1] please"),
+        ("card 4111-1111-1111-1111.", "card [CARD_1]."),
+        # A wrong check digit is no card, and a wrong one is no IBAN.
+        ("order 4111 1111 1111 1112", "order 4111 1111 1111 1112"),
+        ("DE89 3704 0044 0532 0130 00", "[IBAN_1]"),
+        ("gb82west12345698765432, ok", "[IBAN_1], ok"),
+        ("DE89370400440532013001", "DE89370400440532013001"),
+        ("call +49 (0)30 1234567", "call [PHONE_1]"),
+        ("030/1234567 or (030) 1234567", "[PHONE_1] or [PHONE_2]"),
+        ("at 192.168.0.1:80 and 2001:db8::1: down", "at [IP_1]:80 and [IP_2]: down"),
+        # Times, dates, amounts and versions stay.
+        (
+            "10:20:30 on 01.12.2026 or 2026-12-01, 1,234.50 EUR, v1.2.3",
+            "10:20:30 on 01.12.2026 or 2026-12-01, 1,234.50 EUR, v1.2.3",
+        ),
+    ],
+)
+def test_values_become_numbered_placeholders_and_other_text_stays(text, expected):
+    assert masked(text).rstrip(".") == expected.rstrip(".")
+
+
+def test_a_value_has_one_placeholder_in_its_row_and_rows_share_none():
+    mask = Mask(columns=["subject", "body"], what=["email"])
+    rows = pa.RecordBatch.from_pylist(
+        [
+            {"subject": "a@x.org", "body": "b@x.org, a@x.org"},
+            {"subject": None, "body": "b@x.org"},
+        ]
+    )
+    shown, counts = mask.apply(rows)
+    assert shown.to_pylist() == [
+        {"subject": "[EMAIL_1]", "body": "[EMAIL_2], [EMAIL_1]"},
+        {"subject": None, "body": "[EMAIL_1]"},
+    ]
+    assert counts == {"email": 4}
+
+
+class Names:
+    """A masker of one's own."""
+
+    name = "names-1"
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def find(self, text: str) -> Iterable[Found]:
+        return [Found(text.index(name), text.index(name) + len(name), "person") for name in self.names if name in text]
+
+
+def test_maskers_of_ones_own_find_more_and_what_overlaps_is_one_value():
+    assert isinstance(Names(), Masker)
+    mask = Mask(columns=["text"], by=[Names("Ann", "ann@x")])
+    assert masked("Ann: ann@x.org", mask) == "[PERSON_1]: [EMAIL_1]"
+
+
+class Wrong(Names):
+    def find(self, text: str) -> Iterable[Found]:
+        return [Found(3, 99, "person")]
+
+
+@table(
+    "settings, error, named",
+    [
+        ({"columns": []}, ConfigError, "columns"),
+        ({"columns": "text"}, ConfigError, "columns"),
+        ({"columns": ["text"], "what": ["name"]}, ConfigError, "name"),
+        ({"columns": ["text"], "what": []}, ConfigError, "nothing"),
+        ({"columns": ["absent"]}, InputError, "absent"),
+        ({"columns": ["number"]}, InputError, "number"),
+        ({"columns": ["text"], "by": [Wrong()]}, ConfigError, "from 3 to 99"),
+    ],
+)
+def test_masks_that_cannot_work_are_refused(settings, error, named):
+    with pytest.raises(error, match=named):
+        Mask(**settings).apply(pa.RecordBatch.from_pylist([{"text": "a@x.org", "number": 1}]))
+
+
+@table(
+    "changes, named",
+    [
+        ({"key": "note", "keep": []}, "key 'note'"),
+        ({"prompt": Prompt(user="{{ text }}", images=["note"], mask=BOTH)}, "note"),
+    ],
+)
+def test_a_dataset_refuses_to_mask_its_key_and_its_images(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        labeling(**changes)
+
+
+def test_the_number_of_values_of_each_kind_is_stored_with_the_submission(place: Place, tmp_path: Path) -> None:
+    rows = pa.table({"id": ["r1", "r2"], "text": ["a@x.org", "b@x.org 10.0.0.1"], "note": ["a@x.org", None]})
+    engine = place.engine(tmp_path)
+    submission = engine.plan(labeling(), rows)
+    assert engine.masked_values(submission) == {"email": 3, "ip": 1}
+    # Planned again, the rows are known by what they became.
+    assert engine.plan(labeling(), rows).submission_id == submission.submission_id
+    assert engine.masked_values(engine.plan(labeling(mask=None), rows)) is None
+    engine.ledger.close()
+
+
+def test_another_mask_asks_anew_and_an_earlier_one_reads_its_own_answers(place: Place, tmp_path: Path) -> None:
+    rows = pa.table({"id": ["r1"], "text": ["Nothing to mask."], "note": ["None."]})
+    engine = place.engine(tmp_path)
+    land(engine, labeling(), rows, place.emulator)
+    other = labeling(mask=Mask(columns=["text"], by=[Names("Ann")]))
+    assert other.code_version != labeling().code_version
+    assert other.changes_since(labeling().definition) == ["mask"]
+    assert labeling().as_of(other.definition).definition == other.definition
+    assert labeling(mask=None).as_of(other.definition).definition == other.definition
+    before = len(place.emulator.books.batches)
+    land(engine, other, rows, place.emulator)
+    assert len(place.emulator.books.batches) == before + 1
+    engine.ledger.close()
+
+
+def test_examples_for_fine_tuning_are_masked_as_the_requests_were(place: Place, tmp_path: Path) -> None:
+    rows = pa.table({"id": ["r1"], "text": ["Write to a@x.org."], "note": ["10.0.0.1"]})
+    engine = place.engine(tmp_path)
+    definition = labeling()
+    labels = land(engine, definition, rows, place.emulator)
+    [one] = fine_tuning(definition, rows, labels)
+    assert one.line["messages"][0]["content"] == "Write to [EMAIL_1]. [IP_1]"
+    engine.ledger.close()
+
+
+def test_without_a_mask_a_definition_does_not_name_one() -> None:
+    assert "mask" not in labeling(mask=None, limits=Limits()).definition["asked"]
