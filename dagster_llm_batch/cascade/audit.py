@@ -1,16 +1,15 @@
-"""What earlier partitions of a cascade say: a threshold for the next one, and whether what was promised holds.
+"""Audits of earlier partitions of a cascade: they set the next threshold, and check the guarantee.
 
-There is no state of its own. The ledger has with each settled submission what its audit found (`Submission.audit`), the
-payload store beside its manifest the rows that the oracle has answered, both computed from stored results alone: what
-is settled again after a crash, or with a ledger that was restored from a backup, says the same.
+The module has no state. The ledger stores the audit of each complete submission (`Submission.audit`). The payload store
+has the rows with the oracle's answers, next to the manifest. Both are computed from stored results alone, so they are
+the same after a crash, or after a backup of the ledger was restored.
 
-Which partitions count is a matter of their keys, in the order of text, and of what is settled when a partition is
-planned: those before it, each by its newest settled submission, with the same models, parameters, prompt and promise.
-What was found is stored with the plan, and stands. So a partition that is planned while those before it are in flight,
-as most are in a backfill, takes what was settled before these, or a sample of its own; and one that is planned after
-later ones learns nothing of them.
+The partitions before a partition count, in the order of their keys as text. Each counts by its newest complete
+submission at the time of the plan, if models, parameters, prompt and guarantee are the same. The plan stores the
+result, which is final. In a backfill, most partitions are planned while earlier ones are in flight: such a partition
+uses older partitions, or its own sample. A partition never uses later partitions.
 
-Loaded only where a cascade is `Rolling`.
+Only a `Rolling` cascade imports this module.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["calibrate_on_earlier", "history_id", "track_of"]
 
 
-# So many damaged files are named.
+# The number of damaged files that a message names.
 _NAMED = 3
 
 
 class _Earlier(NamedTuple):
-    """What the ledger has of a partition: its audit, how many rows the oracle has answered, and where they are."""
+    """A partition in the ledger: its audit, and the number and the folder of the rows with the oracle's answers."""
 
     audited: Audited
     points: int
@@ -47,9 +46,10 @@ class _Earlier(NamedTuple):
 
 
 def history_id(configuration: str, labeling: Labeling, cascade: Cascade) -> str:
-    """Return a digest of what partitions must have in common so that one says something of the other.
+    """Return a digest of the settings that partitions must share before one counts for the other.
 
-    `configuration` is that of both models. The audited share is part of it, so that the rows of a window weigh alike.
+    `configuration` covers both models. The digest includes the audited share, so that all rows of a window have the
+    same weight.
     """
     content = [configuration, labeling.prompt_version, *cascade.promise[:4], _rolling(cascade).audit]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
@@ -58,10 +58,10 @@ def history_id(configuration: str, labeling: Labeling, cascade: Cascade) -> str:
 def calibrate_on_earlier(
     deployment: Deployment, labeling: Labeling, cascade: Cascade, partition: str, independent: int, history: str
 ) -> Calibration | str:
-    """Return the threshold that the last rows of earlier partitions give to so many independent rows, or why none, in
-    words.
+    """Return a threshold by the last rows of earlier partitions, for a partition with `independent` rows.
 
-    Partitions are taken whole, the last ones first, until there are enough rows, and none from before an alarm.
+    Takes whole partitions, the last ones first, until there are enough rows. Partitions before an alarm are left out.
+    Returns the reason in words if there is no threshold.
     """
     wanted, known = _rolling(cascade).rows, _earlier(deployment, labeling.asset, partition, history)
     alarm = find_alarm([one.audited for one in known], cascade.least_share)
@@ -75,7 +75,7 @@ def calibrate_on_earlier(
     partitions: list[str] = []
     damaged: list[str] = []
     for one in reversed(usable):
-        # What another partition has lost keeps none from its plan.
+        # A plan does not fail because another partition lost files.
         try:
             points += _points_in(deployment, one.folder)
         except (PayloadError, OSError, ValueError, TypeError, LookupError):
@@ -84,14 +84,14 @@ def calibrate_on_earlier(
         if len(points) >= wanted:
             earlier = (partitions[-1], partitions[0])
             found = calibrate_points(points, earlier, independent, cascade.least_share, cascade.confidence)
-            # A sample of its own counts rows, whoever shares a request, and may accept some.
+            # The partition's own sample counts rows, even of shared requests, so it may accept some.
             return found if found.allowed >= 0 else _too_alike(len(points), independent)
     # Files were pruned, or rows erased.
     return f"{lacking}, of which {len(points):,} are stored still{_damage_text(damaged)}"
 
 
 def _damage_text(paths: Sequence[str]) -> str:
-    """Return which files are damaged, and what a person can do; nothing where none is."""
+    """Return the damaged files and the next step in words; an empty text without damaged files."""
     if not paths:
         return ""
     named = ", ".join(paths[:_NAMED]) + (f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else "")
@@ -109,7 +109,7 @@ def _too_alike(points: int, independent: int) -> str:
 
 
 def track_of(deployment: Deployment, labeling: Labeling, submission: Submission, levels: Levels | None) -> Track | None:
-    """Return what the audits of a partition and those before it say together; None where it has none."""
+    """Return the joint result of the audits of a partition and the partitions before it; None without an audit."""
     if levels is None or levels.audit is None or levels.audit.wrong is None:
         return None
     before = _earlier(deployment, labeling.asset, submission.partition, levels.audit.history_id)
@@ -123,7 +123,7 @@ def _rolling(cascade: Cascade) -> Rolling:
 
 
 def _earlier(deployment: Deployment, asset: str, partition: str, history: str) -> list[_Earlier]:
-    """Return the settled partitions before this one, in order."""
+    """Return the complete partitions before this one, in order."""
     audits = deployment.ledger.history.audits(deployment.namespace, asset)
     return [
         _Earlier(Audited(other, found["rows"], found["wrong"]), found["points"], manifest.rpartition("/")[0])
@@ -133,7 +133,7 @@ def _earlier(deployment: Deployment, asset: str, partition: str, history: str) -
 
 
 def _points_in(deployment: Deployment, folder: str) -> list[Point]:
-    # Pruned: there is none. One that is pruned just now is not there either.
+    # A pruned file is missing, also if another process prunes it now.
     try:
         levels = levels_in(deployment.payloads, folder)
     except FileNotFoundError:

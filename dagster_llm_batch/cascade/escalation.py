@@ -1,6 +1,6 @@
-"""The second wave of a cascade: the threshold, when the first wave is collected, and what the oracle is asked then.
+"""The second wave of a cascade: the threshold, after the first wave is collected, and the oracle's requests.
 
-The first wave and the file of what was decided are in `sampling.py`. Loaded only where a labeling has a cascade.
+The module `sampling.py` has the first wave and the file of the decisions. Only labelings with a cascade import it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _ROWS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class Escalation:
-    """What the oracle is asked of a submission when all of its earlier waves are collected.
+    """The oracle's requests of a submission whose earlier waves are all collected.
 
-    `shards` are all of it; `collector` reads their results.
+    `shards` are all shards of the submission; `collector` reads their results.
     """
 
     labeling: Labeling
@@ -48,14 +48,14 @@ class Escalation:
     collector: Collector
 
     def find(self) -> list[tuple[Shard, RequestSet]]:
-        """Return the requests to ask, with a shard that stands for those of a lane; set the threshold if none is set.
+        """Return the requests to send, with a shard of mean size for each lane; set the threshold if it is missing.
 
-        Nothing is asked of what waits for a person, nor twice. Tables of any size are read in parts.
+        Leaves out requests that wait for a person, and requests that the oracle has. Reads tables of any size in parts.
         """
         levels = levels_of(self.deployment.payloads, self.submission)
         if levels is None or levels.is_repeated or levels.asks_oracle_alone:
             return []
-        # All of it was planned at once, or not at all.
+        # The wave is planned in one transaction, so it exists as a whole.
         if levels.wave is not None and levels.wave <= self.submission.waves:
             return []
         answers = Answers(
@@ -92,7 +92,7 @@ class Escalation:
         return [(self._standing_for(lane, shards, levels), requests) for lane, requests in found if len(requests)]
 
     def _calibrated(self, levels: Levels, answers: Answers) -> Levels:
-        # Rows that were erased meanwhile are in no table.
+        # Tables do not have rows that were erased in the meantime.
         drawn = pa.array(levels.drawn, pa.string())
         manifest = self.deployment.payloads.iter_batches(self.submission.manifest, _ROWS_AT_ONCE, [_ID])
         present = {one for ids in manifest for one in ids[_ID].filter(pc.is_in(ids[_ID], drawn)).to_pylist()}
@@ -105,20 +105,20 @@ class Escalation:
         return replace(levels.calibrate(*tables), wave=self.submission.waves + 1)
 
     def _answered(self, oracles: pa.Table, shards: Sequence[Shard]) -> pa.Array:
-        """Return the requests that the oracle has answered, or that this submission has asked it."""
+        """Return the requests that have the oracle's answer, or that this submission sent to the oracle."""
         own = [at for at, shard in enumerate(shards) if shard.submission_id == self.submission.submission_id]
         is_own = pc.is_in(oracles[SHARD.name], pa.array(own, SHARD.type))
         had = oracles.filter(pc.or_(is_own, pc.equal(oracles[_OUTCOME], Outcome.SUCCEEDED.value)))
         return had[_ID].combine_chunks()
 
     def _lanes(self, cheap: pa.Table, shards: Sequence[Shard]) -> Iterator[tuple[Lane, pa.Array]]:
-        """Yield each lane with the requests that the model had in it, without those that wait for a person."""
+        """Yield each lane with the model's requests in it, without requests that wait for a person."""
         for lane in Lane:
             places = [at for at, s in enumerate(shards) if s.lane is lane and not s.waits_for_person]
             yield lane, cheap.filter(pc.is_in(cheap[SHARD.name], pa.array(places, SHARD.type)))[_ID].combine_chunks()
 
     def _standing_for(self, lane: Lane, shards: Sequence[Shard], levels: Levels) -> Shard:
-        """Return one shard of the model with the sizes of all: a request is as long as their mean."""
+        """Return one shard of the model with the sizes of all, so that a request has their mean length."""
         of_lane = [shard for shard in shards if shard.lane is lane and not levels.asks_oracle(shard.asked_of)]
         own = [shard for shard in of_lane if shard.submission_id == self.submission.submission_id] or of_lane
         tokens, requests = (sum(getattr(shard, name) for shard in own) for name in ("tokens", "requests"))
@@ -126,7 +126,7 @@ class Escalation:
 
 
 def _by_level(are_oracles: Sequence[bool], results: Iterable[pa.Table], schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
-    """Return the results of the model and those of the oracle, the newest first."""
+    """Return the results of the model and the results of the oracle, the newest first."""
     tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
     for is_oracle, table in zip(are_oracles, results, strict=True):
         tables[is_oracle].insert(0, table)
@@ -147,7 +147,7 @@ class RequestSet:
         ids = np.frombuffer(packed, np.uint8).reshape(-1, REQUEST_ID_BYTES)
         heads = ids[:, :8].copy().view(">u8").ravel().astype(np.uint64)
         order = heads.argsort(kind="stable")
-        # A bisection in an array takes a third of the time of numpy's for one value.
+        # For one value, bisection in an array takes a third of numpy's time.
         self._heads, self._ids = array("Q", heads[order].tobytes()), ids[order].tobytes()
 
     def __len__(self) -> int:

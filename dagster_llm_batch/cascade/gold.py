@@ -21,7 +21,7 @@ _SHOWN = 5
 def read_gold(labeling: Labeling, cascade: Cascade, keys: Sequence[object]) -> list[Any]:
     """Return the human labels of the rows with these keys, in their order.
 
-    Raises MissingGoldError for keys without a label, and InputError for labels that are of no use.
+    Raises MissingGoldError for keys without a label, and InputError for labels that cannot be used.
     """
     key, target = labeling.key, cascade.target
     wanted = {str(one) for one in keys}
@@ -37,7 +37,7 @@ def read_gold(labeling: Labeling, cascade: Cascade, keys: Sequence[object]) -> l
             if (text := str(name)) in wanted:
                 twice += [text] if text in found else []
                 found[text] = label
-    # A batch with two of them is refused where it is read; which batches there are is chance.
+    # Two rows of one batch are refused at reading, but the batches are cut by chance.
     if twice:
         shown = ", ".join(f"{text[:60]!r}" for text in dict.fromkeys(twice[:_SHOWN]))
         raise InputError(
@@ -56,7 +56,7 @@ def read_gold(labeling: Labeling, cascade: Cascade, keys: Sequence[object]) -> l
             f"Cascade.gold has labels in '{target}' that are not of the type of the response, {kind}: {error}. "
             "Cast them to it."
         ) from error
-    # The oracle would be wrong of each such row, and the model could do no harm.
+    # The oracle would count as wrong for each such row, so the model could not be worse.
     if choices and (others := sorted({str(one) for one in labels.to_pylist()} - {str(one) for one in choices})):
         raise InputError(
             f"Cascade.gold has labels in '{target}' that no model can give: {', '.join(map(repr, others[:5]))}. "

@@ -1,14 +1,14 @@
-"""How many rows a cascade samples to set its threshold, by what the samples of other partitions showed.
+"""The size of the sample that sets a cascade's threshold, chosen by the samples of other partitions.
 
-A smaller sample costs less and accepts less. Which size costs least in all depends on the scores: by simulations the
-usual one is within some percent of the best for most of them, and too large where the model is nearly as good as is
-asked for. So a few sizes are replayed on the rows that both models have answered in other partitions, and another size
-than the usual one is taken only where it is expected to cost at least 2 % less.
+A smaller sample costs less and accepts less. The cheapest size depends on the scores. In simulations, the usual size is
+within a few percent of the best one for most scores, and too large if the model is nearly as good as the target. So
+some sizes are replayed on rows of other partitions that have the answers of both models. Another size replaces the
+usual one only if its expected cost is at least 2 % lower.
 
-The size is decided before a row of the partition is drawn, by other partitions alone. What is promised holds for any
-size that is fixed before, so it holds for this one: simulated in tests/engine/test_sample_size.py.
+The size is fixed before a row of the partition is drawn, by other partitions alone. The guarantee holds for each size
+that is fixed in advance, so it holds for this one: tests/engine/test_sample_size.py simulates it.
 
-Loaded only where a labeling has a cascade.
+Only labelings with a cascade import this module.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ __all__ = ["Samples", "choose_sample_size", "read_samples", "readable_levels"]
 
 _ID = "llm_request_id"
 
-# So many rows of so many partitions are needed, and no more rows are read than these.
+# The fewest rows and partitions for a choice, and the most rows that are read.
 _FEWEST_ROWS, _FEWEST_PARTITIONS, _MOST_ROWS = 1_000, 5, 4_000
 
-# So many submissions are looked at, and results of so many requests are read: a partition may have a million.
+# The most submissions, and the most requests whose results are read: a partition may have a million.
 _LOOKED_AT, _MOST_READ = 50, 4_000_000
 _AT_ONCE = 65_536
 
 _TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
-# Where less is to be gained, the usual size stays.
+# A smaller gain keeps the usual size.
 _WORTH = 0.02
 
-# A sample of more than so much of the table is nearly the oracle alone.
+# A larger share of the table is nearly the oracle alone.
 _MOST_OF_ROWS = 0.5
 
 
 class Samples(NamedTuple):
-    """Sampled rows of other partitions, and of how many partitions they are."""
+    """Sampled rows of other partitions, and the number of these partitions."""
 
     pool: Pool
     partitions: int
@@ -61,15 +61,15 @@ class Samples(NamedTuple):
 def choose_sample_size(
     known: Samples, rows: int, usual: int, at_least: int, cascade: Cascade, cheap: float
 ) -> tuple[int | None, str]:
-    """Return how many of so many `rows` to sample, None for as `usual`, and the evidence in words.
+    """Return the size of the sample, None for the `usual` one, and the evidence in words.
 
     Args:
-        known: What other partitions showed.
-        rows: Of the partition that is planned.
-        usual: The sample that costs least as a mean over kinds of scores.
-        at_least: What the oracle's provider takes at least.
-        cascade: What is promised.
-        cheap: What the model costs, as a share of the oracle.
+        known: Samples of other partitions.
+        rows: The number of rows of the planned partition.
+        usual: The size with the lowest mean cost over kinds of scores.
+        at_least: The fewest requests that the oracle's provider takes.
+        cascade: The cascade, with its guarantee.
+        cheap: The model's cost, as a share of the oracle's cost.
     """
     there = f"{len(known.pool.scores):,} sampled rows of {known.partitions:,} other partitions"
     if len(known.pool.scores) < _FEWEST_ROWS or known.partitions < _FEWEST_PARTITIONS:
@@ -79,7 +79,7 @@ def choose_sample_size(
     least = max(count_least(*promise), at_least)
     sizes = {usual} | {choose_sample(rows, *promise, least, times) for times in _TIMES}
     sizes = {size for size in sizes if size == usual or least <= size <= _MOST_OF_ROWS * rows}
-    # The size that is best by some rows may be so by chance, so both halves of them have to say the same.
+    # A size can be best by chance, so both halves of the rows must agree.
     gains: list[dict[int, float]] = []
     for half in (0, 1):
         pool = Pool(known.pool.scores[half::2], known.pool.are_wrong[half::2])
@@ -99,13 +99,13 @@ def choose_sample_size(
 
 
 def read_samples(deployment: Deployment, labeling: Labeling, partition: str) -> Samples:
-    """Return the sampled rows of other partitions, the newest first, that the same two models were asked alike."""
+    """Return sampled rows of other partitions with the same configuration of both models, the newest first."""
     configuration = deployment.configuration(labeling)
     submissions = deployment.ledger.submissions.list_all(
         deployment.namespace, assets=[labeling.asset], limit=_LOOKED_AT, newest=True
     )
     scores, are_wrong, seen, read = [np.empty(0)], [np.empty(0, bool)], {partition}, 0
-    # What it reused lies elsewhere, and a sampled row without it would count as wrong.
+    # Reused answers are in other folders, and a sampled row without an answer would count as wrong.
     whole = (one for one in submissions if one.is_settled and not one.reused)
     same = (one for one in whole if one.config_fingerprint == configuration)
     for submission, levels in readable_levels(deployment.payloads, same):
@@ -118,7 +118,7 @@ def read_samples(deployment: Deployment, labeling: Labeling, partition: str) -> 
         try:
             own = _judge(deployment, submission, levels)
         except (PayloadError, OSError, pa.ArrowException):
-            # Pruned or damaged: others may be there.
+            # Its files are pruned or damaged; other partitions may have theirs.
             continue
         scores.append(own[0])
         are_wrong.append(own[1])
@@ -126,8 +126,9 @@ def read_samples(deployment: Deployment, labeling: Labeling, partition: str) -> 
 
 
 def readable_levels(payloads: PayloadStore, submissions: Iterable[Submission]) -> Iterator[tuple[Submission, Levels]]:
-    """Yield those submissions that are cascades, with their levels; not those of which they are damaged, or pruned just
-    now: what another partition has lost keeps none from its plan.
+    """Yield the submissions of cascades with their levels.
+
+    Leaves out damaged or pruned levels: a plan does not fail because another partition lost files.
     """
     for submission in submissions:
         levels: Levels | None = None
@@ -138,7 +139,7 @@ def readable_levels(payloads: PayloadStore, submissions: Iterable[Submission]) -
 
 
 def _is_like(levels: Levels, labeling: Labeling) -> bool:
-    """Return whether a partition was calibrated by a sample of its own, with the same score and target."""
+    """Return whether the partition's own sample set its threshold, with the same score and target."""
     cascade = labeling.cascade
     if cascade is None or levels.threshold is None or levels.asks_oracle_alone or levels.is_rolling:
         return False

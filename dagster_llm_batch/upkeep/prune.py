@@ -1,24 +1,23 @@
-"""Removes stored files that nothing needs any more, by this rule:
+"""Removal of stored files that are no longer needed, by these rules:
 
-1. These submissions keep all their files: those that are not delivered, or were delivered
-   within the last N days; the newest, and the newest settled, submission of each partition; and all whose answers these
-   reuse.
-2. Every other submission is pruned. First an event is added to the ledger, so that no later plan reuses its answers;
-   then its requests, raw results, results and manifest are removed. Its row and its events stay. A process that is
-   killed in between leaves files that the next call removes.
-3. Where an age is given for them, requests and raw results go of kept submissions, too: of those that were delivered
-   before that, have nothing in flight or waiting for a person, and are no source of an open one. The ledger forgets the
-   places first. What says where a label is from stays: results, lists of rows and of requests, and the ledger.
-4. Files that belong to no submission of this ledger are removed if a killed plan left them more than a day ago.
-   Receipts and results are never among those: where such a folder holds some, another ledger writes here, or this one
-   was restored from a backup, and all such files stay.
-5. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
-   is kept.
-6. Merged copies of results (`merged_results.py`) go with the first of what they may be of, and N days after they were
-   made. They are made anew where they are needed.
-7. `ownership.py` decides which files are ours. People keep others in the same bucket, and those stay.
+1. A submission keeps all its files until N days after its delivery. So do the newest submission and the newest complete
+   submission of each partition, and every submission whose answers these reuse.
+2. Every other submission is pruned. First an event is added to the ledger, so that later plans do not reuse its
+   answers. Then its requests, raw results, results and manifest are removed. Its row and its events stay. If the
+   process is killed in between, the next call removes the rest.
+3. With an age for them, requests and raw results of kept submissions are removed, too. Such a submission was delivered
+   before that age, has nothing in flight or waiting for a person, and is not a source of an open submission. The paths
+   are removed from the ledger first. The provenance of labels stays: results, lists of rows and of requests, and the
+   ledger.
+4. Files without a submission in this ledger are removed if a killed plan left them more than a day ago. Killed plans
+   leave neither receipts nor results. A folder with them belongs to another ledger, or to this one before a backup was
+   restored; then all such files stay.
+5. Half-written files, and parts of tables from a lost worker, are removed after a day, also of kept submissions.
+6. Merged copies of results (`merged_results.py`) are removed with the first of their sources, and N days after they
+   were made. They are made again when they are needed.
+7. `ownership.py` decides which files are ours. Other people's files in the same bucket stay.
 
-Refuses to delete where ledger and payload store do not belong together. Files at the providers are for `uploads`.
+Refuses to delete if ledger and payload store do not belong together. The module `uploads` removes files at providers.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 __all__ = ["Pruner", "Pruning"]
 
 _LEFT_BEHIND_AFTER = timedelta(days=1)
-# How the names of files begin that are needed within one step alone.
+# The beginnings of the names of files that only one step needs.
 _PARTS = (".", PART, APART)
 _LONG_AGO = timedelta(days=36_500)
 
@@ -52,9 +51,9 @@ class Pruning:
     replaced: Mapping[str, tuple[StoredFile, ...]]  # files of submissions that newer ones replaced, by submission_id
     aged: Mapping[str, tuple[StoredFile, ...]]  # requests and raw results, likewise, that were kept for long enough
     left_behind: tuple[StoredFile, ...]  # files of plans that were killed
-    foreign: tuple[StoredFile, ...]  # files at our places that nothing shows to be this ledger's; they stay
+    foreign: tuple[StoredFile, ...]  # files at our places without proof that they are this ledger's; they stay
     kept: int  # submissions that keep their files
-    merged: tuple[StoredFile, ...] = ()  # merged copies of results, which are made anew where they are needed
+    merged: tuple[StoredFile, ...] = ()  # merged copies of results, which are made again when they are needed
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
@@ -92,7 +91,7 @@ class Pruner:
         return self._delete(pruning, holdings) if delete else pruning
 
     def _merged(self, pruning: Pruning, holdings: Holdings, cutoff: datetime) -> tuple[StoredFile, ...]:
-        """Return the merged copies that are old, or in a partition of which something goes or nothing is left."""
+        """Return the merged copies that are old, or in a partition that loses some or all submissions."""
         parents = {key: {_partition_of(file) for file in files} for key, files in holdings.of_submissions.items()}
         going = {each for key in pruning.replaced for each in parents[key]}
         staying = {each for key in parents.keys() - pruning.replaced.keys() for each in parents[key]}
@@ -106,17 +105,17 @@ class Pruner:
     def _aged(
         self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], cutoff: datetime
     ) -> Iterator[tuple[str, tuple[StoredFile, ...]]]:
-        """Yield the submissions whose labels landed before the cutoff, with their requests and raw results."""
+        """Yield submissions whose labels were materialized before the cutoff, with their requests and raw results."""
         for submission in submissions:
             found = tuple(file for file in folders.get(submission.submission_id, ()) if _is_raw(file))
             if found and self._is_done_with(submission, submissions, cutoff):
                 yield submission.submission_id, found
 
     def _is_done_with(self, submission: Submission, submissions: Sequence[Submission], cutoff: datetime) -> bool:
-        """Return whether nobody sends or collects more of a submission, and its labels landed before the cutoff."""
+        """Return whether a submission is complete for good, with labels materialized before the cutoff."""
         if not submission.is_settled or submission.delivered_at is None or submission.delivered_at > cutoff:
             return False
-        # What a source had in flight, and was not answered, an open submission asks from the source's request file.
+        # An open submission sends its source's unanswered requests from the source's request file.
         if any(submission.submission_id in other.reused_from and not other.is_settled for other in submissions):
             return False
         return all(
@@ -125,12 +124,12 @@ class Pruner:
         )
 
     def find_left_behind(self) -> tuple[StoredFile, ...]:
-        """Return what killed processes left more than a day ago. Changes nothing."""
+        """Return files that killed processes left more than a day ago. Changes nothing."""
         holdings, submissions = self._ownership.survey()
         return self._select(holdings, submissions, _LONG_AGO).left_behind
 
     def prune_left_behind(self) -> tuple[StoredFile, ...]:
-        """Remove only what killed processes left more than a day ago; return what they, or living ones, left since."""
+        """Remove only files that killed processes left more than a day ago; return the younger files."""
         holdings, submissions = self._ownership.survey()
         pruning = replace(self._select(holdings, submissions, _LONG_AGO), replaced={})
         self._delete(pruning, holdings)
@@ -157,7 +156,7 @@ class Pruner:
         ]
         unknown = [file for files in holdings.of_killed_plans.values() for file in files]
         stale = [file for files in holdings.of_killed_plans.values() if _is_stale(files, now) for file in files]
-        # Whoever's they are, they are not those of a plan that was killed.
+        # These files are not from a killed plan.
         is_shared = holdings.shows_another_ledger or not submissions
         return Pruning(
             replaced={key: files for key, files in replaced.items() if files},
@@ -168,7 +167,7 @@ class Pruner:
         )
 
     def _needed(self, kept: Iterable[Submission]) -> set[str]:
-        """Return the paths of all files that kept submissions name, which may lie in other submissions' folders."""
+        """Return the paths of all files of kept submissions, which may be in other submissions' folders."""
         by_id = {submission.submission_id: submission for submission in kept}
         named: set[str | None] = {submission.manifest_path for submission in by_id.values()}
         for shards in self._ledger.shards.of_submissions(by_id).values():
@@ -185,17 +184,17 @@ class Pruner:
                 with self._ledger.leases.hold(f"submission:{submission_id}"):
                     if self._give_up(submission_id, files):
                         remove(self._payloads, files)
-                        # After what they are of: see merged_results.py.
+                        # After their sources: see merged_results.py.
                         drop_merged(self._payloads, {file.path.rpartition("/")[0] for file in files})
                         replaced[submission_id] = files
-            # A process works on it after all.
+            # Another process works on it now.
             except LeaseError:
                 continue
         aged = {}
         for submission_id, files in pruning.aged.items():
             try:
                 with self._ledger.leases.hold(f"submission:{submission_id}"):
-                    # As it is now: late answers may have come, or a newer submission may need it.
+                    # Read again: late answers may have come, or a newer submission may need it.
                     submission, others = self._ledger.submissions.get(submission_id), self._history_of(submission_id)
                     if self._is_done_with(submission, others, self._clock()):
                         self._ledger.shards.forget_raw(submission_id, len(files))
@@ -211,12 +210,12 @@ class Pruner:
         return self._ledger.submissions.of_partition(submission.namespace, submission.asset, submission.partition)
 
     def _give_up(self, submission_id: str, files: Sequence[StoredFile]) -> bool:
-        """Record it; return False where a plan has just taken up its answers, so that its files must stay."""
+        """Record the pruning; return False if a plan took up the answers just now, so that the files must stay."""
         self._ledger.submissions.mark_pruned(submission_id, len(files), sum(file.bytes for file in files))
         return submission_id not in _kept(self._history_of(submission_id), self._clock())
 
     def _refuse_another_store(self, holdings: Holdings) -> None:
-        """Raise ConfigError where the newest submission has no file: each has a manifest, so the store is another."""
+        """Raise ConfigError if the newest submission has no file: each has a manifest, so it is another store."""
         newest = max(self._ledger.submissions.list_all(self._namespace), key=lambda each: each.created_at, default=None)
         if newest is None or newest.manifest_path is None or newest.submission_id in holdings.of_submissions:
             return
@@ -233,12 +232,12 @@ def _is_raw(file: StoredFile) -> bool:
 
 
 def _is_part(file: StoredFile) -> bool:
-    """Return whether a file is needed within one step alone."""
+    """Return whether only one step needs a file."""
     return PurePosixPath(file.path).name.startswith(_PARTS)
 
 
 def _partition_of(file: StoredFile) -> PurePosixPath:
-    """Return the folder of the partition whose file this is."""
+    """Return the folder of a file's partition."""
     return PurePosixPath(file.path).parent.parent
 
 
@@ -247,7 +246,7 @@ def _is_before(file: StoredFile, cutoff: datetime) -> bool:
 
 
 def _kept(submissions: Sequence[Submission], cutoff: datetime) -> set[str]:
-    """Return the ids of submissions that keep their files. `submissions`: all of a namespace, or of a partition."""
+    """Return the ids of submissions that keep their files. `submissions`: all of a namespace or of a partition."""
     by_id = {submission.submission_id: submission for submission in submissions}
     newest: dict[tuple[str, str], Submission] = {}
     newest_settled: dict[tuple[str, str], Submission] = {}
