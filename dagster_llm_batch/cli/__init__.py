@@ -2,6 +2,5 @@
 
     deployment.py: ledger, engine, code location ──▶ one module a group of commands ──▶ output.py: a table, or JSON
 
-No command decides anything itself: each is a few calls of the engine and the ledger, so that Dagster and the command
-line cannot disagree.
+Each command is a few calls of the engine and the ledger. The rules are there, so Dagster and the command line agree.
 """

@@ -22,7 +22,7 @@ __all__ = ["adopt_command"]
 @click.argument("request_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @partition_option
 @code_location_command
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def adopt_command(
     deployment: DeploymentAccess,
@@ -34,12 +34,12 @@ def adopt_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Take BATCH, which was sent elsewhere, into the ledger, so that its answers land as labels of ASSET.
+    """Import the answers of BATCH, a batch that another tool sent, as labels of ASSET. Nothing is sent or paid.
 
-    REQUEST_FILE is the file that was uploaded for it, or, for Anthropic, the requests of the create call. An answer is
-    taken only where the body of its request is, as JSON, the one that the asset would send for a row: prompt, model,
-    parameters and response have to be the same. Nothing is sent or paid. Rows without such an answer land without a
-    label, and wait for `retry`, which shows the price first.
+    REQUEST_FILE is the file that was uploaded for the batch. For Anthropic, it holds the requests of the create call.
+    An answer is imported if its request has the body, as JSON, that the asset would send for a row. Prompt, model,
+    parameters and response must be the same. Other rows are materialized without a label. `retry` can
+    send them, and shows the price first.
     """
     dataset = find_dataset(deployment, asset)
     [key] = partitions_of(deployment, dataset, () if partition is None else (partition,), None)
@@ -70,9 +70,9 @@ def _text(adoption: Adoption, batch_id: str) -> str:
     if unanswered:
         unmatched = adoption.requests - adoption.matched
         parts.append(
-            f"{unanswered:,} have none ({unmatched:,} have no line of an equal body in the request file): their rows "
-            "land without a label, and wait for `retry`."
+            f"{unanswered:,} requests have no answer ({unmatched:,} have no equal body in the request file). Their "
+            "rows are materialized without a label; `retry` can send them."
         )
     if adoption.unused:
-        parts.append(f"{adoption.unused:,} of {adoption.lines:,} lines of the request file are of no row here.")
+        parts.append(f"{adoption.unused:,} of {adoption.lines:,} lines of the request file match no row of the asset.")
     return " ".join(parts)

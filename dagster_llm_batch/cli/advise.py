@@ -57,27 +57,25 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is 
     required=True,
     help="Least share of the labels that are right, above 0 and below 1.",
 )
-@click.option(
-    "--by", type=_Moment(), help="All has to have ended by then: 06:00, the next one, or ISO 8601. Local time."
-)
-@click.option("--max-usd", type=click.FloatRange(0), help="It may cost so much, in 19 of 20 cases.")
-@click.option("--rows", type=click.IntRange(1), help="Rows to label.  [default: as the last runs had]")
+@click.option("--by", type=_Moment(), help="Deadline for all batches: 06:00 (the next one), or ISO 8601. Local time.")
+@click.option("--max-usd", type=click.FloatRange(0), help="Most US dollars that it may cost in 19 of 20 cases.")
+@click.option("--rows", type=click.IntRange(1), help="Number of rows to label.  [default: as in the last runs]")
 @click.option(
     "--against",
-    help="What counts as right: gold, or a model (provider/model).  [default: gold, where an evaluation has some; else "
-    "the cascade's oracle]",
+    help="Source of right labels: gold, or a model (provider/model).  [default: the gold of an evaluation, else the "
+    "cascade's oracle]",
 )
-@click.option("--evaluation", help="Whose gold counts, where several have the dataset.  [default: the first with gold]")
-@click.option("--target", help="Column whose values are compared.  [default: that of the cascade, or the evaluation]")
-@click.option("--score", help="Column that says how sure a model is.  [default: that of the cascade, or 'confidence']")
+@click.option("--evaluation", help="Evaluation whose gold to use, if several apply.  [default: the first with gold]")
+@click.option("--target", help="Column to compare.  [default: the target of the cascade or the evaluation]")
+@click.option("--score", help="Column with a model's confidence.  [default: the cascade's, or 'confidence']")
 @click.option(
     "--confidence",
     type=click.FloatRange(0.5, 0.9999),
     default=0.95,
     show_default=True,
-    help="How sure all intervals together are, and what a cascade promises with.",
+    help="Confidence of all intervals together, and of a cascade's guarantee.",
 )
-@click.option("--beside", multiple=True, help="Another labeled dataset of the same rows, whose runs count; repeatable.")
+@click.option("--beside", multiple=True, help="Another labeled dataset of the same rows whose runs to use, repeatable.")
 @json_option
 def advise_command(
     deployment: DeploymentAccess,
@@ -95,11 +93,11 @@ def advise_command(
     *,
     as_json: bool,
 ) -> None:
-    """List the ways to label a dataset's next rows that reach a quality, the cheapest first: model, cascade, lane and
-    sample, with expected cost, end and quality. Sends nothing, and changes nothing.
+    """List ways to label the next rows of a dataset with a given quality, cheapest first. Nothing is sent or changed.
 
-    All is from earlier runs in the ledger, of this dataset and of others over the same rows, and from gold. What is not
-    known is said to be so. A cascade is certified by the sample of its own run.
+    Each way is a model, a cascade, a lane and a sample, with its expected cost, end and quality. The numbers come from
+    gold and from earlier runs in the ledger, of this dataset and of others over the same rows. Unknown numbers are
+    marked. A cascade is certified by the sample of its own run.
     """
     # Neither is "nan".
     for name, given in (("--confidence", confidence), ("--max-usd", max_usd or 0.0)):
@@ -137,7 +135,7 @@ def advise_command(
 
 
 def _next(by: datetime | time, now: datetime) -> datetime:
-    """Return the moment that is meant, in UTC. Of a time of day it is the next one. Raises click.UsageError."""
+    """Return the moment that is meant, in UTC. A time of day means the next one. Raises click.UsageError."""
     if isinstance(by, datetime):
         if by <= now:
             raise click.UsageError(f"--by {by.isoformat()} is over: it is {now:%Y-%m-%d %H:%M} UTC.")
@@ -181,7 +179,7 @@ def _quality(quality: Quality) -> str | None:
 
 
 def _share(value: float | None) -> str:
-    """Return a share with all its digits, as YAML reads a number: what is pasted promises no less than was asked."""
+    """Return a share with all its digits, so that the pasted YAML has the quality that was asked for."""
     return f"{Decimal(repr(value)):f}"
 
 
@@ -245,7 +243,7 @@ def _minutes(plan: LabelingPlan) -> int:
 
 
 def _notes(plan: LabelingPlan, case: Case) -> Iterator[str]:
-    """Yield what is to know of a plan before it is taken."""
+    """Yield notes that matter before a plan is chosen."""
     if plan.quality.is_promised:
         yield f"Its quality is {plan.quality.basis}."
     if plan.rolling is not None:
@@ -288,14 +286,14 @@ def _evidence(case: Case) -> list[dict[str, Any]]:
 
 
 def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[LabelingPlan]) -> Iterator[str]:
-    """Yield what is not known beside the figures of single plans."""
+    """Yield facts that are unknown for all plans."""
     others = [spec.builder.key.to_user_string() for spec in case.evaluations if spec is not case.evaluation]
     if case.against == GOLD and others:
         yield f"Other evaluations with gold of these rows: {', '.join(others)} (--evaluation)."
     if case.gold_is_judged and not case.gold_is_drawn:
         yield "People chose the rows that they judged: they may be easier or harder than the rest (gold_sample_assets)."
     if (why := case.gold[1]) is not None:
-        yield f"The gold cannot be read, so that no quality is known: {why}"
+        yield f"The gold cannot be read, so quality is unknown: {why}"
     if not any(plan.oracle is not None for plan in plans):
         yield f"No cascade: {chooser.cascade_gap()}."
     for record in case.records:
@@ -380,7 +378,7 @@ def _print(case: Case, wanted: Wanted, plans: Sequence[LabelingPlan], unknown: S
         for note in _notes(best, case):
             _say(note)
     else:
-        click.echo("No plan is known to reach that.\n")
+        click.echo("No known plan reaches this quality.\n")
     for state, title in (("open", "Not known to reach it:"), ("dropped", "Known not to:")):
         others = [plan for plan in plans if plan.state == state]
         if others:

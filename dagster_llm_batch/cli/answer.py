@@ -38,17 +38,17 @@ _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 @click.option("-i", "--input", "requests", required=True, type=click.File("rb"), help="Batch file in OpenAI's format.")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File with the results.")
 @click.option(
-    "--score", default="confidence", show_default=True, help="Field of the response that says how sure it is, 0 to 1."
+    "--score", default="confidence", show_default=True, help="Field of the response with the confidence, 0 to 1."
 )
 @json_option
 def answer_command(
     deployment: DeploymentAccess, student: str, requests: BinaryIO, output: str, score: str, *, as_json: bool
 ) -> None:
-    """Answer a batch file by the student that an asset holds. Asks no LLM, and costs nothing.
+    """Answer a batch file with the student model that an asset holds. It uses no LLM and costs nothing.
 
-    The student reads the last message of the user. It answers two fields of the response: its target, and --score. A
-    request that wants more is refused, and a file that asks another model than the student, by its name. Where no
-    student is stored yet, each row of the results is an error.
+    The student reads the last message of the user. It answers two fields of the response: its target and --score. A
+    request that needs more fields is refused, and so is a file for another model. If no student is stored yet, each row
+    of the results is an error.
     """
     key = dg.AssetKey.from_user_string(student)
     with deployment.code.io_manager(key) as (name, manager):
@@ -62,7 +62,7 @@ def answer_command(
     else:
         answered = _Replies(student_of(stored), score).lines(_requests_to(student, requests))
     count = good = 0
-    # What is refused in the middle leaves no file: the batch has failed then, and says why.
+    # A refusal in the middle leaves no file. The batch has then failed, with the reason.
     with whole(Path(output)) as part, part.open("wb") as file:
         for is_good, line in answered:
             file.write(line)
@@ -74,7 +74,7 @@ def answer_command(
 
 
 def _requests(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the id and the body of each request. Raises InputError for a line that is none."""
+    """Yield the id and the body of each request. Raises InputError for a line that is not a request."""
     for number, line in enumerate(file, 1):
         try:
             request = json.loads(line)
@@ -120,7 +120,7 @@ def _line(custom_id: str, status: int, reply: str, model: str = "") -> tuple[boo
 
 
 class _Replies:
-    """What a student says of requests, as JSON of the response that they want."""
+    """Answers of a student, as JSON of the response that each request wants."""
 
     def __init__(self, student: Student, score: str) -> None:
         self._student = student
@@ -183,7 +183,7 @@ def _readings(label: str) -> Iterator[Any]:
 
 
 def _text(body: Mapping[str, Any]) -> str:
-    """Return what the user says last, without what is no text; "" for nothing."""
+    """Return the text of the user's last message, or ""."""
     messages = body.get("messages")
     for message in reversed(messages if isinstance(messages, list) else []):
         if isinstance(message, dict) and message.get("role") == "user":

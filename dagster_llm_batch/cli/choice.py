@@ -1,4 +1,4 @@
-"""What a choice of a model is made from: a dataset, those beside it, their records in the ledger, and gold."""
+"""The facts for a choice of a model: a dataset, datasets beside it, their ledger records, and gold."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Case"]
 
-# So many runs say how many rows the next one has.
+# Number of runs that the next run's rows are estimated from.
 _REMEMBERED = 5
-# So many rows that people have judged are gold; fewer give an interval that says nothing.
+# Least number of judged rows that count as gold; an interval of fewer is useless.
 _FEWEST_JUDGED = 20
 _NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked about: a dataset, those beside it, its records, and its gold."""
+    """A dataset, the datasets beside it, its records, and its gold."""
 
     deployment: DeploymentAccess
     name: str
@@ -51,7 +51,7 @@ class Case:
         return self._labeling(self.name)
 
     def _labeling(self, name: str) -> Labeling:
-        """Return the definition of a dataset: that of the code, else the newest that the ledger has."""
+        """Return the definition of a dataset from the code, else the newest one in the ledger."""
         datasets = self.deployment.code.datasets
         by_key = {dataset.key.to_user_string(): dataset for dataset in datasets.values()}
         if (found := datasets.get(name) or by_key.get(name)) is not None:
@@ -84,7 +84,7 @@ class Case:
 
     @cached_property
     def evaluation(self) -> EvaluationSpec | None:
-        """The evaluation whose gold says what is right: the named one, else the first whose gold is there."""
+        """The evaluation that provides gold: the named one, else the first with stored gold."""
         names = {spec.builder.key.to_user_string(): spec for spec in self.evaluations}
         if self.given_evaluation is not None:
             if self.given_evaluation not in names:
@@ -147,9 +147,9 @@ class Case:
 
     def _no_evaluation(self) -> str:
         return (
-            f"Nothing says what is right for '{self.name}': no evaluation_assets of this code location has it as a "
-            "candidate with a categorical target, so the quality of no plan can be known. Declare one, with gold for "
-            "some rows, or take a model's labels for right: --against provider/model."
+            f"There is no gold for '{self.name}': it is not a candidate of an evaluation with a categorical target, so "
+            "the quality of plans is unknown. Declare an evaluation with gold for some rows, or compare with a model's "
+            "labels: --against provider/model."
         )
 
     @cached_property
@@ -180,17 +180,17 @@ class Case:
 
     @property
     def rolls(self) -> bool:
-        """Whether the dataset's partitions are windows of time."""
+        """True if the dataset's partitions are windows of time."""
         dataset = self.deployment.code.datasets.get(self.labeling.asset)
         return dataset is not None and isinstance(dataset.partitions_def, dg.TimeWindowPartitionsDefinition)
 
     @property
     def usual_rows(self) -> int:
-        """How many rows the last runs of the dataset had."""
+        """Number of rows of the dataset's last runs."""
         runs = {(run.partition, run.at): run.rows for record in self._own for run in record.runs}
         if not runs:
             raise click.UsageError(
-                f"'{self.name}' has no settled run in this ledger, so nobody knows how many rows the next one has. Say "
+                f"'{self.name}' has no complete run in this ledger, so the next row count is unknown. Give "
                 "it with --rows."
             )
         newest = sorted(runs, key=lambda run: run[1])[-_REMEMBERED:]
@@ -202,7 +202,7 @@ class Case:
 
     @cached_property
     def gold(self) -> tuple[pa.Table | None, str | None]:
-        """The gold of the rows that were answered; else why there is none."""
+        """The gold of the answered rows, or the reason why it is missing."""
         if self.against != GOLD:
             return None, None
         if self.gold_is_judged:
@@ -240,7 +240,7 @@ class Case:
 
     @cached_property
     def gold_is_judged(self) -> bool:
-        """Whether people's judgments in the ledger say what is right, since no evaluation has stored gold."""
+        """True if gold comes from judgments in the ledger, because no evaluation has stored gold."""
         if self.given_evaluation is not None:
             return False
         if self.evaluation is not None and self.deployment.code.stored_places(self.evaluation.gold):
@@ -249,7 +249,7 @@ class Case:
 
     @cached_property
     def judged(self) -> pa.Table:
-        """What people agree on of rows of the dataset, by their judgments in the ledger."""
+        """Labels that people agree on, from their judgments in the ledger."""
         from dagster_llm_batch.evaluation.annotation import gold_of_judgments  # noqa: PLC0415 - `--help` needs none
 
         deployment = self.deployment.dry_engine.deployment
@@ -258,7 +258,7 @@ class Case:
 
     @property
     def gold_is_drawn(self) -> bool:
-        """Whether the rows of the gold were drawn, as far as judgments tell."""
+        """True if the gold rows were drawn at random, as far as the judgments show."""
         from dagster_llm_batch.metrics.gold_weights import WEIGHT  # noqa: PLC0415 - as above
 
         return WEIGHT in self.judged.column_names
@@ -277,7 +277,7 @@ class Case:
 
     @property
     def reference(self) -> str:
-        """What counts as right, in words."""
+        """The source of right labels, in words."""
         if self.against == GOLD and self.gold_is_judged:
             return f"what people said of {len(self.judged):,} rows"
         if self.against != GOLD or self.evaluation is None:

@@ -71,7 +71,7 @@ class CodeLocation:
         folder = pointer.working_directory or os.getcwd()  # noqa: PTH109 - Dagster wants text
         with ExitStack() as stack:
             stack.enter_context(_environment(env_file(os.getcwd())))  # noqa: PTH109 - as above
-            # What user code prints as it is imported must not be read as the output of this command: it may be JSON.
+            # User code may print while it is imported. This must not mix with the command's output, which may be JSON.
             with contextlib.redirect_stdout(sys.stderr):
                 repository = _load(pointer, folder)
             yield cls(pointer, repository, stack.enter_context(_instance()), resource_key)
@@ -92,7 +92,7 @@ class CodeLocation:
 
     @cached_property
     def elsewhere(self) -> frozenset[str]:
-        """The names in the ledger of what is another resource's: its datasets, and assets that ask by themselves."""
+        """Names in the ledger that belong to another resource: its datasets, and assets that send by themselves."""
         if self.resource_key is None:
             return frozenset()
         assets = self._repository.assets_defs_by_key.items()
@@ -126,7 +126,7 @@ class CodeLocation:
         return {key for job in jobs for key in job.asset_layer.selected_asset_keys}
 
     def standstill(self) -> Advice | None:
-        """Return why nobody sends what waits, or lands what is answered; None where somebody does.
+        """Return why no process sends batches or materializes labels; None if one does.
 
         A dataset in the mode "wait" needs nobody: its run stays until the labels have landed.
         """
@@ -134,15 +134,13 @@ class CodeLocation:
         if not deferred:
             return None
         sensors = self._sensors_of(deferred)
-        nobody = "Nobody sends or lands"
+        nobody = "Batches are not sent, and labels are not materialized"
         if not sensors:
             return Advice(
                 f"{nobody}: the definitions have no sensor", "Add build_llm_batch_sensor() to the definitions' sensors"
             )
         if self._instance.is_ephemeral:
-            return Advice(
-                "Nobody may send or land: DAGSTER_HOME is not set here, so no daemon is seen", "Set it as Dagster's"
-            )
+            return Advice("Cannot check Dagster's daemon: DAGSTER_HOME is not set here", "Set it as Dagster's")
         if (silence := _daemon_silence(self._instance)) is not None:
             return Advice(f"{nobody}: {silence}", "Start it, as by `dagster dev`, with this DAGSTER_HOME")
         troubles = []
@@ -195,7 +193,7 @@ class CodeLocation:
 
     @property
     def instance(self) -> dg.DagsterInstance:
-        """Dagster's instance, as it is opened here."""
+        """Dagster's instance."""
         return self._instance
 
     def partitions(self, asset: Dataset | dg.AssetSpec) -> list[str]:
@@ -257,14 +255,14 @@ class CodeLocation:
         return {name: float(value.value) for name, value in values.items() if isinstance(value.value, int | float)}
 
     def told(self, key: dg.AssetKey, name: str) -> str:
-        """Return what the newest materialization of an asset says under this name, as text; "" for nothing."""
+        """Return a metadata value of an asset's newest materialization as text, or ""."""
         event = self._instance.get_latest_materialization_event(key)
         materialization = event and event.asset_materialization
         value = materialization.metadata.get(name) if materialization else None
         return "" if value is None else str(value.value)
 
     def mistakes(self, evaluation: str) -> dg.AssetSpec:
-        """Return the table with the mistakes that an evaluation found. Raises click.UsageError where it has none."""
+        """Return the table with the mistakes that an evaluation found. Raises click.UsageError if it is missing."""
         found: dict[str, dg.AssetSpec] = {}
         for assets in self._repository.assets_defs_by_key.values():
             tables = {spec.metadata.get(TABLE_KEY): spec for spec in assets.specs}
@@ -304,7 +302,7 @@ class CodeLocation:
             yield name, getattr(built, name)
 
     def check_sink(self, dataset: Dataset, partition: str | None) -> None:
-        """Raise what Dataset.check_sink does, of the IO manager of its labels. Raises ConfigError where it has none."""
+        """Raise what Dataset.check_sink does, of the IO manager of its labels. Raises ConfigError if it is missing."""
         with self.io_manager(dataset.key) as (_, manager):
             dataset.check_sink(manager, partition, self._instance, self._repository.asset_graph)
 
@@ -348,7 +346,7 @@ class CodeLocation:
     @contextmanager
     def _resources(self, keys: set[str]) -> Iterator[Any]:
         """Set these resources up, and those that they need; take them down after the block."""
-        # Dagster has an IO manager where the definitions name none; its `fs_io_manager` would warn people of itself.
+        # Definitions without an IO manager get Dagster's default. Its `fs_io_manager` prints a warning about itself.
         default = dg.FilesystemIOManager().get_resource_definition()
         known = {"io_manager": default, **self._repository.get_top_level_resources()}
         wanted: dict[str, dg.ResourceDefinition] = {}
@@ -365,13 +363,13 @@ class CodeLocation:
             with dg.build_resources(wanted, instance=self._instance) as built:
                 yield built
         except dg.DagsterInvalidConfigError as error:
-            # The message as a whole may quote values, which may be secrets: of each error, only the reason is told.
+            # The whole message may quote values, which may be secrets, so only the reason of each error is shown.
             reasons = "; ".join(_reason(problem.message) for problem in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
 
 
 def _place_of(materialization: dg.AssetMaterialization) -> str | None:
-    """Return the place that an IO manager told Dagster, where that is Parquet: a file, or a folder of HIVE's layout."""
+    """Return the Parquet file or Hive folder that an IO manager reported to Dagster."""
     for name in (URI_KEY, "uri", "path"):
         value = materialization.metadata.get(name)
         text = getattr(value, "value", None)
@@ -381,13 +379,13 @@ def _place_of(materialization: dg.AssetMaterialization) -> str | None:
 
 
 def _reason(message: str) -> str:
-    """Return what Dagster says of a setting, without the stack trace that it may add."""
+    """Return Dagster's message about a setting, without a stack trace."""
     lines = message.partition("\nStack Trace:")[0].strip().splitlines()
     return re.sub(r"^[\w.]+Error: ", "", lines[-1])
 
 
 def _daemon_silence(instance: dg.DagsterInstance) -> str | None:
-    """Return why it is thought that no daemon runs sensors; None where one was seen just now."""
+    """Return the evidence that no daemon runs sensors; None after a recent heartbeat."""
     heartbeat = instance.get_daemon_heartbeats().get("SENSOR")
     if heartbeat is None:
         return "Dagster's daemon, which runs sensors, has never run here"
@@ -469,7 +467,7 @@ def _validate(repository: dg.RepositoryDefinition) -> None:
 
 
 def _own_trace(error: Exception) -> str:
-    """Return what a person has to read of an error: the last calls, unless none is of a file but Dagster's own."""
+    """Return the part of an error for a person: the last calls, unless all of them are Dagster's own."""
     here = Path(dg.__file__).parent
     ours = Path(__file__).parents[1]
     calls = traceback.extract_tb(error.__traceback__)
@@ -477,7 +475,7 @@ def _own_trace(error: Exception) -> str:
         not Path(call.filename).is_relative_to(here) and not Path(call.filename).is_relative_to(ours) for call in calls
     ):
         return "".join(traceback.format_exception(error, limit=-5))
-    # Dagster's last error may name a job alone, and its cause what is wrong with it.
+    # Dagster's last error may only name a job. Its cause has the reason.
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)

@@ -1,4 +1,4 @@
-"""What all commands share: `--json`, errors that say what to do next, and the exit code that tells scripts."""
+"""Parts that all commands share: `--json`, error messages with a next step, and exit codes for scripts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ __all__ = ["Command", "ExitCode", "confirm", "json_option", "leave"]
 
 
 class ExitCode(IntEnum):
-    """What the process ends with, when it is not 0."""
+    """Exit codes of the process other than 0."""
 
-    FAILED = 1  # refused, or failed; the message says what to do
-    USAGE = 2  # the command line is wrong, or does not say where the deployment is
-    NEEDS_A_PERSON = 3  # nobody can tell but a person: `resolve`; or `doctor` found a problem
+    FAILED = 1  # refused or failed; the message has the next step
+    USAGE = 2  # wrong command line, or no deployment found
+    NEEDS_A_PERSON = 3  # a person must decide (`resolve`), or `doctor` found a problem
     LATER = 4  # the provider or another process is busy, or the ledger is away: the same command may work later
     INTERRUPTED = 130  # by Ctrl-C, as shells have it: 128 and the number of the signal
 
 
-# What PostgreSQL says of a state that passes.
+# Words of PostgreSQL's messages about states that pass.
 _PASSING = ("starting up", "shutting down", "in recovery mode", "too many")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
 class Command(click.Command):
     """A command whose help ends with examples, and whose errors become one message and an exit code.
 
-    `examples`: what may stand behind the command's name.
+    `examples`: arguments of the command, as a person may type them.
     """
 
     def __init__(self, name: str | None, *, examples: Sequence[str] = (), **attributes: Any) -> None:
@@ -42,7 +42,7 @@ class Command(click.Command):
         self.examples = examples
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the examples, each as it is typed and on a line of its own."""
+        """Write the examples, one in each line."""
         if self.examples:
             with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
                 for line in self.examples:
@@ -52,7 +52,7 @@ class Command(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Read the command line; what is wrong with it is JSON where that was asked for."""
+        """Read the command line. With --json, print an error as JSON."""
         asked = [*args]
         try:
             return super().make_context(info_name, args, parent, **extra)
@@ -72,7 +72,7 @@ class Command(click.Command):
             if as_json:
                 _print_json_error(type(error).__name__, str(error), code)
             else:
-                click.echo(f"{type(error).__name__}: {error}", err=True)
+                click.echo(f"Error: {error}", err=True)
             ctx.exit(code)
         except click.ClickException as error:
             if not as_json:
@@ -88,7 +88,7 @@ def leave(code: ExitCode) -> NoReturn:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone; without a terminal only `--yes` says so."""
+    """Ask before a change that cannot be undone. Without a terminal, only `--yes` confirms it."""
     if not yes:
         click.confirm(question, abort=True, err=True)
 
@@ -101,7 +101,7 @@ def _code_of(error: LLMBatchError) -> ExitCode:
 
 
 def _is_away(error: LLMBatchError) -> bool:
-    """Whether the ledger's database is locked by another process, or did not answer at all."""
+    """Return True if the ledger's database is locked by another process or does not answer."""
     from sqlalchemy.exc import OperationalError  # noqa: PLC0415 - an error of the ledger: it is loaded
 
     cause = error.__cause__

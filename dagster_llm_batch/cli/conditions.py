@@ -1,4 +1,4 @@
-"""The conditions that commands show: those of the datasets that they look at."""
+"""The conditions of the datasets that a command looks at."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def conditions_of(deployment: DeploymentAccess, unreadable: Unreadable | None = 
         # A definition of the user's own may raise; then nothing is known of its partitions.
         with suppress(Exception):
             partitions[name] = set(deployment.code.partitions(dataset)) if dataset.partitions_def else {""}
-    # A dataset of another resource, whose ledger may be the same, is not gone; nor is it looked at.
+    # A dataset of another resource may share the ledger. It still exists, but this command does not look at it.
     found = find_conditions(
         read_facts(deployment.engine, partitions, deployment.code.all_datasets, unreadable=unreadable)
     )

@@ -1,4 +1,4 @@
-"""`cost`: what was spent, saved and wasted, summed as one likes, and what the month will have cost."""
+"""`cost`: money spent, saved and wasted, by groups, and the month's forecast."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _TOKENS: Sequence[_Column] = [
     ("padding", lambda part: money(part.padding_usd or None)),
     ("lost ~cost", lambda part: money(part.lost_usd or None)),
 ]
-# Left out where they say nothing of any group.
+# Omitted if they are empty in all groups.
 _RARE = (
     "vendor says",
     "of",
@@ -70,12 +70,12 @@ _RARE = (
     "--by",
     default="asset",
     show_default=True,
-    help=f"What to sum by, several with commas: {', '.join(GROUPS)}, tag:NAME. Days are those of the sending, in UTC.",
+    help=f"Groups, separated by commas: {', '.join(GROUPS)}, tag:NAME. A day is the day of sending, in UTC.",
 )
-@click.option("--asset", multiple=True, help="Of this labeled asset only; repeatable.")
-@click.option("--since", type=_DATE, help="Sent from then on, UTC.")
-@click.option("--until", type=_DATE, help="Sent before then, UTC.")
-@click.option("--month", type=click.DateTime(["%Y-%m"]), help="Sent in this month, and its forecast.")
+@click.option("--asset", multiple=True, help="Only this labeled asset, repeatable.")
+@click.option("--since", type=_DATE, help="Only requests sent from this time on, UTC.")
+@click.option("--until", type=_DATE, help="Only requests sent before this time, UTC.")
+@click.option("--month", type=click.DateTime(["%Y-%m"]), help="Only requests sent in this month, with its forecast.")
 @click.option(
     "--format",
     "form",
@@ -96,10 +96,11 @@ def cost_command(
     *,
     as_json: bool,
 ) -> None:
-    """Sum what requests cost, in US dollars, from the usage in their results, and say what the month will have cost.
+    """Show the cost of requests in US dollars, from the usage in their results, and the month's forecast.
 
-    What is not collected counts with its estimate, in a column of its own. An unknown cost is never zero: such requests
-    are counted as unknown, and what stands beside them is at least so much. Nothing is read but the ledger.
+    Requests that are not collected yet are in a column of their own, with their estimate. An unknown cost is never
+    zero: its requests count as unknown, and the amount beside them is marked "at least". The command reads the
+    ledger alone.
     """
     if month is not None and (since is not None or until is not None):
         raise click.UsageError("Give either --month or --since and --until, not both.")

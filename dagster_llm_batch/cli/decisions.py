@@ -1,4 +1,4 @@
-"""`cancel`, `resolve`, `recover`, `rename`, `retry`: what a person decides. Each is one of the engine's own verbs."""
+"""`cancel`, `resolve`, `recover`, `rename`, `retry`: decisions of a person. Each calls one verb of the engine."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from dagster_llm_batch.text import cell_text
 __all__ = ["cancel_command", "recover_command", "rename_command", "resolve_command", "retry_command"]
 
 _ASSET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
-"""What Dagster takes for the name of an asset: it computes a name of an op from it, of letters, digits and `_`."""
+"""Names that Dagster accepts for an asset: it computes an op's name from it, of letters, digits and `_`."""
 
-_yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+_yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 @click.command("cancel", cls=Command, examples=["moods -f labels.py"])
@@ -46,9 +46,9 @@ _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def cancel_command(
     deployment: DeploymentAccess, target: str, partition: str | None, *, yes: bool, as_json: bool
 ) -> None:
-    """Cancel a submission: nothing more is sent, and running batches are asked to stop.
+    """Cancel a submission: send nothing more, and ask running batches to stop.
 
-    Rows that are answered by then are paid for, and land as labels; Dagster's sensor takes them home.
+    Answers that exist by then are paid for. Dagster's sensor collects them and materializes their labels.
     """
     submission = find_submission(deployment, target, partition)
     name = cell_text(submission.place)
@@ -63,9 +63,9 @@ def cancel_command(
 )
 @click.argument("shard_id", metavar="[SHARD]", required=False)
 @ledger_command
-@click.option("--batch-id", help="The provider has this batch for it.")
-@click.option("--no-batch", is_flag=True, help="The provider has no batch for it: it is sent (again).")
-@click.option("--lost", is_flag=True, help="Its batch never ends, or cannot be read: wait for it no longer.")
+@click.option("--batch-id", help="The provider has this batch for the shard.")
+@click.option("--no-batch", is_flag=True, help="The provider has no batch for the shard: send it again.")
+@click.option("--lost", is_flag=True, help="The batch never ends or cannot be read: stop waiting for it.")
 @_yes_option
 @json_option
 def resolve_command(
@@ -78,12 +78,12 @@ def resolve_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Resolve a shard whose create call left no record, whose batch never ends, or whose results cannot be read, after
-    a look at the provider's console.
+    """Resolve a shard whose create call left no record, whose batch never ends, or whose results cannot be read.
 
-    Without SHARD, list such shards. Be certain: with --no-batch it is sent, and paid, a second time if a batch exists.
-    With --lost nothing is sent: its rows land without a label, and `retry` asks again for them, and shows the price
-    first. Its cost stays reserved in the budgets, and answers that come within a month are used.
+    Look at the provider's console first. Without SHARD, the command lists such shards. With --no-batch the shard is
+    sent again, and paid twice if a batch exists. With --lost nothing is sent: its rows are materialized without a
+    label, and `retry` can send them again after showing the price. The cost stays reserved in the budgets, and answers
+    that come within a month are used.
     """
     if shard_id is None:
         if batch_id or no_batch or lost:
@@ -92,8 +92,8 @@ def resolve_command(
         return
     if [bool(batch_id), no_batch, lost].count(True) != 1:
         raise click.UsageError(
-            "Give one of --batch-id (the provider has this batch), --no-batch (it has none) and --lost (it never "
-            "ends, or cannot be read)."
+            "Give one of --batch-id (the provider has this batch), --no-batch (it has no batch) and --lost (the "
+            "batch never ends, or cannot be read)."
         )
     confirm(_question(deployment, shard_id, batch_id, lost=lost), yes=yes)
     if lost:
@@ -115,13 +115,13 @@ def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None,
     of = f"shard {shard_id} of {cell_text(submission.place)}"
     if lost and shard.state in ENDED:
         return (
-            f"Give up the results of {of}? Its rows land without a label, and wait for `retry`. What `retry` asks is "
-            "paid a second time."
+            f"Abandon the results of {of}? Its rows are materialized without a label. Rows that `retry` sends are paid "
+            "a second time."
         )
     if lost:
         return (
-            f"Give up the batch of {of}? Its rows land without a label, and wait for `retry`. The batch is not "
-            "stopped. If it runs on, it is paid, and what `retry` asks meanwhile is paid beside it."
+            f"Abandon the batch of {of}? Its rows are materialized without a label. The batch is not stopped. If it "
+            "completes, it is billed, and rows that `retry` sends are paid a second time."
         )
     if batch_id:
         return f"Take the batch {cell_text(batch_id)} for {of}?"
@@ -129,7 +129,7 @@ def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None,
 
 
 def _check_in_question(shard: Shard, *, lost: bool) -> None:
-    """Raise IllegalMoveError for a shard of which a person has nothing to say."""
+    """Raise IllegalMoveError for a shard that needs no decision."""
     answer, wanted = (
         ("--lost is for a batch that is in flight, or cannot be read", MOVES[Move.GIVEN_UP][0])
         if lost
@@ -150,11 +150,11 @@ _STANDS = {
     ShardState.ENDED: "answered, and about to be collected",
     ShardState.COLLECTED: "collected: what it has is stored",
 }
-"""How a shard stands, in words."""
+"""The state of a shard, in words."""
 
 
 def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
-    """List what waits for a person's word: shards in doubt, and batches that are overdue or cannot be read."""
+    """List shards that need a decision: in doubt, overdue or unreadable."""
     found = find_undecided(deployment.engine)
     if as_json:
         kinds = {"orphans": ConditionKind.IN_DOUBT, "overdue": ConditionKind.OVERDUE}
@@ -192,10 +192,10 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
 @_yes_option
 @json_option
 def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: bool, as_json: bool) -> None:
-    """Give all that was submitted as the asset OLD to the asset NEW, so that nothing is asked and paid again.
+    """Move all submissions of the asset OLD to the asset NEW, to avoid sending and paying again.
 
-    For an asset that has a new name in the definitions. What is under way lands as NEW. A partition in which NEW has
-    submissions of its own stays as it is.
+    Use it after an asset got a new name in the definitions. Batches under way will be materialized as NEW. A partition
+    in which NEW has submissions of its own stays as it is.
     """
     if deployment.has_code:
         if old in deployment.code.all_datasets:
@@ -224,10 +224,10 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
 @_yes_option
 @json_option
 def recover_command(deployment: DeploymentAccess, *, yes: bool, as_json: bool) -> None:
-    """Recover what was sent and the ledger has no record of, as after it was restored from a backup.
+    """Recover batches that the ledger does not have, for example after it was restored from a backup.
 
     The payload store has a receipt of each shard that was sent. Nothing is sent: Dagster's sensor finds the batches at
-    the provider and lands their answers. Each partition is recovered by itself, too, before it is submitted again.
+    the provider and materializes their labels. A partition is also recovered before its next submission.
     """
     found = deployment.engine.recovery.find_unrecorded()
     places = sorted({receipt.submission.place for receipt in found})
@@ -259,13 +259,13 @@ def retry_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Send a new attempt for the rows of an asset that have no label. Rows that have one are not asked again.
+    """Send the rows of an asset that have no label again. Rows with a label are not sent.
 
-    Shows what it may cost and asks first. The rows are loaded as the submission's run would load them.
+    The command loads the rows as a run does, shows the cost, and asks before it sends.
     """
     dataset = find_dataset(deployment, asset)
     wanted = partitions_of(deployment, dataset, partitions, partition_range)
-    # What has ended since its batch was given up is not asked again, and not in the price that is shown.
+    # Batches that ended after they were abandoned are not sent again, and are not in the shown price.
     deployment.engine.poll_awaited([dataset.name], deployment.engine.now())
     plans = plan_rows(deployment, [(dataset, partition) for partition in wanted], again=True)
     documents = {"plans": [plan.document for plan in plans], "submissions": []}

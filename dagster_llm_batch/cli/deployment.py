@@ -1,7 +1,7 @@
-"""Which deployment a command is about: a code location of Dagster, or a ledger and its payloads by address.
+"""Find the deployment of a command: a code location of Dagster, or the addresses of a ledger and its payloads.
 
--m, -f, -a, -d          a code location, as for `dagster`; else what pyproject.toml in this folder points to
---ledger …              for commands that need neither rows nor providers; goes before pyproject.toml
+-m, -f, -a, -d          a code location, as for `dagster`; default: the one in pyproject.toml of this folder
+--ledger …              for commands that need neither rows nor providers; preferred to pyproject.toml
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CONTAINER_FIRST = ("abfs://", "abfss://", "az://")
 
 
 def shown_root(root: str) -> str:
-    """Return the root of a payload store for people: without what may be secret before `@` and after `?`."""
+    """Return the root of a payload store without possible secrets before `@` and after `?`."""
     place = root.partition("?")[0]
     secret = r"(//[^/@:]*):[^/@]*(?=@)" if place.startswith(_CONTAINER_FIRST) else r"(//)[^/@]*@"
     return re.sub(secret, r"\1", place, count=1)
@@ -48,7 +48,7 @@ def shown_root(root: str) -> str:
 
 @dataclass(frozen=True)
 class _Options:
-    """What command line and environment say of where the deployment is."""
+    """Options from the command line and the environment that locate the deployment."""
 
     module_name: str | None
     python_file: str | None
@@ -75,7 +75,7 @@ class _Options:
 
 
 class DeploymentAccess:
-    """One deployment: its code location or the address of its ledger. Nothing is loaded or opened before it is used."""
+    """One deployment: its code location or the address of its ledger. Everything is loaded or opened on first use."""
 
     def __init__(self, options: _Options, stack: ExitStack, *, takes_ledger: bool) -> None:
         self._options = options
@@ -88,7 +88,7 @@ class DeploymentAccess:
 
     @property
     def has_code(self) -> bool:
-        """Whether this deployment was found through a code location."""
+        """True if this deployment was found through a code location."""
         return not self._by_address
 
     @cached_property
@@ -133,8 +133,8 @@ class DeploymentAccess:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The ledger. One that is not there is an error, not an empty one: the address may be wrong."""
-        # SQLite would create the file, and an empty ledger would look like one in which nothing was ever submitted.
+        """The ledger. A missing ledger is an error, because the address may be wrong."""
+        # SQLite would create the file, and the command would report that nothing was submitted.
         if self._options.ledger is not None and not self._options.ledger.strip():
             raise click.UsageError(f"--ledger (or {_VARIABLES}_LEDGER) is empty. Give the URL or path of a ledger.")
         path = self.missing_ledger_file
@@ -148,7 +148,7 @@ class DeploymentAccess:
 
     @property
     def missing_ledger_file(self) -> Path | None:
-        """The SQLite file that is not there, if the ledger is one."""
+        """Path of the ledger's SQLite file if the file is missing, else None."""
         url = self.places[0]
         scheme, separator, rest = url.partition(":///")
         path = Path((rest if separator else url).partition("?")[0])
@@ -163,7 +163,7 @@ class DeploymentAccess:
 
     @property
     def new_engine(self) -> Engine:
-        """The engine, for what may be the first that a deployment records: it makes the ledger where there is none."""
+        """The engine for a command that may create the ledger."""
         return self._engine
 
     @cached_property
@@ -171,7 +171,7 @@ class DeploymentAccess:
         """The engine, for a look that leaves nothing behind: where there is no ledger yet, with an empty one aside."""
         if self.missing_ledger_file is None:
             return self._engine
-        # A plan leaves nothing behind: where nothing was submitted yet, it works on a ledger that is thrown away.
+        # A plan leaves nothing behind. Before the first submission it works on a temporary ledger.
         if self.resource.fetched_prices:
             from dagster_llm_batch.loop.deployment import use_fetched_book  # noqa: PLC0415 - as below
 
@@ -199,7 +199,7 @@ class DeploymentAccess:
         return shown_root(self.places[1] or "")
 
     def levels_of(self, submission: Submission) -> Levels | None:
-        """Return what a cascade has decided so far; None where there is none, or nothing to look for it in."""
+        """Return the decisions of a cascade so far; None without a cascade or without a payload store."""
         if submission.questions is None or self.places[1] is None:
             return None
         from dagster_llm_batch.files.request_files import levels_of  # noqa: PLC0415 - pyarrow
@@ -225,11 +225,13 @@ _CODE_OPTIONS = [
     click.option("-m", "--module-name", envvar="DAGSTER_MODULE_NAME", help="Module with the Dagster definitions."),
     click.option("-f", "--python-file", envvar="DAGSTER_PYTHON_FILE", help="File with the Dagster definitions."),
     click.option("-a", "--attribute", envvar="DAGSTER_ATTRIBUTE", help="Name of the definitions in it."),
-    click.option("-d", "--working-directory", envvar="DAGSTER_WORKING_DIRECTORY", help="Folder to import from."),
-    click.option("--resource", help="Key of the LLMBatchResource, where the datasets use several."),
+    click.option(
+        "-d", "--working-directory", envvar="DAGSTER_WORKING_DIRECTORY", help="Folder to import modules from."
+    ),
+    click.option("--resource", help="Key of the LLMBatchResource, if there are several."),
 ]
 _LEDGER_OPTIONS = [
-    click.option("--ledger", envvar=f"{_VARIABLES}_LEDGER", help="URL or path of the ledger, in place of definitions."),
+    click.option("--ledger", envvar=f"{_VARIABLES}_LEDGER", help="URL or path of the ledger, instead of definitions."),
     click.option("--payloads", envvar=f"{_VARIABLES}_PAYLOADS", help="Root of the payload store, with --ledger."),
     click.option(
         "--namespace",
@@ -250,7 +252,7 @@ def ledger_command(function: _F) -> _F:
 
 
 def _preferred(options: _Options) -> _Options:
-    """Prefer what the command line says to what the environment says."""
+    """Prefer the command line to the environment."""
     source = click.get_current_context().get_parameter_source
     typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
     if "ledger" in typed and len(typed) > 1:

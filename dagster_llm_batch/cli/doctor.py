@@ -31,6 +31,7 @@ from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_pric
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.conditions import GOES_ON, WAITS_IN_VAIN, Condition, ConditionKind, split_by_dataset
+from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.files.ownership import owns_batch
 from dagster_llm_batch.loop.deployment import use_fetched_book
 from dagster_llm_batch.loop.preview import parameter_warnings
@@ -59,44 +60,42 @@ _NEARLY = Decimal("0.9")
 _READING_SECONDS = 60.0
 _FILES_SHOWN = 5
 _CONDITIONS_SHOWN = 20
-# Their advice names what they are of.
+# Conditions whose advice names the submission.
 _NAMED_BY_THEMSELVES = (
-    ConditionKind.NO_DATASET,
-    ConditionKind.STRANDED,
-    ConditionKind.OVERDUE,
-    ConditionKind.HELD_QUEUE,
+    *(ConditionKind.NO_DATASET, ConditionKind.STRANDED),
+    *(ConditionKind.OVERDUE, ConditionKind.HELD_QUEUE),
 )
 _LATE_FILES = timedelta(days=3)
 # So many submissions end by the p90 of their forecasts, if these are right.
 _PROMISED_BY_P90 = 0.9
-# Of a server's settings, those whose names say too little.
+# Descriptions of a server's settings with unclear names.
 _FACTS = {
     "base url": "its address",
-    "price book": "whose prices hold",
+    "price book": "its price book",
     "price rule": "the price rule of a batch",
-    "endpoints": "which APIs answer batches",
-    "create endpoints": "what an API is called where a batch is created",
+    "endpoints": "the APIs with batches",
+    "create endpoints": "the name of an API when a batch is created",
     "max requests": "the most requests of a batch",
     "max bytes": "the most bytes of a batch",
-    "windows": "which windows a batch may have",
-    "expiry": "whether request files expire",
-    "file limits": "how many request files an account may store",
-    "has pages": "whether the list of batches has pages",
-    "keeps metadata": "whether a batch keeps its metadata",
-    "keeps file names": "whether files keep their names",
+    "windows": "the allowed windows of a batch",
+    "expiry": "the expiry of request files",
+    "file limits": "the limit of stored request files",
+    "has pages": "pages in the list of batches",
+    "keeps metadata": "metadata of batches",
+    "keeps file names": "names of files",
     "calls": "the calls about batches, which are not OpenAI's",
-    "counts": "what its counts of requests say",
+    "counts": "its counts of requests",
     "errors": "the form of its errors",
     "output tokens": "the most tokens of a reply",
 }
 _ON_FILES = (
-    "`dagster-llm-batch prune --delete` deletes those of collected batches; others, of other programs or of a ledger "
-    "that is gone, can be deleted at the vendor's console."
+    "Run `dagster-llm-batch prune --delete` to delete the files of collected batches. Delete files of other programs "
+    "or lost ledgers at the vendor's console."
 )
 
 
 class Severity(StrEnum):
-    """How grave what a check found is. The values are words of `doctor --json`."""
+    """Severity of a finding. The values are words of `doctor --json`."""
 
     OK = "ok"
     WARNING = "warning"
@@ -108,7 +107,7 @@ _STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's answer; `then` says what to do.
+    """Result of one check; `then` is the next step.
 
     The names of the fields are keys of `doctor --json`, which programs read: they stay.
     """
@@ -123,11 +122,11 @@ class Finding:
 @ledger_command
 @json_option
 def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
-    """Check a deployment: each provider is asked for its batches (which shows credentials and permissions), the payload
-    store is written to, the ledger read, the files that it names too, definitions held against the providers' limits,
-    prices looked up.
+    """Check a deployment: credentials, permissions, storage, ledger, sensor, definitions, limits and prices.
 
-    Ends with 3 where there is a problem. Whether an account may create batches is not known before one is sent.
+    It asks each provider for its batches, writes a probe to the payload store, and reads the ledger and its files. It
+    compares definitions with the providers' limits. It sends nothing, so permission to create batches stays unknown
+    until `smoke` or a run sends one. Exit code 3 means that there is a problem.
     """
     findings = list(_findings(deployment))
     worst = Severity.PROBLEM if any(finding.verdict is Severity.PROBLEM for finding in findings) else Severity.OK
@@ -140,14 +139,22 @@ def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
             out.print(head, cell(finding.said), sep="")
             if finding.then:
                 out.print("        ", cell(finding.then), sep="")
+        out.print(_counts_text([finding.verdict for finding in findings]))
     if worst is Severity.PROBLEM:
         leave(ExitCode.NEEDS_A_PERSON)
 
 
+def _counts_text(verdicts: Sequence[Severity]) -> str:
+    """Return the last line: the number of checks, and of warnings and problems."""
+    warnings = counted(verdicts.count(Severity.WARNING), "warning", "warnings")
+    problems = counted(verdicts.count(Severity.PROBLEM), "problem", "problems")
+    return f"{counted(len(verdicts), 'check', 'checks')}: {verdicts.count(Severity.OK):,} ok, {warnings}, {problems}."
+
+
 def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
-    """Yield what each check found. One that fails is a finding too, and hides no other."""
+    """Yield the findings of all checks. A check that fails is a finding, and the other checks still run."""
     if deployment.has_code:
-        # Where the definitions do not load, there is nothing to check: that error alone is told.
+        # If the definitions do not load, only this error is reported.
         _ = deployment.code
         yield from _each("definitions", partial(_definitions, deployment))
     ledger = _tried("ledger", partial(_ledger, deployment))
@@ -191,14 +198,19 @@ def _each(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding
     except click.ClickException:
         raise
     except Exception as error:  # noqa: BLE001 - of a file system's own library: anything may come
-        yield Finding(check, Severity.PROBLEM, f"{type(error).__name__}: {error}")
+        yield Finding(check, Severity.PROBLEM, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error. Messages of other packages can be a bare name, so theirs has its class before."""
+    return str(error) if isinstance(error, LLMBatchError) else f"{type(error).__name__}: {error}"
 
 
 def _providers(deployment: DeploymentAccess) -> Iterator[Finding]:
     for name, provider in sorted(deployment.dry_engine.providers.items()):
         yield _tried(f"provider {name}", partial(_provider, name, provider))
         if account_of(provider) is None:
-            # It cannot be made: all else would fail with the same words.
+            # All other checks of it would fail with the same message.
             continue
         yield from _files_at(name, provider)
         if isinstance(provider, HasServer):
@@ -259,12 +271,12 @@ def _payload_store(payloads: PayloadStore, place: str) -> Finding:
     finally:
         payloads.delete(probe)
     if not same:
-        return Finding("payload store", Severity.PROBLEM, f"{place} does not give back what was written")
+        return Finding("payload store", Severity.PROBLEM, f"{place} returns other bytes than were written")
     return Finding("payload store", Severity.OK, f"{place} can be written, read and deleted in")
 
 
 def _unrecorded(engine: Engine) -> Finding:
-    """Look for what was sent, by its receipt in the payload store, and the ledger has no record of."""
+    """Look for shards with a receipt in the payload store and without a record in the ledger."""
     found = engine.recovery.find_unrecorded()
     if not found:
         return Finding("ledger and payloads", Severity.OK, "the ledger has a record of all that was sent from here")
@@ -273,10 +285,10 @@ def _unrecorded(engine: Engine) -> Finding:
     shards = counted(len(found), "shard was", "shards were")
     since = min(receipt.shard.sent_at or receipt.submission.created_at for receipt in found)
     problem = (
-        f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC that the ledger has no record of, of {shown}: it was restored "
-        "from a backup, or a process of this deployment has another ledger"
+        f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC that the ledger has no record of, of {shown}. The ledger was "
+        "restored from a backup, or a process of this deployment uses another ledger"
     )
-    then = "dagster-llm-batch recover: nothing is paid again. Give all processes one ledger (ledger_url)."
+    then = "Run dagster-llm-batch recover; it costs nothing. Give all processes the same ledger (ledger_url)."
     return Finding("ledger and payloads", Severity.PROBLEM, problem, then)
 
 
@@ -297,16 +309,16 @@ def _stored_files(engine: Engine) -> Finding:
                     (remade if can_be_made else lost).append(path)
     state = f"{counted(read, 'file', 'files')} that labels are made of are there and whole"
     if late:
-        state += f"; there was no time for those of {counted(late, 'older submission', 'older submissions')}"
+        state += f"; there was no time to read the files of {counted(late, 'older submission', 'older submissions')}"
     if not lost and not remade:
         return Finding("stored files", Severity.OK, state)
     shown = ", ".join((lost + remade)[:_FILES_SHOWN]) + (", …" if len(lost + remade) > _FILES_SHOWN else "")
     problem = f"{len(lost + remade)} of {read} files that labels are made of are gone or damaged: {shown}"
     if not lost:
-        return Finding("stored files", Severity.WARNING, problem, "They are made anew when they are needed.")
+        return Finding("stored files", Severity.WARNING, problem, "They are rewritten when they are needed.")
     then = (
-        "Restore them from a backup. Else the provider is asked for raw results once more, and where it has none, the "
-        "requests count as not answered; a manifest is written when its `…_batch` is materialized again."
+        "Restore them from a backup. Otherwise raw results are fetched from the provider again. Requests whose results "
+        "it no longer has count as unanswered. A manifest is written when its `…_batch` is materialized again."
     )
     return Finding("stored files", Severity.PROBLEM, problem, then)
 
@@ -335,7 +347,7 @@ def _provider(name: str, provider: Provider) -> Finding:
 
 
 def _files_at(name: str, provider: Provider) -> Iterator[Finding]:
-    """Hold what a provider stores of request files against its limits."""
+    """Compare a provider's stored request files with its limits."""
     check = f"files at {name}"
     try:
         counts = count_files(provider)
@@ -347,7 +359,7 @@ def _files_at(name: str, provider: Provider) -> Iterator[Finding]:
             continue
         state = f"{used:,} of {most:,} {what}"
         if used >= most:
-            yield Finding(check, Severity.PROBLEM, f"{state}: no more can be uploaded", _ON_FILES)
+            yield Finding(check, Severity.PROBLEM, f"{state}: the next upload will fail", _ON_FILES)
         elif used > _NEARLY * most:
             yield Finding(check, Severity.WARNING, state, _ON_FILES)
         else:
@@ -362,20 +374,20 @@ def _request_files(engine: Engine) -> Iterator[Finding]:
         places = ", ".join(sorted({shard.provider for shard in late}))
         problem = f"request files of {counted(len(late), 'collected batch', 'collected batches')} are still at {places}"
         yield Finding(
-            "request files", Severity.WARNING, problem, "dagster-llm-batch prune --delete says what is in the way."
+            "request files", Severity.WARNING, problem, "Run dagster-llm-batch prune --delete: it shows the obstacle."
         )
 
 
 def _preset(deployment: DeploymentAccess, name: str, server: Server) -> Finding:
-    """Say what of a server nobody is known to have seen, and whether a smoke has seen it since."""
+    """Report settings of a server that are unverified, and whether a smoke has verified them since."""
     check = f"preset of {name}"
     unseen, seen = unseen_facts(server)
-    told = f"{server.title}: what this package knows of it has been seen on the live server"
+    told = f"{server.title}: all its settings are verified on the live server"
     if unseen:
         told = (
-            f"{server.title}: these settings are taken from its documents, and nobody has checked them on the live "
-            f"server: {'; '.join(_FACTS.get(name, name) for name in unseen)}. Where one is wrong, a batch may be "
-            "refused, or its cost told wrong"
+            f"{server.title}: these settings are taken from its documents, and are not verified on the live "
+            f"server: {'; '.join(_FACTS.get(name, name) for name in unseen)}. If one is wrong, a batch may be "
+            "refused, or its cost may be wrong"
         )
     smoke = None
     if deployment.missing_ledger_file is None:
@@ -392,7 +404,7 @@ def _preset(deployment: DeploymentAccess, name: str, server: Server) -> Finding:
 
 def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
     engine, check = deployment.dry_engine, f"dataset {labeling.asset}"
-    # The same check as before a submission: schema and parameters against what the model takes. Nothing is sent.
+    # The check that runs before a submission: schema and parameters against the model's limits. Nothing is sent.
     engine.check(labeling)
     provider = engine.provider(labeling.provider)
     limits = provider.codec(labeling.spec).limits
@@ -424,30 +436,30 @@ def _budget(engine: Engine, budget: Budget) -> Finding:
     spent = engine.ledger.money.spent_usd(engine.namespace, asset=rule.asset, since=since)
     limit = SpendLimit(Decimal(rule.max_usd), engine.namespace, asset=rule.asset, since=since)
     kept = engine.ledger.money.committed_usd(limit)
-    state = f"{rule}: {money(spent)} was billed, or is expected of what is not; {money(kept)} can be at most"
+    state = f"{rule}: {money(spent)} billed or expected, {money(kept)} at most"
     if spent > _NEARLY * limit.max_usd:
         return Finding("budget", Severity.WARNING, state, "Submissions that would exceed it are refused.")
     return Finding("budget", Severity.OK, state)
 
 
 def judge_end_forecasts(score: EndScore) -> Finding | None:
-    """Return how often forecasts of when submissions end were right; None where none has come true or false yet."""
+    """Return how often forecasts of ends were right; None before the first one can be judged."""
     if not score.judged_p90:
         return None
-    # Of few a rate is chance: told is one that would be too low in 1 of 20 cases at most.
+    # A low rate of few forecasts may be chance.
     is_late = score.judged_p90 >= FEWEST and bound_share(score.held_p90, score.judged_p90, 0.95)[1] < _PROMISED_BY_P90
     said = f"of earlier forecasts {score}"
     if not is_late:
         return Finding("forecasts of ends", Severity.OK, said)
     then = (
-        "Submissions end later than was said, as when a vendor becomes slower; forecasts follow within some weeks. "
+        "Submissions end later than forecast, for example because a vendor is slower. Forecasts adapt in some weeks. "
         "Leave more time, or set a deadline (`Realtime(deadline=…)`)."
     )
     return Finding("forecasts of ends", Severity.WARNING, said, then)
 
 
 def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) -> Iterator[Finding]:
-    """Yield what needs a person of undelivered submissions, and whether somebody looks after those in flight."""
+    """Yield problems of undelivered submissions, and whether batches in flight are polled."""
     now, engine = utc_now(), deployment.engine
     is_stuck = any(condition.kind in WAITS_IN_VAIN for condition in conditions)
     progress = engine.ledger.submissions.progress(engine.namespace)
@@ -456,12 +468,12 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
     flying = [shard for shard in in_flight if shard.submission_id not in others]
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
-        problem = f"nobody has asked about {_part(unseen, flying)} for more than {age(_UNPOLLED)}"
-        yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
+        problem = f"{_part(unseen, flying)} have not been polled for more than {age(_UNPOLLED)}"
+        yield Finding("polling", Severity.PROBLEM, problem, "Start Dagster's daemon, and switch the sensor on.")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:
         problem = f"{_part(stopping, flying)} were asked to stop and have not ended; they may be billed"
-        then = "Dagster's sensor asks again where that failed, and takes home what they have done."
+        then = "Dagster's sensor repeats failed requests to stop, and collects finished answers."
         yield Finding("canceled batches", Severity.WARNING, problem, then)
     if deployment.has_code:
         accounts = {name: account_of(provider) or "none that works" for name, provider in engine.providers.items()}
@@ -472,7 +484,7 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
                 problem = f"batches run at {provider} account {hide_secrets(account)}; configured is {configured}"
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
     if not (is_stuck or unseen or stopping):
-        state = f"{count_batches(flying)} in flight, none in doubt, all looked after"
+        state = f"{count_batches(flying)} in flight, 0 in doubt, all polled"
         yield Finding("batches under way", Severity.OK, state)
 
 
@@ -496,15 +508,15 @@ def _shown(conditions: Sequence[Condition]) -> Iterator[Finding]:
 
 
 def _unread_rows(unread: Mapping[str, Exception]) -> Iterator[Finding]:
-    """Yield what could not be read of the ledger: conditions of it are not known."""
+    """Yield rows of the ledger that cannot be read. Their conditions are unknown."""
     for row_id, error in unread.items():
-        said = f"the row {row_id} cannot be read: {type(error).__name__}: {error}"
+        said = f"the row {row_id} cannot be read: {_reason(error)}"
         then = "Use the version that wrote it, or put the ledger back from a backup."
         yield Finding("ledger rows", Severity.PROBLEM, said, then)
 
 
 def _left(deployment: DeploymentAccess) -> Iterator[Finding]:
-    """Yield what is not sent again before a person says so."""
+    """Yield rows without a label that only a person can send again."""
     for submission, shard in deployment.ledger.submissions.left_shards(deployment.namespace):
         if not deployment.is_looked_at(submission.asset):
             continue
@@ -512,13 +524,13 @@ def _left(deployment: DeploymentAccess) -> Iterator[Finding]:
         if shard.cause is Cause.ADOPTED and set(submission.outcomes) == {Outcome.SUCCEEDED.value}:
             continue
         place = submission.place
-        problem = f"of {place} {cause_text(shard)}: what it left without a label is not sent again by itself"
-        then = f"Where those rows are wanted: {retry_command(submission)}. It shows the price first."
+        problem = f"of {place} {cause_text(shard)}: its rows without a label are not sent again automatically"
+        then = f"To label them, run {retry_command(submission)}. It shows the price first."
         yield Finding("rows without a label", Severity.WARNING, problem, then)
 
 
 def _kept_in_vain(deployment: DeploymentAccess) -> Iterator[Finding]:
-    """Yield money of the limits that is kept for what nobody sends: others cannot be sent for it."""
+    """Yield money that limits keep for submissions that are not being sent."""
     for kept in find_kept_money(deployment).values():
         if kept.nobody is not None and deployment.is_looked_at(kept.submission.asset):
             yield Finding("kept money", Severity.WARNING, kept.text, kept.then)
@@ -539,7 +551,7 @@ def _erased(deployment: DeploymentAccess) -> Iterator[Finding]:
                 f"rows of {asset} were erased; {counted(here, 'submission', 'submissions')} may hold some of them, and "
                 f"providers store {counted(there, 'batch', 'batches')} with such rows"
             )
-            then = f"dagster-llm-batch erase {asset} --delete goes on with it, and says what is in its way."
+            then = f"dagster-llm-batch erase {asset} --delete continues, and shows the obstacle."
             yield Finding("erased rows", Severity.WARNING, problem, then)
 
 
@@ -553,7 +565,7 @@ def _prices(deployment: DeploymentAccess) -> Finding:
         use_fetched_book(deployment.payloads)
         if (at := fetched_at()) is None:
             then = "Fetch one: dagster-llm-batch prices --fetch. Until then the bundled book holds."
-            return Finding("price book", Severity.WARNING, "fetched_prices is set, and none was fetched", then)
+            return Finding("price book", Severity.WARNING, "fetched_prices is set, but no book was fetched", then)
         state = f"{book_text(now.date())}, {age(now - at)} old"
         if now - at > OLD_BOOK:
             then = "Fetch it again: dagster-llm-batch prices --fetch"
@@ -569,7 +581,7 @@ def _prices(deployment: DeploymentAccess) -> Finding:
 
 
 def _price_books(deployment: DeploymentAccess) -> list[str | None] | None:
-    """Return the price books of the configured providers; None: those of all vendors, where no provider is known."""
+    """Return the price books of the configured providers; None for all vendors, if the providers are unknown."""
     if not deployment.has_code:
         return None
     made = [provider for provider in deployment.dry_engine.providers.values() if account_of(provider) is not None]
@@ -583,6 +595,6 @@ def judge_price_rules(books: Collection[str | None] | None, today: date) -> Find
     state = rules_text(oldest, today, "" if books is None else " for the configured providers")
     if old > _OLD_RULES:
         state += " That is more than a year, so estimates and costs that rest on it may be wrong."
-        then = f"Upgrade dagster-llm-batch, which may have read it anew; else compare {oldest.document} with your bill."
+        then = f"Upgrade dagster-llm-batch, or compare {oldest.document} with your bill."
         return Finding("price rules", Severity.WARNING, state, then)
-    return Finding("price rules", Severity.OK, f"{state} A rule is taken as current for a year; nothing is to be done.")
+    return Finding("price rules", Severity.OK, f"{state} A rule counts as current for a year.")

@@ -20,15 +20,20 @@ __all__ = ["emulate_command"]
     help="Seconds a batch stays in each state.",
 )
 @click.option("--key", "keys", multiple=True, help="Accepted API key, repeatable.")
-@click.option("--all", "everything", is_flag=True, help="Local S3 and Cloud Storage too, for Bedrock and Vertex AI.")
 @click.option(
-    "--seed", type=int, help="Decides ids and the order of result rows.  [default: another one at each start]"
+    "--all", "everything", is_flag=True, help="Also run local S3 and Cloud Storage, for Bedrock and Vertex AI."
+)
+@click.option(
+    "--seed", type=int, help="Seed of ids and of the order of result rows.  [default: a new one at each start]"
 )
 @json_option
 def emulate_command(
     port: int, pace_seconds: float, keys: tuple[str, ...], seed: int | None, *, everything: bool, as_json: bool
 ) -> None:
-    """Serve until interrupted; print what to export so that the vendors' own SDKs find it."""
+    """Run emulated providers on this machine until interrupted. Their answers are simulated, and nothing is billed.
+
+    The command prints the variables to export, so that the vendors' own SDKs use the emulator.
+    """
     try:
         from dagster_llm_batch.testing.emulator.__main__ import main  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""`erase`: remove what is stored of rows, keep them from being asked again, and say what cannot be reached."""
+"""`erase`: delete stored data of rows, exclude them from submissions, and list places out of reach."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ _RUNS_SHOWN = 5
 
 @click.command("erase", cls=Command, examples=["moods --key 17 -f labels.py", "moods --key 17 --delete -f labels.py"])
 @click.argument("assets", nargs=-1, required=True, metavar="ASSET...")
-@click.option("--key", "keys", multiple=True, help="Key of a row, as its table has it, repeatable.")
-@click.option("--keys-file", type=click.File(encoding="utf-8"), help="File with a key a line; - for standard input.")
+@click.option("--key", "keys", multiple=True, help="Key of a row, as in its table, repeatable.")
+@click.option(
+    "--keys-file", type=click.File(encoding="utf-8"), help="File with one key in each line, or - for standard input."
+)
 @click.option("-p", "--partition", "partitions", multiple=True, help="Partition key, repeatable.  [default: all]")
-@click.option("--undo", is_flag=True, help="Let these rows be asked again. What was removed does not come back.")
-@click.option("--delete", is_flag=True, help="Delete. Without it, only show what would go.")
+@click.option("--undo", is_flag=True, help="Allow these rows again. Deleted data does not come back.")
+@click.option("--delete", is_flag=True, help="Delete. Without it, only list the files.")
 @click.option(
     "--also-unread",
     is_flag=True,
     help="Delete at providers also batches that were given up unread, with the paid answers to their other rows.",
 )
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @ledger_command
 @json_option
 def erase_command(
@@ -49,12 +51,14 @@ def erase_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove the rows with these keys from all that is stored here: requests, raw results, results, what is kept of
-    rows; and have providers delete what they store of ended batches with such rows. The rows are not asked, landed or
-    exported again, though their table may have them still. Shows what it finds, unless --delete is given.
+    """Erase the rows with these keys from everything that is stored here, and exclude them from future submissions.
 
-    Says what it cannot reach. Without keys it goes on with what earlier calls could not reach then, as what was in
-    flight. The ledger keeps a digest in the place of a key. Ends with 4 where something is left to do.
+    This covers requests, raw results, results and lists of rows. Providers are asked to delete their stored data of
+    ended batches with such rows. Without --delete, the command only lists files and batches. Rows that are still in
+    their table are not sent, materialized or exported again.
+
+    The command ends with a list of places that it cannot reach. Without keys it continues earlier calls, for example
+    for rows that were in flight. The ledger keeps a digest of each key. Exit code 4 means that something is left to do.
     """
     names = [_name(deployment, asset) for asset in assets]
     given = list(dict.fromkeys([*keys, *_keys_in(keys_file)]))
@@ -104,7 +108,7 @@ def erase_command(
 
 
 def _name(deployment: DeploymentAccess, asset: str) -> str:
-    """Return the name in the ledger of an asset, which takes over what was submitted under its former names."""
+    """Return the ledger's name of an asset, after it took over submissions under its former names."""
     if deployment.has_code:
         dataset = find_dataset(deployment, asset)
         deployment.engine.take_over(dataset.labeling)
@@ -171,7 +175,7 @@ def _print_found(found: Sequence[FoundRows]) -> None:
             one.rows,
             one.shared,
             count_batches(one.in_flight),
-            "its manifest is lost: nobody can tell" if one.manifest_lost else None,
+            "its manifest is lost, so this is unknown" if one.manifest_lost else None,
         ]
         for one in found
     ]
@@ -179,7 +183,7 @@ def _print_found(found: Sequence[FoundRows]) -> None:
 
 
 def _print_files(found: Sequence[FoundRows], removed: Sequence[str]) -> None:
-    """Print the paths of the stored files that are written anew without the rows, or removed."""
+    """Print the paths of stored files that are rewritten without the rows, or deleted."""
     for verb, paths in (
         ("Written anew without these rows", sorted({path for one in found for path in one.files})),
         ("Removed, of pruned submissions and killed processes", removed),
@@ -191,7 +195,7 @@ def _print_files(found: Sequence[FoundRows], removed: Sequence[str]) -> None:
 
 
 def _print_batches(found: Sequence[FoundRows], *, also_unread: bool) -> None:
-    """Print the batches with these rows that providers are to delete, and those that stay there."""
+    """Print the batches with these rows that providers delete, and the batches that stay."""
     adopted = {batch_id for one in found for batch_id in one.adopted}
     given_up = {batch_id for one in found for batch_id in one.given_up} if not also_unread else set()
     ended = {(shard.provider, shard.batch_id or "") for one in found for shard in one.ended}
@@ -234,7 +238,7 @@ def _print_erased(
 
 
 def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[FoundRows]) -> list[dict[str, str]]:
-    """Return what holds rows and is not ours to change, and what a person can do about each."""
+    """Return places with rows that this package cannot change, each with a next step."""
     places = {(one.submission.asset, one.submission.partition) for one in found}
     partitions = sorted({partition for _, partition in places if partition})
     tables = ", ".join(dict.fromkeys(table for name in names for table in _tables(deployment, name)))
@@ -263,7 +267,7 @@ def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[
             "then": "`dagster run delete RUN_ID` removes a run with its events.",
         },
         {
-            "what": "answers in real time, and what providers log or keep by law or against abuse",
+            "what": "answers in real time, and providers' logs and legal records",
             "then": "see the provider's retention policy; a batch that it has forgotten by itself is gone.",
         },
         {
@@ -285,5 +289,5 @@ def _made_of(deployment: DeploymentAccess, names: Sequence[str]) -> list[str]:
 
 def _tables(deployment: DeploymentAccess, name: str) -> Iterable[str]:
     if not deployment.has_code:
-        return [f"labels and rejects of '{name}', and what is made of them"]
+        return [f"labels and rejects of '{name}', and tables made from them"]
     return [key.to_user_string() for key in deployment.code.tables_of(deployment.code.all_datasets[name])]

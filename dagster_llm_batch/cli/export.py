@@ -1,4 +1,4 @@
-"""`export`: labels, rejects, mistakes, or examples for fine-tuning, as one file."""
+"""`export`: write labels, rejects, mistakes, or examples for fine-tuning to a file."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ __all__ = ["export_command"]
     default="labels",
     show_default=True,
     help=(
-        "mistakes: of an evaluation, the rows that a candidate got wrong. fine-tuning: a line of messages for each "
-        "label, and a file beside it with where each comes from. judgments, notes: what people said "
-        "on the page of `review` of rows, and of what goes wrong."
+        "mistakes: rows of an evaluation that a candidate got wrong. fine-tuning: a line of messages for each label, "
+        "and a file with their origin. judgments, notes: entries of people on the page of `review`."
     ),
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File; - for standard output.")
@@ -69,11 +68,11 @@ __all__ = ["export_command"]
     "--submission",
     "submission_id",
     help=(
-        "A submission of the asset other than the newest, by its id or a beginning of it: its labels have the columns "
-        "of the definition by which they were asked."
+        "Another submission of the asset than the newest, by its id or a beginning of it. Its labels have the columns "
+        "of its own definition."
     ),
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def export_command(
     deployment: DeploymentAccess,
@@ -88,14 +87,13 @@ def export_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export what the newest submission of an asset's partition came to; of several partitions, one after the other.
+    """Write the result of the newest submission of an asset to a file; with several partitions, one after the other.
 
-    Nothing is asked of a provider: results are read from the payload store. For fine-tuning, rows are loaded and
-    rendered as for a submission, and only those whose request has a label are written, each request once. Mistakes are
-    read from where the evaluation's IO manager stored them.
+    No provider is asked: results come from the payload store, and mistakes from the evaluation's IO manager. For
+    fine-tuning, rows are loaded and rendered as for a submission. Each request that has a label is written once.
 
-    In CSV a text that a spreadsheet would take for a formula (it starts with = + - @) gets an apostrophe before it. A
-    line on standard error gives the number of such texts.
+    A spreadsheet would run a text in a CSV that starts with = + - @ as a formula. Such a text gets an apostrophe in
+    front, and a line on standard error shows how many there are.
     """
     form = form or _form(output)
     if what == "fine-tuning" and form == "jsonl":
@@ -176,13 +174,15 @@ def _said(
 def _judgments(
     deployment: DeploymentAccess, dataset: Dataset, partitions: tuple[str, ...], partition_range: str | None
 ) -> pa.Table:
-    """Return what people said of the rows of these partitions, or of all."""
+    """Return people's judgments of the rows of these partitions, or of all."""
     said = standing_judgments(deployment.ledger.judgments.read(deployment.namespace, dataset.name))
     if partitions or partition_range:
         wanted = partitions_of(deployment, dataset, partitions, partition_range)
         said = [judgment for judgment in said if judgment.partition in wanted]
     if not said:
-        raise InputError(f"Nobody has judged a row of '{dataset.name}' yet: `dagster-llm-batch review` asks for it.")
+        raise InputError(
+            f"There are no judgments of rows of '{dataset.name}' yet: `dagster-llm-batch review` asks for it."
+        )
     return judgment_table(said, dataset.labeling.key, dataset.labeling.reader.fields)
 
 
@@ -190,7 +190,7 @@ def _notes(deployment: DeploymentAccess, dataset: Dataset) -> pa.Table:
     """Return what people noted of a dataset's prompt, each with the submission that was sent by its definition."""
     notes = deployment.ledger.notes.read(deployment.namespace, dataset.name)
     if not notes:
-        raise InputError(f"Nobody has noted anything of '{dataset.name}' yet: `dagster-llm-batch review` asks for it.")
+        raise InputError(f"There are no notes on '{dataset.name}' yet: `dagster-llm-batch review` asks for it.")
     return pa.Table.from_pylist(
         [
             {"at": one.at, "annotator": one.annotator, "text": one.text, **one.group, "submission": one.submission_id}
@@ -238,14 +238,14 @@ def _stored_table(deployment: DeploymentAccess, key: dg.AssetKey, partition: str
 
 def _examples(deployment: DeploymentAccess, dataset: Dataset, submission: Submission, form: str) -> Iterator[Example]:
     labels = _table(deployment, dataset, submission, "labels")
-    # An example is what was asked, whatever the prompt is now.
+    # An example has the prompt as it was sent.
     sent = deployment.engine.deployment.sent_definition(dataset.labeling, submission).labeling
     with deployment.code.rows(replace(dataset, labeling=sent), submission.partition or None) as (rows, _):
         yield from fine_tuning(sent, rows, labels, form)
 
 
 def _refuse_none(examples: Iterator[Example], asset: str) -> Iterator[Example]:
-    """Yield the examples. Raises InputError where there are none, so that no empty file takes its name."""
+    """Yield the examples. Raises InputError if there are none, before a file is written."""
     first = next(examples, None)
     if first is None:
         raise InputError(

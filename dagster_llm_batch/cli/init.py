@@ -34,14 +34,14 @@ _TABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
     ],
 )
 @click.argument("table", type=_TABLE)
-@click.option("--key", required=True, help="Column that names a row: each row has a value of its own.")
+@click.option("--key", required=True, help="Column with the key of a row; each row has another value.")
 @click.option("--text", "texts", required=True, multiple=True, help="Column with the text to label, repeatable.")
 @click.option("--labels", required=True, help="The labels to choose from, with commas between them.")
 @click.option("--gold", type=_TABLE, help="Table with human labels of some rows, to measure the model by.")
-@click.option("--gold-column", help="Its column with the labels.  [default: the one beside the key]")
+@click.option("--gold-column", help="Column of the labels in that table.  [default: the only other column]")
 @click.option("--day", help="Column with dates such as 2026-01-31: makes one partition a day.")
-@click.option("--question", help="What the model is asked about each text.  [default: which label fits best]")
-@click.option("--name", help="Name of the labeled table.  [default: that of the file, and _labels]")
+@click.option("--question", help="Question in the prompt, before each text.  [default: which label fits best]")
+@click.option("--name", help="Name of the labeled table.  [default: the file's name and _labels]")
 @click.option(
     "--model",
     default="openai/gpt-5-nano",
@@ -73,7 +73,7 @@ def init_command(
 
     The project runs without a key: until one line names a real model, the labels are simulated, and mean nothing.
     """
-    # The tables are read by what takes a second to load.
+    # These modules take a second to load.
     from dagster_llm_batch.cli.new_project import NewProject, check_name  # noqa: PLC0415
     from dagster_llm_batch.cli.new_tables import read_gold, read_labels, read_rows  # noqa: PLC0415
 
@@ -134,7 +134,7 @@ def _check_model(model: str) -> None:
 
 
 def _check_free(files: Iterable[Path]) -> None:
-    """Raise ConfigError where a file is there already. Nothing was written then."""
+    """Raise ConfigError if a file exists already, before anything is written."""
     if taken := [os.path.relpath(path) for path in files if path.exists()]:
         raise ConfigError(
             f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'} there already, and nothing was written. Name an "

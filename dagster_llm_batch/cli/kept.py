@@ -1,4 +1,4 @@
-"""Money that limits keep for what submissions have not sent yet: how much, since when, and whether anybody sends it."""
+"""Money that limits keep for unsent shards: the amount, the time, and whether anything sends them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["KeptMoney", "find_kept_money"]
 
-# Without definitions only the ledger tells whether somebody looks after a submission. What waits for money or for its
-# provider is tried again long before.
+# Without definitions, only the ledger shows whether a process works on a submission. One that waits for money or for
+# its provider is tried again much earlier.
 _SILENT = timedelta(days=1)
 
 
 class KeptMoney(NamedTuple):
-    """What is kept for one submission; `nobody` says why nobody sends it, and is None where somebody may."""
+    """Money kept for one submission; `nobody` is the reason why nothing sends it, or None."""
 
     submission: Submission
     usd: Decimal
@@ -28,7 +28,7 @@ class KeptMoney(NamedTuple):
 
     @property
     def text(self) -> str:
-        """How much is kept, for what, and why it is in vain."""
+        """The amount, the submission, and the reason why nothing sends it."""
         kept = f"{money(self.usd)} of the limits is kept for {self.submission.place} since {self.since:%Y-%m-%d %H:%M}"
         return f"{kept} UTC, and {self.nobody or 'is not sent yet'}"
 
@@ -39,12 +39,12 @@ class KeptMoney(NamedTuple):
 
     @property
     def then(self) -> str:
-        """What frees it."""
-        return f"`{self.command}` frees it, and sends nothing more. Where it is wanted, materialize it again."
+        """The next step."""
+        return f"`{self.command}` frees it, and sends nothing more. To label the rows, materialize it again."
 
 
 def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
-    """Return what is kept for unsent shards and waves of this namespace, by submission_id, the oldest first."""
+    """Return the money kept for unsent shards of this namespace, by submission_id, oldest first."""
     ledger = deployment.ledger
     kept = ledger.money.kept_for_unsent(deployment.namespace)
     if not kept:
@@ -63,10 +63,10 @@ def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
 def _why_nobody(deployment: DeploymentAccess, submission: Submission) -> str | None:
     if not deployment.has_code:
         silent = utc_now() - deployment.ledger.events.last_of(submission.submission_id).at
-        return f"nothing was done about it for {age(silent)}" if silent > _SILENT else None
+        return f"no process has worked on it for {age(silent)}" if silent > _SILENT else None
     dataset = deployment.code.all_datasets.get(submission.asset)
     if dataset is None:
-        return "these definitions have no such labeled asset: unless another code location has it, nobody sends it"
+        return "it is not being sent unless another code location has it: these definitions have no such labeled asset"
     if dataset.mode == "deferred" and not deployment.code.is_looked_after(dataset):
-        return "nobody sends it: no sensor of these definitions is for it"
+        return "it is not being sent: no sensor of these definitions targets it"
     return None

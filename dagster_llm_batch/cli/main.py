@@ -61,11 +61,11 @@ _INTERRUPTED = 130
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
-# Click takes the backspace for "these lines stay as they are". A docstring would have its letters, as it is raw.
+# Click keeps the lines after a backspace unchanged. A raw docstring cannot hold one.
 _HELP = """Label tables with LLM batches, as Dagster assets.
 
-Dagster sends batches and materializes labels. These commands write a project, preview and report cost, show progress,
-and change what Dagster does not decide by itself.
+Dagster sends batches and materializes labels. These commands write a project, show cost and progress, and
+carry out the decisions that a person has to make.
 
 Most commands read Dagster definitions: -f FILE, -m MODULE, or what pyproject.toml in this folder points to. Commands
 that read the ledger alone also take its address: --ledger.
@@ -87,7 +87,7 @@ class _Commands(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command, or return None where there is none of this name."""
+        """Import a command, or return None for an unknown name."""
         del ctx
         if cmd_name not in _COMMANDS:
             return None
@@ -98,7 +98,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that was typed; where there is none of this name, say which is near."""
+        """Find a command by its name. For an unknown name, suggest a similar one."""
         name = args[0]
         if name not in _COMMANDS and not name.startswith("-"):
             from dagster_llm_batch.arguments import nearest_name  # noqa: PLC0415 - `--help` needs it not
@@ -108,7 +108,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command line. What would be written to a closed output (`>&-`) is dropped."""
+        """Run the command line. Output to a closed stream (`>&-`) is dropped."""
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:
                 # It also takes the free descriptor, which a file of ours would get else, and libraries might write to.
@@ -121,12 +121,12 @@ class _Commands(click.Group):
                 raise
             place = "" if error.filename is None else f" {error.filename}"
             click.echo(f"Could not write{place}: {error.strerror}. What is recorded stays.", err=True)
-            # Python would try to write the rest again as it exits, and print two lines of its own.
+            # At exit, Python would write the rest again, and print two lines about the failure.
             _drop("stdout")
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Ctrl-C ends it in one line, and with a code that no refusal has."""
+        """Run a command. Ctrl-C ends it with one line and an exit code of its own."""
         try:
             try:
                 return super().invoke(ctx)
@@ -141,7 +141,7 @@ class _Commands(click.Group):
             ctx.exit(_INTERRUPTED)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write a line for each command, from what is known without importing it."""
+        """Write a line for each command without importing it."""
         del ctx
         for title, commands in _GROUPS.items():
             with formatter.section(title):

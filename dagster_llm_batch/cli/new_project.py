@@ -22,9 +22,9 @@ __all__ = ["PROVIDER_NAMES", "NewProject", "check_name"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _HOME = "# Dagster keeps its run history in this folder, and the ledger of all batches: keep it.\n"
-# Where the emulator takes a vendor's place.
+# Environment variables with the address of an emulator.
 _BASE_URLS = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
-# Jinja's own words, and the name by which a template has the whole row.
+# Names with another meaning in a template.
 _NO_COLUMNS = frozenset([*keyword.kwlist, "row", "loop", "self", "true", "false", "none", "range", "dict", "set"])
 _PACKAGE = "labeling"
 
@@ -36,7 +36,7 @@ PROVIDER_NAMES = tuple(
 
 @dataclass(frozen=True)
 class NewProject:
-    """What a project is about. `question` comes before the text in each prompt."""
+    """Contents of a new project. `question` comes before the text in each prompt."""
 
     name: str
     rows: RowTable
@@ -70,7 +70,7 @@ class NewProject:
 
     @property
     def target(self) -> str:
-        """The column of the labels: that of the gold where Python can have such a name and no other column has it."""
+        """Name of the labels' column: the gold's name, if Python allows it and it is unused."""
         wanted = "label" if self.gold is None else self.gold.column
         taken = {self.key, *self.texts}
         usable = wanted.isidentifier() and wanted not in _NO_COLUMNS and not wanted.startswith(("llm_", "_", "model_"))

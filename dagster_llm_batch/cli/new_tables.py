@@ -26,7 +26,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class RowTable:
-    """The rows to label. `first_day` and `last_day` are those of the column of days, if one was named."""
+    """The rows to label. `first_day` and `last_day` come from the column of days, if one was named."""
 
     path: Path
     delimiter: str
@@ -97,8 +97,8 @@ def read_gold(path: Path, rows: RowTable, key: str, labels: Sequence[str], colum
     _check_keys(path, key, keys)
     if keys.type != rows.keys.type:
         raise InputError(
-            f"The keys of {path} are of type {keys.type}, and those of {rows.path} of type {rows.keys.type}, so none "
-            "would match. Save both tables in the same format."
+            f"The keys of {path} are of type {keys.type}, and those of {rows.path} of type {rows.keys.type}, so they "
+            "cannot match. Save both tables in the same format."
         )
     unknown = keys.filter(pc.invert(pc.is_in(keys, value_set=rows.keys.combine_chunks()))).to_pylist()
     if unknown:
@@ -116,7 +116,7 @@ def read_gold(path: Path, rows: RowTable, key: str, labels: Sequence[str], colum
 
 
 def _delimiter_of(path: Path, key: str) -> str:
-    """Return the delimiter by which the first line of a CSV has the key; else the one that makes most columns."""
+    """Return the delimiter that finds the key in the first line of a CSV, else the one with most columns."""
     if not path.suffix.lower().startswith((".csv", ".tsv", ".txt")):
         return ","
     try:
@@ -132,7 +132,7 @@ def _names(path: Path, delimiter: str) -> list[str]:
     rows = FileRows(path=str(path), delimiter=delimiter)
     names: list[str] = next(rows(_everything())).schema.names
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{path} has several columns {_listed(twice)}. Give each column a name of its own.")
+        raise InputError(f"{path} has several columns {_listed(twice)}. Give each column another name.")
     return names
 
 
@@ -164,8 +164,8 @@ def _check_keys(path: Path, key: str, keys: pa.ChunkedArray) -> None:
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
     if twice:
         raise InputError(
-            f"{path}: {len(twice):,} keys are there more than once in '{key}': {_listed(twice)}. Each row needs a key "
-            "of its own: remove the doubles, or name another column: --key."
+            f"{path}: {len(twice):,} keys are there more than once in '{key}': {_listed(twice)}. Remove the doubles, "
+            "or name another column: --key."
         )
 
 

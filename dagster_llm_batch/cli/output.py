@@ -1,4 +1,4 @@
-"""How things are printed: tables for people, JSON for programs. Texts from rows and providers stay one line of text."""
+"""Print tables for people and JSON for programs. A text from rows or providers stays one line."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ _LEAST = 20
 
 
 def console() -> Console:
-    """Return standard output. What is not a terminal gets plain lines, so wide that no table is cut, or of COLUMNS."""
-    # A pipe has no width. rich would take 80 columns, and cut what a script reads.
+    """Return standard output. A pipe gets plain lines that are wide enough for all tables, or as wide as COLUMNS."""
+    # A pipe has no width. rich would take 80 columns, and cut the text that a script reads.
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
     return Console(file=sys.stdout, width=None if known else _PIPE_COLUMNS, highlight=False)
 
 
 class FittingTable:
-    """A table whose numbers are aligned right. Where it is too wide, each row becomes lines of `column  value`.
+    """A table whose numbers are aligned right. If it is too wide, each row becomes lines of `column  value`.
 
     A name that is broken in the middle (`openai/gpt-5-na` and `no` below it) can neither be read nor copied.
     """
@@ -64,6 +64,7 @@ class FittingTable:
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None) -> None:
         self._columns = columns
         self._rows = [[cell(value) for value in row] for row in rows]
+        self._is_known = [[value is not None for value in row] for row in rows]
         self._title = title
         self._right = [
             bool(rows) and all(isinstance(row[number], int | Decimal | Money | None) for row in rows)
@@ -86,24 +87,25 @@ class FittingTable:
             lines.show_header = False
             lines.add_column(style="bold", no_wrap=True)
             lines.add_column(overflow="fold")
-            for name, value in zip(self._columns, row, strict=True):
-                lines.add_row(name, value)
+            for name, value, is_known in zip(self._columns, row, self._is_known[number], strict=True):
+                if is_known:
+                    lines.add_row(name, value)
             yield lines
             yield ""
 
     def _widths(self, room: int) -> list[int] | None:
-        """Return how wide each column is, where none has to be narrower than its longest word; None where one has."""
+        """Return the width of each column, at least that of its longest word; None if they do not fit."""
         columns = [[name, *(row[number].plain for row in self._rows)] for number, name in enumerate(self._columns)]
         widths = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in columns]
         if not any(self._columns):
-            # Names, which stay whole, and values, of which some may be longer than the room.
+            # Names stay whole; values may be longer than the room.
             widths[:-1] = [max(map(cell_len, texts)) for texts in columns[:-1]]
             widths[-1] = min(widths[-1], max(_LEAST, room - sum(widths[:-1]) - _GAP * (len(widths) - 1)))
         wanted = [max(map(cell_len, texts)) - width for texts, width in zip(columns, widths, strict=True)]
         spare = room - sum(widths) - _GAP * (len(widths) - 1)
         if spare < 0:
             return None
-        # What is nearly wide enough is served first.
+        # Columns that need least extra room get it first.
         for number in sorted(range(len(widths)), key=wanted.__getitem__):
             more = min(wanted[number], spare)
             widths[number] += more
@@ -118,7 +120,9 @@ class FittingTable:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> FittingTable:
-    """Make a table that fits where it is printed."""
+    """Make a table that fits where it is printed. A list of facts, whose columns have no names, omits unknown ones."""
+    if not any(columns):
+        rows = [row for row in rows if row[-1] is not None]
     return FittingTable(columns, rows, title)
 
 
@@ -128,7 +132,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
 
 
 def cell(value: object) -> Text:
-    """Return a value as one line of text; what stands in it is never read as markup or as a terminal's commands."""
+    """Return a value as one line of text, without markup or commands of a terminal."""
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, int) and not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""`plan`: what would be sent, in which batches, and what it may cost. Sends nothing, and leaves nothing behind."""
+"""`plan`: preview requests, batches and cost. Sends nothing, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
 _LONGEST_SHOWN = 3
 # The place of the batches among `_counts`.
 _BATCHES_AT = 4
+# More plans are one line for each asset, and of more lines below them, so many are printed.
+_LISTED = 20
+_NOTES = 5
 _NOT_YET = NoRowsError.__name__
 # Other facts that are not known have no line: no partitions, nothing tuned, nothing submitted before.
 _TOLD_WHEN_UNKNOWN = ("estimate", "19 of 20 below", "in real time")
@@ -39,7 +42,7 @@ _TOLD_WHEN_UNKNOWN = ("estimate", "19 of 20 below", "in real time")
 
 @dataclass(frozen=True)
 class Planned:
-    """What a submission of one partition would be.
+    """Preview of the submission of one partition.
 
     `account`: the provider's, or its address; `oracle_account`: that of a cascade's oracle. `price_gap`: why no price
     is known. `window`: how long a batch may take, by its vendor. `held`: how often forecasts of the end were right.
@@ -129,7 +132,7 @@ class Planned:
 
     @property
     def steps_within(self) -> timedelta | None:
-        """How long all steps take at most that limits of money make of it; None where not all of them are let out."""
+        """Longest time of all steps that limits of money require; None if they do not allow all of it."""
         return None if self.preview.steps is None else self.preview.steps * self.window
 
     @property
@@ -150,7 +153,7 @@ class Planned:
 
     @property
     def end_text(self) -> str | None:
-        """When it ends, in words; None where nothing would be sent."""
+        """The expected end, in words; None if nothing would be sent."""
         if not self.preview.shards:
             return None
         judged = f"; of earlier forecasts {self.held}" if self.held.judged_p90 else ""
@@ -165,8 +168,9 @@ def _seconds(took: timedelta | None) -> float | None:
 @click.argument("assets", metavar="[ASSET]...", nargs=-1)
 @partitions_options
 @code_location_command
+@click.option("--again", is_flag=True, help="Plan what `retry` would send: the rows without a label, asked again.")
 @click.option(
-    "--again", is_flag=True, help="What `retry` would send: also rows that were asked already, but have no label."
+    "--all", "everything", is_flag=True, help=f"List each partition, also where there are more than {_LISTED}."
 )
 @json_option
 def plan_command(
@@ -176,13 +180,17 @@ def plan_command(
     partition_range: str | None,
     *,
     again: bool,
+    everything: bool,
     as_json: bool,
 ) -> None:
-    """Plan labeled assets (default: all of the code location, or of the resource) without sending: rows are loaded and
-    rendered, batches split and priced. Nothing is sent, and nothing is left in the ledger or the payload store.
+    """Preview the requests and cost of labeled assets without sending anything. Default: all labeled assets.
 
-    Tokens and costs are told as what is expected, what 19 of 20 submissions stay below, and what there can be at most.
-    Ends with 4 where rows are not materialized yet: others are planned, and the same command works later.
+    The command loads and renders the rows, splits them into batches, and prices them. It leaves nothing in the ledger
+    or the payload store. It shows the expected tokens and cost, the cost that 19 of 20 submissions stay below, and the
+    maximum. With many partitions it shows one line for each asset; --all lists them.
+
+    If rows are not materialized yet, the command plans the other assets and ends with exit code 4. Materialize the
+    rows, and run it again.
     """
     names = assets or tuple(deployment.code.datasets)
     if not names:
@@ -201,11 +209,13 @@ def plan_command(
         )
     else:
         if plans:
-            print_plan(plans)
+            print_plan(plans, everything=everything)
+        lines = []
         for failure in failures:
             place = cell_text(" ".join(filter(None, [failure["asset"], failure["partition"]])))
-            told = "its rows are not there yet" if failure["error"] == _NOT_YET else failure["error"]
-            click.echo(f"Not planned: {place}: {told}: {failure['message']}")
+            told = "its rows are not there yet: " if failure["error"] == _NOT_YET else ""
+            lines.append(f"Not planned: {place}: {told}{failure['message']}")
+        _echo_some(lines, everything=everything)
     if any(failure["error"] != _NOT_YET for failure in failures) or any(plan.preview.refused for plan in plans):
         leave(ExitCode.FAILED)
     if failures:
@@ -215,7 +225,7 @@ def plan_command(
 def _plan_each(
     deployment: DeploymentAccess, wanted: Sequence[tuple[Dataset, str | None]], *, again: bool
 ) -> tuple[list[Planned], list[dict[str, str | None]]]:
-    """Return the plans, and of what cannot be planned why: that keeps no other dataset from being planned.
+    """Return the plans, and the reasons for datasets that cannot be planned.
 
     Raises the error where nothing else is wanted.
     """
@@ -241,7 +251,7 @@ def plan_rows(
     *,
     again: bool,
 ) -> list[Planned]:
-    """Return what a submission of each of these would be now. Raises NoRowsError where its rows are not there yet."""
+    """Return a preview of the submission of each of these. Raises NoRowsError if rows are not materialized."""
     planned = []
     rules = deployment.dry_engine.deployment
     for dataset, partition in wanted:
@@ -289,14 +299,20 @@ def _total(plans: Sequence[Planned]) -> Decimal | None:
     )
 
 
-def print_plan(plans: Sequence[Planned]) -> None:
-    """Print one plan as a list of its figures, several as a table; below it what is refused."""
+def print_plan(plans: Sequence[Planned], *, everything: bool = False) -> None:
+    """Print one plan as a list of facts, several as a table, and many as one line for each asset unless `everything`.
+
+    Notes, warnings and refusals follow below.
+    """
     if len(plans) == 1:
         console().print(table(["", ""], _facts(plans[0])))
     else:
-        rows: list[list[object]] = [
-            [plan.asset, plan.partition, *_counts(plan.preview), money(plan.preview.estimated_usd)] for plan in plans
-        ]
+        rows = [_line([plan], plan.partition) for plan in plans]
+        if len(plans) > _LISTED and not everything:
+            rows = []
+            for asset in dict.fromkeys(plan.asset for plan in plans):
+                own = [plan for plan in plans if plan.asset == asset]
+                rows.append(_line(own, counted(len(own), "partition", "partitions")))
         whole: list[object] = [sum(part) for part in zip(*(_counts(plan.preview) for plan in plans), strict=True)]
         if _may_share(plans):
             whole[_BATCHES_AT] = f"up to {whole[_BATCHES_AT]:,}"
@@ -318,16 +334,34 @@ def print_plan(plans: Sequence[Planned]) -> None:
         click.echo(f"Sent to: {', '.join(map(cell_text, accounts))}.")
         if _may_share(plans):
             click.echo("Partitions of one asset that are sent in one run can share batches, so there may be fewer.")
+    lines, refused = [], []
     for plan in plans:
         where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
-        for text in (*plan.notes, *_warnings(plan)):
-            click.echo(where + text)
-        if plan.preview.refused:
-            click.echo(f"Refused: {plan.preview.refused}")
+        lines += [where + text for text in (*plan.notes, *_warnings(plan))]
+        refused += [f"Refused: {plan.preview.refused}"] if plan.preview.refused else []
+    _echo_some(lines, everything=everything)
+    _echo_some(refused, everything=everything)
+    if len(plans) > _LISTED and not everything:
+        click.echo("List each partition with --all.")
+
+
+def _line(plans: Sequence[Planned], partition: str | None) -> list[object]:
+    """Return the row of a table for one plan, or for several together."""
+    counts = [sum(part) for part in zip(*(_counts(plan.preview) for plan in plans), strict=True)]
+    return [plans[0].asset, partition, *counts, money(_total(plans))]
+
+
+def _echo_some(lines: Sequence[str], *, everything: bool) -> None:
+    """Print lines; of many the first, and how many there are more."""
+    shown = lines if everything or len(lines) <= _LISTED else lines[:_NOTES]
+    for line in shown:
+        click.echo(line)
+    if len(shown) < len(lines):
+        click.echo(f"There are {len(lines) - len(shown):,} more lines like these: --all.")
 
 
 def _warnings(plan: Planned) -> Iterator[str]:
-    """Yield what is to know before the rows are sent."""
+    """Yield warnings that matter before the rows are sent."""
     preview = plan.preview
     yield from plan.warnings
     if plan.price_gap is not None:
@@ -426,7 +460,7 @@ def _most(tokens: int | None) -> str:
 
 
 def _basis(preview: Preview) -> str:
-    """Return what the estimate rests on, and how often those before were right."""
+    """Return the basis of the estimate, and how often earlier ones were right."""
     learned = preview.learned
     if learned is None:
         tokenizer = ", input by the model's tokenizer" if preview.has_tokenizer else ""
@@ -439,7 +473,7 @@ def _basis(preview: Preview) -> str:
 
 
 def _oracle_facts(plan: Planned) -> list[tuple[str, object]]:
-    """Return what is asked of the oracle of a cascade beside the model; nothing where it is asked alone."""
+    """Return facts about the oracle of a cascade; nothing if it is the only model."""
     oracle = plan.preview.oracle
     if oracle is None or len(plan.sent_to) == 1:
         return []
@@ -456,7 +490,7 @@ def _oracle_facts(plan: Planned) -> list[tuple[str, object]]:
 
 
 def _lost(plan: Planned) -> str | None:
-    """Return how many requests have to be asked, and paid, again, and by which command."""
+    """Return the number of requests to send and pay again, and the command for it."""
     preview = plan.preview
     if preview.known is None or not preview.lost:
         return None
@@ -504,4 +538,8 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("known as", known),
         ("answers lost", _lost(plan)),
     ]
-    return [list(fact) for fact in facts if fact[1] is not None or fact[0] in _TOLD_WHEN_UNKNOWN]
+    return [
+        [name, "unknown" if value is None else value]
+        for name, value in facts
+        if value is not None or name in _TOLD_WHEN_UNKNOWN
+    ]

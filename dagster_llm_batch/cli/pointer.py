@@ -1,4 +1,4 @@
-"""Where a code location is: what the command line or a pyproject.toml points to. No Dagster is loaded for it."""
+"""Find a code location by the command line or pyproject.toml, without loading Dagster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Pointer", "pointer_in"]
 
 @dataclass(frozen=True)
 class Pointer:
-    """Where definitions are: a module, a file, or a folder of `dg` definitions. `source` says what points there."""
+    """Place of definitions: a module, a file, or a folder of `dg` definitions. `source` is its origin."""
 
     source: str
     module_name: str | None = None

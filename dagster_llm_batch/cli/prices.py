@@ -39,15 +39,15 @@ class FetchError(LLMBatchError):
 @click.command("prices", cls=Command, examples=["-f labels.py"])
 @ledger_command
 @click.option("--fetch", is_flag=True, help="Fetch the book that genai-prices publishes, and store it.")
-@click.option("--url", help="Where to fetch it from.  [default: where genai-prices itself looks]")
+@click.option("--url", help="Address to fetch it from.  [default: that of genai-prices]")
 @json_option
 def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool, as_json: bool) -> None:
-    """Tell which price book is in use, how old it is, and which of our own price rules is the oldest.
+    """Show the price book in use, its age, and the oldest of this package's own price rules.
 
-    It lists the models on whose price two tables differ. Nothing is fetched without --fetch.
+    It also lists models whose price differs between two tables. Nothing is fetched without --fetch.
 
-    A fetched book lies in the payload root, and counts where `LLMBatchResource(fetched_prices=True)` says so. One that
-    is more than 90 days old is warned of.
+    A fetched book is stored in the payload root, and is used if `LLMBatchResource(fetched_prices=True)` is set. After
+    90 days you get a warning.
     """
     payloads = deployment.payloads
     now = utc_now()

@@ -1,4 +1,4 @@
-"""`prune`: remove stored files that nothing needs any more."""
+"""`prune`: delete stored files that are no longer needed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["prune_command"]
 
 @click.command("prune", cls=Command, examples=["-f labels.py", "--older-than 90 --delete -f labels.py"])
 @ledger_command
-@click.option("--older-than", "days", type=click.FloatRange(min=1), default=30, show_default=True, help="Days.")
+@click.option("--older-than", "days", type=click.FloatRange(min=1), default=30, show_default=True, help="Age in days.")
 @click.option(
     "--raw-older-than",
     "raw_days",
     type=click.FloatRange(min=1),
-    help="Days after which requests and raw results go, of labels that landed.  [default: never]",
+    help="Days after which requests and raw results of materialized labels are deleted.  [default: never]",
 )
 @click.option(
     "--provider-results",
     is_flag=True,
-    help="Also delete, at the providers, results that were stored here --older-than days ago.",
+    help="Also delete results at the providers that were stored here --older-than days ago.",
 )
-@click.option("--delete", is_flag=True, help="Delete. Without it, only show what would go.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--delete", is_flag=True, help="Delete. Without it, only list the files.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def prune_command(
     deployment: DeploymentAccess,
@@ -44,19 +44,18 @@ def prune_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove requests and results of submissions that newer ones of the same partition have replaced, and what killed
-    plans and workers left behind. Shows the paths of what would go, unless --delete is given. Files stay that the
-    ledger does not name, and that nothing shows to be of this package.
+    """Delete stored files that are no longer needed, of replaced submissions, stopped plans and lost workers.
 
-    It looks at the whole namespace: also at what datasets of another resource have there.
+    Without --delete, the command only lists the paths. It keeps files that are neither in the ledger nor marked as this
+    package's files. It covers the whole namespace, also datasets of another resource.
 
-    Kept, always: everything under way; the newest and the newest settled submission of each partition, with its raw
-    results unless --raw-older-than is given; and those whose answers they reuse. If the rows, prompt or model of a
-    partition go back to what a pruned submission asked, it is asked, and paid, again.
+    Everything under way is always kept. So are the newest and the newest complete submission of each partition, with
+    its raw results unless --raw-older-than is given, and submissions whose answers they reuse. If a partition gets the
+    rows, prompt and model of a pruned submission again, its rows are sent, and paid, again.
 
-    With the definitions (-m or -f), request files go, too, that were uploaded to providers for batches whose results
-    are stored and whole, after the time that keep_request_files_hours says. Dagster's sensor does that by itself.
-    Results stay at the providers, unless --provider-results is given: then none can be fetched once more.
+    With definitions (-m or -f), request files at providers are deleted too, after keep_request_files_hours, if the
+    results of their batch are stored and whole. Dagster's sensor does the same. Results stay at the providers unless
+    --provider-results is given; they cannot be fetched again then.
     """
     ages = (timedelta(days=days), None if raw_days is None else timedelta(days=raw_days))
     if provider_results and not deployment.has_code:
@@ -129,7 +128,7 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
         rows.append([None, None, None, None, len(pruning.left_behind), size, "left behind by a killed plan or worker"])
     if pruning.merged:
         size = sum(file.bytes for file in pruning.merged)
-        rows.append([None, None, None, None, len(pruning.merged), size, "copies of results, made anew where needed"])
+        rows.append([None, None, None, None, len(pruning.merged), size, "copies of results, rebuilt when needed"])
     columns = ["submission", "asset", "partition", "created (UTC)", "files", "bytes", "why"]
     if rows:
         print_table(columns, rows)

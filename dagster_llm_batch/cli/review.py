@@ -38,20 +38,20 @@ _ROLES = ("labels", "rejects", "evaluation", "annotation")
 @click.option(
     "--user-header",
     help=(
-        "Header in which your team's proxy says who is there, such as X-Forwarded-User. The proxy must take away what "
-        "others send under that name."
+        "Header in which your team's proxy sends the user's name, such as X-Forwarded-User. The proxy must remove this "
+        "header from incoming requests."
     ),
 )
-@click.option("--allow-host", "hosts", multiple=True, help="Name by which that proxy asks, repeatable.")
+@click.option("--allow-host", "hosts", multiple=True, help="Host name that the proxy uses in its requests, repeatable.")
 @click.option(
     "--overlap",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Share of the rows that everybody is asked to judge, so that agreement can be measured.",
+    help="Share of the rows that every person judges, to measure agreement.",
 )
 @click.option(
-    "--link", "as_link", is_flag=True, help="Print a new link to the page that you serve on --port already, and end."
+    "--link", "as_link", is_flag=True, help="Print a new link to the page that already runs on --port, and end."
 )
 @json_option
 def review_command(
@@ -65,12 +65,11 @@ def review_command(
     as_link: bool,
     as_json: bool,
 ) -> None:
-    """Serve until interrupted; print the link to open. Nothing is asked of a provider. What people judge
-    goes to the ledger; nothing else is changed.
+    """Serve a local page with rows, prompts and replies until interrupted, and print its link.
 
-    Tables that an IO manager stored as Parquet, and says so in its metadata, are read in place; others are loaded one
-    partition at a time. The page listens on loopback only. The link opens once, in one browser, which is let in
-    until it does not use the page for a day.
+    No provider is asked. Judgments are stored in the ledger; nothing else is changed. Tables that an IO manager stored
+    as Parquet are read in place. Other tables are loaded one partition at a time. The page listens on loopback only.
+    The link opens once, in one browser, which stays logged in until it has not used the page for a day.
     """
     try:
         from dagster_llm_batch.review.access import Door, link_to, linkable  # noqa: PLC0415 - an extra, slow to load
@@ -130,7 +129,7 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
     specs = {spec.key: spec for spec in code.specs}
     for key in sorted(specs, key=lambda key: (key not in datasets, not _is_ours(specs[key]), key.to_user_string())):
         spec, places, dataset = specs[key], code.stored_places(key), datasets.get(key)
-        # What somebody else's asset stores elsewhere may be anything, and of any size.
+        # Another asset may store anything, of any size.
         if not places or not (_is_ours(spec) or any(places.values())):
             continue
         yield StoredAsset(

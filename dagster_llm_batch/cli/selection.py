@@ -1,4 +1,4 @@
-"""What a command is about: a submission by its id or by its asset, datasets, and partitions."""
+"""Find the submission, datasets and partitions that a command names."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def find_submission(deployment: DeploymentAccess, target: str, partition: str | 
 
 
 def nothing_submitted(ledger: Ledger, namespace: str, assets: Iterable[str]) -> str | None:
-    """Return a sentence where nothing was ever submitted, or nothing as one of these assets; else None."""
+    """Return a sentence if nothing was submitted, or nothing for one of these assets; else None."""
     known = sorted({submission.asset for submission in ledger.submissions.list_all(namespace)})
     if not known:
         return f"Nothing was submitted in namespace '{namespace}'."
@@ -157,7 +157,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _kept(known: Sequence[str]) -> str:
-    """Return how many partitions a dataset has, with examples. One of dynamic partitions may have none yet."""
+    """Return how many partitions a dataset has, with examples. Dynamic partitions may be empty."""
     if not known:
         return "It has none yet: add one first."
     return f"It has {len(known):,}, such as {', '.join(dict.fromkeys([*known[:1], *known[-1:]]))}."

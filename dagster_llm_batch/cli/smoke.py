@@ -1,4 +1,4 @@
-"""`smoke`: three rows through a real account, each step told, and our price held against what the vendor reports.
+"""`smoke`: send three rows to a real account, report each step, and compare our price with the vendor's.
 
 It is an ordinary submission, in a namespace of its own, by the ordinary engine and ledger: whoever stops it, by Ctrl-C
 or kill -9, gives the same command again, and it goes on where it was. Nothing is sent twice.
@@ -45,20 +45,20 @@ if TYPE_CHECKING:
 
 __all__ = ["smoke_asset", "smoke_command", "smoke_labeling", "smoke_namespace", "smoke_rows"]
 
-# A provider that is not registered has what holds where an entry says nothing.
+# A provider that is not registered has the defaults of an entry.
 _OF_YOUR_OWN = ProviderEntry(provider="", resource="")
 _TEXTS = ("I love this!", "This is the worst day of my life.", "The table is made of wood.")
 
 
 class Sentiment(BaseModel):
-    """What the three texts are asked for."""
+    """The answer to each of the three texts."""
 
     label: Literal["positive", "negative", "neutral"]
 
 
 @dataclass
 class _Story:
-    """What was told, step by step: at once to people, and in the end to programs."""
+    """The steps so far: printed at once for people, and at the end as JSON."""
 
     is_silent: bool
     steps: list[dict[str, str]] = field(default_factory=list)
@@ -70,7 +70,7 @@ class _Story:
 
 
 def _check_amount(context: click.Context, parameter: click.Parameter, written: str) -> str:
-    """Return the amount as it is written. Raises BadParameter where it is none."""
+    """Return the amount as written. Raises BadParameter if it is not an amount."""
     try:
         amount = Decimal(written)
     except InvalidOperation:
@@ -84,22 +84,22 @@ def _check_amount(context: click.Context, parameter: click.Parameter, written: s
 @click.command("smoke", cls=Command, examples=["openai --max-usd 0.05 -f labels.py"])
 @click.argument("name", metavar="PROVIDER")
 @code_location_command
-@click.option("--model", help="The provider's name of a model.  [default: that of a dataset of this provider]")
+@click.option("--model", help="The provider's name of a model.  [default: the model of a dataset of this provider]")
 @click.option("--params", help="Parameters as JSON, with a maximum of tokens, as '{\"max_tokens\": 64}'.")
 @click.option(
     "--max-usd",
     default="0.05",
     show_default=True,
     callback=_check_amount,
-    help="What may be billed at most, whatever happens.",
+    help="Hard limit on the amount billed, in US dollars.",
 )
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File to write the dialogue to, without keys, accounts and names.",
 )
-@click.option("--again", is_flag=True, help="Send three new rows, where an earlier smoke has ended.")
-@click.option("--poll-seconds", default=15.0, show_default=True, help="How long to wait between two looks.")
+@click.option("--again", is_flag=True, help="Send three new rows after an earlier smoke has ended.")
+@click.option("--poll-seconds", default=15.0, show_default=True, help="Seconds between two looks.")
 @json_option
 def smoke_command(
     deployment: DeploymentAccess,
@@ -113,13 +113,14 @@ def smoke_command(
     again: bool,
     as_json: bool,
 ) -> None:
-    """Send three short texts through PROVIDER, as the definitions name it: a first live word, step by step. The account
-    is asked, the price planned, one batch created, waited for and read, and our price held against the vendor's counts.
+    """Send three short texts to a real account of PROVIDER, and check each step.
 
-    --record writes what is said to a file, for others: without keys, and without the names of accounts and places.
+    It asks the account, plans the price, creates one batch, waits for it and reads it. Then it compares the price with
+    the vendor's own counts. --record writes the dialogue to a file for others, without keys and names.
 
-    It costs money, --max-usd at most; a vendor with a least size of batches is sent copies of the rows. It may take as
-    long as the vendor's window. Stopped, by Ctrl-C or harder, the same command goes on where it was.
+    It costs money, at most --max-usd. A vendor with a minimum size of batches gets copies of the rows. It can take as
+    long as the vendor's window. After an interruption, run the same command again, and it continues without
+    paying twice.
     """
     story = _Story(as_json)
     with _engine(deployment) as engine:
@@ -158,7 +159,7 @@ def _engine(deployment: DeploymentAccess) -> Iterator[Engine]:
 def _labeling(
     deployment: DeploymentAccess, engine: Engine, name: str, model: str | None, params: str | None, max_usd: str
 ) -> Labeling:
-    """Return what is asked. Raises ConfigError for a provider that is not configured, or without a model."""
+    """Return the labeling to send. Raises ConfigError for a provider that is not configured, or without a model."""
     engine.provider(name)
     datasets = (dataset.labeling for dataset in deployment.code.datasets.values())
     labelings = [one for dataset in datasets for one in dataset.models if one.provider == name]
@@ -185,7 +186,7 @@ def _labeling(
 
 
 def smoke_rows(number: int) -> list[dict[str, Any]]:
-    """Return the rows of a round: those of another one are others, so that no answer is in store."""
+    """Return the rows of a round. Each round has other rows, so that earlier answers are not reused."""
     return [
         {"id": at, "text": text if number == 1 else f"{text} ({number})"} for at, text in enumerate(_TEXTS, start=1)
     ]
@@ -200,7 +201,7 @@ def smoke_labeling(
     price: TokenPrice | None = None,
     max_usd: str,
 ) -> Labeling:
-    """Return what a smoke asks of a provider."""
+    """Return the labeling of a smoke."""
     return Labeling(
         asset=smoke_asset(name),
         model=f"{name}/{model}",
@@ -218,7 +219,7 @@ def smoke_labeling(
 
 
 def _recorder(engine: Engine, labeling: Labeling, file: Path, *, again: bool) -> Recorder:
-    """Return who records the dialogue. Raises ConfigError where nobody can."""
+    """Return the recorder of the dialogue. Raises ConfigError if the provider cannot be recorded."""
     kind = engine.deployment.kind(labeling.provider)
     kinds = [name for name, entry in PROVIDERS.items() if entry.can_record]
     if kind not in kinds:
@@ -247,7 +248,7 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     provider, rules = engine.provider(labeling.provider), engine.deployment
     if (gap := rules.price_gap(labeling)) is not None:
         raise ConfigError(
-            f"{gap} Without a price nobody can keep to --max-usd. Nothing was sent. Name a model whose price is "
+            f"{gap} Without a price, --max-usd cannot be kept. Nothing was sent. Name a model whose price is "
             "known, or one of a dataset with Spend(price=TokenPrice(…))."
         )
     engine.check(labeling)
@@ -317,14 +318,14 @@ def _wait(engine: Engine, labeling: Labeling, submission_id: str, story: _Story,
 
 
 def _check_price(engine: Engine, labeling: Labeling, status: Status, tables: list[pa.Table], story: _Story) -> bool:
-    """Hold what we have counted against what the vendor says of the whole batch, and of the cost where it says that."""
+    """Compare our counts with the vendor's counts of the whole batch, and with its cost, if it reports one."""
     rows = [row for table in tables for row in table.to_pylist()]
     ours = tuple(sum(row[f"llm_{kind}_tokens"] or 0 for row in rows) for kind in ("input", "output"))
     cost, bound = status.submission.cost_usd, Decimal(str(labeling.max_cost_usd))
     story.tell("price", f"{_usd(cost)} by our prices, for {ours[0]} tokens in and {ours[1]} out, of --max-usd {bound}")
     is_sound = cost is not None and cost <= bound
     if cost is None:
-        story.tell("price", "the replies do not tell what they took, or something in them has no known price")
+        story.tell("price", "the replies have no usage, or a part of the usage has no known price")
     reports = engine.provider(labeling.provider).poll(status.batch_ids).values()
     theirs = [(report.input_tokens, report.output_tokens) for report in reports]
     if theirs and all(None not in pair for pair in theirs):
@@ -344,12 +345,12 @@ def _check_price(engine: Engine, labeling: Labeling, status: Status, tables: lis
         )
         is_sound = is_sound and agrees
     else:
-        story.tell("price", "the vendor counts no tokens of the batch as a whole; ours are those of its replies")
+        story.tell("price", "the vendor has no token counts of the batch as a whole; ours come from its replies")
     if (both := status.reported_usd) is not None:
         reported, computed = both
         agrees = abs(reported - computed) <= max(reported, computed) / 100
         story.tell(
-            "price", f"the vendor says that it cost {_usd(reported)}: {'the same' if agrees else 'NOT the same'}"
+            "price", f"the vendor reports a cost of {_usd(reported)}: {'the same' if agrees else 'NOT the same'}"
         )
         is_sound = is_sound and agrees
     return is_sound

@@ -1,4 +1,4 @@
-"""`list` and `show`: what the ledger says of submissions."""
+"""`list` and `show`: submissions in the ledger."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ __all__ = ["list_command", "show_command"]
 
 @click.command("list", cls=Command, examples=["-f labels.py", "--all --ledger home/llm_batch/ledger.sqlite"])
 @ledger_command
-@click.option("--asset", help="Of this labeled asset only.")
-@click.option("-p", "--partition", help="Of this partition only.")
-@click.option("--state", type=click.Choice([state.value for state in SubmissionState]), help="In this state only.")
-@click.option("--all", "everything", is_flag=True, help="Also those whose labels have landed.")
-@click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="The newest so many.")
+@click.option("--asset", help="Only this labeled asset.")
+@click.option("-p", "--partition", help="Only this partition.")
+@click.option(
+    "--state", type=click.Choice([state.value for state in SubmissionState]), help="Only submissions in this state."
+)
+@click.option("--all", "everything", is_flag=True, help="List all submissions, also those with materialized labels.")
+@click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, help="Number of submissions.")
 @json_option
 def list_command(
     deployment: DeploymentAccess,
@@ -48,7 +50,7 @@ def list_command(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """List submissions, newest first. Without --all: those whose labels have not landed yet."""
+    """List submissions, newest first. Without --all, only submissions whose labels are not materialized yet."""
     ledger, namespace = deployment.ledger, deployment.namespace
     wanted_state = None if state is None else SubmissionState(state)
     listed = [
@@ -103,20 +105,20 @@ def list_command(
         click.echo(f"{shared}.")
     if not listed:
         click.echo(_why_none(ledger, namespace, asset, everything=everything), err=True)
-    # Of all, not only of those that are listed: what is kept in vain is missed elsewhere.
+    # Of all submissions, also those that are not listed, because other submissions lack this money.
     for each in kept.values():
         if each.nobody is not None:
             console().print(cell(f"{each.text}. {each.then}"))
 
 
 def _why_none(ledger: Ledger, namespace: str, asset: str | None, *, everything: bool) -> str:
-    """Return what may be wrong where no submission is listed: a name, or that those which landed are left out."""
+    """Return the probable reason for an empty list: a wrong name, or a missing --all."""
     landed = "" if everything else " --all lists those whose labels have landed, too."
     return nothing_submitted(ledger, namespace, [] if asset is None else [asset]) or f"None is as asked.{landed}"
 
 
 def _entry(submission: Submission, progress: Progress | None, kept: KeptMoney | None) -> dict[str, Any]:
-    """Return what is listed of a submission; its shards are known while it is under way."""
+    """Return the listed facts of a submission; its shards are known while it is under way."""
     of_kept = {
         "kept_usd": None if kept is None else kept.usd,
         "kept_since": None if kept is None else kept.since,
@@ -151,13 +153,18 @@ def _about(entry: dict[str, Any]) -> str | None:
 @partition_option
 @ledger_command
 @click.option(
-    "--events", "event_count", type=click.IntRange(0), default=20, show_default=True, help="The last so many."
+    "--events",
+    "event_count",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Number of events, the newest.",
 )
 @json_option
 def show_command(
     deployment: DeploymentAccess, target: str, partition: str | None, event_count: int, *, as_json: bool
 ) -> None:
-    """Show one submission: by its id, or a beginning of it, or the newest of an asset's partition."""
+    """Show one submission with its batches and events, by its id, a beginning of it, or its asset (the newest)."""
     ledger = deployment.ledger
     submission = find_submission(deployment, target, partition)
     shards = ledger.shards.of_submission(submission.submission_id)
@@ -193,7 +200,7 @@ def _cascade_document(levels: Levels) -> dict[str, Any]:
 
 
 def _batches_text(shards: Sequence[Shard], beside: int) -> str:
-    """Return how many batches a submission has, with how many others it shares them, and what is not sent yet."""
+    """Return the number of batches of a submission, of others that share them, and of unsent shards."""
     shared = f", shared with {counted(beside, 'other submission', 'other submissions')}" if beside else ""
     unsent = sum(shard.state is ShardState.PLANNED for shard in shards)
     waiting = f"; {counted(unsent, 'shard is', 'shards are')} not sent yet" if unsent else ""

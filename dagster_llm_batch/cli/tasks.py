@@ -40,13 +40,13 @@ _ENDINGS = {".csv": "csv", ".parquet": "parquet"}
     "-p", "--partition", "partitions", multiple=True, help="Partition of the table, repeatable. Default: all."
 )
 @code_location_command
-@click.option("--of", "table", help="A table with the rows to judge, such as a sample. Default: the asset's labels.")
+@click.option("--of", "table", help="Table with the rows to judge, such as a sample. Default: the asset's labels.")
 @click.option("-o", "--output", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File.")
 @click.option(
     "--format", "format_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
 )
-@click.option("--predictions", is_flag=True, help="Show people what the model said. They tend to follow it.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--predictions", is_flag=True, help="Show people the model's label. People tend to follow it.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def export_tasks_command(
     deployment: DeploymentAccess,
@@ -60,9 +60,9 @@ def export_tasks_command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write rows of an asset for people to judge elsewhere, each with a mark that says which row it is.
+    """Write rows of an asset to a file for people to judge in another tool. A mark in each row identifies it.
 
-    For Label Studio, the labeling configuration is written beside it. `import-judgments` reads back what people said.
+    For Label Studio, the labeling configuration is written beside the file. `import-judgments` reads judgments back.
     """
     format_name = format_name or _format_of(path)
     if not path.parent.is_dir():
@@ -86,9 +86,7 @@ def export_tasks_command(
 @click.option(
     "--format", "format_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
 )
-@click.option(
-    "--annotator", help="Who judged, where the file does not say it: a spreadsheet with an empty llm_annotator."
-)
+@click.option("--annotator", help="Name of the person who judged, if llm_annotator is empty in the file.")
 @json_option
 def import_judgments_command(
     deployment: DeploymentAccess,
@@ -99,10 +97,10 @@ def import_judgments_command(
     *,
     as_json: bool,
 ) -> None:
-    """Take what people said in another tool into the ledger, as if it were said on the page of `review`.
+    """Import judgments from another tool into the ledger, like judgments on the page of `review`.
 
-    The file is one that `export-tasks` wrote, filled in, or what Label Studio (JSON) or Argilla (`records.to_json`)
-    exports. All of it is taken, or nothing; what is there already is not taken again.
+    FILE is a completed file of `export-tasks`, or an export of Label Studio (JSON) or Argilla (`records.to_json`). The
+    command imports all of it or nothing. Judgments that were imported before are skipped.
     """
     dataset = find_dataset(deployment, asset)
     form = _form(dataset)
@@ -128,7 +126,7 @@ def import_judgments_command(
 def _form(dataset: Dataset) -> LabelForm:
     form = form_of_labeling(dataset.name, dataset.labeling)
     if form is None:
-        raise ConfigError(f"The answers of '{dataset.name}' are vectors: nobody can judge them.")
+        raise ConfigError(f"The answers of '{dataset.name}' are vectors, which people cannot judge.")
     return form
 
 
@@ -155,7 +153,7 @@ def _tasks(
     for (partition, row_key), own in places.items():
         labeled = known.get((partition, row_key)) or by_key.get(row_key, {})
         said = {field.path[0]: labeled.get(field.path[0]) for field in form.fields}
-        # Neither what a candidate said nor why the row was proposed: people should not follow it.
+        # Without the candidate's label and the reason for the proposal, which people would follow.
         shown = {n: v for n, v in labeled.items() if n not in hidden and not n.startswith(_PROVENANCE)}
         tasks.append(
             Task(
@@ -206,7 +204,7 @@ def _rows(
 def _known(
     deployment: DeploymentAccess, dataset: Dataset, form: LabelForm, wanted: Collection[str]
 ) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Return what the dataset's labels and rejects have of these rows, by partition and key."""
+    """Return these rows of the dataset's labels and rejects, by partition and key."""
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for key in (dataset.rejects_key, dataset.key):
         if deployment.code.stored_places(key):
@@ -219,7 +217,7 @@ def _known(
 def _prompts(
     deployment: DeploymentAccess, dataset: Dataset, partitions: Collection[str], rows: Collection[Mapping[str, Any]]
 ) -> dict[str, str]:
-    """Return what the model was asked last, as text, by request: each request file is read once."""
+    """Return the last prompt of each request as text. Each request file is read once."""
     wanted = {str(row["llm_request_id"]) for row in rows if row.get("llm_request_id")}
     found: dict[str, str] = {}
     for partition in partitions:
@@ -232,7 +230,7 @@ def _prompts(
                         if request_id in wanted:
                             parts = asked_last(read_body(line))
                             found[request_id] = "\n\n".join(part.text or "[image]" for part in parts)
-                # Pruned, or erased: the columns that were kept are what is left to read.
+                # After prune or erase, only the kept columns are left.
                 except (OSError, LLMBatchError):
                     continue
     return found

@@ -1,4 +1,4 @@
-"""`watch`: how far submissions are, again and again until there is nothing to wait for."""
+"""`watch`: show the progress of submissions until they are complete."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ _COLUMNS = [
 @partition_option
 @ledger_command
 @click.option("--interval", type=click.FloatRange(0.05), default=10.0, show_default=True, help="Seconds between looks.")
-@click.option("--poll", is_flag=True, help="Ask the providers too. Else it shows what Dagster's sensor has recorded.")
+@click.option("--poll", is_flag=True, help="Also ask the providers. Without it, show the records of Dagster's sensor.")
 @click.option(
     "--until",
     type=click.Choice(["ended", "landed"]),
     default="landed",
     show_default=True,
-    help="Watch until no batch is waiting or running, or until all labels have landed.",
+    help="Watch until no batch is waiting or running, or until all labels are materialized.",
 )
-@click.option("--once", is_flag=True, help="Look once.")
+@click.option("--once", is_flag=True, help="Look once, then end.")
 @json_option
 def watch_command(
     deployment: DeploymentAccess,
@@ -79,14 +79,14 @@ def watch_command(
     once: bool,
     as_json: bool,
 ) -> None:
-    """Watch submissions that are under way: all, or one. With --json one line for each look.
+    """Show the progress of one submission, or of all that are not complete, until they end.
 
-    Says, too, why batches are not sent yet and labels could not land, and where nobody sends or lands: no daemon, the
-    sensor switched off or failing. It only looks: labels are landed by Dagster's sensor, or by a run that you start.
-    Ctrl-C stops watching, and nothing else.
+    It also shows why batches are not sent yet, why labels could not be materialized, and whether Dagster's daemon and
+    sensor are running. It changes nothing: Dagster's sensor, or a run that you start, materializes the labels. Ctrl-C
+    stops watching only. With --json it prints one line for each look.
     """
     if poll and not deployment.has_code:
-        raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
+        raise click.UsageError("--poll asks providers, which are in the definitions: give -m or -f.")
     watched = _Watched(deployment, target, partition, poll=poll)
     with suppress(KeyboardInterrupt), _printer(as_json=as_json, live=not once) as show:
         look_until(watched.look, show, "looked" if once else until, interval)
@@ -114,7 +114,7 @@ def look_until(
 
 
 class Look(NamedTuple):
-    """How far everything was at one moment, what could not be asked, and what may need a person."""
+    """Progress at one moment, with notes and conditions."""
 
     paces: list[tuple[Progress, Pace]]
     notes: list[str]
@@ -122,7 +122,7 @@ class Look(NamedTuple):
 
 
 class _Watched:
-    """What is watched, and how far it was at the last look."""
+    """The submissions that are watched."""
 
     def __init__(self, deployment: DeploymentAccess, target: str | None, partition: str | None, *, poll: bool) -> None:
         self._deployment = deployment
@@ -158,13 +158,13 @@ class _Watched:
         return Look(paces, [*notes, *self._standstill()], conditions)
 
     def _cascades(self, under_way: list[Progress]) -> Iterator[str]:
-        """Yield what cascades promise, and what they accept."""
+        """Yield the guarantees and thresholds of cascades."""
         for submission in (progress.submission for progress in under_way):
             if (levels := self._deployment.levels_of(submission)) is not None:
                 yield f"{cell_text(submission.place)}: {levels.promise_text} Threshold: {levels.threshold_text}."
 
     def _waits(self, under_way: list[Progress], conditions: list[Condition]) -> list[str]:
-        """Return how many shards are not sent, and why, where no condition tells it."""
+        """Return the number of unsent shards and the reason, unless a condition has it."""
         told = {each.submission.submission_id for each in conditions if each.kind in TELLS_OF_UNSENT}
         notes = []
         for progress in under_way:
@@ -189,7 +189,7 @@ class _Watched:
         ]
 
     def _standstill(self) -> list[str]:
-        """Return which runs are queued, and why nobody sends what waits, or lands what is answered."""
+        """Return queued runs, and the reason for a standstill."""
         if not self._deployment.has_code:
             return []
         code = self._deployment.code

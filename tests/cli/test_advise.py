@@ -195,7 +195,7 @@ def test_what_people_judged_is_gold_where_no_evaluation_has_some(labeled):
     labeled.change("candidates=[small, large]", "candidates=[large]")
     labeled.change("candidates=[small]", "candidates=[large]")
     told = labeled.on_file("advise", "small", "--quality", "0.85", "--target", "topic", code=2)
-    assert "no evaluation_assets of this code location has it" in " ".join(told.output.split())
+    assert "it is not a candidate of an evaluation" in " ".join(told.output.split())
 
     def judge(number, annotator, **said):
         with labeled.engine() as engine:
@@ -238,11 +238,11 @@ def test_what_people_judged_is_gold_where_no_evaluation_has_some(labeled):
         (["small", "--quality", "0.9", "--max-usd", "nan"], "--max-usd nan is no number"),
         (["small", "--quality", "0.9", "--evaluation", "eval"], "those that are: a_eval, ticket_eval"),
         (["small"], "Missing option '--quality'"),
-        (["unsure", "--quality", "0.9"], "no evaluation_assets of this code location has it"),
+        (["unsure", "--quality", "0.9"], "it is not a candidate of an evaluation"),
         (["small", "--quality", "0.9", "--target", "topics"], "its columns: topic, confidence"),
         (["small", "--quality", "0.9", "--against", "openai/gpt-9"], "these are openai/gpt-4o-mini, openai/gpt-4o"),
         (["small", "--quality", "0.9", "--by", "6 o'clock"], "neither a time of day, as 06:00"),
-        (["small", "--quality", "0.9"], "has no settled run in this ledger"),
+        (["small", "--quality", "0.9"], "has no complete run in this ledger"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(shop, arguments, words):

@@ -71,7 +71,7 @@ def test_doctor_counts_a_shared_batch_once(shared):
     assert findings(shared)["canceled batches"]["said"].startswith("1 of 1 batches were asked to stop")
     pass_days(shared, 2)
     said = findings(shared, code=3)["polling"]["said"]
-    assert said.startswith("nobody has asked about 1 of 1 batches")
+    assert said.startswith("1 of 1 batches have not been polled")
 
 
 def test_doctor_counts_the_shared_batch_in_which_erased_rows_are_stored_once(shared):

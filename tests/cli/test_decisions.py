@@ -53,7 +53,7 @@ def test_cancel_of_what_is_settled_is_refused_and_says_so(project):
 def test_cancel_stops_nothing_that_the_provider_does_not_let_it_see_and_says_so(project):
     shard = in_doubt(project, "after")
     project.emulator.inject(WireFault(kind="status", status=403, route="GET /v1/batches", times=None))
-    assert "CredentialsError" in project.on_file("cancel", "ticket_labels", "--yes", code=1).stderr
+    assert "does not accept the API key" in project.on_file("cancel", "ticket_labels", "--yes", code=1).stderr
     assert project.json("resolve")["orphans"][0]["shard"]["shard_id"] == shard
 
 
@@ -111,7 +111,7 @@ def test_a_resolved_shard_goes_on_and_nothing_is_paid_twice(project, exists):
     [
         (["--no-batch"], "It is paid a second time if the provider has a batch for it after all."),
         (["--batch-id", "batch_1"], "Take the batch batch_1 for shard"),
-        (["--lost"], "Its rows land without a label"),
+        (["--lost"], "Its rows are materialized without a label"),
     ],
 )
 def test_resolve_asks_first_and_without_a_yes_changes_nothing(project, word, asked, answer):

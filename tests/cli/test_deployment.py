@@ -266,7 +266,7 @@ def test_places_are_words_and_no_python(project):
 
 def test_the_examples_of_the_help_stay_as_they_are_typed(project):
     shown = project.cli("--help").stdout
-    assert "\n    dagster-llm-batch watch -f labels.py     how far the batches are\n" in shown
+    assert "\n    dagster-llm-batch watch                  show progress\n" in shown
     assert "\\b" not in shown
 
 

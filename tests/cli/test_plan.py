@@ -177,7 +177,7 @@ def test_rows_of_an_asset_are_those_that_it_has_stored(project, home):
 def test_rows_that_cannot_be_labeled_are_refused_as_by_a_submission(project):
     project.change('f"{prefix}-{n}"', '"same"')
     said = project.on_file("plan", "ticket_labels", code=1).stderr
-    assert "InputError: The key column 'ticket_id' has duplicate values: 'same'" in said
+    assert "Error: The key column 'ticket_id' has duplicate values: 'same'" in said
 
 
 JUDGE = """
@@ -299,7 +299,7 @@ def test_of_partitions_that_differ_a_plan_says_what_the_run_would(project, home)
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[1])
         said = refused()
         assert "The asset inbox is not materialized in 1 of the 2 partitions that 2026-01-02 reads: 2026-01-01." in said
-        assert said.removeprefix("NoRowsError: ") in planned(4).stdout
+        assert said.removeprefix("Error: ") in planned(4).stdout
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[0])
         said = refused()
         assert (
@@ -365,7 +365,7 @@ def test_a_plan_says_what_its_estimate_rests_on(capsys, learned, basis, from_jso
     printed = " ".join(capsys.readouterr().out.split())
     assert f"estimate from {basis}" in printed
     assert "19 of 20 above $1.00 19 of 20 below $3.00" in printed
-    assert "in real time - " in printed
+    assert "in real time unknown" in printed
     assert not [line for line in ("partition", "ends", "tuned", "known as") if line in printed]
 
 
@@ -531,3 +531,17 @@ def test_answers_that_are_lost_are_counted_with_the_command_that_asks_again(proj
     assert project.json("plan", "ticket_labels")["plans"][0]["requests_lost"] == 3
     # They are asked again where a person says so, and the price is shown.
     assert project.json("plan", "ticket_labels", "--again")["plans"][0]["requests_to_send"] == 3
+
+
+def test_many_partitions_are_one_line_for_each_asset_and_all_lists_them(project):
+    project.change('end_date="2026-01-04"', 'end_date="2026-02-04"')
+    span = ["plan", "daily_labels", "--partition-range", "2026-01-01...2026-01-25"]
+    short = project.on_file(*span, env={"COLUMNS": "240"}).stdout
+    assert "25 partitions" in short
+    assert "2026-01-13" not in short
+    assert "List each partition with --all." in short
+    long = project.on_file(*span, "--all", env={"COLUMNS": "240"}).stdout
+    assert "2026-01-13" in long
+    assert "25 partitions" not in long
+    totals = [re.search(r"^total\b.*$", said, re.MULTILINE) for said in (short, long)]
+    assert totals[0][0].split() == totals[1][0].split()

@@ -123,7 +123,7 @@ def test_the_age_of_a_fetched_book_is_told_and_an_old_one_is_warned_of(project, 
 
     assert finding()["verdict"] == "ok"
     project.change("LLMBatchResource(", "LLMBatchResource(fetched_prices=True, ")
-    assert (finding()["verdict"], "none was fetched" in finding()["said"]) == ("warning", True)
+    assert (finding()["verdict"], "no book was fetched" in finding()["said"]) == ("warning", True)
     project.json("prices", "--fetch", "--url", published.url)
     assert (finding()["verdict"], "genai-prices, fetched on" in finding()["said"]) == ("ok", True)
     [file] = project.folder.rglob(BOOK_FILE)
@@ -165,7 +165,7 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
     assert finding["verdict"] == "ok"
     said = "The rule for the configured providers that was read longest ago in a vendor's documents, on "
     assert f"{said}{oldest.read_on} (" in finding["said"]
-    assert "nothing is to be done" in finding["said"]
+    assert "counts as current for a year" in finding["said"]
     assert "The rule that was read longest ago" in judge_price_rules(None, oldest.read_on).said
     later = judge_price_rules(["openai"], date(2028, 1, 1))
     assert later.verdict is Severity.WARNING

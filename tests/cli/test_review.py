@@ -190,7 +190,7 @@ def test_a_row_is_shown_where_its_provider_has_no_key(landed, monkeypatch):
 def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_name(project):
     project.land()
     assert (
-        "Nobody has judged a row"
+        "There are no judgments of rows"
         in project.on_file("export", "ticket_labels", "--what", "judgments", "-o", "-", code=1).stderr
     )
     with project.engine() as engine:
@@ -249,7 +249,7 @@ def test_rows_go_out_as_tasks_and_come_back_once_as_judgments_but_for_erased_one
 def test_notes_on_a_prompt_are_exported_with_who_when_and_of_what(project):
     submission_id = project.land()
     nobody = project.on_file("export", "ticket_labels", "--what", "notes", "-o", "-", code=1).stderr
-    assert "Nobody has noted anything of 'ticket_labels' yet" in nobody
+    assert "There are no notes on 'ticket_labels' yet" in nobody
     group = {"failures": "quality_failures", "partition": "", "gold": "bug", "label": "billing", "reason": None}
     with project.engine() as engine:
         engine.ledger.notes.add(submission_id, form_id="a", annotator="ada", group=group, text="Why?")

@@ -74,7 +74,7 @@ def test_a_provider_or_a_model_that_is_not_there_is_refused_in_words(project):
     assert "'nobody'" in project.on_file("smoke", "nobody", code=1).output
     assert "is no JSON object" in project.on_file("smoke", "openai", "--params", "[1", code=1).output
     unknown = project.on_file("smoke", "openai", "--model", "brand-new", code=1)
-    assert "Without a price nobody can keep to --max-usd" in unknown.output
+    assert "Without a price, --max-usd cannot be kept" in unknown.output
     assert project.emulator.books.batches == []
 
 
@@ -129,7 +129,7 @@ def test_doctor_says_what_a_preset_was_never_seen_to_do_until_a_smoke_has_seen_i
     before = finding()
     # Of Groq nobody is known to have seen anything.
     assert before["verdict"] == ("warning" if name == "groq" else "ok")
-    assert "taken from its documents, and nobody has checked them on the live server: " in before["said"]
+    assert "taken from its documents, and are not verified on the live server: " in before["said"]
     assert "the price rule of a batch" in before["said"]
     assert name != "groq" or "dagster-llm-batch smoke fast" in before["then"]
     asked = (

@@ -331,7 +331,7 @@ def test_watch_says_that_nobody_sends_and_why(project, home):
         assert "failed at its last look: the ledger is locked" in standstill()[0]
         tick(instance, state)
         assert standstill() == []
-        assert "Nobody" not in project.on_file("watch", "--once").stdout
+        assert "are not materialized" not in project.on_file("watch", "--once").stdout
     project.change("sensors=[build_llm_batch_sensor()],", "")
     assert "the definitions have no sensor. Add build_llm_batch_sensor()" in standstill()[0]
 
@@ -357,7 +357,8 @@ def test_before_anything_is_submitted_watch_says_which_runs_are_queued_and_that_
         for told in (before, project.on_file("watch").stdout):
             assert told.startswith("Nothing is under way.\n")
             assert f"\nticket_labels: 1 run is queued: {queued[:8]}\n" in told
-            assert "Nobody sends or lands: Dagster's daemon, which runs sensors, has never run here. Start it" in told
+            assert "Batches are not sent, and labels are not materialized: Dagster's daemon" in told
+            assert "has never run here. Start it" in told
             assert told.count("queued") == 1
         [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "sensor"]
         assert finding["verdict"] == "warning"
@@ -365,7 +366,7 @@ def test_before_anything_is_submitted_watch_says_which_runs_are_queued_and_that_
         assert finding["then"].startswith("Start it")
         heartbeat(instance, seconds_ago=10)
         tick(instance, instance.add_instigator_state(sensor_state(InstigatorStatus.RUNNING)))
-        assert "Nobody" not in project.on_file("watch").stdout
+        assert "are not materialized" not in project.on_file("watch").stdout
         [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "sensor"]
         assert finding["verdict"] == "ok"
 
@@ -411,7 +412,9 @@ def test_no_word_is_broken_for_the_sake_of_a_wide_column_name(width):
         ["ticket_labels", "2026-01-05", 1, "1 submitted", "0 of 200 (0 %)", 0],
     ]
     out = io.StringIO()
-    Console(file=out, width=width).print(table(columns, [[*row, None, timedelta(hours=27), None] for row in rows]))
+    Console(file=out, width=width).print(
+        table(columns, [[*row, None, timedelta(hours=27), "2026-01-05"] for row in rows])
+    )
     printed = out.getvalue()
     assert all(len(line) <= width for line in printed.splitlines())
     for word in ["answered;", "expected", "(UTC)", "submitted", "2026-01-05", "200", "(100"]:
@@ -421,8 +424,19 @@ def test_no_word_is_broken_for_the_sake_of_a_wide_column_name(width):
 def test_of_names_and_values_a_long_value_alone_is_folded():
     path = "sqlite:////var/lib/" + "x" * 90
     out = io.StringIO()
-    Console(file=out, width=80).print(table(["", ""], [["answers reused", None], ["ledger", path]]))
+    Console(file=out, width=80).print(table(["", ""], [["answers reused", 3], ["ledger", path]]))
     first, second, *rest = [line.rstrip() for line in out.getvalue().splitlines() if line.strip()]
-    assert first == "answers reused  -"
+    assert first == "answers reused  3"
     assert second.startswith("ledger          sqlite:////var/lib/xxx")
     assert "".join([second.split()[1], *(line.strip() for line in rest)]) == path
+
+
+def test_a_fact_that_is_not_known_has_no_line_and_a_table_that_is_too_wide_no_line_for_an_empty_cell():
+    out = io.StringIO()
+    Console(file=out, width=20).print(table(["", ""], [["partition", None], ["asset", "moods"]]))
+    Console(file=out, width=20).print(table(["asset", "partition"], [["a_name_of_some_length", None]]))
+    printed = out.getvalue()
+    assert "asset  moods" in printed
+    assert "a_name" in printed
+    assert "partition" not in printed
+    assert "-" not in printed

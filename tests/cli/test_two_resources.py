@@ -137,7 +137,7 @@ def test_definitions_that_dagster_cannot_load_are_a_clear_error(project, command
     )
     project.change("assets=[tickets,", "assets=[tickets, other,")
     said = project.on_file(command, code=1).stderr
-    assert "ConfigError: Definitions cannot be loaded from the file" in said
+    assert "Error: Definitions cannot be loaded from the file" in said
     assert "Traceback" not in said
     assert "same partitions" in said
 
