@@ -101,18 +101,20 @@ def chromium() -> str | None:
     return next((found for name in _PROGRAMS if (found := shutil.which(name))), None)
 
 
-def review_pages(url: str, *, labels: str, key: str, row: str) -> list[Page]:
+def review_pages(url: str, *, labels: str, evaluation: str, key: str, row: str) -> list[Page]:
     """Of the page of `dagster-llm-batch review`, whose printed address is `url`: it opens once."""
     _, _, token = url.partition("#")
     return [
-        Page("review-table", f"/table/{labels}#{token}", ("rows.", "succeeded"), size=(1280, 760)),
+        Page("review-overview", f"/#{token}", ("right", "Last materialized"), size=(1280, 620)),
+        Page("review-evaluation", f"/evaluation/{evaluation}", ("of the labels are right",), size=(1280, 560)),
+        Page("review-table", f"/table/{labels}", ("rows.", "succeeded"), size=(1280, 760)),
         Page(
             "review-row",
-            f"/row/{labels}?by={key}&key={row}",
-            ("As it was sent", "The same row elsewhere"),
-            size=(1280, 1500),
+            f"/row/{evaluation}_mistakes?by={key}&key={row}",
+            ("As it was sent", "Gold and labels of"),
+            size=(1280, 1000),
         ),
-        Page("review-judge", f"/label/{labels}?as={labels}", ("left for you", "Not decidable"), size=(1280, 620)),
+        Page("review-judge", f"/label/{labels}?as={labels}", ("left for you", "Not decidable"), size=(1280, 460)),
     ]
 
 
@@ -182,18 +184,24 @@ def main() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
-        wanted = review_pages(url, labels="tweet_sentiment", key="text_id", row=_first_row("tweet_sentiment"))
+        wanted = review_pages(
+            url,
+            labels="tweet_sentiment",
+            evaluation="sentiment_eval",
+            key="text_id",
+            row=_first_mistake("sentiment_eval"),
+        )
         for wrong in photograph(url.partition("/#")[0], wanted, IMAGES):
             print(wrong)
         process.send_signal(signal.SIGINT)
 
 
-def _first_row(labels: str) -> str:
+def _first_mistake(evaluation: str) -> str:
     import pyarrow.parquet as pq
 
     from example_project import settings
 
-    table = pq.read_table(settings.HOME / "tables" / labels / f"{settings.EXAMPLE_DAYS[0]}.parquet")
+    table = pq.read_table(settings.HOME / "tables" / f"{evaluation}_mistakes.parquet")
     return str(table["text_id"][0].as_py())
 
 
