@@ -1,14 +1,14 @@
-"""Cascades: the sample of a plan, and what the oracle is asked of it in the first wave; then see `escalation.py`.
+"""The sample of a cascade's plan, and its requests to the oracle in the first wave; `escalation.py` has the second.
 
-    wave 1   the model on all requests, the oracle on those of the sampled rows
-    wave 2   the oracle on what is not above the threshold, and on what the model gave no good answer to
-    later    what the oracle did not answer, as far as Resend allows; the model is never asked again
+    wave 1   the model gets all requests, the oracle the requests of the sampled rows
+    wave 2   the oracle gets the requests below the threshold, and those without a valid answer of the model
+    later    requests that the oracle did not answer, as far as Resend allows; the model gets no request again
 
-What was decided is a file beside the manifest. It is written before a wave rests on it, and says the same if a process
-that was killed in between writes it again: it is computed from stored results alone. Where a cascade would cost more
-than the oracle, all rows are the sample: the model is asked nothing.
+The decisions are in a file next to the manifest, which is written before a wave depends on it. They are computed from
+stored results alone, so the file is the same if it is written again after a crash. If a cascade would cost more than
+the oracle alone, the sample is all rows, and the model gets no request.
 
-Loaded only where a labeling has a cascade.
+Only labelings with a cascade import this module.
 """
 
 from __future__ import annotations
@@ -71,22 +71,22 @@ __all__ = ["draw_sample", "forget_sampled", "store_levels"]
 
 _ID = "llm_request_id"
 _ROWS_AT_ONCE = 65_536
-# So many earlier submissions say what to expect of the next one.
+# The number of earlier submissions on which expectations are based.
 _REMEMBERED, _LOOKED_AT = 5, 100
 _AT_ONCE, _COUNTED_AT_ONCE = 16, 1_024
-# Of a line whose tokens nobody has counted, since the model's own answer to it is there already.
+# For a line without a count of tokens: the model's own answer exists already.
 _BYTES_A_TOKEN = 4
 
 
 def forget_sampled(payloads: PayloadStore, submission: Submission, going: set[str]) -> None:
-    """Take requests of erased rows out of what is stored of a sample and an audit."""
+    """Remove requests of erased rows from the stored sample and audit."""
     levels = levels_of(payloads, submission)
     if levels is not None and not going.isdisjoint(levels.drawn):
         store_levels(payloads, submission.folder, levels.keep_drawn({*levels.drawn} - going))
 
 
 def store_levels(payloads: PayloadStore, folder: str, levels: Levels) -> None:
-    """Write what was decided of a submission, into its folder."""
+    """Write the decisions on a submission into its folder."""
     with payloads.writer(f"{folder}/{CALIBRATION}") as out:
         out.write(levels.as_json())
 
@@ -98,17 +98,17 @@ def _cascade(labeling: Labeling) -> Cascade:
 
 @dataclass(frozen=True)
 class _Looks:
-    """Looks at the same rows that came before, as far as their files are there, and digests of these rows."""
+    """Earlier interim looks at the same rows, as far as their files exist, and digests of these rows."""
 
     keys_id: str
     requests_id: str
     known: Mapping[tuple[str, int | None], Levels | None]
 
     def of(self, cascade: Cascade, calibration: str, seed: str, sample: int | None) -> int:
-        """Return which look this is, from 1 on; `sample`: how many rows are drawn, where that is known.
+        """Return the number of this look, from 1 on. `sample` is the number of drawn rows, if it is known.
 
-        What was decided once is the same look. So is a stricter promise of the same sampled rows: nobody asks more of
-        the oracle because it pleases.
+        A repeated decision is the same look. So is a stricter guarantee with the same sampled rows: a favorable result
+        is not a reason for more requests to the oracle.
         """
         looks = [None if levels is None else levels.look for levels in self.known.values()]
         for levels in filter(None, self.known.values()):
@@ -123,12 +123,12 @@ class _Looks:
             )
             if is_stricter or levels.calibration_id == calibration:
                 return levels.look or 1
-        # Of older code, or where files are gone, each is one more.
+        # Each submission of older code, or without files, is one more look.
         return 1 + looks.count(None) + max(filter(None, looks), default=0)
 
 
 def draw_sample(plan: Plan, planning: Planning) -> Plan:
-    """Take the step of a cascade: draw the sample, and write what its oracle is asked at once."""
+    """Take the step of a cascade: draw the sample, and write the oracle's requests of the first wave."""
     sampling = Sampling(planning)
     planning.unwanted.callback(sampling.discard)
     if plan.rows_state is not RowsState.NEW:
@@ -147,15 +147,15 @@ def draw_sample(plan: Plan, planning: Planning) -> Plan:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """How many rows are sampled, and what that rests on.
+    """The size of the sample, and its basis.
 
     Attributes:
-        size: The number of rows; all of them where a cascade would cost more than its oracle.
-        audit, earlier: What `Rolling` audits, and the threshold of earlier partitions; None without.
+        size: The number of rows; all rows if a cascade would cost more than its oracle.
+        audit, earlier: The audit of `Rolling`, and the threshold of earlier partitions; None without them.
         relative_cost: The expected cost as a share of the oracle's for all rows; None if unknown.
         accepted: The expected share of rows whose label of the model is accepted.
-        each: What one request to the oracle is expected to cost; None if unknown.
-        seed, calibration, looks: What decides which rows are drawn, its digest, and earlier looks at these rows.
+        each: The expected cost of one request to the oracle; None if unknown.
+        seed, calibration, looks: The seed of the draw, its digest, and earlier looks at these rows.
     """
 
     size: int
@@ -171,7 +171,7 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The sampled rows: their requests, and their gold. `requests` is None where the oracle is asked alone."""
+    """The sampled rows: their requests, and their gold. `requests` is None if only the oracle gets requests."""
 
     requests: list[str] | None
     gold: list[Any] | None
@@ -179,7 +179,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _Written:
-    """The oracle's shards of the first wave, what they cost, and what all later requests would."""
+    """The oracle's shards of the first wave, their cost, and the cost of all later requests."""
 
     shards: list[Shard]
     now: Estimate
@@ -187,7 +187,7 @@ class _Written:
 
 
 class Sampling:
-    """Draw the sample of a finished draft, and write what the oracle is asked of it in the first wave."""
+    """Draw the sample of a finished draft, and write its requests to the oracle in the first wave."""
 
     def __init__(self, planning: Planning) -> None:
         self._planning = planning
@@ -204,14 +204,14 @@ class Sampling:
         return self._writer.path(self._partition, self._submission_id, CALIBRATION).rpartition("/")[0]
 
     def repeat(self, known: Submission) -> None:
-        """Decide what was decided of an earlier submission of the same rows."""
+        """Repeat the decision on an earlier submission of the same rows."""
         if (levels := levels_of(self._payloads, known)) is not None:
             store_levels(self._payloads, self._folder, replace(levels, is_repeated=True))
 
     def draw(self, plan: Plan, known: KnownRequests | None) -> Plan:
-        """Return the plan with the oracle's shards, their expected cost, and what limits keep for the next wave.
+        """Return the plan with the oracle's shards, their expected cost, and the next wave's reserve.
 
-        `known` has the requests that the oracle has answered, or is asked now.
+        `known` has the requests that the oracle has answered or gets now.
         """
         drafted = plan.drafted
         rows = drafted.rows - drafted.skipped - drafted.unreadable.rows
@@ -219,7 +219,7 @@ class Sampling:
         chosen = self._choose(drafted, rows, tokens)
         drawn = self._draw_rows(chosen, rows)
         if drawn.requests is None:
-            # The model is asked nothing, and costs nothing.
+            # The model gets no request, so it costs nothing.
             for shard in drafted.shards:
                 delete_requests(self._payloads, shard)
             drafted = replace(drafted, shards=[])
@@ -234,7 +234,7 @@ class Sampling:
         )
 
     def _choose(self, drafted: Drafted, rows: int, tokens: int | None) -> _Chosen:
-        """Choose how many rows are sampled. Raises ConfigError where a sample of that size could accept nothing."""
+        """Choose the size of the sample. Raises ConfigError if such a sample could not accept a row."""
         cascade, oracle, seed = _cascade(self._labeling), self._labeling.models[1], self._seed()
         least = self._deployment.codec(oracle).limits.min_requests
         is_auto = cascade.sample == "auto"
@@ -248,37 +248,37 @@ class Sampling:
         each = self._writer.estimate(oracle).expected_usd(tokens or 0)
         cheap = Decimal(0) if tokens is None else self._writer.estimate(self._labeling).expected_usd(tokens)
         accepted, cost = self._expect_accepted(cascade), None
-        # Before a row is drawn: what certifies this partition is not touched by it.
+        # Before the draw, so that it does not depend on the rows that certify this partition.
         size = self._tune_size(size, rows, least, (cheap, each))
         if each and cheap is not None and rows:
             audited = 0 if audit is None else round(audit.share * rows)
             prices = (float(cheap), float(each))
             cost = relative_cost(*prices, min(size + audited, rows), rows, accepted)
-            # A sample that later partitions take their thresholds from is no cost of these.
+            # A sample that sets later partitions' thresholds is not a cost of theirs.
             lasting = cost if audit is None else relative_cost(*prices, audited, rows, accepted)
-            # A person who names a sample has decided that there is to be one. A model that is free costs nothing where
-            # it is of no use yet, as a student that has not learned.
+            # A person who names a sample wants one. A free model costs nothing while it is useless, such as a student
+            # before its training.
             if lasting > 1 and is_auto:
                 size, audit, earlier = rows, None, None
         return _Chosen(size, audit, earlier, cost, accepted, each, seed, calibration, looks)
 
     def _draw_rows(self, chosen: _Chosen, rows: int) -> _Drawn:
-        """Draw the rows. Raises MissingGoldError or InputError where gold lacks some of them."""
+        """Draw the rows. Raises MissingGoldError or InputError if gold lacks some of them."""
         if chosen.size >= rows and chosen.audit is None:
             return _Drawn(None, None)
         cascade, (keys, requests) = _cascade(self._labeling), self._drawn(chosen.size, chosen.seed)
-        # Before anything is written that costs: people have to label the missing rows first.
+        # Before files with a cost are written: people must label the missing rows first.
         return _Drawn(requests, None if cascade.gold is None else read_gold(self._labeling, cascade, keys))
 
     def _priced(self, plan: Plan, chosen: _Chosen, written: _Written, *, is_alone: bool) -> Plan:
-        """Return the plan with what the oracle costs."""
+        """Return the plan with the oracle's cost."""
         of_oracle, later, each = written.now, written.later, chosen.each
         estimate = of_oracle if is_alone or not plan.estimate.requests else replace(plan.estimate)
         if estimate is not of_oracle:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
         estimate.row_bound_usd = _dearest(estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
         rest = Decimal(0) if each is None else each * later.requests
-        # What is kept is for all of them; what is expected, for those that will not be accepted.
+        # The reserve is for all rows; the expected cost, for the rows that will not be accepted.
         unexpected = rest * Decimal(str(round(chosen.accepted, 6)))
         oracle = OracleShare(
             model=_cascade(self._labeling).oracle,
@@ -292,15 +292,15 @@ class Sampling:
             reserved_usd=None if each is None else rest,
             later_bound_usd=later.bound_usd,
         )
-        # At most, the oracle answers all rows, each as dear as it can be.
+        # At most, the oracle answers all rows, each at its highest cost.
         estimate.add_surcharge(Costs(rest - unexpected, later.bound_usd))
-        # Limits count as if nothing of the model were accepted.
+        # Limits count as if each of the model's labels were rejected.
         whole = replace(estimate)
         whole.add_surcharge(Costs(unexpected, Decimal(0)))
         return replace(plan, estimate=estimate, whole=whole, oracle=oracle, reserved_usd=rest or None)
 
     def _decided(self, chosen: _Chosen, drawn: _Drawn, rows: int) -> Levels:
-        """Return what is decided of the submission, as it is stored."""
+        """Return the decisions on the submission, as they are stored."""
         cascade, looks, requests = _cascade(self._labeling), chosen.looks, drawn.requests
         look = None
         if requests is not None and chosen.earlier is None:
@@ -329,12 +329,12 @@ class Sampling:
         return levels.ask_oracle_alone() if requests is None else levels
 
     def _earlier_looks(self, seed: str, rows: int, asked: int, again: str | None) -> _Looks:
-        """Return how often a sample of these rows has set a threshold, or is about to: by the ledger's submissions.
+        """Return the number of samples of these rows that set a threshold, or will: by the ledger's submissions.
 
-        `again` is the fingerprint of submissions that drew the very rows that are drawn now: they are the same look.
+        `again` is the fingerprint of submissions that drew the same rows as now: they are the same look.
 
-        Rows with the same keys are the same rows. Where the models and the prompt are the same, too, and the requests
-        are others, then what stands in the rows has changed, and nobody has looked at it.
+        Rows with the same keys are the same rows. If the models and the prompt are the same, too, but the requests
+        differ, then the content of the rows has changed, and it is new.
         """
         keys_id, requests_id = self._digest_rows()
         known: dict[tuple[str, int | None], Levels | None] = {}
@@ -346,7 +346,7 @@ class Sampling:
                 continue
             found = list(readable_levels(deployment.payloads, [submission]))
             if not found:
-                # Its files were pruned, or are damaged, and nobody knows more than how many rows it had.
+                # Its files were pruned or are damaged, so only its number of rows is known.
                 if submission.rows == rows and submission.fingerprint != again:
                     known[submission.fingerprint, None] = None
                 continue
@@ -362,7 +362,7 @@ class Sampling:
         return _Looks(keys_id, requests_id, known)
 
     def _digest_rows(self) -> tuple[str, str]:
-        """Return digests of the keys and of the requests of all rows, whatever their order."""
+        """Return digests of the keys and of the requests of all rows, independent of their order."""
         of_keys = of_requests = 0
         for keys, ids in self._rows():
             of_keys += int(digest_keys(keys, "look").sum(dtype=np.uint64))
@@ -371,9 +371,9 @@ class Sampling:
         return f"{of_keys % 2**64:016x}", f"{of_requests % 2**64:016x}"
 
     def _usual_size(self, cascade: Cascade, rows: int, least: int, look: int) -> int:
-        """Return how many rows are sampled before other partitions are asked.
+        """Return the size of the sample before the data of other partitions are read.
 
-        Raises ConfigError where so many looks were taken at these rows that such a sample could accept nothing.
+        Raises ConfigError if there were so many looks at these rows that such a sample could not accept a row.
         """
         confidence = look_confidence(cascade.confidence, look)
         if cascade.sample == "auto":
@@ -389,20 +389,20 @@ class Sampling:
         )
 
     def _tune_size(self, size: int, rows: int, at_least: int, usd: tuple[Decimal | None, Decimal | None]) -> int:
-        """Return how many of so many rows are sampled: `size`, or what cost less in other partitions.
+        """Return the size of the sample: `size`, or a size that cost less in other partitions.
 
-        `usd`: what a request costs at the model, and at the oracle.
+        `usd`: the costs of a request at the model and at the oracle.
         """
         cascade, tuning, (cheap, each) = _cascade(self._labeling), self._planning.tuning, usd
         if tuning is None or cascade.sample != "auto" or cheap is None or not each:
             return size
-        # Where people label the sample, they have to know how large it is.
+        # People who label the sample must know its size.
         if cascade.calibrate != "partition" or cascade.gold is not None or size >= rows:
             return size
         return tuning.choose_sample(self._deployment, self._partition, rows, size, at_least, float(cheap / each))
 
     def _refuse_too_few(self, requests: int, least: int) -> None:
-        """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""
+        """Raise ConfigError if the oracle's vendor would not take the sample: the model's requests would be useless."""
         if 0 < requests < least and self._labeling.limits.below_minimum == "refuse":
             raise ConfigError(
                 f"'{self._labeling.asset}': the sample of the cascade is asked of {_cascade(self._labeling).oracle}, "
@@ -412,12 +412,13 @@ class Sampling:
             )
 
     def _expect_accepted(self, cascade: Cascade) -> float:
-        """Return which share of rows will be accepted: that of the last submissions of the dataset, if there are some.
+        """Return the expected share of accepted rows, by the last submissions of the dataset, if there are some.
 
-        Never that of this one: what is chosen by the sample that certifies it breaks its promise in 30 of 100 cases.
+        This partition's own share is not used: a choice by the same sample that certifies it breaks the guarantee in 30
+        of 100 cases.
         """
         deployment, configuration = self._deployment, self._writer.configuration
-        # Of a backfill, most of the newest are not settled yet.
+        # In a backfill, most of the newest submissions are not complete yet.
         known = deployment.ledger.submissions.list_all(
             deployment.namespace, assets=[self._labeling.asset], limit=_LOOKED_AT, newest=True
         )
@@ -427,11 +428,11 @@ class Sampling:
         return sum(shares) / len(shares) if shares else expect_accepted(cascade.least_share)
 
     def _seed(self) -> str:
-        """Return what decides which rows are drawn: the partition, and what is calibrated, in whichever account.
+        """Return the seed of the draw: the partition and the calibrated configuration, in any account.
 
-        Where somebody has changed the prompt, a model or a parameter by what the sampled rows showed, these rows would
-        flatter it: others are drawn then. The same configuration draws the same ones again, which are paid once; so
-        does another promise, whose sample has these rows and more, or some of them.
+        If somebody changed the prompt, a model or a parameter after a look at the sampled rows, the same rows would be
+        biased toward it, so others are drawn. The same configuration draws the same rows again, which are paid once.
+        Another guarantee does, too: its sample has these rows and more, or some of them.
         """
         prompt, turns = self._labeling.prompt, self._labeling.spec.turns
         asked = [prompt.system, prompt.user, list(prompt.images), [[turn.role, turn.text] for turn in turns]]
@@ -445,7 +446,7 @@ class Sampling:
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
     def _count_independent(self, rows: int, requests: int) -> int:
-        """Return how many independent rows these count as, which share so many requests."""
+        """Return the number of independent rows that these rows, which share requests, count as."""
         if rows == requests:
             return rows
         heads = [np.frombuffer(packed(ids.to_pylist()), np.uint8) for _, ids in self._rows()]
@@ -462,7 +463,7 @@ class Sampling:
         place = (self._deployment, self._labeling, cascade, self._partition)
         found = calibrate_on_earlier(*place, self._count_independent(rows, requests), history)
         why_not = found if isinstance(found, str) else None
-        # By another seed: what is in the sample is audited as often as what is not.
+        # By another seed, so that rows inside and outside of the sample are audited equally often.
         bound = np.uint64(cascade.calibrate.audit * 2**64)
         audited = [
             request_id
@@ -489,7 +490,7 @@ class Sampling:
         return drawn_keys, drawn
 
     def _rows(self) -> Iterator[tuple[Sequence[object], pa.Array]]:
-        """Yield the keys and the request_ids of all rows that are asked."""
+        """Yield the keys and the request_ids of all rows with a request."""
         key = self._labeling.key
         for batch in self._payloads.iter_batches(f"{self._folder}/manifest.parquet", _ROWS_AT_ONCE, [key, _ID]):
             asked = batch.filter(pc.is_valid(batch[_ID]))
@@ -498,7 +499,7 @@ class Sampling:
     def _write(
         self, drafted: Drafted, wanted: set[str] | None, known: KnownRequests | None, tokens: int | None
     ) -> _Written:
-        """Write the oracle's shards of the first wave. Raises ConfigError where they are too few for its vendor."""
+        """Write the oracle's shards of the first wave. Raises ConfigError if they are too few for its vendor."""
         oracle = self._labeling.models[1]
         writer, spare = self._writer, self._writer.spare(self._submission_id, self._partition, oracle)
         numbers = count(max((shard.number for shard in drafted.shards), default=-1) + 1)
@@ -536,7 +537,7 @@ class Sampling:
         return _Written(shards, estimate, later)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the written files."""
         for files in self._written:
             files.discard()
         self._payloads.delete(f"{self._folder}/{CALIBRATION}")
@@ -548,6 +549,6 @@ def _asked_first(drawn: _Drawn, audit: Audit | None) -> set[str] | None:
 
 
 def _dearest(*amounts: Decimal | None) -> Decimal | None:
-    """Return the largest amount; None where nobody knows one."""
+    """Return the largest amount; None if one is unknown."""
     known = [amount for amount in amounts if amount is not None]
     return max(known) if len(known) == len(amounts) else None

@@ -1,19 +1,19 @@
-"""Erases rows: what is stored of them goes, and they are neither asked nor landed again.
+"""Erasure of rows: their stored data is removed, and they get neither requests nor labels again.
 
     tombstones in the ledger ─▶ each submission of the asset:
         list of requests ─▶ manifest ─▶ files of each shard, spares ─▶ ledger: numbers, fingerprint, tombstones
     then, at providers: the stored requests and results of ended batches with such requests
 
-1. A tombstone is written before anything else. It has a digest in the key's place. Plans leave such rows out.
-2. A submission says how many tombstones were applied to its files. Whoever sends, collects or lands one whose files
-   lack some applies these first. So what was missed, since another process worked on it, is done before it matters.
-3. Every step can be repeated: a process that is killed anywhere leaves what the next call goes on with. Each file is
-   replaced as a whole, with its digest.
-4. A request that another row has too, which is not erased, stays: it is that row's.
-5. What is in flight stays as it is until it ends: whoever collects it then erases before anything is landed or sent
-   again. So erased requests are in what their batches cost.
+1. A tombstone is written first. It has a digest instead of the key. Plans leave such rows out.
+2. A submission has the number of tombstones that were applied to its files. A process that sends it, collects it or
+   materializes its labels applies missing tombstones first. So work that another process prevented is done in time.
+3. Each step can be repeated: after a crash anywhere, the next call continues. Each file is replaced as a whole, with
+   its digest.
+4. A request that is also the request of another row, which is not erased, stays.
+5. A batch in flight stays until it ends. The process that collects it erases first, before labels are materialized or
+   requests are sent again. So the costs of batches include erased requests.
 
-Never touches labels in tables of users, nor Dagster's event log.
+Labels in users' tables and Dagster's event log are not changed.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ _ADOPTED = "it was adopted, so its request file and its results there are their 
 
 @dataclass(frozen=True)
 class FoundRows:
-    """The rows of one submission that are to be erased.
+    """The rows of one submission to erase.
 
     Attributes:
-        submission: Of which they are.
-        rows: How many.
-        shared: How many of them have a request that a row has, too, which is not erased: that request stays.
-        in_flight: Shards with such requests that the provider works on.
-        manifest_lost: Nobody can tell which rows it has.
+        submission: The submission of the rows.
+        rows: The number of rows.
+        shared: The number of these rows whose request is also the request of another row, which stays: so does it.
+        in_flight: Shards with such requests in flight.
+        manifest_lost: Whether the manifest is lost, so that the rows are unknown.
         ended: The other shards with such requests that were sent: providers store their batches.
         files: Paths of the stored files with such rows.
     """
@@ -117,7 +117,7 @@ class FoundRows:
 
 @dataclass(frozen=True)
 class Left:
-    """A submission of which something is left to erase, and why."""
+    """A submission that is not completely erased, and the reason."""
 
     submission: Submission
     reason: str
@@ -125,10 +125,10 @@ class Left:
 
 @dataclass(frozen=True)
 class ProviderCopy:
-    """A batch with erased requests: what became of its copy at the provider.
+    """A batch with erased requests, and the end of its copy at the provider.
 
-    `left` says what stays there, or why nothing could be deleted; None where all was. `is_ours` is False of a batch
-    that was adopted: its sender alone deletes it.
+    `left` names the data that stay there, or the reason against a deletion; None if all data were deleted. `is_ours` is
+    False for an adopted batch: only its sender deletes it.
     """
 
     provider: str
@@ -150,7 +150,7 @@ class Eraser:
     # tombstones -------------------------------------------------------------------------------------------------------
 
     def _erased_with(self, asset: str, keys: Sequence[str], partition: str) -> ErasedKeys:
-        """Return these keys, with all that are erased already, without recording anything."""
+        """Return these keys and all erased keys. Records nothing."""
         known = self._deployment.erased_keys(partition, asset)
         salt = secrets.token_hex(16)
         return replace(known, digests={**known.digests, salt: frozenset(key_digest(salt, key) for key in keys)})
@@ -168,7 +168,7 @@ class Eraser:
             if (partition, salt, digest) not in in_force
         ]
         self._ledger.tombstones.add(fresh)
-        # What people said of such rows names them by their keys.
+        # Human judgments of such rows have their keys.
         for partition in [None] if partitions is None else partitions:
             self._ledger.judgments.erase(self._namespace, asset, partition, keys)
         return len(fresh)
@@ -187,7 +187,7 @@ class Eraser:
     def find(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> list[FoundRows]:
         """Return the submissions that have rows with these keys, or with keys that are erased already. Changes nothing.
 
-        Those to whose files every tombstone was applied are read for the new keys alone.
+        Submissions with all tombstones applied are read for the new keys alone.
         """
         found = []
         for submission in self._ledger.submissions.list_all(self._namespace, assets=[asset]):
@@ -198,7 +198,7 @@ class Eraser:
         return found
 
     def _is_gone(self, submission: Submission) -> bool:
-        """Return whether a submission's files were pruned. They stay where a plan took up its answers just then."""
+        """Return whether a submission's files were pruned. They stay if a plan took up its answers at that moment."""
         return is_pruned(self._ledger, submission) and not self._payloads.exists(submission.manifest)
 
     def _find_in(self, submission: Submission, erased: ErasedKeys) -> FoundRows:
@@ -231,14 +231,14 @@ class Eraser:
     def _has_any(self, shard: Shard, going: set[str]) -> bool:
         try:
             return not going.isdisjoint(request_ids(self._payloads, shard))
-        # Of a shard whose files were lost there is nothing to erase.
+        # A shard without files has nothing to erase.
         except FileNotFoundError:
             return False
 
     def find_files(self, *assets: str) -> list[StoredFile]:
-        """Return the files that are removed as a whole when rows of these assets are erased. Changes nothing.
+        """Return the files that an erasure of these assets' rows removes as a whole. Changes nothing.
 
-        Those of pruned submissions, and of killed processes. Merged copies of partitions with erased rows go, too.
+        They are files of pruned submissions and killed processes. Merged copies of such partitions are removed, too.
         """
         gone = []
         for asset in assets:
@@ -255,7 +255,7 @@ class Eraser:
             yield batch.column(0).to_pylist(), batch.column(1)
 
     def _matches(self, submission: Submission, erased: ErasedKeys) -> tuple[int, set[str]]:
-        """Return how many rows of a submission are erased, and their request_ids."""
+        """Return the number of erased rows of a submission, and their request_ids."""
         rows, ids = 0, set[str]()
         for keys, request_ids_ in self._rows(submission):
             places = erased.places(keys)
@@ -264,7 +264,7 @@ class Eraser:
         return rows, ids
 
     def _still_needed(self, submission: Submission, erased: ErasedKeys, candidates: set[str]) -> set[str]:
-        """Return those of the request_ids that a row of the partition has, too, which is not erased."""
+        """Return the request_ids that are also the requests of rows of the partition that are not erased."""
         needed: set[str] = set()
         if not candidates:
             return needed
@@ -284,9 +284,9 @@ class Eraser:
     # erase ------------------------------------------------------------------------------------------------------------
 
     def erase(self, asset: str) -> list[Left]:
-        """Do what the tombstones of an asset say; return the submissions of which something is left to do, and why."""
+        """Apply the tombstones of an asset; return the submissions that are not finished, each with the reason."""
         left = []
-        # A ledger that was restored from a backup does not know of all that is stored.
+        # A ledger from a backup may lack some stored submissions.
         recover_all(self._deployment)
         tombstones = len(self._ledger.tombstones.list_all(self._namespace, asset))
         for submission in self._ledger.submissions.list_all(self._namespace, assets=[asset]):
@@ -306,10 +306,10 @@ class Eraser:
         return left
 
     def erase_submission(self, submission_id: str, held: Collection[str]) -> bool:
-        """Do what tombstones say of one submission; return whether all is done. The caller holds the leases of `held`.
+        """Apply the tombstones to one submission; return whether it is finished. The caller holds the leases of `held`.
 
-        Not all is done while batches are in flight. Raises PayloadError where the manifest is lost: nobody can tell
-        which rows the files have then.
+        It is not finished while batches are in flight. Raises PayloadError if the manifest is lost, since the rows of
+        the files are unknown then.
         """
         submission = self._ledger.submissions.get(submission_id)
         erased = self._deployment.erased_keys(submission.partition, submission.asset)
@@ -317,7 +317,7 @@ class Eraser:
             return True
         path, going_path = submission.manifest, self._beside_manifest(submission, ERASING)
         if self._is_gone(submission):
-            # A prune that was killed may have left some.
+            # A killed prune may have left some files.
             remove(self._payloads, self._ownership.files_of(submission))
             self._drop_merged(submission)
             self._ledger.submissions.record_erased(submission_id, erased.tombstones)
@@ -328,13 +328,13 @@ class Eraser:
                 "Nothing is sent or landed before"
             )
             raise PayloadError(str(advise_on_lost_manifest(submission, meanwhile)))
-        # What this ledger has no record of has files that no shard names before this.
+        # Unrecorded sendings have files of shards that the ledger lacks until now.
         if shards := self._ledger.shards.of_submission(submission_id):
             recover_planned(self._deployment, shards)
         rows, candidates = self._matches(submission, erased)
         candidates |= self._read_erasing(going_path)
         if candidates:
-            # Before the manifest loses them: a process that is killed after that finds here what is to go on with.
+            # Before the manifest loses them: after a crash, the next call continues with this file.
             with self._payloads.writer(going_path) as out:
                 out.write(packed(sorted(candidates)))
         if rows:
@@ -357,12 +357,12 @@ class Eraser:
         return True
 
     def _drop_merged(self, submission: Submission) -> None:
-        """Remove the merged copies of the partition's results, which are made anew of what is left."""
+        """Remove the merged copies of the partition's results. They are made again from the remaining results."""
         history = self._ledger.submissions.of_partition(submission.namespace, submission.asset, submission.partition)
         drop_merged(self._payloads, [one.folder for one in history])
 
     def _is_at_rest(self, shard: Shard) -> bool:
-        """Return whether nothing more comes of the shard before it is sent. What it costs is not known before that."""
+        """Return whether a shard gets no result before its next sending; only then is its cost known."""
         if shard.state in ENDED:
             return self._payloads.exists(beside(shard, RAW))
         return shard.state not in IN_FLIGHT
@@ -371,7 +371,7 @@ class Eraser:
         return f"{submission.folder}/{name}"
 
     def _read_erasing(self, path: str) -> set[str]:
-        """Return the request_ids that an erasure, which was killed, was at."""
+        """Return the request_ids of an erasure that was killed."""
         if not self._payloads.exists(path):
             return set()
         with self._payloads.reader(path) as file:
@@ -395,10 +395,10 @@ class Eraser:
                 out.add_key_value_metadata({DEFINITION: definition.decode()})
 
     def _purge_shard(self, shard: Shard, going: set[str], held: Collection[str]) -> None:
-        """Take requests out of all files of a shard, and out of its numbers. The list of its requests is the last."""
+        """Remove requests from all files of a shard, and from its counts. The list of its requests is last."""
         try:
             ids = request_ids(self._payloads, shard)
-        # Of a shard whose files were lost there is nothing to erase.
+        # A shard without files has nothing to erase.
         except FileNotFoundError:
             return
         kept = [request_id for request_id in ids if request_id not in going]
@@ -413,7 +413,7 @@ class Eraser:
                         out.write(line)
             size, digest = out.bytes, out.digest
         self._purge_answers(shard, ids, going)
-        # Copies that filled a batch up may be of what goes, and nothing says of what they are.
+        # Padding of a batch may be copies of erased requests; their origin is not recorded.
         known = frozenset(kept)
         raw_path = shard.raw_path or beside(shard, RAW)
         if payloads.exists(raw_path):
@@ -422,7 +422,7 @@ class Eraser:
                     if names_any(line, shard.nonce, known):
                         out.write(line)
         self._purge_results(shard, going)
-        # Where a batch failed as a whole, the rows of all shards in it have the provider's words.
+        # If a batch failed as a whole, the rows of all its shards quote the provider.
         for other in self._ledger.shards.told_with(shard):
             is_held = other.submission_id in held
             with nullcontext() if is_held else self._deployment.leased(other.submission_id):
@@ -437,7 +437,7 @@ class Eraser:
         path = shard.results_path or beside(shard, RESULTS)
         if self._payloads.exists(path):
             self._rewrite_results(shard, path, going)
-        # Its copies have the same words. This may be another partition's shard.
+        # Merged copies quote the same words. This may be another partition's shard.
         drop_merged(self._payloads, [path.rpartition("/")[0]])
 
     def _rewrite_results(self, shard: Shard, path: str, going: set[str]) -> None:
@@ -446,7 +446,7 @@ class Eraser:
         with self._payloads.table_writer(path, schema, repeating=REPEATING) as out:
             for batch in self._payloads.iter_batches(path):
                 kept = batch.filter(pc.invert(pc.is_in(batch.column(_ID), wanted)))
-                # Where a batch failed as a whole, all of its requests have the provider's words on it.
+                # If a batch failed as a whole, all its requests quote the provider.
                 if shard.is_quoted:
                     quotes = pc.fill_null(pc.match_substring(kept.column(_REASON), shard.reason), fill_value=False)
                     reasons = pc.if_else(quotes, WORDS_ERASED, kept.column(_REASON))
@@ -454,7 +454,7 @@ class Eraser:
                 out.write_batch(kept)
 
     def _purge_answers(self, shard: Shard, ids: Sequence[str], going: set[str]) -> None:
-        """Take answers so far out, which are known by their places among the requests."""
+        """Remove answers so far, by their places among the requests."""
         if shard.lane is not Lane.REALTIME or not (answers := answers_so_far(self._payloads, shard)):
             return
         places = [at for at, request_id in enumerate(ids) if request_id not in going]
@@ -465,7 +465,7 @@ class Eraser:
         write_answers_so_far(self._payloads, shard, left)
 
     def _remove_unnamed(self, submission: Submission) -> None:
-        """Remove requests that are no shard's: a process was killed after it split one, or before it stored a wave."""
+        """Remove requests without a shard: a process was killed after it split one, or before it stored a wave."""
         shards = self._ledger.shards.of_submission(submission.submission_id)
         named = {path for shard in shards for path in (shard.path, beside(shard, IDS))}
         own = (file for file in self._ownership.files_of(submission) if not file.path.endswith(ERASING))
@@ -473,7 +473,7 @@ class Eraser:
         remove(self._payloads, unnamed)
 
     def _purge_spares(self, submission: Submission, going: set[str]) -> None:
-        """Take requests out of what is kept for fallbacks, and for the oracle of a cascade."""
+        """Remove requests from the files for fallbacks and for the oracle of a cascade."""
         for file in self._ownership.files_of(submission):
             if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
                 nonce = shard_nonce(submission.submission_id, 0, int(match[1], 16))
@@ -484,7 +484,7 @@ class Eraser:
         forget_sampled(self._payloads, submission, going)
 
     def _remaining(self, submission: Submission) -> dict[str, Any]:
-        """Return the numbers and the fingerprint of a submission as its files are now."""
+        """Return the counts and the fingerprint of a submission by its present files."""
         digest = RowsDigest()
         with ExitStack() as files:
             seen = Seen(packed, lambda: files.enter_context(self._deployment.new_file()))
@@ -497,7 +497,7 @@ class Eraser:
         submission_id = submission.submission_id
         shards, levels = self._ledger.shards.of_submission(submission_id), levels_of(self._payloads, submission)
         first = [shard for shard in shards if shard.wave == 1]
-        # Sampled requests of a cascade are asked of both models; the model is asked of all that are not reused.
+        # Both models get the sampled requests of a cascade; the model gets all that are not reused.
         if levels is not None and not levels.asks_oracle_alone:
             first = [shard for shard in first if not levels.asks_oracle(shard.asked_of)]
         asked = count_requests(first)
@@ -518,15 +518,15 @@ class Eraser:
                 part_rows=self._deployment.part_rows,
                 levels=levels,
             )
-            # Where results are lost, they are counted anew when labels are made.
+            # Lost results are counted again when labels are made.
             with suppress(FileNotFoundError):
                 left["outcomes"] = stored.count_outcomes()
         return left
 
     def erase_left_behind(self) -> int:
-        """Remove what killed processes left more than a day ago; return how many such files are younger.
+        """Remove files that killed processes left more than a day ago; return the number of younger files.
 
-        Living processes may be at work on those, and nobody knows which rows they hold.
+        Running processes may use the younger files, whose rows are unknown.
         """
         return len(self._pruner.prune_left_behind())
 
