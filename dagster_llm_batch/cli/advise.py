@@ -99,7 +99,7 @@ def advise_command(
     gold and from earlier runs in the ledger, of this dataset and of others over the same rows. Unknown numbers are
     marked. A cascade is certified by the sample of its own run.
     """
-    # Neither is "nan".
+    # Refuse "nan", which Click takes for a number.
     for name, given in (("--confidence", confidence), ("--max-usd", max_usd or 0.0)):
         if not isfinite(given):
             raise click.UsageError(f"{name} {given} is no number.")

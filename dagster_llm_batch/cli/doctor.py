@@ -276,7 +276,7 @@ def _payload_store(payloads: PayloadStore, place: str) -> Finding:
 
 
 def _unrecorded(engine: Engine) -> Finding:
-    """Look for shards with a receipt in the payload store and without a record in the ledger."""
+    """Find shards with a receipt in the payload store and without a record in the ledger."""
     found = engine.recovery.find_unrecorded()
     if not found:
         return Finding("ledger and payloads", Severity.OK, "the ledger has a record of all that was sent from here")

@@ -228,7 +228,7 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ConfigError(
             f"The partitions have columns of different types, since the definition was changed between them: {error}. "
-            "Export those of each definition by themselves."
+            "Export the examples of each definition separately."
         ) from error
 
 

@@ -15,8 +15,8 @@ from dagster_llm_batch._version import __version__
 
 __all__ = ["main"]
 
-# The groups of `--help`. Of each command: the module that has it as `<name>_command`, and its line in `--help`. A
-# module is imported when its command is called: all of them together load Dagster, SQLAlchemy and pyarrow, for seconds.
+# The groups of `--help`. Each command has its module, with a function `<name>_command`, and its line in `--help`.
+# Modules are imported when a command is called, because Dagster, SQLAlchemy and pyarrow take seconds to load.
 _GROUPS = {
     "First steps": {
         "init": ("init", "Write a project that labels a CSV or Parquet file."),

@@ -251,7 +251,7 @@ def plan_rows(
     *,
     again: bool,
 ) -> list[Planned]:
-    """Return a preview of the submission of each of these. Raises NoRowsError if rows are not materialized."""
+    """Return a preview of the submission of each of these. Raises NoRowsError without materialized rows."""
     planned = []
     rules = deployment.dry_engine.deployment
     for dataset, partition in wanted:

@@ -140,7 +140,7 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             files={partition: place for partition, place in places.items() if place},
             others=tuple(partition for partition, place in places.items() if not place),
             load=partial(_load, deployment, key),
-            # Of several partitions, each has its own to say.
+            # Each partition has its own metadata.
             at=code.materialized_at(key),
             before=code.figures_before(key) if spec.tags.get(ROLE_TAG) == "evaluation" and list(places) == [""] else {},
             told=code.told(key, TO_LABEL_KEY) if WANTED_KEY in spec.metadata and list(places) == [""] else "",
