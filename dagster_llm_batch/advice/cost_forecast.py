@@ -1,15 +1,14 @@
-"""What a calendar month will have cost: what it has cost so far, and the days to come by the days that were.
+"""Forecast of a calendar month's cost: the cost so far, and the days to come by the days before.
 
-The method, whose promise `tests/engine/test_cost_forecast.py` holds against simulations:
+The method; `tests/engine/test_cost_forecast.py` tests its coverage by simulation:
 
-- A day's money is what was sent on it (UTC): billed or, until that is known, expected.
-- Today and each day to come cost what its weekday cost on average in the last 14 to 28 complete days, so that a job of
-  Mondays is expected on Mondays. With fewer days there is no figure: a weekday is known from two of its days on.
+- A day's cost is the cost of the requests that were sent on it (UTC): billed or, until that is known, expected.
+- Today and each day to come cost the mean of their weekday in the last 14 to 28 complete days, so that a job of Mondays
+  is expected on Mondays. A figure needs 14 days: two days of each weekday.
 - The 90 % interval is Student's, of a sum of days: the weekdays' own variances, with Welch and Satterthwaite's degrees
-  of freedom, widened where a day is like the day before. What is in flight adds the error of its estimate.
+  of freedom, widened if days correlate with the day before. Requests in flight add the error of their estimate.
 
-It holds as long as the days to come are like those days: growth, and a backfill that nobody has started yet, are not in
-it.
+It holds as long as the days to come are like those days. It does not include growth and future backfills.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _T95 = (
     1.746, 1.740, 1.734, 1.729, 1.725, 1.721, 1.717, 1.714, 1.711, 1.708, 1.706, 1.703, 1.701, 1.699, 1.697,
 )  # fmt: skip
 
-# A day that is like the day before by more than this cannot be told from growth.
+# A higher correlation with the day before cannot be told from growth.
 _MOST_ALIKE = 0.8
 
 _MICRODOLLAR = Decimal("1e-6")
@@ -49,16 +48,16 @@ _MICRODOLLAR = Decimal("1e-6")
 
 @dataclass(frozen=True)
 class MonthForecast:
-    """What a month will have cost, in USD. Without enough days there is no figure, and `reason` says why.
+    """A month's forecast cost in USD. Without enough days there is only a `reason`.
 
     Attributes:
-        month: Its first day.
-        so_far_usd: What was sent so far: billed or, until that is known, expected.
-        expected_usd: The whole month.
-        low_usd, high_usd: Of 20 such months 18 are between them, one is below, and one above.
-        days: Complete days that it rests on.
-        requests_unknown: Requests of the month whose cost nobody knows or expects: they are in no amount.
-        reason: Why there is no figure; None where there is.
+        month: The first day of the month.
+        so_far_usd: The cost of the requests so far: billed or, until that is known, expected.
+        expected_usd: The expected cost of the whole month.
+        low_usd, high_usd: The bounds of 18 in 20 such months; one is below, and one above.
+        days: The number of complete days in the data.
+        requests_unknown: The number of requests of the month without a known or expected cost, left out of all amounts.
+        reason: The reason for a missing figure; None with a figure.
     """
 
     month: date
@@ -93,7 +92,7 @@ def next_month(month: date) -> date:
 
 @dataclass
 class _Day:
-    """What was committed on a day, and how far what is in flight of it may be below and above."""
+    """The committed cost of a day, and the errors of its part in flight, below and above."""
 
     usd: Decimal = Decimal(0)
     below_usd: float = 0.0
@@ -101,7 +100,7 @@ class _Day:
 
 
 def forecast_month(costs: Iterable[ShardCost], month: date, now: datetime) -> MonthForecast:
-    """Return what a month will have cost. `costs` has all since its first day, and since `HISTORY` before `now`."""
+    """Return the forecast of a month. `costs` starts at its first day, or `HISTORY` before `now` if that is earlier."""
     days: defaultdict[date, _Day] = defaultdict(_Day)
     unknown = 0
     end = next_month(month)
@@ -127,7 +126,7 @@ def forecast_month(costs: Iterable[ShardCost], month: date, now: datetime) -> Mo
             return MonthForecast(month, committed, days=known, requests_unknown=unknown, reason=reason)
         to_come = [today + _DAY * number for number in range((end - today).days)]
         total, half = _sum_of_days(history, to_come)
-        # What was sent today is a part of what today is expected to cost.
+        # Today's requests so far are a part of today's expected cost.
         expected += max(Decimal(total) - days[today].usd, Decimal(0))
     least = committed - Decimal(below)
     low = max(expected - Decimal(sqrt(half**2 + below**2)), least)
@@ -137,13 +136,13 @@ def forecast_month(costs: Iterable[ShardCost], month: date, now: datetime) -> Mo
 
 
 def _history(daily: Mapping[date, float], today: date) -> dict[date, float]:
-    """Return the complete days of the last time, without those before the first on which anything was sent."""
+    """Return the last complete days, from the first day with a request on."""
     first = min((day for day in daily if day >= today - HISTORY), default=today)
     return {day: daily.get(day, 0.0) for day in (first + _DAY * number for number in range((today - first).days))}
 
 
 def _sum_of_days(history: Mapping[date, float], to_come: Iterable[date]) -> tuple[float, float]:
-    """Return what these days are expected to cost together, and half of the 90 % interval of that."""
+    """Return the expected cost of these days together, and half of its 90 % interval."""
     by_weekday: defaultdict[int, list[float]] = defaultdict(list)
     for day, usd in history.items():
         by_weekday[day.weekday()].append(usd)
@@ -154,7 +153,7 @@ def _sum_of_days(history: Mapping[date, float], to_come: Iterable[date]) -> tupl
     for weekday, count in counts.items():
         seen = by_weekday[weekday]
         total += count * fmean(seen)
-        # Of the days themselves, and of the mean that is taken for them.
+        # The variance of the days themselves, and of the mean for them.
         part = variance(seen) * (count + count**2 / len(seen))
         spread += part
         freedom += part**2 / (len(seen) - 1)
@@ -169,7 +168,7 @@ def _sum_of_days(history: Mapping[date, float], to_come: Iterable[date]) -> tupl
 
 
 def _likeness(rests: list[float]) -> float:
-    """Return how much a day is like the day before: its correlation, made up for the means that were taken off."""
+    """Return the correlation of a day with the day before, corrected for the subtracted means."""
     whole = sum(rest**2 for rest in rests)
     if not whole:
         return 0.0

@@ -1,4 +1,4 @@
-"""What is wanted of the labels of a dataset's next rows, and one way to make them, with its cost, end and quality."""
+"""A way to label a dataset's next rows, with its cost, end and quality, and the targets for these."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ GOLD = "gold"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a plan has to reach.
+    """The targets of a plan.
 
     Attributes:
         quality: The least share of right labels; `against`: gold, or the model whose label counts as right.
-        confidence: How sure that has to be, of all plans together.
-        rows: How many rows are to be labeled.
-        target, score: The columns that are compared, and of scores (None: there is none).
-        by: When all has to have ended; `max_usd`: what it may cost. None: whenever, whatever.
-        now: When it is begun.
+        confidence: The confidence in it, for all plans together.
+        rows: The number of rows to label.
+        target, score: The compared column, and the column of scores (None without one).
+        by: The latest end; `max_usd`: the highest cost. None without a limit.
+        now: The time of the start.
         rolls: Whether partitions are windows of time, so that earlier ones may set a threshold.
     """
 
@@ -45,9 +45,9 @@ class Wanted:
 
 
 class Quality(NamedTuple):
-    """A share of right labels. `value` None: it is not known, and `basis` says why; else on what it rests.
+    """A share of right labels. `basis` is its basis or, if `value` is None, the reason why it is unknown.
 
-    `is_promised`: the run certifies it by its own sample; `low` is what it promises then.
+    `is_promised`: the run certifies it by its own sample; `low` is then the guaranteed share.
     """
 
     value: float | None
@@ -59,7 +59,7 @@ class Quality(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What rows cost, in USD: expected, and between which ends 9 in 10 submissions do. None: not known, see `why`."""
+    """The cost of rows in USD: expected, and the bounds of 9 in 10 submissions. None if unknown; see `why`."""
 
     expected: Decimal | None
     low: Decimal | None
@@ -67,7 +67,7 @@ class Cost(NamedTuple):
     why: str | None = None
 
     def times(self, share: float, low: float | None = None, high: float | None = None) -> Cost:
-        """Return the cost of a share of the rows, which itself has two ends."""
+        """Return the cost of a share of the rows. The share has two bounds, too."""
         shares = (share, share if low is None else low, share if high is None else high)
         expected, least, most = (
             None if amount is None else amount * Decimal(repr(each))
@@ -76,14 +76,14 @@ class Cost(NamedTuple):
         return Cost(expected, least, most, self.why)
 
     def plus(self, other: Cost) -> Cost:
-        """Return the cost of both. The ends are added, as if both went wrong together."""
+        """Return the cost of both. The bounds are added, as for two errors in the same direction."""
         pairs = ((self.expected, other.expected), (self.low, other.low), (self.high, other.high))
         expected, low, high = (None if None in pair else sum(filter(None, pair), Decimal(0)) for pair in pairs)
         return Cost(expected, low, high, self.why or other.why)
 
 
 class End(NamedTuple):
-    """How long requests take, from their sending on, in 19 of 20 cases; None: not known, and `basis` says why."""
+    """The time from sending to end in 19 of 20 cases. If it is None, `basis` is the reason."""
 
     p95: timedelta | None
     basis: str
@@ -94,14 +94,14 @@ class LabelingPlan:
     """One way to label the rows.
 
     Attributes:
-        record: Of the model; `oracle`: likewise, of a cascade.
-        agreement, sample: What a cascade promises, and how many rows it samples for that.
-        within: By which share its labels may be right less often than the oracle's, in the place of `agreement`.
-        rolling: What sets the threshold, where rows of earlier partitions do, in the place of a sample.
-        deadline: After which time what has no answer yet is asked in real time.
-        accepted: The share of rows that is expected to keep the model's own label.
-        ends_at: When 19 of 20 have ended.
-        broken: What it breaks; `unknown`: what cannot be said. Where neither has anything, it is feasible.
+        record: The history of the model; `oracle`: the history of a cascade's oracle.
+        agreement, sample: A cascade's guarantee, and the number of rows that it samples for it.
+        within: The guarantee instead of `agreement`: the largest loss of accuracy against the oracle.
+        rolling: The rule by which earlier partitions set the threshold, instead of a sample.
+        deadline: The time after which unanswered requests are sent in real time.
+        accepted: The expected share of rows that keep the model's own label.
+        ends_at: The time by which 19 of 20 have ended.
+        broken: The missed targets; `unknown`: the targets without data. A plan without both is feasible.
     """
 
     record: TrackRecord

@@ -1,17 +1,17 @@
-"""Adopts a batch that was sent elsewhere: its answers become those of a partition's rows. Sends and pays nothing.
+"""Adoption of a batch that was sent elsewhere: its answers become answers to a partition's rows, without a new request.
 
     rows ─▶ requests ─┐
     request file ─────┴─▶ equal bodies ─▶ the batch's result lines, under our custom_ids ─▶ ledger ─▶ collect, land
 
-1. An answer is taken for a request only where the request file has a line whose body is equal to it, as JSON. Ids are
-   not compared: those of the file are the sender's own.
-2. The submission has all rows of the partition. What the batch has no answer to lands without a label, and waits for a
-   person who says `retry`, and sees the price first (`Cause.ADOPTED`).
-3. Result lines are stored before the ledger knows of the batch. It then has the submission and its shards at once, as
-   ended: at no time is there a planned shard that somebody could send.
-4. The submission's id is made of the batch's: of two that adopt it at once one waits, and what a killed process left is
-   written anew by the next.
-5. The batch's files at the provider are not ours, and stay (`ownership.py`), also where rows are erased.
+1. A request gets an answer only if the request file has a line with an equal body, as JSON. Ids are not compared: the
+   file has the sender's own ids.
+2. The submission has all rows of the partition. Rows without an answer are rejects, and wait for a person's `retry`,
+   which shows the price first (`Cause.ADOPTED`).
+3. Result lines are stored before the batch is in the ledger. The submission and its shards are then added at once, as
+   ended: a planned shard, which could be sent, never exists.
+4. The submission's id is derived from the batch's id. Of two adoptions at once, one waits, and the next call overwrites
+   the files of a killed process.
+5. The batch's files at the provider are not ours (`ownership.py`). They stay, also if rows are erased.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, Lane
 
 __all__ = ["Adopter", "Adoption"]
 
-# Where lines of the vendors have the sender's id, and where the request itself.
+# The fields of vendors' lines with the sender's id, and with the request itself.
 _IDS = ("custom_id", "key", "recordId")
 _BODIES = ("body", "params", "request", "modelInput")
 _SHOWN_CHARS = 200
@@ -53,16 +53,16 @@ _SHOWN_CHARS = 200
 
 @dataclass(frozen=True)
 class Adoption:
-    """What a batch brings for a partition. Nothing is in the ledger before `Adopter.store`.
+    """A batch's answers for a partition. The ledger does not have them before `Adopter.store`.
 
     Attributes:
-        submission, shards: As they would be stored.
-        report: What the provider says of the batch.
-        requests: Different requests of the partition's rows.
-        matched: Those with a line of an equal body in the request file.
-        answered: Those of them with a result line.
-        lines: Lines of the request file.
-        unused: Those whose body is no request of these rows.
+        submission, shards: The records to store.
+        report: The provider's report of the batch.
+        requests: The number of different requests of the partition's rows.
+        matched: The number of requests with an equal body in the request file.
+        answered: The number of matched requests with a result line.
+        lines: The number of lines of the request file.
+        unused: The number of lines whose body is not a request of these rows.
     """
 
     submission: Submission
@@ -86,10 +86,10 @@ class Adopter:
 
     @contextmanager
     def look(self, rows: Any, *, partition: str, batch_id: str, request_file: Path) -> Iterator[Adoption]:
-        """Look at what a batch brings for a partition's rows. What is not stored in the block leaves nothing behind.
+        """Read a batch's answers for a partition's rows. Without `store` within the block, its files are removed.
 
-        Raises ConfigError or InputError, in words, where there is nothing to adopt: the batch is ours or was adopted,
-        of another account, has failed, is of another model or another request file, or the partition is under way.
+        Raises ConfigError or InputError if the batch cannot be adopted: it is ours or was adopted, it has failed, it is
+        of another account, model or request file, or the partition is under way.
         Raises TransientError while the batch runs, LeaseError while another process adopts it.
         """
         provider = self._deployment.provider(self._labeling.provider)
@@ -102,7 +102,7 @@ class Adopter:
         writer = SubmissionWriter(self._labeling, self._deployment)
         content = f"{self._deployment.namespace}\0{provider.name}\0{provider.account}\0{batch_id}"
         submission_id = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-        # Two that adopt it at once would write the same files, and one would remove what the other has stored.
+        # Two adoptions at once would write the same files, and one would remove the other's.
         with self._deployment.leased(submission_id), ExitStack() as unwanted:
             self._refuse_known(provider, batch_id)
             history = self._ledger.submissions.of_partition(self._deployment.namespace, self._labeling.asset, partition)
@@ -125,7 +125,7 @@ class Adopter:
             )
             plan = tune(Plan(RowsState.NEW, drafted, draft.estimate), planning)
             base = new_submission(plan, planning, None)
-            # The newest is the one that lands, also after one that was planned by a clock that was ahead.
+            # The newest submission's labels are materialized, so it must be newer than one by a clock that was ahead.
             later = [one.created_at + timedelta(microseconds=1) for one in history]
             submission = replace(base, created_at=max([now, *later]))
             _refuse_asked(history, submission)
@@ -146,9 +146,9 @@ class Adopter:
                     unwanted.pop_all()
 
     def store(self, adoption: Adoption) -> Submission:
-        """Take a batch into the ledger. Who collects its submission next settles it, and its labels land.
+        """Add the batch to the ledger. The next collection completes its submission, and its labels are materialized.
 
-        Raises ConfigError where a run has planned the partition since it was looked at, as while a person was asked.
+        Raises ConfigError if a run planned the partition since `look`, for example while a person was asked.
         """
         submission = adoption.submission
         place = (submission.namespace, submission.asset, submission.partition)
@@ -220,7 +220,7 @@ class Adopter:
                 f"{request_file} has {lines:,} requests, batch {report.batch_id} has {report.total:,}: it is another "
                 "batch's file. Nothing was changed. Give the file of this batch."
             )
-        # Not every vendor refuses an id that comes twice, and of two requests nobody knows then which was answered.
+        # Some vendors take an id twice, and then it is unknown which of the two requests was answered.
         bodies = Counter(sender for ids in senders.values() for sender in set(ids))
         return {body: [one for one in ids if bodies[one] == 1] for body, ids in senders.items()}
 
@@ -245,7 +245,7 @@ class Adopter:
         return names
 
     def _store_lines(self, drafted: Drafted, provider: Provider, batch_id: str, names: Mapping[str, str]) -> int:
-        """Store the batch's result lines under our custom_ids; return how many requests they answer."""
+        """Store the batch's result lines under our custom_ids; return the number of answered requests."""
         codec = self._deployment.codec(self._labeling)
         answered: set[str] = set()
         with ExitStack() as files:
@@ -290,7 +290,7 @@ def _refuse_asked(history: Iterable[Submission], submission: Submission) -> None
 
 
 def _as_ended(shards: Iterable[Shard], batch_id: str, report: BatchReport, submission: Submission) -> Iterator[Shard]:
-    """Yield planned shards as those of a batch that has ended; the first is the carrier of the others."""
+    """Yield planned shards as shards of an ended batch; the first is the carrier of the others."""
     carrier = None
     sent_at = min(report.created_at or submission.created_at, submission.created_at)
     for shard in shards:
@@ -324,7 +324,7 @@ def _lines(request_file: Path) -> Iterator[dict[str, Any]]:
                 except ValueError:
                     if number > 1:
                         raise
-                    # Not of one line: the body of a create call, as people keep it.
+                    # A file of more than one line may be the body of a create call.
                     value = json.loads(line + file.read())
                 yield from _requests_in(value)
     except (OSError, ValueError, RecursionError) as error:
@@ -345,7 +345,7 @@ def _id_and_body(line: Mapping[str, Any]) -> tuple[str | None, dict[str, Any] | 
 
 
 def _renamed(line: bytes, own: str) -> bytes:
-    """Return a result line with our custom_id in the place of the sender's."""
+    """Return a result line with our custom_id instead of the sender's."""
     row = json.loads(line)
     for name in _IDS:
         if name in row:
@@ -360,11 +360,11 @@ def _digest(body: Mapping[str, Any]) -> bytes:
 
 
 def _is_model(told: str, asked: str) -> bool:
-    """Return whether a provider's name of a model, which may be a path or an ARN, is that of the one that is asked."""
+    """Return whether a provider's name of a model, which may be a path or an ARN, means the labeling's model."""
     return told == asked or told.endswith(f"/{asked}") or asked.endswith(f"/{told}")
 
 
 def _shown(body: Mapping[str, Any] | None) -> str:
-    # Names of fields alone: their values may be of other people's rows.
+    # Only names of fields: their values may be other people's rows.
     fields = {name: type(value).__name__ for name, value in sorted((body or {}).items())}
     return json.dumps(fields)[:_SHOWN_CHARS]
