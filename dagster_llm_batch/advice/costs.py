@@ -1,9 +1,9 @@
-"""The table of costs: what was spent, saved and wasted, summed from the ledger by asset, model, day, tag and others.
+"""The table of costs: spent, saved and wasted money, summed from the ledger by asset, model, day, tag and others.
 
     ledger ─ shard_costs ─▶ ShardCost ─ cost_table ─▶ CostSum of each group, and of all
 
-Money is summed by shard, not by submission: a fallback's cost is that of the fallback, and each wave counts on its own
-day. An amount that nobody knows is in no sum. It is counted, and what stands beside it is "at least".
+Money is summed by shard, not by submission: a fallback's cost counts for the fallback, and each wave on its own day.
+Unknown amounts are left out of sums. Their number is counted, and the sum next to it reads "at least".
 """
 
 from __future__ import annotations
@@ -33,36 +33,37 @@ GROUPS: Mapping[str, Callable[[ShardCost], str]] = {
 }
 """What costs are summed by; beside these `tag:NAME`, the value of one tag. Days are those of the sending, in UTC."""
 
-# Nobody knows whether these were billed: the provider cannot be asked any more, or is not.
+# It is unknown whether these were billed: the provider can no longer be asked, or is not asked.
 _LOST = (Cause.GIVEN_UP, Cause.GONE)
 
 
 @dataclass
 class CostSum:
-    """Money and tokens of some shards. An amount of which nothing is known is None, never zero.
+    """Money and tokens of some shards. An unknown amount is None, never zero.
 
     Attributes:
-        submissions: How many have requests here.
-        requests: Those that were sent; one that was sent again counts again.
-        requests_again: Part of them: asked again in a later wave.
-        requests_escalated: Likewise: asked of a cascade's oracle after its model. They are no waste.
-        input_tokens, output_tokens, cached_tokens: As billed, of what is collected; cached ones are part of the input.
-        cost_usd: What was billed, by the usage in the replies; at least so much where `requests_unknown` is not 0.
-        requests_unknown: Collected requests of which nobody knows what they cost.
-        reported_usd: What vendors say, of batches of which they say it.
-        reported_of_usd: What the same cost by our prices.
-        realtime_usd: What the requests in `cost_usd` would have cost in real time.
-        saved_usd: So much less was paid.
-        invalid_usd: Part of `cost_usd`: replies that were paid for and gave no label, when first asked for. So are
-            answers of a batch that was given up which come when the same has been asked again: that one is the label.
-        retries_usd: Likewise, when they were asked for again. A second reply that gives the label is no waste: the
-            first one was.
-        padding_usd: Part of `cost_usd`: copies that were sent to reach a provider's least number.
-        lost_usd: What batches that were given up or are gone were expected to cost, which may have been billed. It is
-            in no other amount.
-        open_usd: What is expected of requests that are planned, in flight or not collected.
-        open_requests: These requests.
-        open_unknown: Part of them: nobody knows what they will cost.
+        submissions: The number of submissions with requests here.
+        requests: The number of sent requests; a request that was sent again counts again.
+        requests_again: The part of `requests` that was sent again in a later wave.
+        requests_escalated: The part of `requests` to a cascade's oracle after its model. They are not waste.
+        input_tokens, output_tokens, cached_tokens: The billed tokens of collected requests; the input includes the
+            cached ones.
+        cost_usd: The billed cost, by the usage in the replies; a lower bound if `requests_unknown` is not 0.
+        requests_unknown: The number of collected requests with unknown cost.
+        reported_usd: The cost by the vendors' own reports, of batches that have one.
+        reported_of_usd: The cost of the same batches by our prices.
+        realtime_usd: The cost in real time of the requests in `cost_usd`.
+        saved_usd: The difference from `realtime_usd`.
+        invalid_usd: The part of `cost_usd` for first replies without a label. It includes late answers of a batch that
+            was given up, if another request gave the label in the meantime.
+        retries_usd: The part of `cost_usd` for repeated replies without a label. A second reply with the label is not
+            waste: the first one was.
+        padding_usd: The part of `cost_usd` for copies that were sent to reach a provider's least number.
+        lost_usd: The expected cost of batches that were given up or are gone, which may have been billed. Other amounts
+            do not include it.
+        open_usd: The expected cost of requests that are planned, in flight or not collected.
+        open_requests: The number of these requests.
+        open_unknown: The part of `open_requests` with unknown cost.
     """
 
     submissions: int = 0
@@ -92,12 +93,12 @@ class CostSum:
 
     @property
     def wasted_usd(self) -> Decimal | None:
-        """What was paid and gave no label, for whatever reason; None where that is not known of anything."""
+        """The cost without a label, for any reason; None if it is unknown for all."""
         parts = (self.invalid_usd, self.retries_usd, self.padding_usd)
         return None if None in parts else sum((part for part in parts if part is not None), Decimal(0))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all that is told of the group, by its name."""
+        """Return all values of the group, by their names."""
         return {**{each.name: getattr(self, each.name) for each in fields(self)}, "wasted_usd": self.wasted_usd}
 
     def add(self, cost: ShardCost) -> None:
@@ -120,12 +121,12 @@ class CostSum:
         self.requests_unknown += unknown
         if cost.cause in _LOST and unknown:
             self._add("lost_usd", _expected(cost, unknown))
-        # Tokens may be known where the price is not.
+        # Tokens may be known without a price.
         has_tokens = bool(cost.replies or not unknown)
         self._add("input_tokens", cost.input_tokens if has_tokens else None)
         self._add("output_tokens", cost.output_tokens if has_tokens else None)
         self._add("cached_tokens", cost.cache_read_tokens if has_tokens else None)
-        # Of requests of which nothing is known, a zero would look like an amount.
+        # For requests without a known cost, a zero would look like an amount.
         has_amount = bool(known or not unknown)
         realtime, unlabeled, padding = (
             amount if has_amount else None for amount in (cost.realtime_usd, cost.unlabeled_usd, cost.padding_usd)
@@ -142,7 +143,7 @@ class CostSum:
             self._add("reported_of_usd", known)
 
     def _add(self, name: str, amount: Decimal | int | None) -> None:
-        """Add what is known to a sum. One of nothing that is known is None."""
+        """Add known amounts to a sum. A sum without a known amount is None."""
         if amount is not None:
             setattr(self, name, (getattr(self, name) or 0) + amount)
             self._known.add(name)
@@ -151,21 +152,21 @@ class CostSum:
 
 
 class ShardBill(NamedTuple):
-    """What a shard takes from the money of its day, in USD."""
+    """The share of a shard in the money of its day, in USD."""
 
-    usd: Decimal  # billed or, as far as that is not known, expected
-    below_usd: float  # so much less it may be, in 19 of 20 cases, where it is not collected
-    above_usd: float  # likewise more
-    unexpected: int  # requests whose cost nobody knows or expects
+    usd: Decimal  # billed, or expected where the bill is unknown
+    below_usd: float  # the error below, in 19 of 20 cases, of requests that are not collected
+    above_usd: float  # the error above, likewise
+    unexpected: int  # requests without a known or expected cost
 
 
 def bill_of_shard(cost: ShardCost) -> ShardBill:
-    """Return what a shard takes from the money of its day. What was never sent, and never will be, takes nothing."""
+    """Return a shard's share in the money of its day. A shard that is never sent has no share."""
     expected = cost.estimated_usd
     if cost.is_open:
         if expected is None:
             return ShardBill(Decimal(0), 0.0, 0.0, cost.requests)
-        # By how much the whole submission may be off.
+        # The possible error of the whole submission.
         whole, p95 = float(cost.expected_usd or 0), float(cost.p95_usd or 0)
         ratio = p95 / whole if 0 < whole <= p95 else 1.0
         least = float(cost.p05_usd) / whole if cost.p05_usd is not None and whole else 1 / ratio
@@ -178,23 +179,23 @@ def bill_of_shard(cost: ShardCost) -> ShardBill:
 
 
 def _expected(cost: ShardCost, unknown: int) -> Decimal | None:
-    """Return what so many of a shard's requests were expected to cost; None where nobody knows."""
+    """Return the expected cost of a number of a shard's requests; None if unknown."""
     if cost.estimated_usd is None or not cost.requests:
         return None
     return cost.estimated_usd * min(unknown, cost.requests) / cost.requests
 
 
 def known_bill(cost: ShardCost) -> tuple[Decimal, int]:
-    """Return what is known of a collected shard's bill, and of how many of its requests it is not known."""
+    """Return the known part of a collected shard's bill, and the number of requests without a known cost."""
     if cost.known_usd is not None and cost.unpriced is not None:
         return cost.known_usd, cost.unpriced
-    # Older code has told of all or of none.
+    # Older code recorded all costs or none.
     return (Decimal(0), cost.requests) if cost.cost_usd is None else (cost.cost_usd, 0)
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs by group, in the order of their names. `by` says what the parts of a group's name are."""
+    """Costs by group, in the order of their names. `by` names the parts of a group's name."""
 
     by: tuple[str, ...]
     groups: Mapping[tuple[str, ...], CostSum]
@@ -206,7 +207,7 @@ class CostTable:
 
 
 def group_names(by: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of what to sum by. Raises ConfigError for one that is none, or that is given twice."""
+    """Return the names to sum by. Raises ConfigError for an unknown or repeated name."""
     for name in by:
         if name not in GROUPS and not (name.startswith(_TAG) and name != _TAG):
             raise ConfigError(unknown_name("sum", name, [*GROUPS, f"{_TAG}NAME"]))
@@ -223,13 +224,13 @@ def _group(name: str) -> Callable[[ShardCost], str]:
 
 
 def cost_table(costs: Iterable[ShardCost], by: Sequence[str]) -> CostTable:
-    """Sum costs by what `by` names. Raises ConfigError; see `group_names`."""
+    """Sum costs by the names in `by`. Raises ConfigError; see `group_names`."""
     names = group_names(by)
     parts = [_group(name) for name in names]
     groups: dict[tuple[str, ...], CostSum] = {}
     total = CostSum()
     for cost in costs:
-        # What was never sent, and never will be, cost nothing.
+        # A shard that is never sent costs nothing.
         if not (cost.is_open or cost.was_taken):
             continue
         key = tuple(part(cost) for part in parts)
