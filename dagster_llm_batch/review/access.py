@@ -1,12 +1,12 @@
 """Access to the pages: for the person who started the command, or for the people whom a team's proxy names.
 
-The command prints an address with a token behind `#`, which browsers send to nobody. The page's script gives the token
+The command prints an address with a token behind `#`, which browsers do not send. The page's script gives the token
 to the page's own server, once, for a session. The session's secret stays in the storage of this origin, host and port
 together, and is a header of the script's own requests. A cookie would go to every server of the machine: cookies ignore
-ports. A host of its own for each page (`….localhost`) would stop that only as long as nobody learns the host, and links
-from Dagster's pages name it.
+ports. A host of its own for each page (`….localhost`) would have to stay secret to prevent this, and links in Dagster's
+pages contain it.
 
-A session is of one process: a program that gets the port later learns a secret that opens nothing.
+A session is of one process: a program on the same port later gets a secret that is invalid.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _is_page(headers: Headers) -> bool:
-    """Return whether a person opens this as a page, and no other page loads it as a part of itself."""
+    """Return whether a person opens this address as a page of its own."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 

@@ -1,4 +1,4 @@
-"""A mistake beside the labels that it is about: gold, and each candidate's label with its basis.
+"""The gold label of a mistake, and each candidate's label with its basis.
 
 The columns of a table of mistakes are known by their roles: `gold`, and for each candidate `<candidate>_label` and
 `<candidate>_reason`. The same label has another column in the candidate's own table, which the target names.
@@ -24,7 +24,7 @@ _CONFIDENCE = "confidence"
 
 @dataclass(frozen=True)
 class ComparedLabel:
-    """What one candidate answered. `reason` is why there is no label; `basis` has what the model gave beside it."""
+    """One candidate's answer. `reason` is set if there is no label; `basis` has the other fields of the answer."""
 
     candidate: str
     label: Any

@@ -21,7 +21,7 @@ from dagster_llm_batch.review.tables import StoredAsset, StoredRow, View, status
 __all__ = ["EVALUATION_COLUMNS", "EvaluationPage"]
 
 EVALUATION_COLUMNS = {"candidate", "target", "n_gold", "coverage"}
-"""Columns by which a table is known to be one of evaluations."""
+"""The columns that each evaluation has."""
 
 _PARTS = ("per_class", "failures", "mistakes", "calibration", "versions")
 _MOST_CLASSES = 12
@@ -29,7 +29,7 @@ _MOST_CLASSES = 12
 
 @dataclass(frozen=True)
 class Cell:
-    """How many gold rows of one class have one label; `url` leads to them where they are mistakes."""
+    """The count of gold rows of one class with one label; `url` links to the rows if they are mistakes."""
 
     count: int
     is_right: bool
@@ -57,7 +57,7 @@ class EvaluationPage:
         self._show = show
 
     def evaluation(self, request: Request) -> Response:
-        """Show what an evaluation found, of one partition where it has some."""
+        """Show the results of an evaluation, of one partition if it has partitions."""
         asset = self._deployment.asset(request.path_params["key"])
         if asset is None:
             return self._show(request, "nothing.html", 404, words="The address names no evaluation.")
@@ -96,7 +96,7 @@ class EvaluationPage:
         )
 
     def _rows(self, part: StoredAsset | None, row: StoredRow, partition: str | None) -> Sequence[Mapping[str, Any]]:
-        """Return the rows of a table beside the evaluation that are of the same candidate and target."""
+        """Return the rows of the same candidate and target from a table beside the evaluation."""
         if part is None:
             return []
         same = [Filter("candidate", "is", row["candidate"]), Filter("target", "is", row["target"])]

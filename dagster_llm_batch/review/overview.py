@@ -1,4 +1,4 @@
-"""The first page: of each dataset how good its labels are, what they cost, and what to do next."""
+"""The first page: quality and cost of each dataset's labels, and the next step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TALLEST = 40
 
 @dataclass(frozen=True)
 class Quality:
-    """How good one candidate of one evaluation is: the share of right labels, or the mean error of a number."""
+    """The quality of one candidate in one evaluation: the share of right labels, or a number's mean error."""
 
     evaluation: str
     target: str
@@ -71,7 +71,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What the first page shows of a dataset; a count is None where a table cannot be counted at once."""
+    """The figures of one dataset on the first page; a count is None if only one partition of a table is loaded."""
 
     name: str
     labels: StoredAsset | None
@@ -139,7 +139,7 @@ class OverviewPage:
         columns: Mapping[str, set[str]],
         person: str,
     ) -> Iterator[Act]:
-        """Yield what can be done, the most useful first."""
+        """Yield the next steps, the most useful first."""
         for form in self._deployment.forms:
             if form.dataset != name or (self._deployment.judged and name not in self._deployment.judged):
                 continue
@@ -219,7 +219,7 @@ class OverviewPage:
 
 
 def kind_of(asset: StoredAsset, columns: set[str]) -> str:
-    """Return what a table holds, in words, "" where only its name shows that."""
+    """Return the kind of a table in words, "" for one that is not known."""
     if asset.dataset:
         return asset.role
     if asset.key.endswith(_MISTAKES) and {"target", "gold"} <= columns:

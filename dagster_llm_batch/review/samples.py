@@ -15,7 +15,7 @@ from dagster_llm_batch.review.tables import PARTITION, Page
 __all__ = ["JUDGMENTS", "SAMPLE_COLUMNS", "with_texts"]
 
 SAMPLE_COLUMNS = {"sample_weight", "sample_rows", "why"}
-"""Columns by which a table is known to be a gold sample."""
+"""The columns that each gold sample has."""
 
 JUDGMENTS = "judgments"
 """The column of what people answered, each with its author."""

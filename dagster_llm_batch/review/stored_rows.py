@@ -1,6 +1,6 @@
 """The rows of one stored table as DuckDB reads them, whatever its files and columns are named.
 
-Columns of the table are `c0`, `c1` and so on while it is asked, so that none can clash with those that are added: the
+While a table is asked, its columns are called `c0`, `c1` and so on. So they cannot clash with the added columns: the
 number of a row's file, its line there, and its partition. Files are a list of names, never a pattern.
 """
 
@@ -37,12 +37,12 @@ _LONGEST_REASON = 300
 
 
 class StoredTableError(InputError):
-    """What is stored of a table cannot be read."""
+    """The stored files of a table are damaged or cannot be loaded."""
 
 
 @dataclass(frozen=True)
 class StoredRow(Mapping[str, Any]):
-    """A row by the names of its columns; its partition ("" where there are none), and its key as text."""
+    """A row by the names of its columns; its partition ("" without partitions), and its key as text."""
 
     columns: Mapping[str, Any]
     partition: str = ""
@@ -59,7 +59,7 @@ class StoredRow(Mapping[str, Any]):
 
 
 class OpenTable:
-    """A table while it is asked. `types` has DuckDB's type of each column; `told` what a person must know of it."""
+    """A table while it is asked. `types` has DuckDB's type of each column; `told` is a note for its reader."""
 
     def __init__(self, rows: duckdb.DuckDBPyRelation, names: Sequence[str], told: str = "", *, inside: bool) -> None:
         self.rows, self.told = rows, told or None
@@ -78,8 +78,8 @@ class OpenTable:
         return _as_text(self.column(name))
 
     def sorted(self, rows: duckdb.DuckDBPyRelation, order: str = "") -> duckdb.DuckDBPyRelation:
-        """Return the rows sorted by a column, and among equals, or where none is named, by their place in the files."""
-        # Without a full order, two pages of a table could hold the same row, and none of them another one.
+        """Return the rows sorted by a column, and then by their place in the files."""
+        # Without a full order, two pages of a table could have the same row, and skip another row.
         places = [Column(name).asc() for name in _PLACES]
         name = order.removeprefix("-")
         if name in self._aliases:
@@ -97,7 +97,7 @@ class OpenTable:
         ]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of rows by partition, "" where there are none."""
+        """Return the number of rows by partition; the key is "" for a table without partitions."""
         found = self.rows.aggregate([Column(_INSIDE), Function("count").alias("n")], _INSIDE).fetchall()
         return {inside or "": int(count) for inside, count in found}
 
@@ -108,10 +108,10 @@ class OpenTable:
 
 
 def open_files(cursor: duckdb.DuckDBPyConnection, partition_of: Mapping[str, str], *, apart: bool) -> OpenTable:
-    """Return the rows of Parquet files, with the partition of each; files that cannot be opened are left out, and told.
+    """Return the rows of Parquet files, with the partition of each; unreadable files are left out and named.
 
     `apart` reads files of different columns one after the other, and a column of several types as text.
-    Raises StoredTableError where no file can be opened.
+    Raises StoredTableError if all files are unreadable.
     """
     groups: dict[_Schema, list[str]] = {}
     lost: list[str] = []
@@ -154,7 +154,7 @@ def open_arrow(cursor: duckdb.DuckDBPyConnection, table: pa.Table, partition: st
 
 
 def sentence_of(error: Exception) -> str:
-    """Return why something cannot be read, as one sentence."""
+    """Return the first line of an error as a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0].rstrip('.: ')[:_LONGEST_REASON]}."
 
@@ -168,7 +168,7 @@ def _rows_of(
 ) -> duckdb.DuckDBPyRelation:
     """Return the rows of one part of the files, each with the number and partition of its file, and its line.
 
-    `own` are the columns of these files with their types; `columns` those of the whole table.
+    `own` are the columns of these files with their types; `columns` are the whole table's columns.
     """
     # The only text that is put in are numbers.
     query = _QUERY % (part, ", ".join(f"own{number}" for number in range(len(own))))
