@@ -143,8 +143,8 @@ def stored_texts(engine: Engine, folder: Path) -> Iterator[str]:
             yield str(engine.payloads.table_metadata(file.path))
         else:
             yield b"".join(engine.payloads.lines(file.path)).decode("utf-8", errors="replace")
-    for file in folder.glob("ledger.db*"):
-        yield file.read_bytes().decode("utf-8", errors="replace")
+    for part in folder.glob("ledger.db*"):
+        yield part.read_bytes().decode("utf-8", errors="replace")
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
