@@ -32,9 +32,10 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.batch_rows import shard_row, store_batches
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, to_row
+from dagster_llm_batch.storage.ledger.schema import BATCH, BILL, EVENT, SHARD, SHARD_ROW, SUBMISSION, to_row
 
 LEDGERS = ("sqlite", "postgresql")
 _MODELS = {"openai": "gpt-4o-mini", "anthropic": "claude-haiku-4-5"}
@@ -100,7 +101,7 @@ def main(service: str, batches: str, folder: str, addresses: str, ledger_url: st
         ticks = [*until_all_are_seen("all are due"), tick("none is due")]
         _post(url, f"/finish/{service}", {})
         with engine.ledger._database.write() as connection:  # noqa: SLF001 - so that all are due again
-            connection.execute(sa.update(SHARD).values(polled_at=None))
+            connection.execute(sa.update(BATCH).values(polled_at=None))
         ticks += until_all_are_seen("all have ended")
         work.report(ticks=ticks)
 
@@ -155,6 +156,7 @@ def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence
                 bytes=1,
                 path="p",
                 digest="d",
+                batch_key=f"{number:016x}-1",
                 batch_id=batch_id,
                 sent_at=sent_at,
                 submitted_at=sent_at,
@@ -166,7 +168,9 @@ def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence
     opened = {"at": then, "kind": "opened", "to_state": "open"}
     with engine.ledger._database.write() as connection:  # noqa: SLF001
         connection.execute(sa.insert(SUBMISSION), [to_row(one) for one in submissions])
-        connection.execute(sa.insert(SHARD), [{**to_row(one), "planned_at": then} for one in shards])
+        store_batches(connection, shards)
+        connection.execute(sa.insert(SHARD_ROW), [{**shard_row(one), "planned_at": then} for one in shards])
+        connection.execute(sa.insert(BILL), [{"shard_id": one.shard_id} for one in shards])
         connection.execute(sa.insert(EVENT), [{"submission_id": one.submission_id, **opened} for one in submissions])
 
 

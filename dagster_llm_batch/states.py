@@ -1,20 +1,14 @@
-"""The states of a shard and all its legal moves, in one table. Nothing else decides what may follow what.
+"""The states of batches and of shards, and all their legal moves, in one table each. Nothing else decides these.
 
-    planned ──send──▶ submitting ──accepted──▶ submitted ──ended─────▶ ended ────┐
-     │ ▲ ▲               │  │ │                  ├─────────expired───▶ expired ──┤
-     │ │ └──not_sent─────┘  │ └──answered──┐     ├─────────canceled──▶ canceled ─┼──collected──▶ collected
-     │ └────put_back────────┼──────────────┼─────┤                               │
-     │                      └──refused──┐  │     └─────────failed────▶ failed ───┤
-     │                                  └──┼─────────────────────────▶ failed    │
-     │                                     └─────────────────────────▶ ended     │
-     └──canceled─────────────────────────────────────────────────────▶ canceled ─┘
+A batch is one create call, and what came of it. A shard has a state of its own. While it is sent, people see the state
+of its batch in that place: `ShardState` is what they see, and `MOVES` are the moves of both tables in these words.
 
-    planned ──split──▶ planned      (too large for the provider's queue: another shard takes half of its requests)
-    submitted, ended, expired, canceled ──gone──▶ ended      (the results cannot be had any more)
-    submitted, ended, expired, canceled, failed ──given_up──▶ ended      (nobody waits for the end, or the results)
-    collected ──late──▶ ended      (what was given up has ended after all, or can be read after all)
+    shard   planned ──send──▶ sent ──collected──▶ collected      (`late` brings it back to `sent`)
+                              │ nobody waits for its batch any longer: abandoned
+    batch   sending ──accepted──▶ running ──ended──▶ ended, expired, canceled or failed
+               └─ not_sent ──▶ void ◀── put_back ─┘              (its shards are planned again)
 
-`submitting` is committed before the create call: whoever finds a shard there must look for its batch (`Provider.find`)
+A batch in `sending` is committed before the create call: whoever finds it there must look for it (`Provider.find`)
 before sending anything. A batch that ended badly may still hold paid rows, so every way to end leads to `collected`.
 A move is one compare-and-set in the ledger; an illegal one raises and changes nothing.
 """
@@ -23,11 +17,25 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "HoldReason", "Move", "Reason", "ShardState"]
+__all__ = [
+    "BATCH_MOVES",
+    "BATCH_SEEN",
+    "ENDED",
+    "IN_FLIGHT",
+    "MOVES",
+    "OWN_SEEN",
+    "SHARD_MOVES",
+    "BatchState",
+    "HoldReason",
+    "Move",
+    "OwnState",
+    "Reason",
+    "ShardState",
+]
 
 
 class ShardState(StrEnum):
-    """Where a shard is. The value is what the ledger stores."""
+    """Where a shard is, as people see it: by its own state or, while it is sent, by that of its batch."""
 
     PLANNED = "planned"  # its request file is in the payload store; nothing was sent
     SUBMITTING = "submitting"  # the create call is about to be made, or was made and its reply is not recorded
@@ -37,6 +45,28 @@ class ShardState(StrEnum):
     CANCELED = "canceled"  # somebody canceled it; finished rows are kept
     FAILED = "failed"  # refused at create or in validation, or failed as a whole
     COLLECTED = "collected"  # raw results are stored and every request has exactly one outcome
+
+
+class OwnState(StrEnum):
+    """The state of a shard itself. The ledger stores the value."""
+
+    PLANNED = "planned"
+    SENT = "sent"  # people see the state of its batch
+    DROPPED = "dropped"  # it is never sent
+    ABANDONED = "abandoned"  # nobody waits any longer for the end of its batch, or for the results
+    COLLECTED = "collected"
+
+
+class BatchState(StrEnum):
+    """The state of a batch. The ledger stores the value."""
+
+    SENDING = "sending"  # the create call is about to be made, or was made and its reply is not recorded
+    RUNNING = "running"  # the provider's batch id is recorded
+    ENDED = "ended"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+    FAILED = "failed"
+    VOID = "void"  # it was not made, or ran nothing: its shards are planned again
 
 
 class Move(StrEnum):
@@ -108,21 +138,70 @@ ENDED: frozenset[ShardState] = frozenset({_S.ENDED, _S.EXPIRED, _S.CANCELED, _S.
 IN_FLIGHT: frozenset[ShardState] = frozenset({_S.SUBMITTING, _S.SUBMITTED})
 """States in which the provider may be working, and billing."""
 
-MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {
-    Move.SEND: (frozenset({_S.PLANNED}), _S.SUBMITTING),
-    Move.SPLIT: (frozenset({_S.PLANNED}), _S.PLANNED),
-    Move.NOT_SENT: (frozenset({_S.SUBMITTING}), _S.PLANNED),
-    Move.ACCEPTED: (frozenset({_S.SUBMITTING}), _S.SUBMITTED),
-    Move.REFUSED: (frozenset({_S.SUBMITTING}), _S.FAILED),
-    Move.ANSWERED: (frozenset({_S.SUBMITTING}), _S.ENDED),
-    Move.PUT_BACK: (frozenset({_S.SUBMITTED}), _S.PLANNED),
-    Move.ENDED: (frozenset({_S.SUBMITTED}), _S.ENDED),
-    Move.EXPIRED: (frozenset({_S.SUBMITTED}), _S.EXPIRED),
-    Move.CANCELED: (frozenset({_S.SUBMITTED, _S.PLANNED}), _S.CANCELED),
-    Move.FAILED: (frozenset({_S.SUBMITTED}), _S.FAILED),
-    Move.GONE: (frozenset({_S.SUBMITTED, _S.ENDED, _S.EXPIRED, _S.CANCELED}), _S.ENDED),
-    Move.GIVEN_UP: (frozenset({_S.SUBMITTED}) | ENDED, _S.ENDED),
-    Move.LATE: (frozenset({_S.COLLECTED}), _S.ENDED),
-    Move.COLLECTED: (ENDED, _S.COLLECTED),
+_O, _B = OwnState, BatchState
+_OVER = frozenset({_B.ENDED, _B.EXPIRED, _B.CANCELED, _B.FAILED})
+
+BATCH_MOVES: dict[Move, tuple[frozenset[BatchState], BatchState]] = {
+    Move.SEND: (frozenset(), _B.SENDING),
+    Move.ACCEPTED: (frozenset({_B.SENDING}), _B.RUNNING),
+    Move.NOT_SENT: (frozenset({_B.SENDING}), _B.VOID),
+    Move.REFUSED: (frozenset({_B.SENDING}), _B.FAILED),
+    Move.ANSWERED: (frozenset({_B.SENDING}), _B.ENDED),
+    Move.PUT_BACK: (frozenset({_B.RUNNING}), _B.VOID),
+    Move.ENDED: (frozenset({_B.RUNNING}), _B.ENDED),
+    Move.EXPIRED: (frozenset({_B.RUNNING}), _B.EXPIRED),
+    Move.CANCELED: (frozenset({_B.RUNNING}), _B.CANCELED),
+    Move.FAILED: (frozenset({_B.RUNNING}), _B.FAILED),
+    Move.LATE: (frozenset({_B.RUNNING}) | _OVER, _B.ENDED),
 }
-"""Each move: the states that it starts from, and the one that it leads to."""
+"""Each move of a batch: the states that it starts from, and the one that it leads to. SEND begins it."""
+
+SHARD_MOVES: dict[Move, tuple[frozenset[OwnState], OwnState]] = {
+    Move.SEND: (frozenset({_O.PLANNED}), _O.SENT),
+    Move.SPLIT: (frozenset({_O.PLANNED}), _O.PLANNED),
+    Move.NOT_SENT: (frozenset({_O.SENT}), _O.PLANNED),
+    Move.PUT_BACK: (frozenset({_O.SENT}), _O.PLANNED),
+    Move.CANCELED: (frozenset({_O.PLANNED}), _O.DROPPED),
+    Move.GONE: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
+    Move.GIVEN_UP: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
+    Move.LATE: (frozenset({_O.COLLECTED}), _O.SENT),
+    Move.COLLECTED: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.COLLECTED),
+}
+"""Each move of a shard itself, likewise. By a move of its batch alone it stays `sent`."""
+
+_WHILE: dict[Move, frozenset[BatchState]] = {
+    Move.GONE: frozenset({_B.RUNNING}) | _OVER - {_B.FAILED},
+    Move.GIVEN_UP: frozenset({_B.RUNNING}) | _OVER,
+    Move.COLLECTED: _OVER,
+}
+"""The states of its batch in which a sent shard takes a move that its batch does not take."""
+
+OWN_SEEN: dict[OwnState, ShardState] = {
+    _O.PLANNED: _S.PLANNED,
+    _O.DROPPED: _S.CANCELED,
+    _O.ABANDONED: _S.ENDED,
+    _O.COLLECTED: _S.COLLECTED,
+}
+"""How people see a shard that is not sent."""
+
+BATCH_SEEN: dict[BatchState, ShardState] = {
+    _B.SENDING: _S.SUBMITTING,
+    _B.RUNNING: _S.SUBMITTED,
+    **{state: ShardState(state.value) for state in BatchState if state in _OVER},
+}
+"""How people see a shard that is sent, by the state of its batch."""
+
+
+def _seen(move: Move) -> tuple[frozenset[ShardState], ShardState]:
+    own, own_to = SHARD_MOVES.get(move, (frozenset({_O.SENT}), _O.SENT))
+    batch, batch_to = BATCH_MOVES.get(move, (_WHILE.get(move, frozenset()), None))
+    sources = {OWN_SEEN[state] for state in own if state is not _O.SENT}
+    # By SEND and LATE a shard becomes sent, and is not before.
+    if own_to is not _O.SENT or move not in SHARD_MOVES:
+        sources |= {BATCH_SEEN[state] for state in batch}
+    to = BATCH_SEEN[batch_to] if own_to is _O.SENT and batch_to is not None else OWN_SEEN[own_to]
+    return frozenset(sources), to
+
+
+MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {move: _seen(move) for move in Move}
+"""Each move in the words that people see: the states that it starts from, and the one that it leads to."""

@@ -1,4 +1,4 @@
-"""`python -m tests.state_diagram`: the states of a shard as a Mermaid diagram, drawn from the table in `states.py`.
+"""`python -m tests.state_diagram`: the states of batches and shards as Mermaid diagrams, drawn from `states.py`.
 
 With --write, into docs/design/ledger.md, between its two marks.
 """
@@ -7,39 +7,48 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Collection, Mapping
+from enum import StrEnum
 from pathlib import Path
 
-from dagster_llm_batch.states import MOVES, ShardState
+from dagster_llm_batch.states import BATCH_MOVES, SHARD_MOVES, BatchState, Move, OwnState
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "design" / "ledger.md"
 BEGIN, END = "<!-- states: begin -->", "<!-- states: end -->"
 
 
-def diagram() -> str:
+def diagrams() -> str:
+    """The states and moves of batches, and those of shards."""
+    begun = {move: (sources, to) for move, (sources, to) in BATCH_MOVES.items() if sources}
+    sent_by = next(move for move, (sources, _) in BATCH_MOVES.items() if not sources)
+    batches = _diagram(BatchState, begun, f"{BATCH_MOVES[sent_by][1]}: {sent_by}")
+    shards = _diagram(OwnState, SHARD_MOVES, f"{next(iter(OwnState))}")
+    return f"A batch:\n\n{batches}\n\nA shard:\n\n{shards}"
+
+
+def _diagram(states: type[StrEnum], moves: Mapping[Move, tuple[Collection[StrEnum], StrEnum]], first: str) -> str:
     """All states and moves; moves between the same two states share an arrow."""
-    arrows: dict[tuple[ShardState, ShardState], list[str]] = defaultdict(list)
-    for move, (origins, target) in MOVES.items():
-        for origin in ShardState:  # in its order: a frozenset has none
+    arrows: dict[tuple[StrEnum, StrEnum], list[str]] = defaultdict(list)
+    for move, (origins, target) in moves.items():
+        for origin in states:  # in its order: a frozenset has none
             if origin in origins:
                 arrows[origin, target].append(move.value)
-    origins = {origin for origin, _ in arrows}
-    lines = [f"    [*] --> {next(iter(ShardState))}"]
-    lines += [f"    {origin} --> {target}: {', '.join(moves)}" for (origin, target), moves in arrows.items()]
-    lines += [f"    {state} --> [*]" for state in ShardState if state not in origins]
+    lines = [f"    [*] --> {first}"]
+    lines += [f"    {origin} --> {target}: {', '.join(names)}" for (origin, target), names in arrows.items()]
     return "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```"])
 
 
 def with_diagram(page: str) -> str:
-    """The page with the diagram of today."""
+    """The page with the diagrams of today."""
     head, _, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not end:
         sys.exit(f"The page needs the lines {BEGIN} and {END}.")
-    return f"{head}{BEGIN}\n{diagram()}\n{END}{tail}"
+    return f"{head}{BEGIN}\n{diagrams()}\n{END}{tail}"
 
 
 if __name__ == "__main__":
     if "--write" in sys.argv[1:]:
         PAGE.write_text(with_diagram(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print(diagram())
+        print(diagrams())

@@ -85,8 +85,8 @@ def _set_unasked(url: str) -> None:
     connection = psycopg2.connect(url)
     with connection, connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE shard SET polled_at = NULL, sent_at = sent_at - interval '1 hour', "
-            "submitted_at = submitted_at - interval '1 hour' WHERE state = 'submitted'"
+            "UPDATE batch SET polled_at = NULL, sent_at = sent_at - interval '1 hour', "
+            "submitted_at = submitted_at - interval '1 hour' WHERE state = 'running'"
         )
     connection.close()
 
@@ -94,7 +94,7 @@ def _set_unasked(url: str) -> None:
 def _unasked(url: str) -> int:
     connection = psycopg2.connect(url)
     with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM shard WHERE polled_at IS NULL AND state = 'submitted'")
+        cursor.execute("SELECT count(*) FROM batch WHERE polled_at IS NULL AND state = 'running'")
         (count,) = cursor.fetchone() or (0,)
     connection.close()
     return int(count)

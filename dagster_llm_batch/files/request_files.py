@@ -492,8 +492,9 @@ def split_requests(
             bound_usd=_bound_of_some(bill, len(other_ids), dearest_usd),
             reserved_usd=None,
         ),
-        # What was erased is counted of the shard whose batches had it.
+        # What was erased is counted of the shard whose batches had it, as are its sendings.
         erased=None,
+        sends=0,
     )
     write_ids(payloads, rest, packed(ids))
     write_ids(payloads, half, packed(other_ids))

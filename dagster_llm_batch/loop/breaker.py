@@ -175,17 +175,17 @@ class Breaker:
         expected = custom_id(shard.nonce, request_id)
         codec = self._deployment.codec(self._labeling.by(f"{shard.provider}/{shard.model}"))
         # The lines of a shared batch that name none of its shards are stored with those of its first one.
-        carrier, *_ = self._ledger.shards.of_batch(shard)
-        for carried in (shard,) if carrier.shard_id == shard.shard_id else (shard, carrier):
-            asked = set(request_ids(self._payloads, carried))
-            for line in islice(self._collector.raw_lines(carried), _LINES_LOOKED_AT):
+        first, *_ = self._ledger.shards.of_batch(shard)
+        for stored in (shard,) if first.shard_id == shard.shard_id else (shard, first):
+            asked = set(request_ids(self._payloads, stored))
+            for line in islice(self._collector.raw_lines(stored), _LINES_LOOKED_AT):
                 if line.isspace():
                     continue
                 got = codec.decode(line).custom_id
                 if got is None:
                     shown = plain_text(line.decode("utf-8", "replace"), _EXAMPLE_CHARS)
                     return f"a result line cannot be read: {shown!r}"
-                named = request_id_of(got, carried.nonce)
+                named = request_id_of(got, stored.nonce)
                 if named is None or not (named in asked or is_padding(named)):
                     shown = plain_text(got, _EXAMPLE_CHARS)
                     return f"results name custom_ids that were not asked, such as {shown!r} where {expected!r} was"

@@ -248,7 +248,7 @@ class Collector:
                 # Rows and replies may hold anything, even other shards' custom_ids; only the line's own one counts.
                 if len(named) > 1:
                     named &= {self._nonce_of(line, shards[0])}
-                # Lines that name no shard are kept with the carrier's, which counts them as foreign.
+                # Lines that name no shard are kept with those of the first one, which counts them as foreign.
                 nonce = min(named, default=shards[0].nonce.encode())
                 if (is_kept := kept[nonce]) is None or is_kept(line):
                     parts[nonce].write(line)

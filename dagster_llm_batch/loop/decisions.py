@@ -26,9 +26,8 @@ def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shar
 
     def sent_together() -> tuple[set[str], list[Shard]]:
         shard = ledger.shards.get(shard_id)
-        carrier = shard.carrier or shard_id
         sharing = ledger.shards.sent_with([shard.submission_id])
-        together = [other for other in sharing if carrier in (other.shard_id, other.carrier)] or [shard]
+        together = [other for other in sharing if other.batch_key == shard.batch_key] or [shard]
         return {other.submission_id for other in together}, together
 
     seen = ledger.shards.get(shard_id)

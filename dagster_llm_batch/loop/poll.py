@@ -72,11 +72,12 @@ class Poller:
             self._ask(name, its_shards, reports, ran_nothing, add_failure)
         self._record([shard for shard in shards if shard.shard_id in reports], reports, ran_nothing, add_failure)
         self.give_up_forgotten(shards)
+        own = {shard.shard_id: shard for shard in shards}
         if failed is None:
             odd = [error for error in errors if not isinstance(error, TransientError)]
             if odd or (errors and not reports):
                 raise (odd or errors)[0]
-        return reports
+        return {key: self._share(report, own[key]) for key, report in reports.items()}
 
     def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
         """See Engine.poll_awaited."""
@@ -185,7 +186,9 @@ class Poller:
         for batch_id in batches.keys() & answers.keys():
             for shard in batches[batch_id]:
                 try:
-                    reports[shard.shard_id] = self._share(answers[batch_id], shard)
+                    # A report that cannot be divided is odd.
+                    self._share(answers[batch_id], shard)
+                    reports[shard.shard_id] = answers[batch_id]
                     if not answers[batch_id].done:
                         ran_nothing.add(shard.shard_id)
                 except LedgerError:
@@ -288,7 +291,7 @@ class Poller:
             reason=report.reason,
             retryable=report.retryable,
             cause=cause,
-            reported_usd=report.reported_usd,
+            reported_usd=self._share(report, shard).reported_usd,
         )
 
     def stop(self, shards: Sequence[Shard], failed: Failed) -> None:

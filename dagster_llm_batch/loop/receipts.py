@@ -11,7 +11,7 @@ are used, and the others count as not answered.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import PurePosixPath
@@ -64,11 +64,10 @@ def _adapter() -> TypeAdapter[Receipt]:
 def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
     """Store the receipts of shards that are about to be sent in one batch, or were split."""
     batch = tuple(beside(shard, SENT) for shard in sent)
-    sends = deployment.ledger.shards.count_sends(sent)
     for shard, path in zip(sent, batch, strict=True):
         submission = deployment.ledger.submissions.get(shard.submission_id)
         # Without the provider's words on an earlier sending: they may quote a row, which may be erased later.
-        receipt = Receipt(submission, replace(shard, reason=None, reason_kind=None), sends[shard.shard_id], batch)
+        receipt = Receipt(submission, replace(shard, reason=None, reason_kind=None), shard.sends, batch)
         with deployment.payloads.writer(path) as out:
             out.write(to_json(receipt))
 
@@ -169,27 +168,44 @@ def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Recei
         if path not in receipts and deployment.payloads.exists(path):
             receipts[path] = _read(deployment, path)
             waiting += receipts[path].batch
-    return list(receipts.values())
+    return [_with_key(receipt, receipts) for receipt in receipts.values()]
 
 
-def _with_bill(text: bytes) -> bytes:
-    """Return a receipt of version 0.1.0, whose shard has the fields of its bill, as a receipt of today."""
+def _with_key(receipt: Receipt, receipts: Mapping[str, Receipt]) -> Receipt:
+    """Return the receipt with the key of its batch that the first receipt of that batch has."""
+    first = receipts.get(receipt.batch[0]) if receipt.shard.place else None
+    if first is None or first.batch != receipt.batch:
+        return receipt
+    return replace(receipt, shard=replace(receipt.shard, batch_key=first.shard.batch_key))
+
+
+def _of_today(text: bytes, path: str) -> bytes:
+    """Return a receipt of version 0.1.0, whose shard has the fields of its bill and its batch, as one of today."""
     try:
         receipt = from_json(text)
     except ValueError:
         return text
     shard = receipt.get("shard") if isinstance(receipt, dict) else None
-    if isinstance(shard, dict) and "bill" not in shard:
+    if not isinstance(shard, dict):
+        return text
+    if "bill" not in shard:
         shard["bill"] = {field.name: shard.pop(field.name) for field in fields(Bill) if field.name in shard}
-        return to_json(receipt)
-    return text
+    if "carrier" in shard:
+        first = shard.pop("carrier") or shard.get("shard_id")
+        shard["sends"] = receipt.get("sends")
+        if shard.get("state") != ShardState.PLANNED.value:
+            batch = receipt.get("batch") or [path]
+            shard["place"] = batch.index(path) if path in batch else 0
+            # The first one may have been sent more often: see `_read_batches`.
+            shard["batch_key"] = f"{first}-{shard['sends']}"
+    return to_json(receipt)
 
 
 def _read(deployment: Deployment, path: str) -> Receipt:
     with deployment.payloads.reader(path) as file:
         text = file.read()
     try:
-        return _adapter().validate_json(_with_bill(text))
+        return _adapter().validate_json(_of_today(text, path))
     except ValidationError as error:
         raise PayloadError(
             f"The receipt {path} cannot be read: {error.error_count()} of its fields are unknown to this version. "

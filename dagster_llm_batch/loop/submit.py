@@ -5,7 +5,7 @@
                                                               certain that there is none
 
 No batch is ever created for a shard that is not `planned`. The shards of one batch, of one or of several submissions,
-make each move together, the carrier first: the batch has its tag. The caller holds the leases of all.
+make each move together, in one order: the batch has the tag of the first. The caller holds the leases of all.
 
 A create call that left no record may have made a batch that is paid for. `Engine.recover_batches` finds most of these;
 those that it cannot find wait for a person (`Engine.resolve`). What the ledger itself lost is recovered by receipts
@@ -211,6 +211,8 @@ def _refusals(shards: Sequence[Shard]) -> int:
     return max((shard.refusals for shard in counted), default=0)
 
 
+# The last events of a sending before this one. Older code has written that of the present one, too.
+_BEFORE = (Move.SEND.value, Move.NOT_SENT.value, Move.PUT_BACK.value)
 _ENDED_WELL = (BatchStatus.ENDED, BatchStatus.EXPIRED)
 _TRIES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -349,9 +351,9 @@ class Sender:
         the real-time lane, `ended`. Raises CannotTellError where only a person can decide.
         """
         unsure: list[CannotTellError] = []
-        doubtful = sorted(self._ledger.shards.sent_with(submission_ids), key=_carrier)
-        for _, group in groupby(doubtful, key=_carrier):
-            shards = sorted(group, key=lambda shard: shard.carrier is not None)
+        doubtful = sorted(self._ledger.shards.sent_with(submission_ids), key=_batch_and_place)
+        for _, group in groupby(doubtful, key=lambda shard: shard.batch_key):
+            shards = list(group)
             # Others were sent since the leases were taken; they are left to the next time.
             if all(shard.submission_id in held for shard in shards):
                 try:
@@ -362,24 +364,24 @@ class Sender:
             raise unsure[0]
 
     def _recover_batch(self, shards: Sequence[Shard]) -> None:
-        """Recover the shards of one create call, the carrier first."""
-        carrier, ids = shards[0], [shard.shard_id for shard in shards]
-        assert carrier.sent_at is not None  # it is recorded with the intent
+        """Recover the shards of one create call, in their order."""
+        first, ids = shards[0], [shard.shard_id for shard in shards]
+        assert first.sent_at is not None  # it is recorded with the intent
         # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
         # wave where the policy says so.
-        if carrier.lane is Lane.REALTIME:
+        if first.lane is Lane.REALTIME:
             kind = Reason.INTERRUPTED
             reason = "the process that asked in real time ended before its answers were stored"
-            if self._deployment.payloads.exists(beside(carrier, RAW)):
+            if self._deployment.payloads.exists(beside(first, RAW)):
                 reason = "the ledger had no record of its calls in real time, whose answers are stored"
                 kind = Reason.UNRECORDED
             self._answered(ids, kind, reason)
             return
-        provider = self._deployment.provider_of(carrier)
-        requests = count_requests(shards) + carrier.padding
+        provider = self._deployment.provider_of(first)
+        requests = count_requests(shards) + first.padding
         try:
-            hints = FindHints(carrier.sent_at, requests, carrier.nonce, self._known(shards))
-            answer = provider.find(self._deployment.tag(carrier), hints)
+            hints = FindHints(first.sent_at, requests, first.nonce, self._known(shards))
+            answer = provider.find(self._deployment.tag(first), hints)
         except TransientError:
             return
         if isinstance(answer, Found):
@@ -389,15 +391,15 @@ class Sender:
             self._answered(ids, Reason.UNRECORDED, "the ledger had no record of its batch, whose answers are stored")
         elif isinstance(answer, Absent):
             # For some seconds a provider may not list a batch that it has created.
-            if self._deployment.clock() - self._in_doubt_since(carrier) >= timedelta(seconds=provider.settle_seconds):
+            if self._deployment.clock() - self._in_doubt_since(first) >= timedelta(seconds=provider.settle_seconds):
                 words = "its create call had no answer, and the provider has no batch of it"
                 self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
-                f"Shard {carrier.shard_id} was being sent at {carrier.sent_at.isoformat()}, and nobody knows whether "
+                f"Shard {first.shard_id} was being sent at {first.sent_at.isoformat()}, and nobody knows whether "
                 f"its batch exists: {answer.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
-                f"provider's console, then run `dagster-llm-batch resolve {carrier.shard_id} --batch-id …` if it "
+                f"provider's console, then run `dagster-llm-batch resolve {first.shard_id} --batch-id …` if it "
                 "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
             )
             raise CannotTellError(msg)
@@ -409,7 +411,7 @@ class Sender:
             ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=words, reason_kind=kind
         )
 
-    def _in_doubt_since(self, carrier: Shard) -> datetime:
+    def _in_doubt_since(self, first: Shard) -> datetime:
         """Return when the create call was certainly over: when its end was seen, or else now that its process is gone.
 
         The time of the intent is not that: the upload comes after it, and may take longer than `settle_seconds`.
@@ -417,13 +419,13 @@ class Sender:
         now = self._deployment.clock()
         # By the order of the events and not by their times, and of a time that lies ahead anew: a clock that was wrong
         # when it was written must not keep the shard in doubt until then.
-        for event in reversed(self._ledger.events.of_submission(carrier.submission_id)):
-            if event.kind == Move.SEND.value and event.shard_id == carrier.shard_id:
+        for event in reversed(self._ledger.events.of_submission(first.submission_id)):
+            if event.kind in _BEFORE and event.shard_id == first.shard_id:
                 break
-            if event.kind == Ambiguous.kind and event.shard_id == carrier.shard_id and event.at <= now:
+            if event.kind == Ambiguous.kind and event.shard_id == first.shard_id and event.at <= now:
                 return event.at
         gone = Ambiguous("the process that sent it is gone, and no batch of it is known")
-        self._ledger.events.add(carrier.submission_id, gone, carrier.shard_id)
+        self._ledger.events.add(first.submission_id, gone, first.shard_id)
         return now
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
@@ -444,5 +446,5 @@ class Sender:
         self._ledger.shards.move_all(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
 
 
-def _carrier(shard: Shard) -> str:
-    return shard.carrier or shard.shard_id
+def _batch_and_place(shard: Shard) -> tuple[str, int]:
+    return shard.batch_key or "", shard.place

@@ -39,6 +39,7 @@ from dagster_llm_batch.loop.planner import check_definition
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.batch_rows import batch_key
 from dagster_llm_batch.storage.ledger.events import Adopted
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, Lane
@@ -290,10 +291,11 @@ def _refuse_asked(history: Iterable[Submission], submission: Submission) -> None
 
 
 def _as_ended(shards: Iterable[Shard], batch_id: str, report: BatchReport, submission: Submission) -> Iterator[Shard]:
-    """Yield planned shards as shards of an ended batch; the first is the carrier of the others."""
-    carrier = None
+    """Yield planned shards as shards of an ended batch."""
+    key: str | None = None
     sent_at = min(report.created_at or submission.created_at, submission.created_at)
-    for shard in shards:
+    for place, shard in enumerate(shards):
+        key = key or batch_key(shard, 1)
         yield replace(
             shard,
             provider=submission.provider,
@@ -302,14 +304,15 @@ def _as_ended(shards: Iterable[Shard], batch_id: str, report: BatchReport, submi
             lane=Lane.BATCH,
             state=ShardState.ENDED,
             batch_id=batch_id,
-            carrier=carrier,
+            batch_key=key,
+            place=place,
+            sends=1,
             sent_at=sent_at,
             submitted_at=sent_at,
             ended_at=min(report.ended_at or submission.created_at, submission.created_at),
             status=report.status,
             cause=Cause.ADOPTED,
         )
-        carrier = carrier or shard.shard_id
 
 
 def _lines(request_file: Path) -> Iterator[dict[str, Any]]:

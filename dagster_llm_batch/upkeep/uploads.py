@@ -47,7 +47,7 @@ class UploadRemover:
         self._uploads = deployment.ledger.uploads
 
     def due(self, *, besides: Collection[str] = (), limit: int = _MOST) -> list[Shard]:
-        """Return the carriers whose request files are to go, the oldest first; none of the providers in `besides`."""
+        """Return the first shards of batches whose request files are to go, the oldest first. Not of `besides`."""
         grace = self._deployment.keep_request_files
         if grace is None:
             return []
@@ -55,7 +55,7 @@ class UploadRemover:
         return self._uploads.due(self._deployment.namespace, self._accounts(besides), before, limit=limit)
 
     def with_results(self, older_than: timedelta) -> list[Shard]:
-        """Return the carriers whose results, collected longer ago than this, the providers may store."""
+        """Return the first shards of batches, collected longer ago than this, whose results the providers may store."""
         before = self._deployment.clock() - older_than
         return self._uploads.with_results(self._deployment.namespace, self._accounts(()), before, limit=_MOST)
 
@@ -108,26 +108,26 @@ class UploadRemover:
 
     def _remove(
         self,
-        carriers: Sequence[Shard],
+        firsts: Sequence[Shard],
         delete: Callable[[Provider, Sequence[Shard]], None],
         most: int,
         has_time: Callable[[], bool],
     ) -> Removal:
         removal = Removal()
-        for carrier in carriers:
+        for first in firsts:
             if len(removal.batches) >= most or not has_time():
                 break
-            if carrier.provider in removal.troubles:
+            if first.provider in removal.troubles:
                 continue
-            name = _name_of(carrier)
+            name = _name_of(first)
             try:
-                shards = self._deployment.ledger.shards.of_batch(carrier)
+                shards = self._deployment.ledger.shards.of_batch(first)
                 if (reason := self._reason_to_keep(shards)) is not None:
                     removal.kept[name] = reason
                     continue
-                delete(self._deployment.provider_of(carrier), shards)
+                delete(self._deployment.provider_of(first), shards)
             except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
-                removal.troubles[carrier.provider] = str(error) or type(error).__name__
+                removal.troubles[first.provider] = str(error) or type(error).__name__
             else:
                 removal.batches.append(name)
         return removal
@@ -152,5 +152,5 @@ class UploadRemover:
         return None
 
 
-def _name_of(carrier: Shard) -> str:
-    return carrier.batch_id or carrier.shard_id
+def _name_of(first: Shard) -> str:
+    return first.batch_id or first.shard_id

@@ -336,7 +336,7 @@ def test_doctor_says_how_often_forecasts_of_the_end_were_right_and_warns_where_t
     project.land()
     assert "forecasts of ends" not in findings(project)
     with closing(sqlite3.connect(project.ledger)) as connection:
-        [[ended]] = connection.execute("SELECT max(ended_at) FROM shard").fetchall()
+        [[ended]] = connection.execute("SELECT max(ended_at) FROM batch").fetchall()
         connection.execute("UPDATE submission SET p50_end_at = ?, p90_end_at = ?", (ended, ended))
         connection.commit()
     found = findings(project)["forecasts of ends"]

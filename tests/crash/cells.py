@@ -25,6 +25,7 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3
+from tests.batch_records import broken_records
 from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
 from tests.crash.interceptor import Point, When
@@ -243,6 +244,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
         submissions = ledger.submissions.list_all(NAMESPACE)
         shards = [shard for one in submissions for shard in ledger.shards.of_submission(one.submission_id)]
         free = all(_is_free(ledger, one.submission_id) for one in submissions)
+        result.problems += broken_records(ledger)
         (least, most), waves = scenario.billed or (scenario.rows, scenario.rows), scenario.waves
         if scenario.cascade is not None:
             asked = judge_oracle(ledger, PayloadStore(f"{folder}/payloads"), submissions)

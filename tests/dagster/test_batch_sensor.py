@@ -35,8 +35,12 @@ def at_turn(location):
     change(location, "polled_at = null")
 
 
-def change(location, assignment, table="shard"):
+_OF_BATCH = {"polled_at", "submitted_at", "done"}
+
+
+def change(location, assignment, table=None):
     """Change all of a table behind the back of the code under test."""
+    table = table or ("batch" if assignment.split()[0] in _OF_BATCH else "shard")
     ledger = Path(location.instance.storage_directory()) / "llm_batch" / "ledger.sqlite"
     connection = sqlite3.connect(ledger)
     with connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,8 @@ from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
 from dagster_llm_batch import Budget, cost_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.costs import CHECK
-from dagster_llm_batch.storage.ledger.schema import BILL, SHARD, to_row
+from dagster_llm_batch.storage.ledger.batch_rows import shard_row, store_batches
+from dagster_llm_batch.storage.ledger.schema import BILL, SHARD_ROW, to_row
 from dagster_llm_batch.text import money_text
 
 TODAY = datetime.now(UTC).date()
@@ -116,13 +118,15 @@ def add_days(location: CodeLocation, days: int) -> None:
     [submission] = ledger.submissions.list_all("default")
     [shard] = ledger.shards.of_submission(submission.submission_id)
     now = datetime.now(UTC)
-    rows = [
-        {**to_row(shard), "shard_id": f"d{n}", "number": n, "batch_id": f"b{n}", "sent_at": at, "planned_at": at}
-        for n in range(1, days + 1)
-        for at in [now - timedelta(days=n)]
-    ]
+    days_before = {n: now - timedelta(days=n) for n in range(1, days + 1)}
+    shards = {
+        n: replace(shard, shard_id=f"d{n}", number=n, batch_key=f"d{n}-1", batch_id=f"b{n}", sent_at=at)
+        for n, at in days_before.items()
+    }
     with ledger._database.write() as connection:
-        connection.execute(sa.insert(SHARD), rows)
+        store_batches(connection, shards.values())
+        rows = [{**shard_row(one), "planned_at": days_before[n]} for n, one in shards.items()]
+        connection.execute(sa.insert(SHARD_ROW), rows)
         bill = to_row(shard.bill)
         connection.execute(sa.insert(BILL), [{**bill, "shard_id": f"d{n}"} for n in range(1, days + 1)])
     ledger.close()

@@ -244,7 +244,12 @@ def test_a_dataset_that_was_removed_before_it_was_sent_or_landed_fails_the_tick_
         assert tick(before).run_requests
     location = CodeLocation(emulator, instance, *labeled(name="others"))
     assert location.tick().skip_message == "no batches in flight"  # another code location may look after it
-    for table, column in (("shard", "polled_at"), ("event", "at"), ("submission", "created_at")):
+    for table, column in (
+        ("shard", "looked_at"),
+        ("batch", "polled_at"),
+        ("event", "at"),
+        ("submission", "created_at"),
+    ):
         change(location, f"{column} = datetime('now', '-25 hours') || '.000000'", table)
     told = failing_tick(location)
     assert f"{LABELS} needs a person: 1 submission is under way for {LABELS}" in told

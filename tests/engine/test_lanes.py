@@ -18,7 +18,7 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError,
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Other
-from dagster_llm_batch.storage.ledger.schema import SHARD
+from dagster_llm_batch.storage.ledger.schema import SHARD_ROW
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault, VendorLimits, WireFault
 from tests.statements import statements
@@ -396,7 +396,7 @@ def test_a_full_queue_is_read_once_for_a_look_at_all_that_waits_for_it(workspace
     lines = engine.activity.queue_lines()
     with statements() as asked:
         assert not any(engine.activity.can_advance(progress, lines) for progress in waiting)
-    assert sum("sum(shard.requests)" in statement for statement in asked) == 1
+    assert sum("sum(shards.requests)" in statement for statement in asked) == 1
     workspace.emulator.settle()
     engine.poll(
         [
@@ -419,7 +419,7 @@ def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace:
     database = sa.create_engine(f"sqlite:///{workspace.tmp_path / 'ledger.sqlite'}")
     with database.begin() as connection:
         earlier = workspace.now() - timedelta(minutes=5)
-        connection.execute(sa.update(SHARD).where(SHARD.c.shard_id == first).values(planned_at=earlier))
+        connection.execute(sa.update(SHARD_ROW).where(SHARD_ROW.c.shard_id == first).values(planned_at=earlier))
     database.dispose()
     [progress] = engine.ledger.submissions.progress("test")
     assert engine.activity.can_advance(progress)

@@ -191,7 +191,7 @@ def test_what_was_chosen_is_asked_about_once_for_a_submission_however_many_shard
     assert progress.states == {"submitted": 1, "planned": 9}
     with statements() as asked:
         assert not engine.activity.can_advance(progress)
-    assert sum("sum(shard.tokens)" in statement for statement in asked) == 1
+    assert sum("sum(shards.tokens)" in statement for statement in asked) == 1
 
 
 @pytest.mark.slow

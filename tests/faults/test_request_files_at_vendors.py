@@ -138,10 +138,10 @@ def test_a_batch_of_two_submissions_keeps_its_file_until_both_are_collected(
     engine.collect(openai.definition, ids[0])
     later(openai)
     [uncollected] = engine.ledger.shards.of_submission(ids[1])
-    carrier = next(s for one in ids for s in engine.ledger.shards.of_submission(one) if s.carrier is None)
+    first = next(s for one in ids for s in engine.ledger.shards.of_submission(one) if s.place == 0)
     removed = remove(engine)
     assert removed.batches == []
-    if carrier.submission_id == ids[0]:
+    if first.submission_id == ids[0]:
         assert removed.kept == {batch_id: f"shard {uncollected.shard_id} in it is not collected"}
     assert len(request_files(openai, running)) == 1
     engine.collect(openai.definition, ids[1])

@@ -10,11 +10,14 @@ import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
 
+from dagster_llm_batch.storage.ledger import Ledger
 from tests.archives import unpack_archive
+from tests.batch_records import broken_records
 from tests.crash.postgres import postgres
 from tests.golden.kept_batches import (
     KINDS,
@@ -135,6 +138,64 @@ def test_shards_of_several_submissions_of_the_store_have_one_batch(kind, store):
     [carrier] = [one for one in own if one["carrier"] is None]
     assert {one["carrier"] for one in own if one is not carrier} == {carrier["shard_id"]}
     assert len({one["batch_id"] for one in own}) == 1
+
+
+_AS_BEFORE = (
+    *("state", "batch_id", "padding", "sent_at", "submitted_at", "ended_at", "polled_at"),
+    *("status", "total", "done", "failed", "retryable", "erased_there_at", "cause", "reason"),
+)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def upgraded(request, tmp_path):
+    """The ledger of the store, upgraded."""
+    unpack_archive(STORES / f"{STORE}.tar.gz", tmp_path)
+    if request.param == "sqlite":
+        with closing(Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")) as ledger:
+            yield ledger
+        return
+    if os.environ.get("DLB_TEST_POSTGRES") == "0":
+        pytest.skip("DLB_TEST_POSTGRES=0")
+    with postgres() as empty_database:
+        url = empty_database()
+        move_ledger(tmp_path / "ledger.sqlite", url)
+        with closing(Ledger(url)) as ledger:
+            yield ledger
+
+
+def test_each_shard_has_after_the_upgrade_what_it_had_before(upgraded, store):
+    def typed(name, value):
+        if value is not None and name.endswith("_at"):
+            return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        return bool(value) if name == "retryable" else value
+
+    for before in _read(store, _SHARDS):
+        after = upgraded.shards.get(before["shard_id"])
+        assert {name: getattr(after, name) for name in _AS_BEFORE} == {
+            name: typed(name, before[name]) for name in _AS_BEFORE
+        }
+        assert after.sends == before["sends"]
+        assert (after.place == 0) == (before["carrier"] is None)
+        sent_with = before["carrier"] or before["shard_id"]
+        assert (after.batch_key or f"{sent_with}-").rpartition("-")[0] == sent_with
+    assert broken_records(upgraded) == []
+
+
+def test_a_lost_ledger_gets_its_batches_back_from_receipts_of_0_1_0(store, tmp_path):
+    unpack_archive(STORES / f"{STORE}.tar.gz", tmp_path)
+    (tmp_path / "ledger.sqlite").unlink()
+    with reopened(tmp_path) as (workspace, _):
+        ledger = workspace.engine().ledger
+        recovered = {shard.shard_id: shard for shard in workspace.engine().recover_all_sends()}
+        assert broken_records(ledger) == []
+        sent = [one for one in _read(store, _SHARDS) if one["sent_at"] and not one["collected_at"]]
+        assert sent
+        for before in sent:
+            after = recovered[before["shard_id"]]
+            first, _, sends = (after.batch_key or "").rpartition("-")
+            assert first == (before["carrier"] or before["shard_id"])
+            assert (after.sends, after.place == 0) == (before["sends"], before["carrier"] is None)
+            assert int(sends) >= 1
 
 
 class End(NamedTuple):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.batch_records import broken_records
 from tests.crash.postgres import postgres
 from tests.golden.kept_stores import JUDGMENTS, MODELS, ROWS, definition, end, names, open_workspace, rows, unpack
 from tests.golden.moved_ledger import move_ledger
@@ -54,6 +55,7 @@ def left(request, tmp_path):
 def test_work_that_a_release_left_lands_in_every_state_and_no_answered_row_is_asked_again(left):
     workspace, cases = left
     engine = workspace.engine()
+    assert broken_records(engine.ledger) == []
     for case in cases:
         vendor, state = case
         labeling, filed = definition(vendor, state), workspace.providers[vendor]

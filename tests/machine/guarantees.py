@@ -14,12 +14,13 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Cause, Outcome
+from tests.batch_records import broken_records
 from tests.machine.dataset_kinds import KINDS, TOPICS, Place, Rows
 from tests.machine.world import HOUR, NAMESPACE, OTHERS, World
 
-__all__ = ["Neighbor", "check_money", "finish"]
+__all__ = ["Neighbor", "check_money", "check_records", "finish"]
 
-# In turns of an hour all that goes on by itself ends; then turns of half a day pass until each wait is told.
+# Turns of an hour come first. Turns of half a day follow until each wait is reported.
 _SHORT_TURNS, _MOST_TURNS = 6, 60
 _LONG_TURN = timedelta(hours=12)
 # Results that could not be read are asked for daily after a person gave them up.
@@ -74,6 +75,12 @@ class Neighbor:
         self.check()
         status = self._engine().advance(self._labeling, self._submission_id)
         assert status.submission.outcomes == {"succeeded": self._rows.count}, status
+
+
+def check_records(world: World) -> None:
+    """Check the shards and batches of the ledger."""
+    broken = broken_records(world.engine().ledger)
+    assert not broken, broken
 
 
 def check_money(world: World) -> None:
@@ -211,6 +218,7 @@ def _judge(world: World) -> None:
         for shard in engine.ledger.shards.of_submission(newest.submission_id):
             assert shard.state in (ShardState.COLLECTED, ShardState.CANCELED), shard
     check_money(world)
+    check_records(world)
     billed = [one for one in world.emulator.books.executions if one.billed]
     assert world.answered.total() == len(billed), (world.answered, billed)
     kept = _stored(world) if world.erased else ""

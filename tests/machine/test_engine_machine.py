@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.crash.postgres import postgres
 from tests.faults.vendor_workspace import Servers, servers
 from tests.machine.dataset_kinds import KINDS, Place
-from tests.machine.guarantees import Neighbor, check_money, finish
+from tests.machine.guarantees import Neighbor, check_money, check_records, finish
 from tests.machine.mortal import End, How
 from tests.machine.world import VENDOR_NAMES, World
 
@@ -154,6 +154,7 @@ class Machine(RuleBasedStateMachine):
     def each_request_is_billed_once(self) -> None:
         if self.world is not None:
             check_money(self.world)
+            check_records(self.world)
 
     @invariant()
     def others_are_left_alone(self) -> None:

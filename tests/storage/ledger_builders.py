@@ -6,10 +6,14 @@ from collections import deque
 from dataclasses import fields
 from datetime import UTC, datetime
 
+import sqlalchemy as sa
+
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.batch_rows import shard_row
 from dagster_llm_batch.storage.ledger.records import Bill, Shard, Submission
+from dagster_llm_batch.storage.ledger.schema import SHARD_ROW
 from tests.processes import PROCESSES
 
 BILL_FIELDS = {field.name for field in fields(Bill)}
@@ -31,6 +35,22 @@ def a_shard(shard_id="h1", submission_id="s1", **changes):
     }  # fmt: skip
     bill = {name: changes.pop(name) for name in BILL_FIELDS & changes.keys()}
     return Shard(**{**values, **changes}, bill=Bill(**bill))
+
+
+OLD_SHARD = sa.table(
+    "shard",
+    *(sa.column(column.name, column.type) for column in SHARD_ROW.c),
+    *(sa.column("padding", sa.BigInteger), sa.column("retryable", sa.Boolean)),
+)
+"""The table of shards before version 10 of the ledger."""
+
+
+def old_shard_row(shard):
+    """A shard that was never sent, as a row of OLD_SHARD."""
+    new = ("batch_key", "place", "sends", "sent_requests", "looked_at", "reason_kind")
+    row = {name: value for name, value in shard_row(shard).items() if name not in new}
+    row |= {"padding": 0, "retryable": False, "planned_at": a_submission().created_at}
+    return row | {"state": shard.state, "ended_at": shard.ended_at}
 
 
 def fields_for(move, shard_id):

@@ -68,9 +68,14 @@ def busy_ledger(ledger):
     with ledger._database.write() as connection:
         connection.execute(
             sa.text(
-                "UPDATE shard SET state = 'submitted', batch_id = 'b' || shard_id, sent_at = planned_at, "
-                "submitted_at = planned_at WHERE submission_id = 'others'"
+                "INSERT INTO batch (batch_key, tag, provider, account, model, lane, state, batch_id, requests, "
+                "padding, sent_at, submitted_at, retryable) SELECT shard_id, shard_id, provider, account, model, lane, "
+                "'running', 'b' || shard_id, requests, 0, planned_at, planned_at, false FROM shard "
+                "WHERE submission_id = 'others'"
             )
+        )
+        connection.execute(
+            sa.text("UPDATE shard SET state = 'sent', batch_key = shard_id WHERE submission_id = 'others'")
         )
     with ledger._database.read() as connection:
         connection.execute(sa.text("ANALYZE"))

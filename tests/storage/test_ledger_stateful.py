@@ -58,8 +58,10 @@ class Moves(RuleBasedStateMachine):
                 self.ledger.shards.move(shard, move, **fields)
         else:
             self.ledger.shards.move(shard, move, **fields)
+            # The event of a sending is written with what came of it.
+            sent = [(shard, Move.SEND.value)] if self.states[shard] is ShardState.SUBMITTING else []
             self.states[shard] = to
-            self.happened.append((shard, move.value))
+            self.happened += sent + ([] if move is Move.SEND else [(shard, move.value)])
             if fields:
                 self.batches[shard] = batch_id
             elif to is ShardState.PLANNED:

@@ -21,7 +21,7 @@ from pg_cluster import Cluster
 from dagster_llm_batch.errors import LeaseError, LLMBatchError
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.schema import LEASE, SHARD
+from dagster_llm_batch.storage.ledger.schema import LEASE, SHARD_ROW
 
 _WAITING = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 _FIRST, _LAST = "h1", "h2"
@@ -98,7 +98,7 @@ def test_what_changes_several_shards_meets_who_moves_them(
     ledger.submissions.open(a_submission(), shards)
     clock.pass_seconds(3_600)
     for name in (_LAST, _FIRST):
-        move_to_the_end(ledger, SHARD, SHARD.c.shard_id, name, raw_path="raw")
-    row = sa.select(SHARD).where(SHARD.c.shard_id == _LAST)
+        move_to_the_end(ledger, SHARD_ROW, SHARD_ROW.c.shard_id, name, raw_path="raw")
+    row = sa.select(SHARD_ROW).where(SHARD_ROW.c.shard_id == _LAST)
     move = partial(ledger.shards.move_all, [_FIRST, _LAST], Move.CANCELED)
     assert meet(ledger, row, partial(verb, ledger, clock), move) == []

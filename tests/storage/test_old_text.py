@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from ledger_builders import a_shard, a_submission
+from ledger_builders import OLD_SHARD, a_shard, a_submission, old_shard_row
 
 from dagster_llm_batch.states import HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger, events
@@ -14,7 +14,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import read_event
 from dagster_llm_batch.storage.ledger.holds import recovered_of, unsent_of
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.types import Cause
 
 NEW = {
@@ -82,7 +82,7 @@ class Older:
             connection.execute(sa.insert(table).values(row))
 
     def add_shard(self, shard: Shard) -> None:
-        self.add(SHARD, {**before(shard), "planned_at": a_submission().created_at})
+        self.add(OLD_SHARD, {name: value for name, value in old_shard_row(shard).items() if name not in NEW})
 
     def add_event(self, kind: str, detail: str | None, shard_id: str | None = None) -> None:
         at = a_submission().created_at

@@ -60,8 +60,7 @@ def test_what_a_queue_had_no_room_for_is_remembered_when_it_was_taken(ledger):
     # Whether a queue has taken what it has not begun, is not known.
     assert ledger.history.queue_attempts(*QUEUE, before, 10)[0] == []
     ended_at = THEN + 9 * DAY
-    for shard_id in ("h1", "h2"):
-        ledger.shards.move(shard_id, Move.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)
+    ledger.shards.move_all(["h1", "h2"], Move.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)
     sent_at = ledger.shards.get("h1").sent_at
     assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([(sent_at, ended_at, 100)], [(refused_at, 400)])
     assert ledger.history.queue_attempts("openai", QUEUE[1], "another", before, 10) == ([], [])

@@ -89,7 +89,7 @@ def test_a_tick_looks_only_at_what_has_a_file_yet(sqlite_url, clock):
             due(ledger, clock.now)
         finally:
             sa.event.remove(sa.Engine, "before_cursor_execute", keep)
-        [(statement, given)] = [one for one in asked if "shard.request_file_done_at IS NULL" in one[0]]
+        [(statement, given)] = [one for one in asked if "shards.request_file_done_at IS NULL" in one[0]]
         with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as file:
             plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {statement}", given)]
     assert plan[0].startswith("SEARCH shard USING INDEX shard_with_file")

@@ -1,7 +1,7 @@
-"""Batches as their providers count them, out of the shards that they carry.
+"""Batches as their providers count them.
 
-Shards of several submissions can share one batch. The carrier is the shard whose tag the batch has. A shard has no
-batch before it is sent, after it is refused, and in real time.
+Shards of several submissions can share one batch. A shard has no batch that its provider counts before it is sent,
+after it is refused, and in real time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION
+from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, in_state
 from dagster_llm_batch.types import Lane
 
 __all__ = [
@@ -27,11 +27,10 @@ __all__ = [
     "has_batch",
 ]
 
-_CARRIER = sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)
 # A shard whose create call has begun may have a batch already.
-_HAS_BATCH = (SHARD.c.lane == Lane.BATCH) & (SHARD.c.batch_id.is_not(None) | (SHARD.c.state == ShardState.SUBMITTING))
+_HAS_BATCH = (SHARD.c.lane == Lane.BATCH) & (SHARD.c.batch_id.is_not(None) | in_state(ShardState.SUBMITTING))
 
-BATCHES = sa.func.count(sa.distinct(sa.case((_HAS_BATCH, _CARRIER))))
+BATCHES = sa.func.count(sa.distinct(sa.case((_HAS_BATCH, SHARD.c.batch_key))))
 """The number of batches that carry the shards of a group."""
 
 UNBATCHED = sa.func.sum(sa.case((_HAS_BATCH, 0), else_=1))
@@ -45,7 +44,7 @@ def has_batch(shard: Shard) -> bool:
 
 def count_batches(shards: Iterable[Shard]) -> int:
     """Return how many batches carry these shards. Several shards of one batch count once."""
-    return len({shard.carrier or shard.shard_id for shard in shards if has_batch(shard)})
+    return len({shard.batch_key for shard in shards if has_batch(shard)})
 
 
 def count_batches_by_state(shards: Collection[Shard]) -> dict[ShardState, int]:
@@ -68,7 +67,7 @@ def count_unbatched_by_state(shards: Iterable[Shard]) -> dict[ShardState, int]:
 
 def count_refused(shards: Iterable[Shard]) -> int:
     """Return how many batches with these shards their provider refused, or failed as a whole."""
-    return len({shard.carrier or shard.shard_id for shard in shards if shard.state is ShardState.FAILED})
+    return len({shard.batch_key for shard in shards if shard.state is ShardState.FAILED})
 
 
 class Batches(Member):
@@ -76,19 +75,17 @@ class Batches(Member):
 
     def count_in_flight(self, namespace: str, submission_ids: Collection[str]) -> int:
         """Return how many batches in flight carry shards of these submissions. Takes one query for any number."""
-        query = sa.select(SHARD.c.submission_id, _CARRIER)
+        query = sa.select(SHARD.c.submission_id, SHARD.c.batch_key)
         query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)), _HAS_BATCH)
+        query = query.where(SUBMISSION.c.namespace == namespace, in_state(*IN_FLIGHT), _HAS_BATCH)
         wanted = frozenset(submission_ids)
         with self._database.read() as connection:
-            return len({carrier for of, carrier in connection.execute(query) if of in wanted})
+            return len({key for of, key in connection.execute(query) if of in wanted})
 
     def count_submissions_beside(self, submission_id: str) -> int:
         """Return how many other submissions have shards in the batches of this one."""
-        own = sa.select(_CARRIER).where(SHARD.c.submission_id == submission_id, _HAS_BATCH)
-        # By ids: an OR of two subqueries reads all shards that there are.
-        ids = sa.union(own, sa.select(SHARD.c.shard_id).where(SHARD.c.carrier.in_(own)))
-        query = sa.select(sa.func.count(sa.distinct(SHARD.c.submission_id)))
-        query = query.where(SHARD.c.shard_id.in_(ids), SHARD.c.submission_id != submission_id, _HAS_BATCH)
+        own = sa.select(SHARD.c.batch_key).where(SHARD.c.submission_id == submission_id, _HAS_BATCH)
+        query = sa.select(sa.func.count(sa.distinct(SHARD.c.submission_id))).where(SHARD.c.batch_key.in_(own))
+        query = query.where(SHARD.c.submission_id != submission_id)
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, IS_FIRST, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.submission_rows import NEWEST_FIRST, get_audits
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
 
@@ -30,8 +30,8 @@ _HAS_BEGUN = SHARD.c.sent_at.is_not(None) & (
 # Built once, since every plan asks these: to build one takes SQLAlchemy longer than to run it.
 _BATCH_SPANS = (
     sa.select(SHARD.c.sent_at, SHARD.c.ended_at, _ENDED_BY_ITSELF, SHARD.c.requests)
-    .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "model", "lane")))
-    .where(_HAS_BEGUN, SHARD.c.carrier.is_(None))
+    .where(*(SHARD.c[f"batch_{name}"] == sa.bindparam(name) for name in ("provider", "account", "model", "lane")))
+    .where(_HAS_BEGUN, IS_FIRST)
     .order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id)
     .limit(sa.bindparam("most_rows"))
 )
@@ -72,6 +72,13 @@ def _submission_spans(*, of_asset: bool, from_deadline: bool) -> sa.Select[Any]:
     if of_asset:
         query = query.where(SUBMISSION.c.asset == sa.bindparam("asset"))
     return query.order_by(*NEWEST_FIRST).limit(sa.bindparam("most_rows"))
+
+
+def _of_batches(provider: str, account: str, model: str, since: datetime) -> Iterator[sa.ColumnElement[bool]]:
+    """Yield the conditions for shards in batches of a model that were sent since then."""
+    of = {"provider": provider, "account": account, "model": model, "lane": Lane.BATCH}
+    yield from (SHARD.c[f"batch_{name}"] == value for name, value in of.items())
+    yield SHARD.c.sent_at >= since
 
 
 class History(Member):
@@ -121,10 +128,9 @@ class History(Member):
         Those of any namespace, newest first, of as many shards as `limit` says.
         """
         ended = (BatchStatus.ENDED, BatchStatus.EXPIRED)
-        batch = sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)
+        batch = SHARD.c.batch_key
         query = sa.select(batch, SHARD.c.sent_at, SHARD.c.requests + SHARD.c.padding, SHARD.c.status)
-        query = query.where(SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
-        query = query.where(SHARD.c.lane == Lane.BATCH, SHARD.c.sent_at >= since)
+        query = query.where(*_of_batches(provider, account, model, since))
         query = query.where(SHARD.c.status.in_(ended), SHARD.c.cause.is_(None))
         batches: dict[str, tuple[datetime, int, bool]] = {}
         with self._database.read() as connection:
@@ -145,9 +151,9 @@ class History(Member):
         """
         taken = (BatchStatus.RUNNING, BatchStatus.ENDED, BatchStatus.EXPIRED)
         own = (SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
-        batch = sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)
-        query = sa.select(SHARD.c.sent_at, SHARD.c.ended_at, SHARD.c.tokens, batch).where(*own)
-        query = query.where(SHARD.c.lane == Lane.BATCH, SHARD.c.sent_at >= since, SHARD.c.batch_id.is_not(None))
+        batch = SHARD.c.batch_key
+        query = sa.select(SHARD.c.sent_at, SHARD.c.ended_at, SHARD.c.tokens, batch)
+        query = query.where(*_of_batches(provider, account, model, since), SHARD.c.batch_id.is_not(None))
         query = query.where(SHARD.c.status.in_(taken)).order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit)
         refusals = sa.select(SHARD.c.refused_at, SHARD.c.refused_tokens).distinct()
         refusals = refusals.where(*own, SHARD.c.refused_at >= since).order_by(SHARD.c.refused_at.desc()).limit(limit)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.storage.ledger.old_batches import OF_OLD_SHARDS, fill_batches
 from dagster_llm_batch.storage.ledger.old_text import (
     OLD_EVENTS_SHARDS,
     hold_by_old_events,
@@ -68,6 +69,15 @@ def _move_bills(connection: sa.Connection) -> None:
             """
         )
         connection.exec_driver_sql(f"INSERT INTO bill ({columns}) SELECT {columns} FROM {old}")  # noqa: S608  # ours
+
+
+def _move_batches(connection: sa.Connection) -> None:
+    """Move the columns of batches out of the table `shard`."""
+    fill_batches(connection)
+    for name in ("batch_once", "in_flight", "carried", "queued", "with_file", "by_model"):
+        connection.exec_driver_sql(f"DROP INDEX shard_{name}")
+    with _dropped_columns(connection, "shard", OF_OLD_SHARDS, _SHARD_CONSTRAINTS):
+        pass
 
 
 _SHARD_CONSTRAINTS = (
@@ -294,6 +304,34 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         *(_stamp(f"{kind}_at", kind) for kind in ("pruned", "landed_over", "measured")),
         _stamp("first_delivered_at", "delivered"),
         _stamp("reported_at", "person_told", "max"),
+        """
+        CREATE TABLE batch (
+            batch_key TEXT NOT NULL PRIMARY KEY, tag TEXT NOT NULL,
+            provider TEXT NOT NULL, account TEXT NOT NULL, model TEXT NOT NULL, lane TEXT NOT NULL,
+            state TEXT NOT NULL, batch_id TEXT, requests BIGINT NOT NULL, padding BIGINT NOT NULL,
+            sent_at {time} NOT NULL, submitted_at {time}, ended_at {time}, polled_at {time},
+            status TEXT, total BIGINT, done BIGINT, failed BIGINT, retryable BOOLEAN NOT NULL, erased_there_at {time}
+        )
+        """,
+        "ALTER TABLE shard ADD COLUMN batch_key TEXT",
+        "ALTER TABLE shard ADD COLUMN place BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE shard ADD COLUMN sends BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE shard ADD COLUMN sent_requests BIGINT",
+        "ALTER TABLE shard ADD COLUMN looked_at {time}",
+        _move_batches,
+        """
+        CREATE UNIQUE INDEX batch_once ON batch (provider, account, batch_id)
+            WHERE batch_id IS NOT NULL AND state <> 'void'
+        """,
+        "CREATE INDEX batch_in_flight ON batch (polled_at) WHERE state IN ('sending', 'running')",
+        "CREATE INDEX batch_by_model ON batch (provider, account, model, sent_at)",
+        "CREATE INDEX shard_in_batch ON shard (batch_key) WHERE batch_key IS NOT NULL",
+        "CREATE INDEX shard_sent ON shard (batch_key) WHERE state = 'sent'",
+        "CREATE INDEX shard_queued ON shard (provider, account, model) WHERE state IN ('planned', 'sent')",
+        """
+        CREATE INDEX shard_with_file ON shard (collected_at)
+            WHERE state = 'collected' AND place = 0 AND request_file_done_at IS NULL
+        """,
         _move_bills,
     ),
 )

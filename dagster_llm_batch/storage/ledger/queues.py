@@ -13,7 +13,7 @@ from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import SHARD, SHARDS, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import IS_FIRST, MAY_QUEUE, SHARD, SHARDS, SUBMISSION, from_row, in_state
 from dagster_llm_batch.storage.ledger.shard_rows import LACKS_MONEY, is_due, looked_after, set_waits, update_shards
 from dagster_llm_batch.types import Lane
 
@@ -25,8 +25,8 @@ _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
 # of the other, and nothing would be sent any more.
 _PLACE = (SHARD.c.planned_at, SHARD.c.shard_id)
 
-# A batch is counted by its carrier. To count different ids takes the database three times as long.
-_COUNTED = (sa.case((SHARD.c.carrier.is_(None), 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
+# A batch is counted by its first shard. To count different ids takes the database three times as long.
+_COUNTED = (sa.case((IS_FIRST, 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
 
 _SENT_AT = sa.func.coalesce(SHARD.c.submitted_at, SHARD.c.sent_at, SHARD.c.planned_at)
 
@@ -48,13 +48,13 @@ class Queues(Member):
             SUBMISSION.c.asset.in_(assets),
             SUBMISSION.c.state == SubmissionState.OPEN,
         )
-        is_planned = (SHARD.c.state == ShardState.PLANNED) & ~looked_after(unless_since, now)
+        is_planned = in_state(ShardState.PLANNED) & ~looked_after(unless_since, now)
         is_due = is_planned & SHARD.c.submission_id.in_(submission_ids)
         with self._database.read() as connection:
             if connection.execute(sa.select(SHARD.c.shard_id).where(is_due).limit(1)).first() is None:
                 return
         with self._database.write() as connection:
-            update_shards(connection, is_due, polled_at=now)
+            update_shards(connection, is_due, looked_at=now)
 
     def give_up_places(self, shard_ids: Sequence[str]) -> None:
         """Record that no limit of money has room for planned shards: in their queue they are before nothing, until
@@ -100,7 +100,7 @@ class Queues(Member):
     ) -> list[QueuePlace]:
         """Return by submission what `count_ahead` counts before this planned shard: what is in flight comes first."""
         waits = _is_planned(namespace) & _is_older([shard.shard_id]) & _holds_place(presence)
-        is_planned = SHARD.c.state == ShardState.PLANNED
+        is_planned = in_state(ShardState.PLANNED)
         of = (SUBMISSION.c.submission_id, SUBMISSION.c.namespace, SUBMISSION.c.asset, SUBMISSION.c.partition)
         query = (
             sa.select(*of, is_planned.label("is_planned"), sa.func.sum(SHARD.c.requests).label("requests"))
@@ -147,7 +147,7 @@ class Queues(Member):
         That is no matter of their ids and waves alone: what was recovered by its receipt may have another place.
         """
         query = sa.select(SHARD.c.shard_id).where(
-            SHARD.c.submission_id == shards[0].submission_id, SHARD.c.state == ShardState.PLANNED
+            SHARD.c.submission_id == shards[0].submission_id, in_state(ShardState.PLANNED)
         )
         by_id = {shard.shard_id: shard for shard in shards}
         with self._database.read() as connection:
@@ -175,7 +175,7 @@ class Queues(Member):
             sa.select(SUBMISSION.c.namespace, SHARD.c.shard_id, _SENT_AT.label("sent_at"), asked_at)
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
             .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
-            .where(_is_in_queue(presence), SHARD.c.carrier.is_(None), SUBMISSION.c.namespace != namespace)
+            .where(_is_in_queue(presence), IS_FIRST, SUBMISSION.c.namespace != namespace)
             .order_by(_SENT_AT, SHARD.c.shard_id)
         )
         with self._database.read() as connection:
@@ -236,7 +236,7 @@ class Queues(Member):
         waits = may_go(namespace) & looked_after(presence.seen_since, presence.now)
         query = query.where(*_of_model(shard), SHARD.c.no_room_at.is_not(None))
         with self._database.read() as connection:
-            rows = connection.execute(query.where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)).mappings()
+            rows = connection.execute(query.where(in_state(*IN_FLIGHT) | waits)).mappings()
             return [from_row(Shard, row) for row in rows]
 
 
@@ -271,7 +271,8 @@ class QueueLines:
 
 def _of_queue(shard: Shard, model: str | None) -> tuple[sa.ColumnElement[bool], ...]:
     """Return the conditions for shards in the queue of this one's provider and account, of one model or of all."""
-    of = (SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
+    same = (SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
+    of = (*same, MAY_QUEUE)
     return of if model is None else (*of, SHARD.c.model == model)
 
 
@@ -287,7 +288,7 @@ def _is_planned(namespace: str) -> sa.ColumnElement[bool]:
     """Return the condition for planned shards of open submissions of a namespace."""
     # No join: with what was sent, all submissions that there ever were would be read.
     going = sa.select(SUBMISSION.c.submission_id).where(_IS_OPEN, SUBMISSION.c.namespace == namespace)
-    return (SHARD.c.state == ShardState.PLANNED) & SHARD.c.submission_id.in_(going)
+    return in_state(ShardState.PLANNED) & SHARD.c.submission_id.in_(going)
 
 
 def _holds_place(presence: Presence) -> sa.ColumnElement[bool]:
@@ -298,7 +299,7 @@ def _holds_place(presence: Presence) -> sa.ColumnElement[bool]:
 def _is_in_queue(presence: Presence) -> sa.ColumnElement[bool]:
     """Return the condition for shards in flight that hold a place in their provider's queue."""
     is_asked_about = SHARD.c.polled_at.is_not(None) & looked_after(presence.seen_since, presence.now)
-    return SHARD.c.state.in_(sorted(IN_FLIGHT)) & (is_asked_about | (presence.sent_since <= _SENT_AT))
+    return in_state(*IN_FLIGHT) & (is_asked_about | (presence.sent_since <= _SENT_AT))
 
 
 def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:
@@ -309,4 +310,4 @@ def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:
 
 def may_go(namespace: str) -> sa.ColumnElement[bool]:
     """Return the condition for planned shards that are still to be sent, of a query that joins their submissions."""
-    return (SHARD.c.state == ShardState.PLANNED) & _IS_OPEN & (SUBMISSION.c.namespace == namespace)
+    return in_state(ShardState.PLANNED) & _IS_OPEN & (SUBMISSION.c.namespace == namespace)

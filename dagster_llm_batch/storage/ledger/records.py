@@ -168,7 +168,7 @@ class Bill:
 class Shard:
     """Requests of one submission that are sent together. Unique by (submission_id, wave, number).
 
-    A batch carries one shard, or several of different submissions: then the first is the carrier of the others.
+    A batch has one shard, or several of different submissions. Then its tag is that of the first one.
     """
 
     shard_id: str
@@ -188,9 +188,11 @@ class Shard:
     tokens: int = 0  # estimate of the input: what a provider's queue limit counts
     input_bound: int | None = None  # the most input tokens that its longest request can have; None: unknown
     waits_until: datetime | None = None  # not to be sent before; ended: its results are not to be asked for before
-    carrier: str | None = None  # the shard_id whose tag its batch has; None: its own
+    batch_key: str | None = None  # of the batch in which it was sent; None: it is not sent
+    place: int = 0  # in that batch, whose tag is that of the first one, 0
+    sends: int = 0  # so often it was sent; a batch that was put back counts
     padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused
-    batch_id: str | None = None  # the provider's; of an account, only a carrier and its shards have the same
+    batch_id: str | None = None  # the provider's; of an account, only the shards of one batch have the same
     sent_at: datetime | None = None  # just before the create call; None again after `not_sent`
     submitted_at: datetime | None = None  # the batch id was recorded
     ended_at: datetime | None = None
@@ -337,7 +339,6 @@ class ShardFields(BillFields, total=False):
     """The columns of a shard and of its bill that a move may set beside the new state."""
 
     lane: Lane
-    carrier: str | None
     padding: int
     waits_until: datetime | None
     refusals: int

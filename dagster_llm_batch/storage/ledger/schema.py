@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,7 +25,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.states import HoldReason, Reason, ShardState
+from dagster_llm_batch.states import BATCH_SEEN, OWN_SEEN, BatchState, HoldReason, OwnState, Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import (
     Bill,
     Event,
@@ -39,18 +39,23 @@ from dagster_llm_batch.storage.ledger.records import (
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = [
+    "BATCH",
     "BILL",
     "EVENT",
     "HAS_BILL",
     "HOLD",
+    "IS_FIRST",
     "JUDGMENT",
     "LEASE",
+    "MAY_QUEUE",
     "METADATA",
     "SHARD",
     "SHARDS",
+    "SHARD_ROW",
     "SUBMISSION",
     "TOMBSTONE",
     "from_row",
+    "in_state",
     "to_row",
 ]
 
@@ -249,7 +254,32 @@ SUBMISSION = sa.Table(
     _column("reported_at", _UTC, null=True),
 )
 
-SHARD = sa.Table(
+BATCH = sa.Table(
+    "batch",
+    METADATA,
+    _name("batch_key", key=True),
+    _name("tag"),
+    _name("provider"),
+    _name("account"),
+    _name("model"),
+    _column("lane", _AsText(Lane, _word)),
+    _column("state", _AsText(BatchState, _word)),
+    _foreign_text("batch_id", _ID_CHARS),
+    _column("requests", sa.BigInteger),
+    _column("padding", sa.BigInteger),
+    _column("sent_at", _UTC),
+    _column("submitted_at", _UTC, null=True),
+    _column("ended_at", _UTC, null=True),
+    _column("polled_at", _UTC, null=True),
+    _column("status", _AsText(BatchStatus, _word), null=True),
+    _column("total", _Count, null=True),
+    _column("done", _Count, null=True),
+    _column("failed", _Count, null=True),
+    _column("retryable", sa.Boolean),
+    _column("erased_there_at", _UTC, null=True),
+)
+
+SHARD_ROW = sa.Table(
     "shard",
     METADATA,
     _name("shard_id", key=True),
@@ -258,36 +288,29 @@ SHARD = sa.Table(
     _name("account"),
     _column("wave", sa.BigInteger),
     _column("number", sa.BigInteger),
-    _column("state", _AsText(ShardState, _word)),
+    _column("state", _AsText(OwnState, _word)),
     _name("nonce"),
     _column("requests", sa.BigInteger),
     _column("bytes", sa.BigInteger),
     _name("path"),
     _name("digest"),
-    _foreign_text("batch_id", _ID_CHARS),
     _column("planned_at", _UTC),  # when it was stored: its place in the queue; the ledger's own
-    _column("sent_at", _UTC, null=True),
-    _column("submitted_at", _UTC, null=True),
-    _column("ended_at", _UTC, null=True),
+    _name("batch_key", null=True),
+    _column("place", sa.BigInteger),
+    _column("sends", sa.BigInteger),
+    _column("sent_requests", sa.BigInteger, null=True),
+    _column("ended_at", _UTC, null=True),  # of one that was never sent, or is waited for no longer
     _column("collected_at", _UTC, null=True),
-    _column("polled_at", _UTC, null=True),
-    _column("status", _AsText(BatchStatus, _word), null=True),
-    _column("total", _Count, null=True),
-    _column("done", _Count, null=True),
-    _column("failed", _Count, null=True),
+    _column("looked_at", _UTC, null=True),
     _foreign_text("reason"),
-    _column("retryable", sa.Boolean),
     _name("raw_path", null=True),
     _name("results_path", null=True),
     _name("model"),
     _column("lane", _AsText(Lane, _word)),
     _column("tokens", sa.BigInteger),
     _column("waits_until", _UTC, null=True),
-    _name("carrier", null=True),
-    _column("padding", sa.BigInteger),
     _column("cause", _AsText(Cause, _word), null=True),
     _column("erased", sa.BigInteger, null=True),
-    _column("erased_there_at", _UTC, null=True),
     _column("reported_usd", _MONEY, null=True),
     _column("refusals", sa.BigInteger),
     _column("no_room_at", _UTC, null=True),
@@ -303,6 +326,65 @@ SHARD = sa.Table(
     _column("most_at_once", sa.BigInteger, null=True),
     _column("reason_kind", _AsText(Reason, _word), null=True),
 )
+
+_S, _B = SHARD_ROW.c, BATCH.c
+
+
+def _literal(word: Enum) -> sa.ColumnElement[Any]:
+    # Not as a parameter: SQLite takes an index of some states only where it reads them in the query.
+    return sa.literal_column(f"'{word.value}'", sa.Text)
+
+
+def _seen() -> Iterator[sa.ColumnElement[Any]]:
+    """Yield the columns of shards with those of their batches: counts of a batch are divided by numbers of requests."""
+    # Not every provider reports how many requests the batch has in all.
+    total = sa.func.coalesce(_B.total, sa.case((_B.done > _S.sent_requests, _B.requests)))
+    is_part = total > _S.sent_requests
+    # Without a batch it was never sent.
+    unsent = _S.batch_key.is_(None) & (_S.state != _literal(OwnState.PLANNED))
+    text, flag = sa.Text(), sa.Boolean()
+    yield from (column for column in _S if column.name not in {"state", "ended_at", "looked_at"})
+    yield _S.state.label("own_state")
+    yield _B.state.label("batch_state")
+    yield from (_B[name].label(f"batch_{name}") for name in ("provider", "account", "model", "lane"))
+    own = [(_S.state == _literal(state), _literal(seen)) for state, seen in OWN_SEEN.items()]
+    of_batch = [(_B.state == _literal(state), _literal(seen)) for state, seen in BATCH_SEEN.items()]
+    yield sa.type_coerce(sa.case(*own, *of_batch), _AsText(ShardState, _word)).label("state")
+    yield _B.batch_id
+    yield sa.case((_S.place == 0, sa.func.coalesce(_B.padding, 0)), else_=0).label("padding")
+    yield from (_B[name] for name in ("sent_at", "submitted_at", "erased_there_at"))
+    yield sa.func.coalesce(_S.ended_at, _B.ended_at).label("ended_at")
+    yield sa.func.coalesce(_B.polled_at, _S.looked_at).label("polled_at")
+    status = sa.case((unsent, _literal(BatchStatus.CANCELED)), else_=sa.type_coerce(_B.status, text))
+    yield sa.type_coerce(status, _B.status.type).label("status")
+    yield sa.case((is_part, _S.sent_requests), else_=_B.total).label("total")
+    for count in (_B.done, _B.failed):
+        yield sa.case((is_part, count * _S.sent_requests // total), else_=count).label(count.name)
+    yield sa.type_coerce(sa.func.coalesce(_B.retryable, sa.false()), flag).label("retryable")
+
+
+SHARD = sa.select(*_seen()).select_from(SHARD_ROW.outerjoin(BATCH, _B.batch_key == _S.batch_key)).subquery("shards")
+"""Shards as they are read: with the facts of their batches. What is written are SHARD_ROW and BATCH."""
+
+
+IS_FIRST = SHARD.c.place == sa.literal_column("0")
+"""The condition for shards that are the first in their batch, or in none."""
+
+MAY_QUEUE = SHARD.c.own_state.in_([_literal(OwnState.PLANNED), _literal(OwnState.SENT)])
+"""The condition for shards that are not over yet, for which an index serves."""
+
+
+def in_state(*states: ShardState) -> sa.ColumnElement[bool]:
+    """Return the condition for shards in one of these states, for which indexes serve."""
+    own = [_literal(state) for state, seen in OWN_SEEN.items() if seen in states]
+    of_batch = [_literal(state) for state, seen in BATCH_SEEN.items() if seen in states]
+    conditions: list[sa.ColumnElement[bool]] = []
+    if own:
+        conditions.append(SHARD.c.own_state == own[0] if len(own) == 1 else SHARD.c.own_state.in_(own))
+    if of_batch:
+        conditions.append((SHARD.c.own_state == _literal(OwnState.SENT)) & SHARD.c.batch_state.in_(of_batch))
+    return sa.or_(*conditions)
+
 
 BILL = sa.Table(
     "bill",

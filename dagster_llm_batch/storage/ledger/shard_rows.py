@@ -7,8 +7,8 @@ bottleneck, and a second place where results could be lost.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -18,7 +18,18 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import ENDED, MOVES, Move, Reason, ShardState
+from dagster_llm_batch.states import ENDED, MOVES, BatchState, Move, OwnState, Reason, ShardState
+from dagster_llm_batch.storage.ledger.batch_rows import (
+    INSERT_BATCH,
+    OF_BATCH,
+    UPDATE_BATCH,
+    VOID_BATCH_OF,
+    batch_key,
+    batch_row,
+    divide,
+    shard_row,
+    store_batches,
+)
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.events import EventData, Moved, PutBack
 from dagster_llm_batch.storage.ledger.records import (
@@ -30,9 +41,19 @@ from dagster_llm_batch.storage.ledger.records import (
     SubmissionState,
     was_taken,
 )
-from dagster_llm_batch.storage.ledger.schema import BILL, EVENT, HAS_BILL, SHARD, SHARDS, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import (
+    BILL,
+    HAS_BILL,
+    SHARD,
+    SHARD_ROW,
+    SHARDS,
+    SUBMISSION,
+    from_row,
+    in_state,
+    to_row,
+)
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, insert_events
-from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
+from dagster_llm_batch.types import BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
@@ -48,7 +69,6 @@ __all__ = [
     "UPDATE_SHARD",
     "committed_usd",
     "count_requests",
-    "count_sends",
     "get_shards",
     "illegal_move",
     "insert_half",
@@ -60,7 +80,6 @@ __all__ = [
     "kept_usd",
     "looked_after",
     "move_values",
-    "report_values",
     "set_expected_cost",
     "set_waits",
     "split_fields",
@@ -94,7 +113,7 @@ _STAMPS: dict[Move, str] = {
     Move.COLLECTED: "collected_at",
 }
 
-UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
+UPDATE_SHARD = sa.update(SHARD_ROW).where(SHARD_ROW.c.shard_id == sa.bindparam("key"))
 """Set columns of the shard whose id is the parameter `key`."""
 
 UPDATE_BILL = sa.update(BILL).where(BILL.c.shard_id == sa.bindparam("key"))
@@ -118,7 +137,7 @@ _AWAITED = (Cause.GIVEN_UP, Cause.GONE)
 _ENDED_FOR_GOOD = [status for status in BatchStatus if status.is_terminal]
 AWAITED = (
     SHARD.c.cause.in_(_AWAITED)
-    & (SHARD.c.state == ShardState.COLLECTED)
+    & in_state(ShardState.COLLECTED)
     & SHARD.c.batch_id.is_not(None)
     & (SHARD.c.status.is_(None) | SHARD.c.status.not_in(_ENDED_FOR_GOOD))
 )
@@ -133,7 +152,7 @@ def is_awaited(shard: Shard) -> bool:
 
 IS_UNREAD = (
     (SHARD.c.cause == Cause.GIVEN_UP)
-    & (SHARD.c.state == ShardState.COLLECTED)
+    & in_state(ShardState.COLLECTED)
     & SHARD.c.batch_id.is_not(None)
     & SHARD.c.status.in_(_ENDED_FOR_GOOD)
     & SHARD.c.raw_path.is_(None)
@@ -149,7 +168,7 @@ def is_unread(shard: Shard) -> bool:
     return given_up and shard.status in _ENDED_FOR_GOOD and nothing_stored
 
 
-_INSERT_SHARD = sa.insert(SHARD)
+_INSERT_SHARD = sa.insert(SHARD_ROW)
 _INSERT_BILL = sa.insert(BILL)
 
 OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "reason", "reason_kind", "asked_again")
@@ -157,8 +176,13 @@ OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "reason", "reason_k
 
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
-# With their bills: otherwise PostgreSQL would return a bill from before the transaction that it waited for.
-_LOCKED_SHARDS = SHARDS.where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
+_LOCKED = (
+    sa.select(SHARD_ROW.c.shard_id)
+    .where(SHARD_ROW.c.shard_id.in_(_IDS))
+    .order_by(SHARD_ROW.c.shard_id)
+    .with_for_update()
+)
+_BY_ID = SHARDS.where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id)
 
 
 def insert_shards(
@@ -176,7 +200,7 @@ def insert_shards(
             )
     owned = {name: getattr(submission, name) for name in ("provider", "account", "model")}
     now = clock()
-    rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
+    rows = [{**shard_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
     if rows:
         connection.execute(_INSERT_SHARD, rows)
         connection.execute(_INSERT_BILL, [_bill_row(shard) for shard in shards])
@@ -188,8 +212,8 @@ def _bill_row(shard: Shard) -> dict[str, Any]:
 
 def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datetime) -> None:
     """Store a shard that has half of the requests of another, with its place in the queue and in the budgets."""
-    planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == whole.shard_id)
-    row = {**to_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "polled_at": now}
+    planned_at = sa.select(SHARD_ROW.c.planned_at).where(SHARD_ROW.c.shard_id == whole.shard_id)
+    row = {**shard_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "looked_at": now}
     connection.execute(_INSERT_SHARD, row)
     connection.execute(_INSERT_BILL, _bill_row(half))
 
@@ -204,20 +228,30 @@ def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Sha
 
     Raises LedgerError where the ledger lacks one of them.
     """
-    rows = connection.execute(_LOCKED_SHARDS, {"ids": list(ids)}).mappings()
-    shards = {row["shard_id"]: from_row(Shard, row) for row in rows}
+    shards = {row["shard_id"]: from_row(Shard, row) for row in _lock(connection, ids).mappings()}
     if missing := set(ids) - shards.keys():
         raise unknown_shard(min(missing))
     return shards
 
 
+def _lock(connection: sa.Connection, ids: Collection[str]) -> sa.CursorResult[Any]:
+    """Return the rows of shards with their batches and bills, which nobody else changes before the transaction ends."""
+    wanted = {"ids": list(ids)}
+    # Read after all are locked: PostgreSQL would return batches and bills from before the transaction that it waited
+    # for. SQLite has one transaction that writes at a time.
+    if connection.dialect.name == "postgresql":
+        connection.execute(_LOCKED, wanted)
+    return connection.execute(_BY_ID, wanted)
+
+
 def update_shards(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: Any) -> int:
     """Set columns of all shards for which the condition holds; return of how many."""
+    chosen = SHARD_ROW.c.shard_id.in_(sa.select(SHARD.c.shard_id).where(condition))
     # SQLite has one transaction that writes at a time.
     if connection.dialect.name == "postgresql":
-        locked = sa.select(SHARD.c.shard_id).where(condition).order_by(SHARD.c.shard_id)
+        locked = sa.select(SHARD_ROW.c.shard_id).where(chosen).order_by(SHARD_ROW.c.shard_id)
         connection.execute(locked.with_for_update())
-    return connection.execute(sa.update(SHARD).where(condition).values(**values)).rowcount
+    return connection.execute(sa.update(SHARD_ROW).where(chosen).values(**values)).rowcount
 
 
 def set_waits(
@@ -239,56 +273,43 @@ def set_waits(
         connection.execute(UPDATE_SHARD, [{"key": key, **values} for key in chosen])
 
 
-_SENDS = (
-    sa.select(EVENT.c.shard_id, sa.func.count().label("sends"))
-    .where(EVENT.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)))
-    .where(EVENT.c.shard_id.in_(_IDS), EVENT.c.kind == Move.SEND.value)
-    .group_by(EVENT.c.shard_id)
-)
-
-
-def count_sends(connection: sa.Connection, shards: Sequence[Shard]) -> Counter[str]:
-    """Return how often each of these shards was sent, as far as the ledger knows, by shard_id."""
-    wanted = {
-        "ids": [shard.shard_id for shard in shards],
-        "submission_ids": sorted({shard.submission_id for shard in shards}),
-    }
-    return Counter({row.shard_id: row.sends for row in connection.execute(_SENDS, wanted)})
-
-
-def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
-    """Return the shards that the ledger lacks, or some of whose sendings it lacks, and how many of these.
+def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> list[str]:
+    """Return the shards that the ledger lacks, or some of whose sendings it lacks.
 
     `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
     not unrecorded, unless it was split since: it is looked for, or was found.
     """
-    stored = {row.shard_id: row for row in connection.execute(_LOCKED_SHARDS, {"ids": list(sent)})}
-    known = count_sends(connection, [shard for shard, _ in sent.values()])
-    unrecorded: Counter[str] = Counter()
+    stored = {row.shard_id: row for row in _lock(connection, sent)}
+    unrecorded: list[str] = []
     for key, (shard, sends) in sent.items():
-        row, missing = stored.get(key), sends - known[key]
+        row = stored.get(key)
         # Only by a split does a shard have another file, which has fewer requests: its batch of before ran nothing.
         was_split = row is not None and row.path != shard.path and row.requests > shard.requests
         may_be = (
             (ShardState.PLANNED, ShardState.SUBMITTING, ShardState.SUBMITTED) if was_split else (ShardState.PLANNED,)
         )
-        if row is None or (row.state in may_be and (missing > 0 or was_split)):
-            unrecorded[key] = max(0, missing)
+        if row is None or (row.state in may_be and (sends > row.sends or was_split)):
+            unrecorded.append(key)
     return unrecorded
 
 
 def store_recovered(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
     """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
+    store_batches(connection, shards)
     for shard in shards:
-        row = {**to_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
-        if insert_or_nothing(connection, SHARD, row, "shard_id"):
+        row = {**shard_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
+        if insert_or_nothing(connection, SHARD_ROW, row, "shard_id"):
             connection.execute(_INSERT_BILL, _bill_row(shard))
         else:
+            # Of one that was split since: its batch of before ran nothing.
+            connection.execute(VOID_BATCH_OF, {"key": shard.shard_id})
             connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
+            connection.execute(_COUNT_SENDS, {"key": shard.shard_id, "count": shard.sends})
             set_expected_cost(connection, shard)
 
 
-_OF_SENDING = ("state", "lane", "sent_at", "submitted_at", "batch_id", "status", "carrier", "padding", *OF_SPLIT)
+_OF_SENDING = ("state", "lane", "batch_key", "place", "sent_requests", *OF_SPLIT)
+_COUNT_SENDS = UPDATE_SHARD.where(SHARD_ROW.c.sends < sa.bindparam("count")).values(sends=sa.bindparam("count"))
 
 
 def set_expected_cost(connection: sa.Connection, shard: Shard) -> None:
@@ -326,7 +347,7 @@ def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datet
     # No batch exists, or it ran nothing: the shard is as if it had never been sent. Were its old batch id to stay, a
     # late report on that batch would be taken for one on the batch that is created next.
     if move in (Move.NOT_SENT, Move.PUT_BACK):
-        values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status", "cause"))
+        values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "status", "cause"))
         # In real time a part may have been answered, and then the caller says so.
         values.setdefault("reserved_usd", None)
     if move is Move.ACCEPTED and not fields.get("batch_id"):
@@ -367,23 +388,13 @@ def take_move(
     for shard_id in changes:
         if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch_id):
             raise illegal_move(shard_id, before[shard_id].state, move)
-    # One statement sets the same columns of all its rows.
-    by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    by_bill_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    after: list[Shard] = []
-    for shard_id, columns in changes.items():
-        shard = before[shard_id]
-        of_shard, of_bill = split_fields(columns)
-        bill = replace(shard.bill, **of_bill)
-        by_columns[tuple(sorted(of_shard))].append({"key": shard_id, **of_shard})
-        if bill != shard.bill:
-            by_bill_columns[tuple(sorted(of_bill))].append({"key": shard_id, **of_bill})
-        after.append(replace(shard, **of_shard, bill=bill))
+    writes, after = _divide_all(move, before, changes)
+    if move is Move.CANCELED:
+        store_batches(connection, after)
     try:
-        for rows in by_columns.values():
-            connection.execute(UPDATE_SHARD, rows)
-        for rows in by_bill_columns.values():
-            connection.execute(UPDATE_BILL, rows)
+        # One statement sets the same columns of all its rows.
+        for statement, rows in writes.items():
+            connection.execute(statement[0], rows)
     except IntegrityError as error:
         first = next(iter(changes))
         if changes[first].get("batch_id") is None:
@@ -396,20 +407,72 @@ def take_move(
             f"dagster-llm-batch resolve {first} --no-batch sends it anew."
         ) from error
 
+    if move is Move.SEND:
+        # The batch is the record of the intent. Its events are written with what came of it.
+        return after
+
     def event(shard: Shard) -> dict[str, Any]:
         data: EventData = PutBack(shard.batch_id) if move is Move.PUT_BACK else Moved(move, words)
         return event_row(shard.submission_id, data, shard.state, to, shard.shard_id)
 
-    insert_events(connection, clock, *(event(before[shard_id]) for shard_id in changes))
+    shards = [before[shard_id] for shard_id in changes]
+    insert_events(connection, clock, *_sent_events(shards), *map(event, shards))
     return after
 
 
-def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
-    """Return the columns that a report sets. A count that it does not know keeps the value that the shard has."""
-    counts = {name: getattr(report, name) for name in ("total", "done", "failed")}
-    return {"status": report.status} | {
-        name: getattr(shard, name) if count is None else count for name, count in counts.items()
-    }
+def _sent_events(shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+    """Yield the events of the sending of those of these shards whose create call has no end yet."""
+    for shard in shards:
+        if shard.state is ShardState.SUBMITTING:
+            states = (ShardState.PLANNED, ShardState.SUBMITTING)
+            yield {**event_row(shard.submission_id, Moved(Move.SEND), *states, shard.shard_id), "at": shard.sent_at}
+
+
+_Writes = dict[tuple[Any, tuple[str, ...]], list[dict[str, Any]]]
+
+
+def _divide_all(
+    move: Move, before: Mapping[str, Shard], changes: Mapping[str, Mapping[str, Any]]
+) -> tuple[_Writes, list[Shard]]:
+    """Return the rows that a move sets by statement and columns, and the shards as they are then."""
+    writes: _Writes = defaultdict(list)
+    after: list[Shard] = []
+    batches: dict[str, dict[str, Any]] = {}
+    first = before[next(iter(changes))]
+    new_key = batch_key(first, first.sends + 1)
+    for place, (shard_id, columns) in enumerate(changes.items()):
+        shard = before[shard_id]
+        of_shard, of_bill = split_fields(columns)
+        bill = replace(shard.bill, **of_bill)
+        if move is Move.SEND:
+            of_shard |= {"batch_key": new_key, "place": place, "sends": shard.sends + 1}
+            after.append(replace(shard, **of_shard, bill=bill))
+            own = {name: value for name, value in of_shard.items() if name not in OF_BATCH}
+            own |= {"state": OwnState.SENT, "sent_requests": shard.requests}
+        else:
+            own, of_batch = divide(move, shard, of_shard)
+            if move is Move.CANCELED and shard.batch_key is None:
+                of_shard["status"] = BatchStatus.CANCELED
+                if "sent_at" in of_shard:
+                    # In real time some of it was asked: its last pass counts.
+                    of_shard["batch_key"] = key = batch_key(shard, shard.sends)
+                    own |= {"state": OwnState.SENT, "batch_key": key, "sent_requests": shard.requests, "ended_at": None}
+                    of_batch |= {"state": BatchState.CANCELED, "ended_at": of_shard["ended_at"]}
+                    batches[key] = of_batch
+            if move in (Move.NOT_SENT, Move.PUT_BACK):
+                of_shard |= {"batch_key": None, "place": 0, "padding": 0}
+            after.append(replace(shard, **of_shard, bill=bill))
+            if shard.batch_key is not None and of_batch:
+                batches.setdefault(shard.batch_key, of_batch)
+        if own:
+            writes[UPDATE_SHARD, tuple(sorted(own))].append({"key": shard_id, **own})
+        if bill != shard.bill:
+            writes[UPDATE_BILL, tuple(sorted(of_bill))].append({"key": shard_id, **of_bill})
+    if move is Move.SEND:
+        writes[INSERT_BATCH, ()].append(batch_row(after[0], count_requests(after)))
+    for key, columns in sorted(batches.items()):
+        writes[UPDATE_BATCH, tuple(sorted(columns))].append({"key": key, **columns})
+    return writes, after
 
 
 COSTS = sa.select(
@@ -425,7 +488,7 @@ def committed_usd(
     """See Money.committed_usd."""
     query = COSTS.where(SHARD.c.shard_id.not_in(besides))
     if only_collected:
-        query = query.where(SHARD.c.state == ShardState.COLLECTED)
+        query = query.where(in_state(ShardState.COLLECTED))
     if limit.submission_id is not None:
         query = query.where(SHARD.c.submission_id == limit.submission_id)
     else:
@@ -467,7 +530,7 @@ def kept_for_unsent(connection: sa.Connection, namespace: str) -> dict[str, tupl
         sa.select(*(column.label(name) for column, name in zip(_OF_PLANNED, names, strict=True)))
         .join_from(SHARD, BILL, HAS_BILL)
         .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        .where(own, SHARD.c.state == ShardState.PLANNED, BILL.c.reserved_usd.is_not(None))
+        .where(own, in_state(ShardState.PLANNED), BILL.c.reserved_usd.is_not(None))
     )
     unplanned = sa.select(*(column.label(name) for column, name in zip(_OF_UNPLANNED, names, strict=True))).where(
         own, *_KEEPS

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +14,24 @@ from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.batch_rows import UPDATE_BATCH, record_ends, record_reports
 from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, drop_holds, hold_submission
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SHARDS, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SHARDS, SUBMISSION, from_row, in_state
 from dagster_llm_batch.storage.ledger.shard_rows import (
     AWAITED,
     OF_SPLIT,
     OVER,
     SHARDS_BY_WAVE,
     UPDATE_SHARD,
-    count_sends,
     get_shards,
     illegal_move,
     insert_half,
     is_awaited,
     is_unread,
     move_values,
-    report_values,
     set_expected_cost,
     set_waits,
     store_recovered,
@@ -63,31 +63,19 @@ PROVIDERS_WORDS = (
 )
 """The kinds of events whose detail may be a provider's words, which may quote a request."""
 
-_BEING_SENT = SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)) & (
-    SHARD.c.state == ShardState.SUBMITTING
+_BEING_SENT = SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)) & in_state(
+    ShardState.SUBMITTING
 )
 
 _IS_BEING_SENT = sa.select(SHARD.c.shard_id).where(_BEING_SENT).limit(1)
 
-_SENT_IN_SAME = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(_BEING_SENT)
-
-# By ids: an OR of two subqueries reads all shards that are in flight.
 _SHARING = (
-    SHARDS.where(
-        SHARD.c.shard_id.in_(
-            sa.union(_SENT_IN_SAME, sa.select(SHARD.c.shard_id).where(SHARD.c.carrier.in_(_SENT_IN_SAME)))
-        )
-    )
-    .where(SHARD.c.state == ShardState.SUBMITTING)
-    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number)
+    SHARDS.where(SHARD.c.batch_key.in_(sa.select(SHARD.c.batch_key).where(_BEING_SENT)))
+    .where(in_state(ShardState.SUBMITTING))
+    .order_by(SHARD.c.place, SHARD.c.wave, SHARD.c.number)
 )
 
-# No index has the batches of shards that others carry: without the carrier, all shards that there ever were are read.
-_OF_BATCH = (
-    SHARDS.where((SHARD.c.shard_id == sa.bindparam("carrier")) | (SHARD.c.carrier == sa.bindparam("carrier")))
-    .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "batch_id")))
-    .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id)
-)
+_OF_BATCH = SHARDS.where(SHARD.c.batch_key == sa.bindparam("batch_key")).order_by(SHARD.c.place, SHARD.c.shard_id)
 
 WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
 """In the place of what a provider said of a batch, some rows of which were erased."""
@@ -121,7 +109,7 @@ class Shards(Member):
         words: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> list[Shard]:
-        """Take the same move for the shards of one batch, the carrier first: for all of them or none. See `move`.
+        """Take the same move for the shards of one batch in their order: for all of them or none. See `move`.
         `sources`, where given, are the only states from which it is taken. The event has `words`, or else `reason`.
 
         `SEND` is the intent, and is committed before the provider is called: a process that is killed in between leaves
@@ -130,8 +118,8 @@ class Shards(Member):
         values = move_values(shard_ids[0], move, fields, self._clock())
         changes = dict.fromkeys(shard_ids, values)
         if move is Move.SEND:
-            changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
-            changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
+            changes = {shard_id: {**values, "padding": 0} for shard_id in shard_ids}
+            changes[shard_ids[0]]["padding"] = fields.get("padding", 0)
         with self._database.write() as connection:
             return take_move(connection, self._clock, move, changes, of_batch, words or fields.get("reason"), sources)
 
@@ -194,12 +182,13 @@ class Shards(Member):
                 data = kind(len(shards), f"{since:%Y-%m-%d %H:%M}")
                 update_submission(connection, self._clock, submission, data, **values)
                 hold_submission(connection, submission.submission_id, data, self._clock())
-            recovered = [sent[shard_id][0] for shard_id in unrecorded]
+            recovered = [replace(shard, sends=sends) for shard, sends in map(sent.__getitem__, unrecorded)]
             store_recovered(connection, recovered, self._clock())
-            # As many as had no record: that a shard is put back, and sent again, must not look like a sending more.
+            # The event of the sending of a shard in doubt is written when it is known what came of it.
             sending = events.Moved(Move.SEND, kind.kind)
-            each = (event_row(s.submission_id, sending, None, s.state, s.shard_id) for s in recovered)
-            insert_events(connection, self._clock, *(e for e in each for _ in range(unrecorded[e["shard_id"] or ""])))
+            known = [shard for shard in recovered if shard.state is not ShardState.SUBMITTING and shard.batch_key]
+            each = (event_row(s.submission_id, sending, None, s.state, s.shard_id) for s in known)
+            insert_events(connection, self._clock, *each)
             return recovered
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
@@ -213,8 +202,7 @@ class Shards(Member):
             fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
             if not fresh:
                 return
-            rows = [{"key": s.shard_id, "state": MOVES[end.move][1], **end.values()} for s, end in fresh]
-            connection.execute(UPDATE_SHARD, rows)
+            record_ends(connection, [(s, end.move, MOVES[end.move][1], end) for s, end in fresh])
             each = (
                 event_row(s.submission_id, events.Moved(end.move, end.reason), s.state, MOVES[end.move][1], s.shard_id)
                 for s, end in fresh
@@ -233,8 +221,7 @@ class Shards(Member):
             if not fresh:
                 return
             to = MOVES[Move.LATE][1]
-            rows = [{"key": s.shard_id, "state": to, "collected_at": None, **end.values()} for s, end in fresh]
-            connection.execute(UPDATE_SHARD, rows)
+            record_ends(connection, [(s, Move.LATE, to, end) for s, end in fresh])
             drop_holds(connection, [shard.shard_id for shard, _ in fresh], OF_RESULTS)
             late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in fresh)
             each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
@@ -264,8 +251,7 @@ class Shards(Member):
             ]
             if not fresh:
                 return
-            rows = [{"key": s.shard_id, "polled_at": now, **report_values(s, report)} for s, report in fresh]
-            connection.execute(UPDATE_SHARD, rows)
+            record_reports(connection, {s.batch_key: report for s, report in fresh if s.batch_key}, now)
             changed = (
                 event_row(s.submission_id, events.StatusChanged(s.status, r.status), shard_id=s.shard_id)
                 for s, r in fresh
@@ -309,10 +295,12 @@ class Shards(Member):
         with self._database.write() as connection:
             before = get_shards(connection, [shard_id])[shard_id]
             gone = before.requests - requests + before.padding - padding
-            left = {"requests": requests, "padding": padding, "bytes": size, "digest": digest}
+            left = {"requests": requests, "bytes": size, "digest": digest}
             if gone or (before.bytes, before.digest) != (size, digest):
                 values: dict[str, Any] = {"key": shard_id, "erased": (before.erased or 0) + gone, **left}
                 connection.execute(UPDATE_SHARD, [values])
+                if padding != before.padding:
+                    connection.execute(UPDATE_BATCH, {"key": before.batch_key, "padding": padding})
                 quoted = [
                     {"key": one.shard_id, "reason": WORDS_ERASED} for one in (before, *told_with) if one.is_quoted
                 ]
@@ -339,7 +327,9 @@ class Shards(Member):
         now = self._clock()
         with self._database.write() as connection:
             shards = get_shards(connection, shard_ids).values()
-            connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "erased_there_at": now} for shard in shards])
+            keys = sorted({shard.batch_key for shard in shards if shard.batch_key})
+            if keys:
+                connection.execute(UPDATE_BATCH, [{"key": key, "erased_there_at": now} for key in keys])
             data = events.ErasedThere(detail)
             each = (event_row(s.submission_id, data, shard_id=s.shard_id) for s in shards)
             insert_events(connection, self._clock, *each)
@@ -366,7 +356,7 @@ class Shards(Member):
 
         def choose(query: sa.Select[Any]) -> sa.Select[Any]:
             query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-            query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.state.in_(sorted(IN_FLIGHT)))
+            query = query.where(SUBMISSION.c.namespace == namespace, in_state(*IN_FLIGHT))
             order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
             return query.order_by(*order).limit(limit)
 
@@ -377,7 +367,7 @@ class Shards(Member):
         return read_apart(self._database, read, choose(sa.select(SHARD.c.shard_id)), unreadable)
 
     def sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
-        """Return the shards that share create calls of unknown end with those of these submissions, carriers first.
+        """Return the shards that share create calls of unknown end with those of these submissions, in their order.
 
         One batch can carry shards of several submissions, so whether it was created is decided for all of them at once.
         """
@@ -389,11 +379,10 @@ class Shards(Member):
             return [from_row(Shard, row) for row in connection.execute(_SHARING, wanted).mappings()]
 
     def of_batch(self, shard: Shard) -> list[Shard]:
-        """Return all shards that the batch of this one carries, the carrier first."""
-        if shard.batch_id is None:
+        """Return all shards in the batch of this one, in their order."""
+        if shard.batch_key is None or shard.batch_id is None:
             return [shard]
-        batch = {name: getattr(shard, name) for name in ("provider", "account", "batch_id")}
-        return self._read_shards(_OF_BATCH, carrier=shard.carrier or shard.shard_id, **batch)
+        return self._read_shards(_OF_BATCH, batch_key=shard.batch_key)
 
     def told_with(self, shard: Shard) -> list[Shard]:
         """Return the shards on which a provider's words on this one may be, too: they were in a batch with it once.
@@ -420,9 +409,8 @@ class Shards(Member):
             EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)
         )
         together: sa.ColumnElement[bool] = SHARD.c.shard_id.in_(sent)
-        if shard.batch_id is not None:
-            of_batch = (SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "batch_id"))
-            together |= sa.and_(*of_batch)
+        if shard.batch_key is not None:
+            together |= SHARD.c.batch_key == shard.batch_key
         return self._read_shards(SHARDS.where(together, SHARD.c.shard_id != shard.shard_id))
 
     def awaited(self, namespace: str, *, given_up_since: datetime) -> list[Shard]:
@@ -436,15 +424,10 @@ class Shards(Member):
         query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
         query = query.where(SHARD.c.erased > 0, SHARD.c.erased_there_at.is_(None), SHARD.c.batch_id.is_not(None))
-        return self._read_shards(query.where(SHARD.c.state.in_(sorted(OVER))).order_by(SHARD.c.shard_id))
+        return self._read_shards(query.where(in_state(*OVER)).order_by(SHARD.c.shard_id))
 
-    def count_sends(self, shards: Sequence[Shard]) -> Counter[str]:
-        """Return how often each of these shards was sent, as far as the ledger knows, by shard_id."""
-        with self._database.read() as connection:
-            return count_sends(connection, shards)
-
-    def find_unrecorded_sends(self, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
-        """Count the sendings without a record. `sent` has shards as sent last, and how often, by id."""
+    def find_unrecorded_sends(self, sent: Mapping[str, tuple[Shard, int]]) -> list[str]:
+        """Return the shards with sendings that have no record. `sent` has shards as sent last, and how often, by id."""
         with self._database.read() as connection:
             return unrecorded_sends(connection, sent)
 

@@ -75,7 +75,7 @@ def event_row(
 
 
 def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *rows: Mapping[str, Any]) -> None:
-    """Append events in one statement, at the clock's time: the same for all of them."""
+    """Append events in one statement, at the clock's time: the same for all that have none of their own."""
     if rows:
         now = clock()
         connection.execute(_INSERT_EVENT, [{"at": now, **row} for row in rows])

@@ -377,7 +377,7 @@ class Submissions(Member):
         return [(self.get(shard.submission_id), shard) for shard in shards]
 
     def progress(self, namespace: str, *, unreadable: OnUnreadable | None = None) -> list[Progress]:
-        """Return the undelivered submissions, oldest first, each with its shards counted by state. One query.
+        """Return the undelivered submissions, oldest first, each with its shards counted by state.
 
         Where a row cannot be read, as one that a newer version wrote, this raises; with `unreadable`, that is called
         with the submission's id and the error, and the others are returned.
@@ -385,9 +385,11 @@ class Submissions(Member):
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
         def read(ids: Sequence[str] | None) -> list[Progress]:
+            of_these = (*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
+            submissions = sa.select(SUBMISSION).where(*of_these).order_by(*OLDEST_FIRST)
             query = (
                 sa.select(
-                    SUBMISSION,
+                    SHARD.c.submission_id,
                     SHARD.c.state.label("shard_state"),
                     sa.func.count(SHARD.c.shard_id).label("shards"),
                     BATCHES.label("batches"),
@@ -405,15 +407,17 @@ class Submissions(Member):
                     _requests_where(IS_AGAIN).label("asked_again"),
                     sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
                 )
-                .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
-                .where(*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
-                .group_by(SUBMISSION.c.submission_id, SHARD.c.state)
-                .order_by(*OLDEST_FIRST)
+                .join(SUBMISSION, SHARD.c.submission_id == SUBMISSION.c.submission_id)
+                .where(*of_these)
+                .group_by(SHARD.c.submission_id, SHARD.c.state)
             )
-            progress: dict[str, Progress] = {}
             with self._database.read() as connection:
+                found = [from_row(Submission, row) for row in connection.execute(submissions).mappings()]
+                progress = {submission.submission_id: _begin_progress(submission) for submission in found}
                 for row in connection.execute(query).mappings():
-                    progress[row["submission_id"]] = _add_to_progress(progress.get(row["submission_id"]), row)
+                    # A submission that was opened meanwhile is left to the next time.
+                    if (known := progress.get(row["submission_id"])) is not None:
+                        progress[row["submission_id"]] = _add_to_progress(known, row)
             # What was asked again may have no answer for another reason than a failure.
             return [replace(each, failed=max(each.failed, 0)) for each in progress.values()]
 
@@ -492,17 +496,16 @@ def _requests_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
     return sa.func.sum(sa.case((condition, SHARD.c.requests), else_=0))
 
 
-def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:
+def _begin_progress(submission: Submission) -> Progress:
+    total = submission.to_answer
+    return Progress(
+        submission=submission, states={}, total=total, done=total, failed=0, asked=0, oldest_submitted_at=None
+    )
+
+
+def _add_to_progress(known: Progress, row: Mapping[Any, Any]) -> Progress:
     """Return `known` with one row more: the counts of one submission's shards in one state."""
-    if known is None:
-        submission = from_row(Submission, row)
-        total = submission.to_answer
-        known = Progress(
-            submission=submission, states={}, total=total, done=total, failed=0, asked=0, oldest_submitted_at=None
-        )
-    state: ShardState | None = row["shard_state"]
-    if state is None:  # a submission without shards
-        return known
+    state: ShardState = row["shard_state"]
     return replace(
         known,
         states={**known.states, state: int(row["shards"])},

@@ -18,7 +18,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import NotThere, Unreadable
 from dagster_llm_batch.storage.ledger.holds import get_holds, hold_shards
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row, in_state
 from dagster_llm_batch.storage.ledger.shard_rows import IS_UNREAD, UPDATE_SHARD, get_shards
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, get_submissions, insert_events
 from dagster_llm_batch.types import Cause
@@ -102,7 +102,7 @@ class UnreadResults:
             query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
             # What is delivered waits for nothing, and with this the index of what is not serves.
             query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
-            query = query.where(SHARD.c.state.in_(sorted(ENDED)), SHARD.c.waits_until.is_not(None))
+            query = query.where(in_state(*ENDED), SHARD.c.waits_until.is_not(None))
             if submission_id is not None:
                 query = query.where(SUBMISSION.c.submission_id == submission_id)
             # The next run collects what was given up.

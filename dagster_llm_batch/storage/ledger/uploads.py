@@ -1,7 +1,7 @@
 """Which request files that were uploaded for batches are still at providers: `Ledger.uploads`.
 
-A carrier has the file of its batch. `request_file_done_at` is when nothing was left to do about it: it was deleted, the
-provider has no such files, or the file is not ours.
+The first shard of a batch has the file of it. `request_file_done_at` is when nothing was left to do about it: it was
+deleted, the provider has no such files, or the file is not ours.
 """
 
 from __future__ import annotations
@@ -11,10 +11,19 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import BatchState, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.schema import (
+    BATCH,
+    EVENT,
+    IS_FIRST,
+    SHARD,
+    SHARDS,
+    SUBMISSION,
+    from_row,
+    in_state,
+)
 from dagster_llm_batch.storage.ledger.shard_rows import AWAITED, IS_UNREAD, UPDATE_SHARD
 from dagster_llm_batch.types import Cause, Lane
 
@@ -23,10 +32,9 @@ __all__ = ["Uploads"]
 # A batch that was given up may go on for so long, as vendors keep results.
 _AWAITED_FOR = timedelta(days=31)
 _IS_DUE = (
-    # Said outright: SQLite takes the index of those with a file only where it reads the state in the query.
-    (SHARD.c.state == sa.literal_column(f"'{ShardState.COLLECTED.value}'"))
+    in_state(ShardState.COLLECTED)
     & (SHARD.c.lane == Lane.BATCH)
-    & SHARD.c.carrier.is_(None)
+    & IS_FIRST
     # One that was put back, and not sent again, may have left a file without having a batch.
     & (SHARD.c.batch_id.is_not(None) | (SHARD.c.refusals > 0))
     # The files of a batch that was sent elsewhere are not ours.
@@ -44,20 +52,20 @@ class Uploads:
     def due(
         self, namespace: str, accounts: Collection[tuple[str, str]], collected_before: datetime, *, limit: int
     ) -> list[Shard]:
-        """Return the carriers whose batches were collected before then, and whose request files may be there still.
+        """Return the first shards of batches that were collected before then, and may have left their request files.
 
         Of these providers and accounts only: nobody else can delete them. The oldest come first.
         """
-        return self._carriers(namespace, accounts, collected_before, SHARD.c.request_file_done_at.is_(None), limit)
+        return self._first_shards(namespace, accounts, collected_before, SHARD.c.request_file_done_at.is_(None), limit)
 
     def with_results(
         self, namespace: str, accounts: Collection[tuple[str, str]], collected_before: datetime, *, limit: int
     ) -> list[Shard]:
-        """Return the carriers whose batches were collected before then, and whose results the provider may store."""
+        """Return the first shards of batches that were collected before then, and that the provider may store."""
         is_there = SHARD.c.batch_id.is_not(None) & SHARD.c.erased_there_at.is_(None)
-        return self._carriers(namespace, accounts, collected_before, is_there, limit)
+        return self._first_shards(namespace, accounts, collected_before, is_there, limit)
 
-    def _carriers(
+    def _first_shards(
         self,
         namespace: str,
         accounts: Collection[tuple[str, str]],
@@ -78,9 +86,10 @@ class Uploads:
             return [from_row(Shard, row) for row in connection.execute(query).mappings()]
 
     def find_batch(self, provider: str, account: str, batch_id: str) -> Shard | None:
-        """Return the carrier of a batch; None where the ledger does not know it."""
-        query = SHARDS.where(SHARD.c.carrier.is_(None), SHARD.c.batch_id == batch_id)
-        query = query.where(SHARD.c.provider == provider, SHARD.c.account == account)
+        """Return the first shard of a batch; None where the ledger does not know it."""
+        of_provider = (BATCH.c.provider == provider, BATCH.c.account == account, BATCH.c.batch_id == batch_id)
+        key = sa.select(BATCH.c.batch_key).where(*of_provider, BATCH.c.state != BatchState.VOID)
+        query = SHARDS.where(IS_FIRST, SHARD.c.batch_key.in_(key))
         with self._database.read() as connection:
             row = connection.execute(query).mappings().one_or_none()
         return None if row is None else from_row(Shard, row)
@@ -106,7 +115,7 @@ class Uploads:
             return [str(batch_id) for batch_id in connection.execute(query).scalars() if batch_id]
 
     def record_done(self, shard_ids: Sequence[str]) -> None:
-        """Record that nothing is left to do about the request files of these carriers."""
+        """Record that nothing is left to do about the request files of the batches of these shards."""
         now = self._clock()
         with self._database.write() as connection:
             connection.execute(UPDATE_SHARD, [{"key": key, "request_file_done_at": now} for key in shard_ids])

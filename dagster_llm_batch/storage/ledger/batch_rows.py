@@ -1,0 +1,173 @@
+"""Rows of the table `batch` in a transaction of the ledger: one for each create call, whatever came of it.
+
+A shard that was sent has the key of its batch, and its place in it. Its state is that of the batch until its results
+are collected, or nobody waits for them any longer. A batch that was not made, or ran nothing, stays as `void`: its
+shards are planned again, and get a new batch when they are sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dagster_llm_batch.states import (
+    BATCH_MOVES,
+    BATCH_SEEN,
+    OWN_SEEN,
+    SHARD_MOVES,
+    BatchState,
+    Move,
+    OwnState,
+    ShardState,
+)
+from dagster_llm_batch.storage.ledger.database import insert_or_nothing
+from dagster_llm_batch.storage.ledger.records import Ending, Shard
+from dagster_llm_batch.storage.ledger.schema import BATCH, SHARD_ROW, to_row
+from dagster_llm_batch.types import BatchReport
+
+__all__ = [
+    "INSERT_BATCH",
+    "OF_BATCH",
+    "UPDATE_BATCH",
+    "VOID_BATCH_OF",
+    "batch_key",
+    "batch_row",
+    "divide",
+    "record_ends",
+    "record_reports",
+    "shard_row",
+    "store_batches",
+]
+
+INSERT_BATCH = sa.insert(BATCH)
+
+UPDATE_BATCH = sa.update(BATCH).where(BATCH.c.batch_key == sa.bindparam("key"))
+"""Set columns of the batch whose key is the parameter `key`."""
+
+UPDATE_ROW = sa.update(SHARD_ROW).where(SHARD_ROW.c.shard_id == sa.bindparam("key"))
+"""Set columns of the shard whose id is the parameter `key`."""
+
+COUNTS = ("total", "done", "failed")
+
+OF_BATCH = frozenset(
+    ("padding", "batch_id", "sent_at", "submitted_at", "status", "total", "done", "failed", "retryable")
+)
+"""The columns of a batch that a move of its shards may set."""
+
+_OF_ROW = frozenset(SHARD_ROW.c.keys()) - {"state", "ended_at", "looked_at", "sent_requests", "planned_at"}
+_BATCH_COLUMNS = tuple(BATCH.c.keys())
+
+
+def batch_key(first: Shard, sends: int) -> str:
+    """Return the key of the batch whose tag is that of this shard, which was sent so often with it."""
+    return f"{first.shard_id}-{sends}"
+
+
+def shard_row(shard: Shard) -> dict[str, Any]:
+    """Return the row of a shard without its bill, its batch, and the time at which it was planned."""
+    was_sent = shard.batch_key is not None
+    row = {name: value for name, value in to_row(shard).items() if name in _OF_ROW}
+    own = [state for state, seen in OWN_SEEN.items() if seen is shard.state]
+    is_sent = was_sent and shard.state is not ShardState.COLLECTED
+    row["state"] = OwnState.SENT if is_sent or not own else own[0]
+    row["ended_at"] = None if was_sent else shard.ended_at
+    row["looked_at"] = None if was_sent else shard.polled_at
+    row["sent_requests"] = shard.requests if was_sent else None
+    return row
+
+
+def batch_row(first: Shard, requests: int) -> dict[str, Any]:
+    """Return the row of the batch of this shard, the first of those in it, which have so many requests."""
+    row = {name: getattr(first, name, None) for name in _BATCH_COLUMNS}
+    seen = [state for state, seen in BATCH_SEEN.items() if seen is first.state]
+    row["state"] = seen[0] if seen else BatchState.ENDED
+    return row | {"tag": first.shard_id, "requests": requests + first.padding, "polled_at": None}
+
+
+def store_batches(connection: sa.Connection, shards: Iterable[Shard]) -> None:
+    """Store the batches of these shards that are not stored yet."""
+    batches: dict[str, list[Shard]] = {}
+    for shard in shards:
+        if shard.batch_key is not None:
+            batches.setdefault(shard.batch_key, []).append(shard)
+    for own in batches.values():
+        first = min(own, key=lambda shard: shard.place)
+        row = batch_row(first, sum(shard.requests for shard in own))
+        if first.place:
+            row["tag"] = first.batch_key.rpartition("-")[0] if first.batch_key else first.shard_id
+        insert_or_nothing(connection, BATCH, row, "batch_key")
+
+
+VOID_BATCH_OF = (
+    sa.update(BATCH)
+    .where(BATCH.c.batch_key.in_(sa.select(SHARD_ROW.c.batch_key).where(SHARD_ROW.c.shard_id == sa.bindparam("key"))))
+    .values(state=BatchState.VOID)
+)
+"""Set the batch of the shard `key` to void: it ran nothing."""
+
+
+def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the columns of a shard that a move sets, and those of its batch. SEND gives it its batch elsewhere."""
+    own = {name: value for name, value in values.items() if name not in OF_BATCH}
+    of_batch = {name: value for name, value in values.items() if name in OF_BATCH}
+    ended_at = own.pop("ended_at", None)
+    del own["state"]
+    if move in SHARD_MOVES and (move is not Move.CANCELED or shard.batch_key is None):
+        own["state"] = SHARD_MOVES[move][1]
+    if own.get("state") is OwnState.PLANNED:
+        looked_at = {} if shard.polled_at is None else {"looked_at": shard.polled_at}
+        own |= {"batch_key": None, "place": 0, "sent_requests": None, "ended_at": None, **looked_at}
+        # What is known of the batch stays with it.
+        of_batch = {name: value for name, value in of_batch.items() if value is not None}
+    if own.get("state") is OwnState.SENT:
+        own |= {"state": OwnState.ABANDONED} if shard.batch_key is None else {"ended_at": None}
+    if move in BATCH_MOVES and shard.batch_key is not None:
+        of_batch["state"] = BATCH_MOVES[move][1]
+        if ended_at is not None:
+            of_batch["ended_at"] = ended_at
+    elif ended_at is not None and move is not Move.LATE:
+        own["ended_at"] = ended_at
+    return own, of_batch
+
+
+_REPORT = (
+    sa.update(BATCH)
+    .where(BATCH.c.batch_key == sa.bindparam("key"))
+    .values(
+        polled_at=sa.bindparam("now"),
+        status=sa.bindparam("reported"),
+        # A count that a report does not know keeps its last value.
+        **{
+            name: sa.func.coalesce(sa.bindparam(f"new_{name}", type_=BATCH.c[name].type), BATCH.c[name])
+            for name in COUNTS
+        },
+    )
+)
+
+
+def record_reports(connection: sa.Connection, reports: Mapping[str, BatchReport], now: datetime) -> None:
+    """Record reports by the keys of batches, and the time of the poll."""
+    rows = [
+        {"key": key, "now": now, "reported": report.status} | {f"new_{name}": getattr(report, name) for name in COUNTS}
+        for key, report in sorted(reports.items())
+    ]
+    connection.execute(_REPORT, rows)
+
+
+def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Move, ShardState, Ending]]) -> None:
+    """Record how batches ended: of each shard the move, the state that it leads to, and the end of its batch."""
+    shards: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    batches: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for shard, move, to, end in ends:
+        late = {"collected_at": None} if move is Move.LATE else {}
+        own, of_batch = divide(move, shard, {**end.values(), **late, "state": to})
+        shards.setdefault(tuple(sorted(own)), []).append({"key": shard.shard_id, **own})
+        if shard.batch_key is not None:
+            batches.setdefault(tuple(sorted(of_batch)), {})[shard.batch_key] = {"key": shard.batch_key, **of_batch}
+    for rows in shards.values():
+        connection.execute(UPDATE_ROW, rows)
+    for by_key in batches.values():
+        connection.execute(UPDATE_BATCH, [by_key[key] for key in sorted(by_key)])

@@ -1,0 +1,130 @@
+"""Batches of code before version 10 of the ledger, whose shards had the columns of their batches.
+
+Read once: by the migration to version 10. A batch had the tag of one of its shards, and the others named that one as
+their carrier. Of two shards of a batch one may have been recorded as ended before the other: the batch has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import sqlalchemy as sa
+
+__all__ = ["OF_OLD_SHARDS", "fill_batches"]
+
+OF_OLD_SHARDS = (
+    *("carrier", "batch_id", "padding", "sent_at", "submitted_at", "polled_at"),
+    *("status", "total", "done", "failed", "retryable", "erased_there_at"),
+)
+"""The columns that shards had before version 10."""
+
+_AT_ONCE = 10_000
+_OVER = ("ended", "expired", "canceled", "failed")
+_RUNNING = {"submitting": "sending", "submitted": "running"}
+_NO_LONGER_AWAITED = ("given_up", "gone")
+_UNSENT = {"planned": "planned", "canceled": "dropped", "collected": "collected"}
+_COUNTS = ("total", "done", "failed")
+
+_SHARDS = sa.text("""
+    SELECT shard.*, coalesce(carrier, shard.shard_id) AS tag, counted.times
+    FROM shard LEFT JOIN (
+        SELECT event.shard_id, count(*) AS times FROM event WHERE event.kind = 'send' GROUP BY event.shard_id
+    ) AS counted ON counted.shard_id = shard.shard_id
+    ORDER BY coalesce(carrier, shard.shard_id), CASE WHEN carrier IS NULL THEN 0 ELSE 1 END, shard.shard_id
+""")
+_BATCH = (
+    *("batch_key", "tag", "provider", "account", "model", "lane", "state", "batch_id", "requests", "padding"),
+    *("sent_at", "submitted_at", "ended_at", "polled_at", "status", *_COUNTS, "retryable", "erased_there_at"),
+)
+_INSERT = sa.text(f"INSERT INTO batch ({', '.join(_BATCH)}) VALUES ({', '.join(f':{name}' for name in _BATCH)})")  # noqa: S608  # ours
+_OF_SHARD = ("batch_key", "place", "sends", "sent_requests", "looked_at", "state", "ended_at")
+_UPDATE = sa.text(f"UPDATE shard SET {', '.join(f'{name} = :{name}' for name in _OF_SHARD)} WHERE shard_id = :shard_id")  # noqa: S608  # ours
+
+
+def fill_batches(connection: sa.Connection) -> None:
+    """Store the batches of all shards that were sent, and what shards have of theirs."""
+    batches: list[dict[str, Any]] = []
+    shards: list[dict[str, Any]] = []
+    for _, own in groupby(connection.execute(_SHARDS).mappings().all(), key=lambda row: row["tag"]):
+        sent: list[sa.RowMapping] = []
+        for row in own:
+            if row["state"] == "planned" or row["sent_at"] is None:
+                shards.append(_unsent(row))
+            else:
+                sent.append(row)
+        if sent:
+            batch = _batch(sent)
+            batches.append(batch)
+            shards += _in_batch(sent, batch)
+    for statement, rows in ((_INSERT, batches), (_UPDATE, shards)):
+        for start in range(0, len(rows), _AT_ONCE):
+            connection.execute(statement, rows[start : start + _AT_ONCE])
+
+
+def _unsent(row: sa.RowMapping) -> dict[str, Any]:
+    kept = {"state": _UNSENT.get(row["state"], "abandoned"), "ended_at": row["ended_at"], "looked_at": row["polled_at"]}
+    # One that was never sent is not waited for.
+    none = {"batch_key": None, "place": 0, "sent_requests": None}
+    return {"shard_id": row["shard_id"], "sends": row["times"] or 0, **none, **kept}
+
+
+def _batch(sent: list[sa.RowMapping]) -> dict[str, Any]:
+    """Return the batch of these shards, the one whose tag it has first."""
+    first = sent[0]
+    requests = sum(row["requests"] + (row["erased"] or 0) for row in sent) + first["padding"]
+    counts = {name: _sum(row[name] for row in sent) for name in _COUNTS}
+    copied = ("provider", "account", "model", "lane", "batch_id", "padding", "sent_at", "submitted_at")
+    return {
+        **{name: first[name] for name in copied},
+        **counts,
+        "batch_key": f"{first['tag']}-{max(first['times'] or 0, 1)}",
+        "tag": first["tag"],
+        "state": _state(sent),
+        "requests": requests,
+        "ended_at": next((row["ended_at"] for row in sent if row["ended_at"] is not None), None),
+        "polled_at": max((row["polled_at"] for row in sent if row["polled_at"] is not None), default=None),
+        "status": next((row["status"] for row in sent if row["status"] in _OVER), first["status"]),
+        "retryable": any(row["retryable"] for row in sent),
+        "erased_there_at": next((row["erased_there_at"] for row in sent if row["erased_there_at"] is not None), None),
+    }
+
+
+def _state(sent: list[sa.RowMapping]) -> str:
+    followed = {str(row["state"]) for row in sent if not _stands_alone(row)}
+    if over := [state for state in _OVER if state in followed]:
+        return over[0]
+    if running := [state for state in _RUNNING if state in followed]:
+        return _RUNNING[running[-1]]
+    status = next((row["status"] for row in sent if row["status"] in _OVER), None)
+    if status is None and any(row["cause"] in _NO_LONGER_AWAITED and row["batch_id"] for row in sent):
+        # It may have gone on since.
+        return "running"
+    return str(status or "ended")
+
+
+def _stands_alone(row: sa.RowMapping) -> bool:
+    """Return whether the state of a shard is its own: it is collected, or its batch is waited for no longer."""
+    return row["state"] == "collected" or (row["cause"] in _NO_LONGER_AWAITED and row["state"] in _OVER)
+
+
+def _in_batch(sent: list[sa.RowMapping], batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for place, row in enumerate(sent):
+        alone = _stands_alone(row)
+        is_given_up = row["cause"] in _NO_LONGER_AWAITED
+        yield {
+            "shard_id": row["shard_id"],
+            "batch_key": batch["batch_key"],
+            "place": place if row["carrier"] is None else max(place, 1),
+            "sends": max(row["times"] or 0, 1),
+            "sent_requests": row["requests"] + (row["erased"] or 0),
+            "looked_at": None,
+            "state": ("collected" if row["state"] == "collected" else "abandoned") if alone else "sent",
+            "ended_at": row["ended_at"] if is_given_up else None,
+        }
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
