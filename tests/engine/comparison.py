@@ -75,7 +75,7 @@ def stored(workspace: Workspace, submission: Submission) -> dict[str, Any]:
     """All that a plan has left, with numbers in the place of what is drawn by lot: submission ids and nonces."""
     engine = workspace.engine()
     shards = engine.ledger.shards.of_submission(submission.submission_id)
-    plain = ("provider", "account", "model", "lane", "wave", "number", "requests", "bytes", "tokens", "estimated_usd")
+    plain = ("provider", "account", "model", "lane", "wave", "number", "requests", "bytes", "tokens")
     found: dict[str, Any] = {
         name: getattr(submission, name)
         for name in ("fingerprint", "config_fingerprint", "rows", "requests", "reused", "estimated_usd", "price_basis")
@@ -87,7 +87,8 @@ def stored(workspace: Workspace, submission: Submission) -> dict[str, Any]:
         assert lines.count(shard.nonce.encode()) == shard.requests
         from_lines = [one for one, _ in requests_of(engine.payloads, shard.path, shard.nonce)]
         assert request_ids(engine.payloads, shard) == from_lines
-        found[name] = [getattr(shard, one) for one in plain], lines.replace(shard.nonce.encode(), b"NONCE")
+        values = [getattr(shard, one) for one in plain]
+        found[name] = values, shard.bill.estimated_usd, lines.replace(shard.nonce.encode(), b"NONCE")
     assert submission.manifest_path is not None
     found["manifest"] = engine.payloads.read_table(submission.manifest_path)
     folder = workspace.tmp_path / "payloads" / submission.manifest_path.rpartition("/")[0]
