@@ -70,8 +70,8 @@ def _text(adoption: Adoption, batch_id: str) -> str:
     if unanswered:
         unmatched = adoption.requests - adoption.matched
         parts.append(
-            f"{unanswered:,} requests have no answer ({unmatched:,} have no equal body in the request file). Their "
-            "rows are materialized without a label; `retry` can send them."
+            f"{counted(unanswered, 'request has', 'requests have')} no answer ({unmatched:,} have no equal body in the "
+            "request file). Their rows are materialized without a label; `retry` can send them."
         )
     if adoption.unused:
         parts.append(f"{adoption.unused:,} of {adoption.lines:,} lines of the request file match no row of the asset.")

@@ -130,7 +130,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
 
     monkeypatch.setenv("COLUMNS", "80")
     told = labeled.on_file("advise", "small", "--quality", "0.95", *many, "--max-usd", "0.01", code=1)
-    assert "No plan is known to reach that." in told.output
+    assert "No known plan reaches this quality." in told.output
     assert "it may cost" in told.output
     told = labeled.on_file("advise", "small", "--quality", "0.95", *many)
     assert all(len(line) <= 80 for line in told.output.partition("The first,")[0].splitlines()[2:])

@@ -29,7 +29,8 @@ def pass_days(project, days, *more):
     with closing(sqlite3.connect(project.ledger)) as connection:
         for table, columns in {
             "submission": ["created_at", "settled_at", "delivered_at"],
-            "shard": ["sent_at", "submitted_at", "polled_at", "ended_at", *more],
+            "shard": ["looked_at", "ended_at", *more],
+            "batch": ["sent_at", "submitted_at", "polled_at", "ended_at"],
         }.items():
             for column in columns:
                 for key, value in connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall():

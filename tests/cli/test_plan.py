@@ -299,14 +299,14 @@ def test_of_partitions_that_differ_a_plan_says_what_the_run_would(project, home)
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[1])
         said = refused()
         assert "The asset inbox is not materialized in 1 of the 2 partitions that 2026-01-02 reads: 2026-01-01." in said
-        assert said.removeprefix("Error: ") in planned(4).stdout
+        assert said.removeprefix("NoRowsError: ") in planned(4).stdout
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[0])
         said = refused()
         assert (
             "The key 'ticket_id' of inbox is not unique over its partitions: 'each day' in 2026-01-01, 2026-01-0"
             in said
         )
-        assert said in planned().stderr
+        assert said.partition(": ")[2] in planned().stderr
     project.change("metadata={}", 'metadata={"repeated_keys": "last"}')
     told = [
         "inbox: read 2026-01-01, 2026-01-02.",

@@ -35,7 +35,7 @@ def at_turn(location):
     change(location, "polled_at = null")
 
 
-_OF_BATCH = {"polled_at", "submitted_at", "done"}
+_OF_BATCH = {"polled_at", "sent_at", "submitted_at", "done"}
 
 
 def change(location, assignment, table=None):

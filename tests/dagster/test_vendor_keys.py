@@ -48,7 +48,8 @@ def pass_time(location, minutes=40):
     for table, column in (("event", "at"), ("submission", "created_at"), ("submission", "reported_at")):
         change(location, f"{column} = datetime({column}, '-{minutes} minutes') || '.000000'", table)
     earlier = f"datetime(waits_until, '-{minutes} minutes') || '.000000'"
-    change(location, f"polled_at = null, waits_until = {earlier}")
+    change(location, "polled_at = null")
+    change(location, f"waits_until = {earlier}")
 
 
 def ticks(location, count):

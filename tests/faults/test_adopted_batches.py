@@ -214,7 +214,7 @@ def test_what_a_killed_process_has_adopted_goes_on_and_what_it_had_not_can_be_ad
     left = stored(openai)
     # As where it was killed before the ledger knew: the files are there.
     with sqlite3.connect(openai.folder / "ledger.sqlite") as ledger:
-        for table in ("shard", "event", "submission"):
+        for table in ("bill", "shard", "batch", "event", "submission"):
             ledger.execute(f"DELETE FROM {table}")
     assert adopt(openai, batch_id, kept).submission_id == submission.submission_id
     assert stored(openai) == left

@@ -186,7 +186,7 @@ def test_a_lost_ledger_gets_its_batches_back_from_receipts_of_0_1_0(store, tmp_p
     (tmp_path / "ledger.sqlite").unlink()
     with reopened(tmp_path) as (workspace, _):
         ledger = workspace.engine().ledger
-        recovered = {shard.shard_id: shard for shard in workspace.engine().recover_all_sends()}
+        recovered = {shard.shard_id: shard for shard in workspace.engine().recovery.recover_all()}
         assert broken_records(ledger) == []
         sent = [one for one in _read(store, _SHARDS) if one["sent_at"] and not one["collected_at"]]
         assert sent

@@ -48,8 +48,8 @@ class Site:
         return name
 
     def end(self, name: str, **fields: Any) -> None:
-        for shard in self.ledger.shards.of_submission(name):
-            self.ledger.shards.move(shard.shard_id, Move.ENDED, **fields)
+        shards = self.ledger.shards.of_submission(name)
+        self.ledger.shards.move_all([shard.shard_id for shard in shards], Move.ENDED, **fields)
 
     def settle(self, name: str) -> None:
         for shard in self.ledger.shards.of_submission(name):

@@ -183,6 +183,7 @@ ARGUMENTS: dict[str, Callable[[Place, str], tuple[Any, ...]]] = {
     "label_batches": lambda _, key: (LABELS, key),
     "write_labels": lambda place, key: (LABELS, key, f"{place.root}-labels", f"{place.root}-rejects"),
     "left_out_rows": lambda place, key: (place.engine.ledger.submissions.get(key),),
+    "masked_values": lambda place, key: (place.engine.ledger.submissions.get(key),),
     "recovery.recover": lambda _, __: ("labels",),
     "recovery.recover_all": lambda _, __: (),
     "recovery.find_unrecorded": lambda _, __: (),
