@@ -4,6 +4,7 @@ time. The tables that it is read from stay a click away.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,12 @@ _MOST_CLASSES = 12
 
 @dataclass(frozen=True)
 class Cell:
-    """The count of gold rows of one class with one label; `url` links to the rows if they are mistakes."""
+    """The count of gold rows of one class with one label; `url` links to the rows if they are mistakes.
 
-    count: int
+    `count` is None if it is unknown: only the largest groups of mistakes are stored.
+    """
+
+    count: int | None
     is_right: bool
     url: str | None
 
@@ -96,15 +100,19 @@ class EvaluationPage:
         )
 
     def _rows(self, part: StoredAsset | None, row: StoredRow, partition: str | None) -> Sequence[Mapping[str, Any]]:
-        """Return the rows of the same candidate and target from a table beside the evaluation."""
+        """Return all rows of the same candidate and target from another table of the evaluation."""
         if part is None:
             return []
         same = [Filter("candidate", "is", row["candidate"]), Filter("target", "is", row["target"])]
         inside = partition if partition in part.partitions else None
         try:
-            return self._deployment.browser.read(part, View(filters=tuple(same)), inside).rows
+            page = self._deployment.browser.read(part, View(filters=tuple(same)), inside)
+            rows = list(page.rows)
+            for number in range(2, page.pages + 1):
+                rows += self._deployment.browser.read(part, View(filters=tuple(same), page=number), inside).rows
         except LLMBatchError:
             return []
+        return rows
 
 
 def _matrix(
@@ -120,11 +128,16 @@ def _matrix(
         return []
     right = {each["class"]: int(each["correct"]) for each in classes}
     wrong = {(each["gold"], each["label"]): int(each["n"]) for each in groups}
+    stored = Counter[str]()
+    for (gold, _), count in wrong.items():
+        stored[gold] += count
+    # A class whose mistakes are all stored has 0 elsewhere; of other classes, smaller groups may exist.
+    complete = {each["class"] for each in classes if stored[each["class"]] == each["support"] - each["correct"]}
 
     def cell(gold: str, label: str) -> Cell:
         if gold == label:
             return Cell(right[gold], is_right=True, url=None)
-        count = wrong.get((gold, label), 0)
+        count = wrong.get((gold, label), 0 if gold in complete else None)
         if mistakes is None or not count:
             return Cell(count, is_right=False, url=None)
         filters = [

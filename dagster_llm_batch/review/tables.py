@@ -197,7 +197,9 @@ class TableBrowser:
         """Return the number of rows by partition, "" where there are none. Raises as `read`."""
         return self._remember("counts", asset, None, OpenTable.counts)
 
-    def find_all(self, asset: StoredAsset, column: str, keys: Sequence[str]) -> list[StoredRow]:
+    def find_all(
+        self, asset: StoredAsset, column: str, keys: Sequence[str], partition: str | None = None
+    ) -> list[StoredRow]:
         """Return the rows whose column holds one of these keys, as text; at most a page's rows for each key."""
 
         def find_rows(table: OpenTable) -> list[StoredRow]:
@@ -206,7 +208,7 @@ class TableBrowser:
             wanted = table.rows.filter(table.text(column).isin(*(Constant(key) for key in keys)))
             return table.read(wanted.limit(_PAGE_ROWS * len(keys)), column)
 
-        return self._ask(asset, None, find_rows)
+        return self._ask(asset, partition, find_rows)
 
     def count_differing(self, asset: StoredAsset, column: str, other: str, partition: str | None) -> int:
         """Return in how many rows a column is empty or differs from another one, as text. Raises as `read`."""

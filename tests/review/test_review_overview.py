@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pyarrow as pa
@@ -53,7 +55,7 @@ def desk(serve, tmp_path):
         "rules": rules,
     }.items():
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    pq.write_table(labels.slice(0, 2).select(["id"]), tmp_path / "rejects.parquet")
+    pq.write_table(labels.slice(30, 2).select(["id"]), tmp_path / "rejects.parquet")
     places = {name: str(tmp_path / f"{name}.parquet") for name in (*stored, "sample", "rules", "d1", "d2", "rejects")}
     days = {day: places[day] for day in ("d1", "d2")}
     assets = [
@@ -214,3 +216,60 @@ def test_a_sample_shows_the_texts_of_its_rows_and_each_judgment_with_its_author(
     assert "id body judgments why sample_weight sample_rows" in words
     assert "t0 Text <i>t0 ada: bug random 8 40" in words
     assert "ada" not in words.partition("t1 Text")[2]
+
+
+def test_a_sample_shows_the_text_of_its_own_partition_and_by_the_key_alone_of_the_only_one(serve, tmp_path):
+    texts = {"d1": ["First u1", "First u2"], "d2": ["Second u1"]}
+    ids = {"d1": ["u1", "u2"], "d2": ["u1"]}
+    for day, keys in ids.items():
+        pq.write_table(pa.table({"id": keys, "body": texts[day]}), tmp_path / f"{day}.parquet")
+    for name, keys in {"s1": ["u1"], "s2": ["u1", "u2"], "any": ["u1", "u2"]}.items():
+        drawn = {"why": ["random"] * len(keys), "sample_weight": [1.0] * len(keys), "sample_rows": [3] * len(keys)}
+        pq.write_table(pa.table({"id": keys, **drawn}), tmp_path / f"{name}.parquet")
+    places = {name: str(tmp_path / f"{name}.parquet") for name in ("d1", "d2", "s1", "s2", "any")}
+    assets = [
+        StoredAsset("tickets", "tickets", "labels", "id", {day: places[day] for day in ids}),
+        StoredAsset("by_day", role="evaluation", files={"d1": places["s1"], "d2": places["s2"]}),
+        StoredAsset("at_once", role="evaluation", files={"": places["any"]}),
+    ]
+    ledger, payloads = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), PayloadStore(str(tmp_path / "p"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets, forms=[FORM])
+    client = serve(review_app(deployment, Door(user_header="X-User")))
+    shown = {path: words_of(client, path) for path in ("/table/by_day", "/table/by_day?in=d2", "/table/at_once")}
+    ledger.close()
+    both = shown["/table/by_day"]
+    assert (both.count("First u1"), both.count("Second u1")) == (1, 1)
+    # The row u2 of d2 has no text: that of d1 is another row.
+    assert "First" not in shown["/table/by_day?in=d2"]
+    assert "Second u1" in shown["/table/by_day?in=d2"]
+    assert "First u2" in shown["/table/at_once"]
+    assert not {"First u1", "Second u1"} & set(re.findall(r"\w+ u1", shown["/table/at_once"]))
+
+
+def test_all_stored_groups_of_mistakes_are_in_the_matrix_and_a_cell_without_one_is_not_0(serve, tmp_path):
+    classes = [f"class {letter}" for letter in "abcdefghijkl"]
+    pairs = [(gold, label) for gold in classes for label in classes if (gold, label) != ("class a", "class b")]
+    ids = [f"{number:03}" for number in range(len(pairs))]
+    gold = pa.table({"id": ids, "topic": [gold for gold, _ in pairs]})
+    labels = {"tickets": pa.table({"id": ids, "topic": [label for _, label in pairs]})}
+    report = compare(gold, labels, key="id", targets=["topic"])
+    failures = failures_to_arrow(find_failures(report.joined, labels))
+    assert len(failures) == 100
+    stored = {
+        "quality": evaluations_to_arrow(report.evaluations),
+        "quality_failures": failures,
+        "quality_per_class": report.per_class,
+    }
+    for name, table in stored.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    assets = [StoredAsset(name, role="evaluation", files={"": str(tmp_path / f"{name}.parquet")}) for name in stored]
+    nothing = SimpleNamespace()  # neither ledger nor payloads are asked for an evaluation
+    client = serve(
+        review_app(ReviewedDeployment("here", nothing, nothing, "test", lambda: assets), Door(user_header="X-User"))
+    )
+    text = client.get("/evaluation/quality", X_User="ada").text
+    matrix = text.partition('class="matrix"')[2].partition("</table>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", matrix)
+    counts = Counter(re.sub("<[^>]+>", "", cell) for cell in cells)
+    # The 12 right cells and the 100 stored groups have a row each. All mistakes of class a are stored.
+    assert counts == {"1": 112, "0": 1, "\N{EN DASH}": 31}
