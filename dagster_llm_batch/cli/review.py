@@ -42,7 +42,12 @@ _ROLES = ("labels", "rejects", "evaluation", "annotation")
         "header from incoming requests."
     ),
 )
-@click.option("--allow-host", "hosts", multiple=True, help="Host name that the proxy uses in its requests, repeatable.")
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    help="Host name in the proxy's address, with its port unless that is 80 or 443. Repeatable.",
+)
 @click.option(
     "--overlap",
     type=click.FloatRange(0, 1),

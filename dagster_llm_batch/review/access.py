@@ -41,6 +41,11 @@ _MOST_SESSIONS = 100
 _LONGEST_TOKEN = 500
 _SESSION_SECONDS = 86_400.0
 _SAFE = {"GET", "HEAD"}
+_SCHEMES = {"http", "https"}
+_OTHER_SITE = (
+    "This was sent by a page of another site. Nothing was done. If it is your team's page, name its host and port with "
+    "--allow-host."
+)
 _SHELL = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Review</title><link rel="icon" href="data:,">
@@ -64,7 +69,8 @@ _HEADERS = {
 class Door:
     """Tokens that open the pages once each, and the sessions of the browsers that came in by them.
 
-    A session ends a day after it was used last. `now` is a clock in seconds that never goes back.
+    `hosts` are the names by which a proxy's users open the pages, with the port if it is unusual for the scheme. A
+    session ends a day after it was used last. `now` is a clock in seconds that never goes back.
     """
 
     user_header: str | None = None
@@ -123,7 +129,7 @@ class AccessGate:
         if is_read and scope["path"].startswith(_STATIC):
             await self._app(scope, receive, answer)
         elif not is_read and not self._is_own(headers):
-            refusal = PlainTextResponse("This was sent by a page of another site. Nothing was done.", 403)
+            refusal = PlainTextResponse(_OTHER_SITE, 403)
             await refusal(scope, receive, answer)
         elif scope["path"] == SESSION_PATH and not is_read:
             await (await self._open(Request(scope, receive)))(scope, receive, answer)
@@ -154,9 +160,13 @@ class AccessGate:
 
     def _is_own(self, headers: Headers) -> bool:
         """Return whether one of our own pages sent this. Browsers name the sender of all that changes something."""
-        origin = headers.get("origin", "").partition("://")[2]
-        # A proxy may ask by the address of this machine for the name that people know.
-        return bool(origin) and (origin == headers.get("host") or origin.partition(":")[0] in self._door.hosts)
+        scheme, _, authority = headers.get("origin", "").partition("://")
+        # The proxy ends https, so this header is the only sign of it here.
+        known = headers.get("x-forwarded-proto", "").partition(",")[0].strip()
+        if not authority or scheme not in _SCHEMES or (known and scheme != known.lower()):
+            return False
+        # A proxy may ask by the address of this machine for the name that people know. Another port is another page.
+        return authority == headers.get("host") or authority in self._door.hosts
 
 
 def token_of(key: bytes) -> str:
@@ -188,7 +198,7 @@ def linkable(door: Door, port: int) -> Iterator[None]:
 
 
 def link_to(port: int) -> str:
-    """Return a new link to the page that this user serves on a port. Raises ConfigError where none is served."""
+    """Return a new link to the page that this user serves on a port. Raises ConfigError if the port has no page."""
     try:
         key = bytes.fromhex(json.loads(_key_path(port).read_text())["key"])
     except (OSError, RuntimeError, ValueError, KeyError) as error:

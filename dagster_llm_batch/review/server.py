@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +43,7 @@ __all__ = ["HOSTS", "review_app", "serve"]
 HOSTS = ("127.0.0.1", "localhost")
 """Names by which a browser may ask. Another name that leads here is a page that tries to read rows."""
 
+_PORT = re.compile(r":\d+$")
 _MOST_CELL = 160
 _MOST_TEXT = 20_000
 _PROVENANCE = "llm_"
@@ -71,7 +73,7 @@ def review_app(
         ],
         exception_handlers={LLMBatchError: pages.failed},
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+            Middleware(TrustedHostMiddleware, allowed_hosts=[_PORT.sub("", host) for host in hosts]),
             Middleware(AccessGate, door=door),
         ],
     )

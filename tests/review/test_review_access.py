@@ -162,5 +162,27 @@ def test_a_page_behind_a_proxy_takes_forms_by_the_name_that_people_know(serve):
         assert client.get("/table/labels", **sent).status == 200
         # The page takes no form, but the gate lets it through.
         assert client.ask("POST", "/table/labels", "x=1", Origin="https://labels.example.com", **sent).status == 405
-        for origin in ("https://evil.example", "https://labels.example.com.evil.example", "null"):
+        for origin in (
+            "https://evil.example",
+            "https://labels.example.com.evil.example",
+            "https://labels.example.com:9999",
+            "ftp://labels.example.com",
+            "null",
+        ):
             assert client.ask("POST", "/table/labels", "x=1", Origin=origin, **sent).status == 403
+
+
+def test_a_form_behind_a_proxy_is_of_the_port_that_was_allowed_and_of_the_scheme_that_the_proxy_names(serve):
+    client = serve(app(Door("X-Forwarded-User", ["labels.example.com:8443"]), "labels.example.com:8443"))
+
+    def send(origin: str, host: str, **more: str) -> int:
+        return client.ask(
+            "POST", "/table/labels", "x=1", Origin=origin, Host=host, X_Forwarded_User="ada", **more
+        ).status
+
+    for host in ("labels.example.com:8443", f"127.0.0.1:{client.port}"):
+        assert send("https://labels.example.com:8443", host) == 405
+        assert send("https://labels.example.com:8443", host, X_Forwarded_Proto="https") == 405
+        assert send("http://labels.example.com:8443", host, X_Forwarded_Proto="https") == 403
+        for origin in ("https://labels.example.com", "https://labels.example.com:8444"):
+            assert send(origin, host) == 403
