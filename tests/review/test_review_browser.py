@@ -165,6 +165,56 @@ def test_keys_that_are_pressed_while_the_next_row_loads_are_kept(tmp_path):
     ]
 
 
+def press_at_once(page, keys: str) -> None:
+    """Press keys within a millisecond or so: before the answer to the first one can come."""
+    page.evaluate(
+        "keys => { for (const key of keys) document.body.dispatchEvent("
+        "new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true })) }",
+        keys,
+    )
+
+
+@pytest.mark.timeout(600)
+def test_a_row_that_is_shown_again_is_not_judged_by_keys_that_were_meant_for_the_next(tmp_path):
+    keys = [f"t{number}" for number in range(3)]
+    pq.write_table(pa.table({"id": keys, "body": keys}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url), browsers("ada") as ((page,), _):
+        page.goto(f"{url}/label/tickets?as=tickets")
+        page.locator("#judge").wait_for()
+        page.wait_for_load_state()
+        # The server refuses a form without its id.
+        page.evaluate("document.querySelector('#judge [name=form_id]').value = ''")
+        press_at_once(page, "12")
+        page.get_by_text("The form is of another page").wait_for()
+        page.locator("h1", has_text="t0").wait_for()
+        page.keyboard.press("1")
+        page.get_by_text("1 row judged by you").wait_for()
+    assert judgments(tmp_path) == [("t0", "ada", {"topic": "billing"})]
+
+
+@pytest.mark.timeout(600)
+def test_a_double_press_judges_one_row_and_the_same_key_judges_the_next_one_later(tmp_path):
+    keys = [f"t{number}" for number in range(4)]
+    pq.write_table(pa.table({"id": keys, "body": keys}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url), browsers("ada") as ((page,), wrong):
+        page.goto(f"{url}/label/tickets?as=tickets")
+        page.locator("#judge").wait_for()
+        page.wait_for_load_state()
+        press_at_once(page, "112")
+        page.get_by_text("2 rows judged by you").wait_for()
+        page.locator("h1", has_text="t2").wait_for()
+        # Longer than a double press takes.
+        page.wait_for_timeout(350)
+        page.keyboard.press("2")
+        page.get_by_text("3 rows judged by you").wait_for()
+        assert wrong == []
+    assert [(row, answer["topic"]) for row, _, answer in judgments(tmp_path)] == [
+        ("t0", "billing"),
+        ("t1", "bug"),
+        ("t2", "bug"),
+    ]
+
+
 @pytest.mark.timeout(600)
 def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
     from playwright.sync_api import sync_playwright

@@ -10,6 +10,10 @@ let form = null;
 let busy = false;
 // Keys that were pressed while the next row loads.
 let waiting = [];
+let last = { key: "", at: -Infinity };
+
+// A second press within this time belongs to the same row.
+const DOUBLE_MS = 300;
 
 function secret() {
   try {
@@ -37,6 +41,8 @@ async function load(url, options, how) {
     const known = secret();
     const answer = await fetch(url, { ...options, headers: known ? { "x-review-secret": known } : {} });
     const text = await answer.text();
+    // The same row is shown again: these keys were meant for the next one.
+    if (!answer.ok) waiting = [];
     if (answer.headers.get("content-type")?.startsWith("text/html")) show(text);
     else tell(text);
     if (how === "push" && answer.url !== location.href) history.pushState(null, "", answer.url);
@@ -107,6 +113,15 @@ function press(key) {
   document.querySelector(`button[data-key="${key}"]`)?.click();
 }
 
+// Whether a key that judges a row, or takes a judgment back, is the second one of a double press.
+function isDouble(event) {
+  const judging = form && "one" in form.dataset ? /^([1-9dsu]|Enter)$/ : /^([dsu]|Enter)$/;
+  if (!form || !judging.test(event.key)) return false;
+  const again = event.key === last.key && event.timeStamp - last.at < DOUBLE_MS;
+  if (!again) last = { key: event.key, at: event.timeStamp };
+  return again;
+}
+
 // Do what a key stands for; return whether it stands for something.
 function handle(key) {
   const keys = form
@@ -141,6 +156,10 @@ document.addEventListener("keydown", (event) => {
   if (typing && !(form && event.key === "Enter" && event.target.tagName === "INPUT")) return;
   // A key that is held down must not judge the next row, too.
   if (event.repeat || (event.key === "Enter" && event.target.tagName === "BUTTON")) return;
+  if (isDouble(event)) {
+    event.preventDefault();
+    return;
+  }
   if (busy && form) waiting.push(event.key);
   else if (!handle(event.key)) return;
   event.preventDefault();
