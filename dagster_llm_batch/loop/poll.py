@@ -243,16 +243,31 @@ class Poller:
 
     def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
         """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
-        events = self._ledger.events.of_submission(shard.submission_id)
-        changed = [event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS]
-        since: datetime | None = changed[-1]
-        if changed[-1] > self._deployment.clock():
+        since = self._unknown_since(shard)
+        if since is None or since > self._deployment.clock():
             since = self._deployment.noted_since(shard, NotKnown("the provider knows no such batch"))
         if since is None or self._deployment.clock() - since < GONE_AFTER:
             return None
         reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
         ending = self._ending(replace(report, reason=reason), shard)
         return replace(ending, move=Move.GONE, cause=Cause.GONE, reason_kind=Reason.GONE)
+
+    def _unknown_since(self, shard: Shard) -> datetime | None:
+        """Return when the status of the shard's batch became that it is not known; None where no event says so."""
+        others = (each for each in self._ledger.shards.of_batch(shard) if each.shard_id != shard.shard_id)
+        for one in (shard, *others):
+            changed = [
+                event.at
+                for event in self._ledger.events.of_submission(one.submission_id)
+                if event.shard_id == one.shard_id
+                and event.kind == STATUS
+                and (event.data or {}).get("after") == BatchStatus.NOT_FOUND
+                # Another shard may have been in another batch before.
+                and (one is shard or (one.sent_at is not None and event.at >= one.sent_at))
+            ]
+            if changed:
+                return changed[-1]
+        return None
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
         """Plan the shards of a batch again that ran nothing, for now; return False where that was often enough."""

@@ -166,9 +166,10 @@ def _late(shard: Shard) -> Ending:
         batch_id=shard.batch_id or "",
         status=status,
         ended_at=shard.ended_at or shard.collected_at or shard.sent_at,  # type: ignore[arg-type]  # it was sent
-        total=shard.total,
-        done=shard.done,
-        failed=shard.failed,
+        # What the batch has in all is known to it: a shard knows its part.
+        total=None,
+        done=None,
+        failed=None,
         reason=None,
         retryable=shard.retryable,
         cause=Cause.CANCELED if status is BatchStatus.CANCELED else None,

@@ -7,7 +7,8 @@ shards are planned again, and get a new batch when they are sent again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -26,7 +27,7 @@ from dagster_llm_batch.states import (
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.schema import BATCH, SHARD_ROW, to_row
-from dagster_llm_batch.types import BatchReport
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
     "INSERT_BATCH",
@@ -36,6 +37,8 @@ __all__ = [
     "batch_key",
     "batch_row",
     "divide",
+    "end_with",
+    "find_sharing",
     "record_ends",
     "record_reports",
     "shard_row",
@@ -157,6 +160,31 @@ def record_reports(connection: sa.Connection, reports: Mapping[str, BatchReport]
     connection.execute(_REPORT, rows)
 
 
+_OF_THESE = SHARD_ROW.c.shard_id.in_(sa.bindparam("ids", expanding=True))
+_SHARING = sa.select(SHARD_ROW.c.shard_id).where(
+    SHARD_ROW.c.batch_key.in_(sa.select(SHARD_ROW.c.batch_key).where(_OF_THESE))
+)
+
+
+def find_sharing(connection: sa.Connection, shard_ids: Collection[str]) -> set[str]:
+    """Return these shard ids with those of all other shards of their batches. Nothing is locked."""
+    return {*shard_ids, *connection.execute(_SHARING, {"ids": list(shard_ids)}).scalars()}
+
+
+def end_with(shard: Shard, end: Ending) -> Ending:
+    """Return how a shard's batch ended for this shard, by what was learned of another shard of the batch."""
+    is_running = shard.state is ShardState.SUBMITTED
+    if is_running and end.cause in (Cause.GONE, Cause.NOT_TAKEN):
+        cause: Cause | None = end.cause
+    else:
+        # One that was given up is waited for again.
+        own = shard.cause if is_running else None
+        cause = own or (Cause.CANCELED if end.status is BatchStatus.CANCELED else None)
+    move = Move(end.status.value) if end.move is Move.LATE else end.move
+    # What the batch cost as a whole does not tell what a part of it did.
+    return replace(end, move=move, cause=cause, reported_usd=None)
+
+
 def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Move, ShardState, Ending]]) -> None:
     """Record how batches ended: of each shard the move, the state that it leads to, and the end of its batch."""
     shards: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -164,6 +192,9 @@ def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Move, Sha
     for shard, move, to, end in ends:
         late = {"collected_at": None} if move is Move.LATE else {}
         own, of_batch = divide(move, shard, {**end.values(), **late, "state": to})
+        if move is Move.LATE:
+            # It was read before, perhaps, and what was counted then is not known anew.
+            of_batch = {name: value for name, value in of_batch.items() if name not in COUNTS or value is not None}
         shards.setdefault(tuple(sorted(own)), []).append({"key": shard.shard_id, **own})
         if shard.batch_key is not None:
             batches.setdefault(tuple(sorted(of_batch)), {})[shard.batch_key] = {"key": shard.batch_key, **of_batch}

@@ -184,7 +184,7 @@ class NotThere(_InWords):
 
 @dataclass(frozen=True)
 class NotKnown(_InWords):
-    """The provider does not know a shard's batch, and the time of the change of its status lies ahead."""
+    """The provider does not know a shard's batch, and since when is not known, or lies ahead."""
 
     kind = "not_known"
     words: str | None = None

@@ -130,7 +130,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _TEXT_CHARS = 10_000
 # Batch ids are indexed: PostgreSQL takes up to 2,700 bytes of an indexed text, and a character is up to 4 bytes.
 _ID_CHARS = 500
-_COUNTS_BELOW = 2**63
+# A count is multiplied by a number of requests, which no batch has so many of.
+_COUNTS_BELOW = 2**31
 
 
 class _Name(TypeDecorator[str]):
@@ -168,7 +169,7 @@ class _ForeignText(TypeDecorator[str]):
 
 
 class _Count(TypeDecorator[int]):
-    """A number that a vendor reports. One that the column cannot hold is stored as not known."""
+    """A number that a vendor reports. One that no batch can have is stored as not known."""
 
     impl = sa.BigInteger
     cache_ok = True

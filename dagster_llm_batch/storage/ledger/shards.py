@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, Reason, ShardState
+from dagster_llm_batch.states import BATCH_MOVES, IN_FLIGHT, MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
-from dagster_llm_batch.storage.ledger.batch_rows import UPDATE_BATCH, record_ends, record_reports
+from dagster_llm_batch.storage.ledger.batch_rows import (
+    UPDATE_BATCH,
+    end_with,
+    find_sharing,
+    record_ends,
+    record_reports,
+)
 from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, drop_holds, hold_submission
 from dagster_llm_batch.storage.ledger.member import Member
@@ -66,6 +72,8 @@ PROVIDERS_WORDS = (
 _BEING_SENT = SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)) & in_state(
     ShardState.SUBMITTING
 )
+
+_NO_LONGER_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
 
 _IS_BEING_SENT = sa.select(SHARD.c.shard_id).where(_BEING_SENT).limit(1)
 
@@ -130,8 +138,7 @@ class Shards(Member):
         with self._database.write() as connection:
             moved = take_move(connection, self._clock, move, changes)
             # Only what has waited for a time, or was given up at once, may have a hold.
-            over = (Cause.GIVEN_UP, Cause.GONE)
-            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause in over]
+            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause in _NO_LONGER_AWAITED]
             if held:
                 drop_holds(connection, held, OF_RESULTS)
 
@@ -192,70 +199,98 @@ class Shards(Member):
             return recovered
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
-        """Record how the batches of shards ended, by shard id: the moves of all of them in one transaction.
+        """Record how the batches of shards ended, by shard id: the moves of all their shards in one transaction.
 
         A shard that cannot take its move, since another process made it or the shard was sent in another batch since,
-        stays as it is.
+        stays as it is. The others in a batch end with it, each by its own cause; of those that were given up before,
+        the answers are late.
         """
         with self._database.write() as connection:
-            known = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
+            shards = get_shards(connection, find_sharing(connection, ends))
+            known = [(shards[shard_id], end) for shard_id, end in ends.items()]
             fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
             if not fresh:
                 return
-            record_ends(connection, [(s, end.move, MOVES[end.move][1], end) for s, end in fresh])
-            each = (
-                event_row(s.submission_id, events.Moved(end.move, end.reason), s.state, MOVES[end.move][1], s.shard_id)
-                for s, end in fresh
-            )
-            insert_events(connection, self._clock, *each)
+            # Its batch ran until now, whatever a report has said of it before this transaction.
+            over = {s.batch_key: end for s, end in fresh if end.move in BATCH_MOVES}
+            given_up = [
+                s
+                for s in shards.values()
+                if s.batch_key in over and s.cause in _NO_LONGER_AWAITED and s.state is ShardState.COLLECTED
+            ]
+            if given_up:
+                submissions = get_submissions(connection, sorted({s.submission_id for s in given_up}))
+                kept = {each.submission_id for each in submissions if each.pruned_at is None}
+                late = [s for s in given_up if s.submission_id in kept]
+                self._end_late(connection, [(s, end_with(s, over[s.batch_key])) for s in late])
+            self._end(connection, [*fresh, *_sharing(shards, fresh)])
 
     def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
         """Record that batches that were given up have ended, or can be read, by shard id: they are to be collected.
 
         Their submissions are settled anew then, and their labels land again. So is the newest submission of the same
-        partition, where it reuses the answers of one of them.
+        partition, where it reuses the answers of one of them. Shards of the same batch that wait for its end have it.
         """
         with self._database.write() as connection:
-            known = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
+            shards = get_shards(connection, find_sharing(connection, ends))
+            known = [(shards[shard_id], end) for shard_id, end in ends.items()]
             fresh = [(s, e) for s, e in known if (is_awaited(s) or is_unread(s)) and s.batch_id == e.batch_id]
             if not fresh:
                 return
-            to = MOVES[Move.LATE][1]
-            record_ends(connection, [(s, Move.LATE, to, end) for s, end in fresh])
-            drop_holds(connection, [shard.shard_id for shard, _ in fresh], OF_RESULTS)
-            late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in fresh)
-            each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
+            self._end_late(connection, fresh)
+            self._end(connection, _sharing(shards, fresh))
+
+    def _end(self, connection: sa.Connection, ends: Sequence[tuple[Shard, Ending]]) -> None:
+        if ends:
+            record_ends(connection, [(s, end.move, MOVES[end.move][1], end) for s, end in ends])
+            each = (
+                event_row(s.submission_id, events.Moved(end.move, end.reason), s.state, MOVES[end.move][1], s.shard_id)
+                for s, end in ends
+            )
             insert_events(connection, self._clock, *each)
-            ids = {shard.submission_id for shard, _ in fresh}
-            for submission_id in sorted(ids | get_reusing(connection, ids)):
-                before = get_submission(connection, submission_id, lock=True)
-                if before.settled_at is not None or before.delivered_at is not None:
-                    values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
-                    update_submission(connection, self._clock, before, events.Unsettled(), **values)
+
+    def _end_late(self, connection: sa.Connection, ends: Sequence[tuple[Shard, Ending]]) -> None:
+        if not ends:
+            return
+        to = MOVES[Move.LATE][1]
+        record_ends(connection, [(s, Move.LATE, to, end) for s, end in ends])
+        drop_holds(connection, [shard.shard_id for shard, _ in ends], OF_RESULTS)
+        late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in ends)
+        each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
+        insert_events(connection, self._clock, *each)
+        ids = {shard.submission_id for shard, _ in ends}
+        for submission_id in sorted(ids | get_reusing(connection, ids)):
+            before = get_submission(connection, submission_id, lock=True)
+            if before.settled_at is not None or before.delivered_at is not None:
+                values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
+                update_submission(connection, self._clock, before, events.Unsettled(), **values)
 
     def record_reports(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
 
-        A count that a report does not know keeps its last value. A new status word is an event. A report on another
-        batch than the shard's present one is dropped, as is one that comes after another process learned of its end.
+        A count that a report does not know keeps its last value. A new status word is an event of each shard in the
+        batch. A report on another batch than the shard's present one is dropped, as is one that comes after another
+        process learned of its end.
         """
         now = self._clock()
         with self._database.write() as connection:
-            known = [(shard, reports[shard_id]) for shard_id, shard in get_shards(connection, reports).items()]
-            # That an awaited batch has ended is for `record_late_endings` alone to record.
-            fresh = [
-                (s, r)
-                for s, r in known
-                if s.batch_id == r.batch_id
-                and (s.state is ShardState.SUBMITTED or (is_awaited(s) and not r.status.is_terminal))
-            ]
+            shards = get_shards(connection, find_sharing(connection, reports))
+
+            def is_told(shard: Shard, report: BatchReport) -> bool:
+                # That an awaited batch has ended is for `record_late_endings` alone to record.
+                runs = shard.state is ShardState.SUBMITTED or (is_awaited(shard) and not report.status.is_terminal)
+                return runs and shard.batch_id == report.batch_id
+
+            known = [(shards[shard_id], report) for shard_id, report in reports.items()]
+            fresh = {s.batch_key: report for s, report in known if s.batch_key and is_told(s, report)}
             if not fresh:
                 return
-            record_reports(connection, {s.batch_key: report for s, report in fresh if s.batch_key}, now)
+            record_reports(connection, fresh, now)
+            told = ((s, fresh[s.batch_key]) for s in shards.values() if s.batch_key in fresh)
             changed = (
                 event_row(s.submission_id, events.StatusChanged(s.status, r.status), shard_id=s.shard_id)
-                for s, r in fresh
-                if r.status is not s.status
+                for s, r in told
+                if r.status is not s.status and is_told(s, r)
             )
             insert_events(connection, self._clock, *changed)
 
@@ -437,3 +472,11 @@ class Shards(Member):
         for row in self._rows_of(SHARDS_OF, submission_ids):
             shards[row["submission_id"]].append(from_row(Shard, row))
         return shards
+
+
+def _sharing(shards: Mapping[str, Shard], ends: Sequence[tuple[Shard, Ending]]) -> list[tuple[Shard, Ending]]:
+    """Return the ends of those of these shards that run in the same batches as the shards of these ends."""
+    of_batch = {shard.batch_key: end for shard, end in ends}
+    ended = {shard.shard_id for shard, _ in ends}
+    running = [s for s in shards.values() if s.state is ShardState.SUBMITTED and s.shard_id not in ended]
+    return [(s, end_with(s, of_batch[s.batch_key])) for s in running if s.batch_key in of_batch]
