@@ -1,7 +1,8 @@
 """Batches of code before version 10 of the ledger, whose shards had the columns of their batches.
 
 Read once: by the migration to version 10. A batch had the tag of one of its shards, and the others named that one as
-their carrier. Of two shards of a batch one may have been recorded as ended before the other: the batch has ended.
+their carrier. Of two shards of a batch one may have been recorded as ended before the other: the batch is polled again,
+and then ends for both. A shard that was given up may name a carrier that was sent in another batch since.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _RUNNING = {"submitting": "sending", "submitted": "running"}
 _NO_LONGER_AWAITED = ("given_up", "gone")
 _UNSENT = {"planned": "planned", "canceled": "dropped", "collected": "collected"}
 _COUNTS = ("total", "done", "failed")
+_COUNTS_BELOW = 2**31
 
 _SHARDS = sa.text("""
     SELECT shard.*, coalesce(carrier, shard.shard_id) AS tag, counted.times
@@ -47,17 +49,21 @@ def fill_batches(connection: sa.Connection) -> None:
     """Store the batches of all shards that were sent, and what shards have of theirs."""
     batches: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
-    for _, own in groupby(connection.execute(_SHARDS).mappings().all(), key=lambda row: row["tag"]):
-        sent: list[sa.RowMapping] = []
+    for tag, of_tag in groupby(connection.execute(_SHARDS).mappings().all(), key=lambda row: row["tag"]):
+        own = list(of_tag)
+        sent: dict[str | None, list[sa.RowMapping]] = {}
         for row in own:
             if row["state"] == "planned" or row["sent_at"] is None:
                 shards.append(_unsent(row))
             else:
-                sent.append(row)
-        if sent:
-            batch = _batch(sent)
+                sent.setdefault(row["batch_id"], []).append(row)
+        # The batch of the carrier is its newest: an older one has only what was given up of it.
+        times = max((row["times"] or 0 for row in own if row["shard_id"] == tag), default=0)
+        newest_first = sorted(sent.values(), key=lambda each: (each[0]["shard_id"] == tag, each[0]["sent_at"]))[::-1]
+        for number, each in enumerate(newest_first):
+            batch = _batch(each, f"{tag}-{max(times, len(sent)) - number}")
             batches.append(batch)
-            shards += _in_batch(sent, batch)
+            shards += _in_batch(each, batch)
     for statement, rows in ((_INSERT, batches), (_UPDATE, shards)):
         for start in range(0, len(rows), _AT_ONCE):
             connection.execute(statement, rows[start : start + _AT_ONCE])
@@ -70,22 +76,29 @@ def _unsent(row: sa.RowMapping) -> dict[str, Any]:
     return {"shard_id": row["shard_id"], "sends": row["times"] or 0, **none, **kept}
 
 
-def _batch(sent: list[sa.RowMapping]) -> dict[str, Any]:
-    """Return the batch of these shards, the one whose tag it has first."""
+def _batch(sent: list[sa.RowMapping], key: str) -> dict[str, Any]:
+    """Return the batch of these shards, the one whose tag it has first, where that is still in it."""
     first = sent[0]
+    state = _state(sent)
+    is_over = state in _OVER
+    # Of a batch that may run, only the shards that run tell the status.
+    followed = sent if is_over else [row for row in sent if row["state"] in _RUNNING] or sent
+    by_batch = sorted(sent, key=_stands_alone)
     requests = sum(row["requests"] + (row["erased"] or 0) for row in sent) + first["padding"]
     counts = {name: _sum(row[name] for row in sent) for name in _COUNTS}
     copied = ("provider", "account", "model", "lane", "batch_id", "padding", "sent_at", "submitted_at")
     return {
         **{name: first[name] for name in copied},
         **counts,
-        "batch_key": f"{first['tag']}-{max(first['times'] or 0, 1)}",
+        "batch_key": key,
         "tag": first["tag"],
-        "state": _state(sent),
+        "state": state,
         "requests": requests,
-        "ended_at": next((row["ended_at"] for row in sent if row["ended_at"] is not None), None),
+        "ended_at": next((row["ended_at"] for row in by_batch if row["ended_at"] is not None), None)
+        if is_over
+        else None,
         "polled_at": max((row["polled_at"] for row in sent if row["polled_at"] is not None), default=None),
-        "status": next((row["status"] for row in sent if row["status"] in _OVER), first["status"]),
+        "status": next((row["status"] for row in followed if row["status"] in _OVER), followed[0]["status"]),
         "retryable": any(row["retryable"] for row in sent),
         "erased_there_at": next((row["erased_there_at"] for row in sent if row["erased_there_at"] is not None), None),
     }
@@ -93,10 +106,11 @@ def _batch(sent: list[sa.RowMapping]) -> dict[str, Any]:
 
 def _state(sent: list[sa.RowMapping]) -> str:
     followed = {str(row["state"]) for row in sent if not _stands_alone(row)}
-    if over := [state for state in _OVER if state in followed]:
-        return over[0]
+    # What one shard was not told yet, the next poll tells it: it ends for all of them, each by its own cause.
     if running := [state for state in _RUNNING if state in followed]:
         return _RUNNING[running[-1]]
+    if over := [state for state in _OVER if state in followed]:
+        return over[0]
     status = next((row["status"] for row in sent if row["status"] in _OVER), None)
     if status is None and any(row["cause"] in _NO_LONGER_AWAITED and row["batch_id"] for row in sent):
         # It may have gone on since.
@@ -110,13 +124,14 @@ def _stands_alone(row: sa.RowMapping) -> bool:
 
 
 def _in_batch(sent: list[sa.RowMapping], batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for place, row in enumerate(sent):
+    # The first place is the carrier's, which may have been sent in another batch since.
+    for place, row in enumerate(sent, start=0 if sent[0]["carrier"] is None else 1):
         alone = _stands_alone(row)
         is_given_up = row["cause"] in _NO_LONGER_AWAITED
         yield {
             "shard_id": row["shard_id"],
             "batch_key": batch["batch_key"],
-            "place": place if row["carrier"] is None else max(place, 1),
+            "place": place,
             "sends": max(row["times"] or 0, 1),
             "sent_requests": row["requests"] + (row["erased"] or 0),
             "looked_at": None,
@@ -126,5 +141,5 @@ def _in_batch(sent: list[sa.RowMapping], batch: dict[str, Any]) -> Iterator[dict
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
+    known = [count for count in counts if count is not None and abs(count) < _COUNTS_BELOW]
     return sum(known) if known else None
