@@ -31,7 +31,7 @@ from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
 
-__all__ = ["KEPT_FOR", "TOLD_AFTER", "Unread", "next_tries", "refuse_readable"]
+__all__ = ["KEPT_FOR", "TOLD_AFTER", "Unread", "next_tries", "read_late", "refuse_readable"]
 
 KEPT_FOR = timedelta(days=30)
 """Vendors keep results for 29 or 30 days: what was not read by then is given up, or not asked for any more."""
@@ -139,7 +139,7 @@ class Unread:
             batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
         for own in batches.values():
             if self._can_read(own[0]):
-                self._ledger.shards.record_late_endings({shard.shard_id: _late(shard) for shard in own})
+                self._ledger.shards.record_late_endings({shard.shard_id: read_late(shard) for shard in own})
             else:
                 until = self._deployment.clock() + _GIVEN_UP_AGAIN
                 self._ledger.unread.wait([shard.shard_id for shard in own], until)
@@ -158,7 +158,7 @@ class Unread:
             return False
 
 
-def _late(shard: Shard) -> Ending:
+def read_late(shard: Shard) -> Ending:
     """Return that the batch of a shard has ended as it did: it was given up although it had."""
     status = shard.status or BatchStatus.ENDED
     return Ending(
