@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.advice.costs import known_bill
 from dagster_llm_batch.core.pricing import MONEY_TOTAL
 from dagster_llm_batch.core.rates import PICODOLLAR
+from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.storage.ledger.records import ShardCost
 from dagster_llm_batch.types import Lane
 
@@ -38,20 +39,14 @@ class _Vendor(NamedTuple):
 
 # By the kind of a provider. The kind of `openai_eu` is the first part of its name.
 _VENDORS: Mapping[str, _Vendor] = {
-    "anthropic": _Vendor("Anthropic", "Claude API"),
+    **{kind: _Vendor(*entry.sold_as) for kind, entry in PROVIDERS.items() if entry.sold_as is not None},
     "azure": _Vendor("Microsoft", "Azure OpenAI"),
-    "bedrock": _Vendor("AWS", "Amazon Bedrock"),
-    "gemini": _Vendor("Google", "Gemini API"),
     "mistral": _Vendor("Mistral AI", "Mistral API"),
-    "openai": _Vendor("OpenAI", "OpenAI API"),
-    "openrouter": _Vendor("OpenRouter", "OpenRouter API"),
-    "vertex": _Vendor("Google Cloud", "Vertex AI"),
 }
 
 # The maker of a model, by a word in the model's name.
 _PUBLISHERS: Mapping[str, str] = {
     "amazon": "AWS",
-    "anthropic": "Anthropic",
     "claude": "Anthropic",
     "deepseek": "DeepSeek",
     "gemini": "Google",

@@ -29,7 +29,7 @@ _NO_COLUMNS = frozenset([*keyword.kwlist, "row", "loop", "self", "true", "false"
 _PACKAGE = "labeling"
 
 PROVIDER_NAMES = tuple(
-    name for name, entry in PROVIDERS.items() if entry.starter.environment and name not in ("ray", "slurm")
+    name for name, entry in PROVIDERS.items() if entry.starter.environment and entry.price_book is not None
 )
 """Vendors whose settings are environment variables alone."""
 

@@ -63,6 +63,8 @@ class ProviderEntry(NamedTuple):
     """The optional dependency of this package that it needs."""
     price_book: str | None = None
     """The price book's id of who bills, unless the provider is told another; None where nobody does."""
+    sold_as: tuple[str, str] | None = None
+    """The company on the bill, and its service; None where nobody bills."""
     kind: str | None = None
     """Dagster's icon for its assets. Default: the name."""
     telemetry: str | None = None
@@ -107,6 +109,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         resource=f"{_VENDORS}:OpenAIBatchResource",
         extra="openai",
         price_book="openai",
+        sold_as=("OpenAI", "OpenAI API"),
         starter=Starter("gpt-5-nano", {"api_key": "OPENAI_API_KEY"}),
         insights={
             "calls": "openai.calls",
@@ -123,6 +126,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         resource=f"{_VENDORS}:AnthropicBatchResource",
         extra="anthropic",
         price_book="anthropic",
+        sold_as=("Anthropic", "Claude API"),
         kind="claude",
         starter=Starter("claude-haiku-4-5", {"api_key": "ANTHROPIC_API_KEY"}),
         insights={
@@ -140,6 +144,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         resource=f"{_VENDORS}:GeminiBatchResource",
         extra="google",
         price_book="google",
+        sold_as=("Google", "Gemini API"),
         telemetry="gcp.gemini",
         starter=Starter("gemini-2.5-flash-lite", {"api_key": "GEMINI_API_KEY"}),
         insights={
@@ -158,6 +163,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         resource=f"{_VENDORS}:VertexBatchResource",
         extra="google",
         price_book="google",
+        sold_as=("Google Cloud", "Vertex AI"),
         kind="gemini",
         telemetry="gcp.vertex_ai",
         starter=Starter(
@@ -174,6 +180,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         resource=f"{_VENDORS}:BedrockBatchResource",
         extra="bedrock",
         price_book="aws",
+        sold_as=("AWS", "Amazon Bedrock"),
         kind="aws",
         telemetry="aws.bedrock",
         starter=Starter(
@@ -189,6 +196,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         resource=f"{_VENDORS}:OpenRouterBatchResource",
         extra="openai",
         price_book="openrouter",
+        sold_as=("OpenRouter", "OpenRouter API"),
         can_record=True,
         starter=Starter("openai/gpt-5-nano", {"api_key": "OPENROUTER_API_KEY"}),
         short_reply={"max_tokens": 2_000},
