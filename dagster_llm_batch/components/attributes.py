@@ -348,6 +348,7 @@ class _PromptBlock(Block):
     def value(self, context: dg.ResolutionContext) -> Prompt:
         """Return the prompt. Its templates are for rows: Dagster's templating leaves them alone."""
         given: dict[str, Any] = dict(self)
+        mask = made(context.at_path("mask"), given["mask"])
         with pointing_at(context):
             user, system = _text(context, given, "user"), _text(context, given, "system")
             if user is None:
@@ -360,6 +361,7 @@ class _PromptBlock(Block):
                 examples=[(example.user, example.reply) for example in given["examples"]],
                 cache_prefix=given["cache_prefix"],
                 version=templated(context, given["version"]),
+                mask=mask,
             )
 
 

@@ -138,7 +138,14 @@ class Mask:
                 f"Mask.columns names {name!r} of type {column.type}. Only text can be masked: convert the column to "
                 "text in the rows, or leave it out of the prompt."
             )
-        texts: list[str | None] = column.to_pylist()
+        try:
+            texts: list[str | None] = column.to_pylist()
+        except UnicodeDecodeError:
+            # The error holds the text, which nobody may see.
+            raise InputError(
+                f"Mask.columns names {name!r}, and one of its texts is not UTF-8. Decode the column before labeling, "
+                "as by bytes.decode('utf-8', 'replace')."
+            ) from None
         return texts
 
     def _masked(self, text: str, placeholders: dict[tuple[str, str], str], counts: Counter[str]) -> str:
@@ -194,15 +201,39 @@ class _StoredMasker:
 
 _Place = tuple[int, int]
 
-_EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@\w[\w-]*(?:\.[\w-]+)*")
-# Groups of digits with a blank, a hyphen or a dot between two of them.
-_DIGITS = re.compile(r"\d+(?:[ .\-\u00a0]\d+)*")
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}")
-_PHONE = re.compile(r"(?<![\w.])(?:\+|00|0|\()\d?(?:[ ()./\-\u00a0]{0,2}\d){5,16}(?!\w)")
-_DATE = re.compile(r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}")
-_IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)")
-_IPV6 = re.compile(r"(?<![\w:])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:(?:\.\d{1,3}){3})?(?!\w|:\w)")
-_IBAN_CHARS, _CARD_DIGITS, _PHONE_DIGITS = (15, 34), (12, 19), (7, 15)
+# Each pattern takes linear time: it tries each run of characters once, from its start. Lookbehinds are few, since they
+# would hide values that touch other text.
+_BETWEEN = r"[ .\-\u2010-\u2015\u00a0\u2009\u202f]"
+_EMAIL = re.compile(
+    r"""(?:(?<![\w.!#$%&'*+/=?^`{|}~-])[\w.!#$%&'*+/=?^`{|}~-]++|"(?:[^"\\\r\n]|\\.){1,64}")"""
+    r"@(?:\w[\w-]*(?:\.[\w-]+)*|\[[^\]\s]{1,64}\])"
+)
+_DIGITS = re.compile(rf"\d+(?:{_BETWEEN}{{1,3}}\d+)*")
+_IBAN = re.compile(r"[A-Za-z]{2}\d{2}")
+_IBAN_GAP = re.compile(rf"{_BETWEEN}{{0,3}}")
+# A zero within a number, such as 1.000.000, begins no phone number.
+_PHONE = re.compile(
+    r"(?:[+\uff0b]|(?<!\d)(?<!\d\.)0|\()@{0,3}\d+(?:@{1,3}\d+)*".replace("@", _BETWEEN.replace(".", "()./", 1))
+)
+_DAY, _MONTH, _YEAR = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])", r"(?:19|20)\d{2}"
+_SHORT_YEAR = r"(?:19|20)?\d{2}"
+_DATE = "|".join(
+    rf"{first}([./-]){second}\{group}{third}"
+    for group, (first, second, third) in enumerate(
+        [(_DAY, _MONTH, _SHORT_YEAR), (_MONTH, _DAY, _SHORT_YEAR), (_YEAR, _MONTH, _DAY)], start=1
+    )
+)
+# Dates alone, a span of them, and one before a time, whose colon ends what a phone number can be.
+_DATES = re.compile(rf"\(?(?:{_DATE})(?P<hour> {{1,3}}(?:[01]?\d|2[0-3])(?=:[0-5]\d))?")
+_TO_NEXT_DATE = re.compile(r"[ /\-\u2013]{1,3}")
+_YEAR_BEFORE = re.compile(rf"(?<!\d){_YEAR}[./-]\Z")
+_IPV4 = re.compile(r"(?<![^\W_])(?<!\d\.)\d{1,3}(?:\.\d{1,3}){3}(?![^\W_]|\.\d)")
+_IPV6 = re.compile(
+    r"(?<![^\W_])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:(?:\.\d{1,3}){3})?(?![^\W_]|:[^\W_])",
+)
+# The sum of the digits of a doubled digit.
+_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+_IBAN_CHARS, _CARD_DIGITS, _LEAST_PHONE_DIGITS = (15, 34), (12, 19), 7
 
 
 def _emails(text: str) -> Iterator[_Place]:
@@ -210,40 +241,48 @@ def _emails(text: str) -> Iterator[_Place]:
 
 
 def _cards(text: str) -> Iterator[_Place]:
-    """Yield all neighboring groups of digits that end with the right check digit.
+    """Yield the longest neighboring groups of digits, from each group on, that end with the right check digit.
 
     They overlap where digits before or after a card number also fit, and are masked together then.
     """
     for run in _DIGITS.finditer(text):
         groups = [(run.start() + part.start(), run.start() + part.end()) for part in re.finditer(r"\d+", run[0])]
         for first, (start, _) in enumerate(groups):
-            digits = ""
-            for group_start, end in groups[first:]:
-                digits += text[group_start:end]
-                if len(digits) > _CARD_DIGITS[1]:
+            digits, ends = "", []
+            for group_start, end in groups[first : first + _CARD_DIGITS[1]]:
+                if len(digits) + end - group_start > _CARD_DIGITS[1]:
                     break
-                if len(digits) >= _CARD_DIGITS[0] and _has_luhn_digit(digits):
+                digits += text[group_start:end]
+                ends.append((len(digits), end))
+            for count, end in reversed(ends):
+                if count < _CARD_DIGITS[0]:
+                    break
+                if _has_luhn_digit(digits[:count]):
                     yield start, end
+                    break
 
 
 def _has_luhn_digit(digits: str) -> bool:
-    doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
-    return sum(value - 9 * (value > 9) for value in doubled) % 10 == 0  # noqa: PLR2004 - digits of a number below 20
+    doubled = sum(_DOUBLED[int(digit)] for digit in digits[-2::-2])
+    return (doubled + sum(map(int, digits[-1::-2]))) % 10 == 0
 
 
 def _ibans(text: str) -> Iterator[_Place]:
     """Yield the texts from a country's letters on whose check digits are right (ISO 13616, mod 97)."""
     for begin in _IBAN.finditer(text):
         chars, at = "", begin.start()
-        while at < len(text) and len(chars) < _IBAN_CHARS[1]:
-            if text[at].isascii() and text[at].isalnum():
-                chars += text[at].upper()
-            elif text[at] not in " -\u00a0" or not text[at + 1 : at + 2].isalnum():
-                break
+        while _is_ascii_letter_or_digit(text, at) and len(chars) < _IBAN_CHARS[1]:
+            chars += text[at].upper()
             at += 1
-            ends_here = not text[at : at + 1].isalnum()
-            if ends_here and len(chars) >= _IBAN_CHARS[0] and _has_iban_digits(chars):
-                yield begin.start(), at
+            if not _is_ascii_letter_or_digit(text, at):
+                if len(chars) >= _IBAN_CHARS[0] and _has_iban_digits(chars):
+                    yield begin.start(), at
+                gap = _IBAN_GAP.match(text, at)
+                at = at if gap is None else gap.end()
+
+
+def _is_ascii_letter_or_digit(text: str, at: int) -> bool:
+    return at < len(text) and text[at].isascii() and text[at].isalnum()
 
 
 def _has_iban_digits(chars: str) -> bool:
@@ -251,10 +290,22 @@ def _has_iban_digits(chars: str) -> bool:
 
 
 def _phones(text: str) -> Iterator[_Place]:
+    """Yield the numbers that begin as phone numbers do. What touches one by separators is masked with it."""
     for found in _PHONE.finditer(text):
-        digits = sum(char.isdigit() for char in found[0])
-        if _PHONE_DIGITS[0] <= digits <= _PHONE_DIGITS[1] + 2 and not _DATE.fullmatch(found[0].strip()):
+        if sum(map(str.isdigit, found[0])) >= _LEAST_PHONE_DIGITS and not _are_dates(text, *found.span()):
             yield found.span()
+
+
+def _are_dates(text: str, start: int, end: int) -> bool:
+    """Return whether there are only dates here, and at most the hour of a time."""
+    year = _YEAR_BEFORE.search(text[max(start - 6, 0) : start])
+    at = start if year is None else start - len(year[0])
+    while (date := _DATES.match(text, at)) is not None and date.end() < end and date["hour"] is None:
+        gap = _TO_NEXT_DATE.match(text, date.end())
+        if gap is None:
+            return False
+        at = gap.end()
+    return date is not None and date.end() == end
 
 
 def _addresses(text: str) -> Iterator[_Place]:

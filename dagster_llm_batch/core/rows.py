@@ -141,14 +141,20 @@ def _python_values(name: str, column: pa.Array) -> list[Any]:
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     try:
         values: list[Any] = column.to_pylist()
-    # For a date after the year 9999, or bytes that are not UTF-8.
+    # The error holds the text, which may be personal data.
+    except UnicodeDecodeError:
+        raise InputError(_not_held(name, column.type, "a text is not UTF-8")) from None
+    # For a date after the year 9999.
     except (OverflowError, ValueError) as error:
-        msg = (
-            f"The column '{name}' is of type {column.type}, and Python cannot hold one of its values as it is: "
-            f"{error}. Turn the column into text before labeling, or leave the column out of the prompt."
-        )
-        raise InputError(msg) from error
+        raise InputError(_not_held(name, column.type, error)) from error
     return values
+
+
+def _not_held(name: str, kind: pa.DataType, reason: object) -> str:
+    return (
+        f"The column '{name}' is of type {kind}, and Python cannot hold one of its values as it is: {reason}. Turn the "
+        "column into text before labeling, or leave the column out of the prompt."
+    )
 
 
 @lru_cache(maxsize=1_024)
@@ -188,14 +194,19 @@ def _reader(rows: Any, read: Collection[str] | None) -> pa.RecordBatchReader:
     try:
         reader = pa.RecordBatchReader.from_stream(rows)
     # pandas encodes its texts here.
-    except UnicodeEncodeError as error:
-        raise InputError(_HALF) from error
+    except UnicodeEncodeError:
+        raise InputError(_HALF) from None
     except _CANNOT_BE_READ as error:
         if library not in ("pandas", "polars") or len(set(rows.columns)) < len(rows.columns):
             raise InputError(f"The rows cannot become an Arrow table: {error}") from error
         if not (lost := _unreadable(rows)):
             raise
-        reader = pa.RecordBatchReader.from_stream(_without(rows, lost, read))
+        try:
+            rows = _without(rows, lost, read)
+        except InputError as refused:
+            # Arrow's error has one of the values.
+            raise refused from None
+        reader = pa.RecordBatchReader.from_stream(rows)
     _check_names(reader.schema)
     if library == "pandas" and (lost := _with_sets(rows, reader.schema)):
         reader = pa.RecordBatchReader.from_stream(_without(rows, lost, read))
@@ -208,9 +219,14 @@ def _unreadable(frame: Any) -> dict[str, str]:
     for name in frame.columns:
         try:
             pa.RecordBatchReader.from_stream(frame[[name]])
-        except _CANNOT_BE_READ as error:
-            lost[name] = f"is of type {frame[name].dtype}, and cannot be read: {error.args[0]}. {_ONE_TYPE}"
+        except _CANNOT_BE_READ:
+            lost[name] = f"is of type {frame[name].dtype}, and holds {_types_of(frame[name])}. {_ONE_TYPE}"
     return lost
+
+
+def _types_of(values: Any) -> str:
+    """Return the types of the values, and no value: Arrow's own message has one, which may be personal data."""
+    return ", ".join(sorted({type(value).__name__ for value in values if value is not None}))
 
 
 def _with_sets(frame: Any, schema: pa.Schema) -> dict[str, str]:
@@ -297,10 +313,10 @@ def _from_dicts(rows: list[Mapping[str, Any]], read: Collection[str] | None) -> 
         try:
             # So that NaN, NaT and NA are nulls, as they are in a frame.
             columns[name] = pa.array(values, from_pandas=True)
-        except UnicodeEncodeError as error:
-            raise InputError(_HALF) from error
-        except _CANNOT_BE_READ as error:
-            lost[name] = f"cannot be read: {error}. {_ONE_TYPE}"
+        except UnicodeEncodeError:
+            raise InputError(_HALF) from None
+        except _CANNOT_BE_READ:
+            lost[name] = f"cannot be read: it holds {_types_of(values)}. {_ONE_TYPE}"
             continue
         if pa.types.is_nested(columns[name].type) and _has_set(values):
             lost[name] = _SETS

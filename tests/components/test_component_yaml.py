@@ -1,14 +1,16 @@
 """What stands in `defs.yaml` arrives in the assets, unchanged."""
 
 import json
+from dataclasses import fields
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from dagster.components.testing.test_cases import TestTranslation
-from yaml_project import EVAL, evaluation, labels, loaded, refusal
+from yaml_project import BATCH, EVAL, evaluation, labels, loaded, refusal
 
 from dagster_llm_batch import (
     CommandBatchResource,
@@ -38,6 +40,21 @@ from pydantic import BaseModel
 
 class Label(BaseModel):
     topic: Literal["billing", "bug"]
+"""
+
+
+NAMES = """
+import dagster as dg
+
+class Names:
+    name = "names-1"
+
+    def find(self, text):
+        return []
+
+@dg.template_var
+def names():
+    return Names()
 """
 
 
@@ -133,6 +150,26 @@ def test_a_prompt_file_stands_beside_the_yaml_and_is_taken_as_it_is():
             cache_prefix=True,
             version="3",
         )
+
+
+def test_each_field_of_a_prompt_reaches_its_value():
+    given = {
+        "user": "{{ subject }}",
+        "system": "Be short.",
+        "images": ["photo"],
+        "image_root": "s3://bucket",
+        "examples": [{"user": "a", "reply": "b"}],
+        "cache_prefix": True,
+        "version": "3",
+        "mask": {"columns": ["subject"], "what": ["email"], "by": ["{{ names }}"]},
+    }
+    every = [field for field in fields(Prompt) if field.init]
+    assert given.keys() == {field.name for field in every}
+    component = {"type": BATCH, "template_vars_module": ".variables", "attributes": labels(prompt=given)}
+    with loaded(yaml.safe_dump(component), files={"variables.py": NAMES}) as project:
+        prompt = project.component.prompt
+    assert all(getattr(prompt, field.name) != field.default for field in every)
+    assert prompt.mask.settings() == {"columns": ["subject"], "what": ["email"], "by": ["names-1"]}
 
 
 def test_a_response_is_a_class_by_its_import_path_a_json_schema_an_embedding_or_text():

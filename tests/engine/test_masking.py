@@ -6,11 +6,13 @@ import json
 import logging
 import string
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from dagster_llm_batch import Limits, Mask, Prompt, Resend
 from dagster_llm_batch.core.masking import Found, Masker
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.fine_tuning import fine_tuning
@@ -58,7 +61,7 @@ VALUES = {
         st.text(alphabet=LETTERS + string.digits, min_size=1, max_size=12),
         st.sampled_from(["com", "co.uk", "museum"]),
     ),
-    "card": st.builds(grouped, DIGITS.map(luhn), st.sampled_from(["", " ", "-"])),
+    "card": st.builds(grouped, DIGITS.map(luhn), st.sampled_from(["", " ", "-", " - ", "\u202f"])),
     "iban": st.builds(
         grouped,
         st.builds(
@@ -66,13 +69,14 @@ VALUES = {
             st.sampled_from(["DE", "GB", "NL", "FR"]),
             st.text(alphabet=string.digits + string.ascii_uppercase, min_size=11, max_size=30),
         ),
-        st.sampled_from(["", " "]),
+        st.sampled_from(["", " ", "\u00a0", "\u202f"]),
     ),
     "phone": st.builds(
-        lambda first, rest, by: "+" + first + by.join([rest[:2], rest[2:5], rest[5:]]),
+        lambda begin, first, rest, by: begin + first + by.join([rest[:2], rest[2:5], rest[5:]]),
+        st.sampled_from(["+", "00", "0"]),
         st.sampled_from("123456789"),
         st.text(alphabet=string.digits, min_size=7, max_size=14),
-        st.sampled_from(["", " ", "-", "/"]),
+        st.sampled_from(["", " ", "-", "/", " / ", " \u2013 ", "\u2011", "\u2009", "\u202f", "\u00a0"]),
     ),
     "ip": st.ip_addresses().map(str).filter(lambda address: len(address) > 6),
 }
@@ -81,10 +85,11 @@ PLANTED = st.one_of(*(values.map(lambda value, kind=kind: (kind, value)) for kin
 
 @st.composite
 def texts(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """A text, and the values that are planted in it."""
+    """A text, and the values that are planted in it, some of which touch other characters."""
     parts, planted = [draw(FILLER)], []
     for _, value in draw(st.lists(PLANTED, min_size=1, max_size=3)):
-        parts += [draw(BETWEEN), value, draw(BETWEEN), draw(FILLER)]
+        touching = draw(st.sampled_from(["", "Tel.", "IP:", "_"])), draw(st.sampled_from(["", "_", "."]))
+        parts += [draw(BETWEEN), touching[0], value, touching[1], draw(BETWEEN), draw(FILLER)]
         planted.append(value)
     return "".join(parts), planted
 
@@ -203,6 +208,29 @@ def masked(text: str, mask: Mask = MASK) -> str:
         ("call +49 (0)30 1234567", "call [PHONE_1]"),
         ("030/1234567 or (030) 1234567", "[PHONE_1] or [PHONE_2]"),
         ("at 192.168.0.1:80 and 2001:db8::1: down", "at [IP_1]:80 and [IP_2]: down"),
+        ("Ruf 0171 / 1234567 an", "Ruf [PHONE_1] an"),
+        ("030 - 1234567; +49 30 \u2013 1234567", "[PHONE_1]; [PHONE_2]"),
+        ("+49 30\u202f1234567, +49 30\u20091234567", "[PHONE_1], [PHONE_2]"),
+        ("Tel.+49 30 1234567, Mob.0171 1234567", "Tel.[PHONE_1], Mob.[PHONE_2]"),
+        ("+49 30 1234567_", "[PHONE_1]_"),
+        # What touches a number is masked with it.
+        ("030 1234567/0172 7654321", "[PHONE_1]"),
+        ("00491711234567 2024-01-02", "[PHONE_1]"),
+        ("00491711234567 4111 1111 1111 1111", "[PHONE_1]"),
+        ("IP:2001:db8:85a3::8a2e:370:7334", "IP:[IP_1]"),
+        ('"john doe"@example.com', "[EMAIL_1]"),
+        ("IBANDE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000", "IBAN[IBAN_1]"),
+        *[
+            (text, text)
+            for text in (
+                "2024-01-02",
+                "01.02.2024",
+                "(01.02.2024 12:00)",
+                "01.02.2024 - 05.02.2024",
+                "2024-01-02 2024-01-03",
+                "1.000.000.000",
+            )
+        ],
         # Times, dates, amounts and versions stay.
         (
             "10:20:30 on 01.12.2026 or 2026-12-01, 1,234.50 EUR, v1.2.3",
@@ -212,6 +240,34 @@ def masked(text: str, mask: Mask = MASK) -> str:
 )
 def test_values_become_numbered_placeholders_and_other_text_stays(text, expected):
     assert masked(text).rstrip(".") == expected.rstrip(".")
+
+
+@table("part", ["A", "0", "1", ".", ":", "+", "(", "-"])
+def test_a_megabyte_of_one_character_is_read_to_its_end(part):
+    """Patterns that try a run from each of its characters would take hours."""
+    assert masked(part * 1_000_000 + " ann@example.com").endswith("[EMAIL_1]")
+
+
+def test_a_text_that_is_not_utf8_is_refused_by_its_column_without_the_text():
+    column = pa.array([b"ann \xff"]).cast(pa.binary()).view(pa.string())
+    with pytest.raises(InputError, match=r"'text'.*not UTF-8") as refused:
+        MASK.apply(pa.RecordBatch.from_arrays([column], ["text"]))
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+@table(
+    "rows",
+    [
+        [{"text": 1}, {"text": "ann@example.com"}],
+        pd.DataFrame({"text": [1, "ann@example.com"]}),
+    ],
+    ids=["dicts", "pandas"],
+)
+def test_rows_that_cannot_be_read_are_refused_without_their_values(rows):
+    with pytest.raises(InputError, match=r"'text'.*int, str") as refused:
+        list(record_batches(rows, ["text"]))
+    assert "ann@example.com" not in "".join(traceback.format_exception(refused.value))
 
 
 def test_a_value_has_one_placeholder_in_its_row_and_rows_share_none():
