@@ -174,6 +174,18 @@ def test_odd_names_and_texts_stay_what_they_are(folder, form):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", [[], ["--yaml"]], ids=["python", "yaml"])
+@pytest.mark.parametrize("name", ['c"""+print(1)+""".csv', "back\\xslash.csv", "two\nlines.csv"])
+def test_the_name_of_a_file_is_no_code_and_a_word_of_yaml_names_a_column(folder, capsys, name, form):
+    folder.joinpath(name).write_text(COMMENTS)
+    folder.joinpath("gold.csv").write_text("id,no\n007,happy\n")
+    init(name, *USUAL[1:], "--gold", "gold.csv", "--name", "moods", *form)
+    assert dg.AssetKey("moods") in definitions().resolve_asset_graph().get_all_asset_keys()
+    assert capsys.readouterr().out == ""
+    assert next(iter(json.loads(cli("plan", "--json").stdout)["plans"]))["rows"] == 4
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("provider", PROVIDER_NAMES)
 def test_a_project_is_ready_for_each_vendor_that_its_settings_can_name(folder, monkeypatch, provider):
     starter = PROVIDERS[provider].starter
