@@ -11,7 +11,7 @@ from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.held import hold_and_read
 from dagster_llm_batch.loop.waits import refuse_readable
 from dagster_llm_batch.states import ENDED, MOVES, Move, Reason
-from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.types import Cause
 
 __all__ = ["give_up", "resolve"]
@@ -39,13 +39,15 @@ def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shar
                 f"'{present.state.value}' now, and the decision was on another create call. Nothing was changed. Look "
                 "again: `dagster-llm-batch resolve` alone lists what is in doubt."
             )
-        ids = [other.shard_id for other in together]
+        ids, key = [other.shard_id for other in together], present.batch_key
         if batch_id is None:
             words = "resolved by a person: no batch exists"
-            moved = ledger.shards.move_all(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
+            why: ShardFields = {"reason": words, "reason_kind": Reason.NO_BATCH}
+            moved = ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, **why)
         else:
             words, now = f"resolved by a person: {batch_id}", deployment.clock()
-            moved = ledger.shards.move_all(ids, Move.ACCEPTED, words=words, batch_id=batch_id, submitted_at=now)
+            made: ShardFields = {"batch_id": batch_id, "submitted_at": now}
+            moved = ledger.shards.move_all(ids, Move.ACCEPTED, batch_key=key, words=words, **made)
     return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
 

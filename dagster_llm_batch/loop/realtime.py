@@ -28,7 +28,7 @@ from dagster_llm_batch.protocols import AnswersInRealTime, Codec
 from dagster_llm_batch.providers.capabilities import real_time_of
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["Answerer"]
@@ -72,6 +72,8 @@ class Answerer:
         sent = ledger.shards.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         stopped_by: BaseException | None
         try:
+            # Nor is the receipt of another process's sending replaced.
+            self._lease.check()
             write_receipts(self._deployment, [sent])
         # No call was made: the requests are asked later, and do not count as asked.
         except BaseException as error:  # noqa: BLE001 - it is raised below
@@ -85,7 +87,8 @@ class Answerer:
                 for answer in answers.values():
                     raw.write(answer)
             now = self._deployment.clock()
-            ledger.shards.move(shard.shard_id, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=None)
+            done: ShardFields = {"status": BatchStatus.ENDED, "ended_at": now, "reason": None}
+            ledger.shards.move(shard.shard_id, Move.ANSWERED, batch_key=sent.batch_key, **done)
             if before:
                 payloads.delete(beside(shard, SO_FAR))
         else:
@@ -97,7 +100,8 @@ class Answerer:
             reason = str(stopped_by) or type(stopped_by).__name__
             # What was answered is billed.
             kept = ledger.shards.get(shard.shard_id).bill.reserved_usd if answers else None
-            ledger.shards.move(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until, reserved_usd=kept)
+            rest: ShardFields = {"reason": reason, "waits_until": until, "reserved_usd": kept}
+            ledger.shards.move(shard.shard_id, Move.NOT_SENT, batch_key=sent.batch_key, **rest)
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by
 

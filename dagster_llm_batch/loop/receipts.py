@@ -138,11 +138,15 @@ def _suspects(deployment: Deployment, receipts: Collection[str], history: Iterab
 
 def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shard]:
     """Record the batches of these receipts that are missing from the ledger; return their shards."""
+    recovered: list[Shard] = []
     # Read first: a shard that was put back, and is sent again, has a receipt and a record.
-    if not (receipts := _find_unrecorded(deployment, suspects)):
-        return []
-    shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
-    return deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
+    while receipts := _find_unrecorded(deployment, suspects):
+        shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
+        # Where the batch of one ran nothing, the others of that batch are planned again, and may have been sent since.
+        others = deployment.ledger.shards.sent_beside(shards)
+        recovered += deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
+        suspects = [beside(shard, SENT) for shard in others if shard.shard_id not in shards]
+    return recovered
 
 
 def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:

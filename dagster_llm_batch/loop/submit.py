@@ -249,6 +249,8 @@ class Sender:
                 # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
                 sent = self._ledger.shards.move_all(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
+                    # Nor is the receipt of another process's sending replaced.
+                    self._lease.check()
                     write_receipts(self._deployment, [*sent, *self._untold_halves(sent)])
                     # A process that was frozen for longer than its lease wakes here, or anywhere before: another one
                     # may have sent these shards since. Between this line and the provider nothing can be asked.
@@ -260,12 +262,12 @@ class Sender:
                     if isinstance(error, NoRoomError) and (last or error.retry_after_seconds is None):
                         self._had_no_room(sent, error)
                         return
-                    self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=str(error))
+                    self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=sent[0].batch_key, reason=str(error))
                     if last:
                         return
                     self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
                 except (CredentialsError, ConfigError, PayloadError) as error:
-                    self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=str(error))
+                    self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=sent[0].batch_key, reason=str(error))
                     raise
                 except RefusedError as error:
                     self._refused(sent, str(error), spec, fill_up_to)
@@ -324,25 +326,25 @@ class Sender:
 
     def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
         """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
-        ids, reason = [shard.shard_id for shard in shards], str(error)
+        ids, key, reason = [shard.shard_id for shard in shards], shards[0].batch_key, str(error)
         fields = plan_next_try(self._deployment, shards, reason, smaller_helps=error.smaller_helps)
         if fields is not None:
-            self._ledger.shards.move_all(ids, Move.NOT_SENT, **fields)
+            self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, **fields)
             return
         now, failed = self._deployment.clock(), BatchStatus.FAILED
-        self._ledger.shards.move_all(
-            ids, Move.REFUSED, status=failed, reason=reason, ended_at=now, cause=Cause.NOT_TAKEN
-        )
+        why: ShardFields = {"status": failed, "reason": reason, "ended_at": now, "cause": Cause.NOT_TAKEN}
+        self._ledger.shards.move_all(ids, Move.REFUSED, batch_key=key, **why)
 
     def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
         """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""
-        ids = [shard.shard_id for shard in shards]
+        ids, key = [shard.shard_id for shard in shards], shards[0].batch_key
         if len(shards) > 1:
-            for shard in self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=reason):
+            for shard in self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, reason=reason):
                 self.send([shard], spec, fill_up_to)
             return
         now = self._deployment.clock()
-        self._ledger.shards.move_all(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
+        why: ShardFields = {"status": BatchStatus.FAILED, "reason": reason, "ended_at": now}
+        self._ledger.shards.move_all(ids, Move.REFUSED, batch_key=key, **why)
 
     def recover_batches(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
         """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
@@ -365,7 +367,7 @@ class Sender:
 
     def _recover_batch(self, shards: Sequence[Shard]) -> None:
         """Recover the shards of one create call, in their order."""
-        first, ids = shards[0], [shard.shard_id for shard in shards]
+        first, ids, key = shards[0], [shard.shard_id for shard in shards], shards[0].batch_key
         assert first.sent_at is not None  # it is recorded with the intent
         # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
         # wave where the policy says so.
@@ -375,7 +377,7 @@ class Sender:
             if self._deployment.payloads.exists(beside(first, RAW)):
                 reason = "the ledger had no record of its calls in real time, whose answers are stored"
                 kind = Reason.UNRECORDED
-            self._answered(ids, kind, reason)
+            self._answered(shards, kind, reason)
             return
         provider = self._deployment.provider_of(first)
         requests = count_requests(shards) + first.padding
@@ -388,12 +390,13 @@ class Sender:
             self._accepted(shards, answer.batch_id)
         elif all(self._deployment.payloads.exists(beside(shard, RAW)) for shard in shards):
             # A ledger that was restored from a backup has no record that they were answered.
-            self._answered(ids, Reason.UNRECORDED, "the ledger had no record of its batch, whose answers are stored")
+            self._answered(shards, Reason.UNRECORDED, "the ledger had no record of its batch, whose answers are stored")
         elif isinstance(answer, Absent):
             # For some seconds a provider may not list a batch that it has created.
             if self._deployment.clock() - self._in_doubt_since(first) >= timedelta(seconds=provider.settle_seconds):
                 words = "its create call had no answer, and the provider has no batch of it"
-                self._ledger.shards.move_all(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
+                why: ShardFields = {"reason": words, "reason_kind": Reason.NO_BATCH}
+                self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, **why)
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
@@ -404,12 +407,11 @@ class Sender:
             )
             raise CannotTellError(msg)
 
-    def _answered(self, ids: Sequence[str], kind: Reason, words: str) -> None:
+    def _answered(self, shards: Sequence[Shard], kind: Reason, words: str) -> None:
         """Record that nobody can ask for answers to these shards, beside those that are stored."""
-        now = self._deployment.clock()
-        self._ledger.shards.move_all(
-            ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=words, reason_kind=kind
-        )
+        ids, key, now = [shard.shard_id for shard in shards], shards[0].batch_key, self._deployment.clock()
+        why: ShardFields = {"status": BatchStatus.ENDED, "ended_at": now, "reason": words, "reason_kind": kind}
+        self._ledger.shards.move_all(ids, Move.ANSWERED, batch_key=key, **why)
 
     def _in_doubt_since(self, first: Shard) -> datetime:
         """Return when the create call was certainly over: when its end was seen, or else now that its process is gone.
@@ -442,8 +444,8 @@ class Sender:
         return frozenset(other.batch_id for other in others if other.batch_id is not None) | put_back
 
     def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
-        ids, now = [shard.shard_id for shard in shards], self._deployment.clock()
-        self._ledger.shards.move_all(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
+        ids, key, now = [shard.shard_id for shard in shards], shards[0].batch_key, self._deployment.clock()
+        self._ledger.shards.move_all(ids, Move.ACCEPTED, batch_key=key, batch_id=batch_id, submitted_at=now)
 
 
 def _batch_and_place(shard: Shard) -> tuple[str, int]:

@@ -23,6 +23,8 @@ from dagster_llm_batch.errors import (
     LLMBatchError,
     TransientError,
 )
+from dagster_llm_batch.files.request_files import SENT, beside
+from dagster_llm_batch.loop.submit import Sender
 from dagster_llm_batch.providers.capabilities import pass_on_capabilities
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY
@@ -284,6 +286,27 @@ def test_a_request_file_that_was_changed_is_not_sent(workspace: Workspace) -> No
     workspace.engine().payloads.delete(shard.path)
     with pytest.raises(LLMBatchError, match="cannot be read"):
         workspace.engine().submit(definition, submission.submission_id)
+    assert workspace.emulator.books.batches == []
+
+
+def test_a_process_that_was_frozen_before_it_wrote_a_receipt_leaves_that_of_another(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    submission = engine.plan(labeling(), tickets(3))
+    [shard] = engine.ledger.shards.of_submission(submission.submission_id)
+
+    def freeze(_: Any, padding: int) -> bool:
+        workspace.skipped += timedelta(days=1)
+        # By a process that has sent it meanwhile.
+        with engine.payloads.writer(beside(shard, SENT)) as out:
+            out.write(b"newer")
+        return True
+
+    with engine.ledger.leases.hold(f"submission:{submission.submission_id}") as lease:
+        sender = Sender(engine.deployment, lease, freeze)
+        with pytest.raises(LeaseError, match="was lost"):
+            sender.send([shard], labeling().spec)
+    with engine.payloads.reader(beside(shard, SENT)) as receipt:
+        assert receipt.read() == b"newer"
     assert workspace.emulator.books.batches == []
 
 

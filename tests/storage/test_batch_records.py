@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, bring_to
 
+from dagster_llm_batch.errors import IllegalMoveError
 from dagster_llm_batch.states import BATCH_MOVES, BATCH_SEEN, MOVES, SHARD_MOVES, BatchState, Move, OwnState, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.types import Cause
@@ -64,6 +67,68 @@ def test_a_batch_of_several_shards_is_one_row_that_each_move_of_theirs_changes_o
     ledger.shards.move("h2", Move.ENDED)
     ledger.shards.move_all(both, Move.COLLECTED)
     assert batches() == [("h2-1", "void"), ("h2-2", "ended")]
+
+
+STALE = {
+    Move.NOT_SENT: {},
+    Move.REFUSED: {},
+    Move.ANSWERED: {},
+    Move.ACCEPTED: {"batch_id": "of-a-1"},
+}
+
+
+@pytest.mark.parametrize(("move", "fields"), STALE.items(), ids=str)
+def test_what_is_known_of_a_batch_moves_no_shard_that_was_sent_in_another_since(
+    ledger: Ledger, move: Move, fields: dict[str, str]
+) -> None:
+    """A process is frozen in its create call for `a`, which another one plans again, and sends with `b`."""
+    ledger.submissions.open(a_submission(), [a_shard(name, number=n, nonce=name) for n, name in enumerate("ab", 1)])
+    key = ledger.shards.move("a", Move.SEND).batch_key
+    ledger.shards.move("a", Move.NOT_SENT, batch_key=key)
+    both = ledger.shards.move_all(["a", "b"], Move.SEND)
+    with pytest.raises(IllegalMoveError, match=r"in batch a-2, and cannot take the move '.*' of batch a-1"):
+        ledger.shards.move("a", move, batch_key=key, **fields)
+    assert ledger.shards.of_submission("s1") == both
+    assert not broken_records(ledger)
+    moved = ledger.shards.move_all(["a", "b"], move, batch_key="a-2", **fields)
+    assert [shard.state for shard in moved] == [MOVES[move][1]] * 2
+    assert not broken_records(ledger)
+
+
+@pytest.mark.parametrize("move", [Move.NOT_SENT, Move.PUT_BACK])
+def test_a_batch_becomes_void_for_all_of_its_shards(ledger: Ledger, move: Move) -> None:
+    ledger.submissions.open(a_submission(), [a_shard(name, number=n, nonce=name) for n, name in enumerate("ab", 1)])
+    sent = ledger.shards.move_all(["a", "b"], Move.SEND)
+    if move is Move.PUT_BACK:
+        sent = ledger.shards.move_all(["a", "b"], Move.ACCEPTED, batch_id="x")
+    with pytest.raises(IllegalMoveError, match=f"Shard b is sent in the same batch as a, and the move '{move.value}'"):
+        ledger.shards.move("a", move)
+    assert ledger.shards.of_submission("s1") == sent
+    assert not broken_records(ledger)
+
+
+@pytest.mark.parametrize("state", [ShardState.SUBMITTING, ShardState.SUBMITTED])
+def test_what_was_sent_with_a_shard_that_was_split_since_is_planned_again(ledger: Ledger, state: ShardState) -> None:
+    """The ledger is of before: the batch of both ran nothing, and then `a` was split."""
+    shards = [a_shard(name, number=n, nonce=name, path=name) for n, name in enumerate("ab", 1)]
+    ledger.submissions.open(a_submission(requests=16), shards)
+    sent = ledger.shards.move_all(["a", "b"], Move.SEND)
+    if state is ShardState.SUBMITTED:
+        ledger.shards.move_all(["a", "b"], Move.ACCEPTED, batch_id="x")
+    rest = replace(shards[0], path="rest", requests=4)
+    half = replace(rest, shard_id="h", path="half", number=3, nonce="h")
+    recovered = ledger.shards.recover_sends([a_submission(requests=16)], {"a": (rest, 1), "h": (half, 0)})
+    assert [shard.shard_id for shard in recovered] == ["a", "h"]
+    states = {one.shard_id: one.state for one in ledger.shards.of_submission("s1")}
+    assert states == dict.fromkeys("abh", ShardState.PLANNED)
+    last = [event for event in ledger.events.of_submission("s1") if event.shard_id == "b"][-1]
+    assert (last.kind, last.from_state) == ("put_back" if state is ShardState.SUBMITTED else "not_sent", state)
+    assert not broken_records(ledger)
+    # It was sent alone then, of which it has a receipt.
+    again = replace(sent[1], batch_key="b-2", place=0)
+    assert ledger.shards.find_unrecorded_sends({"b": (again, 2)}) == ["b"]
+    ledger.shards.recover_sends([a_submission(requests=16)], {"b": (again, 2)})
+    assert not broken_records(ledger)
 
 
 def test_moves_as_people_see_them_are_those_of_shards_and_of_batches() -> None:

@@ -23,6 +23,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault, VendorLimits, WireFault
+from tests.batch_records import broken_records
 
 pytestmark = pytest.mark.slow
 
@@ -260,6 +261,28 @@ def test_what_was_split_after_the_backup_is_not_asked_again(site: Site, backed_u
 @pytest.mark.parametrize("emulator", [VendorLimits(enqueued_tokens=8)], indirect=True, ids=["refuses later"])
 def test_what_was_under_way_at_the_backup_and_split_after_it_is_not_asked_again(site: Site) -> None:
     check_split(site, forget(site, "submitted", "all"))
+
+
+@pytest.mark.parametrize("emulator", [VendorLimits(enqueued_tokens=8)], indirect=True, ids=["refuses later"])
+def test_what_shared_a_batch_that_ran_nothing_with_what_was_split_is_not_asked_again(site: Site) -> None:
+    labeling = replace(LABELS, limits=Limits())
+    engine = site.engine()
+    rows = {"large": ROWS, "small": [{"id": "s", "text": "Ticket s"}]}
+    ids = [engine.plan(labeling, own, partition=name).submission_id for name, own in rows.items()]
+    engine.submit_together(labeling, ids)
+    shards = [engine.ledger.shards.of_submission(one)[0] for one in ids]
+    assert [shard.batch_key for shard in shards] == [f"{shards[0].shard_id}-1"] * 2
+    backup = site.back_up()
+    assert [site.finish(one, labeling) for one in ids] == [{"succeeded": 6}, {"succeeded": 1}]
+    engine = site.engine()
+    assert len(engine.ledger.shards.of_submission(ids[0])) > 1
+    asked = len(site.emulator.books.executions)
+    site.restore(backup)
+    site.engine().recovery.recover_all()
+    assert not broken_records(site.engine().ledger)
+    assert [site.finish(one, labeling) for one in ids] == [{"succeeded": 6}, {"succeeded": 1}]
+    assert not broken_records(site.engine().ledger)
+    assert len(site.emulator.books.executions) == asked
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from dagster_llm_batch.errors import IllegalMoveError
 from dagster_llm_batch.states import (
     BATCH_MOVES,
     BATCH_SEEN,
@@ -33,14 +34,17 @@ __all__ = [
     "INSERT_BATCH",
     "OF_BATCH",
     "UPDATE_BATCH",
-    "VOID_BATCH_OF",
     "batch_key",
     "batch_row",
     "divide",
     "end_with",
     "find_sharing",
+    "lock_batches",
+    "other_batch",
     "record_ends",
     "record_reports",
+    "refuse_part",
+    "sent_beside",
     "shard_row",
     "store_batches",
 ]
@@ -104,12 +108,48 @@ def store_batches(connection: sa.Connection, shards: Iterable[Shard]) -> None:
         insert_or_nothing(connection, BATCH, row, "batch_key")
 
 
-VOID_BATCH_OF = (
-    sa.update(BATCH)
-    .where(BATCH.c.batch_key.in_(sa.select(SHARD_ROW.c.batch_key).where(SHARD_ROW.c.shard_id == sa.bindparam("key"))))
-    .values(state=BatchState.VOID)
+_LOCKED = (
+    sa.select(BATCH.c.batch_key)
+    .where(BATCH.c.batch_key.in_(sa.bindparam("keys", expanding=True)))
+    .order_by(BATCH.c.batch_key)
+    .with_for_update()
 )
-"""Set the batch of the shard `key` to void: it ran nothing."""
+
+_KEYS = sa.select(SHARD_ROW.c.batch_key).where(SHARD_ROW.c.shard_id.in_(sa.bindparam("ids", expanding=True)))
+
+_SENT_BESIDE = (
+    sa.select(SHARD_ROW.c.shard_id)
+    .where(SHARD_ROW.c.batch_key.in_(_KEYS), SHARD_ROW.c.state == OwnState.SENT)
+    .order_by(SHARD_ROW.c.place, SHARD_ROW.c.shard_id)
+)
+
+
+def lock_batches(connection: sa.Connection, keys: Collection[str]) -> None:
+    """Lock batches, in the order of their keys. Their shards are locked before, always."""
+    if keys:
+        connection.execute(_LOCKED, {"keys": list(keys)})
+
+
+def sent_beside(connection: sa.Connection, shard_ids: Collection[str]) -> list[str]:
+    """Return the shards that are sent in the batches of these shards, these among them, by their places."""
+    return list(connection.execute(_SENT_BESIDE, {"ids": list(shard_ids)}).scalars())
+
+
+def refuse_part(connection: sa.Connection, move: Move, shard_ids: Collection[str]) -> None:
+    """Raise IllegalMoveError where a shard is left out that is sent in the same batch, which becomes void."""
+    if left_out := [other for other in sent_beside(connection, shard_ids) if other not in shard_ids]:
+        raise IllegalMoveError(
+            f"Shard {left_out[0]} is sent in the same batch as {', '.join(shard_ids)}, and the move '{move.value}' is "
+            "for all shards of a batch. Nothing was changed. Read the shards again: another process may have sent them."
+        )
+
+
+def other_batch(shard: Shard, move: Move, key: str) -> IllegalMoveError:
+    """Return the error for a move that is of another batch than the one in which the shard is."""
+    return IllegalMoveError(
+        f"Shard {shard.shard_id} is '{shard.state.value}' in batch {shard.batch_key}, and cannot take the move "
+        f"'{move.value}' of batch {key}. Nothing was changed. Read the shard again: another process has sent it since."
+    )
 
 
 def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,10 +23,13 @@ from dagster_llm_batch.storage.ledger.batch_rows import (
     INSERT_BATCH,
     OF_BATCH,
     UPDATE_BATCH,
-    VOID_BATCH_OF,
     batch_key,
     batch_row,
     divide,
+    lock_batches,
+    other_batch,
+    refuse_part,
+    sent_beside,
     shard_row,
     store_batches,
 )
@@ -177,7 +180,7 @@ OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "reason", "reason_k
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _LOCKED = (
-    sa.select(SHARD_ROW.c.shard_id)
+    sa.select(SHARD_ROW.c.batch_key)
     .where(SHARD_ROW.c.shard_id.in_(_IDS))
     .order_by(SHARD_ROW.c.shard_id)
     .with_for_update()
@@ -240,7 +243,7 @@ def _lock(connection: sa.Connection, ids: Collection[str]) -> sa.CursorResult[An
     # Read after all are locked: PostgreSQL would return batches and bills from before the transaction that it waited
     # for. SQLite has one transaction that writes at a time.
     if connection.dialect.name == "postgresql":
-        connection.execute(_LOCKED, wanted)
+        lock_batches(connection, {key for key in connection.execute(_LOCKED, wanted).scalars() if key})
     return connection.execute(_BY_ID, wanted)
 
 
@@ -279,7 +282,8 @@ def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, 
     `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
     not unrecorded, unless it was split since: it is looked for, or was found.
     """
-    stored = {row.shard_id: row for row in _lock(connection, sent)}
+    # With all that the recovery may change: what is locked later is not in the order of ids.
+    stored = {row.shard_id: row for row in _lock(connection, {*sent, *sent_beside(connection, sent)})}
     unrecorded: list[str] = []
     for key, (shard, sends) in sent.items():
         row = stored.get(key)
@@ -293,16 +297,22 @@ def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, 
     return unrecorded
 
 
-def store_recovered(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
+def store_recovered(connection: sa.Connection, clock: Callable[[], datetime], shards: Sequence[Shard]) -> None:
     """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
+    now = clock()
+    for shard in shards:
+        # Of one that was split since: its batch of before ran nothing, for none of its shards.
+        if together := sent_beside(connection, [shard.shard_id]):
+            is_accepted = get_shards(connection, together)[together[0]].state is ShardState.SUBMITTED
+            move = Move.PUT_BACK if is_accepted else Move.NOT_SENT
+            changes = {each: move_values(each, move, {}, now) for each in together}
+            take_move(connection, clock, move, changes, words="a shard of its batch was split since")
     store_batches(connection, shards)
     for shard in shards:
         row = {**shard_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
         if insert_or_nothing(connection, SHARD_ROW, row, "shard_id"):
             connection.execute(_INSERT_BILL, _bill_row(shard))
         else:
-            # Of one that was split since: its batch of before ran nothing.
-            connection.execute(VOID_BATCH_OF, {"key": shard.shard_id})
             connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
             connection.execute(_COUNT_SENDS, {"key": shard.shard_id, "count": shard.sends})
             set_expected_cost(connection, shard)
@@ -373,12 +383,14 @@ def take_move(
     of_batch: str | None = None,
     words: str | None = None,
     sources: Collection[ShardState] | None = None,
+    key: str | None = None,
 ) -> list[Shard]:
     """Take a move for shards, all of them or none, set the columns that `changes` has by id, and return them.
 
     The event of each has the `words`; that of a batch that was put back has its id.
 
-    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch`, or in none of `sources`.
+    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch` or `key`, or in none of
+    `sources`; or where one that is sent in the same batch is not among them, and the batch becomes void.
     """
     legal, to = MOVES[move]
     allowed = legal if sources is None else legal.intersection(sources)
@@ -388,6 +400,10 @@ def take_move(
     for shard_id in changes:
         if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch_id):
             raise illegal_move(shard_id, before[shard_id].state, move)
+        if key is not None and key != before[shard_id].batch_key:
+            raise other_batch(before[shard_id], move, key)
+    if move in (Move.NOT_SENT, Move.PUT_BACK):
+        refuse_part(connection, move, changes)
     writes, after = _divide_all(move, before, changes)
     if move is Move.CANCELED:
         store_batches(connection, after)

@@ -20,6 +20,7 @@ from dagster_llm_batch.storage.ledger.batch_rows import (
     find_sharing,
     record_ends,
     record_reports,
+    sent_beside,
 )
 from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, drop_holds, hold_submission
@@ -98,14 +99,16 @@ class Shards(Member):
         move: Move,
         *,
         of_batch: str | None = None,
+        batch_key: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> Shard:
         """Take the move and record `fields` with it, or raise IllegalMoveError and change nothing.
 
         The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none. With
-        `of_batch`, what is known of that batch moves no shard that was sent in another since.
+        `of_batch`, its id at the provider, or `batch_key`, what is known of that batch moves no shard that was sent in
+        another since.
         """
-        return self.move_all([shard_id], move, of_batch=of_batch, **fields)[0]
+        return self.move_all([shard_id], move, of_batch=of_batch, batch_key=batch_key, **fields)[0]
 
     def move_all(
         self,
@@ -113,6 +116,7 @@ class Shards(Member):
         move: Move,
         *,
         of_batch: str | None = None,
+        batch_key: str | None = None,
         sources: Collection[ShardState] | None = None,
         words: str | None = None,
         **fields: Unpack[ShardFields],
@@ -129,7 +133,8 @@ class Shards(Member):
             changes = {shard_id: {**values, "padding": 0} for shard_id in shard_ids}
             changes[shard_ids[0]]["padding"] = fields.get("padding", 0)
         with self._database.write() as connection:
-            return take_move(connection, self._clock, move, changes, of_batch, words or fields.get("reason"), sources)
+            told = words or fields.get("reason")
+            return take_move(connection, self._clock, move, changes, of_batch, told, sources, batch_key)
 
     def collect(self, results: Mapping[str, ShardFields]) -> None:
         """Take the move COLLECTED for shards, each with the fields of its results: for all of them or none."""
@@ -190,7 +195,7 @@ class Shards(Member):
                 update_submission(connection, self._clock, submission, data, **values)
                 hold_submission(connection, submission.submission_id, data, self._clock())
             recovered = [replace(shard, sends=sends) for shard, sends in map(sent.__getitem__, unrecorded)]
-            store_recovered(connection, recovered, self._clock())
+            store_recovered(connection, self._clock, recovered)
             # The event of the sending of a shard in doubt is written when it is known what came of it.
             sending = events.Moved(Move.SEND, kind.kind)
             known = [shard for shard in recovered if shard.state is not ShardState.SUBMITTING and shard.batch_key]
@@ -418,6 +423,12 @@ class Shards(Member):
         if shard.batch_key is None or shard.batch_id is None:
             return [shard]
         return self._read_shards(_OF_BATCH, batch_key=shard.batch_key)
+
+    def sent_beside(self, shard_ids: Collection[str]) -> list[Shard]:
+        """Return the shards that are sent in the batches of these shards, these among them."""
+        with self._database.read() as connection:
+            ids = sent_beside(connection, shard_ids)
+        return self._read_shards(SHARDS.where(SHARD.c.shard_id.in_(ids)))
 
     def told_with(self, shard: Shard) -> list[Shard]:
         """Return the shards on which a provider's words on this one may be, too: they were in a batch with it once.
