@@ -104,7 +104,8 @@ def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_
 
 # The ledger's one class of 73 methods is ten members, and a plan has its steps apart: more modules, each a small
 # part of one before. So functions are bounded, too: such a split does not multiply them. A batch and a bill are
-# records of their own, with one module and a dozen functions that write and read them.
+# records of their own, with one module and a dozen functions that write and read them. A batch ends for all of its
+# shards at once, which takes four more.
 def test_a_row_enters_few_modules_and_functions_to_be_submitted_and_to_land() -> None:
     command = [sys.executable, "-m", "benchmarks.journey", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -115,4 +116,4 @@ def test_a_row_enters_few_modules_and_functions_to_be_submitted_and_to_land() ->
     assert len(ways["submission"]) <= 62, sorted(ways["submission"])
     assert len(ways["landing"]) <= 52, sorted(ways["landing"])
     assert sum(map(len, ways["submission"].values())) <= 521
-    assert sum(map(len, ways["landing"].values())) <= 396
+    assert sum(map(len, ways["landing"].values())) <= 400
