@@ -37,6 +37,7 @@ from dagster_llm_batch.evaluation.builder import (
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, columns_of
+from dagster_llm_batch.metadata import masked_metadata
 from dagster_llm_batch.metrics.clusters import REQUEST
 from dagster_llm_batch.metrics.numeric import ANSWERS, CASE_ID, JUDGE_COLUMNS
 
@@ -156,6 +157,19 @@ class Judge:
             raise ConfigError(
                 f"sample_size={self.sample_size!r} is not allowed; it is at least 1, or None to judge all rows."
             )
+        self._check_mask()
+
+    def _check_mask(self) -> None:
+        """Raise ConfigError where the mask names the key, or a column that the prompt does not read."""
+        if (mask := self.prompt.mask) is None:
+            return
+        mask.check(self.join_key, self.prompt.images)
+        readable = [*(name for name in self.own_columns if name in ANSWERS), *self.columns]
+        if strangers := [name for name in mask.columns if name not in readable]:
+            raise ConfigError(
+                f"mask names {', '.join(strangers)}, which the judge's prompt does not read. It reads "
+                f"{', '.join(sorted(readable))}. Name only these."
+            )
 
     @property
     def rows_key(self) -> dg.AssetKey:
@@ -187,12 +201,14 @@ class Judge:
         before_asking = replace(free, backfill_policy=apart if free.partitions_def else None)
         names = ", ".join(candidate.name for candidate in self.candidates)
         reads = list(dict.fromkeys([self.rows_key, *(candidate.key for candidate in self.candidates)]))
+        mask = self.prompt.mask
+        asked = (self.join_key, self.targets, self.candidates, self.sample_size, self.columns)
         cases = before_asking.spec(
             f"What {model} is asked to judge: answers of {names}{_drawn(self.sample_size)}.",
             suffix="cases",
             deps=reads,
             kinds={"table"},
-            code_version=code_digest(self.join_key, self.targets, self.candidates, self.sample_size, self.columns),
+            code_version=code_digest(*asked) if mask is None else code_digest(*asked, mask.settings()),
             follow=free.follow(reads, not_awaited=[self.rows_key] if is_external(self.rows) else []),
         )
         declared = key_beside(self.builder.key, "verdicts")
@@ -241,6 +257,7 @@ class Judge:
         cases = self.cases(rows, answers, key=key, target=self.targets, sample=self.sample_size)
         if not len(cases) and len(rows) and all(len(table) for table in answers.values()):
             raise self._nothing_to_judge(rows, answers)
+        cases, masked = self._masked(cases)
         asked = len(_to_ask(cases))
         shown = [dg.TableColumnDep(candidate.key, column) for candidate in self.candidates for column in self.targets]
         lineage = {
@@ -250,9 +267,21 @@ class Judge:
         metadata = {
             "llm_batch/cases_to_ask": asked,
             "llm_batch/cases_identical": len(cases) - asked,
+            **masked_metadata(masked),
             "dagster/column_lineage": dg.TableColumnLineage(lineage),
         }
         return Computed(cases, metadata, CASE_DOCS)
+
+    def _masked(self, cases: pa.Table) -> tuple[pa.Table, Counter[str] | None]:
+        """Return the cases with placeholders, and the number of values that these replace; None without a mask.
+
+        The submission masks its rows, too: stored cases can be older than the mask.
+        """
+        if self.prompt.mask is None:
+            return cases, None
+        counts: Counter[str] = Counter()
+        batches = self.prompt.mask.stream(cases.to_batches(), counts)
+        return pa.Table.from_batches(batches, cases.schema), counts
 
     def _nothing_to_judge(self, rows: pa.Table, answers: Mapping[str, pa.Table]) -> InputError:
         tables = {self.rows_key.to_user_string(): rows, **answers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import dagster as dg
 import pyarrow as pa
@@ -16,6 +17,7 @@ from dagster_llm_batch import (
     Checks,
     GeminiBatchResource,
     LLMBatchResource,
+    Mask,
     OpenAIBatchResource,
     Prompt,
     Realtime,
@@ -193,6 +195,51 @@ def test_a_partition_without_rows_has_nothing_to_judge_and_fails_nothing(project
     project.run([*nobody, *judging], f"{name}_verdicts", f"{name}_verdicts_rejects")
     assert project.stored(f"{name}_verdicts").num_rows == 0
     assert not project.emulator.books.batches
+
+
+MAILS = {"q1": "Is it ann@example.com?", "q2": "How?"}
+TWO_MAILS = {"q1": "It is ann@example.com or bob@example.com.", "q2": "So."}
+MASKED_DUEL = Mask(columns=["question", "answer_a", "answer_b"])
+MASKED_GRADES = Mask(columns=["question", "answer"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("factory", "prompt", "mask", "emails"), [(duel, PROMPT, MASKED_DUEL, 6), (grades, SCORING, MASKED_GRADES, 4)]
+)
+def test_the_stored_cases_of_a_judge_have_placeholders_and_show_their_number(project, factory, prompt, mask, emails):
+    """It runs a Dagster."""
+    _, judging = factory(prompt=replace(prompt, mask=mask))
+    upstream = [table(MAILS, "questions", column="question"), table(SHORT, "short"), table(TWO_MAILS, "long")]
+    name = judging[0].key.to_user_string()
+    project.run(upstream)
+    project.run([*upstream, *judging], name)
+    cases = project.stored(name)
+    assert "Is it [EMAIL_1]?" in cases["question"].to_pylist()
+    assert "It is [EMAIL_1] or [EMAIL_2]." in cases[mask.columns[1]].to_pylist()
+    assert "@" not in str(cases.to_pylist())
+    shown = project.metadata(name)
+    assert [shown[f"llm_batch/masked_{kind}"].value for kind in ("values", "email")] == [emails, emails]
+
+
+@pytest.mark.parametrize(("factory", "prompt"), [(duel, PROMPT), (grades, SCORING)])
+def test_a_mask_changes_the_code_version_of_the_cases(factory, prompt):
+    def code_version(mask):
+        _, judging = factory(prompt=replace(prompt, mask=mask))
+        return judging[0].code_versions_by_key[judging[0].key]
+
+    masks = [None, Mask(columns=["question"]), Mask(columns=["question"], what=["email"])]
+    assert len({code_version(mask) for mask in masks}) == len(masks)
+
+
+@pytest.mark.parametrize("factory", [duel, grades])
+@pytest.mark.parametrize(
+    ("column", "reason"), [("id", "mask names the key 'id'"), ("candidate", "mask names candidate, which the judge's")]
+)
+def test_a_judge_refuses_to_mask_the_key_and_columns_that_its_prompt_does_not_read(factory, column, reason):
+    prompt = {duel: PROMPT, grades: SCORING}[factory]
+    with pytest.raises(ConfigError, match=reason):
+        factory(prompt=replace(prompt, mask=Mask(columns=["question", column])))
 
 
 class TestPairwise:
