@@ -45,7 +45,7 @@ from dagster_llm_batch.types import (
     Usage,
 )
 
-__all__ = ["REPEATING", "RESULT_SCHEMA", "Expected", "Reconciler", "ShardFacts", "Tally"]
+__all__ = ["REPEATING", "RESULT_SCHEMA", "Expected", "Reconciler", "ShardFacts", "ShardTotals"]
 
 _ID = np.dtype([("head", "u8"), ("tail", f"V{REQUEST_ID_BYTES - 8}")])
 
@@ -168,7 +168,7 @@ class ShardFacts:
 
 
 @dataclass
-class Tally:
+class ShardTotals:
     """The costs and counts of a shard's results.
 
     Attributes:
@@ -219,7 +219,7 @@ class Tally:
 
 
 class Reconciler:
-    """Turn the raw lines of one shard into its results. Use it once: `tally` is complete when `tables` is exhausted.
+    """Turn the raw lines of one shard into its results. Use it once: `totals` is complete when `tables` is exhausted.
 
     Args:
         codec: Decodes the lines.
@@ -240,7 +240,7 @@ class Reconciler:
         *,
         has_logprob: bool = False,
     ) -> None:
-        self.tally = Tally()
+        self.totals = ShardTotals()
         self._codec = codec
         self._reader = reader
         self._tariff = tariff
@@ -266,7 +266,7 @@ class Reconciler:
         )
         # Copies may have run unseen: nothing is billed for that on the user's own machines, else nobody knows.
         if outcome is Outcome.MISSING and self._tariff.basis is not PriceBasis.FREE:
-            self.tally.unpriced += max(self._facts.padding - self._padding, 0)
+            self.totals.unpriced += max(self._facts.padding - self._padding, 0)
 
     def _left_out(self, unnamed: int) -> Result:
         """Return the result of each of the requests that no line names. `unnamed` is how many they are."""
@@ -332,40 +332,40 @@ class Reconciler:
     def _count(self, result: Result, request_id: str | None) -> None:
         """Count a line that is no result of the shard, or not the first of its request."""
         if result.custom_id is None:
-            self.tally.unreadable += 1
+            self.totals.unreadable += 1
         elif request_id is not None and is_padding(request_id):
             self._padding += 1
             is_unknown = result.usage is None and result.outcome in _REPLIED
             is_known = not is_unknown and _can_be(result.usage)
             self._add_copy(result.usage, self._tariff.price(result.usage).cost_usd if is_known else None)
         elif request_id is not None and request_id in self._expected:
-            self.tally.duplicates += 1
+            self.totals.duplicates += 1
         else:
-            self.tally.foreign += 1
+            self.totals.foreign += 1
 
     def _add_copy(self, usage: Usage | None, cost: Decimal | None) -> None:
         """Add a copy that was sent as padding. Without a cost it is not known."""
         if cost is None:
-            self.tally.unpriced += 1
+            self.totals.unpriced += 1
             return
-        self.tally.known_usd += cost
-        self.tally.padding_usd += cost
+        self.totals.known_usd += cost
+        self.totals.padding_usd += cost
         if usage is not None:
-            self.tally.add_tokens(1, usage.input_tokens, usage.output_tokens, usage.cache_read_tokens)
+            self.totals.add_tokens(1, usage.input_tokens, usage.output_tokens, usage.cache_read_tokens)
 
     def _add_bill(self, outcomes: pa.Array, tokens: Sequence[pa.Array], cost: pa.Array, realtime: pa.Array) -> None:
         """Add what requests cost, and the tokens that they were billed for (an array for each of TOKENS)."""
-        tally, known = self.tally, _sum(cost)
-        tally.unpriced += cost.null_count
-        tally.known_usd += known
-        tally.realtime_usd += _sum(realtime)
+        totals, known = self.totals, _sum(cost)
+        totals.unpriced += cost.null_count
+        totals.known_usd += known
+        totals.realtime_usd += _sum(realtime)
         # Mostly every request has a label.
         if not pc.all(labeled := pc.equal(outcomes, _SUCCEEDED.value)).as_py():
-            tally.unlabeled_usd += known - _sum(cost.filter(labeled))
-        tally.answered += labeled.true_count
+            totals.unlabeled_usd += known - _sum(cost.filter(labeled))
+        totals.answered += labeled.true_count
         input_tokens, output_tokens, cache_read_tokens, *_ = tokens
         counts = (_sum(input_tokens), _sum(output_tokens), _sum(cache_read_tokens))
-        tally.add_tokens(len(cost) - input_tokens.null_count, *counts)
+        totals.add_tokens(len(cost) - input_tokens.null_count, *counts)
 
     def _add_reported(self, extras: Sequence[Extra | None], replies: int) -> None:
         """Add what the vendor says that replies cost. A part of them could not be held against the cost of all."""
@@ -374,9 +374,9 @@ class Reconciler:
             reported = [extra.reported_usd for extra in extras if extra is not None and extra.reported_usd is not None]
         self._all_report = self._all_report and len(reported) == replies
         if reported and self._all_report:
-            self.tally.reported_usd = sum(reported, self.tally.reported_usd or Decimal(0))
+            self.totals.reported_usd = sum(reported, self.totals.reported_usd or Decimal(0))
         elif not self._all_report:
-            self.tally.reported_usd = None
+            self.totals.reported_usd = None
 
     def _tables(self, read: Iterable[_Read | None]) -> Iterator[pa.Table]:
         for group in _groups(filter(None, read)):

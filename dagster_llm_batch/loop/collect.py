@@ -27,7 +27,7 @@ from dagster_llm_batch.core.identity import NONCE, custom_id_pattern, packed
 from dagster_llm_batch.core.logprobs import LOGPROB
 from dagster_llm_batch.core.memory import chunks, release_all_memory
 from dagster_llm_batch.core.pricing import Tariff
-from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
+from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, ShardTotals
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import (
     ConfigError,
@@ -296,24 +296,24 @@ class Collector:
         """Read archived shards into their results files; yield each with what the move COLLECTED records of it."""
         workers = self._labeling.workers
         read = map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
-        for shard, (results_path, tally) in zip(shards, read, strict=True):
+        for shard, (results_path, totals) in zip(shards, read, strict=True):
             # Counted and shown, never fatal: the results of the other requests are as good as ever.
-            if tally.unexpected:
-                unexpected = UnexpectedLines(dict(tally.unexpected))
+            if totals.unexpected:
+                unexpected = UnexpectedLines(dict(totals.unexpected))
                 self._ledger.events.add(shard.submission_id, unexpected, shard.shard_id)
-            fields: ShardFields = {"results_path": results_path, **self._bill(shard, results_path, tally)}
+            fields: ShardFields = {"results_path": results_path, **self._bill(shard, results_path, totals)}
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
-            if tally.cost_usd is None:
-                fields["reserved_usd"] = self._most_usd(shard, tally)
+            if totals.cost_usd is None:
+                fields["reserved_usd"] = self._most_usd(shard, totals)
             fields["collected_at"] = self._deployment.clock()
             yield shard, fields
 
-    def _most_usd(self, shard: Shard, tally: Tally) -> Decimal | None:
+    def _most_usd(self, shard: Shard, totals: ShardTotals) -> Decimal | None:
         """Return the most that a shard did cost, some of whose requests have no known cost; None: nobody knows."""
         estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"), shard.lane)
         row = estimate.most_usd(shard.input_bound)
-        return None if row is None else tally.known_usd + tally.unpriced * row
+        return None if row is None else totals.known_usd + totals.unpriced * row
 
     def restore(self, shards: Iterable[Shard]) -> int:
         """Make results anew that are gone or damaged; return how many shards lost their answers for good.
@@ -361,16 +361,16 @@ class Collector:
                 "again. Nothing was changed. Restore the earlier response, or submit again to ask anew."
             )
         if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
-            results_path, tally = self.read(shard)
-            self._ledger.money.record_bill(shard.shard_id, self._bill(shard, results_path, tally))
+            results_path, totals = self.read(shard)
+            self._ledger.money.record_bill(shard.shard_id, self._bill(shard, results_path, totals))
 
-    def _bill(self, shard: Shard, results_path: str, tally: Tally) -> ShardFields:
+    def _bill(self, shard: Shard, results_path: str, totals: ShardTotals) -> ShardFields:
         """Return what the ledger stores of what a shard's results cost."""
-        bill = bill_of(tally)
-        if tally.reported_usd is None:
+        bill = bill_of(totals)
+        if totals.reported_usd is None:
             # Its replies do not tell what they cost; perhaps the batch did.
             bill["reported_usd"] = shard.reported_usd
-        asked_again = self._asked_again(shard) if tally.replies else set()
+        asked_again = self._asked_again(shard) if totals.replies else set()
         if asked_again:
             columns = ["llm_request_id", "llm_outcome", "llm_cost_usd"]
             results = self._payloads.read_table(results_path, columns).to_pylist()
@@ -379,7 +379,7 @@ class Collector:
                 for row in results
                 if row["llm_outcome"] == Outcome.SUCCEEDED and row["llm_request_id"] in asked_again
             )
-            bill["unlabeled_usd"] = tally.unlabeled_usd + sum(twice, Decimal(0))
+            bill["unlabeled_usd"] = totals.unlabeled_usd + sum(twice, Decimal(0))
         return bill
 
     def _asked_again(self, shard: Shard) -> set[str]:
@@ -422,8 +422,8 @@ class Collector:
                 return False
             return True
 
-    def read(self, shard: Shard) -> tuple[str, Tally]:
-        """Read the raw lines into the shard's results file, even if that exists; return its path and its tally."""
+    def read(self, shard: Shard) -> tuple[str, ShardTotals]:
+        """Read the raw lines into the shard's results file, even if that exists; return its path and its totals."""
         return self._reader([shard])(shard)
 
     def _reader(self, shards: Sequence[Shard]) -> ResultsReader:
@@ -487,7 +487,7 @@ class ResultsReader:
     counted: frozenset[str]
     lost: frozenset[str]
 
-    def __call__(self, shard: Shard) -> tuple[str, Tally]:
+    def __call__(self, shard: Shard) -> tuple[str, ShardTotals]:
         reconciler = self.reconciler(shard)
         path = beside(shard, RESULTS)
         with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:
@@ -496,7 +496,7 @@ class ResultsReader:
             lines = self.payloads.lines(shard.raw_path or beside(shard, RAW)) if has_raw else ()
             for table in reconciler.tables(lines):
                 out.write_table(table)
-        return path, reconciler.tally
+        return path, reconciler.totals
 
     def reconciler(self, shard: Shard) -> Reconciler:
         """Return what turns the shard's raw lines into its results."""
@@ -536,21 +536,21 @@ class ResultsReader:
         return packed(dict.fromkeys(match[1].decode() for match in found))
 
 
-def bill_of(tally: Tally) -> ShardFields:
+def bill_of(totals: ShardTotals) -> ShardFields:
     """Return what the ledger stores of what a shard's results cost."""
     return {
-        "cost_usd": tally.cost_usd,
-        "reported_usd": tally.reported_usd,
-        "replies": tally.replies,
-        "input_tokens": tally.input_tokens,
-        "output_tokens": tally.output_tokens,
-        "cache_read_tokens": tally.cache_read_tokens,
-        "known_usd": tally.known_usd,
-        "unpriced": tally.unpriced,
-        "realtime_usd": tally.realtime_usd,
-        "unlabeled_usd": tally.unlabeled_usd,
-        "padding_usd": tally.padding_usd,
-        "answered": tally.answered,
+        "cost_usd": totals.cost_usd,
+        "reported_usd": totals.reported_usd,
+        "replies": totals.replies,
+        "input_tokens": totals.input_tokens,
+        "output_tokens": totals.output_tokens,
+        "cache_read_tokens": totals.cache_read_tokens,
+        "known_usd": totals.known_usd,
+        "unpriced": totals.unpriced,
+        "realtime_usd": totals.realtime_usd,
+        "unlabeled_usd": totals.unlabeled_usd,
+        "padding_usd": totals.padding_usd,
+        "answered": totals.answered,
     }
 
 

@@ -56,7 +56,7 @@ def reconciled(lines: list[bytes], expected: list[str], status: BatchStatus, **f
     reconciler = Reconciler(PlainCodec(), Reader(SCHEMA), TARIFF, shard, packed(expected))
     tables = list(reconciler.tables(lines))
     schema = pa.schema([*RESULT_SCHEMA, *Reader(SCHEMA).fields])
-    return pa.concat_tables([*tables, schema.empty_table()]), reconciler.tally
+    return pa.concat_tables([*tables, schema.empty_table()]), reconciler.totals
 
 
 REQUESTS = [make_request(None, str(number)).request_id for number in range(6)]
@@ -190,7 +190,7 @@ def test_tokens_that_cannot_be_are_a_cost_that_nobody_knows_and_lose_no_reply(us
     assert table["llm_outcome"].to_pylist() == ["succeeded", "succeeded", "errored"]
     assert table["llm_input_tokens"].to_pylist() == [10, None, None]
     assert table["llm_cost_usd"].to_pylist() == [Decimal("0.00003"), None, Decimal(0)]
-    assert reconciler.tally.cost_usd is None
+    assert reconciler.totals.cost_usd is None
 
 
 def test_vectors_come_in_tables_of_bounded_size_and_none_is_lost() -> None:

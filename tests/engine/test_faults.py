@@ -367,7 +367,7 @@ def test_a_reply_without_usage_has_an_unknown_cost_and_not_zero(workspace: Works
     [table] = reconciler.tables([line])
     assert table["llm_outcome"].to_pylist() == ["succeeded"]
     assert table["llm_cost_usd"].to_pylist() == [None]
-    assert reconciler.tally.cost_usd is None
+    assert reconciler.totals.cost_usd is None
 
 
 # money over waves -----------------------------------------------------------------------------------------------------
