@@ -10,12 +10,12 @@ from dagster_llm_batch.engine.conditions import Condition, find_conditions
 
 if TYPE_CHECKING:
     from dagster_llm_batch.cli.deployment import DeploymentAccess
-    from dagster_llm_batch.storage.ledger.apart import Unreadable
+    from dagster_llm_batch.storage.ledger.apart import OnUnreadable
 
 __all__ = ["conditions_of"]
 
 
-def conditions_of(deployment: DeploymentAccess, unreadable: Unreadable | None = None) -> list[Condition]:
+def conditions_of(deployment: DeploymentAccess, unreadable: OnUnreadable | None = None) -> list[Condition]:
     """Find the conditions of a deployment. Without its definitions, no dataset or partition is taken as gone.
 
     A row of the ledger that cannot be read goes to `unreadable`, if that is given.

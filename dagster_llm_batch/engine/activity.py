@@ -13,7 +13,7 @@ from dagster_llm_batch.loop import activity
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.submit_queue import keep_places
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable
 from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, Stranded, Turn, Unavailable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Progress
@@ -56,7 +56,7 @@ class Activity:
         """Record that somebody looks after these assets. Shards of others lose their place in queues in time."""
         keep_places(self._deployment, assets)
 
-    def outlook(self, unreadable: Unreadable | None = None) -> activity.Outlook:
+    def outlook(self, unreadable: OnUnreadable | None = None) -> activity.Outlook:
         """Return which undelivered submissions are worked on, and their last events. See Submissions.progress."""
         return activity.look_out(self._deployment, unreadable)
 

@@ -19,7 +19,7 @@ from dagster_llm_batch.engine.conditions import (
 from dagster_llm_batch.loop.activity import Orphan, Outlook, find_held_queues
 from dagster_llm_batch.loop.status import UNAVAILABLE, Advice, Status
 from dagster_llm_batch.states import HoldReason, Move, ShardState
-from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, Unreadable
+from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, OnUnreadable
 from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
 from dagster_llm_batch.storage.ledger.records import Hold, Progress, Shard, Submission
 
@@ -42,7 +42,7 @@ def read_facts(
     undelivered: Sequence[Progress] | None = None,
     outlook: Outlook | None = None,
     flying: Sequence[Shard] | None = None,
-    unreadable: Unreadable | None = None,
+    unreadable: OnUnreadable | None = None,
 ) -> Facts:
     """Read the facts of a namespace from its ledger, in as many queries for many submissions as for few.
 
@@ -121,7 +121,7 @@ def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[
 
 
 def _held_queues(
-    engine: Engine, undelivered: Sequence[Progress], unreadable: Unreadable | None
+    engine: Engine, undelivered: Sequence[Progress], unreadable: OnUnreadable | None
 ) -> list[tuple[Submission, Advice]]:
     """Return who waits for a declared queue that is full of what nobody looks after: of each dataset one submission."""
     found: dict[tuple[str, str], tuple[Submission, Advice]] = {}
@@ -146,7 +146,7 @@ def _seen(
     gone: Mapping[str, Sequence[Progress]],
     outlook: Outlook,
     flying: Sequence[Shard],
-    unreadable: Unreadable | None,
+    unreadable: OnUnreadable | None,
 ) -> dict[str, datetime]:
     """Return when a process has looked after each of these submissions for the last time.
 
@@ -183,7 +183,7 @@ def _not_sent(
     undelivered: Sequence[Progress],
     outlook: Outlook,
     starved: Collection[str],
-    unreadable: Unreadable | None,
+    unreadable: OnUnreadable | None,
 ) -> list[tuple[Submission, int, datetime, str]]:
     """Return the submissions with batches that the provider did not take, the last time that they were sent.
 
@@ -207,7 +207,7 @@ def _not_sent(
 
 
 def _refused(
-    engine: Engine, undelivered: Sequence[Progress], unreadable: Unreadable | None
+    engine: Engine, undelivered: Sequence[Progress], unreadable: OnUnreadable | None
 ) -> list[tuple[Submission, list[Shard]]]:
     """Return the newest wave of those submissions of which the provider has refused batches."""
     ids = [one.submission.submission_id for one in undelivered if ShardState.FAILED in one.states]

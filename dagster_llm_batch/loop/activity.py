@@ -21,7 +21,7 @@ from dagster_llm_batch.loop.status import (
 from dagster_llm_batch.loop.submit_queue import can_go, has_room
 from dagster_llm_batch.loop.waits import next_tries
 from dagster_llm_batch.states import ENDED, Move, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable
 from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Turn, Waits, read_event
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queues import QueueLines
@@ -166,7 +166,7 @@ def count_lost(events: Sequence[Event]) -> int:
     return count
 
 
-def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
+def look_out(deployment: Deployment, unreadable: OnUnreadable | None = None) -> Outlook:
     """See Activity.outlook. Takes five queries, however many submissions there are."""
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.submission_rows import group_names
 
-__all__ = ["CANNOT_READ", "Unreadable", "read_apart", "read_each"]
+__all__ = ["CANNOT_READ", "OnUnreadable", "read_apart", "read_each"]
 
-Unreadable = Callable[[str, Exception], None]
+OnUnreadable = Callable[[str, Exception], None]
 """Takes the id of a row that cannot be read, and why."""
 
 _T = TypeVar("_T")
@@ -25,7 +25,7 @@ def read_apart(
     database: Database,
     read: Callable[[Sequence[str] | None], list[_T]],
     ids: sa.Select[Any],
-    unreadable: Unreadable | None,
+    unreadable: OnUnreadable | None,
 ) -> list[_T]:
     """Return what `read` gives for all ids; where some rows cannot be read, for the others, in the order of `ids`.
 
@@ -42,13 +42,15 @@ def read_apart(
     return read_each(read, every, unreadable)
 
 
-def read_each(read: Callable[[Sequence[str]], list[_T]], ids: Sequence[str], unreadable: Unreadable | None) -> list[_T]:
+def read_each(
+    read: Callable[[Sequence[str]], list[_T]], ids: Sequence[str], unreadable: OnUnreadable | None
+) -> list[_T]:
     """Return what `read` gives for these ids, as many at once as one query can name. See `read_apart`."""
     return [record for part in group_names(ids) for record in _read_halves(read, part, unreadable)]
 
 
 def _read_halves(
-    read: Callable[[Sequence[str]], list[_T]], ids: Sequence[str], unreadable: Unreadable | None
+    read: Callable[[Sequence[str]], list[_T]], ids: Sequence[str], unreadable: OnUnreadable | None
 ) -> list[_T]:
     """Return what `read` gives for these ids. Halve them until a row that cannot be read stands alone."""
     try:

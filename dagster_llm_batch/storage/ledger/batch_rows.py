@@ -27,13 +27,12 @@ from dagster_llm_batch.states import (
 )
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
-from dagster_llm_batch.storage.ledger.schema import BATCH, SHARD_ROW, to_row
+from dagster_llm_batch.storage.ledger.schema import BATCH, SHARD_ROW, UPDATE_BATCH, UPDATE_SHARD, to_row
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
     "INSERT_BATCH",
     "OF_BATCH",
-    "UPDATE_BATCH",
     "batch_key",
     "batch_row",
     "divide",
@@ -51,13 +50,7 @@ __all__ = [
 
 INSERT_BATCH = sa.insert(BATCH)
 
-UPDATE_BATCH = sa.update(BATCH).where(BATCH.c.batch_key == sa.bindparam("key"))
-"""Set columns of the batch whose key is the parameter `key`."""
-
-UPDATE_ROW = sa.update(SHARD_ROW).where(SHARD_ROW.c.shard_id == sa.bindparam("key"))
-"""Set columns of the shard whose id is the parameter `key`."""
-
-COUNTS = ("total", "done", "failed")
+_COUNTS = ("total", "done", "failed")
 
 OF_BATCH = frozenset(
     ("padding", "batch_id", "sent_at", "submitted_at", "status", "total", "done", "failed", "retryable")
@@ -176,25 +169,20 @@ def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[st
     return own, of_batch
 
 
-_REPORT = (
-    sa.update(BATCH)
-    .where(BATCH.c.batch_key == sa.bindparam("key"))
-    .values(
-        polled_at=sa.bindparam("now"),
-        status=sa.bindparam("reported"),
-        # A count that a report does not know keeps its last value.
-        **{
-            name: sa.func.coalesce(sa.bindparam(f"new_{name}", type_=BATCH.c[name].type), BATCH.c[name])
-            for name in COUNTS
-        },
-    )
+_REPORT = UPDATE_BATCH.values(
+    polled_at=sa.bindparam("now"),
+    status=sa.bindparam("reported"),
+    # A count that is missing in a report keeps its last value.
+    **{
+        name: sa.func.coalesce(sa.bindparam(f"new_{name}", type_=BATCH.c[name].type), BATCH.c[name]) for name in _COUNTS
+    },
 )
 
 
 def record_reports(connection: sa.Connection, reports: Mapping[str, BatchReport], now: datetime) -> None:
     """Record reports by the keys of batches, and the time of the poll."""
     rows = [
-        {"key": key, "now": now, "reported": report.status} | {f"new_{name}": getattr(report, name) for name in COUNTS}
+        {"key": key, "now": now, "reported": report.status} | {f"new_{name}": getattr(report, name) for name in _COUNTS}
         for key, report in sorted(reports.items())
     ]
     connection.execute(_REPORT, rows)
@@ -234,11 +222,11 @@ def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Move, Sha
         own, of_batch = divide(move, shard, {**end.values(), **late, "state": to})
         if move is Move.LATE:
             # It was read before, perhaps, and what was counted then is not known anew.
-            of_batch = {name: value for name, value in of_batch.items() if name not in COUNTS or value is not None}
+            of_batch = {name: value for name, value in of_batch.items() if name not in _COUNTS or value is not None}
         shards.setdefault(tuple(sorted(own)), []).append({"key": shard.shard_id, **own})
         if shard.batch_key is not None:
             batches.setdefault(tuple(sorted(of_batch)), {})[shard.batch_key] = {"key": shard.batch_key, **of_batch}
     for rows in shards.values():
-        connection.execute(UPDATE_ROW, rows)
+        connection.execute(UPDATE_SHARD, rows)
     for by_key in batches.values():
         connection.execute(UPDATE_BATCH, [by_key[key] for key in sorted(by_key)])

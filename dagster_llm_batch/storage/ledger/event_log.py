@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from dagster_llm_batch.storage.ledger import events
-from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
-from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.holds import hold_submission
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Event

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import HoldReason
-from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import (
     EventData,
@@ -189,7 +189,7 @@ class Holds:
         return found
 
     def undelivered(
-        self, namespace: str, *reasons: HoldReason, unreadable: Unreadable | None = None
+        self, namespace: str, *reasons: HoldReason, unreadable: OnUnreadable | None = None
     ) -> dict[str, list[Hold]]:
         """Return the holds of undelivered submissions for these reasons, the oldest first. By submission_id.
 

@@ -9,15 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import IN_FLIGHT, Reason, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
-from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import IS_FIRST, MAY_QUEUE, SHARD, SHARDS, SUBMISSION, from_row, in_state
 from dagster_llm_batch.storage.ledger.shard_rows import LACKS_MONEY, is_due, looked_after, set_waits, update_shards
 from dagster_llm_batch.types import Lane
 
-__all__ = ["QueueLines", "Queues", "may_go"]
+__all__ = ["QueueLines", "Queues"]
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
 
@@ -160,7 +159,7 @@ class Queues(Member):
         same = (SHARD.c.provider, SHARD.c.account, SHARD.c.model)
         join = SUBMISSION.c.submission_id == SHARD.c.submission_id
         first = sa.select(sa.func.min(SHARD.c.shard_id)).join(SUBMISSION, join)
-        first = first.where(may_go(namespace), SHARD.c.lane == Lane.BATCH).group_by(*same)
+        first = first.where(_may_go(namespace), SHARD.c.lane == Lane.BATCH).group_by(*same)
         with self._database.read() as connection:
             rows = connection.execute(SHARDS.where(SHARD.c.shard_id.in_(first)).order_by(*same)).mappings()
             return [from_row(Shard, row) for row in rows]
@@ -217,7 +216,7 @@ class Queues(Member):
 
         def choose(query: sa.Select[Any]) -> sa.Select[Any]:
             query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-            query = query.where(may_go(namespace), SHARD.c.no_room_at.is_not(None))
+            query = query.where(_may_go(namespace), SHARD.c.no_room_at.is_not(None))
             return query.order_by(SHARD.c.no_room_at, SHARD.c.shard_id)
 
         def read(ids: Sequence[str] | None) -> list[Shard]:
@@ -233,7 +232,7 @@ class Queues(Member):
         In flight again, of any namespace; planned, of this one, while somebody looks after them (see `count_ahead`).
         """
         query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        waits = may_go(namespace) & looked_after(presence.seen_since, presence.now)
+        waits = _may_go(namespace) & looked_after(presence.seen_since, presence.now)
         query = query.where(*_of_model(shard), SHARD.c.no_room_at.is_not(None))
         with self._database.read() as connection:
             rows = connection.execute(query.where(in_state(*IN_FLIGHT) | waits)).mappings()
@@ -308,6 +307,6 @@ def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:
     return (*same, SHARD.c.lane == Lane.BATCH)
 
 
-def may_go(namespace: str) -> sa.ColumnElement[bool]:
+def _may_go(namespace: str) -> sa.ColumnElement[bool]:
     """Return the condition for planned shards that are still to be sent, of a query that joins their submissions."""
     return in_state(ShardState.PLANNED) & _IS_OPEN & (SUBMISSION.c.namespace == namespace)

@@ -54,6 +54,9 @@ __all__ = [
     "SHARD_ROW",
     "SUBMISSION",
     "TOMBSTONE",
+    "UPDATE_BATCH",
+    "UPDATE_BILL",
+    "UPDATE_SHARD",
     "from_row",
     "in_state",
     "to_row",
@@ -405,6 +408,15 @@ BILL = sa.Table(
     _column("unlabeled_usd", _MONEY, null=True),
     _column("padding_usd", _MONEY, null=True),
 )
+
+UPDATE_BATCH = sa.update(BATCH).where(BATCH.c.batch_key == sa.bindparam("key"))
+"""Set columns of the batch whose key is the parameter `key`."""
+
+UPDATE_SHARD = sa.update(SHARD_ROW).where(SHARD_ROW.c.shard_id == sa.bindparam("key"))
+"""Set columns of the shard whose id is the parameter `key`."""
+
+UPDATE_BILL = sa.update(BILL).where(BILL.c.shard_id == sa.bindparam("key"))
+"""Set columns of the bill of this shard."""
 
 HAS_BILL = BILL.c.shard_id == SHARD.c.shard_id
 """The condition by which a query joins bills to shards: each shard has one."""

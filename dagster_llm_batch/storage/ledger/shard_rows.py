@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,7 +21,6 @@ from dagster_llm_batch.states import ENDED, MOVES, BatchState, Move, OwnState, R
 from dagster_llm_batch.storage.ledger.batch_rows import (
     INSERT_BATCH,
     OF_BATCH,
-    UPDATE_BATCH,
     batch_key,
     batch_row,
     divide,
@@ -39,18 +37,17 @@ from dagster_llm_batch.storage.ledger.records import (
     BillFields,
     Shard,
     ShardFields,
-    SpendLimit,
     Submission,
-    SubmissionState,
-    was_taken,
 )
 from dagster_llm_batch.storage.ledger.schema import (
     BILL,
-    HAS_BILL,
     SHARD,
     SHARD_ROW,
     SHARDS,
     SUBMISSION,
+    UPDATE_BATCH,
+    UPDATE_BILL,
+    UPDATE_SHARD,
     from_row,
     in_state,
     to_row,
@@ -60,7 +57,6 @@ from dagster_llm_batch.types import BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
-    "COSTS",
     "IS_AGAIN",
     "IS_LEFT_TO_ORACLE",
     "IS_UNREAD",
@@ -68,9 +64,6 @@ __all__ = [
     "OF_SPLIT",
     "OVER",
     "SHARDS_BY_WAVE",
-    "UPDATE_BILL",
-    "UPDATE_SHARD",
-    "committed_usd",
     "count_requests",
     "get_shards",
     "illegal_move",
@@ -79,8 +72,6 @@ __all__ = [
     "is_awaited",
     "is_due",
     "is_unread",
-    "kept_for_unsent",
-    "kept_usd",
     "looked_after",
     "move_values",
     "set_expected_cost",
@@ -115,12 +106,6 @@ _STAMPS: dict[Move, str] = {
     Move.GIVEN_UP: "ended_at",
     Move.COLLECTED: "collected_at",
 }
-
-UPDATE_SHARD = sa.update(SHARD_ROW).where(SHARD_ROW.c.shard_id == sa.bindparam("key"))
-"""Set columns of the shard whose id is the parameter `key`."""
-
-UPDATE_BILL = sa.update(BILL).where(BILL.c.shard_id == sa.bindparam("key"))
-"""Set columns of its bill."""
 
 _BILL_FIELDS = BillFields.__annotations__.keys()
 
@@ -489,99 +474,6 @@ def _divide_all(
     for key, columns in sorted(batches.items()):
         writes[UPDATE_BATCH, tuple(sorted(columns))].append({"key": key, **columns})
     return writes, after
-
-
-COSTS = sa.select(
-    *(SHARD.c[name] for name in ("state", "lane", "batch_id", "sent_at")),
-    *(BILL.c[name] for name in ("estimated_usd", "cost_usd", "bound_usd", "reserved_usd")),
-).join_from(SHARD, BILL, HAS_BILL)
-"""The query for all that decides what a shard takes from a limit or a budget."""
-
-
-def committed_usd(
-    connection: sa.Connection, limit: SpendLimit, besides: Sequence[str], *, only_collected: bool = False
-) -> Decimal:
-    """See Money.committed_usd."""
-    query = COSTS.where(SHARD.c.shard_id.not_in(besides))
-    if only_collected:
-        query = query.where(in_state(ShardState.COLLECTED))
-    if limit.submission_id is not None:
-        query = query.where(SHARD.c.submission_id == limit.submission_id)
-    else:
-        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(SUBMISSION.c.namespace == limit.namespace)
-    if limit.asset is not None:
-        query = query.where(SUBMISSION.c.asset == limit.asset)
-    if limit.since is not None:
-        # What is kept for a shard that is about to be sent counts now, whenever it was planned.
-        query = query.where(SHARD.c.sent_at.is_(None) | (SHARD.c.sent_at >= limit.since))
-    kept = kept_usd(connection, limit.namespace, limit.asset, limit.submission_id)
-    return sum((_reserved_usd(row) for row in connection.execute(query)), kept)
-
-
-def kept_usd(
-    connection: sa.Connection,
-    namespace: str,
-    asset: str | None = None,
-    submission_id: str | None = None,
-    besides: Sequence[str] = (),
-) -> Decimal:
-    """Return what is kept for waves of open submissions that are not planned yet, but for those in `besides`."""
-    query = sa.select(SUBMISSION.c.reserved_usd).where(
-        SUBMISSION.c.namespace == namespace,
-        SUBMISSION.c.submission_id.not_in(besides),
-        *_KEEPS,
-    )
-    if asset is not None:
-        query = query.where(SUBMISSION.c.asset == asset)
-    if submission_id is not None:
-        query = query.where(SUBMISSION.c.submission_id == submission_id)
-    return sum(connection.execute(query).scalars(), Decimal(0))
-
-
-def kept_for_unsent(connection: sa.Connection, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
-    """See Money.kept_for_unsent."""
-    own, names = SUBMISSION.c.namespace == namespace, ("submission_id", "usd", "at")
-    planned = (
-        sa.select(*(column.label(name) for column, name in zip(_OF_PLANNED, names, strict=True)))
-        .join_from(SHARD, BILL, HAS_BILL)
-        .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        .where(own, in_state(ShardState.PLANNED), BILL.c.reserved_usd.is_not(None))
-    )
-    unplanned = sa.select(*(column.label(name) for column, name in zip(_OF_UNPLANNED, names, strict=True))).where(
-        own, *_KEEPS
-    )
-    kept: dict[str, tuple[Decimal, datetime]] = {}
-    rows = [*connection.execute(planned), *connection.execute(unplanned)]
-    for row in sorted(rows, key=lambda row: (row.at, row.submission_id)):
-        usd, since = kept.get(row.submission_id, (Decimal(0), row.at))
-        kept[row.submission_id] = (usd + row.usd, since)
-    return {submission_id: each for submission_id, each in kept.items() if each[0]}
-
-
-_OF_PLANNED = (SHARD.c.submission_id, BILL.c.reserved_usd, SHARD.c.planned_at)
-_OF_UNPLANNED = (SUBMISSION.c.submission_id, SUBMISSION.c.reserved_usd, SUBMISSION.c.created_at)
-
-_KEEPS = (
-    SUBMISSION.c.reserved_usd.is_not(None),
-    SUBMISSION.c.state == SubmissionState.OPEN,
-    SUBMISSION.c.settled_at.is_(None),
-)
-"""The conditions for submissions for whose waves, not planned yet, money is kept."""
-
-
-def _reserved_usd(row: sa.Row[Any]) -> Decimal:
-    """Return what one shard takes from a limit; see Money.committed_usd."""
-    if row.cost_usd is not None:
-        return Decimal(row.cost_usd)
-    reserved = row.reserved_usd or Decimal(0)
-    if row.state is ShardState.PLANNED:
-        return reserved
-    if row.state in (*ENDED, ShardState.COLLECTED) and not was_taken(row.lane, row.batch_id, row.sent_at):
-        return Decimal(0)
-    # Without a limit nothing was reserved, and ledgers of before have shards without a bound.
-    known = (usd for usd in (row.reserved_usd, row.bound_usd, row.estimated_usd) if usd is not None)
-    return next(known, Decimal(0))
 
 
 def unknown_shard(shard_id: str) -> LedgerError:

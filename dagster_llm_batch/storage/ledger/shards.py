@@ -12,10 +12,8 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import BATCH_MOVES, IN_FLIGHT, MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
-from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
-from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.batch_rows import (
-    UPDATE_BATCH,
     end_with,
     find_sharing,
     record_ends,
@@ -26,13 +24,22 @@ from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotTh
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, drop_holds, hold_submission
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SHARDS, SUBMISSION, from_row, in_state
+from dagster_llm_batch.storage.ledger.schema import (
+    EVENT,
+    HOLD,
+    SHARD,
+    SHARDS,
+    SUBMISSION,
+    UPDATE_BATCH,
+    UPDATE_SHARD,
+    from_row,
+    in_state,
+)
 from dagster_llm_batch.storage.ledger.shard_rows import (
     AWAITED,
     OF_SPLIT,
     OVER,
     SHARDS_BY_WAVE,
-    UPDATE_SHARD,
     get_shards,
     illegal_move,
     insert_half,
@@ -62,9 +69,9 @@ from dagster_llm_batch.types import BatchReport, Cause
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["PROVIDERS_WORDS", "WORDS_ERASED", "Shards"]
+__all__ = ["WORDS_ERASED", "Shards"]
 
-PROVIDERS_WORDS = (
+_PROVIDERS_WORDS = (
     *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT, Move.GIVEN_UP, Move.GONE)),
     *(kind.kind for kind in (FetchAgain, Unreadable, Unavailable, Ambiguous, NotThere)),
 )
@@ -349,7 +356,7 @@ class Shards(Member):
                 of_these = (EVENT.c.submission_id == before.submission_id) | EVENT.c.shard_id.in_(
                     [one.shard_id for one in told_with]
                 )
-                told = (of_these, EVENT.c.kind.in_(PROVIDERS_WORDS), EVENT.c.detail.is_not(None))
+                told = (of_these, EVENT.c.kind.in_(_PROVIDERS_WORDS), EVENT.c.detail.is_not(None))
                 connection.execute(sa.update(EVENT).where(*told).values(detail=WORDS_ERASED))
                 of_holds = (HOLD.c.submission_id == before.submission_id) | HOLD.c.subject.in_(
                     [one.shard_id for one in told_with]
@@ -438,7 +445,7 @@ class Shards(Member):
         of_submission, own = EVENT.c.submission_id == shard.submission_id, EVENT.c.shard_id == shard.shard_id
         words = sa.select(EVENT.c.event_id).where(of_submission, own, EVENT.c.detail.is_not(None))
         with self._database.read() as connection:
-            told = connection.execute(words.where(EVENT.c.kind.in_(PROVIDERS_WORDS)).limit(1)).first()
+            told = connection.execute(words.where(EVENT.c.kind.in_(_PROVIDERS_WORDS)).limit(1)).first()
             if told is None and not shard.is_quoted:
                 return []
             asset = connection.execute(

@@ -13,8 +13,7 @@ import sqlalchemy as sa
 from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import events
-from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
-from dagster_llm_batch.storage.ledger.apart import read_apart, read_each
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart, read_each
 from dagster_llm_batch.storage.ledger.batches import BATCHES, UNBATCHED
 from dagster_llm_batch.storage.ledger.judgments import rename_judgments
 from dagster_llm_batch.storage.ledger.member import Member

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, HoldReason, Move, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
-from dagster_llm_batch.storage.ledger.apart import read_apart
+from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import NotThere, Unreadable
 from dagster_llm_batch.storage.ledger.holds import get_holds, hold_shards
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, from_row, in_state
-from dagster_llm_batch.storage.ledger.shard_rows import IS_UNREAD, UPDATE_SHARD, get_shards
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, UPDATE_SHARD, from_row, in_state
+from dagster_llm_batch.storage.ledger.shard_rows import IS_UNREAD, get_shards
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, get_submissions, insert_events
 from dagster_llm_batch.types import Cause
 

@@ -21,10 +21,11 @@ from dagster_llm_batch.storage.ledger.schema import (
     SHARD,
     SHARDS,
     SUBMISSION,
+    UPDATE_SHARD,
     from_row,
     in_state,
 )
-from dagster_llm_batch.storage.ledger.shard_rows import AWAITED, IS_UNREAD, UPDATE_SHARD
+from dagster_llm_batch.storage.ledger.shard_rows import AWAITED, IS_UNREAD
 from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["Uploads"]
