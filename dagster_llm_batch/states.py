@@ -3,7 +3,7 @@
 A batch is one create call, and what came of it. A shard has a state of its own. While it is sent, people see the state
 of its batch in that place: `ShardState` is what they see, and `MOVES` are the moves of both tables in these words.
 
-    shard   planned ──send──▶ sent ──collected──▶ collected      (`late` brings it back to `sent`)
+    shard   planned ──send──▶ sent ──collected──▶ collected      (`late` brings both back to `sent`)
                               │ nobody waits for its batch any longer: abandoned
     batch   sending ──accepted──▶ running ──ended──▶ ended, expired, canceled or failed
                └─ not_sent ──▶ void ◀── put_back ─┘              (its shards are planned again)
@@ -164,7 +164,7 @@ SHARD_MOVES: dict[Move, tuple[frozenset[OwnState], OwnState]] = {
     Move.CANCELED: (frozenset({_O.PLANNED}), _O.DROPPED),
     Move.GONE: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
     Move.GIVEN_UP: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
-    Move.LATE: (frozenset({_O.COLLECTED}), _O.SENT),
+    Move.LATE: (frozenset({_O.ABANDONED, _O.COLLECTED}), _O.SENT),
     Move.COLLECTED: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.COLLECTED),
 }
 """Each move of a shard itself, likewise. By a move of its batch alone it stays `sent`."""

@@ -44,8 +44,10 @@ def told(ledger: Ledger, shard_id: str) -> list[tuple[str, str | None]]:
     return [(event.kind, event.detail) for event in ledger.events.of_submission(f"s{shard_id}")][-2:]
 
 
-def give_up(ledger: Ledger, shard_id: str, move: Move, cause: Cause) -> None:
+def give_up(ledger: Ledger, shard_id: str, move: Move, cause: Cause, *, collect: bool = True) -> None:
     ledger.shards.move(shard_id, move, cause=cause, reason="no more", ended_at=AT)
+    if not collect:
+        return
     ledger.shards.collect({shard_id: {"results_path": f"r/{shard_id}"}})
     outcomes = {"missing": 2}
     ledger.submissions.settle(f"s{shard_id}", outcomes=outcomes, cost_usd=None, realtime_usd=None, price_basis=None)
@@ -73,11 +75,12 @@ def test_a_batch_that_is_gone_is_so_for_all_of_its_shards(shared: Ledger) -> Non
     assert broken_records(shared) == []
 
 
+@pytest.mark.parametrize("collect", [True, False])
 @pytest.mark.parametrize(("move", "cause"), [(Move.GONE, Cause.GONE), (Move.GIVEN_UP, Cause.GIVEN_UP)])
 def test_answers_of_what_was_given_up_are_late_when_the_batch_ends_for_another(
-    shared: Ledger, move: Move, cause: Cause
+    shared: Ledger, move: Move, cause: Cause, *, collect: bool
 ) -> None:
-    give_up(shared, "h1", move, cause)
+    give_up(shared, "h1", move, cause, collect=collect)
     shared.shards.record_reports({"h2": BatchReport("b", BatchStatus.ENDED)})
     shared.shards.record_endings({"h2": ENDED})
     shards = [shared.shards.get(name) for name in ("h1", "h2", "h3")]
@@ -102,6 +105,17 @@ def test_the_end_that_a_shard_learns_which_was_given_up_is_one_of_the_others(sha
         shard = shared.shards.get(name)
         assert (shard.state, shard.cause) == (ShardState.CANCELED, Cause.CANCELED)
         assert told(shared, name)[-1] == ("canceled", "canceled there")
+
+
+@pytest.mark.parametrize("collect", [True, False])
+def test_answers_of_what_was_given_up_are_late_when_those_of_another_are(shared: Ledger, *, collect: bool) -> None:
+    give_up(shared, "h1", Move.GIVEN_UP, Cause.GIVEN_UP)
+    give_up(shared, "h2", Move.GONE, Cause.GONE, collect=collect)
+    shared.shards.record_late_endings({"h1": ENDED})
+    shards = [shared.shards.get(name) for name in ("h1", "h2", "h3")]
+    assert [(shard.state, shard.cause) for shard in shards] == [(ShardState.ENDED, None)] * 3
+    assert all(("late", None) in told(shared, name) for name in ("h1", "h2"))
+    assert broken_records(shared) == []
 
 
 def test_a_batch_that_is_read_late_keeps_its_counts(shared: Ledger) -> None:

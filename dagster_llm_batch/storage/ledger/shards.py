@@ -223,25 +223,17 @@ class Shards(Member):
             fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
             if not fresh:
                 return
-            # Its batch ran until now, whatever a report has said of it before this transaction.
-            over = {s.batch_key: end for s, end in fresh if end.move in BATCH_MOVES}
-            given_up = [
-                s
-                for s in shards.values()
-                if s.batch_key in over and s.cause in _NO_LONGER_AWAITED and s.state is ShardState.COLLECTED
-            ]
-            if given_up:
-                submissions = get_submissions(connection, sorted({s.submission_id for s in given_up}))
-                kept = {each.submission_id for each in submissions if each.pruned_at is None}
-                late = [s for s in given_up if s.submission_id in kept]
-                self._end_late(connection, [(s, end_with(s, over[s.batch_key])) for s in late])
+            # These batches ran until now, even if a report has stored another status before.
+            over = [(shard, end) for shard, end in fresh if end.move in BATCH_MOVES]
+            self._end_late(connection, _given_up_beside(connection, shards, over))
             self._end(connection, [*fresh, *_sharing(shards, fresh)])
 
     def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
         """Record that batches that were given up have ended, or can be read, by shard id: they are to be collected.
 
         Their submissions are settled anew then, and their labels land again. So is the newest submission of the same
-        partition, where it reuses the answers of one of them. Shards of the same batch that wait for its end have it.
+        partition, where it reuses the answers of one of them. Shards of the same batch that wait for its end have it,
+        and answers of others in it that were given up are late, too.
         """
         with self._database.write() as connection:
             shards = get_shards(connection, find_sharing(connection, ends))
@@ -249,11 +241,13 @@ class Shards(Member):
             fresh = [(s, e) for s, e in known if (is_awaited(s) or is_unread(s)) and s.batch_id == e.batch_id]
             if not fresh:
                 return
-            self._end_late(connection, fresh)
+            over = [(shard, end) for shard, end in fresh if is_awaited(shard)]
+            self._end_late(connection, [*fresh, *_given_up_beside(connection, shards, over)])
             self._end(connection, _sharing(shards, fresh))
 
-    def _end(self, connection: sa.Connection, ends: Sequence[tuple[Shard, Ending]]) -> None:
-        if ends:
+    def _end(self, connection: sa.Connection, ends: Iterable[tuple[Shard, Ending]]) -> None:
+        # The events are in the order of shard ids, whichever of the shards was polled.
+        if ends := sorted(ends, key=lambda each: each[0].shard_id):
             record_ends(connection, [(s, end.move, MOVES[end.move][1], end) for s, end in ends])
             each = (
                 event_row(s.submission_id, events.Moved(end.move, end.reason), s.state, MOVES[end.move][1], s.shard_id)
@@ -498,3 +492,19 @@ def _sharing(shards: Mapping[str, Shard], ends: Sequence[tuple[Shard, Ending]]) 
     ended = {shard.shard_id for shard, _ in ends}
     running = [s for s in shards.values() if s.state is ShardState.SUBMITTED and s.shard_id not in ended]
     return [(s, end_with(s, of_batch[s.batch_key])) for s in running if s.batch_key in of_batch]
+
+
+def _given_up_beside(
+    connection: sa.Connection, shards: Mapping[str, Shard], ends: Sequence[tuple[Shard, Ending]]
+) -> list[tuple[Shard, Ending]]:
+    """Return the ends of those of these shards that were given up before in batches that end now.
+
+    It makes no difference whether such a shard is collected yet. The answers of a pruned submission are not wanted.
+    """
+    of_batch = {shard.batch_key: end for shard, end in ends}
+    ended = {shard.shard_id for shard, _ in ends}
+    others = [s for s in shards.values() if s.batch_key in of_batch and s.shard_id not in ended]
+    given_up = [s for s in others if s.cause in _NO_LONGER_AWAITED and s.state in MOVES[Move.LATE][0]]
+    submissions = get_submissions(connection, sorted({s.submission_id for s in given_up})) if given_up else []
+    kept = {each.submission_id for each in submissions if each.pruned_at is None}
+    return [(s, end_with(s, of_batch[s.batch_key])) for s in given_up if s.submission_id in kept]
