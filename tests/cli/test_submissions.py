@@ -312,11 +312,11 @@ def tick(instance, state, error=None):
 
 
 @pytest.mark.slow
-def test_watch_says_that_nobody_sends_and_why(project, home):
+def test_watch_says_why_no_batch_is_sent(project, home):
     project.submit()
 
     def standstill():
-        return [note for note in project.json("watch", "--once")["notes"] if note.startswith("Nobody")]
+        return [note for note in project.json("watch", "--once")["notes"] if note.startswith("Batches are not sent")]
 
     with dg.DagsterInstance.get() as instance:
         assert "Dagster's daemon, which runs sensors, has never run here. Start it" in standstill()[0]
