@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from benchmarks import package  # isort: skip - before what it keeps Dagster away from
-import dagster_llm_batch
+from benchmarks.entries import record_entries
 from benchmarks.inputs import read_rows, rows_file
 from benchmarks.measure import mock
 
-PACKAGE = Path(dagster_llm_batch.__file__).parent
 SERVICE = "openai"
 
 Entered = dict[str, list[str]]
@@ -40,42 +34,23 @@ def journey() -> dict[str, Entered]:
         engine = package.engine(SERVICE, folder, addresses)
         package.label(engine, package.labeling(SERVICE, asset="before"), rows, folder)
         definition = package.labeling(SERVICE)
-        ways: dict[str, Entered] = {"submission": {}, "landing": {}}
-        with _entered(ways["submission"]):
+        with record_entries() as submission:
             submission_id = engine.plan(definition, read_rows(rows)).submission_id
             engine.submit(definition, submission_id)
-        with _entered(ways["landing"]):
+        with record_entries() as landing:
             while not engine.advance(definition, submission_id).submission.is_settled:
                 pass
             labeled = engine.labels(definition, submission_id, run_id="journey")
         if labeled.labels.num_rows != 1:
             raise RuntimeError(f"{labeled.labels.num_rows} labels landed of one row")
-    return ways
+    return {"submission": _by_module(submission), "landing": _by_module(landing)}
 
 
-@contextmanager
-def _entered(entered: Entered) -> Iterator[None]:
-    """Record each function of the package that is called meanwhile."""
-    seen: set[Any] = set()
-
-    def record(frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code
-        if event != "call" or code in seen:
-            return
-        seen.add(code)
-        path = Path(code.co_filename)
-        # Functions without a name of their own (comprehensions, lambdas, class bodies) belong to those around them.
-        if path.is_relative_to(PACKAGE) and not code.co_name.startswith("<"):
-            module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-            entered.setdefault(module, []).append(code.co_qualname)
-
-    threading.setprofile(record)
-    sys.setprofile(record)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
+def _by_module(entries: Iterable[tuple[str, str]]) -> Entered:
+    entered: Entered = {}
+    for module, function in entries:
+        entered.setdefault(module, []).append(function)
+    return entered
 
 
 def report(ways: dict[str, Entered], *, functions: bool) -> str:

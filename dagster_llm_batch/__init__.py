@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     )
     from dagster_llm_batch.core.cascade import Cascade, Rolling
     from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
-    from dagster_llm_batch.core.masking import Mask
+    from dagster_llm_batch.core.masks import Mask
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
@@ -166,7 +166,7 @@ _MODULES = {
     "LLMBatchTranslator": "assets",
     "LLMBatchTranslatorData": "assets",
     "Limits": "engine",
-    "Mask": "core.masking",
+    "Mask": "core.masks",
     "Moderation": "core.fixed_responses",
     "Prompt": "core.prompt",
     "Realtime": "engine",

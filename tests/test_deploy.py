@@ -31,8 +31,8 @@ _SERVICE = {
     "depends_on": dict,
     "ports": list,
 }
-# The chart's values.yaml (https://artifacthub.io/packages/helm/dagster/dagster): of its keys those that are used. Dots
-# lead into mappings; an item of a list has the name of its list.
+# The keys that are used of the values.yaml of Dagster's chart. Dots lead into mappings; an item of a list has the name
+# of its list.
 _HELM = {
     "serviceAccount.create": bool,
     "serviceAccount.name": str,

@@ -34,7 +34,7 @@ from dagster_llm_batch.components.resolution import (
 )
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
-from dagster_llm_batch.core.masking import Masker
+from dagster_llm_batch.core.masks import Masker
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response, response_format
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend

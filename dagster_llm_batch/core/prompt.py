@@ -22,7 +22,7 @@ from jinja2 import nodes
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import make_request, make_requests
-from dagster_llm_batch.core.masking import Mask
+from dagster_llm_batch.core.masks import Mask
 from dagster_llm_batch.core.sandbox import MOST_CHARS, Sandbox, size_of
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import keep_utf8

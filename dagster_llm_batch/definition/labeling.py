@@ -21,7 +21,7 @@ from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
 from dagster_llm_batch.core.logprobs import INCLUDED_LOGPROBS, LOGPROB, asks_logprobs
-from dagster_llm_batch.core.masking import Mask, mask_as_of
+from dagster_llm_batch.core.masks import Mask, mask_as_of
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.releases import LimitKind

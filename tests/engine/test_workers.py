@@ -26,7 +26,7 @@ from comparison import (
 from workspace import TicketLabel, Workspace
 
 from dagster_llm_batch.core.identity import make_request
-from dagster_llm_batch.core.masking import Mask
+from dagster_llm_batch.core.masks import Mask
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.distributed import compare_spread
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch import Limits, Mask, Prompt, Resend
-from dagster_llm_batch.core.masking import Found, Masker
+from dagster_llm_batch.core.masks import Found, Masker
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
