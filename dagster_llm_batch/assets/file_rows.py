@@ -125,7 +125,9 @@ class FileRows:
                     from pyarrow import parquet  # noqa: PLC0415 - a CSV does not need it
 
                     table = parquet.ParquetFile(file)
-                    yield table.schema_arrow, record_batches(table)
+                    # Categories and views come as plain text, in a table without rows, too.
+                    [nothing] = record_batches(iter([pa.RecordBatch.from_pylist([], schema=table.schema_arrow)]))
+                    yield nothing.schema, record_batches(table)
                 else:
                     reader = self._csv_reader(file)
                     yield reader.schema, reader

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +74,7 @@ def init_command(
     The project runs without a key: until one line names a real model, the labels are simulated, and mean nothing.
     """
     # These modules take a second to load.
-    from dagster_llm_batch.cli.new_project import NewProject, check_name  # noqa: PLC0415
+    from dagster_llm_batch.cli.new_project import NewProject, check_name, default_name  # noqa: PLC0415
     from dagster_llm_batch.cli.new_tables import read_gold, read_labels, read_rows  # noqa: PLC0415
 
     if gold_column is not None and gold is None:
@@ -83,7 +83,7 @@ def init_command(
     _check_model(model)
     rows = read_rows(table, key, texts, day)
     project = NewProject(
-        name=check_name(name or re.sub(r"\W+", "_", table.stem).strip("_").lower() + "_labels"),
+        name=check_name(name or default_name(table)),
         rows=rows,
         key=key,
         texts=texts,
@@ -105,8 +105,7 @@ def init_command(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     gold_rows = None if project.gold is None else project.gold.rows
-    days = None if rows.first_day is None else f"{rows.first_day}...{rows.last_day}"
-    commands = _next_commands(project.name, into, days, is_yaml=is_yaml, has_gold=gold is not None)
+    commands = _next_commands(project.name, into, rows, is_yaml=is_yaml, has_gold=gold is not None)
     if as_json:
         written = [str(path) for path in files]
         counts = {"rows": rows.rows, "empty_rows": rows.empty, "gold_rows": gold_rows}
@@ -115,6 +114,8 @@ def init_command(
     shown = [os.path.relpath(path) for path in files if not path.name.startswith("__init__")]
     click.echo(f"Wrote {', '.join(shown)}.")
     click.echo(_counts_text(rows, gold_rows))
+    if rows.last_day is not None and rows.last_day > _yesterday():
+        click.echo("Rows of today and later wait until their day is over (UTC): its partition exists only then.")
     place = f"labeling/defs/{project.name}/defs.yaml" if is_yaml else "labels.py"
     click.echo(f"The labels are simulated until you name a real model, such as {model}, in {place}.")
     click.echo("\nNext, in this order:")
@@ -152,9 +153,17 @@ def _counts_text(rows: RowTable, gold: int | None) -> str:
     return f"{text}." if gold is None else f"{text}; {gold:,} with a human label."
 
 
-def _next_commands(name: str, into: Path, days: str | None, *, is_yaml: bool, has_gold: bool) -> list[tuple[str, str]]:
+def _yesterday() -> str:
+    """Return the last day with a partition: Dagster adds a day when it is over, in UTC."""
+    return (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
+
+
+def _next_commands(name: str, into: Path, rows: RowTable, *, is_yaml: bool, has_gold: bool) -> list[tuple[str, str]]:
     """Return what to type, in this order, each with its effect."""
-    span = "" if days is None else f" --partition-range {days}"
+    first, last = rows.first_day, rows.last_day and min(rows.last_day, _yesterday())
+    # Without a day that is over, there is no partition to name.
+    has_rows = first is None or last is None or first <= last
+    span = "" if first is None else f" --partition-range {first}...{last}"
     needed = {"dagster_webserver": "dagster-webserver"}
     needed |= {"dagster_dg_cli": "dagster-dg-cli"} if is_yaml else {}
     needed |= {"sklearn": "'dagster-llm-batch[evaluation]'"} if has_gold else {}
@@ -162,18 +171,18 @@ def _next_commands(name: str, into: Path, days: str | None, *, is_yaml: bool, ha
     commands = [(f"cd {shlex.quote(str(into))}", "Go to the project.")] if into != Path() else []
     if missing:
         commands.append((f"pip install {' '.join(missing)}", "Install the packages that are missing here."))
-    commands += [
-        ('export DAGSTER_HOME="$PWD/home"', "Keep Dagster's history and the ledger in the project."),
-        (
-            f"dagster-llm-batch plan{'' if days is None else f' {name} --partition-range {days}'}",
-            "Preview requests and cost. Nothing is sent.",
-        ),
+    commands.append(('export DAGSTER_HOME="$PWD/home"', "Keep Dagster's history and the ledger in the project."))
+    if has_rows:
+        plan = f"dagster-llm-batch plan{span and f' {name}{span}'}"
+        commands.append((plan, "Preview requests and cost. Nothing is sent."))
+    commands.append(
         (
             "dg dev" if is_yaml else "dagster dev",
             "Open http://127.0.0.1:3000/asset-groups and press Materialize all. Ctrl-C ends it.",
-        ),
-        (f"dagster-llm-batch export {name}{span} -o labels.csv", "Get the labels as a file."),
-    ]
+        )
+    )
+    if has_rows:
+        commands.append((f"dagster-llm-batch export {name}{span} -o labels.csv", "Get the labels as a file."))
     if has_gold:
         commands.append(("dagster-llm-batch export quality --what mistakes -o mistakes.csv", "Get the wrong rows."))
     return commands

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import keyword
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -18,7 +20,7 @@ import jinja2
 from dagster_llm_batch.cli.new_tables import GoldTable, RowTable
 from dagster_llm_batch.providers.registry import PROVIDERS, needs_max_tokens
 
-__all__ = ["PROVIDER_NAMES", "NewProject", "check_name"]
+__all__ = ["PROVIDER_NAMES", "NewProject", "check_name", "default_name"]
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _HOME = "# Dagster keeps its run history in this folder, and the ledger of all batches: keep it.\n"
@@ -27,6 +29,34 @@ _BASE_URLS = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
 # Names with another meaning in a template.
 _NO_COLUMNS = frozenset([*keyword.kwlist, "row", "loop", "self", "true", "false", "none", "range", "dict", "set"])
 _PACKAGE = "labeling"
+# Names that a project uses itself. It uses one of Python's own, `str`, and Dagster refuses others of these for assets.
+_USED = frozenset(
+    [
+        "Answer",
+        "BaseModel",
+        "HERE",
+        "Literal",
+        "MODEL",
+        "Path",
+        "assets",
+        "days",
+        "defs",
+        "dg",
+        "follow",
+        "gold",
+        "llm",
+        "os",
+        "project",
+        "quality",
+        "quality_failures",
+        "quality_mistakes",
+        "quality_per_class",
+        "simulated",
+        "sys",
+        "vendor",
+    ]
+)
+_DAGSTERS = frozenset(["context", "conf", "config", "meta", "output", "arg_dict", "input_arg_dict", "output_arg_dict"])
 
 PROVIDER_NAMES = tuple(
     name for name, entry in PROVIDERS.items() if entry.starter.environment and entry.price_book is not None
@@ -130,7 +160,8 @@ def _plain(column: str) -> str:
 
 
 def _path_from(folder: Path, path: Path) -> str:
-    return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+    # ".." of a linked folder is the folder above its target. A link to the file itself may point elsewhere later.
+    return Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve())).as_posix()
 
 
 def _quoted(value: Any) -> str:
@@ -156,12 +187,19 @@ def _filled(template: str, values: Mapping[str, Any]) -> str:
     return text.rstrip("\n") + "\n"
 
 
+def default_name(table: Path) -> str:
+    """Return a name for the labels of a table, in letters that Python and Dagster take."""
+    plain = unicodedata.normalize("NFKD", table.stem).encode("ascii", "ignore").decode()
+    stem = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_").lower()
+    return f"{stem}_labels" if stem[:1].isalpha() else "_".join(filter(None, ["table", stem, "labels"]))
+
+
 def check_name(name: str) -> str:
     """Return the name of the dataset. Raises UsageError for one that Python cannot have, or that the project uses."""
-    used = ("gold", "quality", "assets", "defs", "days", "simulated", "vendor", "llm", "dg", "follow")
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or keyword.iskeyword(name) or name in used:
+    is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) and not keyword.iskeyword(name)
+    if not is_word or name in _USED | _DAGSTERS | {*dir(builtins)}:
         raise click.UsageError(
             f"--name {name!r} cannot be the name of the labels. Use letters, digits and _, begin with a letter, and "
-            f"use none of {', '.join(used)}."
+            f"use no word of Python, and none of {', '.join(sorted(_USED))}."
         )
     return name

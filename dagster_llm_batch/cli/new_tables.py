@@ -39,12 +39,13 @@ class RowTable:
 
 @dataclass(frozen=True)
 class GoldTable:
-    """Human labels of some rows, in `column`."""
+    """Human labels of some rows, in `column`. `is_text` is False where that column holds numbers or the like."""
 
     path: Path
     delimiter: str
     column: str
     rows: int
+    is_text: bool
 
 
 def read_labels(text: str) -> list[str]:
@@ -106,13 +107,16 @@ def read_gold(path: Path, rows: RowTable, key: str, labels: Sequence[str], colum
             f"{path} has {len(unknown):,} keys that are not in {rows.path}: {_listed(unknown)}. Correct the column "
             f"'{key}', or remove these rows."
         )
-    strangers = sorted({str(value) for value in values.to_pylist()} - set(labels))
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    # The project casts in the same way, since a model answers with text.
+    texts = pc.fill_null(_text(path, column, "--gold-column", values), "")
+    strangers = sorted(set(pc.unique(texts).to_pylist()) - set(labels))
     if strangers:
         raise InputError(
             f"{path}: the column '{column}' has {_listed(strangers)}, which --labels does not have. A model cannot "
             f"give these labels. Add them to --labels, correct {path.name}, or name another column: --gold-column."
         )
-    return GoldTable(path, delimiter, column, table.num_rows)
+    return GoldTable(path, delimiter, column, table.num_rows, is_text)
 
 
 def _delimiter_of(path: Path, key: str) -> str:
@@ -170,9 +174,16 @@ def _check_keys(path: Path, key: str, keys: pa.ChunkedArray) -> None:
 
 
 def _filled(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    text = _text(path, name, "--text", column)
+    return pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(text), ""), fill_value=False)
+
+
+def _text(path: Path, name: str, option: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
-        raise click.UsageError(f"{path}: the column {name!r} (--text) is of type {column.type}. Name a column of text.")
-    return pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(column.cast(pa.string())), ""), fill_value=False)
+        raise click.UsageError(
+            f"{path}: the column {name!r} ({option}) is of type {column.type}. Name a column of text."
+        )
+    return column.cast(pa.string())
 
 
 def _days(path: Path, name: str, column: pa.ChunkedArray) -> list[str]:

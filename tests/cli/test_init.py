@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,19 @@ def test_odd_names_and_texts_stay_what_they_are(folder, form):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("type_", "form"),
+    [(pa.int64(), []), (pa.float64(), ["--yaml"]), (pa.dictionary(pa.int32(), pa.string()), [])],
+    ids=["int", "float-yaml", "category"],
+)
+def test_gold_that_is_no_text_becomes_text_like_the_labels(folder, form, type_):
+    pq.write_table(pa.table({"id": ["007", "2"], "stars": pa.array(["5", "1"]).cast(type_)}), "gold.parquet")
+    init(*USUAL[:-1], "1,2,3,4,5", "--gold", "gold.parquet", *form)
+    run(definitions(), "gold")
+    assert rows_of("gold") == [{"id": "007", "stars": "5"}, {"id": "2", "stars": "1"}]
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", [[], ["--yaml"]], ids=["python", "yaml"])
 @pytest.mark.parametrize("name", ['c"""+print(1)+""".csv', "back\\xslash.csv", "two\nlines.csv"])
 def test_the_name_of_a_file_is_no_code_and_a_word_of_yaml_names_a_column(folder, capsys, name, form):
@@ -233,6 +248,66 @@ def test_each_command_that_it_prints_is_one_of_this_command_line(folder):
     assert [name for name, *_ in own] == ["plan", "export", "export"]
     for name, *arguments in own:
         main.get_command(click.Context(main), name).make_context(name, arguments)
+
+
+def test_the_range_of_days_that_it_prints_ends_at_yesterday(folder):
+    """Dagster has no partition of a day that is not over."""
+    before = datetime.now(UTC).date()
+    first = before - timedelta(days=3)
+    folder.joinpath("comments.csv").write_text(f"id,text,day\n1,Hello,{first}\n5,Thanks,2999-12-31\n")
+    said = init(*USUAL, "--day", "day").stdout
+    ends = [f"{first}...{day - timedelta(days=1)}" for day in (before, datetime.now(UTC).date())]
+    [planned] = re.findall(r"plan comments_labels --partition-range (\S+)", said)
+    assert planned in ends
+    assert f"export comments_labels --partition-range {planned} " in said
+    assert "Rows of today and later wait until their day is over (UTC)" in said
+    cli("plan", "comments_labels", "--partition-range", planned)
+
+
+def test_rows_whose_days_are_not_over_need_no_command_yet(folder):
+    folder.joinpath("comments.csv").write_text("id,text,day\n1,Thanks,2999-12-31\n")
+    said = init(*USUAL, "--day", "day").stdout
+    assert "dagster dev" in said
+    assert "--partition-range" not in said
+
+
+@pytest.mark.parametrize("form", [[], ["--yaml"]], ids=["python", "yaml"])
+def test_names_that_a_project_uses_itself_are_refused(folder, form):
+    init(*USUAL, "--gold", "gold.csv", "--day", "day", "--into", "all", *form)
+    trees = [ast.parse(file.read_text()) for file in Path("all").rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    used |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.alias) for alias in [node]}
+    used |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    used |= {path.stem for path in Path("all/labeling/defs").glob("*.py")}
+    for name in used - {"comments_labels", "__file__", "__init__", "mood", "table", "ROOT"} | {
+        "config",
+        "quality_mistakes",
+    }:
+        said = init(*USUAL, "--name", name, "--into", "other", *form, code=2).output
+        assert f"--name '{name}' cannot be the name of the labels" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("123.csv", "table_123_labels"),
+        ("été-2026.csv", "ete_2026_labels"),
+        ("コメント.csv", "table_labels"),
+        ("My comments.CSV", "my_comments_labels"),
+    ],
+)
+def test_a_table_of_any_name_has_labels_of_a_name_in_python(folder, file, name):
+    folder.joinpath(file).write_text(COMMENTS)
+    assert json.loads(init(file, *USUAL[1:], "--json").stdout)["name"] == name
+
+
+def test_a_project_in_a_linked_folder_finds_its_table(folder):
+    folder.joinpath("far", "away").mkdir(parents=True)
+    folder.joinpath("link").symlink_to(folder / "far" / "away", target_is_directory=True)
+    init(*USUAL, "--into", "link")
+    [path] = re.findall(r'HERE / "(.*comments\.csv)"', Path("link/labels.py").read_text())
+    assert Path("link", path).read_text() == COMMENTS
 
 
 WRONG_OPTIONS = {
