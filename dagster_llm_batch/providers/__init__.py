@@ -1,1 +1,1 @@
-"""Providers: a folder a vendor, each with the same files. `registry.py` names them; nothing here knows two of them."""
+"""Providers: one folder per vendor, each with the same files. `registry.py` lists them; the rest handles one each."""

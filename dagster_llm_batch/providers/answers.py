@@ -1,15 +1,15 @@
-"""Read whatever a server answers: as a value that can be kept, or as an error that says what came.
+"""Read any answer of a server, as a value that can be stored or as an error that describes the answer.
 
-    sdk_calls      the context of every call of an SDK: all that is raised in it becomes one of our errors
-    OddAnswerError     an answer that is none of the API's; raised in `sdk_calls`, so it never leaves a provider
-    UnknownIdError     there is no such batch or file, and the API itself said so
-    created_id     the id of a batch that was created, or an AmbiguousError: it may exist
-    is_refusal     whether an answer with an error status is the API's own word, or that of something in its place
-    result_lines   a results file, unless it is none: a web page there must not read as rows without a result
-    count_of, id_of, time_of, wait_of     numbers, names and times that a ledger can hold, or None
+    sdk_calls      the context of every call of an SDK: it turns every exception into one of our errors
+    OddAnswerError     an answer that is not the API's; raised in `sdk_calls`, so it never leaves a provider
+    UnknownIdError     the API itself reports that the batch or file does not exist
+    created_id     the id of a created batch, or an AmbiguousError: the batch may exist
+    is_refusal     whether an answer with an error status is the API's own, or comes from something in front of it
+    result_lines   the lines of a results file; other content, such as a web page, is an error and not zero results
+    count_of, id_of, time_of, wait_of     numbers, names and times that a ledger can store, or None
 
-A call that creates a batch is special: whatever went wrong after it was sent, the batch may exist and be paid for. So
-nothing here guesses: it tells what came, and `errors` tells what that means for the call that was made.
+A call that creates a batch is special: after any failure once it was sent, the batch may exist and be billed. So this
+module does not guess: it describes the answer, and `errors` decides the meaning for the call.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def reaching(place: object) -> Iterator[None]:
 
 
 def own_answer(request: bytes, output: bytes, printed: str) -> bytes:
-    """Find the result line of this one request in what a command wrote. Raises RefusedError where there is none.
+    """Find the result line of this one request in a command's output. Raises RefusedError if it is missing.
 
-    `printed` is what else is known of the command, for the message: its exit code, the end of its log.
+    `printed` is further evidence for the message: the command's exit code, the end of its log.
     """
     wanted = _id_of(request)
     lines = [line for line in output.split(b"\n") if line.strip()]
@@ -101,14 +101,14 @@ WEB_PAGE = (
 )
 _PAGE_START = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _SHOWN_BYTES = 200
-# So much of a results file is looked through for its first result line before it counts as none.
+# The search for the first result line stops after this many bytes; the file then counts as not a results file.
 _HELD_BYTES = 1 << 20
 # The largest number that JSON readers in doubles keep exact.
 _MOST = 1 << 53
 _YEARS = range(1970, 2200)
 _LONGEST_WAIT_SECONDS = 86_400.0
 _CLIENT_ERROR, _SERVER_ERROR, _LAST_ERROR = 400, 500, 600
-# Statuses that say no whoever says it: who asks, how much, how often
+# Statuses that refuse a call, from any sender: by identity, size or rate
 _CLEAR = frozenset({401, 403, 413, 414, 429, 431})
 
 
@@ -117,16 +117,16 @@ class UnknownIdError(RefusedError):
 
 
 class OddAnswerError(Exception):
-    """An answer that is none of the API's. Raised within `sdk_calls`, which makes it one of our errors."""
+    """An answer that is not the API's. Raised within `sdk_calls`, which turns it into one of our errors."""
 
 
 @contextmanager
 def sdk_calls(translated: Callable[[Exception], LLMBatchError]) -> Iterator[None]:
-    """Turn all that a call of an SDK raises into our errors, by `translated`; ours pass as they are.
+    """Turn every exception of an SDK call into one of our errors, by `translated`; our errors pass unchanged.
 
-    Which classes an SDK raises is not a list that anybody could keep: an answer that nests too deep is a
-    RecursionError, one without its fields an AttributeError. So put calls of the SDK in here, and what is read of their
-    answers outside, where a mistake of this package still shows as what it is.
+    The set of exceptions that an SDK raises cannot be listed: an answer with too deep nesting is a RecursionError, one
+    without its fields an AttributeError. So put SDK calls inside this context. Read their answers outside of it, where
+    a defect of this package stays visible as what it is.
     """
     try:
         yield
@@ -162,7 +162,7 @@ def is_page(headers: Any, body: object = b"") -> bool:
 
 
 def answer_of(error: Exception) -> tuple[Any, Any]:
-    """Return headers and body of the answer that an SDK's exception is about; empty ones where there is none."""
+    """Return headers and body of the answer that an SDK's exception is about; both are empty without an answer."""
     response = getattr(error, "response", None)
     try:
         return getattr(response, "headers", None) or {}, getattr(response, "content", None) or b""
@@ -176,7 +176,7 @@ def was_redirected(error: Exception) -> bool:
 
 
 def odd_answer(headers: Any, body: object, wanted: str = "JSON object") -> OddAnswerError:
-    """Make the error for an answer that is not the `wanted` thing; it tells how the answer begins."""
+    """Make the error for an answer that is not the `wanted` thing; the message quotes the beginning of the answer."""
     if is_page(headers, body):
         return OddAnswerError(WEB_PAGE)
     # uncut, as in `words_of`: a key that is cut in its middle could not be masked
@@ -196,7 +196,7 @@ def json_object(headers: Any, body: object) -> dict[str, Any]:
 
 
 def json_or_text(body: object) -> Any:
-    """Read the content as JSON; return it as text where it is none."""
+    """Read the content as JSON; return other content as text."""
     text = _bytes_of(body).decode("utf-8", "replace")
     try:
         return json.loads(text)
@@ -211,14 +211,14 @@ def parse_reply(reply: Any) -> Any:
         value = reply.parse()
     except Exception as error:
         raise odd_answer(response.headers, response.content) from error
-    # of an answer that is no object, these SDKs make a str, a list, or what JSON has
+    # if an answer is not an object, these SDKs return a str, a list, or any other JSON value
     if not hasattr(type(value), "model_fields"):
         raise odd_answer(response.headers, response.content)
     return value
 
 
 def created_id(value: object) -> str:
-    """Check the id in the answer to a create call. Raises AmbiguousError for what is none: there may be a batch."""
+    """Check the id in the answer to a create call. Raises AmbiguousError for an invalid id: the batch may exist."""
     if not is_id(value):
         raise AmbiguousError("Perhaps created the batch: the reply names none. Look for it before creating it again.")
     return str(value)
@@ -251,17 +251,17 @@ def is_refusal(status: int, headers: Any, body: object) -> bool:
 
 
 def is_answer(status: object, headers: Any, body: object) -> bool:
-    """Return whether an error status is the API's answer to a request in real time, as it would be in a batch."""
+    """Return whether an error status is the API's answer to a request in real time, equal to its result in a batch."""
     if not isinstance(status, int) or not _CLIENT_ERROR <= status < _LAST_ERROR:
         return False
     return status >= _SERVER_ERROR or is_refusal(status, headers, body)
 
 
 def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[bytes]:
-    """Pass on the lines of a results file, as they are. Raises TransientError where no line of it bears `id_field`.
+    """Pass on the lines of a results file, unchanged. Raises TransientError if every line lacks `id_field`.
 
-    Single bad lines are left to the reader. A file without one good line is no results file, but something in its
-    place, such as a web page. Read as results, it would leave all rows without one, and they would be paid for again.
+    The reader handles single bad lines. A file without one good line is something else in the place of a results file,
+    such as a web page. Read as results, it would leave all rows without a result, and they would be paid for again.
     """
     name = f'"{id_field}"'.encode()
     held: list[bytes] = []
@@ -294,8 +294,8 @@ def refuse_lost(report: BatchReport, place: str) -> None:
 def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None) -> bytes:
     """Write the raw result line of a call in real time.
 
-    `failure` is the error of the call, if any. Where it names a time to wait, it is raised, with the line in it: the
-    caller waits and asks again while it has time.
+    `failure` is the error of the call, if any. If it has a time to wait, this raises it with the line in it: the caller
+    waits and asks again while it has time.
     """
     try:
         line = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"

@@ -1,12 +1,12 @@
-"""Do what all providers do alike: tell whose answers they give, read reports, poll, and cancel.
+"""Do the work that all providers share: name the account that answers, read reports, poll, and cancel.
 
-    BaseProvider     of every provider: its names and figures
-    VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
-    StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
-    AccessTokens     of a function that gives one for each call
-    check_key, address_of     what the settings of several vendors have in common
+    BaseProvider     for every provider: its names and figures
+    VendorProvider   for one behind an API that bills: reports by the batch's id, from a list or one by one
+    StainlessProvider   for one whose SDK Stainless has generated: OpenAI's and Anthropic's
+    AccessTokens     for a function that returns a token for each call
+    check_key, address_of     for the settings that several vendors share
 
-A provider's own modules say the rest. What its API answers is read by `answers`.
+A provider's own modules do the rest. `answers` reads the answers of its API.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ __all__ = [
 
 
 def check_key(api_key: str, name: str) -> str:
-    """Check the API key of the provider `name`. Raises ConfigError, without it, for one that no vendor gives out.
+    """Check the API key of the provider `name`. Raises ConfigError, without the key in it, for an impossible key.
 
-    A line break at its end, as of a file, would be an error of the transport, which shows the whole header.
+    With a line break at its end, as read from a file, the transport would fail with an error that shows the header.
     """
     if not api_key or not api_key.isascii() or any(char.isspace() for char in api_key):
         what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
@@ -79,7 +79,7 @@ class AccessTokens:
         self.known: tuple[str, ...] = ()
 
     def __call__(self) -> str:
-        """Return a token. Raises CredentialsError: nothing was sent."""
+        """Return a token. Raises CredentialsError if the function fails: nothing was sent."""
         try:
             token = check_key(self._make_token(), self._name)
         except Exception as error:  # noqa: BLE001 - the user's function: anything may come
@@ -91,16 +91,16 @@ class AccessTokens:
 
 
 def address_of(parts: SplitResult, scope: str = "") -> str:
-    """Name whose answers come from this address: host, port and path, and the `scope` within it as a query.
+    """Name the source of the answers of this address: host, port and path, and the `scope` within it as a query.
 
-    It is part of every fingerprint, so its form must never change: all rows would be sent, and paid for, again.
+    The name is part of every fingerprint, so its form must never change: all rows would be sent, and paid for, again.
     """
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.hostname}{port}{parts.path.rstrip('/')}{'?' if scope else ''}{scope}"
 
 
 class BaseProvider:
-    """What every provider says of itself. Building makes no call."""
+    """Names and figures of a provider. The constructor makes no call."""
 
     window: timedelta = DEFAULT_WINDOW
     """See Provider.window. A vendor's own where it documents another."""
@@ -120,7 +120,7 @@ class BaseProvider:
 
     @property
     def _place(self) -> str:
-        """Where a call goes, for messages: with its name, since two providers may share one address."""
+        """The address of a call, for messages: with the provider's name, since two providers may share one address."""
         return f"provider '{self._name}' ({self._account})"
 
     @property
@@ -145,15 +145,15 @@ class BaseProvider:
 
 
 class VendorProvider(BaseProvider, ABC):
-    """A provider behind a vendor's API. A subclass says how a batch is read and stopped, and how batches are listed.
+    """A provider behind a vendor's API. A subclass defines how to read and stop a batch, and how to list batches.
 
-    No vendor documents how long after a create call whose reply was lost a batch may still appear: that call may still
-    be at work. So `settle_seconds` is a guess on the long side, which the user can change.
+    The vendors do not document for how long after a lost reply to a create call a batch may still appear: the call may
+    still be at work. So `settle_seconds` is a long guess, which the user can change.
     """
 
     @abstractmethod
     def _read_report(self, batch_id: str) -> BatchReport:
-        """Read this one batch. Raises UnknownIdError where the vendor has none of this id."""
+        """Read this one batch. Raises UnknownIdError if the vendor has no batch of this id."""
 
     @abstractmethod
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
@@ -181,7 +181,7 @@ class VendorProvider(BaseProvider, ABC):
             # the batch was looked at already
             raise
         except ProviderError:
-            # vendors refuse to stop what has ended, each in its own words; the state tells, and not the refusal
+            # each vendor refuses in its own words to stop an ended batch; the state decides, not the refusal
             try:
                 status = self._report(batch_id).status
             except ProviderError:
@@ -193,19 +193,19 @@ class VendorProvider(BaseProvider, ABC):
 class StainlessProvider(VendorProvider):
     """A provider by an SDK that Stainless has generated: OpenAI's and Anthropic's are alike but for names.
 
-    Each call takes the raw reply first and makes the object of it after, by `parse_reply`: these SDKs make an object of
-    whatever is answered, without a look at it.
+    Each call takes the raw reply first, and then makes the object of it by `parse_reply`: these SDKs make an object of
+    any answer, without a check.
     """
 
     _public_url: str
     _page_after: str
-    """The name of the argument after which batch a page of the list begins."""
+    """Name of the argument for the batch after which a page of the list begins."""
 
     _page_size: int
-    """How many batches one list call gives at most."""
+    """Largest number of batches in the reply to one list call."""
 
     _has_pages = True
-    """Whether the list has pages; else it is one, whatever it says of more."""
+    """Whether the list has pages; otherwise it is one page, even if its reply reports more."""
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class StainlessProvider(VendorProvider):
 
     @abstractmethod
     def _is_batch(self, value: Any) -> bool:
-        """Return whether an answer is a batch at all."""
+        """Return whether an answer is a batch."""
 
     @abstractmethod
     def _read(self, batch: Any) -> BatchReport:
@@ -243,10 +243,10 @@ class StainlessProvider(VendorProvider):
 
     @abstractmethod
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        """Return what the SDK raised as one of our errors."""
+        """Return an exception of the SDK as one of our errors."""
 
     def _calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
-        """Turn what the SDK raises into our errors. While creating, no error proves that nothing was created."""
+        """Turn exceptions of the SDK into our errors. While creating, no error proves that nothing was created."""
         return sdk_calls(lambda error: self._translated(error, doing, creating=creating))
 
     def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:
@@ -266,7 +266,7 @@ class StainlessProvider(VendorProvider):
         return check_listed(page.data, self._is_batch, has_more=self._has_pages and page.has_more)
 
     def _read_report(self, batch_id: str) -> BatchReport:
-        # under the id that was asked for, whatever the answer says: it is the one that the ledger knows
+        # under the requested id, whatever the answer contains: the ledger has this id
         return replace(self._read(self._batch(batch_id)), batch_id=batch_id)
 
     def _batch(self, batch_id: str, retries: int = 0) -> Any:
@@ -288,13 +288,14 @@ class StainlessProvider(VendorProvider):
         return batch
 
     def _answer(self, path: str, body: Any) -> tuple[int, Any, ProviderError | None]:
-        """Make one request in real time. An HTTP error of the API's own is an answer, as it is in a batch.
+        """Make one request in real time. An HTTP error of the API's own is an answer, equal to the result in a batch.
 
         Returns:
-            The status; the JSON object, or what an error status came with: JSON, else its text; and that error as ours.
+            The status; the JSON object, or the body of an error status, as JSON or else as text; and that error as
+            ours.
 
         Raises:
-            ProviderError: Bad credentials, no answer, or one that is none of the API's.
+            ProviderError: The credentials are bad, there is no answer, or the answer is not the API's.
         """
         client = self._client(retries=0)
         try:

@@ -1,12 +1,11 @@
-"""What is said between a provider and its vendor, recorded for others to read: without anything that tells who it was.
+"""Records the exchanges between a provider and its vendor for others to read, without the identity of the user.
 
-One line is one exchange: method, path, both bodies, and of the headers what a client acts on. No request header is
-recorded, and no host. Out of paths and bodies go, before they are written: credentials and names of accounts that the
-request's headers carried, whatever has the form of one, and the values of fields that name people, accounts, projects
-and single requests. Ids of batches and files stay: without them no dialogue can be replayed, and no one but their owner
-can do anything with them.
+One line is one exchange: method, path, both bodies, and the headers that a client acts on. Request headers and hosts
+are not recorded. Before it is written, this is removed from paths and bodies: credentials and names of accounts that
+the request's headers carried, text in the form of one, and the values of fields that name people, accounts, projects
+and single requests. Ids of batches and files stay: a replay needs them, and only their owner can use them.
 
-It works by hooks of the SDKs' transports, httpx and httpx2: at OpenAI and its kin, Anthropic and Gemini.
+It works by hooks of the SDKs' transports, httpx and httpx2: at OpenAI and similar vendors, Anthropic and Gemini.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from dagster_llm_batch.errors import ConfigError
 __all__ = ["HOST", "REMOVED", "Recorder", "cleaned", "record_client", "recording_to"]
 
 HOST, REMOVED = "http://HOST", "REMOVED"
-"""What stands for the vendor's own address, and for what was taken out."""
+"""Replacements for the vendor's own address, and for removed text."""
 
 # The last two are the steps of an upload to Gemini.
 _KEPT_HEADERS = ("content-type", "retry-after", "retry-after-ms", "x-goog-upload-url", "x-goog-upload-status")
-# Headers that say who asks. What stands in them is looked for in all that is written from then on.
+# Headers that identify the caller. Their values are removed from everything that is written from then on.
 _TELLING_HEADERS = (
     *("authorization", "api-key", "x-api-key", "x-goog-api-key", "openai-organization", "openai-project"),
     *("anthropic-workspace-id", "anthropic-user-profile-id", "x-goog-user-project"),
@@ -65,7 +64,7 @@ _NONCE = re.compile(r"\br[0-9a-f]{16}(?=[-\"./_]|$)")
 
 
 def cleaned(text: str, words: frozenset[str] = frozenset()) -> str:
-    """Return a text without these words, and without what has the form of a credential or of an account's name."""
+    """Return a text without these words, and without text in the form of a credential or of an account's name."""
     for word in sorted(words, key=len, reverse=True):
         text = text.replace(word, REMOVED)
     for form in _FORMS:
@@ -83,7 +82,7 @@ def _without_fields(value: Any) -> Any:
 
 
 def _json_without_fields(text: str) -> str | None:
-    """Return a JSON object or list on one line, without those fields; None for what is none."""
+    """Return a JSON object or list on one line, without those fields; None for other text."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -92,15 +91,15 @@ def _json_without_fields(text: str) -> str | None:
 
 
 class Recorder:
-    """Append exchanges to a file. An existing one is continued, as after a process that was stopped.
+    """Append exchanges to a file. A recording in an existing file goes on, as after a process that was stopped.
 
-    `about` becomes its first line, which says what is recorded. Raises ConfigError for a file of another kind.
+    `about` becomes its first line, which describes the recording. Raises ConfigError for a file of another kind.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self._path = path
         self._words: frozenset[str] = frozenset()
-        # By what a batch on a list is known as one of this dialogue. Others are nobody's business.
+        # The ids that mark a batch on a list as part of this dialogue. Other batches are private.
         self._own: set[str] = set()
         if not path.exists() or not path.stat().st_size:
             self._append(json.loads(cleaned(json.dumps(_without_fields({"dialogue": 1, **about})))))
@@ -115,11 +114,11 @@ class Recorder:
             raise ConfigError(f"{path} holds something else than a dialogue. Give the name of a new file.") from error
 
     def hide(self, words: Iterable[str]) -> None:
-        """Learn what must not be written besides what headers carry."""
+        """Add words to remove, besides the values of headers."""
         self._words |= set(words)
 
     def begin(self, request: Any) -> None:
-        """Learn from the headers of a request, right before it is sent, what must not be written; read its body."""
+        """Collect the words to remove from the headers of a request, right before it is sent; read its body."""
         told = (request.headers.get(name) or "" for name in _TELLING_HEADERS)
         words = {word for value in told for word in value.split() if len(word) >= _LEAST_CHARS and word != "Bearer"}
         self._words |= words
@@ -152,7 +151,7 @@ class Recorder:
         )
 
     def _learn(self, method: str, asked: str, said: str) -> None:
-        """Remember what a call that made something has made."""
+        """Record the id of the object that a call has created."""
         if method != "POST":
             return
         self._own.update(_NONCE.findall(asked))
@@ -164,7 +163,7 @@ class Recorder:
             self._own.update(made[name] for name in ("id", "name") if isinstance(made.get(name), str))
 
     def _without_others(self, said: str) -> str:
-        """Return an answer without what it lists of the account's other batches, and files."""
+        """Return an answer without the account's other batches and files in its lists."""
         try:
             value = json.loads(said)
         except ValueError:
@@ -208,7 +207,7 @@ def recording_to(recorder: Recorder | None) -> Iterator[None]:
 
 
 def record_client(client: Any, secrets: Iterable[str] = ()) -> None:
-    """Let a client of httpx or httpx2 record what it says without these secrets, where something is recorded now."""
+    """Let a client of httpx or httpx2 record its exchanges without these secrets, if a recording is on."""
     if _recorder is None:
         return
     _recorder.hide(secrets)

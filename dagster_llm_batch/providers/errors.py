@@ -1,19 +1,19 @@
-"""Turn what an SDK raises into one of our errors: the decisions that all vendors' APIs share. Pure; imports no SDK.
+"""Turn exceptions of an SDK into our errors: the decisions that all vendors' APIs share. Pure; imports no SDK.
 
     no connection                          NoConnectionError, which is transient: nothing was sent
-    nothing that can be sent               RefusedError
+    a request that cannot be sent          RefusedError
     no credentials, 401, 403               CredentialsError
     no room in the queue, while creating   NoRoomError, which is transient
     429                                    TransientError
     404, 410                               UnknownIdError
     other 4xx                              RefusedError
     408, 409, 5xx, timeout, a lost reply   AmbiguousError while creating, else TransientError
-    an answer that is none of the API's    AmbiguousError while creating, else TransientError
-    4xx that is not the API's own word     RefusedError while creating, else TransientError
+    an answer that is not the API's        AmbiguousError while creating, else TransientError
+    4xx from something before the API      RefusedError while creating, else TransientError
 
-A vendor's errors.py reads an exception of its SDK as a `Failure`, and says in `FailureRules` what is called what there.
+A vendor's errors.py reads an exception of its SDK as a `Failure`, and maps the vendor's names in `FailureRules`.
 Exceptions are told apart by the names of their classes: an SDK is an optional extra and runs on more than one transport
-library, so there is no class to import. Messages never hold a key; vendors echo parts of it.
+library, so there is no class to import. Messages never contain a key; vendors echo parts of it.
 """
 
 from __future__ import annotations
@@ -59,20 +59,20 @@ _NO_ACCESS = (401, _FORBIDDEN)
 
 @dataclass(frozen=True)
 class FailureRules:
-    """What exceptions and statuses of one SDK mean, and how messages put it.
+    """Meaning of the exceptions and statuses of one SDK, and the texts for messages about them.
 
     Attributes:
         never_sent: Classes of exceptions that mean no connection.
         cannot_send: Classes for requests that cannot be sent as they are configured.
         lost: Classes for replies that were lost; they go before `cannot_send`.
         no_credentials: Classes for credentials that are missing or cannot be had.
-        maybe_done: Statuses below 500 after which the call may have had effect all the same.
-        refuses_access: What a message says of a 401.
-        forbids: What a message says of a 403.
-        lacks_access: What a message says of `no_credentials`.
-        is_busy: What a message says of a 429.
-        check: What the user should look at where nothing can be sent.
-        own_word: What a message says of an answer that is not the API's own.
+        maybe_done: Statuses below 500 after which the call may still have had an effect.
+        refuses_access: Text of a message about a 401.
+        forbids: Text of a message about a 403.
+        lacks_access: Text of a message about `no_credentials`.
+        is_busy: Text of a message about a 429.
+        check: The settings that the user should check if nothing can be sent.
+        own_word: Text of a message about an answer that is not the API's own.
     """
 
     never_sent: Collection[str] = NEVER_SENT
@@ -90,25 +90,25 @@ class FailureRules:
 
 @dataclass(frozen=True)
 class Failure:
-    """What is known of a call that failed.
+    """The facts about a failed call.
 
     Attributes:
-        doing: What was tried, as in "create the batch at …".
-        reason: What the SDK says, on one line and without secrets.
-        creating: A batch may exist now, whatever was answered.
+        doing: The attempted step, as in "create the batch at …".
+        reason: The SDK's reason, on one line and without secrets.
+        creating: A batch may exist now, with any answer.
         names: The names of the exception's classes and of its causes'.
         status: The HTTP status of the answer, where there was one.
-        wait_seconds: How long the provider asks to wait.
+        wait_seconds: The time that the provider asks to wait.
         is_odd: The answer is not one of the API.
-        is_busy: It says that there are too many requests.
-        has_no_room: It says that the queue has no room for this batch: true of create calls only.
+        is_busy: The answer reports too many requests.
+        has_no_room: The answer reports that the queue has no room for this batch: true of create calls only.
         smaller_helps: See NoRoomError.
         is_about_access: The credentials are refused.
         is_own_word: The API itself gave this 4xx, and not something in front of it.
         was_redirected: Another address answered than the one that was called.
         refusal: The class of the error for a definite refusal.
-        hint: What the user can do about a definite refusal.
-        ours: What this package raised within the SDK, which took it for a lost connection.
+        hint: An instruction to the user after a definite refusal.
+        ours: The error that this package raised within the SDK, which took it for a lost connection.
     """
 
     doing: str
@@ -136,8 +136,8 @@ def read_failure(
 
     Args:
         error: The exception.
-        doing: What was tried.
-        secrets: What no message may hold.
+        doing: The attempted step.
+        secrets: Texts that messages must mask.
         key: Other keys of the vendor, whose first group may be shown.
         creating: A batch may exist now.
     """
@@ -179,7 +179,7 @@ def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
     if status is None:
         return _without_answer(failure, rules)
     if failure.has_no_room and failure.creating:
-        # Of most vendors' 429 nobody can tell which of the two it is.
+        # Most vendors' 429 does not show which of the two it is.
         why = "its queue has no room for the batch now" + (f", or {rules.is_busy}" if failure.is_busy else "")
         no_room = f"{could_not}: {why}. {reason}"
         return NoRoomError(no_room, failure.wait_seconds, smaller_helps=failure.smaller_helps)
@@ -188,9 +188,9 @@ def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
     if failure.is_about_access:
         refusal = rules.forbids if status == _FORBIDDEN else rules.refuses_access
         return CredentialsError(f"{could_not}: {refusal}. {reason}")
-    # A proxy's 404 says nothing of a batch: read as the API's, the batch would count as gone and be paid for again. Its
-    # 4xx to a create call is a no all the same, since the call did not pass. What answers after a redirect may be
-    # anything.
+    # A proxy's 404 proves nothing about a batch: read as the API's, the batch would count as gone and be paid for
+    # again. Its 4xx to a create call is still a refusal, since the call did not pass. The sender of an answer after a
+    # redirect is unknown.
     is_odd = failure.was_redirected or (not failure.creating and not failure.is_own_word)
     if is_odd:
         return _unsure(failure, f"status {status}, and {rules.own_word}. {reason}")
@@ -200,8 +200,8 @@ def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
 
 
 def mask_keys(text: str, secrets: Collection[str], key: re.Pattern[str]) -> str:
-    """Return the text on one line, without these secrets and without what looks like another key of the vendor."""
-    # before it is cut: of half a key, nobody could tell that it is one
+    """Return the text on one line, without these secrets and without text that looks like another key of the vendor."""
+    # before it is cut: half a key is not recognizable as one
     text = Mask(secrets).text(text)
     return plain_words(key.sub(r"\1***", text))
 

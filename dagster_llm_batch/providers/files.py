@@ -1,6 +1,6 @@
 r"""Small files that several processes read while one writes them, and the ends of logs.
 
-A file written by `write_json` is there as a whole or not at all, also after a power cut.
+A file written by `write_json` is complete or absent, even after a power cut.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def log_tail(path: Path) -> str:
-    """Read the last printed lines, as plain words; empty where nothing was printed."""
+    """Read the last printed lines, as plain words; empty if nothing was printed."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _LOG_TAIL_BYTES))

@@ -1,16 +1,16 @@
-"""Who gets what over HTTP: credentials go to the configured origin alone, whatever a server answers.
+"""Rules for HTTP requests: credentials go to the configured origin only, with any answer of a server.
 
     to the configured origin        everything: scheme, host and port are those of the configured address
     to another origin, over https   downloads without credentials, and uploads where the vendor's protocol names their
-                                    address (a resumable upload's session); each without any header of ours
+                                    address (a resumable upload's session); each without our headers
     to another origin, over http    nothing
-    a redirect with a body          nothing, as it would take row data to where nobody sent it
+    a redirect with a body          nothing, as row data would go to an address that the user did not configure
 
-SDKs follow redirects and addresses in replies with the headers that they send to the vendor: only `Authorization` is
-dropped on the way, and `x-api-key` or a header of the user is not. So what another host may get is a list of names, and
-every other header counts as a credential. The rules work where the SDKs' own transports send: `guard_hooks` are event
-hooks of httpx and httpx2, `guard_session` is for requests. botocore follows no redirect but to another region of S3,
-whose address it makes by itself.
+SDKs follow redirects and addresses in replies with the headers that they send to the vendor. They drop only
+`Authorization` on the way, and keep `x-api-key` and headers of the user. So the headers for other hosts are a list of
+names, and every other header counts as a credential. The rules work where the SDKs' own transports send: `guard_hooks`
+are event hooks of httpx and httpx2, `guard_session` is for requests. botocore follows only redirects to another region
+of S3, whose address it makes on its own.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def listed_since(sent_at: datetime, headers: Any) -> datetime:
-    """Return from when on, by the vendor's clock, a batch that we sent at this time can have been created.
+    """Return the earliest time, by the vendor's clock, at which a batch that we sent at this time can be created.
 
-    Older batches need not be looked at. Where our clock is ahead of the vendor's, by the header `Date` of its answer,
-    the time is earlier by as much, and by a margin: a batch that is overlooked is paid twice. Where the time lies in
-    the future, the clock that gave it was wrong by an unknown amount: then every batch is looked at.
+    Older batches can be skipped. If our clock is ahead of the vendor's, by the header `Date` of its answer, the time is
+    earlier by the same amount, and by a margin: a missed batch is paid twice. If the time is in the future, its clock
+    was wrong by an unknown amount: then every batch is checked.
     """
     if sent_at > datetime.now(UTC) + _MARGIN:
         return _LONG_AGO
@@ -61,13 +61,13 @@ def listed_since(sent_at: datetime, headers: Any) -> datetime:
         vendor_time = parsedate_to_datetime(headers["date"])
         ahead = max(timedelta(), datetime.now(UTC) - vendor_time.astimezone(UTC))
     except (KeyError, TypeError, ValueError):
-        # The answer has no date, or none that can be read.
+        # The answer has no readable date.
         ahead = timedelta()
     return sent_at - ahead - _MARGIN
 
 
 def check_address(url: str, what: str, example: str = "https://host/path") -> SplitResult:
-    """Split the web address that the setting `what` holds. Raises ConfigError where it is none."""
+    """Split the web address in the setting `what`. Raises ConfigError for text that is not such an address."""
     if "@" in url:
         raise ConfigError(
             f"The {what} holds a user name or a password. They would be sent in the place of the credentials, and "
@@ -77,12 +77,12 @@ def check_address(url: str, what: str, example: str = "https://host/path") -> Sp
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
-    # `urlsplit` drops line breaks, and what is called does not
+    # `urlsplit` drops line breaks, and the called address keeps them
     has_space = any(char.isspace() for char in url)
     if parts.scheme not in ("http", "https") or not parts.hostname or has_space:
         raise ConfigError(f"The {what} {hide_secrets(url)!r} is no web address; it looks like {example!r}.")
     if "?" in url or "#" in url:
-        # Not shown: what stands behind it may be a key.
+        # The part after it is hidden: it may be a key.
         shown = hide_secrets(re.split("[?#]", url)[0])
         raise ConfigError(
             f"The {what} {shown!r} goes on with '?' or '#'. Each call's path is put at its end, so "
@@ -93,8 +93,8 @@ def check_address(url: str, what: str, example: str = "https://host/path") -> Sp
 
 
 _PORTS = {"http": 80, "https": 443}
-# The only headers that another server may get. The list is of what may pass and not of what is secret: which header of
-# a user or of an SDK's next version holds a credential, nobody knows.
+# The only headers that another server may get. The list holds allowed headers, since secret ones cannot be listed: a
+# header of a user or of an SDK's next version may hold a credential.
 _NOT_SECRET = frozenset(
     {
         "accept",
@@ -138,9 +138,9 @@ class Origin:
         return _origin_of(url) == self._origin
 
     def check_request(self, method: str, url: str, headers: MutableMapping[str, str]) -> None:
-        """Remove from a request to another origin what that may not get. Raises RefusedError where it may get nothing.
+        """Remove disallowed headers from a request to another origin. Raises RefusedError if it may get nothing.
 
-        Called for each request right before it is sent, the ones of redirects too.
+        Called for each request right before it is sent, redirects included.
         """
         origin = _origin_of(url)
         if origin == self._origin:
@@ -162,7 +162,7 @@ class Origin:
     def check_response(self, method: str, url: str, status: int, location: str | None) -> None:
         """Raise RefusedError for a redirect that would take a body to another origin.
 
-        Raises CredentialsError where another origin asks for credentials: it was sent none.
+        Raises CredentialsError if another origin asks for credentials: none were sent to it.
         """
         if location and status in _REDIRECTS and method not in ("GET", "HEAD"):
             target = _origin_of(urljoin(url, location))
@@ -172,7 +172,7 @@ class Origin:
                     "was not followed: requests and credentials go to the configured address alone. If that server is "
                     "the right one, configure its address."
                 )
-        # it was sent no credentials, so this 401 says nothing of the configured ones: they must not be taken for wrong
+        # this 401 does not concern the configured credentials, since none were sent: they must not count as wrong
         if status in _UNAUTHORIZED and (origin := _origin_of(url)) != self._origin:
             raise CredentialsError(
                 f"{self} sent us to {_shown(origin)}, which asks for credentials (HTTP {status}). It was given none: "
@@ -232,10 +232,10 @@ def _hide_in_logs(secrets: Iterable[str]) -> None:
 
 @contextmanager
 def importing_sdk(extra: str, needed_by: str) -> Iterator[None]:
-    """Import a vendor's SDK in the block. Raises MissingExtraError where it is not installed.
+    """Import a vendor's SDK in the block. Raises MissingExtraError if it is not installed.
 
-    No garbage is collected meanwhile: an SDK is thousands of modules that all stay, and searching them takes a fifth of
-    the time.
+    Garbage collection is off meanwhile: an SDK is thousands of modules that all stay, and searching them takes a fifth
+    of the time.
     """
     try:
         with uncollected():
@@ -277,7 +277,7 @@ def guard_session(session: Any, origin: Origin, timeout_seconds: float) -> None:
             return self._limit(super().proxy_manager_for(*args, **named))
 
         def _limit(self, manager: Any) -> Any:
-            # Of requests all managers have one table, which is not to be changed.
+            # All managers of requests share one table, which must not change.
             pools = dict(PoolManager(1).pool_classes_by_scheme)
             limit_pools(pools, timeout_seconds)
             manager.pool_classes_by_scheme = pools

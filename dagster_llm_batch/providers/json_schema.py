@@ -1,16 +1,16 @@
 """Lower a JSON Schema to the dialect that a vendor takes: one walker, and each vendor's rules as data. Pure.
 
-A vendor's folder has its `SchemaRules` in schema.py, with the address of the vendor's own document; `lower_schema` does
-the rest. For every vendor:
+A vendor's folder has its `SchemaRules` in schema.py, with the address of the vendor's own document; `lower_schema`
+applies them. For every vendor:
 
-- Nothing is asked for that the caller's own schema forbids. Objects are closed.
-- A constraint that the dialect lacks (`minLength`, `uniqueItems`, …) is left out, or said in the description where the
+- The result never asks for a value that the caller's own schema forbids. Objects are closed.
+- A constraint that the dialect lacks (`minLength`, `uniqueItems`, …) is left out, or moves into the description if the
   rules list it: every reply is read with the caller's own schema anyway.
-- A construct that would change the *shape* of a reply is refused with its name and its path: maps with free keys,
-  tuples, `allOf` of several, `not`, `if`, and the like. A row that cannot be read afterwards is paid for all the same.
+- A construct that would change the *shape* of a reply is rejected with its name and its path: maps with free keys,
+  tuples, `allOf` of several, `not`, `if`, and the like. A row that cannot be read afterwards is still billed.
 
-The same schema gives the same bytes, keys in the same order: a request file that was planned and not yet sent is packed
-again and compared with its digest. So a rule changes the order of keys only with a vendor's reason.
+The same schema gives the same bytes, with keys in the same order: a planned request file that was not yet sent is
+packed again and compared with its digest. So a rule changes the order of keys only if a vendor requires it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _REFUSED = {
     "$dynamicRef": "a dynamic reference",
 }
 _NULLS: tuple[Mapping[str, Any], ...] = ({"type": "null"}, {"const": None})
-# A bound that lies beside the allowed values, as the bound that is the first or last of them
+# An exclusive bound as an inclusive one: the step from the bound to the first or last allowed value
 _INCLUSIVE = {"exclusiveMinimum": ("minimum", 1), "exclusiveMaximum": ("maximum", -1)}
 _DEFINITION = re.compile(r"#/(?:\$defs|definitions)/([^/]+)")
 _ROOT = "$"
@@ -82,9 +82,10 @@ _NO_RECURSION = "write out as many levels as you need"
 
 @dataclass(frozen=True)
 class SizeLimits:
-    """How large a whole schema may be. None: the vendor names no limit.
+    """Limits on the size of a whole schema. None: the vendor names no limit.
 
-    `large_enum` is (values, characters): an enum of more values than that may hold so many characters in all.
+    `large_enum` is (values, characters): an enum with more values than this may hold at most this many characters in
+    total.
     """
 
     depth: int | None = None  # objects within objects
@@ -97,35 +98,35 @@ class SizeLimits:
 
 @dataclass(frozen=True)
 class SchemaRules:
-    """What one vendor takes of a schema, and how it wants it written.
+    """The part of JSON Schema that one vendor takes, and the form that it wants.
 
     Attributes:
-        vendor: Who cannot take a schema, in messages.
-        dialect: What "knows no such thing", in messages.
+        vendor: The vendor's name, as subject of messages.
+        dialect: The subject of "knows no such thing" in messages.
         keywords: The keywords that are written, in this order, each with the types that it is written for. `items`,
             `properties`, `required`, `additionalProperties` and `propertyOrdering` are made, others copied.
         formats: The values of `format` that are written.
         refuses_formats: Another format is refused; else it is left out.
-        accepts: Whether a keyword's value is written; else the keyword is left out. Functions with names, since codecs
-            hold rules and are pickled to workers.
-        described: Keywords that the LLM is told in the description where they are not written.
+        accepts: Whether a keyword's value is written; else the keyword is left out. Named functions, since codecs hold
+            rules and are pickled to workers.
+        described: Keywords that move into the description for the LLM if they are not written.
         inclusive_bounds: Exclusive bounds of whole numbers are written as the first and last number that is allowed.
-        format_hints: What the LLM is told there of a format that is not written.
-        description_first: Where a description stands right after the types ("type"), or before alternatives ("anyOf");
-            elsewhere it is the last key.
-        expands_references: A definition stands in the place of every reference to it; else `$defs` are kept.
+        format_hints: Text for the description about a format that is not written.
+        description_first: Places where the description is right after the types ("type"), or before alternatives
+            ("anyOf"); elsewhere it is the last key.
+        expands_references: A definition replaces every reference to it; else `$defs` are kept.
         recursive: A definition may refer to itself.
         type_lists: A value of several types has them in a list; else it becomes alternatives.
         upper_types: Types are written in capitals.
-        nullable: That a value may be null is written as `nullable`; else null is a type as any other.
-        bare_values: `enum` and `const` stand alone; else beside their type.
+        nullable: A value that may be null has the keyword `nullable`; else null is an ordinary type.
+        bare_values: `enum` and `const` have no type next to them; else they have.
         enum_strings_only: An enum is of strings and there is no `const`. Whole numbers without a gap become bounds,
             booleans their type; other values are refused.
-        open_keywords: What opens an object to other properties, and is refused.
-        empty_objects: An object without properties may be asked for, where it is closed.
-        beside_any_of: What may not stand beside alternatives.
-        all_required: All properties are required, whatever the caller's schema says.
-        limits: How large a schema may be.
+        open_keywords: Keywords that open an object to other properties, and are rejected.
+        empty_objects: An object without properties is allowed, if it is closed.
+        beside_any_of: Keywords that may not be next to alternatives.
+        all_required: All properties are required, even if the caller's schema has optional ones.
+        limits: The allowed size of a schema.
     """
 
     vendor: str
@@ -156,7 +157,7 @@ def _is_at_most_one(count: Any) -> bool:
     return count in (0, 1)
 
 
-# Anthropic and Bedrock document the same subset, each in a page of its own.
+# Anthropic and Bedrock document the same subset, each on a separate page.
 CLAUDE_RULES = SchemaRules(
     vendor="Claude",
     dialect="structured outputs know",
@@ -181,7 +182,7 @@ CLAUDE_RULES = SchemaRules(
 
 
 def lower_schema(json_schema: Mapping[str, Any], rules: SchemaRules) -> dict[str, Any]:
-    """Return the schema in the vendor's dialect. Raises ResponseSchemaError, naming what it has no word for."""
+    """Return the schema in the vendor's dialect. Raises ResponseSchemaError, naming the part that the dialect lacks."""
     return _Walker(json_schema, rules).lower_root()
 
 
@@ -202,7 +203,7 @@ def given_schema_warnings(schema: Any, rules: SchemaRules, where: str) -> tuple[
 
 
 def given_format_warnings(params: Mapping[str, Any], rules: SchemaRules) -> tuple[str, ...]:
-    """Return warnings of the format in Claude's `output_config`. Raises ConfigError where it is none."""
+    """Return warnings of the format in Claude's `output_config`. Raises ConfigError if it is not a format."""
     config = params.get("output_config")
     form = config.get("format") if isinstance(config, Mapping) else None
     if form is None:
@@ -253,7 +254,7 @@ class _Walker:
         return lowered
 
     def _lower(self, raw: Any, path: str, depth: int) -> dict[str, Any]:
-        """One schema, within `depth` objects."""
+        """Lower one schema, within `depth` objects."""
         with self._within():
             node = self._flat(raw, path, expands=self._rules.expands_references)
             if "$ref" in node:
@@ -265,9 +266,9 @@ class _Walker:
             return self._typed(node, path, depth)
 
     def _flat(self, raw: Any, path: str, *, expands: bool) -> dict[str, Any]:
-        """Return the node with a single `allOf` merged and `oneOf` as `anyOf`. Refuses what no vendor takes.
+        """Return the node with a single `allOf` merged and `oneOf` as `anyOf`. Rejects constructs that vendors lack.
 
-        Where references are expanded, the definition lies beneath what stands beside the reference, and is entered.
+        If references are expanded, the definition is merged below the keys next to the reference, and is entered.
         """
         if isinstance(raw, list):
             self._refuse(path, "a tuple", "use an object with named properties")
@@ -277,7 +278,7 @@ class _Walker:
         while "allOf" in node or (expands and "$ref" in node):
             if expands and "$ref" in node:
                 name, target = self._target(node.pop("$ref"), path)
-                # that the root is itself says nothing of it
+                # a reference from the root to itself has no content
                 if name and not (self._rules.recursive and name in self._entered):
                     self._enter(name, path)
                     node = {**target, **node}
@@ -301,7 +302,8 @@ class _Walker:
             return {"$ref": "#"}
         self._enter(name, path)
         if "description" in node and not (self._rules.recursive and self._is_recursive(name)):
-            # nothing may stand beside a reference, and the description of a field steers the LLM: write it out here
+            # a reference allows no keys next to it, and the description of a field steers the LLM: write the definition
+            # out here
             return self._lower({**target, "description": node["description"]}, path, depth)
         if name not in self._defs:
             if self._rules.recursive:
@@ -366,7 +368,7 @@ class _Walker:
             parts = [part for part in parts if part not in _NULLS]
             if not parts:
                 self._refuse(path, _ALWAYS_NULL, "leave it out")
-        # Beside alternatives, a type is that of each.
+        # A type next to alternatives applies to each of them.
         if types:
             shared = {"type": types[0] if len(types) == 1 else types}
             parts = [{**shared, **part} if isinstance(part, Mapping) and "$ref" not in part else part for part in parts]
@@ -388,7 +390,7 @@ class _Walker:
         if is_nullable:
             head["nullable"] = True
         if types == ["null"] and self._rules.described:
-            # as an alternative to a type that says it all, it would repeat the description and the words
+            # as an alternative to a complete type, it would repeat the description and the keywords in it
             return head
         if "enum" in node or "const" in node:
             return self._described(head, self._values(node, path), node, "type")
@@ -405,7 +407,7 @@ class _Walker:
         return self._described(head, rest, node, "type", hint)
 
     def _split_types(self, node: Mapping[str, Any], path: str) -> tuple[list[str], bool]:
-        """Return the types as they are written, and whether null is beside them, where null has its own keyword."""
+        """Return the types as they are written, and whether null is allowed, if null has its own keyword."""
         types = _types_of(node)
         for name in types:
             if name not in JSON_TYPES:
@@ -422,7 +424,7 @@ class _Walker:
         return types, is_nullable
 
     def _keyword(self, word: str, node: Mapping[str, Any], path: str, depth: int) -> dict[str, Any]:
-        """Tell what is written for one keyword; nothing, where it is left out."""
+        """Return the written form of one keyword; empty if it is left out."""
         properties = node.get("properties") or {}
         match word:
             case "items":
@@ -498,7 +500,7 @@ class _Walker:
         if types == {"string"}:
             return {"enum": known, **nullable}
         if types == {"boolean"}:
-            # which of both cannot be said; whoever reads the reply knows
+            # the dialect cannot restrict it to one of both; the reply is checked with the caller's schema
             return nullable
         if types == {"integer"} and len(set(known)) == max(known) - min(known) + 1:
             return {"minimum": min(known), "maximum": max(known), **nullable}
@@ -508,7 +510,7 @@ class _Walker:
     def _described(
         self, head: dict[str, Any], rest: dict[str, Any], node: Mapping[str, Any], form: str, hint: str = ""
     ) -> dict[str, Any]:
-        """Head and rest with the description between or after them, and in it what the dialect has no keyword for."""
+        """Return head and rest with the description between or after them; it includes keywords the dialect lacks."""
         texts = [str(text) for text in (node.get("description"), hint) if text]
         unsaid = [word for word in self._rules.described if word in node and word not in rest]
         words = ", ".join(f"{word}: {json.dumps(node[word], ensure_ascii=False)}" for word in unsaid)
@@ -536,7 +538,7 @@ class _Walker:
 
 
 def _types_of(node: Mapping[str, Any]) -> list[str]:
-    """Return the types that a node names, else those of its values, else what its other keywords are for."""
+    """Return the types that a node names, else the types of its values, else the type that its other keywords imply."""
     if node.get("type") is not None:
         return _listed(node["type"])
     values = [node["const"]] if "const" in node else node.get("enum") or []
@@ -545,7 +547,7 @@ def _types_of(node: Mapping[str, Any]) -> list[str]:
 
 
 def _type_of(value: Any) -> str | None:
-    """Return the JSON type of a single value; None for lists, objects and what is no JSON."""
+    """Return the JSON type of a single value; None for lists, objects and values outside of JSON."""
     return next((name for kind, name in _TYPE_NAMES if isinstance(value, kind)), None)
 
 

@@ -41,7 +41,7 @@ __all__ = [
 
 BOM = b"\xef\xbb\xbf"
 MAX_REASON_CHARS = 1_000
-"""How much of what a vendor says of a row is kept: it is stored with each row."""
+"""Longest kept text of a vendor's message about a row, in characters: it is stored with each row."""
 
 _CHUNK_BYTES = 1 << 16
 _TRIED_LINES = 8
@@ -60,7 +60,7 @@ def quoted(text: str) -> bytes:
     if text.isascii():
         return _ENCODE(text)
     try:
-        # faster than to look for half surrogates where the text keeps its UTF-8, as that of a planned row does
+        # faster than a search for half surrogates if the text encodes to UTF-8, like the text of a planned row
         text.encode()
     except UnicodeEncodeError:
         text = replace_halves(text)
@@ -82,7 +82,7 @@ def repaired(line: bytes) -> bytes:
 
 
 class LineStart:
-    """What a request line holds up to its user part, kept for the next line: mostly all have the same system text."""
+    """The part of a request line before its user part, kept for the next line: mostly all have the same system text."""
 
     def __init__(self, write: Callable[[str | None], bytes]) -> None:
         self._write = write
@@ -99,7 +99,7 @@ class LineStart:
 
 
 def check_roles(turns: Iterable[Turn]) -> None:
-    """Raise ConfigError for a few-shot turn of a role that no vendor has: a system text is a part of its own."""
+    """Raise ConfigError for a few-shot turn with a role that all vendors lack: a system text is a separate part."""
     for turn in turns:
         if turn.role not in ("user", "assistant"):
             raise ConfigError(f"A few-shot turn has the role {turn.role!r}; it can be 'user' or 'assistant'.")
@@ -154,8 +154,8 @@ def cut_heads(file: BinaryIO, head: bytes) -> Iterator[bytes]:
     """
     start = b"\n" + head
     while block := file.read(_CHUNK_BYTES):
-        # A line feed is a line's end wherever it is: JSON escapes those of its texts. To replace in many lines at once
-        # takes half as long as to look at each.
+        # Every line feed ends a line: JSON escapes the ones in its texts. Replacing in many lines at once takes half as
+        # long as a check of each line.
         whole = b"".join((b"\n", block, file.readline()))
         yield whole.replace(start, b"\n{")[1:]
 
@@ -163,7 +163,8 @@ def cut_heads(file: BinaryIO, head: bytes) -> Iterator[bytes]:
 def decode_usual(lines: Sequence[bytes], decoder: msgspec.json.Decoder[_Read]) -> tuple[list[_Read], Sequence[int]]:
     """Decode the lines that fit the decoder; return these, and the places of the others.
 
-    Where none of the first few fits, no more are tried: a server that writes one line in its own way so writes all.
+    If the first few all fail to fit, the rest are not tried: a server that writes one line in its own way writes all
+    so.
     """
     decode, read, others = decoder.decode, [], []
     for at, line in enumerate(lines):

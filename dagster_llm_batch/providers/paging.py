@@ -1,9 +1,9 @@
-"""Lists of batches: many polled in few calls, and a batch found in them whose create call gave no answer.
+"""Lists of batches: poll many in few calls, and find the batch of a create call without an answer.
 
-A few are polled one by one; many from list pages first, and what those lack one by one. A batch is found by its name
-or, where nothing can be attached to one, by the custom_ids of its results.
+A few are polled one by one. Many are read from list pages first, and the missing ones one by one. A batch is found by
+its name or, if it cannot carry an attachment, by the custom_ids of its results.
 
-A list whose server ignores where a page is to begin has no end: `unrepeated` finds out, for every vendor.
+If the server ignores where a page begins, the list has no end: `unrepeated` detects this for every vendor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_FAILURES = 3
 
 
 class RepeatedListError(TransientError):
-    """A page of a list has nothing but batches of the pages before: what else there is, nobody can tell."""
+    """A page of a list repeats batches of the pages before, so the rest of the list is unknown."""
 
     def __init__(self) -> None:
         super().__init__("The provider's list of batches gives the same page again and again.")
@@ -46,7 +46,7 @@ def unrepeated(pages: Iterable[list[_Batch]], id_of: Callable[[_Batch], str]) ->
 
 
 def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
-    """Decide which batch a tag has, of all `names` that bear it; `known` are the batches of other create calls."""
+    """Decide which batch has a tag, of all `names` with the tag; `known` are the batches of other create calls."""
     # a list that grows while it is read may show a batch on two pages
     ours: dict[str, None] = {}
     repeats: RepeatedListError | None = None
@@ -69,10 +69,10 @@ def find_by_results(
     fetch: Callable[[str], Iterable[bytes]],
     custom_id_of: Callable[[bytes], str | None],
 ) -> Found | Absent | Undecided | CannotTell:
-    """Decide which batch carries the shard of this nonce, where a batch is known by its results alone.
+    """Decide which batch carries the shard of this nonce, if batches are identified by their results alone.
 
-    `candidates` are the batches of the right size and time, and whether each has ended. `fetch` gives a batch's result
-    lines, and raises RefusedError where it has none any more.
+    `candidates` are the batches of the right size and time, and whether each has ended. `fetch` returns a batch's
+    result lines, and raises RefusedError if they are gone.
     """
     running, unreadable = [], []
     for batch_id, has_ended in candidates.items():
@@ -96,9 +96,9 @@ def _bears(
     fetch: Callable[[str], Iterable[bytes]],
     custom_id_of: Callable[[bytes], str | None],
 ) -> bool | None:
-    """Return whether an ended batch has this nonce; None where no result can be read.
+    """Return whether an ended batch has this nonce; None if all of its results are unreadable.
 
-    Results come in any order, and a batch may carry other shards too: one that is not ours is read to its end.
+    Results come in any order, and a batch may carry other shards too: a batch that is not ours is read to its end.
     """
     is_readable = False
     try:
@@ -118,16 +118,16 @@ def poll_batches(
     read_report: Callable[[str], BatchReport],
     most_single: int = _MOST_SINGLE,
 ) -> Mapping[str, BatchReport]:
-    """Read reports, by batch id. A batch that cannot be read now, or for which there is no time, is left out.
+    """Read reports, by batch id. Omits a batch that cannot be read now, or for which time is up.
 
     Args:
         batch_ids: The batches.
-        list_reports: Gives those of the wanted batches that list pages show; it gets them in their order.
-        read_report: Reads one batch, by a call of its own.
+        list_reports: Yields the wanted batches that list pages show; it gets them in their order.
+        read_report: Reads one batch, by a separate call.
         most_single: Calls for one batch each, at most.
 
     Raises:
-        ProviderError: The first one, where not one batch could be read.
+        ProviderError: The first error, if every batch failed.
     """
     wanted = dict.fromkeys(batch_ids)
     reports: dict[str, BatchReport] = {}
@@ -139,7 +139,7 @@ def poll_batches(
                 if len(reports) == len(wanted):
                     break
         except ProviderError as error:
-            # what the list cannot tell now, single calls may: they are other addresses of the API
+            # if the list fails now, single calls may work: they are other addresses of the API
             failures.append(error)
     for batch_id in [batch_id for batch_id in wanted if batch_id not in reports][:most_single]:
         if len(failures) >= _MAX_FAILURES or any(isinstance(error, CredentialsError) for error in failures):
@@ -160,17 +160,17 @@ def walk_pages(
     read_report: Callable[[str], BatchReport],
     most: int,
 ) -> Iterator[tuple[str, BatchReport]]:
-    """Read reports of the wanted batches, which best come in the list's order, newest first, from its pages.
+    """Read reports of the wanted batches from pages of the list; best give them in its order, newest first.
 
-    A page without any of them is left behind: the next wanted batch is read by itself, and the list goes on after it.
-    So what lies deep in a long list costs no walk from its top. Where that finds nothing, the list has another order,
-    and is walked as it is.
+    After a page without any of them, the next wanted batch is read by a single call, and the list goes on after it. So
+    a batch deep in a long list costs no walk from its top. If this finds nothing, the list has another order, and is
+    walked from page to page.
 
     Args:
         wanted: The batches.
         read_page: The batches of the page after this one (None: from the top), and whether more follow.
         read_batch: A listed batch as a report.
-        read_report: One batch, by a call of its own.
+        read_report: Reads one batch, by a separate call.
         most: Pages at most.
     """
     left = dict.fromkeys(wanted)
@@ -202,7 +202,7 @@ def walk_pages(
 def _next_anchor(
     left: dict[str, None], read_report: Callable[[str], BatchReport]
 ) -> Generator[tuple[str, BatchReport], None, str | None]:
-    """Take batches out of `left` and read them, until there is one after which a list can go on."""
+    """Take batches out of `left` and read them, until the list can go on after one."""
     for batch_id in list(islice(left, _MAX_FAILURES)):
         del left[batch_id]
         try:

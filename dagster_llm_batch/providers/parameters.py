@@ -1,10 +1,10 @@
-"""The parameters that each vendor's requests have: refuse those of another vendor, warn of those that no SDK has. Pure.
+"""The parameters of each vendor's requests: refuse another vendor's, warn of ones that every SDK lacks. Pure.
 
 The vendors check parameters when a row runs, up to a day later, and fail every row for the same mistake. The tables
 here hold the names that the types of the vendors' SDKs have. A name that a table lacks is looked up in the types of the
 SDK that is installed, which may be newer. A parameter that is found nowhere is sent, with a warning.
 
-A server with a folder of its own has its tables there (`registry.SERVER_FOLDERS`).
+A server with its own folder has its tables there (`registry.SERVER_FOLDERS`).
 
 Types: anthropic 2.14, openai 3.57, google-genai 3.6, boto3 1.43; 2026-11
 """
@@ -60,13 +60,13 @@ class Form(NamedTuple):
     """The parameters of one kind of request.
 
     Attributes:
-        title: Whose requests these are.
+        title: The owner of these requests.
         names: The names of the parameters, in snake_case where `is_camel`.
-        types: The SDK's type that has them, as `module:Class`; None: the SDK has none.
+        types: The SDK's type that has them, as `module:Class`; None: the SDK lacks such a type.
         bounds: The least and the most that a number may be.
         whole: The numbers that have no fraction.
-        is_camel: Whether a name is the same in camelCase and in snake_case.
-        is_open: Whether servers of this kind take parameters beyond the names, of their own or of others.
+        is_camel: Whether names are equal in camelCase and in snake_case.
+        is_open: Whether servers of this kind take parameters beyond the names, their own or others'.
         lacks: Names that the SDK's type has for another API, or for the SDK itself.
     """
 
@@ -88,7 +88,7 @@ _CLAUDE_BOUNDS: _Bounds = {"temperature": (0, 1), "top_p": (0, 1), "top_k": (0, 
 _CLAUDE_WHOLE = frozenset({"max_tokens", "top_k"})
 ANTHROPIC = Form(
     "Anthropic's messages",
-    # The last line: those of its beta features.
+    # The last line holds the fields of its beta features.
     _CLAUDE.difference({"anthropic_version"})
     | words("cache_control container diagnostics inference_geo service_tier user_profile_id stream")
     | words("context_management mcp_servers prefill"),
@@ -249,8 +249,8 @@ _OF_RESPONSE = words("response_format response_schema response_json_schema respo
 def check_parameters(form: Form, params: Mapping[str, Any], *, is_open: bool = False) -> tuple[str, ...]:
     """Return a warning for each parameter that may be refused.
 
-    `is_open`: whether another server than the vendor's may answer, which may have parameters of its own.
-    Raises ConfigError for a parameter that the vendor is known to refuse in every row.
+    `is_open`: whether a server other than the vendor's may answer, which may have its own parameters. Raises
+    ConfigError for a parameter that the vendor is known to refuse in every row.
     """
     warnings = []
     for name, value in params.items():
@@ -292,7 +292,7 @@ def _outside(form: Form, own: str, name: str, value: Any) -> str | None:
 
 
 def _stranger(form: Form, name: str) -> str | None:
-    """Return why a name is another vendor's; None where no vendor is known to have it."""
+    """Return why a name is another vendor's; None if all known vendors lack it."""
     plain = snake(name)
     called = next(
         (other for names in _SETTINGS if plain in names for other in [plain, *names] if other in form.names),
@@ -300,7 +300,8 @@ def _stranger(form: Form, name: str) -> str | None:
     )
     if called is not None:
         return f"There is no parameter '{name}' in {form.title}: it is called '{called}' there."
-    # What one of a vendor's APIs has and the other lacks is the vendor's own, whoever else has it.
+    # A name that one of a vendor's APIs has and the other lacks counts as the vendor's own, even if other vendors have
+    # it.
     others = sorted(_known_forms(), key=lambda other: other.is_camel != form.is_camel)
     owner = next((other.title for other in others if plain in other.names), None)
     if owner is None:
@@ -320,7 +321,7 @@ def _known_forms() -> tuple[Form, ...]:
 
 @cache
 def _is_in_sdk(types: str | None, name: str) -> bool:
-    """Return whether the types of the installed SDK have the name, as those of a newer version may."""
+    """Return whether the types of the installed SDK have the name, which may be a newer version."""
     if types is None:
         return False
     module, _, attribute = types.partition(":")

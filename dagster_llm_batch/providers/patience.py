@@ -1,15 +1,15 @@
-"""Calls end: an answer that arrives too slowly is given up, even where no single read exceeds the read timeout.
+"""Calls end: an answer that arrives too slowly is abandoned, even if every single read is within the read timeout.
 
-The SDKs' timeouts hold for one read of the connection, so a server, or a proxy in between, that sends a byte a second
-holds a run or a sensor's tick for ever. Here the reads of one answer are counted together, its headers too:
+The SDKs' timeouts limit one read of the connection. So a server, or a proxy in between, that sends a byte a second
+holds a run or a sensor's tick for ever. Here the reads of one answer are counted together, including its headers:
 
     seconds waited in reads  >  timeout_seconds + bytes / 1,000     the read times out
 
-So an answer may take `timeout_seconds` in all, and longer as long as 1,000 bytes a second come: a large download over a
-slow line is not cut, and what its reader does between reads does not count.
+So an answer may take `timeout_seconds` in all, and longer while 1,000 bytes a second arrive: a large download over a
+slow line is not cut, and the time that its reader spends between reads does not count.
 
-It works where the SDKs' transports read: `limit_client` for httpx and httpx2, `limit_pools` for urllib3, on which
-requests and botocore are built. Refuses to touch a transport of the user's own that is none of these.
+It works where the SDKs' transports read: `limit_client` for httpx and httpx2, `limit_pools` for urllib3, which requests
+and botocore use. Leaves any other transport of the user's unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Answer:
         self._waited, self._bytes = 0.0, 0
 
     def count(self, began: float, size: int) -> None:
-        """Count one read. Raises `late` where the answer has taken too long for what has come of it."""
+        """Count one read. Raises `late` if the answer has taken too long for its bytes so far."""
         self._waited += monotonic() - began
         self._bytes += size
         if size and self._waited > self._timeout_seconds + self._bytes / _LEAST_BYTES_PER_SECOND:
@@ -57,7 +57,7 @@ def limit_client(client: Any, timeout_seconds: float) -> None:
 
 
 class _Backend:
-    """A network backend of httpcore whose streams count what they read."""
+    """A network backend of httpcore whose streams count their reads."""
 
     def __init__(self, backend: Any, timeout_seconds: float, late: Callable[[str], Exception]) -> None:
         self._backend = backend
@@ -72,7 +72,7 @@ class _Backend:
 
 
 class _Stream:
-    """A network stream of httpcore. What is written is a request, and what is read after it one answer."""
+    """A network stream of httpcore. Its writes are a request, and the reads after them one answer."""
 
     def __init__(self, stream: Any, answer: _Answer) -> None:
         self._stream = stream
@@ -119,7 +119,7 @@ def _response_class(connection: Any, timeout_seconds: float) -> Any:
 
 
 class _File(io.RawIOBase):
-    """What a socket gives, counted."""
+    """The reads of a socket, counted."""
 
     def __init__(self, file: io.RawIOBase, answer: _Answer) -> None:
         self._file = file

@@ -1,10 +1,10 @@
-"""The kinds of providers, as data: the one list of them, that resources, components, telemetry and docs read.
+"""The kinds of providers, as data: the one list that resources, components, telemetry and docs read.
 
-A deployment may have several providers of a kind, each by a name of its own: two accounts, two regions. One that has
-none is called as its kind, so every kind's name is a name that means this kind alone.
+A deployment may have several providers of a kind, each by its own name: two accounts, two regions. A provider without a
+name is called by its kind, so every kind's name is reserved for this kind.
 
-Importing it costs nothing: a provider's module is imported only when asked for, and its SDK later still. So the order
-here is the order in which people are shown the providers.
+Importing it costs nothing: a provider's module is imported only when asked for, and its SDK later still. The order here
+is the order in which people are shown the providers.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")
 
 
 class Starter(NamedTuple):
-    """What `dg scaffold defs` writes for a provider, beside what it writes for all."""
+    """Additions of `dg scaffold defs` for a provider, to the parts that it writes for all."""
 
     model: str = "a-model"
     """The provider's name for a small model."""
     environment: Mapping[str, str] = MappingProxyType({})
     """Settings of the resource, each with the environment variable that it comes from."""
     settings: tuple[str, ...] = ()
-    """Further lines of YAML in the resource; `$folder` is that of the definition."""
+    """Further lines of YAML in the resource; `$folder` is the folder of the definition."""
     attributes: tuple[str, ...] = ()
     """Further lines of YAML in the labeled dataset."""
     files: tuple[str, ...] = ()
     """Further files of the templates."""
     without_key: bool = False
-    """Whether it runs as it is, for who names no provider: it needs neither a key nor an account."""
+    """Whether the scaffold runs unchanged, for users who name no provider: it needs neither a key nor an account."""
 
 
 class ProviderEntry(NamedTuple):
-    """One kind of provider: where its code is, and what others need to know of it."""
+    """One kind of provider: the place of its code, and the facts that other modules need."""
 
     provider: str
     """Its class, as `package.module:Class`."""
@@ -62,28 +62,28 @@ class ProviderEntry(NamedTuple):
     extra: str | None = None
     """The optional dependency of this package that it needs."""
     price_book: str | None = None
-    """The price book's id of who bills, unless the provider is told another; None where nobody does."""
+    """The price book's id of the company that bills, unless the provider has another; None if calls are free."""
     sold_as: tuple[str, str] | None = None
-    """The company on the bill, and its service; None where nobody bills."""
+    """The company on the bill, and its service; None without a bill."""
     kind: str | None = None
     """Dagster's icon for its assets. Default: the name."""
     telemetry: str | None = None
     """`gen_ai.provider.name` in OpenTelemetry's conventions. Default: the name."""
     starter: Starter = Starter()
     insights: Mapping[str, str] = MappingProxyType({})
-    """What Dagster's integration of the vendor, as dagster-openai, calls these figures of a materialization: Insights
-    shows batches beside calls then.
+    """Names of these figures of a materialization in Dagster's integration of the vendor, such as dagster-openai:
+    Insights then shows batches next to calls.
     """
     needs_max_tokens: str | None = None
     """Regular expression of the models that take no request without the parameter `max_tokens`: Claude's, anywhere."""
     logprobs: Mapping[str, Any] = MappingProxyType({"logprobs": True})
     """Parameters of a chat request that ask for the log-probabilities of the reply's tokens."""
     no_logprobs: str | None = None
-    """Regular expression of the models that tell none, whatever they are asked: Claude's, anywhere."""
+    """Regular expression of the models that never report logprobs: Claude's, anywhere."""
     short_reply: Mapping[str, int] = MappingProxyType({"max_tokens": 64})
-    """Parameters that are enough for one word, and bound what it costs: `smoke` sends them."""
+    """Parameters that are enough for one word, and limit its cost: `smoke` sends them."""
     can_record: bool = False
-    """Whether its SDK speaks over httpx or httpx2, whose calls `smoke --record` keeps."""
+    """Whether its SDK uses httpx or httpx2, whose calls `smoke --record` keeps."""
 
 
 _PACKAGE = "dagster_llm_batch.providers"
@@ -232,7 +232,7 @@ Each is a preset. The resource, `doctor`, the docs and the check of parameters r
 
 
 def check_name(name: str, kind: str | None) -> None:
-    """Check the name of a provider of this kind. Raises ConfigError, which says what may stand there."""
+    """Check the name of a provider of this kind. Raises ConfigError, which lists the allowed names."""
     if _NAME.fullmatch(name) is None:
         raise ConfigError(
             f"providers has {name!r}, which can be no name of a provider. It begins with a letter and has up to 63 of "
@@ -259,9 +259,9 @@ def needs_max_tokens(provider: str, model: str) -> bool:
 
 
 def logprob_params(model: str) -> Mapping[str, Any] | None:
-    """Return the parameters of a chat request that ask this provider/model for logprobs; None where it tells none.
+    """Return the chat parameters that ask this provider/model for logprobs; None if it cannot report them.
 
-    A provider of the user's own is asked by OpenAI's parameters, which most servers take.
+    A provider of the user's own gets OpenAI's parameters, which most servers take.
     """
     provider, _, name = model.partition("/")
     entry = PROVIDERS.get(provider, PROVIDERS["openai"])
@@ -286,6 +286,6 @@ def class_at(path: str) -> type[Any]:
 
 
 def object_at(path: str) -> Any:
-    """Import what a module has, by its path, `package.module:NAME`."""
+    """Import an object of a module by its path, `package.module:NAME`."""
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)

@@ -1,14 +1,14 @@
-"""The credentials of a provider, kept out of all that its verbs give: results, reports, answers and errors.
+"""Keep the credentials of a provider out of everything that its verbs return: results, reports, answers and errors.
 
 Keys in the path of an address count as credentials too; see `core/address_secrets.py`.
 
-Vendors and gateways echo what was sent to them, and what they say is stored and shown. So the exact value of each
+Vendors and gateways echo parts of requests, and their replies are stored and shown. So the exact value of each
 configured credential becomes `***` where it leaves a verb, also in raw result lines before they are stored. Only values
-of 16 characters or more are masked: a shorter one, such as the `x` that a server on one's own machine takes for a key,
-is in ordinary words too.
+of 16 characters or more are masked: a shorter one, such as the `x` that a server on the user's own machine takes for a
+key, is in ordinary words too.
 
-A credential is found in each form that JSON, an address, HTML or an `Authorization: Basic` header gives it, whichever
-of its characters are escaped.
+A credential is found in each form that JSON, an address, HTML or an `Authorization: Basic` header gives it, with any of
+its characters escaped.
 
 Pure. A line costs four searches for each credential: about 2 us for a line of 1 to 2 kB, on a busy machine.
 """
@@ -33,18 +33,18 @@ LEAST_CHARS = 16
 # of a secret, at the end of a text that was cut: fewer characters tell nothing
 _LEAST_REST = 6
 _CUT = "…".encode()
-"""What `plain_text` ends a text with that it cut: the start of a secret may stand right before it."""
+"""The end that `plain_text` puts on a text that it cut: the start of a secret may be right before it."""
 _MASK = b"***"
 _MOST_WORDS = 256
 _ProviderClass = TypeVar("_ProviderClass", bound=type)
 
-# An escape of which a cut has left a part.
+# An escape that a cut has shortened.
 _CUT_ESCAPE = re.compile(rb"(?:%[0-9A-Fa-f]{0,3}){1,4}|(?:\\+(?:u[0-9A-Fa-f]{0,4})?){1,2}|&[#\w]{0,6}")
 _JSON_LETTERS = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
 _RUNS = re.compile(r"\\+|[^\\]")
-# What nothing escapes.
+# Characters that every form leaves unescaped.
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]")
-# Base64 beside a secret, as of a user's name; the characters next to it hold bits of both.
+# Base64 around a secret, as for a user's name; the characters next to it hold bits of both.
 _MOST_BEFORE = 80
 _BEFORE_BASE64 = rb"(?:[A-Za-z0-9+/_-]|\\+/|%%2[BbFf]){0,%d}" % _MOST_BEFORE
 _AFTER_BASE64 = rb"(?:[A-Za-z0-9+/=_-]|\\+/|%2[BbFf]|%3[Dd])*"
@@ -66,7 +66,7 @@ class Mask:
         return text if masked is whole else masked.decode("utf-8", "surrogatepass")
 
     def line(self, line: bytes) -> bytes:
-        """Mask the secrets in a result line. It is the same object where it holds none."""
+        """Mask the secrets in a result line. Returns the same object if it holds no secret."""
         for word in self._words:
             if word.core in line:
                 line = word.whole.sub(_MASK, line)
@@ -85,9 +85,9 @@ class Mask:
 
 
 def masked(cls: _ProviderClass) -> _ProviderClass:
-    """Decorate a provider's class: its verbs give none of the secrets that its `_secrets()` names.
+    """Decorate a provider's class: its verbs mask the secrets that its `_secrets()` names.
 
-    `console_url` and `check_setup` hold none.
+    `console_url` and `check_setup` return no secrets.
     """
     masks: Mapping[str, Callable[[Mask, Any], Any] | None] = {
         "poll": _mask_reports,
@@ -109,8 +109,8 @@ def masked(cls: _ProviderClass) -> _ProviderClass:
 def _verb(verb: Callable[..., Any], mask_value: Callable[[Mask, Any], Any] | None) -> Callable[..., Any]:
     @wraps(verb)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # The secrets are asked for at each call, since tokens are renewed; and after the call, since the first one may
-        # have got the first token.
+        # The secrets are read at each call, since tokens are renewed. They are read after the call, since the first
+        # call may have fetched the first token.
         try:
             value = verb(self, *args, **kwargs)
         except LLMBatchError:
@@ -155,15 +155,15 @@ def _mask_finding(mask: Mask, finding: Any) -> Any:
 
 
 class _Word:
-    """A secret, or its Base64, as it may be written.
+    """A secret, or its Base64, in any written form.
 
-    A text may escape any of its characters, and another text others of them: so each character is looked for in all
-    its forms by itself.
+    A text may escape any of its characters, and another text other ones: so each character is searched in all its forms
+    independently.
 
     Args:
         word: The characters.
-        before: A pattern of what is masked with it, before it.
-        after: The same, after it.
+        before: A pattern of text before it that is masked with it.
+        after: A pattern of text after it that is masked with it.
     """
 
     def __init__(self, word: str, before: bytes = b"", after: bytes = b"") -> None:
@@ -197,9 +197,9 @@ class _Word:
         return re.compile(b"".join(least) + pattern + b"(?:" + _CUT_ESCAPE.pattern + rb")?\Z")
 
     def mask_parts(self, text: bytes) -> bytes:
-        """Mask it wherever 16 characters of it or more are, and where the text ends with the first of them.
+        """Mask it wherever 16 characters of it or more occur, and where the text ends with its first characters.
 
-        It is the same object where it holds none.
+        Returns the same object if it holds no secret.
         """
         parts, done = [], 0
         while found := self._first(LEAST_CHARS).search(text, done):
@@ -210,7 +210,7 @@ class _Word:
             parts += [text[done:start], _MASK]
             done = end
         kept = text[done:].removesuffix(_CUT)
-        # Of an escape that was cut, the first character may have been taken for the secret's own next one.
+        # The first character of an escape that was cut may have been matched as the secret's own next one.
         begun = text[done - 1 : done] if text[done - 1 : done] in (b"%", b"\\", b"&") else b""
         if parts and (_CUT_ESCAPE.fullmatch(kept) or (begun and _CUT_ESCAPE.fullmatch(begun + kept))):
             return b"".join(parts)
@@ -249,9 +249,7 @@ def _forms(word: str) -> tuple[_Word, ...]:
 
 @lru_cache(_MOST_WORDS)
 def _pattern(run: str) -> bytes:
-    """Return a pattern of a character, or of backslashes, as it is and as JSON, an address and HTML write it, also
-    twice over.
-    """
+    """Return a pattern of a character, or of backslashes, plain or escaped (once or twice) for JSON, URLs and HTML."""
     char, own = run[0], run.encode("utf-8", "surrogatepass")
     if _PLAIN.fullmatch(char):
         return re.escape(own)
@@ -265,7 +263,7 @@ def _pattern(run: str) -> bytes:
     if char in _JSON_LETTERS:
         ways.append(rb"\\*" + _JSON_LETTERS[char].encode())
     if char.isspace():
-        # What puts a text on one line makes one space of several.
+        # Code that puts a text on one line turns several spaces into one.
         ways += [rb"\s+", rb"\+"]
     # In the place of these, Base64 has others in addresses.
     if char in "+/":

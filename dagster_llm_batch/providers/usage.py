@@ -1,11 +1,11 @@
-"""What a reply's usage counts beside plain tokens, as `types.Extra`: a table of names for each vendor's shape of usage.
+"""The billed units of a reply's usage, in addition to plain tokens, as `types.Extra`; one table per vendor's shape.
 
-A table says of each count that a vendor documents what it is: None where tokens are all that is billed, else the price
-book's name of its unit. A count that no table has may have a price, so it makes the cost unknown, and is named. The
-tables' source, with its date, is USAGE_SHAPES of `core/price_sources.py`, as are all that are named in capitals here.
+A table maps each count that a vendor documents: to None if only tokens are billed, else to the price book's name of its
+unit. A count that all tables lack may have a price, so it makes the cost unknown, and is named. The tables' source,
+with its date, is USAGE_SHAPES of `core/price_sources.py`; other names in capitals here are from there, too.
 
-Providers read a reply that has nothing but plain tokens without these tables. For Claude, which has one shape of usage
-at several vendors, that shape is here, too.
+Providers read a reply with only plain tokens without these tables. For Claude, which has one shape of usage at several
+vendors, that shape is here, too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Fields = Mapping[str, str | None]
 _BEFORE = {
     "cached_tokens": None,
     "cache_write_tokens": None,
-    # What is usual. No document here has a price of ttl_12h_tokens.
+    # The usual lifetime. Our documents have no price of ttl_12h_tokens.
     "cache_write_tokens_details.ttl_30m_tokens": None,
     "text_tokens": None,
     "audio_tokens": "input_audio_tokens",
@@ -85,7 +85,7 @@ CLAUDE: Fields = {
         )
     ),
     "server_tool_use.web_search_requests": "web_searches",
-    # Nothing but the tokens of what is fetched: CLAUDE_TOOLS.
+    # Only the tokens of the fetched page are billed: CLAUDE_TOOLS.
     "server_tool_use.web_fetch_requests": None,
 }
 """Claude, wherever it runs: anthropic 2.14.0, types/usage.py."""
@@ -133,11 +133,11 @@ GEMINI: Fields = {
 }
 """Gemini: google-genai 3.6.1, types.GenerateContentResponseUsageMetadata."""
 
-# What a vendor says that a reply cost, in USD: OpenRouter, DeepInfra (an estimate of its own), xAI in ticks. See
+# The cost of a reply as a vendor reports it, in USD: OpenRouter, DeepInfra (its own estimate), xAI in ticks. See
 # REPORTED_COSTS.
 _REPORTED = {"cost": Decimal(1), "estimated_cost": Decimal(1), "cost_in_usd_ticks": Decimal("1e-10")}
 
-# How long it took, and parts of a reported cost: neither is a count that is billed.
+# Durations, and parts of a reported cost: neither is a billed count.
 _NO_COUNTS = ("_time", "_latency", "_ms")
 _PARTS_OF_COST = "cost_details."
 
@@ -148,7 +148,7 @@ _NOTHING = Extra()
 
 
 def extra_of(usage: Mapping[str, Any], fields: Fields, *, others: Extra = _NOTHING) -> Extra | None:
-    """Return what of this usage is not plain tokens, with `others` that the reply names beside it; None for nothing."""
+    """Return the parts of this usage that are not plain tokens, plus `others` from the reply; None without any."""
     units = dict(others.units)
     unpriced, reported = others.unpriced, None
     for path, count in _counts(usage):
@@ -161,7 +161,7 @@ def extra_of(usage: Mapping[str, Any], fields: Fields, *, others: Extra = _NOTHI
         if unit and 0 <= count < _MOST and count == int(count):
             units[unit] = units.get(unit, 0) + int(count)
         else:
-            # Also a count that can be none: below 0, in parts, without an end.
+            # Also an impossible count: below 0, fractional, or infinite.
             unpriced = unpriced or f"usage.{path} = {count}"
     if usage.get("is_byok") is True:
         # Then it is OpenRouter's fee alone, and the vendor behind it bills the tokens.
@@ -187,13 +187,13 @@ def _counts(usage: Mapping[str, Any], start: str = "") -> list[tuple[str, int | 
                     which = next((part[key] for key in ("modality", "ttl") if isinstance(part.get(key), str)), "?")
                     counts += ((f"{start}{name}.{which}", count) for _, count in _counts(part))
         elif kind is str and value.isdecimal() and len(value) < 20 and int(value):  # noqa: PLR2004 -- digits of 64 bits
-            # Google writes counts as texts at times; a word is none.
+            # Google sometimes writes counts as texts; a word is not a count.
             counts.append((start + name, int(value)))
     return counts
 
 
-# Words that say that nothing is special. Priority has the price of a commitment, which no reply tells (CLAUDE_TIERS).
-# Not sets: a server may send a list in the place of a word, and no set can be asked for one.
+# Words for the ordinary tier. Priority has the price of a commitment, which replies do not show (CLAUDE_TIERS). Not
+# sets: a server may send a list in the place of a word, and a list cannot be looked up in a set.
 _USUAL_TIERS = (None, "standard", "batch")
 _USUAL_GEOS = (None, "", "not_available", "global")
 # Their searches are counted in `usage`, or they cost nothing but tokens.
@@ -210,7 +210,7 @@ def claude_extra(
     if (speed := usage.get("speed")) not in (None, "standard"):
         tier = ("speed", str(speed))
     geo = usage.get("inference_geo")
-    # Code runs at a price by the hour, beside an allowance of the account that no reply tells: CLAUDE_TOOLS.
+    # Code runs at a price by the hour, after an allowance of the account that replies do not show: CLAUDE_TOOLS.
     if unpriced is None and (uncounted := sorted(tools - _COUNTED_TOOLS)):
         unpriced = f"the server tool '{uncounted[0]}'"
     return extra_of(usage, CLAUDE, others=Extra(tier, None if geo in _USUAL_GEOS else str(geo), unpriced=unpriced))
@@ -271,6 +271,6 @@ def claude_counts(read: ClaudeUsage) -> tuple[int, int, int, int, int, int]:
     written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
     hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
     thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
-    # Claude's input_tokens are those beside the caches; the sum is what was given in.
+    # Claude's input_tokens exclude the caches; the sum is the whole input.
     all_input = (read.input_tokens or 0) + written + cached
     return all_input, read.output_tokens or 0, cached, written, hourly, thinking

@@ -1,11 +1,11 @@
-r"""Anthropic's batch: the body that creates one, streamed, and the object that tells of one, read. Pure.
+r"""Anthropic's batches: stream the body that creates one, and read the object that describes one. Pure.
 
 A request file becomes the body by its bytes alone, in constant memory and with its length known before:
 
     line\nline\nline\n     ─▶     {"requests":[line,line,line]}
 
-`ended` is the vendor's only end and says nothing about the rows. Where counts tell that rows were canceled or expired,
-the report says so; outcomes come from the result lines.
+`ended` is the vendor's only end state, and leaves open how the rows ended. If the counts include canceled or expired
+rows, the report includes this; outcomes come from the result lines.
 
 Format: https://platform.claude.com/docs/en/api/retrieving-message-batches
 """
@@ -37,7 +37,7 @@ _COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 class CreateBody:
     """The body of one create call over a request file of `size` bytes; can be read once.
 
-    `is_sent` tells whether its last bytes were handed to the transport: before that, no batch can have come of it.
+    `is_sent` is true once its last bytes were handed to the transport: before that, the batch cannot exist.
     """
 
     def __init__(self, lines: BinaryIO, size: int) -> None:
@@ -83,18 +83,18 @@ def read_batch(batch: Any) -> BatchReport:
 
 
 def is_batch(value: Any) -> bool:
-    """Return whether this is a batch at all: it has an id and a status, of whatever word."""
+    """Return whether the object is a batch: it has an id and a status, even an unknown one."""
     return is_id(getattr(value, "id", None)) and isinstance(getattr(value, "processing_status", None), str)
 
 
 def total_requests(batch: Any) -> int | None:
-    """Tell how many requests the batch holds: the sum of its counts never changes. None where it tells no counts."""
+    """Return the number of requests in the batch: the sum of its counts, which never changes; None without counts."""
     counts = [count for name in _COUNTS if (count := _count(batch, name)) is not None]
     return sum(counts) if counts else None
 
 
 def created_at(batch: Any) -> datetime | None:
-    """Return when the batch was created, if the server says so."""
+    """Return when the batch was created, if the server reports it."""
     return time_of(getattr(batch, "created_at", None))
 
 

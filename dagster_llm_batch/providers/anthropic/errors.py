@@ -1,6 +1,7 @@
 """Exceptions of the Anthropic SDK, read as ours: see `providers.errors`. Pure; imports no SDK.
 
-To a create call, 429 means too many calls a minute, or too many requests in the queue of batches: nothing tells which.
+For a create call, a 429 means too many calls a minute, or too many requests in the queue of batches. The answer does
+not show which.
 """
 
 from __future__ import annotations
@@ -19,6 +20,6 @@ _KEY = re.compile(r"\b(sk-)[\w*.\-]{4,}", re.IGNORECASE)
 
 
 def provider_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
-    """Return `error`, raised while `doing` something, as one of ours. `creating`: a batch may exist now."""
+    """Return `error`, raised while `doing` something, as one of ours. With `creating`, a batch may exist now."""
     failure = read_failure(error, doing, secrets, _KEY, creating=creating)
     return translate_failure(replace(failure, has_no_room=failure.is_busy), _RULES)

@@ -1,13 +1,13 @@
-"""Clouds that offer Claude's Message Batches beside Anthropic's own API: AWS and Google Cloud.
+"""Clouds that offer Claude's Message Batches in addition to Anthropic's own API: AWS and Google Cloud.
 
     AwsPlatform           "Claude Platform on AWS": keys of AWS that sign each call, or an API key
     GooglePlatform        "Claude on Google Cloud": tokens of Google Cloud
-    refuse_unbatched      addresses of clouds that have Claude, and no Message Batches
+    refuse_unbatched      rejects addresses of clouds that have Claude but lack Message Batches
 
 Both pass on the whole API, so only authentication differs from Anthropic's own. The SDK's client for each signs the
-calls. Settings that it would read from the environment are refused: whose answers these are must not depend on where
-the code runs. The exceptions are the credential chains of AWS and Google, used where no credentials are given, as at
-Bedrock and Vertex AI.
+calls. Settings that the client would read from the environment are rejected: the account that answers must not depend
+on where the code runs. The exceptions are the credential chains of AWS and Google. They are used if the caller gives no
+credentials, like at Bedrock and Vertex AI.
 
 SDK: anthropic 2.14.0, lib/aws, lib/google_cloud, lib/bedrock, lib/vertex, lib/foundry.py
 """
@@ -43,7 +43,7 @@ class Platform(ABC):
     """A cloud that passes Anthropic's API on."""
 
     sends_workspace = True
-    """Whether a header names the workspace; else the address does."""
+    """Whether a header names the workspace; otherwise the address does."""
 
     @property
     @abstractmethod
@@ -52,14 +52,14 @@ class Platform(ABC):
 
     @abstractmethod
     def secrets(self) -> list[str]:
-        """List the secrets that are known so far, which no message may hold."""
+        """List the secrets that are available so far, for masking in messages."""
 
     @abstractmethod
     def client(self, name: str, base_url: str | None, options: Mapping[str, Any]) -> Anthropic:
         """Make the SDK's client for the provider of this name. Raises MissingExtraError."""
 
     def dress(self, client: Any) -> None:
-        """Remove from a copy of the client what the SDK read from the environment."""
+        """Remove the settings that the SDK read from the environment from a copy of the client."""
         del client
 
 
@@ -109,7 +109,7 @@ class AwsPlatform(Platform):
         return made
 
     def dress(self, client: Any) -> None:
-        """See Platform.dress. The SDK takes ANTHROPIC_AWS_API_KEY from the environment where no key was given."""
+        """See Platform.dress. Without a given key, the SDK takes ANTHROPIC_AWS_API_KEY from the environment."""
         client.api_key = self.api_key
         client._use_sigv4 = self.api_key is None  # noqa: SLF001 - as above
 
@@ -117,7 +117,7 @@ class AwsPlatform(Platform):
 class GooglePlatform(Platform):
     """Claude on Google Cloud. Tokens come from a function, from `credentials`, or from Google's own credential chain.
 
-    `given` are the secret parts of the credentials, which no message may hold.
+    `given` are the secret parts of the credentials; messages mask them.
     """
 
     sends_workspace = False
@@ -174,7 +174,7 @@ class GooglePlatform(Platform):
 
 
 def _with_own_errors(client: type[Any], name: str, extra: str, secrets: Callable[[], list[str]]) -> type[Any]:
-    """Return the SDK's client whose credentials that cannot be had are a CredentialsError: nothing was sent then."""
+    """Return the SDK's client, which raises CredentialsError without usable credentials: nothing was sent then."""
 
     @contextmanager
     def credentials() -> Iterator[None]:
@@ -228,7 +228,7 @@ _UNBATCHED = (
 
 
 def refuse_unbatched(base_url: str) -> None:
-    """Raise ConfigError for the address of a cloud that has Claude, and no Message Batches by an API key alone."""
+    """Raise ConfigError for the address of a cloud that has Claude, but lacks Message Batches by an API key alone."""
     host = (urlsplit(base_url).hostname or "").lower()
     for form, instead in _UNBATCHED:
         if form.fullmatch(host):

@@ -1,10 +1,10 @@
 """Anthropic's Message Batches through the official SDK.
 
 The create call streams the request file, so a batch of 256 MB costs no memory; it runs once, with the SDK's retries
-off. A batch can carry no tag. It is known by the nonce that starts every custom_id, which shows in its results, so only
-after it has ended: until then `find` answers Undecided with those that it may be.
+off. A batch cannot carry a tag. It is identified by the nonce at the start of every custom_id. The nonce shows only in
+its results, which come after its end: until then `find` answers Undecided with the candidates.
 
-Refuses to read the environment: whose answers these are must not depend on where the code runs.
+Ignores the environment: the account that answers must not depend on where the code runs.
 
 API: https://platform.claude.com/docs/en/api/creating-message-batches
 """
@@ -72,12 +72,12 @@ _PAGES_PER_POLL = 3
 class AnthropicProvider(StainlessProvider):
     """Batches in one workspace of Anthropic, the key's own unless `workspace_id` names another.
 
-    `anthropic_version` is the API version, which decides what parameters rows may have. `betas` are features that are
-    asked for, such as "output-300k-2026-03-24". `account` names whose answers these are; by default the address and the
-    workspace. `platform` is the cloud that passes the API on, where it is not Anthropic's own; it has the credentials
-    then. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
-    `max_retries` is how often the SDK makes a call again that costs nothing, after a failure that passes.
-    Building makes no call.
+    `anthropic_version` is the API version, which decides the parameters that rows may have. `betas` are features to
+    request, such as "output-300k-2026-03-24". `account` identifies the source of the answers; by default the address
+    and the workspace. `platform` is the cloud that passes the API on, if it is not Anthropic's own; it then has the
+    credentials. `http_client` is a client of httpx2 for this provider alone: the provider changes it so that it does
+    not send secrets to other hosts. `max_retries` is how often the SDK repeats a free call after a failure that passes.
+    The constructor makes no call.
     """
 
     _public_url = "https://api.anthropic.com"
@@ -106,7 +106,7 @@ class AnthropicProvider(StainlessProvider):
         key, address = api_key or "", base_url
         if platform is not None:
             key, address = "a-cloud-signs", base_url or platform.address
-            # The address of a proxy before it tells no account.
+            # The address of a proxy in front of it does not identify an account.
             account = account or address_of(urlsplit(platform.address), urlencode(scope))
         elif base_url is not None:
             refuse_unbatched(base_url)
@@ -134,7 +134,7 @@ class AnthropicProvider(StainlessProvider):
 
     def codec(self, spec: RequestSpec) -> AnthropicLines:
         """See Provider.codec."""
-        # At any other address, nobody here knows what answers.
+        # At any other address, the server is unknown.
         return AnthropicLines(spec, self._version, enforces_format=self._public, betas=self._betas)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
@@ -160,8 +160,8 @@ class AnthropicProvider(StainlessProvider):
     def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         """See Provider.find. Candidates: unknown batches of as many requests, created since; results name the nonce."""
         del tag
-        # Nothing can be attached to a batch, and only its results name rows, when it has ended. So those of the right
-        # size and time are candidates until their results name the shard's nonce, or another.
+        # A batch cannot carry an attachment, and only its results name rows, after its end. So batches of the right
+        # size and time are candidates until their results show the shard's nonce, or another.
         candidates: dict[str, Any] = {}
         repeats: RepeatedListError | None = None
         with self._calls("look for the batch"):
@@ -172,7 +172,7 @@ class AnthropicProvider(StainlessProvider):
                     times = [created_at(batch) for batch in batches]
                     for batch, time in zip(batches, times, strict=True):
                         recent = time is None or time >= since
-                        # one that tells no counts may be ours: nothing but its results can say that it is not
+                        # a batch without counts may be ours: only its results can show that it is not
                         if recent and batch.id not in hints.known and total_requests(batch) in (hints.requests, None):
                             candidates[batch.id] = batch
                     if times and all(time is not None and time < since for time in times):
@@ -241,7 +241,7 @@ class AnthropicProvider(StainlessProvider):
                 raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not say that it is.")
 
     def respond(self, line: bytes) -> bytes:
-        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
         request = json.loads(line)
         _, body, failure = self._answer(_MESSAGES, request["params"])
         if failure is None:

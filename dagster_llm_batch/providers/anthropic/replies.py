@@ -1,12 +1,12 @@
-"""Result lines of Anthropic's Message Batches, read as one Result each. Pure; nothing raises.
+"""Read result lines of Anthropic's Message Batches as one Result each. Pure; never raises.
 
     {"custom_id":"…","result":{"type":"succeeded","message":{…}}}
     {"custom_id":"…","result":{"type":"errored","error":{"type":"error","error":{"type":"…","message":"…"}}}}
     {"custom_id":"…","result":{"type":"canceled"}}    {"custom_id":"…","result":{"type":"expired"}}
 
-Only the word in `type` decides; one never seen before is ERRORED and not sent again, since nobody knows whether it was
-paid. `succeeded` rows hold more than successes: a refusal and a paused turn are INVALID, a reply that was cut short is
-a reply whose `finish_reason` tells.
+Only the word in `type` decides. An unknown word is ERRORED and not sent again, since the row may have been billed.
+`succeeded` rows include failures: a refusal and a paused turn are INVALID. A reply that was cut short is a reply, and
+its `finish_reason` shows it.
 
 A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
 
@@ -38,7 +38,7 @@ _NEVER_RAN = {
     "canceled": (Outcome.CANCELED, "the batch was canceled before this request ran"),
     "expired": (Outcome.EXPIRED, "the batch expired before this request ran"),
 }
-# The vendor documents every other error as one that may be sent again as it is.
+# The vendor's documentation allows resending after every other error.
 _TERMINAL_ERRORS = frozenset(
     {
         "invalid_request_error",
@@ -117,7 +117,7 @@ class _UsualBlock(Struct, gc=False):
 
 
 class _UsualMessage(Struct, gc=False):
-    """A reply of one text and plain tokens: what nearly all lines hold."""
+    """A reply of one text and plain tokens, which is the form of nearly all lines."""
 
     content: tuple[_UsualBlock]
     usage: UsualClaudeUsage
@@ -135,7 +135,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 def read_line(line: bytes) -> Result:
-    """One result line as one Result; `custom_id` is None where the line cannot be read."""
+    """Read one result line as one Result; `custom_id` is None if the line cannot be read."""
     try:
         read = _ANSWERED.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -238,7 +238,7 @@ def _read(text: str | None, message: _Message[Any, Any]) -> Result:
 
 
 def _unread(raw: bytes, why: str) -> Result:
-    """Return a paid reply that cannot be read: INVALID, with its raw text and what it cost."""
+    """Return a paid reply that cannot be read as INVALID, with its raw text and its cost."""
     value: Any
     try:
         value = _ANY.decode(raw)
@@ -260,7 +260,7 @@ def _unread(raw: bytes, why: str) -> Result:
 
 
 def _usage(raw: bytes | Raw, tools: frozenset[str] = frozenset()) -> Usage | None:
-    """Tokens as the line gives them, and what is billed beside them; `tools` are those of the server in the reply."""
+    """Return the tokens that the line reports, and other billed units; `tools` are server tools in the reply."""
     try:
         usage, value = _tokens(_USAGE.decode(raw)), _OBJECT.decode(raw)
     except (msgspec.MsgspecError, RecursionError):

@@ -6,11 +6,11 @@ All that a spec's requests share is serialised once; a request only splices esca
 `cache_prefix`, the last block that all requests share (the last few-shot turn, else the system text) ends a prefix that
 is cached for an hour, since batches outlive the usual five minutes.
 
-The vendor checks parameters only when a row runs, up to a day later, and fails every row for the same mistake. So what
-it is known to refuse is refused here: parameters that no batch takes, those of other vendors (see `parameters`), and,
-under API versions from 2026-10-21 on, sampling parameters. Document blocks in assistant turns and citations, also
-refused since then, cannot be written in a spec. Anything else goes through as it is, with a warning. Result lines are
-read in `replies`.
+The vendor checks parameters only when a row runs, up to a day later, and fails every row for the same mistake. So known
+mistakes are rejected here: parameters that batches do not take, parameters of other vendors (see `parameters`), and,
+under API versions from 2026-10-21 on, sampling parameters. These versions also refuse document blocks in assistant
+turns and citations, which a spec cannot express. Other parameters pass unchanged, with a warning. `replies` reads the
+result lines.
 
 Formats: https://platform.claude.com/docs/en/api/creating-message-batches
 Versions: https://platform.claude.com/docs/en/api/migration-2026-10-21
@@ -37,7 +37,7 @@ ANTHROPIC_VERSION = "2026-10-21"
 """The API version that batches are created with, unless another is asked for."""
 
 ANTHROPIC_LIMITS = BatchLimits(max_requests=100_000, max_bytes=256_000_000 - 1_000)
-"""Per batch; the vendor says 256 MB of body, of which the wrapper around the lines takes a little."""
+"""Per batch. The vendor allows 256 MB of body, and the wrapper around the lines takes a little of it."""
 
 # Refused from that version on, even at their default values: every row would come back as an error, up to a day later.
 _SAMPLING = ("temperature", "top_p", "top_k")
@@ -96,7 +96,7 @@ class AnthropicLines:
         return check_parameters(ANTHROPIC, params) + given_format_warnings(params, ANTHROPIC_RULES)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """One line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
+        """Encode one line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
         start = self._start.of(request.system)
         content = quoted(request.user) if not request.images else _parts(request)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
@@ -105,7 +105,7 @@ class AnthropicLines:
     decode_all = staticmethod(read_lines)  # see ColumnCodec.decode_all
 
     def _before_content(self, system: str | None) -> bytes:
-        """Return a line from its custom_id to what the user says."""
+        """Return a line from its custom_id to the user's text."""
         field = ""
         if system:
             value: Any = replace_halves(system)
@@ -187,7 +187,7 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
 
 
 def _parts(request: Request) -> bytes:
-    """Images first: the vendor's LLMs read them best before the text that speaks of them."""
+    """Images come first: the vendor's LLMs read them best before the text that refers to them."""
     parts: list[dict[str, Any]] = [{"type": "image", "source": _source(image)} for image in request.images]
     if request.user:
         parts.append({"type": "text", "text": replace_halves(request.user)})

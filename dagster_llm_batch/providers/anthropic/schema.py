@@ -1,7 +1,7 @@
 """The subset of JSON Schema that Anthropic's structured outputs take. Pure.
 
-A property is required where the caller's schema says so. The constraints that the subset lacks (`minimum`, `maxLength`,
-`pattern`, …) are told to the LLM in the description, as the vendor's SDK does. Recursion is refused.
+A property is required if the caller's schema requires it. The constraints that the subset lacks (`minimum`,
+`maxLength`, `pattern`, …) move into the description for the LLM, like in the vendor's SDK. Recursion is rejected.
 
 The subset: https://platform.claude.com/docs/en/build-with-claude/structured-outputs#json-schema-limitations
 """

@@ -18,13 +18,13 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["COUNTS", "add_counts", "input_of", "is_job_id", "job_id", "job_name", "output_of", "page_jobs", "read_job"]
 
-# The API's patterns for name and token, of which neither takes an underscore. botocore checks lengths only, so these
-# are ours to keep.
+# The API's patterns for name and token, which exclude underscores. botocore checks lengths only, so this module checks
+# the patterns.
 _NAME = re.compile(r"[a-zA-Z0-9](?:-*[a-zA-Z0-9]){0,62}")
 _NAME_CHARS = 63
 _ID = re.compile(r"(?:arn:aws(?:-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-invocation-job/)?[a-z0-9]{12}")
 
-# PartiallyCompleted: not all records could be processed in time. Its output is read as that of any job that ended.
+# PartiallyCompleted: some records were not processed in time. Its output is read like any other job's.
 _STATUSES = {
     "submitted": BatchStatus.PENDING,
     "validating": BatchStatus.PENDING,
@@ -53,7 +53,7 @@ def job_name(tag: str) -> str:
 
 
 def is_job_id(batch_id: str) -> bool:
-    """Return whether this can be a job's ARN or id at all."""
+    """Return whether the text has the form of a job's ARN or id."""
     return bool(_ID.fullmatch(batch_id)) and len(batch_id) <= 1_011  # noqa: PLR2004 -- the API's limit
 
 
@@ -105,7 +105,7 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
 
 
 def add_counts(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
-    """Return the report with the counts of a job or a manifest; those that are not there stay unknown."""
+    """Return the report with the counts of a job or a manifest; missing counts stay unknown."""
     total, done, failed = (count_of(counts.get(name)) for name in COUNTS)
     if done is None:
         return report

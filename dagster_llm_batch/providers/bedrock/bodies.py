@@ -1,8 +1,8 @@
-"""The settings that all requests of a spec share, in the form of each family, and what may not be set. Pure.
+"""The settings that all requests of a spec share, in the form of each family, and the settings that are rejected. Pure.
 
-`params` go into the body as they are. Where a family has its own names, the common ones (`max_tokens`, `temperature`,
-`top_p`, `stop_sequences`) are written as those. What the vendor would refuse in every row, hours later, is refused
-here: Bedrock does not check a record against its model when it takes a job.
+`params` go into the body unchanged. If a family has its own names, the common ones (`max_tokens`, `temperature`,
+`top_p`, `stop_sequences`) are translated to them. Settings that the vendor would refuse in every row, hours later, are
+rejected here: Bedrock does not check a record against its model when it accepts a job.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ _RESERVED: dict[Family, dict[str, str]] = {
     Family.LLAMA: {"prompt": _PROMPT},
     Family.TITAN: {"inputText": _PROMPT},
 }
-# Of these forms every field is known, so another is a typing error: Bedrock takes the job, and each record fails.
+# For these forms every field is documented, so any other is a typing error: Bedrock accepts the job, and each record
+# fails.
 _ALLOWED: dict[Family, tuple[str, ...]] = {
     Family.NOVA: ("inferenceConfig", "toolConfig", "schemaVersion", "additionalModelRequestFields", *_INFERENCE),
     Family.CONVERSE: (
@@ -145,7 +146,7 @@ def _response_format_warnings(form: Any) -> tuple[str, ...]:
 
 
 def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
-    """Return the constant part of a body. Raises ConfigError or ResponseSchemaError for what the vendor refuses."""
+    """Return the constant part of a body. Raises ConfigError or ResponseSchemaError for settings that are refused."""
     params = spec.params
     for name, why in _RESERVED[family].items():
         if name in params and not (name == "stream" and not params[name]):
@@ -156,7 +157,7 @@ def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
             _refuse(family, name, f"is none of those that this form of request has ({', '.join(allowed)})")
     if params.get("n", 1) != 1:
         _refuse(family, "n", "must be 1: further replies would be paid and not read")
-    # Where it may stand, it is false, and no family but those in OpenAI's form has it.
+    # Where `stream` is allowed, it must be false, and only families in OpenAI's form have it.
     left_out = () if family is Family.CHAT else ("stream",)
     body: dict[str, Any] = {name: params[name] for name in sorted(params) if name not in left_out}
     match family:

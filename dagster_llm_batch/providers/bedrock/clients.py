@@ -1,4 +1,4 @@
-"""AWS clients, made when first needed, and what they raise as errors of ours. Imports no SDK."""
+"""AWS clients, made when first needed; their exceptions become our errors. Imports no SDK."""
 
 from __future__ import annotations
 
@@ -40,26 +40,27 @@ class Clients:
             return self._made[key]
 
     def calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
-        """Turn what the SDK raises into our errors. While creating, no error proves that nothing was created."""
+        """Turn exceptions of the SDK into our errors. While creating, no error proves that nothing was created."""
         return sdk_calls(lambda error: self.translated(error, doing, creating=creating))
 
     def translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        """Return what the SDK raised as one of our errors."""
+        """Return an exception of the SDK as one of our errors."""
         return aws_error(error, f"{doing} at {self._place}", self._secrets(), creating=creating)
 
 
 def found_secrets(session: Any) -> list[str]:
-    """Return the credentials that a session of boto3 has found by itself, as in the environment. Makes no call."""
+    """Return the credentials that a session of boto3 found without arguments, as in the environment. Makes no call."""
     found = getattr(getattr(session, "_session", None), "_credentials", None)
-    # Of credentials that are renewed, a public name would renew them.
+    # For renewable credentials, a public attribute would renew them.
     found = getattr(found, "_frozen_credentials", found)
     return [value for name in ("access_key", "secret_key", "token") if (value := getattr(found, name, None))]
 
 
 def _refuse_page(http_response: Any, model: Any, **_more: Any) -> None:
-    """Raise OddAnswerError where the answer is a web page, which botocore would take for an answer without fields.
+    """Raise OddAnswerError if the answer is a web page, which botocore would take for an answer without fields.
 
-    Files are not looked at here: what they hold is their reader's. Nor is the type: S3 servers give one for no body.
+    Files are not checked here: their reader checks the content. The type is not checked either: S3 servers send one
+    with an empty body.
     """
     is_error = http_response.status_code >= 300  # noqa: PLR2004 -- HTTP; botocore raises those itself
     if not is_error and not model.has_streaming_output and is_page({}, http_response.content):

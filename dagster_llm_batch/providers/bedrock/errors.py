@@ -1,7 +1,7 @@
 """Exceptions of boto3 and botocore, read as ours: see `providers.errors`. Pure; imports neither.
 
-AWS says what went wrong by codes, and the status alone tells too little: too many jobs at work are a 400. What botocore
-refuses to send is a BotoCoreError, and so is much of what was lost on the way.
+AWS reports errors by codes, and the status alone is too coarse: too many running jobs are a 400. A request that
+botocore refuses to send is a BotoCoreError, and so are many lost connections.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ _ACCESS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{8,}")
 
 
 def is_of_aws(reply: Mapping[str, Any]) -> bool:
-    """Return whether a reply has a request id, as all of AWS's have; one of a proxy in AWS's place has none."""
+    """Return whether a reply has a request id, like all replies of AWS; a reply of a proxy in its place lacks it."""
     metadata = reply.get("ResponseMetadata", {})
     headers = metadata.get("HTTPHeaders", {})
     return any((metadata.get("RequestId"), headers.get("x-amzn-requestid"), headers.get("x-amz-request-id")))
 
 
 def is_answer(error: Exception) -> int | None:
-    """Return the HTTP status of an error that is the answer to a request in real time; None of any other."""
+    """Return the HTTP status of an error that is the answer to a request in real time; None for any other error."""
     status = _status_of(error)
     if status is None or not 400 <= status < 600 or (status < 500 and not _is_own_word(error, status)):  # noqa: PLR2004 -- HTTP
         return None
@@ -105,14 +105,14 @@ def _status_of(error: Exception) -> int | None:
 
 
 def _is_own_word(error: Exception, status: int) -> bool:
-    """Return whether AWS itself said it: it names the kind of error, or at least the request."""
+    """Return whether AWS itself answered: the answer names the kind of error, or at least the request."""
     reply = _reply(error)
     code = str(reply.get("Error", {}).get("Code") or "")
     return is_of_aws(reply) or code not in ("", str(status))
 
 
 def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
-    """Return `error`, raised while `doing` something, as one of ours. `creating`: an unclear end is ambiguous."""
+    """Return `error`, raised while `doing` something, as one of ours. With `creating`, an unclear end is ambiguous."""
     inner = error.__cause__ or error.__context__
     if not _reply(error) and isinstance(inner, Exception) and type(error).__module__.startswith("boto3"):
         # boto3 wraps what went wrong in an upload
@@ -129,7 +129,7 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
         doing,
         WEB_PAGE if is_page(headers, reply.get("Error", {}).get("Message")) else reason,
         creating,
-        # an answer without one says nothing
+        # an answer without one proves nothing
         status=status or 0,
         wait_seconds=_wait(reply),
         is_busy=code in _BUSY or status == HTTPStatus.TOO_MANY_REQUESTS,

@@ -60,7 +60,7 @@ class Files:
             )
 
     def forget(self, tag: str) -> None:
-        """Delete the request file, if that can be done. Errors are ignored: the one that led here says more."""
+        """Delete the request file, if possible. Errors are ignored: the error that led here is more useful."""
         try:
             with self._clients.calls("delete the request file"):
                 self._clients.of("s3", attempts=1).delete_object(Bucket=self._bucket, Key=self._key(tag))
@@ -89,7 +89,7 @@ class Files:
     def results(self, job: Any, report: BatchReport) -> Iterator[bytes]:
         """Yield the result lines of a job, from every output file in its own folder.
 
-        Raises UnknownIdError where there should be files, and are none: a lifecycle rule of the bucket may delete them.
+        Raises UnknownIdError if the files are missing: a lifecycle rule of the bucket may delete them.
         """
         files = [output for output in self._outputs(job) if not output[1].endswith(_MANIFEST)]
         if not files:
@@ -99,7 +99,7 @@ class Files:
             yield from result_lines(lines, "recordId", f"'s3://{bucket}/{key}'")
 
     def manifest(self, job: Any) -> dict[str, Any]:
-        """Return the counts that Bedrock writes last; empty where there are none."""
+        """Return the counts that Bedrock writes last; empty if they are missing."""
         for bucket, key, size in self._outputs(job):
             if key.endswith(_MANIFEST):
                 try:
@@ -114,7 +114,7 @@ class Files:
 
     def _outputs(self, job: Any) -> Iterator[tuple[str, str, int]]:
         """Return the bucket, key and bytes of the files in a job's own folder."""
-        # Bedrock writes below a folder of the job's own id: what lies beside it is another job's.
+        # Bedrock writes into a folder with the job's own id: files next to it are another job's.
         arn, uri = str(job["jobArn"]), output_of(job)
         if uri is None:
             raise TransientError(f"Could not list the results of '{arn}': the job does not tell where they are.")
@@ -138,7 +138,7 @@ class Files:
 
 
 def _items(page: Mapping[str, Any]) -> Any:
-    """Tell what a page of a bucket's list holds. A page of something else says nothing of a bucket."""
+    """Return the entries of a page of a bucket's list. Raises for a page that is not such a list."""
     if not page.keys() & {"Contents", "IsTruncated", "KeyCount", "Name"}:
         raise OddAnswerError("the answer is no list of objects.")
     return page.get("Contents", ())
@@ -152,7 +152,7 @@ def records(lines: BinaryIO, codec: BedrockLines) -> Iterator[BinaryIO]:
         start = file.tell()
         count = sum(1 for _ in islice(iter(file.readline, b""), least))
         file.seek(start)
-        # Bedrock takes such a job, and says no only when it validates it
+        # Bedrock accepts such a job, and refuses it only when it validates it
         if 0 < count < least:
             raise RefusedError(
                 f"A batch of {count} requests is below Bedrock's minimum of {least} for this model; Bedrock would take "

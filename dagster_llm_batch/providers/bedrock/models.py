@@ -1,8 +1,8 @@
-"""Which form of request a Bedrock model takes, told from its id. Pure.
+"""Derive the form of request that a Bedrock model takes from its id. Pure.
 
-Ids come bare (`amazon.nova-lite-v1:0`), with the region of an inference profile (`us.…`, `global.…`) or as an ARN. An
-id that says nothing of its model, as that of an application inference profile, is spoken to through Converse, which is
-the same for all models.
+Ids come bare (`amazon.nova-lite-v1:0`), with the region of an inference profile (`us.…`, `global.…`) or as an ARN. If
+an id does not show its model, as for an application inference profile, its requests go through Converse, which is the
+same for all models.
 
 Forms: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html
 """

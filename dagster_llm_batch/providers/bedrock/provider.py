@@ -3,15 +3,15 @@
     s3://<bucket>/<prefix>/<tag>/requests.jsonl          written before the job is created
     s3://<bucket>/<prefix>/<tag>/results/<job id>/…      written by Bedrock
 
-The tag is the job's name and its `clientRequestToken`, so a create call that is repeated makes no second job. It runs
-once all the same, with the SDK's retries off: what a repeated token is answered is not documented. `find` lists jobs by
-name and compares the token. After a job that failed, the next one of the tag has a number behind it.
+The tag is the job's name and its `clientRequestToken`, so a repeated create call makes no second job. It runs once all
+the same, with the SDK's retries off: the answer to a repeated token is not documented. `find` lists jobs by name and
+compares the token. After a failed job, the next one of the tag has a number after it.
 
 Uploads go in parts and downloads in pieces, at constant memory. A process killed while it uploads leaves parts behind
 that a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`) should remove.
 
-Refuses a batch below the model's minimum of records before anything is sent: Bedrock itself takes such a job and fails
-it later.
+Rejects a batch below the model's minimum of records before anything is sent: Bedrock itself accepts such a job and
+fails it later.
 
 https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html
 """
@@ -77,13 +77,13 @@ _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 @masked
 class BedrockProvider(VendorProvider):
-    """Batches in one AWS account and region. Building makes no call; it imports boto3 only to learn the region.
+    """Batches in one AWS account and region. The constructor makes no call; it imports boto3 only to find the region.
 
     `role_arn` is the service role that Bedrock takes on; `s3_uri` a folder that role and caller can read and write.
     `client_options` go to each boto3 client (`use_ssl`, `verify`), `session_options` to the session (`profile_name`,
-    `aws_access_key_id`, …). `families` names the form of request for models whose id does not tell it, or "converse"
-    for those that should go through Converse. Limits are read from Service Quotas, if `read_quotas` and the caller may;
-    `min_requests` is for models that have none there.
+    `aws_access_key_id`, …). `families` names the form of request for models whose id does not show it, or "converse"
+    for models that should go through Converse. Limits are read from Service Quotas, if `read_quotas` and the caller
+    may; `min_requests` is for models without a quota there.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class BedrockProvider(VendorProvider):
         return job
 
     def _counted(self, report: BatchReport) -> BatchReport:
-        """Return the report with the counts of the manifest, where the job itself tells none."""
+        """Return the report with the counts of the manifest, if the job itself has no counts."""
         if not report.status.is_terminal or report.status is BatchStatus.FAILED or report.done is not None:
             return report
         try:
@@ -286,7 +286,7 @@ class BedrockProvider(VendorProvider):
             return report
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
-        """See Provider.fetch: every output file in the job's own folder, also those of a job that did not end well."""
+        """See Provider.fetch. Reads every output file in the job's own folder, even if the job failed."""
         job = self._job(batch_id)
         yield from self._files.results(job, read_job(job))
 
@@ -298,7 +298,7 @@ class BedrockProvider(VendorProvider):
                 raise OddAnswerError("the answer is not one of AWS.")
 
     def delete(self, batch_id: str) -> None:
-        """See DeletesBatches: the files in your bucket. Where it keeps versions of objects, these stay there."""
+        """See DeletesBatches. Deletes the files in your bucket; if it keeps versions of objects, the versions stay."""
         with suppress(UnknownIdError):
             job = self._job(batch_id)
             self._files.delete(job, input_of(job))
@@ -309,7 +309,7 @@ class BedrockProvider(VendorProvider):
             self._files.delete_source(input_of(self._job(batch_id)))
 
     def respond(self, line: bytes) -> bytes:
-        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
         record = json.loads(line)
         model, body = record["modelId"], record["modelInput"]
         family = self._family(model)
@@ -351,7 +351,7 @@ class BedrockProvider(VendorProvider):
     # The SDK
 
     def _aws(self) -> Any:
-        """Return the session, which knows credentials and region. Reads files and environment, and makes no call."""
+        """Return the session, which has credentials and region. Reads files and environment, and makes no call."""
         if self._session is None:
             with importing_sdk("bedrock", f"The provider '{self._name}'"):
                 import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- an optional extra

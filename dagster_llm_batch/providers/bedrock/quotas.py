@@ -1,8 +1,8 @@
-"""What one batch of a model may hold, from the account's Service Quotas where those can be read. Pure.
+"""Limits of one batch of a model, from the account's Service Quotas if they can be read. Pure.
 
 A quota names its model in words ("Claude 3.5 Sonnet v2"), a request by id ("…claude-3-5-sonnet-20241022-v2:0"). They
-are the same model where all words are, vendor, date and a first version left aside. A model without a quota of its own
-has the documented defaults. A job here is one file, so the limits of both hold. A gigabyte is taken as 10^9 bytes.
+are the same model if all words are the same, except for vendor, date and a first version. A model without its own quota
+has the documented defaults. A job here is one file, so the limits of both apply. A gigabyte counts as 10^9 bytes.
 
 Names: https://docs.aws.amazon.com/general/latest/gr/bedrock.html
 """
@@ -22,7 +22,7 @@ BEDROCK_LIMITS = BatchLimits(max_requests=50_000, max_bytes=1_000_000_000, min_r
 """The common defaults; some models have others."""
 
 _GIGABYTE = 1_000_000_000
-# what a quota can be; NaN is below nothing
+# the range of a quota; NaN is below nothing
 _MOST = 1e9
 _NAMES = (
     ("min_requests", re.compile(r"Minimum number of records per batch inference job for (?P<model>.+)", re.IGNORECASE)),
@@ -78,13 +78,13 @@ def _words(text: str) -> list[str]:
     words = re.findall(r"[a-z]+\d*[a-z]*|\d+[a-z]*", text.lower().replace("embeddings", "embed"))
     split: list[str] = []
     for word in words:
-        # The active parameters, as in "480b-a35b", which no quota names.
+        # The active parameters, as in "480b-a35b"; quotas omit them.
         if re.fullmatch(r"a\d+b", word):
             continue
         if word in ("v1", "v2", "v3") or not word[0].isalpha():
             split.append(word)
         else:
-            # Ids have "llama3" for what quotas call "Llama 3".
+            # Ids have "llama3" where quotas have "Llama 3".
             split += [part for part in re.split(r"(?<=[a-z])(?=\d)", word) if part]
     kept = (word for word in split if word not in _VENDORS and word != "v1" and not _is_date(word))
     return sorted(_SAME.get(word, word) for word in kept)

@@ -1,13 +1,13 @@
-"""Result lines of Bedrock's batches, read as one Result each. Pure; nothing raises.
+"""Read result lines of Bedrock's batches as one Result each. Pure; never raises.
 
-The form of `modelOutput` is told from its fields, for the model is not named in the line. In this order:
+The fields of `modelOutput` show its form, because the line does not name the model. In this order:
 
 1. `error` stands in the place of an output: ERRORED.
-2. A reply: SUCCEEDED, also when cut short (`finish_reason` tells). Refused or withheld: INVALID.
+2. A reply: SUCCEEDED, also when cut short (`finish_reason` shows it). Refused or withheld: INVALID.
 3. A paid reply that cannot be read: INVALID, with its raw text.
 
-Usage: Claude and Converse count cached input beside `input_tokens`; here it is part of it. Converse tells no reasoning
-tokens; they are in its output tokens.
+Usage: Claude and Converse count cached input apart from `input_tokens`; here it is part of it. Converse does not report
+reasoning tokens; they are in its output tokens.
 
 A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
 
@@ -80,7 +80,7 @@ class _UsualUsage(Struct, gc=False, forbid_unknown_fields=True):
 
 
 class _UsualMessage(Struct, gc=False, forbid_unknown_fields=True):
-    """A reply of Claude's of one text and plain tokens: what nearly all its lines hold."""
+    """A reply of Claude's of one text and plain tokens, which is the form of nearly all its lines."""
 
     type: Literal["message"]
     content: tuple[_UsualBlock]
@@ -105,15 +105,15 @@ _ANSWERED = msgspec.json.Decoder(_Answered)
 
 
 class _Unreadable(Exception):  # noqa: N818 -- not an error: the caller turns it into a Result
-    """The output holds no reply; the message says why."""
+    """The output holds no reply; the message has the reason."""
 
 
 _WRONG = (_Unreadable, TypeError, ValueError, KeyError, AttributeError, IndexError)
-"""What reading an output of no known form can end in."""
+"""Exceptions that reading an output of unknown form can raise."""
 
 
 def read_line(line: bytes) -> Result:
-    """One result line as one Result; `custom_id` is None where the line cannot be read."""
+    """Read one result line as one Result; `custom_id` is None if the line cannot be read."""
     try:
         read = _ANSWERED.decode(line)
         return _named(_output(read.modelOutput), read.recordId)
@@ -292,18 +292,18 @@ def _usage_anywhere(output: Any) -> Usage | None:
     return _usage_of(output.get("usage"), output) if isinstance(output, Mapping) else None
 
 
-# Usage with no other names than these is plain tokens.
+# Usage with only these names is plain tokens.
 _PLAIN_CONVERSE = frozenset(name for name in CONVERSE if "." not in name)
 _PLAIN_CLAUDE = frozenset({*(name for name in CLAUDE if "." not in name), "cache_creation"})
 _WRITTEN = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
 _NOTHING = Extra()
 _PLAIN_CHAT = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
-# What names a tier (AWS_TIERS of `core/price_sources.py`), or costs beside the tokens.
+# Fields for a tier (AWS_TIERS of `core/price_sources.py`), or for costs in addition to the tokens.
 _BESIDE = frozenset({"serviceTier", "service_tier", "performanceConfig", "trace", "amazon-bedrock-trace"})
 
 
 def _usage_of(usage: Any, output: Body) -> Usage | None:
-    """Return the usage of Claude, Converse and Nova, or chat, told apart by their names."""
+    """Return the usage of Claude, Converse and Nova, or chat; its names show which."""
     if not isinstance(usage, dict):
         return None
     beside = _NOTHING if _BESIDE.isdisjoint(output) else _beside(output)
@@ -337,7 +337,7 @@ def _usage_of(usage: Any, output: Body) -> Usage | None:
 
 
 def _beside(output: Body) -> Extra:
-    """Return what an output says beside its usage that has a price. The price book has none of these for Bedrock."""
+    """Return the fields outside of an output's usage that have a price. The price book lacks them all for Bedrock."""
     tier = output.get("serviceTier") or output.get("service_tier")
     named = tier.get("type") if isinstance(tier, dict) else tier
     unpriced = None

@@ -2,10 +2,10 @@ r"""Records of Bedrock's batch files, with the body that each family of models t
 
     {"modelId":"…","recordId":"…","modelInput":{…,"messages":[…]}}
 
-All that a spec's requests share is serialised once. `modelId` is this package's own, so that a record can be answered
-in real time by itself: it is cut off before the upload, since a job names its model once (`head`). Nothing is marked
-for the prompt cache: batches on Bedrock do not use one. A row's text stays data, also where the body is a prompt with
-markup (Llama): the markup's opening `<|` is written `< |` there.
+All that a spec's requests share is serialised once. `modelId` is this package's own, so that a single record can be
+answered in real time. It is cut off before the upload, since a job names its model once (`head`). Nothing is marked for
+the prompt cache: batches on Bedrock do not use one. A row's text stays data, even if the body is a prompt with markup
+(Llama): the markup's opening `<|` is written `< |` there.
 
 Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-data.html
 """
@@ -32,9 +32,9 @@ _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
 
 
 class BedrockLines:
-    """The codec for one spec. `limits` is asked only when it is needed, for it may cost a call.
+    """The codec for one spec. `limits` is called only when it is needed, since it may cost a call.
 
-    `head` is how each line starts: `{` and the model, which is cut off what is uploaded (`cut_heads`).
+    `head` is how each line starts: `{` and the model. The upload goes without it (`cut_heads`).
     """
 
     # see Codec.enforces_format
@@ -61,11 +61,11 @@ class BedrockLines:
 
     @property
     def limits(self) -> BatchLimits:
-        """What one batch may hold, per model."""
+        """The limits of one batch, per model."""
         return self._limits()
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """One line; see Codec.encode. Raises InputError for an image that the model or the form cannot take."""
+        """Encode one line; see Codec.encode. Raises InputError for an image that the model or the form cannot take."""
         self._check(request)
         start = (self.head, b'"recordId":', quoted(custom_id), self._settings)
         match self._family:
@@ -99,7 +99,7 @@ class BedrockLines:
         )
 
     def _before_user(self, system: str | None) -> bytes:
-        """Return the dialogue up to what the user says."""
+        """Return the dialogue up to the user's text."""
         before, first = "", ""
         if system:
             match self._family:

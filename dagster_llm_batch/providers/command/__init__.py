@@ -1,1 +1,1 @@
-"""A command on this machine that reads a batch file and writes the results, in a process of its own."""
+"""A command on this machine that reads a batch file and writes the results, in a separate process."""

@@ -1,18 +1,18 @@
-r"""The folder of one batch that runs as a command: its files, and what they say of its life.
+r"""The folder of one batch that runs as a command: its files, and the state of the batch that they show.
 
     in.jsonl            the requests             written by `prepare`
     job.json            the plan; it was started  "
     lock                held while it is started or supervised
     command.lock        held while anything of the command's process group is left
     group.json          the processes: the command's group and its supervisor
-    cancel              somebody asked to stop it
-    out.part.jsonl      the output while it grows; the command may write `out.part.jsonl.progress` beside it
+    cancel              a request to stop it
+    out.part.jsonl      the output while it grows; the command may also write `out.part.jsonl.progress`
     out.jsonl           the output of a command that has ended
     exit.json           how it ended; written last
-    log.txt             what the command printed
+    log.txt             the printed output of the command
 
-Locks are `flock`s: the system gives them back when their holder dies, however it dies. So a batch with neither lock nor
-`exit.json` is dead for certain. That holds on one machine; a folder shared by two hosts is not safe.
+Locks are `flock`s: the system releases them when their holder dies, however it dies. So a batch with neither lock nor
+`exit.json` is dead for certain. This holds on one machine; a folder shared by two hosts is not safe.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class CommandBatch:
         return self.path / "log.txt"
 
     def plan(self) -> dict[str, Any] | None:
-        """Return the plan of what was started, or None where nothing was."""
+        """Return the plan of the started command, or None if nothing was started."""
         return read_json(self.path / "job.json")
 
     def exit(self) -> dict[str, Any] | None:
@@ -92,7 +92,7 @@ class CommandBatch:
 
     def prepare(self, lines: BinaryIO, command: Sequence[str], grace_seconds: float) -> None:
         """Write input and plan. Only while holding the lock."""
-        # By a rename, after the bytes are on disk: a starter that died in between has left no plan, so nothing was
+        # By a rename, after the bytes are on disk: if a starter dies in between, there is no plan, so nothing was
         # started.
         part = self.path / "in.jsonl.part"
         with part.open("wb") as file:
@@ -114,7 +114,7 @@ class CommandBatch:
         temporary.replace(self.path / "job.json")
 
     def withdraw(self) -> None:
-        """Take the plan back, where nothing could be started."""
+        """Withdraw the plan, if nothing could be started."""
         (self.path / "job.json").unlink(missing_ok=True)
 
     def is_alive(self) -> bool:
@@ -131,7 +131,7 @@ class CommandBatch:
         (self.path / "cancel").touch()
 
     def clear_leftovers(self) -> None:
-        """Kill what a supervisor that was itself killed left of its command."""
+        """Kill the remaining processes of the command after its supervisor was killed."""
         with _lock(self.path / "lock") as ours, _lock(self.path / "command.lock", create=False) as left:
             group = (read_json(self.path / "group.json") or {}).get("group")
             if ours is not None and left is None and isinstance(group, int) and group > 1:
@@ -149,7 +149,7 @@ class CommandBatch:
         return done, total
 
     def log_tail(self) -> str:
-        """Return the last printed lines, as plain words; empty where nothing was printed."""
+        """Return the last printed lines, as plain words; empty if nothing was printed."""
         return log_tail(self.log)
 
 

@@ -2,8 +2,8 @@
 `vllm run-batch -i {input} -o {output} --model {model}` does.
 
 The command runs detached: it survives the process that started it, and is found again by its folder. The batch id is
-the tag, and starting is idempotent under the folder's lock, so there is never any doubt whether a batch exists. A row
-that failed is a row of the output; the exit code tells only of the command as a whole.
+the tag, and starting is idempotent under the folder's lock, so it is always clear whether a batch exists. A failed row
+is a row of the output; the exit code is about the command as a whole only.
 
 Refuses to run on another machine than the one that submitted: folder and locks are local. Runs no shell.
 """
@@ -49,10 +49,11 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 class CommandProvider(OwnMachines):
-    """Batches run by `command`, in which {input}, {output} and {model} are replaced. Building starts nothing.
+    """Batches run by `command`, in which {input}, {output} and {model} are replaced. The constructor starts nothing.
 
-    `env` is added to the environment. `account` names whose answers these are; by default the command as written, so
-    that another command's answers are never taken for this one's. What changes answers belongs there, not into `env`.
+    `env` is added to the environment. `account` identifies the source of the answers. By default it is the command as
+    written, so that another command's answers are never mixed up with this one's. Settings that change answers belong
+    there, not in `env`.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class CommandProvider(OwnMachines):
         )
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
-        """See Provider.fetch. Of a batch that died, what its command had written."""
+        """See Provider.fetch. For a batch that died, returns the rows that its command had written."""
         batch = CommandBatch.of(self._workdir, batch_id)
         with reaching(batch.path):
             if batch.exit() is None and batch.is_alive():
@@ -175,7 +176,7 @@ class CommandProvider(OwnMachines):
                 batch.ask_to_stop()
 
     def delete(self, batch_id: str) -> str | None:
-        """See DeletesBatches: requests, results and what the command printed. That it ran stays known."""
+        """See DeletesBatches. Deletes requests, results and printed output; the record that it ran stays."""
         batch = CommandBatch.of(self._workdir, batch_id)
         with reaching(batch.path):
             if batch.is_alive():

@@ -1,11 +1,11 @@
-"""Runs the command of one batch to its end, on its own. Standard library only, started by path, so it starts at once.
+"""Runs the command of one batch to its end, detached. Standard library only, started by path, so it starts at once.
 
     python supervisor.py JOB_DIR LOCK_FD
 
 1. It holds an exclusive lock on `lock` for as long as it lives. The lock comes locked from the starter, so there is no
    moment in which a started batch looks dead.
-2. The command runs in its own process group, and all that is in the group is killed when the command ends: engines that
-   fork workers leave them behind. The group holds `command.lock`: it tells that something of it is left.
+2. The command runs in its own process group. When the command ends, everything in the group is killed: engines that
+   fork workers leave them behind. The group holds `command.lock` as long as one of its processes lives.
 3. Output goes to a temporary name. When the command has ended it becomes `out.jsonl`, and at last `exit.json` is there
    as a whole: `{"code": …, "canceled": …, "ended_at": …}`. A batch with `exit.json` never runs again.
 4. A file `cancel` asks to stop: SIGTERM, and SIGKILL after a grace.
@@ -89,7 +89,7 @@ def _stop(process: subprocess.Popen, grace_seconds: float) -> int:  # type: igno
 
 
 def _kill(group: int, number: int) -> None:
-    # macOS raises PermissionError for a group of which only zombies are left
+    # macOS raises PermissionError for a group that has only zombies left
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 

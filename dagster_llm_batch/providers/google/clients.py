@@ -1,7 +1,7 @@
-"""JSON calls through google-genai's own transport: its addresses, credentials and headers, and the answer as it came.
+"""JSON calls through google-genai's own transport: its addresses, credentials and headers, and the unchanged answer.
 
-The SDK's typed methods drop what is needed here (an operation's `error` and `batchStats`) and reshape request bodies
-(`generationConfig` is flattened). So calls go through the one method that they themselves go through.
+The SDK's typed methods drop fields that are needed here (an operation's `error` and `batchStats`) and reshape request
+bodies (`generationConfig` is flattened). So calls go through the one method that they themselves use.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _PAGE = 100
 class GoogleApi:
     """The calls of one provider; the client is built on the first. SDK retries are off: each call is made once.
 
-    `secret` gives the key or token of the moment, which no message may show. `is_gemini`: of the Gemini API, not of
-    Vertex AI.
+    `secret` returns the current key or token, for masking in messages. `is_gemini` is true for the Gemini API, and
+    false for Vertex AI.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class GoogleApi:
         if self._made is None:
             made = self._make()
             api = made._api_client  # noqa: SLF001 -- the SDK takes no hooks for a client that it makes by itself
-            # The reply that begins an upload tells where the file goes, which may be another host of Google's.
+            # The reply that begins an upload contains the address for the file, which may be another host of Google's.
             origin = Origin(str(api._http_options.base_url), takes_uploads=True)  # noqa: SLF001 -- as above
             guard_client(api._httpx_client, origin, self._timeout_seconds)  # noqa: SLF001 -- as above
             self._made = made
@@ -82,7 +82,7 @@ class GoogleApi:
         *,
         creating: bool = False,
     ) -> dict[str, Any]:
-        """Return the JSON object that answers. While creating, an answer that is none is an AmbiguousError."""
+        """Return the JSON object of the answer. While creating, any other answer is an AmbiguousError."""
         client = self.client
         full = f"{path}?{urlencode(query)}" if query else path
         with self.calls(doing, creating=creating):
@@ -102,9 +102,9 @@ class GoogleApi:
 
         Args:
             path: The list's.
-            doing: What an error says could not be done.
+            doing: The step that failed, for an error.
             lists: Names under which a page may hold its batches.
-            query: Parameters beside size and token of a page.
+            query: Parameters in addition to size and token of a page.
             most: Read so many pages at most. Default: all, since neither API documents an order, and the wanted batch
                 may be on the last.
         """
@@ -133,13 +133,13 @@ class GoogleApi:
             raise TransientError(f"Could not {doing}, or perhaps did: the answer is not empty, as it should be.")
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any, ProviderError | None]:
-        """Make one request in real time. An HTTP error is an answer, as it is in a batch.
+        """Make one request in real time. An HTTP error is an answer, equal to the result in a batch.
 
         Returns:
             The status, the JSON that came with it, and an HTTP error as ours.
 
         Raises:
-            ProviderError: Bad credentials, no answer, or one that is none of the API's.
+            ProviderError: The credentials are bad, there is no answer, or the answer is not the API's.
         """
         client = self.client
         details: Any = None
@@ -172,7 +172,7 @@ class GoogleProvider(VendorProvider):
 
     @abstractmethod
     def _is_batch(self, answer: Mapping[str, Any]) -> bool:
-        """Return whether an answer is a batch at all."""
+        """Return whether an answer is a batch."""
 
     @abstractmethod
     def _read(self, batch_id: str, batch: Mapping[str, Any]) -> BatchReport:
@@ -183,8 +183,8 @@ class GoogleProvider(VendorProvider):
         """Return the address of a batch, by its id or by its whole name."""
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        # Neither API documents the order of its list, so a page tells nothing of where the next wanted batch is. From
-        # one page for ten batches on, single calls are fewer.
+        # Neither API documents the order of its list, so a page does not show where the next wanted batch is. From one
+        # page for ten batches on, single calls are fewer.
         most = len(wanted) // 10 + 1
         for batch in self._api.pages(self._batches_path, "list the batches", self._list_names, most=most):
             if batch["name"] in wanted:
@@ -205,9 +205,9 @@ class GoogleProvider(VendorProvider):
 
 
 def page_batches(page: Mapping[str, Any], *names: str) -> list[dict[str, Any]]:
-    """Return the batches on a page, which Google leaves out where there are none.
+    """Return the batches on a page; Google omits the field of an empty list.
 
-    An answer that is no list must not read as one without our batch: it is a TransientError.
+    An answer that is not a list must not read as one without our batch: it is a TransientError.
     """
     if page and not {*names, "nextPageToken"} & page.keys():
         raise TransientError(f"Could not list the batches: the answer holds {sorted(page)} and no list.")

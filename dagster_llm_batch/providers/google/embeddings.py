@@ -4,12 +4,12 @@ r"""Embeddings of Gemini, of Vertex AI and of the Gemini API: request lines of t
     Vertex AI    {"model":"…","key":"…","request":{"content":{"parts":[…]},"embed_content_config":{…}}}
     results      {"key":"…","response":{"embedding":{"values":[…]},"tokenCount":3}}
 
-The first `model` is this package's own, see `requests`. Options stand in the config, also at the Gemini API, whose SDK
-writes them beside the content in batches, where newer models do not look. `tokenCount` is a text at Vertex AI, or the
-count stands in `usageMetadata`.
+The first `model` is this package's own, see `requests`. Options are in the config, also at the Gemini API. Its SDK
+writes them next to the content in batches, where newer models ignore them. At Vertex AI `tokenCount` is a text, or the
+count is in `usageMetadata`.
 
-Refused: settings that would be billed and not do what was asked. Older models of Vertex AI repeat the text in their
-results and no id, so two rows of the same text cannot be told apart.
+Rejected are settings that would be billed without the requested effect. Results of older models of Vertex AI repeat the
+text and have no id, so two rows of the same text cannot be told apart.
 
 Formats: https://ai.google.dev/gemini-api/docs/batch-api,
 https://docs.cloud.google.com/vertex-ai/generative-ai/docs/embeddings/batch-prediction-genai-embeddings
@@ -41,7 +41,7 @@ _RESERVED = {
     "outputDimensionality": "is the response's dimensions: Embedding(dimensions=…)",
     "embedContentConfig": "is made of the other parameters; give its fields by their names",
 }
-# It takes neither, and does not say so.
+# These models ignore both settings silently.
 _SECOND = re.compile(r"gemini-embedding-2")
 _IGNORED = ("taskType", "title")
 _SECOND_PLACES = ("global", "us", "eu")
@@ -107,7 +107,7 @@ class GoogleEmbeddingLines:
         return check_parameters(VERTEX_EMBEDDINGS if self._on_vertex else GEMINI_EMBEDDINGS, self._params)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """One line; see Codec.encode."""
+        """Encode one line; see Codec.encode."""
         if request.system or request.images:
             what = "a system text" if request.system else "images"
             raise ConfigError(f"Embeddings take one text here; the prompt has {what}. Leave only its user part.")
@@ -115,7 +115,7 @@ class GoogleEmbeddingLines:
         return line.encode("ascii")
 
     def decode(self, line: bytes) -> Result:
-        """One result line; see Codec.decode."""
+        """Decode one result line; see Codec.decode."""
         read, result = read_parts(line)
         return result if read is None else _vector(bytes(read.response))._replace(custom_id=result.custom_id)
 

@@ -73,9 +73,9 @@ _REFUSALS: dict[int, type[RefusedError]] = {404: UnknownIdError, 410: UnknownIdE
 def google_calls(
     doing: str, secret: str = "", *, is_gemini: bool, creating: bool = False
 ) -> AbstractContextManager[None]:
-    """Turn what an SDK raises into our errors. While creating, no error proves that nothing was created.
+    """Turn exceptions of an SDK into our errors. While creating, no error proves that nothing was created.
 
-    `is_gemini`: the call is one of the Gemini API, not of Vertex AI.
+    `is_gemini`: the call is to the Gemini API, not to Vertex AI.
     """
     return sdk_calls(lambda error: _provider_error(error, doing, secret, is_gemini=is_gemini, creating=creating))
 
@@ -87,7 +87,7 @@ def http_status(error: Exception) -> int | None:
 
 
 def google_answer_of(error: Exception) -> tuple[Any, Any]:
-    """Headers and body of the answer that an SDK's exception is about; of some, only what was read of it is left."""
+    """Return headers and body of the answer that an SDK's exception is about; some keep only the part that was read."""
     headers, body = answer_of(error)
     details = getattr(error, "details", None)
     return headers, body or (json.dumps(details) if isinstance(details, Mapping) and "error" in details else b"")
@@ -129,7 +129,7 @@ def _provider_error(error: Exception, doing: str, secret: str, *, is_gemini: boo
 
 
 def _names(error: BaseException) -> Iterator[str]:
-    """Yield the class names of an exception, of what it was made of and of what it wraps."""
+    """Yield the class names of an exception, of its cause and of the exceptions that it wraps."""
     waiting: list[Any] = [error]
     for _ in range(_MOST_CAUSES):
         if not waiting:

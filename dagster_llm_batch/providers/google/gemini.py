@@ -1,10 +1,10 @@
 """Batches of the Gemini Developer API, through the official SDK google-genai.
 
-Small batches travel in the create call itself (inline), larger ones as a file by resumable upload. `find` knows a batch
+Small batches travel in the create call (inline), larger ones as a file by resumable upload. `find` identifies a batch
 by its `displayName`, which is the tag; the API lists all batches without a filter. The create call runs once. Batches
 expire 48 hours after their creation, and uploaded files vanish by then too.
 
-Refuses to read the environment: whose answers these are must not depend on where the code runs.
+Ignores the environment: the account that answers must not depend on where the code runs.
 
 API: https://ai.google.dev/gemini-api/docs/batch-api
 """
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
 __all__ = ["API_VERSION", "GEMINI_LIMITS", "GeminiProvider"]
 
 API_VERSION = "v1beta"
-"""Documented and seen live for batches, and the one that knows the aliases (`gemini-flash-latest`). The SDK itself
-takes v1 from 3.0 on."""
+"""Documented and seen live for batches; only this version has the aliases (`gemini-flash-latest`). The SDK itself takes
+v1 from 3.0 on."""
 
 GEMINI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=2_000_000_000)
 """The bytes are documented; the requests are not, and are what other clients use."""
@@ -84,8 +84,8 @@ _MAX_INLINE_BYTES = 15_000_000
 class GeminiProvider(GoogleProvider):
     """Batches of one project of the Gemini API.
 
-    `account` names whose answers these are; a key does not tell its project, so give one where you use several. Batches
-    up to `inline_bytes` travel inline. `api_version` is that of every call. Building makes no call.
+    `account` identifies the source of the answers; a key does not show its project, so give one if you use several.
+    Batches up to `inline_bytes` travel inline. `api_version` applies to every call. The constructor makes no call.
     """
 
     _batches_path = _BATCHES
@@ -132,7 +132,7 @@ class GeminiProvider(GoogleProvider):
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
         file_name = None
         embeds = spec.endpoint is Endpoint.EMBEDDINGS
-        # Nobody has written down whether results of embeddings that travel inline repeat a row's key.
+        # It is not documented whether results of embeddings that travel inline repeat a row's key.
         inline_bytes = -1 if embeds else self._inline_bytes
         with upload_copy(lines, spec.model) as (file, size):
             if size <= inline_bytes:
@@ -163,7 +163,7 @@ class GeminiProvider(GoogleProvider):
         return str(uploaded.name)
 
     def _forget(self, file_name: str) -> None:
-        # The file costs nothing and expires by itself after two days; the error that led here matters more.
+        # The file costs nothing and expires after two days; the error that led here matters more.
         with suppress(ProviderError):
             self._api.call("delete", file_name, "delete the request file")
 
@@ -212,7 +212,7 @@ class GeminiProvider(GoogleProvider):
         return left
 
     def delete_request_file(self, batch_id: str) -> None:
-        """See DeletesRequestFiles. A small batch has none: it travelled in the create call."""
+        """See DeletesRequestFiles. A small batch has no file: it traveled in the create call."""
         with suppress(UnknownIdError):
             for name in self._request_files(self._batch(batch_id))[0]:
                 self._delete_file(name)
@@ -220,8 +220,8 @@ class GeminiProvider(GoogleProvider):
     def _request_files(self, operation: Mapping[str, Any]) -> tuple[list[str], str | None]:
         """Return the request files of a batch, and why one may stay.
 
-        Where it does not tell them, they have its display name. Ours have names of their own; those of a batch that was
-        sent elsewhere may be shared with others, whose files are not touched.
+        If the batch does not list its files, they are found by its display name. Our files have unique names; files of
+        a batch that was sent by other code may be shared with other batches, and are kept.
         """
         if (name := requests_file(operation)) is not None:
             return [name], None
@@ -238,12 +238,12 @@ class GeminiProvider(GoogleProvider):
         return [], f"its request file stays until it expires, after two days: {why}"
 
     def _delete_file(self, name: str) -> None:
-        # The API says of a file that is not there that the caller has no right to it; to the batch he has.
+        # For a missing file, the API answers that the caller lacks the permission; for the batch the caller has it.
         with suppress(UnknownIdError, CredentialsError):
             self._api.call("delete", name, f"delete the file '{name}'")
 
     def respond(self, line: bytes) -> bytes:
-        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
         given = json.loads(line)
         verb, request = "generateContent", given["request"]
         if "content" in request:

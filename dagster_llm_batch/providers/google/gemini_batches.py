@@ -42,7 +42,7 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
     if isinstance(error, Mapping) and error:
         code = count(error.get("code"))
         reason = f"{plain_words(error.get('message') or 'no message')} (code {code})"
-    # a state that is new, but an end: the operation says so by itself
+    # a new state that is an end: the operation's `done` shows it
     if status is None and operation.get("done") is True:
         status = BatchStatus.FAILED if reason else BatchStatus.ENDED
     if status is None:
@@ -70,7 +70,7 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
 
 
 def is_operation(value: Mapping[str, Any]) -> bool:
-    """Return whether this is an operation at all: it has a name, and a state of whatever word or an end."""
+    """Return whether this is an operation: it has a name, and a state (even an unknown one) or an end."""
     return is_id(value.get("name")) and (isinstance(_batch(value).get("state"), str) or value.get("done") is True)
 
 
@@ -81,7 +81,7 @@ def display_name(operation: Mapping[str, Any]) -> str | None:
 
 
 def requests_file(operation: Mapping[str, Any]) -> str | None:
-    """Return the file of the requests, if they are in one, and the API tells it."""
+    """Return the file of the requests, if they are in a file, and the API names it."""
     source = _batch(operation).get("inputConfig")
     name = (source.get("fileName") or source.get("file_name")) if isinstance(source, Mapping) else None
     return name if is_id(name) else None

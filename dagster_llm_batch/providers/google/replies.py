@@ -1,6 +1,6 @@
-r"""Result lines of Gemini batches, of Vertex AI and of the Gemini API, read as one Result each. Pure; nothing raises.
+r"""Read result lines of Gemini batches, of Vertex AI and of the Gemini API, as one Result each. Pure; never raises.
 
-    Vertex AI    {"status":"","custom_id":"…","request":{…},"response":{…}}    failed: `status` says why
+    Vertex AI    {"status":"","custom_id":"…","request":{…},"response":{…}}    failed: `status` has the reason
     Gemini API   {"key":"…","response":{…}} or {"key":"…","error":{"code":3,"message":"…"}}
     … inline     {"metadata":{"key":"…"},"response":{…}}
 
@@ -44,7 +44,7 @@ _WITHHELD = frozenset(
 _STATUS_LINE = re.compile(r"\s*([A-Za-z][\w' -]*?)\s*:\s*(.*)", re.DOTALL)
 _PHRASES = {status.phrase.lower(): status.value for status in HTTPStatus}
 _NULL = Raw(b"null")
-# A name of its own, as it is looked up for each row.
+# A separate name, since it is looked up for each row.
 _SUCCEEDED = Outcome.SUCCEEDED
 
 
@@ -77,7 +77,7 @@ class _Candidate(Struct):
 
 
 class _PlainCandidate(_Candidate):
-    """One for which nothing was searched, with nothing but its text."""
+    """A candidate without searches that has only its text."""
 
     grounding: None = field(name="groundingMetadata", default=None)
     logprobs: None = field(name="logprobsResult", default=None)
@@ -160,7 +160,7 @@ class _UsualUsage(_PlainUsage, rename="camel", kw_only=True, gc=False, forbid_un
 
 
 class _UsualReply(Struct, gc=False):
-    """A reply of one text and plain tokens: what nearly all lines hold."""
+    """A reply of one text and plain tokens, which is the form of nearly all lines."""
 
     candidates: tuple[_UsualCandidate]
     usage: _UsualUsage = field(name="usageMetadata")
@@ -187,7 +187,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 def read_google_line(line: bytes) -> Result:
-    """One result line with a reply of Gemini."""
+    """Read one result line with a reply of Gemini."""
     try:
         answered = _ANSWERED.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -223,7 +223,7 @@ def _read_bent_line(line: bytes) -> Result:
 
 
 def read_parts(line: bytes) -> tuple[Line | None, Result]:
-    """Return the line where it holds a reply, else None; and the Result of what is known by then."""
+    """Return the line if it holds a reply, else None; and the Result with the facts so far."""
     read, reason = decode_line(line, _LINE)
     if read is None:
         return None, Result(None, Outcome.ERRORED, reason=reason)
@@ -261,7 +261,7 @@ def _status_error(status: str) -> Result:
 
 
 def error_result(error: Any) -> Result:
-    """Return an error object (or text) as a Result. Codes are those of HTTP, or below 100 those of google.rpc."""
+    """Return an error object (or text) as a Result. Codes are HTTP statuses, or below 100 codes of google.rpc."""
     if not isinstance(error, Mapping):
         return Result(None, Outcome.ERRORED, reason=str(error)[:MAX_REASON_CHARS])
     code = error.get("code")
@@ -327,13 +327,13 @@ def _usage(raw: bytes, reply: _Reply) -> Usage | None:
     return None if usage is None else usage._replace(extra=_extra(value, reply))
 
 
-# Not a set: a server may send a list in the place of a word, and no set can be asked for one.
+# Not a set: a server may send a list in the place of a word, and a list cannot be looked up in a set.
 _USUAL_TRAFFIC = (None, "ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED")
 _USUAL_TIERS = frozenset({None, "standard", "unspecified", "service_tier_unspecified"})
 
 
 def _extra(usage: Mapping[str, Any], reply: _Reply) -> Extra | None:
-    """Return what is billed beside plain tokens: media, a tier, searches."""
+    """Return the billed units in addition to plain tokens: media, a tier, searches."""
     tier = None
     traffic, named = usage.get("trafficType"), usage.get("serviceTier")
     if traffic not in _USUAL_TRAFFIC:
@@ -344,7 +344,7 @@ def _extra(usage: Mapping[str, Any], reply: _Reply) -> Extra | None:
     searches, unpriced = _searches(reply)
     units = {"web_searches": searches} if searches else {}
     if usage.get("cachedContentTokenCount") and usage.get("cacheTokensDetails"):
-        # Then what is not named there of the cached tokens is none.
+        # A kind of cached tokens that is missing there is zero.
         units |= dict.fromkeys(("cache_audio_read_tokens", "cache_image_read_tokens"), 0)
     extra = extra_of(usage, GEMINI, others=Extra(tier=tier, units=tuple(units.items()), unpriced=unpriced))
     if extra is not None and not any(count for _, count in extra.units):

@@ -2,13 +2,13 @@ r"""Request lines of Gemini's batch files, for Vertex AI and for the Gemini API.
 
     {"model":"…","custom_id":"…","request":{"generationConfig":{…},"systemInstruction":{…},"contents":[…]}}
 
-`custom_id` is called `key` in the Gemini API. `model` is this package's own, so that a line can be answered in real
-time by itself: it is taken off when a file is uploaded, since both APIs name the model on the batch alone.
+`custom_id` is called `key` in the Gemini API. `model` is this package's own, so that a single line can be answered in
+real time. It is removed when a file is uploaded, since both APIs name the model on the batch alone.
 
 All that a spec's requests share is serialised once. Lines are ASCII; a half surrogate becomes U+FFFD. Parameters are
-given by Google's names, in snake_case or camelCase; those that are no field of the request go into `generationConfig`.
-Those of other vendors are refused (see `parameters`).
-For Vertex AI everything that would fail the import of the whole file is refused here (see `schema`).
+given by Google's names, in snake_case or camelCase; parameters that are not a field of the request go into
+`generationConfig`. Parameters of other vendors are rejected (see `parameters`). For Vertex AI, settings that would fail
+the import of the whole file are rejected here (see `schema`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, Reque
 
 __all__ = ["GoogleLines", "camel", "check_import", "check_shape", "gemini_model", "model_head"]
 
-# Fields beside `generationConfig`; every other parameter is one of its own.
+# Fields next to `generationConfig`; every other parameter goes into it.
 _REQUEST_FIELDS = frozenset(
     {"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "modelArmorConfig", "serviceTier", "store"}
 )
@@ -43,7 +43,7 @@ _RESERVED = {
     "maxCompletionTokens": "is called 'max_output_tokens' here",
 }
 _OF_SCHEMA = ("responseMimeType", "responseSchema", "responseJsonSchema")
-# What the version v1 of the Gemini API has: googleapis, google/ai/generativelanguage/v1/generative_service.proto, and
+# The fields of version v1 of the Gemini API: googleapis, google/ai/generativelanguage/v1/generative_service.proto, and
 # `seed`, which came later. An unknown field fails the row.
 _V1_FIELDS = (
     "candidateCount",
@@ -71,8 +71,10 @@ _HEAD = '{"model":'
 
 
 class GoogleLines:
-    """The codec for one spec. `id_field` is the API's name of a row's id; `imported`: Vertex AI's importer reads it;
-    `is_v1`: the Gemini API is called by its version v1, which has fewer fields.
+    """The codec for one spec.
+
+    `id_field` is the API's name of a row's id. `imported` means that Vertex AI's importer reads the lines. `is_v1`
+    means that the Gemini API is called by its version v1, which has fewer fields.
     """
 
     # see Codec.enforces_format
@@ -107,7 +109,7 @@ class GoogleLines:
         return warnings
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """One line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
+        """Encode one line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
         start = self._start.of(request.system)
         parts = [b'{"text":%b}' % quoted(request.user)] if request.user or not request.images else []
         images = list(map(_image, request.images))
@@ -120,7 +122,7 @@ class GoogleLines:
     decode_all = staticmethod(read_google_lines)  # see ColumnCodec.decode_all
 
     def _before_parts(self, system: str | None) -> bytes:
-        """Return a line from its custom_id to what the user gives."""
+        """Return a line from its custom_id to the user's parts."""
         if system and self._is_v1:
             _check_v1(["systemInstruction"], ())
         instruction = f'"systemInstruction":{{"parts":[{{"text":{quote(system)}}}]}},' if system else ""
@@ -134,7 +136,7 @@ def model_head(model: str) -> bytes:
 
 
 def check_shape(spec: RequestSpec) -> None:
-    """Raise ConfigError for what no Gemini or Vertex batch can do."""
+    """Raise ConfigError for settings that Gemini and Vertex batches lack."""
     if spec.endpoint is not Endpoint.CHAT or spec.response.kind is ResponseKind.EMBEDDING:
         raise ConfigError(
             f"The endpoint '{spec.endpoint.value}' with a response of kind '{spec.response.kind.value}' is not "
@@ -144,11 +146,11 @@ def check_shape(spec: RequestSpec) -> None:
 
 
 def check_import(request: Mapping[str, Any]) -> None:
-    """Refuse what would fail the import of the whole file by Vertex AI.
+    """Reject settings that would fail the import of the whole file by Vertex AI.
 
     Raises:
-        ResponseSchemaError: Where it is in a response schema.
-        ConfigError: Where it is in another setting.
+        ResponseSchemaError: The fault is in a response schema.
+        ConfigError: The fault is in another setting.
     """
     problem = import_problem({"request": dict(request)}) if request else None
     if problem is None:

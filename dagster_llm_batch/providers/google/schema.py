@@ -1,12 +1,13 @@
 """The Schema object that Gemini takes, and the lint of what Vertex AI can import. Pure.
 
-Definitions are put in the place of references, values that may be null are `nullable`, and no keyword that starts with
-`$` is left. Constraints that the Schema object lacks (`pattern`, `uniqueItems`, most formats, …) are left out.
-Recursion is refused.
+Definitions replace references, values that may be null are `nullable`, and keywords that start with `$` are removed.
+Constraints that the Schema object lacks (`pattern`, `uniqueItems`, most formats, …) are left out. Recursion is
+rejected.
 
-Vertex AI loads request files as BigQuery does, with one inferred type for each JSON key of the whole file; a single
-offence fails all rows before any is run, hours later. `import_problem` finds it beforehand. It is also why a response
-schema goes out as a Schema object and not as JSON Schema, where a type is a text in one place and a list in another.
+Vertex AI loads request files like BigQuery, with one inferred type for each JSON key of the whole file. A single
+offence fails all rows before the first one runs, hours later. `import_problem` finds it beforehand. For the same reason
+a response schema goes out as a Schema object and not as JSON Schema, where a type is a text in one place and a list in
+another.
 
 Schema: https://ai.google.dev/api/caching#Schema
 """
@@ -22,9 +23,9 @@ from dagster_llm_batch.providers.json_schema import ARRAY, INTEGER, NUMBER, OBJE
 
 __all__ = ["GOOGLE_RULES", "claude_on_vertex_schema", "import_problem"]
 
-# What the importer refused in others' production jobs, each with 0 rows run though the same request works in real time:
-# a type that is a text in one place and a list in another, nesting deeper than 15, keys such as `$defs`, names with a
-# space, empty objects, nulls.
+# The importer refused these in others' production jobs, each with 0 rows run though the same request works in real
+# time: a type that is a text in one place and a list in another, nesting deeper than 15, keys such as `$defs`, names
+# with a space, empty objects, nulls.
 _MAX_IMPORT_DEPTH = 15
 _IMPORT_KEY = re.compile(r"[^\W\d]\w*")
 # Of a column that holds nothing but numbers, the importer makes numbers and writes them its own way: "000000" came back
@@ -69,7 +70,8 @@ GOOGLE_RULES = SchemaRules(
     upper_types=True,
     nullable=True,
     enum_strings_only=True,
-    # there is no keyword to close an object with, so `unevaluatedProperties` beside named properties opens nothing
+    # the Schema object has no keyword to close an object, so `unevaluatedProperties` next to named properties opens
+    # nothing
     open_keywords=("additionalProperties",),
     empty_objects=False,
     beside_any_of=("properties", "items"),
@@ -80,8 +82,8 @@ _CLAUDE_RULES = replace(GOOGLE_RULES, vendor="Claude on Vertex AI", dialect="Cla
 def claude_on_vertex_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return `json_schema` as the input of a tool. Raises ResponseSchemaError, naming construct and path.
 
-    A request of Claude's passes the same importer as Gemini's, so it may use no more of JSON Schema: no reference, no
-    list of types, and one type for each key.
+    A request of Claude's passes the same importer as Gemini's, so the same limits on JSON Schema apply: references and
+    lists of types are rejected, and each key has one type.
     """
     return _plain(lower_schema(json_schema, _CLAUDE_RULES))
 
@@ -103,7 +105,7 @@ def _plain(lowered: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def import_problem(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Tell what would fail the import of a file of rows like this one, as (what, path); None where nothing would."""
+    """Find a fault that would fail the import of a file of such rows, as (fault, path); None without a fault."""
     kinds: dict[str, str] = {}
     strings: dict[str, list[str]] = {}
     for path, problem, value in _walk(row, "", 0):
@@ -123,7 +125,7 @@ def import_problem(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _walk(value: Any, path: str, depth: int) -> Iterator[tuple[str, str, Any]]:
-    """Every value with its path, in which items of an array share one place, and what is wrong with it by itself."""
+    """Yield every value with its path, in which items of an array share one place, and the value's own fault."""
     if value is None:
         yield path, "a null", value
     elif isinstance(value, Mapping):

@@ -1,8 +1,8 @@
 """Batches on Vertex AI, of Gemini and of Claude, through the official SDKs of google-genai and of its storage.
 
-Requests and results are files in a Cloud Storage bucket, or tables in a BigQuery dataset. Each batch has a folder, or
-tables, of its own, named by its tag, which stay until you remove them. `find` knows a batch by its `displayName`, which
-is the tag. The create call runs once.
+Requests and results are files in a Cloud Storage bucket, or tables in a BigQuery dataset. Each batch has its own folder
+or tables, named by its tag, which stay until you remove them. `find` identifies a batch by its `displayName`, which is
+the tag. The create call runs once.
 
 API: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs
 """
@@ -83,9 +83,9 @@ class VertexProvider(GoogleProvider):
     """Batches of one project and location. `credentials` None: the application default ones.
 
     Requests and results are in `bucket` or in `bigquery_dataset` ("dataset" or "project.dataset"), which is in the
-    location's region. `account` names whose answers these are; by default project and location. `secrets` are what the
-    credentials are made of, to be masked. `table_page_rows` is how many rows of a results table one call reads.
-    Building makes no call.
+    location's region. `account` identifies the source of the answers; by default project and location. `secrets` are
+    the secret parts of the credentials, to be masked. `table_page_rows` is how many rows of a results table one call
+    reads. The constructor makes no call.
     """
 
     _batches_path = _JOBS
@@ -160,7 +160,7 @@ class VertexProvider(GoogleProvider):
         return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)]), *addresses]
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec. Raises ConfigError for an open model: no document names the ids of its results."""
+        """See Provider.codec. Raises ConfigError for an open model: the ids of its results are not documented."""
         if _is_open(spec.model):
             raise ConfigError(
                 f"The model {spec.model!r} is not one of Google's or Claude: batches of open models (Llama, DeepSeek, "
@@ -215,8 +215,8 @@ class VertexProvider(GoogleProvider):
         return uri, {"inputConfig": source, "outputConfig": target}
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
-        """See Provider.find. All pages are read; what a server's filter lets through is compared once more."""
-        # the filter's grammar has quotes and backslashes of its own
+        """See Provider.find. Reads all pages, and compares the entries that a server's filter returns once more."""
+        # the filter's grammar has its own quotes and backslashes
         quoted = tag.replace("\\", "\\\\").replace('"', '\\"')
         query = {"filter": f'displayName="{quoted}"'}
         jobs = self._api.pages(_JOBS, "look for the batch", self._list_names, query)
@@ -243,7 +243,7 @@ class VertexProvider(GoogleProvider):
             yield from self._storage.lines(folder, report, id_field)
 
     def delete(self, batch_id: str) -> str | None:
-        """See DeletesBatches: the files in your bucket or the tables. Where it keeps versions of them, these stay."""
+        """See DeletesBatches. Deletes the files in your bucket, or the tables; versions that it keeps of them stay."""
         try:
             job = self._batch(batch_id)
         except UnknownIdError:
@@ -271,7 +271,7 @@ class VertexProvider(GoogleProvider):
             self._storage.delete_objects([uri for uri in uris if uri.startswith(place)], None)
 
     def respond(self, line: bytes) -> bytes:
-        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
         given = json.loads(line)
         verb, request = "rawPredict" if _is_claude(given["model"]) else "generateContent", given["request"]
         id_field = "custom_id"
@@ -349,9 +349,9 @@ def credentials_of(service_account_json: str | None, access_token: str | None) -
 
 
 def secrets_of(service_account_json: str | None, access_token: str | None) -> list[str]:
-    """List what no message may hold: the key, the part of it that signs, the token."""
+    """List the secrets that messages must mask: the key, the part of it that signs, the token."""
     secrets = [secret for secret in (service_account_json, access_token) if secret]
-    # it is no such key, which `credentials_of` says
+    # it is not such a key, and `credentials_of` reports that
     with suppress(ValueError, AttributeError):
         secrets.append(str(json.loads(service_account_json or "{}").get("private_key") or ""))
     return secrets
@@ -359,7 +359,7 @@ def secrets_of(service_account_json: str | None, access_token: str | None) -> li
 
 def _guarded(client: _SdkClient, timeout_seconds: float) -> _SdkClient:
     """Return this client of Cloud Storage or BigQuery; an upload's session is at the address that its start names."""
-    # no public argument takes a transport; mounting on this session is what the SDK's own documents show
+    # no public argument takes a transport; mounting on this session is the way that the SDK's own documents show
     origin = Origin(client._connection.API_BASE_URL, takes_uploads=True)  # noqa: SLF001
     guard_session(client._http, origin, timeout_seconds)  # noqa: SLF001
     return client
@@ -373,7 +373,7 @@ def _phrase(status: int) -> str:
 
 
 def _shown(body: Any) -> str:
-    """Tell what a failed request was answered, as the vendor writes it into a row."""
+    """Return the answer to a failed request, in the form that the vendor writes into a row."""
     try:
         return json.dumps(body)
     except (ValueError, RecursionError):

@@ -73,7 +73,7 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
 
 
 def is_job(value: Mapping[str, Any]) -> bool:
-    """Return whether this is a job at all: it has a name and a state, of whatever word."""
+    """Return whether this is a job: it has a name and a state, even an unknown one."""
     return is_id(value.get("name")) and isinstance(value.get("state"), str)
 
 
@@ -112,8 +112,8 @@ def output_of(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
     table = place("outputConfig", "bigqueryDestination", "outputUri")
     folder = place("outputInfo", "gcsOutputDirectory")
     prefix = place("outputConfig", "gcsDestination", "outputUriPrefix")
-    # one that ended early names no folder of its own; what finished was exported all the same, below the batch's. Below
-    # that of a job that was sent elsewhere may be what is other jobs', and all that somebody has.
+    # A job that ended early names no folder of its own, but finished rows were exported into the batch's folder. This
+    # applies only to jobs that this package sent: another job's folder may hold other jobs' files, and anything else.
     if folder is None and prefix is not None and prefix.endswith(f"/{job.get('displayName')}/{RESULTS}"):
         folder = prefix
     return table, folder

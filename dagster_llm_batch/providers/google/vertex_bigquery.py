@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VertexTables", "is_own_table"]
 
-# The SDK's default is ten minutes a call. Who calls a provider tries again, and has less time than that.
+# The SDK's default is ten minutes a call. The caller of a provider tries again, and has less time than that.
 _RETRY_SECONDS = 10.0
 _UPLOAD_RETRIES = 2
 _JSON_COLUMNS = ("request", "response")
@@ -37,7 +37,7 @@ _JSON_COLUMNS = ("request", "response")
 class VertexTables:
     """Tables of any dataset. The client is built on the first call.
 
-    `calls` is the context in which a call is made; it turns what the SDK raises into our errors. `page_rows` is how
+    `calls` is the context in which a call is made; it turns exceptions of the SDK into our errors. `page_rows` is how
     many rows of results one call reads.
     """
 
@@ -55,16 +55,16 @@ class VertexTables:
         self._page_rows = page_rows
 
     def upload(self, dataset: str, tag: str, file: IO[bytes], size: int) -> str:
-        """Load the lines into the tag's table in `project.dataset`, in the place of what an earlier try left; its
-        bq:// address.
+        """Load the lines into the tag's table in `project.dataset`, and return its bq:// address.
 
-        Its name holds their checksum: where a create call made no batch after all, the same tag may be sent with other
-        rows.
+        This replaces the rows that an earlier try left. The table's name holds their checksum: if a create call made no
+        batch after all, the same tag may be sent with other rows.
         """
         from google.cloud.bigquery import LoadJobConfig, SchemaField  # noqa: PLC0415 -- an optional extra
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK
 
-        # also what makes two creates of the same rows share one table, and different rows never overwrite each other's
+        # this also lets two creates of the same rows share one table, and keeps different rows from overwriting each
+        # other's
         digest = Checksum()
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
@@ -85,7 +85,7 @@ class VertexTables:
         return f"bq://{name}"
 
     def results_of(self, uri: str) -> str:
-        """Tell where a new batch of this request table shall write: a table that no other batch has."""
+        """Return the address of the results for a new batch of this request table, a separate table for each batch."""
         return f"{uri}_{uuid.uuid4().hex[:8]}_results"
 
     def delete(self, uri: str) -> None:
@@ -100,9 +100,9 @@ class VertexTables:
             self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
 
     def lines(self, uri: str, report: BatchReport) -> Iterator[bytes]:
-        """Yield the rows of the table as lines of a result file; none where it does not exist because no row finished.
+        """Yield the rows of the table as result lines. Yields nothing if the table does not exist as no row finished.
 
-        Raises UnknownIdError where rows finished, and the table is gone: tables of a dataset may expire.
+        Raises UnknownIdError if rows finished, and the table is gone: tables of a dataset may expire.
         """
         try:
             with self._calls(f"read {uri}"):
@@ -138,14 +138,14 @@ class VertexTables:
 
 
 class _Source:
-    """A file without a mode: the SDK takes that of a temporary file for text."""
+    """A file without a mode: the SDK takes the mode of a temporary file for text."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.read, self.tell, self.seek = file.read, file.tell, file.seek
 
 
 def is_own_table(uri: str, job: Mapping[str, Any]) -> bool:
-    """Return whether a table has the name that this package gives to one of such a job: that of its tag."""
+    """Return whether this package gave a table of such a job its name, which contains the job's tag."""
     form = rf"{re.escape(_in_name(str(job.get('displayName'))))}_[0-9a-f]{{8}}(_[0-9a-f]{{8}}_results)?"
     return re.fullmatch(form, uri.rpartition(".")[2]) is not None
 

@@ -2,9 +2,9 @@ r"""Claude on Vertex AI: request lines for its batches, and the replies in them.
 
     {"model":"…","custom_id":"…","request":{"anthropic_version":"vertex-2023-10-16","max_tokens":…,"messages":[…]}}
 
-`model` is this package's own, see `requests`. A response schema becomes the input of the one tool that must be
-used: the plainest form that Claude has on all platforms. Claude's batches on Vertex AI were not seen live; what is not
-in the documents (how a failed row looks) is read as Gemini's rows on Vertex AI are.
+`model` is this package's own, see `requests`. A response schema becomes the input of the one tool that must be used:
+the simplest form that Claude has on all platforms. Claude's batches on Vertex AI were not seen live; the form of a
+failed row is not documented, so it is read like Gemini's rows on Vertex AI.
 
 Format: https://cloud.google.com/vertex-ai/generative-ai/docs/partner-models/claude/batch
 """
@@ -78,7 +78,7 @@ class _UsualTool(Struct, tag_field="type", tag="tool_use", gc=False):
 
 
 class _UsualMessage(Struct, gc=False):
-    """A reply of one text, or of the tool's one input, and plain tokens: what nearly all lines hold."""
+    """A reply of one text, or of the tool's one input, and plain tokens, which is the form of nearly all lines."""
 
     content: tuple[_UsualText | _UsualTool]
     usage: UsualClaudeUsage
@@ -118,7 +118,7 @@ class VertexClaudeLines:
         return check_parameters(VERTEX_CLAUDE, self._params)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """One line; see Codec.encode. Content is always a list of blocks: the importer takes one type a key."""
+        """Encode one line; see Codec.encode. Content is always a list of blocks: the importer takes one type a key."""
         content: list[dict[str, Any]] = _texts(request.user) if request.user or not request.images else []
         content += [{"type": "image", "source": _source(image)} for image in request.images]
         system = f'"system":{dumps(_texts(request.system))},' if request.system else ""
@@ -127,7 +127,7 @@ class VertexClaudeLines:
         return f'{self._head}{quote(custom_id)},"request":{{{body}}}}}\n'.encode("ascii")
 
     def decode(self, line: bytes) -> Result:
-        """One result line; see Codec.decode."""
+        """Decode one result line; see Codec.decode."""
         read, result = read_parts(line)
         if read is None:
             return result

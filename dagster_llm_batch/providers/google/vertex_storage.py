@@ -26,14 +26,14 @@ __all__ = ["VertexStorage"]
 _UPLOAD_CHUNK_BYTES = 2 << 20
 # the kind of a list of objects, also of one without any
 _LIST = "storage#objects"
-# The SDK's default is two minutes a call. Who calls a provider tries again, and has less time than that.
+# The SDK's default is two minutes a call. The caller of a provider tries again, and has less time than that.
 _RETRY_SECONDS = 10.0
 
 
 class VertexStorage:
     """Objects of one bucket. The client is built on the first call. A call waits `timeout_seconds` for its answer.
 
-    `calls` is the context in which a call is made; it turns what the SDK raises into our errors.
+    `calls` is the context in which a call is made; it turns exceptions of the SDK into our errors.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class VertexStorage:
     def lines(self, folder: str, report: BatchReport, id_field: str = "custom_id") -> Iterator[bytes]:
         """Yield the lines of all files below this gs:// address, in the order of their names.
 
-        Raises UnknownIdError where there should be files, and are none: a lifecycle rule of the bucket may delete them.
+        Raises UnknownIdError if the files are missing: a lifecycle rule of the bucket may delete them.
         """
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         client = self._client()
@@ -125,7 +125,7 @@ class VertexStorage:
             yield from result_lines(lines, id_field, f"gs://{bucket}/{name}")
 
     def _chunks(self, blob: Any, size: int | None, listed_checksum: str | None) -> Iterator[bytes]:
-        """Yield the object's bytes. What came is compared with its listed size and checksum; pieces are not checked."""
+        """Yield the object's bytes. Their total is compared with the listed size and checksum; pieces are unchecked."""
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
         uri = f"gs://{blob.bucket.name}/{blob.name}"
@@ -158,9 +158,9 @@ class VertexStorage:
 
 
 class _Download:
-    """The bytes of an object as one answer, which is asked for anew from where it broke off.
+    """The bytes of an object as one answer; after a break, the next request starts at the break.
 
-    The SDK's own reader makes a call for each piece, which takes five times as long as the bytes of it.
+    The SDK's own reader makes a call for each piece, which takes five times as long as its bytes.
     """
 
     def __init__(self, client: Client, blob: Any, timeout_seconds: float) -> None:
@@ -174,7 +174,7 @@ class _Download:
         self._got = 0
 
     def read(self) -> bytes:
-        """Return the next bytes; none at the end. May be called again after an exception."""
+        """Return the next bytes, or empty bytes at the end. May be called again after an exception."""
         try:
             if self._answer is None:
                 self._answer = self._ask()

@@ -1,1 +1,1 @@
-"""Mistral: OpenAI's files and rows, and batch jobs of its own."""
+"""Mistral: OpenAI's files and rows, with its own batch jobs."""

@@ -1,4 +1,4 @@
-"""What is known of Mistral's API, as data: limits, windows, parameters, prices, and where each is from."""
+"""Facts about Mistral's API, as data: limits, windows, parameters and prices, with the source of each."""
 
 from __future__ import annotations
 

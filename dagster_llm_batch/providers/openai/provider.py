@@ -1,11 +1,11 @@
 """OpenAI's Batch API through the official SDK, and every server that speaks it: Azure's v1 API, Groq, Doubleword, ….
 
-What is different at a server is data, in `servers`. A batch carries its tag in `metadata`, by which `find` knows it,
-and in the name of its request file, for servers that show no metadata. The create call runs once, with the SDK's
-retries off; uploads and downloads, which cost nothing, are retried. Counts are reported, results are read from the
-files: both the output and the error file, of which either may be missing.
+Differences between servers are data, in `servers`. A batch carries its tag in `metadata`, by which `find` identifies
+it, and in the name of its request file, for servers that do not show metadata. The create call runs once, with the
+SDK's retries off; uploads and downloads, which cost nothing, are retried. Counts come from reports; results come from
+the output file and the error file, and either may be missing.
 
-Refuses to read the environment: whose answers these are must not depend on where the code runs.
+Ignores the environment: the account that answers must not depend on where the code runs.
 
 API: https://platform.openai.com/docs/api-reference/batch
 """
@@ -84,11 +84,11 @@ _MOST_FILES = 100
 class OpenAIProvider(StainlessProvider):
     """Batches in one OpenAI account, or on a compatible server at `base_url`.
 
-    `server` says what is known of the server; by default, what is known of OpenAI's. `api_key` is a key, or a function
-    that gives a token for each call. `account` names whose answers these are; by default the address, organization and
-    project. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
-    `max_retries` is how often the SDK makes a call again that costs nothing, after a failure that passes.
-    Building makes no call.
+    `server` holds the facts about the server; the default is OpenAI. `api_key` is a key, or a function that returns a
+    token for each call. `account` identifies the source of the answers; by default the address, organization and
+    project. `http_client` is a client of httpx2 for this provider alone: the provider changes it so that it does not
+    send secrets to other hosts. `max_retries` is how often the SDK repeats a free call after a failure that passes. The
+    constructor makes no call.
     """
 
     _public_url = "https://api.openai.com/v1"
@@ -140,7 +140,7 @@ class OpenAIProvider(StainlessProvider):
 
     @property
     def server(self) -> Server:
-        """What is known of the server, as data."""
+        """The facts about the server, as data."""
         return self._server
 
     def _secrets(self) -> list[str]:
@@ -157,7 +157,7 @@ class OpenAIProvider(StainlessProvider):
             OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value,
         )
         rules = STRICT_RULES if server.strict_schemas else None
-        # At any other address, nobody here knows what answers.
+        # At any other address, the server is unknown.
         return OpenAILines(
             spec,
             limits,
@@ -188,7 +188,7 @@ class OpenAIProvider(StainlessProvider):
 
     def _expiry(self) -> dict[str, Any]:
         expiry = self._server.expiry
-        # At an address that is not OpenAI's, and of no known server, nobody here knows what is taken.
+        # At an address of an unknown server, other than OpenAI's, it is unknown whether files may expire.
         if expiry is None or (self._server is OPENAI and not self._public):
             return {}
         return {"expires_after": {"anchor": "created_at", "seconds": expiry.value.seconds}}
@@ -214,18 +214,18 @@ class OpenAIProvider(StainlessProvider):
             with self._calls("delete the request file"):
                 self._client(retries=0).files.delete(file_id)
         except ProviderError:
-            # the file costs nothing and expires by itself; the error that led here matters more
+            # the file costs nothing and expires later; the error that led here matters more
             pass
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
         """See Provider.find.
 
-        Reads on until a whole page is older than the create call, and only where the pages are seen to come newest
-        first, which is not documented; else reads all.
+        Reads on until a whole page is older than the create call, but stops there only if the observed pages are newest
+        first, which is not documented; else reads all pages.
         """
-        # A compatible server may drop metadata. Where no batch on the list carries a tag of this package, a batch
-        # without one may be ours, and "no" could not be taken back: the row would be paid twice.
-        # As dicts: a list that grows while it is read may show a batch on two pages.
+        # A compatible server may drop metadata. If every batch on the list lacks a tag of this package, a batch without
+        # a tag may be ours, and a wrong "no" would be final: the row would be paid twice. As dicts: a list that grows
+        # while it is read may show a batch on two pages.
         ours: dict[str, None] = {}
         untagged: dict[str, object] = {}
         server_keeps_tags = self._public
@@ -262,8 +262,7 @@ class OpenAIProvider(StainlessProvider):
     ) -> Found | Absent | CannotTell:
         """Find the batch whose request file has this name, among batches and the ids of their files.
 
-        Where it is not known that the server keeps names, and none in the form of ours is seen, another name tells
-        nothing.
+        Another name proves nothing if it is unknown whether the server keeps names, and all names lack our form.
         """
         looked_at = dict(list(batches.items())[:_MOST_FILES])
         names = {batch_id: self._name_of_file(file_id) for batch_id, file_id in looked_at.items()}
@@ -280,7 +279,7 @@ class OpenAIProvider(StainlessProvider):
         return Absent()
 
     def _name_of_file(self, file_id: object) -> str | None:
-        """Return the name of a file; None where it has none that can be read."""
+        """Return the name of a file; None without a readable name."""
         if not is_id(file_id):
             return None
         try:
@@ -303,8 +302,8 @@ class OpenAIProvider(StainlessProvider):
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
         batch = self._batch(batch_id, retries=self._max_retries)
-        # Rows that failed are in a file of their own, and either file is left out where it would be empty: a batch
-        # whose rows all failed has ended well, with no output file.
+        # Failed rows are in a separate file, and the server omits an empty file: a batch whose rows all failed has
+        # ended normally, without an output file.
         file_ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
         if not all(is_id(file_id) for file_id in file_ids):
             raise TransientError(f"Could not read the batch '{batch_id}': it names files that can be none.")
@@ -330,7 +329,7 @@ class OpenAIProvider(StainlessProvider):
             raise TransientError(f"Could not download the file '{file_id}': got {got} of {size} bytes.")
 
     def delete(self, batch_id: str) -> None:
-        """See DeletesBatches: the request file and those of the results. The batch itself names no row."""
+        """See DeletesBatches. Deletes the request file and the result files. The batch itself names no row."""
         try:
             batch = self._batch(batch_id, retries=self._max_retries)
         except UnknownIdError:
@@ -370,7 +369,7 @@ class OpenAIProvider(StainlessProvider):
         return [count for count in counts if count.most is not None]
 
     def respond(self, line: bytes) -> bytes:
-        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
         request = json.loads(line)
         # See Server.names_url.
         path = request.get("url") or URLS[Endpoint.EMBEDDINGS if "input" in request["body"] else Endpoint.CHAT]
@@ -429,7 +428,7 @@ def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _has_length(lines: BinaryIO) -> bool:
-    """Return whether what the SDK takes for the length is it: that of a file behind `lines`, else where a seek ends."""
+    """Return whether the SDK's length is right: that of a file behind `lines`, else the position at the end."""
     if not lines.seekable():
         return False
     if isinstance(lines, io.BufferedReader | io.BufferedRandom) and isinstance(lines.raw, io.FileIO):
@@ -438,5 +437,5 @@ def _has_length(lines: BinaryIO) -> bool:
         lines.fileno()
     except OSError:
         return True
-    # The file may be compressed, so that its length says nothing.
+    # The file may be compressed, so its length is not the length of the lines.
     return False

@@ -1,4 +1,5 @@
-"""OpenAI's API as many servers speak it: lines, replies, batches, errors, and what is known of each server.
+"""OpenAI's API in the form of many servers: lines, replies, batches, errors, and facts about each server.
 
-The providers `openai` and `openrouter` share it, and those on own machines, whose engines read and write its lines.
+The providers `openai` and `openrouter` share it with the providers on the user's machines, whose engines read and write
+its lines.
 """

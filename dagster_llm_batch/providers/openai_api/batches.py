@@ -85,12 +85,12 @@ def window_of(word: str) -> timedelta | None:
 
 
 def is_batch(value: Any) -> bool:
-    """Return whether this is a batch at all: it has an id, and a status of whatever word or none yet."""
+    """Return whether this is a batch: it has an id, and a status, which may be unknown or still missing."""
     return is_id(getattr(value, "id", None)) and isinstance(getattr(value, "status", None), str | None)
 
 
 def created_at(batch: Any) -> datetime | None:
-    """Return when the batch was created, if the server says so."""
+    """Return when the batch was created, if the server reports it."""
     return time_of(getattr(batch, "created_at", None))
 
 

@@ -1,9 +1,9 @@
 """The calls about batches of a server whose paths are not OpenAI's, in the form of the SDK's `batches`.
 
 `OpenAIProvider` makes its calls about batches through the SDK's `batches`, or through a subclass of OwnCalls, which
-`Server.calls` names. Files and answers in real time are OpenAI's at both. The SDK's client makes each call, with its
-headers, timeouts, retries and errors; the subclass gives the path and the body, and reads the answer as the batch that
-OpenAI would show.
+`Server.calls` names. Files and answers in real time are OpenAI's in both cases. The SDK's client makes each call, with
+its headers, timeouts, retries and errors. The subclass provides the path and the body, and reads the answer as the
+batch that OpenAI would show.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Page:
 
     @property
     def has_more(self) -> bool:
-        """Whether more pages follow."""
+        """Whether more pages follow this one."""
         return self._next_reply is not None
 
     def has_next_page(self) -> bool:
@@ -80,7 +80,7 @@ class OwnCalls(ABC):
     def create(
         self, *, model: str, input_file_id: str, endpoint: str, completion_window: str, metadata: Mapping[str, str]
     ) -> Reply:
-        """Create a batch of an uploaded request file. Attaches the metadata, by which the batch is found again."""
+        """Create a batch of an uploaded request file. Attaches the metadata that identify the batch later."""
 
     @abstractmethod
     def retrieve(self, batch_id: str) -> Reply:
@@ -107,7 +107,7 @@ class OwnCalls(ABC):
         read: Callable[[Any], Any] | None = None,
         **more: Any,
     ) -> Reply:
-        """Make one call. `read` makes of the JSON what the reply gives; by default one batch."""
+        """Make one call. `read` turns the JSON into the content of the reply; by default one batch."""
         options = {"headers": RAW_ANSWER, **({} if params is None else {"params": params})}
         raw = getattr(self._client, method)(path, cast_to=object, options=options, **more)
         return Reply(raw, read or self._batch)

@@ -29,7 +29,7 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
 
 
 def fill_command(command: Sequence[str], source: Path, target: Path, model: str) -> list[str]:
-    """Replace {input}, {output} and {model} in a command's words, but not in what has replaced them."""
+    """Replace {input}, {output} and {model} in a command's words, but not in the inserted values."""
     values = {"input": str(source), "output": str(target), "model": model}
     return [_PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in command]
 

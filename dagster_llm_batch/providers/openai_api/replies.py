@@ -1,12 +1,12 @@
-"""Result lines of OpenAI's batch files, read as one Result each. Pure; nothing raises.
+"""Read result lines of OpenAI's batch files as one Result each. Pure; never raises.
 
 Compatible servers bend the format, so each of these is read too: a failed row in the output file; `error` as an object,
 an object in an object, or a string; a body that is null, or JSON in a string; a reply without its `response` wrapper.
-What a line means is decided in this order:
+The outcome of a line is decided in this order:
 
-1. The code says that it never ran: EXPIRED, CANCELED.
+1. The code means that it never ran: EXPIRED, CANCELED.
 2. An error, or a status other than 2xx: ERRORED. (`error` is null in OpenAI's own 4xx lines.)
-3. A reply: SUCCEEDED, also when cut short (`finish_reason` tells). Refused or withheld: INVALID.
+3. A reply: SUCCEEDED, also when cut short (`finish_reason` shows it). Refused or withheld: INVALID.
 4. A paid reply that cannot be read: INVALID, with its raw text.
 
 A line that is written as OpenAI writes replies is read in one go; any other is taken apart step by step.
@@ -138,7 +138,7 @@ class _Message(Struct, gc=False):
 
 
 class _PlainMessage(_Message, gc=False):
-    """One for which nothing was searched."""
+    """A message without searches."""
 
     annotations: _Empty = None
 
@@ -150,7 +150,7 @@ class _Choice(Struct, gc=False):
 
 
 class _PlainChoice(Struct, gc=False):
-    """One with nothing but its text. Any other is taken apart, so that this one is read as fast as can be."""
+    """A choice with only its text. Others are read step by step, so that this one is read as fast as possible."""
 
     message: _PlainMessage
     finish_reason: str | None = None
@@ -257,7 +257,7 @@ class _UsualUsage(_PlainUsage, kw_only=True, gc=False, forbid_unknown_fields=Tru
 
 
 class _UsualChat(Struct, gc=False):
-    """A reply of text and plain tokens: what nearly all lines hold."""
+    """A reply of text and plain tokens, which is the form of nearly all lines."""
 
     choices: tuple[_UsualChoice]
     usage: _UsualUsage
@@ -288,11 +288,11 @@ _ANSWERED: dict[Endpoint, msgspec.json.Decoder[Any]] = {
 
 
 class _Unreadable(Exception):  # noqa: N818 -- not an error: the caller turns it into a Result
-    """The body holds no reply; the message says why."""
+    """The body holds no reply; the message has the reason."""
 
 
 def read_line(line: bytes, endpoint: Endpoint) -> Result:
-    """One result line of `endpoint` as one Result; `custom_id` is None where the line cannot be read."""
+    """Read one result line of `endpoint` as one Result; `custom_id` is None if the line cannot be read."""
     try:
         read = _ANSWERED[endpoint].decode(line)
         if (body := read.response.body).error is None:
@@ -333,7 +333,7 @@ def _result(line: _Line, endpoint: Endpoint) -> Result:
     if status is None and code is not None and code.isdecimal():
         # vLLM's errors have the status as their code.
         status = int(code)
-    # OpenAI's own 4xx rows have `error: null` and the status tells; rows of compatible servers have it the other way
+    # OpenAI's own 4xx rows have `error: null` and the status decides; in rows of compatible servers the error decides
     failed = code is not None or message is not None
     if failed or (status is not None and not _is_ok(status)):
         if not failed:
@@ -344,7 +344,7 @@ def _result(line: _Line, endpoint: Endpoint) -> Result:
     return _reply(body, endpoint)
 
 
-# An object, JSON in a string, null (vLLM's failed rows), or nothing at all: see the module's docstring.
+# An object, JSON in a string, null (vLLM's failed rows), or a missing body: see the module's docstring.
 def _status_and_body(response: bytes) -> tuple[int | None, bytes]:
     """Return the status and body; a response without both is itself the body, as some servers write it."""
     try:
@@ -389,7 +389,7 @@ def _value(raw: bytes) -> Any:
 
 
 def _error(value: Any) -> tuple[str | None, str | None]:
-    """Return the code and message of an error in any of the known shapes; (None, None) where there is none."""
+    """Return the code and message of an error in any of the known shapes; (None, None) without an error."""
     # An error object may hold the error object.
     for _ in range(3):
         if not isinstance(value, Mapping) or value.get("error") is None:
@@ -483,7 +483,7 @@ def _responses(body: _Responses[Any, Any, Any]) -> _Content:
 
 
 def _logprobs(body: _Body[Any, Any]) -> list[TokenLogprob] | None:
-    """Return the tokens of a reply's text with their logprobs; None where it has none."""
+    """Return the tokens of a reply's text with their logprobs; None without logprobs."""
     listed: list[Any] = []
     if isinstance(body, _Chat) and body.choices:
         found = body.choices[0].logprobs
@@ -550,7 +550,7 @@ _FREE_ITEMS = frozenset(
 
 
 def _beside(body: _Body[Any, Any]) -> Extra:
-    """Return what a reply says beside its usage that has a price: its tier, and what the server's tools did."""
+    """Return the parts of a reply outside of its usage that have a price: its tier, and the server's tools."""
     word = body.service_tier
     tier = None if word in (None, "default", "auto", "batch") else ("service_tier", str(word))
     searches = files = 0
@@ -573,7 +573,7 @@ def _beside(body: _Body[Any, Any]) -> Extra:
 
 
 def _usage(raw: bytes | Raw, beside: Extra = _NOTHING) -> Usage | None:
-    """Return the tokens as the line gives them; None where it gives none. Both spellings of the API are read."""
+    """Return the tokens of the line; None if it reports none. Both spellings of the API are read."""
     try:
         usage, value = _tokens(_USAGE.decode(raw)), _OBJECT.decode(raw)
     except (msgspec.MsgspecError, RecursionError):
@@ -594,7 +594,7 @@ def _counts(read: _Usage | _PlainUsage) -> tuple[int, int, int, int, int, int]:
     after = read.completion_tokens_details or read.output_tokens_details
     cached, written = (before.cached_tokens or 0, before.cache_write_tokens or 0) if before else (0, 0)
     thought = (after.reasoning_tokens or 0) if after else 0
-    # xAI counts what was thought beside the output, and bills it as output: the total tells.
+    # xAI counts reasoning tokens apart from the output, and bills them as output: the total shows it.
     if thought and read.total_tokens == input_tokens + made + thought:
         made += thought
     return input_tokens, made, cached, written, 0, thought

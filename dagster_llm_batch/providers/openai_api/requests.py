@@ -6,9 +6,8 @@ All that a spec's requests share is serialised once; a request only splices esca
 U+2028 and its kin never appear raw, and their length in characters is their length in bytes. A half surrogate, which no
 strict JSON reader takes, becomes U+FFFD: one such row must not fail the whole file.
 
-Refused: parameters that would change which request is sent or how it is answered, such as `messages` or `stream`, and
-those that the server is known to refuse (see `parameters`). Any other goes through as it is. Result lines are read in
-`replies`.
+Rejected are parameters that would change the sent request or the way of the answer, such as `messages` or `stream`, and
+parameters that the server refuses (see `parameters`). Others pass unchanged. `replies` reads the result lines.
 
 Formats: https://platform.openai.com/docs/guides/batch, https://platform.openai.com/docs/api-reference/batch/request-input
 """
@@ -88,10 +87,10 @@ def check_endpoint(server: Server, endpoint: Endpoint) -> None:
 class OpenAILines:
     """The codec for one spec.
 
-    `schema_rules`: what the server takes of a response schema; None for all of it. `enforces_format`: see Codec.
-    `names_url`: whether a line has method and URL; else the create call alone has them.
-    `dimensions`: what the length of a vector is called. `form`: the server's parameters; None: it is the user's own
-    program. `is_open`: see check_parameters.
+    `schema_rules`: the part of a response schema that the server takes; None: all of it. `enforces_format`: see Codec.
+    `names_url`: whether a line has method and URL; else only the create call has them. `dimensions`: the name of the
+    parameter for the length of a vector. `form`: the server's parameters; None: it is the user's own program.
+    `is_open`: see check_parameters.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class OpenAILines:
         return warnings + _format_warnings(self._endpoint, self._params, self._schema_rules)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """One line; see Codec.encode. Raises InputError for an image without data and URL."""
+        """Encode one line; see Codec.encode. Raises InputError for an image without data and URL."""
         if self._has_input_only:
             _check_input(request, self._endpoint)
             start, end = self._head.encode("ascii"), b"}}\n"
@@ -147,7 +146,7 @@ class OpenAILines:
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, end))
 
     def decode(self, line: bytes) -> Result:
-        """One result line; see Codec.decode."""
+        """Decode one result line; see Codec.decode."""
         return read_line(line, self._endpoint)
 
     def decode_all(self, lines: Sequence[bytes]) -> ResultColumns:
@@ -157,7 +156,7 @@ class OpenAILines:
         return ResultColumns.of(map(self.decode, lines))
 
     def _before_content(self, system: str | None) -> bytes:
-        """Return a line from its custom_id to what the user says."""
+        """Return a line from its custom_id to the user's text."""
         message = f'{{"role":"system","content":{quote(system)}}},' if system else ""
         return f'{self._head}[{message}{self._turns}{{"role":"user","content":'.encode("ascii")
 
@@ -257,7 +256,7 @@ def _settings(spec: RequestSpec, schema_rules: SchemaRules | None, dimensions: s
     """Return the constant part of a body but for the model: parameters in the order of their names, then the format."""
     settings = {name: spec.params[name] for name in sorted(spec.params)}
     if spec.endpoint is Endpoint.EMBEDDINGS:
-        # said outright: the SDK asks for base64 in real time, and a batch line has what stands in it
+        # explicit: the SDK asks for base64 in real time, and a batch line is sent as written
         settings["encoding_format"] = "float"
         if spec.response.dimensions is not None:
             settings[dimensions] = spec.response.dimensions

@@ -1,8 +1,8 @@
 """The subset of JSON Schema that OpenAI's strict structured outputs take. Pure.
 
-Strict mode wants every object closed and every property required, in the order given. Recursion is taken. Of strings,
-only the formats below; what is no constraint of the subset (`minLength`, `uniqueItems`, patterns with lookaround, …) is
-left out.
+Strict mode requires every object to be closed and every property to be required, in the given order. Recursion is
+allowed. For strings, only the formats below are allowed. Constraints outside of the subset (`minLength`, `uniqueItems`,
+patterns with lookaround, …) are left out.
 
 The subset: https://platform.openai.com/docs/guides/structured-outputs#supported-schemas
 """

@@ -29,16 +29,16 @@ _KEY = re.compile(r"\b((?:sk|sess|key)-)[\w*.\-]{4,}", re.IGNORECASE)
 
 
 class LazyClient:
-    """The SDK's client of one provider. Building makes no call and imports no SDK.
+    """The SDK's client of one provider. The constructor makes no call and imports no SDK.
 
     Args:
-        provider_name: Who is named where the SDK is not installed.
-        api_key: A key, or a function that gives one for each call.
-        base_url: Where nothing secret leaves from: redirects elsewhere are refused.
+        provider_name: The provider to name in the error if the SDK is not installed.
+        api_key: A key, or a function that returns one for each call.
+        base_url: The only address that gets secrets: redirects elsewhere are refused.
         timeout_seconds: For a whole answer.
         headers: Sent with each call.
-        http_client: One of httpx2, for this provider alone; None: the SDK's own.
-        organization: None: none is sent, whatever the environment says.
+        http_client: A client of httpx2, for this provider alone; None: the SDK's own.
+        organization: None: the header is not sent, whatever the environment contains.
         project: As `organization`.
     """
 
@@ -63,7 +63,7 @@ class LazyClient:
         self._organization = organization
         self._project = project
         self._sdk: OpenAI | None = None
-        # To the SDK each number of retries is a client of its own. A provider uses two: none, and `max_retries`.
+        # The SDK needs a separate client for each number of retries. A provider uses two: zero, and `max_retries`.
         self.with_retries = cache(self._with_retries)
         """Returns the client that makes a failed call so many times again. Raises MissingExtraError without the SDK."""
 
@@ -91,7 +91,7 @@ class LazyClient:
 
 
 def provider_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
-    """Return `error`, raised while `doing` something, as one of ours. `creating`: an unclear end is ambiguous."""
+    """Return `error`, raised while `doing` something, as one of ours. With `creating`, an unclear end is ambiguous."""
     failure = read_failure(error, doing, secrets, _KEY, creating=creating)
     if failure.is_busy and "insufficient_quota" in (getattr(error, "code", None), getattr(error, "type", None)):
         return RefusedError(f"Could not {doing}: the account has no quota left. {failure.reason}")

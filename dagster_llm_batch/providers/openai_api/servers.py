@@ -1,12 +1,12 @@
-"""Servers that speak OpenAI's Batch API, as data: what is different at each, where that is from, and who has seen it.
+"""Servers that have OpenAI's Batch API, as data: the differences of each, with their source, and who has seen them.
 
-A value that is None is not known: then OpenAI's own is taken. Nothing is guessed from a server's address. Data alone:
-what follows from a value is where it is used, in `provider`, and in the settings of a resource.
+A value of None is unknown: then OpenAI's own applies. A server's address never decides a value. This module holds data
+alone: `provider` and the settings of a resource use the values.
 
-A server with paths of its own has a folder, and its line in `registry.SERVER_FOLDERS`.
+A server with its own paths has a folder, and its line in `registry.SERVER_FOLDERS`.
 
-Not here, as they have a wire of their own: Together, Fireworks and xAI (see docs/reference/providers.md). Those whose
-batches are inline, as OpenRouter's, are in `openrouter.servers`.
+Together, Fireworks and xAI are not here, since their batch APIs differ (see docs/reference/providers.md). Servers with
+inline batches, like OpenRouter, are in `openrouter.servers`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Fact(Generic[_T]):
 
 
 class Expiry(NamedTuple):
-    """After how many seconds an uploaded file may be told to expire, and what we tell."""
+    """The range of seconds after which an uploaded file may be set to expire, and the value that we send."""
 
     least_seconds: int
     most_seconds: int
@@ -52,7 +52,7 @@ class FileLimits(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """What `completion_window` may be: one of these words or, with `any_between`, a time from the first to the last."""
+    """The allowed values of `completion_window`: one of the words, or with `any_between` any from first to last."""
 
     words: tuple[str, ...]
     any_between: bool = False
@@ -60,36 +60,39 @@ class Windows(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """One server, or one program that people run as a server of their own.
+    """One server, or one program that people run as their own server.
 
     Args:
-        title: What people call it.
-        base_url: Its address. None: it is the user's own, and has to be given.
-        example_url: How an address of the user's own looks.
-        needs_key: Whether it takes no call without a key.
-        price_book: The price book's id of who bills; None in it: nobody does. Prices that the book lacks are not known.
-        price_rule: What a batch costs, in words.
+        title: The name that people use for it.
+        base_url: Its address. None: it is the user's own, and the user must give it.
+        example_url: An example of an address of the user's own.
+        needs_key: Whether every call needs a key.
+        price_book: The price book's id of the company that bills; None in it: calls are free. Prices that the book
+            lacks are unknown.
+        price_rule: The price of a batch, in words.
         endpoints: The APIs that answer batches.
-        dimensions: What a request of embeddings calls the length of a vector, where that is not `dimensions`.
-        create_endpoints: What the create call says of an API, where that is not the path in the lines.
+        dimensions: The name of the parameter for the length of a vector in a request of embeddings, if it is not
+            `dimensions`.
+        create_endpoints: The value for an API in the create call, if it is not the path in the lines.
         max_requests: Most requests of a batch.
         max_bytes: Most bytes of its file.
-        windows: What a batch's window may be.
-        expiry: Whether a request file can be told when to expire, and when that is.
+        windows: The allowed windows of a batch.
+        expiry: Whether a request file can be set to expire, and when.
         file_limits: How many request files an account may store.
-        has_pages: Whether the list of batches has pages; else it is one, and whatever says that there is more is wrong.
-        keeps_metadata: Whether a batch shows the metadata that it was created with. No batch is taken as not created by
-            that alone, unless a tag of ours was seen: else it is looked for by the name of its request file.
-        keeps_file_names: Whether a file has the name that it was uploaded with.
-        calls: The class of its calls about batches, where their paths are not OpenAI's; see `calls`.
-        names_url: Whether a request line has method and URL. Else the create call alone names the API.
-        forms: The parameters of its requests, where they are not OpenAI's.
-        has_more_parameters: Whether it may take parameters beside those of its forms.
-        strict_schemas: Whether response schemas are those of OpenAI's strict mode; else they go out as they are.
-        counts: When `request_counts` say what, in words.
+        has_pages: Whether the list of batches has pages; else it is one page, and a reply that reports more is wrong.
+        keeps_metadata: Whether a batch shows the metadata from its create call. Missing metadata alone never proves
+            that a batch was not created, unless a tag of ours was seen: else the search uses the name of its request
+            file.
+        keeps_file_names: Whether a file keeps its name from the upload.
+        calls: The class of its calls about batches, if their paths are not OpenAI's; see `calls`.
+        names_url: Whether a request line has method and URL. Else only the create call names the API.
+        forms: The parameters of its requests, if they are not OpenAI's.
+        has_more_parameters: Whether it may take parameters outside of its forms.
+        strict_schemas: Whether response schemas follow OpenAI's strict mode; else they go out unchanged.
+        counts: When `request_counts` have which meaning, in words.
         errors: The form of errors, in words.
         output_tokens: The most tokens of a reply without a maximum.
-        quirks: What else differs, in words.
+        quirks: Other differences, in words.
     """
 
     title: str
@@ -126,7 +129,7 @@ class HasServer(Protocol):
 
     @property
     def server(self) -> Server:
-        """What is known of the server, as data."""
+        """The facts about the server, as data."""
         ...
 
 

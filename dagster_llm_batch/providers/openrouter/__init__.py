@@ -1,1 +1,1 @@
-"""Batches that travel inline: OpenRouter's, and those of gateways that speak its API."""
+"""Batches that travel inline: OpenRouter's, and batches of gateways that have its API."""

@@ -1,10 +1,10 @@
-r"""Inline batches: the body that creates one, what tells of one, and pages of its results. Pure.
+r"""Inline batches: the body that creates one, the object that describes one, and pages of its results. Pure.
 
     {"endpoint":"/v1/chat/completions","model":"…","completion_window":"24h","requests":[{"custom_id":…,"body":…},…]}
 
-The server reads the body as it arrives, so what is told of the batch stands before its requests: keys have an order. A
-batch is read as the one that OpenAI would show, so that one reader reads both. Its results, which may be all of its
-rows, are left as bytes.
+The server reads the body as it arrives, so the fields of the batch precede its requests: keys have an order. A batch is
+read as the one that OpenAI would show, so that one reader reads both. Its results, which may be all of its rows, are
+left as bytes.
 
 Format: https://openrouter.ai/docs/api-reference/batches
 """
@@ -29,7 +29,7 @@ from dagster_llm_batch.types import Endpoint, Request, RequestSpec
 __all__ = ["WRAPPER_BYTES", "Batch", "BatchPage", "CreateBody", "InlineLines", "ResultPage", "as_lines", "url_of"]
 
 WRAPPER_BYTES = 10_000
-"""So many bytes of a body are kept for what stands around the requests."""
+"""Bytes of a body that are reserved for the fields around the requests."""
 
 _TAIL = b"]}"
 _CHUNK_BYTES = 1 << 16
@@ -43,7 +43,7 @@ class InlineLines(OpenAILines):
         self._only_image_urls = only_image_urls
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """One line; see Codec.encode. Raises InputError for an image that is not at a web address, where it must be."""
+        """Encode one line; see Codec.encode. Raises InputError for an image without a required web address."""
         if request.images and self._only_image_urls:
             for image in request.images:
                 if image.url is None or not image.url.lower().startswith(("http://", "https://")):
@@ -55,18 +55,18 @@ class InlineLines(OpenAILines):
 
 
 def url_of(body: Mapping[str, Any]) -> str:
-    """Return the path of the API that the body of a line of ours is for; what the line holds tells."""
+    """Return the path of the API that the body of a line of ours is for; the fields of the line show it."""
     if "messages" in body:
         return URLS[Endpoint.CHAT]
-    # Said outright in each of our lines of embeddings, and in no other.
+    # Only our lines of embeddings have this field, and all of them have it.
     return URLS[Endpoint.EMBEDDINGS if "encoding_format" in body else Endpoint.RESPONSES]
 
 
 class CreateBody:
     """The body of one create call over a request file of `size` bytes; can be read once.
 
-    `told` is what is told of the batch, in the order in which it is sent. `is_sent` tells whether the last bytes were
-    handed to the transport: before that, no batch can have come of it.
+    `told` are the fields of the batch, in the order in which they are sent. `is_sent` is true once the last bytes were
+    handed to the transport: before that, the batch cannot exist.
     """
 
     def __init__(self, told: Mapping[str, Any], lines: BinaryIO, size: int) -> None:
@@ -93,12 +93,12 @@ class Batch(SimpleNamespace):
     `is_withheld`: the server keeps the results back until somebody pays.
     """
 
-    # as parse_reply knows an object of an SDK
+    # parse_reply recognizes an object of an SDK by this
     model_fields: Mapping[str, Any] = {}
 
     @classmethod
     def of(cls, fields: Mapping[str, Raw], *, is_withheld: bool = False) -> Batch:
-        """Read the batch of which these are the fields. Raises MsgspecError where one is no JSON."""
+        """Read the batch with these fields. Raises MsgspecError for a field that is not JSON."""
         told = {name: msgspec.json.decode(value) for name, value in fields.items() if name != "results"}
         counts = told.get("request_counts")
         counts = counts if isinstance(counts, dict) else {}
@@ -119,12 +119,12 @@ class Batch(SimpleNamespace):
 
     @property
     def requests(self) -> int | None:
-        """How many requests it has; None where that is not told, as before they are counted."""
+        """Number of its requests; None if the server does not report it, as before they are counted."""
         return count_of(self.request_counts.total) or None
 
     @property
     def reported_usd(self) -> Decimal | None:
-        """What all of it cost, as far as the server says so; None where vendors behind it bill for themselves."""
+        """The cost of the whole batch, as far as the server reports it; None if vendors behind it bill separately."""
         if not isinstance(self.usage, dict):
             return None
         extra = extra_of({name: self.usage.get(name) for name in ("cost", "is_byok")}, CHAT)
@@ -132,7 +132,7 @@ class Batch(SimpleNamespace):
 
     @property
     def ran_nothing(self) -> bool:
-        """Whether it failed before any request of it ran, so that nothing of it can have been billed."""
+        """Whether it failed before the first request ran, so that nothing of it can have been billed."""
         return self.status == "failed" and not self.reported_usd and not count_of(self.request_counts.completed)
 
 
@@ -176,13 +176,13 @@ class ResultPage(Struct):
 
 
 def as_lines(rows: Sequence[Raw]) -> Iterator[bytes]:
-    r"""Yield rows of a JSON list, each as one line: what is no part of a text there is white space."""
+    r"""Yield rows of a JSON list, each as one line: everything outside of texts there is white space."""
     for row in rows:
         yield bytes(row).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n"
 
 
 def _errors(told: Mapping[str, Any]) -> SimpleNamespace:
-    """Return what a batch says that went wrong, as OpenAI's object would."""
+    """Return a batch's errors in the form of OpenAI's object."""
     error, several = told.get("error"), told.get("errors")
     found = several.get("data") if isinstance(several, dict) else None
     given = found if isinstance(found, list) and found else [error] if error else []

@@ -1,12 +1,13 @@
-"""OpenRouter's batches, and those of gateways that speak its API: requests and results travel inline, without files.
+"""Batches of OpenRouter and of gateways that have its API: requests and results travel inline, without files.
 
 The create call streams the request file, so a batch of 200 MB costs no memory; it runs once, with the SDK's retries
-off. The SDK is OpenAI's, as these gateways speak its API in real time. What is different at a server is data, in
+off. The SDK is OpenAI's, as these gateways have its API in real time. Differences between servers are data, in
 `servers`.
 
-A batch of OpenRouter can carry no tag. It is known by the nonce that starts every custom_id, which shows in its
-results, so only after it has ended: until then `find` answers Undecided with those that it may be. Elsewhere it carries
-its tag in `metadata`. A 402 to a read is no refusal: the results are there, and wait until the account is topped up.
+A batch of OpenRouter cannot carry a tag. It is identified by the nonce at the start of every custom_id. The nonce shows
+only in its results, which come after its end: until then `find` answers Undecided with the candidates. Elsewhere a
+batch carries its tag in `metadata`. A 402 to a read is not a refusal: the results exist, and wait until the account is
+topped up.
 
 API: https://openrouter.ai/docs/api-reference/batches
 """
@@ -141,7 +142,7 @@ class OpenRouterProvider(StainlessProvider):
 
     @property
     def server(self) -> InlineServer:
-        """What is known of the server, as data."""
+        """The facts about the server, as data."""
         return self._server
 
     def _secrets(self) -> list[str]:
@@ -157,13 +158,13 @@ class OpenRouterProvider(StainlessProvider):
             (OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value) - WRAPPER_BYTES,
         )
         only_image_urls = server.only_image_urls is not None and server.only_image_urls.value
-        # Which vendor answers, and whether it keeps to the schema, nobody here knows.
+        # The vendor that answers is unknown, and so is whether it follows the schema.
         form = FORMS[spec.endpoint]
         form = form._replace(title=OPENROUTER_FORM.title, names=form.names | OPENROUTER_FORM.names)
         return InlineLines(spec, limits, STRICT_RULES, only_image_urls=only_image_urls, form=form, is_open=True)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
-        """See Provider.submit. Where nothing can be attached, the custom_ids carry the shard's nonce instead."""
+        """See Provider.submit. If a batch cannot carry metadata, the custom_ids carry the shard's nonce instead."""
         told: dict[str, Any] = {"endpoint": URLS[spec.endpoint], "model": spec.model, "completion_window": _WINDOW}
         if self._routing:
             told["provider"] = self._routing
@@ -226,7 +227,7 @@ class OpenRouterProvider(StainlessProvider):
                         if tags.get(TAG_KEY) == tag:
                             ours[batch.id] = None
                         is_recent = TAG_KEY not in tags and (time is None or time >= since)
-                        # One that tells no count may be ours: nothing but its results can say that it is not.
+                        # A batch without a count may be ours: only its results can show that it is not.
                         if is_recent and batch.requests in (hints.requests, None) and not batch.ran_nothing:
                             candidates[batch.id] = batch
                     if times and all(time is not None and time < since for time in times):
@@ -234,7 +235,7 @@ class OpenRouterProvider(StainlessProvider):
                         break
             except RepeatedListError as error:
                 repeats = error
-        # Where any batch shows a tag of ours, all of ours do, and one without it is another.
+        # If any batch shows a tag of ours, all of ours do, and one without a tag is foreign.
         return ours, {} if shows_tags else candidates, repeats
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
@@ -253,7 +254,7 @@ class OpenRouterProvider(StainlessProvider):
         if not report.status.is_terminal:
             raise TransientError(f"The batch '{batch_id}' has no results yet: it is '{plain_words(batch.status)}'.")
         has_pages = self._server.has_result_pages is None or self._server.has_result_pages.value
-        # The rows in a batch may be the first of them: then, and where there are none or no count, its pages tell.
+        # The rows in a batch may be only the first of them: then, and without rows or a count, read its pages.
         rows = batch.results or ()
         is_whole = bool(rows) and report.done is not None and len(rows) >= report.done
         lines = as_lines(rows) if is_whole or not has_pages else self._paged(batch_id, batch, report)
@@ -269,7 +270,8 @@ class OpenRouterProvider(StainlessProvider):
             except CredentialsError:
                 raise
             except RefusedError:
-                # A batch that failed, expired or was canceled may have no pages: no document says how that is told.
+                # A batch that failed, expired or was canceled may lack pages: the form of that answer is not
+                # documented.
                 if report.status is BatchStatus.ENDED or cursor is not None:
                     raise
                 yield from as_lines(batch.results or ())
@@ -312,7 +314,7 @@ class OpenRouterProvider(StainlessProvider):
         return None
 
     def respond(self, line: bytes) -> bytes:
-        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
         request = json.loads(line)
         body = {**request["body"], "provider": self._routing} if self._routing else request["body"]
         status, reply, failure = self._answer(url_of(body).removeprefix("/v1"), body)
@@ -393,7 +395,7 @@ class _Calls:
         )
 
     def results(self, batch_id: str, cursor: str | None) -> Any:
-        """Read a page of results: of the first rows, or of those at the cursor that the page before it named."""
+        """Read a page of results: the first rows, or the rows at the cursor that the page before it named."""
         query = {"limit": _ROWS_A_PAGE, **({} if cursor is None else {"cursor": cursor})}
         return self._get(f"{_BATCHES}/{batch_id}/results", query)
 
@@ -408,7 +410,7 @@ class _Calls:
 
 
 class _Reply:
-    """An answer, as the SDK's raw ones: with its headers, and what it says, read when asked for."""
+    """An answer in the form of the SDK's raw ones: with its headers, and its content, which is read on demand."""
 
     def __init__(self, http_response: Any, parse: Callable[[], Any]) -> None:
         self.http_response = http_response

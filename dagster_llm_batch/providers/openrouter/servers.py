@@ -1,6 +1,6 @@
-"""Servers whose batches are inline, as data: what is different at each, where that is from, and who has seen it.
+"""Servers with inline batches, as data: the differences of each, with their source, and who has seen them.
 
-As in `openai_api.servers`: a value that is None is not known, and nothing is guessed.
+Like in `openai_api.servers`, a value of None is unknown, and values are never guessed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class InlineServer(Server):
     """One server with inline batches.
 
     Args:
-        takes_metadata: Whether a create call may carry metadata. Where not, a batch is known by its results alone.
-        has_result_pages: Whether results are read in pages, too, and not only in the batch itself.
-        longest_hours: How long a batch may take, where that is longer than its window.
-        deletes: Whether a batch can be deleted.
-        only_image_urls: Whether images go by their web address alone.
+        takes_metadata: Whether a create call may carry metadata. If not, a batch is identified by its results alone.
+        has_result_pages: Whether results can be read in pages too, and not only in the batch itself.
+        longest_hours: The longest time of a batch, if it is longer than its window.
+        deletes: Whether the server can delete a batch.
+        only_image_urls: Whether images are sent by their web address only.
     """
 
     takes_metadata: Fact[bool] | None = None

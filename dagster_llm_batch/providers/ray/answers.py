@@ -1,4 +1,4 @@
-"""How a shard on Ray is answered, and by how many workers: what the provider writes into the job's plan. Pure."""
+"""How a shard on Ray is answered, and by how many workers, as written into the job's plan. Pure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _WAYS = "base_url, call, command, vllm"
 
 @dataclass(frozen=True, kw_only=True)
 class RayAnswers:
-    """How the lines of a shard are answered: exactly one of the first four is given.
+    """How the lines of a shard are answered: give exactly one of the first four.
 
     `api_key_env` names the environment variable that holds the server's key on the workers: the key itself never leaves
-    them. A worker answers `rows_per_file` rows at a time, which is what is lost when it is killed.
+    them. A worker answers `rows_per_file` rows at a time. If it is killed, these rows are lost.
     """
 
     base_url: str | None = None
@@ -64,7 +64,7 @@ class RayAnswers:
         return self.call or f"vllm {json.dumps(self.vllm, sort_keys=True, default=str)}"
 
     def check(self, spec: RequestSpec) -> None:
-        """Refuse what cannot be answered in this way, with ConfigError."""
+        """Reject settings that cannot be answered in this way, with ConfigError."""
         if self.vllm is None:
             return
         if spec.endpoint is not Endpoint.CHAT:
@@ -74,7 +74,7 @@ class RayAnswers:
             raise ConfigError(f"vllm= on Ray does not know the parameters {', '.join(unknown)}; it knows {known}.")
 
     def plan(self, model: str) -> dict[str, Any]:
-        """Tell what the job reads: how to answer, and the pool of workers."""
+        """Return the plan for the job: the way to answer, and the pool of workers."""
         pool = {name: getattr(self, name) for name in ("rows_per_file", "workers", "num_cpus", "num_gpus")}
         return {"answer": self._way(model), "pool": pool}
 

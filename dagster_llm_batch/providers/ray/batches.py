@@ -1,4 +1,4 @@
-"""What Ray says of a job, as a BatchReport. Pure."""
+"""Ray's description of a job, as a BatchReport. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What Ray's job SDK raises, as errors of this package. Pure.
+"""Exceptions of Ray's job SDK, as errors of this package. Pure.
 
-The SDK raises RuntimeError with the HTTP status in its text, and what `requests` raises as it is.
+The SDK raises RuntimeError with the HTTP status in its text, and passes on the exceptions of `requests`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dagster_llm_batch.text import plain_words, text_of
 
 __all__ = ["UnknownJobError", "provider_error"]
 
-# What other servers say of an address that they do not know, which tells nothing of a job.
+# Replies of other servers to an unknown address, which prove nothing about a job.
 _OTHERS = re.compile(r"<!doctype html|<html|404: Not Found|404 page not found", re.IGNORECASE)
 
 _STATUS = re.compile(r"status code (\d{3})")
@@ -22,7 +22,7 @@ _NOT_FOUND, _CREDENTIALS, _SERVER_ERROR, _TOO_MANY = 404, (401, 403), 500, 429
 
 
 class UnknownJobError(RefusedError):
-    """The cluster knows no such job."""
+    """The cluster has no such job."""
 
 
 def provider_error(
@@ -48,7 +48,7 @@ def provider_error(
 
 
 def _never_sent(error: BaseException) -> bool:
-    """Return whether no connection was made, or what was to be sent could not be packed."""
+    """Return whether the connection was not made, or the request could not be packed."""
     names = {type(cause).__name__ for cause in _causes(error)}
     return bool(names & {"NewConnectionError", "ConnectTimeoutError", "ConnectTimeout", "ConnectionRefusedError"})
 

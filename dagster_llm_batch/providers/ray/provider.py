@@ -2,14 +2,13 @@
 
 The job's `submission_id` is the tag and a digest of `storage`, so starting is idempotent: Ray refuses a second job of
 that id, and the first is looked up. Files travel through `storage`, a folder that this process and all of the cluster's
-nodes reach; what runs there (`ray_shard`) travels with the job. A job that failed with nothing done is followed by one
-with a number behind its id, since Ray takes none twice.
+nodes reach; the code for the nodes (`ray_shard`) travels with the job. If a job failed with nothing done, the next one
+has a number after its id, since Ray takes an id only once.
 
-    <storage>/<tag>/…    see `ray_shard`; files stay until somebody removes them
+    <storage>/<tag>/…    see `ray_shard`; files stay until you remove them
 
-A shard with its last file has ended, whether or not the cluster still knows the job or is there at all. A cluster
-whose head was restarted knows no job any more: what had not ended is NOT_FOUND, and when it is given up, its finished
-rows are fetched all the same.
+A shard with its last file has ended, even if the cluster lost the job or is gone. A cluster whose head was restarted
+has lost all jobs: unfinished ones are NOT_FOUND. When such a shard is abandoned, its finished rows are still fetched.
 
 API: https://docs.ray.io/en/latest/cluster/running-applications/job-submission/sdk.html
 """
@@ -74,8 +73,9 @@ _LOOK_SECONDS = 0.5
 class RayProvider(OwnMachines):
     """Batches as jobs of the cluster whose job server (its dashboard) is at `address`.
 
-    `answers` says how lines are answered; `runtime_env` is Ray's, for what the workers need. `account` names whose
-    answers these are; by default what answers, wherever the cluster is. Building makes no call.
+    `answers` defines how lines are answered; `runtime_env` is Ray's, with the requirements of the workers. `account`
+    identifies the source of the answers; by default the server, callable, command or model of `answers`, at any
+    cluster. The constructor makes no call.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RayProvider(OwnMachines):
         return [*headers, *secret_parts(self._address, self._answers.base_url)]
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec. What answers may not take all of it."""
+        """See Provider.codec. The engine may not take all of it."""
         self._answers.check(spec)
         return super().codec(spec)
 
@@ -143,7 +143,7 @@ class RayProvider(OwnMachines):
                 )
         except LLMBatchError as error:
             # Ray refuses a second job of the id with a mere 500, and a lost reply looks alike. In both cases the first
-            # job is what was asked for: the cluster is asked for it.
+            # job is the right one: ask the cluster for it.
             try:
                 self._job(submission_id)
             except LLMBatchError:
@@ -151,7 +151,7 @@ class RayProvider(OwnMachines):
         return submission_id
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent:
-        """See Provider.find. Always certain: the cluster knows the id, or the job itself has left a file."""
+        """See Provider.find. Always certain: the cluster has the id, or the job itself has left a file."""
         known = [str(job.submission_id) for job in self._attempts(tag)]
         first = self._id(tag)
         files = self._files(first)
@@ -160,7 +160,7 @@ class RayProvider(OwnMachines):
         return Absent() if newest is None or newest in hints.known else Found(newest)
 
     def _attempts(self, tag: str) -> list[Any]:
-        """Return the jobs that the cluster knows of this tag, oldest first."""
+        """Return the jobs of this tag on the cluster, oldest first."""
         jobs: list[Any] = []
         while True:
             try:
@@ -171,7 +171,7 @@ class RayProvider(OwnMachines):
     # Poll and fetch
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """See Provider.poll. A shard whose last file is there has ended, whatever has become of the cluster."""
+        """See Provider.poll. A shard with its last file has ended, in any state of the cluster."""
         over = {batch_id: report for batch_id in batch_ids if (report := self._report_by_files(batch_id)) is not None}
         try:
             open_ids = [batch_id for batch_id in batch_ids if batch_id not in over]
@@ -232,7 +232,7 @@ class RayProvider(OwnMachines):
         return BatchReport(batch_id, BatchStatus.NOT_FOUND, total, done, reason=reason)
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
-        """See Provider.fetch. Of a job that did not end well, what was finished."""
+        """See Provider.fetch. For a failed job, returns the finished rows."""
         report = self._report(batch_id)
         if report.status.is_stoppable:
             raise TransientError(f"The job '{batch_id}' still runs; its results are there when it has ended.")
@@ -253,7 +253,7 @@ class RayProvider(OwnMachines):
             raise RefusedError(f"The cluster knows no job '{batch_id}', so it cannot stop it.") from error
 
     def delete(self, batch_id: str) -> str | None:
-        """See DeletesBatches: requests and results. That it ran stays known, and the cluster's log has no rows."""
+        """See DeletesBatches. Deletes requests and results. The record of the run stays, without any row."""
         if self._report(batch_id).status.is_stoppable:
             return f"the job '{batch_id}' still runs"
         files = self._files(batch_id)
@@ -284,7 +284,7 @@ class RayProvider(OwnMachines):
         return answers[0]
 
     def console_url(self, batch_id: str) -> str | None:
-        """See LinksToConsole: the job's page in Ray's dashboard. There is none where the address holds a key."""
+        """See LinksToConsole. Returns the job's page in Ray's dashboard; None if the address holds a key."""
         if secret_parts(self._address):
             return None
         return f"{self._address.rstrip('/')}/#/jobs/{batch_id}"
@@ -327,7 +327,7 @@ class RayProvider(OwnMachines):
                 def _do_request(
                     self, method: str, endpoint: str, *, data: Any = None, json_data: Any = None, **options: Any
                 ) -> Any:
-                    # As the SDK does it: a session for each call, so that no connection is used that was closed since.
+                    # Like the SDK: a session for each call, so that a connection that was closed since is never used.
                     with Session() as session:
                         guard_session(session, origin, patience)
                         common = {"headers": self._headers, "cookies": self._cookies, "verify": self._verify}
@@ -358,5 +358,5 @@ def _reaching(files: Files) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
-        # A ValueError is also that of a file that is no JSON.
+        # A ValueError also comes from a file that is not JSON.
         raise TransientError(f"Could not read or write {files.folder}: {words_of(error)}") from error

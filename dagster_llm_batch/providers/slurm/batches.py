@@ -1,15 +1,15 @@
-r"""The folder of one batch on Slurm, in a directory that all nodes share: its files, and what they say of its life.
+r"""The folder of one batch on Slurm, in a directory that all nodes share: its files, and the batch's state in them.
 
     plan.json           the intent, written with the requests before sbatch is called
     in-N.jsonl          the requests of array task N
-    job.py              what the job runs: job_body.py
-    job.json            the job id, when sbatch has said it
-    slurm-N.json        what Slurm said of a task that ended without a word of its own
-    cancel, withdrawn   nothing that has not started shall run
+    job.py              the script of the job: job_body.py
+    job.json            the job id, once sbatch has printed it
+    slurm-N.json        Slurm's end state of a task that wrote no end itself
+    cancel, withdrawn   tasks that have not started shall not run
     started-N.json, out-N.START.part, kept-N.START.jsonl, out-N.jsonl, exit-N.json, log-N.txt     see job_body.py
 
-A folder appears whole, by a rename, under the batch's id: `<tag>.<number of the try>`. sbatch is called for a folder
-once in its life, so a job's name tells the one folder that it works in.
+A folder appears whole, by a rename, under the batch's id: `<tag>.<number of the try>`. sbatch is called once per
+folder, so a job's name identifies the one folder that it works in.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SlurmBatch:
     ) -> SlurmBatch:
         """Write requests and intent to disk, and withdraw the tries before. Nothing has started then.
 
-        Raises RefusedError where the requests need more tasks than an array may have.
+        Raises RefusedError if the requests need more tasks than an array may have.
         """
         workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = Path(tempfile.mkdtemp(dir=workdir, prefix=".new-"))
@@ -106,7 +106,7 @@ class SlurmBatch:
         return read_json(self.path / "plan.json")
 
     def requests(self) -> list[int]:
-        """Tell how many requests each task has; empty where there is no plan that tells it."""
+        """Return the number of requests of each task; empty without a plan that lists them."""
         counts = (self.plan() or {}).get("requests")
         if not isinstance(counts, list) or not all(count_of(count) is not None for count in counts):
             return []
@@ -117,7 +117,7 @@ class SlurmBatch:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def delete_rows(self) -> None:
-        """Remove requests, results and what tasks printed. What became of the tasks stays known."""
+        """Remove requests, results and the printed output of tasks. The records of the tasks' ends stay."""
         for pattern in ("in-*", "out-*.part", "kept-*", "log-*"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ class SlurmBatch:
             path.write_bytes(b"")
 
     def accepted(self, job_id: int) -> None:
-        """Write down what sbatch said. Only a help for people: the batch is found without it."""
+        """Write down the answer of sbatch. Only a help for people: the batch is found without it."""
         with contextlib.suppress(OSError):
             write_json(self.path / "job.json", {"job_id": job_id})
 
@@ -135,7 +135,7 @@ class SlurmBatch:
         return (self.path / "job.json").exists() or any(self.path.glob("started-*.json")) or bool(self.exits())
 
     def exits(self) -> dict[int, dict[str, Any]]:
-        """Tell how tasks ended, by number, as they wrote it themselves."""
+        """Return the ends of tasks, by number, as they wrote them themselves."""
         ends: dict[int, dict[str, Any]] = {}
         for path in self.path.glob("exit-*.json"):
             number = path.stem[len("exit-") :]
@@ -144,7 +144,7 @@ class SlurmBatch:
         return ends
 
     def note_ends(self, tasks: Mapping[int, ArrayTask]) -> None:
-        """Keep what Slurm says of tasks that are over; it soon forgets."""
+        """Keep Slurm's record of ended tasks; Slurm soon drops it."""
         for number, task in tasks.items():
             if is_over(task) and not (self.path / f"exit-{number}.json").exists() and self.path.exists():
                 with contextlib.suppress(OSError):
@@ -164,7 +164,7 @@ class SlurmBatch:
         return (self.path / "cancel").exists()
 
     def outputs(self, task: int) -> list[Path]:
-        """Return the files with the task's results: the whole one, or what its latest start has kept and written."""
+        """Return the files with the task's results: the whole one, or the kept and written ones of its latest start."""
         whole = self.path / f"out-{task}.jsonl"
         if whole.exists():
             return [whole]
@@ -175,11 +175,11 @@ class SlurmBatch:
         kept = self.path / f"kept-{task}.{parts[-1].name.split('.')[1]}.jsonl"
         if kept.exists() or len(parts) == 1:
             return [kept, parts[-1]]
-        # without row_by_row, each start asked all rows anew: the longest file holds the most of them
+        # without row_by_row, each start requested all rows again: the longest file holds the most of them
         return [max(parts, key=lambda path: path.stat().st_size)]
 
     def lines(self, tasks: int) -> Iterator[bytes]:
-        """Yield all result lines, the whole ones and of tasks that died what is there, in the order of the requests."""
+        """Yield all result lines in the order of the requests: whole files, and the partial ones of tasks that died."""
         for task in range(tasks):
             for path in self.outputs(task):
                 yield from lines_of(path)
@@ -189,7 +189,7 @@ class SlurmBatch:
         return sum(count_lines(path) or 0 for path in self.outputs(task))
 
     def log_path(self, *, array: bool) -> str:
-        """For sbatch, which replaces %a by the task's number."""
+        """Return the path of the log for sbatch, which replaces %a by the task's number."""
         return f"{self.path}".replace("%", "%%") + f"/log-{'%a' if array else 0}.txt"
 
     def log_tail(self, task: int) -> str:

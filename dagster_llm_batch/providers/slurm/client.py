@@ -1,7 +1,7 @@
-"""Slurm's own commands: sbatch, squeue, sacct, scancel, srun. Argument lists only, no shell; what they say, read.
+"""Slurm's own commands: sbatch, squeue, sacct, scancel, srun. Takes argument lists, no shell; reads their output.
 
-Formats are those of `--format` with a separator, which every version has; their JSON changes with the version. Times
-are seconds since the epoch. Of this process's environment a job gets only the variables that are named.
+The formats use `--format` with a separator, which every version has; their JSON changes with the version. Times are
+seconds since the epoch. A job gets only the named variables of this process's environment.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class SlurmClient:
         raise submit_error(done.returncode, done.stderr or done.stdout)
 
     def queue(self, names: Iterable[str] | None = None) -> list[ArrayTask]:
-        """Return own jobs that the controller knows, also those that ended lately: of these names, or all.
+        """Return own jobs on the controller, also recently ended ones: of these names, or all.
 
-        Raises TransientError where it cannot be asked now.
+        Raises TransientError if the controller does not answer now.
         """
         tasks: list[ArrayTask] = []
         fields = "%j|%k|%A|%F|%K|%T|%r|%e"
@@ -81,9 +81,9 @@ class SlurmClient:
         return tasks
 
     def accounts(self, since: datetime, names: Iterable[str] | None = None) -> list[ArrayTask]:
-        """Return own jobs that the accounting knows since then; none where there is no accounting.
+        """Return own jobs in the accounting since then; empty without an accounting.
 
-        Raises TransientError where it cannot be asked now.
+        Raises TransientError if the accounting does not answer now.
         """
         tasks: list[ArrayTask] = []
         fields = "JobName,Comment,JobID,State,Reason,End"
@@ -118,7 +118,7 @@ class SlurmClient:
         self._ask(["scancel", "--me", f"--name={name}"])
 
     def run(self, options: Sequence[str], command: Sequence[str]) -> str:
-        """Run the command as a job and wait; return what it printed. Raises RefusedError where it fails."""
+        """Run the command as a job and wait; return its output. Raises RefusedError if it fails."""
         try:
             done = subprocess.run(  # noqa: S603 -- the user's own command, no shell
                 ["srun", "--quiet", "--ntasks=1", *options, "--", *command],  # noqa: S607 -- Slurm is on PATH
@@ -170,7 +170,7 @@ class SlurmClient:
 
 
 def submit_error(code: int, printed: str) -> AmbiguousError | RefusedError | TransientError:
-    """Read what sbatch printed as an error: not accepted for good, not accepted for now, or nobody knows."""
+    """Read the output of sbatch as an error: not accepted for good, not accepted for now, or unknown."""
     message = plain_words(printed) or "no message"
     text = f"sbatch ended with code {code}: {message}"
     if any(sign in printed for sign in _NOT_REACHED):
@@ -190,7 +190,7 @@ def submit_error(code: int, printed: str) -> AmbiguousError | RefusedError | Tra
 
 
 def _portions(names: Iterable[str] | None) -> list[list[str]]:
-    """Return the options of each call: none where all jobs are asked for, else as many names as a line holds."""
+    """Return the options of each call: empty for all jobs, else as many names as a line holds."""
     if names is None:
         return [[]]
     return [[f"--name={','.join(portion)}"] for portion in chunks(names, _NAMES_AT_ONCE)]

@@ -4,15 +4,15 @@
 
 It can be started again at any point (requeue, node failure), also while a copy on a lost node still runs:
 
-1. What has `exit-N.json`, or was withdrawn before it started, is over: nothing runs.
-2. `started-N.json` comes first, so that a batch which ran is known to have run when Slurm has forgotten it.
-3. Each start writes to a file of its own, `out-N.START.part`. A command that ended becomes `out-N.jsonl`, the first one
-   only, and at last `exit-N.json` is there as a whole: {"code": …, "canceled": …, "ended_at": …}.
-4. With `row_by_row`, good rows of earlier starts are kept and only the others are asked again.
-5. SIGTERM (cancel, time limit, preemption) reaches the command's process group; what is left of it is killed.
-   Only a cancel through this package is an end. Else Slurm says what it was, or starts the job again.
+1. A task with `exit-N.json`, or one withdrawn before it started, is over: nothing runs.
+2. `started-N.json` comes first: it proves that a batch ran, even after Slurm has dropped its record.
+3. Each start writes to its own file, `out-N.START.part`. The first command to end renames its file to `out-N.jsonl`,
+   and at last `exit-N.json` appears whole: {"code": …, "canceled": …, "ended_at": …}.
+4. With `row_by_row`, good rows of earlier starts are kept and only the others are requested again.
+5. SIGTERM (cancel, time limit, preemption) reaches the command's process group; its remaining processes are killed.
+   Only a cancel through this package is an end. Else Slurm records the cause, or starts the job again.
 
-Runs on Python 3.6, which is what some clusters have.
+Runs on Python 3.6, the version on some clusters.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def main(folder: Path) -> int:
     code, was_told = _run(words, plan["grace_seconds"]) if source.stat().st_size else (0, False)
     canceled = was_told and (folder / "cancel").exists()
     if was_told and not canceled:
-        # how this ends, or whether it starts again, is for Slurm to say
+        # Slurm decides how this ends, or whether it starts again
         return 128 + signal.SIGTERM
     _publish(kept, part, folder / f"out-{task}.jsonl")
     _write(end, {"code": code, "canceled": canceled, "ended_at": time.time()})
@@ -100,7 +100,7 @@ def _good(line: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- str o
 
 
 def _run(words: list, grace_seconds: float) -> tuple:  # type: ignore[type-arg]  # no generics at run time
-    """Return the exit code, below zero where a signal ended it, and whether it ended since we were told to."""
+    """Return the exit code, below zero if a signal ended it, and whether it ended after a signal to stop."""
     signals = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: signals.append(True))
@@ -144,8 +144,8 @@ def _publish(kept: Path, part: Path, target: Path) -> None:
         return
     with whole.open("rb") as file:
         os.fsync(file.fileno())
-    # A link is made by one start only, whichever comes first: a copy on a node that was lost and came back must not
-    # replace the rows that the batch was already read with.
+    # Only the first start can make a link: a copy on a lost node that came back must not replace the rows with which
+    # the batch was already read.
     try:
         os.link(str(whole), str(target))
     except FileExistsError:

@@ -1,7 +1,7 @@
-"""What a user may ask of Slurm for a job, checked before anything is submitted. Pure.
+"""The Slurm options that a user may set for a job, checked before anything is submitted. Pure.
 
-Options become words of an argument list, never text of a shell. What this package sets by itself cannot be set again:
-job name and comment are how a batch is found, the rest is how its end is told.
+Options become words of an argument list, never text of a shell. Options that this package sets cannot be set again: job
+name and comment identify a batch, and the others make its end visible.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TIME = re.compile(r"\d+|\d+:\d{1,2}(:\d{1,2})?|\d+-\d{1,2}(:\d{1,2}(:\d{1,2})?)
 _GRES = re.compile(r"[A-Za-z0-9_.:,/=()*-]+")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 _EXTRA = re.compile(r"--[a-z][a-z-]*(=[^\x00-\x1f\x7f]*)?")
-# A batch is found by its name and comment, its end is told by its files, and its environment holds no secret of ours.
+# A batch is identified by its name and comment, its files show its end, and its environment must not hold our secrets.
 _OURS = (
     *("--array", "--chdir", "--comment", "--error", "--export", "--export-file", "--get-user-env", "--input"),
     *("--job-name", "--kill-on-invalid-dep", "--no-requeue", "--open-mode", "--output", "--parsable", "--quiet"),

@@ -4,14 +4,14 @@
     one batch = one folder in a shared directory = one call of sbatch = one job, or an array of tasks with a cap
 
 A batch of more than `requests_per_task` requests is a job array: each task runs the command on its part, at most
-`max_running_tasks` at once, and is started again by itself where its node fails. So however many parts there are, one
-create call makes them all, one name finds them all, and the cap is Slurm's own.
+`max_running_tasks` at once, and is started again automatically if its node fails. So one create call makes any number
+of parts, one name finds them all, and the cap is Slurm's own.
 
-The batch id is the folder's and the job's name, `<tag>.<try>`; the comment repeats it. Asked are, in this order: the
-folder, in which the tasks write, the controller (squeue), the accounting (sacct, where it runs). What Slurm said of an
-end is noted in the folder. So a batch is found also when the controller has forgotten it.
+The batch id is the name of the folder and of the job, `<tag>.<try>`; the comment repeats it. The sources of a state
+are, in this order: the folder, in which the tasks write, the controller (squeue), and the accounting (sacct, where it
+runs). Slurm's record of an end is copied into the folder. So a batch is found even after the controller has dropped it.
 
-Refuses to hand on the environment: jobs get the usual variables and those named in `export`. Runs no shell.
+Does not pass on the environment: jobs get the usual variables and the ones named in `export`. Runs no shell.
 """
 
 from __future__ import annotations
@@ -49,19 +49,18 @@ _CLOCKS_APART = timedelta(hours=1)
 
 
 class SlurmProvider(OwnMachines):
-    """Batches run by `command`, in which {input}, {output} and {model} are replaced. Building calls nothing.
+    """Batches run by `command`, in which {input}, {output} and {model} are replaced. The constructor calls nothing.
 
     Args:
-        command: As in CommandProvider; it must be there on the nodes.
+        command: As in CommandProvider; it must exist on the nodes.
         workdir: A directory that this machine and all nodes see under the same path.
-        options: What Slurm is asked for.
-        requests_per_task, max_running_tasks: How a batch is split.
+        options: The options for Slurm. requests_per_task, max_running_tasks: How a batch is split.
         row_by_row: The command writes each row when it is answered. A task that starts again keeps good rows.
         requeue: Whether Slurm starts a task again after a node failure or preemption.
         export: Names of environment variables that the command gets.
-        account: Whose answers these are; by default the command as written. It is not Slurm's account.
-        python: Python on the nodes, 3.6 or later; it runs a script of the standard library alone.
-        lag_seconds: How long a file that a node wrote may take to be seen here.
+        account: The source of the answers; by default the command as written. It is not Slurm's account.
+        python: Python on the nodes, 3.6 or later; it runs a script that uses only the standard library.
+        lag_seconds: How long it may take until a file that a node wrote is visible here.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class SlurmProvider(OwnMachines):
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The folder with the intent is on disk before sbatch is called, once."""
-        # a missing variable is said before anything is written
+        # report a missing variable before anything is written
         self._slurm.environment()
         plan: dict[str, Any] = {
             "command": list(self._command),
@@ -138,7 +137,7 @@ class SlurmProvider(OwnMachines):
             f"--comment={_COMMENT}{batch.batch_id}",
             f"--output={batch.log_path(array=tasks > 1)}",
             "--open-mode=append",
-            # of an environment that holds nothing but what was asked for
+            # all of an environment that holds only the requested variables
             "--export=ALL",
             "--requeue" if self._requeue else "--no-requeue",
             "--kill-on-invalid-dep=yes",
@@ -148,7 +147,7 @@ class SlurmProvider(OwnMachines):
     def find(self, tag: str, hints: FindHints) -> Found | Absent:
         """See Provider.find. Folder, controller and accounting are asked in turn; raises where one cannot be asked."""
         tries = [batch for batch in SlurmBatch.tries(self._workdir, tag) if batch.batch_id not in hints.known]
-        # by the folder first: the controller forgets a job some minutes after its end, and there may be no accounting
+        # by the folder first: the controller drops a job some minutes after its end, and the accounting is optional
         for batch in tries:
             if batch.has_left_traces():
                 return Found(batch.batch_id)
@@ -206,13 +205,14 @@ class SlurmProvider(OwnMachines):
     def _standing(
         self, batch: SlurmBatch, task: int, end: Mapping[str, Any] | None, seen: ArrayTask | None
     ) -> Standing:
-        """Judge one task by `end`, which it wrote itself, and by `seen`, which Slurm says of it."""
+        """Judge one task by `end`, which it wrote itself, and by `seen`, the state that Slurm reports."""
         if end is not None:
             state = seen.state if seen else None
             return of_exit(end, state, has_output=bool(batch.outputs(task)), log=batch.log_tail(task))
         is_asked_to_stop = batch.is_asked_to_stop()
         if seen is None:
-            # nothing starts that was asked to stop, and what runs is known to Slurm: so it has never run
+            # a task does not start after a request to stop, and Slurm has a record of every running task: so it has
+            # never run
             return Standing(BatchStatus.CANCELED if is_asked_to_stop else None)
         if seen.state in LATE:
             # the task wrote its end on a node; a shared directory may show it here only later
@@ -243,7 +243,7 @@ class SlurmProvider(OwnMachines):
             self._slurm.cancel(batch_id)
 
     def delete(self, batch_id: str) -> str | None:
-        """See DeletesBatches: requests, results and what tasks printed. What became of the tasks stays known."""
+        """See DeletesBatches. Deletes requests, results and printed output. The records of the tasks' ends stay."""
         status = self.poll([batch_id])[batch_id].status
         if not status.is_terminal and status is not BatchStatus.NOT_FOUND:
             return f"the batch '{batch_id}' still runs"
@@ -283,7 +283,7 @@ def _by_name(tasks: Iterable[ArrayTask]) -> dict[str, dict[int, ArrayTask]]:
 
 
 def _is_ours(task: ArrayTask) -> bool:
-    """Return whether the comment says so, too. An accounting that does not store comments has none to show."""
+    """Return whether the comment matches, too. An accounting that does not store comments shows none."""
     return task.comment in (_COMMENT + task.name, "")
 
 

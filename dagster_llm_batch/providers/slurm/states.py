@@ -1,4 +1,4 @@
-"""Judge a batch by Slurm's words for its tasks and by what the tasks wrote themselves. Pure.
+"""Judge a batch by Slurm's states of its tasks and by the records of the tasks themselves. Pure.
 
 States: https://slurm.schedmd.com/squeue.html#SECTION_JOB-STATE-CODES
 """
@@ -14,7 +14,7 @@ from dagster_llm_batch.types import BatchStatus
 __all__ = ["LATE", "ArrayTask", "Standing", "is_over", "of_all", "of_exit", "of_state"]
 
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
-# A requeued task waits again, whatever became of its last start.
+# A requeued task waits again, however its last start ended.
 _PENDING = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING", "POWER_UP_NODE"}
 )
@@ -38,7 +38,7 @@ LATE = frozenset({"COMPLETED", "FAILED"})
 
 
 class ArrayTask(NamedTuple):
-    """One array task of one job, as Slurm tells of it."""
+    """One array task of one job, in Slurm's report."""
 
     name: str
     comment: str
@@ -59,7 +59,7 @@ def array_task(noted: Mapping[str, Any]) -> ArrayTask | None:
 
 
 class Standing(NamedTuple):
-    """How a task, or a whole batch, stands. No `status`: neither Slurm nor the folder knows of it."""
+    """The standing of a task, or of a whole batch. Without `status`, both Slurm and the folder lack it."""
 
     status: BatchStatus | None
     reason: str | None = None
@@ -67,7 +67,7 @@ class Standing(NamedTuple):
 
 
 def is_over(task: ArrayTask) -> bool:
-    """Return whether Slurm says that it has ended."""
+    """Return whether Slurm reports its end."""
     return task.state.rstrip("+") in _WORDS
 
 

@@ -1,7 +1,7 @@
 """The job of one shard: Ray Data over runs of its lines; each run's results are one file, written by its worker.
 
-So rows never pass through the driver, a job that is killed keeps what is finished, and a run that Ray gives to another
-worker, after one died, is answered again only where its file is not there. The last file says that all is done.
+So rows never pass through the driver, and a killed job keeps its finished files. If a worker dies, Ray gives its run to
+another worker, which answers it again only if its file is missing. The last file shows that all is done.
 """
 
 from __future__ import annotations

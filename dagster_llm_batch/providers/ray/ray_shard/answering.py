@@ -1,7 +1,7 @@
 """How a worker answers request lines: by a server, a callable, or a command. Every line gets exactly one result line.
 
 A row's failure is its result line, in the shape of OpenAI's output files; none of these raises for a row. (Ray's own
-`HttpRequestProcessor` gives no error per row, and one 429 too many ends its whole dataset.)
+`HttpRequestProcessor` has no error per row, and one 429 too many ends its whole dataset.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 __all__ = ["Answerer", "answerer", "custom_id_of", "error_line", "reply_line"]
 
 Answerer = Callable[[Sequence[bytes]], list[bytes]]
-"""Request lines to result lines, one for each; what a command leaves out is missing."""
+"""Request lines to result lines, one for each; the lines that a command leaves out are missing."""
 
 # Answers of a server that is busy or starting; a row that it refuses (other 4xx) fails for good.
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -37,7 +37,7 @@ _LIFELINE = Path(__file__).with_name("lifeline.py")
 
 
 def answerer(plan: Mapping[str, Any]) -> Answerer:
-    """Tell what answers by this plan."""
+    """Return the answerer of this plan."""
     kinds: dict[str, Callable[..., Answerer]] = {"server": Server, "call": Call, "command": Command}
     options = dict(plan)
     return kinds[options.pop("kind")](**options)
@@ -46,8 +46,8 @@ def answerer(plan: Mapping[str, Any]) -> Answerer:
 class Server:
     """An OpenAI-compatible server; `at_once` requests are under way at a time.
 
-    What the server asks to be sent again (429, 5xx), and what did not reach it, is sent again; what ended without a
-    reply is not, for it may have been answered.
+    Requests that the server asks to repeat (429, 5xx), and requests that did not reach it, are sent again. A request
+    that ended without a reply is not, since it may have been answered.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Call:
     """A callable by its import path, `package.module:name`, on the workers. A class is built once a worker.
 
     It takes a list of request bodies and returns as many replies: a text, or the body of a reply with its usage. If it
-    raises, it is asked for each row alone, and what fails then has failed.
+    raises, it is called for each row alone, and a row that then fails has failed.
     """
 
     def __init__(self, path: str, rows: int) -> None:
@@ -151,7 +151,7 @@ class Call:
 
 
 class Command:
-    """A command with the files of `vllm run-batch`; what it leaves running is killed, also when this worker dies."""
+    """A command with the files of `vllm run-batch`; its remaining processes are killed, also when this worker dies."""
 
     def __init__(self, words: Sequence[str], model: str) -> None:
         self._words = list(words)
@@ -205,7 +205,7 @@ def _body(reply: Any, request: Mapping[str, Any]) -> Any:
 
 
 def custom_id_of(line: bytes) -> str | None:
-    """Read whose line it is; None where that cannot be read."""
+    """Return the line's custom_id; None if the line cannot be read."""
     try:
         custom_id = json.loads(line)["custom_id"]
     except Exception:  # noqa: BLE001 -- whatever the line is
@@ -214,7 +214,7 @@ def custom_id_of(line: bytes) -> str | None:
 
 
 def _never_arrived(error: Exception) -> bool:
-    """Return whether the connection was never made, so that nothing can have been answered."""
+    """Return whether the connection was never made, so that the request cannot have been answered."""
     import urllib3  # noqa: PLC0415 -- comes with requests
 
     reason = getattr(error.args[0] if error.args else None, "reason", None)

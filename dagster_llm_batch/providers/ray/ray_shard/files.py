@@ -21,17 +21,17 @@ _CHUNK_BYTES = 1 << 20
 
 
 def started(submission_id: str) -> str:
-    """Return the file that says that the job has begun."""
+    """Return the file that shows that the job has begun."""
     return f"{submission_id}.started.json"
 
 
 def ended(submission_id: str) -> str:
-    """Return the file that says that every row has its result line."""
+    """Return the file that shows that every row has its result line."""
     return f"{submission_id}.ended.json"
 
 
 class Files:
-    """A folder: a path, or a URI of pyarrow's file systems (s3://, gs://, hdfs://). Nothing is made before a write."""
+    """A folder: a path, or a URI of pyarrow's file systems (s3://, gs://, hdfs://). It is made at the first write."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Files:
         return bool(info.type == pyarrow.fs.FileType.File)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Tell what a JSON file holds, or None where there is no such file."""
+        """Return the content of a JSON file, or None if the file does not exist."""
         if not self.exists(name):
             return None
         with self._fs.open_input_stream(f"{self._path}/{name}", compression=None) as stream:
@@ -119,7 +119,7 @@ class Files:
         return sum(int(count) for count in counts if count.isdecimal())
 
     def remove_rows(self) -> None:
-        """Remove requests and results, half-written ones, too. What became of the job stays known."""
+        """Remove requests and results, half-written ones, too. The record of the job's end stays."""
         selector = pyarrow.fs.FileSelector(self._path, allow_not_found=True, recursive=True)
         for info in self._fs.get_file_info(selector):
             if info.type == pyarrow.fs.FileType.File and not info.base_name.endswith(".json"):

@@ -1,7 +1,8 @@
 """Rows through a `ray.data.llm` vLLM processor: its engines run in Ray's workers, no server or file between.
 
-Chat lines only. A row that the engine refuses is that row's result line (`should_continue_on_error`); one that is no
-chat line never gets there. The processor says no reason why a reply ends: it counts as cut short at `max_tokens`.
+Chat lines only. A row that the engine refuses is that row's result line (`should_continue_on_error`); a line that is
+not a chat line never gets there. The processor does not report why a reply ends: it counts as cut short at
+`max_tokens`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def finished_runs(folder: str, plan: Mapping[str, Any], pool: Mapping[str, Any])
 
 
 class _Rows:
-    """The rows of a span, each with the reason why the engine cannot take it, or none."""
+    """The rows of a span, each with the reason why the engine cannot take it, if any."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
