@@ -1,6 +1,7 @@
-"""Evaluations as Dagster assets: candidates against gold, against each other, against their past, judged by an LLM, or
-against themselves in real time; what they have cost; and a student that learns from them. As tables, and as figures and
-pictures in the UI.
+"""Evaluations as Dagster assets, with tables, figures and pictures in the UI.
+
+They compare candidates with gold, with each other, with their earlier labels, by an LLM as judge, or with their own
+answers in real time. Other assets show the costs, and train a student on the labels.
 """
 
 from dagster_llm_batch.evaluation.agreement import agreement_assets

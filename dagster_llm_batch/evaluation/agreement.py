@@ -1,4 +1,4 @@
-"""Do people and models label alike? Several labelers of the same rows, none of which is taken to be right."""
+"""Measure whether people and models label alike: several labelers of the same rows, without a ground truth."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ MAX_PAIRED = 30
 _HINT = "Set key=, target=, gold_target= or annotator= to columns that are there."
 _DOCS = {
     "target": "column that was compared",
-    "group": "all labelers, those of gold, or the candidates",
+    "group": "all labelers, the labelers of gold, or the candidates",
     "n_labelers": "labelers in the group",
     "n_rows": "rows with at least two labels",
     "n_units": "independent units among them: requests, or clusters",
@@ -63,7 +63,7 @@ _DOCS = {
     "alpha": "Krippendorff's alpha: agreement beyond chance; 1 is full, 0 is chance",
     "alpha_low": "95 % interval by the unit",
     "alpha_high": "95 % interval by the unit",
-    "alpha_interval": "its method, or why there is none",
+    "alpha_interval": "method of the interval, or the reason why it is missing",
     "n_complete": "rows that all labelers of the group have labeled",
     "fleiss_kappa": "Fleiss' kappa over the complete rows",
     "a": "a labeler",
@@ -73,7 +73,7 @@ _DOCS = {
     "kappa": "Cohen's kappa",
     "kappa_low": "95 % interval by the unit",
     "kappa_high": "95 % interval by the unit",
-    "kappa_interval": "its method, or why there is none",
+    "kappa_interval": "method of the interval, or the reason why it is missing",
 }
 
 
@@ -161,7 +161,7 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
     if sum(map(len, by_group.values())) < 2:  # noqa: PLR2004
         absent = [key.to_user_string() for key in design.upstreams if not tables.parts(key, partition)]
         raise InputError(
-            "There are fewer than two labelers to compare. Materialize what is missing: "
+            "There are fewer than two labelers to compare. Materialize the missing assets: "
             f"{', '.join(absent) or 'none is missing'}."
         )
     return by_group
@@ -184,7 +184,7 @@ def _people(design: AgreementSpec, gold: pa.Table, names: Mapping[str, str], tak
         annotators = gold[design.annotator].combine_chunks()
         if annotators.null_count:
             raise InputError(
-                f"'{design.annotator}' of gold is null in {annotators.null_count} rows: nobody has labeled them."
+                f"'{design.annotator}' of gold is null in {annotators.null_count} rows: name the annotator of each row."
             )
         people = sorted(pc.unique(annotators).to_pylist(), key=str)
         by_person = {
@@ -204,7 +204,7 @@ def _people(design: AgreementSpec, gold: pa.Table, names: Mapping[str, str], tak
 
 
 def _clusters(design: AgreementSpec, labelers: Mapping[str, pa.Table]) -> list[tuple[pa.Array, pa.Array]]:
-    """Return keys and ids of units: of the named column those of all labelers, of requests those of each by itself."""
+    """Return keys and ids of units: all labelers' units of the named column, or each labeler's own requests."""
     named = design.cluster or REQUEST
     tables = [table.select([design.join_key, named]) for table in labelers.values() if named in table.column_names]
     if design.cluster is None:
@@ -309,24 +309,25 @@ def agreement_assets(
     blocking: bool = False,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Declare an asset that measures how far several labelers agree: people, models, or both. None of them is taken to
-    be right.
+    """Declare an asset that measures how well several labelers agree: people, models, or both.
+
+    It does not take any of them as the truth.
 
         gold ───────┐
         candidate a ┼─▶ <name>          Krippendorff's alpha, Fleiss' kappa: all, the people, the candidates
         candidate b ┘   <name>_pairs    Cohen's kappa of each two
 
-    Whether a model agrees with people as they do with each other is the alpha of `gold` against that of `all`. Needs
-    the extra `evaluation` when it runs.
+    To see whether a model agrees with people as well as people agree with each other, compare the alpha of `gold` with
+    the alpha of `all`. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
         key: Column that all tables share; it names one row.
-        target: Column, or columns, to compare; a `Target` says more about one.
-        candidates: Assets with labels. Those that are not there yet are left out.
+        target: Column, or columns, to compare; a `Target` has details of one.
+        candidates: Assets with labels. Assets without a table yet are left out.
         gold: Asset with labels by people; without `annotator` it is one labeler, "gold". Gold that was drawn with
             unequal probabilities is refused, as agreement would hold for its rows and not for all.
-        annotator: Column of gold that says who has labeled: several rows for a key, at most one for each annotator.
+        annotator: Column of gold with the name of the labeler: several rows for a key, at most one for each annotator.
         gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
         kind: Scale of all targets, or by target. "ordinal" is for integer classes, where a disagreement counts by its
             squared distance.
@@ -334,12 +335,12 @@ def agreement_assets(
         min_alpha: Least alpha of all labelers, as an asset check over all targets. `AtLeast(0.8, confidence=0.95)`
             asks for a lower bound.
         check_severity: Severity of the check when it fails.
-        blocking: Whether the failed check holds back what is downstream.
+        blocking: Whether the failed check holds back downstream assets.
         frame, io_manager_key, partitions_def, backfill_policy: As for `evaluation_assets`.
         options: Dagster's own, as for `evaluation_assets`.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     if gold is None and (annotator or gold_target):
         raise ConfigError("annotator= and gold_target= are about gold=, which is not given.")

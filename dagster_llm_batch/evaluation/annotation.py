@@ -1,4 +1,4 @@
-"""Gold from what people said of rows: judgments in the ledger become a table with one agreed label a row."""
+"""Gold from human labels: judgments in the ledger become a table with one agreed label per row."""
 
 from __future__ import annotations
 
@@ -48,17 +48,19 @@ AGREED, TIED, UNDECIDABLE = "agreed", "tied", "undecidable"
 
 _HINT = "Materialize the labels again if the key has changed."
 _MOST_FAST, _LEAST_ANSWERS = 0.1, 5
-"""Share of a rater's answers that may be quicker than is believed, and the answers from which on it is looked at."""
+"""Largest share of a rater's answers that may be faster than `min_seconds`, and the least number of answers to
+check.
+"""
 
 _SAMPLE_TYPES = {WEIGHT: pa.float64(), ROUND: pa.int64(), ROWS: pa.int64(), PARTITION: pa.string()}
 _DOCS = {
-    OUTCOME: "agreed; tied: as many said another label; undecidable: most found that it cannot be decided",
-    "agreement": "share of the people who said a label that said this one; of several columns the least",
-    "n_raters": "people who said a label",
+    OUTCOME: "agreed; tied (another label has as many votes); undecidable (most people found it so)",
+    "agreement": "share of the people with a label who chose this one; for several columns the least",
+    "n_raters": "people who gave a label",
     "n_undecidable": "people who found that it cannot be decided",
-    SECONDS: "what people took for the row, together; null where it is not known",
-    WEIGHT: "1 / probability of being drawn in its round; null where nothing was drawn",
-    ROUND: "which round of gold_sample_assets the row was drawn in",
+    SECONDS: "seconds that people took for the row, together; null if unknown",
+    WEIGHT: "1 / probability of being drawn in its round; null for rows that were not drawn",
+    ROUND: "round of gold_sample_assets in which the row was drawn",
     ROWS: "rows that there were in that round",
     PARTITION: "partition that was drawn from",
     "annotator": "who judged",
@@ -87,41 +89,41 @@ def annotation_assets(
     blocking: bool = False,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Declare gold: what people said of a dataset's rows on the page of `dagster-llm-batch review`, one label a row.
+    """Declare gold: human labels of a dataset's rows from the page of `dagster-llm-batch review`, one label per row.
 
         judgments (ledger) ─▶ <name>           key, agreed label, agreement, raters, and how the row was drawn
                               <name>_raters    each person: answers, agreement, accuracy, seconds
 
-    Where people differ, the majority counts, or, from three people on, what Dawid and Skene's model makes of who errs
-    how often. A row that is tied, or that most found not decidable, has a null in the place of the label: it is not
-    asked again, and counts in no figure. Rows that `gold_sample_assets` drew keep its columns `sample_…`, so that
-    evaluations and estimates weight them; where there are such, rows that somebody picked by hand stand for no others
-    and are left out (counted in the metadata).
+    If people differ, the majority counts. With three people or more, the model of Dawid and Skene decides: it
+    estimates how often each person errs. A row that is tied, or that most people found undecidable, has null as its
+    label: it is not asked again and counts in no figure. Rows that `gold_sample_assets` drew keep its columns
+    `sample_…`, so that evaluations and estimates weight them. If there are such rows, rows that somebody picked by hand
+    represent only themselves and are left out (counted in the metadata).
 
-    `build_llm_batch_sensor` asks for it when people have judged and then paused for half a minute, and every five
-    minutes while they go on. Nothing is asked of a provider. Needs the extra `evaluation` when it runs.
+    `build_llm_batch_sensor` requests a run after people have judged and then paused for half a minute, and every five
+    minutes while they continue. The run sends nothing to a provider. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
         candidates: The one labeled dataset whose rows are judged, as `llm_batch_assets` returned it. Its key, the
             response's columns and the LLMBatchResource are taken from it.
-        target: Column, or columns, of the response that become gold. Default: all. Fractional numbers get the median of
-            what people said, everything else is a class.
-        method: "majority", "dawid_skene", or "auto": the latter for columns of which three people or more said
-            something.
+        target: Column, or columns, of the response that become gold. Default: all. A fractional number becomes the
+            median of the answers; every other value is a class.
+        method: "majority", "dawid_skene", or "auto": "dawid_skene" for columns with answers of three people or more,
+            else "majority".
         min_alpha: Least alpha of Krippendorff over the rows that several people judged, of every column with classes,
-            as an asset check. `AtLeast(0.8, confidence=0.95)` asks for a lower bound. Without such rows it passes, and
-            says so.
-        min_seconds: Answers that took less were not thought about: the check `speed` fails where a person has more than
+            as an asset check. `AtLeast(0.8, confidence=0.95)` asks for a lower bound. Without such rows the check
+            passes, and its description gives the reason.
+        min_seconds: Answers faster than this count as careless: the check `speed` fails if a person has more than
             one in ten of them, from five answers on.
         check_severity: Severity of a check that fails.
-        blocking: Whether a failed check holds back what is downstream.
-        partitions_def: Partitions of the gold, as those of the labels. Default: all that was judged is one table.
+        blocking: Whether a failed check holds back downstream assets.
+        partitions_def: Partitions of the gold, as for the labels. Default: one table of all judgments.
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
-        options: Dagster's own, as for `evaluation_assets`. `automation_condition=None`: the sensor does not ask for it.
+        options: Dagster's own, as for `evaluation_assets`. With `automation_condition=None` the sensor requests no run.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     dataset = dataset_of(candidates)
     if dataset.labeling.reader.format.kind is ResponseKind.EMBEDDING:
@@ -145,7 +147,7 @@ def annotation_assets(
         "deps": [dataset.key],
         "code_version": code_digest("1", dataset.name, targets, method),
     }
-    judged = f"what people said of rows of {dataset.name}: {', '.join(targets)}."
+    judged = f"human labels of rows of {dataset.name}: {', '.join(targets)}."
     specs = {
         "": builder.spec(f"Gold, {judged}", kinds={"table"}, **shared),
         "raters": builder.spec(f"Each person, by {judged}", suffix="raters", kinds={"table"}, **shared),
@@ -155,7 +157,7 @@ def annotation_assets(
     checks = [
         builder.check(
             "speed",
-            f"Nobody gave more than {percent(_MOST_FAST)} of their answers in less than {min_seconds:g} s.",
+            f"At most {percent(_MOST_FAST)} of each person's answers took less than {min_seconds:g} s.",
             blocking=blocking,
         )
     ]
@@ -167,9 +169,9 @@ def annotation_assets(
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """What people said of rows, as columns: `keys` names the rows, `row` is the number of the row of each judgment.
+    """Judgments of rows, as columns: `keys` names the rows, `row` is the row number of each judgment.
 
-    `answers` has the response's columns, a row for each of `labels`, those judgments that say a label.
+    `answers` has the response's columns, with a row for each of `labels`: the judgments that contain a label.
     """
 
     keys: Sequence[str]
@@ -182,7 +184,7 @@ class _Judged:
     def of(cls, judgments: Sequence[Judgment], labeling: Labeling) -> _Judged:
         """Read the answers as replies are read, so that gold has the types of the labels.
 
-        An answer that does not fit the response any more, since that was changed, is none.
+        Skip an answer that does not fit the response any more because the response has changed.
         """
         keys = sorted({judgment.row_key for judgment in judgments})
         number = {key: at for at, key in enumerate(keys)}
@@ -199,7 +201,7 @@ class _Judged:
         return cls(keys, judgments, rows, [labels[at] for at in fits], read.columns.take(pa.array(fits, pa.int64())))
 
     def only(self, kept: Callable[[int], bool]) -> _Judged:
-        """Return what was said of some of the rows, by their numbers."""
+        """Return the judgments of some of the rows, chosen by row number."""
         there = [at for at, row in enumerate(self.row) if kept(row)]
         place, answered = {at: new for new, at in enumerate(there)}, [kept(self.row[at]) for at in self.labels]
         rows = sorted({self.row[at] for at in there})
@@ -219,7 +221,7 @@ class _Judged:
 
     @cached_property
     def samples(self) -> list[Mapping[str, Any]]:
-        """How each row was drawn; nothing for one that was not. A row is drawn once, whoever judges it."""
+        """How each row was drawn; an empty mapping for other rows. A row is drawn once, for all its judges."""
         samples: list[Mapping[str, Any]] = [{}] * len(self.keys)
         for judgment, row in zip(self.judgments, self.row, strict=True):
             # A table of somebody's own may have columns by these names that hold something else.
@@ -236,7 +238,7 @@ class _Judged:
             for at, value in zip(self.labels, self.answers[target].to_pylist(), strict=True)
             if value is not None
         ]
-        # Nested values cannot be told apart but as texts.
+        # Nested values are compared as JSON text, since they are not hashable
         names = [json.dumps(as_json(value), sort_keys=True, default=str) for *_, value in said]
         values = dict(zip(names, (value for *_, value in said), strict=True))
         code, rater = ({name: at for at, name in enumerate(some)} for some in (sorted(values), self.raters))
@@ -251,7 +253,7 @@ class _Judged:
         return votes, [values[name] for name in sorted(values)]
 
     def counts(self, kind: str) -> Counter[int]:
-        """Return how many judgments of a kind there are of each row; a label that does not fit is none."""
+        """Return the number of judgments of a kind per row; do not count labels that do not fit."""
         fits = set(self.labels)
         return Counter(
             row
@@ -262,8 +264,8 @@ class _Judged:
 
 @dataclass(frozen=True)
 class _Column:
-    """One column of gold: its values by row, null where there is none; which of the rows are tied, and what was agreed
-    (None for fractional numbers).
+    """One column of gold: its values by row, with null for rows without a value; which rows are tied; and the agreement
+    of the raters (None for fractional numbers).
     """
 
     values: pa.Array
@@ -285,13 +287,13 @@ class _Annotation:
     severity: dg.AssetCheckSeverity
 
     def prepare(self, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
-        """Return what computes a partition."""
+        """Return a function that computes a partition."""
         return lambda partition: self._tables(context, partition)
 
     def _tables(self, context: dg.AssetExecutionContext, partition: str | None) -> Tables:
         engine, stored, labeling = self.dataset.engine(context), StoredTables(context), self.dataset.labeling
         here = (engine.namespace, self.dataset.name)
-        # Read first: what is said meanwhile is new for the next run.
+        # Read this first: the next run then sees judgments that arrive meanwhile as new.
         states = engine.ledger.judgments.states(*here)
         parts = states if partition is None else [part or "" for part in stored.mapped(self.dataset.key, partition)]
         version = judgments_version([state for part, state in states.items() if part in parts])
@@ -302,11 +304,11 @@ class _Annotation:
         ]
         if "" in states and "" not in parts:
             context.log.warning(
-                f"{states[''].n:,} judgments name no partition, and are in none: the table that was judged has none, "
-                "and which the row is in was not known. Without partitions_def they count."
+                f"{states[''].n:,} judgments are left out, since they have no partition: the judged table has none, "
+                "and the partition of the row was unknown. Without partitions_def they count."
             )
         _refuse_repeated(standing, self.dataset)
-        # Where the partition was not known once, and is now, it is the same row: the last word counts.
+        # A judgment without a partition, repeated later with one, is of the same row: the later one counts.
         standing = list({(judgment.annotator, judgment.row_key): judgment for judgment in standing}.values())
         everything = _Judged.of(standing, labeling)
         drawn = [bool(sample) for sample in everything.samples]
@@ -351,7 +353,7 @@ class _Annotation:
             else AGREED
             for row in rows
         ]
-        # Where people cannot tell whether it can be decided, nothing of it is gold.
+        # If people disagree on whether a row is decidable, no column of it is gold.
         decided = pa.array([n_labels[row] > n_undecidable[row] for row in rows], pa.bool_())
         shares = [
             min(
@@ -389,7 +391,7 @@ class _Annotation:
             return texts.cast(kind)
         except pa.ArrowException as error:
             raise InputError(
-                f"'{key}' of {labels.to_user_string()} is {kind}, and people judged rows with keys that are none: "
+                f"'{key}' of {labels.to_user_string()} is {kind}, and people judged rows with keys of another type: "
                 f"{error}. {_HINT}"
             ) from error
 
@@ -418,7 +420,7 @@ class _Annotation:
         ]
 
     def _alpha(self, judged: _Judged, target: str) -> LabelerAgreement | None:
-        """Measure how far people agree; None for what has no classes."""
+        """Measure the agreement of people; return None for a column without classes."""
         kind = judged.answers.schema.field(target).type
         values = judged.answers[target].combine_chunks()
         if not (pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
@@ -442,9 +444,9 @@ class _Annotation:
             "speed",
             passed=not fast,
             severity=self.severity,
-            description=f"Answers in less than {self.min_seconds:g} s: {shown}. Look at what they said, and ask again."
+            description=f"Answers in less than {self.min_seconds:g} s: {shown}. Review these answers, and ask again."
             if fast
-            else f"Nobody gave more than {percent(_MOST_FAST)} of their answers in less than {self.min_seconds:g} s.",
+            else f"At most {percent(_MOST_FAST)} of each person's answers took less than {self.min_seconds:g} s.",
             metadata={},
         )
 
@@ -469,11 +471,11 @@ class _Annotation:
 def gold_of_judgments(judgments: Sequence[Judgment], labeling: Labeling, target: str) -> pa.Table:
     """Return what people agree on of one column, without an asset: a row for each that is decided.
 
-    The columns are `row`, its key as text; `partition`, where judgments name some; the target; and where rows were
-    drawn, how: only these count then.
+    The columns are `row` (its key as text), `partition` (if judgments name some), the target, and the sample columns if
+    rows were drawn. Then only drawn rows count.
     """
     standing = [one for one in standing_judgments(judgments) if one.kind != "skip"]
-    # A key may be that of a row in each of several partitions.
+    # Several partitions may have a row with the same key.
     named = [replace(one, row_key=json.dumps([one.partition, one.row_key])) for one in standing]
     judged = _Judged.of(named, labeling)
     drawn = [bool(sample) for sample in judged.samples]
@@ -499,12 +501,12 @@ def _refuse_repeated(judgments: Sequence[Judgment], dataset: Dataset) -> None:
             raise InputError(
                 f"Rows of {dataset.name} with the {dataset.labeling.key} {judgment.row_key!r} were judged in the "
                 f"partitions {places[judgment.row_key]!r} and {judgment.partition!r}. Give partitions_def= as of the "
-                "labels, so that each has gold of its own."
+                "labels, so that each has its own gold."
             )
 
 
 def _agreed(judged: _Judged, target: str, method: Method) -> _Column:
-    """Return what becomes of a column."""
+    """Return the gold of a column."""
     votes, values = judged.votes(target)
     kind = judged.answers.schema.field(target).type
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -525,7 +527,7 @@ def _agreed(judged: _Judged, target: str, method: Method) -> _Column:
 
 
 def _with_others(column: _Column, rater: int) -> float | None:
-    """Return how much of what somebody said is the agreed label, on decided rows that others judged too."""
+    """Return the share of a rater's answers that equal the agreed label, on decided rows that others judged too."""
     if column.agreed is None:
         return None
     several = column.votes.counts().sum(axis=1) > 1

@@ -97,14 +97,14 @@ MainCheck = Callable[[dg.AssetSpec], dg.AssetCheckSpec]
 
 
 class TableOptions(AssetOptions, total=False):
-    """Where the tables go (`io_manager_key`), and what the IO manager is given (`frame`)."""
+    """The IO manager of the tables (`io_manager_key`), and the type of table that it gets (`frame`)."""
 
     frame: Frame
     io_manager_key: str
 
 
 class PartitionOptions(TableOptions, total=False):
-    """Partitions, each of which is computed by itself, and how many of them a run of a backfill takes."""
+    """Partitions, each computed separately, and how many of them one run of a backfill takes."""
 
     partitions_def: dg.PartitionsDefinition[Any] | None
     backfill_policy: dg.BackfillPolicy | None
@@ -112,16 +112,16 @@ class PartitionOptions(TableOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationBuilder(DagsterOptions):
-    """What all assets of one evaluation have in common. A factory adds what is its own: tables, checks, computation.
+    """Properties that all assets of one evaluation share. A factory adds its own tables, checks and computation.
 
     Args:
         name: Name of the main asset; the others are named after it.
-        partitions_def: Dagster's partitions, each computed by itself. Default: all of them together.
-        frame: What the IO manager is given: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
+        partitions_def: Dagster's partitions, each computed separately. Default: all of them together.
+        frame: Type that the IO manager gets: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
             record batches.
         io_manager_key: Key of the IO manager that stores the tables.
-        backfill_policy: How many runs a backfill is. Default: one run for all partitions.
-        role: What the main asset is. Those of evaluations and of gold have the tag `ROLE_TAG`.
+        backfill_policy: Number of runs of a backfill. Default: one run for all partitions.
+        role: Kind of the main asset. Evaluations and gold have the tag `ROLE_TAG`.
     """
 
     name: str
@@ -138,26 +138,28 @@ class EvaluationBuilder(DagsterOptions):
 
     @property
     def backfill(self) -> dg.BackfillPolicy | None:
-        """How many runs a backfill is; None where there are no partitions."""
+        """Policy for the runs of a backfill; None without partitions."""
         return self.backfill_policy or (dg.BackfillPolicy.single_run() if self.partitions_def else None)
 
     def check_partitions(self, *upstreams: object) -> None:
-        """Raise ConfigError where definitions among these, or in lists or mappings of these, have partitions that
-        cannot be mapped to those of the tables.
+        """Raise ConfigError if an upstream definition has partitions that Dagster cannot map to the tables' partitions.
+
+        `upstreams` may be definitions, or lists or mappings of them.
         """
         check_partitions(self.key, self.partitions_def, upstreams, self.all_deps([]))
 
     def follow(
         self, upstreams: Sequence[dg.AssetKey], *, not_awaited: Sequence[dg.AssetKey] = ()
     ) -> dg.AutomationCondition[Any]:
-        """Return the condition to give to `spec` as `follow`. It is for what costs nothing: asking an LLM waits for a
-        person.
+        """Return the condition to give to `spec` as `follow`. Use it for assets that cost nothing: a person starts the
+        assets that ask an LLM.
 
-        With partitions: when all of a partition is there and its blocking checks have passed. Without: whenever any
-        partition of an upstream is new, once each has one; and once for what is there when it is looked at first.
+        With partitions, it holds when all upstreams of a partition are materialized and their blocking checks have
+        passed. Without, it holds whenever any partition of an upstream is new, once each upstream has one; and once for
+        partitions that exist at the first evaluation.
 
-        Nothing happens for `not_awaited`, and they need not be there: rejects, which come with their labels, and what
-        is not Dagster's (`is_external`). Nor for `deps` of the user's.
+        It ignores `not_awaited`, and these may be missing: rejects, which come with their labels, and external assets
+        (`is_external`). It also ignores the user's own `deps`.
         """
         if self.partitions_def is not None:
             ignored = [*not_awaited, *self.more_deps(upstreams)]
@@ -193,13 +195,14 @@ class EvaluationBuilder(DagsterOptions):
         """Return the spec of one table.
 
         Args:
-            description: For the UI, where the user gives none for the main table.
-            suffix: The table is `<name>_<suffix>`, beside the main one.
-            deps: What it reads, beside `deps` of the user's.
-            kinds: For the UI, where the user gives none.
+            description: Description in the UI, unless the user gives one for the main table.
+            suffix: The table is named `<name>_<suffix>`; "" for the main one.
+            deps: Upstreams of the table, in addition to the user's own `deps`.
+            kinds: Kinds in the UI, unless the user gives some.
             code_version: See `code_digest`.
-            follow: Its condition where the user has left "default".
-            skippable: Whether a run may end without it; a run over several partitions says by itself which have landed.
+            follow: Automation condition, if the user has left "default".
+            skippable: Whether a run may end without it. A run over several partitions yields an event for each finished
+                one.
         """
         return self.asset_spec(
             key_beside(self.key, suffix) if suffix else self.key,
@@ -263,10 +266,10 @@ class EvaluationBuilder(DagsterOptions):
 
         Args:
             specs: From `spec`, by suffix. The first names the op.
-            prepare: Called once a run; what it raises ends the run as it is. It returns what is called with each
-                partition, or with None; what that raises fails the partition alone.
+            prepare: Called once per run; its exceptions end the run unchanged. It returns a function that is called
+                with each partition, or with None; an exception of this function fails only that partition.
             checks: From `check`, of the main table.
-            resource_keys: Resources beside the IO manager.
+            resource_keys: Resources other than the IO manager.
         """
         check_specs = [check(specs[""]) for check in checks]
 
@@ -311,14 +314,14 @@ class EvaluationBuilder(DagsterOptions):
         computed: Computed,
         checks: Sequence[dg.AssetCheckSpec] = (),
     ) -> Iterator[Any]:
-        """Give one partition to the IO manager, and yield the events that say so."""
+        """Give one partition to the IO manager, and yield its events."""
         table = in_partition(computed.table, partition)
         logged = write_output(context, spec, self.io_manager_key, partition, table, self.frame)
         described = {
             "dagster/row_count" if partition is None else "dagster/partition_row_count": len(table),
             "dagster/column_schema": table_schema(table.schema, {"partition": "of the rows", **computed.docs}),
         }
-        # Where nothing else was named, the rows behind a figure are those of the table.
+        # Without other named links, the rows behind a figure are the rows of the table.
         behind = rows_metadata(row_links(context).table(spec.key.to_user_string(), partition=partition))
         yield from materialize_result(
             context,
@@ -335,14 +338,16 @@ class EvaluationBuilder(DagsterOptions):
 
 
 def whenever_new(assets: Sequence[dg.AssetKey], *present: Sequence[dg.AssetKey]) -> dg.AutomationCondition[Any]:
-    """Return a condition that holds when any partition of `assets` is new, or was there already when this was looked at
-    first; and of each in `present`, any partition of any of them is there. Not while something is on its way.
+    """Return a condition that holds when a partition of `assets` is new, or existed at the first evaluation.
+
+    Each group in `present` must also have at least one materialized partition. The condition does not hold while a run
+    is in progress.
     """
     condition, selected = dg.AutomationCondition, dg.AssetSelection.assets(*assets)
     first = condition.initial_evaluation() & condition.missing()
     updated = condition.any_deps_updated().allow(selected)
-    # Not `since_last_handled`: it forgets at the first look what was there already, and labels that landed since the
-    # last look, though a run that was asked for then may have read its inputs before they did.
+    # Not `since_last_handled`: at its first evaluation it drops partitions that existed already. It also drops labels
+    # that were materialized since the last evaluation, though the run then requested may have read its inputs earlier.
     handled = condition.newly_requested() & ~updated
     follows = (
         (first | updated).since(handled) & ~condition.any_deps_in_progress().allow(selected) & ~condition.in_progress()

@@ -1,4 +1,4 @@
-"""Which assets an evaluation reads, however they were named."""
+"""Resolve the assets that an evaluation reads from the forms in which a user may name them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from dagster_llm_batch.metrics import Target
 __all__ = ["Candidate", "Candidates", "Scale", "candidates_of", "check_targets", "is_external", "targets_of"]
 
 Scale = Literal["categorical", "ordinal", "numeric"]
-"""What a factory takes as `kind`. Of a Target, `ordinal` becomes the `Kind` categorical, with weights for kappa."""
+"""Values of a factory's `kind`. In a Target, `ordinal` becomes the `Kind` categorical, with weights for kappa."""
 
 
 def is_external(upstream: Upstream | None) -> bool:
-    """Return whether an asset is taken to be there: an unpartitioned AssetSpec has no definition that a run could
-    materialize, so that waiting for it would be waiting for ever. Of all others Dagster knows what is there.
+    """Return whether an asset is assumed to exist, as an unpartitioned AssetSpec is.
+
+    It has no definition that a run could materialize, so a condition that waits for it would wait forever. Dagster
+    records the state of all other assets.
     """
     return isinstance(upstream, dg.AssetSpec) and upstream.partitions_def is None
 
@@ -55,7 +57,8 @@ def targets_of(
     targets = []
     for declared, name in zip(given, names, strict=True):
         scale = kinds.get(name, "categorical")
-        # one confidence column for all is meant for classes: a number is near or far, and no confidence says which
+        # one confidence column for all is meant for classes: a number is near or far, which a confidence does not
+        # measure
         certainty = confidence if isinstance(confidence, str) and scale != "numeric" else sure.get(name)
         if isinstance(declared, Target):
             if isinstance(kind, Mapping) and name in kind and kind[name] != _scale_of(declared):
@@ -105,10 +108,12 @@ Candidates = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """Who is measured. `rejects`: the asset with the rows that have no label; None where none is known. `keep`: columns
-    that its definition keeps of the rows; () where only its key is known. `is_whole`: its definition has no partitions,
-    so that there is nothing of it to read before it is materialized. `reader`: of its response, where its definition is
-    known.
+    """A measured asset with labels.
+
+    - `rejects`: asset with the rows without a label; None if unknown.
+    - `keep`: columns that its definition keeps of the rows; () if only its key is known.
+    - `is_whole`: its definition has no partitions, so that it has nothing to read before it is materialized.
+    - `reader`: reader of its response, if its definition is known.
     """
 
     name: str
@@ -139,8 +144,8 @@ def candidates_of(
     if not names or len(set(names)) < len(names):
         keys = ", ".join(candidate.key.to_user_string() for candidate in candidates)
         raise ConfigError(
-            f"candidates are {keys or 'empty'}: an evaluation needs at least one, each with a name of its own. "
-            "Where asset keys end alike, use candidates={'name': asset}."
+            f"candidates are {keys or 'empty'}: an evaluation needs at least one, each with its own name. "
+            "If asset keys end alike, use candidates={'name': asset}."
         )
     if strangers := sorted(set(rejects) - set(names)):
         raise ConfigError(
@@ -150,7 +155,7 @@ def candidates_of(
 
 
 def check_targets(targets: Sequence[str], columns: Sequence[str], owner: dg.AssetKey) -> None:
-    """Raise ConfigError for a target that is none of the columns of its owner."""
+    """Raise ConfigError for a target that is missing from the columns of its owner."""
     for target in targets:
         if target not in columns:
             raise ConfigError(
@@ -183,7 +188,5 @@ def _candidate(given: Any, targets: Sequence[str], name: str | None = None) -> C
 
 
 def _roles(given: object) -> set[str | None]:
-    """Return the roles of an asset: `{"batch"}` for the submission that `llm_batch_assets` returns beside the
-    labels.
-    """
+    """Return the roles of an asset: `{"batch"}` for the submission that `llm_batch_assets` returns with the labels."""
     return {spec.tags.get(ROLE_TAG) for spec in given.specs} if isinstance(given, dg.AssetsDefinition) else set()

@@ -1,4 +1,4 @@
-"""What labeling has cost, as a table, over time, and against the budget of a month. All of it is from the ledger.
+"""Costs of labeling from the ledger, as a table, over time, and compared with the budget of a month.
 
 This module must not have `from __future__ import annotations`: Dagster reads the annotation of `context`.
 """
@@ -55,20 +55,20 @@ _DOCS = {
     "input_tokens": "as billed, cached ones included",
     "output_tokens": "as billed",
     "cached_tokens": "part of the input tokens",
-    "cost_usd": "from the usage in the results; null: not known",
-    "requests_unknown": "requests that are collected, and of which nobody knows what they cost",
-    "reported_usd": "what vendors say, of batches of which they say it",
-    "reported_of_usd": "what the same batches cost by our prices",
-    "realtime_usd": "what the same would have cost in real time",
-    "saved_usd": "so much less was paid than in real time",
+    "cost_usd": "from the usage in the results; null: unknown",
+    "requests_unknown": "collected requests with unknown cost",
+    "reported_usd": "cost reported by vendors, for batches with such a report",
+    "reported_of_usd": "cost of the same batches by our prices",
+    "realtime_usd": "cost of the same requests in real time",
+    "saved_usd": "difference to the price in real time",
     "invalid_usd": "replies that were paid for and gave no label, when first asked for, or came after another had",
     "retries_usd": "the same, when they were asked for again",
     "padding_usd": "copies that were sent to reach a provider's least number",
     "wasted_usd": "the sum of the three: paid, and no label",
-    "lost_usd": "expected of batches that were given up or are gone: it may have been billed; in no other amount",
-    "open_usd": "expected of what is planned, in flight or not collected",
+    "lost_usd": "expected cost of abandoned or lost batches, which may have been billed; not part of another amount",
+    "open_usd": "expected cost of planned, in-flight and uncollected requests",
     "open_requests": "planned, in flight or not collected",
-    "open_unknown": "of these, requests of which nobody knows what they will cost",
+    "open_unknown": "open requests with unknown expected cost",
 }
 
 
@@ -83,28 +83,28 @@ def cost_assets(
     resource_key: str = "llm_batch",
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Declare an asset with what labeling has cost, from the ledger: a row for each group. The UI shows costs by day,
-    beside real time, and the month's forecast, which the check `month_cost` holds against a limit.
+    """Declare an asset with the costs of labeling, from the ledger: one row per group. The UI shows costs by day, next
+    to their price in real time, and the month's forecast. The check `month_cost` compares the forecast with a limit.
 
     Args:
         name: Name of the asset.
         candidates: Labeled datasets. Empty: all of the namespace.
-        by: What costs are summed by, each a column: "asset", "partition", "provider", "model", "day" and "month" (of
-            the sending, in UTC), "tag" (all tags of the dataset, as it was submitted), "tag:team" (one tag). The column
-            of "partition" is `label_partition`, that of "tag:team" `tag_team`.
+        by: Groups to sum the costs by, each a column: "asset", "partition", "provider", "model", "day" and "month"
+            (when it was sent, in UTC), "tag" (all tags of the dataset when it was submitted), "tag:team" (one tag). The
+            column of "partition" is `label_partition`; the column of "tag:team" is `tag_team`.
         layout: "sums", a row for each group; or "focus", a row for each collected batch with the columns of FOCUS 1.0,
             as tools for cloud costs import them. `by` is not used then.
-        max_month_usd: The check warns where these datasets are expected to cost more US dollars in the calendar month.
+        max_month_usd: The check warns if the expected cost of these datasets in the calendar month is more US dollars.
             Default: the deployment's own budgets of a month.
         resource_key: Key of the LLMBatchResource.
-        partitions_def: Partitions of time, as DailyPartitionsDefinition: each has what was sent within it. What is
-            collected later is there when it is made again. Default: all that was ever sent, in one table.
+        partitions_def: Partitions of time, such as DailyPartitionsDefinition: each has the costs of its requests,
+            by the time of sending. Materialize it again to add later results. Default: one table of all costs.
         frame, io_manager_key: As for `evaluation_assets`.
-        options: Dagster's own, as for `evaluation_assets`. By default it is made when any partition of `candidates` is
-            new; with partitions of its own when a person or a schedule says so.
+        options: Dagster's own, as for `evaluation_assets`. By default it is materialized when any partition of
+            `candidates` is new; with partitions of its own, only by a person or a schedule.
 
     Returns:
-        The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The asset, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     names = group_names(by)
     if layout not in get_args(_Layout):
@@ -113,12 +113,12 @@ def cost_assets(
     upstreams = [dataset.key for dataset in datasets]
     builder = EvaluationBuilder(name=name, **options)
     is_partitioned = builder.partitions_def is not None
-    # No partition of labels is that of a time of sending.
+    # Partitions of labels do not correspond to times of sending.
     every = dg.AllPartitionMapping() if is_partitioned else None
     if is_partitioned and not isinstance(builder.partitions_def, dg.TimeWindowPartitionsDefinition):
         raise ConfigError(
             f"partitions_def={builder.partitions_def}: costs are summed by the time of sending. Give partitions of "
-            "time, as dg.DailyPartitionsDefinition, or none."
+            "time, such as dg.DailyPartitionsDefinition, or leave partitions_def out."
         )
     costs = _Costs(
         by=names,
@@ -132,7 +132,7 @@ def cost_assets(
         "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
         deps=[dg.AssetDep(key, partition_mapping=every) for key in upstreams],
         code_version=code_digest("2", upstreams, names, *([] if layout == "sums" else [layout])),
-        # All of the namespace is no asset that could be followed, and what a day has cost no partition of labels says.
+        # The whole namespace is not an asset to follow, and partitions of labels do not give the cost of a day.
         follow=builder.follow(upstreams) if upstreams and not is_partitioned else None,
         skippable=False,
     )
@@ -216,7 +216,7 @@ def _forecast(engine: "Engine", month: date, assets: Sequence[str] | None) -> Mo
 
 
 def _ledger_name(context: dg.AssetExecutionContext, labels: dg.AssetKey) -> str:
-    """Return what the ledger calls the dataset of these labels; one that is not in these definitions has its key."""
+    """Return the dataset name of these labels in the ledger; it is the key if these definitions do not have them."""
     graph = asset_graph(context)
     metadata = graph.get(labels).metadata if graph.has(labels) else {}
     return str(metadata.get(DATASET_KEY, labels.to_user_string()))
@@ -268,7 +268,7 @@ def _metadata(costs: Sequence[ShardCost], total: CostSum, month: date, forecast:
     }
     return {
         "llm_batch/costs": dg.MetadataValue.md("\n\n".join(parts)),
-        # Left out where nothing is known: zero would be a figure.
+        # Left out if unknown: zero would be a figure
         **{f"llm_batch/{name}": float(amount) for name, amount in amounts.items() if amount is not None},
         "llm_batch/submissions": total.submissions,
         "llm_batch/requests": total.requests,

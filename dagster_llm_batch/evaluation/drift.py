@@ -1,6 +1,4 @@
-"""Have the labels of a dataset shifted between partitions? It takes no gold: what came out is compared with what came
-before.
-"""
+"""Detect shifts of a dataset's labels between partitions. It needs no gold: it compares labels with earlier labels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,13 +66,13 @@ _DOCS = {
     "js_distance": "Jensen-Shannon distance: 0 equal, 1 nothing in common",
     "n_classes": "classes that either has",
     "chi2": "chi-squared statistic",
-    "p_chance": "how often chance alone would shift the shares so far",
+    "p_chance": "probability that chance alone shifts the shares so far",
     "recent_psi": "PSI of the last n_recent partitions together, against the reference as it was before them",
-    "p_variation": "how often as many partitions, picked at random from all, would be so far off",
-    "p_value": "the larger of that and of how often chance would do it to those partitions; null: not decided",
+    "p_variation": "probability that as many partitions, picked at random from all, are so far off",
+    "p_value": "the larger of p_variation and the probability of chance for those partitions; null: undecided",
     "n_earlier": "partitions before it that show how much they vary",
     "n_recent": "partitions compared together, this one and those just before it; null: too few to decide",
-    "visible_change": "least change of that class's share that would be an alarm; null: none would be, or not decided",
+    "visible_change": "least change of that class's share that raises an alarm; null: not possible, or undecided",
     "most_changed": "class whose share has changed the most",
     "change": "by how much: 0.1 is ten points more",
     "drifted": "recent_psi is over the limit, and chance and the dataset's own variation do not explain it",
@@ -112,7 +110,7 @@ class DriftSpec:
 
 @dataclass(frozen=True)
 class _Series:
-    """One candidate and target: all that was counted, in order, and what it came to."""
+    """One candidate and target: the counts of all partitions, in order, and the drifts measured between them."""
 
     candidate: str
     target: str
@@ -168,8 +166,10 @@ class _Labels:
         self._counted = cache(self._count)
 
     def series(self, partition: str | None) -> list[_Series]:
-        """Of all partitions, or (`partition`) of one and what it is compared with. Candidates without labels there are
-        left out; raises InputError if none is left.
+        """Return the series of all partitions, or of `partition` and its reference. Leave out candidates without
+        labels.
+
+        Raises InputError if all candidates lack labels there.
         """
         series = [
             self._series(candidate, target, partition)
@@ -230,7 +230,7 @@ class _Labels:
         return _Series(candidate.name, target, counts, drifts)
 
     def _earlier(self, stored: Sequence[str], partition: str, fixed: Sequence[str]) -> list[str]:
-        """Return the partitions before one, but for those of a fixed reference."""
+        """Return the partitions before one, without the partitions of a fixed reference."""
         at = stored.index(partition)
         return [key for key in stored[max(0, at - _EARLIER) : at] if key not in fixed]
 
@@ -274,7 +274,7 @@ def _rows_behind(assets: Mapping[str, str], links: RowLinks, drift: Drift) -> st
 def _verdict(
     design: DriftSpec, measured: Sequence[_Series], partition: str | None, looks: Looks, behind: _Behind
 ) -> CheckOutcome:
-    """Of the last partition that has labels: in a run of one, that one."""
+    """Return the check result of the last partition with labels; a run of one partition checks that one."""
     judged = [drift for series in measured for drift in series.drifts[-1:]]
     over = [
         drift
@@ -283,7 +283,7 @@ def _verdict(
     ]
     look = Look(
         partition,
-        # What is within the limit, or has too few partitions before it, cannot fail: that is no look.
+        # A partition within the limit, or with too few before it, cannot fail: do not count it as a look.
         state=code_digest(*((drift.partition, drift.recent_psi, drift.p_value) for drift in judged)) if over else "",
     )
     level = looks.level(look, len(judged))
@@ -338,7 +338,7 @@ def _sentence(drift: Drift, level: float) -> str:
 
 def _metadata(design: DriftSpec, measured: Sequence[_Series], behind: _Behind) -> dict[str, Any]:
     drifts = [drift for series in measured for drift in series.drifts]
-    # First what is seen at a glance: a long table above it pushes the picture off the screen.
+    # First the short part: a long table above the picture pushes it off the screen.
     parts = [
         picture(
             f"shares of {series.candidate}, {series.target}",
@@ -400,34 +400,34 @@ def drift_assets(
         candidate ─▶ <name>           PSI, Jensen-Shannon distance and chi-squared of each partition and target
                      <name>_shares    labels and share of each class
 
-    Rows with one request have one reply, which counts once; so do rows of a `cluster`, once for each of their classes.
-    Three partitions in a row are judged together, so that one wild day is no alarm: an alarm comes on the third
-    partition of a shift. They have drifted where their PSI against the reference is over `max_psi`, chance does not
-    explain it, however few the rows are (chi-squared, by permutations where a class is rare), and they are further off
-    than three partitions picked at random from the last 90. With few partitions more than three are compared; with
-    fewer than about sixteen nothing is decided, and the check reports that. All looks share 5 % of false alarms in 365
-    partitions; see `evaluation.looks`. Needs the extra `evaluation` when it runs.
+    Rows with one request have one reply, which counts once; rows of a `cluster` count once for each of their classes.
+    Three consecutive partitions are judged together, so that one unusual day does not raise an alarm: an alarm comes on
+    the third partition of a shift. They have drifted if three conditions hold. Their PSI against the reference is over
+    `max_psi`. Chance does not explain it (chi-squared, by permutations if a class is rare), however few the rows are.
+    And they are further off than three partitions picked at random from the last 90. With few partitions more than
+    three are compared; with fewer than about sixteen the check decides nothing, and reports that. All looks share 5 %
+    of false alarms in 365 partitions; see `evaluation.looks`. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
         candidates: One or more partitioned assets with labels.
         target: Column, or columns, with classes.
-        reference: What a partition is compared with: a number of partitions before it, pooled, or the partitions that
-            are named, such as those the prompt was accepted on. A partition without a reference has no figures.
+        reference: Partitions to compare with: a number of preceding partitions, pooled, or named partitions, such as
+            those the prompt was accepted on. A partition without a reference has no figures.
         max_psi: Largest population stability index, in the check `label_drift`. 0.1 is a small shift, 0.25 a large one.
-        online: Whether an online detector (ADWIN) looks at all partitions in turn, too, for slow shifts. It is shown,
-            not checked. Needs the extra `drift`.
+        online: Whether an online detector (ADWIN) also looks at all partitions in turn, for slow shifts. Its result is
+            shown, not checked. Needs the extra `drift`.
         cluster: Column of the candidates whose rows belong together, such as the customer or the document. Default: the
             request.
-        partitions_def: The partitions of the candidates: each by itself, with one check for each. Default: one table of
-            all partitions, and a check of the last one that has labels.
+        partitions_def: The partitions of the candidates, each with its own table and check. Default: one table of all
+            partitions, and a check of the last one that has labels.
         check_severity: Severity of that check when it fails.
-        blocking: Whether the failed check holds back what is downstream.
+        blocking: Whether the failed check holds back downstream assets.
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
         options: Dagster's own, as for `evaluation_assets`.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     targets = [target] if isinstance(target, str) else list(target)
     if not targets or len(set(targets)) < len(targets):

@@ -32,17 +32,17 @@ _DOCS = {
     "group": "value of the column that group_by= names; null for all rows",
     "against": "group that is taken from it, for a difference",
     "n_rows": "rows of the table, or of the group",
-    "n_gold": "of them with gold; of a difference, those of the smaller group",
-    "n_eff": "rows drawn alike that would tell as much as those that were not certain to be drawn",
-    "naive": "what the labels alone say (of accuracy, the mean confidence)",
-    "gold_only": "what the gold rows alone say, weighted as they were drawn",
+    "n_gold": "rows with gold; for a difference, in the smaller group",
+    "n_eff": "equally drawn rows with as much information as the rows that were not certain to be drawn",
+    "naive": "estimate from the labels alone (for accuracy, the mean confidence)",
+    "gold_only": "estimate from the gold rows alone, weighted as they were drawn",
     "gold_only_low": "95 % interval (design-based, empirical likelihood)",
     "gold_only_high": "95 % interval (design-based, empirical likelihood)",
-    "powered": "what labels and gold say together",
+    "powered": "estimate from labels and gold together",
     "powered_low": "95 % interval (prediction-powered, empirical likelihood)",
     "powered_high": "95 % interval (prediction-powered, empirical likelihood)",
-    "slope": "how much the labels count in powered, 0 to 1; 0: powered is gold alone",
-    "worth_gold_rows": "gold rows that would have told as much without the labels",
+    "slope": "weight of the labels in powered, 0 to 1; 0: powered is gold alone",
+    "worth_gold_rows": "gold rows with as much information without the labels",
 }
 
 
@@ -62,45 +62,44 @@ def estimate_assets(
     confidence: str | Mapping[str, str] | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Declare an asset that estimates figures of a whole labeled table from few gold rows: what share is of each class,
-    what the mean is, how accurate the labels are, and how groups differ.
+    """Declare an asset that estimates figures of a whole labeled table from few gold rows: the share of each class, the
+    mean, the accuracy of the labels, and the differences of groups.
 
         gold ────────┐
         candidate a ─┼─▶ <name>    one row for each figure: labels alone, gold alone, and both together
         candidate b ─┘
 
-    Counting labels counts their mistakes too. `powered` corrects them by the gold rows (prediction-powered inference):
-    it holds however bad the labels are, and the better they are, the narrower its interval is beside that of gold
-    alone; `worth_gold_rows` says how many gold rows the labels have saved. Gold that keeps the columns of
+    Counting labels counts their mistakes too. `powered` corrects them with the gold rows (prediction-powered
+    inference). It holds however bad the labels are; the better they are, the narrower its interval is compared with
+    gold alone. `worth_gold_rows` is the number of gold rows that the labels have saved. Gold with the columns of
     `gold_sample_assets` is weighted by them; other gold is taken as drawn from all rows alike. Scores that a judge gave
     to free text (`rubric_judge_assets`) are corrected by people's scores in the same way. Below 10 effective rows there
-    is no interval. A number or score needs the least and the largest value that it can have, `minimum` and `maximum`
-    of a `Target` or of the response: they bound mistakes that no gold row shows. Needs the extra `evaluation` when it
-    runs.
+    is no interval. A number or score needs its possible least and largest value, `minimum` and `maximum` of a `Target`
+    or of the response: they bound mistakes that the gold rows do not show. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
         gold: Asset with the right values of some rows.
-        candidates: Assets with labels of all rows. Of a judge, what its factory returned: its verdicts.
-        key: Column that gold and candidates share; it names one row. Of a judge's verdicts it is `case_id`.
-        target: Column, or columns, to estimate; a `Target` says more about one, such as the ends of a number.
+        candidates: Assets with labels of all rows. For a judge, give its factory's return value: its verdicts.
+        key: Column that gold and candidates share; it names one row. For a judge's verdicts it is `case_id`.
+        target: Column, or columns, to estimate; a `Target` has details of one, such as the ends of a number.
         gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
-        kind: Scale of all targets, or by target. Of "categorical" ones shares and accuracy are estimated, of "numeric"
-            ones and of "ordinal" scores the mean.
+        kind: Scale of all targets, or by target. "categorical" targets get shares and accuracy; "numeric" targets and
+            "ordinal" scores get the mean.
         group_by: Column of the candidates whose values are groups, such as `region`, or `candidate` of a judge's
-            verdicts; "partition" means that of Dagster. Each group is estimated, and compared with the others (of more
-            than 10, with the one before).
+            verdicts; "partition" is Dagster's partition. Each group is estimated, and compared with the others (if
+            there are more than 10, with the one before).
         cluster: Column of gold, or else of the candidates, whose rows belong together, such as the customer or the
             document: they count as one. Default: rows that shared a request.
         rejects: Assets with rejected rows by candidate: they are rows of the table too. Those of `llm_batch_assets` are
             known where its definitions, not keys, are given as candidates.
-        confidence: Column of the candidates with the probability, 0 to 1, that their label is correct, from which the
-            accuracy is then estimated; a mapping names one by target.
+        confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
+            one by target. It is used to estimate the accuracy.
         frame, io_manager_key, partitions_def, backfill_policy: As for every evaluation; see `EvaluationBuilder`.
         options: Dagster's own, as for `evaluation_assets`. By default it is made when labels or gold are new.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     targets = targets_of(target, gold_target, kind, confidence)
     labeled = candidates_of(candidates, rejects or {}, [one.name for one in targets])
@@ -160,7 +159,7 @@ def _compute(
 
 
 def _how_drawn(read: Read) -> str:
-    """Say what is assumed of the rows that gold stands for."""
+    """Describe the assumption about the rows that gold represents."""
     if SAMPLE_COLUMNS[0] not in read.gold.column_names:
         return "taken as drawn from all rows alike, since it has no sample_weight"
     drawn_from = rows_drawn_from(read.gold)

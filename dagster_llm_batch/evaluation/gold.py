@@ -98,9 +98,7 @@ def _prepare(
 
 
 def _computed(design: EvaluationSpec, suffix: str, evaluated: _Evaluated) -> Computed:
-    """Return one of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be
-    evaluated.
-    """
+    """Return one of the tables, with metadata and check results. A partition that cannot be evaluated has none."""
     read, report = evaluated.read, evaluated.report
     sources: dict[str, Any] = {
         "gold": design.gold,
@@ -165,22 +163,21 @@ def evaluation_assets(
     blocking: bool = False,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Declare assets that measure candidates against gold: one row for each candidate and target, and one for each
-    class beside it.
+    """Declare assets that measure candidates against gold: one row per candidate and target, and one per class.
 
         gold ───────┐
         candidate a ┼─▶ <name>                 coverage, accuracy, F1, kappa with intervals, cost, latency, Pareto front
-        candidate b ┘   <name>_mistakes        the rows that a candidate got wrong, beside gold and all labels
-                        <name>_failures        the same in groups: which class for which, with share, words and examples
+        candidate b ┘   <name>_mistakes        the rows that a candidate got wrong, with gold and all labels
+                        <name>_failures        the same in groups: label and gold class, with share, words and examples
                         <name>_per_class       precision, recall and F1 of each class (categorical targets)
                         <name>_calibration     confidence against correctness, by bins (with `confidence`)
                         <name>_versions        present labels against the accepted ones (with `regression`)
-                           └─▶ <name>_accepted    labels that somebody has accepted (with `regression`)
+                           └─▶ <name>_accepted    labels that a person has accepted (with `regression`)
 
-    With `partitions_def`, each partition is evaluated by itself, on what Dagster's partition mappings name of gold and
-    candidates; what is not materialized of it is left out and counted. Without, all materialized partitions are read,
-    one by one, and evaluated together. Keys must be unique over all that are read together. `evaluation.gold_rows` says
-    which gold rows count. Needs the extra `evaluation` when it runs.
+    With `partitions_def`, each partition is evaluated separately, on the partitions of gold and candidates that Dagster
+    maps to it; unmaterialized ones are left out and counted. Without, all materialized partitions are read, one by one,
+    and evaluated together. Keys must be unique over all tables that are read together. `evaluation.gold_rows` lists the
+    gold rows that count. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the evaluation asset.
@@ -188,39 +185,39 @@ def evaluation_assets(
         candidates: Assets with labels: their keys, or what `llm_batch_assets` returned. A mapping gives them names;
             else the last part of the asset key is the name.
         key: Column that gold and candidates share; it names one row.
-        target: Column, or columns, to compare; a `Target` says more about one.
+        target: Column, or columns, to compare; a `Target` has details of one.
         gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
         kind: Scale of all targets, or by target. "ordinal" is for integer classes, where kappa counts a disagreement by
             its squared distance.
-        keep: Columns of the candidates that `<name>_mistakes` shows beside each row. Default: what the definitions of
-            the candidates keep.
+        keep: Columns of the candidates to show with each row in `<name>_mistakes`. Default: the columns that the
+            candidates' definitions keep.
         cluster: Column of gold, or else of the candidates, whose rows belong together, such as the customer or the
             document: intervals and tests take all rows with one value for one unit. Default: the request
             (`llm_request_id`), since identical ones have one reply.
-        rejects: Assets with rejected rows by candidate, so that their costs count and they are told from absent rows.
-            Those of `llm_batch_assets` are known where its definitions, not keys, are given as candidates.
+        rejects: Assets with rejected rows by candidate, so that their costs count and they are distinguished from
+            absent rows. Rejects of `llm_batch_assets` are known if its definitions, not keys, are given as candidates.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
             one by target. Candidates without it are not calibrated.
-        regression: Whether the last accepted version is kept and compared with, and checked (`regression`): no
-            candidate may be surely worse than it was. To accept, materialize `<name>_accepted` with
-            `candidates: [<name>, …]` in its run config; without, it accepts nothing.
+        regression: Whether to keep the last accepted version, compare with it, and check it (`regression`): it fails if
+            a candidate is surely worse than before. To accept, materialize `<name>_accepted` with
+            `candidates: [<name>, …]` in its run config; without candidates it accepts nothing.
         min_accuracy: Least accuracy of every candidate, or by candidate, as an asset check over all categorical
             targets, on all gold rows: one without a label counts as wrong. `AtLeast` asks for a lower bound instead, or
             for the labeled rows only.
-        min_kappa: Least kappa, likewise; no label is an answer of its own, which is never right.
+        min_kappa: Least kappa, likewise; a missing label is an answer of its own, which is always wrong.
         max_ece: Largest expected calibration error of every candidate, or by candidate, as an asset check. It fails
             where chance does not explain that the error is larger: few labels make it large by themselves.
         check_severity: Severity of a check that fails.
-        blocking: Whether a failed check holds back what is downstream.
+        blocking: Whether a failed check holds back downstream assets.
         frame, io_manager_key, partitions_def, backfill_policy: As for every evaluation; see `EvaluationBuilder`.
-        options: Dagster's own, of all tables but for `<name>_accepted`, which waits for a person and is never late: see
-            `DagsterOptions`. By default they are made when labels or gold are new. A partitioned evaluation waits for
-            all upstreams of its partition and their blocking checks (`on_labels_ready`); an unpartitioned one takes
-            what there is whenever a partition has landed. Gold that is given as an unpartitioned AssetSpec is taken to
-            be there.
+        options: Dagster's own, for all tables except `<name>_accepted`, which waits for a person and is never late: see
+            `DagsterOptions`. By default they are materialized when labels or gold are new. A partitioned evaluation
+            waits for all upstreams of its partition and their blocking checks (`on_labels_ready`); an unpartitioned one
+            takes the materialized partitions whenever another arrives. Gold given as an unpartitioned AssetSpec is
+            assumed to exist.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     targets = targets_of(target, gold_target, kind, confidence)
     measured = candidates_of(candidates, rejects or {}, [target.name for target in targets])

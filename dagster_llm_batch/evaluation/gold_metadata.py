@@ -1,4 +1,4 @@
-"""What Dagster's UI shows of an evaluation: figures to plot, tables to read, pictures to look at.
+"""Metadata of an evaluation for Dagster's UI: figures to plot, tables to read, pictures to look at.
 
 Figures are floats under `llm_batch/<candidate>/<figure>`, with several targets `llm_batch/<target>/<candidate>/…`, so
 that Dagster plots each over time or partitions. Pictures are PNG inside Markdown, since Dagster stores no images; they
@@ -72,7 +72,7 @@ MISTAKES_SHOWN = 20
 _SENTENCE_CHARS = 1_000
 
 _LOW, _HIGH = "95 % interval by the unit, lower end", "95 % interval by the unit, upper end"
-_METHOD = "method of the interval, or why there is none"
+_METHOD = "method of the interval, or the reason why it is missing"
 
 DOCS = {
     "partition": "partition that was evaluated",
@@ -112,7 +112,7 @@ DOCS = {
     "kappa_low": _LOW,
     "kappa_high": _HIGH,
     "kappa_interval": _METHOD,
-    "kappa_all": "kappa over all gold rows, where no label is an answer that is never right",
+    "kappa_all": "kappa over all gold rows; a missing label is an answer that is always wrong",
     "kappa_weights": "linear or quadratic for ordinal classes",
     "mae": "mean absolute error",
     "mae_low": _LOW,
@@ -133,7 +133,7 @@ DOCS = {
     "mean_confidence": "mean confidence of these rows",
     "ece": "expected calibration error: mean distance of confidence and accuracy",
     "brier": "mean squared distance of the confidence from 1 (correct) or 0 (wrong)",
-    "on_pareto_front": "no other candidate is as good for less, or better for as much",
+    "on_pareto_front": "false: another candidate is as good for less, or better for as much",
     "models": "LLMs that answered, as the provider names them",
     "prompt_versions": "versions of the prompt's wording",
     "class": "class of the target",
@@ -160,7 +160,7 @@ DOCS = {
     "change_low": _LOW,
     "change_high": _HIGH,
     "change_interval": _METHOD,
-    "p_worse": "how often a version that is no worse would look this bad, in this look alone (exact, one-sided)",
+    "p_worse": "probability that an equally good version looks this bad, in this look alone (exact, one-sided)",
 }
 
 
@@ -168,9 +168,9 @@ FAILURE_DOCS = {
     "partition": "partition that was evaluated",
     "candidate": "whose labels",
     "target": "column that was compared with gold",
-    "gold": "the right class; null of rows without a label",
-    "label": "what was said for it; null of rows without a label",
-    "reason": "why there is no label; null where there is one",
+    "gold": "the right class; null for rows without a label",
+    "label": "label of the candidate; null for rows without a label",
+    "reason": "reason for the missing label; null for rows with a label",
     "n": "gold rows in the group",
     "n_gold": "gold rows with a value",
     "share": "share of all gold rows; of the whole table where gold has the weights of a sample",
@@ -209,7 +209,7 @@ class MistakeLinks:
 def evaluation_metadata(
     report: EvaluationReport, read: Read, failures: Sequence[Failure], mistakes: MistakeLinks
 ) -> dict[str, Any]:
-    """For `<name>`: the figures that decide, pictures, and what was left out."""
+    """Return the metadata of `<name>`: the main figures, pictures, and the rows left out."""
     shown = {
         "llm_batch/evaluation": dg.MetadataValue.md(_summary(report.evaluations)),
         "llm_batch/report": dg.MetadataValue.md(_report(report, read.misfits, failures, mistakes)),
@@ -246,7 +246,7 @@ def per_class_metadata(report: EvaluationReport) -> dict[str, Any]:
 
 
 def calibration_metadata(report: EvaluationReport) -> dict[str, Any]:
-    """For `<name>_calibration`: the figures, and a reliability diagram of each candidate and target."""
+    """Return the metadata of `<name>_calibration`: figures, and a reliability diagram per candidate and target."""
     figures = [
         {
             "candidate": calibration.candidate,
@@ -267,7 +267,7 @@ def calibration_metadata(report: EvaluationReport) -> dict[str, Any]:
 
 
 def mistakes_metadata(mistakes: pa.Table, links: MistakeLinks) -> dict[str, Any]:
-    """For `<name>_mistakes`: how many rows, and the first of them to read."""
+    """Return the metadata of `<name>_mistakes`: the number of rows, and the first of them to read."""
     text = "Every label equals gold."
     if len(mistakes):
         text = table_markdown(mistakes, max_rows=MISTAKES_SHOWN, links={links.key: links.row})
@@ -275,7 +275,7 @@ def mistakes_metadata(mistakes: pa.Table, links: MistakeLinks) -> dict[str, Any]
 
 
 def failures_metadata(failures: Sequence[Failure], mistakes: MistakeLinks) -> dict[str, Any]:
-    """For `<name>_failures`: the largest groups, with what distinguishes them."""
+    """Return the metadata of `<name>_failures`: the largest groups, with their distinguishing words."""
     text = "Every label equals gold."
     if failures:
         largest = sorted(failures, key=lambda failure: -failure.n)[:MISTAKES_SHOWN]
@@ -314,9 +314,9 @@ def mistakes_docs(candidates: Sequence[Candidate], *, key: str, keep: Sequence[s
         "gold": "the right value, as text",
     }
     for candidate in candidates:
-        docs[f"{candidate.name}_label"] = f"what {candidate.name} said, as text; null where it gave no label"
+        docs[f"{candidate.name}_label"] = f"label of {candidate.name}, as text; null for rows without a label"
         docs[f"{candidate.name}_confidence"] = "its own confidence, 0 to 1"
-        docs[f"{candidate.name}_reason"] = "why it gave no label; null where it gave one"
+        docs[f"{candidate.name}_reason"] = "reason for the missing label; null for rows with a label"
     return docs
 
 
@@ -378,7 +378,7 @@ def _weights(evaluations: Sequence[Evaluation]) -> dict[str, str]:
 
 
 def _summary(evaluations: Sequence[Evaluation]) -> str:
-    """Return the few figures that fit beside a metadata key."""
+    """Return the few figures that fit next to a metadata key."""
     names = ("candidate", "target", "coverage", "accuracy", "kappa", "ece", "mae", "spearman")
     columns = {name: [getattr(evaluation, name) for evaluation in evaluations] for name in names}
     per_correct = [evaluation.cost_per_correct_usd for evaluation in evaluations]

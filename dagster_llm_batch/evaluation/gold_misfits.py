@@ -1,6 +1,6 @@
 """Gold values that the response of a candidate cannot give, such as a misspelt class: no label ever equals them.
 
-They count as they did, as wrong, and are told: no figure says by itself that gold, and not the model, is at fault.
+They still count as wrong, and a message names them: the figures alone would blame the model, and gold is at fault.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Misfits:
 
     @property
     def are_all(self) -> bool:
-        """Whether no gold row is left that a label could equal."""
+        """Whether all gold rows have values that labels cannot equal."""
         return sum(count for _, count in self.rows) == self.n_gold
 
     @property
     def text(self) -> str:
-        """What a person needs to find them, and what to do."""
+        """Message with the values and rows to find, and the next step."""
         shown = [f"{_shown(value)} ({count:,})" for value, count in self.rows[:EXAMPLES]]
         more = len(self.rows) - len(shown)
         return (
@@ -70,7 +70,7 @@ def may_find_misfits(candidates: Sequence[Candidate], targets: Sequence[Target])
 
 
 def misfits_sentence(misfits: Sequence[Misfits]) -> str | None:
-    """Return in one sentence that some gold rows count as wrong whatever is answered; None where none do."""
+    """Return a sentence on gold rows that count as wrong for every answer; None without such rows."""
     if not misfits:
         return None
     told = [
@@ -97,17 +97,17 @@ def _shown(value: object) -> str:
 
 
 def find_misfits(gold: pa.Table, labels: pa.Table, candidate: Candidate, target: Target) -> Misfits | None:
-    """Return the misfits, the most frequent value first; None where there are none, or nobody knows.
+    """Return the misfits, the most frequent value first; None without misfits, or if the response is unknown.
 
-    A value that the candidate gave, as by an earlier definition, is none. Numeric targets are near or far, and a mean
-    of what people said need not be a number that the response can give.
+    A value that the candidate gave, for example by an earlier definition, is not a misfit. Numeric targets are near or
+    far, and a mean of human labels may be a number that the response cannot give.
     """
     schema = None if candidate.reader is None else _column_schema(candidate.reader, target.name)
     column = target.gold_column or target.name
     if schema is None or target.kind != "categorical" or gold.column_names.count(column) != 1:
         return None
     values = gold[column].drop_null()
-    # what is nested, or has too many values for classes, is refused when it is compared
+    # the comparison itself refuses nested values, and too many values for classes
     if pa.types.is_nested(values.type) or len(distinct := pc.value_counts(values)) > MAX_CLASSES:
         return None
     fit = Fit(schema)
@@ -128,12 +128,12 @@ def find_misfits(gold: pa.Table, labels: pa.Table, candidate: Candidate, target:
 
 
 def _column_schema(reader: Reader, name: str) -> dict[str, Any] | None:
-    """Return the schema of an object with this column; None where the response says nothing of it."""
+    """Return the schema of an object with this column; None if the response does not describe the column."""
     schema = reader.columns_schema or reader.format.json_schema or {}
     of_column = next((field for field in reader.fields if field.name == name), None)
     if of_column is None or is_json(of_column) or name not in schema.get("properties", {}):
         return None
-    # No other column is needed, and a rule for several columns says nothing of one.
+    # The other columns are not needed, and a rule for several columns does not describe one.
     return {word: schema[word] for word in ("$defs", "definitions", "properties") if word in schema}
 
 

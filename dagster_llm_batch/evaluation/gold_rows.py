@@ -1,14 +1,14 @@
-"""What an evaluation reads: gold and candidates, through their own IO managers, one partition at a time.
+"""Read gold and candidates for an evaluation, through their own IO managers, one partition at a time.
 
-Which gold rows count (the others are counted and shown, never silently dropped):
+These gold rows count (the others are counted and shown, never silently dropped):
 
-    gold partitioned as the candidates    rows of the partitions that at least one candidate has labeled
-    gold partitioned, evaluation is       rows of the partitions that the evaluation's is mapped to
-    gold not partitioned, evaluation is   rows whose key a partitioned candidate has in that partition, rejects included
-    otherwise                             all rows of gold
+    gold partitioned like the candidates   rows of the partitions that at least one candidate has labeled
+    gold partitioned, evaluation too       rows of the partitions that Dagster maps to the evaluation's partition
+    only the evaluation partitioned        rows whose key a partitioned candidate has in that partition, rejects too
+    otherwise                              all rows of gold
 
-A candidate without a partition that another one has is measured on it all the same: its rows there have no label.
-Rejects are read too, where they are known: what they have cost belongs to the candidate.
+A candidate without a partition that another candidate has is still measured on it: its rows there have no label.
+Rejects are read too, if they are known: their cost counts for the candidate.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _HINT = "Set key=, target= or gold_target= to columns that are there."
 
 @dataclass(frozen=True)
 class Read:
-    """Tables to compare. `gold` holds the rows that count; the counts say what was left out or not there.
+    """Tables to compare. `gold` holds the rows that count; the counts are of rows left out or missing.
 
-    `partitions` were read of at least one candidate; None where nothing is partitioned, or in one partition. In one
-    that reads several of a candidate, those of each are counted, and so are `partitions_missing`: not materialized.
+    `partitions` were read of at least one candidate; None without partitions, or in one partition. One partition may
+    read several partitions of a candidate: they are counted, and so are the unmaterialized ones, `partitions_missing`.
     `misfits`: values of gold that a candidate cannot give; their rows are in `gold`.
     """
 
@@ -87,12 +87,12 @@ class Upstreams:
         self._partitions_of = self._tables.partitions_def
 
     def read(self, partition: str | None) -> Read:
-        """Return what the evaluation of one partition, or of everything (None), compares."""
+        """Return the tables to compare in the evaluation of one partition, or of everything (None)."""
         read = self._read_all() if partition is None else self._read_one(partition)
         # Keys that never meet (numbers against text, another prefix) would give a coverage of zero for no reason.
         for name, table in read.candidates.items():
             self._refuse_no_overlap(name, table, read.gold)
-        # A candidate that has not landed yet may be the one that has the column: its table says nothing so far.
+        # A candidate without a table may have the column: it is unknown until the table is materialized.
         landed = all(self._stored(candidate.key) for candidate in self._candidates)
         for argument, names in (("confidence", self._confidences), (self._kept_by, self._keep)) if landed else ():
             for name in names:
@@ -104,7 +104,7 @@ class Upstreams:
         return replace(read, misfits=tuple(self._misfits(read)))
 
     def _misfits(self, read: Read) -> Iterator[Misfits]:
-        """Yield them, each told in the log. Raises InputError where a candidate cannot give any value of gold."""
+        """Yield the misfits, and log each. Raises InputError if a candidate cannot give any value of gold."""
         for target in self._targets:
             for candidate in self._candidates:
                 found = find_misfits(read.gold, read.candidates[candidate.name], candidate, target)
@@ -241,7 +241,7 @@ class Upstreams:
 def _with_keys_of(gold: pa.Table, tables: Sequence[pa.Table], key: str) -> pa.Table:
     keys = [table[key] for table in tables if len(table)]
     if any(column.type != gold[key].type for column in keys):
-        # the join says which types differ
+        # the message of the join names the types
         return gold
     has_candidate = pc.is_in(
         gold[key], value_set=pa.chunked_array([c for column in keys for c in column.chunks], gold[key].type)

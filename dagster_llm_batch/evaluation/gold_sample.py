@@ -1,4 +1,4 @@
-"""Rows that people should label next, proposed so that what is measured on them holds for all rows."""
+"""Propose rows that people should label next, so that figures measured on them hold for all rows."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _DOCS = {
     "why": "signals that weighed as much as chance, strongest first; else random",
     "disagreement": "share of the pairs of candidates that differ",
     "low_confidence": "1 - least confidence that a candidate states",
-    "rare_class": "how far below an even share the row's class is",
+    "rare_class": "distance of the class's share below an even share",
     "drift": "part of the class that its share in the partition before does not explain",
     "probability": "of being proposed",
     "sample_weight": "1 / probability; gold keeps this column, and the following",
-    "sample_round": "how often rows were drawn, this time included",
+    "sample_round": "number of draws so far, including this one",
     "sample_rows": "rows that there were, those with gold included",
     "sample_partition": "partition that was drawn from",
 }
@@ -73,41 +73,41 @@ def gold_sample_assets(
         candidate b ─┼─▶ <name>    one row for each proposal: key, why, probability, sample_…
         gold ────────┘
 
-    Not the hardest rows only: `random_share` of them is drawn from all rows alike, and each proposal says with what
-    probability it was drawn. Keep the columns that begin with `sample_` with the label: evaluations use them, so that
-    their figures are those of all rows, not of the hard ones. Each time that gold has grown, the next round is drawn
-    from the other rows; label a round before the next is drawn. Rows that had gold before the first one get
-    `sample_weight` 1 and `sample_round` 0. What candidates said is not shown: people should not follow it. The same
-    labels and seed give the same proposals. Needs the extra `evaluation` when it runs.
+    The proposals are not only the hardest rows: `random_share` of them is drawn from all rows alike, and each proposal
+    contains its probability of being drawn. Keep the columns that begin with `sample_` with the label: evaluations use
+    them, so that their figures hold for all rows, not only for the hard ones. Each time that gold has grown, the next
+    round is drawn from the other rows; label a round before the next is drawn. Rows that had gold before the first
+    round get `sample_weight` 1 and `sample_round` 0. The candidates' labels are not shown, so that people do not follow
+    them. The same labels and seed give the same proposals. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
         candidates: Assets with labels. One is enough; two can disagree.
         key: Column that candidates and gold share; it names one row.
         target: Column, or columns, that people will label: classes, not measurements.
-        sample_size: How many rows to propose; of each partition, if there are any. None (in YAML null): all that have
-            no gold.
+        sample_size: Number of rows to propose, for each partition if there are any. None (in YAML null): all rows
+            without gold.
         gold: Asset with the rows that people have labeled already; these are not proposed. It may be empty yet.
         rejects: Assets with rejected rows by candidate: they are proposed too.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
-            one by target. Candidates without it have no say.
+            one by target. Candidates without it do not count for this signal.
         random_share: Share of the proposals that is drawn from all rows alike; above 0. Default: three quarters, so
             that 40 proposals show any figure at least as well as 30 random rows. With less, more of the rows are those
             that signals find, and intervals can be wider.
         seed: Seed of the drawing; another one draws other rows.
-        stop: How narrow an interval is to become; gold= is needed. A round then stays until each of its rows is in
-            gold, and the next has as many rows as are forecast; `sample_size` is that of the first. Where it is narrow
-            enough, no row is proposed any more. The check `enough_gold` warns until then, with the rows that are still
-            to be labeled, and the minutes that people need, as far as gold tells (`annotation_assets` does). Each
-            round's interval is wider than that of 95 %, so that looking at all of them misses in 5 %.
-        partitions_def: Partitions, from each of which rows are proposed by themselves. Its classes are then compared
-            with those of the partition before, as far as a candidate has that (`drift`).
+        stop: Width that an interval must reach; needs gold=. A round then stays until each of its rows is in gold, and
+            the next has the forecast number of rows; `sample_size` is for the first round. Once the interval is narrow
+            enough, the asset proposes no more rows. Until then the check `enough_gold` warns. It shows the rows still
+            to label, and the minutes that people need, if gold contains their times (`annotation_assets` records them).
+            Each round's interval is wider than a 95 % one, so that looking at all of them misses in 5 %.
+        partitions_def: Partitions; rows are proposed from each separately. Classes of a partition are then compared
+            with the partition before, if a candidate has it (`drift`).
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
-        options: Dagster's own, as for `evaluation_assets`. By default it is made when labels are new, and with `stop`
-            when gold is; without, not when gold is.
+        options: Dagster's own, as for `evaluation_assets`. By default it is materialized when labels are new, and with
+            `stop` also when gold is new.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     check_design(sample_size, random_share)
     targets = (target,) if isinstance(target, str) else tuple(target)
@@ -153,7 +153,7 @@ def gold_sample_assets(
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A round that people are at: its rows, and how many of them nobody has judged."""
+    """A round in progress: its rows, and the number of them that still lack a judgment."""
 
     rows: pa.Table
     left: int
@@ -177,7 +177,7 @@ class _Sampling:
 
     @property
     def follow(self) -> dg.AutomationCondition[Any]:
-        """Return the condition to propose anew: when labels are new, and, for a rule, when gold is."""
+        """Return the condition to propose again: when labels are new, and, with a stop rule, when gold is."""
         builder = self.builder
         if self.stop is None or self.gold is None:
             return builder.follow(self.reads, not_awaited=self.not_awaited)
@@ -258,8 +258,9 @@ class _Sampling:
         has_gold: pa.Array | None,
         partition: str | None,
     ) -> _Waiting | None:
-        """Return the rows that were proposed last, while somebody has to judge some of them: drawing anew would leave
-        out whoever is slow. None where there is no such row. Rows that are gone need not be judged.
+        """Return the rows of the last proposal while some of them lack a judgment; None if all have one.
+
+        A new draw would leave out the rows of slow labelers. Rows that are gone need no judgment.
         """
         own = next(iter(context.selected_asset_keys))
         if partition not in stored.partitions(own):
@@ -282,7 +283,7 @@ class _Sampling:
         size: int,
         waiting: _Waiting | None,
     ) -> Enough:
-        """Return what the rule says."""
+        """Return the state of the stop rule."""
         return enough_of(
             rule,
             gold,
@@ -299,7 +300,7 @@ class _Sampling:
     def _labels(self, stored: StoredTables, candidate: Candidate, partition: str | None) -> pa.Table:
         """Return labels, and the rejects as rows without a label."""
         columns = [self.join_key, *self.targets]
-        # A rule counts requests, and what did not succeed is wrong.
+        # A stop rule counts requests, and a request that did not succeed is wrong.
         also = self.confidence if self.stop is None else (*self.confidence, REQUEST, "llm_outcome")
         labels = stored.read(candidate.key, partition, columns, also=also, hint=_HINT)
         if candidate.rejects is None:
@@ -327,7 +328,7 @@ class _Sampling:
         """Return keys of the rows that have gold, and how they were drawn; None where there is no gold yet."""
         if self.gold is None:
             return None
-        # Gold may be declared before anybody has labeled a row: until something is materialized there is none.
+        # Gold may be declared before the first row is labeled: it is empty until it is materialized.
         begun = self.gold_is_external or context.instance.get_latest_materialization_event(self.gold) is not None
         here = stored.parts(self.gold, partition)
         if not begun or not here:
@@ -338,7 +339,7 @@ class _Sampling:
 
 
 def _of_partition(gold: pa.Table | None, partition: str | None) -> pa.Table | None:
-    """Return the gold that was drawn from a partition; all of it where it does not say."""
+    """Return the gold that was drawn from a partition; all gold if it has no partition column."""
     if gold is None or partition is None or PARTITION not in gold.column_names:
         return gold
     return gold.filter(pc.equal(gold[PARTITION].cast(pa.string()), partition))

@@ -1,4 +1,4 @@
-"""Candidates of which something is still in flight: figures that lack their labels are no alarm."""
+"""Turn failed checks into warnings while labels of a candidate are still in flight: the figures lack them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def judged_later(
 ) -> list[CheckOutcome]:
     """Return the verdicts on an evaluation; one that failed is no alarm while labels that it reads are in flight.
 
-    It warns then, and no alert is sent. The evaluation is made again when these labels land. A blocking check holds
-    back all the same what is downstream.
+    It warns then, without an alert. The evaluation is materialized again when these labels arrive. A blocking check
+    still holds back downstream assets.
     """
     if all(verdict.passed for verdict in verdicts):
         return list(verdicts)

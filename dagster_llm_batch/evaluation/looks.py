@@ -1,13 +1,13 @@
-"""How often a check has looked at a dataset, so that all looks together keep its chance of a false alarm.
+"""Count how often a check has looked at a dataset, so that all looks together keep its chance of a false alarm.
 
-What is looked at is kept in the check's own metadata (`llm_batch/look`), in Dagster's event log, which all runs share:
-there is no other state. A look is one partition in one state of its data, known by a digest, so that materializing the
-same again is no other look. Its level is that of the partition's place among all partitions (`metrics.looks`): it needs
-to know of no other run, whatever the order of a backfill and however many runs are at work.
+The state of each look is kept in the check's own metadata (`llm_batch/look`), in Dagster's event log, which all runs
+share. A look is one partition in one state of its data, identified by a digest: materializing the same data again
+is not another look. Its level depends on the partition's place among all partitions (`metrics.looks`). So it is
+independent of other runs, of the order of a backfill, and of the number of parallel runs.
 
-Where a partition's data have changed since its first look, the further looks have the least level there is. Without
-partitions the places are those of the states, in the order in which they were seen. Whoever wipes the check's history
-begins anew.
+If a partition's data have changed since its first look, the further looks have the least possible level. Without
+partitions, a place is the index of a state, in the order in which the states were seen. Wiping the check's history
+starts the count again.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["Look", "Looks"]
 
 _KEY = "llm_batch/look"
 _READ = 4 * LOOKS + LOOKS // 2
-"""Evaluations of the check that are read: those of a life, of which some were repeated. Where more partitions are gone
-than that, the places stand still in the middle of a life, whose looks have less than their part.
+"""Number of the check's evaluations to read: one life, with some repetitions. If more partitions than that are gone,
+the places stop in the middle of a life, whose looks have less than their part.
 """
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one evaluation of a check looks at.
+    """The data that one evaluation of a check looks at.
 
-    - `state`: digest of the data; empty where they cannot fail the check, which is no look.
-    - `question`: what evidence of several partitions is pooled for; that of another question does not count.
-    - `payoffs`: by the name of what is compared, see `log_payoffs`.
+    - `state`: digest of the data; empty if they cannot fail the check, which does not count as a look.
+    - `question`: only looks with the same question pool their evidence over partitions.
+    - `payoffs`: by name of the compared candidate and target, see `log_payoffs`.
     """
 
     partition: str | None
@@ -49,7 +49,7 @@ class Look:
 
 
 class Looks:
-    """The looks of one check, for one run. Looks of runs beside this one are not seen, and need not be."""
+    """The looks of one check, for one run. Looks of parallel runs are not seen, and are not needed."""
 
     def __init__(
         self,
@@ -73,8 +73,9 @@ class Looks:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        """Where partitions are taken away, as old dynamic ones may be, the others keep their places: what is gone has
-        had its looks, and a place that came again would be shared by two.
+        """Places of the partitions, which they keep when others are removed, such as old dynamic partitions.
+
+        A removed partition has had its looks; if its place were given to another one, two would share it.
         """
         places = partition_places(self._partitions_def, self._instance)
         gone = {look.partition for look in self._seen if look.partition is not None} - set(places)

@@ -1,4 +1,4 @@
-"""An LLM that says which of two answers is better."""
+"""Have an LLM choose the better of two answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PAIRWISE_DOCS = {
     "a": "first candidate of the pair",
     "b": "second candidate of the pair",
     "n_rows": "rows that both answered",
-    "n_identical": "rows with the same answer: ties that nobody was asked about",
+    "n_identical": "rows with the same answer: ties, without a question to the judge",
     "n_unjudged": "rows without a verdict in one order or both; left out",
     "n_judged": "rows with a verdict in both orders",
     "n_a_wins": "a is better, in both orders",
@@ -50,16 +50,16 @@ _PAIRWISE_DOCS = {
     "win_rate_a": "share of judged and identical rows that a wins, ties as half",
     "win_rate_a_low": "95 % interval, by the request",
     "win_rate_a_high": "95 % interval, by the request",
-    "win_rate_a_interval": "its method, or why there is none",
-    "p_value": "how often equally good candidates would differ as much (sign test)",
+    "win_rate_a_interval": "method of the interval, or the reason why it is missing",
+    "p_value": "probability that equally good candidates differ as much (sign test)",
     "inconsistent_rate": "n_inconsistent / n_judged",
     "first_rate": "share of verdicts for A or B that are for A, shown first; 0.5 without a preference",
     "first_rate_low": "95 % interval, by the request",
     "first_rate_high": "95 % interval, by the request",
-    "first_rate_interval": "its method, or why there is none",
-    "n_both_first": "rows where whoever is shown first wins",
-    "n_both_second": "rows where whoever is shown second wins",
-    "position_p_value": "how often no preference for a position would make these differ as much (sign test)",
+    "first_rate_interval": "method of the interval, or the reason why it is missing",
+    "n_both_first": "rows where the answer shown first wins in both orders",
+    "n_both_second": "rows where the answer shown second wins in both orders",
+    "position_p_value": "probability that a judge without preference makes these differ as much (sign test)",
 }
 
 
@@ -135,32 +135,32 @@ def pairwise_judge_assets(
 
     Args:
         name: Name of the asset with the figures.
-        rows: Asset with what the candidates were asked about.
+        rows: Asset with the rows that the candidates answered.
         candidates: Assets with their answers.
         key: Column that rows and candidates share; it names one row.
         target: Column, or columns, of the candidates with the answer. Several are shown as one JSON object.
-        prompt: What the judge is asked. Its variables are `answer_a`, `answer_b` and columns of `rows`. How to answer
-            is said after its system part.
+        prompt: The judge's prompt. Its variables are `answer_a`, `answer_b` and columns of `rows`. Instructions for the
+            form of the answer are added to its system part.
         model: The judge: the provider, a slash, and the provider's own name for the model, as in "openai/gpt-5-nano".
         sample_size: How many rows to judge, drawn by their keys, so that every run judges the same ones; of each
             partition, if there are any. None (in YAML null): all.
         max_inconsistent: Largest share of rows, of any pair, whose verdicts change with the order; as a check.
         check_severity: Severity of the check when it fails.
-        blocking: Whether the failed check holds back what is downstream.
-        partitions_def: Judge each partition by itself; `rows` and candidates are read by Dagster's partition mappings.
+        blocking: Whether the failed check holds back downstream assets.
+        partitions_def: Judge each partition separately; `rows` and candidates are read by Dagster's partition mappings.
             Default: all partitions are judged together.
-        automation_condition: When the judge is asked without a person. "default": never, since it costs; what costs
-            nothing follows. None (in YAML null): nothing follows either.
+        automation_condition: When to ask the judge without a person. "default": never, since it costs money; assets
+            that cost nothing follow automatically. None (in YAML null): these do not follow either.
         pool: Concurrency pool of the ops of the cases, of the submission, and of the figures.
         op_tags: Tags of all ops, for executors that size a step by them.
-        retry_policy: How often the ops of the cases, of the submission and of the figures are tried again, and when. A
-            step that covers several partitions is not.
+        retry_policy: How often, and when, to retry the ops of the cases, of the submission and of the figures. A step
+            that covers several partitions is not retried.
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
         options: Dagster's other ones, as for `evaluation_assets`, and all else that `llm_batch_assets` takes: params,
             max_cost_usd, mode, …
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     if max_inconsistent is not None and not 0 <= max_inconsistent <= 1:
         raise ConfigError(f"max_inconsistent={max_inconsistent!r}: a share is between 0 and 1.")

@@ -1,13 +1,13 @@
 """The version of its labels that somebody has accepted, candidate by candidate, to hold later versions against.
 
     labels, gold ─▶ <name> ─▶ <name>_accepted
-                      ▲              ╎ what was accepted last
+                      ▲              ╎ labels accepted last
                       └╌╌╌╌╌╌╌╌╌╌╌╌╌╌┘
 
 Accepting is an explicit act, after the evaluation: materialize `<name>_accepted` with `candidates` in its run config.
-Without, as in *Materialize all*, it is a green run that accepts nothing. What it stores is the labels of the gold rows,
-since a candidate's own table is overwritten by its next version. That the next evaluation reads it is no dependency in
-Dagster's graph, which has no circles; the evaluation's metadata link to the run that accepted.
+A run without candidates, such as *Materialize all*, succeeds and accepts nothing. The asset stores the labels of the
+gold rows, since the next version overwrites a candidate's own table. The next evaluation reads them; Dagster's graph
+does not show this dependency, since it allows no cycles. The evaluation's metadata link to the run that accepted.
 """
 
 import math
@@ -45,7 +45,7 @@ __all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"
 CHECK = "regression"
 """Name of the asset check."""
 
-_ANEW = "If its store, key or targets were others when it was accepted, accept a version anew."
+_ANEW = "If its store, key or targets were others when it was accepted, accept a version again."
 _CANDIDATE = "candidate"
 _KEPT = (REQUEST, "llm_outcome", "llm_model", "llm_prompt_version")
 _DOCS = {
@@ -67,7 +67,7 @@ class Accept(CheckedConfig):
 
 
 class Accepted:
-    """What was accepted last, as one run reads it."""
+    """The labels accepted last, read once per run."""
 
     def __init__(self, context: dg.AssetExecutionContext, design: EvaluationSpec, spec: dg.AssetSpec) -> None:
         self._context = context
@@ -111,18 +111,18 @@ class Accepted:
         columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
         table = columns_of(batches, shown_key, columns, also=(*_KEPT, *design.clusters), hint=_ANEW)
         for name in design.clusters:
-            # What was accepted before a cluster was named is paired by the present labels' clusters alone.
+            # If a version was accepted before the cluster was named, pair it by the present labels' clusters only.
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(len(table), pa.large_string()))
         return table
 
     def of_others(self, candidates: Sequence[str]) -> list[pa.Table]:
-        """Return what was accepted of all candidates but these."""
+        """Return the accepted labels of all candidates except these."""
         table = self.table()
         return [] if table is None else [table.filter(pc.invert(pc.is_in(table[_CANDIDATE], pa.array(candidates))))]
 
     def regressions(self, read: Read) -> list[Regression]:
-        """Return each accepted candidate and target, against what is there now."""
+        """Compare each accepted candidate and target with its present labels."""
         accepted, design = self.table(), self._design
         regressions = []
         for candidate, now in read.candidates.items():
@@ -152,8 +152,9 @@ def regression_verdict(
     accepted: Accepted,
     severity: dg.AssetCheckSeverity,
 ) -> CheckOutcome:
-    """Return the verdict, which passes if no accepted candidate is surely worse than it was. Where nothing is accepted
-    yet, or the rows are too few to decide, it does not fail either, and says so first.
+    """Return the check result: passed if no accepted candidate is surely worse than before.
+
+    It also passes, and first gives the reason, before the first accepted version, or if the rows are too few to decide.
     """
     if not regressions:
         hint = f"Materialize {accepted.shown_key} with candidates= in its run config."
@@ -161,7 +162,7 @@ def regression_verdict(
     compared = [regression for regression in regressions if regression.n_both]
     look = Look(
         partition,
-        # Versions that say the same on all rows cannot fail: that is no look.
+        # Versions with equal labels on all rows cannot fail: do not count that as a look.
         state=code_digest(compared) if any(one.n_fixed or one.n_broken for one in compared) else "",
         question=accepted.run_id or "",
         payoffs={_name(one): one.log_payoffs for one in compared},
@@ -192,8 +193,11 @@ def _name(regression: Regression) -> str:
 
 @dataclass(frozen=True)
 class _Judged:
-    """`p_life`: how often a life of looks at equal versions would show as much; None where this look is the only one to
-    show anything, and its units are too few. `units_wanted`: units that could show something if all of them got worse.
+    """A regression with its evidence.
+
+    - `p_life`: how often a life of looks at equal versions would show as much; None if this look is the only one to
+      show anything, and its units are too few.
+    - `units_wanted`: units that could show something if all of them got worse.
     """
 
     regression: Regression
@@ -208,7 +212,7 @@ class _Judged:
             p_life = min(1.0, n_compared / looks.evidence(look, name))
             return cls(regression, p_life, looks.units_wanted(look, name, n_units, n_compared))
         level = looks.level(look, n_compared)
-        # If all units got worse, chance would do that in one of 2 ** units looks.
+        # If all units got worse, the chance of that is one in 2 ** units looks.
         wanted = math.ceil(-math.log2(level))
         if regression.p_worse is None or n_units < wanted:
             return cls(regression, None, wanted)
@@ -216,7 +220,7 @@ class _Judged:
 
     @property
     def is_decided(self) -> bool:
-        """Whether these rows could have failed the check, had they shown the worst."""
+        """Whether these rows could have failed the check in the worst case."""
         return self.p_life is not None and self.regression.n_units >= self.units_wanted
 
     @property
@@ -252,7 +256,9 @@ def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: Evaluati
     def accept(context: dg.AssetExecutionContext, config: Accept) -> Iterator[Any]:
         names = [candidate.name for candidate in design.candidates]
         if strangers := sorted(set(config.candidates) - set(names)):
-            raise ConfigError(f"candidates={', '.join(strangers)} to accept are none of {', '.join(names)}.")
+            raise ConfigError(
+                f"candidates={', '.join(strangers)} to accept are unknown. The candidates are {', '.join(names)}."
+            )
         if not config.candidates:
             context.log.warning(
                 f"Nothing was accepted. To accept, materialize {spec.key.to_user_string()} with candidates= in its run "
@@ -276,9 +282,9 @@ def _accept(
         accepted = Accepted(context, design, spec)
         table = stack_tables([*accepted.of_others(candidates), *new], spec.key)
         replaced = accepted.regressions(chosen)
-    # What was accepted with another key or other targets cannot be held against the present labels.
+    # A version accepted with another key or other targets cannot be compared with the present labels.
     except (ConfigError, InputError) as error:
-        context.log.warning(f"What was accepted before is dropped, for it cannot be compared any more: {error}")
+        context.log.warning(f"The version accepted before is dropped, since it cannot be compared any more: {error}")
         table, replaced = stack_tables(new, spec.key), []
     measured = [
         evaluate(join(read.gold, labels, key=design.join_key, target=target, candidate_name=name))

@@ -45,7 +45,7 @@ _RUBRIC_DOCS = {
     "mean": "mean score",
     "mean_low": "95 % interval, by the request",
     "mean_high": "95 % interval, by the request",
-    "mean_interval": "its method, or why there is none",
+    "mean_interval": "method of the interval, or the reason why it is missing",
     "lowest": "lowest score given",
     "highest": "highest score given",
 }
@@ -97,10 +97,10 @@ def _score(
 @checked
 @dataclass(frozen=True)
 class Rubric:
-    """What answers are scored by.
+    """Criteria and scale to score answers by.
 
     Args:
-        criteria: What is judged, by name: `{"faithful": "Does the article say all of it?"}`. Each becomes a column of
+        criteria: Questions by name: `{"faithful": "Does the article contain all of it?"}`. Each becomes a column of
             `<name>_verdicts`. The texts are part of the system template.
         scale: Worst and best score, as whole numbers.
         min_score: Least mean score of every candidate, of all criteria or by criterion; as a check.
@@ -136,7 +136,7 @@ class Rubric:
 
     @property
     def instruction(self) -> str:
-        """What the judge is told to do."""
+        """Instruction for the judge."""
         lowest, highest = self.scale
         listed = "\n".join(f"- {name}: {text}" for name, text in self.criteria.items())
         told = f"Score the answer by each of these criteria, from {lowest} (worst) to {highest} (best):\n{listed}\n"
@@ -166,8 +166,8 @@ def rubric_judge_assets(
 
     Args:
         rubric: The criteria, their scale, and the least score.
-        prompt: What the judge is asked. Its variables are `answer` and columns of `rows`. How to answer is said after
-            its system part.
+        prompt: The judge's prompt. Its variables are `answer` and columns of `rows`. Instructions for the form of the
+            answer are added to its system part.
     """
     targets = (target,) if isinstance(target, str) else tuple(target)
     judged = candidates_of(candidates, {}, targets)

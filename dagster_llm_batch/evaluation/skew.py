@@ -1,10 +1,10 @@
-"""Whether labels from batches are those that the same LLM gives in real time.
+"""Compare labels from batches with answers of the same LLM in real time.
 
     labels ─sample by key─▶ the same requests ─real-time lane─▶ <name>_sample ─▶ <name>
 
-A service that answers in real time, and is trained, prompted or judged by labels that came in batches, is off by as
-much as the two differ (training-serving skew). Requests are made by the labeled dataset's own prompt, response and
-provider, and go through ledger and budgets as a submission of their own: asked and paid for once.
+A real-time service may be trained, prompted or judged with labels that came in batches. Its error then includes the
+difference of the two (training-serving skew). Requests use the labeled dataset's own prompt, response and provider.
+They pass ledger and budgets as a separate submission: asked and paid for once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -72,7 +72,7 @@ _SAMPLE_DOCS = {
     "llm_same": "all targets are the same; null where there is nothing to compare",
     "llm_changed": "the row is gone, or makes another request now",
     "llm_outcome": "of the reply in real time",
-    "llm_reason": "why it is no label",
+    "llm_reason": "rejection reason",
     "llm_model": "the LLM that answered in real time",
     "llm_cost_usd": "of the reply in real time",
 }
@@ -97,40 +97,39 @@ def skew_assets(
     """Declare a sample of labels, asked again in real time and compared: `<name>`, and `<name>_sample` with both side
     by side.
 
-    Replies also differ by chance, unless the LLM is asked with temperature 0. Of a cascade the oracle is asked again,
-    about rows of its sample: how often it agrees with itself is the most that any model can agree with it. The labels'
-    partitions are sampled one by
-    one. Pressing again asks nothing and pays nothing, unless rows, prompt or parameters have changed. Needs the extra
-    `evaluation` when it runs.
+    Replies also differ by chance, unless the temperature is 0. For a cascade the oracle is asked again, about rows of
+    its sample: its agreement with itself is the upper limit of any model's agreement with it. The labels' partitions
+    are sampled one by one. Materializing again sends and costs nothing, unless rows, prompt or parameters have changed.
+    Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset with the figures.
         candidates: The one labeled dataset, as `llm_batch_assets` returned it. Rows, prompt, response, model, IO
             manager and partitions are its.
         target: Column, or columns, of the labels to compare; a `Target` of the kind "numeric" for a measurement.
-        sample_size: How many labels to ask again, drawn by their keys and `seed`; of each partition, if there are any.
-            None (in YAML null): all of them. Only those that came in batches of the labels' own model are drawn.
+        sample_size: Number of labels to ask again, drawn by their keys and `seed`, for each partition if there are any.
+            None (in YAML null): all of them. Only labels that came in batches of the labels' own model are drawn.
         seed: Seed of the drawing; another one draws other rows.
         max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this many US dollars.
-        min_agreement: Least share of equal values, of every target, as a check. It fails where chance does not explain
-            that the sample has less (exact test; the looks at all partitions share 5 %, see `evaluation.looks`).
-            `AtLeast(0.9, confidence=0.95)` fails where the sample does not show that there are as many: its lower bound
-            must reach the share. Either counts requests.
+        min_agreement: Least share of equal values, of every target, as a check. It fails if the sample has less and
+            chance does not explain this (exact test; the looks at all partitions share 5 %, see `evaluation.looks`).
+            `AtLeast(0.9, confidence=0.95)` fails unless the lower bound of the sample's share reaches 0.9. Either
+            counts requests.
         check_severity: Severity of the check when it fails.
-        blocking: Whether the failed check holds back what is downstream.
-        realtime: How many calls run at once, and how long they wait. All rows of the sample are asked at once, so it
-            has no deadline and no urgent column. Default: as of the labels.
-        backfill_policy: How many runs a backfill is. Default: as of the labels.
-        options: Dagster's own, as for `evaluation_assets`. By default nothing is asked before a person says so;
+        blocking: Whether the failed check holds back downstream assets.
+        realtime: Number of parallel calls, and how long they wait. All rows of the sample are asked at once, so it has
+            no deadline and no urgent column. Default: the setting of the labels.
+        backfill_policy: Number of runs of a backfill. Default: the policy of the labels.
+        options: Dagster's own, as for `evaluation_assets`. By default only a person starts it;
             `automation_condition=on_labels_ready()` asks whenever labels are new.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     dataset = dataset_of(candidates)
     given = [target] if isinstance(target, str | Target) else list(target)
     targets = tuple(Target(column) if isinstance(column, str) else column for column in given)
-    # A kept column is that of the row, and the same in both.
+    # A kept column comes from the row, so it is the same in both.
     check_targets([compared.name for compared in targets], dataset.labeling.reader.schema.names, dataset.key)
     if not targets or (sample_size is not None and sample_size < 1):
         raise ConfigError(f"target={given}, sample_size={sample_size!r}: give at least one of each.")
@@ -198,7 +197,7 @@ def _prepare(skew: "_Skew", main: dg.AssetKey, context: dg.AssetExecutionContext
 
 @dataclass(frozen=True)
 class _Skew:
-    """One skew check. `labeling` is that of the dataset, for the asset of the figures, all of it in real time."""
+    """One skew check. `labeling` is the dataset's, for the asset of the figures, all of it in real time."""
 
     dataset: Dataset
     labeling: Labeling
@@ -258,7 +257,7 @@ class _Skew:
             pc.equal(labels["llm_lane"], Lane.BATCH.value), pc.equal(labels["llm_provider"], self.labeling.provider)
         )
         if labeling.cascade is not None:
-            # What was escalated are the harder rows, and no sample of all.
+            # Escalated rows are the harder ones, and not a sample of all.
             own = pc.and_(own, pc.equal(labels["llm_why"], SAMPLED))
         labels = labels.filter(own)
         if self.sample_size is None:
@@ -269,13 +268,13 @@ class _Skew:
     def _asked(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, batch: pa.Table
     ) -> tuple[pa.Table, Status]:
-        """Return what is said in real time of the rows of `batch`; rejects are rows without a label."""
+        """Return the labels that rows of `batch` get in real time; rejects are rows without a label."""
         key, upstream = self.labeling.key, self.dataset.upstream(context, partition)
         with self.dataset.read_rows(context, upstream) as all_rows:
             rows = _with_keys(all_rows, key, batch[key], self.labeling.columns_read)
             planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
-        # Where no label of the sample comes from the request that its row makes now, different questions would be
-        # compared: nothing is paid for that.
+        # If all sampled labels come from other requests than the rows make now, the comparison would be of different
+        # questions: do not pay for it.
         if len(batch) and not planned.is_settled:
             self._refuse_other_requests(engine, planned.submission_id, planned.manifest, batch)
         status = answer_now(engine, self.labeling, planned.submission_id)
@@ -296,15 +295,17 @@ class _Skew:
         )
 
     def _verdict(self, skews: Sequence[Skew], wanted: AtLeast, partition: str | None, looks: Looks) -> CheckOutcome:
-        """Return the verdict. A target fails where the share that is wanted would show so few equal values too seldom;
-        where a confidence is asked for, where its lower bound is below.
+        """Return the check result.
+
+        A target fails if its wanted share would too seldom show so few equal values. With a confidence, it fails if the
+        lower bound is below the share.
         """
         judged = [(skew, share) for skew in skews if (share := skew.agreement) is not None]
         if wanted.confidence is not None:
             return self._bounded(judged, wanted, wanted.confidence)
         least = wanted.least
         p_values = [share_p_below(skew.n_requests_same, skew.n_requests, least) for skew, _ in judged]
-        # What reaches the share cannot fail: that is no look.
+        # A sample that reaches the share cannot fail: do not count it as a look.
         below = any(share < least for _, share in judged)
         look = Look(
             partition, state=code_digest(*((skew.n_same, skew.n_compared) for skew, _ in judged)) if below else ""
@@ -342,7 +343,7 @@ class _Skew:
 def _chance(p_value: float, level: float, n_requests: int, least: float) -> str:
     """Say what chance makes of too small a share, and whether so few requests could have failed the check."""
     shown = f"p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks"
-    # None of them the same: what could be worse?
+    # The worst case: not one of them is the same
     short = share_p_below(0, n_requests, least) >= level
     return f" ({shown}; not decided: too few rows)" if short else f" ({shown})"
 
@@ -352,7 +353,7 @@ def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray, read: Collection[st
     keys = set(wanted.to_pylist())
     for batch in record_batches(rows, read):
         kept = batch
-        # if not, the plan says so
+        # without the key column, the plan raises the error
         if key in batch.schema.names:
             kept = batch.filter(pa.array([value in keys for value in batch.column(key).to_pylist()], pa.bool_()))
         yield marked(kept)

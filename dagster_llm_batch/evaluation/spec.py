@@ -1,4 +1,4 @@
-"""What one evaluation is, in Dagster's words."""
+"""Specification of one evaluation, in Dagster's terms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EvaluationSpec:
 
     @property
     def beside(self) -> dict[str, str]:
-        """The tables beside the main one, and what they hold."""
+        """The tables next to the main one, with their content."""
         tables = {"mistakes": "Rows that a candidate got wrong", "failures": "What goes wrong, in groups"}
         if any(target.kind == "categorical" for target in self.targets):
             tables["per_class"] = "Each class"
@@ -76,19 +76,19 @@ class EvaluationSpec:
         )
 
     def follow(self, *, gold_is_external: bool) -> dg.AutomationCondition[Any]:
-        """Return the condition to compute anew: when labels or gold are new. Rejects come with the labels."""
+        """Return the condition to compute again: when labels or gold are new. Rejects come with the labels."""
         if self.builder.partitions_def is not None:
             more = self.builder.more_deps(self.upstreams)
             not_awaited = [*self.rejects, *([self.gold] if gold_is_external else []), *more]
             return self.builder.when_ready(not_awaited=not_awaited, not_followed=more)
         candidates = [candidate.key for candidate in self.candidates]
-        # Partitions that have not landed are no labels yet; a table without partitions that is not there is an error.
+        # Unmaterialized partitions are not labels yet; an unmaterialized table without partitions is an error.
         whole = [[candidate.key] for candidate in self.candidates if candidate.is_whole]
         awaited = [*(whole or [candidates]), *([] if gold_is_external else [[self.gold]])]
         return whenever_new([self.gold, *candidates], *awaited)
 
     def declared_as(self, definition: dg.AssetsDefinition) -> dg.AssetsDefinition:
-        """Remember that these assets are this evaluation, so that `evaluations_in` finds the way back."""
+        """Record that these assets are this evaluation, so that `evaluations_in` finds it from them."""
         if (function := compute_function(definition)) is not None:
             _DECLARED[function] = self
         return definition

@@ -1,4 +1,4 @@
-"""When people have labeled enough: the rule that somebody asked for, and what it says after each round."""
+"""Stop rule for labeling: the requested width of an interval, and its state after each round."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECK = "enough_gold"
 """Name of the asset check."""
 
 SECONDS = "judged_seconds"
-"""Column of gold from `annotation_assets`: what people took for the row, together."""
+"""Column of gold from `annotation_assets`: seconds that people took for the row, together."""
 
 Figure = Literal["accuracy", "kappa", "macro_f1", "shares"]
 
@@ -40,13 +40,13 @@ _LONG = 5
 @checked
 @dataclass(frozen=True)
 class StopRule:
-    """How narrow an interval is to become before labeling ends.
+    """Width that an interval must reach before labeling ends.
 
     Args:
-        half_width: Such as 0.02 for ± 2 points of percent: half of the interval of 95 %, that of whatever round one
+        half_width: Such as 0.02 for ± 2 percentage points: half of the 95 % interval. It holds for whichever round one
             stops after.
-        figure: "accuracy" over all gold rows, one without a label being wrong; "kappa"; "macro_f1"; or "shares", the
-            share of each class in the whole table, from gold and labels together. Of several candidates, targets or
+        figure: "accuracy" over all gold rows, a row without a label being wrong; "kappa"; "macro_f1"; or "shares", the
+            share of each class in the whole table, from gold and labels together. With several candidates, targets or
             classes the widest interval counts.
     """
 
@@ -75,13 +75,13 @@ class _Interval:
 
 @dataclass(frozen=True)
 class Enough:
-    """What the rule says now.
+    """Present state of the rule.
 
-    - `after`: rounds that are labeled in whole, the last of which the interval is of. `n_open`: rows of the round that
-      people are at that nobody has judged yet.
-    - `interval`: the widest, of 95 %; None where there is none yet. `more`: rows that are forecast beyond those that
-      are open; 0 where it is narrow enough, or nothing is left.
-    - `seconds`: what people take for a row; None where it is not known.
+    - `after`: rounds that are completely labeled; the interval is measured after the last of them. `n_open`: rows of
+      the round in progress that lack a judgment.
+    - `interval`: the widest 95 % interval; None if it cannot be measured yet. `more`: forecast rows beyond the open
+      ones; 0 if the interval is narrow enough, or no rows are left.
+    - `seconds`: time that people take for a row; None if unknown.
     """
 
     rule: StopRule
@@ -101,7 +101,7 @@ class Enough:
 
     @property
     def is_reached(self) -> bool:
-        """Whether it is narrow enough, or every row has gold."""
+        """Whether the interval is narrow enough, or every row has gold."""
         narrow = self.half_width is not None and self.half_width <= self.rule.half_width
         return narrow or self.n_labeled >= self.n_rows > 0
 
@@ -112,7 +112,7 @@ class Enough:
 
     @property
     def minutes(self) -> float | None:
-        """What people need for them."""
+        """Minutes that people need to label the rows."""
         return None if self.seconds is None else self.to_label * self.seconds / 60
 
     @property
@@ -122,7 +122,7 @@ class Enough:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What Dagster shows, and plots over time."""
+        """Metadata that Dagster shows, and plots over time."""
         shown: dict[str, float | None] = {
             "llm_batch/half_width": self.half_width,
             WANTED_KEY: self.rule.half_width,
@@ -175,18 +175,17 @@ def enough_of(
     sample_size: int,
     open_round: tuple[int, int, int] | None,
 ) -> Enough:
-    """Return what the rule says of the rounds that are labeled in whole.
+    """Return the state of the rule after the rounds that are completely labeled.
 
     Args:
-        rule: What was asked for.
-        gold: All gold, with SAMPLE_COLUMNS; None where there is none.
+        rule: The rule of the user.
+        gold: All gold, with SAMPLE_COLUMNS; None if there is no gold.
         candidates: Labels of all rows.
         key: Column that they share.
         targets: Columns that people label.
         n_rows: Rows that there are.
         sample_size: Rows of the first round.
-        open_round: Number of the round that people are at, how many rows it has, and how many of them nobody has
-            judged.
+        open_round: Number of the round in progress, its number of rows, and how many of them lack a judgment.
     """
     number, drawn, n_open = open_round or (None, 0, 0)
     whole = gold
@@ -220,7 +219,7 @@ def enough_of(
 def _widest(
     rule: StopRule, gold: pa.Table, candidates: Mapping[str, pa.Table], key: str, targets: Sequence[str]
 ) -> _Interval | None:
-    """Return the widest interval; None where one of them cannot be told yet."""
+    """Return the widest interval; None while one of the intervals cannot be measured."""
     found: list[_Interval] = []
     for target in targets:
         for name, table in candidates.items():

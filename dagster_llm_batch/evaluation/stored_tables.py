@@ -33,8 +33,8 @@ class StoredTables:
         return self._graph.get(key).partitions_def
 
     def _partitions(self, key: dg.AssetKey) -> list[str | None]:
-        """Return what can be read of an asset, in order: [None] if it is not partitioned. Deleted partitions do not
-        count.
+        """Return the readable partitions of an asset, in order: [None] if it is not partitioned. Skip deleted
+        partitions.
         """
         instance, node, partitions_def = self._context.instance, self._graph.get(key), self.partitions_def(key)
         if partitions_def is None:
@@ -45,9 +45,10 @@ class StoredTables:
         return [partition for partition in keys if partition in stored]
 
     def in_partition(self, key: dg.AssetKey, partition: str) -> list[str | None]:
-        """Return what an asset has for `partition` of the one that reads it, by Dagster's partition mapping: itself,
-        the days of a week, all of an unpartitioned one. What is not materialized is left out. Raises ConfigError where
-        Dagster cannot map them.
+        """Return the partitions that Dagster's mapping gives an asset for `partition` of its reader.
+
+        They are the partition itself, the days of a week, or all of an unpartitioned asset. Unmaterialized ones are
+        left out. Raises ConfigError if Dagster cannot map them.
         """
         stored = set(self.partitions(key))
         return [part for part in self.mapped(key, partition) if part in stored]
@@ -61,7 +62,7 @@ class StoredTables:
         return partition_places(self.partitions_def(key), self._context.instance)
 
     def before(self, partition: str) -> Iterator[str]:
-        """Yield the partitions of what is computed that come before this one, the nearest first."""
+        """Yield the partitions before this one, of the asset that is computed, the nearest first."""
         partitions_def = self.partitions_def(self._reader)
         keys = (
             []
@@ -71,15 +72,15 @@ class StoredTables:
         yield from reversed(keys[: keys.index(partition)] if partition in keys else [])
 
     def parts(self, key: dg.AssetKey, partition: str | None) -> list[str | None]:
-        """Return what stands for `partition` in an asset, or (None) all that can be read of it."""
+        """Return the partitions of an asset that correspond to `partition`, or, for None, all readable ones."""
         return self.partitions(key) if partition is None else self.in_partition(key, partition)
 
     def read(
         self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
     ) -> pa.Table:
-        """Return what one partition of what is computed needs of an asset, or (None) all of it.
+        """Return the data of an asset that one partition of its reader needs, or, for None, all of them.
 
-        Raises ConfigError for partitions that cannot be mapped, InputError where nothing is there.
+        Raises ConfigError for partitions that cannot be mapped, InputError if no data exist.
         """
         here = self.parts(key, partition)
         if not here:
@@ -90,7 +91,7 @@ class StoredTables:
     def load(
         self, key: dg.AssetKey, partition: str | None, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
     ) -> pa.Table:
-        """Return `columns`, and those of `also` that are there. Raises ConfigError, with `hint`, or InputError."""
+        """Return `columns`, and the existing ones of `also`. Raises ConfigError, with `hint`, or InputError."""
         place = key.to_user_string() + ("" if partition is None else f" ({partition})")
         try:
             value = load_asset(self._context, key, partition)
@@ -108,7 +109,7 @@ class StoredTables:
 def partition_places(
     partitions_def: dg.PartitionsDefinition[Any] | None, instance: dg.DagsterInstance
 ) -> dict[str, int]:
-    """Return the place of each partition among all of them, materialized or not; nothing where there are none."""
+    """Return the place of each partition among all of them, materialized or not; empty without partitions."""
     keys = [] if partitions_def is None else partitions_def.get_partition_keys(dynamic_partitions_store=instance)
     return {key: place for place, key in enumerate(keys)}
 
@@ -116,7 +117,7 @@ def partition_places(
 def columns_of(
     batches: Sequence[pa.RecordBatch], place: str, columns: Sequence[str], *, also: Sequence[str] = (), hint: str
 ) -> pa.Table:
-    """Return `columns`, and those of `also` that are there. Raises ConfigError, with `hint`, for one that is not."""
+    """Return `columns`, and the existing ones of `also`. Raises ConfigError, with `hint`, for a missing column."""
     table = pa.Table.from_batches(batches) if batches else pa.table({})
     if missing := [name for name in columns if name not in table.column_names]:
         if not table.column_names:

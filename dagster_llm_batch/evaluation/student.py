@@ -1,4 +1,4 @@
-"""The student as assets: trained on all labels there are, and measured by what has not learned the row."""
+"""The student as assets: trained on all labels, and measured on each row by a classifier that did not learn it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -33,15 +33,15 @@ _DOCS = {
     REQUEST: "digest of the request whose label it is compared with; rows with equal requests share it",
     "confidence": "probability that the label is the LLM's, calibrated",
     "llm_model": "student, and its version",
-    "student_version": "digest of what it is",
-    "code_version": "of the labels it learned from",
-    "rows": "how many it learned from",
-    "classifier": "which of its classifiers: each answers a fifth of all texts, and has learned none of them",
-    "classes": "what the classifier answers",
-    "terms": "the words, and pairs of words, that it knows",
-    "idf": "of each term: what its frequency is multiplied by",
-    "weights": "of each class, or of the second of two: those of all terms",
-    "slopes": "of the calibration: the probability of a score s is 1 / (1 + exp(slope * s + offset))",
+    "student_version": "digest of the student",
+    "code_version": "of the labels that it was trained on",
+    "rows": "number of rows that it was trained on",
+    "classifier": "number of the classifier: each answers a fifth of all texts, and was trained on the others",
+    "classes": "classes that the classifier answers with",
+    "terms": "its vocabulary: words, and pairs of words",
+    "idf": "factor of each term's frequency",
+    "weights": "weights of all terms for each class; for two classes, for the second",
+    "slopes": "slopes of the calibration: the probability of a score s is 1 / (1 + exp(slope * s + offset))",
 }
 
 
@@ -58,24 +58,24 @@ def student_assets(
     """Declare a small classifier that learns from the LLM's labels.
 
         labels ─▶ <name>           the student, as numbers and words (`student_of` reads it)
-                  <name>_labels    what it says of these rows, with a confidence
+                  <name>_labels    its labels of these rows, with a confidence
 
-    A student is five classifiers, and a text is answered by one that has not learned it. So `<name>_labels` is a
-    candidate of `evaluation_assets` like any other: beside the labels themselves it shows what the student loses, and
-    what it saves. Of a cascade it learns what the oracle said. Needs the extra `evaluation` when it runs, and an IO
+    A student has five classifiers, and a text is answered by one that has not learned it. So `<name>_labels` can be a
+    candidate of `evaluation_assets` like any other: compared with the labels themselves it shows what the student loses
+    and saves. From a cascade it learns the oracle's labels. Needs the extra `evaluation` when it runs, and an IO
     manager that stores tables, not pickles.
 
     Args:
         name: Name of the asset with the student.
-        labels: What `llm_batch_assets` returned, to learn from and not to measure; `keep` must have the text. All
+        labels: Return value of `llm_batch_assets`, to learn from and not to measure; `keep` must have the text. All
             partitions are read.
         text: Column with the text.
-        target: Column of the labels that is learned: classes.
-        min_rows: Fewer labels are not learned from.
-        options: Dagster's own, as for `evaluation_assets`. By default it learns anew whenever labels have landed.
+        target: Column of the labels to learn: classes.
+        min_rows: Least number of labels; with fewer, the student does not learn.
+        options: Dagster's own, as for `evaluation_assets`. By default it learns again whenever labels are materialized.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     dataset = dataset_of(labels)
     if target not in dataset.labeling.reader.schema.names or text not in dataset.labeling.keep:
@@ -101,7 +101,10 @@ def student_assets(
     specs = {
         "": builder.spec(f"A student of {of}.", kinds={"scikitlearn"}, **shared),
         "labels": builder.spec(
-            f"What a student of {of} says of rows that it did not learn.", suffix="labels", kinds={"table"}, **shared
+            f"Labels by a student of {of}, for rows that it was not trained on.",
+            suffix="labels",
+            kinds={"table"},
+            **shared,
         ),
     }
 
@@ -109,7 +112,7 @@ def student_assets(
         check_store(getattr(context.resources, builder.io_manager_key), builder.io_manager_key)
         table = _labeled(context, dataset, text, target)
         if len(table) < min_rows:
-            raise InputError(f"{of} has {len(table)} labels; min_rows={min_rows} are wanted before a student learns.")
+            raise InputError(f"{of} has {len(table)} labels; min_rows={min_rows} are needed to train a student.")
 
         @cache
         def student() -> Student:
@@ -140,10 +143,11 @@ def student_of(table: Any) -> Student:
 
 
 def _refuse_other_words(dataset: Dataset, student: str, text: str) -> None:
-    """Raise ConfigError where the student is the model of a cascade whose prompt shows it more than it learns from.
+    """Raise ConfigError if the student is the model of a cascade whose prompt shows it more than it learns from.
 
-    A text that comes with other words is another text to it, and is answered by a part that may have learned it: of
-    rows that are labeled again, those of the sample are learned and the others are not, and no promise would hold.
+    With other words around it, a text is another text to the student, and may be answered by a classifier that has
+    learned it. When rows are labeled again, sampled rows are learned and the others are not, so no guarantee would
+    hold.
     """
     labeling = dataset.labeling
     column = rf"(?:{re.escape(text)}|row\[['\"]{re.escape(text)}['\"]\])"
@@ -162,7 +166,7 @@ def _labeled(context: dg.AssetExecutionContext, dataset: Dataset, text: str, tar
     columns = [dataset.labeling.key, text, target, *([_LEVEL] if is_cascade else [])]
     table = StoredTables(context).read(dataset.key, None, columns, also=(REQUEST,), hint="See text= and target=.")
     if is_cascade:
-        # What the model said, and that may be the student itself, is not what counts as right.
+        # Do not learn from the model's own labels: the model may be the student itself, and they do not count as right.
         table = table.filter(pc.equal(table[_LEVEL], ORACLE))
     rows = table.filter(pc.and_(table[target].is_valid(), table[text].is_valid())).sort_by(dataset.labeling.key)
     return rows.set_column(rows.column_names.index(target), target, rows[target].cast(pa.string()))
@@ -193,7 +197,7 @@ def _answers(student: Student, table: pa.Table, key: str, text: str, target: str
 
 
 def check_store(manager: object, name: str) -> None:
-    """Raise ConfigError for an IO manager of Dagster's that pickles what it stores."""
+    """Raise ConfigError for an IO manager of Dagster that pickles its values."""
     if any(kind.__name__.startswith("PickledObject") for kind in type(manager).__mro__):
         raise ConfigError(
             f"The IO manager {name!r} stores pickles, as Dagster's own do by default: whoever can write to its store "

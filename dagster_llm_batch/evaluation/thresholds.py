@@ -26,14 +26,14 @@ __all__ = ["AtLeast", "Limit", "Thresholds", "figure_name"]
 @checked
 @dataclass(frozen=True)
 class AtLeast:
-    """A least value that says what must reach it. A number alone is `AtLeast(number)`.
+    """A least value, and the figure that must reach it. A number alone is `AtLeast(number)`.
 
     Args:
         least: The least value.
         confidence: Such as 0.95: the lower bound of this confidence must reach it, so that few rows do not pass by
             luck. Default: the figure itself.
-        on: "all" gold rows, of which one without a label counts as wrong, or the "labeled" ones only. It is of
-            accuracy and kappa: agreement and scores are of labels that are there.
+        on: "all" gold rows, where a row without a label counts as wrong, or the "labeled" rows only. It applies to
+            accuracy and kappa; agreement and scores always use labeled rows.
     """
 
     least: float
@@ -62,7 +62,7 @@ class AtLeast:
 
     @property
     def both_ends(self) -> float | None:
-        """Of the interval whose lower end is the bound: both ends are missed alike, at one end of it less."""
+        """Confidence of the two-sided interval whose lower end is the bound: both ends are missed equally often."""
         return None if self.confidence is None else 2 * self.confidence - 1
 
     def is_reached(self, figure: float | None, bound: float | None) -> bool:
@@ -71,7 +71,7 @@ class AtLeast:
         return reached is not None and reached >= self.least
 
     def shown_bound(self, bound: float | None, form: str = ".3f") -> str:
-        """Return what to say of the bound behind the figure; nothing where none is asked for."""
+        """Return the text about the bound, to show after the figure; empty if the user asks for no bound."""
         if self.confidence is None:
             return ""
         return ", and no bound: too few rows" if bound is None else f", surely {bound:{form}} or more"
@@ -106,8 +106,9 @@ class Thresholds:
         *,
         blocking: bool,
     ) -> Thresholds:
-        """Make the thresholds of these arguments. Raises ConfigError for an unknown candidate, a value out of range, or
-        where no target has classes.
+        """Make the thresholds of these arguments.
+
+        Raises ConfigError for an unknown candidate, a value out of range, or targets without classes.
         """
         limits: dict[_Figure, Mapping[str, AtLeast]] = {}
         given: list[tuple[_Figure, str, Any, float]] = [
@@ -147,8 +148,8 @@ class Thresholds:
     def verdicts(self, report: EvaluationReport, partition: str | None, looks: Looks) -> list[CheckOutcome]:
         """Return one answer for each figure; it passes if every candidate keeps its limit on every categorical target.
 
-        Without gold it passes, as there was nothing to miss; a figure that is not defined is not enough. `looks` are
-        those of the check `ece`, the only one here that is a test.
+        Without gold it passes, as there is nothing to compare; an undefined figure does not reach a limit. `looks` are
+        the looks of the check `ece`, the only statistical test here.
         """
         return [self._verdict(figure, wanted, report, partition, looks) for figure, wanted in self.limits.items()]
 
@@ -199,7 +200,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Whether one candidate keeps its limit on one target, by which figure, and why, in words."""
+    """Check result of one candidate and target: whether it keeps its limit, the figure, and the reason in words."""
 
     passed: bool
     figure: str
@@ -245,8 +246,9 @@ def _lower_bound(
 
 
 def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, level: float) -> _Judged:
-    """Fail a candidate where chance does not explain that its error is over the limit; one without a label that has a
-    confidence is not calibrated at all.
+    """Fail a candidate if its error is over the limit and chance does not explain it.
+
+    A candidate without a label that has a confidence fails, too: its calibration is undefined.
     """
     calibration = next(
         (
@@ -260,7 +262,7 @@ def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, l
     if calibration is None or calibration.ece is None or p_value is None:
         return _Judged(False, "ece", None, f"not defined; at most {limit:g} wanted")  # noqa: FBT003  # a field
     chance = f" (p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks"
-    # Had all been as bad as can be, chance would explain even that.
+    # In the worst case all labels of a bin are right, or all are wrong: chance may explain even that.
     chance += "; not decided: too few rows)" if least_miscalibration_p(calibration, limit) >= level else ")"
     return _Judged(
         passed=p_value >= level,

@@ -21,9 +21,10 @@ _MAX_DEPTH = 12
 
 
 def with_ends(targets: Sequence[Target], candidates: Sequence[Candidate]) -> tuple[Target, ...]:
-    """Return the targets with the ends that they declare, or else those of the candidates' responses, the widest.
+    """Return the targets with their declared ends, or else the widest ends of the candidates' responses.
 
-    Raises ConfigError for a number, or for scores, without ends: nothing bounds a mistake of it that no gold row shows.
+    Raises ConfigError for a number, or for scores, without ends: mistakes that the gold rows do not show are then
+    unbounded.
     """
     return tuple(_with_ends(target, candidates) for target in targets)
 
@@ -57,7 +58,7 @@ def _ends_in(schema: Any, root: Mapping[str, Any], depth: int) -> Ends:
     if values := [value for value in _listed(schema) if isinstance(value, int | float) and not isinstance(value, bool)]:
         return min(values), max(values)
     for word in ("anyOf", "oneOf"):
-        # A number as text, as pydantic takes a Decimal, has the same ends.
+        # A number as text, such as pydantic's form of a Decimal, has the same ends.
         if options := [one for one in schema.get(word, ()) if not _is_of(one, "null", "string")]:
             return _widest([_ends_in(one, root, depth + 1) for one in options])
     parts = [_ends_in(one, root, depth + 1) for one in schema.get("allOf", ())]

@@ -153,7 +153,7 @@ def test_fewer_than_two_labelers_say_what_is_missing(project):
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH)])
     project.fill(upstream[:1], "mon")
     message = project.failure([*upstream, *assets], assets)
-    assert "fewer than two labelers to compare. Materialize what is missing: good." in message
+    assert "fewer than two labelers to compare. Materialize the missing assets: good." in message
 
 
 def test_an_annotator_who_labels_a_row_twice_is_refused_by_name(project):

@@ -171,7 +171,7 @@ def test_a_candidate_that_is_not_there_cannot_be_accepted(project):
     project.fill(upstream, "mon")
     result = accept(project, [*upstream, *evaluation], "gpt", succeeds=False)
     [failed] = [event for event in result.all_node_events if event.is_step_failure]
-    assert "candidates=gpt to accept are none of smol" in str(failed.step_failure_data.error)
+    assert "candidates=gpt to accept are unknown. The candidates are smol" in str(failed.step_failure_data.error)
 
 
 @pytest.mark.slow
@@ -263,7 +263,7 @@ def test_where_the_target_has_changed_the_evaluation_says_so_and_accepting_anew_
     changed = evaluation("urgency")
     message = project.failure([gold, smol, *changed], changed[:1])
     assert "quality_accepted has no column 'urgency'" in message
-    assert "accept a version anew" in message
+    assert "accept a version again" in message
     accept(project, [gold, smol, *changed], "smol")
     assert evaluate(project, [gold, smol], changed).passed
 
