@@ -2,9 +2,9 @@
 
 A part between two slashes of a server's path counts as a key by its form, since no vendor marks it:
 
-    NAME=VALUE      where NAME has key, token, secret, password, signature or credential in it
-    any other       of 20 or more characters, or 16 behind a prefix of keys such as sk-, with letters and digits and
-                    without spaces; but not a name of ordinary words, years and sizes, as gpt-4o-mini-2024-07-18 is
+    NAME=VALUE      if NAME contains key, token, secret, password, signature or credential
+    other parts     of 20 or more characters, or 16 after a prefix of keys such as sk-, with letters and digits and
+                    without spaces; but not a name of ordinary words, years and sizes, such as gpt-4o-mini-2024-07-18
 
 So ids of 32 hexadecimal digits count too: too much is hidden rather than too little. Paths in stores of files are never
 keys; there the user and password in front of the host are, and the values of such names in the query.
@@ -22,7 +22,7 @@ __all__ = ["hide_secrets", "refuse_credentials", "secret_parts"]
 
 _MASK = "***"
 _SCHEME = re.compile(r"(?:^|(?<=[^A-Za-z0-9+.-]))([A-Za-z][A-Za-z0-9+.-]*)://")
-# Hosts of these are buckets: no user stands in front of them. (In front of Azure's `abfs` is the container.)
+# Hosts of these are buckets, without a user in front. (In Azure's `abfs`, the container is in front.)
 _BUCKETS = frozenset({"gcs", "gs", "oci", "oss", "r2", "s3", "s3a", "s3n"})
 _WEB = frozenset({"http", "https"})
 _STORES = _BUCKETS | frozenset(
@@ -40,7 +40,7 @@ _KEY_PREFIX = re.compile(r"(?i:(?:sk|pk|rk|gsk|hf|ghp|xai|key|token|secret)[-_])
 _KEY_CHARS = re.compile(r"(?=.*[A-Za-z])(?=.*\d)[\w.~+=:%!$,;-]+", re.ASCII)
 _LEAST_CHARS, _LEAST_WITH_PREFIX = 20, 16
 _WORD = (
-    # text, TEXT3, ticketLabels; 2024; 4o, 70b; 8x7b
+    # ticket, TEXT3, ticketLabels; 2024; 4o, 70b; 8x7b
     r"(?:[A-Z]{1,14}\d{0,3}|(?=[A-Za-z]{1,14}\d{0,3}(?![A-Za-z0-9]))[a-z]*(?:[A-Z][a-z]{2,})*\d{0,3}|\d{1,8}"
     r"|\d{1,3}[A-Za-z]{1,2}|\d{1,3}x\d{1,3}[A-Za-z]?)"
 )
@@ -55,7 +55,7 @@ def hide_secrets(address: str) -> str:
 
 
 def secret_parts(*addresses: str | None) -> list[str]:
-    """Return what of these addresses counts as a secret, as it is written and as it is read."""
+    """Return the parts of these addresses that count as secrets, both as written and URL-decoded."""
     found: dict[str, None] = {}
     for address in filter(None, addresses):
         for start, end in _spans(address):
@@ -88,7 +88,7 @@ def _spans(address: str) -> Iterator[tuple[int, int]]:
     if end > start:
         yield start, end
     if head is None or head[1].lower() not in _STORES:
-        # Up to the query: that of an account names an organization, a project or a workspace.
+        # Up to the query: an account's query names an organization, a project or a workspace.
         path_end = min([len(address), *(at for char in "?#" if (at := address.find(char, end)) >= 0)])
         host_end = address.find("/", end, path_end)
         for part in re.compile(r"[^/]+").finditer(address, max(host_end, 0), path_end if host_end >= 0 else 0):
@@ -100,7 +100,7 @@ def _spans(address: str) -> Iterator[tuple[int, int]]:
 
 
 def _user_end(address: str, head: re.Match[str]) -> int:
-    """Return where the user and password in front of the host end; the start of the host where it has none."""
+    """Return the end of the user and password before the host; without these, the start of the host."""
     start = head.end()
     host = re.split(r"[/?#]", address[start:], maxsplit=1)[0]
     user, at, _ = host.rpartition("@")

@@ -1,30 +1,30 @@
-"""Thresholds from earlier partitions, and the audit that says whether they still hold. Pure.
+"""Thresholds from earlier partitions, and the audit that tests whether they still hold. Pure.
 
-A partition of `Rolling` takes its threshold from the last rows of earlier partitions that the oracle has answered. That
-rests on an assumption, that a score means now what it meant then, so a constant share of all rows is audited: each row
-by itself, by a digest of its key, before anybody has seen its score. No audited row helps to set the threshold of its
-own partition, so of its labels the audit is a fair sample, whatever has changed. Two figures come from it:
+A partition of `Rolling` takes its threshold from the last rows of earlier partitions that the oracle has answered. This
+assumes that a score means now what it meant then, so a constant share of all rows is audited. Each row is drawn
+independently, by a digest of its key, before its score exists. Audited rows do not help to set the threshold of their
+own partition. So the audit is a fair sample of the partition's labels, whatever has changed. It gives two figures:
 
     window      the share of labels of the last 20 partitions that may disagree: Clopper and Pearson's upper bound. It
-                assumes nothing: the audited share of each partition is the same, so that together they are a sample of
-                all of their rows, drawn by strata, of which the bound is a little too wide.
-    evidence    that more labels disagree than was promised: an e-detector. Each of some larger shares of disagreement
+                has no assumption: the audited share of each partition is the same, so that together they are a sample
+                of all their rows, drawn by strata, for which the bound is slightly too wide.
+    evidence    that more labels disagree than guaranteed: an e-detector. Each of some larger shares of disagreement
                 bets on every partition, with one more unit put in before each, so that a change may begin with any:
 
                     M <- (1 + M) (p / p0)^wrong ((1 - p) / (1 - p0))^(rows - wrong)
 
-                As long as no more disagree than was promised, the mean of M over these shares reaches 365 once in 365
-                partitions, as a mean, or less often. That is the alarm.
+                As long as the guarantee holds, the mean of M over these shares reaches 365 at most once in 365
+                partitions, on average. That is the alarm.
 
-Rows of one request have one answer, so that they are right or wrong together: of a table in which many rows share few
-requests chance alone makes more wrong. So both the earlier rows and those of the partition count as so many that are
-independent, n squared over the sum of the squares of the sizes of requests. As rows, thresholds would break the promise
-in up to 24 % of partitions; counted so, in at most 5. Window and evidence need none of that: for them chance is which
-rows are audited, each by itself.
+Rows of one request have one answer, so they are right or wrong together. In a table where many rows share few requests,
+chance alone makes more rows wrong. Therefore both the earlier rows and the partition's rows count as an effective
+number of independent rows: n squared over the sum of the squares of the sizes of requests. If each row counted,
+thresholds would break the guarantee in up to 24 % of partitions; with this count, in at most 5. Window and evidence do
+not need it: their chance is in the choice of audited rows, each drawn independently.
 
-An alarm ends what earlier partitions say: the rows up to and with that partition set no threshold any more, and the
-evidence begins anew. Which partitions are earlier is said by their keys alone, in the order of text, never by when they
-were labeled: a backfill in any order learns nothing of what comes later. Simulated in `benchmarks.truth`.
+An alarm ends the use of earlier partitions: rows up to and including that partition no longer set a threshold, and the
+evidence starts again. Keys alone, in the order of text, define the earlier partitions, and not the time of labeling: a
+backfill in any order uses nothing that comes later. Simulated in `benchmarks.truth`.
 """
 
 from __future__ import annotations
@@ -60,19 +60,20 @@ WINDOW = 20
 """So many of the last partitions are in one figure of agreement."""
 
 ALARM = 365
-"""Evidence that is an alarm: without cause it comes once in so many partitions, as a mean, or less often."""
+"""Evidence that raises an alarm: without a cause, at most once in so many partitions, on average."""
 
 _TIMES = (1.3, 1.6, 2, 3, 5)
-"""How many times more labels disagree than was promised: each bets for itself."""
+"""Multiples of the allowed disagreement; each bets separately."""
 
 # To a share of one in a million million.
 _HALVINGS = 40
 
 
 class Point(NamedTuple):
-    """A row that the oracle has answered: the model's score, the digest that orders equal scores, whether the model's
-    label is another than the oracle's, and a digest of its request that is the same in each partition. None: it was
-    stored by code that kept none.
+    """A row that the oracle has answered.
+
+    It has the model's score, the digest that orders equal scores, whether the model's label differs from the oracle's,
+    and a digest of its request that is the same in each partition. None: older code stored it without this digest.
     """
 
     score: float
@@ -88,13 +89,13 @@ class Audit:
     Attributes:
         share: The share of rows that is audited.
         requests: The request of each audited row.
-        history_id: A digest of all that partitions must have in common so that one says something of the other.
-        earlier: The first and the last of the partitions whose rows set the threshold; None: a sample of its own does.
-        calibrated_on: How many rows of these there were.
-        why_not: Why it has a sample of its own, in words.
-        points: What later partitions may take a threshold from; None until the oracle has answered.
-        rows: How many rows were audited, those counted that were erased since.
-        wrong: How many of them have a label that disagrees, and would have been taken; None until then.
+        history_id: A digest of all properties that partitions must share so that one is evidence for another.
+        earlier: The first and the last of the partitions whose rows set the threshold; None: its own sample sets it.
+        calibrated_on: The number of these rows.
+        why_not: The reason for its own sample, in words.
+        points: Rows from which later partitions may take a threshold; None until the oracle has answered.
+        rows: The number of audited rows, including rows erased since.
+        wrong: The number of audited rows whose label disagrees and would have been accepted; None until then.
     """
 
     share: float
@@ -109,7 +110,7 @@ class Audit:
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any] | None) -> Audit | None:
-        """Return what was stored."""
+        """Return the audit that was stored."""
         if content is None:
             return None
         earlier, points = content["earlier"], content["points"]
@@ -123,16 +124,16 @@ class Audit:
 
     @property
     def counts(self) -> dict[str, Any] | None:
-        """What the ledger keeps of it, for the audits of later partitions; None until the oracle has answered."""
+        """Counts for the ledger, for the audits of later partitions; None until the oracle has answered."""
         if self.wrong is None or self.points is None:
             return None
         counts = {"rows": self.rows, "wrong": self.wrong, "points": len(self.points)}
         return {"history": self.history_id, **counts}
 
     def keep(self, keep: Collection[str], seed: str) -> Audit:
-        """Return the same without rows of other requests than these, as of rows that were erased.
+        """Return the same, only with rows of these requests: rows that were erased are left out.
 
-        What was counted stays.
+        The counts stay.
         """
         kept = set(digest_requests(sorted(keep), seed).tolist())
         return replace(
@@ -144,15 +145,15 @@ class Audit:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What rows of earlier partitions say of the threshold of one.
+    """The threshold of one partition, from rows of earlier partitions.
 
     Attributes:
         earlier: The first and the last of these partitions.
-        rows: How many rows that the oracle has answered.
-        wrong: How many of them have a label of the model that is not the oracle's.
-        allowed: How many may be wrong above the threshold.
-        bound: The share of disagreement that is exceeded only as improbably as was promised.
-        threshold: Accepted is above it.
+        rows: The number of rows that the oracle has answered.
+        wrong: The number of them where the model's label differs from the oracle's.
+        allowed: The number that may be wrong above the threshold.
+        bound: The share of disagreement that is exceeded with the guaranteed small probability at most.
+        threshold: Scores above it are accepted.
     """
 
     earlier: tuple[str, str]
@@ -164,8 +165,8 @@ class Calibration:
 
 
 class Audited(NamedTuple):
-    """What the audit of one partition has found: `wrong` of its `rows` have a label that was not the oracle's and would
-    have been taken.
+    """The result of one partition's audit: `wrong` of its `rows` have a label that is not the oracle's and would have
+    been accepted.
     """
 
     partition: str
@@ -175,16 +176,16 @@ class Audited(NamedTuple):
 
 @dataclass(frozen=True)
 class Track:
-    """What the audits of a partition and those before it say together.
+    """The combined result of the audits of a partition and those before it.
 
     Attributes:
         window: The partitions whose rows are in the bounds, oldest first: 20, or as many as there are.
-        rows: How many of their rows were audited.
-        wrong: How many of these have a label that disagrees, and was taken, or would have been.
-        low, high: Where the share of such labels is, of all their rows. Each side is missed with the probability
+        rows: The number of audited rows in them.
+        wrong: The number of these whose label disagrees, and was accepted or would have been.
+        low, high: Bounds of the share of such labels among all their rows. Each side is missed with the probability
             `1 - confidence` at most.
-        evidence: That more disagree than was promised, after this partition.
-        alarm: The last partition at which the evidence was an alarm, this one or an earlier one; None: at none.
+        evidence: Evidence, after this partition, that more labels disagree than guaranteed.
+        alarm: The last partition with an alarm, this one or an earlier one; None without an alarm.
     """
 
     window: tuple[str, ...]
@@ -197,7 +198,7 @@ class Track:
 
 
 def track(audits: Sequence[Audited], agreement: float, confidence: float) -> Track:
-    """Return what audits say, in the order of their partitions; the last one is the partition in question."""
+    """Return the result of audits in the order of their partitions; the last one is the partition in question."""
     recent = audits[-WINDOW:]
     rows, wrong = sum(one.rows for one in recent), sum(one.wrong for one in recent)
     evidence = _evidence(audits, agreement)
@@ -210,7 +211,7 @@ def track(audits: Sequence[Audited], agreement: float, confidence: float) -> Tra
 
 
 def find_alarm(audits: Sequence[Audited], agreement: float) -> str | None:
-    """Return the last partition at which the evidence was an alarm; None: at none."""
+    """Return the last partition at which the evidence was an alarm; None without an alarm."""
     return _last_alarm(audits, _evidence(audits, agreement))
 
 
@@ -226,7 +227,7 @@ def _last_alarm(audits: Sequence[Audited], evidence: Sequence[float]) -> str | N
 
 
 def bound_share(wrong: int, rows: int, confidence: float) -> tuple[float, float]:
-    """Return between which shares that of all rows is, of which `wrong` of `rows` drawn ones are (Clopper, Pearson).
+    """Return bounds of the share in all rows, if `wrong` of `rows` drawn ones have the property (Clopper, Pearson).
 
     Each side is missed with the probability `1 - confidence` at most.
     """
@@ -236,9 +237,9 @@ def bound_share(wrong: int, rows: int, confidence: float) -> tuple[float, float]
 
 
 def _share_at(most: int, rows: int, probability: float) -> float:
-    """Return the share at which as few as `most` of the rows are wrong with this probability."""
+    """Return the share at which at most `most` of the rows are wrong with this probability."""
     counts = np.arange(most + 1)
-    # Of the ways in which so many rows are wrong: the logarithm of each number of ways, from the one before.
+    # Logarithms of the numbers of ways in which so many rows are wrong, each from the one before
     ways = np.concatenate([[0.0], np.log((rows - counts[:-1]) / (counts[:-1] + 1))]).cumsum()
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
@@ -249,15 +250,16 @@ def _share_at(most: int, rows: int, probability: float) -> float:
 
 
 def evidence_after(rows: Counts, wrong: Counts, agreement: float) -> Evidence:
-    """Return the evidence after each partition that more labels disagree than was promised; it begins anew after an
-    alarm.
+    """Return the evidence, after each partition, that more labels disagree than guaranteed.
+
+    It starts again after an alarm.
 
     Args:
-        rows, wrong: What was audited and what disagrees, of the partitions of one life, or of many: lives, partitions.
-        agreement: What was promised.
+        rows, wrong: Audited rows, and disagreeing ones, of the partitions of one life, or of many: lives, partitions.
+        agreement: The guaranteed share of agreement.
     """
     promised = 1 - agreement
-    # Nothing is five times a promise of half of the labels.
+    # If half of the labels may be wrong, five times that share does not exist.
     larger = np.minimum(np.array(_TIMES) * promised, (1 + promised) / 2)
     by_wrong, by_right = np.log(larger / promised), np.log((1 - larger) / (1 - promised))
     found: Evidence = np.zeros(rows.shape)
@@ -268,9 +270,9 @@ def evidence_after(rows: Counts, wrong: Counts, agreement: float) -> Evidence:
             logs[found[..., at - 1] >= ALARM] = -np.inf
         bad, good = wrong[..., at, None], (rows - wrong)[..., at, None]
         after = np.logaddexp(0, logs) + bad * by_wrong + good * by_right
-        # Who has audited nothing has put nothing in.
+        # A partition without audited rows does not change the evidence.
         logs = np.where(bad + good > 0, after, logs)
-        # More than that needs no figure.
+        # Cut off here: larger figures are not needed.
         found[..., at] = np.exp(np.minimum(logs, 700)).mean(axis=-1)
     return found
 
@@ -284,8 +286,9 @@ def count_independent(sizes: npt.NDArray[np.int64]) -> int:
 def calibrate_points(
     points: Sequence[Point], earlier: tuple[str, str], rows: int, agreement: float, confidence: float
 ) -> Calibration:
-    """Return the threshold that rows of earlier partitions give to one of so many independent `rows`; `earlier` are the
-    first and the last of these partitions. Points of one `request` count together.
+    """Return the threshold from rows of earlier partitions for a partition of `rows` independent rows.
+
+    `earlier` are the first and the last of these partitions. Points of one `request` count together.
     """
     scores = np.array([point.score for point in points], np.float64)
     digests = np.array([point.digest for point in points], np.uint64)

@@ -1,26 +1,27 @@
-"""A cascade of two labelers: the model answers all rows, a dearer oracle those of which the model is not sure enough.
+"""A cascade of two labelers: the model answers all rows, and a dearer oracle the rows where the model is not sure
+enough.
 
-The promise: **with probability `confidence`, at least the share `agreement` of the delivered labels is what the oracle
-says.** It assumes nothing of the scores, but that the sample is drawn before anybody has seen one.
+The guarantee: **with probability `confidence`, at least the share `agreement` of the delivered labels equals the
+oracle's answer.** It assumes nothing about the scores, except that the sample is drawn before they exist.
 
-Rows that the oracle answers agree with it. So what can be wrong at a threshold t are the rows above it whose label is
-not the oracle's, and their share falls as t rises. Because it is monotone, one bound holds for the threshold that the
-sample chooses, with no correction for the many that it could have been. With a sample of n rows, uniformly drawn:
+Rows that the oracle answers agree with it. So only rows above a threshold t can be wrong: if their label is not the
+oracle's. Their share falls as t rises. Because it is monotone, one bound holds for the threshold that the sample
+chooses, without a correction for the many possible thresholds. With a sample of n rows, uniformly drawn:
 
     allowed     the most wrong labels k with P(Binomial(n, 1 - agreement) <= k) <= 1 - confidence
     threshold   the place of the wrong sampled row number `allowed + 1`, counted from the surest; accepted is above it
 
-Of a table that is less than twenty times the sample, the probability is that of drawing without replacement. Rows, not
-requests, are drawn: a request that a thousand rows share is a thousand labels. A sampled row without an answer of the
-oracle counts as wrong: those that it cannot answer may be those of which the model is wrongly sure. Equal scores are
-split by a digest of the request, since models say 0.9 of half of all rows.
+If a table is less than twenty times the sample, the probability is for drawing without replacement. Rows, not requests,
+are drawn: a request that a thousand rows share is a thousand labels. A sampled row without an answer of the oracle
+counts as wrong: the oracle may fail at the very rows where the model is wrong but sure. Equal scores are split by a
+digest of the request, since models answer 0.9 for half of all rows.
 
-**Against gold**, with `within`: wrong is a row of which the model is wrong and the oracle right. By the share of these
-at most, the labels are right less often than the oracle's are, so `1 - within` takes the place of `agreement`.
+**Against gold**, with `within`: a row is wrong if the model is wrong and the oracle right. At most by the share of
+these rows, the labels are right less often than the oracle's are, so `1 - within` takes the place of `agreement`.
 
-**Looks.** Who raises the sample until the oracle's share pleases has looked several times at the same rows, and takes
-the look that flatters. So the looks at the same rows share `1 - confidence`: the first one has 15 of 16 parts of it,
-the n-th one 1 / (n (n - 1)) of the rest, which is all of it if somebody looks for ever (`look_confidence`).
+**Looks.** A user who raises the sample until the oracle's share pleases has looked several times at the same rows, and
+takes the most flattering look. So the looks at the same rows share `1 - confidence`: the first one has 15 of 16 parts
+of it, the n-th one 1 / (n (n - 1)) of the rest, which sums to all of it for infinitely many looks (`look_confidence`).
 
 Pure; simulated in tests/core/test_cascade.py. A threshold that is chosen so that the sample itself shows the wanted
 agreement breaks such a promise in 20 to 60 of 100 cases.
@@ -79,14 +80,15 @@ _FINITE = 20
 # The part of the risk that the first look at rows has; later ones share the rest. Most partitions are looked at once.
 _FIRST_LOOK = Fraction(15, 16)
 
-# What is audited for ever is to cost less than what it spares.
+# A permanent audit must cost less than the sample that it saves.
 _MOST_AUDITED = 0.5
 
 # The sample that costs least in simulations is the root of so many times the rows: 200 of 1,000, 2,000 of 100,000.
 _ROOTS = 40
 
 # The share of rows that is accepted with a sample of that size, of tables of 5,000 rows, as a mean over seven kinds of
-# scores: what the column "cascade asks" of docs/truth.md leaves, the sample apart. Of 1,000 rows it is .03 to .07 less.
+# scores. It is the complement of the column "cascade asks" of docs/truth.md, without the sample. For 1,000 rows it is
+# .03 to .07 less.
 _ACCEPTED = ((0.8, 0.93), (0.9, 0.69), (0.95, 0.47), (0.98, 0.26), (1.0, 0.0))
 
 
@@ -95,14 +97,14 @@ _ACCEPTED = ((0.8, 0.93), (0.9, 0.69), (0.95, 0.47), (0.98, 0.26), (1.0, 0.0))
 class Rolling:
     """Take the threshold of a partition from rows of earlier partitions that the oracle has answered.
 
-    It saves the sample of each partition, and assumes what `calibrate="partition"` does not: that a score means in this
-    partition what it meant in those. So a share of all rows is audited for ever: by them you see how many labels of the
-    last 20 partitions disagree, and when the assumption has broken. Then, and until there are as many rows again as are
-    asked for, each partition takes a sample of its own.
+    It saves the sample of each partition, and has an assumption that `calibrate="partition"` does not have: a score
+    means in this partition what it meant in those. So a share of all rows is audited permanently. The audit shows how
+    many labels of the last 20 partitions disagree, and detects when the assumption fails. Then each partition takes its
+    own sample, until there are as many rows again as `rows` asks for.
 
     Args:
-        rows: How many of the last rows that the oracle has answered set the threshold; no partition's own are among
-            them.
+        rows: The threshold is set by so many of the last rows that the oracle has answered; the partition's own rows
+            are not among them.
         audit: The share of all rows, uniformly drawn, that the oracle answers too, above 0 and at most 0.5.
     """
 
@@ -110,7 +112,7 @@ class Rolling:
     audit: float = 0.01
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an audit that is none."""
+        """Raise ConfigError for an audit out of range."""
         if not 0 < self.audit <= _MOST_AUDITED:
             raise ConfigError(
                 f"Rolling.audit={self.audit!r} is not allowed; it is a share of the rows above 0 and at most "
@@ -121,28 +123,28 @@ class Rolling:
 @checked
 @dataclass(frozen=True)
 class Cascade:
-    """A dearer model that answers the rows of which the labeling's own model is not sure enough.
+    """A dearer model that answers the rows where the labeling's own model is not sure enough.
 
-    All rows are asked of the model, and a sample of them of the oracle. When both have answered, a threshold of the
-    score is set, above which the model's labels agree with the oracle as promised; the oracle is asked of all others.
+    The model answers all rows, and the oracle a sample of them. When both have answered, a threshold of the score is
+    set. Above it the model's labels agree with the oracle as guaranteed; the oracle answers all other rows.
 
     Args:
         oracle: The model whose labels count as right: the provider, a slash, and the provider's own name for it.
         target: The column of the response whose value must be the oracle's: a choice, an integer, a boolean or a date.
         agreement: Least share of the delivered labels that are the oracle's, above 0 and below 1.
-        confidence: How probable it is, at least, that a partition keeps that, above 0 and below 1.
-        score: The column of the response that says how sure the model is, a number that is larger where it is surer;
-            or "llm_logprob", how probable the model itself held its label, which it is asked for then. Claude, and
-            Bedrock's models, do not tell.
-        sample: How many rows the oracle answers to set the threshold. "auto": as many as make a table of this size
-            cheapest, some six times the root of its rows.
-        calibrate: What sets the threshold of a partition. "partition": a sample of its own, which assumes nothing.
-            `Rolling`: rows of earlier partitions, for partitions that are windows of time and much alike.
-        params: Parameters for the oracle. Default: those of the dataset.
-        price: Your own price of the oracle. Default: that of the price book.
-        gold: What people say: an asset, by its key, or a table, with the key of the rows and the target under their
-            names. With it the promise is against gold: see `within`. All sampled rows need a label in it.
-        within: With `gold`, in the place of `agreement`: by which share the labels may be right less often than the
+        confidence: Least probability that a partition keeps that, above 0 and below 1.
+        score: The column of the response with the model's certainty, a number that is larger for surer labels; or
+            "llm_logprob", the model's own probability of its label, which it is asked for then. Claude, and Bedrock's
+            models, do not report it.
+        sample: Number of rows that the oracle answers to set the threshold. "auto": the number that makes a table of
+            this size cheapest, about six times the root of its rows.
+        calibrate: Source of a partition's threshold. "partition": its own sample, without assumptions. `Rolling`: rows
+            of earlier partitions, for partitions that are similar windows of time.
+        params: Parameters for the oracle. Default: the dataset's.
+        price: Your own price of the oracle. Default: the price book's.
+        gold: Human labels: an asset, by its key, or a table, with the key of the rows and the target under their names.
+            With it the guarantee is against gold: see `within`. All sampled rows need a label in it.
+        within: With `gold`, instead of `agreement`: the share by which the labels may be right less often than the
             oracle's own, above 0 and below 1.
     """
 
@@ -160,7 +162,7 @@ class Cascade:
     within: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a promise that no sample can keep."""
+        """Raise ConfigError for a guarantee that is impossible for every sample."""
         self._check_gold()
         for name in ("agreement", "confidence"):
             given = getattr(self, name)
@@ -213,14 +215,14 @@ class Cascade:
 
     @property
     def promise(self) -> list[Any]:
-        """What of a cascade decides which labels are accepted, beside the two models."""
+        """Settings of a cascade that decide which labels are accepted, without the two models."""
         own = [self.target, self.agreement, self.confidence, self.score, self.sample]
         if isinstance(self.calibrate, Rolling):
             return [*own, self.calibrate.rows, self.calibrate.audit]
         return own if self.within is None else [*own, self.within]
 
     def settings(self) -> dict[str, Any]:
-        """Return all fields but the gold, which is no setting of what is asked."""
+        """Return all fields but the gold, which is not a setting of the request."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "gold"}
 
     def check_response(self, reader: Reader, results: pa.Schema) -> None:
@@ -278,16 +280,16 @@ class Place(NamedTuple):
 
 
 ALL, NOTHING = Place(-inf, 0), Place(inf, 0)
-"""The thresholds above which every row with a score is, and none."""
+"""Two thresholds: rows with a score are always above the first, and never above the second."""
 
 
 def digest_keys(keys: Iterable[Any], seed: str) -> Digests:
-    """Return a number for each key, as good as uniform, by which rows are drawn: those with the smallest."""
+    """Return a practically uniform number for each key. The rows with the smallest numbers are drawn."""
     return _digests((str(key).encode("utf-8", "surrogatepass") for key in keys), f"row:{seed}")
 
 
 def digest_requests(request_ids: Iterable[str], seed: str) -> Digests:
-    """Return the number of each request by which equal scores are ordered. It says nothing of whether it was drawn."""
+    """Return each request's number, which orders equal scores. It is independent of whether a row was drawn."""
     return _digests((request_id.encode() for request_id in request_ids), f"tie:{seed}")
 
 
@@ -312,7 +314,7 @@ def look_confidence(confidence: float, look: int) -> float:
 
 
 def count_allowed(sample: int, rows: int, agreement: float, confidence: float) -> int:
-    """Return how many of a sample of so many rows may be wrong; -1: not even none is enough."""
+    """Return how many of a sample of so many rows may be wrong; -1: zero wrong rows are not enough either."""
     risk, wrong = 1 - confidence, _fewest_too_many(rows, agreement)
     allowed, total = -1, 0.0
     for count, probability in enumerate(_probabilities(sample, rows, wrong, 1 - agreement)):
@@ -324,12 +326,16 @@ def count_allowed(sample: int, rows: int, agreement: float, confidence: float) -
 
 
 def count_allowed_before(points: int, rows: int, agreement: float, confidence: float) -> tuple[int, float]:
-    """Return how many of so many rows of earlier partitions may be wrong above a threshold, -1: not even none, and the
-    share of `rows` next ones that is exceeded with the probability `1 - confidence` at most.
+    """Return how many of so many earlier rows may be wrong above a threshold, and a bound of the share of the next
+    ones.
 
-    If scores mean the same in both, which rows are the earlier ones is chance. More than `most` of the next ones are
-    wrong above the wrong earlier row number `allowed + 1` where of the first `allowed + most + 1` wrong rows at most
-    `allowed` are earlier ones. So few next rows are asked for more: by chance their share is far from that of all.
+    The first is -1 if zero wrong rows are not enough either. The bound is a share of `rows` next rows that is exceeded
+    with the probability `1 - confidence` at most.
+
+    If scores mean the same in both, chance decides which rows are the earlier ones. Take the first `allowed + most + 1`
+    wrong rows. If at most `allowed` of these are earlier ones, more than `most` of the next ones are wrong above the
+    wrong earlier row number `allowed + 1`. With so few next rows, the bound is stricter: by chance their share is far
+    from the share of all.
     """
 
     def chance(allowed: int, most: int) -> float:
@@ -350,7 +356,7 @@ def count_allowed_before(points: int, rows: int, agreement: float, confidence: f
 def find_bound(allowed: int, sample: int, rows: int, confidence: float) -> float:
     """Return the share of disagreement that is exceeded with the probability `1 - confidence` at most.
 
-    It is fixed by `count_allowed` before any answer is seen, and is what was asked for or a little less.
+    `count_allowed` fixes it before any answer exists; it is the requested share or slightly less.
     """
     if allowed < 0:
         return 0.0
@@ -402,13 +408,13 @@ def _log_choose(of: int, count: int) -> float:
 def count_least(agreement: float, confidence: float) -> int:
     """Return the smallest sample with which any label can be accepted, of a table of any size."""
     agreement, risk = float(agreement), 1 - float(confidence)
-    # The logarithms may be off by one at either side, and for agreement=0.999999999 nobody can wait for a count.
+    # The logarithms may be off by one at either side, and counting up from 1 takes too long for agreement=0.999999999.
     about = max(1, ceil(log(risk) / log(agreement)))
     return next((n for n in range(max(1, about - 2), about + 3) if agreement**n <= risk), about + 3)
 
 
 def choose_sample(rows: int, agreement: float, confidence: float, at_least: int = 1, times: float = 1.0) -> int:
-    """Return how many rows to sample of a table: `rows` where a sample is of no use, since it would be nearly all.
+    """Return how many rows of a table to sample: `rows` if a sample is useless, since it would be nearly all rows.
 
     `at_least` is the least that the oracle's provider takes in one batch. The sample is so many `times` the one that
     costs least as a mean over kinds of scores.
@@ -417,7 +423,7 @@ def choose_sample(rows: int, agreement: float, confidence: float, at_least: int 
     if wanted >= rows:
         return rows
     allowed = max(count_allowed(wanted, rows, agreement, confidence), 0)
-    # Between two steps of what is allowed, more rows cost more and allow no more.
+    # Between two steps of the allowed number, more rows cost more and allow no more wrong ones.
     low, high = at_least, rows
     while low < high:
         middle = (low + high) // 2
@@ -476,14 +482,14 @@ def expect_accepted(agreement: float) -> float:
 
 
 def relative_cost(cheap_usd: float, oracle_usd: float, sample: int, rows: int, accepted: float) -> float:
-    """Return what a cascade is expected to cost, as a multiple of asking the oracle alone.
+    """Return the expected cost of a cascade, as a multiple of asking the oracle alone.
 
     Args:
-        cheap_usd, oracle_usd: What a request costs at each.
-        sample: How many rows are sampled.
-        rows: Of how many.
-        accepted: The share of rows that is accepted, as earlier partitions had it, or as it is expected; never that of
-            the sample that sets the threshold, by which a choice would break the promise in 30 of 100 cases.
+        cheap_usd, oracle_usd: Cost of a request at each.
+        sample: Number of sampled rows.
+        rows: Number of all rows.
+        accepted: The share of rows that is accepted, from earlier partitions or as expected. Never use the share in
+            the sample that sets the threshold: a choice by it would break the guarantee in 30 of 100 cases.
     """
     if oracle_usd <= 0:
         return inf

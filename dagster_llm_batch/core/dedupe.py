@@ -1,4 +1,4 @@
-"""Which values have come before, exactly, in 4 MB however many there are, and 16 bytes each in files.
+"""Recognize values that have come before, exactly, in 4 MB for any number of values, and 16 bytes each in files.
 
 A set of Python objects takes 144 bytes a value, so only the newest values are in one.
 """
@@ -19,10 +19,10 @@ class Seen:
     """A set that grows in files, not in memory.
 
     Args:
-        digests: Returns the digests of values in one: 16 bytes or more each, the same for equal values and no others.
+        digests: Returns the digests of values as one text: 16 bytes or more each, equal only for equal values.
         new_file: Makes a file for digests, once there are many.
         few: So many values need no file, nor numpy, which takes long to load.
-        recent: How many of the newest values are kept as Python objects, once there are more than `few`.
+        recent: Number of the newest values that are kept as Python objects, once there are more than `few`.
         new_runs: Makes the files' reader; `Runs` by default.
     """
 
@@ -47,7 +47,7 @@ class Seen:
     def new(self, values: Sequence[Any]) -> list[bool]:
         """Add the values; return for each whether it comes for the first time."""
         old, different = self._old(values), set(values)
-        # Mostly all are new: then no value needs a look of its own.
+        # Usually all are new: then single values need no lookup.
         if not old and len(different) == len(values) and self._recent.isdisjoint(different):
             are_new = [True] * len(values)
             self._recent |= different

@@ -33,8 +33,8 @@ class Runs:
 
     Args:
         new_file: Makes the file of a run.
-        block: How many digests are read from a file at once.
-        piece: How many digests are in memory at once while runs are joined.
+        block: Number of digests that are read from a file at once.
+        piece: Number of digests in memory at once while runs are joined.
         filter_bits: The size of the filter, a power of 2. With the default it sends 1 % of new digests to the files
             where there are two million, and a fifth where there are ten.
     """
@@ -134,7 +134,7 @@ class _Run:
 
 
 def _reader(file: IO[bytes]) -> Callable[[int, int], bytes]:
-    """Return what reads so many bytes from a place of the file on: a block in a third of the time that `seek` takes."""
+    """Return a function that reads a number of bytes from a place of the file: in a third of the time of `seek`."""
 
     def read(size: int, place: int) -> bytes:
         file.seek(place)
@@ -151,7 +151,7 @@ def _reader(file: IO[bytes]) -> Callable[[int, int], bytes]:
 
 def _is_in(block: bytes, digest: bytes) -> bool:
     at = block.find(digest)
-    # What is found may be the end of one digest and the start of the next.
+    # A match may be the end of one digest and the start of the next.
     while at > 0 and at % _BYTES:
         at = block.find(digest, at + 1)
     return at >= 0

@@ -1,18 +1,19 @@
 """When something will have ended, by how long the like of it took before: submissions, or single batches.
 
-- **What still runs counts.** It has taken longer than its age, and how much longer is not known: it is censored. The
-  shares that have ended by each time are those of Kaplan and Meier (1958). Only those that have ended would tell of the
-  quick ones: with a true p90 of 7.3 hours they say 4.3, and Kaplan and Meier 7.2.
+- **Running ones count.** They have taken longer than their age, by an unknown time: they are censored. The shares that
+  have ended by each time are estimated by Kaplan and Meier (1958). An estimate from ended ones only would favor quick
+  ones: with a true p90 of 7.3 hours it gives 4.3, and Kaplan and Meier 7.2.
 - **Days count.** Submissions of one day share their vendor's hours, so that forty of one afternoon are hardly more
   evidence than one. Each day has the weight 1, and each of its submissions an equal part (Lee, Barber and Willett 2023,
-  hierarchical conformal prediction). As independent ones, forty a day ended by their p90 in 57 of 100 cases.
-- **A share of the next day, not of those before.** Of n days that are known the k-th has a share of k/(n + 1) below it,
-  so that for a p90 at least nine must be known.
-- **The level learns.** Each day is forecast from what was known when it began, and the level moves with the share of it
-  that was later, or earlier, than was said (adaptive conformal inference, Gibbs and Candès 2021): a vendor that became
-  slower is followed within some days. Where the level then asks for more than was ever seen there is no figure.
-- **The last of several** single batches: as if they were independent, which is late rather than early where a slow hour
-  of the vendor makes all of them slow.
+  hierarchical conformal prediction). If forty submissions a day counted as independent ones, only 57 of 100 would end
+  by their p90.
+- **A share of the next day, not of past days.** Of n known days the k-th has a share of k/(n + 1) below it, so that a
+  p90 needs at least nine known days.
+- **The level adapts.** Each day is forecast from the data when it began, and the level moves with the share of it that
+  ended later, or earlier, than forecast (adaptive conformal inference, Gibbs and Candès 2021): the forecasts follow a
+  slower vendor within some days. If the level then asks for more than was ever observed, there is no figure.
+- **The last of several** single batches: as if they were independent, which is late rather than early if a slow hour of
+  the vendor makes all of them slow.
 
 `tests/core/test_durations.py` holds the estimate to `scipy.stats.ecdf`, which is not used itself: scipy is an optional
 dependency, and a plan is made without it. `docs/truth.md` has the simulations.
@@ -52,21 +53,21 @@ _Integers = npt.NDArray[np.int_]
 _Booleans = npt.NDArray[np.bool_]
 
 _Known = tuple[float, int, float]
-"""When it was known what became of a forecast, which level that moves, and by how much."""
+"""The time when the outcome of a forecast became known, the level that it moves, and by how much."""
 
 
 @dataclass(frozen=True)
 class EndForecast:
-    """How long the next one takes, from when it begins.
+    """Duration of the next one, from its start.
 
     Attributes:
-        p50, p90, p95: So long at most, of 2, 10 and 20 such ones 1, 9 and 19. None: not known, since too few have
-            ended, or what is known does not reach so far.
-        basis: What it rests on: earlier "submissions" of the dataset, or single "batches" of the model. "none": neither
-            has enough.
-        ended: How many of these have ended.
-        running: How many have not.
-        days: On how many days those that ended had begun.
+        p50, p90, p95: Limits that 1 of 2, 9 of 10 and 19 of 20 such ones stay within. None: unknown, since too few
+            have ended, or the data do not reach so far.
+        basis: Data behind it: earlier "submissions" of the dataset, or single "batches" of the model. "none": both have
+            too few.
+        ended: Number of these that have ended.
+        running: Number of these that have not.
+        days: Number of days on which the ended ones had begun.
     """
 
     p50: timedelta | None = None
@@ -91,7 +92,7 @@ def forecast_end(
 
 
 class Durations:
-    """How long the like of something took, or takes.
+    """Durations of similar submissions or batches, ended or running.
 
     Args:
         spans: In any order. One that was stopped before its end counts as censored.
@@ -99,11 +100,11 @@ class Durations:
     """
 
     def __init__(self, spans: Sequence[Span], now: datetime) -> None:
-        # A time that lies ahead was told by a clock that was wrong: how long that took, nobody knows.
+        # A time in the future comes from a wrong clock: such a duration is unknown.
         seen = (span for span in spans if span.began <= now and (span.until is None or span.until <= now))
         past = sorted(seen, key=lambda span: span.began)
         began = np.array([span.began.timestamp() for span in past])
-        # A vendor's clock may say that a batch ended before ours says that it was sent.
+        # By a vendor's clock a batch may have ended before it was sent by ours.
         until = np.maximum(np.array([(span.until or now).timestamp() for span in past]), began)
         has_ended = np.array([span.has_ended for span in past], np.bool_)
         dates = np.array([span.began.astimezone(UTC).toordinal() for span in past], np.int_)
@@ -121,12 +122,13 @@ class Durations:
 
     @property
     def are_enough(self) -> bool:
-        """Whether some that ended had begun on FEWEST days."""
+        """Whether ended ones had begun on at least FEWEST days."""
         return self.days >= FEWEST
 
     def days_for_p95(self, batches: int = 1) -> int | None:
-        """Return on how many days some must have ended for a p95 of the last of so many; None where no number will do,
-        since the latest ones were late too often.
+        """Return on how many days some must have ended for a p95 of the last of so many.
+
+        Return None if more days do not help, since the latest ones were late too often.
         """
         share: float = (self._levels or _LEVELS)[-1] ** (1 / batches)
         return None if share >= 1 else ceil(share / (1 - share) - _TINY)
@@ -141,18 +143,18 @@ class Durations:
         """Return how long the next one takes; no figures where there are too few days.
 
         Args:
-            basis: What the spans are of.
-            batches: The last of so many such things is asked about.
-            age: So long it has run already. What is returned counts from when it began, all the same.
+            basis: Kind of the spans.
+            batches: The forecast is for the last of so many such things.
+            age: The time that it has run already. The result still counts from its start.
         """
         if not self.are_enough:
             return EndForecast(ended=self.ended, running=self.running, days=self.days)
-        # What has run for so long is compared with those alone that took longer.
+        # Compare a running one only with those that took longer.
         is_longer = (self._took > age.total_seconds()) | (age <= timedelta(0))
         shares = [level ** (1 / batches) for level in self._levels]
         weights = _weigh_days(self._day)[is_longer]
         seconds = _quantiles(self._took[is_longer], self._is_end[is_longer], weights, self._day[is_longer], shares)
-        # Each level moves by itself, and a lower one may pass a higher one.
+        # Each level moves separately, and a lower one may pass a higher one.
         for place in range(1, len(seconds)):
             before, said = seconds[place - 1], seconds[place]
             seconds[place] = None if before is None or said is None else max(before, said)
@@ -171,16 +173,16 @@ def _count_days(day: _Integers) -> int:
 
 
 def _levels_now(began: _Numbers, until: _Numbers, ended: _Booleans, day: _Integers, now: float) -> list[float]:
-    """Return at which levels the next one is forecast, after what became of the forecasts of those before."""
+    """Return the levels at which to forecast the next one, after the known results of earlier forecasts."""
     levels = list(_LEVELS)
-    # What became of a forecast changes the levels of the days that began after it was known, and of no others.
+    # The result of a forecast changes only the levels of the days that began after it was known.
     pending: list[_Known] = []
     starts = np.append(np.searchsorted(day, np.unique(day)), len(day))
     for place, (first, last) in enumerate(pairwise(starts.tolist())):
         moment = float(began[first])
         pending = _settle(pending, moment, levels)
         past = slice(starts[max(0, place - _REMEMBERED)], first)
-        # As it was known then: what had not ended by that time was running.
+        # With the knowledge of that moment: submissions that ended later were running.
         had_ended = ended[past] & (until[past] <= moment)
         if _count_days(day[past][had_ended]) < FEWEST:
             continue
@@ -188,7 +190,7 @@ def _levels_now(began: _Numbers, until: _Numbers, ended: _Booleans, day: _Intege
         said = _quantiles(took, had_ended, _weigh_days(day[past]), day[past], levels)
         of_day = slice(first, last)
         for which, seconds in enumerate(said):
-            # No more was said than that it is not known: nothing can be later than that.
+            # A forecast without a figure cannot be late.
             known_at = np.where(ended[of_day], until[of_day], now if seconds is None else np.inf)
             was_late = np.zeros(last - first, np.bool_)
             if seconds is not None:
@@ -201,7 +203,7 @@ def _levels_now(began: _Numbers, until: _Numbers, ended: _Booleans, day: _Intege
 
 
 def _settle(pending: Sequence[_Known], moment: float, levels: list[float]) -> list[_Known]:
-    """Move the levels by what is known at a moment of forecasts that were told before, and return the others."""
+    """Move the levels by the forecast results that are known at a moment, and return the other forecasts."""
     for _, which, by in sorted(known for known in pending if known[0] <= moment):
         levels[which] = min(max(levels[which] + by, 0.05), 1.0)
     return [known for known in pending if known[0] > moment]
@@ -210,11 +212,11 @@ def _settle(pending: Sequence[_Known], moment: float, levels: list[float]) -> li
 def _quantiles(
     took: _Numbers, is_end: _Booleans, weights: _Numbers, day: _Integers, levels: Sequence[float]
 ) -> list[float | None]:
-    """Return in which time these shares of the next ones have ended; None where what is known does not reach so far."""
+    """Return the times by which these shares of the next ones have ended; None if the data do not reach so far."""
     count = len(took)
     if not count:
         return [None] * len(levels)
-    # Of equal times those that ended come first: what was last seen at that time ran still.
+    # Among equal times ended ones come first: the others were still running when last seen.
     order = np.lexsort((~is_end, took))
     weight = weights[order]
     at_risk = np.cumsum(weight[::-1])[::-1]

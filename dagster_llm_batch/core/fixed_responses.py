@@ -1,8 +1,8 @@
 """Responses whose form the vendor's endpoint sets: a vector, and a moderation.
 
-A moderation says of a text, or of a text and images, whether it is harmful, and how. Each category becomes two columns:
-whether the vendor flags it, and its score from 0 to 1. A category is a column by its own name, in which whatever is no
-letter or digit is `_`: "self-harm/intent" is `self_harm_intent` and `self_harm_intent_score`.
+A moderation shows whether a text, or text and images, is harmful, and how. Each category becomes two columns: whether
+the vendor flags it, and its score from 0 to 1. The column has the category's name, with `_` in place of all characters
+except letters and digits: "self-harm/intent" is `self_harm_intent` and `self_harm_intent_score`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ OPENAI_CATEGORIES = (
     "violence",
     "violence/graphic",
 )
-"""What omni-moderation looks for: openai 3.57.0, types/moderation.py."""
+"""Categories of omni-moderation: openai 3.57.0, types/moderation.py."""
 
 FLAGGED = "flagged"
-"""The column that says whether any category is flagged."""
+"""The column with whether any category is flagged."""
 
 _SCORE = "_score"
 _NO_NAME = re.compile(r"[^0-9a-z]+")
@@ -68,15 +68,15 @@ class Moderation:
     """Ask whether texts and images are harmful, and how, instead of a reply: columns `flagged`, and two a category.
 
     Args:
-        categories: Which of the vendor's categories become columns, by the vendor's names, as in
-            ["hate", "self-harm/intent"]. Default: all 13 of OpenAI's. `flagged` is the vendor's word on all of them,
-            whichever are columns. One that a reply does not tell is null.
+        categories: The vendor's categories that become columns, by the vendor's names, as in
+            ["hate", "self-harm/intent"]. Default: all 13 of OpenAI's. `flagged` is the vendor's result over all of its
+            categories, including those without columns. A category missing from a reply is null.
     """
 
     categories: Sequence[str] = OPENAI_CATEGORIES
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for categories that would give the same column, or none."""
+        """Raise ConfigError for categories that would give the same column, or an empty name."""
         names = [name for category in self.categories for name in moderation_columns(category)]
         twice = sorted({name for name in names if names.count(name) > 1})
         problem = "each needs a name of its own in letters or digits"
@@ -90,7 +90,7 @@ class Moderation:
 
     @property
     def format(self) -> ResponseFormat:
-        """The response as providers take it: its schema is that of the columns."""
+        """The response as providers take it, with the schema of the columns."""
         properties: dict[str, Any] = {FLAGGED: {"type": "boolean"}}
         for category in self.categories:
             flag, score = moderation_columns(category)
@@ -107,7 +107,7 @@ def moderation_columns(category: str) -> tuple[str, str]:
 
 
 def moderation_decoder(names: Sequence[str]) -> Callable[[str], msgspec.Struct]:
-    """Return a decoder of moderations with these columns. It raises for what is none."""
+    """Return a decoder of moderations with these columns. It raises for other JSON."""
     kinds: Mapping[bool, Any] = {True: float | None, False: bool | None}
     fields: list[Any] = [
         (name, bool) if name == FLAGGED else (name, kinds[name.endswith(_SCORE)], None) for name in names

@@ -1,15 +1,15 @@
-"""What earlier submissions say of what the next one costs: the tokens of a request, and what is paid beside.
+"""Forecast the cost of the next submission from earlier ones: the tokens of a request, and additional payments.
 
-Of each earlier submission that asked the same (model, parameters, response and prompt) the ledger has what was
-estimated, and what came (`Billed`). Each was forecast from those before it, as the next one is now:
+For each earlier submission with the same model, parameters, response and prompt, the ledger has the estimate and the
+actual figures (`Billed`). Each was forecast from the submissions before it, like the next one now:
 
-- **expected** is a mean in which recent submissions weigh more. How much more is taken from how well it did: a short
-  memory follows a step in the rows, a long one evens out chance.
-- **the interval** of 9 in 10 comes from how far these forecasts were off: of 3 to 19 by Student's t on logarithms, of
-  more by order statistics of the last 40, whose level moves with each that lay outside (adaptive conformal inference,
-  Gibbs and Candès 2021). Of fewer than 3 nothing is known: there the calibrated rates of `token_counts` hold.
+- **expected** is a mean in which recent submissions weigh more. How much more depends on past results: a short memory
+  follows a step in the rows, a long one evens out chance.
+- **the interval** of 9 in 10 comes from the errors of these forecasts. 3 to 19 errors give it by Student's t on
+  logarithms. More give it by order statistics of the last 40, whose level moves with each one that lay outside
+  (adaptive conformal inference, Gibbs and Candès 2021). With fewer than 3 the calibrated rates of `token_counts` hold.
 
-The bound never learns: limits rest on it.
+The bound does not adapt: limits rest on it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["Billed", "Learned", "Rates", "learn"]
 _JUDGED = 40
 _FEWEST = 3
 
-# Replies of a submission beyond these tell hardly more of the next one: then rows differ less than submissions do.
+# More replies of a submission hardly improve the forecast of the next one: rows then differ less than submissions do.
 _MOST_REPLIES = 1_000
 _FEWEST_REPLIES = 30
 
-# What a submission weighs less for each that came after it, and for how long it is remembered which of them did best.
+# Weight of a submission, multiplied once for each later one; and the memory of which of these weights did best.
 _MEMORIES = (0.6, 0.85, 0.97)
 _JUDGMENT, _CLEARLY = 0.8, 1.5
 
-# One in 20 on each side, and by how much the level moves with each that lay outside (gamma). Of fewer there is no such
-# rank.
+# One in 20 on each side, and how much the level moves with each one that lay outside (gamma). With fewer, such a rank
+# does not exist.
 _OUTSIDE, _STEP = 0.05, 0.03
 _LEAST_RANKED = 19
 
@@ -50,15 +50,15 @@ _Numbers = npt.NDArray[np.float64]
 
 
 class Billed(NamedTuple):
-    """What a submission's first wave took, and what all of it cost.
+    """Figures of a submission's first round, and its total cost.
 
     Attributes:
-        requests: How many were sent, copies that fill up a batch left out.
+        requests: The number of sent requests, without copies that only fill up a batch.
         tokens: Their input tokens, by the calibrated rates.
         replies: Those of them that were billed.
         input_tokens, output_tokens: What the vendor counted for these.
-        times: What the submission cost, as so many times its requests at the price of an average reply's tokens. Resent
-            requests, fallbacks, discounts for cached input and fees are in it.
+        times: The submission's cost, as a multiple of its requests at the price of an average reply's tokens. It
+            includes resent requests, fallbacks, discounts for cached input and fees.
     """
 
     requests: int
@@ -70,7 +70,7 @@ class Billed(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What a token costs, in any unit: only their ratio matters."""
+    """Prices of tokens, in any unit: only their ratio matters."""
 
     input: float
     output: float
@@ -78,15 +78,15 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """What the next submission is expected to take.
+    """The expected figures of the next submission.
 
     Attributes:
-        submissions: How many earlier ones it rests on.
-        input_ratio: Input tokens of a request for each that the calibrated rates expect.
-        output_tokens: Of a reply; None: nothing the same was asked before.
+        submissions: The number of earlier ones behind it.
+        input_ratio: Input tokens of a request, as a multiple of the calibrated rates.
+        output_tokens: Output tokens of a reply; None if the same was not asked before.
         times: See Billed.
-        low, high: 9 in 10 cost between so many times what is expected; None: too few came before.
-        judged, held: Of how many earlier submissions an interval was told, and how many did cost what it said.
+        low, high: 9 in 10 cost between these multiples of the expected cost; None: too few came before.
+        judged, held: The number of earlier submissions with an interval, and how many cost within it.
     """
 
     submissions: int
@@ -100,12 +100,12 @@ class Learned:
 
     @property
     def complete(self) -> int | None:
-        """How many submissions it rests on; None where only input tokens are learned."""
+        """Number of submissions behind it; None if only input tokens are learned."""
         return None if self.output_tokens is None else self.submissions
 
 
 def learn(earlier: Sequence[Billed], alike: Sequence[Billed], rates: Rates) -> Learned | None:
-    """Return what the next submission is expected to take, or None where too little is known.
+    """Return the expected figures of the next submission, or None if too little is known.
 
     Args:
         earlier: Of submissions that asked the same, oldest first.
@@ -123,14 +123,14 @@ def learn(earlier: Sequence[Billed], alike: Sequence[Billed], rates: Rates) -> L
 
 
 class _Forecasts:
-    """Forecasts of each submission by those before it. `next` is that of the one to come.
+    """Forecasts of each submission from earlier ones. `next` is the forecast of the coming one.
 
-    `misses` are the logarithms of what each cost over what was forecast of it, from the second on.
+    `misses` are the logarithms of each one's cost over its forecast, from the second on.
     """
 
     def __init__(self, earlier: Sequence[Billed], rates: Rates) -> None:
         requests, tokens, replies, taken, written, times = np.array(earlier, np.float64).T
-        # Of a request: what was estimated of its input, what came, and what was paid beside.
+        # Per request: the estimated input, the actual input and output, and the multiple that was paid.
         values = np.stack([tokens / requests, taken / replies, written / replies, times])
         weights = np.minimum(replies, _MOST_REPLIES)
         cost = values[3] * (values[1] * rates.input + values[2] * rates.output)
@@ -169,7 +169,7 @@ def _errors_before(misses: _Numbers) -> _Numbers:
 
 
 def _interval(misses: _Numbers) -> tuple[float, float]:
-    """Return between so many times what is forecast 9 in 10 lie, by how far those before were off."""
+    """Return the multiples of the forecast between which 9 in 10 lie, from the errors of earlier forecasts."""
     outside = [_OUTSIDE, _OUTSIDE]
     first = max(_LEAST_RANKED, len(misses) - _JUDGED)
     for at in range(first, len(misses)):
@@ -181,13 +181,13 @@ def _interval(misses: _Numbers) -> tuple[float, float]:
 
 
 def _quantiles(misses: _Numbers, below: float, above: float) -> tuple[float, float]:
-    """Return the values outside of which these shares of the next misses lie."""
+    """Return limits with these shares of the next misses outside."""
     count, spread = len(misses), float(np.sqrt(np.mean(misses**2)))
     if count < _LEAST_RANKED:
         width = _STUDENT[count - 2] * spread
         return -width, width
     ranked, farther = np.sort(misses), 2 * spread
     lower, upper = floor(below * (count + 1)), ceil((1 - above) * (count + 1))
-    # Where the level asks for more than was ever seen.
+    # The level may ask for more than was ever observed.
     low = float(ranked[lower - 1]) if lower >= 1 else min(float(ranked[0]), -farther)
     return low, float(ranked[upper - 1]) if upper <= count else max(float(ranked[-1]), farther)

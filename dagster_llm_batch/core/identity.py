@@ -1,10 +1,10 @@
-"""Digests that say whether two requests, rows or submissions are the same. No clock, no randomness.
+"""Digests that identify equal requests, rows and submissions. No clock, no randomness.
 
-They are stored, and compared with those of other versions of this package: a changed digest is a second bill.
+They are stored, and compared with digests by other versions of this package: a changed digest is a second bill.
 
 request_id   = digest of one rendered request              (equal content, sent once)
 configuration = digest of account, model, params, prompt turns, response schema
-fingerprint  = configuration + all (key, request_id) pairs, whatever their order
+fingerprint  = configuration + all (key, request_id) pairs, in any order
 block        = digest of some hundred rows as they came, and of the prompt (such rows are not rendered again)
 custom_id    = <shard nonce>-<request_id>, at most 64 characters of [A-Za-z0-9_-], starting with a letter
 """
@@ -48,7 +48,7 @@ _REQUEST_ID_CHARS = 2 * REQUEST_ID_BYTES
 NONCE = r"(r[0-9a-f]{16})"
 """A regular expression for a shard's nonce, with one group."""
 
-# No digest has these letters.
+# Digests do not contain these letters.
 _PADDING = "padding-"
 
 
@@ -160,7 +160,8 @@ def block_digest(asked: bytes, rows: Any) -> bytes:
     """Return the digest of an Arrow record batch, and of all else that its requests are made of."""
     import pyarrow as pa  # noqa: PLC0415 - definitions do without it
 
-    # Of what people write, so that nobody may find other rows with it. The schema is no part of the bytes of a batch.
+    # A strong digest, since people write the rows: it must be infeasible to find others with it. A batch's bytes lack
+    # the schema.
     h = hashlib.sha256(asked)
     h.update(_sized(str(rows.schema.remove_metadata()).encode("utf-8", "surrogatepass")))
     # As h.update(rows.serialize()), which would be a copy of all their texts.
@@ -170,7 +171,7 @@ def block_digest(asked: bytes, rows: Any) -> bytes:
 
 
 class _Digested(io.RawIOBase):
-    """Digests what is written to it from a place on. Arrow hands each column over as it is in memory."""
+    """Digests the bytes written to it, from a place on. Arrow writes each column in its memory layout."""
 
     def __init__(self, digest: Any, start: int) -> None:
         self._digest = digest
@@ -191,9 +192,10 @@ _BLOCK_DIGEST_BYTES, _COUNT_BYTES, _SUM_BYTES = 20, 4, 32
 
 
 class RowBlocks:
-    """Blocks of consecutive rows: the digest of each as the rows came, how many they are, and their sum in RowsDigest.
+    """Blocks of consecutive rows: the digest of each block's rows as they came, their number, and their sum in
+    RowsDigest.
 
-    By them a later plan knows rows again without rendering them.
+    A later plan uses them to recognize rows without rendering them.
     """
 
     def __init__(self) -> None:
@@ -206,12 +208,12 @@ class RowBlocks:
 
     @property
     def text(self) -> str:
-        """All blocks as text; empty where there are none."""
+        """All blocks as text; empty without blocks."""
         return base64.b64encode(self._packed).decode()
 
     @staticmethod
     def read(text: str) -> Iterator[tuple[bytes, int, int]]:
-        """Yield what was added to those whose text this is. Raises ValueError for what is none."""
+        """Yield the added blocks from their text. Raises ValueError for other text."""
         packed, size = base64.b64decode(text, validate=True), _BLOCK_DIGEST_BYTES + _COUNT_BYTES + _SUM_BYTES
         if len(packed) % size:
             raise ValueError(f"the blocks have {len(packed)} bytes, which is no multiple of {size}")
@@ -221,7 +223,7 @@ class RowBlocks:
 
 
 def shard_nonce(submission_id: str, wave: int, number: int) -> str:
-    """Return the start of the custom_ids of a shard, and of no other. A letter first: importers rewrite bare digits."""
+    """Return the unique start of a shard's custom_ids. It begins with a letter: importers rewrite bare digits."""
     return "r" + _digest([submission_id.encode(), str(wave).encode(), str(number).encode()], 8)
 
 
@@ -235,7 +237,7 @@ def custom_id_pattern(nonce: str) -> re.Pattern[bytes]:
 
 
 def padding_id(number: int) -> str:
-    """Return what a copy that only fills a batch up has in the place of a request_id."""
+    """Return the request_id of a copy that only fills up a batch."""
     return _PADDING + f"{number:0{_REQUEST_ID_CHARS - len(_PADDING)}d}"
 
 

@@ -1,9 +1,9 @@
-"""JSON Schemas of responses: whether one is valid, what it refers to, and whether a value fits it.
+"""Validate JSON Schemas of responses, resolve their references, and check values against them.
 
-The only module that imports `jsonschema` and `referencing`: a schema may be somebody else's, as one in a batch file.
-No reference is fetched, from the network or from a disk. Each pattern runs in a time that grows with the text alone,
-by the engine of pydantic. Patterns with look-around or references back need Python's engine, which some texts keep
-busy for hours: of these, simple ones run, on short texts, and others are refused where a response is declared.
+Only this module imports `jsonschema` and `referencing`: a schema may come from somebody else, for example in a batch
+file. References are never fetched, from the network or from a disk. Each pattern runs in a time that grows with the
+text alone, by the engine of pydantic. Patterns with look-around or backreferences need Python's engine, which some
+texts keep busy for hours. Simple ones of these run, on short texts; others are refused when a response is declared.
 
 `jsonschema` loads slowly and only a schema that is given as a dict needs it, so it is imported where it is used.
 """
@@ -28,12 +28,12 @@ _MOST_REPEATS = 2
 _MOST_TEXT = 1_000
 _NOTES = frozenset({"title", "description", "examples", "deprecated", "$comment"})
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
-# What holds schemas by names that are the user's.
+# Keywords that hold schemas by names of the user.
 _BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 
 
 def check_json_schema(schema: Mapping[str, Any]) -> None:
-    """Raise ResponseSchemaError for what is no JSON Schema of an object, or refers to other schemas."""
+    """Raise ResponseSchemaError for a schema that is invalid, is not of an object, or refers to other schemas."""
     import jsonschema  # noqa: PLC0415 - loads slowly
     from referencing.exceptions import Unresolvable  # noqa: PLC0415 - as above
     from referencing.jsonschema import DRAFT202012  # noqa: PLC0415 - as above
@@ -41,7 +41,7 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
     try:
         jsonschema.Draft202012Validator.check_schema(dict(schema), jsonschema.Draft202012Validator.FORMAT_CHECKER)
     except jsonschema.SchemaError as error:
-        # Of a wrong type jsonschema says only that it is "not valid under any of the given schemas".
+        # For a wrong type the message of jsonschema is only "not valid under any of the given schemas".
         is_type = error.validator == "anyOf" and [*error.path][-1:] == ["type"]
         why = f"there is no type {error.instance!r}. The types are {', '.join(_TYPES)}." if is_type else error.message
         msg = f"The response schema is no valid JSON Schema, at {error.json_path}: {why}"
@@ -69,7 +69,7 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _refuse_loop(reference: str, resolver: Any) -> None:
-    """Raise ResponseSchemaError for a reference to a reference that leads back to it: no value would ever fit."""
+    """Raise ResponseSchemaError for a reference that leads back to itself: values could never fit."""
     followed = [reference]
     while isinstance(found := resolver.lookup(followed[-1]).contents, Mapping) and isinstance(found.get("$ref"), str):
         if found["$ref"] in followed:
@@ -81,14 +81,14 @@ def _refuse_loop(reference: str, resolver: Any) -> None:
 
 
 def _no_others() -> Registry[Any]:
-    """Return an empty registry, so that no schema is fetched from the network."""
+    """Return an empty registry, so that schemas are not fetched from the network."""
     from referencing import Registry  # noqa: PLC0415 - as above
 
     return Registry()
 
 
 def references(node: Any) -> Iterator[str]:
-    """Yield every `$ref` in a schema, as it is written."""
+    """Yield every `$ref` in a schema, unchanged."""
     if isinstance(node, Mapping):
         if isinstance(node.get("$ref"), str):
             yield node["$ref"]
@@ -171,7 +171,7 @@ def _patterns(node: Any) -> Iterator[str]:
 
 @lru_cache(256)
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Return a search for this pattern that ends soon. Raises ResponseSchemaError for one of which that is not sure."""
+    """Return a search for this pattern that ends soon. Raises ResponseSchemaError if that is not certain."""
     from pydantic_core import SchemaError, SchemaValidator, core_schema  # noqa: PLC0415 - pydantic's own
 
     try:
@@ -236,7 +236,7 @@ def _validator_class() -> Any:
                 yield from validator.descend(value[name], wanted[each], path=name, schema_path=each)
 
     def additional(validator: Any, wanted: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
-        # Of what no pattern names, jsonschema's own rule runs none.
+        # For an object without such names, jsonschema's own rule runs without patterns.
         patterns = schema.get("patternProperties", {}) if isinstance(value, dict) else {}
         named = [name for name in value if any(_matches(each, name) for each in patterns)] if patterns else []
         rest = {name: value[name] for name in value if name not in named} if named else value

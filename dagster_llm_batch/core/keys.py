@@ -1,4 +1,4 @@
-"""The keys of rows: every row has one, and no two rows have the same. Exact, in a byte a row and 8 in a file.
+"""Check the keys of rows: every row has one, and each is unique. Exact, in a byte a row and 8 in a file.
 
 Only the hashes of keys are kept. The keys themselves are read again only where two hashes are equal.
 """
@@ -69,7 +69,7 @@ def _values(column: pa.Array, column_name: str) -> list[Any]:
         values: list[Any] = column.to_pylist()
         if pa.types.is_timestamp(column.type) and column.type.tz is not None:
             values = list(map(_in_its_offset, values))
-    except (KeyError, OverflowError, ValueError) as error:  # KeyError: of a time zone that is not known here
+    except (KeyError, OverflowError, ValueError) as error:  # KeyError: an unknown time zone
         msg = (
             f"The key column '{column_name}' is of type {column.type}, and Python cannot hold one of its values as it "
             f"is: {error}. Turn the column into text before labeling."
@@ -81,26 +81,26 @@ def _values(column: pa.Array, column_name: str) -> list[Any]:
 def _in_its_offset(key: Any) -> Any:
     """Return a time of a zone with the offset that it has there. It is the same text.
 
-    Python takes two times of one zone for equal where a clock shows the same, as it does twice in the night in which
-    it goes back.
+    Python compares two times of one zone by clock time only. One clock time occurs twice in the night when the clock
+    goes back.
     """
     offset = key.utcoffset() if type(key) is datetime else None
     return key if offset is None else key.replace(tzinfo=timezone(offset), fold=0)
 
 
 def key_digest(salt: str, key: object) -> str:
-    """Return the digest by which an erased key is known: of its text, so that a person can write it down."""
+    """Return the digest that identifies an erased key. It is of the key's text, so that a person can write it down."""
     text = str(key).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, key=bytes.fromhex(salt), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class ErasedKeys:
-    """Keys whose rows were erased, known by their digests alone. False where there are none.
+    """Keys whose rows were erased, identified by their digests. False without such keys.
 
     Args:
-        digests: By the salt that each was made with.
-        tombstones: How many tombstones of the asset these come from, those that were taken back included.
+        digests: Digests by the salt that each was made with.
+        tombstones: Number of the asset's tombstones behind them, including those taken back.
     """
 
     digests: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -131,8 +131,8 @@ class KeyGuard:
         column_name: The key column, for messages.
         new_file: Makes the file for hashes, once there are many.
         few: So many keys need no file, nor numpy, which takes long to load.
-        held: How many keys are in memory at once while duplicates are looked for.
-        piece_bytes: How much of the file is read at once.
+        held: Number of keys in memory at once while duplicates are looked for.
+        piece_bytes: Number of bytes of the file that are read at once.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def _among(keys: Iterable[Sequence[Any]], hashes: _Array) -> Iterator[Any]:
 
 
 def _repeated(keys: Iterable[Any], start: int, count: int) -> list[Any]:
-    """Return those of `count` keys, from the one at `start` on, that come again: a few more than are shown."""
+    """Return repeated keys among `count` keys from `start` on: a few more than are shown."""
     held: set[Any] = set()
     repeated: dict[Any, None] = {}
     for number, key in enumerate(keys):

@@ -1,8 +1,8 @@
-"""Joins results with rows: each row gets the outcome of its request, and is a label or a reject. No row is dropped.
+"""Join results with rows: each row gets the outcome of its request, and is a label or a reject. All rows are kept.
 
     manifest (row -> request)  +  results of all waves  =  labels | rejects
 
-A request that several rows share was sent once; each of its rows has an equal part of what it cost.
+If several rows share a request, it was sent once; each of its rows has an equal part of its cost.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ LOST = (
     "the stored list of requests and the stored answers are lost; `dagster-llm-batch retry` asks again, and shows the "
     "price first"
 )
-"""Why a row has no answer whose request has no result any more."""
+"""Reason of a row without an answer if its request has lost its result."""
 
 EMPTY = "empty: nothing but blanks or nulls in the columns that the prompt reads, so the row was not sent"
 """The reason of a row that was skipped."""
@@ -88,7 +88,7 @@ PROVENANCE = (
 """Columns that every labeled row carries beside its key, the kept columns and the response."""
 
 REJECT_COLUMNS = ("llm_reason", "llm_reply", *PROVENANCE)
-"""Columns that every rejected row carries beside its key and the kept columns."""
+"""Columns of every rejected row, after its key and the kept columns."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def label(
     Args:
         manifest: One row for each input row: key, kept columns, llm_request_id (null for a row that was not sent), and
             UNSENT_FIELD where an image could not be read.
-        waves: Results (RESULT_SCHEMA and the response's columns), oldest first. The newest success of a request
-            counts, else its newest result. A table has each request once. Where nobody else holds them, they are freed
-            column by column.
+        waves: Results (RESULT_SCHEMA and the response's columns), oldest first. A request takes its newest success,
+            else its newest result. A table has each request once. Tables without other references are freed column by
+            column.
         response: The response's columns.
         prompt_version: Kept with every row.
         run_id: The run that made this table; kept with every row.
@@ -145,7 +145,7 @@ def label(
     manifest, unsent = _with_reasons_as_ids(manifest)
     if unsent:
         tables.append(pa.Table.from_pylist(unsent, schema=pa.schema([*RESULT_SCHEMA, *response])))
-    # Mostly each row has the result in its place: nothing is looked up, nor copied.
+    # Usually each row has its result at its own place: then lookups and copies are unnecessary.
     are_pairs = len(tables) == 1 and tables[0][_ID].equals(manifest[_ID])
     results = pa.concat_tables([*reversed(tables)] or [pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
     del tables
@@ -227,9 +227,9 @@ Part = tuple[pa.Table, Iterator[pa.Table]]
 def pair_rows(
     rows: Iterator[pa.RecordBatch], results: Iterator[pa.RecordBatch], by: str
 ) -> Generator[Part, None, list[Iterator[pa.RecordBatch]]]:
-    """Yield rows and their results side by side, as long as these come in the order of the rows; return what is left.
+    """Yield rows and their results side by side while results come in the order of the rows; return the rest of both.
 
-    Of each request there is one row, and one result.
+    Each request has one row and one result.
     """
     held: list[pa.RecordBatch] = []
     for batch in rows:
@@ -250,7 +250,7 @@ def pair_rows(
 
 
 def with_shared(results: pa.Table, shared: pa.Table | None, by: str) -> pa.Table:
-    """Return the results with the columns that all results of a shard share; as they are where there are none.
+    """Return the results with the columns that all results of a shard share; unchanged without such columns.
 
     `shared` has a row for each shard, and `results` its number in the column `by`.
     """
@@ -296,12 +296,12 @@ def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:
 
 
 def _is_one_to_one(places: pa.Array, results: int) -> bool:
-    """Return whether each result is of exactly one row: no request was asked twice, by two rows or by none."""
+    """Return whether each result belongs to exactly one row."""
     return len(places) == results and bool((np.bincount(places, minlength=1) <= 1).all())
 
 
 def _row_costs(wanted: pa.ChunkedArray, results: pa.Table) -> Iterator[tuple[pa.Field, pa.Array]]:
-    """Yield each row's part of what its request cost in all attempts."""
+    """Yield each row's part of its request's cost in all attempts."""
     rows = pa.table({_ID: wanted}).group_by(_ID).aggregate([(_ID, "count", pc.CountOptions("all"))])
     sums = results.group_by(_ID).aggregate(
         [(name, "sum", pc.ScalarAggregateOptions(skip_nulls=False)) for name in _COSTS]

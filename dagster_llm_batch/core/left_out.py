@@ -33,6 +33,6 @@ ASK_AGAIN = "`dagster-llm-batch retry` asks again, and shows the price first"
 def waiting_reason(cause: Cause, *, has_ended: bool) -> str:
     """Return the reason why requests of a batch with this cause wait for a person.
 
-    `has_ended` tells a batch that ended before it was given up from a batch that still ran.
+    `has_ended`: the batch ended before it was abandoned; otherwise it was still running.
     """
     return _UNREAD if cause is Cause.GIVEN_UP and has_ended else _WAITING_FOR[cause]

@@ -1,7 +1,7 @@
-"""Which of the two models of a cascade answers each row, and why. Pure.
+"""Decide which of the two models of a cascade answers each row, with the reason. Pure.
 
-What the oracle was, or was to be, asked of has the oracle's answer, or none: never the label of the model, of which it
-was not sure. So the order of answers is that of the levels, whichever came last.
+A row sent to the oracle gets the oracle's label or no label, even before it is sent: never the label of the model,
+which was not sure enough. So the order of answers follows the levels, not the time of the answers.
 """
 
 from __future__ import annotations
@@ -55,39 +55,39 @@ CHEAP, ORACLE = "cheap", "oracle"
 """The levels: the model itself, and the oracle."""
 
 ACCEPTED, ESCALATED, INVALID, SAMPLED, AUDITED = "accepted", "escalated", "invalid", "sampled", "audit"
-"""Why a row is at its level: its score is above the threshold; is not; has no reply that fits; was drawn to set the
-threshold; was drawn to audit it.
+"""Reasons for a row's level: its score is above the threshold; its score is not above it; its reply does not fit; it
+was drawn to set the threshold; it was drawn to audit it.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """What gives each row of one submission its level, and what that rests on. Stored as JSON; picklable for workers.
+    """Rules that give each row of one submission its level, with their basis. Stored as JSON; picklable for workers.
 
     Attributes:
-        calibration_id: A digest of both configurations, the prompt, what is promised and the seed.
+        calibration_id: A digest of both configurations, the prompt, the guarantee and the seed.
         oracle: The oracle's model: the provider, a slash, and the provider's own name for it.
         score: The column of scores.
         target: The column that is compared.
-        agreement, confidence: What is promised.
-        seed: By which rows are drawn, and equal scores ordered.
-        rows: The rows that are asked of a model.
-        sample: How many of them were drawn.
+        agreement, confidence: The guarantee.
+        seed: Seed for drawing rows, and for the order of equal scores.
+        rows: The number of rows that a model is asked about.
+        sample: The number of them that were drawn.
         sampled: The request of each of these; None: all rows are the oracle's.
-        within: What is promised against gold, in the place of `agreement`, which is what it leaves then; None: nothing.
-        gold: With `within`, what people say of each sampled row.
-        relative_cost: What was expected of the cascade, as a multiple of the oracle alone; None: a price is unknown.
-        wrong: How many sampled labels are wrong: not the oracle's or, against gold, wrong where the oracle is right.
-            None until the threshold is set.
-        wrong_above: How many of them are above the threshold. The oracle's labels have taken their place.
-        allowed: How many may be wrong above the threshold.
-        bound: The share of disagreement that is exceeded only as improbably as was promised.
-        threshold: Accepted is above it. None until it is set: then nothing is accepted.
+        within: The guarantee against gold, from which `agreement` then follows; None: no such guarantee.
+        gold: With `within`, the human label of each sampled row.
+        relative_cost: The expected cost of the cascade, as a multiple of the oracle alone; None: a price is unknown.
+        wrong: The number of sampled labels that are wrong: not the oracle's or, against gold, wrong where the oracle is
+            right. None until the threshold is set.
+        wrong_above: The number of them above the threshold. The oracle's labels have taken their place.
+        allowed: The number of labels that may be wrong above the threshold.
+        bound: The share of disagreement that is exceeded with the guaranteed small probability at most.
+        threshold: Scores above it are accepted. None until it is set; until then the model's labels are not accepted.
         accepted: The share of requests that is.
         wave: The wave in which the oracle is asked the rest.
-        is_repeated: Whether all of it was decided in an earlier submission of the same rows.
+        is_repeated: Whether an earlier submission of the same rows decided all of it.
         audit: The rows that are audited, where earlier partitions set the threshold; None: each partition does its own.
-        look: Which look at these rows it is, from 1 on; None: by older code, or no sample of these rows decides.
+        look: Number of the look at these rows, from 1 on; None: by older code, or without a sample of these rows.
         keys_id: A digest of the keys of all rows, in any order.
         requests_id: A digest of their requests.
     """
@@ -140,7 +140,7 @@ class Levels:
         return self.confidence if self.look is None else look_confidence(self.confidence, self.look)
 
     def asks_oracle(self, asked_of: str) -> bool:
-        """Return whether what was asked of this model was asked of the oracle."""
+        """Return whether this request was sent to the oracle."""
         return asked_of == self.oracle
 
     @property
@@ -150,23 +150,23 @@ class Levels:
 
     @property
     def calibrated_on(self) -> int:
-        """How many rows set the threshold."""
+        """Number of rows that set the threshold."""
         return self.sample if self.audit is None or self.audit.earlier is None else self.audit.calibrated_on
 
     @property
     def drawn(self) -> list[str]:
-        """The request of each row that the oracle is asked from the start, whatever the model says."""
+        """Requests of the rows that go to the oracle from the start, whatever the model answers."""
         return [*(self.sampled or ()), *(self.audit.requests if self.audit is not None else ())]
 
     @property
     def promise_text(self) -> str:
-        """What is promised, in words, with what it assumes."""
+        """The guarantee in words, with its assumption."""
         words = promise_text(self.oracle, self.target, self.agreement, self.confidence, self.within)
         return f"{words[:-1]}, if {self.assumption}." if self.is_rolling else words
 
     @property
     def assumption(self) -> str:
-        """What the promise assumes, in words."""
+        """Assumption of the guarantee, in words."""
         if self.audit is None or self.audit.earlier is None:
             return "nothing: the sample is of this partition, and was drawn before any score"
         return (
@@ -175,17 +175,18 @@ class Levels:
         )
 
     def most_wrong(self, delivered: int) -> float | None:
-        """Return the share of the delivered labels that is wrong at most, as probably as is promised; None: not known.
+        """Return the largest share of wrong labels among the delivered ones, with the guaranteed probability.
 
-        What is certified is of all rows that were asked. Of the sampled rows above the threshold that the model has
-        wrong, the oracle has labeled what is delivered; and of rows that it did not answer, nothing is delivered.
+        None: unknown. The certificate is for all rows that a model was asked about. For sampled rows above the
+        threshold that the model has wrong, the oracle's label is delivered; rows that it did not answer have no
+        delivered label.
         """
         if self.bound is None or not delivered:
             return None
         return self._most_wrong_rows / delivered
 
     def keeps_promise(self, delivered: int) -> bool:
-        """Return whether the promise holds of so many delivered labels. A table of no rows keeps any."""
+        """Return whether the guarantee holds for so many delivered labels. A table without rows always keeps it."""
         if self.bound is None:
             return not delivered
         return self._most_wrong_rows <= (1 - Fraction(str(self.agreement))) * delivered
@@ -196,7 +197,7 @@ class Levels:
 
     @property
     def plan_text(self) -> str:
-        """Who is asked what, in words."""
+        """The planned requests to each model, in words."""
         cost = "" if self.relative_cost is None else f", {self.relative_cost:.2f} times the oracle alone"
         if self.asks_oracle_alone:
             why = f": a cascade is expected to cost{cost[1:]}" if self.relative_cost is not None else ""
@@ -219,7 +220,7 @@ class Levels:
 
     @property
     def threshold_text(self) -> str:
-        """What is accepted, in words, as far as it is known."""
+        """The accepted labels in words, as far as they are decided."""
         if self.asks_oracle_alone:
             return f"{self.oracle} answers all"
         if self.threshold is None:
@@ -235,7 +236,7 @@ class Levels:
         return f"accepts {what}{share}; of {self.calibrated_on:,} sampled labels {self.wrong:,} are wrong, {may}"
 
     def columns(self, response: pa.Schema) -> list[pa.Field]:
-        """Return the columns of labels beside those of the response."""
+        """Return the columns of labels in addition to the response's columns."""
         return _columns(response.field(self.target).type)
 
     @property
@@ -244,7 +245,7 @@ class Levels:
         return [_ID, _OUTCOME, self.score, self.target]
 
     def scores(self, results: pa.Table) -> Scores:
-        """Return the score of each result; -inf where the reply did not fit, or has none."""
+        """Return the score of each result; -inf if the reply did not fit, or has no score."""
         given = pc.fill_null(pc.cast(results[self.score], pa.float64()), -np.inf).to_numpy()
         # A reader refuses infinity and NaN; results of older code may have them.
         return np.where(_are_good(results) & np.isfinite(given), given, -np.inf)
@@ -257,7 +258,7 @@ class Levels:
     def calibrate(self, cheap: Iterable[pa.Table], oracle: Iterable[pa.Table]) -> Levels:
         """Return the same with the threshold, by the results of both models, the newest last, for the sampled rows.
 
-        A sampled row of which the oracle gave no answer counts as wrong.
+        A sampled row without an answer of the oracle counts as wrong.
         """
         own, others = _newest(cheap, self.read), _newest(oracle, self.read)
         levels = self if self.is_rolling else self._calibrate(own, others)
@@ -323,7 +324,7 @@ class Levels:
         )
 
     def _gold_as(self, kind: pa.DataType) -> pa.Array:
-        # Of a sample without one reply of the model, nobody knows of which type they would be.
+        # If the model gave no reply to the sample, the type of its replies is unknown.
         gold = pa.array(self.gold or [])
         return gold if pa.types.is_null(kind) else gold.cast(kind)
 
@@ -341,14 +342,14 @@ class Levels:
         return _newest([results], self.read)
 
     def ask_oracle_alone(self) -> Levels:
-        """Return the same, by which nothing of the model itself is accepted."""
+        """Return the same, with a threshold that accepts no label of the model itself."""
         return replace(self, wrong=0, allowed=-1, bound=0.0, threshold=NOTHING, accepted=0.0)
 
     def apply(self, manifest: pa.Table, waves: Iterable[tuple[bool, pa.Table]]) -> list[pa.Table]:
-        """Return the results with the columns of levels, oldest first, of which `label` may take the newest success.
+        """Return the results with the columns of levels, oldest first. `label` may then take the newest success.
 
         `waves` are results, each with whether they are the oracle's, oldest first; `manifest` has all rows of their
-        requests. Of what the oracle is asked, a success of the model itself is none any more.
+        requests. For a request to the oracle, a success of the model itself no longer counts.
         """
         tables: dict[bool, list[pa.Table]] = {False: [], True: []}
         for is_oracle, table in waves:
@@ -391,7 +392,7 @@ class Levels:
         counts, places = np.unique(shared_by, return_inverse=True)
         chances = np.array([reach_probability(int(count), self.sample, self.rows) for count in counts], float)
         if self.audit is not None:
-            # Each row is audited by itself, whether it is sampled or not.
+            # Each row is audited independently, whether it is sampled or not.
             chances = 1 - (1 - chances) * (1 - self.audit.share) ** counts
         return chances[places]
 
@@ -412,13 +413,13 @@ class Levels:
 
     def _oracles(self, table: pa.Table, requests: pa.Array, asked: pa.Array, of_request: dict[str, Any]) -> pa.Table:
         at = pc.index_in(table[_ID].combine_chunks(), requests)
-        # What was asked for an earlier threshold, and is accepted now, is the model's own.
+        # A row that was sent to the oracle for an earlier threshold, and is accepted now, keeps the model's label.
         is_asked = pc.fill_null(asked.take(at), fill_value=False)
         return _with_columns(table.filter(is_asked), ORACLE, at.filter(is_asked), of_request)
 
 
 def promise_text(oracle: str, target: str, agreement: float, confidence: float, within: float | None) -> str:
-    """Return what a cascade promises, in words."""
+    """Return the guarantee of a cascade, in words."""
     if within is None:
         what = f"at least {percent(agreement)} of the labels agree with {oracle} on '{target}'"
     else:

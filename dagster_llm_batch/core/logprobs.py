@@ -1,19 +1,19 @@
 """`llm_logprob`: how probable the LLM itself held its label to be.
 
-The column is there where the parameters ask for logprobs, and says the natural logarithm of a probability: the sum of
-the logprobs of those tokens that the label is made of.
+The column exists if the parameters ask for logprobs. It is the natural logarithm of a probability: the sum of the
+logprobs of the tokens that make up the label.
 
     response              the tokens of the label
     free text             all tokens of the reply
-    one field             the tokens of its value: for {"topic":"billing"}, those of billing, not those of the key
-    several fields        the tokens of all values: the joint probability of them, each given those before it
+    one field             the tokens of its value: for {"topic":"billing"} those of billing, without the key's tokens
+    several fields        the tokens of all values: their joint probability, each given the ones before
 
-A token counts where it holds any character of a value, and then as a whole. The quotes around a text are no part of the
-value; of a list or an object, all between its brackets is. So exp(llm_logprob) is the probability of the very wording:
-where a label can be worded in several ways, that of the label is higher.
+A token counts as a whole if it holds any character of a value. The quotes around a text are not part of the value; the
+value of a list or an object is everything between its brackets. So exp(llm_logprob) is the probability of the exact
+wording: if a label can be worded in several ways, the probability of the label is higher.
 
-Null: the reply came without logprobs, or not with those of its text, as where a server answers in other tokens than it
-tells. Then nobody knows, and nothing is guessed.
+Null: the reply came without logprobs, or its logprobs are not of its text, for example from a server that reports other
+tokens than it answers with. The probability is then unknown, and not guessed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dagster_llm_batch.types import Endpoint, RequestSpec, TokenLogprob
 __all__ = ["INCLUDED_LOGPROBS", "LOGPROB", "NO_LOGPROBS", "asks_logprobs", "label_logprob", "read_tokens"]
 
 INCLUDED_LOGPROBS = "message.output_text.logprobs"
-"""What the parameter `include` of OpenAI's responses has for logprobs."""
+"""Value of the parameter `include` of OpenAI's responses for logprobs."""
 
 LOGPROB = pa.field("llm_logprob", pa.float64())
 """The column."""
@@ -47,7 +47,7 @@ _JSON = json.JSONDecoder(strict=False)
 
 
 def label_logprob(text: str, tokens: Sequence[TokenLogprob], *, is_json: bool) -> float | None:
-    """Return the logprob of the label in a reply with these tokens; None where they are not those of the text."""
+    """Return the logprob of the label in a reply with these tokens; None if they do not match the text."""
     written = text.encode("utf-8", "surrogatepass")
     if not tokens or b"".join(token.text for token in tokens) != written:
         return None
@@ -94,7 +94,7 @@ def _in_bytes(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def read_tokens(entries: Any, text: str = "token", logprob: str = "logprob") -> list[TokenLogprob] | None:
-    """Return tokens as a vendor lists them, each an object with these names; None where one is none.
+    """Return tokens from a vendor's list of objects with these names; None if an entry is not a token.
 
     A token may hold part of a character: then `bytes` has its bytes, and its text only looks like it.
     """
@@ -105,7 +105,7 @@ def read_tokens(entries: Any, text: str = "token", logprob: str = "logprob") -> 
         value, given = (entry.get(text), entry.get(logprob)) if isinstance(entry, Mapping) else (None, None)
         if not isinstance(value, str) or not isinstance(given, (int, float)) or isinstance(given, bool):
             return None
-        # A number that no JSON has, as 1e999 is read.
+        # Not a JSON number: 1e999, for example, is read as infinity.
         if not isfinite(given):
             return None
         octets = entry.get("bytes")

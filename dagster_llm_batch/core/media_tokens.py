@@ -1,11 +1,11 @@
-"""How many input tokens an image, a document, sound or film has, by the vendors' formulas.
+"""Count the input tokens of an image, a document, sound or film, by the vendors' formulas.
 
-The size is read from the file's first bytes. Nobody here loads what has an address only: such an image is expected to
-have 1,024 by 1,024 pixels, and its bound is the most that the vendor makes of any image. None: there is no such most.
+The size is read from the file's first bytes. Files given only by address are not loaded. Such an image is expected to
+have 1,024 by 1,024 pixels, and its bound is the vendor's maximum for any image. None: there is no such maximum.
 
-Formulas: IMAGE_TOKENS of `core/price_sources.py`. Where two sources differ, the larger figure is taken. Files by
-address that are no images are Gemini's alone: pages and seconds by its formulas, how many there are is a guess, and the
-model takes no more of them than it takes in all.
+Formulas: IMAGE_TOKENS of `core/price_sources.py`. If two sources differ, the larger figure is taken. Only Gemini takes
+files by address that are not images: pages and seconds count by its formulas, and their number is a guess. The model's
+context limits their tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OPENAI_BOOKS = frozenset({"openai", "azure"})
 
 
 class InputTokens(NamedTuple):
-    """Input tokens of something. `bound`: there cannot be more; None where nobody knows."""
+    """Input tokens of something. `bound`: the largest possible number; None if unknown."""
 
     expected: int
     bound: int | None
@@ -40,10 +40,10 @@ class Size(NamedTuple):
 
 _USUAL = Size(1_024, 1_024)
 
-# What no formula is known for: more than any vendor's usual image, since it is a guess.
+# For a vendor without a known formula: more than any vendor's usual image, since it is a guess.
 _UNKNOWN_VENDOR = 2_000
 
-# How many pages or seconds a file by address is expected to have.
+# Expected number of pages or seconds of a file by address.
 _USUAL_PAGES, _USUAL_SECONDS = 10, 60
 
 
@@ -117,7 +117,7 @@ _TILES = tuple(
         (r"computer-use", (65, 129)),
     )
 )
-# 2,048 by 768 pixels: what is fitted into 2,048 by 2,048, with a shorter side of 768, has no more tiles.
+# 2,048 by 768 pixels: images are fitted into 2,048 by 2,048, with a shorter side of 768, so they have no more tiles.
 _MOST_TILES = 8
 
 
@@ -128,8 +128,8 @@ def _tile_tokens(tokens: tuple[int, int], size: Size) -> int:
     return base + tile * ceil(width * shrink / 512) * ceil(height * shrink / 512)
 
 
-# OpenAI's later models: patches of 32 pixels times a multiplier, up to a budget of patches and a longest side. A budget
-# of None: the image is not made smaller. The detail is the default, which is what is asked for.
+# OpenAI's later models: patches of 32 pixels times a multiplier, up to a budget of patches and a longest side. With a
+# budget of None the image is not made smaller. Requests use the default detail, so the rules are for that detail.
 _PATCHES = tuple(
     (re.compile(pattern), rule)
     for pattern, rule in (
@@ -162,8 +162,8 @@ _GEMINI_2 = {"LOW": 64, "MEDIUM": 256, "HIGH": 2_048}
 _GEMINI_TILE, _GEMINI_TILE_PIXELS, _GEMINI_SMALL = 258, 768, 384
 
 
-# By the version of Gemini: tokens of a page, and of a frame of film, of which there is one a second. Sound has as many
-# in each.
+# By the version of Gemini: tokens of a page, and of a frame of film (one frame per second). Sound has as many in each
+# version.
 _GEMINI_PAGE = {2: {"LOW": 64, "MEDIUM": 256, "HIGH": 258}, 3: {"LOW": 280, "MEDIUM": 560, "HIGH": 1_120}}
 _GEMINI_FRAME = {2: {"LOW": 64, "MEDIUM": 256, "HIGH": 258}, 3: {"LOW": 70, "MEDIUM": 70, "HIGH": 280}}
 _GEMINI_SECOND_OF_SOUND = 32
@@ -197,7 +197,7 @@ def _gemini_tokens(model: str, params: Mapping[str, Any], size: Size | None, kin
 
 
 def image_size(data: bytes) -> Size | None:
-    """Return the pixels of a PNG, GIF, WebP or JPEG image from its header; None where it says none."""
+    """Return the pixels of a PNG, GIF, WebP or JPEG image from its header; None if they are missing there."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR":
         return _size(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
     if data.startswith((b"GIF87a", b"GIF89a")):
@@ -229,8 +229,8 @@ def _webp_size(data: bytes) -> Size | None:
     return _size(width, height) if len(data) >= _WEBP_HEADER else None
 
 
-# Markers of JPEG (ITU T.81, B.1): what fills up, those without a length, the frame headers, and three among these that
-# are none.
+# Markers of JPEG (ITU T.81, B.1): fill bytes, markers without a length, the frame headers, and three markers in their
+# range that are not frame headers.
 _FILL, _BARE, _FRAMES, _NO_FRAMES = 0xFF, {0x01, *range(0xD0, 0xD9)}, range(0xC0, 0xD0), {0xC4, 0xC8, 0xCC}
 
 

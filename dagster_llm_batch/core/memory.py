@@ -1,7 +1,7 @@
-"""Memory that does not grow with the rows: streams are taken some values at a time, and what is freed is given back.
+"""Keep memory constant in the number of rows: take streams some values at a time, and return freed memory.
 
-The allocators of Arrow and C give nothing back by themselves. What they keep is tens of MB, several times what is in
-use: a run that labels many partitions would grow with each.
+The allocators of Arrow and C do not return memory to the system on their own. They keep tens of MB, several times the
+used memory: a run that labels many partitions would grow with each.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def release_all_memory() -> None:
 def uncollected() -> Iterator[None]:
     """Keep Python's garbage collector from running in the block, in which many objects are made and freed again.
 
-    For what is over in some milliseconds: it holds for the other threads, too.
+    Use it only for blocks of some milliseconds: it applies to the other threads, too.
     """
     if not gc.isenabled():
         # Another thread keeps it from running, and might let it run again before it could be disabled here: for good.

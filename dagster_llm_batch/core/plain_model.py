@@ -1,8 +1,8 @@
 """Plain pydantic models: those whose replies msgspec reads in a fraction of the time, and exactly as pydantic does.
 
-Plain are fields of text, numbers, choices, objects and lists of these, with bounds; also what may be null or left out.
-Where a model does anything else, such as a validator of the user's own, pydantic reads the replies. A decoder may
-refuse a reply that pydantic takes, such as "1" for 1, and never the other way round.
+Plain models have fields of text, numbers, choices, objects and lists of these, with bounds; fields may be null or left
+out. If a model does anything else, such as a validator by the user, pydantic reads the replies. A decoder may refuse a
+reply that pydantic takes, such as "1" for 1, but never takes one that pydantic refuses.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _bounded(plain_type: Any, bounds: Mapping[str, tuple[type, ...]], given: Map
 
 
 def _choices(schema: Mapping[str, Any]) -> list[Any] | None:
-    """Return the values of a choice, or of a union of choices; None where the schema is none."""
+    """Return the values of a choice, or of a union of choices; None if the schema is not a choice."""
     kind, more = schema["type"], {name: value for name, value in schema.items() if name not in ("type", "metadata")}
     if kind == "union" and more.keys() == {"choices"}:
         parts = [None if isinstance(choice, tuple) else _choices(choice) for choice in more["choices"]]

@@ -1,8 +1,8 @@
 """Price lists by the price book, `genai-prices`: bundled, offline.
 
-A model has one list of standard prices, and one for each context that the book knows, as {"processing": "batch"} or
-{"service_tier": "flex"}. The bundled book carries no date of its own; how new it is shows in the dates from which its
-prices hold. A book that was fetched since (`fetched_book`) says when.
+A model has one list of standard prices, and one for each context in the book, such as {"processing": "batch"} or
+{"service_tier": "flex"}. The bundled book has no date; its age shows in the dates from which its prices hold. A fetched
+book (`fetched_book`) has its date.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ PLACE = "/"
 """Between the id of a provider in the price book and the place where it answers, as in "google/regional"."""
 
 BOOK_FILE = "price-book.json"
-"""Where a payload store has the book that was fetched last."""
+"""Name in a payload store of the book that was fetched last."""
 
 _MILLION = 1_000_000
 
 _TOKEN_PRICES = ("input_mtok", "output_mtok")
 
-# What a unit is a part of: the library wants those named, too, and their tokens have its price where it has none.
+# The larger units of a unit. The library also needs their counts; they give the price for units without their own.
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "input_audio_tokens": ("input_tokens",),
     "input_image_tokens": ("input_tokens",),
@@ -84,8 +84,8 @@ _CACHED = {"input_audio_tokens": "cache_audio_read_tokens", "input_image_tokens"
 # Billed apiece, in thousands, and not by tokens: no discount of tokens holds for them.
 _APIECE = {"web_searches": "web_searches_kcount", "storage_searches": "storage_searches_kcount"}
 
-# Google's list has one price for media where it names no other (GOOGLE_PRICES). Elsewhere audio, and whatever is made
-# but text, always has its own, so a book without it lacks it.
+# Google's list has one price for all media without a named price (GOOGLE_PRICES). Elsewhere audio, and all output
+# except text, always has its own price, so a book without it lacks it.
 _NEVER_AS_TEXT = frozenset({"input_audio_tokens", "output_audio_tokens", "output_image_tokens", "output_video_tokens"})
 _ONE_PRICE = {"google": _NEVER_AS_TEXT - {"input_audio_tokens"}}
 
@@ -111,7 +111,7 @@ def fetched_book(published: bytes, at: datetime) -> bytes:
 
 
 def use_book(book: bytes) -> None:
-    """Take prices from a book that was fetched, in this process. Raises ConfigError where it is none."""
+    """Take prices from a fetched book, in this process. Raises ConfigError if it is not a price book."""
     set_custom_snapshot(_snapshot_of(book))
 
 
@@ -123,7 +123,7 @@ _HOLDS_SECONDS = 3_600.0
 def use_stored_book(place: str, read: Callable[[], bytes | None], now_seconds: float) -> None:
     """Take prices from the book that is stored at a place, if there is one. It is read once an hour.
 
-    Raises ConfigError where what is read is no book.
+    Raises ConfigError if the stored bytes are not a price book.
     """
     if now_seconds - _READ_AT.get(place, -_HOLDS_SECONDS) < _HOLDS_SECONDS:
         return
@@ -153,7 +153,7 @@ def _json_of(data: bytes) -> Any:
 
 
 def _snapshot_of(book: bytes) -> DataSnapshot:
-    # The library has this for its own updater alone, which keeps what it fetches in memory.
+    # The library offers this only for its own updater, which keeps fetched books in memory.
     from genai_prices.types import _providers_from_raw  # noqa: PLC0415
 
     read = _json_of(book)
@@ -168,7 +168,7 @@ def _snapshot_of(book: bytes) -> DataSnapshot:
 
 
 def context_of(provider: str, model: str) -> int | None:
-    """Return how many tokens the model takes in all, or None where the book does not say."""
+    """Return the model's context in tokens, or None if it is missing from the book."""
     info = _found(provider, model)
     return None if info is None else info.context_window
 
@@ -201,14 +201,14 @@ def disputes(at: datetime) -> list[Dispute]:
 
 @dataclass(frozen=True)
 class PriceList:
-    """The prices of one model in one context. `tokens` prices plain tokens, and `of_units` what is not plain."""
+    """The prices of one model in one context. `tokens` prices plain tokens, and `of_units` other units."""
 
     tokens: Rate
     provider: str
     _prices: tuple[tuple[str, Any], ...]
 
     def of_units(self, usage: Usage) -> tuple[Decimal, Decimal]:
-        """Return what the units of a usage cost more than plain tokens, and what those apiece cost, in USD.
+        """Return how much more than plain tokens a usage's units cost, and the cost of units billed apiece, in USD.
 
         Raises UnpricedError.
         """
@@ -242,7 +242,7 @@ class PriceList:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether tokens have a price. The library counts 0 for those of a model that is billed by pages or hours."""
+        """Whether tokens have a price. For a model billed by pages or hours the library counts 0 for them."""
         prices = dict(self._prices)
         return any(prices.get(name) is not None for name in _TOKEN_PRICES)
 
@@ -255,18 +255,18 @@ class PriceList:
         )
 
     def is_half_of(self, standard: PriceList) -> bool:
-        """Return whether short prompts cost half of what they do by the standard list."""
+        """Return whether short prompts cost half of their standard price."""
         own, other = dict(self._prices), dict(standard._prices)
         return all(base_price(own.get(name)) * 2 == base_price(other.get(name)) for name in _TOKEN_PRICES)
 
     def _is_own(self, unit: str, prices: Mapping[str, Any]) -> bool:
-        """Return whether a unit, or what it is a part of, has a price of its own."""
+        """Return whether a unit, or a larger unit that contains it, has its own price."""
         parts = (unit, *(part for part in _PARTS[unit] if part not in TOKENS))
         return any(prices.get(f"{part.removesuffix('_tokens')}_mtok") is not None for part in parts)
 
 
 def price_list_of(provider: str, model: str, at: datetime, context: tuple[str, str] | None = None) -> PriceList | None:
-    """Return the model's price list in a context (None: the standard one), or None where the book has none."""
+    """Return the model's price list in a context (None: the standard one), or None if the book lacks it."""
     info = _found(provider, model)
     if info is None:
         return None
@@ -282,7 +282,7 @@ def price_list_of(provider: str, model: str, at: datetime, context: tuple[str, s
 
 def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
     if "claude" in model:
-        # The library takes the next cheaper price of input for what has none in the book.
+        # Without such a price in the book, the library takes the next cheaper price of input.
         named = {name: times(price.input_mtok, factor) for name, factor in _CLAUDE_WRITES.items()}
         price = ModelPrice(**{**named, **{name: value for name, value in vars(price).items() if value is not None}})
     prices = tuple(vars(price).items())
@@ -295,7 +295,7 @@ def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
 _CLAUDE_WRITES = {"cache_write_mtok": Decimal("1.25"), "cache_write_1h_mtok": Decimal(2)}
 
 
-# Cached by the prices themselves: those of another day, or of an updated book, are others.
+# Cached by the prices: prices of another day, or of an updated book, have another entry.
 @cache
 def _linear(prices: tuple[tuple[str, Decimal | None], ...]) -> PerToken:
     """Return the library's arithmetic as prices per token: without tiers it is linear, and 60 times faster this way."""
@@ -344,7 +344,7 @@ class OwnPrices:
     tokens: Rate
 
     def of_units(self, usage: Usage) -> tuple[Decimal, Decimal]:
-        """See PriceList.of_units. Raises UnpricedError for what is billed apiece."""
+        """See PriceList.of_units. Raises UnpricedError for units billed apiece."""
         for unit, _ in usage.extra.units if usage.extra is not None else ():
             if unit in _APIECE:
                 raise UnpricedError(f"{unit} (TokenPrice has no price of it)")
@@ -353,8 +353,8 @@ class OwnPrices:
 
 _HALF = Decimal("0.5")
 
-# Who documents half the price for all batches, and where. Others give less off (xAI and DeepInfra 20 %), or not for
-# every model (Together), or nothing.
+# Vendors with half the price for all batches, and their documents. Others give a smaller discount (xAI and DeepInfra
+# 20 %), a discount for some models only (Together), or none.
 _HALVES: Mapping[str, PriceSource] = {
     "anthropic": ANTHROPIC_BATCH,
     "aws": AWS_BATCH,
@@ -365,13 +365,13 @@ _HALVES: Mapping[str, PriceSource] = {
     "openai": OPENAI_PRICES,
 }
 
-# Whose batches are models of their own in the book, by the end of their names: OPENROUTER_BATCH.
+# Vendors whose batches are separate models in the book, by the suffix of their names: OPENROUTER_BATCH.
 BATCH_SUFFIXES: Mapping[str, str] = {"openrouter": ":batch"}
 
 _TENTH_MORE = Decimal("1.1")
 
-# What it costs more where a reply ran, for all kinds of tokens: by the id in the price book, the place, and the first
-# version of each family of models for which it holds. Earlier models cost the same everywhere.
+# Surcharges by the place where a reply ran, for all kinds of tokens. By the id in the price book, the place, and the
+# first version of each family of models with the surcharge. Earlier models cost the same everywhere.
 _DEARER_PLACES: Mapping[tuple[str, str], Mapping[str, tuple[int, int]]] = {
     # CLAUDE_RESIDENCY
     ("anthropic", "us"): {"opus": (4, 6), "sonnet": (4, 6), "haiku": (4, 5), "fable": (0, 0), "mythos": (0, 0)},
@@ -399,7 +399,7 @@ def _place_factor(provider: str, model: str, geo: str) -> Decimal | None:
 
 @dataclass(frozen=True)
 class Terms:
-    """By which list, and how many times its prices, tokens are billed. What is billed apiece has no discount."""
+    """The price list of tokens, and a factor on its prices. Units billed apiece have no discount."""
 
     basis: PriceBasis
     prices: PriceList | OwnPrices
@@ -417,7 +417,7 @@ class Terms:
         return tokens.times(factor) if isinstance(tokens, PerToken) else lambda usage: tokens(usage) * factor
 
     def cost(self, usage: Usage) -> Decimal:
-        """Return what a reply with units costs. Raises UnpricedError."""
+        """Return the cost of a reply with units. Raises UnpricedError."""
         more, apiece = self.prices.of_units(usage)
         if self.is_cached_whole and more and usage.cache_read_tokens:
             raise UnpricedError("cached tokens of media (the price book has no batch price of this model)")
@@ -493,9 +493,10 @@ class Book:
 def _half_but_cached(standard: Rate) -> Rate:
     """Return half of the price for all tokens but those read from a cache.
 
-    It is for models without a list of batches. Vertex AI documents that the discount for cached tokens goes before that
-    for a batch, and up to Gemini 2.5 the Gemini API lists one price of cached tokens for both: GOOGLE_BATCH. The lists
-    of five newer models have a lower one (genai-prices 0.2.3), so that this price is the most that a batch can cost.
+    Use it for models without a list of batch prices. By Vertex AI's documents, the discount for cached tokens takes
+    precedence over the batch discount. Up to Gemini 2.5 the Gemini API lists one price of cached tokens for both:
+    GOOGLE_BATCH. The lists of five newer models have a lower one (genai-prices 0.2.3), so this is the highest batch
+    price.
     """
     if isinstance(standard, PerToken):
         return replace(standard.times(_HALF), read=standard.read)
@@ -503,7 +504,7 @@ def _half_but_cached(standard: Rate) -> Rate:
     def rate(usage: Usage) -> Decimal:
         if not usage.cache_read_tokens:
             return standard(usage) * _HALF
-        # All input decides the tier, so what the cached part costs is the difference of two requests of the same input.
+        # All input decides the tier, so the cached part costs the difference of two requests with the same input.
         fresh = standard(Usage(input_tokens=usage.input_tokens, output_tokens=0))
         mixed = Usage(input_tokens=usage.input_tokens, output_tokens=0, cache_read_tokens=usage.cache_read_tokens)
         uncached = fresh * (usage.input_tokens - usage.cache_read_tokens) / usage.input_tokens

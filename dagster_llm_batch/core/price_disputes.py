@@ -1,4 +1,4 @@
-"""What two tables of prices give a model, where they differ: names move on to newer models, and tables follow late.
+"""Find models on which two price tables differ: names move on to newer models, and tables follow late.
 
 A name without a date, such as `mistral-large-latest`, is the vendor's to point to another model, and each table has it
 where it was when somebody looked. So no rule of names finds the right price: two tables are compared, and the higher
@@ -28,10 +28,10 @@ class Dispute(NamedTuple):
 
     Attributes:
         vendor: The vendor's id in the price book.
-        model: The name of the model, as it is asked for.
+        model: The requested name of the model.
         entry: The entry of the price book that has this name.
         book: The book's prices of input and output, in USD a million tokens, of the shortest prompts.
-        second: Those of the second table.
+        second: The same prices of the second table.
     """
 
     vendor: str
@@ -51,7 +51,7 @@ class Dispute(NamedTuple):
 
     @property
     def factors(self) -> tuple[Decimal, Decimal]:
-        """How many times the book's prices of input and of output hold, for the higher price to hold."""
+        """Factors on the book's prices of input and of output that raise them to the higher price."""
         pairs = zip(self.book, self.second, strict=True)
         dearer_in, dearer_out = (second / book if book < second else Decimal(1) for book, second in pairs)
         return dearer_in, dearer_out
@@ -65,7 +65,7 @@ def find_dispute(vendor: str, model: str, info: ModelInfo, at: datetime) -> Disp
         return None
     standard = info.get_prices(at)
     book = base_price(standard.input_mtok), base_price(standard.output_mtok)
-    # What one of them does not price is not compared.
+    # Do not compare a price that one of them lacks.
     (book_in, second_in), (book_out, second_out) = (
         (one or other, other or one) for one, other in zip(book, second, strict=True)
     )
@@ -75,12 +75,12 @@ def find_dispute(vendor: str, model: str, info: ModelInfo, at: datetime) -> Disp
 
 
 def base_price(price: Decimal | TieredPrices | None) -> Decimal:
-    """Return the price of the shortest prompts; 0 where there is none."""
+    """Return the price of the shortest prompts; 0 without a price."""
     return price.base if isinstance(price, TieredPrices) else price or Decimal(0)
 
 
 def _changed_on(info: ModelInfo, at: datetime) -> date:
-    """Return the day from which the model's price holds; the first of all days where the book has none."""
+    """Return the day from which the model's price holds; the earliest possible day if it has no date."""
     dated = [each.constraint for each in info.prices] if isinstance(info.prices, list) else []
     days = (each.start_date for each in dated if isinstance(each, StartDateConstraint) and each.active(at))
     return max(days, default=date.min)

@@ -1,8 +1,8 @@
-"""Where each price rule of ours comes from: the vendor's document, and the day on which it said so.
+"""Sources of our price rules: the vendor's document of each, and the day on which we read it.
 
-The price book has the prices of models. What is ours stands beside it: discounts, surcharges, what of a reply is billed
-at all, how many tokens an image has. A rule names its source here, and has no date of its own: so one place can tell
-which is the oldest, as `dagster-llm-batch prices` and `doctor` do. Pure data.
+The price book has the prices of models. Our own rules add discounts, surcharges, the billed parts of a reply, and the
+number of tokens of an image. A rule names its source here, and has no other date: so one place has the oldest date,
+which `dagster-llm-batch prices` and `doctor` show. Pure data.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = [
 class PriceSource(NamedTuple):
     """A vendor's document."""
 
-    rule: str  # what we take from it
+    rule: str  # the rule that we take from it
     document: str
-    read_on: date  # where only the month is known, its first day
-    books: tuple[str, ...]  # ids in the price book of those whose costs rest on it; () is all
+    read_on: date  # the first day of the month if only the month is known
+    books: tuple[str, ...]  # price book ids of the vendors whose costs rest on it; () is all
 
 
 OPENAI_PRICES = PriceSource(

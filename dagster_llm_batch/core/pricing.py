@@ -1,12 +1,12 @@
-"""What requests cost, in Decimal USD, from the usage in their results. Price book: `genai-prices`, bundled, offline.
+"""Cost of requests, in Decimal USD, from the usage in their results. Price book: `genai-prices`, bundled, offline.
 
-Priced per request, never per batch: prices have tiers. Every price says its basis. Where the book has no batch price it
-silently gives the standard one; here the provider's documented rule of half the standard price applies instead, and
-where a provider has no such rule the price is unknown. An unknown price is None, never zero.
+Priced per request, never per batch: prices have tiers. Every price has a basis. Where the book has no batch price it
+silently gives the standard one. Here the provider's documented rule of half the standard price applies instead; for a
+provider without such a rule the price is unknown. An unknown price is None, never zero.
 
-Rates turn tokens into money: exactly for one request, and for many at once by columns. What a reply has beside plain
-tokens (`types.Extra`: a service tier, a place, searches, audio) is billed by the rules of `price_book`. What has a
-price that nobody here knows makes the cost None, and the basis says what it is.
+Rates turn tokens into money: exactly for one request, and for many at once by columns. Parts of a reply other than
+plain tokens (`types.Extra`: a service tier, a place, searches, audio) are billed by the rules of `price_book`. If a
+part has an unknown price, the cost is None, and the basis names the part.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MONEY_TOTAL = pa.decimal128(38, MONEY.scale)
 
 
 def costs(rate: Rate, tokens: Sequence[pa.Array]) -> pa.Array:
-    """Return what requests cost, as MONEY. `tokens`: an array for each field of Usage. Null where tokens are null."""
+    """Return the cost of requests, as MONEY. `tokens`: an array for each field of Usage. Null where tokens are null."""
     prices = rate.in_picodollars() if isinstance(rate, PerToken) else None
     if prices is None:
         usages = zip(*(column.to_pylist() for column in tokens), strict=True)
@@ -88,7 +88,7 @@ def sum_costs(costs: Iterable[Decimal | None]) -> Decimal | None:
 
 
 def dollars(name: str, given: Decimal | float | str) -> Decimal:
-    """Return an amount of US dollars, exactly as written. Raises ConfigError, naming `name`, for what is none."""
+    """Return an amount of US dollars, exactly as written. Raises ConfigError, with `name`, for other text."""
     try:
         amount = Decimal(str(given))
     except InvalidOperation:
@@ -104,17 +104,17 @@ def dollars(name: str, given: Decimal | float | str) -> Decimal:
 class TokenPrice:
     """Your own price, in US dollars per million tokens: for models that the price book lacks, or a negotiated rate.
 
-    It holds for every token, in every tier and place. What is billed apiece, such as a web search, it does not price:
-    the cost of a reply with one is not known.
+    It holds for every token, in every tier and place. It does not price units billed apiece, such as a web search: the
+    cost of a reply with one is unknown.
 
     Args:
         input_usd: Price of input in a batch.
         output_usd: Price of output in a batch.
         realtime_input_usd: Price of input in real time. Default: twice as much as in a batch.
         realtime_output_usd: Price of output in real time. Default: twice as much as in a batch.
-        cache_read_usd: Price of input that is read from the provider's cache, in a batch. Default: that of input.
-        cache_write_usd: Price of input that is written to it for five minutes, or as long as is usual there, in a
-            batch. Default: that of input.
+        cache_read_usd: Price of input that is read from the provider's cache, in a batch. Default: input_usd.
+        cache_write_usd: Price of input that is written to it for five minutes, or the vendor's usual time, in a
+            batch. Default: input_usd.
         cache_write_1h_usd: Price of input that is written to it for an hour, in a batch. Default: cache_write_usd.
 
     In real time, cached input costs as many times more than in a batch as other input does.
@@ -141,12 +141,12 @@ class Tariff:
     basis: PriceBasis
     _batch: Rate | None = None
     _realtime: Rate | None = None
-    # By what terms a reply with an extra is billed in a lane; None where no reply is billed. Raises UnpricedError.
+    # Billing terms of a reply with an extra in a lane; None for a tariff without bills. Raises UnpricedError.
     _terms: Callable[[Lane, Extra], Terms] | None = None
     _lane: Lane = Lane.BATCH
 
     def price(self, usage: Usage | None) -> Price:
-        """Return what a request with this usage cost. No usage means that nothing was billed."""
+        """Return the cost of a request with this usage. A request without usage was not billed."""
         if self.basis is PriceBasis.UNKNOWN or self._batch is None or self._realtime is None:
             return Price(None, None, self.basis)
         if usage is None:
@@ -161,7 +161,7 @@ class Tariff:
             return Price(None, None, PriceBasis.UNKNOWN)
 
     def mean_usd(self, input_tokens: float, output_tokens: float) -> Decimal | None:
-        """Return what requests cost on average that have so many tokens on average; None: not known."""
+        """Return the average cost of requests with so many tokens on average; None: unknown."""
         whole = Usage(input_tokens=int(input_tokens), output_tokens=int(output_tokens))
         cost = self.price(whole).cost_usd
         more_input = self.price(whole._replace(input_tokens=whole.input_tokens + 1)).cost_usd
@@ -209,7 +209,7 @@ class Tariff:
         return cost, realtime, bases
 
     def _beside(self, extra: Extra, tokens: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array, str]:
-        """Return what requests with the same extra cost, and on what basis. See `costs`."""
+        """Return the cost of requests with the same extra, and its basis. See `costs`."""
         assert self._terms is not None
         try:
             billed = self._terms(self._lane, extra)
@@ -236,13 +236,13 @@ _NOTHING = PerToken(*[Decimal(0)] * 5)
 FREE = Tariff(PriceBasis.FREE, _NOTHING, _NOTHING)
 UNKNOWN = Tariff(PriceBasis.UNKNOWN)
 
-# Whose models of which names are free. Such replies tell no usage, so a price per token would make no cost of them.
+# Free models of a vendor, by name. Their replies have no usage, so a price per token would give no cost.
 # OPENAI_MODERATIONS of `core/price_sources.py`.
 _FREE_MODELS = {"openai": re.compile(r"^(omni|text)-moderation-")}
 
 
 def context_tokens(provider: str, model: str) -> int | None:
-    """Return how many tokens the model takes in all, or None where the price book does not say."""
+    """Return the model's context in tokens, or None if it is missing from the price book."""
     from dagster_llm_batch.core.price_book import context_of  # noqa: PLC0415 - the book takes a while to load
 
     return context_of(provider, _name_in_book(provider, model))
@@ -332,7 +332,7 @@ def _own_terms(rates: Mapping[Lane, PerToken], lane: Lane, extra: Extra) -> Term
     return Terms(PriceBasis.BATCH if lane is Lane.BATCH else PriceBasis.REALTIME, OwnPrices(rates[lane]))
 
 
-# Expected input tokens of 19 of 20 kinds of text were below so many times what was estimated of them: tests/core.
+# For 19 of 20 kinds of text, the actual input tokens were below so many times the estimate: tests/core.
 _INPUT_P95 = Decimal("1.3")
 
 # Bounds are rounded up to a multiple of this: then few of a labeling's requests have one that was not priced yet.
@@ -344,7 +344,7 @@ def _factor(number: float) -> Decimal:
 
 
 class Costs(NamedTuple):
-    """What requests cost together: expected, and the most that they can. None: nobody knows."""
+    """Cost of requests together: expected, and the highest possible. None: unknown."""
 
     expected_usd: Decimal | None
     bound_usd: Decimal | None
@@ -352,18 +352,18 @@ class Costs(NamedTuple):
 
 @dataclass
 class Estimate:
-    """What a submission may cost, counted while its requests are written.
+    """Cost of a submission, estimated while its requests are written.
 
     Args:
         tariff: The prices of the model.
         output: The output tokens of each request.
-        writes_cache: Whether the requests ask the vendor to keep their prefix, which costs more where it is new.
-        learned: What earlier submissions say, if there are any. The bound does not follow it.
+        writes_cache: Whether the requests ask the vendor to keep their prefix, which costs more if it is new.
+        learned: Figures from earlier submissions, if there are any. The bound does not depend on them.
 
-    `cost_usd` is expected. Of 20 submissions 19 cost more than `p05_usd`, 19 less than `p95_usd`, and none can cost
-    more than `bound_usd` if it sends each request once, nor any request more than `row_bound_usd`, as long as the
-    vendor keeps its documented maxima and the price book's prices hold. None: nobody knows; `p05_usd`, too, where it is
-    not learned.
+    `cost_usd` is expected. Of 20 submissions 19 cost more than `p05_usd`, and 19 less than `p95_usd`. A submission that
+    sends each request once costs at most `bound_usd`, and each request at most `row_bound_usd`, as long as the vendor
+    keeps its documented maxima and the price book's prices hold. None: unknown; `p05_usd` is also None without
+    `learned`.
     """
 
     tariff: Tariff
@@ -425,7 +425,7 @@ class Estimate:
         return max((cost for cost in costs if cost is not None), default=None)
 
     def add(self, tokens: InputCounts, lane: Lane = Lane.BATCH) -> Costs:
-        """Count requests that have so many input tokens; return what they cost together."""
+        """Count requests with so many input tokens; return their cost."""
         return Costs(self._add_expected(tokens.expected, lane), self._add_bounds(tokens.bounds, lane))
 
     def _add_expected(self, tokens: Sequence[int], lane: Lane) -> Decimal | None:
@@ -458,7 +458,7 @@ class Estimate:
         return None if is_open and not self._is_free else self._known(cost)
 
     def most_usd(self, tokens: int | None, lane: Lane = Lane.BATCH) -> Decimal | None:
-        """Return the most that one request can cost that has so many input tokens at most; None: nobody knows."""
+        """Return the highest cost of one request with at most so many input tokens; None: unknown."""
         if self._is_free:
             return Decimal(0)
         if tokens is None or self.output.bound is None:
@@ -466,7 +466,7 @@ class Estimate:
         return self._bound_of(-(-tokens // _BOUND_STEP) * _BOUND_STEP, lane)
 
     def add_surcharge(self, surcharge: Costs) -> None:
-        """Count what is paid beside the requests, as for padding with copies of them, or for a second model."""
+        """Count payments in addition to the requests, such as padding with copies of them, or a second model."""
         self._is_surcharge_open = self._is_surcharge_open or surcharge.bound_usd is None
         expected, bound = surcharge.expected_usd or Decimal(0), surcharge.bound_usd or Decimal(0)
         if self._cost_usd:
@@ -495,7 +495,7 @@ class Estimate:
     def p95_usd(self) -> Decimal | None:
         if self.learned is not None and self.learned.high is not None:
             return self._known(self._cost_usd * _factor(self.learned.high))
-        # What is cut off at its bound in each request may be above it in all.
+        # The sum may exceed a bound at which each single request is cut off.
         bound, p95 = self.bound_usd, max(self._p95_usd, self._cost_usd)
         return self._known(p95 if bound is None or self.learned is not None else min(p95, bound))
 

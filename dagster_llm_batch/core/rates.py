@@ -1,4 +1,4 @@
-"""Rates: what one request costs by its plain tokens, exactly."""
+"""Rates: the exact cost of one request by its plain tokens."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["PICODOLLAR", "PerToken", "Rate", "UnpricedError"]
 PICODOLLAR = Decimal("1e-12")
 
 Rate = Callable[[Usage], Decimal]
-"""Returns what a request with this usage costs, in USD. It looks at plain tokens only."""
+"""Returns the cost of a request with this usage, in USD, by its plain tokens only."""
 
 
 class UnpricedError(LookupError):
-    """Nobody here knows what a part of a reply costs; the message names it."""
+    """The cost of a part of a reply is unknown; the message names the part."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,23 @@
-"""How many requests may be sent so that what is billed stays within a limit. Pure.
+"""Count how many requests may be sent so that their bill stays within a limit. Pure.
 
 **hard**: as many as the limit has room for, if each of them costs the most that it can.
 
-**measured**: more than that, where those that are billed already say that the others cost less. They are a sample: the
-requests go in the order of their digests, which has nothing to do with what they cost. Held against the sample is the
-claim that it comes from requests that together cost more than the limit. Whoever bets against that claim, each time a
-share `b` of a stake on the next cost being below the mean that the claim leaves for the rest, has after `n` costs
+**measured**: more than that, if the billed requests already show that the others cost less. They are a sample: the
+requests go in the order of their digests, which is independent of their cost. Against the sample stands the claim that
+it comes from requests that together cost more than the limit. A gambler bets against that claim. Each time, a share `b`
+of a stake is on the next cost being below the mean that the claim leaves for the rest. After `n` costs the gambler has
 
     capital = mean over b in (1, 1/2, 1/4, 1/8) of the product over t of (1 + b (m_t - x_t))
     m_t = (limit - most - x_1 - … - x_(t-1)) / (N - t + 1)
 
-times the stake, with all amounts in units of `most`, which no request exceeds. If the claim is true, the capital is a
-supermartingale, and reaches 4,000 at any time with a probability of 1 in 4,000 at most (Ville's inequality;
-Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024, without replacement). So the
-first N requests may be sent as soon as it does, however often one looks, and however many releases there are.
+times the stake, with all amounts in units of `most`, the upper limit of every request. If the claim is true, the
+capital is a supermartingale, and reaches 4,000 at any time with a probability of 1 in 4,000 at most (Ville's
+inequality; Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024, without
+replacement). So the first N requests may be sent as soon as it does, for any number of looks and of releases.
 
-`N` is chosen by what the costs are, so the claim must hold for the least N of which it is true. Of the requests before
-the one that makes it true the sum is more than `limit - most`, and these are in an order that says nothing of their
-costs, which is why `most` is taken from the limit. The capital falls with N, so what holds for N holds for fewer.
+The costs decide `N`, so the bet must be against the claim for the least N that makes it true. The requests before the
+one that makes it true cost more than `limit - most` together. Their order is independent of their costs, so `most` is
+taken from the limit. The capital falls with N, so a result for N also holds for fewer.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import numpy.typing as npt
 __all__ = ["MISSES", "LimitKind", "count_releasable", "count_steps", "find_reserve", "is_too_few"]
 
 LimitKind = Literal["measured", "hard"]
-"""How a limit is kept; see above."""
+"""Way to keep a limit; see above."""
 
 MISSES = 0.001
-"""How probable it may be that what is billed exceeds a measured limit."""
+"""Highest probability that the bill exceeds a measured limit."""
 
 _BETS = np.array([[1.0], [0.5], [0.25], [0.125]])
 
@@ -47,16 +47,16 @@ _MOST = 1 + 1e-9
 _HALVINGS = 40
 
 Costs = npt.NDArray[np.float64]
-"""What requests did cost, in units of the most that one can cost, in the order of their digests."""
+"""Actual costs of requests, in units of the highest possible cost of one, in the order of their digests."""
 
 
 def is_too_few(requests: int, waiting: int, least: int = 1) -> bool:
-    """Return whether a step of so many requests, of those that wait, is not worth it. `least` are those of a batch."""
+    """Return whether a step of so many requests, out of the waiting ones, is too small. `least`: a batch's minimum."""
     return requests < max(least, 1, waiting // _STEPS_MOST)
 
 
 def _log_capital(costs: Costs, size: int, limit: float) -> float:
-    """Return the logarithm of the capital; see above. `limit` is what is left of it without one request."""
+    """Return the logarithm of the capital; see above. `limit` is reduced by one request."""
     before = np.concatenate(([0.0], np.cumsum(costs)[:-1]))
     means = (limit - before) / (size - np.arange(len(costs)))
     # The claim is true then, whatever the others cost.
@@ -72,13 +72,13 @@ def _is_refuted(costs: Costs, size: int, limit: float, share: float) -> bool:
 
 
 def count_releasable(costs: Costs, size: int, limit: float, share: float) -> int:
-    """Return how many of `size` requests, those that are billed included, may be sent; 0 where nothing is known.
+    """Return how many of `size` requests, including the billed ones, may be sent; 0 if nothing is known.
 
     Args:
-        costs: Of those that are billed.
-        size: How many there are in all.
-        limit: How much they may cost together, in the same units.
-        share: Of the probability of an excess, what may be used up here.
+        costs: Costs of the billed requests.
+        size: Number of all requests.
+        limit: Their highest total cost, in the same units.
+        share: Share of the probability of an excess that may be used here.
     """
     low, high = len(costs), size
     if not low or costs.max() > _MOST or not _is_refuted(costs, low, limit - 1, share):
@@ -93,7 +93,7 @@ def count_releasable(costs: Costs, size: int, limit: float, share: float) -> int
 
 
 def find_reserve(costs: Costs, size: int, limit: float, share: float) -> float:
-    """Return the least limit within which `count_releasable` lets out `size` requests, of which `limit` is one."""
+    """Return the least limit within which `count_releasable` releases `size` requests; `limit` itself suffices."""
     low, high = float(costs.sum()), limit - 1
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
@@ -105,7 +105,7 @@ def find_reserve(costs: Costs, size: int, limit: float, share: float) -> float:
 
 
 def count_steps(kind: LimitKind, requests: int, each_usd: float, most_usd: float, limit_usd: float) -> int | None:
-    """Return in how many steps a limit lets out requests that cost what is expected, each when those before are billed.
+    """Return how many steps a limit needs for requests with the expected cost, each after the previous bill.
 
     None where it does not let all of them out.
     """

@@ -1,4 +1,4 @@
-"""The response: what a reply must look like, and how replies become typed columns. A misfit is a reason, no exception.
+"""The response: the required form of a reply, and its typed columns. A misfit gives a reason, not an exception.
 
 response=Model       a pydantic model      one column a field
 response={…}         a JSON Schema object  one column a property
@@ -8,8 +8,8 @@ response=Moderation() a moderation         `flagged`, and two columns a category
 
 A property of a JSON Schema becomes an Arrow column. One without an exact Arrow type becomes text that holds JSON.
 
-Most replies fit, so they are read many at once by the fastest way there is: msgspec where the model is plain, pydantic
-with several replies a call, and only where one of these does not fit, each by itself for the reason.
+Most replies fit, so many are read at once by the fastest way: msgspec for plain models, pydantic with several replies a
+call otherwise. Only if one of these does not fit, each is read separately, to get the reason.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ __all__ = [
 ]
 
 Response = Annotated[Any, "response"]
-"""What `response` may be: a pydantic model class, a JSON Schema as a dict, an Embedding, a Moderation, or None for free
-text. That no type says; the annotation tells the argument from others that take anything.
+"""Allowed values of `response`: a pydantic model class, a JSON Schema as a dict, an Embedding, a Moderation, or None
+for free text. Types cannot express that; the annotation distinguishes the argument from others that take anything.
 """
 
 _AS_JSON = {b"as_json": b"1"}
@@ -111,7 +111,7 @@ def _type(schema: Any, root: Mapping[str, Any], depth: int) -> pa.DataType | Non
 
 
 def resolve(reference: str, root: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the schema that a reference into `root` points to; None where there is none."""
+    """Return the schema that a reference into `root` points to; None if it does not exist."""
     target: Any = root
     for step in reference.removeprefix("#/").split("/"):
         target = target.get(step) if isinstance(target, Mapping) else None
@@ -144,7 +144,7 @@ def columns(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any] | None]
             reasons: list[str | None] = [None] * len(rows)
             return [Column(values.cast(field.type), reasons) for field, values in zip(fields, whole, strict=True)]
         except (pa.ArrowException, OverflowError, ValueError, TypeError):
-            # Which value does not fit, and why, is found out below, column by column.
+            # The code below finds the value that does not fit, and the reason, column by column.
             pass
     names = [field.name for field in fields]
     return columns_of(fields, [[None if row is None else row.get(name) for row in rows] for name in names])
@@ -215,7 +215,9 @@ def _one_by_one(field: pa.Field, values: Sequence[Any]) -> Column:
 
 
 def _finite(field: pa.Field, column: Column) -> Column:
-    """Return the column without numbers that are none: a reply's 1e999 becomes infinity in a float, as no JSON has."""
+    """Return the column with nulls for infinity: a reply's 1e999 becomes infinity in a float, which JSON does not
+    have.
+    """
     if _all_finite(column.values):
         return column
     values = column.values.to_pylist()
@@ -257,13 +259,13 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A response as it was when requests were sent: what its class said then, which may be another, or gone, by now.
+    """A response as it was when requests were sent. Its class may have changed, or be gone, since then.
 
-    Replies are read as those of a JSON Schema are; fields that they leave out have the default that it names.
+    Replies are read like replies of a JSON Schema; a missing field gets the schema's default.
 
     Attributes:
-        format: What the provider was given.
-        columns: The JSON Schema of the values that the class made of replies; None where the replies have them.
+        format: The format given to the provider.
+        columns: The JSON Schema of the values that the class made of replies; None if the replies have these values.
     """
 
     format: ResponseFormat
@@ -272,7 +274,7 @@ class StoredResponse:
 
 @dataclass(frozen=True)
 class ParsedReplies:
-    """Replies as columns. `columns` align with the replies and are null where `reasons` says why one does not fit.
+    """Replies as columns. `columns` align with the replies, and are null where `reasons` has the reason of a misfit.
 
     `fenced` has the places of those that were read out of Markdown fences.
     """
@@ -323,10 +325,10 @@ class Reader:
         self._models: TypeAdapter[list[Any]]
         self._plain: Callable[[str], msgspec.Struct] | None = None
         self._fit: Any = None
-        # Of a stored response: what its class gave to fields that a reply leaves out.
+        # For a stored response: values that its class gave to fields missing from a reply.
         self._defaults: Mapping[str, Any] | None = None
         self.columns_schema: Mapping[str, Any] | None = None
-        """The JSON Schema of the columns' values, where it is not that of the replies."""
+        """The JSON Schema of the columns' values, if it differs from the replies' schema."""
         if self.format.kind is ResponseKind.TEXT:
             self.fields = [_TEXT]
         elif self.format.kind is ResponseKind.EMBEDDING:
@@ -370,8 +372,8 @@ class Reader:
     ) -> ParsedReplies:
         """Parse replies: texts or, for Embedding, vectors. A null reply gives nulls without a reason.
 
-        With `may_be_fenced`, a JSON reply that stands in Markdown fences as a whole is read without them: of a server
-        that does not enforce the format, many come so, and to ask again would be paid again.
+        With `may_be_fenced`, a JSON reply that is entirely in Markdown fences is read without them. A server that does
+        not enforce the format sends many of these, and asking again would cost again.
         """
         if self.format.kind is ResponseKind.TEXT:
             return self._read_texts(texts)
@@ -445,7 +447,7 @@ class Reader:
                 value = msgspec.json.decode(text)
                 misfit = self._fit.misfit(value)
                 return (self._as_by_class(value), None) if misfit is None else (None, _shortened(misfit))
-            # pydantic takes NaN and Infinity for numbers; msgspec raises for them, as JSON has none.
+            # pydantic takes NaN and Infinity for numbers; msgspec raises for them, since JSON does not have them.
             if _has_no_number(text):
                 msgspec.json.decode(text)
             value = self._model.validate_json(text)
@@ -458,7 +460,7 @@ class Reader:
             return None, _shortened(f"it cannot be read: {type(error).__name__}: {error}")
 
     def _as_by_class(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Return a reply to a stored response as far as can be said as its class would have given it."""
+        """Return a reply to a stored response, as close as possible to the values of its class."""
         if self._defaults is None:
             return value
         value = {**self._defaults, **value}
@@ -480,7 +482,7 @@ class Reader:
 
 
 def _without_fences(text: str) -> str | None:
-    """Return what stands between Markdown fences where the whole text does; else None."""
+    """Return the text inside Markdown fences that enclose the whole text; else None."""
     inner = text.strip() if text[:1].isspace() or text[-1:].isspace() else text
     if not (inner.startswith(_FENCE) and inner.endswith(_FENCE) and len(inner) > 2 * len(_FENCE)):
         return None

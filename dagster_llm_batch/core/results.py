@@ -1,10 +1,10 @@
 """From result lines to a results table with exactly one row for each request of a shard, whatever the provider sent.
 
-Unreadable, foreign and repeated lines are counted, never fatal. A request that no line names gets the outcome that the
-end of the batch explains: expired, canceled, errored or missing.
+Unreadable, foreign and repeated lines are counted, never fatal. A request without a line gets the outcome that the end
+of the batch explains: expired, canceled, errored or missing.
 
-The requests that no line has named yet are kept as sorted bytes, 37 for each: a quarter of what a set of texts takes.
-Lines are looked up some thousand at a time; where one of them is odd, each of these is looked up by itself.
+Requests without a line so far are kept as sorted bytes, 37 for each: a quarter of the size of a set of texts. Lines are
+looked up some thousand at a time; if one of them is odd, each of these is looked up separately.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ class Expected:
             ids = bytes.fromhex(text.decode())
         except (TypeError, ValueError):
             return None
-        # `fromhex` takes capitals and spaces, too. Line ends need no look: there is one for each custom_id, and none of
-        # them is within a start or an id.
+        # `fromhex` takes capitals and spaces, too. Line ends need no check: each custom_id has one, and they are
+        # outside of the starts and ids.
         is_exact = ids.hex().encode() == text and lines["start"].tobytes() == self._start * len(custom_ids)
         return ids if is_exact else None
 
     def take_one(self, request_id: str) -> bool:
-        """Close an open request; return False where it is none."""
+        """Close an open request; return False if it is not open."""
         at = self._places.get(request_id)
         if at is None or not self._open[at]:
             return False
@@ -116,7 +116,7 @@ class Expected:
 _LINE_FIELDS = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[1:7]]
 _LINE_NAMES = [*(field.name for field in _LINE_FIELDS), *TOKENS]
 
-# No request can have taken more tokens: such a count is an error of the server's.
+# More tokens are impossible for a request: such a count is an error of the server.
 _MOST_TOKENS = 1_000_000_000
 
 # Lines that are read at once, fewer where they are long: a vector's takes as much memory as some dozen labels.
@@ -130,8 +130,8 @@ _TABLE_BYTES = 1 << 22
 _SUCCEEDED = Outcome.SUCCEEDED
 _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 
-# A request without a result may have run, and been billed: like a reply that does not tell its tokens, its cost is not
-# known. Errors, and requests that the vendor says never ran, are not billed.
+# A request without a result may have run, and been billed: its cost is unknown, like the cost of a reply without token
+# counts. Errors, and requests that by the vendor's report never ran, are not billed.
 _BILLED_UNSEEN = (*_REPLIED, Outcome.MISSING)
 
 
@@ -225,9 +225,9 @@ class Reconciler:
         codec: Decodes the lines.
         reader: Parses the replies.
         tariff: The prices of the shard's lane.
-        facts: What the results share.
+        facts: Properties that the results share.
         expected: The packed ids of the shard's requests.
-        has_logprob: Whether the results have the column LOGPROB, the last one.
+        has_logprob: Whether the results have the column LOGPROB, as the last one.
     """
 
     def __init__(
@@ -251,11 +251,11 @@ class Reconciler:
         self._embeds = reader.format.kind is ResponseKind.EMBEDDING
         self._may_be_fenced = not codec.enforces_format
         self._padding = 0  # lines of padding that came
-        self._names_unrun = False  # whether a line names a request that never ran
-        self._all_report = True  # whether each reply so far tells what it cost
+        self._names_unrun = False  # whether a line is for a request that never ran
+        self._all_report = True  # whether each reply so far has its reported cost
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
-        """Yield the results in tables of some thousand rows: first those of the lines, then the requests left out."""
+        """Yield the results in tables of some thousand rows: first the results of lines, then the requests left out."""
         yield from self._tables(map(self._read_lines, _short_chunks(lines)))
         unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
         without_line = self._left_out(len(unnamed) // REQUEST_ID_BYTES)
@@ -264,12 +264,12 @@ class Reconciler:
         yield from self._tables(
             self._read(ids, ResultColumns.of([without_line] * (len(ids) // REQUEST_ID_BYTES))) for ids in parts
         )
-        # Copies may have run unseen: nothing is billed for that on the user's own machines, else nobody knows.
+        # Copies may have run unseen: the user's own machines do not bill that; elsewhere the cost is unknown.
         if outcome is Outcome.MISSING and self._tariff.basis is not PriceBasis.FREE:
             self.totals.unpriced += max(self._facts.padding - self._padding, 0)
 
     def _left_out(self, unnamed: int) -> Result:
-        """Return the result of each of the requests that no line names. `unnamed` is how many they are."""
+        """Return the common result of the `unnamed` requests without a line."""
         facts = self._facts
         # Older ledgers have 'running' here.
         outcome, explanation = left_out.LEFT_OUT.get(facts.status, left_out.LEFT_OUT[BatchStatus.ENDED])
@@ -283,21 +283,22 @@ class Reconciler:
         return Result(custom_id=None, outcome=outcome, reason=reason, retryable=retryable)
 
     def _waiting(self, result: Result, cause: Cause) -> Result:
-        """Return the result of a request that is not sent again before a person says so."""
+        """Return the result of a request that is not sent again without a person's decision."""
         why = left_out.waiting_reason(cause, has_ended=self._facts.status.is_terminal)
         reason = "; ".join(filter(None, [why, result.reason, left_out.ASK_AGAIN]))
         return result._replace(reason=reason, retryable=False)
 
     def _lacks_rows(self, unnamed: int) -> bool:
-        """Return whether requests without a line may have run although their batch did not end by itself."""
-        # A vendor that has lines for those that never ran would have one for each of them.
+        """Return whether requests without a line may have run although their batch was stopped."""
+        # A vendor with lines for requests that never ran would have one for each of them.
         if self._names_unrun:
             return True
         return self._facts.done is not None and self._facts.done > len(self._expected) - unnamed + self._padding
 
     def _read_lines(self, lines: Sequence[bytes]) -> _Read | None:
-        """Read lines; return the first result of each request, and None where no line is one."""
-        # What is made here holds no circle, and is freed with its last use: to look for some would take as long again.
+        """Read lines; return the first result of each request, or None if all lines lack one."""
+        # The objects made here have no cycles, and are freed with their last use: a search for cycles would double the
+        # time.
         with uncollected():
             known = self._known(lines)
             return None if known is None else self._read(*known)
@@ -309,7 +310,7 @@ class Reconciler:
         else:
             results = ResultColumns.of(map(self._codec.decode, lines))
         if self._facts.cause is Cause.CANCELED:
-            # Vendors have lines for canceled requests, too, which do not say who canceled them.
+            # Vendors also have lines for canceled requests, which do not show who canceled them.
             for at, outcome in enumerate(results.outcomes):
                 if outcome is Outcome.CANCELED:
                     waiting = self._waiting(results.result(at), Cause.CANCELED)
@@ -354,7 +355,7 @@ class Reconciler:
             self.totals.add_tokens(1, usage.input_tokens, usage.output_tokens, usage.cache_read_tokens)
 
     def _add_bill(self, outcomes: pa.Array, tokens: Sequence[pa.Array], cost: pa.Array, realtime: pa.Array) -> None:
-        """Add what requests cost, and the tokens that they were billed for (an array for each of TOKENS)."""
+        """Add the cost of requests, and their billed tokens (an array for each of TOKENS)."""
         totals, known = self.totals, _sum(cost)
         totals.unpriced += cost.null_count
         totals.known_usd += known
@@ -368,7 +369,9 @@ class Reconciler:
         totals.add_tokens(len(cost) - input_tokens.null_count, *counts)
 
     def _add_reported(self, extras: Sequence[Extra | None], replies: int) -> None:
-        """Add what the vendor says that replies cost. A part of them could not be held against the cost of all."""
+        """Add the vendor's reported costs of replies. If some lack one, add nothing: a part is not comparable to the
+        sum.
+        """
         reported: list[Decimal] = []
         if extras.count(None) < len(extras):
             reported = [extra.reported_usd for extra in extras if extra is not None and extra.reported_usd is not None]
@@ -387,7 +390,7 @@ class Reconciler:
             yield self._table(arrays, list(chain.from_iterable(extras)), pa.concat_tables(replies).combine_chunks())
 
     def _read(self, ids: bytes, results: ResultColumns) -> _Read:
-        """Return results as they stand in a table, but for what is the same in all or is a matter of their cost."""
+        """Return results as table columns, without the columns that all share and the columns of their cost."""
         outcomes, reasons = results.outcomes, results.reasons
         texts: Sequence[Any] = results.texts
         vectors: Sequence[Any] = results.embeddings
@@ -425,7 +428,7 @@ class Reconciler:
     def _table(
         self, line_columns: Mapping[str, pa.Array], extras: Sequence[Extra | None], replies: pa.Table
     ) -> pa.Table:
-        """Return the results: what was read, what it cost, and what all results of the shard share."""
+        """Return the results: the read columns, their cost, and the columns that the shard's results share."""
         facts = self._facts
         tokens = [line_columns[name] for name in TOKENS]
         cost, realtime, bases = self._tariff.costs(tokens, extras)
@@ -461,11 +464,11 @@ class Reconciler:
 
 
 _Read = tuple[bytes, pa.Table, list[Extra | None], pa.Table]
-"""Packed ids of requests, the columns _LINE_NAMES, what is billed beside tokens, and the columns of the response."""
+"""Packed ids of requests, the columns _LINE_NAMES, extras to bill, and the columns of the response."""
 
 
 def _groups(read: Iterable[_Read]) -> Iterator[list[_Read]]:
-    """Yield what was read in groups that make one table each."""
+    """Yield read results in groups that make one table each."""
     group: list[_Read] = []
     rows = size = 0
     for each in read:
@@ -495,7 +498,7 @@ def _short_chunks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _sum(values: pa.Array) -> Any:
-    """Return the sum of what is not null; 0 of nothing."""
+    """Return the sum of the values that are not null; 0 without values."""
     return pc.sum(values, min_count=0).as_py()
 
 

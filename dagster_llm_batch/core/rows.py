@@ -1,7 +1,7 @@
 """Rows, from whatever holds them, as a stream of Arrow record batches. A source that streams is never held whole.
 
-What has no stable text is refused by its column's name: a value that reads differently in another process, such as an
-object's address, would be sent to the model, and asked and paid again at every run.
+A column without a stable text is refused by name. A value that reads differently in another process, such as an
+object's address, would be sent to the model, and asked and paid for again at every run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[p
         read: The columns that are read, None for all. Others are left out where they cannot be read, such as a polars
             column of Python objects.
 
-    Raises InputError for what is no table, and for a column of `read` whose values have no stable form.
+    Raises InputError if the rows are not a table, and for a column of `read` whose values have no stable form.
     """
     if isinstance(rows, pa.RecordBatch):
         _check_names(rows.schema)
@@ -98,12 +98,15 @@ def check_stored_text(name: str, column: pa.Array) -> None:
 
 
 def are_empty(batch: pa.RecordBatch, images: Collection[str] = ()) -> pa.BooleanArray | None:
-    """Return for each row whether all its values are null or blank; None where no row is. An image is there or null."""
+    """Return for each row whether all its values are null or blank; None if all rows have values.
+
+    An image is a value or null.
+    """
     empty: Any = None
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         here = column.is_null() if name in images else _is_blank(column)
         empty = here if empty is None else pc.and_(empty, here)
-        # Mostly the first column says it.
+        # Usually the first column decides.
         if not pc.any(empty, min_count=0).as_py():
             return None
     return empty
@@ -117,7 +120,7 @@ def _is_blank(column: pa.Array) -> pa.BooleanArray:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
             text = pc.utf8_trim_whitespace(column)
-        # Text that is not UTF-8 is told of where it is read.
+        # Text that is not UTF-8 raises an error later, when it is read.
         except pa.ArrowInvalid:
             return blank
         return pc.or_(blank, pc.fill_null(pc.equal(pc.binary_length(text), 0), fill_value=False))
@@ -129,8 +132,9 @@ def _is_blank(column: pa.Array) -> pa.BooleanArray:
 
 
 def values_of(batch: pa.RecordBatch) -> dict[str, list[Any]]:
-    """Return the values of each column as Python's own, NaN as None. Raises InputError for one that Python cannot
-    hold.
+    """Return the values of each column as Python's own, NaN as None.
+
+    Raises InputError for a value that Python cannot hold.
     """
     return {name: _python_values(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
@@ -179,7 +183,7 @@ def _without_text(kind: pa.DataType) -> str | None:
 
 
 def _reader(rows: Any, read: Collection[str] | None) -> pa.RecordBatchReader:
-    """Return the rows' own stream, without columns that are neither read nor can be in one."""
+    """Return the rows' own stream, without columns that are not in `read` and cannot be in a stream."""
     # A frame of narwhals.
     if hasattr(rows, "to_native"):
         rows = rows.to_native()
@@ -311,7 +315,7 @@ def _from_dicts(rows: list[Mapping[str, Any]], read: Collection[str] | None) -> 
             raise InputError(f"A row has the key {name!r}, a {type(name).__name__}. Names of columns are text.")
         values = [row.get(name) for row in rows]
         try:
-            # So that NaN, NaT and NA are nulls, as they are in a frame.
+            # So that NaN, NaT and NA become nulls, like in a frame.
             columns[name] = pa.array(values, from_pandas=True)
         except UnicodeEncodeError:
             raise InputError(_HALF) from None
@@ -338,9 +342,9 @@ def _from_iterator(rows: Iterator[Any], read: Collection[str] | None) -> Iterato
 
 
 def _from_parquet(file: Any, read: Collection[str] | None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of an open Parquet file, of long ones few at once. No column is read that nobody needs."""
+    """Yield the rows of an open Parquet file, fewer at once for long rows. Read only the needed columns."""
     _check_names(schema := file.schema_arrow)
-    # Where one is lacking, the message names all that are there.
+    # If one is missing, the message names all existing columns.
     if read is None or not set(read).issubset(schema.names):
         read = schema.names
     options = {"columns": [name for name in schema.names if name in read], "use_threads": False}
@@ -386,7 +390,7 @@ def _through_narwhals(rows: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """Return a description of what was given in the place of rows."""
+    """Return a description of the object given in place of rows."""
     if isinstance(value, list) and value:
         other = next((item for item in value if not isinstance(item, Mapping)), value[0])
         return f"a list with {_kind(other)} in it"

@@ -1,9 +1,9 @@
-"""The sandbox of templates: Jinja's own, and a bound on the size of what an expression makes.
+"""The sandbox of templates: Jinja's own, with a bound on the size of an expression's result.
 
-Jinja's sandbox keeps a template from reaching out, and bounds `range`; a number too many in `{{ "-" * n }}` still takes
-all memory of the machine. So whatever makes much out of little is looked at before it is done: `*`, `+`, `**`, `%` and
-`~`, formats, the methods and filters that pad, repeat, replace and join, and what a template's parts make together.
-The bound is above the longest request that any vendor takes, images in base64 included, and below a machine's memory.
+Jinja's sandbox stops a template from reaching out, and bounds `range`; a large number in `{{ "-" * n }}` still takes
+all memory of the machine. So every operation that makes much out of little is checked first: `*`, `+`, `**`, `%` and
+`~`, formats, the methods and filters that pad, repeat, replace and join, and the joined parts of a template. The bound
+is above the longest request that a vendor takes, images in base64 included, and below a machine's memory.
 
 Refuses to bound time: a loop in a loop that makes nothing runs as long as it runs.
 """
@@ -25,7 +25,7 @@ from jinja2.utils import generate_lorem_ipsum
 __all__ = ["MOST_CHARS", "Sandbox", "size_of"]
 
 MOST_CHARS = 50_000_000
-"""How many characters, or items, an expression or a whole template may make."""
+"""Largest number of characters, or items, that an expression or a whole template may make."""
 
 _NUMBER_CHARS = 32
 _WORD_CHARS = 16
@@ -38,7 +38,7 @@ _PLAIN = ImmutableSandboxedEnvironment()
 
 
 def size_of(value: object) -> int:
-    """Return about how many characters a value has as text. What is in it twice counts twice, as it is shown twice."""
+    """Return the approximate number of characters of a value as text. A repeated part counts each time it is shown."""
     if isinstance(value, str | bytes | bytearray):
         return len(value)
     if isinstance(value, int):
@@ -93,7 +93,9 @@ def _power(left: object, right: object) -> int:
 
 
 def _bits(bits: int) -> int:
-    """Return the size of a number. One that no Python shows any more counts as too much: it would take long, too."""
+    """Return the size of a number. A number too long for Python to print counts as too large: it would take long,
+    too.
+    """
     return 0 if bits <= _MOST_BITS else MOST_CHARS + bits
 
 
@@ -200,7 +202,7 @@ _FILTERS: Mapping[str, Callable[..., int]] = {
     "wordwrap": _wrapped,
     "xmlattr": _as_text,
 }
-"""How much a filter makes, by its name. The others make no more than a few times what they get."""
+"""Size of a filter's result, by its name. The others make at most a few times the size of their input."""
 
 _ACTS: Mapping[str, tuple[Callable[..., Any], Callable[..., int]]] = {
     **{name: (FILTERS[name], size) for name, size in _FILTERS.items()},
@@ -218,11 +220,11 @@ _METHODS: Mapping[str, Callable[..., int]] = {
     "translate": lambda text, table=(): len(text) * (1 + max(map(size_of, table.values()), default=0)),
     "zfill": _width,
 }
-"""How much a method of text, bytes or a number makes, by its name."""
+"""Size of a result of a method of text, bytes or a number, by its name."""
 
 
 class _Bounded:
-    """A filter, or `lipsum`, that checks the size of what it makes before it makes it. Picklable for workers."""
+    """A filter, or `lipsum`, that checks the size of its result before it makes it. Picklable for workers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -242,7 +244,7 @@ class _Bounded:
 
 
 def _listed(value: Any) -> Any:
-    """Return what a filter such as `map` gives one by one as a list, whose size is known; other values as they are."""
+    """Return an iterator's values, such as the result of `map`, as a list, whose size is known; others unchanged."""
     # Faster than to ask for the type of an iterator, once a call.
     if not hasattr(value, "__next__"):
         return value
@@ -255,7 +257,7 @@ def _listed(value: Any) -> Any:
 
 
 class _Pieces(list[str]):
-    """What a block makes before it is joined, as in `{% set %}` and macros: too much of it is refused as it comes."""
+    """Text pieces of a block before it is joined, as in `{% set %}` and macros: too many are refused as they come."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -325,7 +327,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return bounded
 
     def call(__self, __context: Context, __act: Any, *args: Any, **named: Any) -> Any:  # noqa: N805, PYI063 - as in Jinja
-        """Check the size of what a method makes before it is called."""
+        """Check the size of a method's result before the method is called."""
         size = _METHODS.get(getattr(__act, "__name__", ""))
         owner = getattr(__act, "__self__", None)
         if size is not None and isinstance(owner, str | bytes | int):

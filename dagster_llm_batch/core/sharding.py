@@ -35,7 +35,7 @@ def tightest(
 
 @dataclass
 class ShardFill:
-    """How full a shard is: its requests, bytes and input tokens, by estimate, so far."""
+    """Load of a shard so far: its requests, bytes and input tokens, by estimate."""
 
     limits: BatchLimits
     requests: int = 0

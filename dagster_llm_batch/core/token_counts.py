@@ -1,21 +1,21 @@
-"""How many tokens a request has, before it is sent: how many are expected, and more than which there cannot be.
+"""Count the tokens of a request before it is sent: the expected number, and the largest possible one.
 
-**Expected** input goes by rates: a byte that follows another costs so many hundredths of a token, by what kind of
-character both are, and a character beyond ASCII costs what its script does. The rates are fitted to real tokenizers,
-which spend a token on a word of English, on a third of a UUID's group and on each byte of a script that they hardly
-know. Of a long text only a stretch is looked at, for a plan counts millions of them.
+**Expected** input follows rates. A byte after another costs a number of hundredths of a token, which depends on the
+kind of both characters. A character beyond ASCII costs the rate of its script. The rates are fitted to real tokenizers,
+which spend a token on a word of English, on a third of a UUID's group, and on each byte of a script that they hardly
+cover. Only a stretch of a long text is counted, since a plan counts millions of texts.
 
-**The bound** of input holds for every text: a tokenizer that knows each byte never makes more tokens of a text than it
-has bytes. That is documented for OpenAI (tiktoken), Llama, Mistral, Qwen and DeepSeek, and for Gemini by the report of
-Gemma, which has its tokenizer. Anthropic and Amazon document none. Claude's published one (2023) knows each byte, too,
-but normalizes a text before (NFKC), which can make it longer: there the bytes of both forms are counted. To the text
-comes what frames it: roles, the prompt that a vendor adds for tools or a schema, and images by the vendors' formulas
-(`media_tokens`). No request is answered, nor billed, whose input is more than the model takes in all.
+**The bound** of input holds for every text: a tokenizer with a token for each byte never makes more tokens of a text
+than it has bytes. That is documented for OpenAI (tiktoken), Llama, Mistral, Qwen and DeepSeek. Gemini has the tokenizer
+of Gemma, whose report documents it. Anthropic and Amazon have no such document. Claude's published tokenizer (2023) has
+a token for each byte, too, but first normalizes a text (NFKC), which can make it longer: the larger count of both
+forms is used. The frame comes on top: roles, the prompt that a vendor adds for tools or a schema, and images by the
+vendors' formulas (`media_tokens`). A request whose input exceeds the model's context is neither answered nor billed.
 
-The bound of output is the caller's own maximum, under whatever name the vendor's body has it; thinking is inside of it
-at OpenAI, Anthropic and Google. Else it is the model's maximum, of the dated table below, or all that the model takes.
+The bound of output is the caller's own maximum, under its name in the vendor's body; it includes thinking at OpenAI,
+Anthropic and Google. Without one it is the model's maximum, from the dated table below, or the model's whole context.
 
-None: nobody knows, as of a tool that runs at the vendor, which reads pages of any length into the request.
+None: unknown, for example for a tool that runs at the vendor and reads pages of any length into the request.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _NOTHING = InputTokens(0, 0)
 class OutputTokens(NamedTuple):
     """Output tokens of one request, thinking included: expected, what 19 of 20 stay below, and the most there can be.
 
-    The bound is None where nobody knows.
+    The bound is None if it is unknown.
     """
 
     expected: int
@@ -90,24 +90,24 @@ class OutputTokens(NamedTuple):
 NO_OUTPUT = OutputTokens(0, 0, 0)
 
 
-# Of a row's text, so many characters are looked at in one stretch, and one in so many where it is long. The rest is
-# taken to be like them: over many rows that evens out. Where they begin is up to the request_id, so that a request has
-# one count, wherever it is counted.
+# From a row's text, one stretch of so many characters is counted, and one in so many of a long text. The rest is taken
+# to be like them: the errors cancel out over many rows. The request_id decides where they begin, so that a request has
+# the same count everywhere.
 _LOOKED_AT, _ONE_IN = 32, 32
 
 # So many texts a tokenizer counts, and characters of each: some hundredths of a second.
 _CALIBRATED_TEXTS, _CALIBRATED_BY = 256, 400
 
-# What frames a message, and a request: its role, and marks where it begins and ends. OpenAI: 3 a message and 3 for the
-# reply (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken_toolkit). The bounds have room for
-# vendors that document none.
+# The frame of a message, and of a request: its role, and marks of its beginning and end. OpenAI: 3 a message and 3 for
+# the reply (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken_toolkit). The bounds have room for
+# vendors without such a document.
 _MESSAGE, _MOST_MESSAGE = 4, 16
 _REQUEST, _MOST_REQUEST = 3, 64
 
 _SYSTEM = InputTokens(_MESSAGE, _MOST_MESSAGE)
 
 # The prompt that a vendor adds for tools or a schema. Anthropic's for tools has up to 530 tokens
-# (https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview#pricing); others document none.
+# (https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview#pricing); others do not document it.
 _MOST_ADDED = 1_024
 
 
@@ -143,7 +143,7 @@ class _Rates:
         self._of_bytes = of_bytes.ravel()
 
     def of(self, characters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return what each character costs, along the last axis: the first only says what the second follows.
+        """Return the cost of each character, along the last axis; the first one only precedes the second.
 
         ASCII characters are bytes, others code points.
         """
@@ -190,7 +190,7 @@ def _rates(tokenizer: str) -> _Rates:
 def expected_text_tokens(texts: Sequence[str], tokenizer: str, seeds: _Counts | None = None) -> _Counts:
     """Return about how many tokens each text has.
 
-    `seeds`, random numbers: of each text only a stretch is looked at, and they say where it begins.
+    `seeds`, random numbers, set the start of the stretch that is counted of each text.
     """
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     if not texts:
@@ -202,7 +202,7 @@ def expected_text_tokens(texts: Sequence[str], tokenizer: str, seeds: _Counts | 
     is_usual = (lengths > _LOOKED_AT) & (looked_at == _LOOKED_AT)
     sums = np.empty(len(texts), np.int64)
     usual, others = np.flatnonzero(is_usual), np.flatnonzero(~is_usual)
-    # Of ASCII the others are looked at, too, and overwritten: to pick the usual ones would take longer.
+    # For ASCII the others are counted, too, and overwritten: selecting the usual ones would take longer.
     if not len(others) or (len(usual) and all(map(str.isascii, texts))):
         sums = _sums_of_stretches(texts, lengths, starts, tokenizer)
     elif len(usual):
@@ -218,7 +218,7 @@ def expected_text_tokens(texts: Sequence[str], tokenizer: str, seeds: _Counts | 
 
 
 def _rounded_up(hundredths: _Counts, lengths: _Counts, looked_at: _Counts) -> _Counts:
-    """Return the tokens of texts of which so many characters were looked at."""
+    """Return the tokens of texts from the counts of their stretches."""
     counts: _Counts = -(-hundredths * lengths // (np.maximum(looked_at, 1) * 100))
     return counts
 
@@ -240,7 +240,7 @@ _ONES = np.ones(_LOOKED_AT, np.float32)
 
 
 def _sums_of_stretches(texts: Sequence[str], lengths: _Counts, starts: _Counts, tokenizer: str) -> _Counts:
-    """Return what so many characters of each text cost as are looked at, after the one at its start."""
+    """Return the cost of a stretch of each text, after the character at its start."""
     width = _LOOKED_AT + 1
     if all(map(str.isascii, texts)):
         whole = "".join(texts).encode("ascii")
@@ -275,10 +275,10 @@ def _most_bytes(text: str, tokenizer: str) -> int:
     return max(size, len(unicodedata.normalize("NFKC", text).encode("utf-8", "surrogatepass")))
 
 
-# Parameters by which the vendor puts stored text before the request. None of them makes it longer than the model takes.
+# Parameters that put text stored at the vendor before the request. The model's context still limits the input.
 _STORED = ("cached_content", "cachedContent", "previous_response_id", "conversation", "prompt")
 
-# Tools that the caller runs. All others run at the vendor, which asks the model again with what they found.
+# Tools that the caller runs. All others run at the vendor, which asks the model again with their results.
 _OWN_TOOLS = frozenset({"function", "custom"})
 _OWN_DECLARATIONS = frozenset(
     {"functionDeclarations", "function_declarations", "toolSpec", "cachePoint", "cache_control"}
@@ -289,14 +289,14 @@ class InputCounter:
     """Count the input tokens of requests that share a spec.
 
     Args:
-        book: The price book's id of the model's vendor; None where nothing is billed.
-        spec: What the requests share.
-        context: How many tokens the model takes in all; None where nobody knows.
-        exact: The model's own tokenizer, where it is at hand: returns the tokens of each text. It would take most of
-            the time of a plan, so it counts what all requests share, and some of the first texts: the others have so
-            many times what the rates say as these do.
+        book: The price book's id of the model's vendor; None for models without a bill.
+        spec: The properties that the requests share.
+        context: The model's context in tokens; None if unknown.
+        exact: The model's own tokenizer, if available: returns the tokens of each text. It would take most of the time
+            of a plan, so it counts only the text that all requests share, and some of the first texts. The ratio to
+            their rates is applied to the other texts.
 
-    Without `exact` a request has one count, wherever it is counted. Pickled, it has none: workers need none.
+    Without `exact` a request has the same count everywhere. Pickling drops it: workers do not need it.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class InputCounter:
         return InputCounts(expected.tolist(), limited.tolist())
 
     def bound_of_line(self, line: bytes, *, has_images: bool) -> int | None:
-        """Return the most input tokens of a request that is encoded already; None where nobody knows.
+        """Return the most input tokens of an encoded request; None if unknown.
 
         All texts of the request are in its line.
         """
@@ -394,7 +394,7 @@ class InputCounter:
         return np.minimum(expected, most) + frame.expected, most + (frame.bound or 0)
 
     def _times_the_rates(self, texts: Sequence[str]) -> float:
-        """Return so many times what the rates say as the tokenizer counts of some of the first texts."""
+        """Return the ratio of the tokenizer's count to the rates' count, for some of the first texts."""
         if self._ratio is None and self._exact is not None:
             some = [text[:_CALIBRATED_BY] for text in texts[:_CALIBRATED_TEXTS]]
             rated = int(expected_text_tokens(some, self._tokenizer).sum())
@@ -414,7 +414,7 @@ def _makes_no_text(spec: RequestSpec) -> bool:
     return spec.response.kind in (ResponseKind.EMBEDDING, ResponseKind.MODERATION)
 
 
-# How the vendors' bodies mark what is to be kept for the requests that follow.
+# Marks in the vendors' bodies of text to keep in the cache for later requests.
 _CACHE_MARKS = ("cache_control", "cachePoint", "prompt_cache_breakpoint")
 
 
@@ -438,8 +438,8 @@ def _runs_at_vendor(tool: Any) -> bool:
     return "input_schema" not in tool and not _OWN_DECLARATIONS.issuperset(tool)
 
 
-# What a reply may have at most where the caller says nothing, by the model's name. The first that matches holds. Cut
-# from litellm's table (MIT, (c) Berri AI): MOST_OUTPUT of `core/price_sources.py`. Where platforms differ, the largest.
+# Maxima of a reply without a maximum by the caller, by the model's name. The first match holds. Copied in part from
+# litellm's table (MIT, (c) Berri AI): MOST_OUTPUT of `core/price_sources.py`. If platforms differ, the largest.
 _MOST_OUTPUT = tuple(
     (re.compile(pattern), tokens)
     for pattern, tokens in (
@@ -487,11 +487,11 @@ _AROUND = (
     "additionalModelRequestFields",
 )
 
-# Models that think before they reply unless they are told otherwise.
+# Models that think before they reply unless a setting turns it off.
 _THINKS = re.compile(r"^(ft:)?o[134](-|$)|gpt-[56](?!.*-chat)|gpt-oss|gemini-(2\.5(?!-flash-lite)|[3-9])|deepseek.*r1")
 
-# Where neither the caller nor the ledger says how long replies are. These are rough, and short-lived: what is expected
-# is learned from replies once there are some.
+# Used without a length from the caller or the ledger. These are rough, and short-lived: the expected length is measured
+# once there are replies.
 _EXPECTED_TEXT = 1_024
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _EXPECTED_THINKING = dict(zip(_EFFORTS, (0, 128, 512, 1_024, 4_096, 8_192, 8_192), strict=True))
@@ -505,13 +505,13 @@ def output_tokens(
     """Return the output tokens of each request with this spec.
 
     Args:
-        spec: What the requests share.
-        context: How many tokens the model takes in all; None where nobody knows.
-        said: What the user expects of a reply.
-        default: At how many tokens the server ends a reply without a maximum; None: at the model's own.
+        spec: The properties that the requests share.
+        context: The model's context in tokens; None if unknown.
+        said: The user's expected length of a reply.
+        default: The length at which the server ends a reply without a maximum; None: the model's own maximum.
 
-    The bound is the caller's maximum, else the model's, else `context`. Where the user says nothing, a reply is
-    expected to be as long as the caller's maximum; without one, as its schema says, and the model's thinking beside it.
+    The bound is the caller's maximum, else the model's, else `context`. Without a length from the user, a reply is
+    expected to be as long as the caller's maximum; without one, the schema's length plus the model's thinking.
     """
     if _makes_no_text(spec):
         return NO_OUTPUT
@@ -534,7 +534,7 @@ def output_tokens(
 
 
 def output_basis(spec: RequestSpec, expected: int, said: int | None = None) -> str | None:
-    """Return in words what the expected output of a request is taken from; None where there is no output."""
+    """Return in words the basis of the expected output of a request; None without output."""
     if _makes_no_text(spec):
         return None
     taken = f"output taken as {expected:,} tokens a row"

@@ -1,4 +1,4 @@
-"""The rates by which tokens are counted: how many a character has, by its kind, its script and what it follows.
+"""Rates for counting tokens: tokens of a character, by its kind, its script and the character before it.
 
 They are fitted to real tokenizers. `token_counts` looks characters up in them.
 """
@@ -32,8 +32,8 @@ KIND_OF = _kind_of_each_byte()
 #
 # Fitted on 2026-11-27 by non-negative least squares to 1,045 pieces of 200 to 400 characters, and checked on 349
 # others: the Universal Declaration of Human Rights in 40 languages, Python, CSV with UUIDs and times, JSON, URLs,
-# base64, hex, digits, emoji. The tokenizers: OpenAI's o200k_base; Anthropic's of 2023, the only one that it has
-# published; Gemma 3's, for Gemini; Llama 3.1's, for all others. tests/core/token_counts.json has texts with counts.
+# base64, hex, digits, emoji. The tokenizers: OpenAI's o200k_base; Anthropic's of 2023, its only published one; Gemma
+# 3's, for Gemini; Llama 3.1's, for all others. tests/core/token_counts.json has texts with counts.
 PAIRS: dict[str, tuple[tuple[float, ...], ...]] = {
     "o200k": (
         (0.07, 1.41, 0.19, 0.00, 0.19, 0.00),
