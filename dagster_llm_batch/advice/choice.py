@@ -3,9 +3,9 @@
     records ─▶ one model alone, by batch or in real time ─┐
     pairs ───▶ cascades, by level and sample ─────────────┴─▶ LabelingPlan ─ judge ─▶ feasible | open | dropped
 
-Nothing is guessed: what is not known is None, with the reason. All intervals of qualities hold together, so that the
-best of many plans is no lucky one. What was measured is of earlier rows, and says of the next ones only that they are
-like these; a cascade is certified by the sample of its own run, whatever stands here.
+Nothing is guessed: an unknown figure is None, with the reason. All intervals of qualities hold together, so that the
+best of many plans is not just a lucky one. Measured qualities are of earlier rows, and hold for the next rows only if
+these are similar; a cascade is certified by the sample of its own run, whatever the estimate here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SPANS, _SIMILAR = 2_000, 4
 _WORTH_A_LINE = Decimal("1.02")
 # With less room below the oracle nearly all rows are its own; with more, another oracle is cheaper.
 _LEAST_WITHIN, _MOST_WITHIN = 0.005, 0.2
-# Fewer rows than this give an interval that says nothing.
+# Fewer rows than this give an interval that is too wide to use.
 _FEWEST_ROWS = 20
 
 
@@ -67,14 +67,14 @@ class Chooser:
     """Make and judge plans.
 
     Args:
-        deployment: Whose prices and providers hold. Nothing of it is changed.
-        records: Of all models that come into question.
-        wanted: What plans have to reach.
-        gold: Columns `row`, the target, and, where gold has them, `partition`, its cluster's and those of a sample.
-            None: there is none.
+        deployment: Deployment with the prices and providers. It is not changed.
+        records: Records of all possible models.
+        wanted: Requirements of the plans.
+        gold: Columns `row`, the target, and, if gold has them, `partition`, and the columns of its cluster and of a
+            sample. None: there is no gold.
         gold_column: The target's column of gold.
-        cluster: The column of gold that names units, where there is one.
-        gold_asset: The asset that a cascade may name as its gold; None: there is none that has the target by its name.
+        cluster: The column of gold that names units, if there is one.
+        gold_asset: The asset that a cascade may name as its gold; None: no gold asset has the target by its name.
         ends: See Ends.
     """
 
@@ -115,7 +115,7 @@ class Chooser:
         return table.set_column(table.column_names.index("row"), "row", names)
 
     def plans(self) -> list[LabelingPlan]:
-        """Return all plans, the best first: feasible ones, then those of which something is not known, then others."""
+        """Return all plans, the best first: feasible ones, then those with unknown figures, then the others."""
         found = [self._judged(plan) for plan in (*self._alone(), *self._cascades())]
         states = ["feasible", "open", "dropped"]
         return sorted(found, key=lambda plan: (states.index(plan.state), plan.order))
@@ -240,7 +240,7 @@ class Chooser:
                 yield from self._rolling(pair)
 
     def _rolling(self, pair: _Pair) -> Iterator[LabelingPlan]:
-        """Yield the cascade whose threshold is that of earlier partitions, where these can set one."""
+        """Yield the cascade with a threshold from earlier partitions, if they can set one."""
         wanted, rolling, oracle = self._wanted, Rolling(), pair.oracle
         if len(pair.mine) < count_least(wanted.quality, wanted.confidence):
             return
@@ -262,8 +262,9 @@ class Chooser:
         yield from self._in_lanes(plan, shares, ceil(audit * wanted.rows))
 
     def _below(self, pair: _Pair) -> Iterator[LabelingPlan]:
-        """Yield cascades that promise against gold: to be right less often than the oracle by no more than there is
-        room between its quality and what is wanted.
+        """Yield cascades with a guarantee against gold.
+
+        They may be right less often than the oracle, by at most the difference of its quality and the wanted one.
         """
         wanted, name = self._wanted, pair.oracle.model
         if self._gold is None or wanted.against != GOLD or self._gold_asset is None:
@@ -282,8 +283,9 @@ class Chooser:
             yield replace(plan, quality=quality)
 
     def _lost(self, pair: _Pair) -> _Pair | None:
-        """Return the rows of a pair that have gold, where the model is wrong and the oracle right; None: they are not
-        to be taken for all rows.
+        """Return a pair's rows with gold, where the model is wrong and the oracle right.
+
+        None: these rows do not represent all rows.
         """
         assert self._gold is not None
         if WEIGHT in self._gold.column_names and len(pc.unique(self._gold[WEIGHT])) > 1:
@@ -295,7 +297,7 @@ class Chooser:
         return replace(pair, mine=mine, theirs=theirs, are_wrong=~_equal(mine, gold) & _equal(theirs, gold))
 
     def _measured(self, pair: _Pair, level: float) -> Iterator[LabelingPlan]:
-        """Yield cascades of one level; against gold with the quality of what the least careful of them accepts."""
+        """Yield cascades of one level; against gold, with the quality of the least careful one's accepted labels."""
         found = list(self._of_sizes(pair, level))
         accepted = [one for _, one in found if one is not None]
         quality = None
@@ -309,9 +311,7 @@ class Chooser:
     def _of_sizes(
         self, pair: _Pair, level: float, within: float | None = None
     ) -> Iterator[tuple[LabelingPlan, Accepted | None]]:
-        """Yield cascades of that level whose samples differ in what they cost, the cheapest first, and what each
-        accepts.
-        """
+        """Yield cascades of that level whose samples differ in cost, the cheapest first, with their accepted labels."""
         wanted, rows, oracle = self._wanted, self._wanted.rows, pair.oracle
         confidence = look_confidence(wanted.confidence, 1)
         least = max(count_least(level, confidence), self._least(oracle))
@@ -383,7 +383,7 @@ class Chooser:
     # --- money ---
 
     def _requests(self, record: TrackRecord, rows: int) -> int:
-        """Return how many requests so many rows are, of which some ask the same."""
+        """Return the number of requests of so many rows, of which some share one."""
         requests, of = (sum(getattr(run, name) for run in record.runs) for name in ("requests", "rows"))
         return rows if not of else max(1, ceil(rows * requests / of)) if rows else 0
 
@@ -412,7 +412,7 @@ class Chooser:
         if learned.low is not None and learned.high is not None:
             low, high = (expected * Decimal(repr(end)) for end in (learned.low, learned.high))
             return Cost(expected, low, high)
-        # Of fewer runs only what a request can cost at most is known.
+        # With fewer runs, only the highest cost of a request is known.
         most = self._most_usd(record, lane)
         why = f"{len(billed)} billed runs of {record.model} tell no interval; {_FEWEST_RUNS} do"
         return Cost(expected, None, None if most is None else max(most * requests, expected), why)
@@ -422,20 +422,20 @@ class Chooser:
         known = [bound for bound in bounds if bound is not None]
         if len(known) < len(bounds) or not known:
             return None
-        # It is an estimate of the lane's own prices, of which batches are the first.
+        # The estimate is by the lane's own prices; batches come first.
         return self._deployment.estimate(record.labeling, lane).most_usd(max(known))
 
     # --- judgment ---
 
     def _judged(self, plan: LabelingPlan) -> LabelingPlan:
-        """Return the plan with what it breaks, and what of it cannot be said."""
+        """Return the plan with its missed and its unknown targets."""
         plan = replace(plan, ends_at=None if plan.end.p95 is None else self._wanted.now + plan.end.p95)
         found = [*self._judge_quality(plan.quality), *self._judge_cost(plan), *self._judge_end(plan)]
         broken, unknown = (tuple(text for is_broken, text in found if is_broken is wanted) for wanted in (True, False))
         return replace(plan, broken=broken, unknown=unknown)
 
     def _judge_quality(self, quality: Quality) -> Iterator[tuple[bool, str]]:
-        """Yield what is wrong, each with whether it is broken; else it is not known."""
+        """Yield the problems, each with whether a target is missed; otherwise it is unknown."""
         wanted = self._wanted.quality
         if quality.is_promised:
             return
@@ -488,12 +488,12 @@ class _Pair:
 
     @cached_property
     def scores(self) -> np.ndarray[Any, Any]:
-        """How sure the model is; what is not known, or has no good reply, is never accepted."""
+        """Certainty of the model; an unknown one, or one of a bad reply, is never accepted."""
         found: np.ndarray[Any, Any] = pc.fill_null(self.mine["score"].cast(pa.float64()), -np.inf).to_numpy()
         return found
 
     def delivered(self, accepted: np.ndarray[Any, Any]) -> pa.Table:
-        """Return the answers of which these are the model's, and all others the oracle's."""
+        """Return the model's answers to these rows, and the oracle's to all others."""
         mask, answers = pa.array(accepted), self.mine
         for name in ("label", _OUTCOME):
             kept = pc.if_else(mask, self.mine[name], self.theirs[name])
@@ -502,7 +502,7 @@ class _Pair:
 
 
 class BatchEnds:
-    """How long a wave takes, by single batches of its model and lane: see Ends.
+    """Duration of a wave, from single batches of its model and lane: see Ends.
 
     Whole submissions of a dataset are not asked: they may have asked other models, or have been cascades.
     """
@@ -544,7 +544,7 @@ class BatchEnds:
 
 
 def _differ(one: Decimal | None, other: Decimal | None) -> bool:
-    """Return whether a plan that costs so much is worth a line beside one that costs less."""
+    """Return whether a more expensive plan deserves its own line after a cheaper one."""
     return one is not None and other is not None and one > other * _WORTH_A_LINE
 
 

@@ -40,7 +40,7 @@ _T95 = (
     1.746, 1.740, 1.734, 1.729, 1.725, 1.721, 1.717, 1.714, 1.711, 1.708, 1.706, 1.703, 1.701, 1.699, 1.697,
 )  # fmt: skip
 
-# A higher correlation with the day before cannot be told from growth.
+# A higher correlation with the day before is indistinguishable from growth.
 _MOST_ALIKE = 0.8
 
 _MICRODOLLAR = Decimal("1e-6")

@@ -31,7 +31,7 @@ GROUPS: Mapping[str, Callable[[ShardCost], str]] = {
     "month": lambda cost: f"{cost.day:%Y-%m}",
     "tag": lambda cost: ", ".join(f"{name}={value}" for name, value in sorted((cost.tags or {}).items())),
 }
-"""What costs are summed by; beside these `tag:NAME`, the value of one tag. Days are those of the sending, in UTC."""
+"""Groups to sum costs by, and `tag:NAME`, the value of one tag. Days are days of sending, in UTC."""
 
 # It is unknown whether these were billed: the provider can no longer be asked, or is not asked.
 _LOST = (Cause.GIVEN_UP, Cause.GONE)
@@ -189,7 +189,7 @@ def known_bill(cost: ShardCost) -> tuple[Decimal, int]:
     """Return the known part of a collected shard's bill, and the number of requests without a known cost."""
     if cost.known_usd is not None and cost.unpriced is not None:
         return cost.known_usd, cost.unpriced
-    # Older code recorded all costs or none.
+    # Older code recorded either all costs or no cost.
     return (Decimal(0), cost.requests) if cost.cost_usd is None else (cost.cost_usd, 0)
 
 

@@ -1,16 +1,17 @@
-"""When submissions will have ended, by what the ledger has of those before, and how often that was right.
+"""Forecast when submissions will have ended, from earlier ones in the ledger, and score past forecasts.
 
     history = EndHistory(ledger, namespace, now)
     history.forecast_end("ticket_labels", EndQuestion(Owner("openai", account, "gpt-5-nano"), 5_000, 2))
     history.score("ticket_labels")
 
-A submission has ended when the last batch of its last wave has; its labels land when they are collected, at one of the
-next ticks. The law of the last of several batches is not got from that of one, since those of a submission share their
-vendor's hours. So what is asked first are earlier submissions of the dataset with a similar number of requests, whole:
-their retries, their wait for a place in the queue and the second wave of a cascade are in it. Days count, and not
-submissions, since those of one afternoon share their vendor's hours. Where those that ended are of too few days, single
-batches of the same provider, account, model and lane are asked, as if those of the submission were independent;
-but not of a cascade, or of what is sent in several steps, which end when many batches have ended one after the other.
+A submission has ended when the last batch of its last wave has; its labels are materialized when they are collected, at
+one of the next ticks. The distribution of the last of several batches does not follow from the distribution of one,
+since batches of a submission share their vendor's hours. So first, earlier whole submissions of the dataset with a
+similar number of requests are used. They include their retries, their wait for a place in the queue and the second wave
+of a cascade. Days count, and not submissions, since submissions of one afternoon share their vendor's hours. If the
+ended ones are of too few days, single batches of the same provider, account, model and lane are used, as if the
+submission's batches were independent. This excludes cascades and submissions that are sent in several steps: they end
+after several batches in sequence.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from dagster_llm_batch.types import Span
 
 __all__ = ["EndHistory", "EndQuestion", "EndScore", "Owner", "end_text", "told_text"]
 
-# So many are read, forty days of fifty: of a dataset's submissions those of similar size are taken.
+# Number of submissions to read, forty days of fifty: from a dataset's submissions the similar ones are taken.
 _READ = 2_000
 
-# Of so many forecasts, the newest ones, it is told how often they held.
+# Number of the newest forecasts whose accuracy is reported.
 _SCORED = 300
 
-# Similar is what has a quarter to four times of the requests.
+# Similar submissions have a quarter to four times of the requests.
 _SIMILAR = 4
 
 
 class EndQuestion(NamedTuple):
-    """What is asked about.
+    """The submission to forecast.
 
     `is_simple`: all of it is sent at once, and one wave is all that is meant to be asked.
     """
@@ -54,7 +55,7 @@ class EndQuestion(NamedTuple):
 
 @dataclass(frozen=True)
 class EndScore:
-    """How often forecasts of the end were right, of those whose time has come.
+    """Accuracy of past forecasts of the end, once their time has come.
 
     Attributes:
         judged_p50, judged_p90: How many forecasts named a time that has passed.
@@ -78,7 +79,7 @@ class EndScore:
 
 
 class EndHistory:
-    """What the ledger has of ends. Each dataset and model is read once."""
+    """Ends in the ledger. Each dataset and model is read once."""
 
     def __init__(self, ledger: Ledger, namespace: str, now: datetime) -> None:
         self._ledger, self._namespace, self._now = ledger, namespace, now
@@ -91,7 +92,7 @@ class EndHistory:
 
         Args:
             asset: The dataset.
-            question: What is, or would be, sent.
+            question: The submission that is, or would be, sent.
             age: So long it has run already.
         """
         if question.requests < 1:
@@ -114,8 +115,8 @@ class EndHistory:
     def score(self, asset: str | None = None) -> EndScore:
         """Return how often the forecasts of a dataset's newest submissions, or of all, were right.
 
-        A forecast is judged when the time that it named has passed: judged when they end, the slow ones would be
-        missing for longer than the quick ones. What was stopped is not judged.
+        A forecast is judged when its forecast time has passed. If it were judged at the end of the submission, slow
+        ones would be missing for longer than quick ones. Stopped submissions are not judged.
         """
         newest = self._of_asset(asset)[:_SCORED]
         spans = [span for span in newest if span.has_ended or span.until is None]
@@ -133,7 +134,7 @@ class EndHistory:
         return self._submissions[asset]
 
     def _similar(self, key: object, spans: Sequence[Span], requests: int) -> Durations:
-        # By powers of two, so that what is asked of many submissions is worked out once.
+        # In powers of two, so that the durations are computed once for many submissions.
         size = round(log2(requests))
         if (key, size) not in self._durations:
             least, most = 2**size / _SIMILAR, 2**size * _SIMILAR
@@ -164,7 +165,7 @@ def end_text(forecast: EndForecast, window: timedelta) -> str:
 
 
 def told_text(submission: Submission, window: timedelta) -> str:
-    """Return what was forecast of a submission when it was planned, in words."""
+    """Return a submission's forecast from the time of its plan, in words."""
     ends = (submission.p50_end_at, submission.p90_end_at)
     p50, p90 = (None if at is None else at - submission.created_at for at in ends)
     return end_text(EndForecast(p50, p90, **(submission.end_basis or {})), window)
@@ -172,7 +173,7 @@ def told_text(submission: Submission, window: timedelta) -> str:
 
 def _evidence(forecast: EndForecast) -> str:
     noun = "earlier submissions of similar size" if forecast.basis == "submissions" else "batches of this model"
-    # The ledger keeps none.
+    # The ledger does not record days.
     days = f" on {forecast.days} days" if forecast.days not in (0, forecast.ended) else ""
     running = f", {forecast.running} more still running" if forecast.running else ""
     return f"by {forecast.ended} {noun}{days}{running}"

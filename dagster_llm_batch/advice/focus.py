@@ -1,6 +1,6 @@
 """Costs as rows of FOCUS 1.0, the FinOps Foundation's table of charges: one row for each collected batch.
 
-    ledger ─ shard_costs ─▶ ShardCost ─ focus_charges ─▶ a table that cost tools import beside the clouds' own
+    ledger ─ shard_costs ─▶ ShardCost ─ focus_charges ─▶ a table that cost tools import with the clouds' own tables
 
 The specification defines the columns, their order and their nulls (https://focus.finops.org/focus-specification/v1-0/).
 Columns that start with `x_` are additions of this package. A charge covers a batch, or the real-time requests of one
@@ -208,7 +208,7 @@ def _publisher(model: str, vendor: _Vendor) -> str:
 
 
 def as_text(charges: pa.Table) -> pa.Table:
-    """Return the charges for a text file, with times such as 2026-11-01T00:00:00Z and quantities such as 400.0."""
+    """Return the charges for a text file, with times like 2026-11-01T00:00:00Z and quantities like 400.0."""
     for number, field in enumerate(charges.schema):
         if field.type == _TIME:
             charges = charges.set_column(number, field.name, pc.strftime(charges[number], "%Y-%m-%dT%H:%M:%SZ"))

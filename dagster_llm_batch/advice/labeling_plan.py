@@ -15,7 +15,7 @@ from dagster_llm_batch.types import Lane
 __all__ = ["GOLD", "Cost", "End", "LabelingPlan", "Quality", "Wanted"]
 
 GOLD = "gold"
-"""What `Wanted.against` is where qualities are shares of gold rows that are labeled right."""
+"""Value of `Wanted.against` if qualities are shares of correctly labeled gold rows."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What the ledger and the payload store show of models that were asked about a dataset's rows: answers, tokens, days.
+"""Read the history of models on a dataset's rows from the ledger and the payload store: answers, tokens, days.
 
-A record is of one model, as one definition asked it: what another prompt or other parameters brought is no evidence.
-Of a cascade there are two, its model's and its oracle's. Only settled submissions count, and nothing is changed.
+A record is of one model with one definition: answers to another prompt or with other parameters are not evidence. A
+cascade has two records, its model's and its oracle's. Only complete submissions count, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _REMEMBERED, _MOST_ROWS = 200, 200_000
 
 @dataclass(frozen=True)
 class Run:
-    """What one submission took of one model. `rows` and `requests` are all of the submission's."""
+    """Figures of one submission for one model. `rows` and `requests` are all of the submission's."""
 
     partition: str
     at: datetime
@@ -56,9 +56,9 @@ class TrackRecord:
     """One model's record on a dataset.
 
     Attributes:
-        labeling: What asked it; never a cascade.
+        labeling: Definition of its requests; never a cascade.
         runs: Its submissions, oldest first.
-        answers: See ANSWERS. None: nothing was read, or nothing is left.
+        answers: See ANSWERS. None: not read, or not stored any more.
         lost: Runs whose files were pruned or are damaged.
         otherwise: Runs of the same model that asked otherwise.
     """
@@ -88,7 +88,7 @@ class _Asked:
 
 
 def labeling_in_ledger(deployment: Deployment, asset: str) -> Labeling | None:
-    """Return the newest definition that the ledger has of an asset; None where it has none."""
+    """Return the newest definition of an asset in the ledger; None if there is none."""
     for submission in deployment.ledger.submissions.list_all(
         deployment.namespace, assets=[asset], limit=_REMEMBERED, newest=True
     ):
@@ -104,10 +104,10 @@ def _labeling_of(asset: str, stored: Mapping[str, Any]) -> Labeling:
 
 
 def track_records(deployment: Deployment, labeling: Labeling, target: str, score: str | None) -> list[TrackRecord]:
-    """Return a record of each model of a dataset, first those of its present definition, though they have no run.
+    """Return a record of each model of a dataset, first the models of its present definition, even without a run.
 
     Args:
-        deployment: Whose ledger and payloads are read.
+        deployment: Deployment whose ledger and payloads are read.
         labeling: The dataset's present definition.
         target: The column of the response whose values are read.
         score: The column of scores, where there is one.
@@ -134,7 +134,7 @@ def track_records(deployment: Deployment, labeling: Labeling, target: str, score
         models = [replace(sent, cascade=None), *(sent.models[1:] if sent.cascade is not None else ())]
         for at, each in enumerate(models):
             key = _key(each)
-            # Of a model that is declared no more the newest definition stands.
+            # A model that is not declared any more keeps its newest definition.
             wanted = key if each.model in declared else newest.setdefault(each.model, key)
             if key != wanted or (each.model in declared and key not in asked):
                 otherwise[each.model] = otherwise.get(each.model, 0) + 1
@@ -146,7 +146,7 @@ def track_records(deployment: Deployment, labeling: Labeling, target: str, score
         replace(record, otherwise=otherwise.get(record.model, 0), lost=record.lost + gone.get(record.model, 0))
         for record in (_record(deployment, one, target, score, shards) for one in asked.values())
     ]
-    # A fallback answers what another model did not: it has no record of its own.
+    # A fallback answers requests that another model did not: it has no record.
     return [record for at, record in enumerate(records) if record.runs or at < count]
 
 
@@ -198,7 +198,7 @@ def _run(labeling: Labeling, submission: Submission, levels: Levels | None, sent
 
 
 def _billed(submission: Submission, *, is_oracle: bool) -> Billed | None:
-    """Return what a request took, for `learn`: here rows differ, too, so that a request counts as one token."""
+    """Return a request's figures, for `learn`: rows differ here, so one request counts as one token."""
     told = submission.billed or {}
     known = told.get("oracle", {}) if is_oracle else told
     if "requests" not in known:
@@ -215,7 +215,7 @@ def _answers(
     target: str,
     score: str | None,
 ) -> pa.Table:
-    """Return the answers to the rows of one partition, by what was submitted of it, newest first."""
+    """Return the answers to the rows of one partition, from its submissions, newest first."""
     submission, levels, _ = sent[0]
     payloads = deployment.payloads
     manifest = payloads.read_table(submission.manifest, [labeling.key, _ID])

@@ -1,31 +1,30 @@
-"""What a new submission does otherwise than its settings say by default, since earlier ones did badly with that.
+"""Change defaults of a new submission if earlier ones had bad results with them.
 
     tuner = Tuner(deployment, labeling)
     tuner.of_shards["most_requests"]["openai/gpt-5-nano"]
     tuner.choose_lead(5_000)
     tuner.record
 
-`LLMBatchResource(tune=True)` asks for it. What is chosen is always within what the user has set, and never what an
-answer depends on: no model, prompt or parameter. Each choice is made once, when a submission is planned, and is stored
-with it, so that its later waves, and a process that takes over from one that died, do the same. With too little history
-nothing changes.
+`LLMBatchResource(tune=True)` turns it on. Choices always stay within the user's settings, and never affect answers:
+neither model, prompt nor parameters change. Each choice is made once, when a submission is planned, and is stored with
+it, so that its later waves, and a process that takes over after a crash, do the same. With too little history nothing
+changes.
 
-- **Smaller batches**, where those above some size expired on more days than those up to it. Days are counted, and not
-  batches: those of one day share their vendor's bad hour. Of each day the first batch above the size counts, and the
-  first up to it. The difference is held to Fisher's exact test, at a level of
-  5 % for all sizes that are compared together.
-- **Fewer batches at once**, where the model's queue refused a batch on most days on which more tokens were in flight,
-  and hardly ever with fewer: the same test, of days again.
-- **Fewer waves of retries**, where those after some wave answered next to nothing of what they asked: on at most 1 of 5
+- **Smaller batches**, if batches above some size expired on more days than batches up to it. Days are counted, and not
+  batches: batches of one day share their vendor's bad hour. From each day, the first batch above the size counts, and
+  the first up to it. The difference must pass Fisher's exact test, at a level of 5 % for all compared sizes together.
+- **Fewer batches at once**, if the model's queue refused a batch on most days with more tokens in flight, and hardly
+  ever with fewer: the same test, again of days.
+- **Fewer waves of retries**, if the waves after some wave answered next to nothing of their requests: on at most 1 of 5
   days, by Clopper and Pearson's exact bound, which takes 14 days without one. Only for errors and for replies that did
-  not fit, each by itself: what an expired or stopped batch left out was never looked at, and is asked again as before.
-- **An earlier turn to real time**, where a deadline is set: by so much as 9 of 10 earlier submissions of the dataset
-  took from their turn to their end.
-- **Another sample of a cascade**, where one is expected to cost at least 2 % less (`sample_size.py`).
+  not fit, each separately: requests that an expired or stopped batch left out never ran, and are still retried.
+- **An earlier turn to real time**, if a deadline is set: by the time in which 9 of 10 earlier submissions of the
+  dataset went from their turn to their end.
+- **Another sample of a cascade**, if it is expected to cost at least 2 % less (`sample_size.py`).
 
-On every eighth day waves and batches at once are as they are set, so that a change is seen.
+On every eighth day waves and batches at once stay at their settings, to detect a change.
 
-`docs/design/tuning.md` says what is left out, and why.
+`docs/design/tuning.md` lists the omissions, with reasons.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ __all__ = [
     "choose_waves",
 ]
 
-# What is older says little of a vendor's present capacity. So many shards are read at most.
+# Older shards tell little about a vendor's present capacity. So many shards are read at most.
 _REMEMBERED = timedelta(days=90)
 _READ = 1_000
 
@@ -73,13 +72,13 @@ _FEWEST_REFUSED, _FEWEST_TAKEN = 5, 10
 
 _LEVEL = 0.05
 
-# A wave that answered more of what it asked was of use, and may be on no more than this share of the days.
+# A wave is useful if it answered more than this share of its requests; useful ones may be on so many of the days.
 _OF_USE, _MOST_OF_USE = 0.01, 0.2
 
-# On every eighth day, so that each day of the week has its turn, what was cut is tried again.
+# On every eighth day, so that each day of the week has its turn, the original settings are tried again.
 _TRIED_EVERY = 8
 
-# What a reply was like that is asked for again: in words.
+# Requests that are asked again, by their outcome, in words.
 _ASKED_FOR = {Outcome.ERRORED: "a request with an error", Outcome.INVALID: "one whose reply did not fit"}
 
 # A turn to real time that is earlier than at half of the deadline would ask most rows at its price.
@@ -92,7 +91,7 @@ _SIMILAR = 4
 
 
 class BatchSize(NamedTuple):
-    """A batch that has ended by itself."""
+    """A batch that was not stopped before its end."""
 
     sent_at: datetime
     requests: int
@@ -108,15 +107,15 @@ class Attempt(NamedTuple):
 
 
 class Retry(NamedTuple):
-    """What one wave of a submission asked again, and answered.
+    """Requests that one wave of a submission asked again, and their answers.
 
     Attributes:
-        submission_id: Of which submission.
-        planned_at: When that was planned: what happened on one day is one piece of evidence.
-        requests: How many requests the submission asked.
+        submission_id: The submission.
+        planned_at: Time of its plan: all events of one day are one piece of evidence.
+        requests: Number of the submission's requests.
         wave: 2 or later.
-        asked: How many of them were asked again in this wave, by the outcome that they had; None: not known.
-        answered: How many got a label; None: not known, or the batch did not end by itself.
+        asked: Number of requests that were asked again in this wave, by their previous outcome; None: unknown.
+        answered: Number of these that got a label; None: unknown, or the batch was stopped.
     """
 
     submission_id: str
@@ -128,7 +127,7 @@ class Retry(NamedTuple):
 
 
 class Waves(NamedTuple):
-    """How often a request is asked in all, None for as often as is set; where no more than `share` of them need it."""
+    """Most waves of a request, None for the setting, if at most `share` of the requests need more."""
 
     value: int | None
     share: float
@@ -136,7 +135,7 @@ class Waves(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What was chosen, None where nothing is, and the evidence in words."""
+    """The chosen value, None without a choice, and the evidence in words."""
 
     value: int | None
     evidence: str
@@ -153,11 +152,11 @@ def choose_batch_size(batches: Iterable[BatchSize], least: int = 1) -> Choice:
     known = sorted(batches)
     for size in _SIZES:
         if size < 2 * least:
-            # The last two batches share what is left, and neither may be too small.
+            # The last two batches share the rest, and each must be large enough.
             continue
         days: dict[tuple[bool, date], bool] = {}
         for batch in known:
-            # Of many batches one expires sooner than of few: each side has one a day, whatever it sends.
+            # One of many batches expires sooner than one of few: each side counts one a day, whatever it sends.
             days.setdefault((batch.requests > size, batch.sent_at.date()), batch.has_expired)
         above = [expired for (is_larger, _), expired in days.items() if is_larger]
         below = [expired for (is_larger, _), expired in days.items() if not is_larger]
@@ -182,7 +181,7 @@ def choose_batch_size(batches: Iterable[BatchSize], least: int = 1) -> Choice:
 
 
 def _chance(expired: int, larger: int, expired_others: int, others: int) -> float:
-    """Return how probable so many expired ones or more are among the larger ones, if size were of no matter."""
+    """Return the probability of at least so many expired ones among the larger ones, if size did not matter."""
     whole, marked = larger + others, expired + expired_others
     ways = sum(comb(marked, k) * comb(whole - marked, larger - k) for k in range(expired, min(marked, larger) + 1))
     return ways / comb(whole, larger)
@@ -191,11 +190,11 @@ def _chance(expired: int, larger: int, expired_others: int, others: int) -> floa
 def attempts_of(
     taken: Iterable[tuple[datetime, datetime | None, int]], refused: Iterable[tuple[datetime, int]]
 ) -> list[Attempt]:
-    """Return what a queue took and refused, oldest first.
+    """Return the tokens that a queue took and refused, oldest first.
 
     Args:
-        taken: Of each batch when it was sent and ended, and its tokens.
-        refused: When, and how many tokens were in flight then, with the refused batch.
+        taken: Times when each batch was sent and ended, and its tokens.
+        refused: Times, and the tokens in flight then, including the refused batch.
     """
     attempts = [Attempt(at, tokens, was_refused=True) for at, tokens in refused]
     ends: list[tuple[datetime, int]] = []
@@ -231,7 +230,7 @@ def choose_at_once(attempts: Iterable[Attempt]) -> Choice:
             last_above = attempt.was_refused if attempt.tokens > size else last_above
         above = [refused for (is_more, _), refused in days.items() if is_more]
         below = [refused for (is_more, _), refused in days.items() if not is_more]
-        # What was taken when it was tried last has room by now.
+        # A size that was taken at its last try fits now.
         if last_above and len(above) >= _FEWEST_REFUSED and len(below) >= _FEWEST_TAKEN:
             evidence = (
                 f"more were refused on {sum(above)} of {len(above)} days, fewer on {sum(below)} of {len(below)} days "
@@ -245,20 +244,20 @@ def choose_at_once(attempts: Iterable[Attempt]) -> Choice:
 
 
 def choose_waves(retries: Sequence[Retry], most: int, outcome: Outcome) -> Waves:
-    """Return how often a request with this outcome is asked in all, if asking again was of no use.
+    """Return the most waves of a request with this outcome, if more of them were useless.
 
     All that waves answered counts for each outcome that they were asked for: which of them it was is not known.
 
     Args:
-        retries: Of one dataset, as it is configured now.
-        most: How often it may be asked.
+        retries: Retries of one dataset, with its present configuration.
+        most: The most waves by the settings.
         outcome: ERRORED or INVALID.
     """
     asked_for = f"{_ASKED_FOR[outcome]} is asked again as set"
     if most < 2:  # noqa: PLR2004 - it is not asked again
         return Waves(None, 0.0, f"{asked_for}: never")
     submissions = [list(one) for _, one in groupby(sorted(retries, key=_of_submission), key=_of_submission)]
-    # What a batch that did not end by itself would have answered, nobody knows.
+    # The missing results of a stopped batch are unknown.
     known = [one for one in submissions if all(wave.asked is not None and wave.answered is not None for wave in one)]
     seen = 0
     for waves in range(1, most):
@@ -267,7 +266,7 @@ def choose_waves(retries: Sequence[Retry], most: int, outcome: Outcome) -> Waves
         for one in known:
             of_wave = sum((each.asked or {}).get(outcome, 0) for each in one if each.wave == waves + 1)
             if of_wave:
-                # What would not be asked then is not asked in a later wave either.
+                # A request that is not asked then is not asked in a later wave either.
                 labels = sum(each.answered or 0 for each in one if each.wave > waves)
                 day = one[0].planned_at.date()
                 days[day] = days.get(day, False) or labels > _OF_USE * of_wave
@@ -294,7 +293,7 @@ def choose_lead(rescues: Durations, deadline: timedelta) -> Choice:
     """Return how many seconds before its deadline a submission is to turn to real time.
 
     Args:
-        rescues: How long earlier ones took from their turn to real time to their end.
+        rescues: Times that earlier ones took from their turn to real time to their end.
         deadline: From plan to deadline.
     """
     if not rescues.are_enough:
@@ -313,7 +312,7 @@ def choose_lead(rescues: Durations, deadline: timedelta) -> Choice:
 
 
 class Tuner:
-    """Choose for one submission, by what the ledger has now."""
+    """Choose settings for one submission, from the ledger's present records."""
 
     def __init__(self, deployment: Deployment, labeling: Labeling) -> None:
         self._deployment, self._labeling = deployment, labeling
@@ -353,11 +352,11 @@ class Tuner:
 
         Args:
             stored: Has the files of other partitions.
-            partition: Which is planned: nothing of itself counts.
+            partition: The planned partition, which is left out of the evidence.
             rows: It has so many.
             size: The sample that costs least as a mean over kinds of scores.
-            at_least: What the oracle's provider takes at least.
-            cheap: What the model costs, as a share of the oracle.
+            at_least: The least sample that the oracle's provider takes.
+            cheap: The model's cost, as a share of the oracle's.
         """
         # Few have a cascade.
         from dagster_llm_batch.cascade.sample_size import choose_sample_size, read_samples  # noqa: PLC0415
@@ -371,7 +370,7 @@ class Tuner:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What is stored with the submission."""
+        """Choices to store with the submission."""
         several = len(self._sizes) > 1
         of_models = [*self._sizes.items(), *self._at_once.items()]
         evidence = [f"{model}: {choice.evidence}" if several else choice.evidence for model, choice in of_models]
@@ -391,7 +390,7 @@ class Tuner:
 
     def _choose_waves(self) -> dict[Outcome, Waves]:
         labeling, deployment, resend = self._labeling, self._deployment, self._labeling.resend
-        # Another model would answer what is asked of this one no more: fallbacks, and oracles, come as they are set.
+        # Another model would no longer answer this one's requests: fallbacks, and oracles, keep their settings.
         if len(labeling.models) > 1 or resend.max_waves == 1:
             return {}
         known = deployment.ledger.history.retries(

@@ -1,1 +1,1 @@
-"""What a person defines: a labeling, and the rules of a deployment."""
+"""User definitions: a labeling, and the rules of a deployment."""

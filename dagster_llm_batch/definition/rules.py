@@ -24,15 +24,15 @@ Period = Literal["day", "month", "ever"]
 class Budget:
     """The most that submissions may be billed in a period.
 
-    What was billed counts, and of what is in flight the most that it can cost (core/releases.py). A submission, or
-    another wave of one, that is expected to cost more than is left is refused before anything of it is sent.
+    Bills count, and for requests in flight the highest possible cost (core/releases.py). If a submission, or another
+    wave of one, has a higher expected cost than the rest of the budget, it is refused before it sends anything.
 
     Args:
         max_usd: US dollars.
-        period: "day" or "month" (of the calendar, UTC), or "ever". What has no room waits for the next one; where there
-            is none, and no bill can leave room, it is given up, and the check `coverage` says so.
+        period: "day" or "month" (of the calendar, UTC), or "ever". A submission without room waits for the next period.
+            If there is none, and bills cannot leave room, it is abandoned, and the check `coverage` reports it.
         asset: Of one labeled dataset only, by its key ("ticket_labels"). Default: of all in the namespace together.
-        limit: How it is kept: "measured" or "hard"; see Spend.
+        limit: Way to keep it: "measured" or "hard"; see Spend.
     """
 
     max_usd: Decimal | float | str
@@ -89,7 +89,7 @@ class QueueLimit:
 
 
 def check_queue_limits(names: Iterable[str], providers: Collection[str]) -> None:
-    """Raise ConfigError for a queue limit whose name is of no configured provider (`provider` or `provider/model`)."""
+    """Raise ConfigError for a queue limit whose provider (`provider` or `provider/model`) is not configured."""
     for name in names:
         provider, slash, model = name.partition("/")
         if provider not in providers:

@@ -1,14 +1,14 @@
-"""Removes the request files that were uploaded to providers for batches, when nobody needs them any more.
+"""Remove request files that were uploaded to providers for batches, once they are not needed any more.
 
     collected ── grace ──▶ every shard of the batch stored and whole? ──▶ delete at the provider ──▶ ledger
 
-1. Only files that this package has uploaded (`ownership.py`), of batches all of whose shards are collected, whichever
-   submissions share them. What was given up, and may end yet, keeps its file for a month.
-2. Only where the results of all these shards are in the payload store, and are what was written.
-3. The file goes before the ledger says so: who is killed in between deletes it again, which does nothing.
-4. Results stay at the provider, unless somebody asks for them to go (`remove_results`). They cannot be fetched once
-   more then, should the payload store lose them.
-5. One provider's trouble keeps its own files, and nobody else's.
+1. Remove only files that this package has uploaded (`ownership.py`), for batches whose shards are all collected, of any
+   submission. An abandoned batch that may still end keeps its file for a month.
+2. Remove only if the results of all these shards are in the payload store, unchanged since they were written.
+3. The file is removed before the ledger records it: after a crash in between, it is removed again, without effect.
+4. Results stay at the provider, unless a person asks to remove them (`remove_results`). Then they cannot be fetched
+   again if the payload store loses them.
+5. An error of one provider keeps only this provider's files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST = 10_000
 
 @dataclass
 class Removal:
-    """What was removed at providers: batches, and by provider and by batch why something stayed."""
+    """Batches removed at providers, and by provider and by batch the reason for each remaining one."""
 
     batches: list[str] = field(default_factory=list)
     troubles: dict[str, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Removal:
 
 
 class UploadRemover:
-    """Remove what providers store of collected batches of one deployment."""
+    """Remove the providers' stored copies of collected batches of one deployment."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -133,20 +133,20 @@ class UploadRemover:
         return removal
 
     def _reason_to_keep(self, shards: Sequence[Shard]) -> str | None:
-        """Return why what the provider stores of a batch has to stay; None where nobody needs it."""
+        """Return why a batch's stored copy at the provider has to stay; None if it is not needed."""
         payloads = self._deployment.payloads
         if not owns_batch(shards):
             return "it was adopted: its files there are its sender's"
-        # First, since to look at what is stored reads all of it.
+        # First, since the check of stored files reads them entirely.
         for shard in shards:
             if shard.state is not ShardState.COLLECTED:
                 return f"shard {shard.shard_id} in it is not collected"
         for shard in shards:
-            # A batch that failed as a whole has no lines, and its results say so. Old lines may have been pruned.
+            # A batch that failed as a whole has results without lines. Old lines may have been pruned.
             path = shard.raw_path or shard.results_path
             if path is None or not payloads.is_whole(path):
                 submission = self._deployment.ledger.submissions.get(shard.submission_id)
-                # Nobody needs the results of what newer submissions replaced.
+                # Results that newer submissions replaced are not needed.
                 if not is_pruned(self._deployment.ledger, submission):
                     return f"the results of shard {shard.shard_id} are not whole in the payload store"
         return None
