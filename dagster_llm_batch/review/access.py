@@ -3,7 +3,7 @@
 The command prints an address with a token behind `#`, which browsers do not send. The page's script gives the token
 to the page's own server, once, for a session. The session's secret stays in the storage of this origin, host and port
 together, and is a header of the script's own requests. A cookie would go to every server of the machine: cookies ignore
-ports. A host of its own for each page (`….localhost`) would have to stay secret to prevent this, and links in Dagster's
+ports. A separate host for each page (`….localhost`) would have to stay secret to prevent this, and links in Dagster's
 pages contain it.
 
 A session is of one process: a program on the same port later gets a secret that is invalid.
@@ -70,7 +70,7 @@ class Door:
     """Tokens that open the pages once each, and the sessions of the browsers that came in by them.
 
     `hosts` are the names by which a proxy's users open the pages, with the port if it is unusual for the scheme. A
-    session ends a day after it was used last. `now` is a clock in seconds that never goes back.
+    session ends a day after its last use. `now` is a clock in seconds that never goes back.
     """
 
     user_header: str | None = None
@@ -226,7 +226,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _is_page(headers: Headers) -> bool:
-    """Return whether a person opens this address as a page of its own."""
+    """Return whether a person opens this address as a page, and not as a part of another one."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 

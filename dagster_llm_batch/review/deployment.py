@@ -1,4 +1,4 @@
-"""What the pages read, and the one thing that they write: what people say of rows."""
+"""Data that the pages read, and the only data that they write: people's judgments of rows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SECONDS_KNOWN = 10.0
 
 @dataclass(frozen=True)
 class ReviewedDeployment:
-    """What the pages read. `look` finds the tables, and is asked again and again, since runs add partitions.
+    """Sources of the pages. `look` finds the tables, and is called again and again, since runs add partitions.
 
-    `judged` are the datasets of whose judgments an asset makes gold. `waiting` has what a person must do before labels
-    come, by dataset.
+    `judged` are the datasets with an asset that makes gold of their judgments. `waiting` has a person's open tasks
+    before labels come, by dataset.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ReviewedDeployment:
         return self._seen[-1][1]
 
     def submissions(self, dataset: str, partition: str) -> list[Submission]:
-        """Return what was submitted for a partition, the oldest first, behind what it took answers of."""
+        """Return the submissions of a partition, and the submissions that they reuse, the oldest first."""
         found: dict[str, Submission] = {}
         waiting = list(reversed(self.ledger.submissions.of_partition(self.namespace, dataset, partition)))
         while waiting:
@@ -68,14 +68,14 @@ class ReviewedDeployment:
         return read_attempts(self.ledger, self.payloads, self.submissions(dataset, partition), request_id)
 
     def attempts_of(self, asset: StoredAsset, row: StoredRow, partition: str | None = None) -> list[Attempt]:
-        """Return each time that the request of a stored row was sent; none for a row that no model was asked."""
+        """Return each time that the request of a stored row was sent; empty for a row without a request."""
         request_id = row.get("llm_request_id")
         if asset.dataset is None or not isinstance(request_id, str):
             return []
         return self.attempts(asset.dataset, partition or row.partition, request_id)
 
     def labels_of(self, candidate: str) -> StoredAsset | None:
-        """Return the labels that an evaluation has this name for; None where they are of no dataset, or of two."""
+        """Return the labels with this name in an evaluation; None if they belong to no dataset, or to two."""
         found = [
             asset
             for asset in self.assets()
@@ -84,7 +84,7 @@ class ReviewedDeployment:
         return found[0] if len(found) == 1 else None
 
     def judgments(self, column: str, key: str, partition: str | None) -> list[Judgment]:
-        """Return what people said of a row and stands, as whichever dataset has this column for its key."""
+        """Return the standing judgments of a row, of whichever dataset has this column as its key."""
         return [
             judgment
             for form in self.forms_of(column)
@@ -93,7 +93,7 @@ class ReviewedDeployment:
         ]
 
     def forms_of(self, key: str) -> list[LabelForm]:
-        """Return what the rows of a table with this key can be asked."""
+        """Return the forms for judging rows of a table with this key."""
         return [form for form in self.forms if form.key == key]
 
     def is_erased(self, dataset: str, partition: str, key: str) -> bool:

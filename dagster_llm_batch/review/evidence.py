@@ -1,4 +1,4 @@
-"""What was sent and what came back for one request: read from the ledger and the payload store, asked of nobody."""
+"""Read one request's stored body and replies from the ledger and the payload store, without asking a provider."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOST = (OSError, pa.ArrowException, LLMBatchError)
 class Attempt:
     """One time that a request was sent, or is to be.
 
-    `request` and `replies` are lines as they were stored; `lost` says why one of them is not there any more.
+    `request` and `replies` are stored lines; `lost` has the reason if one of them is missing.
     """
 
     submission: Submission
@@ -43,7 +43,7 @@ def read_attempts(
 ) -> list[Attempt]:
     """Return each time that one of the submissions sent the request, in the order of waves.
 
-    The cost is that of the shards that hold it: their request and raw files are read once, as streams.
+    The cost is reading the request and raw files of the shards with this request once, as streams.
     """
     try:
         wanted = bytes.fromhex(request_id)
@@ -65,7 +65,7 @@ def _holds(payloads: PayloadStore, shard: Shard, wanted: bytes) -> bool:
     try:
         ids = packed_ids(payloads, shard)
     except _LOST:
-        # The files of a pruned shard are gone; its results may say what it was.
+        # The files of a pruned shard are gone; its results may contain the request.
         return bool(shard.results_path) and bool(list(_results(payloads, shard, wanted.hex())))
     place = ids.find(wanted)
     while place > 0 and place % REQUEST_ID_BYTES:

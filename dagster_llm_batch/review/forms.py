@@ -1,4 +1,4 @@
-"""The form in which a person says what is right: made from a response model, read back into an answer that fits it."""
+"""The form in which a person gives the right answer: made from a response model, and read back to fit the model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _TYPES = {"integer": "integer", "number": "number", "string": "text"}
 class Field:
     """One question.
 
-    `kind` is choice, choices (some of them), number, integer, text, json, or lines: a list of what `items` says. The
-    values of choices are JSON. `path` leads through objects within the response.
+    `kind` is choice, choices (some of them), number, integer, text, json, or lines: a list of values of the kind in
+    `items`. The values of choices are JSON. `path` leads through objects within the response.
     """
 
     path: tuple[str, ...]
@@ -72,7 +72,7 @@ class LabelForm:
 
     @property
     def is_one_choice(self) -> bool:
-        """Whether one key answers it."""
+        """Whether one key press answers it."""
         return [field.kind for field in self.fields] == ["choice"]
 
     def answer(self, given: Mapping[str, str]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class LabelForm:
         return answer
 
     def given(self, answer: Mapping[str, Any]) -> dict[str, str]:
-        """Return what a form holds that gives this answer; nothing for questions that it leaves open."""
+        """Return a form's fields for this answer; without the questions that it leaves open."""
         given: dict[str, str] = {}
         for field in self.fields:
             value: Any = answer
@@ -114,7 +114,7 @@ class LabelForm:
     def _fields(
         self, schema: Mapping[str, Any], path: tuple[str, ...], within: tuple[str, ...], *, is_optional: bool = False
     ) -> Iterator[Field]:
-        """Yield the questions of an object; those of objects in it, too, but for one that holds its own kind."""
+        """Yield the questions of an object and of objects in it, except an object that contains its own kind."""
         required = schema.get("required", [])
         properties: Mapping[str, Any] = schema.get("properties", {})
         for name, spec in properties.items():
@@ -172,7 +172,7 @@ class LabelForm:
                 yield from self._alternatives(each)
 
     def _plain(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what a reference within the schema names."""
+        """Return the schema to which a reference within the schema points."""
         reference = str(spec.get("$ref", ""))
         if not reference.startswith("#/"):
             return spec
@@ -183,7 +183,7 @@ class LabelForm:
 
 
 def form_of_labeling(dataset: str, labeling: Labeling) -> LabelForm | None:
-    """Return what people can be asked of the rows of a labeling. Nobody judges a vector."""
+    """Return the form for judging rows of a labeling; None for vectors, which people cannot judge."""
     reader = labeling.reader
     if reader.format.kind is ResponseKind.EMBEDDING:
         return None
@@ -224,7 +224,7 @@ def _value(field: Field, text: str) -> Any:
 
 
 def _check_json(field: Field, value: Any, depth: int = 0) -> None:
-    """Raise InputError for JSON that no database keeps: with NUL in a text, or nested too deeply."""
+    """Raise InputError for JSON that databases cannot keep: with NUL in a text, or nested too deeply."""
     if depth > _DEEPEST_JSON:
         raise InputError(f"{field.title} is nested more than {_DEEPEST_JSON} times.")
     if isinstance(value, str) and "\0" in value:

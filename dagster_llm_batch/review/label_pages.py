@@ -1,4 +1,4 @@
-"""The pages on which people say what is right, a row at a time. What they say goes to the ledger, and stays there."""
+"""The pages on which people give the right answers, a row at a time. Their answers are kept in the ledger."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ShowPage(Protocol):
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return what a form holds; of several values of one name, each is a line."""
+    """Return the values of a form; several values of one name become lines."""
     given: dict[str, str] = {}
     for name, value in (await request.form()).multi_items():
         given[name] = f"{given[name]}\n{value}" if name in given else str(value)
@@ -48,14 +48,14 @@ async def read_form(request: Request) -> dict[str, str]:
 
 
 def with_nul(given: Mapping[str, str]) -> str | None:
-    """Return what to say of a form with a NUL character, which no database keeps; None for any other."""
+    """Return the message for a form with a NUL character, which databases cannot keep; None for any other."""
     if not any("\0" in text for text in given.values()):
         return None
     return "The form has a NUL character. Nothing was stored; remove it."
 
 
 class LabelPages:
-    """Ask for one row after the other, and take what is said."""
+    """Ask for one row after the other, and take the answers."""
 
     def __init__(self, deployment: ReviewedDeployment, show: ShowPage, overlap: float) -> None:
         self._deployment = deployment
@@ -69,7 +69,7 @@ class LabelPages:
         return self._ask(request)
 
     async def take(self, request: Request) -> Response:
-        """Record what a form says, then show the next row."""
+        """Record the answer in a form, then show the next row."""
         return await run_in_threadpool(self._take, request, await read_form(request))
 
     def _ask(self, request: Request, wrong: str | None = None, given: Mapping[str, str] | None = None) -> Response:
@@ -162,7 +162,7 @@ class LabelPages:
         return RedirectResponse(_here(request), 303)
 
     def _opinions(self, form: LabelForm, address: RowAddress, person: str) -> list[Judgment]:
-        """Return what a person and others answered for a row, the person's own first; none before both have."""
+        """Return the answers of a person and of others for a row, the person's own first; empty until both have one."""
         ledger, namespace = self._deployment.ledger, self._deployment.namespace
         said = standing_judgments(ledger.judgments.of_row(namespace, form.dataset, address[1]))
         answers = [each for each in said if each.kind in ANSWERS and each.partition == address[0]]
@@ -171,7 +171,7 @@ class LabelPages:
         return [*own, *others] if own and others else []
 
     def _judgments(self, dataset: str) -> StandingJudgments:
-        """Return what people have said of a dataset, as of now."""
+        """Return people's present judgments of a dataset."""
         read = partial(self._deployment.ledger.judgments.read_after, self._deployment.namespace, dataset)
         said = self._said.setdefault(dataset, StandingJudgments(read))
         said.look()
@@ -186,7 +186,7 @@ class LabelPages:
         return asset, form
 
     def _row(self, asset: StoredAsset, form: LabelForm, address: RowAddress) -> Mapping[str, Any] | None:
-        """Return the row at a address; None where the table has none there."""
+        """Return the row at an address; None if the table lacks it."""
         partition, key = address
         if asset.partitions == [""]:
             partition = ""
@@ -206,9 +206,9 @@ class LabelPages:
         return ""
 
     def _shown(self, form: LabelForm, address: RowAddress) -> Mapping[str, Any]:
-        """Return what a person needs to see of a row: what the model was told last, and columns that were kept.
+        """Return the data that a person needs to judge a row: the model's last message, and kept columns.
 
-        Not what candidates said, nor how the row came to be proposed: people should not follow it.
+        The candidates' labels, and the reason of the proposal, are not shown: people should not follow them.
         """
         partition, key = address
         columns: dict[str, Any] = {}
@@ -244,7 +244,7 @@ def _with_second(request: Request) -> str:
 
 
 def _sample(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return how the row was drawn: what gold must keep, so that its figures hold for all rows."""
+    """Return how the row was drawn: gold must keep it, so that its figures hold for all rows."""
     return {name: as_json(value) for name, value in row.items() if name.startswith(_SAMPLE)} or None
 
 

@@ -1,7 +1,7 @@
-"""What goes wrong, in groups, with what people note of it; and the changelog of a prompt that these notes are part of.
+"""Mistakes in groups, with people's notes on them; and the changelog of a prompt, which contains these notes.
 
-A note is for the definition by which the group's rows were asked: it is an event of a submission that was sent by it,
-so that it stands beside that definition for good.
+A note is about the definition by which the group's rows were asked. It is an event of a submission with this
+definition, so that it stays with it permanently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dagster_llm_batch.text import plain_text
 __all__ = ["GROUP_COLUMNS", "NotePages"]
 
 GROUP_COLUMNS = {"candidate", "target", "gold", "label", "reason", "n", "share", "words", "examples"}
-"""Columns by which a table is known to be one of failures in groups."""
+"""Columns that identify a table of failures in groups."""
 
 _NAMES = ("candidate", "target", "gold", "label", "reason")
 _FAILURES, _MISTAKES = "failures", "mistakes"
@@ -41,7 +41,7 @@ _ROUNDING = 1e-9
 
 @dataclass
 class _Version:
-    """One definition of a prompt: the submissions that were sent by it, the newest last, and what was noted of it."""
+    """One definition of a prompt: the submissions that were sent by it, the newest last, and the notes on it."""
 
     definition: Mapping[str, Any] | None
     submissions: list[Submission] = field(default_factory=list)
@@ -72,7 +72,7 @@ class NotePages:
         return await run_in_threadpool(self._take, request, await read_form(request))
 
     def changelog(self, request: Request) -> Response:
-        """Show the definitions of a dataset's prompt, the newest first, each with what was noted of it."""
+        """Show the definitions of a dataset's prompt, the newest first, each with its notes."""
         dataset = request.path_params["dataset"]
         versions = self._versions(dataset)
         if not versions:
@@ -181,10 +181,10 @@ class NotePages:
         return RedirectResponse(f"?{query}" if query else request.url.path, 303)
 
     def _asked_by(self, labels: StoredAsset, partition: str, example: str) -> Submission | None:
-        """Return a submission that was sent by the definition by which a row was asked; the newest, where none is."""
+        """Return a submission with the definition by which a row was asked; the newest one if there is none."""
         assert labels.dataset is not None
         version = None
-        # Rejects have the version, too; a row that a person erased has none.
+        # Rejects have the version, too; a row that a person erased does not.
         for asset in self._deployment.assets():
             if asset.dataset == labels.dataset and version is None:
                 inside = partition if partition in asset.partitions else None
@@ -212,7 +212,7 @@ class NotePages:
 
 
 def _group(asset: str, partition: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what names a group: reasons may be of any length, and an event holds so much."""
+    """Return the names of a group, cut to a length: reasons may be long, and the size of an event is limited."""
     named = {name: None if row.get(name) is None else plain_text(row[name], _LONGEST_NAME) for name in _NAMES}
     return {"failures": asset, "partition": partition, **named}
 

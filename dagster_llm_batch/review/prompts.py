@@ -1,4 +1,4 @@
-"""A request body of any vendor, or a reply, as what a person reads: messages of text and images."""
+"""Convert a request body of any vendor, or a reply, to messages of text and images that a person can read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Part", "asked_last", "read_body", "read_prompt", "read_texts"]
 _PDF = "application/pdf"
 _IMAGE_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "jpg": "image/jpeg", "gif": "image/gif", "webp": "image/webp"}
 
-# Where the vendors' bodies keep what the model is told before the conversation.
+# Fields of the vendors' bodies with the system part of the prompt
 _SYSTEM = ("system", "systemInstruction", "system_instruction", "instructions")
 _MESSAGES = ("messages", "contents", "input", "inputs", "prompt", "inputText")
 _ROLES = {"model": "assistant", "developer": "system"}
@@ -29,7 +29,7 @@ class Part:
 
 
 def read_body(line: bytes) -> Any:
-    """Return a line's JSON. What is none is its text."""
+    """Return a line's JSON, or its text if it is not JSON."""
     try:
         return json.loads(line)
     except ValueError:
@@ -39,7 +39,7 @@ def read_body(line: bytes) -> Any:
 def read_prompt(body: Any) -> list[Part]:
     """Return the messages of a request line of OpenAI, Anthropic, Bedrock, Vertex AI, Gemini and alike.
 
-    None where the body has another form: then the JSON itself is what can be shown.
+    None if the body has another form: then the page can only show the JSON itself.
     """
     if not isinstance(body, Mapping):
         return []
@@ -53,7 +53,7 @@ def read_prompt(body: Any) -> list[Part]:
 
 
 def asked_last(body: Any) -> list[Part]:
-    """Return what a request asks last: examples of the prompt come before the row's own message."""
+    """Return the last message of a request: examples of the prompt come before the row's own message."""
     parts = read_prompt(body)
     asked = [number for number, part in enumerate(parts) if part.role != "user"]
     return parts[asked[-1] + 1 :] if asked else parts

@@ -1,4 +1,4 @@
-"""Which row a person is asked next, and what people have said so far."""
+"""Choose the row to ask a person next, and keep the standing judgments of all people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWERS = ("label", "undecidable")
 """Kinds of judgments that end the question; a skipped row stays open for others."""
 
 RowAddress = tuple[str, str]
-"""The partition of a row, "" where there is none, and its key as text."""
+"""The partition of a row, "" without partitions, and its key as text."""
 
 _OPEN_SECONDS = 300.0
 _LATE_NUMBERS = 64
@@ -26,7 +26,7 @@ _SHARE_DIGITS = 8
 
 
 class _Standing:
-    """What stands of the judgments that were added: the last kind by person and row, and how many answers a row has."""
+    """Standing judgments: the last kind by person and row, and the number of answers per row."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, dict[RowAddress, str]] = {}
@@ -34,7 +34,7 @@ class _Standing:
 
     def add(self, judgment: Judgment) -> None:
         address, mine = (judgment.partition, judgment.row_key), self.kinds.setdefault(judgment.annotator, {})
-        # What is said again counts as said now.
+        # A repeated judgment counts at its new place in the order.
         answers = int(judgment.kind in ANSWERS) - int(mine.pop(address, None) in ANSWERS)
         if judgment.kind != "undo":
             mine[address] = judgment.kind
@@ -44,7 +44,7 @@ class _Standing:
 
 
 class StandingJudgments:
-    """What people have said of a dataset's rows and stands, kept up with the ledger: only what is new is read."""
+    """People's standing judgments of a dataset's rows, kept up with the ledger: only new ones are read."""
 
     def __init__(self, read_after: Callable[[int], Sequence[tuple[int, Judgment]]]) -> None:
         self._read_after = read_after
@@ -54,7 +54,7 @@ class StandingJudgments:
         self._lock = threading.Lock()
 
     def look(self) -> None:
-        """Take up what was said since the last look, on whatever page."""
+        """Read judgments since the last look, from all pages."""
         with self._lock:
             # Of several who write at once, the one with the lower number may end later.
             for number, judgment in self._read_after(max(0, self._last - _LATE_NUMBERS)):
@@ -67,10 +67,10 @@ class StandingJudgments:
             self._recent = {number for number in self._recent if number > self._last - _LATE_NUMBERS}
 
     def of(self, person: str, *, drawn: bool = False) -> dict[RowAddress, str]:
-        """Return what a person said of each row, by kind of judgment, the last one last.
+        """Return a person's judgment of each row, by kind, in the order of the judgments.
 
-        `drawn`: of rows as a sample drew them only. What was said of a row that somebody picked counts in no figure, so
-        that a sample's round is not done with it.
+        `drawn`: only rows as drawn by a sample. Judgments of rows that somebody picked do not count in figures, so they
+        do not complete a sample's round.
         """
         with self._lock:
             return dict((self._drawn if drawn else self._all).kinds.get(person, {}))
@@ -88,9 +88,9 @@ class StandingJudgments:
 class LabelQueue:
     """Hands out the rows of one table to several people.
 
-    Each row goes to one person, and `overlap`, a share from 0 to 1, of the rows to everybody, so that agreement can be
-    measured. Which these are is decided by a digest of the key. Two who look at the same moment are given different
-    rows, as long as there are some.
+    Each row goes to one person, and `overlap`, a share from 0 to 1, of the rows to everybody, to measure agreement. A
+    digest of the key decides which. Two people who look at the same moment get different rows, as long as there are
+    some.
     """
 
     overlap: float = 0.0
@@ -127,7 +127,7 @@ class LabelQueue:
         ]
 
     def take(self, left: Sequence[RowAddress], person: str) -> RowAddress | None:
-        """Return the row to ask next; None where nothing is left."""
+        """Return the row to ask next; None if all rows are done."""
         now = time.monotonic()
         with self._lock:
             elsewhere = {

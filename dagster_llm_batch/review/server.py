@@ -41,7 +41,7 @@ from dagster_llm_batch.text import money_text
 __all__ = ["HOSTS", "review_app", "serve"]
 
 HOSTS = ("127.0.0.1", "localhost")
-"""Names by which a browser may ask. Another name that leads here is a page that tries to read rows."""
+"""Names by which a browser may ask. A page with another name that leads here tries to read rows."""
 
 _PORT = re.compile(r":\d+$")
 _MOST_CELL = 160
@@ -209,7 +209,7 @@ class _Pages:
             part = partition if partition in other.files else None
             try:
                 rows = self._deployment.browser.find(other, column, key, part, most=1)
-            # One table that is gone or damaged keeps nobody from the others.
+            # One missing or damaged table must not hide the others.
             except LLMBatchError:
                 continue
             found += [(other, part, row) for row in rows]
@@ -278,7 +278,7 @@ class _Address:
 
 
 def _ordered(page: Page) -> list[str]:
-    """Return the columns as they are shown: key first, provenance last, and ids not at all."""
+    """Return the columns in the order of the page: key first, provenance last, and without ids."""
     hidden = {"llm_run_id", "llm_batch_id", "llm_request_id", "llm_prompt_version", "llm_price_basis"}
     first = [*([page.key] if page.key else []), *([PARTITION] if PARTITION in page.columns else [])]
     rest = [name for name in page.columns if name not in first and name not in hidden]
@@ -330,7 +330,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a value as DuckDB casts it to text, for plain types; nested ones as JSON."""
+    """Return a value as text: plain types like DuckDB's cast, nested ones as JSON."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -342,7 +342,7 @@ def _text(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Return the beginning of a value, as one line."""
+    """Return the beginning of a value in one line."""
     text = " ".join(_text(value)[: 4 * _MOST_CELL].split()).translate(_CONTROLS)
     return text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…"
 

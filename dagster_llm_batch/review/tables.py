@@ -1,7 +1,7 @@
 """Stored tables as pages of rows: filtered, counted and sorted in place.
 
-Parquet is read where it lies, by DuckDB, so that a million rows need neither memory nor patience. What another IO
-manager stored is loaded by it, one partition at a time, and kept while it is looked at.
+DuckDB reads Parquet in place, so that a million rows need neither memory nor patience. Tables of another IO manager are
+loaded by it, one partition at a time, and kept while they are viewed.
 
 Queries are built of DuckDB's expressions over columns with names of our own (`stored_rows.py`): no text of a row or a
 web address is ever read as SQL.
@@ -59,9 +59,9 @@ _NUMBER = re.compile(r"U?\w*INT|DOUBLE|FLOAT|DECIMAL\(\d+,\s*\d+\)")
 class StoredAsset:
     """A table of the deployment: where its partitions are, or how they are loaded.
 
-    `files` has a file or folder of Parquet by partition ("" where there are no partitions). `load` is asked for the
-    partitions in `others`. `told` is what the table says of itself: how much people still have to label. `at` is when
-    it was materialized last. `before` are the numbers in the metadata of the materialization before the last.
+    `files` has a file or folder of Parquet by partition ("" without partitions). `load` loads the partitions in
+    `others`. `told` is the number of rows that people still have to label, from the table's metadata. `at` is the time
+    of the last materialization. `before` are the numbers in the metadata of the materialization before the last.
     """
 
     key: str
@@ -83,7 +83,7 @@ class StoredAsset:
 
 @dataclass(frozen=True)
 class View:
-    """What is asked of a table. `order` is a column, with a minus before it for the greatest first."""
+    """A query on a table. `order` is a column, with a minus before it for the greatest first."""
 
     search: str = ""
     filters: tuple[Filter, ...] = ()
@@ -92,10 +92,10 @@ class View:
 
     @classmethod
     def of(cls, asked: Sequence[tuple[str, str]]) -> View:
-        """Return what the query of an address asks for."""
+        """Return the view from the query of an address."""
         given = dict(asked)
         found = [_WHERE.fullmatch(value) for name, value in asked if name == "where"]
-        # What is no filter asks for a column that no table has, and is refused by that name.
+        # A value that is not a filter asks for a column that does not exist, and is refused by that name.
         filters = [Filter(*match.groups()) if match else Filter("", "is") for match in found]
         if given.get("column"):
             filters.append(Filter(given["column"], given.get("kind", "is"), given.get("value", "")))
@@ -121,7 +121,7 @@ class Facet:
 class Page:
     """Some rows of a table. `total` counts those that pass the filters, `rows_at_all` all of them.
 
-    `key` is the column that names a row, "" where none does.
+    `key` is the column that names a row, "" without such a column.
     """
 
     columns: tuple[str, ...]
@@ -142,7 +142,7 @@ class TableBrowser:
     """Answers questions about stored tables. May be asked by several threads."""
 
     def __init__(self) -> None:
-        # Nothing is kept in the database: it lives in memory, and only reads.
+        # The database keeps nothing: it is in memory, and only reads.
         self._database = duckdb.connect(":memory:")
         self._lock = threading.Lock()
         self._systems: set[str] = set()
@@ -179,7 +179,7 @@ class TableBrowser:
     def find(
         self, asset: StoredAsset, column: str, key: str, partition: str | None = None, most: int = 5
     ) -> list[StoredRow]:
-        """Return the rows whose column holds this key, as text; none where the table has no such column."""
+        """Return the rows whose column holds this key, as text; empty if the table lacks the column."""
 
         def find_rows(table: OpenTable) -> list[StoredRow]:
             if column not in table.columns:
@@ -194,7 +194,7 @@ class TableBrowser:
         return self._remember("columns", asset, newest, lambda table: set(table.columns))
 
     def counts(self, asset: StoredAsset) -> dict[str, int]:
-        """Return the number of rows by partition, "" where there are none. Raises as `read`."""
+        """Return the number of rows by partition, "" without partitions. Raises the errors of `read`."""
         return self._remember("counts", asset, None, OpenTable.counts)
 
     def find_all(
@@ -236,7 +236,7 @@ class TableBrowser:
     ) -> Sequence[tuple[str, str]]:
         """Return the partition ("" without) and key, as text, of each row that passes, in the order of the table.
 
-        Raises InputError where the table has no such column, or none that a filter names.
+        Raises InputError if the table lacks this column, or a filter's column.
         """
         place = (asset.key, column, view, partition)
         with self._lock:
@@ -266,7 +266,7 @@ class TableBrowser:
                 return question(self._open(cursor, asset, partition, apart=True))
         except LLMBatchError:
             raise
-        # DuckDB, file systems and IO managers raise what they like.
+        # DuckDB, file systems and IO managers raise errors of any type.
         except Exception as error:
             words = f"{asset.key} cannot be read: {sentence_of(error)}"
             raise StoredTableError(f"{words} If a file is damaged, materialize its partition again.") from error
@@ -327,7 +327,7 @@ class TableBrowser:
         return table
 
     def forget(self) -> None:
-        """Load and list again, when next asked, what is stored."""
+        """Load and list stored tables again at the next request."""
         with self._lock:
             self._loaded.clear()
             self._listed.clear()
@@ -335,7 +335,7 @@ class TableBrowser:
 
 
 def status_of(error: LLMBatchError) -> int:
-    """Return the status of a page that shows this error: whether the address is wrong, or what is stored."""
+    """Return the status of a page with this error: 400 for a wrong address, 502 for damaged stored data."""
     return 502 if isinstance(error, StoredTableError) else 400
 
 

@@ -1,4 +1,4 @@
-"""What people said in other tools, read back: of which row, who, when. A file is taken whole, or refused in words."""
+"""Read back people's answers from other tools: row, person, time. A file is taken whole, or refused with a message."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uf
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """What one person said of one row. `where` names it in the file; `at` is None where the file does not tell."""
+    """One person's answer to one row. `where` is its place in the file; `at` is None if the file has no time."""
 
     where: str
     mark: str
@@ -59,7 +59,7 @@ class GivenAnswer:
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of a file: `judgments` are new; `known` were there already; `older` than what stands."""
+    """Result of a file: `judgments` are new; `known` existed already; `older` are older than the standing ones."""
 
     judgments: tuple[Judgment, ...]
     known: int = 0
@@ -67,9 +67,9 @@ class Taken:
 
 
 def read_answers(path: Path, form: LabelForm, format_name: str, annotator: str | None = None) -> list[GivenAnswer]:
-    """Return what a file of this format says. A row that nobody answered is left out.
+    """Return the answers in a file of this format. Rows without an answer are left out.
 
-    `annotator` is who judged, where the file names nobody. Raises InputError for a file that is none of the format.
+    `annotator` is the person who judged if the file names nobody. Raises InputError for a file of another format.
     """
     if format_name in ("label-studio", "argilla"):
         read = _from_studio if format_name == "label-studio" else _from_argilla
@@ -91,17 +91,17 @@ def take_answers(
     standing: Sequence[Judgment],
     now: datetime,
 ) -> Taken:
-    """Return the judgments that these answers are, without what stands already: a file that comes twice adds nothing.
+    """Return these answers as judgments, without standing ones: importing a file twice adds nothing.
 
     Args:
         answers: From `read_answers`.
         form: The questions of the dataset.
         namespace: Of the deployment.
-        standing: All that was said of the dataset's rows so far, in that order.
-        now: When an answer was given that tells no time.
+        standing: All judgments of the dataset's rows so far, in their order.
+        now: Time of an answer without a time of its own.
 
     Raises:
-        InputError: Some answers cannot be: each is told, and none is taken.
+        InputError: Some answers are invalid: the message lists each, and all are refused.
     """
     stands = {(one.annotator, one.partition, one.row_key): one for one in standing_judgments(standing)}
     there = {one.form_id for one in standing}
@@ -141,7 +141,7 @@ def take_answers(
             and not before.form_id.startswith(_IMPORTED)
             and any(_told(one) == told for one in imported.get(place, ()))
         ):
-            # It was imported before, and the person has said something else on the page since.
+            # It was imported before, and the person has changed the answer on the page since.
             older += 1
         else:
             made.append(
@@ -181,7 +181,8 @@ def _refuse_other_key(answer: GivenAnswer, key: str, column: str) -> None:
     shown = answer.shown_key
     if shown is None or shown == key or _without_sign(shown) == key:
         return
-    # 00123 becomes 123, 2026-01-02 a date in the user's way: the mark still knows. Sorting one column alone does not.
+    # A reformatted key (00123 as 123, 2026-01-02 as a local date) passes: the mark has the key. A sorted column does
+    # not.
     if _looks_reformatted(shown, key):
         return
     raise InputError(
@@ -347,7 +348,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not UTF-8. In Excel, save it as 'CSV UTF-8'.") from error
     head = text.partition("\n")[0]
-    # Where the decimal sign is a comma, Excel separates by semicolons.
+    # With a decimal comma, Excel separates by semicolons.
     delimiter = max(",;\t", key=head.count)
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restval="")
@@ -408,7 +409,7 @@ def _lines(field: Field, text: str) -> list[str]:
 
 
 def _form_text(field: Field, words: Sequence[str]) -> str:
-    """Return what a form would have sent for these words; what is no choice stays as it is, to be refused by name."""
+    """Return the form's text for these words; words that are not a choice stay unchanged, to be refused by name."""
     if field.kind not in ("choice", "choices"):
         text = "\n".join(words)
         return _number_text(float(text)) if field.kind == "integer" and _is_whole(text) else text

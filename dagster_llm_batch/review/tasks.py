@@ -1,11 +1,11 @@
 """Rows as tasks of other tools, for people to judge there: Label Studio, Argilla, a spreadsheet.
 
-Each task has a mark (`llm_row`) that says which row it is, and how it was drawn. It is one word that no spreadsheet
-takes for a number or a date, and holds its own digest: so what comes back is of the same row with the same weight, or
-is refused (`task_answers.py`).
+Each task has a mark (`llm_row`) with the row's identity, and how it was drawn. It is one word that spreadsheets do not
+take for a number or a date, and it holds its own digest. So an imported answer has the same row and weight, or is
+refused (`task_answers.py`).
 
-    label-studio  a list of tasks for its import, and the labeling configuration beside it
-    argilla       records as `records.to_json` writes them and `from_json` reads them
+    label-studio  a list of tasks for its import, and the labeling configuration next to it
+    argilla       records in the format of `records.to_json`, for `from_json`
     csv, parquet  a row for each task, with empty columns for the answer
 """
 
@@ -56,7 +56,7 @@ _CONFIG = ".xml"
 
 @dataclass(frozen=True)
 class Task:
-    """A row to be judged. `shown` are columns that people read; `prediction` is what a model said, where it is told."""
+    """A row to be judged. `shown` are columns that people read; `prediction` is a model's label, if it is shown."""
 
     dataset: str
     partition: str
@@ -78,12 +78,12 @@ class Task:
 
     @property
     def text(self) -> str:
-        """What people read of it as one text: what the model was asked, or else its columns."""
+        """Text that people read: the model's prompt, or else the columns."""
         return self.prompt or "\n\n".join(f"{name}: {as_text(value)}" for name, value in self.shown.items()) or self.key
 
 
 def read_mark(mark: str, dataset: str) -> tuple[str, str, Mapping[str, Any] | None]:
-    """Return partition, key and sample of a row. Raises InputError for a mark that is of no row of the dataset."""
+    """Return partition, key and sample of a row. Raises InputError for a mark that does not fit the dataset."""
     begin, _, rest = mark.strip().partition(".")
     body, _, digest = rest.partition(".")
     if not mark.strip():
@@ -101,9 +101,9 @@ def read_mark(mark: str, dataset: str) -> tuple[str, str, Mapping[str, Any] | No
 
 
 def write_tasks(tasks: Sequence[Task], form: LabelForm, path: Path, format_name: str) -> list[Path]:
-    """Write tasks as one file, and what the tool must be told beside it; return what was written.
+    """Write tasks as one file, and the tool's configuration next to it; return the written paths.
 
-    Raises ConfigError for a format that is none, and for one that has no names for the form's questions.
+    Raises ConfigError for an unknown format, and for a format that lacks names for the form's questions.
     """
     if format_name == "label-studio":
         config = path.with_name(path.name + _CONFIG)
@@ -125,7 +125,7 @@ def write_tasks(tasks: Sequence[Task], form: LabelForm, path: Path, format_name:
 
 
 def words_of(field: Field) -> dict[str, str]:
-    """Return the choices of a question as people see them, each with its value as JSON. No two are alike."""
+    """Return the choices of a question as people see them, each with its value as JSON. All are different."""
     words = [words for _, words in field.choices]
     is_plain = len(set(words)) == len(words)
     return {shown if is_plain else value: value for value, shown in field.choices}
@@ -232,7 +232,7 @@ def _words(field: Field, text: str) -> list[str]:
 
 
 def _table(tasks: Sequence[Task], form: LabelForm) -> pa.Table:
-    """Return the tasks as rows: mark and key, what people read, what a model said, and columns for the answer."""
+    """Return the tasks as rows: mark and key, text for people, a model's label, and columns for the answer."""
     asked = [field.name for field in form.fields]
     own = {MARK, TEXT, UNDECIDABLE, COMMENT, ANNOTATOR, "partition", form.key, *asked}
     shown = [name for name in _names(task.shown for task in tasks) if name not in own]
