@@ -187,7 +187,7 @@ _MODULES = {
     "student_of": "evaluation",
 }
 _MODULES_BY_END = {"Component": "components", "_assets": "evaluation"}
-"""Where names are; the others are in `resources`."""
+"""Modules of the names; all other names are in `resources`."""
 
 
 def __getattr__(name: str) -> Any:

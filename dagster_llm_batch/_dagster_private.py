@@ -66,21 +66,21 @@ __all__ = [
 ]
 
 _ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
-"""What an IO manager is asked for: whatever it gives by itself."""
+"""Dagster type of loaded values: the IO manager decides the Python type."""
 
 _PAGE = 200
 
-# What Dagster raises around an error of a sensor's function, in the code location and in the daemon.
+# Errors that Dagster raises around an error of a sensor's function, in the code location and in the daemon.
 _WRAPPERS = ("SensorExecutionError", "DagsterUserCodeProcessError", "DagsterResourceFunctionError")
 _OWN_CLASS = re.compile(r"\A(?:dagster_llm_batch\.errors\.)?LLMBatchError: ")
 _LONGEST_RUN_SECONDS = 7 * 86_400.0
 
 
 def check_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partition: str | None) -> CheckTarget | None:
-    """Return what a check evaluation must carry to speak of the newest materialization of a partition.
+    """Return the target that links a check evaluation to the newest materialization of a partition.
 
     In a run over several partitions Dagster stores an `AssetCheckResult` without its partition, and gates downstream of
-    it never open; a hand-made evaluation needs this, which `dagster` does not export.
+    it never open; a hand-made evaluation needs this target, which `dagster` does not export.
     """
     return check_targets(instance, asset_key, [partition])[partition]
 
@@ -88,7 +88,7 @@ def check_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partition
 def check_targets(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Collection[str | None]
 ) -> dict[str | None, CheckTarget | None]:
-    """As `check_target`, of many partitions at once; None for one without a materialization."""
+    """Return the targets of `check_target` for many partitions at once; None for one without a materialization."""
     keys = [partition for partition in partitions if partition is not None]
     records = dg.AssetRecordsFilter(asset_key, asset_partitions=keys or None)
     targets: dict[str | None, CheckTarget | None] = {}
@@ -97,7 +97,7 @@ def check_targets(
         # the newest first
         page = instance.fetch_materializations(records, limit=len(partitions), cursor=cursor)
         for record in page.records:
-            # Of an asset without partitions, whatever its materialization says is of it.
+            # An asset without partitions ignores the partition of its materialization.
             partition = record.partition_key if keys else None
             targets.setdefault(
                 partition,
@@ -121,7 +121,7 @@ def inferred_mapping(
 def io_manager_surroundings(context: dg.AssetExecutionContext, io_manager_key: str) -> Mapping[str, Any]:
     """Return the configuration and the resources of an IO manager of this step, as arguments to build a context.
 
-    Some (DuckDB, Snowflake, BigQuery) take their connection from there, and a step tells them to nobody else.
+    Some (DuckDB, Snowflake, BigQuery) take their connection from there, and a step gives these only to its IO manager.
     """
     step = context.get_step_execution_context()
     return {
@@ -141,7 +141,7 @@ def output_context(
 
     `around` is what `io_manager_surroundings` returns of its IO manager.
 
-    `dg.build_output_context` is for tests: it knows no run, step, op, job or log, and IO managers may ask for each.
+    `dg.build_output_context` is for tests: it lacks run, step, op, job and log, and IO managers may ask for each.
     """
     step = context.get_step_execution_context()
     # The definition as the code location has it: specs may have been changed after the asset was made.
@@ -176,7 +176,7 @@ def _subset_of(partitions_def: dg.PartitionsDefinition[Any] | None, partition: s
 
 
 def stored_partitions(context: dg.OutputContext) -> Sequence[str]:
-    """Return the partitions that an output is stored as; none of an asset that has no partitions.
+    """Return the partitions that an output is stored as; empty for an asset without partitions.
 
     `context.has_partition_key` is about the run: of a job over assets with partitions and without it is true for both.
     A context that was built for a test has a key, and no step whose asset could be asked for its partitions.
@@ -197,9 +197,9 @@ def _is_of_many(context: dg.AssetExecutionContext) -> bool:
 
 
 def asset_graph(context: dg.AssetExecutionContext) -> AssetGraph:
-    """Return the assets that the job of this run knows, with their partitions and mappings.
+    """Return the assets in the job of this run, with their partitions and mappings.
 
-    The repository knows them, too, but a run in somebody's own process has none.
+    The repository has them, too, but a run in a user's own process does not have a repository.
     """
     return context.op_execution_context.job_def.asset_layer.asset_graph
 
@@ -207,8 +207,8 @@ def asset_graph(context: dg.AssetExecutionContext) -> AssetGraph:
 def load_asset(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> Any:
     """Load an upstream asset, or one partition of it, from where the run that materialized it last has put it.
 
-    `context.load_asset_value` makes the IO manager anew, so that one which keeps things in memory is empty, and tells
-    it neither the run nor the step of the asset. It serves where this step does not have the IO manager.
+    `context.load_asset_value` creates a new IO manager, so that one which keeps data in memory is empty. It also gives
+    it neither the run nor the step of the asset. It is used if this step does not have the IO manager.
     """
     node = context.get_step_execution_context().job_def.asset_layer.get(asset)
     if node.io_manager_key not in context.op_execution_context.op_def.required_resource_keys:
@@ -231,7 +231,7 @@ def load_stored(
     name: str,
     op_def: dg.OpDefinition | None = None,
 ) -> Any:
-    """As `load_asset`, of any asset: it need not be in this run's job. `name`: of the output that it was."""
+    """Load any asset like `load_asset`, also one outside this run's job. `name`: the name of its output."""
     of_partition = dg.AssetRecordsFilter(spec.key, asset_partitions=None if partition is None else [partition])
     newest = next(iter(context.instance.fetch_materializations(of_partition, limit=1).records), None)
     around = io_manager_surroundings(context, io_manager_key)
@@ -263,7 +263,7 @@ def load_stored(
 
 
 def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition | None:
-    """Return the code location of this run; None for a run in somebody's own process, which Dagster says by raising."""
+    """Return the code location of this run; None for a run in a user's own process, where Dagster raises an error."""
     job = context.get_step_execution_context().job
     return job.repository.get_definition() if isinstance(job, ReconstructableJob) else None
 
@@ -273,7 +273,7 @@ def failed_evaluations(
 ) -> Iterator[tuple[int, float, AssetCheckEvaluation]]:
     """Yield the evaluations of a check that failed since then, of all partitions, each with a number and its time.
 
-    `dagster` exports a way to the newest one alone, which in a run over several partitions is that of one of them.
+    `dagster` exports only a way to the newest one, which in a run over several partitions belongs to one of them.
     """
     cursor: int | None = None
     while True:
@@ -311,7 +311,7 @@ def failed_ticks(
 
 
 def reason_of_tick(tick: InstigatorTick) -> str:
-    """Return the message of the error that a sensor raised, which Dagster stores as the cause of an error of its own.
+    """Return the message of the error that a sensor raised, which Dagster stores as the cause of its own error.
 
     The messages of this package's errors name their own causes, and the next step.
     """
@@ -326,7 +326,7 @@ def reason_of_tick(tick: InstigatorTick) -> str:
 def last_evaluation(
     instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None, *, run_id: str | None = None
 ) -> AssetCheckEvaluation | None:
-    """Return the newest evaluation of a check on a partition, passing over what was planned and has none.
+    """Return the newest evaluation of a check on a partition, skipping planned ones without a result.
 
     With `run_id`, None where that is of another run.
     """
@@ -388,7 +388,7 @@ def load_repository(
 ) -> dg.RepositoryDefinition | None:
     """Return what Dagster makes of a module or file: definitions, lazy or not, a repository, or the assets in it.
 
-    None where it is none of these. Dagster exports loading for `dg` projects only.
+    None for any other module or file. Dagster exports loading for `dg` projects only.
     """
     [target, *_] = get_loadable_targets(
         python_file=python_file,
@@ -411,7 +411,7 @@ def newest_storage_ids(
 
 
 def provenance_tags(code_version: str, inputs: Mapping[dg.AssetKey, tuple[str, int | None]]) -> dict[str, str]:
-    """Return the tags by which Dagster tells whether a materialization is stale.
+    """Return the tags by which Dagster decides whether a materialization is stale.
 
     `inputs`: the data version of each input, and the storage id of its materialization.
     """
@@ -425,7 +425,7 @@ def provenance_tags(code_version: str, inputs: Mapping[dg.AssetKey, tuple[str, i
 def replace_function(
     definition: dg.AssetsDefinition, decorate: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> None:
-    """Have assets that were just made, and that nobody else has yet, computed by their function as it is decorated.
+    """Replace the compute function of newly made assets by its decorated version. The assets must not be in use yet.
 
     Dagster makes an op from a function and gives no way to another one. All else of the op stays as it is.
     """
@@ -458,7 +458,7 @@ def silent_check_outputs(
 
 
 class Database(NamedTuple):
-    """What is known of an IO manager of a database.
+    """Properties of an IO manager of a database.
 
     Attributes:
         types: The classes that it stores.
@@ -472,7 +472,7 @@ class Database(NamedTuple):
 
 
 def database_of(manager: object) -> Database | None:
-    """Return what is known of one of Dagster's IO managers of databases; None of other IO managers.
+    """Return the properties of one of Dagster's IO managers of databases; None for other IO managers.
 
     Dagster keeps it to itself, and asks only when it stores: after all is paid for.
     """
@@ -485,9 +485,9 @@ def database_of(manager: object) -> Database | None:
 
 
 def folder_of(manager: object) -> str | None:
-    """Return the folder of an IO manager that stores assets by their paths, as Dagster's own does; None of others.
+    """Return the folder of an IO manager that stores assets by their paths, like Dagster's own; None for others.
 
-    Dagster keeps it to the class, and it is asked here before anything is paid for what is to be stored there.
+    It is a private attribute of Dagster's class, read here before the user pays for data to store there.
     """
     base = getattr(manager, "_base_path", None)
     return str(base) if isinstance(manager, dg.UPathIOManager) and base is not None else None

@@ -1,7 +1,7 @@
 """Addresses of rows on the page of `dagster-llm-batch review`: of a table under filters, and of one row.
 
-They hold names of columns and values of rows, percent-encoded, so that whatever a row holds stays one value of the
-address; and no token: who follows one must be let in by the page.
+They hold names of columns and values of rows, percent-encoded, so that any value stays one value of the address. They
+hold no token: the page must let in the user who follows one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILTERS = {
     "null": "is empty",
     "some": "is not empty",
 }
-"""What a column can be asked, as addresses have it, and in words."""
+"""Questions about a column, as in addresses, and in words."""
 
 _LONGEST_VALUE = 300
 """Characters of a value in a link. Browsers and proxies take addresses of some thousand bytes."""
@@ -31,7 +31,7 @@ _LONGEST_VALUE = 300
 
 @dataclass(frozen=True)
 class Filter:
-    """What one column is asked; `kind` is one of FILTERS."""
+    """A question about one column; `kind` is one of FILTERS."""
 
     column: str
     kind: str
@@ -101,7 +101,7 @@ def row_path(asset: str, column: str, key: str, partition: str | None = None) ->
 def label_path(
     asset: str, dataset: str, partition: str | None = None, filters: Sequence[Filter] = (), *, search: str = ""
 ) -> str:
-    """Return the address on which a table's rows, or those that pass, are judged as those of a dataset."""
+    """Return the address for judging a table's rows, or the filtered ones, as rows of a dataset."""
     asked = [("as", dataset), *([("in", partition)] if partition else [])]
     asked += [("q", search)] if search else []
     asked += [("where", f"{each.column}:{each.kind}:{each.value}") for each in filters]
@@ -109,7 +109,7 @@ def label_path(
 
 
 def check_review_url(url: str) -> None:
-    """Raise ConfigError for what cannot be the address of the page: it is at the root of its host."""
+    """Raise ConfigError unless this can be the address of the page: it must be at the root of its host."""
     parts = urlsplit(url)
     is_whole = parts.scheme in ("http", "https") and parts.hostname and url.isprintable() and " " not in url
     # A token or a password would be in Dagster's event log for ever.

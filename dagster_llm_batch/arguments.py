@@ -1,11 +1,11 @@
 """Arguments as they are declared: an unknown name is refused with the nearest right one, a value by its annotation.
 
 One mechanism for factories, settings objects (`checked`) and Dagster's configuration (`refuse_unknown`). Nothing is
-coerced: what is called gets the very values that were given. Annotations are read when a call first gives something
-else than the default, so that importing costs nothing.
+coerced: the called function gets the very values that were given. Annotations are read when a call first gives a value
+other than the default, so that importing costs nothing.
 
-Pydantic's `validate_call` is not used: it looks into the fields of every dataclass and named tuple that an annotation
-names (Dagster's, Jinja's), makes anew what is a sequence, and speaks of its own schema where a union fits nothing.
+Pydantic's `validate_call` is not used. It looks into the fields of every dataclass and named tuple in an annotation
+(Dagster's, Jinja's), copies sequences, and its messages about unions describe its own schema.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Called = TypeVar("_Called", bound=Callable[..., Any])
 _UNIONS = (Union, UnionType)
 _CONTAINERS = (abc.Mapping, dict, abc.Sequence, list, set, tuple)
 _NUMBERS: dict[Any, Any] = {int: Integral, float: Real, Decimal: (Decimal, Real, str)}
-"""What a number may come as. numpy's are among them; `dollars` reads a Decimal from any of these, to the last digit."""
+"""Accepted types of a number, including numpy's; `dollars` reads a Decimal from any of these, to the last digit."""
 
 _SHOWN_CHARS = 80
 
@@ -56,13 +56,14 @@ def checked(called: _Called) -> _Called:
 def checked_options(
     options: type, owner: Callable[..., Any], beside: Callable[..., Any] | None = None, without: Collection[str] = ()
 ) -> Callable[[_Called], _Called]:
-    """Decorate a function whose `**` arguments are `Unpack[options]`, a TypedDict: each is checked, and shown by `help`
-    and `inspect.signature`, as if it stood in the argument list.
+    """Decorate a function whose `**` arguments are `Unpack[options]`, a TypedDict.
+
+    Each option is checked, and shown by `help` and `inspect.signature`, as if it were in the argument list.
 
     Args:
-        options: What several functions take alike. A TypedDict has no defaults.
-        owner: What the options are handed on to; its defaults are theirs.
-        beside: What all other `**` arguments are handed on to; they are shown and checked as its own are.
+        options: Arguments that several functions share. A TypedDict has no defaults.
+        owner: The function that gets the options; their defaults are its own.
+        beside: The function that gets all other `**` arguments; they are shown and checked like its own.
         without: Arguments of `beside` that the function gives itself, and does not take.
     """
 
@@ -86,7 +87,7 @@ def checked_options(
         function.__signature__ = signature.replace(parameters=[*named, *written_out])
         function.__annotations__ = annotations
         call: Any = checked(called)
-        # from Python 3.14 on `wraps` copies the function that makes the annotations, and not what was set
+        # from Python 3.14 on `wraps` copies the function that makes the annotations, and not the ones set above
         call.__annotations__ = annotations
         return call  # type: ignore[no-any-return]
 
@@ -101,14 +102,14 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> 
 
 
 def unknown_name(noun: str, name: str, known: Collection[str]) -> str:
-    """Return what to say of a name that is not among the known ones."""
+    """Return the message about a name that is not among the known ones."""
     near = nearest_name(name, known)
     meant = "." if near is None else f"; did you mean {near!r}?"
     return f"there is no {noun} {name!r}{meant} The {noun}s are {', '.join(known)}."
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like this one; None where none is near."""
+    """Return the known name that is most like this one; None if all differ too much."""
     return next(iter(get_close_matches(name, list(known), n=1)), None)
 
 
@@ -120,7 +121,7 @@ class _Declared:
         self._function = function
 
     def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Raise ConfigError for what is not declared. What is missing is Python's to tell."""
+        """Raise ConfigError for undeclared arguments. Python itself reports missing ones."""
         noun, prefix = ("field", f"{self._called.__name__}.") if isinstance(self._called, type) else ("argument", "")
         for name, value in self._given(args, kwargs):
             if name not in self._parameters:

@@ -36,7 +36,7 @@ NOT_JUDGED = "llm_batch/not_judged"
 
 
 class _NotJudged(StrEnum):
-    """The reasons that evaluations are stored with, and read by: none may be worded otherwise."""
+    """Reasons that are stored with evaluations, and compared when they are read: their wording is fixed."""
 
     EMPTY = "nothing has landed"
     LAST = "the last verdict stands"
@@ -62,7 +62,7 @@ class SentChecks:
         self._may_have_failed: bool | None = None
 
     def judge(self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, status: Status) -> None:
-        """Report that the check passes by now, where its last evaluation on the partition failed."""
+        """Report that the check passes now, if its last evaluation on the partition failed."""
         if self._may_have_failed is None:
             self._may_have_failed = has_failed(context.instance, self._check)
         if not self._may_have_failed:
@@ -97,8 +97,8 @@ class CheckOutcomes:
     def evaluations(self, target: CheckTarget | None) -> Iterator[dg.AssetCheckEvaluation]:
         """Yield them for Dagster. `target` is what `check_targets` returns for the partition.
 
-        Dagster stores an AssetCheckResult of such a run without its partition, and what waits for the check downstream
-        would wait for ever: the evaluation names its partition and materialization itself.
+        Dagster stores an AssetCheckResult of such a run without its partition, and downstream assets that wait for the
+        check would wait forever. So the evaluation itself contains its partition and materialization.
         """
         blocking = {spec.name: spec.blocking for spec in self.checks}
         for outcome in self.outcomes:
@@ -120,8 +120,8 @@ def all_partitions_evaluations(
 ) -> Iterator[dg.AssetCheckEvaluation] | None:
     """Return a summary of all partitions for each check of a run that has no partition, as by "Execute all" in the UI.
 
-    None for any other run. Raises ConfigError for a run without a partition that is to materialize: it would ask, and
-    pay for, rows that are of no partition, and could land nowhere.
+    None for any other run. Raises ConfigError for a materializing run without a partition: it would ask, and pay for,
+    rows that do not belong to a partition, and could not be stored.
     """
     if partitions_def is None or context.has_partition_key or context.has_partition_key_range:
         return None
@@ -145,7 +145,7 @@ def _summaries(context: dg.AssetExecutionContext, partitions: Sequence[str]) -> 
 
 
 def _summary_of(name: str, judged: Mapping[str, dg.AssetCheckEvaluation], partitions: int) -> CheckOutcome:
-    """Judge a check over all partitions by the verdict on each. It is no news: people were told of each verdict."""
+    """Judge a check over all partitions by the result on each. It sends no alert: each result has sent its own."""
     failed = {partition: one for partition, one in judged.items() if not one.passed}
     told = [f"{len(failed):,} of {len(judged):,} judged partitions fail; {partitions - len(judged):,} have no verdict."]
     told += [
@@ -167,10 +167,10 @@ def _summary_of(name: str, judged: Mapping[str, dg.AssetCheckEvaluation], partit
 def unjudged_evaluations(
     context: dg.AssetExecutionContext, partition: str | None, reason: str, *, failed: bool = False
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """Yield an end for each check that Dagster has planned on a partition of which this run landed nothing.
+    """Yield an evaluation for each planned check on a partition for which this run has materialized nothing.
 
-    The last verdict stands, since the last labels do; where there is none, the check passes: there is nothing to miss.
-    Where the run `failed` on the partition, the main check of each asset fails with the reason.
+    The last result stands, since the last labels do; without one, the check passes: there is nothing to judge. If the
+    run `failed` on the partition, the main check of each asset fails with the reason.
     """
     planned = [spec for spec in context.assets_def.check_specs if spec.key in context.selected_asset_check_keys]
     mains = _find_main_checks(planned)
@@ -199,5 +199,5 @@ def _find_main_checks(planned: Sequence[dg.AssetCheckSpec]) -> dict[dg.AssetKey,
 
 
 def _is_empty(evaluation: dg.AssetCheckEvaluation) -> bool:
-    """Return whether it says only that nothing had landed."""
+    """Return whether its only content is that nothing was materialized yet."""
     return NOT_JUDGED in evaluation.metadata and evaluation.metadata[NOT_JUDGED].value == _NotJudged.EMPTY

@@ -1,12 +1,12 @@
-"""What resources and run configurations of this package are: Dagster's, but an unknown field is an error.
+"""Base classes of this package's resources and run configurations: Dagster's, with an error for unknown fields.
 
 Dagster's `Config` drops such a field in silence: with `base_ulr=` in place of `base_url=`, a key and all rows would go
 to the vendor's own address.
 
-A field that holds an address shows it without the keys and passwords in it, and one of files takes none with any.
+A field with an address shows it without its keys and passwords. An address of files must not contain any.
 
-A field that holds a secret is declared with `repr=False`: its value is in no repr, no error message and no snapshot
-that Dagster keeps or shows, also where it was given as plain text and not as an `EnvVar`.
+A field with a secret is declared with `repr=False`: its value is absent from each repr, error message and snapshot that
+Dagster keeps or shows, even if it was given as plain text and not as an `EnvVar`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource", "ProviderReso
 
 
 _VARIABLES = (dg.EnvVar, type(dg.EnvVar.int("_")))
-"""What stands for a value of the environment: text, or a whole number."""
+"""Placeholders of an environment value: text, or a whole number."""
 
 _ADDRESS = re.compile(r"\S+://\S*")
 
@@ -39,7 +39,7 @@ _ADDRESS = re.compile(r"\S+://\S*")
 class CheckedConfig(dg.Config):
     """A Dagster configuration that refuses unknown fields, also where it is given as a mapping within another."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)  # what is refused may be a key in the wrong place
+    model_config = ConfigDict(hide_input_in_errors=True)  # a refused value may be a key in the wrong place
 
     def __init__(self, **given: Any) -> None:
         refuse_unknown(type(self).__name__, given, type(self).model_fields)
@@ -94,13 +94,13 @@ class ProviderResource(CheckedResource):
 
     @property
     def name(self) -> str:
-        """The provider's name in its deployment; that of its kind where it stands alone."""
+        """The provider's name in its deployment; the name of its kind outside of one."""
         return self._name or kind_of(type(self)) or type(self).__name__
 
     def named(self, name: str) -> Self:
         """Return these settings for the provider of this name, with the environment read.
 
-        Dagster does not read it: what is not set for one provider must not stop the others. Raises ConfigError for a
+        Dagster does not read it: a variable missing for one provider must not stop the others. Raises ConfigError for a
         variable that is not set.
         """
         values = {field: _read(vars(self)[field], f"{name}: {field}") for field in type(self).model_fields}
@@ -123,7 +123,9 @@ class ProviderResource(CheckedResource):
         return self.model_copy(update=found)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse times in which no call can end. (Not by constraints of fields: Dagster's components take none.)"""
+        """Refuse times in which calls cannot end. (Not by constraints of fields: Dagster's components do not take
+        them.)
+        """
         super().model_post_init(context)
         for name, is_enough, least in (
             ("timeout_seconds", operator.gt, "more than 0"),
@@ -163,13 +165,13 @@ def _refuse_truths(owner: type[CheckedConfig], given: Mapping[str, Any]) -> None
 
 
 def _takes_truth(kind: Any) -> bool:
-    """Return whether true or false can be a value of this annotation, or it is none of numbers."""
+    """Return whether true or false can be a value of this annotation, or the annotation is not a number."""
     choices = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
     return bool in choices or not choices & {int, float}
 
 
 def _shown(value: Any) -> Any:
-    """Return a setting without the secrets of its addresses; the same object where it has none."""
+    """Return a setting without the secrets of its addresses; the same object without secrets."""
     if isinstance(value, str):
         if not _ADDRESS.fullmatch(value) or (shown := hide_secrets(value)) == value:
             return value

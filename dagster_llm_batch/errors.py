@@ -1,18 +1,18 @@
-"""Everything this package raises, as one tree. The type says whose fault it is and whether trying again can help.
+"""All errors of this package, as one tree. The type shows the responsible side, and whether trying again can help.
 
     LLMBatchError
     ├── ConfigError               the definition is wrong; nothing was sent
     │   ├── MissingExtraError     an optional dependency is not installed
     │   ├── ResponseSchemaError   a provider cannot take this response schema
-    │   ├── DefinitionChangedError  … since rows were submitted: what was answered cannot land by it
+    │   ├── DefinitionChangedError  … since rows were submitted: it cannot materialize their answers
     │   └── BudgetError           the estimate exceeds what may be spent; nothing was sent
     ├── InputError                the rows are wrong; nothing was sent
     │   ├── MessagesLostError     … since a stream's retention has deleted some before they were read
-    │   └── MissingGoldError      … since people have not said what is right of some that were drawn
-    ├── ProviderError             the provider said no
+    │   └── MissingGoldError      … since some drawn rows lack human labels
+    ├── ProviderError             the provider refused
     │   ├── TransientError        … for now: the same call may succeed later
-    │   │   ├── NoConnectionError … and this one never left
-    │   │   └── NoRoomError       … since its queue has no room for this batch
+    │   ├── NoConnectionError … and the request was not sent
+    │   └── NoRoomError       … since its queue has no room for this batch
     │   ├── RefusedError          … for good: the same call will fail again
     │   │   ├── CredentialsError  … because of who asked
     │   │   └── CannotStopError   … since there is no way to stop a batch there
@@ -23,7 +23,7 @@
         ├── IllegalMoveError      the shard is not in a state that allows this
         └── LeaseError            another process works on it
 
-A message says what happened, what was got, what is allowed and what to do next. Messages never hold credentials.
+A message has the event, the received value, the allowed values and the next step. Messages never hold credentials.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ResponseSchemaError(ConfigError):
 
 
 class DefinitionChangedError(ConfigError):
-    """The definition is another one than rows were submitted by, and nothing can land by it. Nothing is lost."""
+    """The definition has changed since rows were submitted, and cannot materialize their answers. Nothing is lost."""
 
 
 class BudgetError(ConfigError):
@@ -89,17 +89,17 @@ class InputError(LLMBatchError):
 
 
 class NoRowsError(InputError):
-    """The rows are not there yet: what they are read from is not materialized. Nothing was sent."""
+    """The rows do not exist yet: their upstream asset is not materialized. Nothing was sent."""
 
 
 class MessagesLostError(InputError):
-    """Messages of a window were deleted by retention before they were read. Nothing was read or sent of it."""
+    """Retention deleted messages of a window before they were read. Nothing of the window was read or sent."""
 
 
 class MissingGoldError(InputError):
-    """People have said nothing of some rows that a promise against gold is to rest on. Nothing was sent.
+    """Some rows for a guarantee against gold lack human labels. Nothing was sent.
 
-    `keys` are those of the rows.
+    `keys` are the keys of these rows.
     """
 
     def __init__(self, message: str, keys: Iterable[object] = ()) -> None:
@@ -114,7 +114,7 @@ class ProviderError(LLMBatchError):
 class TransientError(ProviderError):
     """The same call may succeed later (429, 5xx, connection). `retry_after_seconds` is the provider's wish, if any.
 
-    `answer` is what a call in real time was answered all the same: its raw result line.
+    `answer` is the raw result line of a call in real time that was answered nevertheless.
     """
 
     def __init__(self, message: str, retry_after_seconds: float | None = None, answer: bytes | None = None) -> None:
@@ -124,13 +124,13 @@ class TransientError(ProviderError):
 
 
 class NoConnectionError(TransientError):
-    """No connection was made, so the call certainly had no effect."""
+    """The connection was not made, so the call certainly had no effect."""
 
 
 class NoRoomError(TransientError):
-    """The provider's queue has no room for this batch now; no batch was made.
+    """The provider's queue has no room for this batch now; it was not created.
 
-    `smaller_helps`: whether one of fewer requests may pass. False where batches are counted, None where nobody knows.
+    `smaller_helps`: whether a batch of fewer requests may pass. False if the queue counts batches, None if unknown.
     """
 
     def __init__(
@@ -161,19 +161,21 @@ class AmbiguousError(ProviderError):
 
 
 class CannotTellError(LLMBatchError):
-    """Nobody can say whether a paid batch exists. Nothing is sent again until a person resolves it."""
+    """It is unknown whether a paid batch exists. Nothing is sent again until a person resolves it."""
 
 
 class PayloadError(LLMBatchError):
-    """A file could not be stored, as on a full disk, and an older one of its name is as it was; or it is damaged."""
+    """A file could not be stored, for example on a full disk, and an older one of its name is unchanged; or it is
+    damaged.
+    """
 
 
 class LedgerError(LLMBatchError):
-    """The ledger refused; nothing was changed."""
+    """The ledger refused; it was not changed."""
 
 
 class IllegalMoveError(LedgerError):
-    """The shard is not in a state from which this move is allowed."""
+    """The state of the shard does not allow this move."""
 
 
 class LeaseError(LedgerError):

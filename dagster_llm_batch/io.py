@@ -1,29 +1,28 @@
-"""Tables as Parquet in the layout of Hive, which Spark, Polars, DuckDB and others read as one table.
+"""Tables as Parquet in the layout of Hive, which Spark, Polars, DuckDB and others can read as one table.
 
     <root>/<asset>/<column>=<partition key>/table.parquet
 
 A partition replaces its own files alone. Written by Arrow, in constant memory where the value is a stream.
 
-1. A partition is one file, always of the same name, which a new table takes over in one step: a rename on a disk, an
-   upload in an object store. So at each moment there is one whole table, the old or the new, for whoever lists the
-   folder then: also while two runs store the partition at once, of which the later one to end is kept, and when a run
-   is killed.
+1. A partition is one file, always with the same name, which a new table replaces in one step: a rename on a disk, an
+   upload in an object store. So at each moment a reader that then lists the folder finds one whole table, the old or
+   the new. This holds while two runs store the partition at once (the later one to end is kept), and when a run is
+   killed.
 2. Other Parquet files in the folder, as Spark and older versions write them, are removed when the new table is there.
-   Until then, or if the run is killed in between, others see both; `load_input` reads the new one alone.
+   Until then, or if the run is killed in between, other readers see both; `load_input` reads only the new one.
 3. Spark's own writing of a DataFrame is not one step. Nothing here can keep it from meeting another run's.
-4. `load_input` reads a table again that was replaced while it was read. Other readers go on with what they have open.
-   One that listed the folder before and opens files after, as a DataFrame of Spark does, must list it again.
-5. What a run is writing, or a killed one has half-written, on a disk is a hidden file, which the next store of the
-   partition removes when it is a day old. While there is one, Polars refuses the folder, but takes
-   `folder/**/*.parquet`.
-6. A key is escaped as by Spark: ASCII that is special in a path, as %3A. What is no ASCII stays as it is, since Spark
-   would read its escaped bytes as a character each. Version 0.1.0 escaped it: such a folder is read until the
+4. `load_input` reads a table again that was replaced while it was read. Other readers continue with their open files.
+   A reader that listed the folder before and opens files after, such as a DataFrame of Spark, must list it again.
+5. On a disk, a file that a run is writing, or a killed run has half-written, is hidden. The next store of the partition
+   removes it when it is a day old. While it exists, Polars refuses the folder, but takes `folder/**/*.parquet`.
+6. A key is escaped as by Spark: special ASCII of a path, such as %3A. Other characters stay unchanged, since Spark
+   would read each escaped byte as a character. Version 0.1.0 escaped them: such a folder is read until the
    partition is stored.
-7. A column that has the name that the key becomes, and the key in all rows, is left out of the file, since readers take
-   one or the other, or refuse both. One with other values is stored with a warning, for rows may have cost money;
-   `load_input` refuses it. What Spark writes has all its columns.
-8. A key is refused before anything is paid for its partition (`check_partition`): one that is too long for a folder's
-   name, one that readers take for null, and one that the disk does not know apart from an earlier one.
+7. If a column has the name of the partition column and the key in all rows, it is left out of the file, since readers
+   take one or the other, or refuse both. One with other values is stored with a warning, since rows may have cost
+   money; `load_input` refuses it. Files by Spark have all its columns.
+8. A key is refused before its partition is paid for (`check_partition`): one that is too long for a folder's name, one
+   that readers take for null, and one that the disk does not distinguish from an earlier one.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ from dagster_llm_batch.storage.stored_files import DamagedError, FileVersion
 __all__ = ["URI_KEY", "HiveParquetIOManager", "storage_uri"]
 
 URI_KEY = "dagster/uri"
-"""Where a table is, as Dagster's metadata has it."""
+"""Dagster's metadata key for the place of a table."""
 
 _TABLE = "table.parquet"
 
-# What readers of Hive's layout take for null.
+# Readers of Hive's layout take this for null.
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
-# The start of no file's name.
+# File names cannot start with this.
 _NO_FILE = "/"
 
 _ASCII = re.compile(r"[\x00-\x7f]+")
@@ -89,12 +88,12 @@ def _without_key(
 ) -> Iterator[pa.RecordBatch]:
     """Yield batches without the column that the partition's key becomes where it repeats the key, else as they are.
 
-    `repeats` is None where it is to be told by the first batch that has rows. Raises InputError where that one has the
-    key and a later one has not.
+    `repeats` is None if the first batch with rows decides. Raises InputError if that one has the key and a later one
+    has not.
     """
     empty: pa.RecordBatch | None = None
     for batch in batches:
-        # One without rows tells nothing, and is not needed beside others.
+        # An empty batch does not decide, and is not needed next to others.
         if repeats is None and not len(batch):
             empty = batch
             continue
@@ -149,7 +148,7 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
 
 
 def _read_files(store: PayloadStore) -> pa.Table | None:
-    """Return the table in a folder, read again where it was replaced meanwhile; None where there is none."""
+    """Return the table in a folder, read again if it was replaced meanwhile; None if the folder has none."""
     failed: list[FileVersion] | None = []
     for left in reversed(range(_MOST_READS)):
         found: list[FileVersion] | None = None
@@ -186,7 +185,7 @@ class HiveParquetIOManager(CheckedIOManager):
     partition_column: str = Field(default="partition", description="The column that a partition's key becomes.")
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        """Put a table in the place of what its folder holds. A Spark DataFrame is written by Spark."""
+        """Replace the table in the folder. A Spark DataFrame is written by Spark."""
         if obj is None:
             return
         partition = self._partition_of(context)
@@ -199,7 +198,7 @@ class HiveParquetIOManager(CheckedIOManager):
         for place in self._older(context.asset_key, partition):
             try:
                 PayloadStore(place).keep_only(_NO_FILE)
-            # Spark stores where this package has no file system for, or no rights, and those raise what they like.
+            # Spark can store where this package has no file system or no rights; the errors may be of any type.
             except Exception as error:  # noqa: BLE001 -- the table is stored
                 if not _is_too_long(error):
                     context.log.warning(
@@ -209,7 +208,7 @@ class HiveParquetIOManager(CheckedIOManager):
                     )
 
     def _partition_of(self, context: dg.OutputContext) -> str | None:
-        """Return the partition that the table is of; None of an asset without partitions, also in a run of one.
+        """Return the partition of the table; None for an asset without partitions, also in a run of one.
 
         Raises InputError in a run over several partitions: which of them a row belongs to is not known.
         """
@@ -284,7 +283,7 @@ class HiveParquetIOManager(CheckedIOManager):
             )
 
         repeats: bool | None = None
-        # What is in memory can be looked at as a whole, before any of it is written.
+        # A table in memory can be checked as a whole before anything is written.
         if isinstance(obj, pa.Table) and len(obj) and column in obj.column_names:
             repeats = all(_are_all(batch.column(0), key) for batch in record_batches(obj.select([column])))
             if not repeats:
@@ -292,20 +291,20 @@ class HiveParquetIOManager(CheckedIOManager):
         return _without_key(batches, column, key, repeats=repeats, warn=warn)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:
-        """Return the asset, or its partitions that are asked for, with their column. Raises FileNotFoundError for
-        none.
+        """Return the asset, or its requested partitions, with their column. Raises FileNotFoundError if nothing is
+        stored.
         """
         keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
         return pa.concat_tables([self._read(context.asset_key, key) for key in keys], promote_options="permissive")
 
     def _read(self, asset: dg.AssetKey, partition: str | None) -> pa.Table:
         folder, older = self.folder(asset, partition), self._older(asset, partition)
-        # Once more where it was: it may have been stored anew meanwhile.
+        # The first place again at the end: it may have been stored again meanwhile.
         for place in (folder, *older, *([folder] if older else [])):
             try:
                 table = _read_files(PayloadStore(place))
             except DamagedError as error:
-                # No InputError, which would say that nothing is there.
+                # Not an InputError, which would mean that nothing is stored.
                 raise PayloadError(
                     f"The table of {_named(asset, partition)} is damaged: the bytes in {place} are not those that were "
                     "written. Restore them from a backup, or materialize it again."
@@ -340,7 +339,7 @@ class HiveParquetIOManager(CheckedIOManager):
         return self._place(asset, None if partition is None else _escape(partition))
 
     def _older(self, asset: dg.AssetKey, partition: str | None) -> list[str]:
-        """Return where version 0.1.0 stored a partition, if elsewhere. Of folders of a derived class nobody knows."""
+        """Return where version 0.1.0 stored a partition, if elsewhere. Folders of a derived class are unknown."""
         if partition is None or type(self).folder is not HiveParquetIOManager.folder:
             return []
         escaped = quote(partition, safe=" ")

@@ -1,7 +1,7 @@
-"""Jobs for what a person decides, cancel a submission and resolve a shard; and the schedule that prunes stored files.
+"""Jobs for a person's decisions, to cancel a submission and to resolve a shard; and the schedule that prunes files.
 
-The jobs are started from the launchpad, or as any Dagster job. No sensor starts them: canceling loses rows, and a shard
-that is resolved wrongly is paid twice.
+The jobs are started from the launchpad, or like any Dagster job. Sensors do not start them: canceling loses rows, and a
+wrongly resolved shard is paid for twice.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ __all__ = ["CancelConfig", "ResolveConfig", "build_llm_batch_jobs", "build_llm_b
 
 
 class CancelConfig(CheckedConfig):
-    """Which submission to cancel: by its id, or the newest of an asset's partition."""
+    """The submission to cancel: by its id, or the newest of an asset's partition."""
 
     submission_id: str = Field(default="", description="Id of a submission. Or give the asset.")
     asset: str = Field(default="", description="Labeled asset, as in ticket_labels or reviews/ticket_labels.")
@@ -40,7 +40,7 @@ class CancelConfig(CheckedConfig):
 
 
 class ResolveConfig(CheckedConfig):
-    """What became of a shard whose create call left no record. Empty: list such shards, and do nothing."""
+    """Resolution of a shard with an unconfirmed create call. Empty: list such shards, and do nothing."""
 
     shard_id: str = Field(default="", description="The shard. Empty: list those that wait for a decision.")
     batch_id: str = Field(default="", description="Its batch, where the provider's console shows one.")
@@ -56,14 +56,14 @@ def build_llm_batch_jobs(
     `<resource_key>_resolve`.
 
     Args:
-        resource_key: Where LLMBatchResource is. Each resource can have its jobs.
-        tags: Of both jobs, as for run coordinators.
+        resource_key: Key of the LLMBatchResource. Each resource can have its jobs.
+        tags: Tags of both jobs, for example for run coordinators.
     """
 
-    # Ops, too, have names that no other has in a code location; in each job they are called alike.
+    # Names of ops, too, are unique in a code location; within each job they are the same.
     @dg.op(name=f"{resource_key}_cancel_submission", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def cancel_submission(context: dg.OpExecutionContext, config: CancelConfig) -> None:
-        """Send nothing more, ask running batches to stop, and keep what is done already."""
+        """Send nothing more, ask running batches to stop, and keep the results so far."""
         engine = _engine_of(context, resource_key)
         submission = _submission(engine, config)
         status = engine.cancel(submission.submission_id)
@@ -80,7 +80,7 @@ def build_llm_batch_jobs(
 
     @dg.op(name=f"{resource_key}_resolve_shard", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def resolve_shard(context: dg.OpExecutionContext, config: ResolveConfig) -> None:
-        """Let the shard go on with the batch that was named, send it where none exists, or give it up."""
+        """Let the shard continue with the named batch, send it if no batch exists, or abandon it."""
         engine = _engine_of(context, resource_key)
         if config.shard_id:
             _resolve(context, engine, config)
@@ -123,22 +123,22 @@ def build_llm_batch_retention(
 ) -> dg.ScheduleDefinition:
     """Return a schedule, with its job, that removes stored files by age, as `dagster-llm-batch prune` does.
 
-    Request files that were uploaded to providers go, too, as they do at each tick of the sensor.
+    Request files at providers are removed, too, like at each tick of the sensor.
 
-    Labels, results, and what says where a label is from stay. What is in flight, has not landed or waits for a person
-    is never touched. The job's launchpad takes other ages, and `delete: false` to see what would go.
+    Labels, results, and the records of a label's origin stay. Files in flight, not materialized yet or waiting for a
+    person are never touched. The job's launchpad takes other ages, and `delete: false` to preview the removal.
 
     Args:
         name: Name of the schedule, and of its job.
-        raw_older_than: How long after its labels landed a submission's requests and raw results, which hold the texts
-            of rows, are kept. Default: for ever.
-        older_than: How long the files of submissions that newer ones replaced are kept. If the rows, prompt or model
-            of a partition go back to what such a submission asked, it is asked, and paid, again.
+        raw_older_than: How long to keep a submission's requests and raw results, which hold the texts of rows, after
+            its labels were materialized. Default: forever.
+        older_than: How long to keep the files of submissions that newer ones replaced. If the rows, prompt or model
+            of a partition go back to such a submission's, it is asked, and paid for, again.
         cron_schedule: When it runs.
-        execution_timezone: In which time zone that is. Default: UTC.
+        execution_timezone: Time zone of that schedule. Default: UTC.
         default_status: Whether it runs until somebody starts or stops it in the UI.
-        resource_key: Where LLMBatchResource is.
-        tags: Of the job, as for run coordinators.
+        resource_key: Key of the LLMBatchResource.
+        tags: Tags of the job, for example for run coordinators.
     """
     for argument, age in (("raw_older_than", raw_older_than), ("older_than", older_than)):
         if age is not None and age < timedelta(days=1):
@@ -149,7 +149,7 @@ def build_llm_batch_retention(
 
     # An age that a run's configuration leaves out is the schedule's, not a shorter one.
     class RetentionConfig(CheckedConfig):
-        """Which stored files are removed: see `dagster-llm-batch prune`."""
+        """Ages of stored files to remove: see `dagster-llm-batch prune`."""
 
         older_than_days: float = Field(
             default=in_days(older_than),
@@ -163,10 +163,10 @@ def build_llm_batch_retention(
         )
         delete: bool = Field(default=True, description="False: only show what would go.")
 
-    # As with the jobs above: each resource can have a schedule of its own.
+    # Like the jobs above: each resource can have its own schedule.
     @dg.op(name=f"{name}_prune_payloads", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def prune_payloads(context: dg.OpExecutionContext, config: RetentionConfig) -> None:
-        """Remove files that nothing needs any more from the payload store, and request files at providers."""
+        """Remove files that are not needed any more from the payload store, and request files at providers."""
         engine = _engine_of(context, resource_key)
         raw = None if config.raw_older_than_days is None else timedelta(days=config.raw_older_than_days)
         pruning = engine.prune(timedelta(days=config.older_than_days), raw, delete=config.delete)
@@ -260,7 +260,7 @@ def _waiting(engine: "Engine") -> str:
 
 
 def _count_batches(found: Sequence[tuple[Condition, Shard]], kind: ConditionKind) -> int:
-    """Return how many batches have a condition. Each submission in a shared batch has one of its own."""
+    """Return how many batches have a condition. Each submission in a shared batch has its own condition."""
     return count_batches(shard for condition, shard in found if condition.kind is kind)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["PREVIEW_ROWS", "LabelStats", "RejectReasons", "add_to_version", "first_rows"]
 
 PREVIEW_ROWS = 5
-# as many are remembered: a reason may quote its reply, and be that of one row
+# most reasons that are kept apart: a reason may quote its reply, and occur in one row only
 _REASONS = 10_000
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
 
@@ -50,7 +50,7 @@ class RejectReasons:
     """The rejects of a partition by their reasons.
 
     Attributes:
-        waiting: Rows that are not sent again before a person says `retry`, by the cause of their shard, in words.
+        waiting: Rows that wait for a person's `retry`, by the cause of their shard, in words.
         others: All other rows by outcome, reason, and whether they were not sent since an image cannot be read.
     """
 
@@ -100,8 +100,8 @@ class LabelStats:
         return reasons
 
     def explain_rejects(self, shards: Iterable[Shard]) -> RejectReasons:
-        """Return the rejects by their reasons. `shards` are all that may have their results; none is needed where
-        nothing is `unanswered`.
+        """Return the rejects by their reasons. `shards` are all that may have their results; not needed if `unanswered`
+        is empty.
         """
         find_cause = _CauseFinder(shards)
         waiting: Counter[str] = Counter()
@@ -111,7 +111,7 @@ class LabelStats:
         others: Counter[tuple[str, str | None, bool]] = Counter()
         for (outcome, reason, of), rows in self._rejects.items():
             if of is None or find_cause(outcome, of) is None:
-                # What was lost has no origin either, and another outcome.
+                # A lost row lacks an origin, too, but has another outcome.
                 is_unsent = of is not None and of.provider is None and outcome == Outcome.ERRORED.value
                 others[outcome, reason, is_unsent] += rows
         return RejectReasons(waiting, others)
@@ -148,7 +148,7 @@ class LabelStats:
         add_to_version(self._version, labels.select(self.columns))
 
     def _add_rejects(self, rejects: pa.Table) -> None:
-        # Mostly there are none.
+        # Usually there are none.
         if not len(rejects):
             return
         outcomes, reasons = (rejects[name].to_pylist() for name in ("llm_outcome", "llm_reason"))
@@ -183,13 +183,13 @@ class _CauseFinder:
                 self._shards[shard.provider, shard.batch_id, shard.wave, shard.lane.value].append(shard)
 
     def __call__(self, outcome: str, origin: _Origin) -> str | None:
-        """Return why a request with this outcome is not sent again before a person says so; None if it may be."""
+        """Return why a request with this outcome waits for a person; None if it may be sent again."""
         alike = self._shards.get(origin[:-1])
         if alike is None:
             return None
         # Shards that were never in a batch differ by the time at which they ended.
         shard = min(alike, key=lambda one: one.ended_at != origin.ended_at)
-        # Where the batch has not failed as a whole, an error is the provider's answer to this request.
+        # Unless the batch has failed as a whole, an error is the provider's answer to this request.
         is_answered = outcome == Outcome.ERRORED.value and shard.status is not BatchStatus.FAILED
         if is_answered or shard.cause is None or not shard.cause.is_final:
             return None

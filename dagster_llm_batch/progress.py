@@ -1,4 +1,4 @@
-"""How far submissions are, in the same words in logs, skip reasons, observations and on the command line.
+"""Progress of submissions, in the same words in logs, skip reasons, observations and on the command line.
 
 410 of 1,000 requests done (41 %), 2 failed; 3.1 per minute; oldest 2 h 13 m; expected end 2026-01-02 14:05 UTC; 9 in
 10 by 2026-01-02 17:40 UTC
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 NOTHING_TO_SEND = "nothing to send"
-"""What is said of a submission without requests: each row is answered already, or there is none."""
+"""Text for a submission without requests: its rows are answered already, or it has no rows."""
 
 _CELLS = 20
 _QUARTERS = 4
@@ -59,26 +59,26 @@ def pace_of(engine: Engine, status: Status) -> Pace:
 
 
 def end_history(ledger: Ledger, namespace: str, now: datetime) -> EndHistory:
-    """Return what the ledger has of ends, to be asked about any number of submissions."""
+    """Return the ends in the ledger, for questions about any number of submissions."""
     from dagster_llm_batch.advice.end_forecast import EndHistory  # noqa: PLC0415 - only where something is in flight
 
     return EndHistory(ledger, namespace, now)
 
 
 def end_of(history: EndHistory, progress: Progress, now: datetime) -> EndForecast:
-    """Return how long a submission in flight takes from plan to end, as it has not ended until now."""
+    """Return how long a submission in flight takes from plan to end, given that it is still running."""
     from dagster_llm_batch.advice.end_forecast import EndQuestion, Owner  # noqa: PLC0415 - as above
 
     submission = progress.submission
     owner = Owner(submission.provider, submission.account, submission.model)
-    # What was forecast by single batches is of one wave that was sent at once.
+    # A forecast by single batches is for one wave that was sent at once.
     is_simple = (submission.end_basis or {}).get("basis") == "batches" and submission.waves == 1
     question = EndQuestion(owner, submission.requests - submission.reused, sum(progress.states.values()), is_simple)
     return history.forecast_end(submission.asset, question, age=now - submission.created_at)
 
 
 def together(paces: Sequence[Pace]) -> Pace:
-    """Add several paces up. The end is the last of theirs, where all are known; its age that of the oldest."""
+    """Add several paces up. The end is the last one, if all are known; the age is the oldest one's."""
     ages = [part.age for part in paces if part.age is not None]
     rates = [part.per_minute for part in paces if part.per_minute is not None]
     ends = [part.expected_end_at for part in paces if part.expected_end_at is not None]
@@ -90,7 +90,7 @@ def together(paces: Sequence[Pace]) -> Pace:
         age=max(ages, default=None),
         per_minute=sum(rates) if rates else None,
         expected_end_at=max(ends) if ends and len(ends) == len(paces) else None,
-        # Of one only: that nine in ten of each have ended does not say when nine in ten times all of them have.
+        # For a single one only: the sum of several has no such time, even if nine in ten of each have ended.
         p90_end_at=late_ends[0] if len(paces) == len(late_ends) == 1 else None,
     )
 
@@ -105,7 +105,7 @@ def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> 
 
 
 def unread_text(engine: Engine, status: Status) -> str | None:
-    """Return which batches of a submission have results that cannot be read, and why; None: there are none."""
+    """Return the batches of a submission with unreadable results, and the reasons; None without such batches."""
     if not any(shard.state in ENDED for shard in status.shards):
         return None
     unread = engine.ledger.unread.find(engine.namespace, submission_id=status.submission.submission_id)
@@ -138,7 +138,7 @@ def _states_text(progress: Progress | Status, noun: tuple[str, str] | None) -> s
 
 
 def shared_text(ledger: Ledger, namespace: str, each: Sequence[Progress]) -> str | None:
-    """Return how many batches in flight carry these submissions together; None where they share none."""
+    """Return how many batches in flight carry these submissions together; None without shared batches."""
     ids = [progress.submission.submission_id for progress in each]
     apart = sum(progress.batches.get(state, 0) for progress in each for state in IN_FLIGHT)
     together = ledger.batches.count_in_flight(namespace, ids) if len(ids) > 1 and apart > 1 else apart
@@ -172,7 +172,7 @@ def progress_bar(done: int, total: int) -> str:
 
 
 def stage(wave: int, done: int, total: int) -> tuple[int, int]:
-    """Return the wave and the quarters of the requests that are done: what is worth an observation when it rises."""
+    """Return the wave, and the quarters of the requests that are done: a rise is worth an observation."""
     return wave, _QUARTERS * done // total if total else _QUARTERS
 
 

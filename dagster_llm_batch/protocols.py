@@ -1,11 +1,11 @@
 """The seams, as numbered duties. One implementation a file under `providers/`; contract tests hold each to its duties.
 
 A provider is a codec (pure) and four verbs (I/O): submit, find, poll and fetch. Each further verb is a capability, a
-protocol of this one verb. A provider or a codec has it or not, and `isinstance` tells. `providers.capabilities` is the
-one place that asks, and decides what happens without it.
+protocol of this one verb, which a provider or a codec may have; `isinstance` decides. Only `providers.capabilities`
+checks for them, and decides what happens without one.
 
 `isinstance` looks at the class and at the object's own attributes. From Python 3.12 on, it does not call
-`__getattr__`: a wrapper sets the verbs of the provider that it wraps as attributes, as `telemetry.TracedProvider` does.
+`__getattr__`: so a wrapper such as `telemetry.TracedProvider` sets the wrapped provider's verbs as attributes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 DEFAULT_WINDOW = timedelta(hours=24)
-"""The window of most vendors, and what is taken where none is documented, as on the user's own machines."""
+"""The window of most vendors, and the default without a documented one, for example on the user's own machines."""
 
 _Item = TypeVar("_Item")
 _Report = TypeVar("_Report")
@@ -59,24 +59,24 @@ _Report = TypeVar("_Report")
 class Codec(Protocol):
     """Between requests and the provider's lines, for one RequestSpec. Pure: no network, disk, clock or randomness.
 
-    Building one checks what a line is made of:
+    Building one checks the parts of a line:
     1. A response schema that the provider cannot take raises ResponseSchemaError, naming construct and path.
     2. A parameter that a line cannot have, such as one that the spec sets otherwise, raises ConfigError.
-    3. Another parameter goes out as it is.
-    The codec also reads the results of what an earlier version sent. What a later version refuses beyond that belongs
-    into `ChecksParameters`.
+    3. Any other parameter is sent unchanged.
+    The codec also reads the results of requests by an earlier version. If a later version refuses more than that, the
+    refusal belongs into `ChecksParameters`.
     """
 
     @property
     def limits(self) -> BatchLimits:
-        """What one batch may hold."""
+        """Limits of one batch."""
         ...
 
     @property
     def enforces_format(self) -> bool:
-        """Whether the server lets no reply pass that does not fit the response schema.
+        """Whether the server enforces the response schema on all replies.
 
-        Where it does not, or nobody knows, a JSON reply within Markdown fences is read all the same, and counted.
+        If not, or if unknown, a JSON reply within Markdown fences is still read, and counted.
         """
         ...
 
@@ -84,25 +84,25 @@ class Codec(Protocol):
         r"""Return the request as one line.
 
         1. Equal arguments give equal bytes.
-        2. The line ends with `\n` and holds no other one; its length is the number of bytes that count for the limits.
+        2. The line ends with `\n` and holds no other one; its length in bytes counts for the limits.
         3. Row data stays data: nothing in a request can change the line's structure.
         """
         ...
 
     def decode(self, line: bytes) -> Result:
-        r"""One result line (with or without its line end) as exactly one Result.
+        r"""Decode one result line (with or without its line end) to exactly one Result.
 
-        1. Never raises: what cannot be read is a Result with `custom_id=None`.
+        1. Never raises: an unreadable line is a Result with `custom_id=None`.
         2. Unknown fields are ignored; unknown kinds of result are ERRORED, never SUCCEEDED.
-        3. SUCCEEDED means that a reply is there, not that it fits the response schema.
-        4. `retryable` is True where the same line, sent again, can succeed.
+        3. SUCCEEDED means that a reply exists, not that it fits the response schema.
+        4. `retryable` is True if the same line, sent again, can succeed.
         """
         ...
 
 
 @runtime_checkable
 class ColumnCodec(Codec, Protocol):
-    """A codec that reads many lines in less time than each by itself. No codec has to be one."""
+    """A codec that reads many lines faster than line by line. This is optional for codecs."""
 
     def decode_all(self, lines: Sequence[bytes]) -> ResultColumns:
         """Return the Result that `decode` gives for each of the lines, by column."""
@@ -111,7 +111,7 @@ class ColumnCodec(Codec, Protocol):
 
 @runtime_checkable
 class ChecksParameters(Protocol):
-    """A codec that knows parameters which the provider refuses."""
+    """A codec that checks for parameters which the provider refuses."""
 
     def check_parameters(self) -> Sequence[str]:
         """Return a sentence for each parameter of the spec that the provider may refuse. Makes no call.
@@ -126,8 +126,8 @@ class ChecksParameters(Protocol):
 class Provider(Protocol):
     """One outside API. Holds credentials and never shows them; safe to build without any network call.
 
-    Several threads call `submit` and `fetch` at once. CAPABILITIES are the verbs that a provider may have beside these.
-    Every verb raises TransientError, CredentialsError or RefusedError, and nothing of its SDK.
+    Several threads call `submit` and `fetch` at once. CAPABILITIES are the optional verbs of a provider. Every verb
+    raises TransientError, CredentialsError or RefusedError, and no errors of its SDK.
     """
 
     @property
@@ -137,7 +137,7 @@ class Provider(Protocol):
 
     @property
     def account(self) -> str:
-        """Whose answers these are: address and account, without secrets. Part of the fingerprint.
+        """Source of the answers: address and account, without secrets. Part of the fingerprint.
 
         Rotating a key must not change it, else finished work would be paid for again.
         """
@@ -145,20 +145,20 @@ class Provider(Protocol):
 
     @property
     def price_book(self) -> str | None:
-        """The price book's id for this provider ("openai"), or None where nothing is billed.
+        """The price book's id for this provider ("openai"), or None for a provider that bills nothing.
 
-        Where the place changes the price, it stands behind the id: "google/regional".
+        If the place changes the price, it follows the id: "google/regional".
         """
         ...
 
     @property
     def settle_seconds(self) -> float:
-        """How long after a create call was over Absent may still become Found; 0 where it is certain at once."""
+        """Time after the end of a create call in which Absent may still become Found; 0 if it is certain at once."""
         ...
 
     @property
     def window(self) -> timedelta:
-        """How long a batch may take by what the vendor documents, queue included. One that takes longer is overdue."""
+        """Documented longest time of a batch, queue included. One that takes longer is overdue."""
         ...
 
     @property
@@ -167,7 +167,7 @@ class Provider(Protocol):
         ...
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """Return the codec for this spec; see Codec for what it refuses."""
+        """Return the codec for this spec; see Codec for the specs that it refuses."""
         ...
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
@@ -191,9 +191,9 @@ class Provider(Protocol):
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         """Return reports for these batches, in as few calls as the API allows.
 
-        1. One that the provider does not know is NOT_FOUND with the reason. It is given up when that was said for long.
-        2. One that cannot be read now is left out; raises only where none can.
-        3. A status word never seen before is RUNNING: waiting loses nothing.
+        1. A batch that the provider does not find is NOT_FOUND with the reason. It is abandoned after a long time of
+        this. 2. A batch that cannot be read now is left out; raises only if all cannot be read. 3. An unknown status
+        word is RUNNING: waiting loses nothing.
         """
         ...
 
@@ -201,7 +201,7 @@ class Provider(Protocol):
         r"""Yield the raw result lines of an ended batch, each with its `\n`, in constant memory, from all its files.
 
         1. Split on b"\n" only: U+2028 and the like are data.
-        2. Nothing is parsed, dropped or reordered.
+        2. Lines are not parsed, dropped or reordered.
         3. A batch without result files yields nothing.
         """
         ...
@@ -221,13 +221,13 @@ class CancelsBatches(Protocol):
 
 @runtime_checkable
 class DeletesBatches(Protocol):
-    """A provider that can delete what it stores of a batch. Without it, erased rows stay at the provider."""
+    """A provider that can delete its stored data of a batch. Without it, erased rows stay at the provider."""
 
     def delete(self, batch_id: str) -> str | None:
-        """Delete what the provider stores of an ended batch, requests and results; what stays all the same, in words.
+        """Delete the stored requests and results of an ended batch; return a description of the rest, if some stays.
 
-        1. What is gone already is deleted: None, as where nothing stays.
-        2. Only what belongs to this batch alone.
+        1. Data that is gone already counts as deleted: return None, like without a rest.
+        2. Delete only data that belongs to this batch alone.
         """
         ...
 
@@ -239,7 +239,7 @@ class DeletesRequestFiles(Protocol):
     def delete_request_file(self, batch_id: str) -> None:
         """Delete the request file that `submit` uploaded for an ended batch.
 
-        1. What is gone already is deleted, as is what the provider never had.
+        1. A file that is gone already, or that the provider never had, counts as deleted.
         2. Results stay, and can be fetched as before.
         """
         ...
@@ -250,7 +250,7 @@ class CountsFiles(Protocol):
     """A provider that limits how many files an account stores."""
 
     def count_files(self) -> Sequence[FileCount]:
-        """Count what the provider's limits on stored files are about; empty where no such limit is known."""
+        """Count the files that the provider's limits are about; empty without a known limit."""
         ...
 
 
@@ -261,8 +261,8 @@ class AnswersInRealTime(Protocol):
     def respond(self, line: bytes) -> bytes:
         """Return the answer in real time to one encoded line, as the raw result line that a batch would give.
 
-        One call, never repeated: an HTTP error is an answer too, and a call whose end nobody knows may be billed. Where
-        the provider says how long to wait, raises TransientError with that and with the answer.
+        One call, never repeated: an HTTP error is an answer too, and a call with an unknown end may be billed. If the
+        provider sets a waiting time, raises TransientError with this time and with the answer.
         """
         ...
 
@@ -296,15 +296,15 @@ CAPABILITIES: Mapping[str, type] = MappingProxyType(
         "check_setup": ChecksSetup,
     }
 )
-"""The verbs that a provider may have beside those of Provider, and the protocol of each."""
+"""The optional verbs of a provider, and the protocol of each."""
 
 
 @runtime_checkable
 class Workers(Protocol):
     """Processes, mostly on other machines, that do the heavy part of a step for the one that drives it.
 
-    They share the payload store with it and write files there; the ledger and the providers are the driver's alone. A
-    function may run twice for the same input, after a worker was lost: what it writes is the same or has a new name.
+    They share its payload store and write files there; only the driver uses the ledger and the providers. A function
+    may run twice for the same input, after a worker was lost: its output is the same or has a new name.
     """
 
     def map_rows(self, rows: Any, function: Callable[[Iterator[pa.RecordBatch]], _Report]) -> list[_Report]:
@@ -312,7 +312,7 @@ class Workers(Protocol):
 
         1. Every row is in exactly one part; a part is a stream, never held whole.
         2. Reports come in the order of the parts, which is the order in which the rows are read otherwise.
-        3. Rows that these workers cannot read in parts are an InputError that says which they can.
+        3. Rows that these workers cannot read in parts are an InputError that lists the possible kinds.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""OpenTelemetry: a span for each provider call, and what labels took when they land. Needs the extra `otel`.
+"""OpenTelemetry: a span per provider call, and metrics of materialized labels. Needs the extra `otel`.
 
-Names are those of the GenAI semantic conventions where they have one. Spans hold counts, ids and settings: never a
-prompt, a row, a reply, or an error's message, which may quote them.
+Names follow the GenAI semantic conventions if these have one. Spans hold counts, ids and settings: never a prompt, a
+row, a reply, or an error's message, which may quote them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _cost = _meter.create_counter("llm_batch.cost", unit="USD", description="What co
 class TracedProvider:
     """A provider, with a span and a duration for each call. It answers as the one it wraps does.
 
-    It has those capabilities that the wrapped provider has, and no other.
+    It has exactly the capabilities of the wrapped provider.
     `kind` is the registry's; None for a provider that is not in it.
     """
 
@@ -203,7 +203,7 @@ class TracedProvider:
 
 
 def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
-    """Record requests, tokens and cost of a settled submission, unless that was done. What it reuses is not its own."""
+    """Record requests, tokens and cost of a complete submission, once. Reused answers do not count as its own."""
     # This comes first: a process that dies after it leaves a gap in the metrics, where the other order could count
     # twice.
     if not engine.ledger.submissions.mark_measured(submission_id):
@@ -213,7 +213,7 @@ def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
             _measure_shard(engine, labeling, shard, shard.results_path)
 
 
-# OpenTelemetry has a name for the one, and none for the other.
+# OpenTelemetry defines a name for embeddings, but not for moderations.
 _OPERATIONS = {Endpoint.EMBEDDINGS: "embeddings", Endpoint.MODERATIONS: "moderations"}
 
 
@@ -242,9 +242,9 @@ def _measure_shard(engine: Engine, labeling: Labeling, shard: Shard, results_pat
 
 
 def flush() -> None:
-    """Hand everything to the exporters, since a step's process ends without asking them. What they refuse is lost."""
+    """Hand everything to the exporters, since a step's process ends without doing so. Refused data is lost."""
     for provider in (trace.get_tracer_provider(), metrics.get_meter_provider()):
-        # the SDK's; the API has none
+        # a method of the SDK, which the API lacks
         force_flush = getattr(provider, "force_flush", None)
         if force_flush is not None:
             # A collector that is down must not fail a run.

@@ -1,7 +1,7 @@
 """Text from outside as people read it: one printable line of bounded length. The only cleaner of texts. Pure.
 
-Vendors quote what was sent to them, and labels are what an LLM said, so anything can be in either: an escape sequence
-must not reach a terminal, nor a bidirectional control turn the text around it.
+Vendors quote the requests, and labels are an LLM's output, so both can contain anything. An escape sequence must not
+reach a terminal, nor may a bidirectional control turn the text around it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 # A command string (OSC and its kin) up to its end, CSI of 7 and of 8 bits, and any other sequence. A command string
-# without an end loses only its start: what follows it may be our own advice. So does one of 8 bits (U+009D), since
-# those characters are also what UTF-8 quotation marks read as Latin-1 become.
+# without an end loses only its start: the text after it may be our own advice. The same holds for one of 8 bits
+# (U+009D), since UTF-8 quotation marks that are read as Latin-1 contain those characters.
 _ESCAPES = re.compile(
     r"\x1b+[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|(?:\x1b+\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b+(?:[!-/]*[0-~])?"
 )
@@ -42,11 +42,11 @@ _MAX_DIGITS = 40
 def text_of(value: object) -> str:
     """Return the value as text, with its first 20,000 characters. Never raises: where a text should be may be anything.
 
-    For what is still to be searched, as for a secret; people get `plain_text`.
+    Use it for texts to search, for example for a secret; people get `plain_text`.
     """
     try:
         if isinstance(value, Decimal) and value.is_finite() and abs(value.adjusted()) < _MAX_DIGITS:
-            # `6.37500E-7` and `0E-12` are for nobody.
+            # `6.37500E-7` and `0E-12` are hard to read.
             return format(value, "f")
         return (value if isinstance(value, str) else str(value))[:_MAX_READ_CHARS]
     except Exception:  # noqa: BLE001 -- what nests too deep, or what its own class cannot show
@@ -76,9 +76,9 @@ def money_text(amount: Decimal | float) -> str:
 
 
 def learned_text(submissions: int | None, output: str | None = None) -> str:
-    """Return what an estimate rests on: so many earlier submissions, or none.
+    """Return the basis of an estimate: the number of earlier submissions, or that there are none.
 
-    `output`: what the output is taken from, in words, where it was not learned.
+    `output`: the basis of the output in words, if it was not learned.
     """
     if submissions is None:
         return "calibrated rates" if output is None else f"calibrated rates, {output}"
@@ -107,13 +107,13 @@ def plain_words(value: object) -> str:
 
 
 def last_words(log: str) -> str:
-    """Return the lines of a log as one, of which the last 500 characters are kept."""
+    """Return the lines of a log as one line, cut to the last 500 characters."""
     lines = [words for line in log.splitlines() if (words := plain_words(line))]
     return " | ".join(lines)[-_MAX_MESSAGE_CHARS:]
 
 
 def is_id(value: object) -> bool:
-    """Whether this can be a name that a vendor gave something: a text without spaces that a URL and a ledger hold."""
+    """Whether this can be a vendor's id: a text without spaces that fits into a URL and a ledger."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= _MAX_ID_CHARS
@@ -128,7 +128,7 @@ def keep_utf8(texts: Sequence[str]) -> None:
         return
     import pyarrow as pa  # noqa: PLC0415 - of no use to who only shows texts
 
-    # Python keeps what it once encoded for a C library that asked for it. Of half surrogates there is none.
+    # Python caches the encoding of a text for C libraries. Lone surrogates have no encoding.
     with suppress(UnicodeEncodeError):
         pa.array(texts, pa.large_string())
 

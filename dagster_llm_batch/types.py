@@ -49,36 +49,36 @@ __all__ = [
 
 
 class Outcome(StrEnum):
-    """What became of a request. Every request ends with exactly one."""
+    """The final status of a request. Every request ends with exactly one."""
 
     SUCCEEDED = "succeeded"  # the reply fits the response format
     INVALID = "invalid"  # a reply came, and was paid, but does not fit
     ERRORED = "errored"  # the provider answered with an error
     CANCELED = "canceled"  # canceled before it ran
     EXPIRED = "expired"  # the provider's window closed before it ran
-    MISSING = "missing"  # the batch ended and no result names this request
+    MISSING = "missing"  # the batch ended without a result of this request
 
 
 class Cause(StrEnum):
-    """Why requests of a batch have no answer, where it did not end by itself, or its results could not be had.
+    """Why requests of a batch have no answer, if it was stopped or its results are unavailable.
 
-    A batch without a cause ended by itself: what it left out is sent again, as far as `Resend` allows.
+    A batch without a cause ended normally: requests that it left out are sent again, as far as `Resend` allows.
     """
 
     STOPPED = "stopped"  # this package asked the provider to stop it: its submission was canceled, or is late
     CANCELED = "canceled"  # canceled at the provider, and not by this package
-    GONE = "gone"  # the provider knows the batch, or its results, no more
-    GIVEN_UP = "given_up"  # nobody waits for it, or its results, any longer; answers that come late are used
-    ADOPTED = "adopted"  # it was sent elsewhere, and is asked by nobody here
+    GONE = "gone"  # the provider does not have the batch, or its results, any more
+    GIVEN_UP = "given_up"  # abandoned: it, or its results, are not waited for; answers that come late are used
+    ADOPTED = "adopted"  # it was sent elsewhere, and is not polled here
     NOT_TAKEN = "not_taken"  # the provider had no room for it, or failed it for now, however often it was sent
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing is sent again by itself: such requests wait for a person, who says `retry`.
+        """Whether such requests are not sent again automatically: they wait for a person's `retry`.
 
-        This is the one place that decides it. Somebody stopped the batch on purpose, or it may be answered and billed
-        where nobody can see it: to send it again is a decision about money. What the provider has not taken cost
-        nothing, and may go to a fallback, where the definition has one.
+        Only this property decides it. Somebody stopped the batch on purpose, or it may be answered and billed without a
+        visible result: sending it again is a decision about money. Requests that the provider has not taken cost
+        nothing, and may go to a fallback, if the definition has one.
         """
         return self is not Cause.STOPPED
 
@@ -88,16 +88,16 @@ SKIPPED = "skipped"
 
 
 class BatchStatus(StrEnum):
-    """Where a provider's batch is. Closed: every vendor word maps to one of these, an unknown one to RUNNING."""
+    """Status of a provider's batch. Closed: every vendor word maps to one of these, an unknown one to RUNNING."""
 
     PENDING = "pending"  # accepted, not started (validating, queued)
     RUNNING = "running"
     CANCELING = "canceling"
-    ENDED = "ended"  # says nothing about the rows
+    ENDED = "ended"  # implies nothing about the rows
     EXPIRED = "expired"
     CANCELED = "canceled"
     FAILED = "failed"  # as a whole, as in a file that did not pass validation
-    NOT_FOUND = "not_found"  # the provider says that it has no such batch; that passes, or it is gone
+    NOT_FOUND = "not_found"  # the provider reports no such batch; that is temporary, or it is gone
 
     @property
     def is_terminal(self) -> bool:
@@ -105,7 +105,7 @@ class BatchStatus(StrEnum):
 
     @property
     def is_stoppable(self) -> bool:
-        """Whether asking it to stop changes anything."""
+        """Whether a request to stop it changes anything."""
         return self in (BatchStatus.PENDING, BatchStatus.RUNNING)
 
 
@@ -113,14 +113,14 @@ _TERMINAL = frozenset({BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCE
 
 
 class Lane(StrEnum):
-    """How requests are answered."""
+    """Way in which requests are answered."""
 
     BATCH = "batch"
     REALTIME = "realtime"  # one call for each, at the price of real time
 
 
 class Endpoint(StrEnum):
-    """Which of a provider's APIs answers a request, in the field's common names."""
+    """The provider's API that answers a request, in the field's common names."""
 
     CHAT = "chat"
     RESPONSES = "responses"
@@ -129,7 +129,7 @@ class Endpoint(StrEnum):
 
 
 class ResponseKind(StrEnum):
-    """What a reply is read as."""
+    """Form in which a reply is read."""
 
     TEXT = "text"
     JSON = "json"
@@ -165,9 +165,9 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """What a reply must look like. `json_schema` is a self-contained JSON Schema of type object.
+    """Required form of a reply. `json_schema` is a self-contained JSON Schema of type object.
 
-    Of kind JSON it is what the vendor is given; of kind MODERATION it is that of the columns.
+    For kind JSON it is given to the vendor; for kind MODERATION it is the schema of the columns.
     """
 
     kind: ResponseKind = ResponseKind.TEXT
@@ -178,7 +178,9 @@ class ResponseFormat:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """What all requests of a submission share. `params` goes to the provider as it is (temperature, max_tokens, …)."""
+    """Properties of all requests of a submission. `params` goes to the provider unchanged (temperature, max_tokens,
+    …).
+    """
 
     model: str
     response: ResponseFormat = field(default_factory=ResponseFormat)
@@ -190,7 +192,7 @@ class RequestSpec:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What one batch of a provider may hold. Bytes are those written, line ends included."""
+    """Limits of one batch of a provider. Bytes are those written, line ends included."""
 
     max_requests: int
     max_bytes: int
@@ -201,13 +203,13 @@ class BatchLimits:
 
 
 class Extra(NamedTuple):
-    """What of one reply is not billed as plain tokens at the plain price. Most replies have nothing of it."""
+    """Parts of one reply that are not billed as plain tokens at the plain price. Most replies lack them."""
 
-    tier: tuple[str, str] | None = None  # has prices of its own, as the price book calls it: ("service_tier", "flex")
-    geo: str | None = None  # where it ran, where that is dearer: "us" at Anthropic, "regional" for Claude on Vertex AI
+    tier: tuple[str, str] | None = None  # has its own prices, by the price book's name: ("service_tier", "flex")
+    geo: str | None = None  # where it ran, if that is dearer: "us" at Anthropic, "regional" for Claude on Vertex AI
     units: tuple[tuple[str, int], ...] = ()  # by the price book's names, as in ("web_searches", 2)
-    unpriced: str | None = None  # what nobody here can price: then the cost is not known
-    reported_usd: Decimal | None = None  # what the vendor itself says that it cost
+    unpriced: str | None = None  # a part without a known price: then the cost is unknown
+    reported_usd: Decimal | None = None  # the vendor's own report of the cost
 
 
 class Usage(NamedTuple):
@@ -230,7 +232,7 @@ NO_USAGE = (None,) * len(Usage._fields)
 
 
 class Span(NamedTuple):
-    """How long a submission or a batch took, or takes."""
+    """Duration of a submission or a batch, ended or running."""
 
     began: datetime
     until: datetime | None  # when it ended or was stopped; None: it runs
@@ -254,7 +256,7 @@ class Result(NamedTuple):
     outcome: Outcome
     text: str | None = None
     embedding: list[float] | None = None
-    reason: str | None = None  # why it is not SUCCEEDED, in the provider's words
+    reason: str | None = None  # reason if it is not SUCCEEDED, in the provider's words
     retryable: bool = False  # sending it again, unchanged, can succeed
     finish_reason: str | None = None
     model: str | None = None  # the model that answered, as the provider names it
@@ -329,25 +331,25 @@ class ResultColumns(NamedTuple):
 
 
 def _flat(columns: Any) -> list[list[Any]]:
-    """Return the columns of Result, those of Usage in its place."""
+    """Return the columns of Result, with the columns of Usage in its place."""
     *before, tokens, extras, logprobs = columns
     return [*before, *tokens, extras, logprobs]
 
 
 class PriceBasis(StrEnum):
-    """Where a price comes from."""
+    """Source of a price."""
 
     BATCH = "batch"  # the price book has this model's batch price
     HALF = "rule:half"  # half of the standard price, as the provider documents
     HALF_BUT_CACHED = "rule:half-but-cached"  # the same, but cached input at its standard price
-    REALTIME = "realtime"  # the standard price, for what was answered in real time
+    REALTIME = "realtime"  # the standard price, for answers in real time
     TIER = "tier"  # the price of the tier that the reply names, such as flex
     FREE = "free"  # runs on the user's own machines, or the vendor takes nothing for it
-    UNKNOWN = "unknown"  # nobody knows; the cost is null
+    UNKNOWN = "unknown"  # the price is unknown; the cost is null
 
 
 class Price(NamedTuple):
-    """What one request cost, and would have cost in real time, in USD."""
+    """Cost of one request, and its cost in real time, in USD."""
 
     cost_usd: Decimal | None
     realtime_usd: Decimal | None
@@ -356,26 +358,26 @@ class Price(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """What a provider says of a batch at one moment. Counts are for people; outcomes come from the result lines."""
+    """A provider's report of a batch at one moment. Counts are for people; outcomes come from the result lines."""
 
     batch_id: str
     status: BatchStatus
     total: int | None = None
     done: int | None = None  # finished well or badly
     failed: int | None = None
-    reason: str | None = None  # why it failed as a whole
+    reason: str | None = None  # reason of its failure as a whole
     retryable: bool = False  # a batch that FAILED may pass when sent again later
     smaller_helps: bool | None = False  # it FAILED for want of room, and a smaller one may pass; None: not known
     created_at: datetime | None = None
     ended_at: datetime | None = None
     input_tokens: int | None = None  # of all its replies together, where the vendor counts them
     output_tokens: int | None = None
-    reported_usd: Decimal | None = None  # what the vendor says that all of it cost
-    model: str | None = None  # where the vendor tells it, in its own words
+    reported_usd: Decimal | None = None  # the vendor's own report of its total cost
+    model: str | None = None  # in the vendor's own words, if it reports one
 
 
 class FileCount(NamedTuple):
-    """How much of something a provider stores, and the most that it takes."""
+    """Stored number of something at a provider, and its limit."""
 
     what: str
     used: int
@@ -384,7 +386,7 @@ class FileCount(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FindHints:
-    """What is known of a batch whose create call left no record."""
+    """Known facts of a batch whose create call left no record."""
 
     sent_at: datetime
     requests: int
@@ -406,7 +408,7 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """The batch may be one of `candidates`, or none. It will be known when they have ended; until then, wait."""
+    """The batch may be one of `candidates`, or none. Their end will decide; until then, wait."""
 
     candidates: tuple[str, ...]
 
