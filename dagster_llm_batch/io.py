@@ -216,7 +216,7 @@ class HiveParquetIOManager(CheckedIOManager):
         if len(keys) > 1:
             raise InputError(
                 f"{context.asset_key.to_user_string()} cannot be stored: its run is over {len(keys):,} partitions, and "
-                "gave one table for all of them. Nothing was stored. Run each partition by itself: "
+                "gave one table for all of them. Nothing was stored. Run each partition separately: "
                 "backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1)."
             )
         return keys[0] if keys else None
@@ -241,7 +241,7 @@ class HiveParquetIOManager(CheckedIOManager):
                 raise InputError(
                     f"{what} cannot be stored: the disk of {self.root} takes its folder for the one of the partition "
                     f"'{other}', which it would replace. Nothing was sent. Give it a key that differs in more than "
-                    "case or Unicode form, or store on a disk that knows them apart."
+                    "case or Unicode form, or store on a disk that distinguishes them."
                 )
 
     def _write(self, store: PayloadStore, obj: Any, context: dg.OutputContext, partition: str | None) -> None:

@@ -44,8 +44,8 @@ class ResolveConfig(CheckedConfig):
 
     shard_id: str = Field(default="", description="The shard. Empty: list those that wait for a decision.")
     batch_id: str = Field(default="", description="Its batch, where the provider's console shows one.")
-    no_batch: bool = Field(default=False, description="True where no batch exists: the shard is sent (again).")
-    lost: bool = Field(default=False, description="True where its batch never ends: it is waited for no longer.")
+    no_batch: bool = Field(default=False, description="True if it has no batch: the shard is sent (again).")
+    lost: bool = Field(default=False, description="True if its batch never ends: it is abandoned.")
 
 
 @checked
@@ -99,8 +99,7 @@ def build_llm_batch_jobs(
         name=f"{resource_key}_resolve",
         tags=tags,
         description=(
-            "Say what became of a shard whose create call left no record, or whose batch never ends. Without a shard: "
-            "list them."
+            "Resolve a shard with an unconfirmed create call, or whose batch never ends. Without a shard: list them."
         ),
     )
     def resolve() -> None:
@@ -154,14 +153,14 @@ def build_llm_batch_retention(
         older_than_days: float = Field(
             default=in_days(older_than),
             ge=1,
-            description="Days after which the files of submissions go that newer ones replaced.",
+            description="Days to keep the files of submissions that newer ones replaced.",
         )
         raw_older_than_days: float | None = Field(
             default=None if raw_older_than is None else in_days(raw_older_than),
             ge=1,
-            description="Days after which requests and raw results of landed labels go. None: never.",
+            description="Days to keep requests and raw results after labels are materialized. None: forever.",
         )
-        delete: bool = Field(default=True, description="False: only show what would go.")
+        delete: bool = Field(default=True, description="False: only preview the removal.")
 
     # Like the jobs above: each resource can have its own schedule.
     @dg.op(name=f"{name}_prune_payloads", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
@@ -187,7 +186,7 @@ def build_llm_batch_retention(
         name=name,
         tags=tags,
         config=dg.RunConfig(ops={"prune_payloads": RetentionConfig()}),
-        description="Remove requests and results of LLM batches that nothing needs any more, by their age.",
+        description="Remove requests and results of LLM batches that are not needed any more, by their age.",
     )
     def retention() -> None:
         prune_payloads.alias("prune_payloads")()

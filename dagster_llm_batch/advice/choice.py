@@ -136,7 +136,7 @@ class Chooser:
         if wanted.against == GOLD:
             return self._against_gold(record.model, answers)
         if record.model == wanted.against:
-            return Quality(1.0, 1.0, 1.0, len(answers), "it is what counts as right")
+            return Quality(1.0, 1.0, 1.0, len(answers), "it counts as right")
         oracle = self._reference
         others = None if oracle is None else _drawn(oracle)
         if others is None:
@@ -213,7 +213,7 @@ class Chooser:
         """Return why there is no cascade among the plans."""
         if self._wanted.score is None:
             return (
-                "the response has no column that says how sure a model is. Add `confidence: float` to it, or ask for "
+                "the response has no column with a model's certainty. Add `confidence: float` to it, or ask for "
                 "logprobs"
             )
         if not self._pairs:

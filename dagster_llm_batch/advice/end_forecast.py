@@ -71,7 +71,7 @@ class EndScore:
         if not self.judged_p90 and not self.judged_p50:
             return "no forecast has come true or false yet"
         if self.judged_p90 < FEWEST:
-            return f"too few forecasts ({self.judged_p90}) to say how often they held"
+            return f"too few forecasts ({self.judged_p90}) to measure how often they held"
         return (
             f"{self.held_p90} of {self.judged_p90} ended by their p90, {self.held_p50} of {self.judged_p50} by their "
             "p50"
@@ -160,7 +160,7 @@ def end_text(forecast: EndForecast, window: timedelta) -> str:
         return f"longer than is known of {_evidence(forecast)}; {bound}"
     half = f"1 of 2 within {age_text(forecast.p50)}"
     if forecast.p90 is None:
-        return f"{half}; what 9 of 10 take is not known, {bound} ({_evidence(forecast)})"
+        return f"{half}; the time of 9 of 10 is unknown, {bound} ({_evidence(forecast)})"
     return f"{half}, 9 of 10 within {age_text(forecast.p90)} ({_evidence(forecast)})"
 
 

@@ -219,7 +219,7 @@ def choose_at_once(attempts: Iterable[Attempt]) -> Choice:
             taken_on[attempt.at.date()] = max(attempt.tokens, taken_on.get(attempt.at.date(), 0))
     refused_on = {attempt.at.date() for attempt in known if attempt.was_refused}
     if len(refused_on) < _FEWEST_REFUSED or len(taken_on) < _FEWEST_TAKEN:
-        return Choice(None, f"all batches at once: too few days to tell what a queue has room for {fewest}")
+        return Choice(None, f"all batches at once: too few days to measure the room of a queue {fewest}")
     sizes = sorted(set(taken_on.values()))
     tests: list[tuple[float, int, str]] = []
     for size in sizes:
@@ -238,7 +238,7 @@ def choose_at_once(attempts: Iterable[Attempt]) -> Choice:
             )
             tests.append((_chance(sum(above), len(above), sum(below), len(below)), -size, evidence))
     if not tests or min(tests)[0] * len(sizes) > _LEVEL:
-        return Choice(None, "all batches at once: what was refused was no more than what was taken")
+        return Choice(None, "all batches at once: the queue refused no more than it took")
     _, size, evidence = min(tests)
     return Choice(-size, f"at most {-size:,} input tokens of the model at once: {evidence}")
 
@@ -282,7 +282,7 @@ def choose_waves(retries: Sequence[Retry], most: int, outcome: Outcome) -> Waves
                 f"have it: after that {answered:,} of {asked:,} got a label on {len(days)} days in the last "
                 f"{_REMEMBERED.days} ({of_use})",
             )
-    return Waves(None, 0.0, f"{asked_for}: of {seen} days on which it was, too few show that it is of no use")
+    return Waves(None, 0.0, f"{asked_for}: too few of {seen} days with such retries show that they are useless")
 
 
 def _of_submission(retry: Retry) -> tuple[datetime, str]:
@@ -304,7 +304,7 @@ def choose_lead(rescues: Durations, deadline: timedelta) -> Choice:
         )
     p90 = rescues.forecast_end().p90
     if p90 is None:
-        return Choice(None, "real time from the deadline on: what 9 of 10 earlier submissions took then is not known")
+        return Choice(None, "real time from the deadline on: the time of 9 of 10 earlier submissions is unknown")
     took = f"9 of 10 of {rescues.ended} earlier submissions took {age_text(p90)} from there to their end"
     if p90 > deadline * _MOST_OF_DEADLINE:
         return Choice(None, f"real time from the deadline on: {took}, which is more than half of the deadline")

@@ -116,7 +116,7 @@ class Rolling:
         if not 0 < self.audit <= _MOST_AUDITED:
             raise ConfigError(
                 f"Rolling.audit={self.audit!r} is not allowed; it is a share of the rows above 0 and at most "
-                f"{_MOST_AUDITED}. Without an audit nobody would see that earlier partitions say nothing any more."
+                f"{_MOST_AUDITED}. An audit is needed to detect that earlier partitions do not apply any more."
             )
 
 
@@ -189,8 +189,8 @@ class Cascade:
         if (self.gold is None) is not (self.within is None):
             given, lacking = ("within", "gold") if self.gold is None else ("gold", "within")
             raise ConfigError(
-                f"Cascade.{given} needs Cascade.{lacking}: gold says what is right, and within, such as 0.03, by which "
-                "share the labels may be right less often than the oracle's. Give both, or neither."
+                f"Cascade.{given} needs Cascade.{lacking}: gold has the right labels, and within, such as 0.03, is the "
+                "share by which the labels may be right less often than the oracle's. Give both, or neither."
             )
         if self.within is None:
             return
@@ -235,7 +235,7 @@ class Cascade:
                 )
         if (why := _incomparable(reader, self.target)) is not None:
             raise ConfigError(
-                f"Cascade.target names the column {self.target!r}, {why}: two models hardly ever say the very same. "
+                f"Cascade.target names the column {self.target!r}, {why}: two models hardly ever give the same text. "
                 "It takes a choice (Literal, an enum), an integer, a boolean or a date."
             )
         kind = results.field(self.score).type

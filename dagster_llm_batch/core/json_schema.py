@@ -75,7 +75,7 @@ def _refuse_loop(reference: str, resolver: Any) -> None:
         if found["$ref"] in followed:
             raise ResponseSchemaError(
                 f"The response schema's reference {reference!r} leads back to itself ({' -> '.join(followed)}), so "
-                "that no reply could be checked. Let it point to a schema."
+                "that replies could not be checked. Let it point to a schema."
             )
         followed.append(found["$ref"])
 

@@ -221,7 +221,7 @@ class PriceList:
             apiece += prices[_APIECE[unit]] * units.pop(unit) / 1_000
         for unit in units:
             if unit not in _PARTS:
-                raise UnpricedError(f"{unit} (the price book knows no such unit)")
+                raise UnpricedError(f"{unit} (the price book has no such unit)")
             is_priced = prices.get(f"{unit.removesuffix('_tokens')}_mtok") is not None
             if unit in _ONE_PRICE.get(self.provider, _NEVER_AS_TEXT) and not is_priced:
                 raise UnpricedError(f"{unit} (the price book has no price of it)")

@@ -93,13 +93,13 @@ CLAUDE_RESIDENCY = PriceSource(
     ("anthropic",),
 )
 CLAUDE_TIERS = PriceSource(
-    "fast replies by their own list, priority at the price of a commitment, which no reply tells, searches apiece",
+    "fast replies by their own list, priority at the price of a commitment, missing from replies, searches apiece",
     "https://platform.claude.com/docs/en/about-claude/pricing",
     date(2026, 10, 14),
     ("anthropic", "google"),
 )
 CLAUDE_TOOLS = PriceSource(
-    "web fetches cost nothing but tokens, code runs at a price by the hour that no reply tells",
+    "web fetches cost only tokens, code runs at a price by the hour that is missing from replies",
     "https://platform.claude.com/docs/en/agents-and-tools/tool-use/code-execution-tool",
     date(2026, 8, 1),
     ("anthropic", "google"),
@@ -114,13 +114,13 @@ AWS_BATCH = PriceSource(
     "half the price on demand in a batch", "https://aws.amazon.com/bedrock/pricing/", date(2026, 11, 1), ("aws",)
 )
 AWS_TIERS = PriceSource(
-    "tiers have a premium or a discount, and no amount is named: what ran in one has no known cost",
+    "tiers have a premium or a discount of unknown amount: replies in one have an unknown cost",
     "https://aws.amazon.com/bedrock/service-tiers",
     date(2026, 11, 27),
     ("aws",),
 )
 GOOGLE_PRICES = PriceSource(
-    "one price for all media where the list names no other, flex and priority by their list, maps at their own price",
+    "one price for all media without a listed one, flex and priority by their list, maps at their own price",
     "https://ai.google.dev/gemini-api/docs/pricing",
     date(2026, 10, 14),
     ("google",),
@@ -150,7 +150,7 @@ OPENROUTER_BATCH = PriceSource(
     ("openrouter",),
 )
 REPORTED_COSTS = PriceSource(
-    "what replies say that they cost: OpenRouter and DeepInfra in dollars, xAI in ticks of 1e-10 dollars",
+    "costs that replies report: OpenRouter and DeepInfra in dollars, xAI in ticks of 1e-10 dollars",
     "https://openrouter.ai/docs/use-cases/usage-accounting, https://docs.x.ai/developers/cost-tracking",
     date(2026, 11, 27),
     ("openrouter", "deepinfra", "x-ai"),
@@ -162,13 +162,13 @@ SECOND_TABLE = PriceSource(
     ("anthropic", "aws", "azure", "google", "groq", "mistral", "openai", "together", "x-ai"),
 )
 USAGE_SHAPES = PriceSource(
-    "which counts a reply's usage can have, and which of them are tokens and nothing else",
+    "possible counts of a reply's usage, and the counts that are plain tokens",
     "the types of openai 3.57.0, anthropic 2.14.0, botocore 1.44.8 and google-genai 3.6.1",
     date(2026, 11, 27),
     (),
 )
 IMAGE_TOKENS = PriceSource(
-    "how many tokens an image has",
+    "number of tokens of an image",
     "https://platform.claude.com/docs/en/build-with-claude/vision, "
     "https://developers.openai.com/api/docs/guides/images-vision, "
     "https://ai.google.dev/gemini-api/docs/media-resolution",
@@ -176,7 +176,7 @@ IMAGE_TOKENS = PriceSource(
     (),
 )
 MOST_OUTPUT = PriceSource(
-    "how many tokens a reply has at most",
+    "largest number of tokens of a reply",
     "the table of litellm 1.110.2, from the vendors' pages",
     date(2026, 11, 27),
     (),

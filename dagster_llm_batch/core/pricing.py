@@ -280,7 +280,7 @@ def price_gap(provider: str, model: str, at: datetime) -> str:
     if prices is not None and not prices.has_tokens:
         return f"The price book has no price of tokens for '{name}': it is billed by pages or hours, or by nothing yet."
     if prices is not None:
-        return f"The price book does not say what '{name}' costs in a batch."
+        return f"The price book has no batch price of '{name}'."
     near = nearest_name(name, models_of(provider))
     return f"The price book has no '{name}'" + ("." if near is None else f"; did you mean '{near}'?")
 

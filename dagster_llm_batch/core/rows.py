@@ -170,7 +170,7 @@ def _without_text(kind: pa.DataType) -> str | None:
     if t.is_interval(kind):
         return "a length of time that depends on the calendar. Cast it to a duration, to numbers or to text"
     if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, (pa.UuidType, pa.JsonType, pa.Bool8Type)):
-        return "which only the library knows that made it. Cast it to text, numbers or dates"
+        return "which only its own library can read. Cast it to text, numbers or dates"
     if t.is_timestamp(kind) and kind.tz is not None:
         try:
             pa.scalar(0, kind).as_py()

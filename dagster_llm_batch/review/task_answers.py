@@ -120,7 +120,7 @@ def take_answers(
             place = (answer.annotator, partition, key)
             if (twice := seen.get(place)) is not None:
                 if (twice.kind, twice.given, twice.comment) != (answer.kind, answer.given, answer.comment):
-                    raise InputError(f"{answer.annotator} said something else of this row in {twice.where}. Keep one.")
+                    raise InputError(f"{answer.annotator} gave another answer for this row in {twice.where}. Keep one.")
                 continue
             seen[place] = answer
             said = form.answer(answer.given) if answer.kind == "label" else None
@@ -163,7 +163,9 @@ def take_answers(
     if wrong:
         more = f"\n… and {len(wrong) - _MOST_SHOWN:,} more" if len(wrong) > _MOST_SHOWN else ""
         listed = "\n".join(wrong[:_MOST_SHOWN])
-        raise InputError(f"{len(wrong):,} of {len(answers):,} answers cannot be taken, so none was.\n{listed}{more}")
+        raise InputError(
+            f"{len(wrong):,} of {len(answers):,} answers cannot be taken, so the file was refused.\n{listed}{more}"
+        )
     return Taken(tuple(made), known, older)
 
 
@@ -186,7 +188,7 @@ def _refuse_other_key(answer: GivenAnswer, key: str, column: str) -> None:
     if _looks_reformatted(shown, key):
         return
     raise InputError(
-        f"{MARK} is that of row '{key}', and {column} says '{shown}': the id was edited, or columns were sorted apart "
+        f"{MARK} belongs to row '{key}', but {column} is '{shown}': the id was edited, or columns were sorted apart "
         "from each other. Take both from the exported file."
     )
 
@@ -262,7 +264,7 @@ def _studio_said(annotation: Mapping[str, Any], form: LabelForm, where: str) -> 
             known = ", ".join([*fields, UNDECIDABLE, COMMENT])
             raise InputError(
                 f"{where}: there is no question {name!r}; there are {known}. Use the labeling configuration that was "
-                "exported beside the tasks."
+                "exported with the tasks."
             )
     if annotation.get("was_cancelled"):
         return "skip", {}, comment
@@ -375,7 +377,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 def _check_columns(path: Path, names: Sequence[str]) -> None:
     if MARK not in names:
         raise InputError(
-            f"{path.name} has no column {MARK}, which says of which row each line is; it has {', '.join(names)[:300]}. "
+            f"{path.name} has no column {MARK}, which identifies each line; it has {', '.join(names)[:300]}. "
             "Fill in the file that `export-tasks` wrote."
         )
     if twice := sorted({name for name in names if list(names).count(name) > 1}):

@@ -87,7 +87,7 @@ def read_mark(mark: str, dataset: str) -> tuple[str, str, Mapping[str, Any] | No
     begin, _, rest = mark.strip().partition(".")
     body, _, digest = rest.partition(".")
     if not mark.strip():
-        raise InputError(f"{MARK} is empty: it says which row this is. Take it from the exported file.")
+        raise InputError(f"{MARK} is empty, but it must identify the row. Take it from the exported file.")
     if begin != _MARK_BEGIN or digest != _digest(body):
         raise InputError(_CHANGED)
     try:

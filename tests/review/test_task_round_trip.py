@@ -254,7 +254,7 @@ WRONG = [
     (lambda row: row.update(llm_row=""), "llm_row is empty"),
     (lambda row: row.update(llm_row="row1.W10.x"), "llm_row was changed"),
     (lambda row: row.update(id=row["id"] + "x"), "the id was edited, or columns were sorted apart"),
-    (swapped(), "columns were sorted apart|said something else|llm_row is that of row"),
+    (swapped(), "columns were sorted apart|gave another answer|llm_row belongs to row"),
     (lambda row: row.update(llm_annotator=""), "nobody is named"),
 ]
 
@@ -266,7 +266,8 @@ def test_wrong_rows_are_told_and_none_of_the_file_is_taken(tmp_path, change, wor
 
 
 def test_each_wrong_answer_is_told_up_to_ten(tmp_path):
-    with pytest.raises(InputError, match=r"5 of 5 answers cannot be taken, so none was\.\nrow 2: .*\nrow 3: "):
+    refused = r"5 of 5 answers cannot be taken, so the file was refused\.\nrow 2: .*\nrow 3: "
+    with pytest.raises(InputError, match=refused):
         taken(filled(written(tmp_path, "csv"), lambda row: row.update(topic="dog")), "csv")
 
 
@@ -283,7 +284,7 @@ def test_a_row_that_is_there_twice_is_one_or_told(tmp_path):
     path.write_text(head + "\n" + rest + rest)
     assert len(taken(path, "csv").judgments) == len(KEYS)
     path.write_text(head + "\n" + rest + rest.replace("Bonn", "Ulm"))
-    with pytest.raises(InputError, match="ada said something else of this row in row 2"):
+    with pytest.raises(InputError, match="ada gave another answer for this row in row 2"):
         taken(path, "csv")
 
 
@@ -356,7 +357,7 @@ def test_a_date_that_is_written_otherwise_is_the_same_row_and_another_date_is_no
     if is_same:
         assert len(taken(path, "csv").judgments) == len(KEYS)
     else:
-        told = f"row 3: llm_row is that of row '2026-01-02', and id says '{shown}'"
+        told = f"row 3: llm_row belongs to row '2026-01-02', but id is '{shown}'"
         with pytest.raises(InputError, match=re.escape(told)):
             taken(path, "csv")
 

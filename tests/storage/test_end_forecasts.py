@@ -131,7 +131,7 @@ def test_what_runs_or_was_stopped_is_known_to_have_taken_longer(site: Site) -> N
     said = site.history.forecast_end("tickets", ASKED)
     assert (said.ended, said.running) == (10, 2)
     assert said.p90 is None  # two of twelve have taken longer than all others, nobody knows how much
-    assert "what 9 of 10 take is not known, each batch ends, or expires, within 24 h 0 m" in end_text(said, DAY)
+    assert "the time of 9 of 10 is unknown, each batch ends, or expires, within 24 h 0 m" in end_text(said, DAY)
     assert running != canceled
 
 
