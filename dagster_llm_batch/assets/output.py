@@ -224,6 +224,9 @@ def _store(instance: dg.DagsterInstance, manager: Any, output: dg.OutputContext,
     path = logged.get("path")
     if URI_KEY not in logged and isinstance(path, dg.PathMetadataValue) and path.value:
         return {URI_KEY: storage_uri(path.value), **logged}
+    if URI_KEY in logged and not {"path", "uri"} & logged.keys():
+        # dagster-openlineage reads the place of a table under these two names alone.
+        return {**logged, "uri": logged[URI_KEY]}
     return logged
 
 

@@ -29,6 +29,7 @@ from dagster_llm_batch.metadata import estimate_metadata, markdown_table
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Endpoint
+from example_project.parquet import ParquetIOManager
 from tests.tables import table
 
 NASTY = [
@@ -195,6 +196,9 @@ def test_labels_and_rejects_say_where_they_are_as_far_as_the_io_manager_tells(ma
     assert [one["dagster/uri"] for one in told] == [(lake / name).as_uri() for name in (LABELS, REJECTS)]
     [labels, _] = stored(dg.FilesystemIOManager(base_dir=str(tmp_path / "files")))
     assert labels["dagster/uri"] == (tmp_path / "files" / LABELS).as_uri()
+    [labels, _] = stored(ParquetIOManager(folder=str(tmp_path / "frames")))
+    assert "path" not in labels
+    assert labels["uri"] == labels["dagster/uri"] == (tmp_path / "frames" / f"{LABELS}.parquet").as_uri()
     told = stored(DuckDBPolarsIOManager(database=str(tmp_path / "db.duckdb"), schema="crm"))
     assert [one["dagster/table_name"].split(".duckdb.")[1] for one in told] == [f"crm.{LABELS}", f"crm.{REJECTS}"]
     assert "dagster/uri" not in told[0]
