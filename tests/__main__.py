@@ -215,6 +215,7 @@ ENGINES: dict[str, Engine] = {
     "labelstudio": Engine(own_environment=True, beside=True, python="3.11"),
     # the validator of FOCUS, too
     "focus": Engine(own_environment=True, beside=True, python="3.11"),
+    "lineage": Engine(own_environment=True),  # a collector of OpenLineage gets what the guide configures
     "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), programs=("java",), own_environment=True),
