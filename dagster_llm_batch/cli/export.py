@@ -60,8 +60,8 @@ __all__ = ["export_command"]
     "form",
     type=click.Choice([*FORMATS, *EXAMPLE_FORMS]),
     help=(
-        "Default: by the file's ending; jsonl for standard output. huggingface writes a folder. For fine-tuning: "
-        "openai (the default) or anthropic, for Claude on Bedrock."
+        "Default: by the file's ending; jsonl for standard output. huggingface writes a folder for load_from_disk, hub "
+        "one for load_dataset. For fine-tuning: openai (the default) or anthropic, for Claude on Bedrock."
     ),
 )
 @click.option(
@@ -142,7 +142,7 @@ def _form(output: str) -> str:
 def _refuse_output(output: str, form: str, content: str, *, as_json: bool) -> None:
     if output == "-" and as_json:
         raise click.UsageError("--json and -o - would both write to standard output.")
-    if output == "-" and form in ("parquet", "huggingface", "tfrecord"):
+    if output == "-" and form in ("parquet", "huggingface", "hub", "tfrecord"):
         raise click.UsageError(f"{form.capitalize()} is not for standard output; name a file.")
     if content == "fine-tuning" and form not in EXAMPLE_FORMS:
         raise click.UsageError(f"Examples for fine-tuning are written as openai or anthropic (JSON lines), not {form}.")

@@ -4,6 +4,7 @@
     csv          nested values as JSON; a text that a spreadsheet would take for a formula after an apostrophe
     jsonl        a line for each row; a number that is none, or infinite, is null, since JSON has no such numbers
     huggingface  a folder for `datasets.load_from_disk`
+    hub          a folder for `datasets.load_dataset`: Parquet and a card, as the Hugging Face Hub has data sets
     tfrecord     a `tf.Example` for each row, for TensorFlow's `TFRecordDataset`
 
 Of a `tf.Example`: numbers and truth values are int64 or float lists (32 bits: that is all it has), text and bytes are
@@ -51,7 +52,7 @@ def write_table(table: Any, path: str | Path, form: str | None = None) -> int:
 
     Args:
         table: Labels, or any other frame.
-        path: What to write; it is there when it is complete. A folder of "huggingface" must not be there yet.
+        path: What to write; it is there when it is complete. A folder must not be there yet.
         form: One of FORMATS; by default by the path's ending.
 
     Raises:
@@ -66,11 +67,11 @@ def write_table(table: Any, path: str | Path, form: str | None = None) -> int:
     if form in STREAMED:
         with whole(path) as half, half.open("wb") as file:
             STREAMED[form](rows, file)
-    elif form == "huggingface":
+    elif form in _FOLDERS:
         if path.exists():
             raise ConfigError(f"There is a {path} already; a dataset is written into a new folder.")
         with whole(path) as half:
-            _write_huggingface(rows, half)
+            _FOLDERS[form](rows, half)
     else:
         with whole(path) as half:
             _write_tfrecord(rows, half)
@@ -215,6 +216,25 @@ def _write_huggingface(table: pa.Table, folder: Path) -> None:
             datasets.enable_progress_bars()
 
 
+_CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+---
+"""
+
+
+def _write_hub(table: pa.Table, folder: Path) -> None:
+    data = folder / "data"
+    data.mkdir(parents=True)
+    with (data / "train-00000-of-00001.parquet").open("wb") as file:
+        _write_parquet(table, file)
+    (folder / "README.md").write_text(_CARD, encoding="utf-8")
+
+
 def _write_tfrecord(table: pa.Table, path: Path) -> None:
     kinds = {field.name: _feature_kind(field.type) for field in table.schema}
     with _record_writer(path) as write:
@@ -296,5 +316,7 @@ STREAMED: dict[str, Callable[[pa.Table, BinaryIO], None]] = {
 }
 """Formats that one open file takes."""
 
-FORMATS = (*STREAMED, "huggingface", "tfrecord")
+_FOLDERS: dict[str, Callable[[pa.Table, Path], None]] = {"huggingface": _write_huggingface, "hub": _write_hub}
+
+FORMATS = (*STREAMED, *_FOLDERS, "tfrecord")
 """All formats."""

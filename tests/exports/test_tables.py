@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
+from io import BytesIO
 
 import google_crc32c
 import polars as pl
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from PIL import Image
 from tfrecord import example_pb2, tfrecord_iterator
 
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -56,6 +58,22 @@ def test_a_dataset_of_hugging_face_has_every_column_and_value(tmp_path):
     assert not datasets.are_progress_bars_disabled()
     with pytest.raises(ConfigError, match="There is a "):
         write_table(TABLE, tmp_path / "t", "huggingface")
+
+
+def test_load_dataset_reads_a_folder_of_the_hub_with_nested_values_and_images(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    picture = BytesIO()
+    Image.new("RGB", (3, 2)).save(picture, "png")
+    found = pa.array([[{"name": "A", "n": 1}], [], None], pa.list_(pa.struct({"name": pa.string(), "n": pa.int64()})))
+    table = TABLE.append_column("found", found).append_column("photo", [[picture.getvalue(), None, None]])
+    assert write_table(table, tmp_path / "t", "hub") == 3
+    read = datasets.load_dataset(str(tmp_path / "t"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert read.data.table.to_pylist() == table.to_pylist()
+    assert read.cast_column("photo", datasets.Image())[0]["photo"].size == (3, 2)
+    with pytest.raises(ConfigError, match="There is a "):
+        write_table(table, tmp_path / "t", "hub")
 
 
 def features(record: bytes) -> dict[str, list]:
@@ -158,7 +176,7 @@ def test_any_frame_is_written_in_any_format_and_nothing_else_is_left(form, tmp_p
 
 
 def test_what_is_no_format_or_no_table_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="the formats are parquet, csv, jsonl, huggingface, tfrecord"):
+    with pytest.raises(ConfigError, match="the formats are parquet, csv, jsonl, huggingface, hub, tfrecord"):
         write_table(TABLE, tmp_path / "t", "xml")
     with pytest.raises(ConfigError, match="tells no format by its ending"):
         write_table(TABLE, tmp_path / "t.xml")
