@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,10 @@ __all__ = ["FileRows"]
 
 _DAY = r"^\d{4}-\d{2}-\d{2}"
 _DAY_CHARS = 10
+_DAY_FORMAT = "%Y-%m-%d"
+# Bytes of a CSV that are read at once. Arrow wants each row within two blocks, so a longer row is read in larger ones.
+_BLOCKS = (1 << 20, 1 << 24, 1 << 28)
+_TOO_LONG = "straddling"
 _ENDS = {"csv": (".csv", ".tsv", ".txt"), "parquet": (".parquet", ".pq")}
 
 
@@ -40,8 +43,8 @@ class FileRows:
             folder of the process; in YAML, at the folder of the YAML file.
         delimiter: The character between two values of a CSV.
         partition_column: For a dataset with partitions: the column that holds the partition of a row. With daily
-            partitions it holds a date, or a time that begins with one (2026-01-31, 2026-01-31 18:30); with static and
-            dynamic partitions it holds the partition's key.
+            partitions from midnight to midnight, named as 2026-01-31, it holds a date, or a time that begins with one
+            (2026-01-31, 2026-01-31 18:30); with static and dynamic partitions it holds the partition's key.
     """
 
     path: str
@@ -78,10 +81,13 @@ class FileRows:
                 f"rows: FileRows(partition_column=…) takes daily, static or dynamic partitions, not a "
                 f"{type(partitions_def).__name__}. Give daily ones, or a function that gives the rows of a partition."
             )
+        if isinstance(partitions_def, dg.DailyPartitionsDefinition):
+            _check_days(partitions_def)
 
     def __call__(self, context: RowsContext) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one partition. Raises InputError for a file that is missing or cannot be read."""
-        is_daily = context.partition_key is not None and _is_daily(context)
+        # Static keys may look like days, and are none.
+        is_daily = context.partition_key is not None and _has_days(context)
         with self._batches() as (schema, batches):
             # A table without rows has columns, too.
             yield pa.RecordBatch.from_pylist([], schema=schema)
@@ -120,17 +126,17 @@ class FileRows:
         from upath import UPath  # noqa: PLC0415 - file systems take a while to load
 
         try:
-            with UPath(self.path).open("rb") as file:
-                if self.path.lower().endswith(_ENDS["parquet"]):
-                    from pyarrow import parquet  # noqa: PLC0415 - a CSV does not need it
+            if not self.path.lower().endswith(_ENDS["parquet"]):
+                with self._csv() as (schema, batches):
+                    yield schema, batches
+                return
+            from pyarrow import parquet  # noqa: PLC0415 - a CSV does not need it
 
-                    table = parquet.ParquetFile(file)
-                    # Categories and views come as plain text, in a table without rows, too.
-                    [nothing] = record_batches(iter([pa.RecordBatch.from_pylist([], schema=table.schema_arrow)]))
-                    yield nothing.schema, record_batches(table)
-                else:
-                    reader = self._csv_reader(file)
-                    yield reader.schema, reader
+            with UPath(self.path).open("rb") as file:
+                table = parquet.ParquetFile(file)
+                # Categories and views come as plain text, in a table without rows, too.
+                [nothing] = record_batches(iter([pa.RecordBatch.from_pylist([], schema=table.schema_arrow)]))
+                yield nothing.schema, record_batches(table)
         except FileNotFoundError as error:
             raise InputError(
                 f"rows: there is no file {self.path}. Nothing was sent. Correct the path; a relative one starts at the "
@@ -142,21 +148,85 @@ class FileRows:
                 "as CSV in UTF-8, or as Parquet."
             ) from error
 
-    def _csv_reader(self, file: Any) -> Any:
-        from pyarrow import csv  # noqa: PLC0415 - Parquet does not need it
+    @contextmanager
+    def _csv(self) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+        """Give the columns and the rows of a CSV. Where a row is too long, the file is read again, in larger blocks."""
+        blocks = iter(_BLOCKS)
+        with ExitStack() as files:
 
+            def begin() -> tuple[Any, int]:
+                block = next(blocks)
+                try:
+                    return self._csv_reader(files, block), block
+                except pa.ArrowInvalid as error:
+                    self._refuse(error, block)
+                return begin()
+
+            def read(reader: Any, block: int) -> Iterator[pa.RecordBatch]:
+                done = 0
+                while True:
+                    skipped = done
+                    try:
+                        for batch in reader:
+                            rest = batch.slice(min(skipped, len(batch)))
+                            skipped -= len(batch) - len(rest)
+                            done += len(rest)
+                            yield rest
+                            # Or they would be in memory while the next ones are read.
+                            del batch, rest
+                    except pa.ArrowInvalid as error:
+                        self._refuse(error, block)
+                        reader, block = begin()
+                    else:
+                        return
+
+            first = begin()
+            yield first[0].schema, read(*first)
+
+    def _refuse(self, error: pa.ArrowInvalid, block: int) -> None:
+        """Raise the error, unless it says that a row is too long for this block, and another one is larger."""
+        if _TOO_LONG not in str(error):
+            raise error
+        if block == _BLOCKS[-1]:
+            raise InputError(
+                f"rows: {self.path} has a row of more than {block >> 20:,} MB. Nothing was sent. Look for a quote that "
+                "is not closed, or save the table as Parquet."
+            ) from error
+
+    def _csv_reader(self, files: ExitStack, block: int) -> Any:
+        from pyarrow import csv  # noqa: PLC0415 - Parquet does not need it
+        from upath import UPath  # noqa: PLC0415 - as above
+
+        read = csv.ReadOptions(block_size=block)
         # A quoted text may have several lines.
         parsed = csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True)
-        with csv.open_csv(file, parse_options=parsed) as first:
+        with UPath(self.path).open("rb") as file, csv.open_csv(file, read, parsed) as first:
             names = first.schema.names
-        file.seek(0)
         # Arrow would guess numbers, dates and nulls, and read 007 as 7.
         text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-        return csv.open_csv(file, parse_options=parsed, convert_options=text)
+        # Each reader has a file of its own: Arrow reads ahead.
+        file = files.enter_context(UPath(self.path).open("rb"))
+        return files.enter_context(csv.open_csv(file, read, parsed, text))
 
 
-def _is_daily(context: RowsContext) -> bool:
-    return re.fullmatch(_DAY + "$", str(context.partition_key)) is not None
+def _has_days(context: RowsContext) -> bool:
+    read_by = context.upstream.graph.get(context.upstream.reader)
+    return isinstance(read_by.partitions_def, dg.DailyPartitionsDefinition)
+
+
+def _check_days(partitions_def: dg.DailyPartitionsDefinition) -> None:
+    """Raise ConfigError for days whose rows a date does not tell."""
+    if partitions_def.fmt != _DAY_FORMAT:
+        raise ConfigError(
+            f"rows: FileRows(partition_column=…) takes days that are named as 2026-01-31; fmt={partitions_def.fmt!r} "
+            f"names them otherwise. Leave fmt out, or give a function that gives the rows of a partition."
+        )
+    if (start := (partitions_def.hour_offset, partitions_def.minute_offset)) != (0, 0):
+        raise ConfigError(
+            "rows: FileRows(partition_column=…) takes days from midnight to midnight; these start at "
+            f"{start[0]:02d}:{start[1]:02d}. Leave hour_offset and minute_offset out, or give a function that gives "
+            "the rows of a partition."
+        )
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ your own for these.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from dagster_llm_batch.errors import ConfigError, InputError
 __all__ = ["Found", "Mask", "Masker", "mask_as_of"]
 
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
+# In metadata, `masked_values` is the number of all of them.
+_TAKEN = "values"
 
 
 class Found(NamedTuple):
@@ -43,7 +46,8 @@ class Masker(Protocol):
 
     1. `name` identifies the masker and its version. Change it when the masker finds other values: it is part of what
        makes a request the same.
-    2. `find` returns the places of all values in a text, in any order. The same text has the same places each time.
+    2. `find` returns the places of all values in a text, in any order, as Found or as tuples of start, end and kind.
+       The same text has the same places each time. "values" is no kind: metadata has their total by this name.
     3. A masker is picklable where the dataset has workers.
     """
 
@@ -82,8 +86,18 @@ class Mask:
             raise ConfigError("Mask has neither kinds in `what` nor maskers in `by`, so it masks nothing. Give one.")
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what identifies the mask, as JSON."""
-        return {"columns": list(self.columns), "what": list(self.what), "by": [masker.name for masker in self.by]}
+        """Return what identifies the mask, as JSON. The order of columns and kinds identifies nothing."""
+        return {"columns": self._columns, "what": self._what, "by": [masker.name for masker in self.by]}
+
+    @property
+    def _columns(self) -> list[str]:
+        """The columns in the order in which placeholders are numbered."""
+        return sorted({*self.columns})
+
+    @property
+    def _what(self) -> list[PersonalData]:
+        """The kinds in the order of PersonalData: of two kinds of one value, the first names it."""
+        return [kind for kind in get_args(PersonalData) if kind in self.what]
 
     def check(self, key: str, images: Sequence[str]) -> None:
         """Raise ConfigError where it names the rows' key, or columns of images."""
@@ -100,7 +114,7 @@ class Mask:
 
         Raises InputError where a column is missing, or is no text.
         """
-        texts = {name: self._texts(rows, name) for name in dict.fromkeys(self.columns)}
+        texts = {name: self._texts(rows, name) for name in self._columns}
         counts: Counter[str] = Counter()
         masked: dict[str, list[str | None]] = {name: [] for name in texts}
         for row in zip(*texts.values(), strict=True):
@@ -159,15 +173,17 @@ class Mask:
 
     def _found(self, text: str) -> list[Found]:
         """Return the values in the order of the text. Of values that overlap, all of their text is one value."""
-        found = [Found(start, end, kind) for kind in self.what for start, end in find_personal_data(text, kind)]
+        found = [Found(start, end, kind) for kind in self._what for start, end in find_personal_data(text, kind)]
         for masker in self.by:
             for one in masker.find(text):
-                if not (0 <= one.start < one.end <= len(text) and _KIND.fullmatch(one.kind)):
+                own = _as_found(masker.name, one)
+                if not (0 <= own.start < own.end <= len(text) and _KIND.fullmatch(own.kind)) or own.kind == _TAKEN:
                     raise ConfigError(
-                        f"The masker {masker.name} found a value of kind {one.kind!r} from {one.start} to {one.end} in "
-                        f"a text of {len(text)} characters. A place lies within its text, and a kind has small letters."
+                        f"The masker {masker.name} found a value of kind {own.kind!r} from {own.start} to {own.end} in "
+                        f"a text of {len(text)} characters. A place lies within its text, and a kind has small letters "
+                        f"and is not {_TAKEN!r}, by which metadata has the total."
                     )
-                found.append(Found(*one))
+                found.append(own)
         joined: list[Found] = []
         for one in sorted(found, key=lambda one: (one.start, -one.end)):
             if joined and one.start < joined[-1].end:
@@ -176,6 +192,21 @@ class Mask:
             else:
                 joined.append(one)
         return joined
+
+
+def _as_found(masker: str, found: Any) -> Found:
+    """Return what a masker gave as Found. Raises ConfigError for what is neither that nor such a tuple."""
+    try:
+        start, end, kind = found
+        own: Found | None = Found(operator.index(start), operator.index(end), kind)
+    except (TypeError, ValueError):
+        own = None
+    if own is None or not isinstance(own.kind, str):
+        raise ConfigError(
+            f"The masker {masker} gave a {type(found).__name__} that is no place of a value. Give Found(start, end, "
+            "kind), or a tuple of two whole numbers and a text."
+        )
+    return own
 
 
 def mask_as_of(settings: Mapping[str, Any] | None, present: Mask | None) -> Mask | None:

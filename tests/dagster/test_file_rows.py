@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from code_location import DAILY, DAYS, LABELS, failure, labeled
@@ -25,8 +26,16 @@ def csv(tmp_path):
     return path
 
 
-def read(rows: FileRows, partition: str | None = None) -> list[dict[str, Any]]:
-    context: Any = SimpleNamespace(partition_key=partition)
+def read(
+    rows: FileRows, partition: str | None = None, partitions_def: dg.PartitionsDefinition = DAILY
+) -> list[dict[str, Any]]:
+    @dg.asset(partitions_def=partitions_def)
+    def reader() -> None: ...
+
+    graph = dg.Definitions([reader]).get_repository_def().asset_graph
+    context: Any = SimpleNamespace(
+        partition_key=partition, upstream=SimpleNamespace(graph=graph, reader=dg.AssetKey("reader"))
+    )
     return [row for batch in rows(context) for row in batch.to_pylist()]
 
 
@@ -63,8 +72,32 @@ def test_static_partitions_are_the_values_themselves(tmp_path):
     path = tmp_path / "shops.csv"
     path.write_text("id,shop\n1,de\n2,de-at\n3,de\n")
     rows = FileRows(path=str(path), partition_column="shop")
-    assert [row["id"] for row in read(rows, "de")] == ["1", "3"]
-    assert [row["id"] for row in read(rows, "de-at")] == ["2"]
+    static = dg.StaticPartitionsDefinition(["de", "de-at"])
+    assert [row["id"] for row in read(rows, "de", static)] == ["1", "3"]
+    assert [row["id"] for row in read(rows, "de-at", static)] == ["2"]
+
+
+def test_static_partitions_that_look_like_days_are_the_values_themselves(tmp_path):
+    path = tmp_path / "releases.csv"
+    path.write_text("id,release\n1,2026-01-31\n2,2026-01-31-hotfix\n3,next\n")
+    rows = FileRows(path=str(path), partition_column="release")
+    static = dg.StaticPartitionsDefinition(["2026-01-31", "2026-01-31-hotfix", "next"])
+    assert [[row["id"] for row in read(rows, key, static)] for key in static.get_partition_keys()] == [
+        ["1"],
+        ["2"],
+        ["3"],
+    ]
+
+
+@pytest.mark.parametrize("rows_before", [0, 150_000])
+def test_a_csv_has_rows_of_megabytes(tmp_path, rows_before):
+    """The short rows before the long one fill more than a block, so that they are read twice, and are there once."""
+    lengths = [20] * rows_before + [3_000_000, 1, 40_000_000, 2]
+    path = tmp_path / "long.csv"
+    path.write_text("id,body\n" + "".join(f'{at},"{"x" * length}"\n' for at, length in enumerate(lengths)))
+    table = FileRows(path=str(path)).read()
+    assert table["id"].to_pylist() == [str(at) for at in range(len(lengths))]
+    assert pc.utf8_length(table["body"]).to_pylist() == lengths
 
 
 @pytest.mark.parametrize(
@@ -103,6 +136,16 @@ def test_a_run_without_the_file_fails_and_sends_nothing(make, emulator, tmp_path
             FileRows(path="a.csv", partition_column="day"),
             dg.WeeklyPartitionsDefinition("2026-01-04"),
             "takes daily, static or dynamic partitions, not a WeeklyPartitionsDefinition",
+        ),
+        (
+            FileRows(path="a.csv", partition_column="day"),
+            dg.DailyPartitionsDefinition("01/01/2026", fmt="%d/%m/%Y"),
+            "takes days that are named as 2026-01-31; fmt='%d/%m/%Y' names them otherwise. Leave fmt out",
+        ),
+        (
+            FileRows(path="a.csv", partition_column="day"),
+            dg.DailyPartitionsDefinition("2026-01-01", hour_offset=6),
+            "takes days from midnight to midnight; these start at 06:00. Leave hour_offset",
         ),
     ],
 )

@@ -280,10 +280,22 @@ def test_a_value_has_one_placeholder_in_its_row_and_rows_share_none():
     )
     shown, counts = mask.apply(rows)
     assert shown.to_pylist() == [
-        {"subject": "[EMAIL_1]", "body": "[EMAIL_2], [EMAIL_1]"},
+        {"subject": "[EMAIL_2]", "body": "[EMAIL_1], [EMAIL_2]"},
         {"subject": None, "body": "[EMAIL_1]"},
     ]
     assert counts == {"email": 4}
+
+
+def test_the_order_in_which_a_mask_names_columns_and_kinds_changes_nothing():
+    rows = pa.RecordBatch.from_pylist([{"subject": "a@x.org 10.0.0.1", "body": "b@x.org +49 30 1234567"}])
+    one = Mask(columns=["subject", "body"], what=["email", "phone", "ip"])
+    other = Mask(columns=["body", "subject", "body"], what=["ip", "phone", "email", "ip"])
+    assert one.apply(rows) == other.apply(rows)
+    both = [
+        labeling(mask=mask, keep=[], prompt=Prompt(user="{{ subject }} {{ body }}", mask=mask)) for mask in (one, other)
+    ]
+    assert len({each.code_version for each in both}) == 1
+    assert both[0].definition == both[1].definition
 
 
 class Names:
@@ -304,6 +316,22 @@ def test_maskers_of_ones_own_find_more_and_what_overlaps_is_one_value():
     assert masked("Ann: ann@x.org", mask) == "[PERSON_1]: [EMAIL_1]"
 
 
+class Gives:
+    """A masker that gives one thing."""
+
+    name = "gives-1"
+
+    def __init__(self, *found: Any) -> None:
+        self.found = found
+
+    def find(self, text: str) -> Iterable[Any]:
+        return self.found
+
+
+def test_a_masker_may_give_plain_tuples():
+    assert masked("Ann wrote.", Mask(columns=["text"], by=[Gives((0, 3, "person"))])) == "[PERSON_1] wrote."
+
+
 class Wrong(Names):
     def find(self, text: str) -> Iterable[Found]:
         return [Found(3, 99, "person")]
@@ -319,6 +347,11 @@ class Wrong(Names):
         ({"columns": ["absent"]}, InputError, "absent"),
         ({"columns": ["number"]}, InputError, "number"),
         ({"columns": ["text"], "by": [Wrong()]}, ConfigError, "from 3 to 99"),
+        ({"columns": ["text"], "by": [Gives((0, 1))]}, ConfigError, "gives-1 gave a tuple"),
+        ({"columns": ["text"], "by": [Gives("person")]}, ConfigError, "gives-1 gave a str"),
+        ({"columns": ["text"], "by": [Gives((0, "1", "person"))]}, ConfigError, "two whole numbers and a text"),
+        ({"columns": ["text"], "by": [Gives((0, 1, 7))]}, ConfigError, "two whole numbers and a text"),
+        ({"columns": ["text"], "by": [Gives((0, 1, "values"))]}, ConfigError, "is not 'values'"),
     ],
 )
 def test_masks_that_cannot_work_are_refused(settings, error, named):
