@@ -100,7 +100,12 @@ class Dataset:
         described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
         return self._spec(
             "labels",
-            deps=[self.batch_key],
+            # What is restored changes the table, and nothing that is asked.
+            code_version="-".join(
+                [self.labeling.code_version, *(["restored"] if self.restored else []), *self.restored]
+            ),
+            # Where values are restored, the rows are read again.
+            deps=[self.batch_key, *(self.upstreams if self.restored else [])],
             kinds=self._kinds("table"),
             description=self.options.description or f"Rows labeled by {self.labeling.model}.",
             metadata={DATASET_KEY: self.name, **described},
@@ -115,6 +120,11 @@ class Dataset:
             kinds=self._kinds("table"),
             description=f"Rows of {self.name} that have no label, each with the reason and the reply.",
         )
+
+    @property
+    def restored(self) -> list[str]:
+        """Columns of the labels in which values take the place of placeholders."""
+        return sorted({*self.labeling.mask.restore}) if self.labeling.mask else []
 
     @property
     def rows_key(self) -> dg.AssetKey | None:

@@ -44,7 +44,7 @@ class FileRows:
         delimiter: The character between two values of a CSV.
         partition_column: For a dataset with partitions: the column that holds the partition of a row. With daily
             partitions from midnight to midnight, named as 2026-01-31, it holds a date, or a time that begins with one
-            (2026-01-31, 2026-01-31 18:30); with static and dynamic partitions it holds the partition's key.
+            (2026-01-31, 2026-01-31 18:30). With static and dynamic partitions it holds the partition's key.
     """
 
     path: str
@@ -86,7 +86,7 @@ class FileRows:
 
     def __call__(self, context: RowsContext) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one partition. Raises InputError for a file that is missing or cannot be read."""
-        # Static keys may look like days, and are none.
+        # Static keys may look like days.
         is_daily = context.partition_key is not None and _has_days(context)
         with self._batches() as (schema, batches):
             # A table without rows has columns, too.
@@ -150,7 +150,7 @@ class FileRows:
 
     @contextmanager
     def _csv(self) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-        """Give the columns and the rows of a CSV. Where a row is too long, the file is read again, in larger blocks."""
+        """Give the columns and the rows of a CSV. A row that is too long has the file read again in larger blocks."""
         blocks = iter(_BLOCKS)
         with ExitStack() as files:
 
@@ -184,7 +184,7 @@ class FileRows:
             yield first[0].schema, read(*first)
 
     def _refuse(self, error: pa.ArrowInvalid, block: int) -> None:
-        """Raise the error, unless it says that a row is too long for this block, and another one is larger."""
+        """Raise the error, unless its cause is a row that fits into a larger block."""
         if _TOO_LONG not in str(error):
             raise error
         if block == _BLOCKS[-1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,34 +28,46 @@ class LabeledTables:
     figures: LabelStats
 
 
-def labeled_tables(engine: Engine, known: KnownSubmission, *, run_id: str, reread: bool) -> LabeledTables:
-    """Return labels and rejects of a settled submission."""
+def labeled_tables(
+    engine: Engine, known: KnownSubmission, look: Callable[[pa.Table], None], *, run_id: str, reread: bool
+) -> LabeledTables:
+    """Return labels and rejects of a settled submission. `look` is shown the labels."""
     labeled = engine.assembler(known, reread=reread).labels(run_id=run_id, reread=reread)
     figures = LabelStats(known.sent.labeling)
     figures.add(labeled)
+    look(labeled.labels)
     return LabeledTables(labeled.labels, labeled.rejects, figures)
 
 
 @contextmanager
-def labeled_streams(engine: Engine, known: KnownSubmission, *, run_id: str, reread: bool) -> Iterator[LabeledTables]:
-    """Give the same as streams, which are spooled to the local disk; their rows have no order."""
+def labeled_streams(
+    engine: Engine, known: KnownSubmission, look: Callable[[pa.Table], None], *, run_id: str, reread: bool
+) -> Iterator[LabeledTables]:
+    """Give the same as streams, which are spooled to the local disk; their rows have no order.
+
+    `look` is shown each part of the labels before the first of them can be read.
+    """
     figures = LabelStats(known.sent.labeling)
     with temporary_folder() as folder, ExitStack() as files:
         paths = [str(folder / name) for name in ("labels", "rejects")]
         batches = engine.assembler(known, reread=reread).batches(run_id=run_id, reread=reread)
         with closing(batches) as parts:
             # a full disk gets its files back before the next partition
-            spool(parts, paths, figures)
+            spool(parts, paths, figures, look)
         labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
         yield LabeledTables(labels, rejects, figures)
 
 
-def spool(parts: Iterable[Labeled], paths: list[str], figures: LabelStats) -> None:
+def spool(
+    parts: Iterable[Labeled], paths: list[str], figures: LabelStats, look: Callable[[pa.Table], None] | None = None
+) -> None:
     """Write labels and rejects into a file each; `figures` tells of both before the first of them is stored."""
     with ExitStack() as files:
         writers: list[pa.RecordBatchWriter] = []
         for part in parts:
             figures.add(part)
+            if look is not None:
+                look(part.labels)
             # else each slice is a batch
             tables = [table.combine_chunks() for table in (part.labels, part.rejects)]
             if not writers:

@@ -25,6 +25,7 @@ from dagster_llm_batch.assets.partitions import (
     partitions_of,
 )
 from dagster_llm_batch.assets.provenance import Provenance
+from dagster_llm_batch.assets.restored_values import RestoredValues
 from dagster_llm_batch.check_events import SentChecks, all_partitions_evaluations, unjudged_evaluations
 from dagster_llm_batch.checks import Check, CheckOutcome, PartitionFacts, check_specs, checks_of
 from dagster_llm_batch.engine import Status
@@ -83,7 +84,12 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         specs=stored_by(dataset.io_manager_key, labels, rejects),
         check_specs=landing.checks,
         can_subset=True,
-        required_resource_keys={dataset.resource_key, dataset.io_manager_key},
+        required_resource_keys={
+            dataset.resource_key,
+            dataset.io_manager_key,
+            # What is restored is read from the rows.
+            *(dataset.rows_resource_keys if dataset.restored else ()),
+        },
         backfill_policy=dataset.backfill_policy,
         op_tags=dataset.options.op_tags,
     )
@@ -231,6 +237,7 @@ class _Begun:
 
     figures: LabelStats
     waits: Mapping[dg.AssetKey, Callable[[], Mapping[str, Any]]]
+    restored: RestoredValues
 
 
 def _shards_behind(engine: "Engine", submission: Submission, figures: LabelStats) -> list[Shard]:
@@ -326,18 +333,26 @@ class _Landing:
         """Give the tables to the writer, or streams when the events are asked for; return the events."""
         known = self._known(engine, settled)
         run_id, reread = context.run.run_id, settled.reread
+        restored = self._restored(context, partition, known.sent.labeling)
 
         def begin(tables: LabeledTables) -> Iterator[Any]:
-            begun = self._begin(context, partition, tables, run)
+            begun = self._begin(context, partition, replace(tables, labels=restored.fill(tables.labels)), run, restored)
             return self._tell(context, engine, partition, known, begun, run, all_sent=settled.all_sent)
 
         def land_streams() -> Iterator[Any]:
-            with labeled_streams(engine, known, run_id=run_id, reread=reread) as streams:
+            with labeled_streams(engine, known, restored.look, run_id=run_id, reread=reread) as streams:
                 yield from begin(streams)
 
         if self._dataset.frame == "batches":
             return land_streams()
-        return begin(labeled_tables(engine, known, run_id=run_id, reread=reread))
+        return begin(labeled_tables(engine, known, restored.look, run_id=run_id, reread=reread))
+
+    def _restored(self, context: dg.AssetExecutionContext, partition: str | None, sent: "Labeling") -> RestoredValues:
+        """Return the values to put in the place of placeholders."""
+        columns = self._dataset.restored if self._labels.key in context.selected_asset_keys and sent.mask else []
+        # Rejects, whose key may be the first, read no rows.
+        upstream = replace(self._dataset.upstream(context, partition), reader=self._dataset.key)
+        return RestoredValues(sent, columns, lambda: self._dataset.read_rows(context, upstream))
 
     def _known(self, engine: "Engine", settled: _Settled) -> "KnownSubmission":
         """Return what is known of a submission, by which its labels are made. Raises DefinitionChangedError where they
@@ -369,13 +384,18 @@ class _Landing:
         )
 
     def _begin(
-        self, context: dg.AssetExecutionContext, partition: str | None, tables: LabeledTables, run: _Run
+        self,
+        context: dg.AssetExecutionContext,
+        partition: str | None,
+        tables: LabeledTables,
+        run: _Run,
+        restored: RestoredValues,
     ) -> _Begun:
         """Give the tables that are asked for to the writer."""
         both = ((self._rejects, tables.rejects), (self._labels, tables.labels))
         wanted = context.selected_asset_keys
         waits = {spec.key: run.writer.begin(spec, partition, table) for spec, table in both if spec.key in wanted}
-        return _Begun(tables.figures, waits)
+        return _Begun(tables.figures, waits, restored)
 
     def _tell(
         self,
@@ -405,7 +425,9 @@ class _Landing:
                 context, self._rejects.key, partition, metadata=metadata, version=submission_id, tags=tags
             )
         if (wait := begun.waits.get(self._labels.key)) is not None:
-            logged = wait()
+            logged = {**wait(), **(begun.restored.metadata if dataset.restored else {})}
+            if (stays := begun.restored.warning) is not None:
+                context.log.warning(f"{partition or 'labels'}: {stays}")
             self._measure(context, engine, submission_id)
             levels = engine.deployment.levels(labeling, status.submission)
             tracked = find_track(engine.deployment, labeling, status.submission, levels)
@@ -451,7 +473,7 @@ class _Landing:
                 dataset.key,
                 partition,
                 metadata=metadata,
-                version=figures.version,
+                version=begun.restored.version(figures.version),
                 tags=run.provenance.tags(dataset.key, partition, status.submission, sent),
                 checks=self.checks,
                 verdicts=[

@@ -16,7 +16,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 
 import pyarrow as pa
@@ -70,11 +70,15 @@ class Mask:
         what: Kinds that the built-in masker finds: "email", "phone" (international, or with a leading zero), "iban" and
             "card" (both by their check digits), "ip".
         by: More maskers, such as one for names.
+        restore: Columns of the response in which the labeled table has the values of its row in the place of
+            placeholders. The run that lands the labels reads the rows again for it. Everything else that is stored
+            keeps the placeholders. A change of `restore` asks no row again.
     """
 
     columns: Sequence[str]
     what: Sequence[PersonalData] = ("email", "phone", "iban", "card", "ip")
     by: Sequence[Masker] = ()
+    restore: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str) or not self.columns:
@@ -86,7 +90,7 @@ class Mask:
             raise ConfigError("Mask has neither kinds in `what` nor maskers in `by`, so it masks nothing. Give one.")
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what identifies the mask, as JSON. The order of columns and kinds identifies nothing."""
+        """Return the settings that requests depend on, as JSON. The order of columns and kinds is none of them."""
         return {"columns": self._columns, "what": self._what, "by": [masker.name for masker in self.by]}
 
     @property
@@ -99,8 +103,8 @@ class Mask:
         """The kinds in the order of PersonalData: of two kinds of one value, the first names it."""
         return [kind for kind in get_args(PersonalData) if kind in self.what]
 
-    def check(self, key: str, images: Sequence[str]) -> None:
-        """Raise ConfigError where it names the rows' key, or columns of images."""
+    def check(self, key: str, images: Sequence[str], response: pa.Schema) -> None:
+        """Raise ConfigError if it names the key or an image, or restores a column without text."""
         if key in self.columns:
             raise ConfigError(
                 f"mask names the key {key!r}, which is stored and logged to find a row again. Use another key, such as "
@@ -108,6 +112,36 @@ class Mask:
             )
         if named := sorted(set(images) & set(self.columns)):
             raise ConfigError(f"mask names {', '.join(named)} of Prompt.images. Only text is masked: leave it out.")
+        texts = [field.name for field in response if _holds_text(field.type)]
+        if strangers := [name for name in self.restore if name not in texts]:
+            raise ConfigError(
+                f"Mask.restore names {', '.join(strangers)}, which is no column of the response that holds text. Those "
+                f"that do: {', '.join(texts) or 'none'}."
+            )
+
+    @property
+    def placeholders(self) -> str:
+        """The pattern of its placeholders, for Python and for Arrow."""
+        kinds = "[A-Z][A-Z0-9_]*" if self.by else "|".join(kind.upper() for kind in self._what)
+        return rf"\[(?:{kinds})_[1-9][0-9]*\]"
+
+    @property
+    def is_stored(self) -> bool:
+        """Return whether one of its maskers was removed, so that it finds nothing."""
+        return any(isinstance(masker, _StoredMasker) for masker in self.by)
+
+    def values_of(self, row: Mapping[str, str | None]) -> dict[str, str]:
+        """Return the value behind each placeholder of one row, given as its columns."""
+        placeholders: dict[tuple[str, str], str] = {}
+        for name in self._columns:
+            if (text := row[name]) is not None:
+                self._masked(text, placeholders, Counter())
+        return {placeholder: value for (_, value), placeholder in placeholders.items()}
+
+    def masked_again(self, text: str, row: Mapping[str, str | None]) -> str:
+        """Return a text with the placeholders of its row in the place of values, as before they were restored."""
+        placeholders = {(_kind_of(name), value): name for name, value in self.values_of(row).items()}
+        return self._masked(text, placeholders, Counter())
 
     def apply(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, Counter[str]]:
         """Return the rows with placeholders, and the number of values that these replace, by kind.
@@ -181,7 +215,7 @@ class Mask:
                     raise ConfigError(
                         f"The masker {masker.name} found a value of kind {own.kind!r} from {own.start} to {own.end} in "
                         f"a text of {len(text)} characters. A place lies within its text, and a kind has small letters "
-                        f"and is not {_TAKEN!r}, by which metadata has the total."
+                        f"and is not {_TAKEN!r}: metadata has the total under this name."
                     )
                 found.append(own)
         joined: list[Found] = []
@@ -195,7 +229,7 @@ class Mask:
 
 
 def _as_found(masker: str, found: Any) -> Found:
-    """Return what a masker gave as Found. Raises ConfigError for what is neither that nor such a tuple."""
+    """Return a masker's place as Found. Raises ConfigError for anything but Found and such tuples."""
     try:
         start, end, kind = found
         own: Found | None = Found(operator.index(start), operator.index(end), kind)
@@ -209,10 +243,24 @@ def _as_found(masker: str, found: Any) -> Found:
     return own
 
 
+def _kind_of(placeholder: str) -> str:
+    """Return the kind in a placeholder such as [EMAIL_1]."""
+    return placeholder[1:].rpartition("_")[0].lower()
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Return whether values of this type are texts, or hold some."""
+    if pa.types.is_nested(kind):
+        return any(_holds_text(kind.field(at).type) for at in range(kind.num_fields))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def mask_as_of(settings: Mapping[str, Any] | None, present: Mask | None) -> Mask | None:
-    """Return the mask of a stored definition: the present one where it has the same settings."""
-    if settings is None or (present is not None and present.settings() == settings):
-        return None if settings is None else present
+    """Return the mask of a stored definition: the present one where it has the same settings. It restores nothing."""
+    if settings is None:
+        return None
+    if present is not None and present.settings() == settings:
+        return replace(present, restore=())
     return Mask(settings["columns"], settings["what"], [_StoredMasker(name) for name in settings["by"]])
 
 

@@ -228,7 +228,7 @@ class Labeling:
             raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
         if self.mask is not None:
-            self.mask.check(self.key, self.prompt.images)
+            self.mask.check(self.key, self.prompt.images, self.reader.schema)
         if self.cascade is not None:
             self._check_cascade(self.cascade)
         # Computed now, so that what is wrong with them is raised where the dataset is declared.

@@ -163,7 +163,12 @@ class Judge:
         """Raise ConfigError where the mask names the key, or a column that the prompt does not read."""
         if (mask := self.prompt.mask) is None:
             return
-        mask.check(self.join_key, self.prompt.images)
+        if mask.restore:
+            raise ConfigError(
+                f"mask restores {', '.join(mask.restore)}, which a judge cannot: its stored cases have no values. "
+                "Leave restore out."
+            )
+        mask.check(self.join_key, self.prompt.images, pa.schema([]))
         readable = [*(name for name in self.own_columns if name in ANSWERS), *self.columns]
         if strangers := [name for name in mask.columns if name not in readable]:
             raise ConfigError(

@@ -13,7 +13,6 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/model-customization-prepare
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -90,17 +89,25 @@ def _examples(
         # of rows that share a request, the first
         place.setdefault(request_id, number)
     origin = labels.select([labeling.key, *(name for name in PROVENANCE if name in labels.schema.names)])
-    batches = record_batches(rows, labeling.columns_read)
-    for batch in batches if labeling.mask is None else labeling.mask.stream(batches, Counter()):
+    mask = labeling.mask
+    keys = labels[labeling.key].to_pylist() if mask and mask.restore else []
+    for original in record_batches(rows, labeling.columns_read):
+        batch = original if mask is None or not original.num_columns else mask.apply(original)[0]
         if labeling.key not in batch.schema.names:
             raise InputError(f"The rows have no key column '{labeling.key}'.")
         renderer = labeling.prompt.renderer(batch.schema.names)
         columns = values_of(batch)
-        for row in (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)):
+        for number, values in enumerate(zip(*columns.values(), strict=True)):
+            row = dict(zip(columns, values, strict=True))
             request = renderer.render(row, row[labeling.key])
-            at = place.pop(request.request_id, None)
-            if at is not None:
+            at = place.get(request.request_id)
+            # Another row may make the same request of other values.
+            if at is not None and not (mask and mask.restore and keys[at] != row[labeling.key]):
+                del place[request.request_id]
                 reply = _reply(labeling, labels.slice(at, 1))
+                if mask is not None and mask.restore:
+                    [values_of_row] = original.select(mask.columns).slice(number, 1).to_pylist()
+                    reply = mask.masked_again(reply, values_of_row)
                 [provenance] = origin.slice(at, 1).to_pylist()
                 yield Example(line_of(labeling, request, reply), provenance)
 

@@ -161,7 +161,7 @@ def test_each_field_of_a_prompt_reaches_its_value():
         "examples": [{"user": "a", "reply": "b"}],
         "cache_prefix": True,
         "version": "3",
-        "mask": {"columns": ["subject"], "what": ["email"], "by": ["{{ names }}"]},
+        "mask": {"columns": ["subject"], "what": ["email"], "by": ["{{ names }}"], "restore": ["text"]},
     }
     every = [field for field in fields(Prompt) if field.init]
     assert given.keys() == {field.name for field in every}
@@ -170,6 +170,7 @@ def test_each_field_of_a_prompt_reaches_its_value():
         prompt = project.component.prompt
     assert all(getattr(prompt, field.name) != field.default for field in every)
     assert prompt.mask.settings() == {"columns": ["subject"], "what": ["email"], "by": ["names-1"]}
+    assert prompt.mask.restore == ["text"]
 
 
 def test_a_response_is_a_class_by_its_import_path_a_json_schema_an_embedding_or_text():

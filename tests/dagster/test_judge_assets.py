@@ -242,6 +242,12 @@ def test_a_judge_refuses_to_mask_the_key_and_columns_that_its_prompt_does_not_re
         factory(prompt=replace(prompt, mask=Mask(columns=["question", column])))
 
 
+@pytest.mark.parametrize(("factory", "prompt"), [(duel, PROMPT), (grades, SCORING)])
+def test_a_judge_refuses_to_restore_what_its_cases_do_not_have(factory, prompt):
+    with pytest.raises(ConfigError, match="mask restores reason, which a judge cannot"):
+        factory(prompt=replace(prompt, mask=Mask(columns=["question"], restore=["reason"])))
+
+
 class TestPairwise:
     @pytest.mark.slow
     def test_pairs_are_asked_in_both_orders_equal_answers_not_at_all_and_flips_are_ties(self, project):

@@ -407,5 +407,21 @@ def test_examples_for_fine_tuning_are_masked_as_the_requests_were(place: Place, 
     engine.ledger.close()
 
 
+def test_examples_for_fine_tuning_have_placeholders_where_the_labels_were_given_values(
+    place: Place, tmp_path: Path
+) -> None:
+    bodies = ["From c@x.org to d@x.org.", "From b@x.org to a@x.org."]
+    rows = pa.table({"id": ["r0", "r1"], "body": bodies, "note": ["c@x.org", "b@x.org"]})
+    engine = place.engine(tmp_path)
+    prompt = Prompt(user="{{ body }} {{ note }}", mask=Mask(columns=["body", "note"], restore=["text"]))
+    definition = labeling(prompt=prompt, keep=[])
+    labels = land(engine, definition, rows, place.emulator)
+    # Both rows make the same request, and the label of the second comes first.
+    restored = labels.set_column(1, "text", pa.array(["", "a@x.org and b@x.org"])).take([1, 0])
+    [one] = fine_tuning(definition, rows, restored)
+    assert one.line["messages"][-1]["content"] == "[EMAIL_2] and [EMAIL_1]"
+    engine.ledger.close()
+
+
 def test_without_a_mask_a_definition_does_not_name_one() -> None:
     assert "mask" not in labeling(mask=None, limits=Limits()).definition["asked"]

@@ -1,0 +1,269 @@
+"""`Mask(restore=[…])`: the labeled table has values where answers name placeholders, and nothing else has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import pytest
+from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, REJECTS, CodeLocation, labeled
+from pydantic import BaseModel
+
+from dagster_llm_batch import Cascade, HiveParquetIOManager, Mask, Prompt, Realtime, Resend
+from dagster_llm_batch.core.masks import Found, mask_as_of
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.testing.emulator import Emulator
+from dagster_llm_batch.testing.emulator.answers import last_user_text
+from tests.tables import table
+
+
+class Answer(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+    confidence: float
+    reply: str
+    people: list[str]
+    note: str
+
+
+def answer(body: Any, _endpoint: str) -> Any:
+    """Name the placeholders of the row, and one that it does not have."""
+    text = last_user_text(body)
+    number = int(re.findall(r"number (\d+)", text)[0]) if "number" in text else 0
+    if "fails once" in text and body["model"] == "gpt-4o-mini":
+        return {"topic": "none of them"}
+    is_wrong = body["model"] == "gpt-4o-mini" and number % 8 == 0
+    found = re.findall(r"\[[A-Z]+_\d+\]", text)
+    return {
+        "topic": ("billing", "bug", "how_to")[(number + is_wrong) % 3],
+        "confidence": 0.2 if is_wrong else 0.9,
+        "reply": f"Dear {' and '.join(found)}, not [EMAIL_9].",
+        "people": found,
+        "note": f"Seen {' '.join(found)}",
+    }
+
+
+def mask(restore: tuple[str, ...] = ("reply", "people")) -> Mask:
+    return Mask(columns=["body"], restore=restore)
+
+
+def replies(rows: Any, restored: Mask | None = None, **changes: Any) -> list[dg.AssetsDefinition]:
+    usual = {
+        "model": "openai/gpt-4o-mini",
+        "prompt": Prompt(user="{{ subject }} {{ body }}", mask=restored or mask()),
+        "keep": ["body"],
+        "response": Answer,
+        "rows": rows if callable(rows) else lambda _context: rows,
+    }
+    return labeled(**{**usual, **changes})
+
+
+def tickets(*bodies: str) -> pl.DataFrame:
+    numbers = range(len(bodies))
+    return pl.DataFrame({"ticket_id": [f"t{n}" for n in numbers], "subject": "Hello", "body": list(bodies)})
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator(answer=answer) as running:
+        yield running
+
+
+@pytest.fixture
+def place(emulator: Emulator, instance: dg.DagsterInstance, tmp_path: Path) -> Any:
+    def with_assets(*assets: Any) -> CodeLocation:
+        store = {"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))}
+        stored = {"payload_root": str(tmp_path / "payloads"), "ledger_url": str(tmp_path / "ledger.db")}
+        return CodeLocation(emulator, instance, *assets, resources=store, **stored)
+
+    return with_assets
+
+
+def labels_of(location: CodeLocation) -> dict[str, dict[str, Any]]:
+    found = location.repository.load_asset_value(LABELS, instance=location.instance)
+    shown = found.read_all() if isinstance(found, pa.RecordBatchReader) else found
+    rows = shown.to_dicts() if isinstance(shown, pl.DataFrame) else shown.to_pylist()
+    return {row["ticket_id"]: row for row in rows}
+
+
+def land(location: CodeLocation, times: int = 1) -> dg.ExecuteInProcessResult:
+    assert location.submit().success
+    for _ in range(times):
+        location.emulator.settle()
+        result = location.collect()
+        assert result.success
+    return result
+
+
+def everything_stored(location: CodeLocation, folder: Path) -> str:
+    """Return what ledger, payload store and Dagster's events hold, as text."""
+    engine = location.engine()
+    texts = [part.read_bytes().decode("utf-8", "replace") for part in folder.glob("ledger.db*")]
+    for file in engine.payloads.files(""):
+        if file.path.endswith(".parquet"):
+            texts.append(str(engine.payloads.read_table(file.path).to_pylist()))
+        else:
+            texts.append(b"".join(engine.payloads.lines(file.path)).decode("utf-8", "replace"))
+    engine.ledger.close()
+    instance = location.instance
+    texts += [str(entry) for run in instance.get_run_records() for entry in instance.all_logs(run.dagster_run.run_id)]
+    return "".join(texts)
+
+
+URGENT = pl.col("ticket_id").is_in(["t0"]).alias("urgent")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (tickets("ann@x.org or bob@x.org?", "cleo@x.org or dan@x.org?", "Nobody"), {}),
+        (tickets("ann@x.org or bob@x.org?", "cleo@x.org or dan@x.org?", "Nobody"), {"frame": "batches"}),
+        (
+            tickets("ann@x.org or bob@x.org?", "cleo@x.org or dan@x.org?", "Nobody").with_columns(URGENT),
+            {"realtime": Realtime(urgent="urgent")},
+        ),
+        (
+            tickets("ann@x.org or bob@x.org? fails once", "cleo@x.org or dan@x.org? fails once", "Nobody"),
+            {"resend": Resend(fallback=["openai/gpt-4o"])},
+        ),
+    ],
+)
+def test_only_the_columns_that_are_named_have_values_in_each_lane_and_round(place, tmp_path, rows, changes):
+    """It runs a Dagster. Of two rows that make one request, each has its own values."""
+    location = place(*replies(rows, **changes))
+    land(location, times=4 if "resend" in changes else 1)
+    labels = labels_of(location)
+    assert labels["t0"]["reply"] == "Dear ann@x.org and bob@x.org, not [EMAIL_9]."
+    assert labels["t1"]["reply"] == "Dear cleo@x.org and dan@x.org, not [EMAIL_9]."
+    assert labels["t1"]["people"] == ["cleo@x.org", "dan@x.org"]
+    assert labels["t2"]["reply"] == "Dear , not [EMAIL_9]."
+    for row in labels.values():
+        assert not re.search("@x.org", row["note"] + row["body"])
+    assert labels["t0"]["llm_request_id"] == labels["t1"]["llm_request_id"] or "realtime" in changes
+    shown = location.metadata(LABELS)
+    assert shown["llm_batch/restored_values"] == 8
+    assert shown["llm_batch/unresolved_placeholders"] == 3
+    assert "@x.org" not in everything_stored(location, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_cascade_restores_labels_of_both_models(place, tmp_path):
+    """It runs a Dagster, and lands 120 rows in three rounds."""
+    rows = tickets(*(f"number {n} of a{n}@x.org" for n in range(120)))
+    cascade = Cascade(oracle="openai/gpt-4o", target="topic", agreement=0.9, sample=50)
+    location = place(*replies(rows, cascade=cascade))
+    assert location.submit().success
+    for _ in range(3):
+        location.emulator.settle()
+        assert location.collect().success
+    labels = labels_of(location)
+    assert len({row["llm_model"] for row in labels.values()}) == 2
+    assert all(row["people"] == [f"a{n}@x.org"] for n, row in enumerate(labels[f"t{n}"] for n in range(120)))
+    assert "@x.org" not in everything_stored(location, tmp_path)
+
+
+@pytest.mark.slow
+def test_what_is_restored_changes_the_labels_and_asks_nothing_again(place, tmp_path):
+    """It runs a Dagster."""
+    rows = tickets("ann@x.org", "Nobody")
+    before = place(*replies(rows, mask(())))
+    land(before)
+    assert labels_of(before)["t0"]["people"] == ["[EMAIL_1]"]
+    after = place(*replies(rows))
+    old, new = (each.repository.asset_graph for each in (before, after))
+    versions = [
+        [graph.get(dg.AssetKey(name)).code_version for name in (BATCH, REJECTS, LABELS)] for graph in (old, new)
+    ]
+    assert versions[0][:2] == versions[1][:2]
+    assert versions[0][2] != versions[1][2]
+    sent = len(after.emulator.books.batches)
+    tags = [materialization.tags for materialization in before.materializations().values()]
+    assert after.submit().success
+    assert after.collect().success
+    assert len(after.emulator.books.batches) == sent
+    assert labels_of(after)["t0"]["people"] == ["ann@x.org"]
+    assert [materialization.tags for materialization in after.materializations().values()] != tags
+
+
+@pytest.mark.slow
+def test_a_row_that_has_changed_or_is_gone_keeps_its_placeholders_and_is_counted(place):
+    """It runs a Dagster. Of the last row, only the value has changed: the label has the present one."""
+    bodies = [["ann@x.org", "bob@x.org", "cleo@x.org"], ["Of ann@x.org", "new@x.org"]]
+    source = [tickets(*bodies[0])]
+    location = place(*replies(lambda _context: source[0]))
+    assert location.submit().success
+    location.emulator.settle()
+    source[0] = tickets(*bodies[1])
+    result = location.collect()
+    assert result.success
+    labels = labels_of(location)
+    assert [labels[key]["people"] for key in ("t0", "t1", "t2")] == [["[EMAIL_1]"], ["new@x.org"], ["[EMAIL_1]"]]
+    shown = location.metadata(LABELS)
+    assert (shown["llm_batch/restored_values"], shown["llm_batch/unresolved_placeholders"]) == (2, 7)
+    # The rows have no columns any more, and labels land all the same.
+    source[0] = pl.DataFrame({"ticket_id": ["t0"], "subject": ["Hello"]})
+    assert location.run(*LANDING).success
+    assert labels_of(location)["t0"]["people"] == ["[EMAIL_1]"]
+
+
+@pytest.mark.slow
+def test_rows_of_partitioned_assets_and_resources_are_read_again(emulator, instance, tmp_path):
+    """It runs a Dagster. The run that lands has the resources of the rows, and reads the partition that they read."""
+
+    @dg.asset(partitions_def=DAILY)
+    def calls(context) -> pl.DataFrame:
+        return tickets(f"{context.partition_key} of a@x.org")
+
+    def rows(context: Any) -> pa.Table:
+        loaded = context.load("calls")
+        assert context.resources.suffix == "z"
+        return loaded
+
+    dataset = replies(
+        rows, deps=["calls"], partitions_def=DAILY, required_resource_keys={"suffix"}, backfill_policy=None
+    )
+    resources = {"io_manager": HiveParquetIOManager(root=str(tmp_path)), "suffix": "z"}
+    location = CodeLocation(emulator, instance, calls, *dataset, resources=resources)
+    assert location.run("calls", partition=DAYS[1]).success
+    assert location.land(partition=DAYS[1]).success
+    stored = location.repository.load_asset_value(LABELS, instance=instance, partition_key=DAYS[1])
+    assert stored["people"].to_pylist() == [["a@x.org"]]
+
+
+@table(
+    "restore, response, named",
+    [
+        (("absent",), Answer, "restore names absent, which is no column"),
+        (("confidence",), Answer, "restore names confidence"),
+    ],
+)
+def test_columns_that_hold_no_text_of_the_response_are_refused(restore, response, named):
+    with pytest.raises(ConfigError, match=named):
+        replies(tickets("x"), Mask(columns=["body"], restore=restore), response=response)
+
+
+class Names:
+    name = "names-1"
+
+    def find(self, text: str) -> list[Found]:
+        return [Found(found.start(), found.end(), "person") for found in re.finditer("Ann|Bob", text)]
+
+
+def test_placeholders_of_ones_own_kinds_are_known_and_a_stored_masker_finds_none():
+    own = Mask(columns=["text", "note"], by=[Names()])
+    assert own.values_of({"text": "Bob and Ann, a@x.org", "note": "Ann"}) == {
+        "[PERSON_1]": "Ann",
+        "[PERSON_2]": "Bob",
+        "[EMAIL_1]": "a@x.org",
+    }
+    assert re.fullmatch(own.placeholders, "[PERSON_2]")
+    assert not re.fullmatch(Mask(columns=["text"]).placeholders, "[PERSON_2]")
+    stored = mask_as_of({**own.settings(), "by": ["names-0"]}, own)
+    assert stored is not None
+    assert stored.is_stored
+    assert not own.is_stored
