@@ -149,9 +149,11 @@ def _tasks(
     by_key = {row_key: row for (_, row_key), row in known.items()}
     prompts = _prompts(deployment, dataset, {partition for partition, _ in known}, known.values())
     hidden = {field.path[0] for field in form.fields} | {_PARTITION, form.key}
-    tasks = []
+    tasks, mask = [], dataset.labeling.mask
     for (partition, row_key), own in places.items():
         labeled = known.get((partition, row_key)) or by_key.get(row_key, {})
+        if mask is not None and mask.review == "masked":
+            labeled = mask.hide(labeled, lambda name: name in (form.key, _PARTITION) or name.startswith(_PROVENANCE))
         said = {field.path[0]: labeled.get(field.path[0]) for field in form.fields}
         # Without the candidate's label and the reason for the proposal, which people would follow.
         shown = {n: v for n, v in labeled.items() if n not in hidden and not n.startswith(_PROVENANCE)}

@@ -15,9 +15,9 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import pyarrow as pa
 
@@ -30,6 +30,8 @@ __all__ = ["Found", "Mask", "Masker", "mask_as_of"]
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 # In metadata, `masked_values` is the number of all of them.
 _TAKEN = "values"
+# A text may say any number in brackets.
+_MOST_NUMBERS = 1_000
 
 
 class Found(NamedTuple):
@@ -73,12 +75,15 @@ class Mask:
         restore: Columns of the response in which the labeled table has the values of its row in the place of
             placeholders. The run that lands the labels reads the rows again for it. Everything else that is stored
             keeps the placeholders. A change of `restore` asks no row again.
+        review: What `review` and `export-tasks` show. "masked": placeholders, in all tables that are connected with the
+            dataset. "original": the tables as they are stored.
     """
 
     columns: Sequence[str]
     what: Sequence[PersonalData] = ("email", "phone", "iban", "card", "ip")
     by: Sequence[Masker] = ()
     restore: Sequence[str] = ()
+    review: Literal["masked", "original"] = "masked"
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, str) or not self.columns:
@@ -171,6 +176,31 @@ class Mask:
             yield masked
             # The loop's variable would keep these rows in memory while the next ones are read.
             del batch, masked
+
+    def hide(self, row: Mapping[str, Any], keep: Callable[[str], bool]) -> dict[str, Any]:
+        """Return a stored row with placeholders in its texts, at any depth; columns that `keep` names stay.
+
+        Placeholders of the mask's own columns have the numbers that they have in requests.
+        """
+        placeholders: dict[tuple[str, str], str] = {}
+        # Placeholders in the row keep their numbers, so new values have higher ones.
+        for known in re.findall(self.placeholders, str([*row.values()])):
+            kind, number = _kind_of(known), int(known[1:-1].rpartition("_")[2])
+            for each in range(1, min(number, _MOST_NUMBERS) + 1):
+                name = f"[{kind.upper()}_{each}]"
+                placeholders[kind, name] = name
+        names = sorted(row, key=lambda name: (name not in self.columns, name))
+        hidden = {name: row[name] if keep(name) else self._hidden(row[name], placeholders) for name in names}
+        return {name: hidden[name] for name in row}
+
+    def _hidden(self, value: Any, placeholders: dict[tuple[str, str], str]) -> Any:
+        if isinstance(value, str):
+            return self._masked(value, placeholders, Counter())
+        if isinstance(value, Mapping):
+            return {name: self._hidden(each, placeholders) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._hidden(each, placeholders) for each in value]
+        return value
 
     def _texts(self, rows: pa.RecordBatch, name: str) -> list[str | None]:
         if name not in rows.schema.names:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import reduce
 from operator import or_
@@ -60,8 +60,9 @@ class StoredAsset:
     """A table of the deployment: where its partitions are, or how they are loaded.
 
     `files` has a file or folder of Parquet by partition ("" without partitions). `load` loads the partitions in
-    `others`. `told` is the number of rows that people still have to label, from the table's metadata. `at` is the time
-    of the last materialization. `before` are the numbers in the metadata of the materialization before the last.
+    `others`. `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
+    `told` is the number of rows that people still have to label, from the table's metadata. `at` is the time of the
+    last materialization. `before` are the numbers in the metadata of the materialization before the last.
     """
 
     key: str
@@ -71,6 +72,7 @@ class StoredAsset:
     files: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     load: Callable[[str], Any] | None = None
+    hide: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
     told: str = ""
     at: datetime | None = None
     before: Mapping[str, float] = field(default_factory=dict)
@@ -166,11 +168,11 @@ class TableBrowser:
             return Page(
                 table.columns,
                 key,
-                tuple(table.read(shown, key)),
+                tuple(_shown(asset, table.read(shown, key), key)),
                 total,
                 _count(table.rows) if view.is_narrow else total,
                 number,
-                tuple(_facets(table, passing, key)),
+                tuple(_shown_facets(asset, _facets(table, passing, key), key)),
                 table.told,
             )
 
@@ -184,7 +186,8 @@ class TableBrowser:
         def find_rows(table: OpenTable) -> list[StoredRow]:
             if column not in table.columns:
                 return []
-            return table.read(table.rows.filter(table.text(column) == Constant(key)).limit(most), column)
+            found = table.read(table.rows.filter(table.text(column) == Constant(key)).limit(most), column)
+            return _shown(asset, found, column)
 
         return self._ask(asset, partition, find_rows)
 
@@ -206,7 +209,7 @@ class TableBrowser:
             if column not in table.columns or not keys:
                 return []
             wanted = table.rows.filter(table.text(column).isin(*(Constant(key) for key in keys)))
-            return table.read(wanted.limit(_PAGE_ROWS * len(keys)), column)
+            return _shown(asset, table.read(wanted.limit(_PAGE_ROWS * len(keys)), column), column)
 
         return self._ask(asset, partition, find_rows)
 
@@ -376,6 +379,24 @@ def _facets(table: OpenTable, rows: duckdb.DuckDBPyRelation, key: str) -> Iterat
         values = rows.aggregate([table.text(name).alias("value"), Function("count").alias("rows")])
         ranked = values.sort(duckdb.ColumnExpression("rows").desc(), duckdb.ColumnExpression("value"))
         yield Facet(name, tuple((value, count) for value, count in ranked.limit(_MOST_VALUES).fetchall()))
+
+
+def _shown(asset: StoredAsset, rows: Sequence[StoredRow], key: str) -> list[StoredRow]:
+    """Return the rows without values that the page hides."""
+    if asset.hide is None:
+        return list(rows)
+    return [replace(row, columns=asset.hide(row.columns, key)) for row in rows]
+
+
+def _shown_facets(asset: StoredAsset, facets: Iterator[Facet], key: str) -> Iterator[Facet]:
+    """Yield the facets without values that the page hides."""
+    for facet in facets:
+        if asset.hide is None:
+            yield facet
+            continue
+        values = [each for each in facet.values if asset.hide({facet.column: each[0]}, key)[facet.column] == each[0]]
+        if values:
+            yield replace(facet, values=tuple(values))
 
 
 def _count(rows: duckdb.DuckDBPyRelation) -> int:

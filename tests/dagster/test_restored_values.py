@@ -57,7 +57,7 @@ def replies(rows: Any, restored: Mask | None = None, **changes: Any) -> list[dg.
         "prompt": Prompt(user="{{ subject }} {{ body }}", mask=restored or mask()),
         "keep": ["body"],
         "response": Answer,
-        "rows": rows if callable(rows) else lambda _context: rows,
+        "rows": rows if callable(rows) or isinstance(rows, str) else lambda _context: rows,
     }
     return labeled(**{**usual, **changes})
 

@@ -1,0 +1,136 @@
+"""The page of `review` and `export-tasks` show no value that a mask finds, unless the mask says "original"."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from contextlib import ExitStack
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+from code_location import LABELS, CodeLocation
+from starlette.testclient import TestClient
+from test_restored_values import answer, mask, replies, tickets
+
+from dagster_llm_batch import HiveParquetIOManager, evaluation_assets
+from dagster_llm_batch.cli import code_location as cli
+from dagster_llm_batch.cli.review import _forms, _stored_assets
+from dagster_llm_batch.cli.tasks import _form, _tasks
+from dagster_llm_batch.review.access import SECRET_HEADER, SESSION_PATH, Door
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.server import review_app
+from dagster_llm_batch.testing.emulator import Emulator
+
+VALUE = "@x.org"
+BODIES = ("number 1 of ann@x.org", "number 2 of bob@x.org or cleo@x.org", "number 3 of ann@x.org")
+
+
+@dg.asset
+def mails() -> pl.DataFrame:
+    return tickets(*BODIES)
+
+
+@dg.asset
+def gold() -> pl.DataFrame:
+    topics = ["bug", "billing", "billing"]
+    return pl.DataFrame({"ticket_id": ["t0", "t1", "t2"], "topic": topics, "seen": ["dan@x.org", "", "dan@x.org"]})
+
+
+@dg.asset(deps=[LABELS])
+def other_names() -> pl.DataFrame:
+    return pl.DataFrame({"ticket_id": ["t0"], "renamed": ["dan@x.org"], "nested": [{"a": ["dan@x.org"]}]})
+
+
+@dg.asset
+def unconnected() -> pl.DataFrame:
+    return pl.DataFrame({"ticket_id": ["t9"], "own": ["dan@example.com"]})
+
+
+@pytest.fixture
+def landed(instance: dg.DagsterInstance, tmp_path: Any) -> Any:
+    """Return a function that lands a dataset with this mask; what it returns is what the commands see."""
+    with ExitStack() as stack:
+
+        def land(review: str) -> Any:
+            emulator = stack.enter_context(Emulator(answer=answer))
+            dataset = replies("mails", replace(mask(), review=review))
+            judged = evaluation_assets(
+                name="judged", gold="gold", candidates=[dataset], key="ticket_id", target="topic", keep=["reply"]
+            )
+            location = CodeLocation(
+                emulator,
+                instance,
+                *(mails, gold, other_names, unconnected, *dataset, *judged),
+                resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
+                payload_root=str(tmp_path / "payloads"),
+                ledger_url=str(tmp_path / "ledger.db"),
+            )
+            assert location.run("mails", "gold", "unconnected").success
+            assert location.land().success
+            keys = [spec.key.to_user_string() for assets in judged for spec in assets.specs]
+            assert location.run("other_names", *keys).success
+            engine = location.engine()
+            stack.callback(engine.ledger.close)
+            code = cli.CodeLocation(SimpleNamespace(), location.repository, instance)
+            return SimpleNamespace(
+                code=code, engine=engine, ledger=engine.ledger, payloads=engine.payloads, namespace="default"
+            )
+
+        yield land
+
+
+def read_all(deployment: Any) -> dict[str, str]:
+    """Return all pages that links lead to, by their addresses."""
+    door = Door()
+    reviewed = ReviewedDeployment(
+        "here", deployment.ledger, deployment.payloads, "default", lambda: list(_stored_assets(deployment))
+    )
+    reviewed = replace(reviewed, forms=_forms(deployment))
+    client = TestClient(review_app(reviewed, door, ["testserver"]), base_url="http://testserver")
+    opened = client.post(SESSION_PATH, content=door.token(), headers={"Origin": "http://testserver"})
+    headers = {SECRET_HEADER: opened.json()["secret"]}
+    pages: dict[str, str] = {}
+    waiting = ["/"]
+    while waiting and len(pages) < 150:
+        path = waiting.pop(0)
+        if path in pages or path.startswith("/static"):
+            continue
+        pages[path] = client.get(path, headers=headers).text
+        found = re.findall(r'href="([^"#]+)"', pages[path])
+        waiting += [html.unescape(each) for each in found if each.startswith("/")]
+    return pages
+
+
+@pytest.mark.slow
+def test_no_page_has_a_value_of_a_table_that_is_connected_with_a_masked_dataset(landed):
+    """It runs a Dagster, and reads all pages that links lead to."""
+    deployment = landed("masked")
+    pages = read_all(deployment)
+    kinds = {path.split("/")[1] for path in pages}
+    assert kinds >= {"table", "row", "label", "evaluation", "failures"}
+    assert not [path for path, text in pages.items() if VALUE in text]
+    row = next(text for path, text in pages.items() if path.startswith(f"/row/{LABELS}?") and "key=t1" in path)
+    assert "number 2 of [EMAIL_1] or [EMAIL_2]" in row
+    assert any("dan@example.com" in text for path, text in pages.items() if "unconnected" in path)
+    assert VALUE not in exported(deployment)
+
+
+def exported(deployment: Any) -> str:
+    dataset = deployment.code.datasets[LABELS]
+    tasks = _tasks(deployment, dataset, _form(dataset), None, (), predictions=True)
+    return json.dumps([str(task) for task in tasks])
+
+
+@pytest.mark.slow
+def test_a_mask_that_says_original_shows_tables_as_they_are_stored(landed):
+    """It runs a Dagster, and reads all pages that links lead to."""
+    deployment = landed("original")
+    pages = read_all(deployment)
+    for table in ("mails", LABELS, "other_names"):
+        assert any(VALUE in text for path, text in pages.items() if path.startswith(f"/table/{table}")), table
+    assert VALUE in exported(deployment)
