@@ -131,6 +131,11 @@ def skew_assets(
     targets = tuple(Target(column) if isinstance(column, str) else column for column in given)
     # A kept column comes from the row, so it is the same in both.
     check_targets([compared.name for compared in targets], dataset.labeling.reader.schema.names, dataset.key)
+    if restored := [compared.name for compared in targets if compared.name in dataset.restored]:
+        raise ConfigError(
+            f"target names {', '.join(restored)}, in which Mask.restore puts values. Answers in real time have "
+            "placeholders there, so that all would differ. Name other columns."
+        )
     if not targets or (sample_size is not None and sample_size < 1):
         raise ConfigError(f"target={given}, sample_size={sample_size!r}: give at least one of each.")
     least = None if min_agreement is None else AtLeast.of_labels("min_agreement", min_agreement)

@@ -14,7 +14,7 @@ import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, REJECTS, CodeLocation, labeled
 from pydantic import BaseModel
 
-from dagster_llm_batch import Cascade, HiveParquetIOManager, Mask, Prompt, Realtime, Resend
+from dagster_llm_batch import Cascade, HiveParquetIOManager, Mask, Prompt, Realtime, Resend, skew_assets
 from dagster_llm_batch.core.masks import Found, mask_as_of
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator
@@ -245,6 +245,11 @@ def test_rows_of_partitioned_assets_and_resources_are_read_again(emulator, insta
 def test_columns_that_hold_no_text_of_the_response_are_refused(restore, response, named):
     with pytest.raises(ConfigError, match=named):
         replies(tickets("x"), Mask(columns=["body"], restore=restore), response=response)
+
+
+def test_a_skew_check_refuses_a_column_that_is_restored():
+    with pytest.raises(ConfigError, match=r"target names reply, in which Mask\.restore puts"):
+        skew_assets(name="skew", candidates=replies(tickets("x")), target=["topic", "reply"])
 
 
 class Names:
