@@ -8,6 +8,7 @@ from dataclasses import replace
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import asset_graph
+from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.assets.upstream import mapped_partitions
 from dagster_llm_batch.check_events import NOT_JUDGED
@@ -55,10 +56,13 @@ def _find_in_flight(context: dg.AssetExecutionContext, asset: dg.AssetKey, parti
     graph, instance, found = asset_graph(context), context.instance, list[str]()
     for labels in sorted(graph.get(asset).parent_keys):
         node = graph.get(labels)
-        # Labels depend on their submission alone. A job that does not run it has nothing of it but its key.
-        if node.tags.get(ROLE_TAG) != "labels" or len(node.parent_keys) != 1:
+        # Labels depend on their submission, and on their rows if a mask restores values. A job that does not run the
+        # submission has nothing of it but its key.
+        parents = node.parent_keys
+        batches = parents if len(parents) == 1 else {key_beside(labels, "batch")} & {*parents}
+        if node.tags.get(ROLE_TAG) != "labels" or not batches:
             continue
-        [batch] = node.parent_keys
+        [batch] = batches
         name = labels.to_user_string()
         if node.partitions_def is None:
             submitted, landed = (instance.get_latest_materialization_event(key) for key in (batch, labels))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from code_location import DAILY, DAYS, CodeLocation, labeled
 
-from dagster_llm_batch import evaluation_assets
+from dagster_llm_batch import Mask, Prompt, evaluation_assets
 from dagster_llm_batch.check_events import NOT_JUDGED
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -28,7 +28,12 @@ def platform(
     def gold() -> pa.Table:
         return pa.table({"ticket_id": keys, "topic": ["bug"] * len(keys)})
 
-    datasets = {name: labeled(name=name, partitions_def=partitions_def) for name in NAMES}
+    # Where a mask restores values, labels depend on more than their submission.
+    restoring = {"deps": [gold], "prompt": Prompt(user="{{ body }}", mask=Mask(columns=["body"], restore=["topic"]))}
+    datasets = {
+        name: labeled(name=name, partitions_def=partitions_def, **more)
+        for name, more in zip(NAMES, ({}, restoring), strict=True)
+    }
     evaluation = evaluation_assets(
         name="quality",
         gold=gold,
