@@ -40,7 +40,7 @@ SDIST = Path(__file__).resolve().parent.parent / ".example" / "vaderSentiment-2.
 SDIST_SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
 PARTS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
 DAYS = tuple(date(2026, 1, 1) + timedelta(days=n) for n in range(30))
-"""The 30 daily partitions over which the texts are spread; the example labels the first three."""
+"""The 30 days over which the texts are spread; the first three are the example's daily partitions."""
 ROWS_PER_DAY, CASCADE_ROWS = 100, 600
 NEUTRAL_BAND = 0.2
 """Neutral is a mean rating from -0.2 to 0.2, both ends included."""
