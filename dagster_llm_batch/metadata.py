@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
+    "COLUMNS_KEY",
     "JUDGMENTS_KEY",
     "ROWS_KEY",
     "SUBMISSION_KEY",
@@ -82,6 +83,9 @@ TO_LABEL_KEY = "llm_batch/to_label"
 
 WANTED_KEY = "llm_batch/half_width_wanted"
 """Metadata of a sample with a stopping rule: the half-width that is asked for."""
+
+COLUMNS_KEY = "llm_batch/columns"
+"""The columns of a table that has so many of them that Dagster's list would hide the figures."""
 
 _WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 
@@ -290,10 +294,7 @@ def submission_metadata(
         "llm_batch/rows_sharing_a_request": submission.rows - skipped - unreadable - submission.requests,
         "llm_batch/batches": count_batches(status.shards),
         "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
-        **_usd("estimated_cost_usd", submission.estimated_usd),
-        **_usd("p05_cost_usd", submission.p05_usd),
-        **_usd("p95_cost_usd", submission.p95_usd),
-        **_usd("bound_cost_usd", submission.bound_usd),
+        **_estimate(submission),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
         "llm_batch/price_book": book_text(submission.created_at.date()),
         "llm_batch/model": labeling.model,
@@ -347,23 +348,17 @@ def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
 def labels_metadata(
     figures: LabelStats, status: Status, labeling: Labeling, engine: Engine, rows: str | None = None
 ) -> dict[str, Any]:
-    """Describe what came back, and what it cost. `rows` is the link to them, if there is one."""
+    """Describe the labels, with their table first, and what they cost. `rows` is the link to them, if there is one."""
     submission = status.submission
-    saved = None
-    if submission.cost_usd is not None and submission.realtime_usd is not None:
-        saved = submission.realtime_usd - submission.cost_usd
     return {
+        "llm_batch/preview": preview(figures.first_labels, figures.columns),
+        **rows_metadata(rows),
         "dagster/partition_row_count": figures.labeled,
         **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(figures.outcomes.items())},
         "llm_batch/rows_rejected": figures.rejected,
         **({"llm_batch/rows_read_from_fences": figures.fenced} if figures.fenced else {}),
-        **_usd("cost_usd", submission.cost_usd),
-        **_usd("realtime_cost_usd", submission.realtime_usd),
-        **_usd("reported_cost_usd", None if status.reported_usd is None else status.reported_usd[0]),
-        **_usd("saved_usd", saved),
+        **_cost(submission, None if status.reported_usd is None else status.reported_usd[0]),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
-        "llm_batch/preview": preview(figures.first_labels, figures.columns),
-        **rows_metadata(rows),
         **{f"llm_batch/{name}": count for name, count in figures.tokens.items()},
         "llm_batch/attempts": submission.waves,
         **_waves(status),
@@ -405,7 +400,7 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
         "llm_batch/promise_assumes": levels.assumption,
         **{f"llm_batch/{name}": value for name, value in told.items() if value is not None},
         **{f"llm_batch/rows_{why}": count for (_, why), count in sorted(figures.levels.items())},
-        **_usd("oracle_cost_avoided_usd", None if alone is None or cost is None else alone - cost),
+        **_usd({"oracle_cost_avoided": None if alone is None or cost is None else alone - cost}),
         "llm_batch/calibration_id": levels.calibration_id,
     }
 
@@ -465,10 +460,10 @@ def rejects_metadata(
         for (outcome, reason), count in figures.reasons.most_common(20)
     ]
     return {
-        "dagster/partition_row_count": figures.rejected,
         "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),
         "llm_batch/preview": preview(figures.first_rejects, figures.reject_columns),
         **rows_metadata(behind()),
+        "dagster/partition_row_count": figures.rejected,
         "dagster/column_schema": table_schema(figures.rejects_schema, _described(labeling)),
     }
 
@@ -492,11 +487,49 @@ def _waves(status: Status) -> dict[str, Any]:
     return {"llm_batch/waves": dg.MetadataValue.md(markdown_table(header, rows))}
 
 
-def _usd(name: str, amount: Decimal | None) -> dict[str, Any]:
-    """Return an amount as text for people, and as a float, since Dagster plots floats only; nothing if not known."""
-    if amount is None:
-        return {}
-    return {f"llm_batch/{name.removesuffix('_usd')}": money_text(amount), f"llm_batch/{name}": float(amount)}
+def _estimate(submission: Submission) -> dict[str, Any]:
+    """Return the estimated costs: all of them as one text, and each as a number."""
+    low, high = submission.p05_usd, submission.p95_usd
+    told = []
+    if submission.estimated_usd is not None:
+        told.append(f"about {money_text(submission.estimated_usd)}")
+    if low is not None and high is not None:
+        told.append(f"probably between {money_text(low)} and {money_text(high)}")
+    elif high is not None:
+        told.append(f"probably below {money_text(high)}")
+    if submission.bound_usd is not None:
+        told.append(f"at most {money_text(submission.bound_usd)}")
+    return {
+        "llm_batch/estimated_cost": ", ".join(told) or "unknown",
+        **_usd(
+            {
+                "estimated_cost": submission.estimated_usd,
+                "p05_cost": low,
+                "p95_cost": high,
+                "bound_cost": submission.bound_usd,
+            }
+        ),
+    }
+
+
+def _cost(submission: Submission, reported: Decimal | None) -> dict[str, Any]:
+    """Return the costs of labels: all of them as one text, and each as a number. `reported` is the provider's own."""
+    cost, realtime = submission.cost_usd, submission.realtime_usd
+    saved = None if cost is None or realtime is None else realtime - cost
+    told = ["unknown" if cost is None else money_text(cost)]
+    if realtime is not None:
+        told.append(f"{money_text(realtime)} in real time")
+    if saved:
+        told.append(f"{money_text(saved)} saved" if saved > 0 else f"{money_text(-saved)} more than in real time")
+    if reported is not None:
+        told.append(f"{money_text(reported)} as the provider reports")
+    amounts = {"cost": cost, "realtime_cost": realtime, "reported_cost": reported, "saved": saved}
+    return {"llm_batch/cost": ", ".join(told), **_usd(amounts)}
+
+
+def _usd(amounts: Mapping[str, Decimal | None]) -> dict[str, float]:
+    """Return the known amounts as floats, which Dagster plots, with the unit in their names."""
+    return {f"llm_batch/{name}_usd": float(amount) for name, amount in amounts.items() if amount is not None}
 
 
 def _console(status: Status, provider: Provider) -> dict[str, Any]:

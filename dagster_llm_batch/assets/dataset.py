@@ -85,7 +85,8 @@ class Dataset:
             code_version=self.labeling.code_version + ("" if query is None else f"-{query.code_version}"),
             metadata={} if query is None else {"llm_batch/sql": dg.MetadataValue.md(fenced(query.sql))},
             deps=self.upstreams,
-            kinds=self._kinds("json"),
+            # A submission is no table; kinds are of tables.
+            kinds=set(),
             automation_condition=self.options.condition(None),
             description=(
                 f"Sends the rows of {self.name} to {self.labeling.model} in batches. Rows that are in flight or "

@@ -7,10 +7,12 @@ import re
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.metadata import COLUMNS_KEY
+
 __all__ = ["find_empty_table"]
 
 _COUNTS = ("dagster/partition_row_count", "dagster/row_count", "row_count")
-_SCHEMAS = ("dagster/column_schema", "dataframe_columns")
+_SCHEMAS = ("dagster/column_schema", COLUMNS_KEY, "dataframe_columns")
 _DECIMAL = re.compile(r"decimal(128|256)\((\d+), (\d+)\)")
 
 

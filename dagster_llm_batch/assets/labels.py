@@ -432,9 +432,9 @@ class _Landing:
             levels = engine.deployment.levels(labeling, status.submission)
             tracked = find_track(engine.deployment, labeling, status.submission, levels)
             metadata = {
+                **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
                 **cascade_metadata(levels, figures, status),
                 **track_metadata(tracked),
-                **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
                 **estimate_metadata(
                     status.submission, run.learn(engine, labeling), output_basis_of(engine.deployment, labeling)
                 ),

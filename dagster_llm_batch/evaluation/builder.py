@@ -84,6 +84,8 @@ class Computed:
     metadata: Mapping[str, Any]
     docs: Mapping[str, str | None] = field(default_factory=dict)
     verdicts: Sequence[CheckOutcome] = ()
+    columns_key: str = "dagster/column_schema"
+    """Metadata key of the columns. Dagster lists them above all metadata under its own key, else behind a link."""
 
 
 Tables = Mapping[str, Callable[[], Computed]]
@@ -319,7 +321,7 @@ class EvaluationBuilder(DagsterOptions):
         logged = write_output(context, spec, self.io_manager_key, partition, table, self.frame)
         described = {
             "dagster/row_count" if partition is None else "dagster/partition_row_count": len(table),
-            "dagster/column_schema": table_schema(table.schema, {"partition": "of the rows", **computed.docs}),
+            computed.columns_key: table_schema(table.schema, {"partition": "of the rows", **computed.docs}),
         }
         # Without other named links, the rows behind a figure are the rows of the table.
         behind = rows_metadata(row_links(context).table(spec.key.to_user_string(), partition=partition))

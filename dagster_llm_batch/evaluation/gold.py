@@ -19,7 +19,7 @@ from dagster_llm_batch.evaluation.looks import Looks
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import AtLeast, Thresholds
-from dagster_llm_batch.metadata import row_links, rows_metadata
+from dagster_llm_batch.metadata import COLUMNS_KEY, row_links, rows_metadata
 from dagster_llm_batch.metrics import (
     EvaluationReport,
     Regression,
@@ -138,7 +138,8 @@ def _computed(design: EvaluationSpec, suffix: str, evaluated: _Evaluated) -> Com
         table = evaluations_to_arrow(report.evaluations)
         metadata = gold_metadata.evaluation_metadata(report, read, evaluated.failures, evaluated.mistakes)
     lineage = gold_metadata.column_lineage(table.schema, **sources)
-    return Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS)
+    computed = Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS)
+    return computed if suffix else replace(computed, columns_key=COLUMNS_KEY)
 
 
 @checked_options(PartitionOptions, EvaluationBuilder)

@@ -42,8 +42,7 @@ from dagster_llm_batch.metrics.mistakes import kept_name
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
 from dagster_llm_batch.metrics.survey import MIN_CLASS_ROWS, MIN_ROWS
-from dagster_llm_batch.metrics.tables import percent, rows_markdown
-from dagster_llm_batch.text import money_text
+from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 
 __all__ = [
     "DOCS",
@@ -68,6 +67,8 @@ _PLOTTED = (
 )
 
 MISTAKES_SHOWN = 20
+# Dagster shows so much Markdown at once, and hides longer text behind a link.
+_HEADLINES_SHOWN = 6
 
 _SENTENCE_CHARS = 1_000
 
@@ -211,7 +212,7 @@ def evaluation_metadata(
 ) -> dict[str, Any]:
     """Return the metadata of `<name>`: the main figures, pictures, and the rows left out."""
     shown = {
-        "llm_batch/evaluation": dg.MetadataValue.md(_summary(report.evaluations)),
+        "llm_batch/evaluation": dg.MetadataValue.md(_headline(report.evaluations)),
         "llm_batch/report": dg.MetadataValue.md(_report(report, read.misfits, failures, mistakes)),
     }
     counts = {
@@ -377,16 +378,39 @@ def _weights(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     }
 
 
-def _summary(evaluations: Sequence[Evaluation]) -> str:
-    """Return the few figures that fit next to a metadata key."""
-    names = ("candidate", "target", "coverage", "accuracy", "kappa", "ece", "mae", "spearman")
-    columns = {name: [getattr(evaluation, name) for evaluation in evaluations] for name in names}
-    per_correct = [evaluation.cost_per_correct_usd for evaluation in evaluations]
-    columns["USD / correct"] = [None if usd is None else money_text(usd) for usd in per_correct]
-    if len(set(columns["target"])) == 1:
-        del columns["target"]
-    known = {name: values for name, values in columns.items() if any(value is not None for value in values)}
-    return table_markdown(pa.table(known), max_rows=len(evaluations))
+def _headline(evaluations: Sequence[Evaluation]) -> str:
+    """Return one sentence for each candidate and target: how good it is, with the interval.
+
+    Markdown without a table fits Dagster's *Overview* page: a table would widen the column, which is cut off there.
+    """
+    has_targets = len({evaluation.target for evaluation in evaluations}) > 1
+    lines = [
+        f"- {markdown_text(evaluation.candidate)}"
+        + (f", {markdown_text(evaluation.target)}" if has_targets else "")
+        + f": {_quality(evaluation)}"
+        for evaluation in evaluations[:_HEADLINES_SHOWN]
+    ]
+    if (left_out := len(evaluations) - len(lines)) > 0:
+        lines.append(f"- {left_out:,} more in llm_batch/report")
+    return "\n".join(lines)
+
+
+def _quality(evaluation: Evaluation) -> str:
+    """Return accuracy or mean absolute error with its 95 % interval, and how many rows it is of."""
+    if not evaluation.n_labeled:
+        return f"none of {evaluation.n_gold:,} gold rows has a label" if evaluation.n_gold else "no gold rows"
+    if evaluation.kind == "numeric":
+        value = "mean absolute error " + figure(evaluation.mae)
+        low, high = figure(evaluation.mae_low), figure(evaluation.mae_high)
+        is_known = None not in (evaluation.mae_low, evaluation.mae_high)
+    else:
+        value = f"{percent(evaluation.accuracy)} right"
+        low, high = percent(evaluation.accuracy_low), percent(evaluation.accuracy_high)
+        is_known = None not in (evaluation.accuracy_low, evaluation.accuracy_high)
+    interval = f"95 %: {low} to {high}" if is_known else "no interval"
+    missing = evaluation.n_gold - evaluation.n_labeled
+    rows = f"{evaluation.n_labeled:,} labeled gold rows" + (f", {missing:,} without a label" if missing else "")
+    return f"**{value}** ({interval}), of {rows}"
 
 
 def _report(

@@ -99,7 +99,7 @@ def student_assets(
     }
     of = dataset.key.to_user_string()
     specs = {
-        "": builder.spec(f"A student of {of}.", kinds={"scikitlearn"}, **shared),
+        "": builder.spec(f"A student of {of}.", kinds=set(), **shared),
         "labels": builder.spec(
             f"Labels by a student of {of}, for rows that it was not trained on.",
             suffix="labels",

@@ -78,7 +78,7 @@ def kafka_sink_asset(
     spec = builder.spec(
         f"{source.to_user_string()} in the Kafka topic {topic}.",
         deps=[source],
-        kinds={"kafka"},
+        kinds=set(),
         follow=builder.when_ready(not_awaited=more, not_followed=more),
     )
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import dagster as dg
@@ -27,7 +28,7 @@ from dagster_llm_batch.core.forecast import Learned
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.metadata import estimate_metadata, markdown_table
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
-from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.text import cell_text, money_text
 from dagster_llm_batch.types import Endpoint
 from example_project.parquet import ParquetIOManager
 from tests.tables import table
@@ -144,6 +145,7 @@ def test_labels_say_what_came_back_and_what_it_cost(make):
     assert told["llm_batch/estimate_basis"] == "calibrated rates, output taken as your maximum of 50 tokens a row"
     assert told["openai.gpt-4o.total_tokens"] == told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"]
     assert len(told["llm_batch/preview"].records) == 3
+    assert next(iter(told)) == "llm_batch/preview"
     # as dagster-openai tells of calls, for Insights
     assert {key: value for key, value in told.items() if key.startswith("openai.") and "gpt" not in key} == {
         "openai.calls": 3,
@@ -151,6 +153,23 @@ def test_labels_say_what_came_back_and_what_it_cost(make):
         "openai.prompt_tokens": told["llm_batch/input_tokens"],
         "openai.completion_tokens": told["llm_batch/output_tokens"],
     }
+
+
+def test_each_amount_is_one_number_with_its_unit_and_the_text_of_all_is_one(make):
+    location = make(*labeled())
+    location.land()
+    told = {name: location.metadata(name) for name in (BATCH, LABELS)}
+    amounts = {
+        BATCH: ["estimated_cost_usd", "p95_cost_usd", "bound_cost_usd"],
+        LABELS: ["cost_usd", "realtime_cost_usd", "saved_usd"],
+    }
+    for name, key in ((BATCH, "llm_batch/estimated_cost"), (LABELS, "llm_batch/cost")):
+        numbers = {one.removeprefix("llm_batch/"): told[name][one] for one in told[name] if one.endswith("_usd")}
+        assert list(numbers) == amounts[name]
+        assert all(isinstance(number, float) for number in numbers.values())
+        # in the order of the numbers, and nowhere else
+        assert re.findall(r"\$[\d.]+", told[name][key]) == [money_text(Decimal(str(n))) for n in numbers.values()]
+        assert [one for one, value in told[name].items() if isinstance(value, str) and "$" in value] == [key]
 
 
 @pytest.mark.slow
