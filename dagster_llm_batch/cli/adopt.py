@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dagster_llm_batch.cli.commands import Command, confirm, json_option
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import counted, print_json
 from dagster_llm_batch.cli.selection import find_dataset, partition_option, partitions_of
@@ -17,7 +18,7 @@ __all__ = ["adopt_command"]
 
 
 @click.command("adopt", cls=Command, examples=["moods batch_68f2 requests.jsonl -f labels.py"])
-@click.argument("asset")
+@click.argument("asset", shell_complete=complete_assets)
 @click.argument("batch_id", metavar="BATCH")
 @click.argument("request_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @partition_option

@@ -18,6 +18,7 @@ from dagster_llm_batch.advice.choice import Chooser
 from dagster_llm_batch.advice.labeling_plan import GOLD, LabelingPlan, Quality, Wanted
 from dagster_llm_batch.cli.choice import Case
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import console, counted, money, print_json, table
 from dagster_llm_batch.text import cell_text
@@ -49,7 +50,7 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is 
     cls=Command,
     examples=["moods --quality 0.9 -f labels.py", "moods --quality 0.95 --by 06:00 --max-usd 50 -f labels.py"],
 )
-@click.argument("dataset")
+@click.argument("dataset", shell_complete=complete_assets)
 @code_location_command
 @click.option(
     "--quality",
@@ -75,7 +76,12 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is 
     show_default=True,
     help="Confidence of all intervals together, and of a cascade's guarantee.",
 )
-@click.option("--beside", multiple=True, help="Another labeled dataset of the same rows whose runs to use, repeatable.")
+@click.option(
+    "--beside",
+    multiple=True,
+    shell_complete=complete_assets,
+    help="Another labeled dataset of the same rows whose runs to use, repeatable.",
+)
 @json_option
 def advise_command(
     deployment: DeploymentAccess,

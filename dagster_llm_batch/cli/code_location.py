@@ -9,6 +9,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
@@ -71,6 +72,7 @@ class CodeLocation:
         folder = pointer.working_directory or os.getcwd()  # noqa: PTH109 - Dagster wants text
         with ExitStack() as stack:
             stack.enter_context(_environment(env_file(os.getcwd())))  # noqa: PTH109 - as above
+            stack.enter_context(_without_notices())
             # User code may print while it is imported. This must not mix with the command's output, which may be JSON.
             with contextlib.redirect_stdout(sys.stderr):
                 repository = _load(pointer, folder)
@@ -487,6 +489,15 @@ def _is_there(module: str, folder: str) -> bool:
     # Importing would run user code, and an ImportError would not tell a missing module from one that fails to import.
     top = module.partition(".")[0]
     return PathFinder.find_spec(top, [folder, *sys.path]) is not None
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Hide Dagster's notices about the maturity of its own parameters. Python's other warnings stay."""
+    with warnings.catch_warnings():
+        for category in (dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning):
+            warnings.simplefilter("ignore", category=category)
+        yield
 
 
 @contextmanager

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import sqlite3
+import sys
+import textwrap
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from dagster_llm_batch.errors import CannotTellError, LeaseError, LedgerError, LLMBatchError, TransientError
 
-__all__ = ["Command", "ExitCode", "confirm", "json_option", "leave"]
+__all__ = ["Command", "ExitCode", "confirm", "fitting", "json_option", "leave"]
 
 
 class ExitCode(IntEnum):
@@ -27,6 +31,9 @@ class ExitCode(IntEnum):
 
 # Words of PostgreSQL's messages about states that pass.
 _PASSING = ("starting up", "shutting down", "in recovery mode", "too many")
+
+# A terminal that is narrower gets lines of this length.
+_NARROWEST = 40
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
@@ -59,8 +66,9 @@ class Command(click.Command):
         except click.ClickException as error:
             if "--json" in asked:
                 _print_json_error("UsageError", error.format_message(), error.exit_code)
-                raise click.exceptions.Exit(error.exit_code) from error
-            raise
+            else:
+                _print_error(error)
+            raise click.exceptions.Exit(error.exit_code) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn an error of ours into a message and an exit code."""
@@ -72,14 +80,29 @@ class Command(click.Command):
             if as_json:
                 _print_json_error(type(error).__name__, str(error), code)
             else:
-                click.echo(f"Error: {error}", err=True)
+                click.echo(fitting(f"Error: {error}", sys.stderr), err=True)
             ctx.exit(code)
         except click.ClickException as error:
-            if not as_json:
-                raise
-            name = "UsageError" if isinstance(error, click.UsageError) else "FileError"
-            _print_json_error(name, error.format_message(), error.exit_code)
+            if as_json:
+                name = "UsageError" if isinstance(error, click.UsageError) else "FileError"
+                _print_json_error(name, error.format_message(), error.exit_code)
+            else:
+                _print_error(error)
             ctx.exit(error.exit_code)
+
+
+def fitting(text: str, stream: TextIO | None, indent: str = "") -> str:
+    """Break the lines of a text between words to fit the terminal. Text for a pipe stays as it is."""
+    if stream is None or not stream.isatty():
+        return text
+    width = max(_NARROWEST, shutil.get_terminal_size().columns)
+    return "\n".join(
+        # Paths and commands stay whole, to be copied.
+        textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        if len(line) > width
+        else line
+        for line in text.splitlines()
+    )
 
 
 def leave(code: ExitCode) -> NoReturn:
@@ -114,6 +137,12 @@ def _is_away(error: LLMBatchError) -> bool:
     # mends; but it does so while it starts, too.
     said = str(cause.orig)
     return "FATAL" not in said or any(words in said for words in _PASSING)
+
+
+def _print_error(error: click.ClickException) -> None:
+    shown = io.StringIO()
+    error.show(shown)
+    click.echo(fitting(shown.getvalue().rstrip("\n"), sys.stderr), err=True)
 
 
 def _print_json_error(name: str, message: str, code: int) -> None:

@@ -14,6 +14,7 @@ from dagster_llm_batch.advice.cost_forecast import HISTORY, forecast_month, mont
 from dagster_llm_batch.advice.costs import GROUPS, CostSum, cost_table, group_names
 from dagster_llm_batch.advice.focus import as_text, focus_charges
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, money, print_json, table
 from dagster_llm_batch.cli.selection import nothing_submitted
@@ -72,7 +73,7 @@ _RARE = (
     show_default=True,
     help=f"Groups, separated by commas: {', '.join(GROUPS)}, tag:NAME. A day is the day of sending, in UTC.",
 )
-@click.option("--asset", multiple=True, help="Only this labeled asset, repeatable.")
+@click.option("--asset", multiple=True, shell_complete=complete_assets, help="Only this labeled asset, repeatable.")
 @click.option("--since", type=_DATE, help="Only requests sent from this time on, UTC.")
 @click.option("--until", type=_DATE, help="Only requests sent before this time, UTC.")
 @click.option("--month", type=click.DateTime(["%Y-%m"]), help="Only requests sent in this month, with its forecast.")

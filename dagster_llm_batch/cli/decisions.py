@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command, ledger_command
 from dagster_llm_batch.cli.output import counted, print_json, print_table
 from dagster_llm_batch.cli.plan import plan_rows, print_plan
@@ -38,7 +39,7 @@ _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for con
 
 
 @click.command("cancel", cls=Command, examples=["moods -f labels.py"])
-@click.argument("target", metavar="SUBMISSION|ASSET")
+@click.argument("target", metavar="SUBMISSION|ASSET", shell_complete=complete_assets)
 @partition_option
 @code_location_command
 @_yes_option
@@ -245,7 +246,7 @@ def recover_command(deployment: DeploymentAccess, *, yes: bool, as_json: bool) -
 
 
 @click.command("retry", cls=Command, examples=["moods -f labels.py"])
-@click.argument("asset")
+@click.argument("asset", shell_complete=complete_assets)
 @partitions_options
 @code_location_command
 @_yes_option

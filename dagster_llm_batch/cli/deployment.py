@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.storage.ledger.records import Submission
     from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["DeploymentAccess", "code_location_command", "ledger_command", "shown_root"]
+__all__ = ["DeploymentAccess", "Options", "code_location_command", "ledger_command", "shown_root"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _VARIABLES = "DAGSTER_LLM_BATCH"
@@ -47,7 +47,7 @@ def shown_root(root: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """Options from the command line and the environment that locate the deployment."""
 
     module_name: str | None
@@ -77,7 +77,7 @@ class _Options:
 class DeploymentAccess:
     """One deployment: its code location or the address of its ledger. Everything is loaded or opened on first use."""
 
-    def __init__(self, options: _Options, stack: ExitStack, *, takes_ledger: bool) -> None:
+    def __init__(self, options: Options, stack: ExitStack, *, takes_ledger: bool) -> None:
         self._options = options
         self._stack = stack
         self._takes_ledger = takes_ledger
@@ -106,6 +106,21 @@ class DeploymentAccess:
         from dagster_llm_batch.cli.code_location import CodeLocation  # noqa: PLC0415 - Dagster, for a second
 
         return self._stack.enter_context(CodeLocation.load(pointer, self._options.resource))
+
+    @property
+    def is_typed(self) -> bool:
+        """True if the command line names a code location."""
+        source = click.get_current_context().get_parameter_source
+        return any(source(name) is ParameterSource.COMMANDLINE for name in ("module_name", "python_file"))
+
+    @cached_property
+    def named_payloads(self) -> PayloadStore | None:
+        """The payload store by its address, which needs no definitions; None if a code location is to say it."""
+        if self._options.payloads is None or self.is_typed:
+            return None
+        from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - pyarrow
+
+        return PayloadStore(self._options.payloads)
 
     def is_looked_at(self, asset: str) -> bool:
         """Return whether this is nothing of another resource than the named one. Both may have the same ledger."""
@@ -251,7 +266,7 @@ def ledger_command(function: _F) -> _F:
     return _located(function, [*_CODE_OPTIONS, *_LEDGER_OPTIONS], takes_ledger=True)
 
 
-def _preferred(options: _Options) -> _Options:
+def _preferred(options: Options) -> Options:
     """Prefer the command line to the environment."""
     source = click.get_current_context().get_parameter_source
     typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
@@ -276,8 +291,8 @@ def _preferred(options: _Options) -> _Options:
 def _located(function: _F, options: list[Callable[[Any], Any]], *, takes_ledger: bool) -> _F:
     @wraps(function)
     def with_deployment(**arguments: Any) -> Any:
-        names = [field.name for field in fields(_Options) if field.name in arguments]
-        options_ = _preferred(_Options(**{name: arguments.pop(name) for name in names}))
+        names = [field.name for field in fields(Options) if field.name in arguments]
+        options_ = _preferred(Options(**{name: arguments.pop(name) for name in names}))
         with ExitStack() as stack:
             return function(DeploymentAccess(options_, stack, takes_ledger=takes_ledger), **arguments)
 

@@ -8,6 +8,7 @@ from typing import TextIO
 import click
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
+from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.cli.selection import find_dataset
@@ -22,12 +23,19 @@ _RUNS_SHOWN = 5
 
 
 @click.command("erase", cls=Command, examples=["moods --key 17 -f labels.py", "moods --key 17 --delete -f labels.py"])
-@click.argument("assets", nargs=-1, required=True, metavar="ASSET...")
+@click.argument("assets", nargs=-1, required=True, metavar="ASSET...", shell_complete=complete_assets)
 @click.option("--key", "keys", multiple=True, help="Key of a row, as in its table, repeatable.")
 @click.option(
     "--keys-file", type=click.File(encoding="utf-8"), help="File with one key in each line, or - for standard input."
 )
-@click.option("-p", "--partition", "partitions", multiple=True, help="Partition key, repeatable.  [default: all]")
+@click.option(
+    "-p",
+    "--partition",
+    "partitions",
+    multiple=True,
+    shell_complete=complete_partitions,
+    help="Partition key, repeatable.  [default: all]",
+)
 @click.option("--undo", is_flag=True, help="Allow these rows again. Deleted data does not come back.")
 @click.option("--delete", is_flag=True, help="Delete. Without it, only list the files.")
 @click.option(

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import counted, print_json
 from dagster_llm_batch.cli.selection import find_dataset, find_submission, partitions_of, partitions_options
@@ -41,7 +42,7 @@ __all__ = ["export_command"]
     cls=Command,
     examples=["moods -f labels.py -o moods.csv", "quality --what mistakes -f labels.py -o mistakes.csv"],
 )
-@click.argument("asset")
+@click.argument("asset", shell_complete=complete_assets)
 @partitions_options
 @code_location_command
 @click.option(

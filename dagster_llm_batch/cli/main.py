@@ -100,7 +100,8 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command by its name. For an unknown name, suggest a similar one."""
         name = args[0]
-        if name not in _COMMANDS and not name.startswith("-"):
+        # The shell asks for completion after any word, where an error would land in the typed line.
+        if name not in _COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             from dagster_llm_batch.arguments import nearest_name  # noqa: PLC0415 - `--help` needs it not
 
             near = nearest_name(name, _COMMANDS)

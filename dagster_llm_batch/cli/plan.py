@@ -13,6 +13,7 @@ import click
 from dagster_llm_batch.advice.end_forecast import EndHistory, EndScore, end_text
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
@@ -165,7 +166,7 @@ def _seconds(took: timedelta | None) -> float | None:
 
 
 @click.command("plan", cls=Command, examples=["-f labels.py", "moods --partition 2026-11-27 -f labels.py"])
-@click.argument("assets", metavar="[ASSET]...", nargs=-1)
+@click.argument("assets", metavar="[ASSET]...", nargs=-1, shell_complete=complete_assets)
 @partitions_options
 @code_location_command
 @click.option("--again", is_flag=True, help="Plan what `retry` would send: the rows without a label, asked again.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+import sys
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import click
 
-from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.commands import Command, fitting, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import age, print_json
 from dagster_llm_batch.core.price_book import (
@@ -21,10 +23,10 @@ from dagster_llm_batch.core.price_book import (
 from dagster_llm_batch.core.price_sources import SECOND_TABLE, SOURCES, PriceSource, oldest_source
 from dagster_llm_batch.core.price_table import second_prices
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.loop.deployment import use_fetched_book
-from dagster_llm_batch.storage.ledger.database import utc_now
-from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.text import plain_words
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["OLD_BOOK", "prices_command", "rules_text"]
 
@@ -36,38 +38,53 @@ class FetchError(LLMBatchError):
     """The published price book could not be had."""
 
 
-@click.command("prices", cls=Command, examples=["-f labels.py"])
+@click.command("prices", cls=Command, examples=["", "-f labels.py", "--fetch --payloads s3://bucket/payloads"])
 @ledger_command
+@click.option("--deployment", "looks", is_flag=True, help="Load the definitions, and show the book that they use.")
 @click.option("--fetch", is_flag=True, help="Fetch the book that genai-prices publishes, and store it.")
 @click.option("--url", help="Address to fetch it from.  [default: that of genai-prices]")
 @json_option
-def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool, as_json: bool) -> None:
-    """Show the price book in use, its age, and the oldest of this package's own price rules.
+def prices_command(deployment: DeploymentAccess, url: str | None, *, looks: bool, fetch: bool, as_json: bool) -> None:
+    """Show the price book, its age, and the oldest of this package's own price rules.
 
-    It also lists models whose price differs between two tables. Nothing is fetched without --fetch.
+    It also lists models whose price differs between two tables. Nothing is fetched without --fetch. Definitions are
+    loaded only with --deployment, -m, -f, or for --fetch without --payloads.
 
     A fetched book is stored in the payload root, and is used if `LLMBatchResource(fetched_prices=True)` is set. After
     90 days you get a warning.
     """
-    payloads = deployment.payloads
-    now = utc_now()
-    if fetch:
-        _fetch(payloads, url, now)
-    use_fetched_book(payloads)
-    at = fetched_at()
-    is_used = deployment.has_code and deployment.resource.fetched_prices
+    now = datetime.now(UTC)
+    named = None if looks else deployment.named_payloads
+    is_looked_at = named is not None or looks or fetch or deployment.is_typed
+    at = is_used = None
+    if is_looked_at:
+        from dagster_llm_batch.loop.deployment import use_fetched_book  # noqa: PLC0415 - pyarrow and SQLAlchemy
+
+        payloads = named or deployment.payloads
+        if fetch:
+            _fetch(payloads, url, now)
+        use_fetched_book(payloads)
+        at = fetched_at()
+        # An address alone does not show whether a deployment uses its book.
+        is_used = deployment.resource.fetched_prices if named is None and deployment.has_code else None
     oldest = oldest_source()
     if as_json:
-        told = {"fetched_at": at, "is_used": at is not None and is_used}
+        told = {"fetched_at": at, "is_used": is_used and at is not None}
         rules = {"oldest_rule": oldest._asdict(), "rules": [source._asdict() for source in SOURCES]}
         differ = {"disputes": [dispute._asdict() for dispute in disputes(now)]}
         print_json({**told, "newest_price_change": newest_price_change(now.date()), **rules, **differ})
         return
-    click.echo(book_text(now.date()) + ("" if at is None else f"; {age(now - at)} old") + ".")
-    click.echo(f"{rules_text(oldest, now.date())} See {oldest.document}")
-    click.echo(_disputes_text(now))
-    if at is not None and not is_used:
-        click.echo("It counts where LLMBatchResource(fetched_prices=True) says so.")
+    said = [
+        book_text(now.date()) + ("" if at is None else f"; {age(now - at)} old") + ".",
+        f"{rules_text(oldest, now.date())} See {oldest.document}",
+        _disputes_text(now),
+    ]
+    if not is_looked_at:
+        said.append("This is the bundled book. Add --deployment to show whether your definitions use a fetched one.")
+    elif at is not None and not is_used:
+        said.append("It counts where LLMBatchResource(fetched_prices=True) says so.")
+    for text in said:
+        click.echo(fitting(text, sys.stdout, indent="  "))
     if at is not None and now - at > OLD_BOOK:
         click.echo("It is old. Fetch it again: dagster-llm-batch prices --fetch", err=True)
 

@@ -14,6 +14,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.translator import ANNOTATES_KEY, ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
@@ -32,7 +33,7 @@ _ROLES = ("labels", "rejects", "evaluation", "annotation")
 
 
 @click.command("review", cls=Command, examples=["moods -f labels.py"])
-@click.argument("asset", required=False)
+@click.argument("asset", required=False, shell_complete=complete_assets)
 @code_location_command
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0 (the default) takes a free one.")
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dagster_llm_batch.cli.completion import complete_partitions
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -32,14 +33,21 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _ID_START = re.compile(r"[0-9a-f]{4,32}")
 _SHOWN = 10
 
-partition_option = click.option("-p", "--partition", help="Partition key.")
+partition_option = click.option("-p", "--partition", shell_complete=complete_partitions, help="Partition key.")
 
 
 def partitions_options(function: _F) -> _F:
     """Add the options `--partition`, any number of times, and `--partition-range`."""
     span = click.option("--partition-range", help="Partitions from START to END, as START...END.")
     return span(
-        click.option("-p", "--partition", "partitions", multiple=True, help="Partition key, repeatable.")(function)
+        click.option(
+            "-p",
+            "--partition",
+            "partitions",
+            multiple=True,
+            shell_complete=complete_partitions,
+            help="Partition key, repeatable.",
+        )(function)
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
 from dagster_llm_batch.cli.output import SHORT_ID, cell, console, counted, money, print_json, print_table, table
@@ -32,8 +33,8 @@ __all__ = ["list_command", "show_command"]
 
 @click.command("list", cls=Command, examples=["-f labels.py", "--all --ledger home/llm_batch/ledger.sqlite"])
 @ledger_command
-@click.option("--asset", help="Only this labeled asset.")
-@click.option("-p", "--partition", help="Only this partition.")
+@click.option("--asset", shell_complete=complete_assets, help="Only this labeled asset.")
+@click.option("-p", "--partition", shell_complete=complete_partitions, help="Only this partition.")
 @click.option(
     "--state", type=click.Choice([state.value for state in SubmissionState]), help="Only submissions in this state."
 )
@@ -149,7 +150,7 @@ def _about(entry: dict[str, Any]) -> str | None:
 
 
 @click.command("show", cls=Command, examples=["moods -f labels.py"])
-@click.argument("target", metavar="SUBMISSION|ASSET")
+@click.argument("target", metavar="SUBMISSION|ASSET", shell_complete=complete_assets)
 @partition_option
 @ledger_command
 @click.option(

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.cli.selection import find_dataset
@@ -35,9 +36,14 @@ _ENDINGS = {".csv": "csv", ".parquet": "parquet"}
 
 
 @click.command("export-tasks", cls=Command, examples=["moods -f labels.py -o tasks.csv"])
-@click.argument("asset")
+@click.argument("asset", shell_complete=complete_assets)
 @click.option(
-    "-p", "--partition", "partitions", multiple=True, help="Partition of the table, repeatable. Default: all."
+    "-p",
+    "--partition",
+    "partitions",
+    multiple=True,
+    shell_complete=complete_partitions,
+    help="Partition of the table, repeatable. Default: all.",
 )
 @code_location_command
 @click.option("--of", "table", help="Table with the rows to judge, such as a sample. Default: the asset's labels.")
@@ -80,7 +86,7 @@ def export_tasks_command(
 
 
 @click.command("import-judgments", cls=Command, examples=["moods tasks.csv --annotator ada -f labels.py"])
-@click.argument("asset")
+@click.argument("asset", shell_complete=complete_assets)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @code_location_command
 @click.option(

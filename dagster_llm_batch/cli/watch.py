@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
@@ -54,7 +55,7 @@ _COLUMNS = [
 
 
 @click.command("watch", cls=Command, examples=["-f labels.py", "moods --poll --until ended -f labels.py"])
-@click.argument("target", metavar="[SUBMISSION|ASSET]", required=False)
+@click.argument("target", metavar="[SUBMISSION|ASSET]", required=False, shell_complete=complete_assets)
 @partition_option
 @ledger_command
 @click.option("--interval", type=click.FloatRange(0.05), default=10.0, show_default=True, help="Seconds between looks.")

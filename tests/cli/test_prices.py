@@ -95,6 +95,24 @@ def test_a_book_is_fetched_only_when_asked_for_and_counts_only_where_that_is_sai
     assert published.asked == 1
 
 
+def test_the_bundled_book_needs_no_definitions_and_a_store_is_read_by_its_address(project, published):
+    project.change("print(", "raise RuntimeError(")
+    shown = project.cli("prices").stdout
+    assert "Add --deployment to show whether your definitions use a fetched one." in " ".join(shown.split())
+    told = json.loads(project.cli("prices", "--json").stdout)
+    assert (told["fetched_at"], told["is_used"]) == (None, None)
+
+    store = ["--payloads", str(project.folder / "store"), "--json"]
+    fetched = json.loads(project.cli("prices", "--fetch", "--url", published.url, *store).stdout)
+    forget_books()
+    told = json.loads(project.cli("prices", *store).stdout)
+    assert told["fetched_at"] == fetched["fetched_at"] is not None
+    assert told["is_used"] is None
+
+    for words in (["--deployment"], ["-f", "support.py"], ["--fetch"]):
+        assert "Definitions cannot be loaded" in project.cli("prices", *words, code=1).stderr
+
+
 def test_where_two_tables_differ_on_a_model_plan_doctor_and_prices_report_it(project, published):
     told = project.json("prices")["disputes"]
     names = {dispute["model"] for dispute in told if dispute["vendor"] == "mistral"}

@@ -179,6 +179,43 @@ def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(pr
     assert project.json("show", "ticket_labels")["submission"]["state"] == "open"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
+def test_on_a_terminal_errors_and_prices_fit_and_dagsters_notices_about_itself_are_hidden(project):
+    """Takes more than ten seconds: four processes, one of which loads definitions."""
+    project.submit()
+    project.change("@dg.asset\n", "@dg.asset(partitions_def=daily, backfill_policy=dg.BackfillPolicy.single_run())\n")
+    ledger = ["--ledger", project.ledger, "--namespace", "test"]
+    commands = [
+        (["plan", "an_asset_that_these_definitions_do_not_have"], 2, "is no labeled asset of"),
+        (["list", "--state", "a_state_that_no_submission_of_any_ledger_ever_has"], 2, "'open', 'settled'"),
+        (["show", "an_asset_that_nobody_has_submitted", *ledger], 1, "Assets that have: ticket_labels"),
+        (["prices"], 0, "This is the bundled book."),
+    ]
+    for words, code, wanted in commands:
+        ours, theirs = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+        with subprocess.Popen([SCRIPT, *words], stdout=theirs, stderr=theirs, env=environment) as process:
+            os.close(theirs)
+            shown = read_all(ours).decode()
+            assert process.wait(60) == code, shown
+        os.close(ours)
+        assert wanted in " ".join(shown.split())
+        # A path or a name may be longer, and stays whole.
+        assert [line for line in shown.splitlines() if len(line) > 80 and len(line.split()) > 1] == []
+        assert "Warning" not in shown
+
+
+def read_all(terminal):
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65_536)
+        # Linux ends a terminal so, once no process has it open.
+        except OSError:
+            return shown
+
+
 def read_until(terminal, text):
     shown = b""
     while text not in shown:

@@ -1,0 +1,85 @@
+"""Completion in a real shell, as click's scripts ask for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
+from dagster_llm_batch.cli.main import main
+
+BIN = Path(sys.executable).parent
+SCRIPT = """
+eval "$(_DAGSTER_LLM_BATCH_COMPLETE=bash_source dagster-llm-batch)"
+complete_words() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+    _dagster_llm_batch_completion dagster-llm-batch
+    printf '%s\\n' "${COMPREPLY[*]}"
+}
+"""
+
+
+def completed(folder, *lines):
+    """What bash offers for the last word of each line, and what any of it printed on standard error."""
+    script = SCRIPT + "\n".join(f"complete_words dagster-llm-batch {line}" for line in lines)
+    environment = {
+        **os.environ,
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "XDG_CACHE_HOME": f"{folder}/cache",
+    }
+    shell = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    return [line.split() for line in shell.stdout.splitlines()], shell.stderr
+
+
+@pytest.mark.slow
+def test_bash_completes_commands_assets_and_partitions_of_the_definitions(project):
+    """Takes more than ten seconds: each line is a process, and the first that needs names loads definitions."""
+    days = ["2026-01-01", "2026-01-02", "2026-01-03"]
+    lines = ["sho", "plan da", "plan daily_labels ''", "show daily_labels -p 2026", "show ticket_labels -p ''"]
+    found, printed = completed(project.folder, *lines)
+    assert found == [["show"], ["daily_labels"], ["asset_labels", "ticket_labels"], days, []]
+    assert printed == ""
+
+
+@pytest.mark.slow
+def test_a_ledger_completes_what_was_submitted_and_what_is_missing_completes_nothing(project, tmp_path):
+    """Takes more than ten seconds: each line is a process, and the submission a run of Dagster."""
+    project.submit()
+    ledger = f"--ledger {project.ledger} --namespace test"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    found, printed = completed(empty, f"show {ledger} ''", f"show {ledger} other", "show ''", "nonsense x")
+    assert found == [["ticket_labels"], [], [], []]
+    assert printed == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_a_script(shell):
+    environment = {**os.environ, "_DAGSTER_LLM_BATCH_COMPLETE": f"{shell}_source"}
+    made = subprocess.run([BIN / "dagster-llm-batch"], env=environment, capture_output=True, text=True, check=True)
+    assert "_DAGSTER_LLM_BATCH_COMPLETE" in made.stdout
+
+
+def test_each_parameter_that_names_an_asset_or_a_partition_is_completed():
+    context = click.Context(main)
+    lacking = [
+        (name, parameter.name)
+        for name in main.list_commands(context)
+        for parameter in main.get_command(context, name).params
+        for wanted in [
+            complete_assets
+            if parameter.human_readable_name in ("ASSET", "ASSETS", "DATASET", "SUBMISSION|ASSET", "[SUBMISSION|ASSET]")
+            else complete_partitions
+            if parameter.name in ("partition", "partitions")
+            else None
+        ]
+        if wanted is not None and parameter._custom_shell_complete is not wanted
+    ]
+    assert lacking == []
