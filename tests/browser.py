@@ -65,6 +65,7 @@ def pages(
             "labels",
             f"/assets/{labels}?view=partitions&partition={partition}",
             ("llm_batch/cost_usd", "llm_batch/preview", "Show schema"),
+            size=(1400, 1100),
         ),
         Page("columns", f"/assets/{labels}", ("llm_prompt_version", "version of the prompt's wording")),
         Page(
@@ -77,6 +78,7 @@ def pages(
             click="[Show Markdown]",
             size=(1400, 1500),
         ),
+        Page("evaluation-overview", f"/assets/{evaluation}", ("llm_batch/evaluation", "% right", "llm_batch/report")),
         Page(
             "sensor",
             f"/locations/__repository__@{location}/sensors/llm_batch_sensor",
