@@ -225,7 +225,8 @@ class Shards(Member):
                 return
             # These batches ran until now, even if a report has stored another status before.
             over = [(shard, end) for shard, end in fresh if end.move in BATCH_MOVES]
-            self._end_late(connection, _given_up_beside(connection, shards, over))
+            if len(shards) > len(fresh) and (late := _given_up_beside(connection, shards, over)):
+                self._end_late(connection, late)
             self._end(connection, [*fresh, *_sharing(shards, fresh)])
 
     def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
