@@ -25,6 +25,7 @@ __all__ = [
     "MOVES",
     "OWN_SEEN",
     "SHARD_MOVES",
+    "STORED_HOLDS",
     "BatchState",
     "HoldReason",
     "Move",
@@ -120,14 +121,42 @@ class Reason(StrEnum):
 
 
 class HoldReason(StrEnum):
-    """The reason of a hold. `loop/holds.py` has its rule: limit, message and exits."""
+    """The reason why something waits. `loop/holds.py` has its rule: limit, message and exits."""
 
+    # rows of the table `hold`
     CHANGED = "changed"  # the definition has changed, or a provider would refuse it
     UNFIT = "unfit"  # nearly nothing fits of what came
     OVER_BUDGET = "over_budget"  # a limit of money has no room for requests, which are given up
     UNREADABLE = "unreadable"  # a batch has ended, and its results cannot be read
     NO_RESULTS = "no_results"  # the provider answers that an ended batch, or its results, do not exist
     RECOVERED = "recovered"  # the ledger had no record of sendings, which were recovered from their receipts
+    # planned shards: the record is their columns, and the last event of their submission
+    PLACE = "place"  # a place in a declared queue, or beside what was chosen to be in flight
+    FULL_QUEUE = "full_queue"  # the provider's queue had no room
+    NOT_SENT = "not_sent"  # the provider took no batch of it
+    TURNED_AWAY = "turned_away"  # the provider turns calls in real time away
+    MONEY = "money"  # a limit of money has no room now
+    # batches: the record is their state and their times
+    IN_DOUBT = "in_doubt"  # its create call left no record
+    UNKNOWN = "unknown"  # the provider does not know it, for now
+    OVERDUE = "overdue"  # it runs for too long
+    CANNOT_ASK = "cannot_ask"  # its account is not configured, or its provider cannot be made
+    # submissions: the record is the last event, other submissions, or the definitions
+    REUSES = "reuses"  # an earlier submission, whose answers it uses, is not complete
+    STRANDED = "stranded"  # no run is requested until a person has looked, or anything happens
+    HELD_QUEUE = "held_queue"  # a declared queue is full of batches that nobody looks after
+    NO_PARTITION = "no_partition"  # its partition is gone
+    NO_DATASET = "no_dataset"  # no definition has its dataset
+    # these hold up nothing
+    REFUSED = "refused"  # the provider has refused batches for good
+    LATE_ANSWERS = "late_answers"  # a batch was given up or is gone, and may bring answers yet
+
+
+STORED_HOLDS = (
+    *(HoldReason.CHANGED, HoldReason.UNFIT, HoldReason.OVER_BUDGET),
+    *(HoldReason.UNREADABLE, HoldReason.NO_RESULTS, HoldReason.RECOVERED),
+)
+"""The reasons of rows of the table `hold`. The record of the others are columns, events and definitions."""
 
 
 _S = ShardState

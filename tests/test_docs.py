@@ -18,6 +18,7 @@ import dagster_llm_batch
 from dagster_llm_batch.providers.registry import PROVIDERS, SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import VENDORS
 from tests import house_page
+from tests.holds_table import with_table
 from tests.page import COMMANDS_RUN_ELSEWHERE, blocks, install_lines, packages, run_commands, run_python
 from tests.providers_page import PAGE as PROVIDERS_PAGE
 from tests.providers_page import with_tables
@@ -138,6 +139,11 @@ def test_the_commands_that_the_documents_name_exist():
 def test_the_diagram_of_states_is_the_one_that_the_table_of_moves_gives():
     page = LEDGER_PAGE.read_text(encoding="utf-8")
     assert page == with_diagram(page), "run `python -m tests.state_diagram --write`"
+
+
+def test_the_table_of_waits_is_the_one_that_the_rules_give():
+    page = LEDGER_PAGE.read_text(encoding="utf-8")
+    assert page == with_table(page), "run `python -m tests.holds_table --write`"
 
 
 def test_the_tables_of_providers_are_those_that_the_code_gives():

@@ -7,25 +7,13 @@ format, filter and throttle what `find_conditions` returns.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from dagster_llm_batch.loop.activity import Orphan
 from dagster_llm_batch.loop.holds import RULES
-from dagster_llm_batch.loop.status import (
-    Advice,
-    advise_on_doubt,
-    advise_on_no_dataset,
-    advise_on_no_money,
-    advise_on_no_partition,
-    advise_on_no_room,
-    advise_on_not_sent,
-    advise_on_overdue,
-    advise_on_refused,
-    advise_on_stranded,
-)
-from dagster_llm_batch.loop.waits import TOLD_AFTER
+from dagster_llm_batch.loop.status import Advice
 from dagster_llm_batch.states import HoldReason, ShardState
 from dagster_llm_batch.storage.ledger.events import Unsent
 from dagster_llm_batch.storage.ledger.holds import recovered_of
@@ -104,12 +92,24 @@ TOLD_BY_A_CHECK = frozenset({ConditionKind.STRANDED})
 GOES_ON = frozenset({ConditionKind.RECOVERED})
 """These hold up nothing: a person is told so that it does not happen again."""
 
-_KIND_OF_HOLD = {
+_KINDS: Mapping[HoldReason, ConditionKind] = {
+    HoldReason.NO_DATASET: ConditionKind.NO_DATASET,
+    HoldReason.NO_PARTITION: ConditionKind.NO_PARTITION,
+    HoldReason.STRANDED: ConditionKind.STRANDED,
+    HoldReason.RECOVERED: ConditionKind.RECOVERED,
+    HoldReason.IN_DOUBT: ConditionKind.IN_DOUBT,
+    HoldReason.OVERDUE: ConditionKind.OVERDUE,
+    HoldReason.UNREADABLE: ConditionKind.UNREADABLE,
+    HoldReason.FULL_QUEUE: ConditionKind.NO_ROOM,
+    HoldReason.HELD_QUEUE: ConditionKind.HELD_QUEUE,
+    HoldReason.NOT_SENT: ConditionKind.NOT_SENT,
+    HoldReason.REFUSED: ConditionKind.REFUSED,
     HoldReason.CHANGED: ConditionKind.HELD,
     HoldReason.UNFIT: ConditionKind.STOPPED,
     HoldReason.OVER_BUDGET: ConditionKind.OVER_BUDGET,
-    HoldReason.RECOVERED: ConditionKind.RECOVERED,
+    HoldReason.MONEY: ConditionKind.NO_MONEY,
 }
+"""The check of `doctor` that shows each reason. The others need no person, or are shown in another place."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Condition:
     """One condition of a submission, or of all submissions of a dataset that is gone.
 
     Attributes:
-        kind: See ConditionKind.
+        reason: The reason of the wait; `RULES` has its rule.
         submission: Its submission; of a dataset that is gone the oldest.
         advice: The reason, and the next step.
         since: Its begin.
@@ -126,12 +126,17 @@ class Condition:
         shard_ids: Its shards, where it is one of shards.
     """
 
-    kind: ConditionKind
+    reason: HoldReason
     submission: Submission
     advice: Advice
     since: datetime
-    told_after: timedelta | None = _AT_ONCE
+    told_after: timedelta | None
     shard_ids: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> ConditionKind:
+        """The check of `doctor` that shows it."""
+        return _KINDS[self.reason]
 
     def is_due(self, now: datetime) -> bool:
         """Return whether a person is to be told by now."""
@@ -245,13 +250,9 @@ def _without_dataset(facts: Facts) -> Iterator[Condition]:
         unsent = sum(one.states.get(ShardState.PLANNED, 0) for one in each)
         flying = [one for one in each if one.oldest_submitted_at is not None]
         looks = [facts.seen.get(one.submission.submission_id, one.submission.created_at) for one in flying or each]
-        yield Condition(
-            ConditionKind.NO_DATASET,
-            each[0].submission,
-            advise_on_no_dataset(asset, len(each), unsent),
-            since=max(looks),
-            told_after=_LEFT_ALONE if flying else _UNSENT_LEFT_ALONE,
-        )
+        advice = RULES[HoldReason.NO_DATASET].message(asset, len(each), unsent)
+        told_after = _LEFT_ALONE if flying else _UNSENT_LEFT_ALONE
+        yield Condition(HoldReason.NO_DATASET, each[0].submission, advice, max(looks), told_after)
 
 
 def _without_partition(facts: Facts) -> Iterator[Condition]:
@@ -263,8 +264,8 @@ def _without_partition(facts: Facts) -> Iterator[Condition]:
         # Nobody waits for answers of a canceled submission, or for labels that landed as a former name of the dataset.
         if submission.state is SubmissionState.CANCELED or submission.first_delivered_at is not None:
             continue
-        advice = advise_on_no_partition(submission)
-        yield Condition(ConditionKind.NO_PARTITION, submission, advice, submission.settled_at or submission.created_at)
+        since = submission.settled_at or submission.created_at
+        yield _condition(HoldReason.NO_PARTITION, submission, since, submission)
 
 
 def _of_submissions(facts: Facts) -> Iterator[Condition]:
@@ -272,15 +273,13 @@ def _of_submissions(facts: Facts) -> Iterator[Condition]:
     for one in facts.undelivered:
         submission = one.submission
         if (event := facts.stranded.get(submission.submission_id)) is not None:
-            advice = advise_on_stranded(submission, event.detail or "")
-            yield Condition(ConditionKind.STRANDED, submission, advice, event.at)
-    recovered = ((submission, hold, recovered_of(hold)) for submission, hold in facts.recovered)
-    for submission, hold, began in (*recovered, *facts.unsent):
-        rule = RULES[hold.reason]
-        yield Condition(_KIND_OF_HOLD[hold.reason], submission, rule.message(began), hold.since, rule.told_after)
+            yield _condition(HoldReason.STRANDED, submission, event.at, submission, event.detail or "")
+    for submission, hold in facts.recovered:
+        yield _condition(hold.reason, submission, hold.since, recovered_of(hold))
+    for submission, hold, unsent in facts.unsent:
+        yield _condition(hold.reason, submission, hold.since, unsent)
     for submission, event in facts.moneyless:
-        advice = advise_on_no_money(submission, event.detail or "")
-        yield Condition(ConditionKind.NO_MONEY, submission, advice, event.at, None)
+        yield _condition(HoldReason.MONEY, submission, event.at, submission, event.detail or "")
 
 
 def _of_shards(facts: Facts) -> Iterator[Condition]:
@@ -288,32 +287,31 @@ def _of_shards(facts: Facts) -> Iterator[Condition]:
     now = facts.now
     for submission, shard in facts.doubtful:
         since = shard.sent_at or submission.created_at
-        yield Condition(
-            ConditionKind.IN_DOUBT, submission, advise_on_doubt(shard), since, TOLD_AFTER, (shard.shard_id,)
-        )
+        yield _condition(HoldReason.IN_DOUBT, submission, since, shard, of=[shard])
     for submission, shard, since in facts.overdue:
-        advice = advise_on_overdue(shard, now)
-        yield Condition(ConditionKind.OVERDUE, submission, advice, since, _AT_ONCE, (shard.shard_id,))
+        yield _condition(HoldReason.OVERDUE, submission, since, shard, now, of=[shard])
     for unread in facts.unreadable:
-        of, shard = unread.submission, unread.shard
-        rule = RULES[HoldReason.UNREADABLE]
-        yield Condition(
-            ConditionKind.UNREADABLE, of, rule.message(unread), unread.since, rule.told_after, (shard.shard_id,)
-        )
-    for each in facts.starved:
-        of, shards = each.submission, each.shards
-        advice, ids = advise_on_no_room(of, shards, now), tuple(shard.shard_id for shard in shards)
-        yield Condition(ConditionKind.NO_ROOM, of, advice, shards[0].no_room_at or now, each.patience, ids)
+        yield _condition(HoldReason.UNREADABLE, unread.submission, unread.since, unread, of=[unread.shard])
+    for submission, shards, patience in ((each.submission, each.shards, each.patience) for each in facts.starved):
+        since = shards[0].no_room_at or now
+        starved = _condition(HoldReason.FULL_QUEUE, submission, since, submission, shards, now, of=shards)
+        yield replace(starved, told_after=patience)
     for submission, advice in facts.held_queues:
-        yield Condition(ConditionKind.HELD_QUEUE, submission, advice, submission.created_at)
+        told_after = RULES[HoldReason.HELD_QUEUE].told_after
+        yield Condition(HoldReason.HELD_QUEUE, submission, advice, submission.created_at, told_after)
     for submission, count, since, reason in facts.not_sent:
-        advice = advise_on_not_sent(count, since, reason)
-        yield Condition(ConditionKind.NOT_SENT, submission, advice, since, TOLD_AFTER)
+        yield _condition(HoldReason.NOT_SENT, submission, since, count, since, reason)
     for submission, newest in facts.refused:
         refused = [shard for shard in newest if shard.state is ShardState.FAILED]
         if refused:
-            ids = tuple(shard.shard_id for shard in refused)
             since = min((shard.ended_at for shard in refused if shard.ended_at), default=now)
-            yield Condition(
-                ConditionKind.REFUSED, submission, advise_on_refused(submission, refused, len(newest)), since, None, ids
-            )
+            yield _condition(HoldReason.REFUSED, submission, since, submission, refused, len(newest), of=refused)
+
+
+def _condition(
+    reason: HoldReason, submission: Submission, since: datetime, *subject: object, of: Sequence[Shard] = ()
+) -> Condition:
+    """Return the condition for a reason, with the message of its rule about `subject`."""
+    rule = RULES[reason]
+    ids = tuple(shard.shard_id for shard in of)
+    return Condition(reason, submission, rule.message(*subject), since, rule.told_after, ids)

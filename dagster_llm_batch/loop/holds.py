@@ -5,21 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment, SentDefinition
+from dagster_llm_batch.loop.poll import LOOKED_AT_AGAIN
 from dagster_llm_batch.loop.preview import parameter_warnings
 from dagster_llm_batch.loop.status import (
     STRANDED,
     Advice,
+    advise_on_account,
     advise_on_change,
+    advise_on_doubt,
+    advise_on_holders,
+    advise_on_left,
+    advise_on_no_dataset,
+    advise_on_no_money,
+    advise_on_no_partition,
+    advise_on_no_room,
+    advise_on_not_known,
+    advise_on_not_sent,
+    advise_on_overdue,
+    advise_on_place,
     advise_on_recovered,
     advise_on_refusal,
+    advise_on_refused,
+    advise_on_reuse,
+    advise_on_stranded,
     advise_on_unreadable,
     advise_on_unsent,
 )
+from dagster_llm_batch.loop.submit import REFUSALS_MOST
 from dagster_llm_batch.loop.submit_queue import drop
 from dagster_llm_batch.loop.waits import KEPT_FOR, TOLD_AFTER
 from dagster_llm_batch.states import HoldReason, Reason, ShardState
@@ -31,57 +48,220 @@ __all__ = ["RULES", "Rule", "hold", "hold_unsent", "reason_to_hold"]
 
 
 class Rule(NamedTuple):
-    """The rule of a reason to hold something up. A reason has a limit, or is `endless` for a written reason.
+    """The rule of a reason to wait. A reason has a limit, or is `endless` for a written reason.
 
     Attributes:
-        message: Returns the reason and the next step: of a submission from the event with which it began, Unsent or
-            Recovered; of a shard from UnreadShard.
-        exits: The commands, and other acts, that end the hold.
-        told_after: The time after which a person is told; None: a failed check tells when the labels land.
-        limit: The longest time that it lasts.
+        waits_for: What is awaited, in words.
+        states: The states of shards in which it may be; none: it is of a submission in any state.
+        message: Returns the reason and the next step.
+        exits: The commands, and other acts, that end the wait.
+        told: How a person is told.
+        told_after: The time after which a tick fails for it; None: another time, or another teller, as `told` shows.
+        limit: The longest time that it lasts, or what else ends it by itself.
         endless: The reason for no limit.
     """
 
-    message: Callable[[Any], Advice]
+    waits_for: str
+    states: tuple[ShardState, ...]
+    message: Callable[..., Advice]
     exits: tuple[str, ...]
+    told: str
     told_after: timedelta | None = None
-    limit: timedelta | None = None
+    limit: timedelta | str | None = None
     endless: str | None = None
 
 
+_AT_ONCE = timedelta(0)
+_OVER = (ShardState.ENDED, ShardState.EXPIRED, ShardState.CANCELED, ShardState.FAILED)
+_CANCEL = "`cancel`"
+_LOST = "`resolve --lost`"
+
 RULES: dict[HoldReason, Rule] = {
     HoldReason.CHANGED: Rule(
+        "you: the definition has changed, or the provider would refuse it (`definition_changed`)",
+        (),
         partial(advise_on_unsent, "held back"),
-        exits=("put the definition back", "materialize", "`cancel`"),
+        exits=("the earlier definition", "materialize", "`cancel` before it is complete"),
+        told="failed check",
         endless="only a person can decide by which definition the rows are asked",
     ),
     HoldReason.UNFIT: Rule(
+        "you: nearly nothing fits of what came (`stopped`)",
+        (),
         partial(advise_on_unsent, "stopped"),
         exits=("`retry`",),
+        told="failed check",
         endless="to ask again is paid again, and the cause may be in the definition",
     ),
     HoldReason.OVER_BUDGET: Rule(
+        "you: a limit of money has no room for requests, which are given up",
+        (),
         partial(advise_on_unsent, "given up for money"),
         exits=("a higher limit, then `retry`",),
+        told="failed check",
         endless="only a person can decide about more money",
     ),
     HoldReason.UNREADABLE: Rule(
+        "results that cannot be read",
+        _OVER,
         advise_on_unreadable,
-        exits=("the results can be read", "the provider has them no more", "`resolve --lost`"),
+        exits=("they are read", "the provider has them no more", _LOST, _CANCEL),
+        told="failed tick after an hour; the first run fails if the provider refuses",
         told_after=TOLD_AFTER,
         limit=KEPT_FOR,
     ),
     HoldReason.NO_RESULTS: Rule(
+        "results that do not exist at the provider (`not_there`): then `gone`",
+        _OVER,
         advise_on_unreadable,
-        exits=("the provider has them after all", "`resolve --lost`"),
-        told_after=TOLD_AFTER,
+        exits=("they are there after all", _LOST, _CANCEL),
+        told="failed check, because `gone` waits for `retry`",
         limit=GONE_AFTER,
     ),
     HoldReason.RECOVERED: Rule(
+        "nothing: sendings were recovered of which the ledger had no record",
+        (),
         advise_on_recovered,
         exits=("its labels are materialized", "`recover`"),
-        told_after=timedelta(0),
+        told="failed tick, at once",
+        told_after=_AT_ONCE,
         endless="it holds up nothing: a person learns of it, so that it does not happen again",
+    ),
+    HoldReason.PLACE: Rule(
+        "a place in a declared queue, or beside what was chosen to be in flight (`waits`)",
+        (ShardState.PLANNED,),
+        advise_on_place,
+        exits=("there is room", _CANCEL),
+        told="failed tick if a batch in the queue is overdue or in doubt; else the tick and `watch` show it",
+        endless="each batch in the queue has its own limit, and one that is not polled leaves it after two windows",
+    ),
+    HoldReason.FULL_QUEUE: Rule(
+        "room in the provider's queue (`put_back`, `not_sent`)",
+        (ShardState.PLANNED,),
+        advise_on_no_room,
+        exits=("it is accepted", "a fallback", _CANCEL),
+        told="failed tick after one and a half windows",
+        limit=f"{REFUSALS_MOST} attempts in a row, at most an hour apart: then `not_taken`",
+    ),
+    HoldReason.NOT_SENT: Rule(
+        "a provider that is down, or takes no batch (`not_sent`, `unavailable`)",
+        (ShardState.PLANNED,),
+        advise_on_not_sent,
+        exits=("it is accepted", "a fallback", _CANCEL),
+        told="failed tick after an hour",
+        told_after=TOLD_AFTER,
+        endless="it was not sent and costs nothing; `fallback_after` and the deadline end it, if they are set",
+    ),
+    HoldReason.TURNED_AWAY: Rule(
+        "a provider that turns calls in real time away",
+        (ShardState.PLANNED,),
+        advise_on_not_sent,
+        exits=("they are answered", _CANCEL),
+        told="failed tick after an hour",
+        told_after=TOLD_AFTER,
+        endless="a call that is turned away costs nothing, and is made again after an hour at most",
+    ),
+    HoldReason.MONEY: Rule(
+        "money (`waits`, `lacks_money`)",
+        (ShardState.PLANNED,),
+        advise_on_no_money,
+        exits=("a bill", "a higher limit", _CANCEL),
+        told="the tick and `watch`; then a failed check",
+        limit="until bills can no longer free enough: then `over_budget`",
+    ),
+    HoldReason.IN_DOUBT: Rule(
+        "the result of a create call (`ambiguous`)",
+        (ShardState.SUBMITTING,),
+        advise_on_doubt,
+        exits=("it is found", "`resolve --batch-id`", "`resolve --no-batch`", _CANCEL),
+        told="failed tick, at once if the status is unknown, otherwise after an hour",
+        told_after=TOLD_AFTER,
+        endless="to send it again may pay twice, unless the provider has not listed it for `settle_seconds`",
+    ),
+    HoldReason.UNKNOWN: Rule(
+        "a provider that does not find its batch (`not_known`): then `gone`",
+        (ShardState.SUBMITTED,),
+        advise_on_not_known,
+        exits=("it is found", _LOST, _CANCEL),
+        told="failed check, because `gone` waits for `retry`",
+        limit=GONE_AFTER,
+    ),
+    HoldReason.OVERDUE: Rule(
+        "the end of its batch, for more than one and a half windows",
+        (ShardState.SUBMITTED,),
+        advise_on_overdue,
+        exits=("it ends", _LOST, _CANCEL),
+        told="failed tick, at once",
+        told_after=_AT_ONCE,
+        limit=KEPT_FOR + LOOKED_AT_AGAIN,
+    ),
+    HoldReason.CANNOT_ASK: Rule(
+        "credentials, or its account",
+        (ShardState.PLANNED, ShardState.SUBMITTED, *_OVER),
+        advise_on_account,
+        exits=("they are fixed", "`resolve --lost` of what was sent", _CANCEL),
+        told="failed tick, at once",
+        told_after=_AT_ONCE,
+        limit="that of `overdue` for what runs; what is not sent costs nothing",
+    ),
+    HoldReason.REUSES: Rule(
+        "an earlier submission whose answers it uses",
+        (ShardState.COLLECTED,),
+        advise_on_reuse,
+        exits=("that submission is complete", "`cancel` before it is complete"),
+        told="the message of that submission",
+        limit="the limit of that submission",
+    ),
+    HoldReason.STRANDED: Rule(
+        "a run that materializes it (`landing_lost`, `landing_stranded`), or the earlier definition",
+        (),
+        advise_on_stranded,
+        exits=("a run materializes it", "materialize", "`cancel` before it is complete"),
+        told="failed check, which stays",
+        told_after=_AT_ONCE,
+        endless="three lost runs came before it, or a definition that only a person can put back",
+    ),
+    HoldReason.HELD_QUEUE: Rule(
+        "a declared queue that is full of batches of another namespace, not polled for an hour",
+        (ShardState.PLANNED,),
+        advise_on_holders,
+        exits=("the sensor of that namespace", "`resolve --lost` of each", _CANCEL),
+        told="failed tick, at once",
+        told_after=_AT_ONCE,
+        limit="a batch that is not polled leaves the queue after two windows",
+    ),
+    HoldReason.NO_PARTITION: Rule(
+        "a partition that no longer exists",
+        (),
+        advise_on_no_partition,
+        exits=("it is added again", "`cancel` before it is complete"),
+        told="failed tick, at once; once if all is answered",
+        told_after=_AT_ONCE,
+        endless="its answers are paid and stored: only a person knows whether they are wanted",
+    ),
+    HoldReason.NO_DATASET: Rule(
+        "a code location that has its dataset",
+        (),
+        advise_on_no_dataset,
+        exits=("it is restored", "`rename`", "`cancel` before it is complete"),
+        told="failed tick if it has not been handled for an hour in flight, otherwise for a day",
+        endless="another code location may have it",
+    ),
+    HoldReason.REFUSED: Rule(
+        "nothing: the provider has refused batches for good",
+        (ShardState.FAILED,),
+        advise_on_refused,
+        exits=("`retry`",),
+        told="failed check",
+        limit="the next run collects them",
+    ),
+    HoldReason.LATE_ANSWERS: Rule(
+        "late answers of batches that are `given_up` or `gone`; polled hourly, or daily if the batch had ended",
+        (ShardState.COLLECTED,),
+        advise_on_left,
+        exits=("they arrive", "`retry`"),
+        told="failed check",
+        limit=KEPT_FOR,
     ),
 }
 """The rule of each reason."""

@@ -24,7 +24,7 @@ from dagster_llm_batch.storage.ledger.shard_rows import is_awaited
 from dagster_llm_batch.storage.ledger.submission_rows import STATUS
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
-__all__ = ["Failed", "Poller", "find_spacing", "is_due"]
+__all__ = ["LOOKED_AT_AGAIN", "Failed", "Poller", "find_spacing", "is_due"]
 
 Failed = Callable[[Sequence[Shard], Exception], None]
 """Called with shards about which nothing was learned, and the error."""
@@ -39,7 +39,7 @@ _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
 _LONGEST_SPACING = timedelta(minutes=10)
 
-_LOOKED_AT_AGAIN = timedelta(days=1)
+LOOKED_AT_AGAIN = timedelta(days=1)
 
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
@@ -113,7 +113,7 @@ class Poller:
                 continue
             until = shard.waits_until
             # A time before it was forgotten was of another wait; one that lies further ahead was set by a wrong clock.
-            if until is None or not at + KEPT_FOR <= until <= now + _LOOKED_AT_AGAIN:
+            if until is None or not at + KEPT_FOR <= until <= now + LOOKED_AT_AGAIN:
                 found.append(shard.shard_id)
                 continue
             if until > now:
@@ -132,7 +132,7 @@ class Poller:
                     ended_at=now,
                 )
         if found:
-            self._ledger.unread.wait(found, now + _LOOKED_AT_AGAIN)
+            self._ledger.unread.wait(found, now + LOOKED_AT_AGAIN)
 
     def poll_beside(self, shards: Sequence[Shard]) -> None:
         """See Engine.poll_beside."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.states import ENDED, HoldReason, ShardState
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.batches import count_batches_by_state, count_unbatched_by_state
@@ -30,21 +31,27 @@ __all__ = [
     "Advice",
     "Status",
     "UnsentReasons",
+    "advise_on_account",
     "advise_on_change",
     "advise_on_doubt",
     "advise_on_holders",
+    "advise_on_left",
     "advise_on_lost_levels",
     "advise_on_lost_manifest",
     "advise_on_money",
+    "advise_on_no_answer",
     "advise_on_no_dataset",
     "advise_on_no_money",
     "advise_on_no_partition",
     "advise_on_no_room",
+    "advise_on_not_known",
     "advise_on_not_sent",
     "advise_on_overdue",
+    "advise_on_place",
     "advise_on_recovered",
     "advise_on_refusal",
     "advise_on_refused",
+    "advise_on_reuse",
     "advise_on_stranded",
     "advise_on_unknown",
     "advise_on_unreadable",
@@ -93,6 +100,56 @@ class Advice(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.problem}. {self.then}"
+
+
+def advise_on_place(shards: int, waits_for: str | None) -> Advice:
+    """Return that so many shards wait for a place in a queue, or for their time, and what a person can do."""
+    counted = "1 shard is" if shards == 1 else f"{shards:,} shards are"
+    return Advice(
+        f"{counted} not sent yet: waiting {waits_for or 'for the provider'}",
+        "Nothing: each batch in the queue has its own limit, and `dagster-llm-batch watch` shows it",
+    )
+
+
+def advise_on_not_known(shard: Shard) -> Advice:
+    """Return that the provider does not know a batch for now, and what a person can do."""
+    return Advice(
+        f"{shard.provider} does not know batch {shard.batch_id} now",
+        "Nothing: if that is so for an hour, the batch counts as gone, and a failed check reports it",
+    )
+
+
+def advise_on_account(provider: str, former: str, now: str | None) -> Advice:
+    """Return that the account of batches is not the configured one, and what a person can do; `now` None: there is
+    none that works.
+    """
+    configured = "none that works" if now is None else hide_secrets(now)
+    return Advice(
+        f"batches of {provider} account {hide_secrets(former)} wait; {configured} is configured",
+        "Configure the former until they are collected",
+    )
+
+
+def advise_on_no_answer(error: str) -> Advice:
+    """Return that a provider refuses its credentials, or cannot be made, and what a person can do."""
+    return Advice(error.rstrip("."), "Set right what it names; the sensor goes on by itself then")
+
+
+def advise_on_reuse(sources: Collection[str]) -> Advice:
+    """Return that a submission uses answers of others that are not complete, and what a person can do."""
+    named = ", ".join(sorted(sources))
+    return Advice(
+        f"it uses answers of an earlier submission, which is not complete: {named}",
+        "A run for this one also advances the earlier one. `dagster-llm-batch show` shows what that waits for",
+    )
+
+
+def advise_on_left(submission: Submission, shard: Shard) -> Advice:
+    """Return that rows of a shard are not sent again by themselves, and what a person can do."""
+    return Advice(
+        f"of {submission.place} {cause_text(shard)}: its rows without a label are not sent again automatically",
+        f"To label them, run {retry_command(submission)}. It shows the price first",
+    )
 
 
 def advise_on_unsent(words: str, unsent: events.Unsent) -> Advice:

@@ -56,7 +56,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
 
-__all__ = ["Sender", "outgoing", "plan_next_try"]
+__all__ = ["REFUSALS_MOST", "Sender", "outgoing", "plan_next_try"]
 
 # The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
 _BUFFER_BYTES = 1 << 16
@@ -152,7 +152,7 @@ class _Joined(io.RawIOBase):
 
 # So often in a row a submission's batches are not taken, whichever of its requests are in them: a day and a half of
 # tries, each after a longer wait. Neither another wave nor a split makes it more.
-_REFUSALS_MOST = 40
+REFUSALS_MOST = 40
 
 # So often a provider that does not say what is too much must refuse a batch before it counts as too large.
 _UNSURE_REFUSALS = 3
@@ -178,7 +178,7 @@ def plan_next_try(
     refusals = 1 + max(
         _refusals(ledger.shards.of_submission(name)) for name in {shard.submission_id for shard in shards}
     )
-    if refusals > _REFUSALS_MOST:
+    if refusals > REFUSALS_MOST:
         return None
     pause = min(LONGEST_PAUSE, timedelta(minutes=2 ** min(refusals - 1, 10)))
     fields: ShardFields = {"reason": reason, "refusals": refusals, "waits_until": now + pause}

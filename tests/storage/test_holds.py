@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -13,7 +13,7 @@ from ledger_builders import a_shard, a_submission, bring_to
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.status import Advice, find_unsent
-from dagster_llm_batch.states import HoldReason, Move, ShardState
+from dagster_llm_batch.states import STORED_HOLDS, HoldReason, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import (
     Adopted,
@@ -24,33 +24,61 @@ from dagster_llm_batch.storage.ledger.events import (
     Recovered,
     Stopped,
     Unsent,
+    Waits,
 )
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, UNSENT, recovered_of, unsent_of
-from dagster_llm_batch.storage.ledger.records import Ending
+from dagster_llm_batch.storage.ledger.records import Ending, QueueHolder
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
 
 FIRST, SECOND = ("no room", "Raise the limit"), ("no room for the oracle", "Raise the limit")
 
 
-def subject_of(reason: HoldReason, clock: Any) -> Any:
-    """What the message of a reason is of."""
-    shard = UnreadShard(a_submission(), a_shard(batch_id="b"), clock.now, "403: no")
-    of = {**dict.fromkeys(OF_RESULTS, shard), HoldReason.RECOVERED: Recovered(2, "2026-01-01 00:00")}
-    return of.get(reason, Unsent(*FIRST))
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SHARD = a_shard(batch_id="b", provider="openai", model="gpt-4o", account="a", cause=Cause.GIVEN_UP)
+UNREAD = UnreadShard(a_submission(), SHARD, NOW, "403: no")
+
+# What the message of a reason is about.
+SUBJECTS: dict[HoldReason, tuple[Any, ...]] = {
+    **dict.fromkeys(UNSENT.values(), (Unsent(*FIRST),)),
+    **dict.fromkeys(OF_RESULTS, (UNREAD,)),
+    HoldReason.RECOVERED: (Recovered(2, "2026-01-01 00:00"),),
+    HoldReason.PLACE: (2, Waits(for_place=True).detail),
+    HoldReason.FULL_QUEUE: (a_submission(), [SHARD], NOW),
+    HoldReason.NOT_SENT: (1, NOW, "503: down"),
+    HoldReason.TURNED_AWAY: (1, NOW, "429: later"),
+    HoldReason.MONEY: (a_submission(), "for what is in flight to be billed"),
+    HoldReason.IN_DOUBT: (SHARD,),
+    HoldReason.UNKNOWN: (SHARD,),
+    HoldReason.OVERDUE: (SHARD, NOW),
+    HoldReason.CANNOT_ASK: ("openai", "a", None),
+    HoldReason.REUSES: (["s0"],),
+    HoldReason.STRANDED: (a_submission(), "a run was lost"),
+    HoldReason.HELD_QUEUE: ("openai", "1 batch", [QueueHolder("other", 1, ["h1"], NOW, NOW)]),
+    HoldReason.NO_PARTITION: (a_submission(),),
+    HoldReason.NO_DATASET: ("moods", 1, 1),
+    HoldReason.REFUSED: (a_submission(), [SHARD], 2),
+    HoldReason.LATE_ANSWERS: (a_submission(), SHARD),
+}
 
 
 @pytest.mark.parametrize("reason", HoldReason)
-def test_each_reason_has_a_message_an_exit_and_a_limit_or_a_reason_for_none(reason: HoldReason, clock: Any) -> None:
+def test_each_reason_has_a_message_an_exit_and_a_limit_or_a_reason_for_none(reason: HoldReason) -> None:
     rule = RULES[reason]
-    advice = rule.message(subject_of(reason, clock))
+    advice = rule.message(*SUBJECTS[reason])
     assert isinstance(advice, Advice)
     assert all(advice)
     assert rule.exits
-    assert (rule.limit is None) is bool(rule.endless)
+    assert rule.told
+    assert rule.told_after is None or rule.told.startswith("failed")
+    assert bool(rule.limit) is not bool(rule.endless)
     commands = {found for one in rule.exits for found in re.findall(r"`(\w+)", one)}
     assert commands
     assert commands <= set(main.list_commands(click.Context(main)))
+
+
+def test_the_reasons_that_have_rows_are_those_that_the_ledger_can_begin() -> None:
+    assert set(STORED_HOLDS) == {*UNSENT.values(), *OF_RESULTS, HoldReason.RECOVERED}
 
 
 def test_each_hold_of_a_submission_keeps_each_problem_once_and_of_a_definition_the_last(

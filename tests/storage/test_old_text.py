@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import OLD_SHARD, a_shard, a_submission, old_shard_row
 
-from dagster_llm_batch.states import HoldReason, Reason, ShardState
+from dagster_llm_batch.states import STORED_HOLDS, HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger, events
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import read_event
@@ -142,7 +142,7 @@ def test_holds_of_before_are_those_of_which_events_told(older: Older) -> None:
         older.add_event(kind, "410: gone", SHARDS[1])
     ledger = older.migrate()
     holds = {hold.reason: hold for hold in ledger.holds.of(["s1"])["s1"]}
-    assert holds.keys() == set(HoldReason)
+    assert holds.keys() == set(STORED_HOLDS)
     first, second = events.Unsent("a", "Raise it"), events.Unsent("b", "Wait")
     assert unsent_of(holds[HoldReason.OVER_BUDGET]) == unsent_of(holds[HoldReason.UNFIT]) == [second, first]
     assert unsent_of(holds[HoldReason.CHANGED]) == [first]

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import HoldReason
+from dagster_llm_batch.states import STORED_HOLDS, HoldReason
 from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import (
@@ -183,7 +183,7 @@ class Holds:
         found: dict[str, list[Hold]] = {}
         for ids in group_names(sorted(set(submission_ids))):
             with self._database.read() as connection:
-                wanted = {"ids": ids, "reasons": reasons or tuple(HoldReason)}
+                wanted = {"ids": ids, "reasons": reasons or STORED_HOLDS}
                 for row in connection.execute(_OF_SUBMISSIONS.order_by(*_ORDER), wanted).mappings():
                     found.setdefault(row["submission_id"], []).append(from_row(Hold, row))
         return found
