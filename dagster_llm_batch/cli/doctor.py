@@ -34,15 +34,15 @@ from dagster_llm_batch.engine.conditions import GOES_ON, WAITS_IN_VAIN, Conditio
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.files.ownership import owns_batch
 from dagster_llm_batch.loop.deployment import use_fetched_book
+from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.preview import parameter_warnings
 from dagster_llm_batch.loop.provider_facts import account_of, ask_provider
 from dagster_llm_batch.loop.pruned import is_pruned
-from dagster_llm_batch.loop.status import cause_text, retry_command
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.capabilities import check_setup, count_files
 from dagster_llm_batch.providers.openai_api.servers import HasServer, Server, unseen_facts
 from dagster_llm_batch.resources import Budget
-from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.states import IN_FLIGHT, HoldReason, ShardState
 from dagster_llm_batch.storage.ledger.batches import count_batches, has_batch
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
@@ -476,13 +476,12 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
         then = "Dagster's sensor repeats failed requests to stop, and collects finished answers."
         yield Finding("canceled batches", Severity.WARNING, problem, then)
     if deployment.has_code:
-        accounts = {name: account_of(provider) or "none that works" for name, provider in engine.providers.items()}
+        accounts = {name: account_of(provider) for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
             # Another account does not know the batch: asked there, it would look lost.
             if accounts.get(provider) != account:
-                configured = hide_secrets(accounts.get(provider, "none"))
-                problem = f"batches run at {provider} account {hide_secrets(account)}; configured is {configured}"
-                yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
+                advice = RULES[HoldReason.CANNOT_ASK].message(provider, account, accounts.get(provider))
+                yield Finding("accounts", Severity.PROBLEM, advice.problem, f"{advice.then}.")
     if not (is_stuck or unseen or stopping):
         state = f"{count_batches(flying)} in flight, 0 in doubt, all polled"
         yield Finding("batches under way", Severity.OK, state)
@@ -523,10 +522,8 @@ def _left(deployment: DeploymentAccess) -> Iterator[Finding]:
         # All of it may have been answered where it was sent.
         if shard.cause is Cause.ADOPTED and set(submission.outcomes) == {Outcome.SUCCEEDED.value}:
             continue
-        place = submission.place
-        problem = f"of {place} {cause_text(shard)}: its rows without a label are not sent again automatically"
-        then = f"To label them, run {retry_command(submission)}. It shows the price first."
-        yield Finding("rows without a label", Severity.WARNING, problem, then)
+        advice = RULES[HoldReason.LATE_ANSWERS].message(submission, shard)
+        yield Finding("rows without a label", Severity.WARNING, advice.problem, f"{advice.then}.")
 
 
 def _kept_in_vain(deployment: DeploymentAccess) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
 from dagster_llm_batch.cli.output import SHORT_ID, cell, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, nothing_submitted, partition_option
 from dagster_llm_batch.core.address_secrets import hide_secrets
+from dagster_llm_batch.loop.present_waits import Wait, find_waits
 from dagster_llm_batch.progress import shared_text, states_cell
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.batches import count_batches
@@ -173,17 +174,22 @@ def show_command(
     levels = deployment.levels_of(submission)
     kept = find_kept_money(deployment).get(submission.submission_id)
     beside = ledger.batches.count_submissions_beside(submission.submission_id)
+    waits = find_waits(deployment.engine.deployment, submission.submission_id)
     if as_json:
         cascade = None if levels is None else _cascade_document(levels)
         batches = {"batches": count_batches(shards), "batches_shared_with": beside}
-        print_json({"submission": submission, "cascade": cascade, **batches, "shards": shards, "events": events})
+        of = {"waits": [_wait_document(wait) for wait in waits], "shards": shards, "events": events}
+        print_json({"submission": submission, "cascade": cascade, **batches, **of})
         return
     out = console()
     out.print(table(["", ""], _facts(ledger, submission, levels, kept, _batches_text(shards, beside))))
+    if waits:
+        rows: list[list[object]] = [[wait.reason.value, wait.since, *wait.advice] for wait in waits]
+        out.print(table(["reason", "since (UTC)", "what", "next step"], rows, title="\nWaits"))
     out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nShards"))
     if events:
-        rows = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
-        out.print(table(["at (UTC)", "shard", "what", "then", "detail"], rows, title="\nEvents"))
+        shown = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
+        out.print(table(["at (UTC)", "shard", "what", "then", "detail"], shown, title="\nEvents"))
 
 
 def _cascade_document(levels: Levels) -> dict[str, Any]:
@@ -206,6 +212,12 @@ def _batches_text(shards: Sequence[Shard], beside: int) -> str:
     unsent = sum(shard.state is ShardState.PLANNED for shard in shards)
     waiting = f"; {counted(unsent, 'shard is', 'shards are')} not sent yet" if unsent else ""
     return f"{count_batches(shards):,}{shared}{waiting}"
+
+
+def _wait_document(wait: Wait) -> dict[str, Any]:
+    shards = [shard.shard_id for shard in wait.shards]
+    told = {"problem": wait.advice.problem, "then": wait.advice.then}
+    return {"reason": wait.reason.value, "since": wait.since, **told, "shards": shards}
 
 
 def _facts(

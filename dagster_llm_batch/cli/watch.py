@@ -22,13 +22,14 @@ from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.conditions import TELLS_OF_UNSENT, Condition
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.loop.activity import FAILED
+from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.progress import Pace, pace
 from dagster_llm_batch.loop.provider_facts import account_of
-from dagster_llm_batch.loop.status import WAITS
 from dagster_llm_batch.progress import end_history, end_of, progress_text, shared_text, states_cell
-from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.states import IN_FLIGHT, HoldReason, ShardState
 from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.storage.ledger.database import utc_now
+from dagster_llm_batch.storage.ledger.events import Waits, read_event
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.text import cell_text, plain_words
 
@@ -173,10 +174,10 @@ class _Watched:
             unsent = progress.states.get(ShardState.PLANNED, 0)
             if not unsent or submission.submission_id in told:
                 continue
-            last = self._deployment.ledger.events.last_of(submission.submission_id)
-            why = f": {plain_words(last.detail)}" if last.kind == WAITS and last.detail else ""
-            shards = counted(unsent, "shard is", "shards are")
-            notes.append(f"{cell_text(submission.place)}: {shards} not sent yet{why}")
+            last = read_event(self._deployment.ledger.events.last_of(submission.submission_id))
+            waits_for = last.detail if isinstance(last, Waits) else None
+            advice = RULES[HoldReason.PLACE].message(unsent, waits_for)
+            notes.append(f"{cell_text(submission.place)}: {advice}")
         return notes
 
     def _failed_landings(self, under_way: list[Progress]) -> list[str]:

@@ -29,6 +29,7 @@ from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Sub
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
 __all__ = [
+    "CHANGES_NOTHING",
     "FAILED",
     "LOST",
     "STRANDED",
@@ -55,7 +56,7 @@ TOLD = PersonTold.kind
 FAILED = LandingFailed.kind
 """The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
 
-_CHANGES_NOTHING = (TOLD, FAILED, NOTE)
+CHANGES_NOTHING = (TOLD, FAILED, NOTE)
 _SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
 
 
@@ -161,7 +162,7 @@ def count_lost(events: Sequence[Event]) -> int:
         elif event.kind == LOST:
             # Its own failure came before.
             count, has_failed, is_refused = count + 1, False, False
-        elif event.kind not in (WAITS, TURN, *_CHANGES_NOTHING) and not (is_refused and event.kind in _SENT_IN_VAIN):
+        elif event.kind not in (WAITS, TURN, *CHANGES_NOTHING) and not (is_refused and event.kind in _SENT_IN_VAIN):
             break
     return count
 
@@ -171,9 +172,9 @@ def look_out(deployment: Deployment, unreadable: OnUnreadable | None = None) -> 
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),
-        last=ledger.events.last_of_all(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
+        last=ledger.events.last_of_all(namespace, besides=CHANGES_NOTHING, unreadable=unreadable),
         last_but_waiting=ledger.events.last_of_all(
-            namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable
+            namespace, besides=(WAITS, TURN, *CHANGES_NOTHING), unreadable=unreadable
         ),
         failed=ledger.events.last_of_all(namespace, kind=FAILED, unreadable=unreadable),
         unreadable=ledger.unread.find(namespace, unreadable),

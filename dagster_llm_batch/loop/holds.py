@@ -51,13 +51,13 @@ class Rule(NamedTuple):
     """The rule of a reason to wait. A reason has a limit, or is `endless` for a written reason.
 
     Attributes:
-        waits_for: What is awaited, in words.
-        states: The states of shards in which it may be; none: it is of a submission in any state.
+        waits_for: The awaited event, or the person, in words.
+        states: The possible states of its shards; empty: the submission waits, in any state.
         message: Returns the reason and the next step.
         exits: The commands, and other acts, that end the wait.
-        told: How a person is told.
-        told_after: The time after which a tick fails for it; None: another time, or another teller, as `told` shows.
-        limit: The longest time that it lasts, or what else ends it by itself.
+        told: The report to a person.
+        told_after: The time until a tick fails for it; None: see `told`.
+        limit: The longest duration, or another automatic end.
         endless: The reason for no limit.
     """
 
@@ -83,10 +83,10 @@ RULES: dict[HoldReason, Rule] = {
         partial(advise_on_unsent, "held back"),
         exits=("the earlier definition", "materialize", "`cancel` before it is complete"),
         told="failed check",
-        endless="only a person can decide by which definition the rows are asked",
+        endless="only a person can choose between the two definitions",
     ),
     HoldReason.UNFIT: Rule(
-        "you: nearly nothing fits of what came (`stopped`)",
+        "you: nearly all answers do not fit (`stopped`)",
         (),
         partial(advise_on_unsent, "stopped"),
         exits=("`retry`",),
@@ -119,16 +119,16 @@ RULES: dict[HoldReason, Rule] = {
         limit=GONE_AFTER,
     ),
     HoldReason.RECOVERED: Rule(
-        "nothing: sendings were recovered of which the ledger had no record",
+        "nothing: sent batches were recovered, which the ledger did not know",
         (),
         advise_on_recovered,
         exits=("its labels are materialized", "`recover`"),
         told="failed tick, at once",
         told_after=_AT_ONCE,
-        endless="it holds up nothing: a person learns of it, so that it does not happen again",
+        endless="it holds up nothing, and is reported so that it does not happen again",
     ),
     HoldReason.PLACE: Rule(
-        "a place in a declared queue, or beside what was chosen to be in flight (`waits`)",
+        "a place in a declared queue, or among the batches that may be in flight together (`waits`)",
         (ShardState.PLANNED,),
         advise_on_place,
         exits=("there is room", _CANCEL),
@@ -202,7 +202,7 @@ RULES: dict[HoldReason, Rule] = {
         exits=("they are fixed", "`resolve --lost` of what was sent", _CANCEL),
         told="failed tick, at once",
         told_after=_AT_ONCE,
-        limit="that of `overdue` for what runs; what is not sent costs nothing",
+        limit="that of `overdue` if it was sent; otherwise none, because it costs nothing",
     ),
     HoldReason.REUSES: Rule(
         "an earlier submission whose answers it uses",
@@ -231,13 +231,13 @@ RULES: dict[HoldReason, Rule] = {
         limit="a batch that is not polled leaves the queue after two windows",
     ),
     HoldReason.NO_PARTITION: Rule(
-        "a partition that no longer exists",
+        "its removed partition",
         (),
         advise_on_no_partition,
         exits=("it is added again", "`cancel` before it is complete"),
         told="failed tick, at once; once if all is answered",
         told_after=_AT_ONCE,
-        endless="its answers are paid and stored: only a person knows whether they are wanted",
+        endless="its answers are paid and stored, and only a person can decide about them",
     ),
     HoldReason.NO_DATASET: Rule(
         "a code location that has its dataset",

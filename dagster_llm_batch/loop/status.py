@@ -106,8 +106,8 @@ def advise_on_place(shards: int, waits_for: str | None) -> Advice:
     """Return that so many shards wait for a place in a queue, or for their time, and what a person can do."""
     counted = "1 shard is" if shards == 1 else f"{shards:,} shards are"
     return Advice(
-        f"{counted} not sent yet: waiting {waits_for or 'for the provider'}",
-        "Nothing: each batch in the queue has its own limit, and `dagster-llm-batch watch` shows it",
+        f"{counted} not sent yet{'' if waits_for is None else f': waiting {waits_for}'}",
+        "The next run sends them when there is room; `dagster-llm-batch watch` shows the batches before them",
     )
 
 
@@ -115,7 +115,7 @@ def advise_on_not_known(shard: Shard) -> Advice:
     """Return that the provider does not know a batch for now, and what a person can do."""
     return Advice(
         f"{shard.provider} does not know batch {shard.batch_id} now",
-        "Nothing: if that is so for an hour, the batch counts as gone, and a failed check reports it",
+        "If that is so for an hour, the batch counts as gone, and a failed check reports it",
     )
 
 

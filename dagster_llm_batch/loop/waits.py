@@ -25,7 +25,7 @@ from dagster_llm_batch.errors import (
     UnreadableError,
 )
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
-from dagster_llm_batch.loop.provider_facts import ask_provider
+from dagster_llm_batch.loop.provider_facts import account_of, ask_provider
 from dagster_llm_batch.states import ENDED, Move, Reason
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
@@ -192,10 +192,19 @@ def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, dateti
 
 def refuse_readable(deployment: Deployment, shard: Shard) -> None:
     """Raise IllegalMoveError for an ended shard whose results nobody failed to read: nothing is to be given up."""
-    if shard.state not in ENDED or deployment.ledger.unread.noted([shard]):
+    if shard.state not in ENDED or deployment.ledger.unread.noted([shard]) or _is_out_of_reach(deployment, shard):
         return
     raise IllegalMoveError(
         f"Shard {shard.shard_id} is '{shard.state.value}': its batch has ended, and the next run collects its results. "
         "It can be given up where it is in flight, or where its results could not be read. Nothing was changed. "
         "Materialize the labels."
     )
+
+
+def _is_out_of_reach(deployment: Deployment, shard: Shard) -> bool:
+    """Return whether no run is requested for an ended batch, since its account is not configured any more."""
+    now = deployment.clock()
+    if shard.batch_id is None or shard.ended_at is None or now - shard.ended_at < TOLD_AFTER:
+        return False
+    provider = deployment.providers.get(shard.provider)
+    return provider is not None and account_of(provider) != shard.account

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
+from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.provider_facts import ask_provider
-from dagster_llm_batch.states import ENDED, ShardState
+from dagster_llm_batch.loop.status import advise_on_no_answer
+from dagster_llm_batch.states import ENDED, HoldReason, ShardState
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -47,11 +48,7 @@ class ProviderAccess:
         account = self.account(shard.provider)
         # Another account does not know the batch, and would have it reported as lost.
         if account is not None and account != shard.account:
-            former, now = hide_secrets(shard.account), hide_secrets(account)
-            return (
-                f"batches of {shard.provider} account {former} wait; {now} is configured. Configure the "
-                "former until they are collected"
-            )
+            return str(RULES[HoldReason.CANNOT_ASK].message(shard.provider, shard.account, account))
         return self.reason_not_to_use(shard.provider)
 
     def reason_not_to_use(self, name: str) -> str | None:
@@ -83,8 +80,7 @@ class ProviderAccess:
             try:
                 ask_provider(self._engine.provider(name), self._engine.now())
             except (CredentialsError, ConfigError) as error:
-                then = "Set right what it names; the sensor goes on by itself then"
-                self._answers[name] = f"{str(error).rstrip('.')}. {then}", False
+                self._answers[name] = str(advise_on_no_answer(str(error))), False
             except TransientError as error:
                 self._answers[name] = str(error), True
             except Exception as error:  # noqa: BLE001 - as above

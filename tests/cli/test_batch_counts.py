@@ -91,6 +91,9 @@ def test_what_no_provider_has_taken_is_told_in_shards(project):
     assert "in all" not in listed
     told = project.json("show", "daily_labels", "-p", DAYS[0])
     assert (told["batches"], told["batches_shared_with"]) == (0, 0)
+    [wait] = told["waits"]
+    assert (wait["reason"], wait["shards"]) == ("not_sent", [told["shards"][0]["shard_id"]])
+    assert wait["problem"].startswith("1 shard is not sent since")
     assert "0; 1 shard is not sent yet" in project.on_file("show", "daily_labels", "-p", DAYS[0]).stdout
     assert f"daily_labels {DAYS[0]}: 1 shard is not sent since" in project.on_file("watch", "--once").stdout
     assert ": 1 shard is not sent since" in findings(project)["unsent batches"]["said"]

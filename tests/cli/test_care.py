@@ -160,7 +160,7 @@ def test_a_budget_says_what_is_committed_and_warns_when_little_is_left(project):
 def test_batches_of_an_account_that_is_not_configured_any_more_are_a_problem(project):
     project.submit()
     project.change("timeout_seconds=10", 'timeout_seconds=10, account="another"')
-    assert "configured is another" in findings(project, code=3)["accounts"]["said"]
+    assert "wait; another is configured" in findings(project, code=3)["accounts"]["said"]
 
 
 def test_what_is_under_way_for_an_asset_that_is_gone_is_told(project):
