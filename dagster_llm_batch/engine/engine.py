@@ -244,7 +244,10 @@ class Engine:
             self._poller.poll_beside(status.shards)
 
     def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
-        """Give up the batches among these that are overdue for a month; `poll` does so for what it is given."""
+        """Give up those of these batches that are overdue for a month, or ended a month ago with an account of before.
+
+        `poll` does so for what it is given.
+        """
         self._poller.give_up_forgotten(shards)
 
     def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:

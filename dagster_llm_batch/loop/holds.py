@@ -202,7 +202,7 @@ RULES: dict[HoldReason, Rule] = {
         exits=("they are fixed", "`resolve --lost` of what was sent", _CANCEL),
         told="failed tick, at once",
         told_after=_AT_ONCE,
-        limit="that of `overdue` if it was sent; otherwise none, because it costs nothing",
+        limit="that of `overdue`, or 30 days after its end; what is not sent costs nothing and has none",
     ),
     HoldReason.REUSES: Rule(
         "an earlier submission whose answers it uses",

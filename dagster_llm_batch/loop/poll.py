@@ -15,7 +15,7 @@ from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalM
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment
 from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.submit import plan_next_try
-from dagster_llm_batch.loop.waits import KEPT_FOR, Unread
+from dagster_llm_batch.loop.waits import KEPT_FOR, Unread, is_out_of_reach
 from dagster_llm_batch.providers.capabilities import cancel_batch
 from dagster_llm_batch.states import Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import NotKnown
@@ -102,13 +102,16 @@ class Poller:
     def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
         """Give up the batches among these that run for a month longer than they should: no vendor has results of them.
 
+        Likewise those that ended a month ago, and that nobody can ask, since their account is not configured any more.
+
         A batch is given up a day after it was found so, since one wrong clock is enough to find it. What still comes of
         it within another month is used, as of those that a person gives up.
         """
         now = self._deployment.clock()
         found = []
         for shard in shards:
-            at = self._deployment.overdue_at(shard)
+            has_ended = is_out_of_reach(self._deployment, shard)
+            at = shard.ended_at if has_ended else self._deployment.overdue_at(shard)
             if at is None or now - at < KEPT_FOR:
                 continue
             until = shard.waits_until
@@ -118,18 +121,20 @@ class Poller:
                 continue
             if until > now:
                 continue
-            reason = f"given up by itself: it has not ended since {shard.submitted_at:%Y-%m-%d %H:%M} UTC"
+            why = "its account is not configured, and it has" if has_ended else "it has not"
+            since = at if has_ended else shard.submitted_at
+            reason = f"given up by itself: {why} ended since {since:%Y-%m-%d %H:%M} UTC"
             # It may have ended, or been given up by another process, just now.
             with suppress(IllegalMoveError):
                 self._ledger.shards.move_all(
                     [shard.shard_id],
                     Move.GIVEN_UP,
                     of_batch=shard.batch_id,
-                    sources=[ShardState.SUBMITTED],
+                    sources=[shard.state],
                     cause=Cause.GIVEN_UP,
                     reason=reason,
                     reason_kind=Reason.GIVEN_UP,
-                    ended_at=now,
+                    ended_at=at if has_ended else now,
                 )
         if found:
             self._ledger.unread.wait(found, now + LOOKED_AT_AGAIN)

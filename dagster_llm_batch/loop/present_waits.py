@@ -16,7 +16,7 @@ from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.provider_facts import account_of
 from dagster_llm_batch.loop.status import STRANDED, WAITS, Advice
 from dagster_llm_batch.loop.submit_queue import due
-from dagster_llm_batch.loop.waits import KEPT_FOR
+from dagster_llm_batch.loop.waits import KEPT_FOR, can_ask
 from dagster_llm_batch.states import ENDED, HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import Waits, read_event
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, UNSENT, recovered_of, unsent_of
@@ -133,8 +133,9 @@ def find_waits(deployment: Deployment, submission_id: str) -> list[Wait]:
     found: dict[HoldReason, list[Shard]] = {}
     for shard in shards:
         held = by_shard.get(shard.shard_id, {})
-        overdue_at, can_ask = deployment.overdue_at(shard), _can_ask(deployment, shard)
-        reason = find_reason(shard, now, Surroundings(waits, is_busy, overdue_at, can_ask, held))
+        overdue_at = deployment.overdue_at(shard)
+        around = Surroundings(waits, is_busy, overdue_at, can_ask(deployment, shard), held)
+        reason = find_reason(shard, now, around)
         if isinstance(reason, HoldReason):
             found.setdefault(reason, []).append(shard)
     of_submission = list(_of_submission(deployment, submission, holds, events))
@@ -142,12 +143,6 @@ def find_waits(deployment: Deployment, submission_id: str) -> list[Wait]:
         *of_submission,
         *(wait for reason in found for wait in _told(deployment, submission, reason, found[reason], waits, by_shard)),
     ]
-
-
-def _can_ask(deployment: Deployment, shard: Shard) -> bool:
-    # Without definitions, the account is unknown.
-    provider = deployment.providers.get(shard.provider)
-    return provider is None or account_of(provider) == shard.account
 
 
 def _of_submission(

@@ -31,7 +31,16 @@ from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
 
-__all__ = ["KEPT_FOR", "TOLD_AFTER", "Unread", "next_tries", "read_late", "refuse_readable"]
+__all__ = [
+    "KEPT_FOR",
+    "TOLD_AFTER",
+    "Unread",
+    "can_ask",
+    "is_out_of_reach",
+    "next_tries",
+    "read_late",
+    "refuse_readable",
+]
 
 KEPT_FOR = timedelta(days=30)
 """Vendors keep results for 29 or 30 days: what was not read by then is given up, or not asked for any more."""
@@ -192,7 +201,7 @@ def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, dateti
 
 def refuse_readable(deployment: Deployment, shard: Shard) -> None:
     """Raise IllegalMoveError for an ended shard whose results nobody failed to read: nothing is to be given up."""
-    if shard.state not in ENDED or deployment.ledger.unread.noted([shard]) or _is_out_of_reach(deployment, shard):
+    if shard.state not in ENDED or deployment.ledger.unread.noted([shard]) or is_out_of_reach(deployment, shard):
         return
     raise IllegalMoveError(
         f"Shard {shard.shard_id} is '{shard.state.value}': its batch has ended, and the next run collects its results. "
@@ -201,10 +210,14 @@ def refuse_readable(deployment: Deployment, shard: Shard) -> None:
     )
 
 
-def _is_out_of_reach(deployment: Deployment, shard: Shard) -> bool:
-    """Return whether no run is requested for an ended batch, since its account is not configured any more."""
-    now = deployment.clock()
-    if shard.batch_id is None or shard.ended_at is None or now - shard.ended_at < TOLD_AFTER:
+def can_ask(deployment: Deployment, shard: Shard) -> bool:
+    """Return whether the account of a shard is the configured one, as far as that is known."""
+    # A command without definitions has no providers.
+    return not deployment.providers or account_of(deployment.providers.get(shard.provider)) == shard.account
+
+
+def is_out_of_reach(deployment: Deployment, shard: Shard) -> bool:
+    """Return whether a batch ended an hour ago, and its account is not configured: the sensor requests no run then."""
+    if shard.state not in ENDED or shard.cause is not None or shard.batch_id is None or shard.ended_at is None:
         return False
-    provider = deployment.providers.get(shard.provider)
-    return provider is not None and account_of(provider) != shard.account
+    return deployment.clock() - shard.ended_at >= TOLD_AFTER and not can_ask(deployment, shard)

@@ -213,6 +213,8 @@ def _is_served(state: TickState, submission: Submission, outlook: Outlook) -> bo
         note(state, f"{submission.place} waits: {reason}")
     elif reason is not None:
         note_action(state, submission, reason)
+        # No run is requested that could do this.
+        state.engine.give_up_forgotten(shards)
     return reason is None
 
 

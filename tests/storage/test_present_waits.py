@@ -220,3 +220,32 @@ def test_results_of_an_account_that_is_not_configured_any_more_wait_for_it_and_a
     clock.skipped = timedelta(days=31)
     assert waits_of(other, submission_id) == []
     other.ledger.close()
+
+
+def test_results_of_an_account_that_is_not_configured_any_more_are_given_up_when_no_vendor_has_them(
+    engine: Engine, ledger_url: str, tmp_path: Path, emulator: Emulator, clock: Clock
+) -> None:
+    submission_id = submit(engine)
+    emulator.settle()
+    engine.poll(engine.ledger.shards.in_flight("test"))
+    other = engine_of(ledger_url, tmp_path, emulator, clock, account="another")
+
+    def shards() -> list[Shard]:
+        """After what a tick does, which requests no run."""
+        of_former = other.ledger.shards.of_submission(submission_id)
+        other.give_up_forgotten(of_former)
+        return other.ledger.shards.of_submission(submission_id)
+
+    for days in (1, 29, 31):
+        clock.skipped = timedelta(days=days)
+        assert [shard.cause for shard in shards()] == [None]
+    engine.give_up_forgotten(engine.ledger.shards.of_submission(submission_id))
+    # With the former account a run collects them.
+    clock.skipped = timedelta(days=33)
+    engine.give_up_forgotten(engine.ledger.shards.of_submission(submission_id))
+    assert waits_of(other, submission_id) == [HoldReason.CANNOT_ASK]
+    clock.skipped = timedelta(days=31, hours=25)
+    assert [shard.cause for shard in shards()] == [Cause.GIVEN_UP]
+    assert waits_of(other, submission_id) == []
+    assert other.collect(LABELS, submission_id).submission.outcomes == {"missing": 1}
+    other.ledger.close()
