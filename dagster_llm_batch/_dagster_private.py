@@ -21,6 +21,11 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
 from dagster._core.definitions.partitions.utils import infer_partition_mapping
 from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
+from dagster._core.definitions.resource_requirement import (
+    OpDefinitionResourceRequirement,
+    ResourceKeyRequirement,
+    ResourceRequirement,
+)
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.execution.plan.utils import build_resources_for_manager
@@ -41,6 +46,7 @@ __all__ = [
     "check_history",
     "check_target",
     "check_targets",
+    "check_when_bound",
     "database_of",
     "env_file",
     "failed_evaluations",
@@ -433,6 +439,45 @@ def replace_function(
     function = op.compute_fn
     assert isinstance(function, DecoratedOpFunction)
     op._compute_fn = DecoratedOpFunction(decorate(function.decorated_fn))  # noqa: SLF001
+
+
+class _CheckedRequirement(ResourceKeyRequirement):
+    """A required resource that is also looked at when Dagster binds it."""
+
+    def __init__(self, required: ResourceKeyRequirement, check: Callable[[Any], None]) -> None:
+        self._required = required
+        self._check = check
+
+    @property
+    def key(self) -> str:
+        return self._required.key
+
+    @property
+    def expected_type(self) -> type:
+        return self._required.expected_type
+
+    def describe_requirement(self) -> str:
+        return self._required.describe_requirement()
+
+    def ensure_satisfied(self, resource_defs: Mapping[str, dg.ResourceDefinition]) -> None:
+        super().ensure_satisfied(resource_defs)
+        self._check(resource_defs[self.key])
+
+
+def check_when_bound(definition: dg.AssetsDefinition, key: str, check: Callable[[dg.ResourceDefinition], None]) -> None:
+    """Have Dagster call `check` with the resource `key` whenever it binds it to these assets, as when definitions load.
+
+    Dagster itself checks then only that the resource is there. A copy of the assets with other deps loses this check.
+    """
+    op = definition.op
+    declared = op.get_resource_requirements
+
+    def requirements(*args: Any, **kwargs: Any) -> Iterator[ResourceRequirement]:
+        for required in declared(*args, **kwargs):
+            is_it = isinstance(required, OpDefinitionResourceRequirement) and required.key == key
+            yield _CheckedRequirement(required, check) if is_it else required  # type: ignore[arg-type]  # as above
+
+    op.get_resource_requirements = requirements  # type: ignore[method-assign]
 
 
 def silent_result(asset: dg.AssetKey) -> dg.MaterializeResult[Any]:

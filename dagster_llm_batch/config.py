@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Self, Union, get_args, get_origin
 
 import dagster as dg
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from dagster_llm_batch.arguments import refuse_unknown
 from dagster_llm_batch.core.address_secrets import hide_secrets, refuse_credentials
+from dagster_llm_batch.definition.destinations import check_region
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.registry import kind_of
+from dagster_llm_batch.providers.registry import PROVIDERS, kind_of, object_at
+from dagster_llm_batch.types import Destination
 
 __all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource", "ProviderResource"]
 
@@ -90,7 +92,23 @@ class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
 class ProviderResource(CheckedResource):
     """The settings of one provider."""
 
+    runs_in: str | None = Field(
+        default=None,
+        description=(
+            "Region where it runs, as you know it, for allowed_regions of the LLMBatchResource. A region that the "
+            "other settings name counts before it."
+        ),
+    )
+
     _name: str = PrivateAttr(default="")
+
+    @field_validator("runs_in", mode="before")
+    @classmethod
+    def _check_runs_in(cls, given: Any) -> Any:
+        # Pydantic makes plain text of an EnvVar: a check that comes after would see the name of the variable.
+        if isinstance(given, str) and not isinstance(given, _VARIABLES):
+            check_region(f"{cls.__name__}.runs_in", given)
+        return given
 
     @property
     def name(self) -> str:
@@ -122,6 +140,32 @@ class ProviderResource(CheckedResource):
                 continue
         return self.model_copy(update=found)
 
+    def destination(self, model: str, params: Mapping[str, Any]) -> Destination:
+        """Return where the requests to this model of the provider run, as far as the settings show it. Makes no call.
+
+        Settings of your own kind override `shown_destination`.
+        """
+        settings: Any = _Readable(self.with_environment())
+        try:
+            shown = self.shown_destination(settings, model, params)
+            if (shown.region is None or shown.is_assumed) and not shown.is_pending and settings.runs_in is not None:
+                return Destination(settings.runs_in)
+        except _NotSetError as error:
+            return Destination(None, str(error), is_pending=True)
+        return shown
+
+    def shown_destination(self, settings: Any, model: str, params: Mapping[str, Any]) -> Destination:
+        """Return where the requests to this model run, as these settings show it without `runs_in`.
+
+        `settings` has the values of this object, with the environment read.
+        """
+        entry = PROVIDERS.get(kind_of(type(self)) or "")
+        if entry is None or entry.destination is None:
+            reason = "" if entry is None else entry.no_destination
+            return Destination(None, reason or "its settings do not report it")
+        read: Callable[[Any, str, Mapping[str, Any]], Destination] = object_at(entry.destination)
+        return read(settings, model, params)
+
     def model_post_init(self, context: Any, /) -> None:
         """Refuse times in which calls cannot end. (Not by constraints of fields: Dagster's components do not take
         them.)
@@ -143,6 +187,23 @@ class ProviderResource(CheckedResource):
         """Return the provider of a deployment that has this folder for it; most keep no files on this machine."""
         del folder
         return self.provider()
+
+
+class _NotSetError(Exception):
+    """A setting comes from an environment variable that is not set."""
+
+
+class _Readable:
+    """The settings of a provider, to be read by name. Raises _NotSetError for one whose variable is not set."""
+
+    def __init__(self, settings: ProviderResource) -> None:
+        self._settings = settings
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._settings, name)
+        if isinstance(value, _VARIABLES):
+            raise _NotSetError(f"{name} comes from the environment variable {value.env_var_name}, which is not set")
+        return value
 
 
 class CheckedIOManager(CheckedConfig, dg.ConfigurableIOManager):

@@ -24,6 +24,7 @@ __all__ = [
     "BatchStatus",
     "CannotTell",
     "Cause",
+    "Destination",
     "Endpoint",
     "Extra",
     "FileCount",
@@ -188,6 +189,23 @@ class RequestSpec:
     params: Mapping[str, Any] = field(default_factory=dict)
     turns: tuple[Turn, ...] = ()
     cache_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the requests to a model run, as far as the settings of its provider show it.
+
+    Attributes:
+        region: The vendor's name of the region or group of regions; None where it is unknown.
+        reason: Why the region is unknown.
+        is_assumed: The settings name no region, and it is the widest that the vendor documents.
+        is_pending: The region comes from an environment variable that is not set in this process.
+    """
+
+    region: str | None
+    reason: str = ""
+    is_assumed: bool = False
+    is_pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)

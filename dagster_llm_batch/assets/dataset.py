@@ -187,6 +187,13 @@ class Dataset:
             raise ConfigError(msg)
         return resource
 
+    def check_destinations(self, bound: dg.ResourceDefinition) -> None:
+        """Raise ConfigError where the resource that Dagster binds to the dataset does not allow its destinations."""
+        # One that is configured at the launch is known in the run.
+        resource = getattr(bound, "llm_batch_resource", None)
+        if isinstance(resource, LLMBatchResource):
+            resource.check_destinations(self.labeling)
+
     def check_former_names(self, datasets: Mapping[str, Dataset]) -> None:
         """Raise ConfigError where a former name of this dataset is that of another one, now or formerly.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Unpack
 
 import dagster as dg
 
+from dagster_llm_batch._dagster_private import check_when_bound
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.file_rows import FileRows
@@ -165,7 +166,9 @@ def llm_batch_assets(
         _check_order(partitions_def)
     check_deps(dataset.upstreams)
     check_partitions(dataset.batch_key, partitions_def, rows, dataset.upstreams)
-    return [submission_asset(dataset), labels_asset(dataset)]
+    submission = submission_asset(dataset)
+    check_when_bound(submission, resource_key, dataset.check_destinations)
+    return [submission, labels_asset(dataset)]
 
 
 def _check_order(partitions_def: dg.PartitionsDefinition[Any] | None) -> None:

@@ -406,14 +406,14 @@ def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
     engine, check = deployment.dry_engine, f"dataset {labeling.asset}"
     # The check that runs before a submission: schema and parameters against the model's limits. Nothing is sent.
     engine.check(labeling)
-    provider = engine.provider(labeling.provider)
-    limits = provider.codec(labeling.spec).limits
+    limits = engine.deployment.codec(labeling).limits
     basis = engine.deployment.tariff(labeling).basis
     least = f"at least {limits.min_requests:,}, " if limits.min_requests > 1 else ""
     warnings = parameter_warnings(engine.deployment, labeling)
     problem = (
         f"{labeling.model} takes its schema{'' if warnings else ' and parameters'}; a batch holds {least}at most "
-        f"{limits.max_requests:,} requests and {limits.max_bytes:,} bytes; prices: {basis.value}"
+        f"{limits.max_requests:,} requests and {limits.max_bytes:,} bytes; prices: {basis.value}; "
+        f"{engine.deployment.destinations.describe(labeling.model, labeling.params)}"
     )
     if (gap := engine.deployment.price_gap(labeling)) is not None:
         then = f"Costs will be unknown. {gap} Correct the model's name, or give Spend(price=TokenPrice(...))."

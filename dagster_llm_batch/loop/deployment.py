@@ -29,6 +29,7 @@ from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_dispute, price_gap, tariff
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, tokenizer_of, writes_cache
+from dagster_llm_batch.definition.destinations import AllowedDestinations
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
@@ -218,6 +219,7 @@ class Deployment:
         keep_request_files: How long a batch's request file stays at its provider after its results were stored. None:
             nobody here deletes it.
         kinds: Of which kind a provider is, as the registry calls it, by its name. Default: its name is that.
+        destinations: Where rows may go; default: everywhere.
         new_id: Returns the id of a new submission, which no other has.
         few_rows: A plan of more rows than this keeps their keys and request_ids in files.
         few_known: Of so many requests that were asked before, what is known needs no numpy, which takes long to load.
@@ -247,6 +249,7 @@ class Deployment:
     tune: bool = False
     keep_request_files: timedelta | None = timedelta(days=1)
     kinds: Mapping[str, str] = field(default_factory=dict)
+    destinations: AllowedDestinations = field(default_factory=AllowedDestinations)
     new_id: Callable[[], str] = new_id
     few_rows: int = 1 << 15
     few_known: int = 1 << 12

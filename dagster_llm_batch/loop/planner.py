@@ -47,6 +47,7 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
     for one in labeling.models:
         _ = deployment.codec(one)
         if not is_sent:
+            deployment.destinations.check(f"'{labeling.asset}'", one.model, one.params)
             parameter_warnings(deployment, one)
             _refuse_missing_real_time(deployment, one)
         check_setup(deployment.provider(one.provider))

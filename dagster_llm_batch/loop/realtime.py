@@ -64,6 +64,9 @@ class Answerer:
         calls away nothing is raised: the shard waits for the time that it named.
         """
         provider = real_time_of(self._deployment.provider_of(shard))
+        # As in a batch: settings may have changed since the shard was planned.
+        model = f"{shard.provider}/{self._labeling.spec.model}"
+        self._deployment.destinations.check(f"Submission {shard.submission_id}", model, self._labeling.spec.params)
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
         lines = list(payloads.lines(shard.path))
         answers = answers_so_far(payloads, shard)

@@ -238,6 +238,9 @@ class Sender:
         """
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
+        # Settings may have changed since these shards were planned.
+        model = f"{shards[0].provider}/{spec.model}"
+        self._deployment.destinations.check(f"Submission {shards[0].submission_id}", model, spec.params)
         padding = max(0, fill_up_to - count_requests(shards))
         with outgoing(self._deployment.payloads, shards, padding) as lines:
             for last in [False] * (_TRIES - 1) + [True]:

@@ -82,17 +82,23 @@ class ProviderEntry(NamedTuple):
     """Regular expression of the models that never report logprobs: Claude's, anywhere."""
     short_reply: Mapping[str, int] = MappingProxyType({"max_tokens": 64})
     """Parameters that are enough for one word, and limit its cost: `smoke` sends them."""
+    destination: str | None = None
+    """Its function that reads from settings where a model's requests run, as `package.module:function`."""
+    no_destination: str = ""
+    """Without this function, the reason: why no settings of this kind can show it."""
     can_record: bool = False
     """Whether its SDK uses httpx or httpx2, whose calls `smoke --record` keeps."""
 
 
 _PACKAGE = "dagster_llm_batch.providers"
+_OWN_MACHINES = "these are your own machines"
 _VENDORS, _OWN = "dagster_llm_batch.resources.vendors", "dagster_llm_batch.resources.own"
 
 PROVIDERS: dict[str, ProviderEntry] = {
     "command": ProviderEntry(
         provider=f"{_PACKAGE}.command.provider:CommandProvider",
         resource=f"{_OWN}:CommandBatchResource",
+        no_destination=_OWN_MACHINES,
         starter=Starter(
             model="keywords",
             settings=(
@@ -107,6 +113,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "openai": ProviderEntry(
         provider=f"{_PACKAGE}.openai.provider:OpenAIProvider",
         resource=f"{_VENDORS}:OpenAIBatchResource",
+        destination=f"{_PACKAGE}.openai.destinations:destination_of",
         extra="openai",
         price_book="openai",
         sold_as=("OpenAI", "OpenAI API"),
@@ -124,6 +131,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "anthropic": ProviderEntry(
         provider=f"{_PACKAGE}.anthropic.provider:AnthropicProvider",
         resource=f"{_VENDORS}:AnthropicBatchResource",
+        destination=f"{_PACKAGE}.anthropic.destinations:destination_of",
         extra="anthropic",
         price_book="anthropic",
         sold_as=("Anthropic", "Claude API"),
@@ -142,6 +150,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "gemini": ProviderEntry(
         provider=f"{_PACKAGE}.google.gemini:GeminiProvider",
         resource=f"{_VENDORS}:GeminiBatchResource",
+        destination=f"{_PACKAGE}.google.destinations:gemini_destination",
         extra="google",
         price_book="google",
         sold_as=("Google", "Gemini API"),
@@ -161,6 +170,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "vertex": ProviderEntry(
         provider=f"{_PACKAGE}.google.vertex:VertexProvider",
         resource=f"{_VENDORS}:VertexBatchResource",
+        destination=f"{_PACKAGE}.google.destinations:vertex_destination",
         extra="google",
         price_book="google",
         sold_as=("Google Cloud", "Vertex AI"),
@@ -178,6 +188,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "bedrock": ProviderEntry(
         provider=f"{_PACKAGE}.bedrock.provider:BedrockProvider",
         resource=f"{_VENDORS}:BedrockBatchResource",
+        destination=f"{_PACKAGE}.bedrock.destinations:destination_of",
         extra="bedrock",
         price_book="aws",
         sold_as=("AWS", "Amazon Bedrock"),
@@ -194,6 +205,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "openrouter": ProviderEntry(
         provider=f"{_PACKAGE}.openrouter.provider:OpenRouterProvider",
         resource=f"{_VENDORS}:OpenRouterBatchResource",
+        destination=f"{_PACKAGE}.openrouter.destinations:destination_of",
         extra="openai",
         price_book="openrouter",
         sold_as=("OpenRouter", "OpenRouter API"),
@@ -204,6 +216,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "ray": ProviderEntry(
         provider=f"{_PACKAGE}.ray.provider:RayProvider",
         resource=f"{_OWN}:RayBatchResource",
+        no_destination=_OWN_MACHINES,
         extra="ray",
         starter=Starter(
             "Qwen/Qwen2.5-7B-Instruct",
@@ -213,6 +226,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
     "slurm": ProviderEntry(
         provider=f"{_PACKAGE}.slurm.provider:SlurmProvider",
         resource=f"{_OWN}:SlurmBatchResource",
+        no_destination=_OWN_MACHINES,
         starter=Starter(
             "Qwen/Qwen2.5-7B-Instruct",
             {"workdir": "LLM_BATCH_WORKDIR"},

@@ -17,6 +17,7 @@ from dagster_llm_batch.addresses import check_review_url
 from dagster_llm_batch.config import CheckedConfig, CheckedResource, ProviderResource
 from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.definition import rules
+from dagster_llm_batch.definition.destinations import AllowedDestinations
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
@@ -32,6 +33,7 @@ from dagster_llm_batch.resources.vendors import (
 )
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.definition.labeling import Labeling
     from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
@@ -126,6 +128,20 @@ class LLMBatchResource(CheckedResource):
         ),
     )
 
+    allowed_regions: list[str] | None = Field(
+        default=None,
+        description=(
+            'The regions in which rows may be processed, as in ["eu", "eu-*"]. A dataset with a model elsewhere, or in '
+            "an unknown region, is refused. Default: all."
+        ),
+    )
+    allowed_providers: list[str] | None = Field(
+        default=None,
+        description=(
+            "The providers to which rows may be sent, by their names in this resource. A dataset with a model of "
+            "another one is refused. Default: all."
+        ),
+    )
     overdue_after_hours: float | None = Field(
         default=None,
         description=(
@@ -192,6 +208,17 @@ class LLMBatchResource(CheckedResource):
             check_review_url(given)
         return given
 
+    @field_validator("allowed_regions", "allowed_providers", mode="before")
+    @classmethod
+    def _refuse_variables(cls, given: Any) -> Any:
+        # A rule that is not known when definitions load cannot be checked then.
+        if isinstance(given, dg.EnvVar) or (isinstance(given, list) and any(isinstance(x, dg.EnvVar) for x in given)):
+            raise ConfigError(
+                "allowed_regions and allowed_providers take names, and no EnvVar: they are checked when definitions "
+                "load. Write the names."
+            )
+        return given
+
     def model_post_init(self, context: Any, /) -> None:
         """Refuse names that no provider can have, and queue limits that would limit nothing."""
         super().model_post_init(context)
@@ -210,6 +237,8 @@ class LLMBatchResource(CheckedResource):
                     "out, or give the latter another name."
                 )
         rules.check_queue_limits(self.queue_limits, list(self._configured()))
+        # Raises for names that no region has.
+        self.destinations()
 
     def __repr_args__(self) -> Any:
         """Yield the fields, with the ledger's place and without its password."""
@@ -297,9 +326,36 @@ class LLMBatchResource(CheckedResource):
                     else timedelta(hours=kept),
                     transfers_at_once=self.transfers_at_once,
                     tune=self.tune,
+                    destinations=self.destinations(),
                 )
             )
         return self._engine
+
+    def get_resource_definition(self) -> Any:
+        """See CheckedResource. The assets that are bound to it find this object in it (`assets.submission`)."""
+        made = super().get_resource_definition()
+        made.llm_batch_resource = self
+        return made
+
+    def destinations(self) -> AllowedDestinations:
+        """Return the allowed destinations, with functions that return where each configured provider runs."""
+        reporters = {
+            name: resource.destination
+            for name, resource in self._configured().items()
+            # One that is configured at the launch is known in the run.
+            if isinstance(resource, ProviderResource)
+        }
+        return AllowedDestinations(self.allowed_regions, self.allowed_providers, reporters)
+
+    def check_destinations(self, labeling: Labeling) -> None:
+        """Raise ConfigError where a model of this dataset is outside the allowed destinations.
+
+        This is for definitions that load: a region is checked in the run where its environment variable is not set
+        here.
+        """
+        destinations = self.destinations()
+        for one in labeling.models:
+            destinations.check(f"'{labeling.asset}'", one.model, one.params, may_be_pending=True)
 
     def make_providers(self, home: Path) -> dict[str, Provider]:
         """Return the configured providers by name. Those that keep files here have a folder each below `home`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,6 +38,7 @@ from dagster_llm_batch.types import (
     Absent,
     BatchReport,
     BatchStatus,
+    Destination,
     Endpoint,
     FindHints,
     Found,
@@ -51,7 +52,7 @@ from dagster_llm_batch.types import (
 if TYPE_CHECKING:
     from dagster_llm_batch.testing.emulator import Emulator
 
-__all__ = ["Failures", "OneWayStream", "ProviderContract", "ProviderUnderTest"]
+__all__ = ["DestinationContract", "Failures", "OneWayStream", "ProviderContract", "ProviderUnderTest"]
 
 _AWKWARD = ('say "hi"', "a\\b\n\r\t", "x\u2028y\u2029z", "\U0001f600 é 中", '"},{"custom_id":"forged"', "\x00\x1f\x7f")
 _NONCE = "n"
@@ -424,3 +425,31 @@ class ProviderContract:
         subject.finish()
         (batched,) = subject.results(batch_id)
         assert (batched.text, batched.embedding) == (result.text, result.embedding)
+
+
+class ReportsDestination(Protocol):
+    """The settings of a provider, as `ProviderResource`."""
+
+    def destination(self, model: str, params: Mapping[str, object]) -> Destination:
+        """Return where the requests to this model run."""
+        ...
+
+
+class DestinationContract:
+    """For the settings of a provider: inherit, and give a fixture `settings` that returns them without variables.
+
+    `allowed_regions` of a deployment relies on this.
+    """
+
+    @pytest.fixture
+    def settings(self) -> ReportsDestination:
+        """Return the settings under test."""
+        raise NotImplementedError
+
+    def test_a_region_is_reported_or_the_reason_that_it_is_unknown(self, settings: ReportsDestination) -> None:
+        found = settings.destination("a-model", {})
+        assert not found.is_pending
+        assert bool(found.region) != bool(found.reason)
+
+    def test_the_same_settings_report_the_same(self, settings: ReportsDestination) -> None:
+        assert settings.destination("a-model", {}) == settings.destination("a-model", {})

@@ -86,6 +86,22 @@ def test_a_key_that_is_not_accepted_is_a_problem_and_is_not_printed(project, mon
     assert "sk-wrong" not in json.dumps(found)
 
 
+def test_the_region_of_a_dataset_is_shown_and_one_that_is_not_allowed_is_a_problem(project, monkeypatch):
+    address = f"the address '{project.emulator.openai_base_url}' of OpenAI names no region"
+    assert f"region: unknown, since {address}" in findings(project)["dataset ticket_labels"]["said"]
+    project.change("timeout_seconds=10", 'timeout_seconds=10, runs_in=dg.EnvVar("REGION")')
+    project.change("LLMBatchResource(", 'LLMBatchResource(allowed_regions=["eu"], ')
+    monkeypatch.setenv("REGION", "eu")
+    assert findings(project)["dataset ticket_labels"]["said"].endswith("; region: eu")
+    monkeypatch.setenv("REGION", "us")
+    refused = project.on_file("doctor", code=1)
+    assert "would send rows to openai/gpt-4o, which runs in 'us'" in refused.output
+    monkeypatch.delenv("REGION")
+    found = findings(project, code=3)["dataset ticket_labels"]
+    assert found["verdict"] == "problem"
+    assert "environment variable REGION, which is not set" in found["said"]
+
+
 def test_a_provider_that_does_not_answer_is_a_problem(project):
     project.emulator.inject(WireFault(kind="status", status=503, route="*", times=None))
     assert "Error code: 503" in findings(project, code=3)["provider openai"]["said"]

@@ -1,6 +1,7 @@
 """What stands in `defs.yaml` arrives in the assets, unchanged."""
 
 import json
+import re
 from dataclasses import fields
 from datetime import timedelta
 from decimal import Decimal
@@ -33,6 +34,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.definition import rules
+from dagster_llm_batch.errors import ConfigError
 
 SCHEMA = """
 from typing import Literal
@@ -645,3 +647,22 @@ def test_a_subclass_can_change_specs_in_python():
     with loaded(labels(), kind=".own.Ours", files={"own.py": own}) as project:
         assert project.spec("ticket_labels").tags["cost_center"] == "ticket_labels"
         assert project.spec("ticket_labels_batch").tags["cost_center"] == "ticket_labels"
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"allowed_regions": ["eu", "eu-*"]}, "which runs in 'us'. Allowed by allowed_regions: 'eu', 'eu-*'."),
+        ({"allowed_providers": ["bedrock"]}, "the provider 'openai_us' is not allowed"),
+        ({"allowed_regions": ["us"]}, None),
+    ],
+)
+def test_a_dataset_that_would_send_rows_elsewhere_does_not_load(rules, said):
+    provider = {"kind": "openai", "api_key": "{{ env.A_KEY }}", "base_url": "https://us.api.openai.com/v1"}
+    given = labels(model="openai_us/gpt-4o", resource={"providers": {"openai_us": provider}, **rules})
+    with loaded(given) as project:
+        if said is None:
+            dg.Definitions.validate_loadable(project.defs)
+            return
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            dg.Definitions.validate_loadable(project.defs)

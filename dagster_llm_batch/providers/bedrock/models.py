@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-__all__ = ["Family", "can_structure", "family_of", "plain_id", "takes_images"]
+__all__ = ["Family", "can_structure", "family_of", "plain_id", "profile_region", "takes_images"]
 
 
 class Family(StrEnum):
@@ -38,6 +38,7 @@ _FAMILIES = (
     (re.compile(r"meta\.llama[34]"), Family.LLAMA),
     (re.compile(r"(?:mistral|openai|qwen|deepseek|moonshot|moonshotai|minimax|zai|google|nvidia)\."), Family.CHAT),
 )
+_PUBLISHER = re.compile(r"(?:ai21|amazon|anthropic|cohere|deepseek|google|meta|mistral|openai|qwen|writer)\.")
 _UNSTRUCTURED = re.compile(
     r"amazon\.|meta\.|mistral\.(?:mistral-7b|mixtral|mistral-large-240|mistral-small-2402)"
     r"|anthropic\.claude-(?:v2|instant|3-|sonnet-4-2025|opus-4-2025|opus-4-1)"
@@ -51,6 +52,18 @@ _SEES = re.compile(
 def plain_id(model: str) -> str:
     """Return the model's id without ARN and region: `anthropic.claude-haiku-4-5-20251001-v1:0`."""
     return _REGION.sub("", model.rsplit("/", 1)[-1], count=1)
+
+
+def profile_region(model: str) -> str | None:
+    """Return the geography of a cross-region inference profile, the prefix of its id: `eu`, `us`, `global`, ….
+
+    A prefix that is new at AWS counts, too, where a known publisher stands behind it.
+    """
+    name = model.rsplit("/", 1)[-1]
+    if (known := _REGION.match(name)) is not None:
+        return known[0].rstrip(".")
+    prefix, _, rest = name.partition(".")
+    return prefix if _PUBLISHER.match(rest) else None
 
 
 def family_of(model: str) -> Family:

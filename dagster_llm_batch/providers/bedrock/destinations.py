@@ -1,0 +1,47 @@
+"""Destinations of Amazon Bedrock: the prefix of an inference profile, else the region.
+
+https://docs.aws.amazon.com/bedrock/latest/userguide/inference-profiles-support.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from dagster_llm_batch.core.address_secrets import hide_secrets
+from dagster_llm_batch.providers.bedrock.models import profile_region
+from dagster_llm_batch.types import Destination
+
+__all__ = ["destination_of"]
+
+# Models of these ARNs run in the ARN's region, except inference profiles with a prefix. Other ARNs, as of an
+# application inference profile or a prompt router, can stand for models of any region.
+_IN_REGION = ("foundation-model", "custom-model", "imported-model", "provisioned-model", "inference-profile")
+
+
+def destination_of(settings: Any, model: str, params: Mapping[str, Any]) -> Destination:
+    """Return the destination of this model: the geography of its inference profile, else `region_name`."""
+    del params
+    region = settings.region_name
+    if settings.endpoint_url is not None and not _is_of_aws(settings.endpoint_url, region):
+        return Destination(None, f"endpoint_url is another server, {hide_secrets(settings.endpoint_url)!r}")
+    # AWS alone knows the model of such an id.
+    if "." not in model and not model.startswith("arn:"):
+        return Destination(None, f"the id {model!r} does not show the region of its model")
+    if model.startswith("arn:"):
+        place, _, resource = model.partition(":bedrock:")[2].partition(":")
+        kind = resource.partition(":")[2].partition("/")[0]
+        if kind not in _IN_REGION or place != region:
+            return Destination(None, f"the ARN {model!r} does not show the region of its model")
+    if (geography := profile_region(model)) is not None:
+        return Destination(geography)
+    if region is None:
+        return Destination(None, "region_name is not given, and AWS's configuration decides where the batch runs")
+    return Destination(region)
+
+
+def _is_of_aws(url: str, region: str | None) -> bool:
+    """Return whether this is an address of AWS in the region, also of a VPC endpoint."""
+    host = urlsplit(url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws")) and region in host.split(".")

@@ -1,0 +1,35 @@
+"""Destinations of Google: the location of Vertex AI. The Gemini API has no setting for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dagster_llm_batch.core.address_secrets import hide_secrets
+from dagster_llm_batch.types import Destination
+
+__all__ = ["gemini_destination", "vertex_destination"]
+
+_LOCATION = re.compile(r"(?:^|/)locations/([^/]+)/")
+
+
+def gemini_destination(settings: Any, model: str, params: Mapping[str, Any]) -> Destination:
+    """Return the destination of the Gemini API: all of Google's regions, unless `base_url` is another server."""
+    del model, params
+    return _elsewhere(settings.base_url) or Destination("global", is_assumed=True)
+
+
+def vertex_destination(settings: Any, model: str, params: Mapping[str, Any]) -> Destination:
+    """Return the destination of Vertex AI: the location of the batch, which may be "global"."""
+    del params
+    named = _LOCATION.search(model)
+    if named is not None and named[1] != settings.location:
+        return Destination(None, f"the model {model!r} is in another location than {settings.location!r}")
+    return _elsewhere(settings.base_url) or Destination(settings.location)
+
+
+def _elsewhere(base_url: str | None) -> Destination | None:
+    if base_url is None:
+        return None
+    return Destination(None, f"base_url is another server, {hide_secrets(base_url)!r}")
