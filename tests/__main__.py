@@ -221,6 +221,7 @@ ENGINES: dict[str, Engine] = {
     "spark": Engine(apt=("default-jre-headless",), programs=("java",), own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported
     "slurm": Engine(_SLURM, _SLURM_PROGRAMS, in_ci=True, as_root=True),
+    "tracking": Engine(own_environment=True),  # MLflow's server, and Weights & Biases offline
     # by a command, on Ray, under Slurm
     "vllm": Engine(_SLURM, _SLURM_PROGRAMS, own_environment=True, torch=True, python="3.11"),
 }
