@@ -1,4 +1,4 @@
-"""The only place that imports what Dagster does not export. One function each, with the reason."""
+"""All imports of names that Dagster does not export, one function each, with the reason."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def output_context(
 ) -> dg.OutputContext:
     """Return the output context that Dagster would make for an asset of this step, narrowed to one partition.
 
-    `around` is what `io_manager_surroundings` returns of its IO manager.
+    `around` is the return value of `io_manager_surroundings` for its IO manager.
 
     `dg.build_output_context` is for tests: it lacks run, step, op, job and log, and IO managers may ask for each.
     """
@@ -334,7 +334,7 @@ def last_evaluation(
 ) -> AssetCheckEvaluation | None:
     """Return the newest evaluation of a check on a partition, skipping planned ones without a result.
 
-    With `run_id`, None where that is of another run.
+    With `run_id`, None if the newest one belongs to another run.
     """
     records = instance.event_log_storage.get_asset_check_execution_history(
         check,
@@ -392,7 +392,7 @@ def load_repository(
     attribute: str | None,
     working_directory: str,
 ) -> dg.RepositoryDefinition | None:
-    """Return what Dagster makes of a module or file: definitions, lazy or not, a repository, or the assets in it.
+    """Return the definitions in a module or file: Dagster's, lazy or not, a repository, or the assets in it.
 
     None for any other module or file. Dagster exports loading for `dg` projects only.
     """

@@ -57,7 +57,7 @@ class Linked:
 
 @dataclass(frozen=True)
 class RowLinks:
-    """Links to rows on the page at `review_url`; each is None where a deployment has no such page."""
+    """Links to rows on the page at `review_url`; each is None if a deployment has no such page."""
 
     review_url: str | None = None
 
@@ -112,7 +112,7 @@ def check_review_url(url: str) -> None:
     """Raise ConfigError unless this can be the address of the page: it must be at the root of its host."""
     parts = urlsplit(url)
     is_whole = parts.scheme in ("http", "https") and parts.hostname and url.isprintable() and " " not in url
-    # A token or a password would be in Dagster's event log for ever.
+    # A token or a password would stay in Dagster's event log forever.
     if not is_whole or "@" in parts.netloc or parts.path not in ("", "/") or "?" in url or "#" in url:
         raise ConfigError(
             "review_url is the address of the page without path, token or password, such as http://127.0.0.1:8800; "

@@ -161,7 +161,7 @@ class _Declared:
         return None
 
     def _hint(self, name: str, value: Any) -> str:
-        """Return how to write it instead, where that can be known."""
+        """Return the right way to write it, if that is known."""
         if _fits([value], self.kinds[name]):
             return f" Write {name}={_shown([value])}."
         for kind in _choices(self.kinds[name]):

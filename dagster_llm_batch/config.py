@@ -128,7 +128,7 @@ class ProviderResource(CheckedResource):
         return named
 
     def with_environment(self) -> Self:
-        """Return these settings with the environment read, and those whose variable cannot be read as they are.
+        """Return these settings with the environment read. Settings with an unreadable variable stay unchanged.
 
         An op that reads a setting gets its value. `named` raises for the others when their provider is used.
         """

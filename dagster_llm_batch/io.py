@@ -62,7 +62,7 @@ _NO_FILE = "/"
 
 _ASCII = re.compile(r"[\x00-\x7f]+")
 
-# So often a table is read that others replace meanwhile.
+# Number of times that a table is read again because it was replaced meanwhile.
 _MOST_READS = 5
 
 # Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory, as do long rows.

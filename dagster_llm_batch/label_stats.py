@@ -33,7 +33,7 @@ _UNANSWERED = (Outcome.CANCELED.value, Outcome.EXPIRED.value, Outcome.MISSING.va
 
 
 class _Origin(NamedTuple):
-    """The sending that a row's result is of. All are None where the row was not sent, or has no result any more."""
+    """The sending that a row's result comes from. All are None if the row was not sent, or has lost its result."""
 
     provider: str | None
     batch_id: str | None

@@ -117,7 +117,7 @@ def unread_text(engine: Engine, status: Status) -> str | None:
 
 
 def states_text(progress: Progress | Status) -> str:
-    """Return how many batches, and shards in no batch, are in each state: "2 shards planned, 1 batch submitted"."""
+    """Return the number of batches, and of shards without one, by state: "2 shards planned, 1 batch submitted"."""
     return _states_text(progress, ("batch", "batches"))
 
 
@@ -149,7 +149,7 @@ def shared_text(ledger: Ledger, namespace: str, each: Sequence[Progress]) -> str
 
 
 def pace_text(its_pace: Pace) -> str:
-    """Return counts, then rate, age and expected end where they are known."""
+    """Return counts, then rate, age and expected end if they are known."""
     if not its_pace.total:
         return NOTHING_TO_SEND
     failed = f", {its_pace.failed:,} failed" if its_pace.failed else ""

@@ -163,7 +163,7 @@ class Provider(Protocol):
 
     @property
     def default_output_tokens(self) -> int | None:
-        """At how many tokens the server ends a reply to a request without a maximum; None: at the model's own."""
+        """Number of tokens at which the server ends a reply without a maximum; None: the model's own maximum."""
         ...
 
     def codec(self, spec: RequestSpec) -> Codec:
@@ -175,15 +175,15 @@ class Provider(Protocol):
 
         1. At most one create call reaches the provider: SDK retries are off for it.
         2. `tag` is attached so that `find` can see it.
-        3. Raises AmbiguousError where the batch may exist; any other error means that it does not.
+        3. Raises AmbiguousError if the batch may exist; any other error means that it does not.
         """
         ...
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
         """Look for the batch of a create call that left no record.
 
-        1. Found only where it is certainly ours.
-        2. Absent only where the provider was asked for everything since `hints.sent_at`.
+        1. Return Found only if the batch is certainly ours.
+        2. Return Absent only if the provider was asked for everything since `hints.sent_at`.
         3. Undecided only where asking again later will tell; CannotTell where only a person can.
         """
         ...
@@ -214,7 +214,7 @@ class CancelsBatches(Protocol):
     def cancel(self, batch_id: str) -> None:
         """Ask to stop the batch. Finished rows are kept. Canceling an ended batch does nothing.
 
-        Raises CannotStopError where the server turns out to have no way to stop one.
+        Raises CannotStopError if the server turns out to have no way to stop one.
         """
         ...
 
@@ -272,7 +272,7 @@ class LinksToConsole(Protocol):
     """A provider with a page on which people see its batches."""
 
     def console_url(self, batch_id: str) -> str | None:
-        """Return where a person can look at this batch, or None."""
+        """Return the address where a person can look at this batch, or None."""
         ...
 
 
@@ -281,7 +281,7 @@ class ChecksSetup(Protocol):
     """A provider that can tell without a call that it is set up wrong."""
 
     def check_setup(self) -> None:
-        """Raise ConfigError where this provider can start no batch as it is set up. Makes no call; costs nothing."""
+        """Raise ConfigError if this provider can start no batch as it is set up. Makes no call; costs nothing."""
         ...
 
 
@@ -317,5 +317,5 @@ class Workers(Protocol):
         ...
 
     def map(self, function: Callable[[_Item], _Report], items: Sequence[_Item]) -> list[_Report]:
-        """Return what `function` reports of each item, in their order."""
+        """Return the reports of `function` for all items, in their order."""
         ...

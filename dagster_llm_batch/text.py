@@ -86,7 +86,7 @@ def learned_text(submissions: int | None, output: str | None = None) -> str:
 
 
 def age_text(age: timedelta) -> str:
-    """Return an age in hours and minutes, as in `2 h 13 m`."""
+    """Return an age in hours and minutes, such as `2 h 13 m`."""
     minutes = int(age.total_seconds()) // 60
     return f"{minutes // 60} h {minutes % 60} m" if minutes >= 60 else f"{minutes} m"  # noqa: PLR2004 - of an hour
 
@@ -134,7 +134,7 @@ def keep_utf8(texts: Sequence[str]) -> None:
 
 
 def replace_halves(text: str) -> str:
-    """Return the text with U+FFFD for half surrogates, which UTF-8 cannot hold, and as it is otherwise."""
+    """Return the text with U+FFFD for half surrogates, which UTF-8 cannot hold; otherwise unchanged."""
     if text.isascii():
         return text
     try:

@@ -140,7 +140,7 @@ class ResponseKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One fixed turn of a conversation, as in few-shot examples. `role` is "user" or "assistant"."""
+    """One fixed turn of a conversation, for example of few-shot examples. `role` is "user" or "assistant"."""
 
     role: str
     text: str
@@ -268,7 +268,7 @@ class TokenLogprob(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One result line, read. `custom_id` is None where the line cannot be read; `outcome` is never MISSING here."""
+    """One result line, read. `custom_id` is None if the line cannot be read; `outcome` is never MISSING here."""
 
     custom_id: str | None
     outcome: Outcome
@@ -293,7 +293,7 @@ class ResultColumns(NamedTuple):
     retryable: list[bool]
     finish_reasons: list[str | None]
     models: list[str | None]
-    tokens: list[list[int | None]]  # one for each of TOKENS; null where a reply does not tell its usage
+    tokens: list[list[int | None]]  # one for each of TOKENS; null if a reply does not tell its usage
     extras: list[Extra | None]
     logprobs: list[Sequence[TokenLogprob] | None]
 

@@ -60,7 +60,7 @@ _FEWEST_ROWS = 20
 
 
 Ends = Callable[[TrackRecord, Lane, int], End]
-"""Returns how long so many requests of a record's model take in a lane."""
+"""Returns the duration of a number of requests of a record's model in a lane."""
 
 
 class Chooser:
@@ -388,7 +388,7 @@ class Chooser:
         return rows if not of else max(1, ceil(rows * requests / of)) if rows else 0
 
     def _cost_of(self, record: TrackRecord, lane: Lane) -> Cost:
-        """Return what all rows cost at one model alone."""
+        """Return the cost of all rows with one model alone."""
         deployment, requests = self._deployment, Decimal(self._requests(record, self._wanted.rows))
         try:
             tariff = deployment.tariff(record.labeling).of(lane)
@@ -478,7 +478,7 @@ class Chooser:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A model and its oracle, with their answers to the same rows, and where a label of the model's is wrong."""
+    """A model and its oracle, with their answers to the same rows, and the rows that the model has wrong."""
 
     record: TrackRecord
     oracle: TrackRecord

@@ -124,7 +124,7 @@ class EndHistory:
         return EndScore(*self._judged(p50), *self._judged(p90))
 
     def _judged(self, told: Sequence[tuple[datetime | None, datetime | None]]) -> tuple[int, int]:
-        """Return how many of these times have passed, and by how many of them it had ended."""
+        """Return how many of these times have passed, and for how many of them it had ended by then."""
         due = [(at, until) for at, until in told if at is not None and at <= self._now]
         return len(due), sum(until is not None and until <= at for at, until in due)
 
@@ -153,7 +153,7 @@ def end_text(forecast: EndForecast, window: timedelta) -> str:
     bound = f"each batch ends, or expires, within {age_text(window)}, the vendor's window"
     if forecast.p50 is None:
         if forecast.basis == "none":
-            # The ledger keeps how many have ended, and not on how many days.
+            # The ledger keeps the number of ended ones, and not their number of days.
             days = "" if forecast.ended and not forecast.days else f"{forecast.days} with batches that ended, "
             few = f"too few days ({days}{FEWEST} are needed)"
             return f"{few} for a forecast; {bound}"

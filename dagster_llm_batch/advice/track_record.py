@@ -110,7 +110,7 @@ def track_records(deployment: Deployment, labeling: Labeling, target: str, score
         deployment: Deployment whose ledger and payloads are read.
         labeling: The dataset's present definition.
         target: The column of the response whose values are read.
-        score: The column of scores, where there is one.
+        score: The column of scores, if there is one.
     """
     present = [replace(labeling, cascade=None), *labeling.models[1:]]
     asked = {_key(each): _Asked(each, is_oracle=at > 0) for at, each in enumerate(present)}

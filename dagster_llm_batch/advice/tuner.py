@@ -15,9 +15,10 @@ changes.
   the first up to it. The difference must pass Fisher's exact test, at a level of 5 % for all compared sizes together.
 - **Fewer batches at once**, if the model's queue refused a batch on most days with more tokens in flight, and hardly
   ever with fewer: the same test, again of days.
-- **Fewer waves of retries**, if the waves after some wave answered next to nothing of their requests: on at most 1 of 5
-  days, by Clopper and Pearson's exact bound, which takes 14 days without one. Only for errors and for replies that did
-  not fit, each separately: requests that an expired or stopped batch left out never ran, and are still retried.
+- **Fewer waves of retries**, if the waves after some wave were rarely useful: they answered more than 1 % of their
+  requests on at most 1 of 5 days, by Clopper and Pearson's exact bound, which takes 14 days without one. Only for
+  errors and for replies that did not fit, each separately: requests that an expired or stopped batch left out never
+  ran, and are still retried.
 - **An earlier turn to real time**, if a deadline is set: by the time in which 9 of 10 earlier submissions of the
   dataset went from their turn to their end.
 - **Another sample of a cascade**, if it is expected to cost at least 2 % less (`sample_size.py`).
@@ -72,7 +73,8 @@ _FEWEST_REFUSED, _FEWEST_TAKEN = 5, 10
 
 _LEVEL = 0.05
 
-# A wave is useful if it answered more than this share of its requests; useful ones may be on so many of the days.
+# A wave is useful if it answered more than this share of its requests. Useful waves may be on at most this share of
+# days.
 _OF_USE, _MOST_OF_USE = 0.01, 0.2
 
 # On every eighth day, so that each day of the week has its turn, the original settings are tried again.
@@ -290,7 +292,7 @@ def _of_submission(retry: Retry) -> tuple[datetime, str]:
 
 
 def choose_lead(rescues: Durations, deadline: timedelta) -> Choice:
-    """Return how many seconds before its deadline a submission is to turn to real time.
+    """Return the time, in seconds before its deadline, at which a submission turns to real time.
 
     Args:
         rescues: Times that earlier ones took from their turn to real time to their end.
@@ -334,7 +336,7 @@ class Tuner:
         }
 
     def choose_lead(self, requests: int) -> timedelta:
-        """Return how long before its deadline a submission of so many requests turns to real time."""
+        """Return how long before its deadline a submission with this number of requests turns to real time."""
         deadline = self._labeling.realtime.deadline
         if not deadline or not requests:
             return timedelta()
@@ -348,12 +350,13 @@ class Tuner:
     def choose_sample(
         self, stored: Deployment, partition: str, rows: int, size: int, at_least: int, cheap: float
     ) -> int:
-        """Return how many rows a cascade samples of so many: `size`, or what cost less by other partitions.
+        """Return the size of a cascade's sample for a number of rows: `size`, or a size that cost less by other
+        partitions.
 
         Args:
             stored: Has the files of other partitions.
             partition: The planned partition, which is left out of the evidence.
-            rows: It has so many.
+            rows: The number of its rows.
             size: The sample that costs least as a mean over kinds of scores.
             at_least: The least sample that the oracle's provider takes.
             cheap: The model's cost, as a share of the oracle's.

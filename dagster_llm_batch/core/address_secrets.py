@@ -67,7 +67,7 @@ def secret_parts(*addresses: str | None) -> list[str]:
 
 
 def refuse_credentials(address: str, what: str) -> None:
-    """Raise ConfigError where the address of a store of files, which the setting `what` holds, has credentials."""
+    """Raise ConfigError if the address of a store of files, which the setting `what` holds, has credentials."""
     head = _SCHEME.search(address)
     if head is None or head[1].lower() in _WEB:
         return
@@ -81,7 +81,7 @@ def refuse_credentials(address: str, what: str) -> None:
 
 
 def _spans(address: str) -> Iterator[tuple[int, int]]:
-    """Yield where the secrets of an address are, from its start to its end."""
+    """Yield the positions of an address's secrets, from its start to its end."""
     head = _SCHEME.search(address)
     start = head.end() if head else 0
     end = _user_end(address, head) if head else 0

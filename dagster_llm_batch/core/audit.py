@@ -278,7 +278,7 @@ def evidence_after(rows: Counts, wrong: Counts, agreement: float) -> Evidence:
 
 
 def count_independent(sizes: npt.NDArray[np.int64]) -> int:
-    """Return how many independent rows a table counts as. `sizes`: how many of its rows each request has."""
+    """Return the number of independent rows that a table counts as. `sizes`: the number of rows of each request."""
     total = int(sizes.sum())
     return total * total // int((sizes.astype(np.int64) ** 2).sum()) if total else 0
 
@@ -297,7 +297,7 @@ def calibrate_points(
     independent = count_independent(np.unique(np.array(requests, np.uint64), return_counts=True)[1])
     allowed, bound = count_allowed_before(independent, rows, agreement, confidence)
     if allowed > 0:
-        # Each stands for as many rows as there are of one that is independent.
+        # Each point stands for several rows, as many as there are per independent one.
         allowed = allowed * len(points) // independent
     return Calibration(
         earlier,

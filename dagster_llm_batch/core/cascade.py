@@ -1,5 +1,4 @@
-"""A cascade of two labelers: the model answers all rows, and a dearer oracle the rows where the model is not sure
-enough.
+"""A cascade of two labelers: the model answers all rows, and a dearer oracle the rows where the model is unsure.
 
 The guarantee: **with probability `confidence`, at least the share `agreement` of the delivered labels equals the
 oracle's answer.** It assumes nothing about the scores, except that the sample is drawn before they exist.
@@ -83,7 +82,7 @@ _FIRST_LOOK = Fraction(15, 16)
 # A permanent audit must cost less than the sample that it saves.
 _MOST_AUDITED = 0.5
 
-# The sample that costs least in simulations is the root of so many times the rows: 200 of 1,000, 2,000 of 100,000.
+# The sample that costs least in simulations is the root of 40 times the rows: 200 of 1,000, 2,000 of 100,000.
 _ROOTS = 40
 
 # The share of rows that is accepted with a sample of that size, of tables of 5,000 rows, as a mean over seven kinds of
@@ -209,7 +208,7 @@ class Cascade:
 
     @property
     def least_share(self) -> float:
-        """The share of rows that may not be wrong, at least: `agreement`, or what `within` leaves."""
+        """The least share of rows that must be right: `agreement`, or 1 minus `within`."""
         # Exact: 1 - 0.07 is a little less than 0.93 in floating point.
         return self.agreement if self.within is None else float(1 - Fraction(str(self.within)))
 
@@ -226,7 +225,7 @@ class Cascade:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "gold"}
 
     def check_response(self, reader: Reader, results: pa.Schema) -> None:
-        """Raise ConfigError where there is no such score among the results, or a target that cannot be compared."""
+        """Raise ConfigError if there is no such score among the results, or a target that cannot be compared."""
         for argument, names in (("target", reader.schema.names), ("score", results.names)):
             if getattr(self, argument) not in names:
                 raise ConfigError(
@@ -244,7 +243,7 @@ class Cascade:
 
 
 def _incomparable(reader: Reader, target: str) -> str | None:
-    """Return why values of this column are hardly ever equal; None where they can be."""
+    """Return why values of this column are hardly ever equal; None if they can be."""
     kind = reader.schema.field(target).type
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind):
         return None
@@ -254,7 +253,7 @@ def _incomparable(reader: Reader, target: str) -> str | None:
 
 
 def choices_of(reader: Reader, target: str) -> list[Any] | None:
-    """Return the values that the schema of the response names for a column; None where it leaves them open."""
+    """Return the values that the schema of the response names for a column; None if it leaves them open."""
     root = reader.columns_schema or reader.format.json_schema or {}
     return _choices(root.get("properties", {}).get(target, {}), root)
 
@@ -314,7 +313,7 @@ def look_confidence(confidence: float, look: int) -> float:
 
 
 def count_allowed(sample: int, rows: int, agreement: float, confidence: float) -> int:
-    """Return how many of a sample of so many rows may be wrong; -1: zero wrong rows are not enough either."""
+    """Return how many rows of a sample may be wrong; -1: zero wrong rows are not enough either."""
     risk, wrong = 1 - confidence, _fewest_too_many(rows, agreement)
     allowed, total = -1, 0.0
     for count, probability in enumerate(_probabilities(sample, rows, wrong, 1 - agreement)):
@@ -334,7 +333,7 @@ def count_allowed_before(points: int, rows: int, agreement: float, confidence: f
 
     If scores mean the same in both, chance decides which rows are the earlier ones. Take the first `allowed + most + 1`
     wrong rows. If at most `allowed` of these are earlier ones, more than `most` of the next ones are wrong above the
-    wrong earlier row number `allowed + 1`. With so few next rows, the bound is stricter: by chance their share is far
+    wrong earlier row number `allowed + 1`. With so few next rows, more is required: by chance their share is far
     from the share of all.
     """
 
@@ -378,7 +377,7 @@ def _fewest_too_many(rows: int, agreement: float) -> int:
 
 
 def _probabilities(sample: int, rows: int, wrong: int, share: float) -> Iterable[float]:
-    """Yield the probabilities that 0, 1, … of the sample are wrong, where so many, or such a share, of all rows are."""
+    """Yield the probabilities that 0, 1, … of the sample are wrong, for a number, or a share, of wrong rows in all."""
     if rows < _FINITE * sample:
         return _drawn(sample, rows, min(wrong, rows))
     return _independent(sample, share)
@@ -469,7 +468,7 @@ def are_above(scores: Scores, digests: Digests, threshold: Place) -> Flags:
 
 
 def reach_probability(shared_by: int, sample: int, rows: int) -> float:
-    """Return how probable it was that one of so many rows, which share a request, is in the sample."""
+    """Return the probability that at least one of several rows, which share a request, was in the sample."""
     if shared_by > rows - sample:
         return 1.0
     return 1 - exp(_log_choose(rows - shared_by, sample) - _log_choose(rows, sample))

@@ -25,7 +25,7 @@ _BYTES = 16
 # smaller one there are more runs to search.
 _TIMES = 4
 
-_HEADS = 1 << 64  # there can be so many
+_HEADS = 1 << 64  # the number of possible heads
 
 
 class Runs:
@@ -36,7 +36,7 @@ class Runs:
         block: Number of digests that are read from a file at once.
         piece: Number of digests in memory at once while runs are joined.
         filter_bits: The size of the filter, a power of 2. With the default it sends 1 % of new digests to the files
-            where there are two million, and a fifth where there are ten.
+            if there are two million, and a fifth if there are ten.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ __all__ = ["FEWEST", "Durations", "EndForecast", "forecast_end"]
 FEWEST = 10
 """Days on which something began that has ended: fewer give no forecast."""
 
-# The newest days that a forecast rests on, and how many are forecast to learn the levels.
+# Number of the newest days behind a forecast, and number of days to forecast for the levels.
 _REMEMBERED = 40
 
 # By how much each level moves with one that lay outside.
@@ -140,7 +140,7 @@ class Durations:
         batches: int = 1,
         age: timedelta = timedelta(0),
     ) -> EndForecast:
-        """Return how long the next one takes; no figures where there are too few days.
+        """Return how long the next one takes; no figures if there are too few days.
 
         Args:
             basis: Kind of the spans.
@@ -168,7 +168,7 @@ def _weigh_days(day: _Integers) -> _Numbers:
 
 
 def _count_days(day: _Integers) -> int:
-    """Return how many days these are, in order."""
+    """Return the number of days in this ordered list."""
     return int(np.count_nonzero(np.diff(day, prepend=-1)))
 
 

@@ -56,7 +56,7 @@ class Billed(NamedTuple):
         requests: The number of sent requests, without copies that only fill up a batch.
         tokens: Their input tokens, by the calibrated rates.
         replies: Those of them that were billed.
-        input_tokens, output_tokens: What the vendor counted for these.
+        input_tokens, output_tokens: The vendor's counts for these replies.
         times: The submission's cost, as a multiple of its requests at the price of an average reply's tokens. It
             includes resent requests, fallbacks, discounts for cached input and fees.
     """

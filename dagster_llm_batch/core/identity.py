@@ -141,7 +141,7 @@ class RowsDigest:
         return total
 
     def add_sum(self, total: int, rows: int) -> None:
-        """Add so many pairs by the sum of their digests."""
+        """Add a number of pairs by the sum of their digests."""
         self._sum += total
         self.rows += rows
 
@@ -257,6 +257,6 @@ def unpacked(data: bytes | bytearray) -> list[str]:
 
 
 def request_id_of(custom_id: str | None, nonce: str) -> str | None:
-    """Return the request_id in a result's custom_id, or None where that is not of this shard."""
+    """Return the request_id in a result's custom_id, or None if that is not of this shard."""
     start, _, request_id = (custom_id or "").partition("-")
     return request_id if start == nonce and request_id else None

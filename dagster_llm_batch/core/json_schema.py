@@ -100,7 +100,7 @@ def references(node: Any) -> Iterator[str]:
 
 
 def without_notes(schema: Any) -> Any:
-    """Return a schema without what only explains it: two that differ in that alone are fit by the same values."""
+    """Return a schema without annotations: schemas that differ only in these are fit by the same values."""
     if isinstance(schema, list):
         return [without_notes(part) for part in schema]
     if not isinstance(schema, Mapping):
@@ -128,12 +128,12 @@ class Fit:
         self._best_match = best_match
 
     def misfit(self, value: Any) -> str | None:
-        """Return the most telling reason why the value does not fit, with its path; None where it fits."""
+        """Return the most telling reason why the value does not fit, with its path; None if it fits."""
         error = self._error(value)
         return None if error is None else f"{error.json_path}: {error.message}"
 
     def misfit_at(self, value: Any) -> tuple[str, str] | None:
-        """Return where the value does not fit, as `name.0`, and why; None where it fits."""
+        """Return where the value does not fit, as `name.0`, and why; None if it fits."""
         error = self._error(value)
         return None if error is None else (".".join(map(str, error.absolute_path)), error.message)
 
@@ -200,7 +200,7 @@ def _python_matcher(pattern: str) -> Callable[[str], bool]:
 
 
 def _repeats(parsed: Any, *, within: bool = False) -> int:
-    """Return how many open repeats a pattern has; one within another counts as too many."""
+    """Return the number of open repeats in a pattern; one within another counts as too many."""
     count = 0
     for part in getattr(parsed, "data", parsed):
         if not isinstance(part, tuple):

@@ -161,7 +161,7 @@ class KeyGuard:
             self._hashes = array("q")
 
     def check(self, again: Callable[[], Iterable[Sequence[Any]]]) -> None:
-        """Raise InputError where two of the keys are equal. `again` yields all of them once more, in lists."""
+        """Raise InputError if two of the keys are equal. `again` yields all of them once more, in lists."""
         if self._older is None and len(set(self._hashes)) == len(self._hashes):
             return
         import numpy as np  # noqa: PLC0415

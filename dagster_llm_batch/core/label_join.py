@@ -85,7 +85,7 @@ PROVENANCE = (
     "llm_completed_at",
     "llm_run_id",
 )
-"""Columns that every labeled row carries beside its key, the kept columns and the response."""
+"""Columns of every labeled row, after its key, the kept columns and the response."""
 
 REJECT_COLUMNS = ("llm_reason", "llm_reply", *PROVENANCE)
 """Columns of every rejected row, after its key and the kept columns."""
@@ -95,7 +95,7 @@ REJECT_COLUMNS = ("llm_reason", "llm_reply", *PROVENANCE)
 class Labeled:
     """All rows of a submission, each in exactly one of the two tables.
 
-    `fenced` is how many of the labels were read out of Markdown fences.
+    `fenced` is the number of labels that were read out of Markdown fences.
     """
 
     labels: pa.Table
@@ -104,7 +104,7 @@ class Labeled:
 
 
 def check_columns(key: str, keep: Sequence[str], response: Sequence[str]) -> None:
-    """Raise ConfigError where two sources claim the same column of the labeled table."""
+    """Raise ConfigError if two sources claim the same column of the labeled table."""
     own = [key, *keep]
     taken = sorted({name for name in response if name in own} | {n for n in own if own.count(n) > 1})
     reserved = sorted(name for name in [*own, *response] if name.startswith("llm_"))
@@ -221,7 +221,7 @@ def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
 
 
 Part = tuple[pa.Table, Iterator[pa.Table]]
-"""Rows of the manifest, and what each wave has of their results."""
+"""Rows of the manifest, and each wave's results for them."""
 
 
 def pair_rows(

@@ -119,12 +119,12 @@ class Levels:
     requests_id: str | None = None
 
     def as_json(self) -> bytes:
-        """Return it as it is stored."""
+        """Return the decisions in their stored form."""
         return json.dumps(asdict(self), default=str).encode()
 
     @classmethod
     def of_json(cls, stored: bytes) -> Levels:
-        """Return what `as_json` gave."""
+        """Return the decisions from the output of `as_json`."""
         content = json.loads(stored)
         if (place := content["threshold"]) is not None:
             content["threshold"] = Place(*place)
@@ -431,7 +431,7 @@ def promise_text(oracle: str, target: str, agreement: float, confidence: float, 
 
 
 def percent(share: float) -> str:
-    """Return a share as it was given: 97.5 % is not 98 %."""
+    """Return a share with all its digits: 97.5 % is not 98 %."""
     return f"{share * 100:.6g}%"
 
 

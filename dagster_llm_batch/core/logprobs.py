@@ -40,7 +40,7 @@ LOGPROB = pa.field("llm_logprob", pa.float64())
 NO_LOGPROBS = dict.fromkeys(
     ("logprobs", "top_logprobs"), "is nothing that Claude tells (anthropic 2.14.0 has no such parameter)"
 )
-"""Parameters that no LLM of Anthropic's takes, wherever it runs, and why."""
+"""Parameters that Anthropic's LLMs refuse on every platform, with the reason."""
 
 _BLANK = re.compile(r"\s*")
 _JSON = json.JSONDecoder(strict=False)

@@ -79,7 +79,7 @@ def _first(table: tuple[tuple[re.Pattern[str], Any], ...], model: str) -> Any:
     return next((value for pattern, value in table if pattern.search(model)), None)
 
 
-# Claude: patches of 28 pixels, after the image was fitted into a square of so many pixels and so many patches.
+# Claude: patches of 28 pixels, after the image was fitted into a square with limits of pixels and of patches.
 _CLAUDE_PATCH = 28
 _CLAUDE_LARGE, _CLAUDE_SMALL = (2_576, 4_784), (1_568, 1_568)
 _CLAUDE_IS_LARGE = re.compile(r"claude-(opus-4-[7-9]|(opus|sonnet|haiku|fable|mythos)-(?!4)\d)")
@@ -106,7 +106,7 @@ def _within(size: Size, edge: int) -> tuple[float, float]:
     return size.width * scale, size.height * scale
 
 
-# OpenAI's older models: a base, and so many tokens for a tile of 512 pixels.
+# OpenAI's older models: a base, and a number of tokens for each tile of 512 pixels.
 _TILES = tuple(
     (re.compile(pattern), tokens)
     for pattern, tokens in (

@@ -25,12 +25,12 @@ _trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" el
 
 
 def release_memory() -> None:
-    """Give back what Arrow keeps."""
+    """Give back the memory that Arrow keeps."""
     pa.default_memory_pool().release_unused()
 
 
 def release_all_memory() -> None:
-    """Give back what Arrow and C keep. C's share grows from shard to shard, and takes longer to look through."""
+    """Give back the memory that Arrow and C keep. C's share grows from shard to shard, and takes longer to search."""
     release_memory()
     if _trim is not None:
         _trim(0)

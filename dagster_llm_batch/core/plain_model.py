@@ -35,7 +35,7 @@ class _NotPlain(Exception):  # noqa: N818 - an answer, not an error
 
 
 def plain_decoder(model: type[BaseModel], names: Sequence[str]) -> Callable[[str], msgspec.Struct] | None:
-    """Return a decoder that reads a reply exactly as the pydantic model does; None where the model is not plain.
+    """Return a decoder that reads a reply exactly as the pydantic model does; None if the model is not plain.
 
     The decoder raises for a reply that does not fit. `names` are the fields in the order of the reply's.
     """
@@ -47,7 +47,7 @@ def plain_decoder(model: type[BaseModel], names: Sequence[str]) -> Callable[[str
 
 
 class _Model:
-    """One model, by pydantic's description of it. Each method raises _NotPlain for what only pydantic can do."""
+    """One model, by pydantic's description of it. Each method raises _NotPlain for features that only pydantic has."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._named: dict[str, Mapping[str, Any]] = {}

@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 PLACE = "/"
-"""Between the id of a provider in the price book and the place where it answers, as in "google/regional"."""
+"""Separator of a provider's id in the price book and the place where it answers, as in "google/regional"."""
 
 BOOK_FILE = "price-book.json"
 """Name in a payload store of the book that was fetched last."""
@@ -188,7 +188,7 @@ def models_of(provider: str) -> list[str]:
 
 
 def dispute_of(vendor: str, model: str, at: datetime) -> Dispute | None:
-    """Return by how much two tables differ on a model; None where they agree, or one of them lacks it."""
+    """Return by how much two tables differ on a model; None if they agree, or one of them lacks it."""
     info = _found(vendor, model)
     return None if info is None else find_dispute(vendor.partition(PLACE)[0], model, info, at)
 
@@ -311,7 +311,7 @@ def _linear(prices: tuple[tuple[str, Decimal | None], ...]) -> PerToken:
 
 @cache
 def _more(prices: tuple[tuple[str, Decimal | None], ...], unit: str) -> Decimal:
-    """Return what one token of a unit costs more than those that it is a part of."""
+    """Return the price of one token of a unit minus the price of the tokens that contain it."""
     parts = _PARTS[unit]
     plain_parts: dict[str, Any] = {part: _MILLION for part in parts if part in TOKENS}
     tokens = Usage(**plain_parts)
@@ -383,7 +383,7 @@ _CLAUDE = re.compile(r"claude-(?P<family>[a-z]+)-(?P<major>\d+)(?:-(?P<minor>\d{
 
 
 def _place_factor(provider: str, model: str, geo: str) -> Decimal | None:
-    """Return how many times the price is in this place; None where that is not known."""
+    """Return the factor on the price in this place; None if unknown."""
     firsts = _DEARER_PLACES.get((provider, geo))
     if firsts is None:
         return None
@@ -408,7 +408,7 @@ class Terms:
 
     @cached_property
     def rate(self) -> Rate:
-        """Return what plain tokens cost."""
+        """Return the rate of plain tokens."""
         tokens, factor = self.prices.tokens, self.factor
         if self.is_cached_whole:
             return _half_but_cached(tokens)
@@ -473,7 +473,7 @@ class Book:
         if lane is Lane.REALTIME:
             return Terms(PriceBasis.REALTIME, standard)
         batch = self._list(("processing", "batch"))
-        # A list of batches that leaves out what long prompts cost more would be too low for them.
+        # A list of batch prices without the surcharge of long prompts would be too low for these.
         if batch is not None and not batch.lacks_tiers_of(standard):
             return Terms(PriceBasis.BATCH, batch)
         if (suffix := BATCH_SUFFIXES.get(self._provider)) is not None:

@@ -58,7 +58,7 @@ class Dispute(NamedTuple):
 
 
 def find_dispute(vendor: str, model: str, info: ModelInfo, at: datetime) -> Dispute | None:
-    """Return by how much two tables differ on a model; None where they agree, or the second one lacks it."""
+    """Return by how much two tables differ on a model; None if they agree, or the second one lacks it."""
     second = second_prices().get((vendor, model.rpartition("/")[2] if vendor == "aws" else model))
     # The book has a price that has changed since: the second table is older.
     if second is None or _changed_on(info, at) > SECOND_TABLE.read_on:
@@ -99,7 +99,7 @@ def raise_prices(price: ModelPrice, dispute: Dispute | None) -> ModelPrice:
 
 
 def times(price: Any, factor: Decimal, exact: Decimal | None = None) -> Any:
-    """Return a price so many times, with all its tiers; `exact`: to a multiple of this."""
+    """Return a price multiplied by a factor, with all its tiers; `exact`: to a multiple of this."""
     if isinstance(price, TieredPrices):
         tiers = [Tier(tier.start, times(tier.price, factor, exact)) for tier in price.tiers]
         return TieredPrices(base=times(price.base, factor, exact), tiers=tiers)

@@ -78,7 +78,7 @@ _MILLION = Decimal(1_000_000)
 
 
 def sum_costs(costs: Iterable[Decimal | None]) -> Decimal | None:
-    """Return the sum; None where one of the costs is not known."""
+    """Return the sum; None if one of the costs is not known."""
     total = Decimal(0)
     for cost in costs:
         if cost is None:
@@ -180,9 +180,9 @@ class Tariff:
     def costs(
         self, tokens: Sequence[pa.Array], extras: Sequence[Extra | None] = ()
     ) -> tuple[pa.Array, pa.Array, Sequence[str] | None]:
-        """Return what many requests cost, as MONEY: by this tariff and in real time. See `costs`.
+        """Return the cost of many requests, as MONEY: by this tariff and in real time. See `costs`.
 
-        The third is the basis of each, in words; None where it is this tariff's for all.
+        The third is the basis of each, in words; None if it is this tariff's for all.
         """
         if self.basis is PriceBasis.UNKNOWN or self._batch is None or self._realtime is None:
             unknown = pa.nulls(len(tokens[0]), MONEY)
@@ -286,7 +286,7 @@ def price_gap(provider: str, model: str, at: datetime) -> str:
 
 
 def price_dispute(provider: str, model: str, at: datetime) -> str | None:
-    """Return a sentence on two price tables that differ on a model by more than 5 %; None where they agree."""
+    """Return a sentence on two price tables that differ on a model by more than 5 %; None if they agree."""
     from dagster_llm_batch.core.price_book import dispute_of  # noqa: PLC0415 - the book takes a while to load
 
     dispute = dispute_of(provider, _name_in_book(provider, model), at)
@@ -400,7 +400,7 @@ class Estimate:
         return expected, self._price(p95, lane)
 
     def expected_usd(self, tokens: int, lane: Lane = Lane.BATCH) -> Decimal | None:
-        """Return what one request of so many input tokens, by the calibrated rates, is expected to cost."""
+        """Return the expected cost of one request with so many input tokens by the calibrated rates."""
         return self._costs_of(tokens, lane)[0]
 
     @property

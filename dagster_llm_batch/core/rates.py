@@ -44,6 +44,6 @@ class PerToken:
         return PerToken(*(price * factor for price in astuple(self)))
 
     def in_picodollars(self) -> tuple[int, ...] | None:
-        """Return the prices as whole numbers of picodollars; None where one is no whole number."""
+        """Return the prices as whole numbers of picodollars; None if one is no whole number."""
         whole = [price / PICODOLLAR for price in astuple(self)]
         return tuple(map(int, whole)) if all(price == int(price) for price in whole) else None

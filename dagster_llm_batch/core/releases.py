@@ -38,7 +38,7 @@ MISSES = 0.001
 
 _BETS = np.array([[1.0], [0.5], [0.25], [0.125]])
 
-# A step of fewer than one in so many of the requests that wait takes more time than it is worth.
+# A step below one in 1,000 of the waiting requests takes more time than it is worth.
 _STEPS_MOST = 1_000
 
 # A cost that is the most that one can be, and was divided by it.
@@ -107,7 +107,7 @@ def find_reserve(costs: Costs, size: int, limit: float, share: float) -> float:
 def count_steps(kind: LimitKind, requests: int, each_usd: float, most_usd: float, limit_usd: float) -> int | None:
     """Return how many steps a limit needs for requests with the expected cost, each after the previous bill.
 
-    None where it does not let all of them out.
+    None if it does not let all of them out.
     """
     if requests * most_usd <= limit_usd:
         return 1

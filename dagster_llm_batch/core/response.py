@@ -285,7 +285,7 @@ class ParsedReplies:
 
 
 def response_format(response: Any) -> ResponseFormat:
-    """Return the response as providers take it. Raises ConfigError or ResponseSchemaError where it cannot be one."""
+    """Return the response as providers take it. Raises ConfigError or ResponseSchemaError if it cannot be one."""
     if response is None or response is str:
         return ResponseFormat(ResponseKind.TEXT)
     if isinstance(response, StoredResponse):

@@ -78,7 +78,7 @@ class Expected:
         return ids
 
     def _named(self, custom_ids: Sequence[str | None]) -> bytes | None:
-        """Return the packed ids in custom_ids of this shard; None where one of them is not of this shard."""
+        """Return the packed ids in custom_ids of this shard; None if one of them is not of this shard."""
         try:
             lines = np.frombuffer("\n".join([*custom_ids, ""]).encode(), self._line)  # type: ignore[list-item]  # None raises
             text = lines["id"].tobytes()

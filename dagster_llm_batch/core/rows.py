@@ -44,7 +44,7 @@ def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[p
 
     Args:
         rows: A frame, relation, data set, list of dicts or iterator.
-        read: The columns that are read, None for all. Others are left out where they cannot be read, such as a polars
+        read: The columns that are read, None for all. Others are left out if they cannot be read, such as a polars
             column of Python objects.
 
     Raises InputError if the rows are not a table, and for a column of `read` whose values have no stable form.
@@ -77,7 +77,7 @@ def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[p
 
 
 def check_text(name: str, kind: pa.DataType) -> None:
-    """Raise InputError where values of this type have no text that is the same in every process."""
+    """Raise InputError if values of this type have no text that is the same in every process."""
     if reason := _without_text(kind):
         msg = f"The column '{name}' is of type {kind}, {reason} before labeling, or leave the column out of the prompt."
         raise InputError(msg)
@@ -253,7 +253,7 @@ def _has_set(values: Any) -> bool:
 
 
 def _without(frame: Any, lost: Mapping[str, str], read: Collection[str] | None) -> Any:
-    """Return the frame without these columns. Raises InputError where one of them is read."""
+    """Return the frame without these columns. Raises InputError if one of them is read."""
     _refuse(lost, read)
     return frame[[name for name in frame.columns if name not in lost]]
 
@@ -362,7 +362,9 @@ def _from_parquet(file: Any, read: Collection[str] | None) -> Iterator[pa.Record
 
 
 def _stored_row_bytes(metadata: Any, names: Collection[str]) -> int:
-    """Return how many bytes a row has about in these columns, before compression, where a group's rows are longest."""
+    """Return the approximate bytes of a row in these columns, before compression, in the group with the longest
+    rows.
+    """
     longest = 1
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
@@ -372,7 +374,7 @@ def _stored_row_bytes(metadata: Any, names: Collection[str]) -> int:
 
 
 def _first_row_bytes(file: Any, options: Mapping[str, Any]) -> int:
-    """Return how many bytes one of the first rows has about in memory."""
+    """Return the approximate bytes of one of the first rows in memory."""
     first = next(file.iter_batches(_FIRST_ROWS, **options), None)
     return 1 if first is None else max(int(first.nbytes) // max(len(first), 1), 1)
 

@@ -55,7 +55,7 @@ def _sum_of(values: Iterable[object]) -> int:
     total = 2
     for value in values:
         total += size_of(value) + 2
-        # More need not be known, and a list of lists of lists would be counted for ever.
+        # A larger size makes no difference, and counting a list of lists of lists could take forever.
         if total > MOST_CHARS:
             break
     return total
@@ -315,7 +315,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.binop_table[operator](left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Check the size of what `"…".format(…)` makes, too."""
+        """Check the size of the result of `"…".format(…)`, too."""
         act = super().wrap_str_format(value)
         if act is None:
             return None

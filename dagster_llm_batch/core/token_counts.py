@@ -188,7 +188,7 @@ def _rates(tokenizer: str) -> _Rates:
 
 
 def expected_text_tokens(texts: Sequence[str], tokenizer: str, seeds: _Counts | None = None) -> _Counts:
-    """Return about how many tokens each text has.
+    """Return the approximate number of tokens of each text.
 
     `seeds`, random numbers, set the start of the stretch that is counted of each text.
     """
@@ -224,7 +224,7 @@ def _rounded_up(hundredths: _Counts, lengths: _Counts, looked_at: _Counts) -> _C
 
 
 def _sums(texts: Sequence[str], tokenizer: str, are_cut: npt.NDArray[np.bool_] | None = None) -> _Counts:
-    """Return what all characters of each text cost, but for the first of those that are cut."""
+    """Return the cost of all characters of each text, without the first one of those that are cut."""
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
     begins = np.concatenate(([0], ends[:-1]))
     # Each begins as after a space.
@@ -261,7 +261,7 @@ def _sums_of_stretches(texts: Sequence[str], lengths: _Counts, starts: _Counts, 
 
 
 def most_text_tokens(texts: Sequence[str], tokenizer: str) -> _Counts:
-    """Return how many tokens each text has at most."""
+    """Return the largest possible number of tokens of each text."""
     if all(map(str.isascii, texts)):
         return np.fromiter(map(len, texts), np.int64, len(texts))
     sizes = [len(text) if text.isascii() else _most_bytes(text, tokenizer) for text in texts]
@@ -319,7 +319,7 @@ class InputCounter:
         return {**self.__dict__, "_exact": None}
 
     def _frame_of(self, spec: RequestSpec) -> InputTokens:
-        """Return the tokens of what every request has besides its own texts and images."""
+        """Return the tokens of the parts of every request other than its own texts and images."""
         structured = [value for value in spec.params.values() if isinstance(value, (Mapping, list, tuple))]
         if spec.response.json_schema is not None:
             structured.append(spec.response.json_schema)
@@ -383,7 +383,7 @@ class InputCounter:
         return InputCounts(own, limits)
 
     def _texts(self, texts: Sequence[str], frame: InputTokens, seeds: _Counts | None = None) -> tuple[_Counts, _Counts]:
-        """Return how many tokens are expected of each text and its frame, and how many there are at most."""
+        """Return the expected tokens of each text and its frame, and their largest possible number."""
         most = most_text_tokens(texts, self._tokenizer)
         if self._exact is not None and seeds is None:
             expected = np.array(self._exact(texts), np.int64)
@@ -470,7 +470,7 @@ _MOST_OUTPUT = tuple(
 
 
 def model_max_output(model: str) -> int | None:
-    """Return the most tokens of one reply of the model, or None where the table does not have it."""
+    """Return the most tokens of one reply of the model, or None if the table does not have it."""
     name = model.lower()
     return next((tokens for pattern, tokens in _MOST_OUTPUT if pattern.search(name)), None)
 
@@ -556,7 +556,7 @@ def given_settings(params: Mapping[str, Any], names: Sequence[str] = MAXIMA) -> 
 
 
 def _thinking_tokens(spec: RequestSpec) -> int:
-    """Return about how many tokens the model thinks."""
+    """Return the approximate number of tokens that the model spends on thinking."""
     params = spec.params
     reasoning = params.get("reasoning")
     effort = params.get("reasoning_effort") or (reasoning.get("effort") if isinstance(reasoning, Mapping) else None)
@@ -571,7 +571,7 @@ def _thinking_tokens(spec: RequestSpec) -> int:
 
 
 def _reply_tokens(schema: Any, root: Mapping[str, Any], depth: int) -> int:
-    """Return about how many tokens a value of a JSON Schema has."""
+    """Return the approximate number of tokens of a value of a JSON Schema."""
     if not isinstance(schema, Mapping) or depth == 0:
         return _TOKENS_OF_TEXT_FIELD
     if isinstance(reference := schema.get("$ref"), str):

@@ -168,7 +168,7 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
 
 
 def _labeled(table: pa.Table, columns: Sequence[str], cluster: str) -> pa.Table:
-    """Key, targets, null where the row did not succeed, and the column that names the unit, where it is there."""
+    """Key, targets (null if the row did not succeed), and the column that names the unit, if there is one."""
     key, *targets = columns
     has_label = succeeded(table)
     values = {name: pc.if_else(has_label, table[name].combine_chunks(), None) for name in targets}

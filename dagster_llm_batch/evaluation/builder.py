@@ -78,7 +78,7 @@ def picture(text: str, png: bytes) -> str:
 
 @dataclass(frozen=True)
 class Computed:
-    """The table of one partition, with what Dagster shows of it. `docs` describes its columns."""
+    """The table of one partition, with its metadata for Dagster. `docs` describes its columns."""
 
     table: pa.Table
     metadata: Mapping[str, Any]
@@ -222,7 +222,7 @@ class EvaluationBuilder(DagsterOptions):
         )
 
     def check(self, name: str, description: str, *, blocking: bool) -> MainCheck:
-        """Return a check of the main table, of each partition where there are any."""
+        """Return a check of the main table, of each partition if there are any."""
 
         def of(table: dg.AssetSpec) -> dg.AssetCheckSpec:
             with warnings.catch_warnings():

@@ -89,7 +89,7 @@ def _scale_of(target: Target) -> Scale:
 
 
 def _only(target: Target, field_name: str, argument: str, given: str | None) -> str | None:
-    """Return the column that a Target names, or else an argument. Raises ConfigError where both do, and differ."""
+    """Return the column that a Target names, or else an argument. Raises ConfigError if both do, and differ."""
     declared: str | None = getattr(target, field_name)
     if declared is not None and given is not None and declared != given:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 Figures are floats under `llm_batch/<candidate>/<figure>`, with several targets `llm_batch/<target>/<candidate>/…`, so
 that Dagster plots each over time or partitions. Pictures are PNG inside Markdown, since Dagster stores no images; they
-are reduced to few colors, as each is kept in the event log for ever.
+are reduced to few colors, since each is kept in the event log forever.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def evaluation_metadata(
 
 
 def misfits_metadata(misfits: Sequence[Misfits]) -> dict[str, str]:
-    """Say which values of gold no label can equal, where there are some."""
+    """Describe the values of gold that labels cannot equal, if there are any."""
     return {"llm_batch/gold_misfits": " ".join(found.text for found in misfits)} if misfits else {}
 
 
@@ -307,7 +307,7 @@ def _named(failure: Failure) -> str:
 
 
 def mistakes_docs(candidates: Sequence[Candidate], *, key: str, keep: Sequence[str]) -> dict[str, str]:
-    """Return what each column of `<name>_mistakes` holds."""
+    """Return the description of each column of `<name>_mistakes`."""
     docs = {
         key: "the row's key",
         **{kept_name(name): "carried over from the rows" for name in keep},
@@ -444,7 +444,7 @@ def _report(
 
 
 def _bake_off(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Quality against cost, where there is something to choose."""
+    """Quality against cost, if there is something to choose."""
     judged = [evaluation.target for evaluation in evaluations if evaluation.on_pareto_front is not None]
     targets = [target for target in dict.fromkeys(judged) if judged.count(target) > 1]
     if not targets:

@@ -34,7 +34,7 @@ from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 __all__ = ["Read", "Upstreams"]
 
 PARTITION = "partition"
-"""Column of candidates that is made of Dagster's partition, where it is asked for and not there."""
+"""Column of candidates that is added from Dagster's partition, if it is requested and missing."""
 
 _SHOWN = 3
 
@@ -169,7 +169,7 @@ class Upstreams:
         return Read(here, tables, gold_rows_elsewhere=len(gold) - len(here), **several)
 
     def _several(self, partition: str) -> dict[str, Any]:
-        """Return how many partitions were read of the candidates, and are missing, where one reads several."""
+        """Return the numbers of partitions read, and missing, of candidates with several partitions for one."""
         keys = [key for key in self._keys() if self._partitions_of(key) is not None]
         mapped = [len(self._tables.mapped(key, partition)) for key in keys]
         if max(mapped, default=0) <= 1:
@@ -203,7 +203,7 @@ class Upstreams:
         return self._stack(tables, key)
 
     def _stack(self, tables: Sequence[tuple[str | None, pa.Table]], asset: dg.AssetKey) -> pa.Table:
-        """Stack the tables of these partitions. Raises InputError where several have the same key."""
+        """Stack the tables of these partitions. Raises InputError if several have the same key."""
         if len({partition for partition, _ in tables}) > 1:
             keys = [(partition, table[self._key]) for partition, table in tables]
             refuse_repeated(keys, asset, self._key, "Keep one row for each, or evaluate each partition by itself.")

@@ -325,7 +325,7 @@ class _Sampling:
     def _read_gold(
         self, context: dg.AssetExecutionContext, stored: StoredTables, partition: str | None
     ) -> pa.Table | None:
-        """Return keys of the rows that have gold, and how they were drawn; None where there is no gold yet."""
+        """Return keys of the rows with gold, and how they were drawn; None if there is no gold yet."""
         if self.gold is None:
             return None
         # Gold may be declared before the first row is labeled: it is empty until it is materialized.

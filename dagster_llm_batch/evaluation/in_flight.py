@@ -52,7 +52,7 @@ def judged_later(
 
 
 def _find_in_flight(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> list[str]:
-    """Return the labels that `asset` reads and that were submitted, and have not landed."""
+    """Return the labels that `asset` reads and that were submitted but are not materialized yet."""
     graph, instance, found = asset_graph(context), context.instance, list[str]()
     for labels in sorted(graph.get(asset).parent_keys):
         node = graph.get(labels)
@@ -73,7 +73,7 @@ def _find_in_flight(context: dg.AssetExecutionContext, asset: dg.AssetKey, parti
         if partition is not None:
             flying &= {one for one in mapped_partitions(graph, instance, asset, labels, partition) if one is not None}
         elif flying:
-            # The labels of a partition that was removed in flight never land.
+            # If a partition was removed while in flight, its labels never arrive.
             flying &= set(node.partitions_def.get_partition_keys(dynamic_partitions_store=instance))
         if flying:
             more = ", …" if len(flying) > _SHOWN else ""

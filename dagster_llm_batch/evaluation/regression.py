@@ -187,7 +187,7 @@ def regression_verdict(
 
 
 def _name(regression: Regression) -> str:
-    """Return what evidence is pooled for: another prompt's labels are another question."""
+    """Return the question whose evidence is pooled: another prompt's labels are another question."""
     return ", ".join([regression.candidate, regression.target, *regression.current_versions])
 
 

@@ -240,7 +240,7 @@ class _Skew:
         )
 
     def _drawn(self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None) -> pa.Table:
-        """Return the labels of the sample. Raises ConfigError where they were made in another way than the present
+        """Return the labels of the sample. Raises ConfigError if they were made in another way than the present
         one.
         """
         dataset, key = self.dataset, self.labeling.key
@@ -346,7 +346,7 @@ class _Skew:
 
 
 def _chance(p_value: float, level: float, n_requests: int, least: float) -> str:
-    """Say what chance makes of too small a share, and whether so few requests could have failed the check."""
+    """Describe the chance of too small a share, and whether so few requests could have failed the check."""
     shown = f"p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks"
     # The worst case: not one of them is the same
     short = share_p_below(0, n_requests, least) >= level

@@ -55,7 +55,7 @@ class EvaluationSpec:
 
     @property
     def clusters(self) -> tuple[str, ...]:
-        """The column that names the units, where there is one."""
+        """The column that names the units, if there is one."""
         return () if self.cluster is None else (self.cluster,)
 
     @property

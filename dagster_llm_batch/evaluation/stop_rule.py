@@ -253,7 +253,7 @@ def _unseen(gold: pa.Table) -> float:
 
 
 def _seconds(gold: pa.Table | None) -> float | None:
-    """Return what people take for a row, breaks apart."""
+    """Return the time that people take for a row, without breaks."""
     if gold is None or SECONDS not in gold.column_names:
         return None
     known = [value for value in gold[SECONDS].to_pylist() if value is not None]

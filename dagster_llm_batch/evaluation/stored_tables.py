@@ -54,7 +54,7 @@ class StoredTables:
         return [part for part in self.mapped(key, partition) if part in stored]
 
     def mapped(self, key: dg.AssetKey, partition: str) -> list[str | None]:
-        """Return what `in_partition` would if all were materialized."""
+        """Return the result of `in_partition` if all partitions were materialized."""
         return mapped_partitions(self._graph, self._context.instance, self._reader, key, partition)
 
     def places(self, key: dg.AssetKey) -> dict[str, int]:
@@ -132,7 +132,7 @@ def columns_of(
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Cast to one type what IO managers store in several: text, whole numbers and dictionaries of them."""
+    """Cast types that differ between IO managers to one: text, whole numbers and dictionaries of them."""
     t = pa.types
     if t.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

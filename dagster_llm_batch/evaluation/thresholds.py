@@ -66,7 +66,7 @@ class AtLeast:
         return None if self.confidence is None else 2 * self.confidence - 1
 
     def is_reached(self, figure: float | None, bound: float | None) -> bool:
-        """Return whether the figure, or the bound where a confidence is asked for, is there and high enough."""
+        """Return whether the figure, or the bound if a confidence is requested, exists and is high enough."""
         reached = figure if self.confidence is None else bound
         return reached is not None and reached >= self.least
 

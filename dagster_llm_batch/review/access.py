@@ -6,7 +6,7 @@ together, and is a header of the script's own requests. A cookie would go to eve
 ports. A separate host for each page (`….localhost`) would have to stay secret to prevent this, and links in Dagster's
 pages contain it.
 
-A session is of one process: a program on the same port later gets a secret that is invalid.
+A session belongs to one process: a program on the same port later gets a secret that is invalid.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Door:
         return token_of(self.key)
 
     def open(self, token: str) -> str | None:
-        """Return the secret of a new session for this token; None where it opens nothing, or has opened before."""
+        """Return the secret of a new session for this token; None if it opens nothing, or has opened before."""
         name, _, sign = token[:_LONGEST_TOKEN].partition(".")
         if not _is_equal(sign, _sign(self.key, name)) or name in self._used:
             return None
@@ -165,7 +165,7 @@ class AccessGate:
         known = headers.get("x-forwarded-proto", "").partition(",")[0].strip()
         if not authority or scheme not in _SCHEMES or (known and scheme != known.lower()):
             return False
-        # A proxy may ask by the address of this machine for the name that people know. Another port is another page.
+        # A proxy may use this machine's address instead of the name in the browser. Another port is another page.
         return authority == headers.get("host") or authority in self._door.hosts
 
 

@@ -47,7 +47,7 @@ class Comparison:
 
 
 def is_mistake(row: Mapping[str, Any]) -> bool:
-    """Return whether a row is of a table of mistakes."""
+    """Return whether a row belongs to a table of mistakes."""
     return {"target", "gold"} <= set(row) and bool(_candidates(row))
 
 

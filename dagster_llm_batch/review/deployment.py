@@ -45,7 +45,7 @@ class ReviewedDeployment:
         return next((asset for asset in self.assets() if asset.key == key), None)
 
     def assets(self) -> Sequence[StoredAsset]:
-        """Return all tables, as of some seconds ago."""
+        """Return all tables, listed at most some seconds ago."""
         # To ask Dagster's event log of each asset takes longer than a page should.
         if not self._seen or time.monotonic() - self._seen[-1][0] > _SECONDS_KNOWN:
             self.browser.forget()

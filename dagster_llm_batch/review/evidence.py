@@ -18,7 +18,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["Attempt", "read_attempts"]
 
-# Of lines that name one request: a vendor that repeats them for ever fills no page.
+# Limit of lines for one request: a vendor that repeats them must not fill the page.
 _MOST_LINES = 5
 _LOST = (OSError, pa.ArrowException, LLMBatchError)
 

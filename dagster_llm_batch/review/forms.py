@@ -55,7 +55,7 @@ class LabelForm:
         dataset: Its name in the ledger.
         key: Its column that names a row.
         schema: JSON Schema of the response; None for one of text.
-        columns: The response's columns, where there is no schema.
+        columns: The response's columns, if there is no schema.
     """
 
     dataset: str
@@ -76,7 +76,7 @@ class LabelForm:
         return [field.kind for field in self.fields] == ["choice"]
 
     def answer(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """Return the answer that a form holds, by names of fields. Raises InputError where it does not fit."""
+        """Return the answer that a form holds, by names of fields. Raises InputError if it does not fit."""
         answer: dict[str, Any] = {}
         for field in self.fields:
             text = given.get(field.name, "")

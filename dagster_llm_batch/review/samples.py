@@ -1,4 +1,4 @@
-"""The rows of a gold sample as people know them: with the texts of each row, and what people answered so far."""
+"""The rows of a gold sample with the texts that people judge, and people's answers so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLE_COLUMNS = {"sample_weight", "sample_rows", "why"}
 """The columns that each gold sample has."""
 
 JUDGMENTS = "judgments"
-"""The column of what people answered, each with its author."""
+"""The column of people's answers, each with its author."""
 
 
 def with_texts(deployment: ReviewedDeployment, page: Page) -> tuple[Page, list[str]]:

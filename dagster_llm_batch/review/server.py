@@ -82,7 +82,7 @@ def review_app(
 def serve(app: Starlette, port: int, tell: Callable[[str], None]) -> None:
     """Serve on loopback until interrupted. `tell` is given the address when the port is open.
 
-    Raises ConfigError where the port is taken.
+    Raises ConfigError if the port is taken.
     """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -266,7 +266,7 @@ class _Address:
         return self._with([each for each in self.view.filters if each != which])
 
     def toggle(self, column: str, value: str | None) -> str:
-        """Ask for a facet's value, or no more where it is asked for."""
+        """Return the address with a filter on a facet's value, or without it if it is active."""
         wanted = Filter.of(column, value)
         if wanted in self.view.filters:
             return self.without(wanted)
@@ -316,7 +316,7 @@ def _compared(
 
 
 def _percent(share: float) -> str:
-    """Return a share in percent, with a decimal where it is close to an end."""
+    """Return a share in percent, with two decimals if it is close to 0 or 100 %."""
     return f"{share:.0%}" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{share:.2%}"  # noqa: PLR2004
 
 

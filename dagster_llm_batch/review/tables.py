@@ -156,7 +156,7 @@ class TableBrowser:
         """Return a page of the rows that pass, with facets. None is all partitions that lie in Parquet. A row is named
         by its table's key, or by the first of `keys` that is a column of the table.
 
-        Raises InputError where a filter names no column of the table, and StoredTableError where it cannot be read.
+        Raises InputError if a filter names no column of the table, and StoredTableError if it cannot be read.
         """
 
         def read_page(table: OpenTable) -> Page:

@@ -393,7 +393,7 @@ def _cell(value: Any) -> str:
 
 
 def _number_text(number: float) -> str:
-    """Return 3 for 3.0: spreadsheets and JavaScript know one kind of number."""
+    """Return 3 for 3.0: spreadsheets and JavaScript have one kind of number."""
     return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
 
