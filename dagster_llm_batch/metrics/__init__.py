@@ -9,8 +9,8 @@
     labelers ─Labels.of→ agreement_among, agreement_of_pairs ───────────────────┤
     partitions ─class_counts→ drift_between, adwin_changes ─────────────────────┘
 
-`compare` does most of it for gold and candidates at once. Nothing here knows Dagster, a network, a disk, a clock or
-global randomness. Importing it needs pyarrow and numpy only; what computes or draws loads scipy, scikit-learn,
+`compare` does most of it for gold and candidates at once. This package uses no Dagster, network, disk, clock or global
+randomness. Importing it needs pyarrow and numpy only. The functions that compute or draw load scipy, scikit-learn,
 krippendorff and matplotlib when called (extra `evaluation`), and river (extra `drift`).
 """
 

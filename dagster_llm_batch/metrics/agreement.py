@@ -1,4 +1,4 @@
-"""Do several labelers, people and models alike, say the same about the same rows? No one of them is taken to be right.
+"""Do several labelers, people and models alike, give the same rows the same labels? None of them counts as right.
 
     observed agreement      share of all pairs of labels on the same row that are equal
     Krippendorff's alpha    the same corrected for chance; takes any number of labels a row, missing ones included
@@ -78,7 +78,7 @@ class LabelerAgreement:
 
 @dataclass(frozen=True)
 class LabelerPair:
-    """Two labelers on one target. `kappa`: Cohen's, weighted as the target says; None where chance cannot disagree."""
+    """Two labelers on one target. `kappa`: Cohen's, weighted as the target says; None if chance cannot disagree."""
 
     target: str
     a: str
@@ -94,8 +94,10 @@ class LabelerPair:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """All labels of one target. `codes[i, j]`: what labeler i says of row j, a position in `classes`; -1: nothing.
-    `units[j]`: the number of the unit that row j belongs to (see `clusters`).
+    """All labels of one target.
+
+    `codes[i, j]` is the label of labeler i for row j, as a position in `classes`; -1 without a label. `units[j]` is the
+    number of the unit that row j belongs to (see `clusters`).
     """
 
     target: Target
@@ -113,10 +115,10 @@ class Labels:
         key: str = "key",
         clusters: Sequence[tuple[pa.Array, pa.Array]] = (),
     ) -> Labels:
-        """From (keys, values) of each labeler; a null is no label. `key` is what errors call the keys. `clusters` are
-        (keys, ids): rows that share an id of any of them are one unit.
+        """Build it from (keys, values) of each labeler; a null means no label. `key` is the name of the keys in errors.
+        `clusters` are (keys, ids): rows that share any id are one unit.
 
-        Raises ConfigError for a target without classes, InputError for types that differ and keys that stand twice.
+        Raises ConfigError for a target without classes, InputError for types that differ and for repeated keys.
         """
         with evaluation_extra("Agreement"):
             import numpy as np  # noqa: PLC0415  # optional dependency
@@ -160,7 +162,7 @@ class Labels:
         return cls(target, tuple(by_labeler), tuple(classes), codes, units)
 
     def only(self, labelers: Sequence[str]) -> Labels:
-        """Return those of some of the labelers."""
+        """Return the labels of some of the labelers."""
         codes = self.codes[[self.labelers.index(name) for name in labelers]]
         return Labels(self.target, tuple(labelers), self.classes, codes, self.units)
 
@@ -168,13 +170,14 @@ class Labels:
 def agreement_among(
     labels: Labels, group: str, *, bound_confidence: float | None = None, library_cells: int = LIBRARY_CELLS
 ) -> LabelerAgreement:
-    """Measure how far all labelers agree. The same labels give the same figures, in any order of rows and labelers.
+    """Measure the agreement of all labelers. The same labels give the same figures, in any order of rows and labelers.
 
     Args:
-        labels: What the labelers of the group said.
+        labels: The labels of the group.
         group: Its name, for the table.
         bound_confidence: Confidence, of both sides together, of the interval whose lower end is `alpha_bound`.
-        library_cells: Up to so many numbers alpha is the library's; beyond, the same figure is computed here.
+        library_cells: Up to this many numbers the library computes alpha; beyond it, this module computes the same
+            figure.
     """
     rows = _Rows.of(labels)
     has_rows = len(rows.counts) > 0
@@ -234,7 +237,7 @@ def agreement_of_pairs(labels: Labels) -> list[LabelerPair]:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows with at least two labels; those of a unit that got the same labels, from whomever, are one pattern.
+    """Rows with at least two labels; those of a unit that got the same labels, from any labelers, are one pattern.
 
     Shapes: `counts`, `n` (labels a row), `pairs`, `same_pairs` (unordered) and `disagreement` (see `alpha`) are
     (patterns,); `classes` (labels of each class) is (patterns, classes); `values` is (classes,), or None.
@@ -273,15 +276,15 @@ class _Rows:
         return self.units.counts
 
     def alpha(self) -> float:
-        """Compute Krippendorff's alpha, 1 - observed / expected disagreement; NaN where none is expected."""
+        """Compute Krippendorff's alpha, 1 - observed / expected disagreement; NaN if the expected disagreement is 0."""
         by_class = self.counts @ self.classes
         expected = float(_apart(by_class[None, :], self.values)[0])
         observed = float(self.counts @ self.disagreement)
         return 1 - (by_class.sum() - 1) * observed / expected if expected else math.nan
 
     def alpha_interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Compute the interval of alpha, which is 1 less a disagreement from 0 to 1 that is nearly a mean of rows,
-        beside that of chance (see `crosstab`).
+        """Compute the interval of alpha: alpha is 1 minus a ratio from 0 to 1. The ratio is a disagreement, which is
+        nearly a mean of rows, over the disagreement by chance (see `crosstab`).
         """
         import numpy as np  # noqa: PLC0415  # as above
 

@@ -1,14 +1,14 @@
-"""Which label several people agree on, and how each of them answers. Pure.
+"""The label on which several people agree, and the quality of each person's answers. Pure.
 
-    majority       what most of them said of the row; as many for one as for another is a tie, which is no label
-    Dawid-Skene    the same where all who judged a row agree. Where they differ, each counts as much as their answers
-                   are worth: how often a rater says `l` of a row that is `k` is estimated for all raters at once,
-                   together with what the rows are, by what they said of all rows (expectation maximization; Dawid and
-                   Skene 1979)
+    majority       the most frequent answer for the row; a tie gives no label
+    Dawid-Skene    the same if all raters of a row agree. If they differ, each counts by the quality of their answers:
+                   the rate at which a rater answers `l` for a row that is `k` is estimated for all raters at once,
+                   together with the rows' true classes, from their answers to all rows (expectation maximization;
+                   Dawid and Skene 1979)
 
-Three raters are the least from which one can tell who errs. A row keeps what all said of it, even where the model finds
-another class more likely: nobody saw that other one there. With few answers a rater is taken to be mostly right
-(Dirichlet prior), so that one who judged five rows is not taken for infallible.
+At least three raters are needed to find out who errs. A row gets only a label that somebody gave it, even if the model
+finds another class more likely. With few answers a rater counts as mostly right (Dirichlet prior), so that somebody who
+judged five rows does not count as infallible.
 
 Written here since the library for it, crowd-kit, brings 110 MB with transformers and NLTK and takes seconds to import.
 A test compares the two.
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_RATERS", "Agreed", "Rater", "Votes", "agreed_labels", "dawid_skene", "fast_share"]
 
 LEAST_RATERS = 3
-"""Raters from which on Dawid and Skene's model can tell who errs."""
+"""Number of raters from which on Dawid and Skene's model can find out who errs."""
 
 MOST_CLASSES = 50
-"""Beyond, nobody's answers are enough to tell what they mix up: the majority decides."""
+"""With more classes, the answers do not suffice to estimate a rater's confusions: the majority decides."""
 
 _ROUNDS, _NEAR = 200, 1e-6
 _PRIOR_ANSWERS, _PRIOR_RIGHT = 2.0, 0.8
-"""What is taken to be known of a rater's answers on each class before they are seen: so many, this share right."""
+"""Prior for a rater's answers on each class, before they are seen: this many answers, this share of them right."""
 
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """What raters said of the rows: for each vote, the numbers of its row, its rater and its class, all from 0."""
+    """The raters' answers: for each vote, the numbers of its row, its rater and its class, all from 0."""
 
     rows: NDArray[np.int64]
     raters: NDArray[np.int64]
@@ -51,7 +51,7 @@ class Votes:
     n_classes: int
 
     def counts(self) -> NDArray[np.int64]:
-        """Return how many said each class of each row."""
+        """Return the number of raters for each class of each row."""
         import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
 
         flat = np.bincount(self.rows * self.n_classes + self.codes, minlength=self.n_rows * self.n_classes)
@@ -61,9 +61,9 @@ class Votes:
 
 @dataclass(frozen=True, eq=False)
 class Agreed:
-    """The label of each row: its class, or -1 where nobody voted or it is a tie; and the share of votes that it has.
+    """The label of each row: its class, or -1 without a vote or for a tie; and its share of the votes.
 
-    `method` is the one that was used. `right`: of each rater, the probability of being right on a row like these, as
+    `method` is the one that was used. `right`: for each rater, the probability of being right on a row like these, as
     the model estimates it; None by majority.
     """
 
@@ -75,12 +75,12 @@ class Agreed:
 
 @dataclass(frozen=True)
 class Rater:
-    """How one person has judged.
+    """The judgments of one person.
 
     - `n_labels`, `n_undecidable`: rows with an answer, and rows that they found not decidable.
     - `agreement`: share of their answers that are the agreed label, on rows that somebody else has judged too; None
-      without such a row. `accuracy`: what Dawid and Skene's model makes of it; None by majority.
-    - `median_seconds` from the page to the answer; `fast`: share of the answers that took less than was asked for.
+      without such a row. `accuracy`: the estimate by Dawid and Skene's model; None by majority.
+    - `median_seconds` from the page to the answer; `fast`: share of the answers that took less than the required time.
     """
 
     annotator: str
@@ -107,7 +107,7 @@ def agreed_labels(votes: Votes, method: Literal["auto", "majority", "dawid_skene
     modeled &= 1 < votes.n_classes <= MOST_CLASSES
     if modeled:
         posterior, confusion = dawid_skene(votes)
-        # Only what somebody said of the row can be its label.
+        # Only a class that somebody voted for can be the row's label.
         likely = np.where(counts > 0, posterior, -1.0)
         best = likely.max(axis=1, initial=-1.0)
         certain = (likely >= best[:, None] - _NEAR) & (counts > 0)
@@ -120,9 +120,9 @@ def agreed_labels(votes: Votes, method: Literal["auto", "majority", "dawid_skene
 
 
 def dawid_skene(votes: Votes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return how likely each row is of each class, and how often each rater says each class of a row of each class.
+    """Return the probability of each class for each row, and each rater's rate of answers by the row's class.
 
-    Shapes: (rows, classes) and (raters, classes, classes that were said).
+    Shapes: (rows, classes) and (raters, classes, classes of the answers).
     """
     import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
 
@@ -134,7 +134,7 @@ def dawid_skene(votes: Votes) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     said = votes.raters * k + votes.codes
     confusion = np.zeros((votes.n_raters, k, k))
     for _ in range(_ROUNDS):
-        # By the class that a row has, by rater and what they said.
+        # By the class that a row has, by rater and by answer.
         seen = np.stack(
             [np.bincount(said, posterior[votes.rows, each], minlength=votes.n_raters * k) for each in range(k)]
         ).reshape(k, votes.n_raters, k)
@@ -156,6 +156,6 @@ def dawid_skene(votes: Votes) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def fast_share(seconds: Sequence[float | None], least_seconds: float) -> float | None:
-    """Return the share of answers that took less than `least_seconds`; None where no time is known."""
+    """Return the share of answers that took less than `least_seconds`; None if all times are unknown."""
     known = [each for each in seconds if each is not None]
     return sum(each < least_seconds for each in known) / len(known) if known else None

@@ -1,8 +1,8 @@
 """Does a candidate know when it is right? Its stated confidence against the share of its labels that are correct.
 
-Over the labeled rows that have a confidence. A confidence is the probability, 0 to 1, that the label is correct; one
-given out of 100, or on a scale of 5, has to be divided first. Of gold with the weights of a sample, counts are those
-of rows, and all else is estimated for all rows.
+All figures are over the labeled rows that have a confidence. A confidence is the probability, 0 to 1, that the label is
+correct; divide one given out of 100, or on a scale of 5, first. For gold with the weights of a sample, counts are of
+rows, and all else is estimated for all rows.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ CALIBRATION_SCHEMA = pa.schema(
 class CalibrationBin:
     """Labels whose confidence is over `confidence_from` (0 itself is in the first bin), at most `confidence_to`.
 
-    `share`: of all labels with a confidence. `rows`: how many independent labels that count alike would tell as much,
-    which is `n` but for weighted gold, and for labels of one unit (see `clusters`), which count as one.
+    `share`: of all labels with a confidence. `rows`: the number of independent labels of equal weight with the same
+    information. It is `n`, except for weighted gold, and for labels of one unit (see `clusters`), which count as one.
     """
 
     confidence_from: float
@@ -67,8 +67,8 @@ class Calibration:
 
     - `ece`: expected calibration error, the mean distance of confidence and accuracy over `bins` of equal width,
       weighted by their labels. 0 is perfect. With few labels it is biased upward.
-    - `brier`: mean squared distance of the confidence from what came of it, 1 for correct and 0 for wrong. It falls
-      with better labels too, not only with honest confidence.
+    - `brier`: mean squared distance of the confidence from the result, 1 for correct and 0 for wrong. It falls with
+      better labels too, not only with honest confidence.
     """
 
     candidate: str
@@ -129,7 +129,7 @@ def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibrati
 
 
 def _squares(at: NDArray[np.int64], weighted: NDArray[np.float64], units: Units, n_bins: int) -> NDArray[np.float64]:
-    """Sum, in each bin, the squares of what its units stand for."""
+    """Sum, in each bin, the squares of the weights of its units."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     shared = units.number >= 0

@@ -20,8 +20,8 @@ def markdown_text(value: object, limit: int = 60) -> str:
     """Return `plain_text` that GitHub-flavored markdown shows as it is, inside a table cell too: no markup, HTML, or
     link.
 
-    Web and mail addresses would become links even when escaped; a zero-width space breaks them. Only what is `Linked`
-    leads somewhere.
+    Web and mail addresses would become links even when escaped; a zero-width space breaks them. Only text that is
+    `Linked` becomes a link.
     """
     if isinstance(value, Linked):
         text = markdown_text(value.text, limit)
@@ -31,7 +31,7 @@ def markdown_text(value: object, limit: int = 60) -> str:
 
 
 def duration_text(seconds: float | None) -> str:
-    """In the largest unit that fits, such as 42 s, 5.5 min, 3.2 h or 2.0 d; - for None."""
+    """Return a duration in the largest unit that fits, such as 42 s, 5.5 min, 3.2 h or 2.0 d; - for None."""
     if seconds is None:
         return "-"
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):

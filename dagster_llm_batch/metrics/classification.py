@@ -1,9 +1,8 @@
-"""How good one candidate's labels are: one `Evaluation` for each candidate and target.
+"""Quality of one candidate's labels: one `Evaluation` for each candidate and target.
 
-Every figure is over the labeled rows unless its name says otherwise. None means: not defined for these rows or this
-kind of target, never zero; no figure is ever NaN. Macro averages go over the classes that occur in gold or
-predictions of the labeled rows, with precision and recall 0 where nothing was predicted or nothing was there
-(scikit-learn's convention).
+Every figure is over the labeled rows unless its name shows otherwise. None means undefined for these rows or this kind
+of target, never zero; figures are never NaN. Macro averages are over the classes that occur in gold or predictions of
+the labeled rows. Precision is 0 without predictions, and recall is 0 without gold rows (scikit-learn's convention).
 """
 
 from __future__ import annotations
@@ -43,30 +42,31 @@ __all__ = ["Evaluation", "accuracy_interval", "evaluate", "kappa_of"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One candidate measured on one target. Intervals are 95 %, by the unit; `…_interval` says their method, or why
-    there is none (see `intervals`; of gold with weights, design-based (see `survey`).
+    """One candidate measured on one target.
+
+    Intervals are 95 %, by the unit. `…_interval` is their method, or the reason for a missing interval (see
+    `intervals`; for gold with weights, they are design-based, see `survey`).
 
     - Rows: `n_gold = n_labeled + n_absent + n_rejected + n_empty` (see `Joined`); `coverage = n_labeled / n_gold`, 0
-      with no gold. `n_gold_null` gold rows without a value and `n_ignored` candidate rows without gold take no part.
-    - `n_eff`: how many labeled rows that are drawn alike would tell as much, where gold has the weights of a sample;
-      None where each row counts once. With weights, all figures but counts, costs and latencies are estimates for all
-      rows that the sample was drawn from.
+      without gold. `n_gold_null` gold rows without a value and `n_ignored` candidate rows without gold take no part.
+    - `n_eff`: the number of labeled rows from a simple random sample with the same information, if gold has the weights
+      of a sample; None if each row counts once. With weights, all figures but counts, costs and latencies are estimates
+      for all rows that the sample was drawn from.
     - `n_units`: independent units among the labeled rows, requests or clusters (see `clusters`).
-    - `accuracy` is over labeled rows; `accuracy_all` over all gold rows, an unlabeled row being wrong.
-    - `baseline_accuracy`: what answering `baseline_class` (the most frequent in gold; the first, in a tie) always would
-      score over all gold rows, to compare with `accuracy_all`; a candidate below it knows less than a constant.
-      `baseline_accuracy_labeled`: what a constant could score over the labeled rows, to compare with `accuracy`.
-    - `kappa`: Cohen's, weighted as `kappa_weights` says; None where chance alone cannot disagree (one class).
-      `kappa_all`: over all gold rows, where no label is an answer of its own, which is never right (with weights, as
-      wrong as can be).
-    - `mae rmse pearson spearman`: numeric targets only, which have none of the figures of classes.
+    - `accuracy` is over labeled rows; `accuracy_all` over all gold rows, where an unlabeled row is wrong.
+    - `baseline_accuracy`: the score over all gold rows of always answering `baseline_class` (the most frequent in gold;
+      the first, in a tie). Compare it with `accuracy_all`; a candidate below it is worse than a constant.
+      `baseline_accuracy_labeled`: the possible score of a constant over the labeled rows. Compare it with `accuracy`.
+    - `kappa`: Cohen's, weighted by `kappa_weights`; None if chance alone cannot disagree (one class). `kappa_all`: over
+      all gold rows, where a missing label counts as a separate answer that is never right (with weights, it has the
+      largest distance).
+    - `mae rmse pearson spearman`: numeric targets only, which lack all figures of classes.
     - `cost_usd`: known cost of the candidate's rows that met gold, rejected ones included; a lower bound while
       `n_cost_unknown` is not 0, and `cost_per_correct_usd` is None then.
-    - `latency_p50_seconds`, `latency_p95_seconds`: how long the labeled rows took, from submission to the end of their
-      batch.
-    - `n_confident`: labeled rows with a confidence, over which `mean_confidence`, `ece` and `brier` are (see
+    - `latency_p50_seconds`, `latency_p95_seconds`: time of the labeled rows, from submission to the end of their batch.
+    - `n_confident`: labeled rows with a confidence, the basis of `mean_confidence`, `ece` and `brier` (see
       `Calibration`).
-    - `on_pareto_front`: no other candidate on this target is as good for less, or better for as much; see `pareto`.
+    - `on_pareto_front`: every other candidate on this target is worse or costs more; see `pareto`.
     """
 
     candidate: str
@@ -142,7 +142,7 @@ def evaluate(joined: Joined | Tally) -> Evaluation:
     n_correct = figures.get("n_correct")
     per_correct = None
     if counted.cost_usd is not None and not counted.n_cost_unknown and n_correct:
-        # What a row of gold has cost, for the share of all rows that is correct.
+        # The cost of a gold row, for the share of all rows that is correct.
         weighted = Decimal(figures["accuracy_all"] * counted.n_gold) if counted.is_weighted else n_correct
         per_correct = counted.cost_usd / weighted
     labeled, all_gold = stands_for(counted.cells), stands_for(counted.gold)
@@ -214,7 +214,7 @@ def _categorical(counted: Tally) -> dict[str, Any]:
         "accuracy": n_correct / counted.n_labeled,
         **_ends("accuracy", accuracy_interval(counted)),
         "baseline_accuracy_labeled": float(support.max()) / counted.n_labeled,
-        # 0 where nothing was predicted, or nothing was there
+        # 0 without predictions, or without gold rows
         "macro_precision": float(np.mean((correct / predicted.clip(min=1))[seen])),
         "macro_recall": float(np.mean((correct / support.clip(min=1))[seen])),
         "macro_f1": macro_f1,
@@ -234,8 +234,8 @@ def _ends(figure: str, interval: Interval) -> dict[str, Any]:
 
 
 def accuracy_interval(counted: Tally, *, on_all: bool = False, confidence: float = CONFIDENCE) -> Interval:
-    """Compute the interval of the accuracy over the labeled rows, or over all gold rows, of which those without a label
-    are wrong. Of weighted gold it is that of its effective rows.
+    """Compute the interval of the accuracy over the labeled rows, or over all gold rows, where rows without a label are
+    wrong. For weighted gold it is the interval of its effective rows.
     """
     table = effective_rows(counted, on_all=on_all)
     if not table.n:
@@ -244,8 +244,8 @@ def accuracy_interval(counted: Tally, *, on_all: bool = False, confidence: float
 
 
 def kappa_of(counted: Tally, *, on_all: bool = False, confidence: float = CONFIDENCE) -> tuple[float | None, Interval]:
-    """Compute kappa over the labeled rows, or over all gold rows (see `Evaluation`), as its target weighs it, with its
-    interval. Of weighted gold it is that of its effective rows.
+    """Compute kappa with its interval, over the labeled rows, or over all gold rows (see `Evaluation`), with the
+    target's weights. For weighted gold it is the interval of its effective rows.
     """
     weights, table = counted.target.kappa_weights, effective_rows(counted, on_all=on_all)
     if not table.n:
@@ -300,7 +300,7 @@ def _numeric(counted: Tally) -> dict[str, Any]:
     times = stands_for(counted.cells)
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(predicted - gold)
-        # Divided by the largest error, so that no square leaves the range of floats.
+        # Divided by the largest error, so that squares stay in the range of floats.
         largest = error.max() or 1.0
         mae = np.average(error, weights=times)
         rmse = largest * np.sqrt(np.average((error / largest) ** 2, weights=times))
@@ -319,11 +319,11 @@ def _numeric(counted: Tally) -> dict[str, Any]:
 def _error_interval(
     counted: Tally, values: NDArray[np.float64], *, of: Literal["errors", "squares"] = "errors"
 ) -> Interval:
-    """Compute the interval of the mean of values that are those of the rows of each cell, and not negative."""
+    """Compute the interval of the mean of values, which are not negative and given for the rows of each cell."""
     if not counted.is_weighted:
         return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]), of=of)
     cell, rows = sampled_rows(counted)
-    # Only how much a row stands for beside the others counts.
+    # Only a row's weight relative to the others counts.
     weights = rows.weight * (len(rows.weight) / rows.weight.sum())
     return unbounded_interval(values[cell], Units(weights, rows.unit), of=of)
 

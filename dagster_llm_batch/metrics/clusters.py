@@ -1,12 +1,12 @@
-"""What counts as one: rows that are not independent of each other are one unit of every interval and test.
+"""Units: rows that are not independent of each other count as one in every interval and test.
 
 Identical requests are sent once, and the reply goes to all of their rows: a hundred rows with one text are one answer,
-right or wrong together. So the unit is the request (`llm_request_id`), unless the user names a column with another one,
-such as the customer or the document that rows belong to. A row without an id, or without a row in the candidate's
-table, is a unit of its own.
+right or wrong together. So the unit is the request (`llm_request_id`), unless the user names a column with another
+unit, such as the customer or the document that rows belong to. A row without an id, or without a row in the candidate's
+table, is its own unit.
 
-Units are given as arrays with one id a row, null for a row of its own, and are numbered where they are counted. What is
-computed from rows needs their sums by unit only (`Units`).
+Units are given as arrays with one id a row, null for a row of its own, and are numbered where they are counted. Figures
+that are computed from rows need only their sums by unit (`Units`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["REQUEST", "Units", "cluster_ids", "number_units"]
 
 REQUEST = "llm_request_id"
-"""Column of a labeled table that names the unit, where the user names none."""
+"""Column of a labeled table that names the unit, if the user names none."""
 
 _ID = pa.large_string()
 
@@ -47,8 +47,8 @@ class Units:
 
     @classmethod
     def of(cls, counts: pa.ChunkedArray | pa.Array, *ids: pa.ChunkedArray | pa.Array) -> Units:
-        """From rows of each entry and, in one or more arrays, the ids of its unit. Rows with an id in none are units of
-        their own.
+        """Build them from the rows of each entry and, in one or more arrays, the ids of its unit. Rows without an id in
+        every array are their own units.
         """
         with evaluation_extra("Counting independent rows"):
             import numpy as np  # noqa: PLC0415  # optional dependency
@@ -62,7 +62,7 @@ class Units:
         return self.number < 0
 
     def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the sum of `values`, which are those of one row of each entry, by unit."""
+        """Return the sum of `values`, which are given for one row of each entry, by unit."""
         import numpy as np  # noqa: PLC0415  # as above
 
         shared = ~self._alone
@@ -75,7 +75,7 @@ class Units:
 
     @cached_property
     def _there(self) -> NDArray[np.bool_]:
-        """Which numbers any entry has: those of rows that were left out have none."""
+        """Numbers that an entry has: the numbers of rows that were left out have no entry."""
         import numpy as np  # noqa: PLC0415  # as above
 
         return np.bincount(self.number[~self._alone], minlength=self._n_shared) > 0
@@ -89,7 +89,7 @@ class Units:
 
     @cached_property
     def times(self) -> NDArray[np.float64]:
-        """How many units are like each of `sums`: entries of single rows stand for all of them."""
+        """The number of units like each of `sums`: an entry of single rows stands for all of them."""
         import numpy as np  # noqa: PLC0415  # as above
 
         return np.concatenate([self.counts[self._alone], np.ones(int(self._there.sum()))])
@@ -104,15 +104,15 @@ class Units:
 
 
 def cluster_ids(table: pa.Table, cluster: str | None, owner: str) -> pa.Array:
-    """Return one id a row, as text; null for a row that is a unit of its own.
+    """Return one id a row, as text; null for a row that is its own unit.
 
     Args:
         table: A labeled table, or any other with the column that `cluster` names.
-        cluster: Column with the ids. None: REQUEST where the table has it, else every row is a unit.
-        owner: Whose table it is, for errors.
+        cluster: Column with the ids. None: REQUEST if the table has it, else every row is a unit.
+        owner: The owner of the table, for errors.
 
     Raises:
-        ConfigError: The column that `cluster` names is not there, or holds lists or structs.
+        ConfigError: The column that `cluster` names is missing, or holds lists or structs.
     """
     if cluster is None and REQUEST not in table.column_names:
         return pa.nulls(len(table), _ID)
@@ -127,7 +127,7 @@ def number_units(*ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     """Give the units numbers from 0, in any order: one number a row.
 
     Rows that share an id in any of the arrays are one unit, and so are rows that are linked through others. Two
-    candidates whose prompts read other columns have other requests for the same rows, and what either answered only
+    candidates whose prompts read other columns have other requests for the same rows, and a reply that either gave only
     once must not count twice.
     """
     with evaluation_extra("Counting independent rows"):

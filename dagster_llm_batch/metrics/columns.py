@@ -1,8 +1,8 @@
-"""Columns made comparable: keys with keys, labels with gold. Exact: nothing is guessed, mismatches are refused.
+"""Make columns comparable: keys with keys, labels with gold. Exact: it never guesses, and rejects mismatches.
 
-Three normalisations only: dictionary columns are decoded, whole numbers stored as float or decimal are integers (pandas
-stores integers beside nulls so; NaN is null), and numbers that differ by rounding alone are equal (12.1 as a float of
-32 bits, or as a sum).
+It makes only three normalisations. Dictionary columns are decoded. Whole numbers stored as float or decimal are
+integers (pandas stores integers next to nulls so; NaN is null). Numbers that differ by rounding alone are equal (12.1
+as a float of 32 bits, or as a sum).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ EXAMPLES = 3
 """Bad values that an error shows."""
 
 _ROUNDED = {pa.float16(): 2.0**-10, pa.float32(): 2.0**-23, pa.float64(): 2.0**-46}
-"""Part of a number by which another one may differ that is the same but for rounding: that of its type, and of doubles
-what a sum of some leaves.
+"""Largest relative difference of numbers that are equal except for rounding: the rounding of the type, and for doubles
+the rounding of a short sum.
 """
 
 
@@ -116,7 +116,7 @@ def comparable_values(
 
 
 def category(values: pa.Array, name: str, owner: str) -> pa.Array:
-    """Return the values as classes; raises ConfigError or InputError where they are none."""
+    """Return the values as classes; raises ConfigError or InputError for values that cannot be classes."""
     kind = values.type
     if pa.types.is_nested(kind):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Pictures of labels against gold. How they are drawn: `drawing`."""
+"""Pictures of labels against gold. `drawing` has the style."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = ["MAX_DRAWN", "accuracy_png", "confusion_png"]
 MAX_DRAWN = 16
 """Classes in a picture; the rarest of more are drawn as one row and column, "N others"."""
 
-# of the width: where the cells of a matrix begin, and what they take
+# shares of the width: the left edge of a matrix's cells, and their width
 _LEFT, _CELLS = 0.21, 0.68
 
 
 def confusion_png(matrix: Confusion) -> bytes:
     """Draw a confusion matrix. Rows are gold, columns predictions; color is the share of the gold class, numbers are
-    rows; recall stands at the right.
+    rows; recall is at the right.
 
     Raises ConfigError for a matrix without classes.
     """
@@ -95,9 +95,9 @@ def confusion_png(matrix: Confusion) -> bytes:
 
 
 def accuracy_png(evaluations: Sequence[Evaluation]) -> bytes:
-    """Accuracy of each candidate with its 95 % interval beside the majority baseline; one panel a target.
+    """Draw the accuracy of each candidate with its 95 % interval and the majority baseline; one panel a target.
 
-    Numeric targets have no accuracy and are left out. Raises ConfigError if nothing is left.
+    Numeric targets have no accuracy and are left out. Raises ConfigError if all are left out.
     """
     drawn = [evaluation for evaluation in evaluations if evaluation.kind == "categorical"]
     if not drawn:
@@ -163,7 +163,7 @@ def _accuracy_panel(axes: Axes, type_: Lettering, target: str, panel: Sequence[E
 
 
 def _groups(matrix: Confusion) -> list[list[int]]:
-    """Return which classes share a row and column: none, but the rarest of more than MAX_DRAWN, which stand last."""
+    """Return the classes that share a row and column: the rarest beyond MAX_DRAWN, which come last; else empty."""
     n, counts = len(matrix.classes), matrix.counts
     if n <= MAX_DRAWN:
         return [[i] for i in range(n)]

@@ -1,10 +1,10 @@
 """Two labels of each row, crossed: Cohen's kappa and macro F1, with intervals by the unit.
 
-Both are one less a disagreement from 0 to 1 that is nearly a mean of rows (`intervals`): for kappa, of the distances of
-both labels, beside those that chance would give; for macro F1, of the errors of each class beside its rows.
+Both are 1 minus a ratio from 0 to 1 that is nearly a mean of rows (`intervals`). For kappa it is the distances of both
+labels, relative to the distances by chance; for macro F1, the errors of each class, relative to its rows.
 
-Neither has an interval where the rows cannot bear one, since what then decides was drawn in too few rows: kappa needs
-the spread of the classes, and macro F1 every class.
+Both lack an interval if the rows cannot support one, since too few rows then decide the figure: kappa needs the spread
+of the classes, and macro F1 every class.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["LEAST_OF_A_CLASS", "Crosstab", "Weights"]
 Weights = Literal["linear", "quadratic"]
 
 LEAST_OF_A_CLASS = 5
-"""Gold rows of each class that an interval of macro F1 needs: fewer say too little of the class's F1."""
+"""Gold rows of each class that an interval of macro F1 needs: with fewer, the class's F1 is too uncertain."""
 
 MOST_CHANCE_ERROR = 0.35
 """Relative standard error of the disagreement that chance gives, up to which kappa has an interval. About nine rows of
@@ -114,10 +114,11 @@ class Crosstab:
     def kappa(
         self, *, values: Sequence[int] = (), weights: Weights | None = None, confidence: float = CONFIDENCE
     ) -> tuple[float | None, Interval]:
-        """Compute kappa, 1 - observed / expected disagreement; None where chance cannot disagree (one class only).
+        """Compute kappa, 1 - observed / expected disagreement; None if chance cannot disagree (one class only).
 
-        With `weights`, a disagreement counts by the distance of the two class `values` (linear), or its square. A class
-        more than there are `values` is that of rows without a label: as far from each class as the farthest one.
+        With `weights`, a disagreement counts by the distance of the two class `values` (linear), or its square. One
+        class more than `values` means that the last class is for rows without a label: its distance from each class is
+        the largest one.
         """
         import numpy as np  # noqa: PLC0415  # its maker has it
 
@@ -153,7 +154,7 @@ class Crosstab:
         return kappa, _complement(interval, expected)
 
     def _has_spread(self, share_gold: NDArray[np.float64], distance: NDArray[np.float64]) -> bool:
-        """Return whether enough rows say how far two rows of gold are apart by chance."""
+        """Return whether enough rows show the distance of two rows of gold by chance."""
         of_gold = distance @ share_gold
         spread = float(share_gold @ of_gold)
         if not spread > 0:

@@ -1,7 +1,7 @@
-"""How pictures are drawn: PNG bytes, 896 pixels wide, since the dialog of Dagster's UI cuts off what is wider than it.
+"""The style of pictures: PNG bytes, 896 pixels wide, since the dialog of Dagster's UI cuts off wider ones.
 
-Drawn through matplotlib's objects, never pyplot: no global state, no display, any thread. Texts come from rows, so
-none is read as mathtext, and long ones are shortened. The same input gives the same picture.
+Drawn through matplotlib's objects, never pyplot: no global state, no display, any thread. Texts come from rows, so they
+are never read as mathtext, and long ones are shortened. The same input gives the same picture.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ WIDTH_INCHES, _DPI = 8.0, 112
 INK, MUTED, RULE = "#1f2933", "#616e7c", "#d3d9e0"
 BLUE, AMBER = "#2563a6", "#b45309"
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7f00")
-"""Series that the color-blind can tell apart too (after Okabe and Ito); what is folded together is MUTED."""
+"""Colors of series that color-blind people can tell apart too (after Okabe and Ito); merged series are MUTED."""
 CANDIDATE_CHARS, CLASS_CHARS = 24, 16
 """Characters of a name that are drawn."""
 _FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Arial Unicode MS", "Hiragino Sans", "Microsoft YaHei")
 
 
 class Lettering:
-    """How text is set: never as math, in fonts that are installed, a box for a character that none of them has."""
+    """The setting of text: never as math, in installed fonts, with a box for a character that all of them lack."""
 
     def __init__(self) -> None:
         from matplotlib import font_manager  # noqa: PLC0415  # optional dependency, checked by `blank`
@@ -83,7 +83,7 @@ def headline(figure: Figure, lettering: Lettering, title: str, subtitle: str, he
 
 
 def bare(axes: Axes, *, grid: Literal["x", "y", "both"]) -> None:
-    """No frame and no ticks, a light grid behind the data."""
+    """Remove frame and ticks, and draw a light grid behind the data."""
     axes.grid(axis=grid, color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
@@ -100,6 +100,6 @@ def png(figure: Figure) -> bytes:
 
 
 def round_step(rough: float) -> float:
-    """Return 1, 2 or 5 times a power of ten, at least `rough`: how far ticks are apart."""
+    """Return the distance of ticks: 1, 2 or 5 times a power of ten, at least `rough`."""
     power = 10.0 ** math.floor(math.log10(rough or 1.0))
     return next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)

@@ -1,17 +1,17 @@
-"""Have the labels shifted? The classes of one partition against those of a reference, such as the partitions before it.
+"""Have the labels shifted? Compares the classes of one partition with a reference, such as the partitions before it.
 
     PSI                       population stability index, the size of the shift: below 0.1 small, over 0.25 large
     Jensen-Shannon distance   the size too, from 0 (equal) to 1 (nothing in common)
     chi-squared               whether chance explains it
     permutations of days      whether the dataset's own variation explains it
 
-A large shift in few rows may be chance, a shift that is surely there may be too small to matter, and one that comes
-every Sunday is no news: labels have drifted where PSI is over a limit, chance does not explain it *and* the last
-partitions together, three or more, are further off than such picks of all partitions are. ADWIN, an online detector,
+A large shift in few rows may be chance. A certain shift may be too small to matter, and one that comes every Sunday is
+no news. So labels have drifted if three things hold: PSI is over a limit, chance does not explain it, *and* the last
+partitions together, three or more, are further off than random picks of as many partitions. ADWIN, an online detector,
 finds slow shifts too, in which each partition is like those just before it.
 
-Partitions are compared by the roots of their shares. A root varies by as much whether its class is common or rare, and
-does not vary less because a partition has more rows, so that days of other sizes are held to one measure.
+Partitions are compared by the roots of their shares. The variance of a root is the same for common and rare classes.
+Between days, it also does not shrink with more rows in a partition, so one measure serves days of all sizes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Counts = Mapping[Class, int]
 """Labels of each class, as `class_counts` counts them; classes without any may be left out."""
 
 LEAST_RECENT = 3
-"""Partitions that are compared together. A single one may be far off by itself, as one day in ten or in thirty is in
+"""Partitions that are compared together. A single one may be far off by chance, like one day in ten or in thirty in
 some datasets, and the earlier days do not show how far. Several such days in a row are rare.
 """
 
@@ -74,7 +74,7 @@ _PICKS = (2_000, 20_000, 100_000, 1_000_000)
 _FEW_PICKS_TELL = 3e-5
 # Cells drawn at a time: 32 MB.
 _CHUNK_CELLS = 4_000_000
-# of a partition that the detector is shown: more of the same tell it little
+# rows of a partition for the detector: more of the same add little information
 _ADWIN_ROWS = 2_000
 
 SHARES_SCHEMA = pa.schema(
@@ -94,19 +94,22 @@ SHARES_SCHEMA = pa.schema(
 class Drift:
     """The labels of one candidate in one partition, against its reference. Figures are None where either has no labels.
 
-    - `reference`: the partitions that it is compared with, in words; None where there are none yet.
-    - `psi`: with half a row added to each class of both, as a class that is new would make it endless.
+    - `reference`: the partitions that it is compared with, in words; None if there are none yet.
+    - `psi`: with half a row added to each class of both, since a new class would make it infinite.
     - `chi2` has `n_classes - 1` degrees of freedom; None where there is one class only.
-    - `p_chance`: how often rows that were drawn alike would differ as much (a permutation test where a class is rare).
+    - `p_chance`: how often rows from the same distribution would differ as much (a permutation test if a class is
+      rare).
     - `n_recent`: partitions that are judged together, this one and the ones just before it, against the reference as it
-      was before them; None where there are too few partitions, and nothing is decided. `recent_psi`: their PSI.
+      was before them; None with too few partitions, and then `drifted` stays undecided. `recent_psi`: their PSI.
       `p_variation`: how often as many partitions, picked at random from all, would be as far off. `p_value`: the larger
-      of that and of how often chance alone would do it. `n_earlier`: the earlier partitions that have labels.
-    - `visible_change`: the least change of the share of `most_changed` that would be an alarm, given how much
-      partitions vary (0.1: ten points); None where no change would be, nothing is decided, or it was not asked for.
-    - `drifted`: `recent_psi` is over the limit, and `p_value` below the level of this look (see `looks`).
+      of `p_variation` and the probability that chance alone explains the shift. `n_earlier`: the earlier partitions
+      that have labels.
+    - `visible_change`: the least change of the share of `most_changed` that would be an alarm, given the variation of
+      partitions (0.1: ten points); None if all changes stay below the alarm, `drifted` is undecided, or it was not
+      requested.
+    - `drifted`: `recent_psi` is over the limit, and `p_value` below the level of this interim look (see `looks`).
     - `most_changed`: class whose share has changed the most, by `change` (0.1: ten points more).
-    - `adwin_changed`: classes whose share changed in this partition, as the online detector sees it; None: not asked.
+    - `adwin_changed`: classes whose share changed in this partition, by the online detector; None: not requested.
     """
 
     partition: str
@@ -139,9 +142,9 @@ DRIFT_SCHEMA = schema_of(Drift)
 def class_counts(
     values: pa.ChunkedArray, target: str, owner: str, ids: pa.Array | pa.ChunkedArray | None = None
 ) -> dict[Class, int]:
-    """Return labels of each class, nulls left out. Raises ConfigError for values that are no classes.
+    """Return labels of each class, nulls left out. Raises ConfigError for values that cannot be classes.
 
-    `ids` are those of the rows' units (see `cluster_ids`): the rows of a unit count once for each of its classes.
+    `ids` are the ids of the rows' units (see `cluster_ids`): the rows of a unit count once for each of its classes.
     """
     classes = category(values.combine_chunks(), target, owner)
     if ids is not None:
@@ -179,15 +182,16 @@ def drift_between(
         here: Classes of the partition.
         reference: Classes of each partition of the reference; they are added up.
         partition: Its name, like `candidate` and `target` for the table.
-        candidate: Whose labels.
-        target: Which column.
-        against: What the reference is, in words.
+        candidate: The candidate with these labels.
+        target: The column of the labels.
+        against: The reference, in words.
         max_psi: The limit of PSI.
         level: The p-value below which neither chance nor variation explains a shift.
-        earlier: Classes of the partitions before it, one by one, which show how much days differ by themselves.
-        follows: Whether the reference is of these. Else it is fixed, and none of its partitions is among them.
-        with_visible_change: Whether to tell the least change that would be an alarm, which takes longer.
-        adwin_changed: What the online detector has seen.
+        earlier: Classes of the partitions before it, one by one, which show the ordinary differences of days.
+        follows: Whether the reference consists of `earlier` partitions. Else it is fixed, and none of its partitions is
+            among them.
+        with_visible_change: Whether to compute the least change that would be an alarm, which takes longer.
+        adwin_changed: The findings of the online detector.
     """
     pooled = _pooled(reference)
     days = [counts for counts in earlier if sum(counts.values())]
@@ -207,7 +211,7 @@ def drift_between(
     n_days = 1 + len(days) + len(fixed)
     recent = recent_partitions(n_days, level, n_fixed=len(fixed)) if len(classes) > 1 else None
     recent_psi = p_variation = p_value = farthest = None
-    # Where variation explains the shift, or nothing is decided, the first draws show enough of chance.
+    # If variation explains the shift, or the result stays undecided, the first draws show enough of chance.
     draws: Sequence[int] = DRAWS[:1]
     if recent is not None:
         split = len(days) - (recent - 1)
@@ -297,7 +301,7 @@ def _chi_squared(
         for start in range(0, draws, chunk):
             size = min(chunk, draws - start)
             drawn = rng.multivariate_hypergeometric(of_class.astype(int), int(of_row[0]), size, method="marginals")
-            # What differs by rounding alone is as large.
+            # A draw that differs by rounding alone counts as large.
             as_large += int((((drawn - expected) ** 2 * weight).sum(axis=1) >= statistic * (1 - 1e-9)).sum())
         return as_large
 
@@ -310,7 +314,7 @@ def recent_partitions(n_days: int, level: float, *, n_fixed: int = 0) -> int | N
     """Return how many of the last partitions are compared together with others; None: there are too few partitions.
 
     Args:
-        n_days: Partitions with labels, the last one and those of a fixed reference included.
+        n_days: Partitions with labels, including the last one and the partitions of a fixed reference.
         level: The p-value below which a shift is an alarm.
         n_fixed: Partitions of a fixed reference.
     """
@@ -333,14 +337,14 @@ def _picks(n_days: int, recent: int, against: int, part: int, draws: int) -> NDA
 
 
 class _Variation:
-    """How far the last partitions are from the others, beside random picks of all partitions.
+    """Distance of the last partitions from the others, compared with random picks of all partitions.
 
-    Where all days are alike in distribution, each pick is as likely as the one that is asked about, whatever the days
-    differ by: a p-value below a level is as rare as the level. Nothing is assumed of how wild days are.
+    If all days have the same distribution, each pick is as likely as the tested one, however much the days differ: a
+    p-value below a level is as rare as the level. The test assumes nothing about the spread of days.
     """
 
     def __init__(self, last: Sequence[Counts], others: Sequence[Counts], n_fixed: int) -> None:
-        """Take the classes of the last partitions, and of the others: first those of a fixed reference."""
+        """Take the classes of the last partitions, and of the others: first the partitions of a fixed reference."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
         days = [*last, *others]
@@ -349,16 +353,17 @@ class _Variation:
         self._recent, self._fixed = len(last), n_fixed
 
     def p_value(self, level: float) -> float:
-        """Return the share of the picks that differ as much, as exactly as the level needs.
+        """Return the share of the picks that differ as much, with the precision that the level needs.
 
-        A fixed reference gives two ways to be far off: from it, as long after a shift, and from all others, as where
-        it is of a single partition, which may itself be a wild one. The smaller share counts twice.
+        With a fixed reference, partitions can be far off in two ways: from the reference, as long after a shift, and
+        from all others, as when the reference is a single partition, which may itself be an outlier. The smaller share
+        counts twice.
         """
         from_others = self._share_as_far(0, level)
         return min(1.0, 2 * min(from_others, self._share_as_far(self._fixed, level))) if self._fixed else from_others
 
     def farthest(self, level: float) -> float:
-        """Return the squared distance from all others that as few of the picks have as the level says."""
+        """Return the squared distance from all others that only a share of `level` of the picks exceeds."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
         rarer = max(1, math.floor(level * _PICKS_AT_ONCE))
@@ -381,7 +386,7 @@ class _Variation:
         return self._distances(_picks(len(self._roots), self._recent, against, part, draws), against)
 
     def _distances(self, picks: NDArray[np.integer[Any]], against: int) -> NDArray[np.float64]:
-        """Return how far the days that were picked are from as many picked ones, or from all others (0), squared."""
+        """Return the squared distance of the picked days from as many picked ones, or from all others (0)."""
         chosen = self._roots[picks[:, : self._recent]].sum(axis=1)
         others = self._roots[picks[:, self._recent :]].sum(axis=1) if against else self._roots.sum(axis=0) - chosen
         n_others = against or len(self._roots) - self._recent
@@ -390,7 +395,7 @@ class _Variation:
 
 
 def _visible_change(share: float, seen: float, max_psi: float) -> float | None:
-    """Return by how much a class of this share must grow, or shrink, before the shift is seen; None: no change is.
+    """Return the change of a class of this share, up or down, at which the shift is seen; None if it never is.
 
     The other classes make room in proportion. The shift has to be over the limit of PSI and as far as `seen`.
     """
@@ -415,8 +420,8 @@ def _table(sides: Sequence[Counts], classes: Sequence[Class]) -> NDArray[np.floa
 def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: int = 0) -> dict[str, tuple[str, ...]]:
     """Return the classes whose share changed, by partition, in the order given.
 
-    Each class has a detector of its own (river's ADWIN), with an equal part of `delta`, the chance of a false alarm. It
-    sees the rows of a partition shuffled, at most 2,000 of them: what order they have within one does not count.
+    Each class has its own detector (river's ADWIN), with an equal part of `delta`, the chance of a false alarm. It gets
+    the rows of a partition shuffled, at most 2,000 of them: their order within a partition does not count.
     """
     with evaluation_extra("Label drift"):
         import numpy as np  # noqa: PLC0415  # optional dependency

@@ -1,4 +1,4 @@
-"""What labels alone, gold alone, and both together say of a table, as a picture. How it is drawn: `drawing`."""
+"""A picture of the estimates for a table from labels alone, gold alone, and both together. `drawing` has the style."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LEFT, _WIDTH = 0.27, 0.68
 def estimates_png(estimates: Sequence[Estimate]) -> bytes:
     """Draw each figure: a cross for the labels alone, a line for gold alone, and a thick one for both together.
 
-    Raises ConfigError without a figure that gold says something of.
+    Raises ConfigError if gold has information on none of the figures.
     """
     drawn = [one for one in estimates if one.gold_only is not None][:MAX_ESTIMATES]
     if not drawn:

@@ -1,24 +1,24 @@
 """Figures of a whole table, from few gold rows and the labels that a model gave to all rows: shares of classes, means,
-accuracy, and how groups differ (prediction-powered inference).
+accuracy, and differences of groups (prediction-powered inference).
 
     naive       the labels alone, as if they were right
-    gold only   the gold rows alone, weighted as they were drawn
+    gold only   the gold rows alone, with the weights of their sample
     powered     slope x labels of all rows  +  weighted mean of (gold - slope x label) over the gold rows
 
-The last is right whatever the labels are, since gold says by how much they are off; and the better they are, the less
-is left to say, so that its interval is narrower than that of gold alone. The slope, 0 to 1, is what makes the variance
-least: labels that know nothing get 0, and nothing is lost by them. Gold rows that were certain to be drawn are known,
-and add no variance; the others stand for the rest of the rows.
+The last is right whatever the labels are, since gold corrects their error. With better labels, the remaining error is
+smaller, and the interval is narrower than with gold alone. The slope, 0 to 1, minimizes the variance: labels without
+information get 0, and cost nothing. Gold rows that were certain to be drawn add no variance; the others stand for the
+rest of the rows.
 
-Intervals are by empirical likelihood (`likelihood`): they allow for mistakes that no gold row shows. Such a row can be
-as far off as the ends of the values let it. Classes have the ends 0 and 1, numbers and scores those that a target
-declares. How large mistakes can be on the whole is known better than that, since all labels are known: the share of
-rows that gold may have missed (the rule of three) has at most the largest labels.
+Intervals are by empirical likelihood (`likelihood`): they allow for mistakes that all gold rows miss. Such a row can be
+as far off as the ends of the values let it. Classes have the ends 0 and 1; a target declares the ends of numbers and
+scores. The total of large mistakes has a tighter bound, since all labels are known: the share of rows that gold may
+have missed (the rule of three) has at most the largest labels.
 
-Nothing but the ends bounds what was not seen: labels that are right in all gold rows, and never large, look the same
-whether or not one row in fifty is as large as can be. So ends that are far cost width, about three n-ths of their
-distance with n gold rows. Where mistakes could be larger than the values differ, gold alone has the narrower interval,
-and `powered` is it, with slope 0.
+Only the ends bound unseen values. Labels that are right in all gold rows, and never large, look the same whether or not
+one row in fifty has the largest possible value. So far ends cost width: with n gold rows, about three n-ths of their
+distance. If mistakes could be larger than the differences of the values, gold alone has the narrower interval, and
+`powered` equals it, with slope 0.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ MAX_PAIRED_GROUPS = 10
 
 @dataclass(frozen=True)
 class Estimate:
-    """One figure of the whole table, or of one `group` of it; with `against`, the group's less that of another one.
+    """One figure of the whole table, or of one `group`; with `against`, the difference of the group and another one.
 
-    - `figure`: `share` of the rows whose right value is `label`; `mean`; or `accuracy`, a row without a label being
-      wrong. Labels that are not there are of no class; for a mean, they are taken as the mean of the others.
-    - `n_rows` of the table, `n_gold` of them with gold, and `n_eff`: how many that are drawn alike would tell as much,
-      of those that were not certain to be drawn; None where all were. Of a difference, `n_rows` are the group's, and
-      the others those of the group that has fewer.
-    - `naive`, `gold_only` and `powered`: see the module. 95 % intervals; None below MIN_ROWS effective rows. Of
-      accuracy, `naive` is the mean confidence, and with `powered` None where the candidate states none.
-    - `slope`: how much the labels count, 0 to 1. `worth_gold_rows`: how many gold rows would have told as much without
-      the labels; None without an interval.
+    - `figure`: `share` of the rows whose right value is `label`; `mean`; or `accuracy`, where a row without a label is
+      wrong. For a share, missing labels are of no class; for a mean, they count as the mean of the others.
+    - `n_rows` of the table, `n_gold` of them with gold, and `n_eff`: the number of rows from a simple random sample
+      with the same information, among the rows that were not certain to be drawn; None if all were certain. For a
+      difference, `n_rows` is the group's, and the others are of the group that has fewer.
+    - `naive`, `gold_only` and `powered`: see the module. 95 % intervals; None below MIN_ROWS effective rows. For
+      accuracy, `naive` is the mean confidence; with `powered` it is None if the candidate states none.
+    - `slope`: the weight of the labels, 0 to 1. `worth_gold_rows`: the number of gold rows with the same information
+      without the labels; None without an interval.
     """
 
     candidate: str
@@ -102,8 +102,8 @@ ESTIMATE_SCHEMA = schema_of(Estimate)
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A figure of one group: its value, what each gold row adds to its error, and how far down and up its interval of
-    95 % goes.
+    """A figure of one group: its value, the contribution of each gold row to its error, and the lengths of its 95 %
+    interval down and up.
     """
 
     value: float
@@ -112,8 +112,8 @@ class _Part:
     up: float
 
     def minus(self, other: _Part, unit: NDArray[np.int64]) -> _Part:
-        """Return the difference of two groups, which may share units: the parts of both intervals, added as what is
-        correlated as much (MOVER).
+        """Return the difference of two groups, which may share units: the parts of both intervals, added with their
+        correlation (MOVER).
         """
         import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
 
@@ -128,7 +128,7 @@ class _Part:
         return _Part(value, errors, added(self.down, other.up), added(self.up, other.down))
 
     def spread_over(self, which: NDArray[np.bool_]) -> _Part:
-        """Return the same with the errors of all gold rows, of which these are `which`."""
+        """Return the same with the errors of all gold rows; `which` selects the ones of this group."""
         import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
 
         errors = np.zeros(len(which))
@@ -164,20 +164,20 @@ def power(
     *,
     ends: tuple[float, float],
 ) -> Powered:
-    """Estimate the mean of y over all rows, of which some were drawn.
+    """Estimate the mean of y over all rows from the drawn ones.
 
     Args:
         y: The truth of the gold rows.
-        f: What the labels say of the same rows.
-        labels: What they say of all rows.
-        rows: What the gold rows stand for.
+        f: The labels of the same rows.
+        labels: The labels of all rows.
+        rows: The weights of the gold rows.
         ends: The least and the largest that y can be.
     """
     with evaluation_extra("Estimating from gold and labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     n_rows, drawn = len(labels), rows.spread > 0
     if not drawn.any():
-        # Every row was certain to be drawn: nothing is left to estimate.
+        # Every row was certain to be drawn, so the figure is exact.
         exact = _Part(float(np.average(y, weights=rows.weight)), np.zeros(len(y)), 0.0, 0.0)
         return Powered(float("inf"), exact, exact, 0.0)
     # Rows that were certain to be drawn stand for themselves, the others for all that is left.
@@ -242,13 +242,13 @@ def estimate(
         gold: Rows with the right value. With SAMPLE_COLUMNS they are weighted, else taken as drawn alike.
         candidate: All rows with the labels of a model, those without a label too.
         key: Column that both share.
-        target: What is labeled. Numbers, and classes with `kappa_weights` (scores), have a mean; other classes have
+        target: The labeled column. Numbers, and classes with `kappa_weights` (scores), have a mean; other classes have
             shares and an accuracy.
         candidate_name: For the table, and for errors.
         group_by: Column of the candidate whose values are groups: each is estimated, and compared with others.
         cluster: See `join`.
 
-    Raises ConfigError and InputError as `join` does, and InputError where no gold row is in the table.
+    Raises ConfigError and InputError like `join`, and InputError if all gold rows are outside of the table.
     """
     with evaluation_extra("Estimating from gold and labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -275,8 +275,8 @@ def estimate(
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """What is averaged: `y` of the gold rows, `f` of all rows and `f_gold` of the gold rows, and whether a row has what
-    f is made of, `known`. None of them: there are no labels to go by.
+    """The values to average: `y` of the gold rows, `f` of all rows and `f_gold` of the gold rows. `known` is whether a
+    row has the source of f. Without labels, all are None.
     """
 
     figure: Literal["share", "mean", "accuracy"]
@@ -290,7 +290,7 @@ class _Column:
 
 @dataclass(frozen=True, eq=False)
 class _Groups:
-    """Names of the groups, and the group of each row and of each gold row: its number, or -1 for none."""
+    """Names of the groups, and the number of the group of each row and of each gold row; -1 without a group."""
 
     names: tuple[str, ...]
     of_row: NDArray[np.int64]
@@ -298,7 +298,7 @@ class _Groups:
 
     @classmethod
     def of(cls, candidate: pa.Table, group_by: str | None, name: str, position: NDArray[np.int64]) -> _Groups:
-        """Return the groups that the values of a column make; none without one."""
+        """Return the groups that the values of a column make; empty without a column."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
         if group_by is None:
@@ -467,7 +467,7 @@ def estimates_to_arrow(estimates: Iterable[Estimate]) -> pa.Table:
 
 
 def estimates_markdown(estimates: Sequence[Estimate]) -> str:
-    """Return what labels alone, gold alone, and both together say, with 95 % intervals."""
+    """Return the estimates from labels alone, gold alone, and both together, with 95 % intervals."""
     return rows_markdown(
         [
             {

@@ -1,14 +1,14 @@
-"""What goes wrong, in groups: which class was taken for which, and why there is no label; how often, and what tells the
-rows apart.
+"""Groups of mistakes: classes that were mistaken for others, and reasons for missing labels; their frequency, and words
+that mark their rows.
 
-Each group has its share of all gold rows with a 95 % interval, by the unit (`intervals`; of weighted gold
+Each group has its share of all gold rows with a 95 % interval, by the unit (`intervals`; for weighted gold
 design-based, `survey`), words that distinguish its texts, and examples.
 
 Words are those with the largest log-odds against the other rows, with an informative Dirichlet prior (Monroe, Colaresi
-and Quinn, 2008): a word counts once for each different text, the prior is its share in all texts, and the log-odds are
-divided by their standard deviation, so that rare words need more than luck. A class that was taken for another is
-compared with the rows of the same class that were not, where there are any: so a word tells what was mistaken, and not
-which class it is. Without columns of text there are no words, nor for scripts that put no space between them.
+and Quinn, 2008). A word counts once for each different text, and the prior is its share in all texts. The log-odds are
+divided by their standard deviation, so that rare words need more than luck. A mistaken class is compared with the rows
+of the same class that were labeled right, if there are any: so a word marks the mistake, and not the class. Without
+columns of text there are no words. Scripts without spaces between words have none either.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SURELY = 2.58
 """Standard deviations that a word's log-odds are from 0, at least: 99 %. Many words are looked at."""
 
 _PRIOR_WORDS = 10.0
-"""How many words the prior weighs as much as."""
+"""Weight of the prior, in words."""
 
 _LEAST_TEXTS = 3
 _MOST_CHARS = 4_000
@@ -76,10 +76,10 @@ FAILURE_SCHEMA = pa.schema(
 class Failure:
     """Rows that one candidate got wrong alike.
 
-    - `gold`, `label`: the right class and what was said for it, as text; both None of rows without a label.
-    - `reason`: why there is no label; None where there is one.
-    - `n` of `n_gold` gold rows; `share` is that of all rows where gold has the weights of a sample.
-    - `words`: what distinguishes them, the surest first. `examples`: keys of the first rows, as text.
+    - `gold`, `label`: the right class and the given one, as text; both None for rows without a label.
+    - `reason`: the reason for a missing label; None for a label.
+    - `n` of `n_gold` gold rows; `share` is the share of all rows if gold has the weights of a sample.
+    - `words`: words that distinguish them, the most certain first. `examples`: keys of the first rows, as text.
     """
 
     candidate: str
@@ -100,14 +100,14 @@ class Failure:
 def find_failures(
     joined: Sequence[Joined], candidates: Mapping[str, pa.Table], *, keep: Sequence[str] = ()
 ) -> list[Failure]:
-    """Group what candidates got wrong, the largest groups of each candidate and target first, at most 100 of each.
+    """Group the mistakes of candidates, the largest groups of each candidate and target first, at most 100 of each.
 
-    Labels of a numeric target are near or far, and no class: of these, only rows without a label are here.
+    Labels of a numeric target are near or far, and not classes: for these, only rows without a label are here.
 
     Args:
         joined: Each candidate with each target, from `join`.
         candidates: The tables that were joined, by candidate.
-        keep: Columns of the candidates; those of text give the words.
+        keep: Columns of the candidates; the text columns supply the words.
     """
     return [failure for labels in joined for failure in _of(labels, candidates, keep)]
 

@@ -1,16 +1,16 @@
-"""Which rows are most worth a human label, drawn so that what is measured on them still holds for all rows.
+"""Choose the rows that most deserve a human label, by a draw that keeps the figures on them valid for all rows.
 
-Each row has a probability of being proposed. `random_share` of the proposals is drawn from all rows alike; the signals
-that have something to say share the rest equally, each giving it to rows in proportion to its strength (0 to 1):
+Each row has a probability of being proposed. `random_share` of the proposals is drawn from all rows alike. The signals
+with any strength share the rest equally, and each gives it to rows in proportion to its strength (0 to 1):
 
-    disagreement     share of the pairs of candidates that say different things of the row
+    disagreement     share of the pairs of candidates with different labels for the row
     low confidence   1 - the least confidence that a candidate states
     rare class       1 - rows of the class / rows of a class if all were alike; 0 below a half
     drift            share of the class's rows that its share in the reference does not explain; 0 below a third
 
-No row has probability 0, and it is kept with each row: a sum over the proposed rows, each counted `sample_weight` (1 /
-probability) times, estimates the sum over all rows without gold without bias, whatever the signals prefer. How the
-rounds of a sample make one estimate over all rows: `gold_weights`.
+Every row has a probability above 0, and it is kept with each row: a sum over the proposed rows, each counted
+`sample_weight` (1 / probability) times, estimates the sum over all rows without gold without bias, whatever the signals
+prefer. `gold_weights` combines the rounds of a sample into one estimate over all rows.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = ["RANDOM_SHARE", "check_design", "probabilities", "propose"]
 _RANDOM = "random"
 
 RANDOM_SHARE = 0.75
-"""Of the proposals, by default. No row then stands for more than 4/3 of what it would in a random sample of the same
-size, so that of any figure 40 proposals have at most the variance of 30 random rows, wherever the mistakes are.
+"""Share of the proposals, by default. A row then stands for at most 4/3 of its weight in a random sample of the same
+size. So for any figure, 40 proposals have at most the variance of 30 random rows, wherever the mistakes are.
 """
 
 
@@ -71,7 +71,8 @@ def propose(
     strengths = {name: values[np.asarray(order)] for name, values in signals.items()}
     parts = _parts(strengths, len(rows), random_share)
     chance = probabilities(sum(parts.values()), sample_size) if len(rows) else np.zeros(0)
-    # Each round draws anew: what an earlier one left would else be what comes late in the order of that round.
+    # Each round draws independently: otherwise, the rows that an earlier round left would come late in this round's
+    # order.
     drawn = _draw(rows.to_pylist(), chance, f"{seed}\0{partition or ''}\0{sample_round}")
     n = len(drawn)
     columns = {
@@ -92,7 +93,7 @@ def propose(
 
 
 def check_design(sample_size: int | None, random_share: float) -> None:
-    """Refuse a sample from which nothing can be estimated."""
+    """Reject a sample that cannot support an estimate."""
     if sample_size is not None and sample_size < 1:
         raise ConfigError(f"sample_size={sample_size!r} must be at least 1, or None for all rows.")
     if not 0 < random_share <= 1:
@@ -103,8 +104,8 @@ def check_design(sample_size: int | None, random_share: float) -> None:
 
 
 def _parts(signals: Mapping[str, NDArray[Any]], n_rows: int, random_share: float) -> dict[str, NDArray[Any]]:
-    """Return what chance and each signal that says something give to each row; each sums to its share, all together to
-    1.
+    """Return the contribution of chance and of each signal with any strength to each row; each sums to its share, and
+    all together to 1.
     """
     import numpy as np  # noqa: PLC0415  # optional dependency, checked by propose
 
@@ -115,7 +116,7 @@ def _parts(signals: Mapping[str, NDArray[Any]], n_rows: int, random_share: float
 
 
 def probabilities(weights: Any, size: int) -> NDArray[Any]:
-    """Return probabilities in proportion to positive `weights`, none above 1, that sum to `size`; all 1 for fewer
+    """Return probabilities in proportion to positive `weights`, at most 1 each, that sum to `size`; all 1 for fewer
     rows.
     """
     import numpy as np  # noqa: PLC0415  # optional dependency, checked by propose

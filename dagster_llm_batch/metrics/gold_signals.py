@@ -1,6 +1,6 @@
-"""How much a row is worth a human label, from 0 to 1, by what candidates say of it; see `sampling` for their use.
+"""The value of a human label for a row, from 0 to 1, by the labels of candidates; see `gold_sample` for their use.
 
-`votes` are the labels of several candidates of the same rows, one column each, null where a candidate has none.
+`votes` are the labels of several candidates for the same rows, one column each, null if a candidate has none.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["SIGNALS", "disagreement", "drift", "gold_signals", "low_confidence",
 SIGNALS = ("disagreement", "low_confidence", "rare_class", "drift")
 
 _RARE, _GROWN, _ROUNDING = 0.5, 1 / 3, 1e-9
-"""Strengths below which a class is not rare, and has not grown: it has more than half of an even share, or less than
-half as much again as before. Classes are never quite even, and what chance makes of them is worth no label.
+"""Strengths below which a class is not rare, and has not grown: it has more than half of an even share, or grew by less
+than half. Classes are never quite even, and differences by chance do not deserve a label.
 """
 
 
@@ -81,7 +81,7 @@ def _classes(table: pa.Table, target: str, owner: str) -> pa.Array:
 
 
 def disagreement(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
-    """Of each row, the share of the pairs of candidates with a label whose labels differ; 0 with fewer than two."""
+    """Return, for each row, the share of the pairs of labels that differ; 0 with fewer than two labels."""
     codes = _codes(votes)
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -95,7 +95,7 @@ def disagreement(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
 
 
 def low_confidence(confidences: Mapping[str, pa.Array]) -> NDArray[np.float64]:
-    """Return 1 - the least confidence that a candidate states; 0 where none does. Raises InputError for one out of 0 to
+    """Return 1 - the least confidence that a candidate states; 0 without one. Raises InputError for one outside of 0 to
     1.
     """
     with evaluation_extra("Proposing rows for gold"):
@@ -113,8 +113,8 @@ def low_confidence(confidences: Mapping[str, pa.Array]) -> NDArray[np.float64]:
 
 
 def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
-    """Return 1 - rows of the class / rows of a class if all were alike; 0 for classes with more than half as many. By
-    the candidate for whom the row's class is rarest.
+    """Return 1 - rows of the class / rows of a class if all were alike; 0 for classes with more than half as many. The
+    candidate for whom the row's class is rarest decides.
     """
     codes = _codes(votes)
     with evaluation_extra("Proposing rows for gold"):
@@ -129,8 +129,8 @@ def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
 
 
 def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[np.float64]:
-    """Return how much of the row's class its share in the reference does not explain: (p - q) / p, where p is the share
-    of the class here and q there; 0 where it has not grown by a half. By the candidate for whom it is most.
+    """Return the part of the row's class that its share in the reference does not explain: (p - q) / p, where p is the
+    share of the class here and q there; 0 if it has not grown by a half. The candidate for whom it is largest decides.
     """
     codes = _codes([*votes, *reference])
     with evaluation_extra("Proposing rows for gold"):
@@ -149,7 +149,7 @@ def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[n
 
 
 def _codes(columns: Sequence[pa.Array]) -> list[NDArray[np.int64]]:
-    """Return labels as numbers, the same for the same label in all columns; -1 for none."""
+    """Return labels as numbers, the same for the same label in all columns; -1 for a missing one."""
     with evaluation_extra("Proposing rows for gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     kind = next((column.type for column in columns if not pa.types.is_null(column.type)), pa.string())

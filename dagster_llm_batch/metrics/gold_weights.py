@@ -1,4 +1,4 @@
-"""What each gold row stands for, where rows were drawn with unequal probabilities, in one round or in several.
+"""The weight of each gold row, if rows were drawn with unequal probabilities, in one round or in several.
 
 `propose` writes SAMPLE_COLUMNS with each row, and a label must keep them. From one round k, the sum of y over the whole
 table is estimated without bias by
@@ -7,13 +7,13 @@ table is estimated without bias by
 
 since rows that had gold already could not be drawn again. Over several rounds the estimate is the mean of the T_k, each
 weighted by its rows. So a row of round k has the weight a_k / probability + (a_(k+1) + a_(k+2) + …), where the a_k sum
-to 1. Whatever later rounds preferred because of labels from earlier ones, T_k - T has the mean 0 given these labels:
-the errors of the rounds are uncorrelated, and the variance is the sum of a_k^2 Var(T_k) (Horvitz-Thompson, for a design
-of fixed size). A round that was drawn when the table had other rows cannot speak for those that came since: its a_k is
-0, and its rows count once, as rows that are known. Rows of round 0 had gold before anything was drawn.
+to 1. Later rounds may prefer rows because of labels from earlier ones, but T_k - T has the mean 0 given these labels.
+So the errors of the rounds are uncorrelated, and the variance is the sum of a_k^2 Var(T_k) (Horvitz-Thompson, for a
+design of fixed size). A round that was drawn from a smaller table has no information on the rows that came since: its
+a_k is 0, and its rows count once, as known rows. Rows of round 0 had gold before any draw.
 
-A figure over all rows is a ratio of weighted sums (Hájek), and its variance follows from how much it changes with each
-row (linearization): `SampledRows.variance_of_mean`.
+A figure over all rows is a ratio of weighted sums (Hájek), and its variance follows from its change with each row
+(linearization): `SampledRows.variance_of_mean`.
 """
 
 from __future__ import annotations
@@ -50,16 +50,17 @@ __all__ = [
 WEIGHT, ROUND, ROWS, PARTITION = "sample_weight", "sample_round", "sample_rows", "sample_partition"
 
 SAMPLE_COLUMNS = (WEIGHT, ROUND, ROWS, PARTITION)
-"""Columns of proposed rows that gold must keep: `1 / probability` of being drawn in its round; which round, from 1; how
-many rows the table had then; and the partition that was drawn from, null without. Only the first must be there: without
+"""Columns of proposed rows that gold must keep: `1 / probability` of being drawn in its round; the round, from 1; the
+number of rows of the table then; and the partition of the draw, null without one. Only the first is required: without
 the others, all rows with a weight were drawn in one round from the same rows.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class GoldWeights:
-    """One number a gold row. `weight`: rows of the whole table that it stands for. `spread`: what the square of its
-    residual adds to the variance of a weighted sum of residuals; 0 for a row that was certain to be drawn.
+    """One number a gold row. `weight`: the number of rows of the whole table that it stands for. `spread`: the factor
+    of the square of its residual in the variance of a weighted sum of residuals; 0 for a row that was certain to be
+    drawn.
     """
 
     weight: pa.Array
@@ -67,11 +68,11 @@ class GoldWeights:
 
 
 def gold_weights(gold: pa.Table) -> GoldWeights | None:
-    """Return what the rows of gold stand for; None where they were drawn alike, so that each counts once.
+    """Return the weights of the rows of gold; None if they were drawn alike, so that each counts once.
 
     Raises:
         ConfigError: A column of SAMPLE_COLUMNS does not hold numbers.
-        InputError: Some rows have a weight and others have none, or a weight or round that cannot be.
+        InputError: Some rows have a weight and others lack one, or a weight or round is impossible.
     """
     if WEIGHT not in gold.column_names or gold[WEIGHT].null_count == len(gold):
         return None
@@ -104,8 +105,8 @@ def gold_weights(gold: pa.Table) -> GoldWeights | None:
 
 
 def refuse_weights(gold: pa.Table, what: str, instead: str) -> None:
-    """Raise InputError for gold whose rows stand for unequal numbers of rows, where figures cannot take that into
-    account: `what` they are, and what to do `instead`, as the beginning of a sentence.
+    """Raise InputError for gold with unequal weights, if figures cannot take them into account: `what` the figures are,
+    and what to do `instead`, as the beginning of a sentence.
     """
     if gold_weights(gold) is not None:
         raise InputError(
@@ -115,7 +116,7 @@ def refuse_weights(gold: pa.Table, what: str, instead: str) -> None:
 
 
 def next_round(gold: pa.Table, partition: str | None) -> int:
-    """Return the number of the round that comes after those of gold, of one partition."""
+    """Return the number of the round that comes after the rounds of gold, of one partition."""
     if not {WEIGHT, ROUND} <= set(gold.column_names):
         return 2 if WEIGHT in gold.column_names and gold[WEIGHT].null_count < len(gold) else 1
     if PARTITION in gold.column_names and partition is not None:
@@ -124,7 +125,7 @@ def next_round(gold: pa.Table, partition: str | None) -> int:
 
 
 def rows_drawn_from(gold: pa.Table) -> int | None:
-    """Return how many rows the last rounds were drawn from, of all partitions; None where gold does not say."""
+    """Return the number of rows that the last rounds were drawn from, of all partitions; None if gold lacks it."""
     if not {WEIGHT, ROWS} <= set(gold.column_names) or not (most := pc.max(gold[ROWS]).as_py()):
         return None
     if PARTITION not in gold.column_names:
@@ -140,7 +141,8 @@ def _combined(
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     combined, spread = np.ones(len(weight)), np.zeros(len(weight))
-    # Weights below 1 are no inverse probabilities: they say how rows compare, and not how much of the table was drawn.
+    # Weights below 1 are not inverse probabilities: they compare rows, and do not show what part of the table was
+    # drawn.
     probability = 1 / weight if weight.min() >= 1 - 1e-9 else np.zeros(len(weight))
     uncertain = 1 - probability
     for stratum in np.unique(part):
@@ -180,12 +182,12 @@ class SampledRows:
 
     @cached_property
     def n_eff(self) -> float:
-        """How many rows that are drawn alike, and are independent, would tell as much (Kish)."""
+        """The number of independent rows from a simple random sample with the same information (Kish)."""
         return float(self.weight.sum() ** 2 / (self._by_unit(self.weight) ** 2).sum())
 
     @cached_property
     def n_least(self) -> float:
-        """How many units of the largest weight would stand for as much: what is seen of what was drawn least."""
+        """The number of units of the largest weight with the same total: the size of the part that was drawn least."""
         return float(self.weight.sum() / self._by_unit(self.weight).max())
 
     def variance_of_mean(self, residuals: NDArray[np.float64]) -> float:
@@ -210,7 +212,7 @@ def _numbers(gold: pa.Table, name: str) -> NDArray[np.float64]:
 
 
 def _whole_numbers(gold: pa.Table, name: str, default: int) -> NDArray[np.int64]:
-    """Return the column, `default` for all rows where it is not there or says nothing."""
+    """Return the column; `default` for all rows if it is missing or has only nulls."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     if name not in gold.column_names or pc.all(gold[name].is_null()).as_py():

@@ -1,18 +1,18 @@
-"""Intervals that cover: 95 %, by the unit, with the name of their method, or the reason why there is none.
+"""Intervals that cover: 95 %, by the unit, with the name of their method, or the reason for a missing one.
 
-Every figure here is a mean of rows, or as good as one: what a row adds to it is known (`influence`), so that its
-variance is that of the sums by unit, whatever the units are (rows, requests, customers) and whatever the rows weigh.
+Every figure here is a mean of rows, or nearly one: the contribution of a row to it is known (`influence`). So its
+variance is the variance of the sums by unit, for any units (rows, requests, customers) and any weights of rows.
 
     independent rows, right or wrong     Clopper and Pearson's exact interval
     all else                             the same interval at the effective number of rows (Korn and Graubard): as many
                                          independent rows as have the figure's variance
-    means without bounds (errors)        Student's interval, by units, corrected for skewness (Hall), and wider by what
-                                         a further unit like the farthest would add
+    means without bounds (errors)        Student's interval, by units, corrected for skewness (Hall), and widened by the
+                                         contribution of one more unit like the farthest
 
-A normal or bootstrapped interval fails where it matters most: where nothing or nearly nothing is wrong the rows show no
-variance, and the interval is too narrow or a point. The binomial's tails do not need to see an error. What they must
-know is how much an error could weigh that has not been seen: as much as a unit with many rows, or, in a mean over
-classes, as an error in the rarest class. So one such error is added to the variance.
+A normal or bootstrapped interval fails where it matters most: with few or no errors the rows show no variance, and the
+interval is too narrow or a point. The binomial's tails work without an observed error. They need the possible weight of
+an unseen error: as much as a unit with many rows, or, in a mean over classes, as an error in the rarest class. So one
+such error is added to the variance.
 
 `python -m benchmarks.truth` shows for which rows they cover, and how wide they are (docs/truth.md).
 """
@@ -53,8 +53,8 @@ SKEWED = "Student, corrected for skewness (Hall)"
 
 _LEAST_UNITS = 30
 _LEAST_ALIKE = 20
-"""Units below which errors do not show how skewed they are; and where some units have more rows, as many as would tell
-as much if all had the same number.
+"""Units below which errors do not show their skewness; if some units have more rows, the number of units of equal size
+with the same information counts.
 """
 
 _LEAST_OF_SQUARES = 100
@@ -66,11 +66,11 @@ others alone show how large they are.
 """
 
 _OF_FARTHEST, _MOST_OF_LARGEST = 0.5, 6.0
-"""Times that the farthest value is taken to be missing on either side, once above of errors; and the largest square, at
-most: as often as the squares are skewed.
+"""The first is the number of values like the farthest that are assumed missing on either side; for errors, one is
+assumed above. The second is the most that are assumed above for squares, where the number is their skewness.
 """
 
-# what rounding leaves of nothing
+# rounding error around zero
 _NOTHING = 1e-12
 
 _HALVINGS = 40
@@ -78,7 +78,7 @@ _HALVINGS = 40
 
 @dataclass(frozen=True)
 class Interval:
-    """From `low` to `high`, by `method`; without an interval both are None, and `method` says why there is none."""
+    """From `low` to `high`, by `method`; without an interval both are None, and `method` has the reason."""
 
     low: float | None
     high: float | None
@@ -109,7 +109,7 @@ def mean_interval(
 ) -> Interval:
     """Compute the interval of the mean of values that cannot be below `lowest` or above `highest`.
 
-    `values` are those of the rows of each entry of `units`.
+    `values` are given for the rows of each entry of `units`.
     """
     span = highest - lowest
     scaled = (values - lowest) / span
@@ -131,15 +131,15 @@ def effective_interval(
 
     Args:
         share: The figure.
-        influence: What a row of each entry of `units` adds to the figure, times the number of rows: 0 in sum.
+        influence: The contribution of a row of each entry of `units` to the figure, times the number of rows: 0 in sum.
         units: Rows and the units that they belong to; at least one.
-        largest: What one row more that is wrong can add to the figure, times the number of rows.
+        largest: The largest contribution of one more wrong row to the figure, times the number of rows.
         confidence: Of both sides together.
     """
     sums, sizes, times = units.sums(influence), units.sizes, units.times
     n, n_units = float((times * sizes).sum()), float(times.sum())
-    # What was not seen lies at the farther end; where that is near, it counts less. A row is as likely to be in a unit
-    # as that has rows, and takes all of them along.
+    # Unseen values are at the farther end; if it is near, they count less. A row is in a unit with a probability in
+    # proportion to the unit's rows, and takes all of them along.
     reach = largest * max(share, 1 - share) ** 0.5
     unseen = reach**2 * float((times * sizes**3).sum()) / n**2
     variance = n_units / max(1.0, n_units - 1) * float((times * sums**2).sum()) / n + unseen
@@ -157,16 +157,16 @@ def unbounded_interval(
     of: Literal["errors", "squares", "changes"] = "errors",
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Compute the interval of the mean of values that may be of any size: errors, their squares, or how errors change;
-    those of the rows of each entry of `units`.
+    """Compute the interval of the mean of values of any size: errors, their squares, or changes of errors. Values are
+    given for the rows of each entry of `units`.
 
     Most errors are small and a few are large, so that Student's interval misses too often above. Hall's transformation
-    takes the skewness out of it, and a part of a further unit like the farthest is added on either side. Of squares
-    several are added above, as these are skewed. Whether there is an interval depends on the number of units,
-    and on no size of an error but where all are alike: rows that look even, as they lack large errors, would else have
-    one that misses. Where most rows are right, or as before, only the others show how large squares and changes are: of
-    these there are enough, or there is no interval. Rows that have enough by luck have more than there are on the
-    whole, so the end at 0 allows for that.
+    removes the skewness, and a part of one more unit like the farthest is added on either side. For squares several are
+    added above, as these are skewed. Whether there is an interval depends on the number of units, and never on the size
+    of errors, unless all are alike. Otherwise rows that look even, as they lack large errors, would have an interval
+    that misses. If most rows are right, or unchanged, only the others show the size of large squares and changes: with
+    too few of these, there is no interval. Rows that have enough of them by luck have more than the whole does, so the
+    end at 0 allows for that.
     """
     with evaluation_extra("An interval"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -174,7 +174,7 @@ def unbounded_interval(
     largest = float(np.abs(values).max(initial=0))
     if not math.isfinite(largest):
         return Interval(None, None, "none: errors are not finite")
-    # so that no square leaves the range of floats
+    # so that squares stay in the range of floats
     scale = largest or 1.0
     sums, sizes, times = units.sums(values / scale), units.sizes, units.times
     n, n_rows = float(times.sum()), float((times * sizes).sum())
@@ -182,13 +182,13 @@ def unbounded_interval(
     if n < least:
         return Interval(None, None, f"none: below {least} independent units")
     mean = float((times * sums).sum()) / n_rows
-    # what each unit adds to the mean, times the number of units
+    # contribution of each unit to the mean, times the number of units
     apart = (sums - mean * sizes) * n / n_rows
     deviation = float((times * apart**2).sum() / (n - 1)) ** 0.5
     if deviation <= _NOTHING * abs(mean):
         return Interval(None, None, "none: all errors are alike")
     skewness = float((times * (apart / deviation) ** 3).sum()) / n
-    # Where some units have many rows, they show as much as fewer of one size.
+    # If some units have many rows, they have the information of fewer units of one size.
     alike = n_rows**2 / float((times * sizes**2).sum())
     if alike < _LEAST_ALIKE:
         return Interval(None, None, f"none: few units with many rows, below {_LEAST_ALIKE} of equal size")
@@ -217,7 +217,7 @@ def unbounded_interval(
 
 
 def _count_off(values: NDArray[np.float64], units: Units) -> float:
-    """Return how many units have a row whose value is not that of most rows; all, where most differ."""
+    """Return the number of units with a row that differs from the most frequent value; all, if most rows differ."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     distinct, at = np.unique(values, return_inverse=True)
@@ -229,9 +229,7 @@ def _count_off(values: NDArray[np.float64], units: Units) -> float:
 
 
 def without_luck(count: float, least: float, confidence: float) -> float:
-    """Return how far the lower end of a Poisson count goes down where one of less than `least` would not have been
-    looked at: as a part of itself.
-    """
+    """Return the factor for the lower end of a Poisson count that is reported only if it is at least `least`."""
     from scipy.special import gammainc, gammaincinv  # noqa: PLC0415  # its caller has it
 
     tail = (1 - confidence) / 2
@@ -239,7 +237,7 @@ def without_luck(count: float, least: float, confidence: float) -> float:
     usual = high
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        # of means for which a count is at least `least`, how often it is as large as this one
+        # for this mean, how often a count that is at least `least` is as large as this one
         at_least, as_large = float(gammainc(least, middle)), float(gammainc(count, middle))
         low, high = (low, middle) if as_large > tail * at_least else (middle, high)
     return low / usual

@@ -1,13 +1,13 @@
 """Gold and candidate meet by key. Everything that can be wrong with two tables is found here, once.
 
-What holds afterwards: `keys`, `gold` and `predicted` have one entry per gold row, sorted by key, so the order of the
-rows in either table never matters; `gold` has no nulls; a null in `predicted` means: no label, for exactly one of
-three counted reasons (`n_gold = n_labeled + n_absent + n_rejected + n_empty`).
+The result has these properties. `keys`, `gold` and `predicted` have one entry per gold row, sorted by key, so the order
+of the rows in either table never matters. `gold` has no nulls. A null in `predicted` means a missing label, for exactly
+one of three counted reasons (`n_gold = n_labeled + n_absent + n_rejected + n_empty`).
 
-Values are compared exactly: no case folding, no trimming, no guessing. Three normalisations only: dictionary columns
-are decoded, whole numbers stored as float or decimal are integers (pandas stores integers beside nulls so; NaN is
-null), and numbers that differ by rounding alone are equal. Refused: keys or labels of different types on the two sides
-(`1` is not `"1"`, `true` is not `1`), repeated or null keys, and multi-valued targets (lists, structs).
+Values are compared exactly: without case folding, trimming or guesses. There are only three normalisations: dictionary
+columns are decoded; whole numbers stored as float or decimal are integers (pandas stores integers next to nulls so; NaN
+is null); numbers that differ by rounding alone are equal. Rejected are keys or labels of different types on the two
+sides (`1` is not `"1"`, `true` is not `1`), repeated or null keys, and multi-valued targets (lists, structs).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ CANDIDATE_COLUMNS = (
     "llm_submitted_at",
     "llm_completed_at",
 )
-"""Columns of a candidate that are read where they are there, beside key, target and confidence: those of a labeled
-table's PROVENANCE that an evaluation measures.
+"""Columns of a candidate that are read if they exist, in addition to key, target and confidence: the columns of a
+labeled table's PROVENANCE that an evaluation measures.
 """
 
 MAX_CLASSES = 1000
@@ -109,21 +109,21 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """One candidate's labels beside the gold of one target. See the module's docstring for what holds.
+    """One candidate's labels with the gold of one target. The module's docstring lists its properties.
 
     - `n_absent`: gold keys without a row in the candidate. `n_rejected`: the row's `llm_outcome` is not `succeeded`.
       `n_empty`: the row succeeded, its value is null.
     - `n_gold_null`: gold rows without a gold value, dropped. `n_ignored`: candidate rows whose key has no gold value.
-    - `cost_usd`: sum of the known `llm_cost_usd` of the rows that met a gold row, rejected ones included; None if
-      none is known. `n_cost_unknown`: such rows whose cost is null, or all of them without that column. What rows
-      that are not in the table have cost is not in here: append the rejects to the candidate to count them.
+    - `cost_usd`: sum of the known `llm_cost_usd` of the rows that met a gold row, rejected ones included; None if all
+      are unknown. `n_cost_unknown`: such rows whose cost is null, or all of them without that column. The cost of rows
+      outside of the table is missing here: append the rejects to the candidate to count them.
     - `models`, `prompt_versions`: distinct `llm_model` and `llm_prompt_version` of the labeled rows, sorted.
-    - `waits`: microseconds of the labeled rows, from `llm_submitted_at` to `llm_completed_at` of their batch, where
-      both are known; in no order.
-    - `weight`, `spread`: what each gold row stands for (see `gold_weights`); None where each counts once.
-    - `position`: the candidate's row for each gold row, null where it has none. `confidence`: its confidence, null
-      where there is none; None where the target names no column, or the candidate does not have it.
-    - `cluster`: id of the unit that each gold row belongs to, null for a row that is one by itself (see `clusters`).
+    - `waits`: microseconds of the labeled rows, from `llm_submitted_at` to `llm_completed_at` of their batch, if both
+      are known; in no order.
+    - `weight`, `spread`: the weight of each gold row (see `gold_weights`); None if each counts once.
+    - `position`: the candidate's row for each gold row, null without one. `confidence`: its confidence, null without
+      one; None if the target names no column, or the candidate lacks it.
+    - `cluster`: id of the unit that each gold row belongs to, null for a row that is its own unit (see `clusters`).
     """
 
     candidate: str
@@ -173,8 +173,8 @@ def join(
     """Join the labels of a candidate to the gold of one target.
 
     `cluster` names a column of gold, or else of the candidate, whose equal values are one unit; default: the request.
-    Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values, and
-    for gold of which some rows have the weight of a sample and others have none.
+    Raises ConfigError for a missing column or a type that cannot be evaluated. Raises InputError for bad keys or
+    values, and for gold in which only some rows have the weight of a sample.
     """
     target = Target(target) if isinstance(target, str) else target
     theirs = f"candidate '{candidate_name}'"
@@ -195,7 +195,7 @@ def join(
     has_succeeded = succeeded(candidate).take(position)
     predicted = pc.if_else(has_succeeded, answer.take(position), pa.scalar(None, answer.type))
     if target.kind == "numeric":
-        # What rounding leaves is no error: many of them would hide how few rows are wrong.
+        # Rounding is not an error: many rounding errors would hide that few rows are wrong.
         predicted = without_rounding(predicted, truth, values.type, labels.type)
     n_absent = int(position.null_count)
     n_rejected = int(pc.sum(pc.invert(has_succeeded)).as_py() or 0)
@@ -243,7 +243,7 @@ def succeeded(candidate: pa.Table) -> pa.Array:
 
 
 def _sampled(gold: pa.Table) -> pa.Table:
-    """Return the columns that say how gold was drawn."""
+    """Return the columns that show the draw of gold."""
     return gold.select([name for name in gold.column_names if name in SAMPLE_COLUMNS])
 
 

@@ -1,5 +1,5 @@
-"""Chance that depends on a row's key and a seed alone: the same rows are drawn in every run and on every machine, in
-whatever order they come, and rows that are added change nothing for the others.
+"""Chance that depends only on a row's key and a seed: every run on every machine draws the same rows, in any order, and
+added rows change nothing for the others.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _BITS = 53
 
 
 def unit(key: object, seed: object) -> float:
-    """Return a number in [0, 1), as good as uniform."""
+    """Return a practically uniform number in [0, 1)."""
     text = f"{seed}\0{key}".encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(text, digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> (64 - _BITS)) / (1 << _BITS)
 
 
 def draw_keys(keys: Iterable[Any], size: int, seed: object) -> set[Any]:
-    """Draw `size` of the keys, or all, each as likely as any other."""
+    """Draw `size` of the keys, or all, with equal probability."""
     return set(sorted(keys, key=lambda key: (unit(key, seed), str(key)))[:size])

@@ -1,15 +1,15 @@
 """Intervals of weighted means of values with known ends, by empirical likelihood.
 
-A mean is believed unless the rows that were drawn speak against it too clearly: each row may be given another share of
-the whole, and so may one that nobody has seen, at the farther end of what values can be. So where all seen rows are
-alike the interval still has a width, about three unseen rows of n (the rule of three), and where many rows differ it is
-as narrow as the variance allows. No margin rests on rows that were seen alone.
+A mean is accepted unless the drawn rows contradict it too clearly. Each row may get another share of the whole, and so
+may an unseen row, at the farther end of the possible values. So if all seen rows are alike the interval still has a
+width, about three unseen rows of n (the rule of three). If many rows differ it is as narrow as the variance allows. The
+width never rests on seen rows alone.
 
     max over λ of  sum of log(1 + λ weight (value - mean))  ≤  limit
 
-λ is bounded by what an unseen row could be. The limit is half of Student's t squared, times what the design leaves of
-the variance of rows that are drawn alike (`SampledRows.spread`), and more while few rows lie on the side in question
-(as for few events of a Poisson count, mid-P). Rows of one unit are one.
+The possible values of an unseen row bound λ. The limit is half of Student's t squared, times the part of the variance
+of a simple random sample that the design leaves (`SampledRows.spread`). It is larger while few rows are on the side in
+question (as for few events of a Poisson count, mid-P). Rows of one unit are one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ RULE_OF_THREE = 3.0
 """Of n rows without an event, so many n-ths is the share of events that 95 % of samples would have shown."""
 
 _FEW, _FADES = 1.08, 1.2
-"""What the limit gets more without any row on a side, and how fast that fades with such rows: with these, a count of
-0, 1, 2, … has the upper end of the mid-P interval.
+"""The addition to the limit without any row on a side, and the speed at which it fades with such rows: with these, a
+count of 0, 1, 2, … has the upper end of the mid-P interval.
 """
 
 _STEPS = 60
@@ -56,9 +56,9 @@ def likelihood_interval(
 
     Args:
         values: One a row.
-        rows: What they stand for. Those that were certain to be drawn are known, and shift the interval only.
-        lowest: What a row can be at least: one number, or that of an unseen row like each one.
-        highest: What it can be at most.
+        rows: Their weights. Rows that were certain to be drawn are known, and only shift the interval.
+        lowest: The least possible value of a row: one number, or the value of an unseen row like each one.
+        highest: The largest possible value.
     """
     with evaluation_extra("An interval of weighted rows"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -75,7 +75,7 @@ def likelihood_interval(
     low, high = np.minimum(lowest, values), np.maximum(highest, values)
     sides = _Sums.of(rows, values, high), _Sums.of(rows, -values, -low)
     mean = float(rows.weight @ values / rows.weight.sum())
-    # One row more than there are degrees of freedom: those of the t.
+    # One row more than there are degrees of freedom of the t.
     t = float(stdtrit(max(rows.n_eff - 1, 1.0), (1 + CONFIDENCE) / 2))
     design = _part_of_variance(values - mean, rows)
     up, down = (side.reach(sign * mean, t**2 / 2, design) for side, sign in zip(sides, (1, -1), strict=True))
@@ -83,7 +83,7 @@ def likelihood_interval(
 
 
 def _part_of_variance(residuals: NDArray[np.float64], rows: SampledRows) -> float:
-    """Return the variance by the design, as a part of that of rows drawn alike, with replacement."""
+    """Return the variance by the design, as a part of the variance of rows drawn alike, with replacement."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     by_design, alike = (
@@ -132,7 +132,7 @@ class _Sums:
         return high if beyond(high) <= 0 else _root(beyond, low, high, -math.sqrt(limit), span * _WIDTH_ERROR)
 
     def _against(self, theta: float) -> float:
-        """Return the logarithm of the likelihood ratio of a mean that is larger than what was seen."""
+        """Return the logarithm of the likelihood ratio of a mean that is larger than the observed one."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
         # so that λ goes from 0 to 1

@@ -1,4 +1,4 @@
-"""Does a figure keep its limit, as far as its rows can say? Tests for gates; bounds are ends of `intervals`."""
+"""Does a figure keep its limit, as far as its rows can show? Tests for gates; bounds are ends of `intervals`."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def miscalibration_p(calibration: Calibration, limit: float, *, seed: int = 0) -
 
 
 def least_miscalibration_p(calibration: Calibration, limit: float) -> float:
-    """Return the p-value that labels of these confidences would have at the worst, where all of a bin are right or all
-    are wrong. Where even that is no alarm, the labels are too few.
+    """Return the smallest p-value that labels of these confidences can have, if each bin is all right or all wrong. If
+    even this is no alarm, the labels are too few.
     """
     p_value, filled = 1.0, [bin_ for bin_ in calibration.bins if bin_.n]
     stated = [bin_.mean_confidence or 0.0 for bin_ in filled]
     farthest = sum(bin_.share * max(sure, 1 - sure) for bin_, sure in zip(filled, stated, strict=True))
     for bin_, sure in zip(filled, stated, strict=True):
-        # How often all labels of a bin are so, whose candidate is off by `limit` in all.
+        # The probability that all labels of a bin are so, for a candidate that is off by `limit` in all.
         end = 0.0 if sure > 1 - sure else 1.0
         truth = sure + (end - sure) * min(1.0, limit / farthest)
         p_value *= (truth if end else 1 - truth) ** bin_.rows

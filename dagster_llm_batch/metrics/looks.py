@@ -1,18 +1,18 @@
-"""Tests that are looked at for a dataset's whole life: at most 5 % false alarms in 365 looks, then renewed.
+"""Sequential tests over a dataset's whole life: at most 5 % false alarms in 365 interim looks, then renewed.
 
-A check that holds 5 % at each look fails somewhere in most years of equal versions. So the looks share the 5 %:
+A check with 5 % at each look would fail somewhere in most years of equal versions. So the looks share the 5 %:
 
     alone          a look has `look_level` of it, by its place: the first ones have the most, and all 365 add up to 5 %
-    with others    evidence of neighbouring partitions is multiplied (`life_evidence`), for what is found by many small
+    with others    the evidence of neighboring partitions is multiplied (`life_evidence`), to find many small
                    differences
 
-A look is one partition in one state of its data. Looking again at the same finds the same and costs nothing: the place
-is that of the partition among all of them, whatever the order or the number of runs in which they are computed.
+A look is one partition in one state of its data. A second look at the same data finds the same and costs nothing: the
+place is the partition's place among all of them, in any order and number of runs.
 
-Evidence is a bet against "both versions are equally good" (an e-value): what a fair game would pay back for 1 put in.
-It pays 20 or more in at most 5 % of lives (Ville's inequality), and that is when there is an alarm. If two versions are
-equally good, swapping them on a row changes nothing, so that the sign of each difference is a fair coin, whatever its
-size: that is all that is assumed of the rows.
+Evidence is a bet against "both versions are equally good" (an e-value): the payoff of a fair game for a stake of 1. It
+pays 20 or more in at most 5 % of lives (Ville's inequality), and then there is an alarm. If two versions are equally
+good, swapping them on a row changes nothing, so the sign of each difference is a fair coin, whatever its size. The test
+assumes nothing else about the rows.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ __all__ = [
 ]
 
 ALPHA = 0.05
-"""How often all comparisons of one check together may raise a false alarm in LOOKS looks."""
+"""Probability of a false alarm, of all comparisons of one check together, in LOOKS looks."""
 
 LOOKS = 365
-"""Looks that share ALPHA. After so many it is renewed, and evidence is gathered anew."""
+"""Number of looks that share ALPHA. After them it is renewed, and evidence starts again."""
 
 BETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.1, 1.7)
 """Stakes by row, from careful to bold. Each pays most for one strength: 0.1 where 55 of 100 changed rows got worse,
@@ -55,20 +55,20 @@ DRAWS = (2_000, 20_000, 100_000)
 """Draws of what chance alone does: few first, and in the end enough for the smallest p-value that a look needs."""
 
 _ENOUGH = 100
-"""Where so many of the first draws are as far off, no more are made: chance explains it."""
+"""Once this many of the first draws are as far off, drawing stops: chance explains the result."""
 
 _FLIPPED = 250
 """Largest differences whose signs are drawn one by one. The sum of the smaller ones is normal."""
 _DRAWS, _MORE_DRAWS = 2_000, 100_000
 _NEAR = 0.05
-"""Where so few draws are enough to see that chance explains it, no more are made."""
+"""The share of draws as far off from which few draws suffice to see that chance explains it."""
 _TOTAL = sum(1 / place for place in range(1, LOOKS + 1))
 
 
 def draw_p(count_as_large: Callable[[int], int], steps: Iterable[int] = DRAWS) -> float:
-    """Return how often chance alone shows as much, by drawing what it does, in steps until that is enough.
+    """Return how often chance alone shows as much, by drawing random results, in steps until they are enough.
 
-    `count_as_large` draws so many times, and returns how many of the draws show as much.
+    `count_as_large` makes this many draws, and returns how many of them show as much.
     """
     p_value = 1.0
     for draws in steps:
@@ -82,7 +82,7 @@ def draw_p(count_as_large: Callable[[int], int], steps: Iterable[int] = DRAWS) -
 def look_share(place: int) -> float:
     """Return the share of ALPHA that a look has by its place: 0 for the first one. LOOKS in a row have 1 in all.
 
-    Half is shared alike. Half falls with the place, so that a young dataset, of which there is little to see, has more.
+    Half is shared equally. Half falls with the place, so that a young dataset, which has little data, gets more.
     """
     falling = 1 / ((place % LOOKS + 1) * _TOTAL)
     return (falling + 1 / LOOKS) / 2
@@ -97,7 +97,7 @@ def log_payoffs(differences: NDArray[np.float64]) -> tuple[float, ...]:
     """Return the logarithm of what each of BETS pays on the differences of one look; positive ones are worse."""
     with evaluation_extra("Comparing versions"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    # Ties say nothing. Differences alike are counted once, since a million rows have few of them.
+    # Ties have no information. Equal differences are counted once, since a million rows have few different ones.
     sizes, times = np.unique(differences[differences != 0], return_counts=True)
     if not len(sizes):
         return (0.0,) * len(BETS)
@@ -132,7 +132,7 @@ def evidence_by_look(paid: NDArray[np.float64], places: Sequence[int]) -> NDArra
     with evaluation_extra("Comparing versions"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     through = paid.cumsum(axis=-2)
-    # What is put in at a look goes through it and the later ones, but not through those before.
+    # The stake of a look goes through it and the later ones, but not through earlier ones.
     put_in = np.log([look_share(place) for place in places])[:, None] - (through - paid)
     by_bet = np.logaddexp.accumulate(put_in, axis=-2) + through
     logarithm = np.logaddexp.reduce(by_bet, axis=-1) - np.log(len(BETS))
@@ -162,11 +162,11 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
     def p_of(draws: int) -> float:
         signs = rng.integers(0, 2, (draws, len(one_by_one)), dtype=np.int8)
         sums = 2 * (signs @ one_by_one) - one_by_one.sum() + rng.standard_normal(draws) * rest
-        # what differs by rounding alone is as large
+        # a sum that differs by rounding alone counts as large
         return float(1 + (sums >= total - 1e-9 * sizes.sum()).sum()) / (1 + draws)
 
     first = p_of(_DRAWS)
-    # Where no draw is as large, the draws alone say how small it is: Hoeffding's bound, which is never too small, says
-    # more. Of several comparisons late in a life each needs less than one in so many draws.
+    # If every draw is smaller, the draws alone bound the figure; Hoeffding's bound, which is never too small, is
+    # sharper. Of several comparisons late in a life each needs less than one in so many draws.
     bound = float(np.exp(-(max(0.0, total) ** 2) / (2 * (sizes**2).sum())))
     return first if first > _NEAR else min(p_of(_MORE_DRAWS), bound)

@@ -1,7 +1,7 @@
-"""Two candidates on the same gold: is one better (McNemar), and do they say the same (Cohen's kappa)?
+"""Two candidates on the same gold: is one better (McNemar), and do they agree (Cohen's kappa)?
 
-Only gold rows that both have labeled count. With many pairs some difference looks significant by chance: the p-values
-are those of one test each, not adjusted.
+Only gold rows that both have labeled count. With many pairs some difference looks significant by chance: each p-value
+is for a single test, not adjusted.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Agreement:
     """Candidates `a` and `b` on one target. `n_both = n_both_correct + n_only_a_correct + n_only_b_correct +
     n_both_wrong`.
 
-    - `n_same`: rows with the same label, right or wrong; `kappa`: the same, corrected for chance, and None where chance
+    - `n_same`: rows with the same label, right or wrong; `kappa`: the same, corrected for chance, and None if chance
       cannot disagree (both always answer one and the same class) or `n_both` is 0.
-    - `accuracy_difference`: accuracy of `a` minus that of `b` on these rows; None if there are none.
+    - `accuracy_difference`: accuracy of `a` minus accuracy of `b` on these rows; None without rows.
     - `n_units`: independent units among the rows, requests or clusters (see `clusters`).
     - McNemar's `p_value` (two-sided): how often two equally good candidates would differ in as many units. A unit of
       several rows counts once, for the candidate that has more of them right. `test` is `exact` (binomial).
-    - Of gold with the weights of a sample, `kappa` and `accuracy_difference` are those of all rows, and `test` is `t`,
-      of the weighted difference (`statistic`; None and p_value 1 where there are too few rows for it).
+    - For gold with the weights of a sample, `kappa` and `accuracy_difference` are for all rows, and `test` is `t`, of
+      the weighted difference (`statistic`; None and p_value 1 with too few rows for it).
     """
 
     target: str

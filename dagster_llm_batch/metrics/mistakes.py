@@ -1,13 +1,13 @@
-"""The rows behind the figures: each gold row that a candidate got wrong, or gave no label, with what it was asked.
+"""The rows behind the figures: each gold row that a candidate labeled wrong, or left without a label, with its input.
 
 One row for each target and gold row that at least one candidate has wrong. Columns, in this order:
 
     <key>                   of the row
-    <kept columns>          what the candidates keep of their input, so that a person can judge
-    target, gold            what was compared, and the right value, as text
-    <candidate>_label       its label as text; null where it gave none. Right where it equals `gold`
-    <candidate>_confidence  its own confidence, 0 to 1, where a target names that column
-    <candidate>_reason      why there is no label; null where there is one
+    <kept columns>          columns that the candidates keep of their input, so that a person can judge
+    target, gold            the compared target, and the right value, as text
+    <candidate>_label       its label as text; null without one. Right if it equals `gold`
+    <candidate>_confidence  its own confidence, 0 to 1, if a target names that column
+    <candidate>_reason      the reason for a missing label; null for a label
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def mistakes_schema(
 def find_mistakes(
     joined: Sequence[Joined], candidates: Mapping[str, pa.Table], *, key: str, keep: Sequence[str] = ()
 ) -> pa.Table:
-    """Collect what candidates got wrong.
+    """Collect the mistakes of candidates.
 
     Args:
         joined: Every candidate joined with every target, of one gold table, in any order.
         candidates: The tables that were joined, by candidate.
         key: Column that names a row.
-        keep: Columns of the candidates to show beside; one that a candidate lacks is taken from the others.
+        keep: Columns of the candidates to show in addition; one that a candidate lacks is taken from the others.
 
     Returns:
         Rows by target in the order given, then by key; of a numeric target by distance from gold, the farthest first.
@@ -105,7 +105,7 @@ def _is_wrong(joined: Joined) -> pa.Array:
 
 
 def _distance(joined: Joined) -> pa.Array:
-    """Return how far each label is from gold; infinitely where there is none."""
+    """Return the distance of each label from gold; infinite for a missing one."""
     return pc.fill_null(pc.abs(pc.subtract(joined.gold, joined.predicted)), float("inf"))
 
 
@@ -140,7 +140,7 @@ def reasons_of(joined: Joined, candidate: pa.Table) -> pa.Array:
 
 
 def text_of_values(values: pa.Array) -> pa.Array:
-    """Return the values as text, as mistakes hold them."""
+    """Return the values as text, in the form of the table of mistakes."""
     try:
         return values.cast(_TEXT)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

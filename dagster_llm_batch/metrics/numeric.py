@@ -1,9 +1,9 @@
-"""What a judge is asked: one case for each answer (rubric), or two for each pair of answers, in both orders.
+"""The judge's cases: one for each answer (rubric), or two for each pair of answers, in both orders.
 
     rows + answers of each candidate ─by key→ cases ─judge→ verdicts
 
-A case has an id of its own, the row's key, and the columns that the judge's prompt reads. Whose answers they are stands
-in columns that a prompt may not read (JUDGE_COLUMNS): a judge that knows the names is not blind.
+A case has its own id, the row's key, and the columns that the judge's prompt reads. The names of the answers'
+candidates are in columns that a prompt may not read (JUDGE_COLUMNS): a judge that sees the names is not blind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["ANSWERS", "CASE_ID", "JUDGE_COLUMNS", "pairwise_cases", "rubric_case
 
 CASE_ID = "case_id"
 ANSWERS = ("answer", "answer_a", "answer_b")
-"""Columns that hold what candidates said, as text."""
+"""Columns that hold the answers of candidates, as text."""
 JUDGE_COLUMNS = (CASE_ID, "candidate", "first", "second", "identical")
 """Columns of a case that tell whose answers it holds."""
 
@@ -49,10 +49,10 @@ def rubric_cases(
 def pairwise_cases(
     rows: pa.Table, answers: Mapping[str, pa.Table], *, key: str, target: Sequence[str], sample: int | None
 ) -> pa.Table:
-    """Return two cases for each row and pair of candidates that both have an answer, one in each order: `case_id`, key,
-    `first`, `second`, `identical`, `answer_a` (of the first), `answer_b`, the columns of `rows`.
+    """Return two cases for each row and pair of candidates that both have an answer, one in each order.
 
-    `case_id` is `<first>/<second>/<key>`. Answers that are the same need no judge: they are one case, `identical`.
+    Columns: `case_id`, key, `first`, `second`, `identical`, `answer_a` (of the first), `answer_b`, the columns of
+    `rows`. `case_id` is `<first>/<second>/<key>`. Equal answers need no judge: they are one case, `identical`.
     """
     keys, texts = _answers(rows, answers, key, target, sample, least=2)
     cases = []
@@ -90,7 +90,8 @@ def _answers(
             key_: text for key_, text in zip(keys.to_pylist(), texts, strict=True) if text is not None
         }
     values = own_keys.to_pylist()
-    # Rows that too few candidates have answered cannot be judged: of them none is drawn in the place of another.
+    # Rows with too few answers cannot be judged: leave them out before the draw, so that they take no other row's
+    # place.
     answered = [value for value in values if sum(value in texts for texts in by_candidate.values()) >= least]
     drawn = set(answered if sample is None else draw_keys(answered, sample, 0))
     return sorted(
@@ -99,7 +100,7 @@ def _answers(
 
 
 def _texts(columns: Sequence[pa.Array], names: Sequence[str]) -> Iterator[str | None]:
-    """Yield what was said of each row, as text; None where nothing was. Several columns are one JSON object."""
+    """Yield the candidate's answer for each row, as text; None without one. Several columns are one JSON object."""
     for values in zip(*(values_.to_pylist() for values_ in columns), strict=True):
         if all(value is None for value in values):
             yield None

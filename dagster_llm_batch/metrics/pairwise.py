@@ -4,7 +4,7 @@
     both say tie                        a tie
     they differ                         inconsistent: the order decided, or the judge is not sure; counted as a tie
     a verdict is missing                unjudged: left out, counted
-    the answers are the same            identical: a tie that nobody was asked about
+    the answers are the same            identical: a tie without a question to the judge
 
 A preference for a position shows in the inconsistent ones alone: in consistent ones each position wins once.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NO_ROWS = Interval(None, None, "none: no rows")
 
 VERDICTS = ("A", "B", "tie")
-"""What a judge says: the first answer is better, the second is, or neither."""
+"""The judge's verdicts: the first answer is better, the second is, or neither."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Pairwise:
     `n_rows = n_identical + n_unjudged + n_judged`, `n_judged = n_a_wins + n_b_wins + n_ties + n_inconsistent`.
 
     Intervals (95 %) and tests are by the unit: rows whose verdicts are replies to the same requests are one.
-    `…_interval` is their method (see `intervals`), or why there is none.
+    `…_interval` is their method (see `intervals`), or the reason for a missing one.
 
-    - `win_rate_a`: share of the judged and identical rows that `a` wins, a tie of any kind being half a win; that of
-      `b` is the rest to 1. None without such rows.
+    - `win_rate_a`: share of the judged and identical rows that `a` wins; a tie of any kind is half a win. The win rate
+      of `b` is the rest to 1. None without such rows.
     - `p_value`: how often two equally good candidates would differ as much in wins (exact sign test, ties left out).
     - `inconsistent_rate`: share of the judged rows whose verdicts differ.
-    - `first_rate`: share of the verdicts of judged rows for A or B that are for A, the answer shown first: 0.5 from a
-      judge without a preference for a position, whoever is better. None without such verdicts.
+    - `first_rate`: share of A, the answer shown first, among the verdicts A or B of judged rows: 0.5 from a judge
+      without a preference for a position, whoever is better. None without such verdicts.
     - `n_both_first`, `n_both_second`: rows where the answer shown first, or second, won in both orders;
-      `position_p_value`: how often no preference would make the two differ as much (exact sign test).
+      `position_p_value`: how often they would differ as much without a preference (exact sign test).
     """
 
     a: str
@@ -89,8 +89,8 @@ PAIRWISE_SCHEMA = schema_of(Pairwise)
 def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str], *, key: str) -> tuple[Pairwise, ...]:
     """Return one figure for each pair of `candidates`, in their order.
 
-    `cases`: see `pairwise_cases`. `verdicts`: `case_id`, `verdict`, null where the judge gave none, and
-    `llm_request_id`, where requests were sent. Raises InputError for a verdict that is none of VERDICTS.
+    `cases`: see `pairwise_cases`. `verdicts`: `case_id`, `verdict`, null without a verdict of the judge, and
+    `llm_request_id`, if requests were sent. Raises InputError for a verdict outside of VERDICTS.
     """
     requests = cluster_ids(verdicts, None, "the verdicts").to_pylist()
     said = list(zip(verdicts["verdict"].to_pylist(), requests, strict=True))
@@ -118,7 +118,7 @@ _Said = tuple[str | None, str | None]
 
 
 def _pair(a: str, b: str, rows: Sequence[dict[str, _Said]], n_identical: int) -> Pairwise:
-    """Compute one pair. `rows`: what was said of each row, by who was shown first."""
+    """Compute one pair. `rows`: the verdicts on each row, by the candidate that was shown first."""
     with evaluation_extra("Comparing candidates"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     judged = [(row[a], row[b]) for row in rows if a in row and b in row and row[a][0] and row[b][0]]
@@ -130,7 +130,7 @@ def _pair(a: str, b: str, rows: Sequence[dict[str, _Said]], n_identical: int) ->
     n_compared = n_judged + n_identical
     wins = n_a + (n_compared - n_a - n_b) / 2
     lead = np.array([(said == ("A", "B")) - (said == ("B", "A")) for said in verdicts], np.float64)
-    # Identical answers are ties of rows that nobody was asked about: each is a unit.
+    # Identical answers are ties of rows without a question to the judge: each is a unit.
     units = Units(np.append(np.ones(n_judged), n_identical), np.append(number, -1))
     win = mean_interval(np.append((1 + lead) / 2, 0.5), units, lowest=0, highest=1) if n_compared else _NO_ROWS
     for_first, for_second = (np.array([said.count(which) for said in verdicts], np.float64) for which in "AB")
@@ -179,7 +179,7 @@ def pairwise_to_arrow(figures: Iterable[Pairwise]) -> pa.Table:
 
 
 def pairwise_markdown(figures: Iterable[Pairwise]) -> str:
-    """Return who wins, and how far the judge can be trusted; 95 % intervals."""
+    """Return the winners, and the reliability of the judge; 95 % intervals."""
     return rows_markdown(
         [
             {

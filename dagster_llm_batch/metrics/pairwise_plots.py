@@ -1,4 +1,4 @@
-"""A picture of judged pairs: who wins, and what the order of the answers decides. How it is drawn: `drawing`."""
+"""A picture of judged pairs: the winners, and the effect of the order of the answers. `drawing` has the style."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NARROW = 0.045
 def pairwise_png(figures: Sequence[Pairwise]) -> bytes:
     """Draw one bar for each pair that was compared: rows that a wins, ties, inconsistent rows, rows that b wins.
 
-    Raises ConfigError if none was.
+    Raises ConfigError without a compared pair.
     """
     drawn = [pair for pair in figures if pair.n_judged + pair.n_identical][:MAX_PAIRS]
     if not drawn:

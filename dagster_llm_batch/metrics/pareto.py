@@ -1,8 +1,8 @@
-"""Which candidates are worth their price: those that no other one beats on quality and cost together.
+"""The Pareto front: the candidates that no other candidate beats on quality and cost together.
 
-Quality is `accuracy_all`, where a row without a label is wrong, so that nobody gains by leaving the hard rows out; of
-a numeric target, the mean absolute error, where less is better. Cost is what all rows that met gold have cost. A
-candidate whose cost is not known in full is neither on the front nor off it.
+Quality is `accuracy_all`, where a row without a label is wrong, so that leaving out hard rows is no advantage; for a
+numeric target, the mean absolute error, where less is better. Cost is the cost of all rows that met gold. A candidate
+whose cost is not fully known is neither on the front nor off it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which classes were taken for which: the counts behind the figures of a categorical target."""
+"""Counts of gold classes by predicted class, the basis of the figures of a categorical target."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ PER_CLASS_SCHEMA = pa.schema(
         },
     }
 )
-"""`n_gold` counts all gold rows of the class, `support` the labeled ones. A null figure has nothing to divide by.
-Intervals are 95 %, by the unit (see `clusters`); `…_interval` is their method, or why there is none.
+"""`n_gold` counts all gold rows of the class, `support` the labeled ones. A null figure would divide by zero. Intervals
+are 95 %, by the unit (see `clusters`); `…_interval` is their method, or the reason for a missing one.
 """
 
 
@@ -66,8 +66,9 @@ class Confusion:
     The classes are all values of gold and predictions, sorted; a gold class without a labeled row is a row of zeros.
     `unlabeled[i]` gold rows of the class have no label.
 
-    `effective` are the rows of `counts`, and `unlabeled` as last column, as the weights of gold say: how many rows that
-    are drawn alike would show the same shares, and tell no less. None where each row counts once.
+    `effective` has the rows of `counts`, and `unlabeled` as last column, by the weights of gold: they are numbers of
+    rows of a simple random sample with the same shares, and the weighted rows have at least their information. None if
+    each row counts once.
     """
 
     candidate: str
@@ -104,7 +105,7 @@ def per_class(joined: Joined | Tally) -> pa.Table:
     rows = []
     for at, value in enumerate(matrix.classes):
         support, predicted, correct = _margins(matrix.counts, at)
-        # As shares of all rows, where gold has weights; the counts stay those of rows.
+        # As shares of all rows, if gold has weights; the counts remain counts of rows.
         has_gold, labeled_as, right = _margins(matrix.effective or matrix.counts, at)
         figures = {
             "precision": right / labeled_as if labeled_as else None,
@@ -136,7 +137,7 @@ def _margins(matrix: Sequence[Sequence[float]], at: int) -> tuple[float, float, 
 
 
 def class_name(value: Class) -> str:
-    """Return a class as text; booleans as JSON writes them."""
+    """Return a class as text; booleans in the form of JSON."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -151,8 +152,8 @@ def coded(counted: Tally) -> tuple[tuple[Class, ...], Crosstab]:
 
 
 def with_unlabeled(counted: Tally, classes: Sequence[Class]) -> Crosstab:
-    """Return all gold rows, weighted: those without a label are predicted as a class of their own, the last one. A row
-    that the candidate does not have is a unit by itself; of weighted gold, every row is.
+    """Return all gold rows, weighted: rows without a label count as predictions of a separate class, the last one. A
+    row that is missing from the candidate is its own unit; for weighted gold, every row is.
     """
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -178,8 +179,8 @@ def with_unlabeled(counted: Tally, classes: Sequence[Class]) -> Crosstab:
 
 
 def effective_rows(counted: Tally, *, on_all: bool = False) -> Crosstab:
-    """Return the labeled rows, or all (`on_all`, see `with_unlabeled`). Of weighted gold: how many rows that are drawn
-    alike would show the same shares, and tell no less.
+    """Return the labeled rows, or all (`on_all`, see `with_unlabeled`). For weighted gold, return numbers of rows of a
+    simple random sample with the same shares; the weighted rows have at least their information.
     """
     classes, table = coded(counted)
     if counted.is_weighted:
@@ -191,7 +192,7 @@ def effective_rows(counted: Tally, *, on_all: bool = False) -> Crosstab:
 
 
 def _of_class(table: pa.Table, classes: Sequence[Class]) -> NDArray[np.float64]:
-    """Count the rows of each gold class, or what they stand for."""
+    """Count the rows of each gold class, or sum their weights."""
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     return np.bincount(positions(table["gold"], classes), stands_for(table), len(classes)).astype(np.float64)

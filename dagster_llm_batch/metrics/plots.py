@@ -1,5 +1,5 @@
-"""Pictures to choose by: quality against cost, confidence against truth, who agrees with whom. How they are drawn:
-`drawing`.
+"""Pictures to choose by: quality against cost, confidence against truth, agreement of labelers. `drawing` has the
+style.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _LOG_FROM = 20
 def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
     """Draw each candidate on one target by quality (up is better) and cost of 1,000 rows; the front is blue.
 
-    Candidates without a known cost are listed only. Raises ConfigError if none has both.
+    Candidates without a known cost are listed only. Raises ConfigError if all lack quality or cost.
     """
     listed = [evaluation for evaluation in evaluations if evaluation.target == target]
     drawn = [evaluation for evaluation in listed if evaluation.on_pareto_front is not None]
@@ -89,7 +89,7 @@ def pareto_png(evaluations: Sequence[Evaluation], target: str) -> bytes:
 
 
 def _candidates_list(figure: Figure, type_: Lettering, listed: Sequence[Evaluation], top: float, row: float) -> None:
-    # of the width; numbers end where they stand
+    # shares of the width; numbers are right-aligned here
     columns = (0.05, 0.09, 0.47, 0.66, 0.83, 0.95)
     for x, name, ha in (
         (columns[1], "candidate", "left"),
@@ -120,7 +120,7 @@ def _candidates_list(figure: Figure, type_: Lettering, listed: Sequence[Evaluati
 
 
 def _cost_axis(axes: Axes, type_: Lettering, costs: Sequence[float]) -> list[float]:
-    """Return where each cost stands. Logarithmic where they are far apart, with a place of its own for 0."""
+    """Return the position of each cost. The axis is logarithmic for distant costs, with a separate place for 0."""
     paid = [cost for cost in costs if cost > 0]
     if not paid or max(paid) < _LOG_FROM * min(paid):
         top = (max(paid) if paid else 1.0) * 1.12
@@ -155,9 +155,9 @@ def _quality_axis(axes: Axes, type_: Lettering, values: Sequence[float], *, is_n
 
 
 def reliability_png(calibration: Calibration) -> bytes:
-    """Accuracy of the labels by their confidence, beside the line on which they would be equal; below, how many labels.
+    """Draw the accuracy of the labels by their confidence, with the line of equality; below, the numbers of labels.
 
-    Raises ConfigError where no label has a confidence.
+    Raises ConfigError if every label lacks a confidence.
     """
     if not calibration.n or calibration.ece is None or calibration.brier is None:
         raise ConfigError(f"Candidate '{calibration.candidate}' has no label with a confidence.")

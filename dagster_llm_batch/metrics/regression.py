@@ -1,12 +1,12 @@
 """Has a candidate become worse than its last accepted version? On the same gold rows, pair by pair.
 
-Only rows that both versions were asked about count: a gold row that either has no row for is left out. Of classes, a
-row without a label is wrong, so that a version that fails on the hard rows is not better for it. Of numbers, the rows
-that both have labeled, by their absolute errors. Rows of one unit (see `clusters`) count together, in either version,
-and rows of a sample by what they stand for (`gold_weights`).
+Only rows that both versions were asked about count: a gold row that is missing from either is left out. For classes, a
+row without a label is wrong, so that a version that fails on the hard rows is not better for it. For numbers, the rows
+that both have labeled count, by their absolute errors. Rows of one unit (see `clusters`) count together, in either
+version, and rows of a sample by their weights (`gold_weights`).
 
 The test is exact at any number of rows: if both versions are equally good, swapping them in a unit changes nothing, so
-that worse is as likely as better there (one-sided; where each unit is a row of a class it is McNemar's).
+that worse is as likely as better there (one-sided; if each unit is a row of a class it is McNemar's).
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Regression:
-    """The current labels of a candidate against those that were accepted.
+    """The current labels of a candidate against the accepted ones.
 
     - `accepted` and `current` are accuracies over the `n_both` rows (categorical), or mean absolute errors (numeric);
       `change` is current minus accepted, with its 95 % interval by the unit (see `intervals`); `change_interval` is its
-      method, or why there is none. None without a row.
+      method, or the reason for a missing one. None without a row.
     - `n_fixed`: rows that only the current version has right (nearer, of numbers); `n_broken`: only the accepted one.
     - `n_units`: units of the `n_both` rows, which are the rows themselves unless several share a request.
     - `p_worse`: how often a current version that is no worse would look this bad, or worse, in this look alone; None
       without a row.
-    - `log_payoffs`: what bets on "worse" pay (see `looks`); not stored in the table.
+    - `log_payoffs`: the payoffs of bets on "worse" (see `looks`); not stored in the table.
     """
 
     candidate: str
@@ -92,19 +92,19 @@ def regression_between(accepted: Joined, current: Joined, *, seed: int = 0) -> R
     counted = np.ones(n)
     if n and current.weight is not None:
         counted = current.weight.filter(both).to_numpy()
-        # Only how much a row stands for beside the others counts.
+        # Only a row's weight relative to the others counts.
         counted = counted * (n / counted.sum())
     if n:
         units = number_units(accepted.cluster.filter(both), current.cluster.filter(both))
         worse_by = np.bincount(units, (after - before) * counted).astype(np.float64)
         weighed = Units(counted, units)
-        # Of classes, `change` is that of accuracy: from all rows broken to all rows fixed.
+        # For classes, `change` is a change of accuracy: from all rows broken to all rows fixed.
         bounds = (
             unbounded_interval(after - before, weighed, of="changes")
             if numeric
             else mean_interval(before - after, weighed, lowest=-1, highest=1)
         )
-    # Of classes, accuracy: what is not wrong.
+    # For classes, accuracy: the share that is not wrong.
     sums = [float((counted * (side if numeric else 1 - side)).sum()) for side in (before, after)]
     then, now = (total / n if n else None for total in sums)
     return Regression(
@@ -164,7 +164,7 @@ def _errors(accepted: Joined, current: Joined) -> _Compared:
 
 
 def regressions_markdown(regressions: Sequence[Regression]) -> str:
-    """Return each candidate and target: what was accepted, what is there now, and whether it is worse."""
+    """Return each candidate and target: the accepted figure, the current one, and whether it is worse."""
     return rows_markdown(
         [
             {

@@ -1,12 +1,12 @@
 """Replays a cascade on rows that both models have answered: which share of the next rows it is expected to accept.
 
-Two things are chance: which rows came (they are drawn anew from the known ones) and which of them are sampled to set
-the threshold. Both are drawn again and again, with a fixed seed: the same rows give the same figures.
+Chance decides two things: the rows that come (they are drawn again from the known ones), and the rows that are sampled
+to set the threshold. Both are drawn many times, with a fixed seed: the same rows give the same figures.
 
-It is for choosing between plans, before the rows to label are there. What certifies a run is the sample that is drawn
-from its own rows: a pair of models that was chosen because its sample looks well is one whose sample was lucky.
-Simulated in tests/metrics/test_replay.py: of cascades that are chosen by the sample that certifies them some 30 %
-break a promise of 5 %.
+Use it to choose between plans, before the rows to label exist. Only the sample that a run draws from its own rows
+certifies the run: a pair of models that was chosen for its good sample has had a lucky sample. Simulated in
+tests/metrics/test_replay.py: if cascades are chosen by the sample that certifies them, some 30 % break a guarantee of 5
+%.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _TAIL = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows that both models were asked, drawn without regard to the scores.
+    """Rows that both models have answered, drawn without regard to the scores.
 
     Attributes:
-        scores: How sure the model is; -inf where its reply did not fit, which no cascade accepts.
-        are_wrong: Whether its label is not the oracle's, or the oracle gave none.
+        scores: The confidence of the model; -inf if its reply did not fit, since a cascade never accepts such a reply.
+        are_wrong: Whether its label differs from the oracle's, or the oracle gave none.
     """
 
     scores: NDArray[np.float64]
@@ -60,8 +60,8 @@ class Accepted:
 def replay(
     pool: Pool, sample: int, rows: int, agreement: float, confidence: float, *, is_earlier: bool = False
 ) -> Accepted:
-    """Return what a cascade accepts of `rows` new rows like those of the pool, if it samples so many of them; or, with
-    `is_earlier`, if so many of earlier partitions set its threshold.
+    """Return the part that a cascade accepts of `rows` new rows like those of the pool, if it samples `sample` of them;
+    or, with `is_earlier`, if `sample` rows of earlier partitions set its threshold.
     """
     with evaluation_extra("Replaying a cascade"):
         import numpy as np  # noqa: PLC0415  # optional dependency

@@ -22,12 +22,12 @@ __all__ = ["EvaluationReport", "compare", "report_of"]
 
 @dataclass(frozen=True, eq=False)
 class EvaluationReport:
-    """What `compare` found. Order: targets as given, within a target candidates as given.
+    """The results of `compare`. Order: targets as given, within a target candidates as given.
 
     `per_class` is one table over all categorical targets, in PER_CLASS_SCHEMA; numeric targets are in `evaluations`
-    only. `calibrations` are of the candidates that give a confidence. `tallies` are the counts behind `evaluations`, in
-    their order. `mistakes` are the rows behind the figures (`mistakes`); None where rows were counted in parts and
-    are not there any more; then `joined`, each candidate beside the gold of each target, is empty, too.
+    only. `calibrations` are of the candidates with a confidence. `tallies` are the counts behind `evaluations`, in
+    their order. `mistakes` are the rows behind the figures (`mistakes`); None if rows were counted in parts and are
+    gone. Then `joined`, each candidate with the gold of each target, is empty, too.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -49,10 +49,10 @@ def compare(
     keep: Sequence[str] = (),
     cluster: str | None = None,
 ) -> EvaluationReport:
-    """Evaluate every candidate (by name) on every target. Raises what `join` and `evaluate` raise.
+    """Evaluate every candidate (by name) on every target. Raises the exceptions of `join` and `evaluate`.
 
-    `keep`: columns of the candidates that are shown beside what they got wrong. `cluster`: column of gold, or else of
-    the candidates, whose equal values are one unit of all intervals and tests; default: the request.
+    `keep`: columns of the candidates to show with their mistakes. `cluster`: column of gold, or else of the candidates,
+    whose equal values are one unit of all intervals and tests; default: the request.
     """
     if not candidates or not targets:
         raise ConfigError(
@@ -70,7 +70,7 @@ def compare(
 
 
 def report_of(tallies: Sequence[Tally]) -> EvaluationReport:
-    """Return what counts alone say: all but agreements, which need the rows of both candidates side by side."""
+    """Return the figures of counts alone: all but agreements, which need the rows of both candidates side by side."""
     categorical = [counts for counts in tallies if counts.target.kind == "categorical"]
     return EvaluationReport(
         evaluations=with_pareto_front([evaluate(counts) for counts in tallies]),

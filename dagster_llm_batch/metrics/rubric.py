@@ -20,10 +20,10 @@ __all__ = ["RUBRIC_SCHEMA", "RubricScore", "rubric_markdown", "rubric_to_arrow",
 @dataclass(frozen=True)
 class RubricScore:
     """One candidate by one criterion. `mean` is over the `n_scored` of `n_cases` answers, with its 95 % interval by the
-    request (see `intervals`); `mean_interval` is its method, or why there is none.
+    request (see `intervals`); `mean_interval` is its method, or the reason for a missing one.
 
-    `lowest` and `highest` are the scores given, not the ends of the scale. None: nothing to measure. `mean_bound`, not
-    stored in the table, is the lower end of the interval of the confidence that was asked for.
+    `lowest` and `highest` are given scores, not the ends of the scale. None: there are no scores. `mean_bound`, not
+    stored in the table, is the lower end of the interval with the requested confidence.
     """
 
     candidate: str
@@ -54,9 +54,9 @@ def score_rubric(
 ) -> tuple[RubricScore, ...]:
     """Return one figure for each candidate and criterion, in their orders.
 
-    `cases`: see `rubric_cases`. `scores`: `case_id`, one column for each criterion, null where the judge gave none, and
-    `llm_request_id`, where requests were sent. `scale`: worst and best score. `bound_confidence`: by criterion, that of
-    the interval whose lower end is `mean_bound`.
+    `cases`: see `rubric_cases`. `scores`: `case_id`, one column for each criterion, null without a score of the judge,
+    and `llm_request_id`, if requests were sent. `scale`: worst and best score. `bound_confidence`: by criterion, the
+    confidence of the interval whose lower end is `mean_bound`.
     """
     at = {case_id: row for row, case_id in enumerate(scores[CASE_ID].to_pylist())}
     given = {criterion: scores[criterion].to_pylist() for criterion in criteria}

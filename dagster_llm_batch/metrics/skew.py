@@ -1,7 +1,7 @@
-"""Does an LLM say in real time what it said in a batch? The same requests, answered both ways, side by side.
+"""Does an LLM give the same replies in real time as in a batch? Compares the answers of both ways to equal requests.
 
-Replies vary by themselves where the LLM samples: two batches would not agree wholly either. With temperature 0 what is
-left is mostly another version of the LLM, another provider's stack, or a request that was built in another way.
+Replies vary between calls if the LLM samples: two batches would not agree wholly either. With temperature 0 the usual
+causes are another version of the LLM, another provider's stack, or a request that was built in another way.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Skew:
     - `n_changed`: rows that are gone, or make another request now; left out. `n_unanswered`: rows without a good reply
       in real time.
     - `agreement`: share of the compared rows with the same value (two nulls are the same), with its 95 % interval.
-      Identical requests have one reply in each way, so `n_requests` and `n_requests_same` are what tells anything.
+      Identical requests have one reply in each way, so only `n_requests` and `n_requests_same` carry information.
     - `kappa`: Cohen's, for classes. `mean_difference` (real time less batch), `mean_absolute_difference`: for numbers.
-    - `batch_models`, `realtime_models`: the LLMs that answered, as the provider names them; where these differ, so may
-      the labels.
+    - `batch_models`, `realtime_models`: the LLMs that answered, by the provider's names; if these differ, the labels
+      may, too.
     """
 
     target: str
@@ -63,9 +63,10 @@ SKEW_SCHEMA = schema_of(Skew)
 
 
 def skew_between(batch: pa.Table, realtime: pa.Table, *, key: str, target: Target) -> Skew:
-    """Compare the rows of `batch` (sampled labels) with what `realtime` says of the same keys, rejects included.
+    """Compare the rows of `batch` (sampled labels) with the rows of `realtime` with the same keys, including rejects.
 
-    Both have key, target, `llm_request_id`, `llm_model`, and `realtime` an `llm_outcome`. Raises what `join` raises.
+    Both have key, target, `llm_request_id`, `llm_model`, and `realtime` an `llm_outcome`. Raises the exceptions of
+    `join`.
     """
     at, same_request, answered = _met(batch, realtime, key)
     name = target.name
@@ -114,8 +115,8 @@ def _interval(same: pa.Array, requests: pa.Array) -> tuple[float | None, float |
 
 
 def _met(batch: pa.Table, realtime: pa.Table, key: str) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """For each row of the batch: its position in real time, whether it is the same request, and whether it has a
-    label there.
+    """Find each row of the batch in real time: its position, whether it is the same request, and whether it has a
+    label.
     """
     ours, theirs = comparable_keys(
         column(batch, key, "the batch"), column(realtime, key, "real time"), key, "real time", ours="the batch"
@@ -142,8 +143,10 @@ def _names(models: pa.Array) -> tuple[str, ...]:
 
 
 def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequence[str]) -> pa.Table:
-    """Return each sampled row: key, `<target>`, `<target>_realtime`, `llm_same` (null where there is nothing to
-    compare), `llm_changed`, and outcome, reason, model and cost of the reply in real time; in order of the keys.
+    """Return each sampled row, in order of the keys.
+
+    Columns: key, `<target>`, `<target>_realtime`, `llm_same` (null without a comparison), `llm_changed`, and outcome,
+    reason, model and cost of the reply in real time.
     """
     batch = batch.sort_by(key)
     at, same_request, answered = _met(batch, realtime, key)
@@ -169,7 +172,7 @@ def skew_to_arrow(skews: Iterable[Skew]) -> pa.Table:
 
 
 def skew_markdown(skews: Iterable[Skew]) -> str:
-    """Return how far both ways agree; 95 % intervals."""
+    """Return the agreement of both ways; 95 % intervals."""
     return rows_markdown(
         [
             {

@@ -1,14 +1,13 @@
-"""When enough rows are labeled: the half-width that somebody asked for, looked at once a round without spoiling it.
-Pure.
+"""When enough rows are labeled: tests for the requested half-width once a round, at a valid level. Pure.
 
-An interval of 95 % that is looked at again and again, until it is narrow enough, misses more often than in 5 %: one
-stops where the rows happen to look more alike than they are. So the rounds of labeling share the 5 % (alpha spending):
+An interval of 95 % that is checked again and again, until it is narrow enough, misses more often than in 5 %: labeling
+stops when the rows happen to look more alike than they are. So the rounds of labeling share the 5 % (alpha spending):
 the first has a sixteenth of it, the second three quarters, the third three parts of 32, and each further one half of
-the one before, which is all of it. The interval of a round is that of its share; whenever one stops, at most 5 % of all
-lives have an interval that misses (union bound). The shares are fixed before anything is seen.
+the one before, which is all of it. The interval of a round uses its share. Whenever labeling stops, at most 5 % of all
+lives have an interval that misses (union bound). The shares are fixed before any label is seen.
 
-The second round has the most since most lives end with it: the first is a pilot, whose interval says how many rows the
-second takes. Few, growing rounds cost less than many small ones.
+The second round has the most since most lives end with it: the first is a pilot, whose interval determines the size of
+the second. Few, growing rounds cost less than many small ones.
 
 docs/truth.md simulates such lives: how often the last interval misses, and how many rows were labeled.
 """
@@ -28,7 +27,7 @@ _EXTRA = 1.2
 _UNSEEN = 1.3
 """The interval of a count of events is wider by about so many than their variance makes it."""
 _MOST_GROWTH = 10
-"""A round is at most so many times what was labeled before: what a small pilot says may be far off."""
+"""A round is at most this many times the rows labeled before: the forecast of a small pilot may be far off."""
 
 
 def round_level(number: int) -> float:
@@ -37,7 +36,7 @@ def round_level(number: int) -> float:
 
 
 def widening(number: int) -> float:
-    """Return by how much the interval of a round is wider than that of 95 %."""
+    """Return the factor by which the interval of a round is wider than a 95 % interval."""
     with evaluation_extra("A stopping rule"):
         from scipy.special import ndtri  # noqa: PLC0415  # optional dependency
     return float(ndtri(1 - round_level(number) / 2) / ndtri((1 + CONFIDENCE) / 2))
@@ -60,16 +59,16 @@ def more_rows(
     sample_size: int,
     unseen: float = 0.0,
 ) -> int:
-    """Forecast how many rows more people have to label until the interval is as narrow as is wanted.
+    """Forecast how many more rows people must label until the interval is as narrow as requested.
 
     Args:
         n: Rows that are labeled.
-        n_rows: Rows that there are.
-        half_width: Of the interval of 95 %; None where there is none yet.
-        wanted: Half-width that is asked for, after all rounds.
-        next_round: Number of the round that they are to be labeled in.
-        sample_size: Rows of a round of which nothing is known yet.
-        unseen: From `unseen_part`, where rows are weighted.
+        n_rows: Rows in the table.
+        half_width: Half-width of the interval of 95 %; None if there is none yet.
+        wanted: Requested half-width, after all rounds.
+        next_round: Number of the round in which they will be labeled.
+        sample_size: Rows of a round before any label is known.
+        unseen: From `unseen_part`, if rows are weighted.
     """
     left = n_rows - n
     if half_width is None or n == 0:
@@ -79,8 +78,8 @@ def more_rows(
     square, aim = half_width**2, (wanted / widening(next_round)) ** 2
     unseen = min(unseen, 0.9 * square)
     seen = square - unseen
-    # To what part of itself 1 / rows must fall: seen * part + unseen * part^2 = aim. It is not counted on that a large
-    # part of the table may be known: figures of labels are those of rows like these, however many there are.
+    # The factor by which 1 / rows must fall: seen * part + unseen * part^2 = aim. The forecast makes no use of a large
+    # known part of the table: figures of labels are for rows like these, in any number.
     part = 2 * aim / (seen + math.sqrt(seen**2 + 4 * unseen * aim)) if square else 1.0
     return max(1, min(left, math.ceil((n / part - n) * _EXTRA)))
 

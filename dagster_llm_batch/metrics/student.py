@@ -1,14 +1,14 @@
 """A small student of the LLM: text features and a calibrated linear classifier, learned with scikit-learn.
 
-It knows from which definition its labels came (`code_version`): a student of another prompt, model or response is not
-used by mistake. Invariants:
+It stores the definition that its labels came from (`code_version`): a student of another prompt, model or response is
+not used by mistake. Invariants:
 
-- **A text is never answered by what has learned it.** A student is five classifiers. A digest of a text's words says
-  which of them answers it, and that one has learned from the texts of the four others alone. So confidences of rows
-  that a student learned from are worth the same as those of new rows: a threshold may be calibrated on either, and on
-  both together.
-- **A stored student is numbers and words**, in typed columns, and nothing that could be run. Whatever does not fit
-  together is refused. It does not depend on the version of scikit-learn, since it holds nothing of its objects.
+- **A classifier never answers a text that it has learned from.** A student is five classifiers. A digest of a text's
+  words selects the one that answers it, and that one has learned from the texts of the four others alone. So
+  confidences of rows that a student learned from are as valid as confidences of new rows: a threshold may be calibrated
+  on either, and on both together.
+- **A stored student is numbers and words**, in typed columns, without executable content. Inconsistent content is
+  rejected. It does not depend on the version of scikit-learn, since it holds none of its objects.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ STUDENT_SCHEMA = pa.schema(
 )
 """A student as it is stored: one row for each of its classifiers."""
 
-# What is the same in all rows of a student, and what may be empty in none.
+# Columns that are equal in all rows of a student, and never null.
 _COMMON = ("student_version", "code_version", "target", "rows", "trained_at")
 _NUMBERS = ("idf", "weights", "intercepts", "slopes", "offsets")
 
 
 class Answer(NamedTuple):
-    """What a student says of a text: the class, its probability, and the share of the text's words that it knows."""
+    """A student's answer to a text: the class, its probability, and the share of the text's words among its terms."""
 
     label: str
     confidence: float
@@ -80,11 +80,11 @@ class Classifier:
 
     Attributes:
         classes: Two or more. With two, there is one score, of the second of them; with more, one for each.
-        terms: The words and pairs of words that it knows.
-        idf: Of each term: what its frequency is multiplied by.
-        weights, intercepts: Of each score, the first for each term one after the other.
-        slopes, offsets: Of each score s: its class has the probability 1 / (1 + exp(slope * s + offset)), before all of
-            a text are made to sum to 1.
+        terms: The words and pairs of words that it uses.
+        idf: For each term, the factor of its frequency.
+        weights, intercepts: For each score, the first for each term one after the other.
+        slopes, offsets: For each score s: its class has the probability 1 / (1 + exp(slope * s + offset)), before all
+            of a text are made to sum to 1.
     """
 
     classes: tuple[str, ...]
@@ -157,7 +157,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Student:
-    """A trained student. `version` is a digest of what it is; `rows` is how many it learned from."""
+    """A trained student. `version` is a digest of its content; `rows` is the number of rows that it learned from."""
 
     version: str
     code_version: str
@@ -172,7 +172,7 @@ class Student:
         return tuple(sorted({name for classifier in self.classifiers for name in classifier.classes}))
 
     def answers(self, texts: Sequence[str]) -> list[Answer]:
-        """Answer each text, by what has not learned it."""
+        """Answer each text, by the classifier that has not learned from it."""
         words = list(map(_analyzer(), texts))
         places = np.array([_identity(terms) % _CLASSIFIERS for terms in words], np.uint64)
         answers: dict[int, Answer] = {}
@@ -243,7 +243,7 @@ def train(
     analyze = _analyzer()
 
     def analyzed(text: str) -> list[str]:
-        # Each text is taken apart once, in order, and its words are kept by nobody.
+        # Each text is split once, in order, and its words are not kept.
         words: list[str] = analyze(text)
         identities.append(_identity(words))
         return words
@@ -274,7 +274,7 @@ def _fitted(counts: Any, terms: Any, of_row: Any, labels: Any) -> Classifier:
         from sklearn.feature_extraction.text import TfidfTransformer  # noqa: PLC0415 - an extra
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - an extra
     frequent = np.asarray(counts.sum(axis=0)).ravel()
-    # What came in these texts, the most frequent if that is too much, in the order of the alphabet.
+    # The terms of these texts, or the most frequent of too many, in alphabetical order.
     known = np.sort(np.argsort(-frequent, kind="stable")[: min(_MOST_TERMS, np.count_nonzero(frequent))])
     features = TfidfTransformer(sublinear_tf=True)
     weighted = features.fit_transform(counts[:, known])
@@ -303,7 +303,7 @@ def _classifier_of(rows: pa.Table, at: int) -> Classifier:
 
 
 def _digest(student: Student) -> str:
-    """Return a digest of what decides answers, and of where it came from."""
+    """Return a digest of everything that decides answers, and of its origin."""
     digest = hashlib.blake2b(digest_size=6)
 
     def add(*parts: object) -> None:
@@ -318,19 +318,19 @@ def _digest(student: Student) -> str:
 
 
 def _analyzer() -> Any:
-    """Return what gives the words of a text, and the pairs of them."""
+    """Return a function that returns the words of a text, and the pairs of them."""
     with evaluation_extra(_WHAT):
         from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415 - an extra
     return TfidfVectorizer(ngram_range=(1, 2), strip_accents="unicode").build_analyzer()
 
 
 def _identity(words: Sequence[str]) -> int:
-    """Return a digest of what a student sees of a text: two that differ in capitals alone are one text to it."""
+    """Return a digest of a student's view of a text: two texts that differ only in capitals are equal."""
     return xxhash.xxh3_64_intdigest("\n".join(words).encode("utf-8", "surrogatepass"))
 
 
 def _splits(of_row: Any, labels: Any) -> list[tuple[Any, Any]]:
-    """Return positions to learn from and positions to calibrate on: no text is in both, and each class in all."""
+    """Return positions to learn from and to calibrate on: each text is in one of them, and each class in all."""
     seen: Counter[str] = Counter()
     fold_of: dict[int, int] = {}
     for text, label in zip(of_row.tolist(), labels, strict=True):

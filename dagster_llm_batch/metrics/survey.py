@@ -1,9 +1,9 @@
 """Figures of classes from gold whose rows were drawn with unequal probabilities, and their intervals.
 
-Each figure is that of the whole table, as the weighted rows show it (Hájek). How much it changes with each row
-(linearization) makes it a mean of rows, whose interval is by empirical likelihood (`likelihood`): what a row like each
-one could add, were it another cell of gold and prediction, are the ends of what is not seen. So where no row is wrong
-there is still an interval, and it is as wide as the rows that were least likely to be drawn leave open.
+Each figure is for the whole table, estimated from the weighted rows (Hájek). Its change with each row (linearization)
+makes it a mean of rows, whose interval is by empirical likelihood (`likelihood`). The ends of unseen values are the
+contributions that a row like each one could have in another cell of gold and prediction. So without a wrong row there
+is still an interval, and the rows that were least likely to be drawn determine its width.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Figure:
 
 
 def guard(n: float, width: float = 1.0) -> float:
-    """Return what the variance of a share of `n` rows, or of a mean of values from a range of `width`, gets more."""
+    """Return the addition to the variance of a share of `n` rows, or of a mean of values from a range of `width`."""
     return 2 * (width / (n + 4)) ** 2
 
 
@@ -63,7 +63,7 @@ class Survey:
 
     @cached_property
     def total(self) -> NDArray[np.float64]:
-        """What each row stands for, as a share of the whole."""
+        """The weight of each row, as a share of the total."""
         shares: NDArray[np.float64] = self.rows.weight / self.rows.weight.sum()
         return shares
 
@@ -74,11 +74,11 @@ class Survey:
         value = float(self.rows.weight[hit].sum() / self.rows.weight.sum())
         with evaluation_extra("Evaluating labels"):
             import numpy as np  # noqa: PLC0415  # optional dependency
-        # Where one class alone was seen, a row of another one would still be wrong.
+        # If only one class was seen, a row of another one would still be wrong.
         return self._figure(value, np.eye(max(self.n_classes, 2)) - value)
 
     def _figure(self, value: float, adds: NDArray[np.float64], bounds: tuple[float, float] = (0.0, 1.0)) -> Figure:
-        """Return a figure with its interval; `adds`: what a row adds to it, by the class of gold and of prediction."""
+        """Return a figure with its interval; `adds`: a row's contribution, by the class of gold and of prediction."""
         if self.rows.n_eff < MIN_ROWS:
             return Figure(value)
         seen, least, most = adds[self.gold, self.predicted], adds.min(axis=1)[self.gold], adds.max(axis=1)[self.gold]
@@ -130,8 +130,8 @@ class Survey:
         return self._without_luck(self._figure(value, adds, (-1.0, 1.0)), lambda fewer: fewer.kappa(values, weights))
 
     def _without_luck(self, figure: Figure, of: Callable[[Survey], Figure]) -> Figure:
-        """Return the figure with an interval that holds what it would be of a class that has enough rows by chance
-        alone, and fewer on the whole.
+        """Return the figure with a wider interval, which allows for a class that reaches enough rows only by chance and
+        has fewer on the whole.
         """
         import numpy as np  # noqa: PLC0415  # its callers have it
 
@@ -159,7 +159,7 @@ class Survey:
 
     @cached_property
     def has_class_rows(self) -> bool:
-        """Whether there are two classes or more, and gold has MIN_CLASS_ROWS of each."""
+        """Whether gold has at least two classes, and MIN_CLASS_ROWS of each."""
         seen = [code for code in range(self.n_classes) if self._of_class(code).any()]
         return len(seen) > 1 and all((self.gold == code).sum() >= MIN_CLASS_ROWS for code in seen)
 

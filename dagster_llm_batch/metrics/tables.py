@@ -1,4 +1,4 @@
-"""Evaluations as Arrow tables (what is stored) and as markdown (what a person reads in the Dagster UI).
+"""Evaluations as Arrow tables for storage, and as markdown for people in the Dagster UI.
 
 Row data never becomes markup: every cell goes through `markdown_text`. Money is exact decimal in Arrow (12 decimals).
 """
@@ -173,7 +173,7 @@ def table_markdown(
 
 
 def rows_markdown(rows: Sequence[Mapping[str, str | Linked]]) -> str:
-    """Return rows of equal keys as one table; nothing for none."""
+    """Return rows of equal keys as one table; empty without rows."""
     return _grid(list(rows[0]), [list(row.values()) for row in rows]) if rows else ""
 
 
@@ -190,7 +190,7 @@ def _cell(value: object) -> str:
 
 
 def figure(value: float | None, low: float | None = None, high: float | None = None, method: str | None = None) -> str:
-    """With its interval, where it has one, or with why it has none (`method`); a dash for None."""
+    """Return it with its interval, or else with the reason for a missing one (`method`); a dash for None."""
     if value is None:
         return _DASH
     if low is None or high is None:

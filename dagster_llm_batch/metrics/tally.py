@@ -1,4 +1,4 @@
-"""The counts that all figures of one candidate come from. Counts of parts add up to those of the whole.
+"""The counts behind all figures of one candidate. Counts of parts add up to the counts of the whole.
 
     Joined ─tally→ Tally ─┬─evaluate, confusion, per_class, calibration_of
     parts ──tally→ ─total─┘
@@ -33,14 +33,14 @@ N = "n"
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """One candidate's labels beside the gold of one target, counted. The counts of rows are those of `Joined`.
+    """One candidate's labels with the gold of one target, counted. The counts of rows are the same as in `Joined`.
 
-    Tables have one row for each different row of `Joined`, sorted, and how often it occurs, `n`:
+    Tables have one row for each different row of `Joined`, sorted, with its frequency, `n`:
 
     - `gold`: `gold`, all gold values, labeled or not.
-    - `cells`: `gold`, `predicted`, `cluster` (see `Joined`) and, where the candidate gives one, `confidence`, of the
-      labeled rows.
-    - Both have `weight` and `spread` beside, where gold was drawn with unequal probabilities (see `gold_weights`).
+    - `cells`: `gold`, `predicted`, `cluster` (see `Joined`) and, if the candidate has one, `confidence`, of the labeled
+      rows.
+    - Both also have `weight` and `spread`, if gold was drawn with unequal probabilities (see `gold_weights`).
     - `unlabeled`: `gold` and `cluster`, of the rows that are rejected or empty.
     - `waits`: `microseconds` from submission to the end of its batch, of the labeled rows where both are known.
     """
@@ -88,7 +88,7 @@ class Tally:
 
 
 def tally(joined: Joined | Tally) -> Tally:
-    """Count what was joined."""
+    """Count the joined rows."""
     if isinstance(joined, Tally):
         return joined
     has_label = joined.predicted.is_valid()
@@ -121,7 +121,8 @@ def tally(joined: Joined | Tally) -> Tally:
 def total(parts: Sequence[Tally]) -> Tally:
     """Return the tally of a candidate whose rows were joined in parts, each with all of the gold; in any order.
 
-    The caller knows that no key is in two parts. Raises InputError for parts that were joined with different gold.
+    The caller ensures that each key is in one part only. Raises InputError for parts that were joined with different
+    gold.
     """
     first, n_gold = parts[0], parts[0].n_gold
     if any(not part.gold.equals(first.gold) or part.n_gold_null != first.n_gold_null for part in parts):
@@ -169,7 +170,7 @@ def stands_for(table: pa.Table) -> NDArray[np.float64]:
 
 
 def sampled_rows(counted: Tally) -> tuple[NDArray[np.int64], SampledRows]:
-    """Return the labeled rows of weighted gold one by one: the cell of each, and what it stands for."""
+    """Return the labeled rows of weighted gold one by one: the cell of each, and its weight."""
     with evaluation_extra("Weighted gold"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     cells = counted.cells

@@ -1,4 +1,4 @@
-"""Pictures over time: label shares and their drift by partition, costs by day. How they are drawn: `drawing`."""
+"""Pictures over time: label shares and their drift by partition, costs by day. `drawing` has the style."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SERIES = len(PALETTE)
 
 
 class DayCost(NamedTuple):
-    """What one dataset cost on one day; `realtime_usd` is what real time would have cost, None where not known."""
+    """Costs of one dataset on one day; `realtime_usd` is the cost of the same rows in real time, None if unknown."""
 
     day: date
     dataset: str
@@ -118,9 +118,9 @@ def drift_png(
 
 
 def costs_png(costs: Sequence[DayCost]) -> bytes:
-    """Draw what was spent on each day, by dataset; the outline is what real time would have cost.
+    """Draw the cost of each day, by dataset; the outline is the cost in real time.
 
-    The outline is left out of days on which it is not known in full. Raises ConfigError without costs.
+    The outline is left out of days on which it is not fully known. Raises ConfigError without costs.
     """
     if not costs:
         raise ConfigError("There are no costs to draw.")
@@ -188,7 +188,7 @@ def _realtime(costs: Sequence[DayCost], day: date) -> Decimal | None:
 
 
 def _legend(figure: Figure, type_: Lettering, names: Sequence[str], kept: Sequence[str], y: float) -> None:
-    """Draw one line of names beside their colors."""
+    """Draw one line of names with their colors."""
     step = min(_WIDTH / len(names), 0.22)
     for at, name in enumerate(names):
         x = _LEFT + at * step
@@ -198,7 +198,7 @@ def _legend(figure: Figure, type_: Lettering, names: Sequence[str], kept: Sequen
 
 
 def _names_below(axes: Axes, type_: Lettering, names: Sequence[str]) -> None:
-    """At most a dozen of them, slanted; the last one always."""
+    """Draw at most a dozen of them, slanted; the last one always."""
     every = max(1, -(-len(names) // 12))
     at = list(range(len(names) - 1, -1, -every))[::-1]
     shown = [type_.clean(names[x], CLASS_CHARS) for x in at]
