@@ -1,1 +1,1 @@
-"""What tests of this package use, for tests of yours: an emulator of the providers, and contracts to hold them to."""
+"""The tools of this package's tests, for your own tests: an emulator of the providers, and contracts for providers."""

@@ -107,7 +107,7 @@ class ProviderUnderTest:
         unreported: Collection[str] = (),
         without: Collection[str] = (),
     ) -> Self:
-        """Return a provider whose vendor is this emulator, which can fail in each way but those in `without`."""
+        """Return a provider whose vendor is this emulator, which can fail in every way except those in `without`."""
         from dagster_llm_batch.testing.emulator.faults import BatchFault, RowFault  # noqa: PLC0415 -- an extra
 
         def reject_batch() -> str:
@@ -138,7 +138,7 @@ class ProviderUnderTest:
         return self.provider.codec(self.spec)
 
     def submit(self, texts: Sequence[str], tag: str) -> str:
-        """One batch of these texts, whose custom_ids are n-0, n-1, …"""
+        """Submit one batch of these texts, whose custom_ids are n-0, n-1, …"""
         return self.provider.submit(cast("BinaryIO", OneWayStream(self.lines(texts))), self.spec, tag)
 
     def lines(self, texts: Sequence[str]) -> bytes:
@@ -147,7 +147,7 @@ class ProviderUnderTest:
         return b"".join(codec.encode(Request(f"r{i}", None, text), f"{_NONCE}-{i}") for i, text in enumerate(texts))
 
     def results(self, batch_id: str) -> list[Result]:
-        """All results of a batch, read. A ColumnCodec reads the same of all lines at once."""
+        """Return all results of a batch, read. Checks that a ColumnCodec reads the same from all lines at once."""
         codec, lines = self.codec, list(self.provider.fetch(batch_id))
         results = list(map(codec.decode, lines))
         if lines and isinstance(codec, ColumnCodec):
@@ -224,7 +224,8 @@ class ProviderContract:
 
     def test_submit_2_the_tag_is_attached_so_that_find_sees_it(self, subject: ProviderUnderTest) -> None:
         batch_id = subject.submit(["a", "b"], "tag-a")
-        # a vendor without tags knows a batch by its results: until it ends, "perhaps" is right, and "no" never is
+        # a vendor without tags identifies a batch by its results: until it ends, "perhaps" is right, and "no" is always
+        # wrong
         assert subject.provider.find("tag-a", _hints(2)) in (Found(batch_id), Undecided((batch_id,)))
         subject.finish()
         assert subject.provider.find("tag-a", _hints(2)) == Found(batch_id)
@@ -306,7 +307,7 @@ class ProviderContract:
         assert sorted(result.custom_id or "" for result in results) == sorted(f"n-{i}" for i in range(20))
         assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
         assert all(result.text is not None or result.embedding for result in results)
-        # A moderation costs nothing, and tells no tokens.
+        # A moderation is free, and its reply has no tokens.
         if subject.spec.endpoint is not Endpoint.MODERATIONS:
             assert all(result.usage is not None and result.usage.input_tokens > 0 for result in results)
 
@@ -339,7 +340,7 @@ class ProviderContract:
 
     def test_several_threads_submit_and_fetch_at_once(self, subject: ProviderUnderTest) -> None:
         sizes = range(1, _THREADS + 1)
-        ready = Barrier(_THREADS)  # so that they also meet in what the provider makes at its first call
+        ready = Barrier(_THREADS)  # so that they also race for the objects that the provider makes at its first call
 
         def submitted(size: int) -> str:
             ready.wait(_PATIENCE_SECONDS)
@@ -369,7 +370,7 @@ class ProviderContract:
         if not isinstance(provider, CancelsBatches):
             pytest.skip("This provider cancels no batch.")
         batch_id = subject.submit(["a", "b"], "tag-a")
-        # where nothing can stop a batch, it runs to its end
+        # if batches cannot be stopped, it runs to its end
         with suppress(CannotStopError):
             provider.cancel(batch_id)
         subject.finish()
@@ -392,7 +393,7 @@ class ProviderContract:
             left = []
         assert left == []
         assert provider.delete(batch_id) is None
-        # It ended, or is not there: never a failure, for which it would be sent, and paid, once more.
+        # It ended or is gone, but must not count as failed: a failed batch would be sent, and paid, once more.
         assert provider.poll([batch_id])[batch_id].status in (BatchStatus.ENDED, BatchStatus.NOT_FOUND)
         assert len(subject.results(other)) == 1
 

@@ -1,8 +1,8 @@
 """Emulated LLM batch providers: the vendors' wire protocols on loopback, for the vendors' own SDKs.
 
 Each vendor's routes and shapes are a second reading of its documents, and share no code with this package's providers.
-The answers are simulated. Batches move by tick or by clock, never by being read; faults are scripted; the books tell
-what was done and billed. Needs the extra `emulator`.
+The answers are simulated. Batches move by tick or by clock, never because a client reads them; faults are scripted; the
+books record calls, batches and bills. Needs the extra `emulator`.
 """
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, simulated_answer

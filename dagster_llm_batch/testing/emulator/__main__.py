@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seed", type=int, help="decides ids and the order of result rows; by default another one at each start"
     )
     options = parser.parse_args(arguments)
-    # A ledger outlives the emulator: an id that a restarted one gave again would be that of another batch.
+    # A ledger outlives the emulator: if a restarted one gave an id again, the ledger would take it for another batch.
     seed = secrets.randbits(64) if options.seed is None else options.seed
     keys = None if options.any_key else options.key or [DEFAULT_KEY]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds: no server is left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds, so that every server stops
     with ExitStack() as servers:
         try:
             s3_url, gcs_url = _storage(servers, options)

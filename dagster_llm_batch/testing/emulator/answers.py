@@ -1,11 +1,11 @@
-"""What the emulated model answers: a function that the caller supplies, or `simulated_answer`.
+"""Answers of the emulated model, from a function that the caller supplies, or from `simulated_answer`.
 
 An answer function gets the request body and the endpoint ("/v1/chat/completions") and returns
     str    the reply's text,
     dict   the reply's text as JSON,
     Reply  anything else: a refusal, a cut reply, an HTTP error, embeddings, another model name, exact token counts.
-It may be called from several threads. If it raises, the request ends in an HTTP 500 that says so.
-Tokens are estimated as one for four characters, unless the `Reply` says otherwise.
+It may be called from several threads. If it raises, the request ends in an HTTP 500 with the error. Tokens are
+estimated as one for four characters, unless the `Reply` has its own counts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Reply:
     cache_write_tokens: int = 0
     output_tokens: int | None = None
     reasoning_tokens: int = 0
-    cost_usd: float | None = None  # what the vendor reports of it, as OpenRouter does; in chat only
+    cost_usd: float | None = None  # the cost that the vendor reports, like OpenRouter; in chat only
 
 
 AnswerFunction = Callable[[Body, str], "dict[str, Any] | str | Reply"]

@@ -1,4 +1,4 @@
-"""What a batch has at every vendor: a record, a life that is written down, and the faults that strike it."""
+"""The parts that batches of all vendors have: a record, a life as data, and the faults that strike it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 
 class EmulatedBatch:
-    """One batch, whose states and moves are those of its vendor's `lifecycle`."""
+    """One batch, with the states and transitions of its vendor's `lifecycle`."""
 
     def __init__(self, shared: SharedState, record: BatchRecord, lifecycle: Lifecycle, created_at: float) -> None:
         self._shared = shared

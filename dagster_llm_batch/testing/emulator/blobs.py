@@ -1,4 +1,4 @@
-"""The bytes of files: written once, then read by many. In memory up to 1 MiB, above that in a temporary file."""
+"""The bytes of files: written once, then read many times. In memory up to 1 MiB, above that in a temporary file."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Blob:
             return self._handle.read(size)
 
     def chunks(self) -> Iterator[bytes]:
-        """All bytes, in pieces."""
+        """Yield all bytes, in pieces."""
         offset = 0
         while piece := self.read_at(offset, CHUNK_BYTES):
             offset += len(piece)
             yield piece
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        r"""Each line with its offset, split at \n alone and without it."""
+        r"""Yield each line with its offset, split at \n alone and without it."""
         offset, rest = 0, b""
         for piece in self.chunks():
             *whole, rest = (rest + piece).split(b"\n")

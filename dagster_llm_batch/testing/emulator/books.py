@@ -1,7 +1,7 @@
-"""The books: what the emulated vendors have seen, done and billed. Tests assert on them.
+"""The books: calls, batches and bills of the emulated vendors. Tests assert on them.
 
-Append-only and thread-safe; what is returned is a copy. A request is billed when it was answered with 2xx, as a
-refusal and a cut reply are. There are no prices here: tokens only.
+Append-only and thread-safe; methods return copies. A request is billed if its answer was 2xx; this includes a refusal
+and a cut reply. The books hold tokens only, and no prices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request, whatever became of it. `path` is without prefix and query; `key` is the API key sent."""
+    """One HTTP request, with any end. `path` is without prefix and query; `key` is the API key sent."""
 
     at: float
     method: str
@@ -38,7 +38,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class BatchRecord:
-    """A batch that was created, whether or not its creator was told. `ordinal` counts them from 0."""
+    """A batch that was created, even if its creator got no reply. `ordinal` counts them from 0."""
 
     id: str
     ordinal: int
@@ -78,7 +78,7 @@ class Execution:
 
     @property
     def billed(self) -> bool:
-        """Whether the account pays for it."""
+        """Whether the account pays for the request."""
         return self.status_code // 100 == 2  # noqa: PLR2004  (the 2xx family)
 
 
@@ -157,7 +157,7 @@ class Books:
 
     @property
     def answer_errors(self) -> list[BaseException]:
-        """What the answer function raised."""
+        """Errors that the answer function raised."""
         with self._lock:
             return list(self._answer_errors)
 
@@ -167,7 +167,7 @@ class Books:
 
     @property
     def creates_seen(self) -> int:
-        """How many requests to create a batch were seen, refused and lost ones included."""
+        """Number of received requests to create a batch, including refused and lost ones."""
         return sum(self.calls_to("POST", path) for path in ("/v1/batches", "/v1/messages/batches"))
 
     def walk(self, batch_id: str) -> list[str]:
@@ -188,7 +188,7 @@ class Books:
         return dict(counts)
 
     def billed_twice(self) -> dict[str, int]:
-        """Return the bodies billed in more than one batch: digest -> number of batches. A client wants none."""
+        """Return the bodies billed in more than one batch: digest -> number of batches. A client should have none."""
         batches: dict[str, set[str]] = defaultdict(set)
         for one in self.executions:
             if one.billed and one.batch_id is not None:

@@ -1,14 +1,14 @@
-"""Which tokens of a prompt the vendor's prompt cache holds: an answer function around another one.
+"""The cached tokens of a prompt at the vendor: an answer function around another one.
 
     Emulator(answer=PromptCache())
 
-OpenAI       by itself: prompts of 1,024 tokens or more whose beginning came before; in steps of 128 tokens
+OpenAI       automatic: prompts of 1,024 tokens or more whose beginning came before; in steps of 128 tokens
              https://platform.openai.com/docs/guides/prompt-caching
-Anthropic    what `cache_control` marks: the first request writes the prefix, later ones read it, if it is long
+Anthropic    marked by `cache_control`: the first request writes the prefix, later ones read it, if it is long
              https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 
-Every prefix that came before is a hit here. Vendors promise less: for batches Anthropic speaks of 30 to 98 %. For these
-two vendors only: requests to others come to an answer function in the same forms.
+Every prefix that came before is a hit here. Vendors guarantee less: for batches Anthropic documents 30 to 98 %. This
+applies to these two vendors only: requests to others reach an answer function in the same forms.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _anthropic_least(model: str) -> int:
 
 
 def _marked(body: Body) -> str:
-    """All text up to the last mark."""
+    """Return all text up to the last mark."""
     blocks = list(_blocks([body.get("system"), body.get("messages")]))
     last = max((at for at, (_, is_marked) in enumerate(blocks) if is_marked), default=-1)
     return "".join(text for text, _ in blocks[: last + 1])

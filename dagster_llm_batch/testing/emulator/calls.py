@@ -1,6 +1,6 @@
-"""Calls as every vendor takes them: who calls, how a call is refused, the JSON that it holds, a page of a list.
+"""Calls in the form that every vendor takes: the caller, the refusal of a call, its JSON, a page of a list.
 
-What a refusal says, and where a call's id stands, is each vendor's own.
+The text of a refusal and the place of a call's id differ between vendors.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def serve_calls(
     """Return the routes (method, path, handler) as an ASGI app.
 
     Args:
-        table: A handler is given who calls, and answers or raises CallError.
-        caller: Tells who calls, or raises CallError.
-        no_route: What a path or method that is none ends in, by the request and its status.
+        table: A handler gets the caller, and answers or raises CallError.
+        caller: Returns the caller, or raises CallError.
+        no_route: Returns the answer to an unknown path or method, by the request and its status.
         new_call_id: Makes the id of a call.
-        id_header: The header of every answer in which that id stands; None: in none.
+        id_header: The header of every answer that holds the id; None: answers lack it.
     """
 
     def guarded(
@@ -77,7 +77,7 @@ def serve_calls(
 
 
 def account_by_key(shared: SharedState, refusal: Callable[[str | None], CallError]) -> Callable[[HttpRequest], str]:
-    """Return what tells the account of a call by its key, and refuses a key that opens none."""
+    """Return a function that finds the account of a call by its key, and refuses an unknown key."""
 
     def account_of(request: HttpRequest) -> str:
         key = api_key(request.scope)

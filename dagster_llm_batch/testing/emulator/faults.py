@@ -1,4 +1,4 @@
-"""Scripted faults: what goes wrong, where, and how often. All are frozen values and any number may be active at once.
+"""Scripted faults: their kind, place and frequency. All are frozen values and any number may be active at once.
 
     WireFault   the transport and the HTTP answer of a route
     BatchFault  one batch as a whole
@@ -29,7 +29,7 @@ BatchKind = Literal[
     "no_output_file",  # it ended well and nothing failed, yet there are no results
     "extra_fields",  # unknown JSON fields in the batch object
     "unpaid",  # OpenRouter: a 402 withholds the results
-    "no_counts",  # Bedrock: the job tells no counts, as older ones; the manifest does
+    "no_counts",  # Bedrock: the job has no counts, like older ones; the manifest has them
     "counts_move",  # Anthropic: counts move with the rows; documented is that they stand still until the end
 ]
 RowKind = Literal["status", "refusal", "truncated", "model"]
@@ -55,8 +55,8 @@ class WireFault:
 
     `route` is a glob over "METHOD /v1/path" (the Azure prefix is taken off first). The fault passes over the first
     `skip` matching calls, then strikes `times` of them (None: all). `when="after"` means that the call has its full
-    effect and only the answer is lost. `slow` combines with `cut` or `stall`; the others exclude what follows them.
-    A fault of a `fraction` strikes calls by chance, which follows from the seed and the order of calls.
+    effect and only the answer is lost. `slow` combines with `cut` or `stall`; the others exclude later faults. A fault
+    of a `fraction` strikes calls by chance, which depends on the seed and the order of calls.
 
     status: answers `status`, with the `retry_after` header if given; with no `body`, in the vendor's form of an error.
     close:  closes the connection without a reply.
@@ -172,7 +172,7 @@ class FaultScript:
                 self._struck.append(0)
 
     def clear(self) -> None:
-        """Nothing goes wrong any more."""
+        """Remove all faults."""
         with self._lock:
             self._faults, self._seen, self._struck = [], [], []
 
@@ -182,7 +182,7 @@ class FaultScript:
             return sum(count for known, count in zip(self._faults, self._struck, strict=True) if known == fault)
 
     def wire(self, call: str) -> list[WireFault]:
-        """Return what strikes this call ("METHOD /path"): slow and cut faults, at most one that replaces the reply."""
+        """Return the faults of this call ("METHOD /path"): slow and cut faults, at most one that replaces the reply."""
         chosen: list[WireFault] = []
         with self._lock:
             replaced = False
@@ -208,11 +208,11 @@ class FaultScript:
         return None
 
     def row(self, ordinal: int, custom_id: str, line: bytes) -> list[RowFault]:
-        """Return what strikes the answer to this request line."""
+        """Return the faults of the answer to this request line."""
         return self._lines(RowFault, ordinal, custom_id, line)
 
     def file(self, ordinal: int, custom_id: str, line: bytes) -> list[FileFault]:
-        """Return what strikes the written result of this request line."""
+        """Return the faults of the written result of this request line."""
         return [
             fault for fault in self._lines(FileFault, ordinal, custom_id, line) if fault.kind not in WHOLE_FILE_KINDS
         ]

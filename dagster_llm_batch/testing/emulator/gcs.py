@@ -70,7 +70,7 @@ def local_gcs(bucket: str = "emulator") -> Iterator[str]:
     # it logs every call into a pipe that the wrapper never reads: full after some hundred calls, it would hang
     log = server._process.stderr  # noqa: SLF001
     threading.Thread(target=lambda: deque(log, maxlen=0), name="local-gcs-log", daemon=True).start()
-    os.environ.pop("STORAGE_EMULATOR_HOST", None)  # the wrapper sets it; clients are told the address instead
+    os.environ.pop("STORAGE_EMULATOR_HOST", None)  # the wrapper sets it; clients get the address instead
     if before is not None:
         os.environ["STORAGE_EMULATOR_HOST"] = before
     try:

@@ -1,9 +1,8 @@
 """The states of a batch, written as edges, and the pace at which they are walked.
 
-A vendor's folder has its table. A batch moves only by `Mover.tick()` (manual pace), by
-`Mover.advance()` (seconds on a clock, called by a timer thread), or by a caller's explicit request such as cancel:
-never because somebody reads it. A move is one compare-and-set under the batch's lock; an illegal one raises
-`IllegalMoveError` and changes nothing.
+A vendor's folder has its table. A batch moves only by `Mover.tick()` (manual pace), by `Mover.advance()` (seconds on a
+clock, called by a timer thread), or by a caller's explicit request such as cancel: a read never moves it. A transition
+is one compare-and-set under the batch's lock; an illegal one raises `IllegalMoveError` and changes nothing.
 """
 
 from __future__ import annotations
@@ -69,14 +68,14 @@ class Lifecycle:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a batch dwells in each state: `None` seconds means that only a tick moves it."""
+    """The time of a batch in each state: `None` seconds means that only a tick moves it."""
 
     seconds: float | None = None
     states: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, value: str | float | Mapping[str, float]) -> Pace:
-        """From `"manual"`, seconds an edge, or seconds by state (a state not named there takes none)."""
+        """Build it from `"manual"`, seconds an edge, or seconds by state (a missing state takes none)."""
         if value == "manual":
             return cls()
         if isinstance(value, Mapping):
@@ -93,7 +92,7 @@ class Pace:
 
 
 class ManualClock:
-    """A clock that moves only when told to; call it for the time, in seconds since the epoch."""
+    """A clock that moves only by its methods; call it for the time, in seconds since the epoch."""
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
         self._now = start
@@ -122,7 +121,7 @@ class Life:
 
     @property
     def ended(self) -> bool:
-        """Whether the batch is in a terminal state."""
+        """Whether the state is terminal."""
         return self._lifecycle.ended(self.state)
 
     def move(self, event: str, at: float, *, expected: str | None = None) -> bool:
@@ -141,12 +140,12 @@ class Life:
 
 
 class Moving(Protocol):
-    """What a `Mover` moves: one batch of one vendor."""
+    """An object that a `Mover` moves: one batch of one vendor."""
 
     life: Life
 
     def step(self, at: float) -> str | None:
-        """Do the work of the present state as of `at`; say which event that is, or None to stay."""
+        """Do the work of the present state as of `at`; return the event, or None to stay."""
 
     def deadline(self) -> float:
         """Return when the present state is cut short, in seconds since the epoch; infinite if never."""

@@ -1,4 +1,4 @@
-"""Which rows of a batch run next: in any order, a part at each step, and no further than a fault lets them."""
+"""The order of a batch's rows: any order, a part at each step, and no further than a fault lets them."""
 
 from __future__ import annotations
 

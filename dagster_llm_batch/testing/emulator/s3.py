@@ -15,7 +15,7 @@ _NOT_THERE = frozenset({"404", "NoSuchBucket", "NoSuchKey", "AccessDenied", "403
 
 
 class S3:
-    """What the vendor does in S3, with its own credentials, as a service role has."""
+    """The vendor's calls to S3, with its own credentials, like a service role."""
 
     def __init__(self, url: str, region_name: str = "us-east-1") -> None:
         import botocore.session  # type: ignore[import-untyped]  # noqa: PLC0415 -- only where there is an S3 server
@@ -29,7 +29,7 @@ class S3:
         )
 
     def keys(self, bucket: str, prefix: str) -> list[str]:
-        """Return the keys with this prefix; none where the bucket cannot be read."""
+        """Return the keys with this prefix; empty if the bucket cannot be read."""
         try:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [item["Key"] for page in pages for item in page.get("Contents", ())]
@@ -44,7 +44,7 @@ class S3:
         return data
 
     def write(self, bucket: str, key: str, data: IO[bytes]) -> None:
-        """Put an object in the place of what was there."""
+        """Put an object in the place of an earlier one."""
         self._client.put_object(Bucket=bucket, Key=key, Body=data)
 
 

@@ -1,7 +1,7 @@
-"""JSON Schema, as far as an emulator needs it: what strict mode refuses, and a deterministic instance of a schema.
+"""The part of JSON Schema that an emulator needs: the checks of strict mode, and a deterministic instance of a schema.
 
-`instance` is a simulation, not a model: it never understands the text. It refuses nothing; what it can't satisfy
-(`pattern`, `not`, `if`) it ignores.
+`instance` is a simulation, not a model: it never understands the text. It refuses nothing; it ignores keywords that it
+cannot satisfy (`pattern`, `not`, `if`).
 """
 
 from __future__ import annotations

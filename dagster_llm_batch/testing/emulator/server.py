@@ -1,4 +1,4 @@
-"""The emulator as a whole: the vendors' routes over what they share, in process or on a loopback socket."""
+"""The emulator as a whole: the vendors' routes on their shared state, in process or on a loopback socket."""
 
 from __future__ import annotations
 
@@ -34,15 +34,12 @@ class Emulator:
             ...
             emulator.settle()
 
-    answer: what the model says, see `answers`.
-    pace: "manual" (`tick`, `settle`), seconds an edge, or seconds by state, on `clock`.
-    work_steps: how many moves a batch's rows take.
-    keys: accepted API keys (each its own account), or key -> account, or None for any key.
-    gcs_url: a Cloud Storage server, in which the emulated Vertex AI reads request files and writes results.
-    s3_url: an S3 server, in which the emulated Bedrock does the same; `local_s3` starts one.
-        Clients can reach both by `gcs_relay_url` and `s3_relay_url`, where faults strike their calls too.
-    seed: ids, row order and chosen fractions follow from it.
-    Nothing leaves the machine: the socket is bound to 127.0.0.1.
+    answer: the answers of the model, see `answers`. pace: "manual" (`tick`, `settle`), seconds an edge, or seconds by
+    state, on `clock`. work_steps: how many moves a batch's rows take. keys: accepted API keys (each its own account),
+    or key -> account, or None for any key. gcs_url: a Cloud Storage server, in which the emulated Vertex AI reads
+    request files and writes results. s3_url: an S3 server, in which the emulated Bedrock does the same; `local_s3`
+    starts one. Clients can reach both by `gcs_relay_url` and `s3_relay_url`, where faults strike their calls too. seed:
+    it determines ids, row order and chosen fractions. Nothing leaves the machine: the socket is bound to 127.0.0.1.
     """
 
     def __init__(
@@ -94,7 +91,7 @@ class Emulator:
 
     @property
     def books(self) -> Books:
-        """What was seen, done and billed."""
+        """The records of all calls, batches and bills."""
         return self._shared.books
 
     @property
@@ -196,7 +193,7 @@ class Emulator:
         self._shared.faults.add(*faults)
 
     def clear_faults(self) -> None:
-        """Nothing goes wrong from now on."""
+        """Remove all faults."""
         self._shared.faults.clear()
 
     def struck(self, fault: Fault) -> int:
@@ -205,7 +202,7 @@ class Emulator:
 
     @property
     def hanging(self) -> int:
-        """How many calls hang or stall now: what they were to do is done, and their clients wait."""
+        """How many calls hang or stall now: they have had their effect, and their clients wait."""
         return self.asgi_app.hanging
 
     def start(self) -> Self:

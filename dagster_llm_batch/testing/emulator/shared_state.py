@@ -1,4 +1,4 @@
-"""What the emulated vendors share: clock, mover, faults, books, ids, keys, and the answer function."""
+"""The shared state of the emulated vendors: clock, mover, faults, books, ids, keys, and the answer function."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Keys = Collection[str] | Mapping[str, str] | None
 
 @dataclass(frozen=True)
 class VendorLimits:
-    """What the vendors take; None means unlimited.
+    """Limits of the vendors; None means unlimited.
 
-    `enqueued_tokens` is per account and model, at OpenAI and the Gemini API. Gemini refuses what is over it when it is
-    created; OpenAI takes it and fails it in validation, or, with `fails_fast`, refuses it too, as Azure does in places.
-    `queued_requests` is Anthropic's, per account. `inline_requests`, `inline_results` and `results_page` are those of
-    OpenRouter: a batch of so many rows has them itself, and of more in pages of so many at most. `others` has limits by
-    the names that a vendor's folder gives them.
+    `enqueued_tokens` is per account and model, at OpenAI and the Gemini API. Gemini refuses a batch above it at once;
+    OpenAI accepts it and fails it in validation, or, with `fails_fast`, refuses it too, like Azure in places.
+    `queued_requests` is Anthropic's, per account. `inline_requests`, `inline_results` and `results_page` are
+    OpenRouter's: a batch of up to `inline_results` rows has them itself, and a larger one has pages of at most
+    `results_page`. `others` has limits by the names that a vendor's folder gives them.
     """
 
     batch_requests: int = 50_000
@@ -36,7 +36,7 @@ class VendorLimits:
     bedrock_file_bytes: int = 1_000_000_000
     bedrock_min_records: int = 100
     bedrock_jobs: int | None = None  # submitted and in progress, of one account
-    bedrock_quotas: Mapping[str, float] = field(default_factory=dict)  # what Service Quotas tells, by name
+    bedrock_quotas: Mapping[str, float] = field(default_factory=dict)  # Service Quotas, by name
     embedding_inputs: int = 50_000
     enqueued_tokens: int | None = None
     fails_fast: bool = False
@@ -82,7 +82,7 @@ class SharedState:
         self._blobs: list[Blob] = []
 
     def account(self, key: str | None) -> str | None:
-        """Return the account that the key opens; None if it opens none. Without a list each key is an account."""
+        """Return the account that the key opens; None for an unknown key. Without a list each key is an account."""
         if not key or (self._keys is not None and key not in self._keys):
             return None
         return self._keys[key] if isinstance(self._keys, Mapping) else key
@@ -109,7 +109,7 @@ class SharedState:
             self._blobs.clear()
 
     def answer(self, body: dict[str, Any], endpoint: str) -> Reply:
-        """Return the answer function's reply; what it raises is kept in the books and answered as an HTTP 500."""
+        """Return the answer function's reply; its exceptions are kept in the books and answered as an HTTP 500."""
         try:
             return as_reply(self._answer(body, endpoint))
         except Exception as error:  # noqa: BLE001  (the caller's function: anything may come)

@@ -1,9 +1,9 @@
-"""The storage servers behind the emulator's own address: what passes here is in the books, and faults can strike it.
+"""The storage servers behind the emulator's own address: the books record calls that pass here, and faults strike them.
 
     …/gcs/storage/v1/b/bucket/o  ─▶  the Cloud Storage server
     …/s3/bucket/key              ─▶  the S3 server
 
-Where the server tells its own address (links to objects, upload sessions), the client gets this one's.
+If the server's reply has its own address (links to objects, upload sessions), the client gets this one's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OF_THE_CONNECTION = frozenset({"connection", "expect", "host", "keep-alive", "t
 
 
 class StorageRelay:
-    """An ASGI app that passes every call below `prefix` on to the server at `url`, as it is."""
+    """An ASGI app that passes every call below `prefix` on to the server at `url`, unchanged."""
 
     def __init__(self, prefix: str, url: str) -> None:
         self._prefix = prefix

@@ -40,7 +40,7 @@ class VendorRoutes(ABC):
 
     @abstractmethod
     def apps(self) -> Mapping[str, App]:
-        """Return ASGI apps by the start of their paths. An empty start is for all paths that no other start fits."""
+        """Return ASGI apps by the start of their paths. An empty start is for all paths that match no other start."""
 
     @abstractmethod
     def error_body(self, status: int, message: str | None, *, code: str | None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class VendorRoutes(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what unfinished batches have written."""
+        """Release the results of unfinished batches."""
 
 
 def routes_class(vendor: str) -> type[VendorRoutes]:

@@ -71,7 +71,7 @@ class Connections:
 
 
 def by_path(choices: Mapping[str, _Found], path: str) -> _Found:
-    """Return what belongs to the longest start that the path has. The empty start fits every path."""
+    """Return the entry of the longest start of the path. The empty start fits every path."""
     return choices[max((start for start in choices if path.startswith(start)), key=len)]
 
 
@@ -116,7 +116,7 @@ class Wire:
         self.hanging = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one request, or what the fault script makes of it."""
+        """Serve one request, or the reply that the fault script makes of it."""
         if scope["type"] != "http":
             return
         path = plain_path(scope["path"])

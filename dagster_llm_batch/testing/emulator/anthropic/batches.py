@@ -1,4 +1,4 @@
-"""An Anthropic message batch: what happens in each of its states, and the object that tells of it.
+"""An Anthropic message batch: its work in each state, and the object that describes it.
 
 https://platform.claude.com/docs/en/build-with-claude/batch-processing
 Work happens in `step`, which only the mover calls; `as_json` reports and changes nothing.
@@ -104,7 +104,7 @@ class AnthropicBatch(EmulatedBatch):
         return self._shared.clock() >= self._created_at + _KEPT_SECONDS
 
     def close(self) -> None:
-        """Give back what was written and not finished."""
+        """Release unfinished results."""
         if self._results is None:
             self._file.close()
 
@@ -119,7 +119,8 @@ class AnthropicBatch(EmulatedBatch):
         counts = dict(self._counts) if visible else dict.fromkeys(_KINDS, 0)
         counts["processing"] = len(self._queue) - sum(counts[kind] for kind in _KINDS[1:])
         archived_at = self._created_at + _KEPT_SECONDS if self._archived() else None
-        has_none = self._results is None or self._fault("no_output_file") is not None  # no address leads nowhere
+        # without a file, the batch must not show an address
+        has_none = self._results is None or self._fault("no_output_file") is not None
         hidden = not self.life.ended or archived_at is not None or has_none
         if self._fault("miscounts") is not None:
             counts["succeeded"] += 1

@@ -1,4 +1,4 @@
-"""Anthropic's checks: a batch when it is created, each request when it runs; and what the vendor answers to one.
+"""Anthropic's checks: a batch when it is created, each request when it runs; and the vendor's answer to a request.
 
 Only custom_ids and sizes are checked at once. Everything else in a row comes back as an errored row after hours.
 https://platform.claude.com/docs/en/build-with-claude/batch-processing
@@ -71,7 +71,7 @@ def check_batch(body: Body, most_requests: int) -> list[Body]:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks, and with which headers."""
+    """The caller, and the headers of the request."""
 
     account: str
     version: str

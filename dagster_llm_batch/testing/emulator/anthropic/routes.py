@@ -1,7 +1,7 @@
 """Anthropic's routes: message batches and, in real time, messages.
 
-https://platform.claude.com/docs/en/api/creating-message-batches
-Reads report and never move a batch. What belongs to another account is not found.
+https://platform.claude.com/docs/en/api/creating-message-batches Reads report and never move a batch. For another
+account's objects, the answer is "not found".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Handler = Callable[[HttpRequest, Caller], Awaitable[Response]]
 
 
 class AnthropicRoutes(VendorRoutes):
-    """The routes of Anthropic, over what the emulated vendors share."""
+    """The routes of Anthropic, on the state that the emulated vendors share."""
 
     title = "Anthropic"
     base_path = ""
@@ -73,7 +73,7 @@ class AnthropicRoutes(VendorRoutes):
         )
 
     def close(self) -> None:
-        """Give back what unfinished batches have written."""
+        """Release the results of unfinished batches."""
         for batch in self._batches.values():
             batch.close()
 

@@ -1,4 +1,4 @@
-"""What Anthropic's structured outputs refuse of a JSON Schema.
+"""The parts of JSON Schema that Anthropic's structured outputs refuse.
 
 https://platform.claude.com/docs/en/build-with-claude/structured-outputs#json-schema-limitations
 """
@@ -20,7 +20,7 @@ _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri",
 
 
 def format_problem(output_config: Any) -> str | None:
-    """Return why `output_config.format` would be refused; None if it would be taken, or is not there."""
+    """Return why `output_config.format` would be refused; None if it would be accepted, or is missing."""
     form = output_config.get("format") if isinstance(output_config, dict) else None
     if form is None:
         return None

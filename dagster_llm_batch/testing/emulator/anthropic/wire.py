@@ -76,7 +76,7 @@ def message_body(reply: Reply, body: Body, new_id: str) -> Body:
         "stop_reason": stop,
         "stop_sequence": None,
         "usage": {
-            "input_tokens": max(given - written - read, 0),  # what neither came from a cache nor went into one
+            "input_tokens": max(given - written - read, 0),  # tokens that neither came from a cache nor went into one
             "cache_creation_input_tokens": written,
             "cache_read_input_tokens": read,
             "cache_creation": {

@@ -1,8 +1,8 @@
-"""A Bedrock batch job: what happens in each of its states, its files in S3, and the object that tells of it.
+"""A Bedrock batch job: its work in each state, its files in S3, and the object that describes it.
 
-https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html
-The input is looked at while the job validates: what is wrong with it as a whole fails the job then, and what is wrong
-with a record fails the record when it runs. Results appear while the job runs; the manifest is written last.
+https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html The input is checked while the job validates:
+faults of the whole file fail the job then, and a fault of a record fails the record when it runs. Results appear while
+the job runs; the manifest is written last.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class InvalidInputError(Exception):
 
 @dataclass
 class Counts:
-    """What has come of the records so far."""
+    """Counts of the records by result so far."""
 
     total: int = 0
     processed: int = 0
@@ -204,7 +204,7 @@ class BedrockJob(EmulatedBatch):
             self._s3.write(bucket, f"{folder}/manifest.json.out", io.BytesIO(json.dumps(manifest).encode()))
 
     def close(self) -> None:
-        """Give back what was written."""
+        """Release written results."""
         self._output.close()
 
     def as_json(self) -> Body:

@@ -62,7 +62,7 @@ Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 class BedrockRoutes(VendorRoutes):
-    """The routes of Bedrock, over what the emulated vendors share."""
+    """The routes of Bedrock, on the state that the emulated vendors share."""
 
     title = "Bedrock"
     base_path = BEDROCK
@@ -118,7 +118,7 @@ class BedrockRoutes(VendorRoutes):
         )
 
     def close(self) -> None:
-        """Give back what jobs have written."""
+        """Release the results of jobs."""
         for job in self._jobs.values():
             job.close()
 

@@ -16,7 +16,7 @@ from dagster_llm_batch.testing.emulator.answers import EMBEDDINGS, Reply, text_t
 from dagster_llm_batch.testing.emulator.calls import CallError
 
 BEDROCK = "/bedrock"
-"""What the paths of this vendor begin with; a client's endpoint_url may have a path."""
+"""The beginning of this vendor's paths; a client's endpoint_url may have a path."""
 
 CHAT = "/v1/chat/completions"
 Body = dict[str, Any]

@@ -21,7 +21,7 @@ from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 BIGQUERY = "/bigquery"
-"""Where BigQuery is on the emulator: what a client gives as its API endpoint ends so."""
+"""The path of BigQuery on the emulator: the API endpoint of a client ends with it."""
 
 DATASET = "emulator"
 _ROOT = f"{BIGQUERY}/bigquery/v2/projects/{{project}}"
@@ -70,7 +70,7 @@ class Tables:
 
 
 class BigQueryRoutes:
-    """The routes of BigQuery, over what the emulated vendors share."""
+    """The routes of BigQuery, on the state that the emulated vendors share."""
 
     def __init__(self, shared: SharedState, tables: Tables) -> None:
         self._shared = shared

@@ -1,4 +1,4 @@
-"""A batch of the Gemini API: what happens in each of its states, and the operation that tells of it.
+"""A batch of the Gemini API: its work in each state, and the operation that describes it.
 
 https://ai.google.dev/gemini-api/docs/batch-api
 Rows come back in the order they were given. A batch that expires has run nothing; a cancelled one shows nothing.

@@ -46,7 +46,7 @@ class _Upload:
 
 
 class GeminiRoutes(VendorRoutes):
-    """The routes of Gemini API, over what the emulated vendors share."""
+    """The routes of the Gemini API, on the state that the emulated vendors share."""
 
     title = "Gemini"
     base_path = GEMINI
@@ -72,7 +72,7 @@ class GeminiRoutes(VendorRoutes):
         return {"GOOGLE_GEMINI_BASE_URL": f"{url}{self.base_path}", "GEMINI_API_KEY": key}
 
     def close(self) -> None:
-        """See VendorRoutes. Nothing is written before a batch ends."""
+        """See VendorRoutes. Does nothing, since results are written only when a batch ends."""
 
     def _app(self) -> Starlette:
         table: tuple[tuple[str, str, Handler], ...] = (

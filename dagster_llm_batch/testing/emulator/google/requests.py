@@ -1,7 +1,7 @@
-"""One request to Gemini, or to Claude on Vertex AI: is it well-formed, and what does the vendor answer?
+"""One request to Gemini, or to Claude on Vertex AI: its checks, and the vendor's answer.
 
-https://ai.google.dev/api/generate-content, https://ai.google.dev/api/caching#Schema
-Google parses JSON strictly: an unknown field is an error, and so is a keyword that its Schema object lacks.
+https://ai.google.dev/api/generate-content, https://ai.google.dev/api/caching#Schema Google parses JSON strictly: an
+unknown field is an error. A keyword that its Schema object lacks is one, too.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _answer(shared: SharedState, request: Request) -> tuple[int, Body, tuple[int
         return _BAD_REQUEST, error_body(_BAD_REQUEST, wrong), (0, 0)
     embeds = "content" in request.body
     chat = {"model": request.model} if embeds else chat_form(request.model, request.body)
-    # a struck request never reaches the model: the account doesn't pay for what the vendor got wrong
+    # a struck request never reaches the model: the account does not pay for the vendor's faults
     failing = next((fault for fault in request.faults if fault.kind == "status"), None)
     if failing is not None:
         body = error_body(failing.status_code, failing.message, code=failing.code)

@@ -1,4 +1,4 @@
-"""What Google's routes have in common: callers and errors at every route, bodies, pages of lists."""
+"""The common parts of Google's routes: callers and errors at every route, bodies, pages of lists."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def google_app(table: Iterable[tuple[str, str, Handler]], caller: Caller) -> Sta
 
 
 def cloud_caller(shared: SharedState) -> Caller:
-    """Who calls a service of Google Cloud."""
+    """Return the caller of a service of Google Cloud."""
     return account_by_key(shared, lambda _: ApiError(401, "Request had invalid authentication credentials."))
 
 

@@ -32,12 +32,12 @@ class RunningRows:
 
     @property
     def all_ran(self) -> bool:
-        """Whether none is left."""
+        """Whether all rows have run."""
         return len(self.answers) == len(self.rows)
 
     @property
     def succeeded(self) -> int:
-        """How many were answered well."""
+        """Number of rows with a good answer."""
         return sum(status // 100 == _SUCCESS for status, _ in self.answers.values())
 
     def run(self, until: int | None = None) -> None:

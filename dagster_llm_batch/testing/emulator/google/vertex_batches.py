@@ -1,8 +1,8 @@
-"""A batch prediction job of Vertex AI: what happens in each of its states, and the object that tells of it.
+"""A batch prediction job of Vertex AI: its work in each state, and the object that describes it.
 
-https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage
-The file is looked at only once the job is pending: create accepts nearly everything. Whatever ends the job, the rows
-that finished are exported; only they are billed.
+https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage The file is checked
+only once the job is pending: create accepts nearly everything. However the job ends, the finished rows are exported;
+only they are billed.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class VertexJob(EmulatedBatch):
         prefix = self.body["outputConfig"]["gcsDestination"]["outputUriPrefix"].rstrip("/")
         directory = f"{prefix}/prediction-model-{rfc3339(at)}"
         try:
-            # A file from which each line is missing is there all the same: only who owns the bucket removes it.
+            # A file that lacks every line still exists: only the owner of the bucket removes it.
             content = b"" if blob is None else b"".join(blob.chunks())
             self._storage.write(f"{directory}/predictions.jsonl", content)
         except StorageError as error:

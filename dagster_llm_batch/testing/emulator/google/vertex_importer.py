@@ -1,7 +1,7 @@
 """Vertex AI's importer of request files: each JSON key of the whole file is one BigQuery column of one type.
 
-What it cannot load fails the whole job before any row runs, with code 3 and "Failed to import data". It also rewrites:
-where every row's id looks like a number, the ids come back as numbers do ("000000" as "0").
+A value that it cannot load fails the whole job before any row runs, with code 3 and "Failed to import data". It also
+rewrites ids: if every row's id looks like a number, the ids come back in the form of numbers ("000000" as "0").
 
 https://cloud.google.com/bigquery/docs/loading-data-cloud-storage-json
 """

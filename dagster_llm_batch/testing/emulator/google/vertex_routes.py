@@ -1,7 +1,7 @@
 """Vertex AI's routes: batch prediction jobs and, in real time, generateContent and rawPredict.
 
-https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs
-Reads report and never move a job. What belongs to another account or project is not found.
+https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs Reads report and never
+move a job. For the objects of another account or project, the answer is "not found".
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class VertexRoutes(VendorRoutes):
         return f", its files in {gcs_url}" if gcs_url else ", its files nowhere: give --gcs-url or --all"
 
     def close(self) -> None:
-        """See VendorRoutes. Nothing is written before a batch ends."""
+        """See VendorRoutes. Does nothing, since results are written only when a batch ends."""
 
     def _app(self) -> Starlette:
         jobs, model = f"{_ROOT}/batchPredictionJobs", f"{_ROOT}/publishers/{{publisher}}/models/{{model}}"

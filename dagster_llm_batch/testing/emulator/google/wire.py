@@ -14,7 +14,7 @@ from dagster_llm_batch.testing.emulator.calls import CallError
 from dagster_llm_batch.testing.emulator.openai.wire import tokens
 
 VERTEX, GEMINI = "/vertex", "/gemini"
-"""Where the two are on the emulator: what a client gives as its base URL ends so."""
+"""The paths of the two on the emulator: the base URL of a client ends with one."""
 
 Body = dict[str, Any]
 _ROLES = {"user": "user", "model": "assistant"}

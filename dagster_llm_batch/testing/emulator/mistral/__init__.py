@@ -1,1 +1,1 @@
-"""Mistral's wire, from its documents and from what others saw live."""
+"""Mistral's wire, from its documents and from others' live observations."""

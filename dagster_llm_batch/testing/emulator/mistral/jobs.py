@@ -1,8 +1,8 @@
-"""A batch job of Mistral: what happens in each of its states, and the object that tells of it.
+"""A batch job of Mistral: its work in each state, and the object that describes it.
 
-https://docs.mistral.ai/capabilities/batch/ and, for what was seen live, OpenRouterTeam/docs, batch-research/mistral,
-2026-09. A request file was checked when it was uploaded, so that all rows can be asked. Of rows that never ran, no file
-tells anything. Work happens in `step`, which only the mover calls; `as_json` reports and changes nothing.
+https://docs.mistral.ai/capabilities/batch/ and, for live observations, OpenRouterTeam/docs, batch-research/mistral,
+2026-09. A request file was checked when it was uploaded, so that all rows can be asked. Rows that never ran are in no
+file. Work happens in `step`, which only the mover calls; `as_json` reports and changes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SUCCESS = 2
 _OK = 200
 
 
-# https://docs.mistral.ai/capabilities/batch/; what was canceled before it began has ended at once, as seen live
+# https://docs.mistral.ai/capabilities/batch/; a job that was canceled before it began ends at once, as seen live
 LIFECYCLE = Lifecycle(
     start="QUEUED",
     edges=(
@@ -47,7 +47,7 @@ LIFECYCLE = Lifecycle(
 
 @dataclass(frozen=True)
 class Asked:
-    """What a job is asked to do. `write_file` keeps results, so many lines, as a file of this type; its id."""
+    """The requests to a job. `write_file` keeps results, so many lines, as a file of this type, and returns its id."""
 
     lines: list[bytes]
     model: str
@@ -136,7 +136,7 @@ class MistralJob(EmulatedBatch):
                 self._files[f"{kind}_file"] = self._asked.write_file(blob, sample_type, counts[kind])
 
     def close(self) -> None:
-        """Give back what was written and not placed."""
+        """Release results that were written and not placed."""
         if not self._placed:
             self._output.close()
             self._error.close()
@@ -167,7 +167,7 @@ class MistralJob(EmulatedBatch):
             "started_at": int(reached["RUNNING"]) if "RUNNING" in reached else None,
             "completed_at": int(self.life.entered_at) if self.life.ended else None,
             "total_requests": 0 if is_new else len(self._queue),
-            # both kinds: what was processed
+            # both kinds: all processed requests
             "completed_requests": done,
             "succeeded_requests": self._succeeded + (self._fault("miscounts") is not None),
             "failed_requests": self._failed,

@@ -1,8 +1,8 @@
 """Mistral's routes: files, batch jobs, and chat and embeddings in real time.
 
-https://docs.mistral.ai/api/endpoint/batch and https://docs.mistral.ai/api/endpoint/files; what was seen live is from
-OpenRouterTeam/docs, batch-research/mistral, 2026-09. Reads report and never move a job. What belongs to another account
-is not found.
+https://docs.mistral.ai/api/endpoint/batch and https://docs.mistral.ai/api/endpoint/files; live observations are from
+OpenRouterTeam/docs, batch-research/mistral, 2026-09. Reads report and never move a job. For another account's objects,
+the answer is "not found".
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 class MistralRoutes(VendorRoutes):
-    """The routes of Mistral, over what the emulated vendors share."""
+    """The routes of Mistral, on the state that the emulated vendors share."""
 
     title = "Mistral"
     base_path = MISTRAL
     batches_path: ClassVar[str] = _JOBS.removeprefix(MISTRAL)
-    """The path of jobs, below that of the address."""
+    """The path of jobs, below the path of the address."""
     lifecycle = LIFECYCLE
 
     def __init__(self, shared: SharedState) -> None:
         super().__init__(shared)
         self._files = Files(shared, lambda: new_uuid(shared, "mistral-file"))
-        # What a file holds, and in how many lines.
+        # The content of a file, and its number of lines.
         self._samples: dict[str, tuple[str, int]] = {}
         self._jobs: dict[str, MistralJob] = {}
 
@@ -106,7 +106,7 @@ class MistralRoutes(VendorRoutes):
         )
 
     def close(self) -> None:
-        """Give back what unfinished jobs have written."""
+        """Release the results of unfinished jobs."""
         for job in self._jobs.values():
             job.close()
 
@@ -240,9 +240,9 @@ class MistralRoutes(VendorRoutes):
 
 
 def _checked_lines(blob: Blob, most: int) -> int:
-    """Count the requests; raise ApiError where one line is none, as Mistral does when a file is uploaded.
+    """Count the requests; raise ApiError for a line that is not a request, as Mistral does when a file is uploaded.
 
-    A `custom_id` may be missing, or be there twice.
+    A `custom_id` may be missing or repeated.
     """
     errors: list[Body] = []
     count = 0

@@ -24,7 +24,7 @@ class ApiError(CallError):
 
 
 def error_body(status: int, message: str | None = None, *, code: str | None = None) -> Body:
-    """Seen live: `{"detail": …}`; `code` is that of other vendors, and has no place here."""
+    """Return an error as seen live: `{"detail": …}`. Ignores `code`, which belongs to other vendors."""
     del code
     return {"detail": message or _MESSAGES.get(status, "The request could not be processed.")}
 
@@ -42,7 +42,7 @@ def as_vector(body: Body, index: int) -> Body:
 
 
 def model_error(status: int, message: str) -> Body:
-    """Return what a model says in place of an answer."""
+    """Return the message of a model in place of an answer."""
     kind = "invalid_request_error" if status < 500 else "internal_server_error"  # noqa: PLR2004 - HTTP
     said = {"object": "error", "message": message, "type": kind, "param": None}
     return {**said, "code": _INVALID_REQUEST, "raw_status_code": status}
@@ -55,7 +55,7 @@ def row(row_id: str, custom_id: str | None, status: int, body: Body) -> Body:
 
 
 def file_object(stored: StoredFile, sample_type: str, lines: int) -> Body:
-    """Return a file as Mistral shows it. None expires by itself."""
+    """Return a file in Mistral's form. It never expires."""
     return {
         "id": stored.id,
         "object": "file",

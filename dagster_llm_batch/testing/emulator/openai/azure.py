@@ -1,7 +1,7 @@
-"""What Azure OpenAI's v1 API does otherwise than OpenAI's: paths that begin with `/openai/` are answered so.
+"""Differences of Azure OpenAI's v1 API from OpenAI's: paths that begin with `/openai/` are answered so.
 
-https://learn.microsoft.com/azure/foundry/openai/how-to/batch, 2026-03: limits, and the documented samples of answers,
-in which endpoint, metadata and in_progress_at are null and file ids of a batch that was just created are empty texts.
+https://learn.microsoft.com/azure/foundry/openai/how-to/batch, 2026-03: limits, and the documented samples of answers.
+In these, endpoint, metadata and in_progress_at are null and file ids of a new batch are empty texts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def batch_object(batch: Body) -> Body:
 
 
 def row_of(row: Body) -> Body:
-    """Return a line of a results file: it has no id, and says what the content filter found."""
+    """Return a line of a results file: it has no id, and includes the findings of the content filter."""
     row = {name: value for name, value in row.items() if name != "id"}
     body = (row["response"] or {}).get("body") or {}
     if isinstance(body.get("choices"), list):

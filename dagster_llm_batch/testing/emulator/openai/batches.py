@@ -1,4 +1,4 @@
-"""An OpenAI batch: what happens in each of its states, and the object that tells of it.
+"""An OpenAI batch: its work in each state, and the object that describes it.
 
 https://platform.openai.com/docs/guides/batch
 Work happens in `step`, which only the mover calls; `as_json` reports and changes nothing.
@@ -51,7 +51,7 @@ _SUCCESS = 2
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a batch asks of the vendor that it is at."""
+    """The calls of a batch to its vendor."""
 
     input_file: Callable[[], tuple[Blob, str] | None]  # the input file's bytes and purpose, if the account has it
     write_file: Callable[[Blob, str], str]  # keep a results file under this name; its id
@@ -61,7 +61,7 @@ class Hooks:
 
 @dataclass
 class Outcome:
-    """What has come of a batch so far."""
+    """The results of a batch so far."""
 
     total: int = 0
     completed: int = 0
@@ -218,7 +218,7 @@ class OpenAIBatch(EmulatedBatch):
                 setattr(self._outcome, f"{kind}_file_id", file_id)
 
     def close(self) -> None:
-        """Give back what was written and not placed."""
+        """Release results that were written and not placed."""
         if not self._placed:
             self._output.close()
             self._errors.close()

@@ -17,7 +17,7 @@ _EXPIRING = frozenset({"batch", "batch_output"})
 
 
 def expiry_seconds(given: Any, *, param: str = "expires_after", allowed: tuple[int, int] | None = None) -> int | None:
-    """Return the seconds of an `expires_after` value, from JSON or form fields; None if there is none.
+    """Return the seconds of an `expires_after` value, from JSON or form fields; None without one.
 
     `allowed`: the shortest and the longest; by default OpenAI's.
     """

@@ -75,7 +75,7 @@ class InvalidInputError(Exception):
 
 @dataclass
 class InputFile:
-    """A validated input file: the place of each request in it, and what they have in common."""
+    """A validated input file: the place of each request in it, and the properties that they share."""
 
     blob: Blob
     model: str
@@ -188,7 +188,7 @@ def problem(
 ) -> tuple[int, Body] | None:
     """Return the status and error body of a request that is refused before any model sees it.
 
-    `knows_fields`: whether a parameter that OpenAI does not have is an error, as it is at OpenAI itself.
+    `knows_fields`: whether a parameter that OpenAI lacks is an error, like at OpenAI itself.
     """
     if knows_fields and (wrong := _field_problem(endpoint, body)) is not None:
         return wrong
@@ -234,7 +234,7 @@ def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
     refused = problem(endpoint, body, shared.limits.known_models, knows_fields=request.knows_fields)
     reply = Reply()
     if refused is None:
-        # a struck request never reaches the model: the account doesn't pay for what the vendor got wrong
+        # a struck request never reaches the model: the account does not pay for the vendor's faults
         failing = next((fault for fault in request.faults if fault.kind == "status"), None)
         if failing is None:
             reply = _bent(limited(shared.answer(body, endpoint), body), request.faults)

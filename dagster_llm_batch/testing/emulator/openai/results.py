@@ -16,7 +16,7 @@ _UNKNOWN = {"x_emulator_unknown": {"nested": [1, None, "future"]}}
 
 
 class ResultFile:
-    """Rows in, a `Blob` out; None where no row was written, for most vendors write no empty files."""
+    """Rows in, a `Blob` out; None if no row was written, since most vendors write no empty files."""
 
     def __init__(self, whole_file: Collection[FileKind], id_field: str = "custom_id") -> None:
         self._id_field = id_field
@@ -27,7 +27,7 @@ class ResultFile:
         self._last_row_at = 0
 
     def write(self, row: Body, faults: Collection[FileFault] = ()) -> None:
-        """Write the row as the faults have it: not at all, once, or more often."""
+        """Write the row according to the faults: never, once, or more often."""
         kinds = {fault.kind for fault in faults}
         if "missing" in kinds:
             return
@@ -62,7 +62,7 @@ class ResultFile:
         self._handle.truncate()
 
     def so_far(self) -> IO[bytes]:
-        """Return what has been written, from its start; read it before writing on."""
+        """Return the bytes written so far, from the start; read them before the next write."""
         self._handle.seek(0)
         copy = scratch()
         shutil.copyfileobj(self._handle, copy)

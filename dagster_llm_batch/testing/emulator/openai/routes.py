@@ -1,7 +1,7 @@
 """OpenAI's routes: files, uploads, batches, and the four real-time endpoints. `azure` bends those below `/openai/`.
 
-https://platform.openai.com/docs/api-reference
-Reads report and never move a batch. What belongs to another account is not found.
+https://platform.openai.com/docs/api-reference Reads report and never move a batch. For another account's objects, the
+answer is "not found".
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FileBatchRoutes(VendorRoutes):
     """
 
     batches_path: ClassVar[str] = "/batches"
-    """The path of batches, below that of the address."""
+    """The path of batches, below the path of the address."""
     lifecycle = LIFECYCLE
 
     def __init__(self, shared: SharedState) -> None:
@@ -104,7 +104,7 @@ class FileBatchRoutes(VendorRoutes):
         )
 
     def close(self) -> None:
-        """Give back what unfinished batches have written."""
+        """Release the results of unfinished batches."""
         for batch in self._batches.values():
             batch.close()
 
@@ -293,7 +293,7 @@ class FileBatchRoutes(VendorRoutes):
 
 
 class OpenAIRoutes(FileBatchRoutes):
-    """The routes of OpenAI, and of Azure, which take all paths that are nobody else's."""
+    """The routes of OpenAI, and of Azure, which take all paths that other vendors do not have."""
 
     title = "OpenAI"
     base_path = "/v1"

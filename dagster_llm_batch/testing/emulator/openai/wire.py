@@ -76,7 +76,7 @@ def truncated(reply: Reply, characters: int | None = None) -> Reply:
 
 
 def tokens(reply: Reply, body: Body) -> tuple[int, int]:
-    """Return the input and output tokens, as the reply says or estimated; reasoning counts as output."""
+    """Return the input and output tokens, from the reply or estimated; reasoning counts as output."""
     given = prompt_tokens(body) if reply.input_tokens is None else reply.input_tokens
     if reply.output_tokens is not None:
         return given, reply.output_tokens
@@ -116,9 +116,9 @@ def _chat(reply: Reply, body: Body, new_id: str, at: int) -> Body:
 
 
 def _logprobs(text: str) -> list[Body]:
-    """https://platform.openai.com/docs/api-reference/chat/object: words and what stands between them, as tokens.
+    """Return logprobs of the text: words and the characters between them are tokens.
 
-    A token is the less probable the longer it is.
+    Format: https://platform.openai.com/docs/api-reference/chat/object. A longer token is less probable.
     """
     tokens = re.findall(r"\w+|\W", text)
     return [
@@ -186,7 +186,7 @@ def _embeddings(reply: Reply, body: Body, _new_id: str, _at: int) -> Body:
 
 
 def _moderation(reply: Reply, body: Body, new_id: str, _at: int) -> Body:
-    """https://platform.openai.com/docs/api-reference/moderations/object: no usage, as it costs nothing."""
+    """Return https://platform.openai.com/docs/api-reference/moderations/object: it is free, so it has no usage."""
     scores = reply.moderation or {}
     flags = {category: score >= _FLAGGED for category, score in scores.items()}
     given = body["input"]

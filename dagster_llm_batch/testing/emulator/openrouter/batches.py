@@ -1,8 +1,7 @@
-"""An inline batch: what happens in each of its states, the object that tells of it, and its rows.
+"""An inline batch: its work in each state, the object that describes it, and its rows.
 
-https://openrouter.ai/docs/api-reference/batches
-Work happens in `step`, which only the mover calls; the others report and change nothing. Taking a batch is storing it:
-whatever is wrong with it shows later, in a message without a code.
+https://openrouter.ai/docs/api-reference/batches Work happens in `step`, which only the mover calls; the others report
+and change nothing. Accepting a batch only stores it: its faults show later, in a message without a code.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ class InlineBatch(EmulatedBatch):
             self._completed += 1
             for name, count in usage_of(body).items():
                 self._usage[name] += count
-            # of a chat's row, only the batch tells what it cost
+            # only the batch reports the cost of a chat's row
             self._costs.append(body.get("usage", {}).pop("cost", None))
             result = row(row_id, custom_id, "", status, body)
             result["response"]["request_id"] = None
@@ -120,7 +119,7 @@ class InlineBatch(EmulatedBatch):
             self._results = None if blob is None else self._shared.keep(blob)
 
     def close(self) -> None:
-        """Give back what was written and not placed."""
+        """Release results that were written and not placed."""
         if not self._is_placed:
             self._file.close()
 

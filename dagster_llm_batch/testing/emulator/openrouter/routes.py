@@ -1,7 +1,7 @@
 """OpenRouter's routes: inline batches, and the three endpoints in real time.
 
-https://openrouter.ai/docs/api-reference/batches
-Reads report and never move a batch. What belongs to another account is not found. There is no call that cancels.
+https://openrouter.ai/docs/api-reference/batches Reads report and never move a batch. For another account's objects, the
+answer is "not found". The API cannot cancel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 class OpenRouterRoutes(VendorRoutes):
-    """The routes of OpenRouter, over what the emulated vendors share."""
+    """The routes of OpenRouter, on the state that the emulated vendors share."""
 
     title = "OpenRouter"
     base_path = OPENROUTER
@@ -74,7 +74,7 @@ class OpenRouterRoutes(VendorRoutes):
         )
 
     def close(self) -> None:
-        """Give back what unfinished batches have written."""
+        """Release the results of unfinished batches."""
         for batch in self._batches.values():
             batch.close()
 
@@ -167,7 +167,7 @@ class OpenRouterRoutes(VendorRoutes):
 
 
 def _read_in_order(raw: bytes) -> Body:
-    """Return the body of a create call. It is read as it arrives: what comes after the requests is not seen in time."""
+    """Return the body of a create call. It is read as it arrives: fields after the requests come too late."""
     told = json_object(raw, ApiError(400, _NO_OBJECT))
     names = list(told)
     if "requests" not in names or not isinstance(told["requests"], list) or not told["requests"]:

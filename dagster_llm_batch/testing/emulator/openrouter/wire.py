@@ -25,7 +25,7 @@ class ApiError(CallError):
 
 
 def error_body(status: int, message: str | None = None, *, code: str | None = None) -> Body:
-    """https://openrouter.ai/docs/api-reference/errors; `code` is that of other vendors, and has no place here."""
+    """Return an error: https://openrouter.ai/docs/api-reference/errors. Ignores `code`, which other vendors have."""
     del code
     return {"error": {"code": status, "message": message or _MESSAGES.get(status, "The request cannot be processed.")}}
 
