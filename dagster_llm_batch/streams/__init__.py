@@ -1,7 +1,7 @@
 """Streams: windows of Kafka topics as partitions, results produced back, and a student that answers in real time.
 
     topic ─▶ windows ─▶ rows ─▶ llm_batch_assets ─▶ labels ─▶ topic            the batch layer
-                                                      └─▶ student              learns from them
+                                                      └─▶ student              trained on them
     topic ─▶ student ─▶ results; unsure or drifting ─▶ LLM, now or in a batch  the stream layer
 
 Start with `KafkaTopic`, `build_kafka_sensor` and `KafkaResource`; then `dagster_llm_batch.student_assets`

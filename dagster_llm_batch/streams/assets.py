@@ -1,4 +1,4 @@
-"""Messages as tables: each window of a topic lands once, with the messages that cannot be read beside it."""
+"""Messages as tables: each window of a topic is materialized once, and a second table has the unreadable messages."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
@@ -45,18 +45,18 @@ def kafka_assets(
 
         topic ─▶ <name>            message_id, kafka_partition, kafka_offset, kafka_timestamp, kafka_key,
                                    kafka_headers, and the columns of the content
-                 <name>_rejects    messages that cannot be read, and offsets that retention deleted, each with why
+                 <name>_rejects    messages that cannot be read, and offsets that retention deleted, each with a reason
 
-    Every message of a window is in one of both. A window that has landed is not replaced by a shorter one: once
-    retention has taken messages of it, materializing it again raises MessagesLostError. A window is held in memory
-    as it lands; `build_kafka_sensor(max_messages=…)` bounds it.
+    Every message of a window is in one of the two. A materialized window is not replaced by a shorter one: once
+    retention has deleted messages of it, materializing it again raises MessagesLostError. A window is held in memory
+    while it is materialized; `build_kafka_sensor(max_messages=…)` limits its size.
 
     Args:
         name: Name of the asset.
-        topic: What is read, and how.
+        topic: The topic to read, and the form of its messages.
         frame, io_manager_key, backfill_policy: As for `llm_batch_assets`.
-        options: Dagster's own, as for `evaluation_assets`. By default nothing is followed: `build_kafka_sensor` asks
-            for each window.
+        options: Dagster's own, as for `evaluation_assets`. By default the assets follow nothing: `build_kafka_sensor`
+            requests each window.
 
     Returns:
         The assets, for `Definitions(assets=[...])` and as `rows=` of `llm_batch_assets` (`rows="<name>"`).

@@ -1,4 +1,4 @@
-"""The only place that imports Kafka's client (confluent-kafka, over librdkafka), and what its errors mean here."""
+"""The only module that imports Kafka's client (confluent-kafka, over librdkafka); it makes the client's errors ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CREDENTIALS = (
     "ILLEGAL_SASL_STATE",
 )
 _UNKNOWN = ("UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "TOPIC_EXCEPTION")
-# Emergencies only: what matters comes back as an error, and the client would print it to stderr as well.
+# Emergencies only: other errors come back as an error, and the client would also print them to stderr.
 _QUIET = 0
 
 
@@ -39,7 +39,7 @@ def confluent() -> Any:
 
 @contextmanager
 def kafka_errors(doing: str) -> Iterator[None]:
-    """Give the client's errors as ours: what may pass is a TransientError, the rest says what to change."""
+    """Turn the client's errors into ours: a TransientError if it may pass, else an error with the setting to change."""
     try:
         yield
     except confluent().KafkaException as error:
@@ -66,7 +66,7 @@ def as_ours(error: Any, doing: str) -> LLMBatchError:
 
 
 def is_end(error: Any) -> bool:
-    """Return whether the client only says that a partition ends here by now."""
+    """Return whether the message only marks the present end of a partition."""
     return bool(error.code() == confluent().KafkaError._PARTITION_EOF)  # noqa: SLF001 - the client's own names
 
 
@@ -85,14 +85,15 @@ class Connection:
         return f"Connection({self._settings.get('bootstrap.servers')!r})"
 
     def consumer(self, **more: Any) -> Consumer:
-        """Return a consumer that sees committed messages only, commits nothing by itself, and never skips an offset.
+        """Return a consumer that sees committed messages only, never commits on a timer, and never skips an offset.
 
-        It is a group of its own unless `group_id` names one. More settings with _ for the dots.
+        It is its own group unless `group_id` names one. More settings with _ for the dots.
         """
         settings = {
-            # The client wants a group even where none is joined and nothing is committed.
+            # The client requires a group even for a consumer that joins none and commits nothing.
             "group.id": f"dagster-llm-batch-{uuid.uuid4().hex}",
-            # Offsets are committed with what was produced, in one transaction; a timer would commit what is not done.
+            # Offsets are committed with the produced messages, in one transaction; a timer would commit unfinished
+            # work.
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,

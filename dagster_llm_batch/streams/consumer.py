@@ -1,9 +1,9 @@
-"""Reads exactly the messages of a window, and says what retention has deleted of it. Keeps no position anywhere.
+"""Reads exactly the messages of a window, and reports the ones that retention has deleted. Keeps no position anywhere.
 
-Reads are `assign` at an offset, without a consumer group: nothing is rebalanced, and reading again gives the same. A
-partition is done when a message at or after the end comes, or the log is seen to reach there: offsets that are no
-message (transaction markers, aborted messages, what compaction removed) are passed over, and messages are counted by
-what is there. An open transaction is never waited for: windows end before it (`Watermarks.end`).
+Reads are `assign` at an offset, without a consumer group: there is no rebalancing, and a second read gives the same. A
+partition is done when a message at or after the end comes, or the log reaches the end. Offsets without a message
+(transaction markers, aborted messages, messages removed by compaction) are passed over, and only existing messages are
+counted. A read never waits for an open transaction: windows end before it (`Watermarks.end`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _POLL_SECONDS = 0.2
 
 
 class Watermarks(NamedTuple):
-    """What of a partition can be read: from `begin` up to but not with `end`, where an open transaction begins or the
-    log ends.
+    """The readable part of a partition: from `begin` up to but not with `end`, the start of an open transaction or the
+    end of the log.
     """
 
     begin: int
@@ -46,7 +46,7 @@ class Watermarks(NamedTuple):
 
 
 def watermarks(connection: Connection, topic: str) -> dict[int, Watermarks]:
-    """By partition of the topic. Raises ConfigError for an unknown topic, TransientError without a broker."""
+    """Return them by partition. Raises ConfigError for an unknown topic, TransientError without a broker."""
     consumer = connection.consumer()
     try:
         return watermarks_of(consumer, topic, connection.timeout_seconds)
@@ -75,7 +75,7 @@ def watermarks_in(consumer: Consumer, topic: str, partition: int, timeout: float
 def offsets_at(
     connection: Connection, topic: str, partitions: Mapping[int, Watermarks], when: datetime
 ) -> dict[int, int]:
-    """By partition, the first offset of a message at or after `when`, or the end where there is none."""
+    """Return, by partition, the first offset of a message at or after `when`, or the end without such a message."""
     client = confluent()
     milliseconds = int(when.timestamp() * 1000)
     consumer = connection.consumer()
@@ -103,10 +103,11 @@ def resume(
     stops_when_lost: bool,
     first: Mapping[int, int] | None = None,
 ) -> tuple[dict[int, int], int]:
-    """Return where the consumer's group goes on, by partition: at its position, or where it has none, at `first` or
-    where all begins.
+    """Return the offsets at which the consumer's group goes on, by partition: its position or, without one, `first` or
+    the beginning.
 
-    And how many offsets after its positions retention has deleted; with `stops_when_lost` they are a MessagesLostError.
+    Also return the number of offsets after its positions that retention has deleted; with `stops_when_lost`, raise
+    MessagesLostError instead.
     """
     begins, lost = {}, 0
     for position in consumer.committed(
@@ -127,7 +128,7 @@ def resume(
 
 
 def lost_text(topic: str, lost: OffsetRange) -> str:
-    """Return what is said of offsets that are gone."""
+    """Return the message about deleted offsets."""
     return (
         f"offsets {lost.start} to {lost.end - 1} of partition {lost.partition} of topic '{topic}' were deleted by the "
         "topic's retention before they were read"
@@ -137,8 +138,9 @@ def lost_text(topic: str, lost: OffsetRange) -> str:
 class WindowReader:
     """Reads one window once.
 
-    `lost` holds, after reading, what retention has deleted of it; with `stops_when_lost` that is a MessagesLostError
-    instead. Raises InputError where the topic ends before the window does, TransientError where nothing comes.
+    `lost` holds, after reading, the offsets that retention has deleted of it; with `stops_when_lost` reading raises
+    MessagesLostError instead. Raises InputError if the topic ends before the window does, TransientError if no message
+    comes.
     """
 
     def __init__(self, connection: Connection, window: KafkaWindow, *, stops_when_lost: bool) -> None:
@@ -146,7 +148,7 @@ class WindowReader:
         self._connection = connection
         self._window = window
         self._stops_when_lost = stops_when_lost
-        # What is left to read, by partition.
+        # The ranges that are left to read, by partition.
         self._open: dict[int, OffsetRange] = {}
 
     def messages(self) -> Iterator[list[Message]]:
@@ -162,7 +164,7 @@ class WindowReader:
             consumer.close()
 
     def _begin(self, consumer: Consumer, wanted: OffsetRange) -> None:
-        """Look what is left of a range, before or while it is read."""
+        """Find the remaining part of a range, before or while it is read."""
         topic = self._window.topic
         marks = watermarks_in(consumer, topic, wanted.partition, self._connection.timeout_seconds)
         if marks.end < wanted.end:
@@ -220,12 +222,12 @@ class WindowReader:
         if error is not None and not is_end(error):
             if error.code() != confluent().KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - the client's own names
                 raise as_ours(error, f"Reading {self._window.key}")
-            # The consumer never skips an offset by itself: one that retention has deleted is this error.
+            # The consumer never skips an offset silently: an offset that retention has deleted is this error.
             self._begin(consumer, wanted)
             self._assign(consumer)
             return False
         if offset >= wanted.end:
-            # What follows is read by a later window: without this the client would go on fetching it.
+            # A later window reads the following messages: without this the client would go on fetching them.
             del self._open[number]
             consumer.incremental_unassign([confluent().TopicPartition(self._window.topic, number)])
             return False
@@ -239,9 +241,10 @@ class WindowReader:
 
 
 def messages_from(connection: Connection, topic: str, begins: Mapping[int, int]) -> Iterator[Message]:
-    """Yield what the topic holds now, of each partition from `begins` on, or all of it; in the order of each partition.
+    """Yield the topic's present messages, of each partition from `begins` on, or all; in the order of each partition.
 
-    What retention takes meanwhile is left out. A partition that ends before `begins` was made anew: all of it is read.
+    Messages that retention deletes meanwhile are left out. A partition that ends before `begins` was created again: all
+    of it is read.
     """
     marks = sorted(watermarks(connection, topic).items())
     starts = {number: begins.get(number, 0) if begins.get(number, 0) <= mark.end else 0 for number, mark in marks}

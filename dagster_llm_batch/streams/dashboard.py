@@ -1,4 +1,4 @@
-"""The stream at a glance, as an asset: a table, its Markdown and a picture, of the last day's results, say."""
+"""A dashboard of the stream as an asset: a table, its Markdown and a picture, for example of the last day's results."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Unpack
@@ -58,21 +58,21 @@ def stream_dashboard_asset(
     resource_key: str = "kafka",
     **options: Unpack[TableOptions],
 ) -> dg.AssetsDefinition:
-    """Throughput, latency (p50, p99), share of the LLM, agreement and cost per 1,000 messages, of a results' topic.
+    """Show throughput, latency (p50, p99), share of the LLM, agreement and cost per 1,000 messages of a topic.
 
-    Needs the extra `evaluation` when it runs. The results that it is about are read anew each time, and held in
+    Needs the extra `evaluation` when it runs. Each run reads its results from the topic again, and holds them in
     memory, with about 600 bytes each.
 
     Args:
         name: Name of the asset.
         results: The topic that StreamLabeler and RealTimeLane produce to.
-        truth: An asset with labels to compare with: those of a batch, or gold. All its partitions are read.
+        truth: An asset with labels to compare with: labels of a batch, or gold. All its partitions are read.
         target: Its column with labels; `message_id` is its key.
-        last: How far back it looks; None: at all that the topic holds.
+        last: The period before now that it covers; None: all results in the topic.
         frame, io_manager_key: As for `evaluation_assets`.
-        resource_key: Where the KafkaResource is.
-        options: Dagster's own, as for `evaluation_assets`. By default it is made when `truth` is new; what is new in a
-            topic is seen with `automation_condition=AutomationCondition.on_cron("*/15 * * * *")`.
+        resource_key: The key of the KafkaResource.
+        options: Dagster's own, as for `evaluation_assets`. By default it is materialized when `truth` is new. To also
+            show new results in the topic, set `automation_condition=AutomationCondition.on_cron("*/15 * * * *")`.
     """
     check_topic(results)
     source = None if truth is None else upstream_key(truth)
@@ -104,8 +104,8 @@ def stream_dashboard_asset(
 def _truth(
     context: dg.AssetExecutionContext, source: dg.AssetKey, target: str
 ) -> tuple[dict[str, str], dict[str, float]]:
-    """Return labels, and what they stand for if they do not count alike, by message id; none where nothing is
-    materialized yet.
+    """Return labels, and their weights if they do not count equally, by message id; empty before the first
+    materialization.
     """
     tables = StoredTables(context)
     if not tables.partitions(source):

@@ -1,7 +1,7 @@
 """Has the stream changed? One online detector (river's ADWIN) for each signal, over the messages in their order.
 
-Signals: the share of each class, the student's confidence, the share of words that it knows, and how long texts are.
-What is seen goes to the events' topic as a `DriftEvent`.
+Signals: the share of each class, the student's confidence, the share of known words, and the length of texts. Each
+detected change goes to the events' topic as a `DriftEvent`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class DriftWatch:
 
 
 class DriftEvent(BaseModel):
-    """Since `first_offset` at the earliest, and by `offset`, the messages of this partition are others than before.
+    """Since `first_offset` at the earliest, and by `offset`, the messages of this partition differ from earlier ones.
 
-    Detectors see all partitions of a process in turn, so that `first_offset` reaches back too far rather than too
-    little. `signals`: what has changed, as in `DriftWatch`. `seen_ms`: milliseconds since 1970.
+    Detectors see all partitions of a process in turn, so `first_offset` may be too early, but not too late. `signals`:
+    the signals that changed, as in `DriftWatch`. `seen_ms`: milliseconds since 1970.
     """
 
     topic: str

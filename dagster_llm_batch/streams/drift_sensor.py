@@ -1,8 +1,8 @@
-"""A change in the stream makes a batch: the sensor asks to label the windows in which it was seen.
+"""The sensor that answers drift: it requests labels for the windows in which a change in the stream was seen.
 
-Its cursor says how far it has read the drift events, and holds those that wait for windows to be made. Dagster takes
-each request once: an old cursor, or none, reads again and asks for nothing more. When the labels have landed, the
-student learns from them, and the stream layer takes it over.
+Its cursor has its position in the drift events, and the events that wait for windows. Dagster accepts each request
+once: with an old or empty cursor, the sensor reads again and requests nothing more. When the labels are materialized,
+the student learns from them, and the stream layer takes it over.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _RUNS_A_TICK = 20
 
 
 class SeenEvents(BaseModel):
-    """What the sensor remembers: the next offset to read by partition of the events' topic, and open events by id."""
+    """The sensor's state: the next offset to read by partition of the events' topic, and open events by id."""
 
     next: dict[int, int] = {}
     open: dict[str, DriftEvent] = {}
 
 
 def read_events(connection: Connection, topic: str, seen: SeenEvents) -> SeenEvents:
-    """Return the events that are known by now: those seen before, and what the topic holds beyond them."""
+    """Return all events known by now: the ones seen before, and newer ones in the topic."""
     upto, open_ = dict(seen.next), dict(seen.open)
     for message in messages_from(connection, topic, seen.next):
         number, offset = message.partition() or 0, message.offset() or 0
@@ -66,13 +66,13 @@ def build_drift_sensor(
 
     Args:
         events: Name of the topic with drift events. Keep them long (`retention.ms=-1`); they are few.
-        topic: Whose windows are labeled; `build_kafka_sensor` without `target` makes them.
-        labels: What `llm_batch_assets` returned, with `partitions_def=topic.partitions_def`.
-        also: More assets of the window to materialize in the same run, such as what `kafka_assets` returned.
-        after: How many messages after the change count, too: as many as `StreamLabeler(drifting=…)`, say.
+        topic: The topic whose windows are labeled; `build_kafka_sensor` without `target` makes them.
+        labels: The assets from `llm_batch_assets`, with `partitions_def=topic.partitions_def`.
+        also: More assets of the window to materialize in the same run, such as the assets from `kafka_assets`.
+        after: How many messages after the change count, too: for example as many as `StreamLabeler(drifting=…)`.
         name, minimum_interval_seconds, default_status, run_config, run_tags: As for `build_kafka_sensor`.
 
-    Raises ConfigError for what cannot work.
+    Raises ConfigError for arguments that cannot work.
     """
     check_topic(events)
     dataset = dataset_of(labels)

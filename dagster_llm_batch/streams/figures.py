@@ -1,4 +1,4 @@
-"""What a stream of results adds up to: throughput, latency, share of the LLM, agreement, cost. Pure."""
+"""Figures of a stream of results: throughput, latency, share of the LLM, agreement, cost. Pure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class StreamFigures:
 
     - `n`: results; `share`: of all. A message with several results counts by its last one.
     - `per_second`: results between the first and the last one; None for fewer than two.
-    - `p50_ms`, `p99_ms`: from the message's own time to its result; None where no message has a time.
-    - `n_student`, `student_agreement`: results of the LLM for which the student had said something, and how often it
-      was the same. Such messages are those that the student is not sure of: a hard choice.
-    - `n_truth`, `truth_agreement`: results whose message is in the table given as truth, and how often the label is
-      the same; of gold with the weights of a sample, weighted.
-    - `cost_usd`, `cost_per_1000_usd`: of the LLM; None where one is not known.
+    - `p50_ms`, `p99_ms`: from the message's own time to its result; None if all messages lack a time.
+    - `n_student`, `student_agreement`: results of the LLM with an answer of the student, and how often both were equal.
+      The student is not sure of such messages, so they are a hard choice.
+    - `n_truth`, `truth_agreement`: results whose message is in the table given as truth, and how often the label is the
+      same; weighted if gold has the weights of a sample.
+    - `cost_usd`, `cost_per_1000_usd`: of the LLM; None if one cost is unknown.
     """
 
     by: str
@@ -49,8 +49,9 @@ class StreamFigures:
 def stream_figures(
     results: Iterable[StreamResult], truth: Mapping[str, str], weights: Mapping[str, float] | None = None
 ) -> list[StreamFigures]:
-    """Of all results, then of each lane. `truth`: labels by message_id; `weights`: how many messages each stands for,
-    where they do not count alike.
+    """Return the figures of all results, then of each lane.
+
+    `truth`: labels by message_id. `weights`: the weight of each message, if they do not count equally.
     """
     last = {result.message_id: result for result in results}
     groups: dict[str, list[StreamResult]] = {"all": list(last.values())}
@@ -130,8 +131,8 @@ def _agreed(part: float | None, n: int) -> str:
 
 
 def latency_png(results: Sequence[StreamResult]) -> bytes:
-    """Above, the share of results that are there after so many milliseconds, by lane; below, the share of messages that
-    went to the LLM, over the messages in twenty parts.
+    """Draw the share of results by latency and lane above; below, the share of messages that went to the LLM, over the
+    messages in twenty parts.
     """
     with evaluation_extra("Drawing a stream"):
         figure_, lettering = blank(5.6)

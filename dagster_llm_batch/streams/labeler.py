@@ -4,8 +4,8 @@
                       ├─ unsure, drifting ─▶ review         for the real-time lane (`RealTimeLane`), or for the next
                       └─ a change is seen ─▶ drift events   batch (`build_kafka_sensor` over it)
 
-Each message has one result or is sent on once, also when the process is killed and started again; several processes
-share the topic's partitions. No LLM is asked here: sure rows wait for none.
+Each message has one result or is sent on once, even if the process is killed and started again; several processes share
+the topic's partitions. This layer never calls the LLM, so sure rows do not wait for it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "StreamLabeler"]
 
-# How long to wait for more messages than have come: a larger transaction is cheaper for each of them.
+# How long to wait for further messages: a larger transaction is cheaper for each of them.
 _LINGER_SECONDS = 0.01
 _PLACE = (KEY, "kafka_partition", "kafka_offset")
 
 
 @dataclass
 class Counts:
-    """What a labeler has done since it started."""
+    """Counts of a labeler's work since its start."""
 
     messages: int = 0
     answered: int = 0
@@ -57,19 +57,19 @@ class StreamLabeler:
 
     Args:
         connection: `KafkaResource(...).connection()`.
-        topic: What is labeled.
+        topic: The topic to label.
         results, review, events: Names of topics: for results, for messages to ask the LLM about, and for changes.
         labeling: The definition that the student learned from, as `labeling_of(labels)` gives it.
         text: Column of the message that the student reads.
-        students: Gives the student; asked again every `refresh_seconds`, so that a newly trained one takes over.
-        least_confidence: Below it the LLM is asked.
-        drifting: How many messages are sent on after a change was seen. They are what the next student needs.
+        students: Returns the student; called again every `refresh_seconds`, so that a newly trained one takes over.
+        least_confidence: Below it the message goes to the LLM.
+        drifting: How many messages are sent on after a detected change. The next student needs them.
         group: Consumer group; processes of the same group share the topic's partitions.
-        instance: Name of this process in its group. Started again under its name it takes over at once what it had,
-            and a process of that name that was thought dead is fenced. A name that does not come back is waited for,
-            for `session.timeout.ms` (10 s here).
-        after: Windows (partition keys) that the batch layer labels: where the group has no position yet, it begins
-            after them instead of at the first message.
+        instance: Name of this process in its group. Started again under its name it takes over at once its former
+            partitions, and an earlier process of that name that still runs is fenced. The group waits
+            `session.timeout.ms` (10 s here) for a name that does not come back.
+        after: Windows (partition keys) that the batch layer labels: if the group has no position yet, it begins after
+            them instead of at the first message.
         at_once: Most messages of one transaction.
         refresh_seconds: See `students`.
     """
@@ -132,11 +132,10 @@ class StreamLabeler:
             self._watch = DriftWatch(student.classes)
 
     def run(self, until: Callable[[Counts], bool]) -> Counts:
-        """Label until `until` says so; it is asked between two transactions, at least twice a second.
+        """Label until `until` returns true; it is called between two transactions, at least twice a second.
 
-        Raises TransientError where the broker is away, or another process has taken over: start again, and it goes on
-        after the last transaction. Raises MessagesLostError where retention was quicker and the topic's on_lost is
-        "stop".
+        Raises TransientError if the broker is away, or another process has taken over: start again, and it goes on
+        after the last transaction. Raises MessagesLostError if retention was quicker and the topic's on_lost is "stop".
         """
         consumer = self._connection.consumer(group_id=self._group, group_instance_id=self._instance)
         # One transactional id for each instance: a process that was thought dead, and goes on, is fenced by its
@@ -168,9 +167,7 @@ class StreamLabeler:
         return self.counts
 
     def _begin(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        """Return where to read on: after what the group has committed, or what the batch layer has, or from the
-        beginning.
-        """
+        """Return where to read on: after the group's commits, or the batch layer's windows, or from the beginning."""
         name, seconds = self._topic.name, self._connection.timeout_seconds
         marks = {
             partition.partition: watermarks_in(consumer, name, partition.partition, seconds) for partition in partitions
@@ -181,7 +178,7 @@ class StreamLabeler:
         return [confluent().TopicPartition(name, number, at) for number, at in begins.items()]
 
     def _consume(self, consumer: Consumer) -> list[Message]:
-        """Return the next messages: what is there after a short wait for the first."""
+        """Return the next messages: the available ones after a short wait for the first."""
         messages = []
         for message in consumer.consume(self._at_once, _LINGER_SECONDS) or consumer.consume(1, 0.2):
             error = message.error()
@@ -193,8 +190,8 @@ class StreamLabeler:
 
     def _label(self, consumer: Consumer, producer: Any, messages: Sequence[Message], seconds: float) -> None:
         results, review, events = self._answers(messages)
-        # Results, what is sent on, events and the group's offsets are one transaction: a message has one result or is
-        # sent on once, whenever the process is killed.
+        # Results, messages to send on, events and the group's offsets are one transaction: a message has one result or
+        # is sent on once, whenever the process is killed.
         with transaction(producer, seconds):
             produce(producer, self._results, results)
             produce(producer, self._review, review)
@@ -272,7 +269,7 @@ def _ms(message: Message) -> int | None:
 
 
 def _sent_on(message: Message, result: StreamResult, reason: str) -> Outgoing:
-    """Return the message as it came, with what is known of it in headers."""
+    """Return the message unchanged, with the facts about it in headers."""
     value, key = message.value(), message.key()
     since = str(result.since_ms or "")
     # A message that was sent on before carries our headers already: the new ones replace them.

@@ -2,9 +2,9 @@
 
     review ─▶ a window of some messages ─▶ the engine's real-time lane ─▶ results and the window's end, at once
 
-Requests are made by the labeled dataset's own prompt, response and provider, and go through ledger and budgets: a
-window is a submission. A process that is killed finds its window in the ledger when it starts again, and takes the same
-one: what was answered is not asked, or paid, again, and each message has one result.
+Requests use the labeled dataset's own prompt, response and provider, and go through ledger and budgets: a window is a
+submission. A killed process finds its window in the ledger when it starts again, and takes the same one: answered
+messages are not sent, or paid, again, and each message has one result.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class RealTimeLane:
         self._labeling = in_real_time(labeling, self._name, key=KEY)
 
     def run(self, until: Callable[[int], bool]) -> int:
-        """Answer until `until` says so, which is given how many messages wait; returns how many were answered.
+        """Answer until `until` returns true, which gets the number of waiting messages; return the number of answers.
 
-        Raises TransientError as StreamLabeler does, and what the engine raises: a BudgetError leaves messages where
-        they are, for the next batch or a larger budget.
+        Raises TransientError like StreamLabeler, and the errors of the engine: after a BudgetError the messages stay in
+        the topic, for the next batch or a larger budget.
         """
         seconds, answered = self._connection.timeout_seconds, 0
         stops = self._review.on_lost == "stop"
@@ -151,7 +151,7 @@ class RealTimeLane:
         if not len(rows):
             return results, None
         labeled, submission_id = self._ask(window.key, rows)
-        # Who reads the results sees it there: a lane has no checks.
+        # The reader of the results sees it there: a lane has no checks.
         given_up = self._engine.unsent(submission_id).over_budget or ""
         asked = [_result(row, labeled[row[KEY]], self._target, given_up) for row in rows.to_pylist()]
         return [*results, *asked], submission_id

@@ -46,13 +46,13 @@ def message_id(topic: str, partition: int, offset: int) -> str:
 
 
 class Content:
-    """How the values of a topic's messages are read.
+    """The form of a topic's messages.
 
     Args:
         message: A pydantic model or a JSON Schema (one column a field), None (UTF-8 text, column `text`) or `bytes`
             (column `value`).
         key: Whether keys are UTF-8 text or bytes.
-        id_header: A header that holds the message's id, of another topic that it came from.
+        id_header: The header with the message's id, for messages that came from another topic.
     """
 
     def __init__(self, message: Any, key: Literal["text", "bytes"], id_header: str | None = None) -> None:
@@ -76,11 +76,11 @@ class Content:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Columns of readable messages: `message_id`, Kafka's, then those of their content."""
+        """Columns of readable messages: `message_id`, Kafka's, then the columns of the content."""
         return pa.schema([*self._own, *self._fields])
 
     def read(self, messages: Sequence[Message]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Return each message in one of two batches: what can be read (`schema`), and what cannot (REJECT_SCHEMA)."""
+        """Return the messages in two batches: readable ones (`schema`), and unreadable ones (REJECT_SCHEMA)."""
         keys = [self._key(message) for message in messages]
         columns, reasons = self._values(messages)
         reasons = [key_reason or reason for (_, key_reason), reason in zip(keys, reasons, strict=True)]
@@ -146,7 +146,7 @@ def lost_rows(topic: str, lost: Sequence[OffsetRange]) -> pa.RecordBatch:
 
 def _where(message: Message) -> dict[str, Any]:
     topic, partition, offset = message.topic(), message.partition(), message.offset()
-    # what was read is somewhere
+    # a message that was read has a place
     assert topic is not None
     assert partition is not None
     assert offset is not None

@@ -1,15 +1,15 @@
-"""Rows to a topic, each once, also when the process is killed in the middle and starts again.
+"""Rows to a topic, each once, even if the process is killed in the middle and starts again.
 
-    begin ─▶ some rows ─▶ how far they go, in a consumer group's offset ─▶ commit        (one transaction)
+    begin ─▶ some rows ─▶ their end, in a consumer group's offset ─▶ commit        (one transaction)
 
-What was produced, and that it was, are one transaction: the mark is an offset that is committed with it, in a group of
-the work's own, with a digest of the rows. Whoever starts again reads the mark and goes on after it. The transactional
-id is the work's name: a process that was thought dead and goes on is fenced, and can commit nothing any more. Consumers
-with `isolation.level=read_committed` see each row once. Brokers forget marks after `offsets.retention.minutes` (a week,
-by default): whoever calls must have noted the end by then.
+The messages and the mark of their production are one transaction: the mark is an offset that is committed with them, in
+a separate group of this work, with a digest of the rows. A process that starts again reads the mark and goes on after
+it. The transactional id is the work's name: an earlier process that still runs is fenced, and can no longer commit.
+Consumers with `isolation.level=read_committed` see each row once. Brokers drop marks after `offsets.retention.minutes`
+(a week, by default): the caller must have recorded the end by then.
 
-Where the broker has no transactions, `produce_again` produces all of it again after a kill; each message has the same
-`dedup-id` header then.
+If the broker lacks transactions, `produce_again` produces all of it again after a kill; each message then has the same
+`dedup-id` header.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Delivery", "Outgoing", "Work", "flush", "produce", "produce_again", 
 
 Delivery = Literal["exactly_once", "at_least_once"]
 
-# The message was not sent, since its transaction was given up for a reason that is told elsewhere.
+# The message was not sent, since its transaction was aborted for a reason that another error reports.
 _ABORTED = ("_PURGE_QUEUE", "_PURGE_INFLIGHT")
 # The mark is an offset that is committed for this partition of the target topic. It counts rows of the work, and is no
 # place in the log.
@@ -50,7 +50,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Work:
-    """What is produced once: `version` is a digest of all its messages, in their order."""
+    """The work to produce once: `version` is a digest of all its messages, in their order."""
 
     name: str
     topic: str
@@ -64,10 +64,10 @@ class Work:
 
 
 def produce_once(connection: Connection, work: Work, messages: Iterable[Outgoing], *, at_once: int = 5_000) -> int:
-    """Produce what of the work is not there yet; returns how many messages that were.
+    """Produce the missing part of the work; return the number of these messages.
 
-    `messages` are the same, in the same order, at each call with the same version. Raises TransientError where another
-    process does the same work, or the broker is away: what was committed stays, and calling again goes on from there.
+    `messages` are the same, in the same order, at each call with the same version. Raises TransientError if another
+    process does the same work, or the broker is away: committed messages stay, and the next call goes on from there.
     """
     client, seconds = confluent(), connection.timeout_seconds
     marker = connection.consumer(group_id=work.transactional_id)
@@ -75,7 +75,7 @@ def produce_once(connection: Connection, work: Work, messages: Iterable[Outgoing
     produced = 0
     try:
         with kafka_errors(f"Producing {work.name} to topic '{work.topic}'"):
-            # This ends what an earlier process left open, and fences that process.
+            # This ends an open transaction of an earlier process, and fences that process.
             producer.init_transactions(seconds)
             place = client.TopicPartition(work.topic, _MARKED_PARTITION)
             [mark] = marker.committed([place], timeout=seconds)
@@ -106,11 +106,11 @@ def transaction(producer: Producer, seconds: float) -> Iterator[None]:
     except BaseException as error:
         try:
             if isinstance(error, confluent().KafkaException):
-                # The error of a commit says only that it failed. Serving the delivery reports raises why a message was
-                # refused.
+                # The error of a commit shows only that it failed. Serving the delivery reports raises the reason of the
+                # refusal.
                 producer.poll(0)
         finally:
-            # A producer that is fenced, or whose broker is away, cannot abort: the broker does it by itself.
+            # A producer that is fenced, or whose broker is away, cannot abort: the broker does this on its own.
             with suppress(confluent().KafkaException):
                 producer.abort_transaction(5)
         raise
@@ -138,7 +138,7 @@ def flush(producer: Producer, seconds: float, doing: str) -> None:
 
 
 def produce(producer: Producer, topic: str, messages: Sequence[Outgoing]) -> None:
-    """Hand messages to the client. That the broker has them is known after a commit, or `flush`."""
+    """Hand messages to the client. Only a commit, or `flush`, confirms that the broker has them."""
 
     def delivered(error: Any, _: Any) -> None:
         if error is not None and error.name() not in _ABORTED:

@@ -1,4 +1,4 @@
-"""Where Kafka is, as a Dagster resource. Credentials stay in it: give them as `dg.EnvVar("…")`."""
+"""Kafka as a Dagster resource, with its address. Credentials stay in it: give them as `dg.EnvVar("…")`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["KafkaResource", "kafka_of"]
 
 
 class KafkaResource(CheckedResource):
-    """A Kafka cluster, or anything that speaks its protocol. Nothing is opened before it is needed."""
+    """A Kafka cluster, or a server with its protocol. Connections open on first use."""
 
     bootstrap_servers: str = Field(description="Addresses of one or more brokers, as in 'kafka-1:9092,kafka-2:9092'.")
     security_protocol: str = Field(default="PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.")
@@ -30,7 +30,7 @@ class KafkaResource(CheckedResource):
     timeout_seconds: float = Field(default=30.0, description="For one answer of the broker, or none while reading.")
 
     def connection(self) -> Connection:
-        """Return what makes clients; nothing is called."""
+        """Return the factory of clients; makes no call."""
         known = {
             "bootstrap.servers": self.bootstrap_servers,
             "security.protocol": self.security_protocol,

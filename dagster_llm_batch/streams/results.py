@@ -1,4 +1,4 @@
-"""What a stream says of a message: one result, as JSON, in the results' topic. The key is the message's id."""
+"""A message's result: one JSON object in the results' topic. The key is the message's id."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dagster_llm_batch.streams.producer import Outgoing
 __all__ = ["REASON", "SAID", "SINCE", "SOURCE", "StreamResult", "now_ms", "outgoing", "read_result"]
 
 SOURCE, REASON, SAID, SINCE = "llm-source", "llm-reason", "llm-student", "llm-since-ms"
-"""Headers of a message that was sent on: its id, why, what the student said, and its time in milliseconds."""
+"""Headers of a message that was sent on: its id, the reason, the student's answer, and its time in milliseconds."""
 
 
 class StreamResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A result. Times are milliseconds since 1970.
 
-    - `label` is None where `by` is "none": the message cannot be read, or the LLM gave no label; `reason` says why.
-    - `by`: who answered. `reason`: why the LLM was asked ("uncertain", "drift"), or why there is no label.
-    - `student_label`, `confidence`: what the student said, also where the LLM answered.
+    - `label` is None if `by` is "none": the message cannot be read, or the LLM gave no label; `reason` has the reason.
+    - `by`: who answered. `reason`: the reason for a request to the LLM ("uncertain", "drift"), or for a missing label.
+    - `student_label`, `confidence`: the student's answer, also if the LLM answered.
     - `since_ms`: the message's own time; `done_ms`: when its result was produced.
-    - `cost_usd`: of the LLM, as text; "0" for the student, None where it is not known.
+    - `cost_usd`: of the LLM, as text; "0" for the student, None if unknown.
     """
 
     message_id: str

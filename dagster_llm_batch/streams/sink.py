@@ -45,27 +45,27 @@ def kafka_sink_asset(
     """Declare an asset that produces the rows of a labeled table to a topic: key `key`, value a JSON object of
     `columns`.
 
-    Rows that have changed (other labels, after a new submission) are a new version, and are all produced again; each
-    message has the headers `dedup-id` (of row and version), `llm-version` and `llm-partition`. Materializing the same
-    version again produces nothing.
+    Changed rows (other labels, after a new submission) are a new version, and all rows are produced again; each message
+    has the headers `dedup-id` (of row and version), `llm-version` and `llm-partition`. Materializing the same version
+    again produces nothing.
 
     Args:
         name: Name of the asset; with the partition it is the transactional id.
-        labels: The labeled asset, whose rows are produced as they are.
-        topic: Where to.
+        labels: The labeled asset, whose rows are produced unchanged.
+        topic: The target topic.
         key: Column whose value is the message's key, as text.
-        columns: Of the value; others are not produced.
-        partitions_def: Of the labels.
+        columns: Columns of the value; others are not produced.
+        partitions_def: The labels' partitions.
         delivery: "exactly_once": by transactions; consumers with `isolation.level=read_committed` see each row of a
-            version once, whatever is killed. "at_least_once", for brokers without transactions: a run that is killed
-            and made again produces its rows again, with the same `dedup-id`.
+            version once, whichever process is killed. "at_least_once", for brokers without transactions: a run that is
+            killed and repeated produces its rows again, with the same `dedup-id`.
         io_manager_key, resource_key: Of the labels, and of Kafka.
         backfill_policy: As for `llm_batch_assets`.
-        options: Dagster's own, as for `evaluation_assets`. By default it is made when labels are ready
+        options: Dagster's own, as for `evaluation_assets`. By default it is materialized when labels are ready
             (`on_labels_ready`).
 
     Returns:
-        The asset. Raises ConfigError for what cannot work.
+        The asset. Raises ConfigError for arguments that cannot work.
     """
     check_topic(topic)
     if not columns:
@@ -117,7 +117,7 @@ def kafka_sink_asset(
 
 
 def _produced(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> tuple[Any, Any]:
-    """Return the version and topic that Dagster knows to be produced: brokers forget sooner."""
+    """Return the version and topic that Dagster has recorded as produced: brokers drop their marks sooner."""
     records = dg.AssetRecordsFilter(asset, asset_partitions=None if partition is None else [partition])
     for record in context.instance.fetch_materializations(records, limit=1).records:
         stored = record.asset_materialization

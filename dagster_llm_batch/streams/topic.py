@@ -31,14 +31,16 @@ class KafkaTopic:
     """A topic whose windows are partitions; `build_kafka_sensor` makes the windows.
 
     Args:
-        name: Of the topic.
-        message: What a message holds: a pydantic model or a JSON Schema (one column a field), None for UTF-8 text
+        name: The topic's name.
+        message: The content of a message: a pydantic model or a JSON Schema (one column a field), None for UTF-8 text
             (column `text`) or `bytes` (column `value`). A message that does not fit is a reject, with the reason.
-        key: Whether the messages' keys are UTF-8 text or bytes, in the column `kafka_key`.
-        on_lost: Where retention has deleted messages before they were read: "stop" (MessagesLostError, nothing of the
-            window is used) or "record" (what is left is used, and the lost offsets are among the rejects).
-        partitions_name: Of the dynamic partitions. Give another one where a topic was made anew under its old name.
-        resource_key: Where the KafkaResource is.
+        key: The type of the messages' keys in the column `kafka_key`: UTF-8 text or bytes.
+        on_lost: The reaction to messages that retention deleted before they were read: "stop" (MessagesLostError,
+            nothing of the window is used) or "record" (the remaining messages are used, and the lost offsets are among
+            the rejects).
+        partitions_name: Name of the dynamic partitions. Give another one for a topic that was created again under its
+            old name.
+        resource_key: The key of the KafkaResource.
         id_header: A header with the message's id, for a topic of messages that came from another one; else its own
             place is its id.
     """
@@ -53,7 +55,7 @@ class KafkaTopic:
 
     def __post_init__(self) -> None:
         check_topic(self.name)
-        # refuse now what cannot be read
+        # refuse unreadable content now
         _ = self.content
 
     @cached_property
@@ -72,7 +74,7 @@ class KafkaTopic:
         return replace(self, name=name, partitions_name=None, id_header=SOURCE)
 
     def window(self, partition_key: str | None) -> KafkaWindow:
-        """Return the window of a partition. Raises InputError for what is none of this topic."""
+        """Return the window of a partition. Raises InputError for a key of another topic."""
         window = KafkaWindow.parse(partition_key or "")
         if window.topic != self.name:
             raise InputError(f"The window {partition_key!r} is of topic '{window.topic}', not of '{self.name}'.")
@@ -87,11 +89,13 @@ class KafkaTopic:
         yield pa.RecordBatch.from_pylist([], schema=self.content.schema), lost_rows(self.name, reader.lost)
 
     def rows(self, unreadable: Literal["raise", "leave_out"] = "raise") -> RowsFunction:
-        """For `rows=` of `llm_batch_assets`, with `required_resource_keys={"kafka"}` and `key="message_id"`.
+        """Return the rows for `rows=` of `llm_batch_assets`.
 
-        Messages go straight to the prompt, in Arrow batches, and are stored nowhere else. `unreadable` says what
-        happens to messages that do not fit: "leave_out" where a `kafka_assets` of the same topic keeps them. To keep
-        all messages, longer than Kafka does, use such an asset as the rows.
+        Use it with `required_resource_keys={"kafka"}` and `key="message_id"`.
+
+        Messages go straight to the prompt, in Arrow batches, and are stored nowhere else. `unreadable` decides about
+        messages that do not fit: "leave_out" is for topics with a `kafka_assets`, which keeps them. To keep all
+        messages, longer than Kafka does, use such an asset as the rows.
         """
 
         def read(context: RowsContext) -> Iterator[pa.RecordBatch]:

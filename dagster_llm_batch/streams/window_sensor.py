@@ -1,9 +1,9 @@
-"""The sensor that cuts a topic into windows. Killed at any point it leaves neither a gap nor an overlap.
+"""The sensor that cuts a topic into windows. A kill at any point leaves neither a gap nor an overlap.
 
-The windows that exist are its memory: each begins where the last one of its partition ended. Its cursor remembers the
-same, for the case that old windows are deleted from Dagster; an old cursor, or none, changes nothing. A window and the
-run for it are two steps of Dagster's daemon: windows whose run was not asked for yet are found and asked for again,
-under the window's key, which Dagster takes once.
+The existing windows are its memory: each begins where the last one of its partition ended. Its cursor has the same, in
+case old windows are deleted from Dagster; an old or empty cursor changes nothing. A window and the run for it are two
+steps of Dagster's daemon: a window without a requested run is found and requested again, under the window's key, which
+Dagster accepts once.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ def build_kafka_sensor(
     run_config: Mapping[str, Any] | None = None,
     run_tags: Mapping[str, str] | None = None,
 ) -> dg.SensorDefinition:
-    """Return a sensor that turns what has come on a topic into windows (dynamic partitions), and asks for a run for
+    """Return a sensor that turns the new messages of a topic into windows (dynamic partitions), and requests a run for
     each.
 
     A window ends at the last stable offset at most, so that no open transaction is part of it.
 
     Args:
-        topic: What is cut.
-        target: Assets with `partitions_def=topic.partitions_def` to materialize for each window, such as what
-            `kafka_assets` and `llm_batch_assets` returned: messages and submissions; labels land by their own sensor.
-            Without, windows are made and nothing runs.
-        name: Of the sensor; default: from the topic's name.
-        max_messages: Most offsets of a window. So many are a window at once.
-        max_wait: Fewer are a window when the oldest message, by its timestamp, has waited so long.
+        topic: The topic to cut.
+        target: Assets with `partitions_def=topic.partitions_def` to materialize for each window, such as the assets
+            from `kafka_assets` and `llm_batch_assets`: messages and submissions; labels are materialized by their own
+            sensor. Without it, the sensor makes windows and runs nothing.
+        name: Name of the sensor; default: from the topic's name.
+        max_messages: Most offsets of a window. With this many, a window is made at once.
+        max_wait: With fewer, a window is made when the oldest message, by its timestamp, has waited this long.
         every: Windows by the messages' time instead: all before the last full multiple of this since 1970 (UTC).
-        start: Leave out messages before this time. Default: all that the topic has when the first window is made.
+        start: Leave out messages before this time. Default: all messages in the topic when the first window is made.
         minimum_interval_seconds, default_status: As for every sensor.
-        run_config, run_tags: Of the runs it asks for.
+        run_config, run_tags: Of the runs that it requests.
 
-    Raises ConfigError for what cannot work. A tick fails, until somebody acts, where retention has deleted messages
-    that no window holds (unless the topic has on_lost="record"), where windows overlap, and where the topic was made
-    anew.
+    Raises ConfigError for arguments that cannot work. Three things fail every tick until you act: retention has deleted
+    messages before a window held them (unless the topic has on_lost="record"), windows overlap, or the topic was
+    created again.
     """
     if max_messages < 1 or max_wait < timedelta(0) or (every is not None and every <= timedelta(0)):
         raise ConfigError(f"max_messages={max_messages}, max_wait={max_wait}, every={every}: these are positive.")
@@ -77,7 +77,7 @@ def build_kafka_sensor(
     def due(
         connection: Connection, marks: Mapping[int, Watermarks], begins: Mapping[int, int]
     ) -> tuple[dict[int, int], bool]:
-        """Return to where windows go by partition, and whether what is left after full ones is one, too."""
+        """Return the ends of the windows by partition, and whether the rest after full windows is a window, too."""
         now = datetime.now(UTC)
         if every is not None:
             boundary = datetime.fromtimestamp(now.timestamp() // every.total_seconds() * every.total_seconds(), UTC)
@@ -116,7 +116,7 @@ def build_kafka_sensor(
         pending = [*_without_run(context, wanted, known), *keys]
         requests = [
             dg.RunRequest(
-                # the name of a window says its offsets: it is asked for once
+                # the name of a window contains its offsets: it is requested once
                 run_key=key,
                 partition_key=key,
                 asset_selection=list(wanted),
@@ -147,7 +147,7 @@ def _wanted(topic: KafkaTopic, target: Sequence[dg.AssetsDefinition]) -> list[dg
 
 
 def _ended(topic: KafkaTopic, known: Sequence[str], cursor: str | None) -> dict[int, int]:
-    """By partition, where windows have ended: as those that exist say, or the cursor where it knows of later ones."""
+    """Return, by partition, where windows have ended: by the existing windows, or by a cursor that is further."""
     # The dynamic partitions are the memory of the sensor. The cursor adds windows whose partitions were deleted since:
     # their messages must not be cut again.
     ended = positions(topic.name, known)

@@ -1,11 +1,10 @@
-"""Windows of a Kafka topic: exact offset ranges, whose name says all of them. Pure.
+"""Windows of a Kafka topic: exact offset ranges, with a name that contains all of them. Pure.
 
     tweets@0.100-250_1.80-240      partition 0 from offset 100 up to, not with, 250; partition 1 from 80 up to 240
 
-A window's key is a Dagster partition key: nothing else has to be remembered to read the same messages again. It is at
-most 200 characters, which are fit for file names; a topic with many partitions has several windows side by side.
-Windows of one topic never overlap, and each begins where the one before ended: what was given to a window is the
-position of the reader.
+A window's key is a Dagster partition key: the key alone is enough to read the same messages again. It has at most 200
+characters, which are fit for file names; a topic with many partitions has several windows side by side. Windows of one
+topic never overlap, and each begins where the one before ended: the end of the windows is the position of the reader.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class KafkaWindow:
 
     @property
     def offsets(self) -> int:
-        """How many offsets it spans: as many messages, or fewer, since not every offset is a message."""
+        """Number of offsets: as many messages, or fewer, since not every offset is a message."""
         return sum(offsets.end - offsets.start for offsets in self.ranges)
 
     @classmethod
@@ -87,9 +86,9 @@ def check_topic(name: str) -> str:
 
 
 def positions(topic: str, keys: Iterable[str]) -> dict[int, int]:
-    """By partition, the end of what windows with these keys hold. Keys of other topics are left alone.
+    """Return, by partition, the end of the windows with these keys. Keys of other topics are ignored.
 
-    Raises InputError where two windows hold the same offset: its message would be labeled twice.
+    Raises InputError if two windows hold the same offset: its message would be labeled twice.
     """
     by_partition: dict[int, list[tuple[OffsetRange, str]]] = {}
     for key in keys:
