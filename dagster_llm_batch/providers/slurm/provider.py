@@ -54,7 +54,8 @@ class SlurmProvider(OwnMachines):
     Args:
         command: As in CommandProvider; it must exist on the nodes.
         workdir: A directory that this machine and all nodes see under the same path.
-        options: The options for Slurm. requests_per_task, max_running_tasks: How a batch is split.
+        options: The options for Slurm.
+        requests_per_task, max_running_tasks: How a batch is split.
         row_by_row: The command writes each row when it is answered. A task that starts again keeps good rows.
         requeue: Whether Slurm starts a task again after a node failure or preemption.
         export: Names of environment variables that the command gets.
