@@ -1,8 +1,8 @@
-"""How what is declared in Python is written in YAML: attributes come from signatures, annotations and docstrings.
+"""The YAML form of Python declarations: attributes come from signatures, annotations and docstrings.
 
-`FORMS` says for each type that YAML lacks how it is written there. All else follows from annotations: a list for a
-sequence, a block for a settings object, a name for a member of an enumeration. A type that is none of these is refused
-when a component is declared, so that nothing that Python takes is missing in YAML unseen.
+`FORMS` has the YAML form of each type that YAML lacks. All else follows from annotations: a list for a sequence, a
+block for a settings object, a name for a member of an enumeration. A type without a form is refused when a component is
+declared, so that every Python argument has a form in YAML.
 """
 
 import inspect
@@ -47,18 +47,18 @@ from dagster_llm_batch.protocols import Workers
 __all__ = ["FORMS", "Form", "attributes_of", "block_of", "create_block", "form_of", "shown"]
 
 _REFERENCES = ("See ", "As for ")
-"""What a docstring says of an argument that is described elsewhere begins so."""
+"""The beginning of a docstring's text about an argument that is described elsewhere."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """How values of one type are written in YAML.
+    """The YAML form of values of one type.
 
     Args:
-        kind: Type of what is written. Templates are text, which every attribute takes.
-        examples: What may be written.
-        resolve: From what is written to the value.
-        note: What is written, where the description of the argument does not say it.
+        kind: Type of the written value. Templates are text, which every attribute takes.
+        examples: Examples of written values.
+        resolve: Converts the written value.
+        note: A note on the written form, if the description of the argument lacks it.
     """
 
     kind: Any
@@ -100,8 +100,8 @@ FORMS: dict[Any, Form | None] = {
         note="In YAML it is a template.",
     ),
 }
-"""How the types that YAML lacks are written; those that are blocks follow below. None: not at all, since something else
-in its place says the same, as the text of a key does.
+"""The YAML forms of types that YAML lacks; blocks follow below. None: the type has no form, since another attribute has
+the same meaning, as the text of a key.
 """
 
 
@@ -115,9 +115,9 @@ def attributes_of(
 
     Args:
         factory: Its docstring describes the arguments.
-        described_in: Functions and classes whose docstrings describe those that the factory's does not.
-        forms: Forms of its own, before those of `FORMS`.
-        without: Arguments that are no attributes.
+        described_in: Functions and classes whose docstrings describe arguments that the factory's does not.
+        forms: Additional forms, which precede `FORMS`.
+        without: Arguments that are not attributes.
     """
     attributes = {}
     for name, argument in _declared(factory, *described_in).items():
@@ -144,7 +144,7 @@ def _form(called: Callable[..., Any], name: str, annotation: Any, forms: Mapping
 
 
 def form_of(annotation: Any, known: Mapping[Any, Form | None]) -> Form | None:
-    """Return how values of this annotation are written; None: not at all. Raises TypeError for one that has no form."""
+    """Return the form of values of this annotation; None without one. Raises TypeError for an unknown annotation."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation in known:
         return known[annotation]
@@ -209,11 +209,11 @@ def _declared(called: Callable[..., Any], *described_in: Any) -> dict[str, _Argu
 
 
 def _descriptions(*documents: Any) -> dict[str, str]:
-    """Return what docstrings say of each argument, in the part `Args`; what an earlier one says counts, unless it only
-    refers to another ("See …", "As for …").
+    """Return the descriptions of arguments in docstrings, from the part `Args`. An earlier description counts, unless
+    it only refers to another ("See …", "As for …").
 
     Args:
-        documents: Functions and classes. A class has what its bases say, too.
+        documents: Functions and classes. A class has the descriptions of its bases, too.
     """
     described: dict[str, str] = {}
     for document in documents:
@@ -243,12 +243,12 @@ def create_block(
     """Return a block of settings from which `called` makes a value.
 
     Args:
-        called: Its arguments, their defaults and their descriptions are those of the block.
-        base: What makes the value.
-        name: What the JSON Schema calls the block.
-        templates: Whether text, from a template, is let through: `called` refuses it where it takes none.
-        own: Settings that are the block's own, or of another kind than the argument: type and pydantic's `Field`. None:
-            the block has no such setting.
+        called: The block has its arguments, their defaults and their descriptions.
+        base: The base class, which makes the value.
+        name: The block's name in the JSON Schema.
+        templates: Whether text, from a template, is allowed: `called` refuses it for an argument without text.
+        own: Settings of the block itself, or of another type than the argument: type and pydantic's `Field`. None: the
+            block lacks the setting.
     """
     fields: dict[str, Any] = {}
     resolvers = {}

@@ -1,8 +1,8 @@
-"""What all components share: attributes are a factory's arguments, specs can be translated, errors name their line.
+"""The common part of all components: attributes are a factory's arguments, specs can be translated, errors have lines.
 
-`dg check yaml` validates attributes by a JSON Schema. A validator says of `anyOf` no more than that nothing fits, so
-that an error would point at a whole block. `pointed` changes the schema: it says first which choice is meant, by the
-type of the value or by its attribute `type`, and then judges by that one alone. What is valid stays the same.
+`dg check yaml` validates attributes by a JSON Schema. For `anyOf`, a validator reports only that no choice fits, so
+that an error would point at a whole block. `pointed` changes the schema: it first selects a choice, by the type of the
+value or by its attribute `type`, and then validates only this choice. The valid values stay the same.
 """
 
 import inspect
@@ -56,13 +56,13 @@ Translation = Annotated[
 
 
 _MAPPINGS = {name: getattr(dg, name) for name in dir(dg) if name.endswith("PartitionMapping")}
-"""By their names: Dagster's `dg` of templates has none of them."""
+"""By their names: Dagster's `dg` of templates lacks them."""
 
 
 _Component = TypeVar("_Component", bound="FactoryComponent")
 
 _PYTHON_NAMES = {"model": "llm"}
-"""What an attribute is called in Python where it cannot have its name: `model` is a method of Resolvable."""
+"""The Python name of an attribute that cannot have its own name: `model` is a method of Resolvable."""
 _YAML_NAMES = {python_name: name for name, python_name in _PYTHON_NAMES.items()}
 
 _TRANSLATOR = "translator"
@@ -72,10 +72,10 @@ _TRANSLATOR = "translator"
 def component_of(
     factory: Callable[..., list[dg.AssetsDefinition]], *described_in: Any, forms: Mapping[Any, Form] | None = None
 ) -> Callable[[type[_Component]], type[_Component]]:
-    """Decorate a component: the arguments of the factory become its attributes, beside those of its own.
+    """Decorate a component: the arguments of the factory become attributes, in addition to its own.
 
-    Types and defaults are those of the signature. Descriptions are those of the docstring, and for what this refers to
-    elsewhere those of `described_in`. See `attributes_of`.
+    Types and defaults come from the signature. Descriptions come from the docstring, or for arguments that it describes
+    by a reference, from `described_in`. See `attributes_of`.
     """
 
     def decorate(component: type[_Component]) -> type[_Component]:
@@ -100,9 +100,9 @@ class ComponentOp:
     """One of the ops of a component.
 
     Args:
-        role: "batch" for the op that submits, "labels" for the one that lands labels and rejects, "evaluation" for any
-            other. It is the `llm_batch/role` of the assets that the op computes.
-        compute: Computes what the op computes without an override, and gives Dagster's events.
+        role: "batch" for the op that submits, "labels" for the op that materializes labels and rejects, "evaluation"
+            for any other. It is the `llm_batch/role` of the assets that the op computes.
+        compute: Does the op's computation without an override, and yields Dagster's events.
     """
 
     role: str
@@ -124,8 +124,8 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
     @classmethod
     def get_additional_scope(cls) -> Mapping[str, Any]:
-        """Return what templates can use: `on_labels_ready`, `python` (the interpreter that runs this code), Dagster's
-        partition mappings, and a subclass's own.
+        """Return the names that templates can use: `on_labels_ready`, `python` (the interpreter that runs this code),
+        Dagster's partition mappings, and the names of a subclass.
         """
         own = {"on_labels_ready": on_labels_ready, "python": sys.executable}
         return {**own, **_MAPPINGS, **super().get_additional_scope()}
@@ -138,7 +138,7 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """Make the component of YAML. What cannot work is refused here, where the lines are known."""
+        """Make the component of YAML. Refuses wrong settings here, since their lines are known."""
         component: Self = super().resolve_from_model(context, model)
         component._refuse_text(context)
         with pointing_at(context, path_about(type(model).model_fields)):
@@ -146,7 +146,7 @@ class FactoryComponent(dg.Component, dg.Resolvable):
         return component
 
     def _refuse_text(self, context: dg.ResolutionContext) -> None:
-        """Raise ConfigError for text in an attribute that takes none.
+        """Raise ConfigError for text in an attribute that does not take text.
 
         Dagster's model takes text for every attribute, since it may be a template. Here all templates are rendered.
         """
@@ -176,7 +176,7 @@ class FactoryComponent(dg.Component, dg.Resolvable):
         return made
 
     def get_asset_spec(self, data: LLMBatchTranslatorData) -> dg.AssetSpec:
-        """Return the spec of one of the assets. Override it for what `translation` cannot say."""
+        """Return the spec of one of the assets. Override it for changes beyond `translation`."""
         return data.spec if self.translation is None else self.translation(data.spec, data)
 
     def execute(self, context: dg.AssetExecutionContext, op: ComponentOp) -> Iterator[Any]:
@@ -184,7 +184,7 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
         Args:
             context: The context of the op.
-            op: Which op it is; `op.role` is "batch" for the one that submits, "labels" for the one that lands.
+            op: The op; `op.role` is "batch" for the op that submits, "labels" for the op that materializes labels.
         """
         yield from op.compute(context)
 
@@ -209,17 +209,17 @@ class FactoryComponent(dg.Component, dg.Resolvable):
 
 
 class _Translator(LLMBatchTranslator):
-    """What a component makes of the specs of its factory."""
+    """A component's changes of the specs of its factory."""
 
     main: LLMBatchTranslatorData
-    """Of the labels or the figures that the component is named for."""
+    """For the labels or the figures that the component is named for."""
 
     def __init__(self, component: FactoryComponent, name: str) -> None:
         self._component = component
         self._name = name
 
     def get_asset_spec(self, data: LLMBatchTranslatorData) -> dg.AssetSpec:
-        """Return what the component makes of it, but for partitions, which are the factory's to change."""
+        """Return the component's spec, except for partitions, which only the factory may change."""
         if data.spec.key.path[-1] == self._name:
             self.main = data
         return self._component.get_asset_spec(data).replace_attributes(partitions_def=data.spec.partitions_def)
@@ -242,7 +242,7 @@ class _Pointed(Block):
         # Dagster shows a mark in the place of a default that is no plain value.
         for name, default in cls.defaults.items():
             schema["properties"][name]["default"] = shown(default)
-        # What is required comes first, for whoever reads the schema.
+        # Required attributes come first, for the reader of the schema.
         required = schema.get("required", ())
         schema["properties"] = dict(
             sorted(schema["properties"].items(), key=lambda attribute: attribute[0] not in required)
@@ -280,8 +280,8 @@ def _choices(node: Schema) -> list[Schema]:
 
 
 def _can_be_told_apart(choices: list[Schema], named: Schema) -> bool:
-    """By their types, which must not overlap, by their tags, or, blocks without one, by their first required attribute.
-    Choices of plain values need not be.
+    """By their types, which must not overlap, by their tags, or, for blocks without tags, by their first required
+    attribute. Choices of plain values need no distinction.
     """
     untagged = [choice for choice in choices if _tag(choice, named) is None]
     marks = [mark for choice in untagged if (mark := _mark(choice, named)) is not None]
@@ -293,7 +293,7 @@ def _can_be_told_apart(choices: list[Schema], named: Schema) -> bool:
 
 
 def _chain(choices: list[Schema], named: Schema) -> Schema:
-    """If the first choice is meant, the value must fit it; else, if the second is, that; else its type is wrong."""
+    """If the first choice is selected, the value must fit it; else, if the second is, that; else its type is wrong."""
     tags = [tag for choice in choices if (tag := _tag(choice, named)) is not None]
     untagged = set[str]().union(*(_types(choice, named) for choice in choices if _tag(choice, named) is None))
     chain: Schema = {"type": sorted(untagged | ({"object"} if tags else set()))}
@@ -305,7 +305,7 @@ def _chain(choices: list[Schema], named: Schema) -> Schema:
         meant: Schema = {"type": sorted(_types(choice, named))}
         if tag is not None:
             meant |= {"properties": {"type": {"const": tag}}, "required": ["type"]}
-        # what has the mark of no block is taken for the last one
+        # a value without the mark of a block counts as the last block
         elif choice in blocks[:-1]:
             meant |= {"required": [_mark(choice, named)]}
         chain = {"if": meant, "then": choice, "else": chain}
@@ -324,7 +324,7 @@ def _types(choice: Schema, named: Schema) -> set[str]:
 
 
 def _tag(choice: Schema, named: Schema) -> str | None:
-    """Return what the attribute `type` of this choice must be."""
+    """Return the required value of the attribute `type` of this choice."""
     target = _target(choice, named)
     kind: str | None = target.get("properties", {}).get("type", {}).get("const")
     return kind if "type" in target.get("required", ()) else None

@@ -1,7 +1,7 @@
 """`llm_batch_assets`, its resource and its sensor in YAML.
 
-The settings of LLMBatchResource are read off the resources, so that a new one is there at once. An environment variable
-stays a name until a run needs its value: secrets are in no definition, and the UI shows none.
+The settings of LLMBatchResource come from the resources, so that a new one is available at once. An environment
+variable stays a name until a run needs its value: definitions have no secrets, and the UI shows none.
 """
 
 import os
@@ -88,7 +88,7 @@ def _kind(annotation: Any) -> Any:
 
 
 def _any_provider() -> Any:
-    """Return the YAML form of a provider of any kind: Python tells kinds apart by class, YAML by the word `kind`."""
+    """Return the YAML form of a provider of any kind: Python distinguishes kinds by class, YAML by the word `kind`."""
     described = Field(description="Which provider it is, or which preset; all else is a setting of it.")
     settings = [
         settings_of(class_at(entry.resource), kind=(Literal[_PRESETS.get(kind, (kind,))], described))
@@ -176,12 +176,12 @@ RETENTION = dg.Resolver(
 class LLMBatchComponent(FactoryComponent):
     """Rows labeled by an LLM at batch prices: a submission, the labeled table, its rejects and its checks.
 
-    Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor`, `jobs` and `retention`
-    are what a project needs once. What `dg scaffold defs` writes runs as it is, without a key; for a vendor, add
-    `--provider` (openai, anthropic, gemini, vertex, bedrock, ray or slurm) and, if you like, `--model`.
+    Attributes are the arguments of `llm_batch_assets`, by the same names. `resource`, `sensor`, `jobs` and `retention`
+    are for settings that a project needs once. The output of `dg scaffold defs` runs unchanged, without a key; for a
+    vendor, add `--provider` (openai, anthropic, gemini, vertex, bedrock, ray or slurm) and, if you like, `--model`.
     """
 
-    # Any: Dagster looks into each type that it could read by itself, and refuses a mapping of resources in it
+    # Any: Dagster checks each type that it can read on its own, and refuses a mapping of resources in it
     resource: Annotated[Any, RESOURCE] = None
     sensor: Annotated[Mapping[str, Any] | bool | None, SENSOR] = None
     jobs: Annotated[

@@ -100,7 +100,7 @@ class LLMBatchEvaluationComponent(FactoryComponent):
 @dg.scaffold_with(AgreementScaffolder)
 @component_of(agreement_assets, evaluation_assets, EvaluationBuilder)
 class LLMBatchAgreementComponent(FactoryComponent):
-    """How far people and models agree: Krippendorff's alpha, Fleiss' and Cohen's kappa. None is taken to be right.
+    """Agreement of people and models: Krippendorff's alpha, Fleiss' and Cohen's kappa. No labeler counts as right.
 
     Attributes are the arguments of `agreement_assets`, by the same names.
     """
@@ -109,7 +109,7 @@ class LLMBatchAgreementComponent(FactoryComponent):
 @dg.scaffold_with(AnnotationScaffolder)
 @component_of(annotation_assets, evaluation_assets, EvaluationBuilder, forms={Sequence[dg.AssetsDefinition]: _LABELS})
 class LLMBatchAnnotationComponent(FactoryComponent):
-    """What people said of rows on the page of `review`, as gold: one agreed label a row, and how each person judges.
+    """Human labels from the page of `review`, as gold: one agreed label a row, and the quality of each person.
 
     Attributes are the arguments of `annotation_assets`, by the same names.
     """
@@ -118,7 +118,7 @@ class LLMBatchAnnotationComponent(FactoryComponent):
 @dg.scaffold_with(DriftScaffolder)
 @component_of(drift_assets, evaluation_assets, EvaluationBuilder)
 class LLMBatchDriftComponent(FactoryComponent):
-    """Whether labels have shifted between partitions: PSI, Jensen-Shannon, chi-squared, and ADWIN. It takes no gold.
+    """Detects shifts of labels between partitions: PSI, Jensen-Shannon, chi-squared, and ADWIN. It needs no gold.
 
     Attributes are the arguments of `drift_assets`, by the same names.
     """
@@ -127,7 +127,7 @@ class LLMBatchDriftComponent(FactoryComponent):
 @dg.scaffold_with(SkewScaffolder)
 @component_of(skew_assets, EvaluationBuilder, forms={Sequence[dg.AssetsDefinition]: _LABELS})
 class LLMBatchSkewComponent(FactoryComponent):
-    """A sample of batch labels, asked again in real time and compared with what came: training-serving skew.
+    """A sample of batch labels, asked again in real time and compared with the batch's: training-serving skew.
 
     Attributes are the arguments of `skew_assets`, by the same names.
     """
@@ -136,7 +136,7 @@ class LLMBatchSkewComponent(FactoryComponent):
 @dg.scaffold_with(StudentScaffolder)
 @component_of(student_assets, EvaluationBuilder, forms={Sequence[dg.AssetsDefinition]: _LABELS})
 class LLMBatchStudentComponent(FactoryComponent):
-    """A small classifier that learns from the LLM's labels, and what it says of rows that it did not learn.
+    """A small classifier that learns from the LLM's labels, and its labels for rows that it did not learn from.
 
     Attributes are the arguments of `student_assets`, by the same names.
     """
@@ -163,7 +163,7 @@ class LLMBatchGoldSampleComponent(FactoryComponent):
 @dg.scaffold_with(CostScaffolder)
 @component_of(cost_assets, EvaluationBuilder)
 class LLMBatchCostComponent(FactoryComponent):
-    """What labeling has cost, from the ledger, by asset, model, day and tag: a table, a picture, the month's forecast.
+    """Costs of labeling, from the ledger, by asset, model, day and tag: a table, a picture, the month's forecast.
 
     Attributes are the arguments of `cost_assets`, by the same names.
     """
@@ -172,7 +172,7 @@ class LLMBatchCostComponent(FactoryComponent):
 @dg.scaffold_with(PairwiseJudgeScaffolder)
 @component_of(pairwise_judge_assets, EvaluationBuilder, llm_batch_assets, Labeling)
 class LLMBatchPairwiseJudgeComponent(FactoryComponent):
-    """An LLM says which of two answers is better, blind and in both orders: win rates with intervals.
+    """Pairwise comparison of answers by an LLM, blind and in both orders: win rates with intervals.
 
     Attributes are the arguments of `pairwise_judge_assets`, by the same names.
     """

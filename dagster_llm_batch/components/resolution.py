@@ -33,7 +33,7 @@ _TEMPLATE = re.compile(r"\{\{|\{%")
 
 
 def templated(context: dg.ResolutionContext, value: Any) -> Any:
-    """Return the value with its templates rendered. Text without one stays what it is: `"123"` is no number here."""
+    """Return the value with its templates rendered. Text without a template is unchanged: `"123"` stays text."""
     if isinstance(value, str):
         return context.resolve_value(value) if _TEMPLATE.search(value) else value
     if isinstance(value, Mapping):
@@ -46,15 +46,15 @@ def templated(context: dg.ResolutionContext, value: Any) -> Any:
 class Block(dg.Model):
     """Settings in YAML. An unknown name is refused at its line, with the nearest right one.
 
-    - `make`: what makes the value from the settings.
-    - `resolvers`: from what is written to what `make` takes, by setting; else `made`.
+    - `make`: makes the value from the settings.
+    - `resolvers`: by setting, convert the written value to the argument of `make`; by default `made`.
     """
 
     make: ClassVar[Callable[..., Any]]
     resolvers: ClassVar[Mapping[str, Callable[[dg.ResolutionContext, Any], Any]]] = {}
 
     def value(self, context: dg.ResolutionContext) -> Any:
-        """Return what is made of the settings that are given; `type` only says which block it is."""
+        """Return the value made of the given settings; `type` only names the block."""
         given = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         given.pop("type", None)
         values = {name: self.resolvers.get(name, made)(context.at_path(name), item) for name, item in given.items()}
@@ -73,9 +73,9 @@ class Block(dg.Model):
 
 
 def _name_known(error: Any, names: Collection[str]) -> InitErrorDetails:
-    """Return the error as it is, or with the known attributes where it is about an unknown one of this block.
+    """Return the error unchanged, or with the known attributes if it is about an unknown one of this block.
 
-    Its type stays one of pydantic's own, since Dagster makes errors anew by their types, to add the line.
+    Its type stays one of pydantic's own, since Dagster makes errors again by their types, to add the line.
     """
     kind, ctx = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden" and len(error["loc"]) == 1:
@@ -94,7 +94,7 @@ class Duration(Block):
 
 
 def made(context: dg.ResolutionContext, given: Any) -> Any:
-    """Return the value of what is written, with the blocks within it made and templates rendered.
+    """Return the value of the written text, with the blocks within it made and templates rendered.
 
     A template may have given the value itself.
     """
@@ -112,7 +112,7 @@ def folder_of(context: dg.ResolutionContext) -> Path:
 
 
 def import_object(context: dg.ResolutionContext, path: str) -> Any:
-    """Return what an import path names; one that starts with a dot is of a module beside the YAML file."""
+    """Return the object at an import path; a path that starts with a dot is in a module next to the YAML file."""
     load = dg.ComponentLoadContext.from_resolution_context(context)
     module, dot, name = path.rpartition(".")
     if not (dot and name and module.strip(".")):
@@ -167,7 +167,7 @@ def _located(context: dg.ResolutionContext, message: str) -> ResolutionException
 
 
 def _without_input(error: ValidationError) -> str:
-    """Return what is wrong, without the values, which may be secrets."""
+    """Return the errors without the values, which may be secrets."""
     return "; ".join(
         f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_input=False)
     )

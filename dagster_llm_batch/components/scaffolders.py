@@ -1,4 +1,4 @@
-"""What `dg scaffold defs` writes: files that run as they are, without a key unless a vendor is asked for."""
+"""The output of `dg scaffold defs`: files that run unchanged, without a key unless you choose a vendor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _WITHOUT_KEY = next(name for name, entry in PROVIDERS.items() if entry.starter.without_key)
-"""Who answers where nobody is named."""
+"""The default provider."""
 _PARAMS = "  params: {max_tokens: 1000}"
 """For models that take no request without."""
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -58,7 +58,7 @@ class BatchParams(Block):
 
 
 class BatchScaffolder(dg.Scaffolder[BatchParams]):
-    """A labeled dataset, with prompt, response and rows as files beside it."""
+    """A labeled dataset, with prompt, response and rows as files next to it."""
 
     @classmethod
     def get_scaffold_params(cls) -> type[BatchParams]:
@@ -118,7 +118,7 @@ class _Resource(NamedTuple):
 
 
 def _resources(request: ScaffoldRequest[Any]) -> Iterator[_Resource]:
-    """Yield the resources of the project: those in YAML, then those in Python, which is read and not run."""
+    """Yield the resources of the project: resources in YAML, then resources in Python, which is read and not run."""
     for dataset in _datasets(request):
         if (given := dataset.get("resource")) is not None:
             kinds = _kinds_in_yaml(given) if isinstance(given, Mapping) else None
@@ -222,11 +222,11 @@ class AroundScaffolder(dg.Scaffolder):
     """Something around the labels that the project has in YAML."""
 
     suffix: ClassVar[str]
-    """Of the name, where the folder has that of the labels."""
+    """The end of the name, if the folder has the labels' name."""
     attributes: ClassVar[str]
-    """YAML, with what is there by `$name`."""
+    """YAML, with the existing names as `$name`."""
     gold: ClassVar[bool] = False
-    """Whether an asset with gold comes with it, where the labels are those of the example."""
+    """Whether an asset with gold comes with it, if the labels are from the example."""
 
     def scaffold(self, request: ScaffoldRequest[Any]) -> None:
         """Write the files."""
@@ -256,7 +256,7 @@ class AroundScaffolder(dg.Scaffolder):
         name = name if name != labels else f"{name}_{self.suffix}"
         folder = _write(request, f"type: {request.type_name}\n\nattributes:\n  name: {name}\n{attributes}", [])
         if self.gold and is_example and datasets:
-            # in a folder that has YAML, Dagster loads no Python by itself
+            # Dagster does not load Python on its own in a folder with YAML
             _copy("ticket_gold.py", folder.parent)
 
 
@@ -274,7 +274,7 @@ class EvaluationScaffolder(AroundScaffolder):
 
 
 class AgreementScaffolder(AroundScaffolder):
-    """How far the project's labels and people agree, and gold for it."""
+    """Agreement of the project's labels and people, and gold for it."""
 
     suffix, gold = "agreement", True
     attributes = """\
@@ -338,7 +338,7 @@ class GoldSampleScaffolder(AroundScaffolder):
 
 
 class AnnotationScaffolder(AroundScaffolder):
-    """What people say of rows of the project's labels, as gold."""
+    """Human labels for rows of the project's labels, as gold."""
 
     suffix = "annotations"
     attributes = """\
@@ -364,7 +364,7 @@ _EXAMPLE: Mapping[str, Any] = {
     "key": "ticket_id",
     "response": ".schema.TicketLabel",
 }
-"""What the scaffolder of labels writes."""
+"""The scaffolder's output for labels."""
 
 
 def _model(dataset: Mapping[str, Any]) -> str:
@@ -372,7 +372,7 @@ def _model(dataset: Mapping[str, Any]) -> str:
 
 
 def _target(dataset: Mapping[str, Any]) -> str:
-    """Return a column of the labels, where the definition says one."""
+    """Return a column of the labels, if the definition names one."""
     response = dataset.get("response")
     columns = response.get("properties") if isinstance(response, Mapping) else None
     if isinstance(columns, Mapping) and columns:
@@ -429,7 +429,7 @@ class RubricJudgeScaffolder(AroundScaffolder):
 
 
 def _write(request: ScaffoldRequest[Any], text: str, files: list[str]) -> Path:
-    """Write YAML and the files beside it; their folder."""
+    """Write YAML and the files next to it; return their folder."""
     path = request.target_path if request.append else request.target_path / "defs.yaml"
     with path.open("a" if request.append else "w", encoding="utf-8") as out:
         out.write(f"---\n{text}" if request.append else text)

@@ -1,4 +1,4 @@
-"""Workers on many machines, by Spark or Ray, and rows by Flink. The results are the same as those of one process.
+"""Workers on many machines, by Spark or Ray, and rows by Flink. The results are the same as in one process.
 
     driver                      workers
     rows ───────────────────▶   render, encode: one part file for each part of the rows
@@ -6,9 +6,9 @@
     files to write ─────────▶   request files, from the parts
     ledger ◀─────────────────   digests
 
-What the workers run is the code of the single machine: `engine.request_parts`, `engine.collect`, `engine.label` and
-`metrics`. Those know of `protocols.Workers` alone; here are its implementations, which a labeling is given. Only the
-driver writes the ledger and talks to providers. Spark, Ray and Flink are imported when they are used.
+The workers run the code of the single machine: `engine.request_parts`, `engine.collect`, `engine.label` and `metrics`.
+That code uses only `protocols.Workers`; its implementations are here, and a labeling gets one. Only the driver writes
+the ledger and talks to providers. Spark, Ray and Flink are imported on first use.
 """
 
 from dagster_llm_batch.distributed.comparison import compare_spread

@@ -1,9 +1,9 @@
-"""A comparison of labels with gold, measured by workers: no machine needs to hold all labels.
+"""Compare labels with gold on workers, so that no machine needs to hold all labels.
 
     gold ──────────────▶ every worker
     labels, in parts ──▶ joined with it and counted, part by part ─▶ counts, added up here ─▶ all figures
 
-The functions are those of one process (`metrics`), and the figures are the same to the last digit.
+The functions are the ones of a single process (`metrics`), and the figures are the same to the last digit.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def compare_spread(
     cluster: str | None = None,
     rows_at_once: int = 200_000,
 ) -> EvaluationReport:
-    """Compare candidates whose rows the workers read (Spark DataFrames, Ray datasets), as `metrics.compare` does.
+    """Compare candidates whose rows the workers read (Spark DataFrames, Ray datasets), like `metrics.compare`.
 
     Each worker holds `gold` and `rows_at_once` rows of a part; this process holds gold, and the different pairs of gold
     and label in each unit (`cluster`, or the request). Agreements between candidates need both side by side, and are
-    left out. A key that comes twice is refused where it has gold. Raises what `compare` raises.
+    left out. A repeated key is refused if it has gold. Raises the exceptions of `compare`.
     """
     if not candidates or not targets:
         raise ConfigError(
@@ -129,7 +129,7 @@ def _measured(workers: Workers, measure: _Measure, rows: Any) -> list[Tally]:
 
 
 def _tables(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """Yield the batches in tables of at least so many rows: each join looks at all of the gold, so fewer are faster."""
+    """Yield the batches in tables of at least this many rows: each join reads all of the gold, so fewer are faster."""
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)

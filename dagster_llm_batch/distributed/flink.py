@@ -1,4 +1,4 @@
-"""Rows of Flink tables. PyFlink pins versions of Arrow and pandas that are too old here, so it has a Python of its own.
+"""Rows of Flink tables. PyFlink requires versions of Arrow and pandas that are too old here, so it has its own Python.
 
 That process sends record batches through a pipe, one at a time: neither side holds the table.
 """
@@ -34,9 +34,9 @@ class FlinkRows:
     Args:
         python: The interpreter of an environment with `apache-flink`.
         script: A Python file that runs there.
-        function: What it defines: a function of the partition key ("" where there are no partitions) that returns a
-            `pyflink.table.Table`, bounded.
-        env: Environment variables of the process, beside those of this one.
+        function: Its function of the partition key ("" without partitions), which returns a bounded
+            `pyflink.table.Table`.
+        env: Environment variables of the process, in addition to the ones of this process.
     """
 
     python: str

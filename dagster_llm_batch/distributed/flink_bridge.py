@@ -19,9 +19,9 @@ from typing import Any
 
 
 def batches(table: Any) -> tuple[Any, Iterator[Any]]:
-    """Return the schema of a table and an iterator of its record batches, as `Table.to_pandas` reads them.
+    """Return the schema of a table and an iterator of its record batches, like `Table.to_pandas` reads them.
 
-    The schema is for a table without rows: that of the batches has other names for the items of lists.
+    The schema is for a table without rows: the batches' schema has other names for the items of lists.
     """
     import pytz
     from pyflink.java_gateway import get_gateway

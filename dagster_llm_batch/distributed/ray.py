@@ -1,6 +1,6 @@
 """Workers on a Ray cluster: `map_batches` over the blocks of a Ray dataset.
 
-The order of the rows is that of the dataset's blocks, and within them. Ray is imported when it is used.
+The rows have the order of the dataset's blocks, and their order within them. Ray is imported on first use.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RayWorkers:
         return self._run(rows, run)
 
     def map(self, function: Callable[[_Item], _Report], items: Sequence[_Item]) -> list[_Report]:
-        """See Workers.map: each item is a block of its own."""
+        """See Workers.map: each item is a separate block."""
         import ray.data  # noqa: PLC0415 - an extra
 
         if not items:

@@ -1,7 +1,7 @@
 """Workers on a Spark cluster: `mapInArrow` over the partitions of a DataFrame.
 
-The order of the rows is that of the DataFrame's partitions, and within them. pyspark is never imported here: whoever
-made the session has done that.
+The rows have the order of the DataFrame's partitions, and their order within them. pyspark is never imported here: the
+maker of the session has imported it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SparkWorkers:
         return [pickle.loads(row.report) for row in rows.mapInArrow(run, _REPORTS).collect()]  # noqa: S301 - our own
 
     def map(self, function: Callable[[_Item], _Report], items: Sequence[_Item]) -> list[_Report]:
-        """See Workers.map: each item is a task of its own."""
+        """See Workers.map: each item is a separate task."""
         if not items:
             return []
 

@@ -1,4 +1,4 @@
-"""Labels as files to train on: tables in several formats, and examples for fine-tuning. Each says where it comes from.
+"""Labels as files to train on: tables in several formats, and examples for fine-tuning. Each includes its provenance.
 
 write_table(labels, "labels.tfrecord")
 write_examples(fine_tuning(definition, rows, labels), "train.jsonl")

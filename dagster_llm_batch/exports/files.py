@@ -13,8 +13,9 @@ __all__ = ["whole"]
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; it becomes `path` at the end, or is removed. A folder's place must be
-    free.
+    """Give a temporary name near `path` to write to; it becomes `path` at the end, or is removed.
+
+    A folder must not exist yet.
     """
     half = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -1,10 +1,10 @@
-"""Examples for fine-tuning: each different request that has a label, with what was answered.
+"""Examples for fine-tuning: each different request that has a label, with its answer.
 
     openai     {"messages": [{"role": "system", …}, {"role": "user", …}, {"role": "assistant", …}]}
     anthropic  {"system": "…", "messages": [{"role": "user", …}, {"role": "assistant", …}]}, for Claude on Bedrock
 
-Neither form has a place for where an example comes from, so that is a file beside it, line by line. Few-shot turns of
-the prompt are part of every example; images and embeddings have no form here.
+Neither form has a place for the provenance of an example, so a second file has it, line by line. Few-shot turns of the
+prompt are part of every example; images and embeddings have no form here.
 
 Formats: https://platform.openai.com/docs/guides/supervised-fine-tuning,
 https://docs.aws.amazon.com/bedrock/latest/userguide/model-customization-prepare.html
@@ -54,9 +54,9 @@ def fine_tuning(
     """Return one example for each different request of the rows that has a label, in the order of the rows.
 
     Args:
-        definition: What llm_batch_assets returned, or a Labeling. Its prompt makes the requests again.
+        definition: The assets from llm_batch_assets, or a Labeling. Its prompt makes the requests again.
         rows: The rows that were labeled, as a frame or a stream of record batches.
-        labels: Their labeled table, as it landed.
+        labels: Their labeled table, unchanged.
         form: "openai" or "anthropic".
 
     Raises:
@@ -69,7 +69,7 @@ def fine_tuning(
 
 
 def check_examples(labeling: Labeling, form: str) -> None:
-    """Refuse what has no examples in this form, with ConfigError; see fine_tuning."""
+    """Refuse a definition that has no examples in this form, with ConfigError; see fine_tuning."""
     if form not in EXAMPLE_FORMS:
         raise ConfigError(f"There is no form {form!r} of examples; the forms are {', '.join(EXAMPLE_FORMS)}.")
     if (kind := labeling.reader.format.kind) in (ResponseKind.EMBEDDING, ResponseKind.MODERATION):
@@ -132,9 +132,9 @@ EXAMPLE_FORMS = {"openai": _openai, "anthropic": _anthropic}
 
 
 def write_examples(examples: Iterable[Example], path: str | Path) -> int:
-    """Write examples as JSON lines, and beside them where each comes from; return how many there are.
+    """Write examples as JSON lines, and a second file with the provenance of each; return their number.
 
-    The line of `train.jsonl` and that of the same number in `train.provenance.jsonl` belong together.
+    The line of `train.jsonl` and the line of the same number in `train.provenance.jsonl` belong together.
     """
     path = Path(path)
     origins = whole(provenance_path(path))

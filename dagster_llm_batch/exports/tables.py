@@ -2,13 +2,14 @@
 
     parquet      one file, zstd
     csv          nested values as JSON; a text that a spreadsheet would take for a formula after an apostrophe
-    jsonl        a line for each row; a number that is none, or infinite, is null, since JSON has no such numbers
+    jsonl        a line for each row; NaN and infinite numbers are null, since JSON lacks them
     huggingface  a folder for `datasets.load_from_disk`
     hub          a folder for `datasets.load_dataset`: Parquet and a card, as the Hugging Face Hub has data sets
     tfrecord     a `tf.Example` for each row, for TensorFlow's `TFRecordDataset`
 
-Of a `tf.Example`: numbers and truth values are int64 or float lists (32 bits: that is all it has), text and bytes are
-bytes lists, lists of these are lists; money, times and nested values are text, as in JSON lines; a null is no feature.
+In a `tf.Example`, numbers and truth values are int64 or float lists (32 bits: it has no others). Text and bytes are
+bytes lists, and lists of these are lists. Money, times and nested values are text, like in JSON lines; a null has no
+feature.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".tfrecord"
 
 
 def write_table(table: Any, path: str | Path, form: str | None = None) -> int:
-    """Write the rows of any kind of frame as one file, or folder, and return how many there are.
+    """Write the rows of any kind of frame as one file, or folder, and return their number.
 
     Args:
         table: Labels, or any other frame.
-        path: What to write; it is there when it is complete. A folder must not be there yet.
+        path: The path to write; it exists once it is complete. A folder must not exist yet.
         form: One of FORMATS; by default by the path's ending.
 
     Raises:
@@ -79,10 +80,10 @@ def write_table(table: Any, path: str | Path, form: str | None = None) -> int:
 
 
 def judgment_table(judgments: Sequence[Judgment], key: str, fields: Sequence[pa.Field]) -> pa.Table:
-    """Return what people said as a table, a row for each judgment that stands. `fields` are the response's columns.
+    """Return human labels as a table, a row for each judgment that stands. `fields` are the response's columns.
 
     Its columns: `partition`, the row's key as text, `annotator`, `kind`, the answer, `comment`, `seconds`, `at`, and
-    how the row was drawn (`sample_…`), which gold must keep.
+    the draw of the row (`sample_…`), which gold must keep.
     """
     samples = dict.fromkeys(name for judgment in judgments for name in judgment.sample or {})
     rows = [
@@ -156,7 +157,7 @@ def _write_jsonl(table: pa.Table, file: BinaryIO) -> None:
 
 
 def write_csv(table: pa.Table, file: BinaryIO) -> None:
-    """Write a table as CSV: nested values as JSON, amounts without exponents, formulas after an apostrophe."""
+    """Write a table as CSV: nested values in JSON, amounts without exponents, an apostrophe before formulas."""
     for number, field in enumerate(table.schema):
         if pa.types.is_nested(field.type):
             texts = [
@@ -164,7 +165,7 @@ def write_csv(table: pa.Table, file: BinaryIO) -> None:
             ]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
         elif pa.types.is_decimal(field.type):
-            # Arrow writes small ones as 6.37500E-7, and nothing as 0E-12.
+            # Arrow would write exponents: 6.37500E-7 for a small amount, and 0E-12 for zero.
             texts = [None if v is None else f"{v.normalize():f}" for v in table[number].to_pylist()]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
         elif _is_text(field.type):
@@ -172,8 +173,8 @@ def write_csv(table: pa.Table, file: BinaryIO) -> None:
     pyarrow.csv.write_csv(table, file)
 
 
-# What spreadsheets read as a formula, which may run programs or send cells away, in wide letters too. A plain number
-# is harmless.
+# Text that spreadsheets read as a formula, which may run programs or send cells away, in wide letters too. A plain
+# number is harmless.
 _FORMULA = r"^[=+\-@\t\r\n\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"
 _NUMBER = r"^[+-]?[0-9]+([.,][0-9]+)?$"
 
@@ -206,7 +207,7 @@ def _write_huggingface(table: pa.Table, folder: Path) -> None:
         import datasets  # noqa: PLC0415 -- an optional extra
     except ImportError as error:
         raise MissingExtraError("export", "The format 'huggingface'") from error
-    # The switch is global to the process: it is set back to what the user had.
+    # The switch is global to the process: restore the user's setting.
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -246,8 +247,8 @@ def _write_tfrecord(table: pa.Table, path: Path) -> None:
 def _record_writer(path: Path) -> Iterator[Callable[[_Features], None]]:
     """Give a function that writes one record.
 
-    TensorFlow's own writer is used where TensorFlow is installed: the small library registers the same protobuf names,
-    and a process that has imported one of the two can never import the other.
+    If TensorFlow is installed, its own writer is used: the small library registers the same protobuf names, and a
+    process that has imported one of the two can never import the other.
     """
     if find_spec("tensorflow") is not None:
         import tensorflow as tf  # noqa: PLC0415 -- the user's own
@@ -276,7 +277,7 @@ def _record_writer(path: Path) -> Iterator[Callable[[_Features], None]]:
 
 
 def _feature_kind(kind: pa.DataType) -> str:
-    """Return what a column's values, or those of its lists, become: "int", "float" or "byte"; "text" by way of JSON."""
+    """Return the type of a column's values, or of its lists' items: "int", "float" or "byte"; "text" by way of JSON."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = _feature_kind(kind.value_type)
         return "text" if pa.types.is_nested(kind.value_type) else inner

@@ -1,12 +1,12 @@
-"""Rows that were planned before: known again by what came, block by block, without rendering them.
+"""Find rows of an earlier plan by their content, block by block, without rendering them.
 
     rows as they come ─▶ digest of each block (some hundred rows, and the prompt) ─▶ in the newest manifest? ─▶ its
                                                                                      request_ids are theirs
     of these, rows that are to be asked all the same ─▶ rendered
 
-The digests are in the manifest's metadata, beside the request_ids that they stand for: the two are written together,
-and an erasure, which takes rows out of a manifest, leaves no block behind. A manifest that has none, is lost or
-is damaged is as if nothing were planned before: then all rows are rendered.
+The digests are in the manifest's metadata, next to the request_ids that they stand for. The two are written together,
+and an erasure, which removes rows from a manifest, removes all blocks. A manifest without blocks, or a lost or damaged
+one, counts as if nothing were planned before: then all rows are rendered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RequestsOf = Callable[[Sequence[Request]], RenderedRequests]
 
 
 class _Place(NamedTuple):
-    """Where a manifest has a block, and the block's sum in RowsDigest."""
+    """The position of a block in a manifest, and the block's sum in RowsDigest."""
 
     start: int
     rows: int
@@ -52,7 +52,7 @@ class EarlierRows:
 
     @classmethod
     def of(cls, payloads: PayloadStore, path: str) -> EarlierRows | None:
-        """Return the rows of the manifest at `path`; None where nobody can tell which they are."""
+        """Return the rows of the manifest at `path`; None if they cannot be determined."""
         places, start = {}, 0
         try:
             for digest, rows, total in RowBlocks.read(facts_in(payloads, path, [BLOCKS]).get(BLOCKS, "")):
@@ -63,13 +63,13 @@ class EarlierRows:
         return cls(payloads, path, places) if places else None
 
     def find(self, digest: bytes, rows: int) -> EarlierBlock | None:
-        """Return the block of so many rows that has this digest; None where it is not there."""
+        """Return the block of `rows` rows with this digest; None if it is missing."""
         place = self._places.get(digest)
         if place is None or place.rows != rows or place.start < self._start:
             return None
         try:
             ids = self._ids(place)
-        # The manifest was pruned just now, or the store does not answer. Nothing rests on it.
+        # The manifest was pruned just now, or the store does not answer. Earlier rows are optional.
         except (OSError, pa.ArrowException):
             ids = None
         if ids is None:
@@ -78,7 +78,7 @@ class EarlierRows:
         return EarlierBlock(ids, place.total)
 
     def _ids(self, place: _Place) -> list[str | None] | None:
-        """Return the request_ids of a block, None for a row that is not sent; None where it is not there."""
+        """Return the request_ids of a block, None for a row that is not sent; None if the block is missing."""
         skip = place.start - self._start
         while len(self._held) < skip + place.rows:
             batch = next(self._batches, None)

@@ -3,21 +3,21 @@
     shards whose answers are reused, oldest first:   1 … 8 | 9 … 16 | … | 57 … 64 | 65 … 72 | 73 74
                                                      └──────── one copy ─────────┘ └ a copy ┘ as they are
 
-1. A copy is a cache. Its name is a digest of what it was made of: the paths of the shards' results, what changes when
-   one of these files does, and their columns. Where any of them was made anew, erased or lost, the copy has another
-   name, so it is not found, and the results themselves are read, restored or asked for, as if there were no copies.
-   A digest of its folder follows, by which `ownership.py` knows it as ours.
-2. It is made by who reads all of these results anyway, to count or to land them, and needs no lease: its name is all
-   that two processes could differ in. One that is killed meanwhile leaves a half-written file.
-3. Whoever erases or prunes results removes all copies of the partition (`drop_merged`) after that, half-written ones
-   too. Whoever writes a copy looks, when its file is there, whether the results are what it was made of. A file that
-   was there when copies were dropped cannot get its name any more; one that came later is seen to be of what is gone.
-   So no copy stays, also of a process that is killed. An object store shows an upload under its name at once: there
-   whoever has written a copy looks once more, and removes it; a process that is killed before that leaves one.
-4. Within a copy the newest shard comes first. That is the order in which `label` looks for the answer that counts.
-5. What cannot be read or written here is no error: nothing rests on a copy.
+1. A copy is a cache. Its name is a digest of its sources: the paths of the shards' results, a version of each of these
+   files, and their columns. If any of them was made again, erased or lost, the copy has another name, so it is not
+   found. The results themselves are then read, restored or requested, as if there were no copies. A digest of its
+   folder follows in the name, by which `ownership.py` recognizes it as ours.
+2. A process that reads all of these results anyway, to count or to materialize them, makes the copy. It needs no lease:
+   two processes could differ only in the name. A process that is killed meanwhile leaves a half-written file.
+3. A process that erases or prunes results then removes all copies of the partition (`drop_merged`), including
+   half-written ones. A process that writes a copy checks, once the file exists, whether the results are still its
+   sources. A file that existed when copies were dropped cannot get its name any more; a later one is seen to have lost
+   its sources. So no copy stays, even if a process is killed. An object store shows an upload under its name at once:
+   there the writer checks once more, and removes the copy; a process that is killed before that leaves one.
+4. Within a copy the newest shard comes first. `label` looks for the answer that counts in this order.
+5. A failed read or write here is not an error: copies are optional.
 
-Large shards are not copied: what opening their files takes is little beside their rows.
+Large shards are not copied: opening their files takes little time compared with their rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FEWEST_MERGED = 8
 """So many shards make a copy, and so many copies a larger one."""
 
 MERGED_WAVE = 0
-"""The number of the wave of a shard that stands for the shards of a copy. No other has it."""
+"""The wave number of a shard that stands for the shards of a copy. Other shards never have it."""
 
 # Opening a file takes as long as reading some hundred rows. Copies are in memory while they are made.
 _MOST_ROWS = 1 << 15
@@ -67,7 +67,7 @@ class _Copy:
 
 @dataclass(frozen=True)
 class MergedResults:
-    """The merged copies of shards' results. `schema` is that of the results; others are not merged."""
+    """The merged copies of shards' results. `schema` is the schema of the results; other results are not merged."""
 
     payloads: PayloadStore
     schema: pa.Schema
@@ -100,7 +100,7 @@ class MergedResults:
         return []
 
     def _versions(self, shards: Sequence[Shard]) -> list[FileVersion | None]:
-        """Return what changes when the results of each shard do; None where they are gone."""
+        """Return a version of each shard's results, which changes with them; None if they are gone."""
         versions: list[FileVersion | None] = []
         for shard in shards:
             try:
@@ -124,7 +124,7 @@ class MergedResults:
     def write(self, copy: _Copy, tables: Iterable[pa.Table]) -> None:
         """Write a copy of these tables, oldest first.
 
-        Raises PayloadError where there is none then: the results have other columns, or have changed since they were
+        Raises PayloadError if the copy cannot be kept: the results have other columns, or have changed since they were
         read, or another process has removed the half-written file.
         """
         read = list(tables)
@@ -149,7 +149,7 @@ class MergedResults:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Shards, oldest first, with the versions of their results; `makes` says whether missing copies are made."""
+    """Shards, oldest first, with the versions of their results; with `makes`, missing copies are made."""
 
     merged: MergedResults
     shards: Sequence[Shard]
@@ -157,7 +157,7 @@ class _Runs:
     makes: bool
 
     def copies(self, start: int, end: int) -> list[_Copy]:
-        """Return the copies of a run: one, or where there is none those of its parts."""
+        """Return the copies of a run: one, or without it the copies of its parts."""
         copy = self._copy(start, end)
         if copy is not None and (self._is_there(copy) or (self.makes and self._write(copy, start, end))):
             return [copy]
@@ -167,7 +167,7 @@ class _Runs:
         return self.merged.copy_of(self.shards[start:end], self.versions[start:end])
 
     def _is_there(self, copy: _Copy) -> bool:
-        """Return whether a copy is there, and what was written."""
+        """Return whether a copy exists and is complete."""
         return self.merged.payloads.is_whole(copy.path)
 
     def _write(self, copy: _Copy, start: int, end: int) -> bool:
@@ -203,7 +203,7 @@ def _spans(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _parts(start: int, end: int) -> list[tuple[int, int]]:
-    """Return the runs that a run is made of; none of one that is made of shards."""
+    """Return the runs that make up a run; empty for a run of shards."""
     size = (end - start) // FEWEST_MERGED
     return [(at, at + size) for at in range(start, end, size)] if size >= FEWEST_MERGED else []
 

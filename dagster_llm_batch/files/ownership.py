@@ -1,19 +1,20 @@
-"""Decides what is ours: the one rule for everything that deletes, in the payload store and at providers.
+"""Decides which files are ours: the one rule for everything that deletes, in the payload store and at providers.
 
-A stored file is ours only where one of these holds:
+A stored file is ours only if one of these holds:
 
 1. The ledger names it: as a submission's manifest, or as a file of one of its shards.
-2. It lies in a folder that the ledger names, and its bytes have the custom_ids of a shard of that submission: requests
-   of a shard that was split, or of a wave before whose record the process was killed; requests for a fallback.
+2. It is in a folder that the ledger names, and its bytes have the custom_ids of a shard of that submission. Examples
+   are requests of a shard that was split, of a wave whose process was killed before its record, and for a fallback.
 3. Its name is one that `own_name` made for its folder: a half-written file, a part of a lost worker, a merged copy.
-4. It lies where a plan writes, in the folder of a submission that the ledger does not know, whose name is in the
-   custom_ids of the requests there: a plan was killed before its record. The manifest and the other files with our
-   digest beside such requests are ours, too.
+4. It is in a place where a plan writes, in the folder of a submission that the ledger lacks, and the custom_ids of the
+   requests there contain the folder's name: a plan was killed before its record. The manifest and the other files with
+   our digest next to such requests are ours, too.
 
-All other files stay, whatever their names are. Those that look like ours are listed (`Holdings.unclaimed`).
+All other files stay, whatever their names are. Files that look like ours are listed (`Holdings.unclaimed`).
 
-A batch is ours unless it was adopted: somebody else sent it. The Parquet files right in the folder of a table of labels
-are the table, which is replaced as a whole: `label_files.py` and `io.py` do that, and look into no folder below it.
+A batch is ours unless it was adopted: then other code sent it. The Parquet files directly in the folder of a table of
+labels are the table, which is replaced as a whole: `label_files.py` and `io.py` do that, and ignore all folders below
+it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from dagster_llm_batch.types import Cause
 __all__ = ["MERGED", "Holdings", "Ownership", "copy_path", "is_receipt", "owned_copies", "owns_batch", "remove"]
 
 MERGED = "merged"
-"""The name of the folder of a partition's merged copies, beside those of its submissions."""
+"""The folder name of a partition's merged copies, next to the folders of its submissions."""
 
 _MANIFEST = "manifest.parquet"
 _DEPTH = len(PurePosixPath(payload_path("namespace", "asset", "partition", "submission", "name")).parents)
@@ -63,13 +64,13 @@ _READ_BYTES = 1 << 20
 
 @dataclass
 class Holdings:
-    """The stored files of a namespace that are ours, and those that look like it.
+    """The stored files of a namespace that are ours, and files that look like ours.
 
     Attributes:
         of_submissions: Files of the submissions in the ledger, by submission_id.
         of_killed_plans: Files of plans that were killed before their record, by folder.
         copies: Merged copies, half-written ones included.
-        unclaimed: Files at our places that nothing shows to be ours.
+        unclaimed: Files at our places without proof that they are ours.
         shows_another_ledger: Whether results or receipts are among them: another ledger may write here.
     """
 
@@ -81,7 +82,7 @@ class Holdings:
 
 
 class Ownership:
-    """Decide which files in the payload store are those of one namespace of a ledger."""
+    """Decide which files in the payload store belong to one namespace of a ledger."""
 
     def __init__(self, ledger: Ledger, payloads: PayloadStore, namespace: str) -> None:
         self._ledger = ledger
@@ -102,7 +103,7 @@ class Ownership:
     def survey(self) -> tuple[Holdings, list[Submission]]:
         """Return the files of the namespace, and its submissions."""
         stored = [*self._payloads.files(namespace_folder(self._namespace))]
-        # After the files: those of a submission that is planned in between are young, and stay.
+        # Read after the files: files of a submission that is planned in between are young, and stay.
         submissions = self._ledger.submissions.list_all(self._namespace)
         shards = self._ledger.shards.of_submissions([submission.submission_id for submission in submissions])
         named: dict[str, set[str]] = {}
@@ -124,7 +125,7 @@ class Ownership:
             parent, _, name = folder.rpartition("/")
             if name == MERGED:
                 parts = [file for file in files if self._is_bound("", file)]
-                # Of a partition without any submission in the ledger there are none.
+                # A partition without any submission in the ledger has none.
                 copies = [file for file in files if parent in partitions and _is_copy(self._payloads, file)]
                 holdings.copies += copies
                 if parts:
@@ -182,7 +183,7 @@ class Ownership:
                     if sought in before + data:
                         return True
                     before, is_empty = data[-len(sought) :], False
-        # No stream of ours, or damaged: nothing shows whose it is.
+        # Not a stream of ours, or damaged: nothing proves its owner.
         except (OSError, pa.ArrowException):
             return False
         return is_empty and self._payloads.carries_digest(file.path)
@@ -212,12 +213,12 @@ def copy_path(partition: str, start: str) -> str:
 
 def owned_copies(payloads: PayloadStore, folders: Iterable[str]) -> Iterator[StoredFile]:
     """Yield the merged copies in the partitions of submissions with these folders, half-written ones included."""
-    # After a rename the older submissions' folders are in that of the former name.
+    # After a rename the older submissions' folders are in the folder of the former name.
     partitions = {folder.rpartition("/")[0] for folder in folders if folder}
     for partition in sorted(partitions):
         for file in payloads.files(f"{partition}/{MERGED}"):
             folder, _, name = file.path.rpartition("/")
-            # Parts of what a worker takes apart lie there, too, and stay.
+            # The parts of results that a worker processes are there, too, and stay.
             if folder == f"{partition}/{MERGED}" and (is_staged_name(name, folder) or _is_copy(payloads, file)):
                 yield file
 
@@ -249,7 +250,7 @@ def _name(file: StoredFile) -> str:
 
 
 def _ending(file: StoredFile) -> str | None:
-    """Return what follows the number of a shard in the name of its file; None of another file."""
+    """Return the text after a shard's number in the name of its file; None for another file."""
     found = _OF_SHARD.fullmatch(_name(file))
     return None if found is None else found[3]
 

@@ -1,6 +1,6 @@
 """Request files: lines are written into shards, a new one whenever the last is full. Nothing is sent.
 
-Beside each request file lies one with the request_ids, packed: whoever needs only these does not unpack the lines.
+Next to each request file is one with the request_ids, packed: code that needs only these does not unpack the lines.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ __all__ = [
 ]
 
 DEFINITION = "llm_batch.definition"
-"""Names in a manifest's metadata the definition by which its requests were made: see Labeling.definition. What is sent
-now is answered when the code may say something else. Manifests of older versions have none.
+"""Key in a manifest's metadata for the definition of its requests: see Labeling.definition. The code's definition may
+have changed by the time of the answers. Manifests of older versions have none.
 """
 
 BLOCKS = "llm_batch.blocks"
-"""Names in a manifest's metadata its rows in blocks, as they came: see RowBlocks. Where it is not there, all rows are
-rendered again.
+"""Key in a manifest's metadata for its rows in blocks, in their order: see RowBlocks. Without it, all rows are rendered
+again.
 """
 
 _NOTHING: Mapping[str, Any] = {}
@@ -101,9 +101,9 @@ _AT_ONCE = 32
 
 
 def definition_in(payloads: PayloadStore, manifest_path: str | None) -> Mapping[str, Any] | None:
-    """Return the definition by which the requests of a manifest were made.
+    """Return the definition of the requests of a manifest.
 
-    None where older code wrote it, or it cannot be read: whoever needs its rows says so.
+    None if older code wrote it, or it cannot be read: code that needs its rows reports this.
     """
     try:
         stored = payloads.table_metadata(manifest_path or "").get(DEFINITION.encode())
@@ -114,7 +114,7 @@ def definition_in(payloads: PayloadStore, manifest_path: str | None) -> Mapping[
 
 
 def levels_of(payloads: PayloadStore, submission: Submission) -> Levels | None:
-    """Return what gives each row of a submission its level, as far as it is decided; None where it is no cascade."""
+    """Return the function for the level of each row of a submission, as far as decided; None without a cascade."""
     return levels_in(payloads, submission.folder) if submission.folder else None
 
 
@@ -128,13 +128,13 @@ def levels_in(payloads: PayloadStore, folder: str) -> Levels | None:
     try:
         with payloads.reader(path) as file:
             return Levels.of_json(file.read())
-    # As if it were not there: who needs it says what to do.
+    # Treat it as missing: code that needs it reports the next step.
     except (LostError, DamagedError):
         return None
 
 
 def facts_in(payloads: PayloadStore, manifest_path: str, names: Collection[str]) -> dict[str, str]:
-    """Return what a manifest says of all its rows under these names; nothing where it cannot be read."""
+    """Return the facts about all rows under these names in a manifest; empty if it cannot be read."""
     try:
         stored = payloads.table_metadata(manifest_path)
     except (OSError, pa.ArrowException):
@@ -228,14 +228,14 @@ class Wave:
 
 
 class ShardPrices(Protocol):
-    """What requests of one owner cost beside what each is expected to."""
+    """Costs of one owner's requests in addition to the expected cost of each."""
 
     def surcharge(self, shard: Shard, lacking: int) -> Costs:
-        """Return what a shard costs more that is so many requests short of the provider's least number."""
+        """Return the additional cost of a shard that is `lacking` requests short of the provider's minimum."""
         ...
 
     def most_usd(self, input_bound: int | None) -> Decimal | None:
-        """Return the most that one request can cost with so many input tokens at most; None: nobody knows."""
+        """Return the highest cost of one request with at most this many input tokens; None if unknown."""
         ...
 
 
@@ -293,9 +293,9 @@ class ShardFiles:
         return self.shards
 
     def close(self, digests: Mapping[str, str] | None = None) -> list[Shard]:
-        """End the last file, fill it up to the provider's least number from the one before, and return all shards.
+        """End the last file, fill it up to the provider's minimum from the one before, and return all shards.
 
-        `digests` has those of the files that were written after `end`, by path.
+        `digests` has the digests of the files that were written after `end`, by path.
         """
         self.end()
         if digests:
@@ -429,12 +429,12 @@ def split_requests(
     is_first: Callable[[str, bytes], bool],
     dearest_usd: Decimal | None = None,
 ) -> tuple[Shard, Shard]:
-    """Write a shard's requests into two new files: those of which `is_first` holds, by request_id and line, and others.
+    """Write a shard's requests into two new files: those selected by `is_first`, by request_id and line, and others.
 
     Return the shard with the first part, and a new one of this `number` with the others. The file of the whole stays:
-    a process that is killed before the ledger knows of the parts writes them again, under the same names.
-    `dearest_usd` is the most that any one of its requests can cost. What was answered of it in real time stays in the
-    first part, whose custom_ids the answers name, so that it is not asked, and paid, again.
+    if a process is killed before the ledger has the parts, the next one writes them again, under the same names.
+    `dearest_usd` is the highest cost of any one of its requests. Answers in real time stay in the first part, whose
+    custom_ids they name, so that their requests are not sent, and paid, again.
     """
     nonce = shard_nonce(whole.submission_id, whole.wave, number)
     start = whole.path.rpartition(f"wave-{whole.wave}-")[0]
@@ -492,7 +492,7 @@ def split_requests(
             bound_usd=_bound_of_some(bill, len(other_ids), dearest_usd),
             reserved_usd=None,
         ),
-        # What was erased is counted of the shard whose batches had it, as are its sendings.
+        # Erased requests are counted for the shard whose batches had them, and so are its sendings.
         erased=None,
         sends=0,
     )
@@ -504,7 +504,7 @@ def split_requests(
 
 
 def _bound_of_some(bill: Bill, requests: int, dearest_usd: Decimal | None) -> Decimal | None:
-    """Return the most that so many requests of a shard can cost. Which ones they are is not known: all may be dear."""
+    """Return the highest cost of this many requests of a shard. They are unknown, so all may be the expensive ones."""
     if bill.bound_usd is None or dearest_usd is None:
         return bill.bound_usd
     return min(bill.bound_usd, requests * dearest_usd)

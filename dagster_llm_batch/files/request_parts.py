@@ -2,14 +2,14 @@
 
     workers: rows ─▶ part files      driver: sizes, ids ─▶ shards      workers: part files ─▶ request files
 
-A part file is a table with the rows of one part in their order: what the manifest keeps of them, their request_ids, and
-the lines of those requests that the part has for the first time, as each codec encodes them.
+A part file is a table with the rows of one part in their order: the columns that the manifest keeps, their request_ids,
+and the lines of the requests that are new in the part, in the encoding of each codec.
 
-The driver goes through the parts in their order, as it goes through rows otherwise: the same Draft decides on keys,
-duplicates, answered requests, lanes, shards and estimates from the lines' sizes. So the request files have the same
-lines in the same order as those of one process. The driver keeps 4 bytes a request.
+The driver goes through the parts in their order, just as it goes through rows in one process: the same Draft decides on
+keys, duplicates, answered requests, lanes, shards and estimates from the lines' sizes. So the request files have the
+same lines in the same order. The driver keeps 4 bytes a request.
 
-`Workers` (protocols.py) come with the labeling. Which cluster they run on is no concern of the engine.
+`Workers` (protocols.py) come with the labeling. The engine does not depend on their cluster.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["ImagesBelow", "Part", "PartMaker", "WorkerSource"]
 _ID = "llm_request_id"
 _LINE = "llm_line"
 
-# What the driver needs to know of a line. check_columns refuses keys and kept columns with such names.
+# The facts about a line that the driver needs. check_columns refuses keys and kept columns with such names.
 _SIZES = ("llm_line_bytes", "llm_tokens", "llm_most_tokens", "llm_is_urgent")
 
 # Stands in a part's lines until the driver has decided which shard takes them. All nonces have the same length, so that
@@ -94,7 +94,7 @@ class PartMaker:
     erased: ErasedKeys
 
     def __call__(self, rows: Iterator[pa.RecordBatch]) -> Part | LLMBatchError | None:
-        """Write the part file of these rows; None where there are none.
+        """Write the part file of these rows; return None without rows.
 
         Returns an error in the rows instead of raising it: Spark and Ray run a task again that raises.
         """
@@ -266,9 +266,9 @@ class WorkerSource:
     """A RequestSource whose rows are rendered and whose request files are written by workers.
 
     Args:
-        workers: Those that do it.
-        maker: What they make of each part of the rows.
-        empty: Renders rows that turn out to be none: their columns are still planned with.
+        workers: The workers that render and write.
+        maker: The function that makes a part file of each part of the rows.
+        empty: Renders an empty table of rows: its columns are still planned with.
     """
 
     def __init__(self, workers: Workers, maker: PartMaker, empty: RequestSource) -> None:
@@ -363,9 +363,9 @@ class _FileTask:
     """A request file for a worker to write.
 
     Attributes:
-        path: Where it is written.
+        path: The path of the file.
         column: The column of the part files that has its lines.
-        nonce: What replaces the placeholder in their custom_ids; None where the lines have theirs.
+        nonce: The replacement for the placeholder in their custom_ids; None if the lines have theirs.
         sources: The part files, each with the numbers of its rows.
     """
 

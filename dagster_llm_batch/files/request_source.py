@@ -1,7 +1,7 @@
-"""Where the requests of a draft come from: rows that are rendered here, by workers, or were rendered before.
+"""Sources of the requests of a draft: rows that are rendered here or by workers, and rows that were rendered before.
 
-Types alone. `request_writer.py` has the source of this process, `request_parts.py` that of workers, and
-`earlier_rows.py` knows rows of an earlier plan again.
+Types alone. `request_writer.py` has the source of this process, `request_parts.py` the source of workers, and
+`earlier_rows.py` finds rows of an earlier plan.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ class RequestSource(Protocol):
 
     @property
     def blocks(self) -> RowBlocks:
-        """The same rows in blocks, by which a later plan knows them again; none where it shall render them."""
+        """The same rows in blocks, by which a later plan finds them; empty if it must render them."""
         ...
 
     @property
     def erased_rows(self) -> int:
-        """How many rows were left out so far since they were erased."""
+        """Number of rows left out so far since they were erased."""
         ...
 
     @property

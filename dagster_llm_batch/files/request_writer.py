@@ -2,13 +2,12 @@
 
     rows ─▶ RequestSource ─▶ Draft.add_rows ─▶ request files (a shard each) + manifest (row -> request) ─▶ Draft.finish
 
-A draft makes one pass over the rows, in constant memory: the digests of requests, and a hash of each key, are kept in
-unnamed temporary files once there are many. A draft that is refused, or turns out to be known already, is discarded and
-leaves no file behind.
+A draft makes one pass over the rows, in constant memory: many digests of requests and key hashes go to unnamed
+temporary files. A draft that is refused, or already known, is discarded and leaves no file behind.
 
-A draft decides the order, the duplicates, the lanes, the shards and the estimate. Where the rows are rendered and the
-files are written is up to its RequestSource: LocalSource does it in this process, WorkerSource (request_parts.py) has
-workers do it. Rendering a batch of rows needs no other batch, which is what lets workers do it anywhere.
+A draft decides the order, the duplicates, the lanes, the shards and the estimate. Its RequestSource decides where the
+rows are rendered and the files are written: LocalSource does it in this process, WorkerSource (request_parts.py) has
+workers do it. Rendering a batch of rows needs no other batch, so workers can do it anywhere.
 """
 
 from __future__ import annotations
@@ -74,8 +73,8 @@ __all__ = [
 # Rows of the manifest that are held until more come.
 _HELD_BYTES = 1 << 21
 SKIPPED, ERASED_ROWS, UNREADABLE_ROWS = "llm_batch.skipped", "llm_batch.erased", "llm_batch.unreadable"
-"""Count in a manifest's metadata the rows that are empty, those that it lacks since they were erased, and those whose
-images cannot be read; where none is, they are not there."""
+"""Keys in a manifest's metadata for the numbers of empty rows, of rows that it lacks since they were erased, and of
+rows with unreadable images; a number of 0 is left out."""
 
 MASKED = "llm_batch.masked"
 """In a manifest's metadata the number of masked values by kind, as JSON; absent without a mask."""
@@ -83,7 +82,7 @@ MASKED = "llm_batch.masked"
 COUNTS = (SKIPPED, ERASED_ROWS, UNREADABLE_ROWS)
 """All of them."""
 
-# So many of the longest requests are told of before they are sent.
+# This many of the longest requests are reported before they are sent.
 _LONGEST = 5
 
 
@@ -100,7 +99,7 @@ class Drafted:
     """The result of a finished draft.
 
     Attributes:
-        shards: What is to be sent.
+        shards: The shards to send.
         rows: All rows.
         skipped: Rows that are empty, and not sent.
         unreadable: Rows whose images cannot be read, and that are not sent.
@@ -123,7 +122,7 @@ class Drafted:
 
 
 class UnreadableRows(NamedTuple):
-    """How many rows are not sent since their images cannot be read, and the reason of the first of them."""
+    """Number of rows that are not sent since their images cannot be read, and the reason of the first of them."""
 
     rows: int = 0
     reason: str = ""
@@ -154,18 +153,18 @@ def rendered_chunk(
 
 
 class Draft:
-    """One submission while it is planned. Discard it where one of its methods raises.
+    """One submission during its planning. Discard it if one of its methods raises.
 
     Args:
-        labeling: What is asked about each row.
+        labeling: The questions about each row.
         source: Renders the rows and writes the request files.
-        payloads: Where the manifest is written and files are removed.
+        payloads: The store for the manifest, from which files are also removed.
         files: The shards of each lane. They write through `source.writer`.
         spares: Files with all requests for each fallback model.
-        estimate: Receives the tokens and the cost of the requests that are to be sent.
-        known: The requests that are not asked again; None where none was asked before.
-        manifest_path: Where the manifest is written.
-        few_rows: So many keys and request_ids are kept in memory; more of them go to files.
+        estimate: Receives the tokens and the cost of the requests to send.
+        known: The requests that are not sent again; None if this is the first submission.
+        manifest_path: The path of the manifest.
+        few_rows: The most keys and request_ids that are kept in memory; more of them go to files.
         new_file: Makes such a file.
     """
 
@@ -243,18 +242,18 @@ class Draft:
         # The manifest has the first batch's type: a later batch's text may have become a number there.
         own = rows.column(0)
         self._keys.add(keys if own.type == batch.column(self._labeling.key).type else own.to_pylist())
-        # What is held may not hold the batch.
+        # A small table must not keep the memory of its batch.
         self._held.append(_copied(rows) if len(rows) < BATCH_ROWS else rows)
         self._held_rows += len(rows)
         self._held_bytes += rows.nbytes
         if self._held_rows >= BATCH_ROWS or self._held_bytes >= _HELD_BYTES:
             self._write_held()
         else:
-            # As after each write: what a batch was read and rendered by.
+            # As after each write: release the memory in which a batch was read and rendered.
             release_memory()
 
     def _write_held(self) -> None:
-        """Write what the manifest keeps of small batches as one: of each it says much that is not of its rows."""
+        """Write the manifest's columns of small batches as one: each write has a fixed size besides its rows."""
         rows, self._held = pa.concat_tables(self._held, promote_options="default"), []
         self._held_rows = self._held_bytes = 0
         if UNSENT in rows.column_names:
@@ -302,7 +301,7 @@ class Draft:
         known = [None] * len(ids) if self._known is None else self._known.find(ids)
         new = [at for at, is_new in enumerate(self._seen.new(ids)) if is_new]
         if self._spares:
-            # What is in flight may still come back without an answer, and then a fallback is asked.
+            # A request in flight may still come back without an answer, and then a fallback is asked.
             self._write_spares(requests, keys, [at for at in new if not known[at]])
         unknown = [at for at in new if known[at] is None]
         self._reused += len(new) - len(unknown)
@@ -360,7 +359,7 @@ class Draft:
         )
 
     def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
-        """Return what a manifest says of all its rows."""
+        """Return the facts about all rows for a manifest."""
         facts = {
             SKIPPED: self._skipped,
             ERASED_ROWS: self._source.erased_rows,
@@ -415,10 +414,10 @@ class LocalSource:
     """A RequestSource that renders and writes in this process.
 
     Args:
-        labeling: What is asked about each row.
-        codecs: Those of the labeling's models, in their order.
+        labeling: The questions about each row.
+        codecs: The codecs of the labeling's models, in their order.
         counter: Counts input tokens for the labeling's own model.
-        payloads: Where request files are written.
+        payloads: The store for request files.
         load_image: See RowRenderer.
         erased: Keys of rows that are left out.
         earlier: Rows that were planned before.
@@ -451,7 +450,7 @@ class LocalSource:
         renderer: RowRenderer | None = None
         batches = record_batches(rows, self._labeling.columns_read)
         if self._labeling.mask is not None:
-            # Before anything else sees the rows: what is stored, sent or logged comes from these.
+            # Before any other code sees the rows: everything stored, sent or logged comes from these.
             batches = self._labeling.mask.stream(batches, self.masked)
         for batch in batches:
             # A pandas frame without rows may come without columns, too.

@@ -1,4 +1,4 @@
-"""Rows, batch by batch, as requests and as rows of the manifest. A row that is not sent has its reason there."""
+"""Render rows, batch by batch, as requests and as rows of the manifest, which has the reason of an unsent row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dagster_llm_batch.types import Lane, Request
 
 __all__ = ["RowRenderer", "reasons_of"]
 
-# Of a block in which one row has changed all rows are rendered again; a smaller one takes more room in the manifest.
+# If one row of a block has changed, all its rows are rendered again; smaller blocks take more room in the manifest.
 _BLOCK_ROWS, _BLOCK_ROWS_WITH_IMAGES = 1_024, 32
 # Rows whose requests, and the lines of these, are in memory at once: up to a block where they are short. Of long ones
 # so few that a processor's cache holds them from the template to the file.
@@ -33,12 +33,12 @@ class RowRenderer:
     """Render batches of rows into requests.
 
     Args:
-        labeling: What is asked about each row.
-        rows: The columns that the first batch has.
-        load_image: Reads an image by its path below the prompt's image_root; None where it has no root.
+        labeling: The questions about each row.
+        rows: The columns of the first batch.
+        load_image: Reads an image by its path below the prompt's image_root; None without a root.
 
-    `manifest_schema` is what the manifest keeps of each row. Raises InputError or ConfigError where the labeling names
-    a column that the rows do not have.
+    `manifest_schema` is the schema of each row in the manifest. Raises InputError or ConfigError if the labeling names
+    a column that the rows lack.
     """
 
     def __init__(self, labeling: Labeling, rows: pa.Schema, load_image: ImageLoader | None) -> None:
@@ -60,7 +60,7 @@ class RowRenderer:
         self._needed = {*self._kept, *self._renderer.columns, *urgent}
         self.block_rows = _BLOCK_ROWS_WITH_IMAGES if labeling.prompt.images else _BLOCK_ROWS
         self._most_at_once = _IMAGES_AT_ONCE if labeling.prompt.images else self.block_rows
-        # What a path names may have changed though the row has not.
+        # The file at a path may have changed although the row has not.
         self.has_blocks = not (labeling.prompt.images and labeling.prompt.image_root)
         asked = [__version__, labeling.definition["asked"]["prompt"], labeling.key, labeling.empty]
         self._asked = canonical_json(asked).encode()
@@ -124,10 +124,10 @@ class RowRenderer:
     def manifest(
         self, batch: pa.RecordBatch, request_ids: Sequence[str | None], unsent: Mapping[int, str] | None = None
     ) -> pa.Table:
-        """Return what the manifest keeps of the rows, with their request_ids, None for a row that is not sent.
+        """Return the manifest's columns of the rows, with their request_ids, None for a row that is not sent.
 
-        `unsent` has the reasons of rows whose images cannot be read, by their places; without it there is no column
-        for them. Raises InputError for types other than those of the first batch.
+        `unsent` has the reasons of rows whose images cannot be read, by position; without it there is no column for
+        them. Raises InputError for types that differ from the first batch.
         """
         own = [batch.column(name) for name in self._kept]
         try:

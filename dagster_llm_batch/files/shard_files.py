@@ -1,4 +1,4 @@
-"""The stored files of a shard, which lie beside its request file: what they are named, and the request_ids in them."""
+"""The stored files of a shard, next to its request file: their names, and the request_ids in them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ CALIBRATION = "cascade.json"
 """The name of the file that has the sample and the threshold of a submission."""
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
-"""The endings of a shard's files, which differ in nothing else. zstd is for raw results, which are kept for long; the
-others are read soon, and lz4 is faster."""
+"""The endings of a shard's files; their names are otherwise equal. zstd is for raw results, which are kept for long;
+the others are read soon, and lz4 is faster."""
 
 SO_FAR = ".sofar.jsonl.zst"
 """The ending of the answers so far of a shard in real time that was not asked to its end. They are not paid again."""
@@ -88,7 +88,7 @@ def names_any(line: bytes, nonce: str, wanted: Collection[str]) -> bool:
 
 def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
     """Return the request_ids of a shard, packed, in the order of its request file."""
-    # Shards of older versions have no such file. Where it cannot be read, the request file has the ids, too.
+    # Shards of older versions lack this file. If it cannot be read, the request file has the ids, too.
     if (ids := ids_in(payloads, beside(shard, IDS), shard.nonce)) is not None:
         return ids
     try:
@@ -135,7 +135,7 @@ def _digest(nonce: str, ids: bytes) -> bytes:
 
 
 def delete_requests(payloads: PayloadStore, shard: Shard) -> None:
-    """Remove the request file of a shard, and that of its request_ids."""
+    """Remove the request file of a shard, and the file of its request_ids."""
     payloads.delete(shard.path)
     payloads.delete(beside(shard, IDS))
 

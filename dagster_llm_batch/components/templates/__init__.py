@@ -1,1 +1,1 @@
-"""Files that `dg scaffold defs` puts beside a component's YAML."""
+"""Files that `dg scaffold defs` puts next to a component's YAML."""

@@ -15,7 +15,7 @@ def label(text: str) -> dict[str, str]:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """One line of results for one line of requests."""
+    """Return one line of results for one line of requests."""
     body = request["body"]
     message = {"role": "assistant", "content": json.dumps(label(body["messages"][-1]["content"]))}
     reply = {"model": body["model"], "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}

@@ -6,7 +6,7 @@ from dagster_llm_batch import RowsContext
 
 
 def tickets(context: RowsContext) -> pa.Table:
-    """One row for each ticket. Where there are partitions, `context.partition_key` says which one is asked for."""
+    """Return one row for each ticket. With partitions, `context.partition_key` is the requested one."""
     context.asset.log.info("Three tickets, as an example.")
     return pa.Table.from_pylist(
         [

@@ -1,4 +1,4 @@
-"""What a reply must look like. Each field becomes a column of the labeled table."""
+"""The form of a reply. Each field becomes a column of the labeled table."""
 
 from typing import Literal
 

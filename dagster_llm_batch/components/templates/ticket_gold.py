@@ -1,4 +1,4 @@
-"""What people say of the rows: the truth that labels are measured against."""
+"""Human labels of the rows: the truth against which labels are measured."""
 
 import dagster as dg
 import pyarrow as pa
