@@ -1,7 +1,7 @@
-"""Where things are: providers and their credentials, the ledger, the payload store. One resource for each provider.
+"""Resources: providers and their credentials, the ledger, the payload store. One resource for each provider.
 
-Nothing is opened or imported before it is needed. Credentials stay in the resource: give them as `dg.EnvVar("…")`, so
-that they are not shown in the UI either.
+Everything is opened and imported on first use. Credentials stay in the resource: give them as `dg.EnvVar("…")`, so that
+the UI does not show them either.
 """
 
 from dagster_llm_batch.resources.deployment import Budget, LLMBatchResource, QueueLimit

@@ -1,4 +1,4 @@
-"""What all labeled datasets of a deployment share: ledger, payload store, providers, budgets, queues."""
+"""The shared parts of a deployment's labeled datasets: ledger, payload store, providers, budgets, queues."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
 
 
 class Budget(CheckedConfig):
-    """The most that submissions may be billed in a period; what is expected to exceed it is refused, unsent."""
+    """The most that submissions may be billed in a period; one with a higher estimate is refused, unsent."""
 
     max_usd: float = Field(description="The most US dollars in a period.")
     period: Literal["day", "month", "ever"] = Field(
@@ -51,7 +51,7 @@ class Budget(CheckedConfig):
     )
     limit: LimitKind = Field(
         default="measured",
-        description='How it is kept. "measured": more is billed with a probability of 0.1 % at most; "hard": never.',
+        description='The kind of limit. "measured": more is billed with a probability of 0.1 % at most; "hard": never.',
     )
 
     def model_post_init(self, context: Any, /) -> None:
@@ -84,11 +84,11 @@ class QueueLimit(CheckedConfig):
 
 
 class LLMBatchResource(CheckedResource):
-    """What all labeled datasets of a deployment share."""
+    """The settings that all labeled datasets of a deployment share."""
 
     namespace: str = Field(
         default="default",
-        description="Keeps deployments apart. Give dev, branch and prod their own, so that none collects another's.",
+        description="Separates deployments. Give dev, branch and prod one each: then they do not collect each other's.",
     )
     ledger_url: str | None = Field(
         repr=False,
@@ -108,8 +108,8 @@ class LLMBatchResource(CheckedResource):
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
     ray: RayBatchResource | None = Field(default=None, description="For models named ray/….")
     slurm: SlurmBatchResource | None = Field(default=None, description="For models named slurm/….")
-    # Dagster has no word for a mapping of resources: so it hands this on as it is, shows nothing of it, and each is
-    # read from the environment by `named`.
+    # Dagster has no type for a mapping of resources. So it passes this on unchanged and shows none of it, and `named`
+    # reads each one from the environment.
     providers: Annotated[dict[str, ProviderResource], "resource_dependency"] = Field(
         default={},
         description=(
@@ -118,13 +118,14 @@ class LLMBatchResource(CheckedResource):
         ),
     )
     budgets: list[Budget] = Field(
-        default=[], description="The most that submissions may be billed in a period; what is over is refused, unsent."
+        default=[],
+        description="The most that submissions may be billed in a period; one with a higher estimate is refused.",
     )
     queue_limits: dict[str, QueueLimit] = Field(
         default={},
         description=(
-            'By "provider" or "provider/model": the most that may be in its queue at once. What is over waits in the '
-            "ledger, and goes oldest first."
+            'By "provider" or "provider/model": the most that may be in its queue at once. Further batches wait in the '
+            "ledger, and the oldest goes first."
         ),
     )
 
@@ -145,15 +146,15 @@ class LLMBatchResource(CheckedResource):
     overdue_after_hours: float | None = Field(
         default=None,
         description=(
-            "A batch that runs for longer than this is overdue: the sensor's tick fails, and says what to do. Default: "
-            "the provider's window (24 hours for most) and half of it more."
+            "A batch that runs for longer than this is overdue: the sensor's tick fails, with the next step in its "
+            "message. Default: one and a half times the provider's window (24 hours for most)."
         ),
     )
     keep_request_files_hours: float | None = Field(
         default=24.0,
         description=(
-            "How long after a batch's results were stored the request file that was uploaded for it stays at its "
-            "provider; then the sensor deletes it. Results stay. None: files go when the vendor's expiry has come."
+            "Hours from storing a batch's results until the sensor deletes its request file at the provider. Results "
+            "stay. None: the files stay until the vendor's expiry."
         ),
     )
     poll_seconds: float = Field(
@@ -171,30 +172,30 @@ class LLMBatchResource(CheckedResource):
     tune: bool = Field(
         default=False,
         description=(
-            "Plan new submissions by how earlier ones went, within your limits: smaller batches where larger ones "
-            "expired, fewer at once where a queue had no room for more, fewer waves of retries where these answered "
-            "nothing, an earlier turn to real time where a deadline is set, and another sample of a cascade where that "
-            "costs less. Each choice is told with its evidence. "
-            "Never the model, prompt or parameters."
+            "Plan new submissions by the history of earlier ones, within your limits. It chooses smaller batches after "
+            "larger ones expired, fewer at once after a queue was full, and fewer retry rounds after rounds without an "
+            "answer. With a deadline it turns to real time earlier, and it changes the sample of a cascade if that "
+            "costs less. Each choice is logged with its evidence. "
+            "It never changes the model, prompt or parameters."
         ),
     )
     fetched_prices: bool = Field(
         default=False,
         description=(
             "Take prices from the book that `dagster-llm-batch prices --fetch` stored in the payload root, if it did. "
-            "Default: the bundled book, whose age `dagster-llm-batch doctor` tells."
+            "Default: the bundled book, whose age `dagster-llm-batch doctor` shows."
         ),
     )
     review_url: str | None = Field(
         default=None,
         description=(
-            "Where `dagster-llm-batch review` serves its page, such as http://127.0.0.1:8800: metadata and checks in "
+            "Address of the page of `dagster-llm-batch review`, such as http://127.0.0.1:8800: metadata and checks in "
             "Dagster's UI then link to the rows behind them. Without path or token. Default: no links."
         ),
     )
     telemetry: bool = Field(
         default=False,
-        description="OpenTelemetry spans of provider calls, and metrics of what lands. Needs the extra otel.",
+        description="OpenTelemetry spans of provider calls, and metrics of labels. Needs the extra otel.",
     )
 
     _home: Path | None = PrivateAttr(default=None)
@@ -220,12 +221,12 @@ class LLMBatchResource(CheckedResource):
         return given
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse names that no provider can have, and queue limits that would limit nothing."""
+        """Refuse names that a provider cannot have, and queue limits without effect."""
         super().model_post_init(context)
         for name, resource in self.providers.items():
             check_name(name, kind_of(type(resource)))
             server = getattr(resource, "server", None)
-            # A model's name tells then, where it is declared, what its server has.
+            # A model's name then shows, where it is declared, the features of its server.
             if name in SERVERS and name not in PROVIDERS and server != name:
                 raise ConfigError(
                     f"providers[{name!r}] is of the server {server!r}, and {name!r} is the name of a preset. Take "
@@ -265,7 +266,7 @@ class LLMBatchResource(CheckedResource):
             if isinstance(resource, ProviderResource)
         }
         by_name = {name: resource.with_environment() for name, resource in self.providers.items()}
-        # Dagster resolves what it finds in the fields, and a copy of these is not validated.
+        # Dagster resolves the values in the fields, and a copy of these is not validated.
         copied = self.model_copy(update={**read, "providers": by_name})
         with super(LLMBatchResource, copied)._resolve_and_update_nested_resources(context) as resolved:
             yield resolved
@@ -371,7 +372,7 @@ class LLMBatchResource(CheckedResource):
         return {name: kind for name, kind in kinds.items() if kind is not None}
 
     def _made(self, name: str, resource: ProviderResource, home: Path) -> Provider:
-        """Return the provider or, where it cannot be made, one that says why as soon as it is used: the others work."""
+        """Return the provider or, if it cannot be made, one that raises the reason on first use: the others work."""
         try:
             provider = resource.named(name).provider_below(home / name)
         except Exception as error:  # noqa: BLE001 - of an SDK or the user's own: anything may come

@@ -28,7 +28,7 @@ class CommandBatchResource(ProviderResource):
         default=None,
         description="Folder for input, output and log of each batch, on this machine. Default: below the Dagster home.",
     )
-    account: str | None = Field(default=None, description="What tells its answers apart. Default: the command.")
+    account: str | None = Field(default=None, description="A name for the source of the answers. Default: the command.")
 
     def provider_below(self, folder: Path) -> Provider:
         """See ProviderResource. Its batches are in that folder, unless `workdir` names another."""
@@ -70,16 +70,19 @@ class RayBatchResource(ProviderResource):
     num_cpus: float = Field(default=1.0, description="Ray's logical CPUs for each worker.")
     num_gpus: float = Field(default=0.0, description="Ray's GPUs for each worker.")
     rows_per_file: int = Field(
-        default=64, description="Rows that a worker answers and then writes; what is lost when it is killed."
+        default=64, description="Rows that a worker answers and then writes; they are lost if it is killed."
     )
     requests_at_once: int = Field(default=16, description="Requests to the server, or rows in one call, at a time.")
-    max_retries: int = Field(default=5, description="How often a request that the server puts off is sent again.")
+    max_retries: int = Field(default=5, description="The most repeats of a request that the server puts off.")
     timeout_seconds: float = Field(default=600.0, description="Seconds that one request to the server may take.")
     runtime_env: dict[str, Any] = Field(
         repr=False, default={}, description="Ray's runtime_env: pip, working_dir, env_vars, …."
     )
     token: str | None = Field(repr=False, default=None, description="Token of Ray's job server. As an EnvVar.")
-    account: str | None = Field(default=None, description="What tells its answers apart. Default: what answers.")
+    account: str | None = Field(
+        default=None,
+        description="A name for the source of the answers. Default: the server, function, command or model.",
+    )
 
     def provider(self) -> Provider:
         """Return the provider; makes no call."""
@@ -99,7 +102,7 @@ class RayBatchResource(ProviderResource):
 
 
 class SlurmBatchResource(ProviderResource):
-    """A command of the same form on a cluster, as one sbatch job for each batch: an array where the batch is large."""
+    """A command of the same form on a cluster, as one sbatch job for each batch: an array for a large batch."""
 
     command: list[str] = Field(
         description="The command and its arguments, as on the nodes; {input}, {output} and {model} are replaced.",
@@ -124,12 +127,12 @@ class SlurmBatchResource(ProviderResource):
         default=False,
         description="The command writes each row when it is answered; then a task that starts again keeps good rows.",
     )
-    requeue: bool = Field(default=True, description="Whether Slurm starts a task again when its node failed.")
+    requeue: bool = Field(default=True, description="Start a task again after its node failed.")
     export: list[str] = Field(
         default_factory=list, description="Names of environment variables that the command gets, such as HF_TOKEN."
     )
     python: str = Field(default="python3", description="Python 3.6 or later on the nodes; standard library only.")
-    account: str | None = Field(default=None, description="What tells its answers apart. Default: the command.")
+    account: str | None = Field(default=None, description="A name for the source of the answers. Default: the command.")
     timeout_seconds: float = Field(
         default=60.0, description="Seconds that one call of sbatch, squeue, sacct or scancel may take."
     )

@@ -29,25 +29,25 @@ __all__ = [
 
 _TIMEOUT_SECONDS = "Seconds of one call; its answer may take longer while 1,000 bytes a second come."
 _SETTLE_SECONDS = (
-    "How long after a create call of unknown end the batch may still appear. Only then is a batch that the provider "
-    "does not list taken as not created, and sent again."
+    "Seconds in which the batch of a create call of unknown end may still appear. If the provider does not list it "
+    "after that time, it counts as not created, and is sent again."
 )
 _NO_KEY = "none"
-"""What is sent where a server takes calls without a key: its SDK sends none without one."""
+"""The key for a server that takes calls without one: its SDK requires a key."""
 _AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 class AnthropicBatchResource(ProviderResource):
     """Anthropic's Message Batches: of its own API, of Claude Platform on AWS, and of Claude on Google Cloud.
 
-    AWS settings have the names that they have at Bedrock, Google Cloud's those that they have at Vertex AI.
+    AWS settings have the same names as at Bedrock, and Google Cloud's the same as at Vertex AI.
     """
 
     platform: str = Field(
         default="anthropic",
         description=(
-            "Who passes the API on: anthropic, aws or google_cloud. Claude on Bedrock and on Vertex AI has other "
-            "batches, with resources of their own; in Microsoft Foundry it has none."
+            "The platform that serves the API: anthropic, aws or google_cloud. Claude on Bedrock and on Vertex AI has "
+            "other batches, with separate resources. In Microsoft Foundry it has no batches."
         ),
     )
     api_key: str | None = Field(
@@ -63,7 +63,7 @@ class AnthropicBatchResource(ProviderResource):
     account: str | None = Field(
         default=None,
         description=(
-            "A name for whose account this is, part of what tells finished work apart. Default: host and workspace. "
+            "A name for the account, which identifies finished work. Default: host and workspace. "
             "Keys can be rotated without paying again; give another name when a key is another account's."
         ),
     )
@@ -95,7 +95,7 @@ class AnthropicBatchResource(ProviderResource):
         default=None,
         repr=False,
         description=(
-            "Google Cloud: in place of a key, a function that gives a token for each call; or its import path, "
+            "Google Cloud: in place of a key, a function that returns a token for each call; or its import path, "
             "module:function."
         ),
     )
@@ -103,7 +103,7 @@ class AnthropicBatchResource(ProviderResource):
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse a platform that is none, settings of another one, and what is missing."""
+        """Refuse an unknown platform, settings of another one, and missing settings."""
         super().model_post_init(context)
         if self.platform not in _PLATFORMS:
             raise ConfigError(f"platform={self.platform!r}: {unknown_name('platform', self.platform, _PLATFORMS)}")
@@ -206,41 +206,42 @@ class OpenAIBatchResource(ProviderResource):
         default=None,
         repr=False,
         description=(
-            "In place of a key: a function that gives a token for each call, as azure-identity's "
+            "In place of a key: a function that returns a token for each call, as azure-identity's "
             "get_bearer_token_provider makes one; or its import path, module:function."
         ),
     )
     server: str = Field(
         default="openai",
         description=(
-            f"Which server it is: {', '.join(SERVERS)}. Limits, windows, prices and what else is known of it are taken "
-            "from there."
+            f"The server: {', '.join(SERVERS)}. It determines limits, windows, prices and the other facts about the "
+            "server."
         ),
     )
     base_url: str | None = Field(
-        default=None, description="Address of the server. Default: the vendor's own, where it has one for everybody."
+        default=None, description="Address of the server. Default: the vendor's own, if all its users share one."
     )
     organization: str | None = Field(default=None, description="OpenAI organization id.")
     project: str | None = Field(default=None, description="OpenAI project id.")
     account: str | None = Field(
         default=None,
         description=(
-            "A name for whose account this is, part of what tells finished work apart. Default: host, organization and "
-            "project. Keys can be rotated without paying again; give another name when a key is another account's."
+            "A name for the account, which identifies finished work. Default: host, organization and project. "
+            "Keys can be rotated without paying again; give another name when a key is another account's."
         ),
     )
     completion_window: str = Field(
         default="24h",
-        description=f"How long a batch may take. {_CHOICES}.",
+        description=f"Longest time of a batch. {_CHOICES}.",
     )
     price_book: str | None = Field(
-        default=None, description="The price book's id of who bills: openai, azure, groq, …. Default: the server's."
+        default=None,
+        description="The price book's id of the company that bills: openai, azure, groq, …. Default: the server's.",
     )
     timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse a server that is not known, and what it does not take."""
+        """Refuse an unknown server, and settings that it does not take."""
         super().model_post_init(context)
         server = self._server
         if self.api_key is None and self.token_provider is None and server.needs_key:
@@ -291,18 +292,18 @@ class OpenAIBatchResource(ProviderResource):
 class AzureOpenAIBatchResource(OpenAIBatchResource):
     """Azure OpenAI's v1 API: the preset `azure`, with keys or with Entra ID (`token_provider`)."""
 
-    server: str = Field(default="azure", description="Which server it is.")
+    server: str = Field(default="azure", description="The server.")
 
 
 class OpenRouterBatchResource(ProviderResource):
-    """OpenRouter's batches, and those of gateways that speak its API (`server`): requests and results travel inline."""
+    """Batches of OpenRouter and of gateways with its API (`server`): requests and results travel inline."""
 
     api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
     server: str = Field(
         default="openrouter",
         description=(
-            f"Which server it is: {', '.join(INLINE_SERVERS)}. Limits, windows, prices and what else is known of it "
-            "are taken from there."
+            f"The server: {', '.join(INLINE_SERVERS)}. It determines limits, windows, prices and the other facts about "
+            "the server."
         ),
     )
     base_url: str | None = Field(
@@ -312,18 +313,20 @@ class OpenRouterBatchResource(ProviderResource):
     routing: dict[str, Any] = Field(
         default={},
         description=(
-            'Which vendors may answer: OpenRouter\'s `provider` object, as {"only": ["openai"], "allow_fallbacks": '
+            'The allowed vendors: OpenRouter\'s `provider` object, as {"only": ["openai"], "allow_fallbacks": '
             "false}. It is sent with each batch, and with each call in real time."
         ),
     )
     account: str | None = Field(
         default=None,
         description=(
-            "A name for whose account this is, part of what tells finished work apart. Default: the host and path. "
+            "A name for the account, which identifies finished work. Default: the host and path. "
             "Keys can be rotated without paying again; give another name when a key is another account's."
         ),
     )
-    price_book: str | None = Field(default=None, description="The price book's id of who bills. Default: the server's.")
+    price_book: str | None = Field(
+        default=None, description="The price book's id of the company that bills. Default: the server's."
+    )
     timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
@@ -357,10 +360,10 @@ class OpenRouterBatchResource(ProviderResource):
 
 
 def preset(name: str, **settings: Any) -> OpenAIBatchResource | OpenRouterBatchResource:
-    """Return the settings of a server that speaks the Batch API of OpenAI or of OpenRouter, with what is known of it.
+    """Return the settings of a server with the Batch API of OpenAI or of OpenRouter, with the facts about it.
 
     Args:
-        name: Which server, as in docs/reference/providers.md: azure, groq, vllm, opper, ….
+        name: The server, as in docs/reference/providers.md: azure, groq, vllm, opper, ….
         settings: Those of its resource that are yours: api_key, base_url, ….
     """
     if name in INLINE_SERVERS:
@@ -371,7 +374,7 @@ def preset(name: str, **settings: Any) -> OpenAIBatchResource | OpenRouterBatchR
 
 
 def _function_of(given: Any) -> Callable[[], str]:
-    """Return the function that gives tokens: itself, or what an import path names."""
+    """Return the function that returns tokens: itself, or the function at an import path."""
     if callable(given):
         return cast("Callable[[], str]", given)
     module, colon, name = str(given).partition(":")
@@ -426,7 +429,7 @@ class VertexBatchResource(ProviderResource):
     access_token: str | None = Field(
         repr=False, default=None, description="A ready token, in place of a key. As an EnvVar."
     )
-    account: str | None = Field(default=None, description="Whose account this is. Default: project and location.")
+    account: str | None = Field(default=None, description="A name for the account. Default: project and location.")
     timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 
@@ -462,7 +465,8 @@ class GeminiBatchResource(ProviderResource):
     api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
     base_url: str | None = Field(default=None, description="Address of another server. Default: Google's own.")
     account: str | None = Field(
-        default=None, description="Whose account this is; a key does not tell. Give one where you use several projects."
+        default=None,
+        description="A name for the account; a key does not show it. Give one if you use several projects.",
     )
     inline_bytes: int = Field(default=1_000_000, description="Batches up to this size travel in the create call.")
     api_version: str = Field(
@@ -497,7 +501,7 @@ class BedrockBatchResource(ProviderResource):
 
     role_arn: str = Field(description="Service role that Bedrock takes on to read and write the files.")
     s3_uri: str = Field(description="Folder for request and result files, s3://bucket/folder, in the batch's region.")
-    region_name: str | None = Field(default=None, description="Region. Default: that of the environment or profile.")
+    region_name: str | None = Field(default=None, description="Region. Default: from the environment or profile.")
     profile_name: str | None = Field(default=None, description="Profile of the AWS configuration files.")
     max_attempts: int = Field(default=5, description="Tries of a call, the first included. A create call has one.")
     use_ssl: bool = Field(default=True, description="Whether to use TLS.")
@@ -509,16 +513,16 @@ class BedrockBatchResource(ProviderResource):
     s3_endpoint_url: str | None = Field(default=None, description="Address of another S3. Default: AWS's own.")
     quotas_endpoint_url: str | None = Field(default=None, description="Address of another Service Quotas.")
     read_quotas: bool = Field(default=True, description="Read the models' limits from Service Quotas, where allowed.")
-    min_requests: int = Field(default=100, description="A model's minimum of records, where no quota tells it.")
+    min_requests: int = Field(default=100, description="A model's minimum of records, for a model without a quota.")
     families: dict[str, str] = Field(
         default={},
-        description="Form of request of a model whose id does not tell: claude, nova, llama, chat, titan or converse.",
+        description="Form of requests, if a model's id does not show it: claude, nova, llama, chat, titan or converse.",
     )
-    timeout_hours: int = Field(default=24, description="After so many hours, 24 to 168, Bedrock gives up the rest.")
+    timeout_hours: int = Field(default=24, description="After this many hours, 24 to 168, Bedrock stops the rest.")
     kms_key_id: str | None = Field(default=None, description="KMS key for the files. Default: the bucket's.")
     tags: dict[str, str] = Field(default={}, description="AWS tags of each batch.")
     account: str | None = Field(
-        default=None, description="Whose account this is. Default: region and the role's account."
+        default=None, description="A name for the account. Default: region and the role's account."
     )
     timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
