@@ -283,8 +283,8 @@ class _Rows:
         return 1 - (by_class.sum() - 1) * observed / expected if expected else math.nan
 
     def alpha_interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Compute the interval of alpha: alpha is 1 minus a ratio from 0 to 1. The ratio is a disagreement, which is
-        nearly a mean of rows, over the disagreement by chance (see `crosstab`).
+        """Compute the interval of alpha: alpha is 1 minus a disagreement from 0 to 1, which is nearly a mean of rows,
+        relative to the disagreement by chance (see `crosstab`).
         """
         import numpy as np  # noqa: PLC0415  # as above
 

@@ -66,7 +66,8 @@ class Evaluation:
     - `latency_p50_seconds`, `latency_p95_seconds`: time of the labeled rows, from submission to the end of their batch.
     - `n_confident`: labeled rows with a confidence, the basis of `mean_confidence`, `ece` and `brier` (see
       `Calibration`).
-    - `on_pareto_front`: every other candidate on this target is worse or costs more; see `pareto`.
+    - `on_pareto_front`: False if another candidate on this target is at least as good for less, or better at the same
+      cost; see `pareto`.
     """
 
     candidate: str

@@ -47,8 +47,8 @@ class Units:
 
     @classmethod
     def of(cls, counts: pa.ChunkedArray | pa.Array, *ids: pa.ChunkedArray | pa.Array) -> Units:
-        """Build them from the rows of each entry and, in one or more arrays, the ids of its unit. Rows without an id in
-        every array are their own units.
+        """Build them from the rows of each entry and, in one or more arrays, the ids of its unit. A row whose ids are
+        all null is its own unit.
         """
         with evaluation_extra("Counting independent rows"):
             import numpy as np  # noqa: PLC0415  # optional dependency

@@ -1,7 +1,7 @@
 """Two labels of each row, crossed: Cohen's kappa and macro F1, with intervals by the unit.
 
-Both are 1 minus a ratio from 0 to 1 that is nearly a mean of rows (`intervals`). For kappa it is the distances of both
-labels, relative to the distances by chance; for macro F1, the errors of each class, relative to its rows.
+Both are 1 minus a disagreement from 0 to 1 that is nearly a mean of rows (`intervals`). For kappa it is the distance of
+both labels, relative to the distance by chance; for macro F1, the errors of each class, relative to its rows.
 
 Both lack an interval if the rows cannot support one, since too few rows then decide the figure: kappa needs the spread
 of the classes, and macro F1 every class.

@@ -5,13 +5,13 @@
     chi-squared               whether chance explains it
     permutations of days      whether the dataset's own variation explains it
 
-A large shift in few rows may be chance. A certain shift may be too small to matter, and one that comes every Sunday is
-no news. So labels have drifted if three things hold: PSI is over a limit, chance does not explain it, *and* the last
-partitions together, three or more, are further off than random picks of as many partitions. ADWIN, an online detector,
-finds slow shifts too, in which each partition is like those just before it.
+A large shift in few rows may be chance. A shift beyond doubt may be too small to matter, and one that comes every
+Sunday is no news. So labels have drifted if three things hold: PSI is over a limit, chance does not explain it, *and*
+the last partitions together, three or more, are further off than random picks of as many partitions. ADWIN, an online
+detector, finds slow shifts too, in which each partition is like those just before it.
 
-Partitions are compared by the roots of their shares. The variance of a root is the same for common and rare classes.
-Between days, it also does not shrink with more rows in a partition, so one measure serves days of all sizes.
+Partitions are compared by the roots of their shares. A root varies equally for common and rare classes. More rows in a
+partition do not make it vary less from day to day, so one measure serves days of all sizes.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Drift:
     - `n_recent`: partitions that are judged together, this one and the ones just before it, against the reference as it
       was before them; None with too few partitions, and then `drifted` stays undecided. `recent_psi`: their PSI.
       `p_variation`: how often as many partitions, picked at random from all, would be as far off. `p_value`: the larger
-      of `p_variation` and the probability that chance alone explains the shift. `n_earlier`: the earlier partitions
-      that have labels.
+      of `p_variation` and of how often chance alone would give such a shift. `n_earlier`: the earlier partitions that
+      have labels.
     - `visible_change`: the least change of the share of `most_changed` that would be an alarm, given the variation of
       partitions (0.1: ten points); None if all changes stay below the alarm, `drifted` is undecided, or it was not
       requested.

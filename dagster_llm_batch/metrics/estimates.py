@@ -71,7 +71,7 @@ class Estimate:
       with the same information, among the rows that were not certain to be drawn; None if all were certain. For a
       difference, `n_rows` is the group's, and the others are of the group that has fewer.
     - `naive`, `gold_only` and `powered`: see the module. 95 % intervals; None below MIN_ROWS effective rows. For
-      accuracy, `naive` is the mean confidence; with `powered` it is None if the candidate states none.
+      accuracy, `naive` is the mean confidence; `naive` and `powered` are None if the candidate states none.
     - `slope`: the weight of the labels, 0 to 1. `worth_gold_rows`: the number of gold rows with the same information
       without the labels; None without an interval.
     """
@@ -276,7 +276,7 @@ def estimate(
 @dataclass(frozen=True, eq=False)
 class _Column:
     """The values to average: `y` of the gold rows, `f` of all rows and `f_gold` of the gold rows. `known` is whether a
-    row has the source of f. Without labels, all are None.
+    row has the source of f. If `known` is false for every row, there are no labels to use.
     """
 
     figure: Literal["share", "mean", "accuracy"]

@@ -9,7 +9,7 @@ since rows that had gold already could not be drawn again. Over several rounds t
 weighted by its rows. So a row of round k has the weight a_k / probability + (a_(k+1) + a_(k+2) + …), where the a_k sum
 to 1. Later rounds may prefer rows because of labels from earlier ones, but T_k - T has the mean 0 given these labels.
 So the errors of the rounds are uncorrelated, and the variance is the sum of a_k^2 Var(T_k) (Horvitz-Thompson, for a
-design of fixed size). A round that was drawn from a smaller table has no information on the rows that came since: its
+design of fixed size). A round that was drawn from an earlier table has no information on the rows that came since: its
 a_k is 0, and its rows count once, as known rows. Rows of round 0 had gold before any draw.
 
 A figure over all rows is a ratio of weighted sums (Hájek), and its variance follows from its change with each row

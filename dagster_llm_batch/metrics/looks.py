@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 ALPHA = 0.05
-"""Probability of a false alarm, of all comparisons of one check together, in LOOKS looks."""
+"""Largest probability of a false alarm, of all comparisons of one check together, in LOOKS looks."""
 
 LOOKS = 365
 """Number of looks that share ALPHA. After them it is renewed, and evidence starts again."""
@@ -61,7 +61,7 @@ _FLIPPED = 250
 """Largest differences whose signs are drawn one by one. The sum of the smaller ones is normal."""
 _DRAWS, _MORE_DRAWS = 2_000, 100_000
 _NEAR = 0.05
-"""The share of draws as far off from which few draws suffice to see that chance explains it."""
+"""A p-value above it needs no further draws: the first ones show that chance explains the result."""
 _TOTAL = sum(1 / place for place in range(1, LOOKS + 1))
 
 

@@ -5,8 +5,8 @@ to set the threshold. Both are drawn many times, with a fixed seed: the same row
 
 Use it to choose between plans, before the rows to label exist. Only the sample that a run draws from its own rows
 certifies the run: a pair of models that was chosen for its good sample has had a lucky sample. Simulated in
-tests/metrics/test_replay.py: if cascades are chosen by the sample that certifies them, some 30 % break a guarantee of 5
-%.
+tests/metrics/test_replay.py: some 30 % of cascades break a guarantee of 5 % if the sample that certifies them has
+chosen them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TAIL = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows that both models have answered, drawn without regard to the scores.
+    """Rows that both models were asked about, drawn without regard to the scores.
 
     Attributes:
         scores: The confidence of the model; -inf if its reply did not fit, since a cascade never accepts such a reply.
