@@ -93,7 +93,7 @@ def _id_of(line: bytes) -> object:
 
 
 RAW_ANSWER: Mapping[str, str] = {"X-Stainless-Raw-Response": "true"}
-"""By this header the SDKs that Stainless generates give an answer as it came."""
+"""With this header, the SDKs that Stainless generates return the unchanged answer."""
 
 WEB_PAGE = (
     "it answers with a web page (text/html); base_url is probably not the API's address, or a proxy answers in its "
@@ -101,7 +101,7 @@ WEB_PAGE = (
 )
 _PAGE_START = re.compile(rb"\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 _SHOWN_BYTES = 200
-# The search for the first result line stops after this many bytes; the file then counts as not a results file.
+# The search for the first result line stops after this many bytes. Without one, the file is not a results file.
 _HELD_BYTES = 1 << 20
 # The largest number that JSON readers in doubles keep exact.
 _MOST = 1 << 53
@@ -126,7 +126,7 @@ def sdk_calls(translated: Callable[[Exception], LLMBatchError]) -> Iterator[None
 
     The set of exceptions that an SDK raises cannot be listed: an answer with too deep nesting is a RecursionError, one
     without its fields an AttributeError. So put SDK calls inside this context. Read their answers outside of it, where
-    a defect of this package stays visible as what it is.
+    a defect of this package stays visible.
     """
     try:
         yield
@@ -239,7 +239,7 @@ def is_refusal(status: int, headers: Any, body: object) -> bool:
     """Return whether an answer with this 4xx status is a no of the API itself.
 
     A web page or a bare word comes from another server, such as a proxy, in front of the API or in its place. It cannot
-    know that a batch does not exist. But where it refuses credentials, or the size or number of calls, that holds.
+    prove that a batch is missing. But if it refuses credentials, or the size or number of calls, that refusal counts.
     """
     if status in _CLEAR:
         return True

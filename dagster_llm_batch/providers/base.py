@@ -227,7 +227,7 @@ class StainlessProvider(VendorProvider):
 
     @abstractmethod
     def _client(self, *, retries: int) -> Any:
-        """Return the SDK's client, which makes a call so many times again."""
+        """Return the SDK's client, which repeats a call up to this many times."""
 
     @abstractmethod
     def _batches(self, retries: int) -> Any:

@@ -46,7 +46,7 @@ def pass_on_capabilities(provider: Provider, wrapper: object) -> None:
 
 
 def cancel_batch(provider: Provider, batch_id: str) -> None:
-    """Ask to stop the batch. Raises CannotStopError where the provider has no way to, and what `cancel` raises."""
+    """Ask to stop the batch. Raises CannotStopError if the provider cannot stop it, and the errors of `cancel`."""
     if not isinstance(provider, CancelsBatches):
         raise CannotStopError(
             f"The provider '{provider.name}' cannot stop the batch '{batch_id}', which runs on to its end, and is "
@@ -88,12 +88,12 @@ def real_time_of(provider: Provider) -> AnswersInRealTime:
 
 
 def console_url(provider: Provider, batch_id: str) -> str | None:
-    """Return where a person can look at this batch; None where there is no such page."""
+    """Return the address of a page where a person can look at this batch; None without one."""
     return provider.console_url(batch_id) if isinstance(provider, LinksToConsole) else None
 
 
 def check_setup(provider: Provider) -> None:
-    """Raise ConfigError where the provider can tell, without a call, that it can start no batch."""
+    """Raise ConfigError if the provider finds, without a call, that it cannot start a batch."""
     if isinstance(provider, ChecksSetup):
         provider.check_setup()
 

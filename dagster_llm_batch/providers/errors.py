@@ -63,7 +63,7 @@ class FailureRules:
 
     Attributes:
         never_sent: Classes of exceptions that mean no connection.
-        cannot_send: Classes for requests that cannot be sent as they are configured.
+        cannot_send: Classes for requests that cannot be sent with their configuration.
         lost: Classes for replies that were lost; they go before `cannot_send`.
         no_credentials: Classes for credentials that are missing or cannot be had.
         maybe_done: Statuses below 500 after which the call may still have had an effect.

@@ -23,7 +23,7 @@ _LOG_TAIL_BYTES = 4_096
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read the JSON object in the file; None where there is no file, or something else in it."""
+    """Read the JSON object in the file; None if the file is missing or has other content."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -48,7 +48,7 @@ def time_of(value: Mapping[str, Any] | None, name: str) -> datetime | None:
 
 
 def count_lines(path: Path) -> int | None:
-    r"""Count the `\n` of the file; None where there is no file."""
+    r"""Count the `\n` of the file; None if it is missing."""
     try:
         with path.open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))

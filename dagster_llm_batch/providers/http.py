@@ -1,6 +1,6 @@
 """Rules for HTTP requests: credentials go to the configured origin only, with any answer of a server.
 
-    to the configured origin        everything: scheme, host and port are those of the configured address
+    to the configured origin        everything: scheme, host and port equal the configured address's
     to another origin, over https   downloads without credentials, and uploads where the vendor's protocol names their
                                     address (a resumable upload's session); each without our headers
     to another origin, over http    nothing
@@ -107,7 +107,7 @@ _NOT_SECRET = frozenset(
         "range",
         "transfer-encoding",
         "user-agent",
-        # by which the SDKs of OpenAI and Anthropic know how to read the answer
+        # the SDKs of OpenAI and Anthropic use it to read the answer
         "x-stainless-raw-response",
     }
 )
@@ -197,7 +197,7 @@ def guard_hooks(origin: Origin) -> dict[str, list[Callable[[Any], None]]]:
 
 
 def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
-    """Make a client of httpx or httpx2 keep the rules, by hooks after its own, and give up answers that are slow."""
+    """Make a client of httpx or httpx2 keep the rules, by hooks after its own, and abandon answers that are slow."""
     limit_client(client, timeout_seconds)
     hooks = client.event_hooks
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
@@ -263,7 +263,7 @@ def load_httpx() -> None:
 def guard_session(session: Any, origin: Origin, timeout_seconds: float) -> None:
     """Make a session of requests keep the rules: by its transport, which every request and redirect passes.
 
-    It gives up answers that are too slow, too.
+    It also abandons answers that are too slow.
     """
     from requests.adapters import HTTPAdapter  # noqa: PLC0415 -- comes with the SDKs that use it
     from urllib3 import PoolManager  # noqa: PLC0415 -- comes with requests

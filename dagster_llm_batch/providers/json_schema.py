@@ -47,7 +47,7 @@ STRING, INTEGER, NUMBER, ARRAY, OBJECT = (
     frozenset({name}) for name in ("string", "integer", "number", "array", "object")
 )
 
-# bool stands before int: in Python, True is an int too
+# bool precedes int: in Python, True is an int too
 _TYPE_NAMES: tuple[tuple[type, str], ...] = (
     (bool, "boolean"),
     (str, "string"),

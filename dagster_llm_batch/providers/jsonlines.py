@@ -56,7 +56,7 @@ def quote(text: str) -> str:
 
 def quoted(text: str) -> bytes:
     """Write the text as an ASCII JSON string, quotes included, in bytes."""
-    # Nearly all rows are ASCII, which msgspec writes several times as fast. Only it leaves DEL as it is.
+    # Nearly all rows are ASCII, which msgspec writes several times as fast. It alone leaves DEL unescaped.
     if text.isascii():
         return _ENCODE(text)
     try:
@@ -68,7 +68,7 @@ def quoted(text: str) -> bytes:
 
 
 def dumps(value: Any) -> str:
-    """Write the value as compact ASCII JSON. Raises ConfigError for what JSON cannot hold, as NaN and sets."""
+    """Write the value as compact ASCII JSON. Raises ConfigError for values that JSON lacks, such as NaN and sets."""
     try:
         return json.dumps(value, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -148,7 +148,7 @@ def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def cut_heads(file: BinaryIO, head: bytes) -> Iterator[bytes]:
-    """Yield a request file in blocks of whole lines; where a line starts with `head`, `{` stands in its place.
+    """Yield a request file in blocks of whole lines; `{` replaces `head` at the start of a line.
 
     `head` is `{` and the fields that a vendor does not take in a line.
     """
@@ -179,7 +179,7 @@ def decode_usual(lines: Sequence[bytes], decoder: msgspec.json.Decoder[_Read]) -
 
 @contextmanager
 def sized(lines: BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
-    """Tell how many bytes are left in `lines`; a stream that cannot tell is copied to a temporary file first."""
+    """Return the number of bytes left in `lines`; if it is unknown, the stream is copied to a temporary file first."""
     if lines.seekable():
         here = lines.tell()
         size = lines.seek(0, 2) - here

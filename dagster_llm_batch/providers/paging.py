@@ -19,11 +19,11 @@ __all__ = ["RepeatedListError", "find_among", "find_by_results", "poll_batches",
 
 _Batch = TypeVar("_Batch")
 
-# Up to so many batches, one call each is less than a page of a list.
+# Up to this many batches, single calls are cheaper than a page of a list.
 _FEW = 4
 # A sensor's tick has 40 seconds for all providers; the rest is read by the next tick.
 _MOST_SINGLE = 100
-# After so many, the provider is not well, and each further call may take its whole timeout.
+# After this many, the provider is not well, and each further call may take its whole timeout.
 _MAX_FAILURES = 3
 
 
@@ -46,7 +46,7 @@ def unrepeated(pages: Iterable[list[_Batch]], id_of: Callable[[_Batch], str]) ->
 
 
 def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
-    """Decide which batch has a tag, of all `names` with the tag; `known` are the batches of other create calls."""
+    """Find the batch with a tag, of all `names` with the tag; `known` are the batches of other create calls."""
     # a list that grows while it is read may show a batch on two pages
     ours: dict[str, None] = {}
     repeats: RepeatedListError | None = None
@@ -69,7 +69,7 @@ def find_by_results(
     fetch: Callable[[str], Iterable[bytes]],
     custom_id_of: Callable[[bytes], str | None],
 ) -> Found | Absent | Undecided | CannotTell:
-    """Decide which batch carries the shard of this nonce, if batches are identified by their results alone.
+    """Find the batch that carries the shard of this nonce, if batches are identified by their results alone.
 
     `candidates` are the batches of the right size and time, and whether each has ended. `fetch` returns a batch's
     result lines, and raises RefusedError if they are gone.

@@ -239,7 +239,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
 SERVER_FOLDERS: dict[str, str] = {
     "mistral": f"{_PACKAGE}.mistral.server:MISTRAL",
 }
-"""Servers with OpenAI's request lines and paths of their own, each with a folder: where its `Server` is.
+"""Servers with OpenAI's request lines and other paths, each with a folder: the place of its `Server`.
 
 Each is a preset. The resource, `doctor`, the docs and the check of parameters read it by `openai_api.servers.SERVERS`.
 """

@@ -30,7 +30,7 @@ from dagster_llm_batch.types import BatchReport, CannotTell
 __all__ = ["LEAST_CHARS", "Mask", "masked"]
 
 LEAST_CHARS = 16
-# of a secret, at the end of a text that was cut: fewer characters tell nothing
+# of a secret, at the end of a text that was cut: fewer characters are too few to recognize
 _LEAST_REST = 6
 _CUT = "…".encode()
 """The end that `plain_text` puts on a text that it cut: the start of a secret may be right before it."""
@@ -167,7 +167,7 @@ class _Word:
     """
 
     def __init__(self, word: str, before: bytes = b"", after: bytes = b"") -> None:
-        # A text with more escapes has more backslashes, so those that stand together are one.
+        # A text with more escapes has more backslashes, so adjacent ones count as one.
         self._chars = [_pattern(char) for char in _RUNS.findall(word)]
         self._before, self._after = before, after
         # By the longest part that is the same in every form: nearly no line holds it, so one search for each is all
@@ -219,7 +219,7 @@ class _Word:
         return b"".join((*parts, text[done:])) if parts else text
 
     def _longest(self, text: bytes, found: re.Match[bytes]) -> re.Match[bytes]:
-        """Return the match of as many of its characters as stand where its first ones were found."""
+        """Return the longest match of its characters from the place where its first ones were found."""
         least, most = LEAST_CHARS, len(self._chars)
         if whole := self._first(most).match(text, found.start()):
             return whole
@@ -234,8 +234,8 @@ class _Word:
 
 @lru_cache(_MOST_WORDS)
 def _forms(word: str) -> tuple[_Word, ...]:
-    """Return the secret itself, and what Base64 makes of it within a longer text, as of `user:key`: by where it starts
-    there, one of three.
+    """Return the secret itself, and its Base64 within a longer text, as of `user:key`: one form for each of three
+    offsets.
     """
     encoded = []
     secret = word.encode("utf-8", "surrogatepass")

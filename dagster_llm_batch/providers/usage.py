@@ -68,8 +68,8 @@ CHAT: Fields = {
     },
     "server_tool_use.web_search_requests": "web_searches",
 }
-"""Chat, responses and embeddings of OpenAI and of servers that speak its API: openai 3.57.0, types/completion_usage.py
-and types/responses/response_usage.py.
+"""Chat, responses and embeddings of OpenAI and compatible servers: openai 3.57.0, types/completion_usage.py and
+types/responses/response_usage.py.
 """
 
 CLAUDE: Fields = {
@@ -203,7 +203,7 @@ _COUNTED_TOOLS = frozenset({"web_search", "web_fetch", "tool_search_tool_regex",
 def claude_extra(
     usage: Mapping[str, Any], tools: frozenset[str] = frozenset(), *, others: Extra = _NOTHING
 ) -> Extra | None:
-    """Return what of Claude's usage is not plain tokens. `tools`: the server tools that the reply shows in use."""
+    """Return the parts of Claude's usage that are not plain tokens. `tools`: the used server tools in the reply."""
     tier, unpriced = others.tier, others.unpriced
     if (named := usage.get("service_tier")) not in _USUAL_TIERS:
         tier = ("service_tier", str(named))

@@ -65,7 +65,7 @@ class Platform(ABC):
 
 @dataclass(frozen=True, repr=False)
 class AwsPlatform(Platform):
-    """Claude Platform on AWS. Without an API key, calls are signed: by keys, a profile, or what AWS's chain finds."""
+    """Claude Platform on AWS. Without an API key, calls are signed: by keys, a profile, or AWS's credential chain."""
 
     region: str
     workspace_id: str
@@ -146,7 +146,7 @@ class GooglePlatform(Platform):
         return "/".join(["https://claude.googleapis.com", *(quote(word, safe="") for word in words)])
 
     def secrets(self) -> list[str]:
-        """See Platform.secrets. A token is known from the first call on."""
+        """See Platform.secrets. A token is available from the first call on."""
         known = self._credentials if self._client is None else self._client.google_credentials
         token = getattr(known, "token", None)
         return [*self._given, *(self._tokens.known if self._tokens else ()), *([token] if token else [])]
@@ -174,7 +174,7 @@ class GooglePlatform(Platform):
 
 
 def _with_own_errors(client: type[Any], name: str, extra: str, secrets: Callable[[], list[str]]) -> type[Any]:
-    """Return the SDK's client, which raises CredentialsError without usable credentials: nothing was sent then."""
+    """Return the SDK's client, which raises CredentialsError before a call if it lacks usable credentials."""
 
     @contextmanager
     def credentials() -> Iterator[None]:
@@ -202,7 +202,7 @@ def _with_own_errors(client: type[Any], name: str, extra: str, secrets: Callable
     return Client
 
 
-# Of each cloud, how its address looks, and what to do instead.
+# The form of each cloud's address, and the alternative to it.
 _UNBATCHED = (
     (
         re.compile(r"bedrock(-runtime|-mantle)?\.[a-z0-9-]+\.(amazonaws\.com|api\.aws)"),

@@ -8,7 +8,7 @@ Only the word in `type` decides. An unknown word is ERRORED and not sent again, 
 `succeeded` rows include failures: a refusal and a paused turn are INVALID. A reply that was cut short is a reply, and
 its `finish_reason` shows it.
 
-A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
+A line in the vendor's usual form is read in one go; any other is read step by step.
 
 Formats: https://platform.claude.com/docs/en/build-with-claude/batch-processing#retrieving-batch-results
 """

@@ -157,7 +157,7 @@ def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
             _refuse(family, name, f"is none of those that this form of request has ({', '.join(allowed)})")
     if params.get("n", 1) != 1:
         _refuse(family, "n", "must be 1: further replies would be paid and not read")
-    # Where `stream` is allowed, it must be false, and only families in OpenAI's form have it.
+    # If a form allows `stream`, it must be false, and only families in OpenAI's form have it.
     left_out = () if family is Family.CHAT else ("stream",)
     body: dict[str, Any] = {name: params[name] for name in sorted(params) if name not in left_out}
     match family:

@@ -1,7 +1,7 @@
 """Exceptions of boto3 and botocore, read as ours: see `providers.errors`. Pure; imports neither.
 
-AWS reports errors by codes, and the status alone is too coarse: too many running jobs are a 400. A request that
-botocore refuses to send is a BotoCoreError, and so are many lost connections.
+AWS reports errors by codes, and the status alone is too coarse: too many running jobs are a 400. Both a request that
+botocore refuses to send and many lost connections are a BotoCoreError.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
     """Return `error`, raised while `doing` something, as one of ours. With `creating`, an unclear end is ambiguous."""
     inner = error.__cause__ or error.__context__
     if not _reply(error) and isinstance(inner, Exception) and type(error).__module__.startswith("boto3"):
-        # boto3 wraps what went wrong in an upload
+        # boto3 wraps the error of an upload
         error = inner
     reason = mask_keys(words_of(error), secrets, _ACCESS_KEY)
     reply = _reply(error)

@@ -30,7 +30,7 @@ class Family(StrEnum):
 
 _REGION = re.compile(r"(?:us|eu|apac|global|jp|au|ca|sa|us-gov)\.(?=[a-z0-9-]+\.)")
 _FAMILIES = (
-    # The older Mistral models take a prompt with markup and tell no token counts: Converse does both for them.
+    # The older Mistral models take a prompt with markup and report no token counts: Converse does both for them.
     (re.compile(r"mistral\.(?:mistral-7b|mixtral|mistral-large-2402|mistral-small-2402)"), Family.CONVERSE),
     (re.compile(r"anthropic\."), Family.CLAUDE),
     (re.compile(r"amazon\.nova-"), Family.NOVA),
@@ -67,17 +67,17 @@ def profile_region(model: str) -> str | None:
 
 
 def family_of(model: str) -> Family:
-    """Return the form of request that this model takes; CONVERSE where the id does not tell."""
+    """Return the form of request that this model takes; CONVERSE if the id does not show it."""
     name = plain_id(model)
     return next((family for pattern, family in _FAMILIES if pattern.match(name)), Family.CONVERSE)
 
 
 def can_structure(model: str) -> bool:
-    """Return whether structured outputs are documented for the model, or its id does not tell."""
+    """Return whether structured outputs are documented for the model, or its id does not show it."""
     return not _UNSTRUCTURED.match(plain_id(model))
 
 
 def takes_images(model: str) -> bool:
-    """Return whether the model sees images, or its id does not tell."""
+    """Return whether the model sees images, or its id does not show it."""
     name = plain_id(model)
     return bool(_SEES.match(name)) or "." not in name

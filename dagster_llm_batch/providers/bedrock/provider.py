@@ -174,7 +174,7 @@ class BedrockProvider(VendorProvider):
         return self._families.get(model) or family_of(model)
 
     def limits(self, model: str) -> BatchLimits:
-        """Return what one batch of the model may hold: by the account's quotas, else the defaults. Read once."""
+        """Return the limits of one batch of the model: the account's quotas, else the defaults. Read once."""
         if self._quotas is None:
             self._quotas = self._read_quotas() if self._reads_quotas else []
         return limits_from(self._quotas, model, self._defaults)
@@ -225,7 +225,7 @@ class BedrockProvider(VendorProvider):
         return created_id(arn)
 
     def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
-        """See Provider.find. Every job of the name is asked for; token or input file tell ours."""
+        """See Provider.find. Lists every job of the name; the token or the input file identifies ours."""
         # the list's filter is "contains", so a longer name passes it too: `_jobs_of` compares tokens as a whole
         return find_among((str(job["jobArn"]) for job in self._jobs_of(tag)), hints.known)
 

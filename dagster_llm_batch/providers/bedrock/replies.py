@@ -2,14 +2,14 @@
 
 The fields of `modelOutput` show its form, because the line does not name the model. In this order:
 
-1. `error` stands in the place of an output: ERRORED.
+1. `error` instead of an output: ERRORED.
 2. A reply: SUCCEEDED, also when cut short (`finish_reason` shows it). Refused or withheld: INVALID.
 3. A paid reply that cannot be read: INVALID, with its raw text.
 
 Usage: Claude and Converse count cached input apart from `input_tokens`; here it is part of it. Converse does not report
 reasoning tokens; they are in its output tokens.
 
-A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
+A line in the vendor's usual form is read in one go; any other is read step by step.
 
 Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-results.html
 """
@@ -161,7 +161,7 @@ def _result(line: _Line) -> Result:
     raw = bytes(line.modelOutput)
     try:
         output = json.loads(raw)
-        # The body stands as JSON in a string.
+        # The body is JSON in a string.
         if isinstance(output, str):
             output = json.loads(output)
     except (ValueError, RecursionError):

@@ -52,7 +52,7 @@ class BedrockLines:
         self._dialogue = LineStart(self._before_user)
 
     def __reduce__(self) -> Any:
-        """Pickle the limits as they are now: a copy elsewhere has no credentials to ask for them."""
+        """Pickle the present limits: a copy elsewhere has no credentials to ask for them."""
         return BedrockLines, (self._spec, self._family, partial(replace, self.limits))
 
     def check_parameters(self) -> tuple[str, ...]:
@@ -153,6 +153,6 @@ class BedrockLines:
         turns = [(turn.role, turn.text) for turn in self._spec.turns] + [("user", request.user)]
         if request.system:
             turns.insert(0, ("system", request.system))
-        # a row that holds the markup's own opening could speak as the system or as the LLM
+        # a row with the markup's own opening could pose as the system or as the LLM
         dialogue = "".join(f"{start}{role}{end}\n\n{text.replace('<|', '< |')}{stop}" for role, text in turns)
         return f"<|begin_of_text|>{dialogue}{start}assistant{end}\n\n"

@@ -2,8 +2,8 @@
 
     python supervisor.py JOB_DIR LOCK_FD
 
-1. It holds an exclusive lock on `lock` for as long as it lives. The lock comes locked from the starter, so there is no
-   moment in which a started batch looks dead.
+1. It holds an exclusive lock on `lock` for as long as it lives. The starter passes on the locked file, so a started
+   batch never looks dead.
 2. The command runs in its own process group. When the command ends, everything in the group is killed: engines that
    fork workers leave them behind. The group holds `command.lock` as long as one of its processes lives.
 3. Output goes to a temporary name. When the command has ended it becomes `out.jsonl`, and at last `exit.json` is there

@@ -86,7 +86,7 @@ class GoogleApi:
         client = self.client
         full = f"{path}?{urlencode(query)}" if query else path
         with self.calls(doing, creating=creating):
-            # no public method gives the body as it came; this is the one that all of the SDK's methods go through
+            # no public method returns the unchanged body; all of the SDK's methods use this one
             response = client._api_client.request(method, full, dict(body or {}))  # noqa: SLF001
             return json_object(response.headers, response.body)
 
@@ -105,8 +105,8 @@ class GoogleApi:
             doing: The step that failed, for an error.
             lists: Names under which a page may hold its batches.
             query: Parameters in addition to size and token of a page.
-            most: Read so many pages at most. Default: all, since neither API documents an order, and the wanted batch
-                may be on the last.
+            most: The most pages to read. Default: all, since neither API documents an order, and the wanted batch may
+                be on the last.
         """
         for page in islice(unrepeated(self._pages(path, doing, lists, query), lambda batch: str(batch["name"])), most):
             yield from page

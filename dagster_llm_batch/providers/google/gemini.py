@@ -70,7 +70,7 @@ API_VERSION = "v1beta"
 v1 from 3.0 on."""
 
 GEMINI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=2_000_000_000)
-"""The bytes are documented; the requests are not, and are what other clients use."""
+"""The bytes are documented. The number of requests is not, and is the one that other clients use."""
 
 _HOST = "generativelanguage.googleapis.com"
 # As a deployment names its batches.

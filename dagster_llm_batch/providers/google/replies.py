@@ -7,7 +7,7 @@ r"""Read result lines of Gemini batches, of Vertex AI and of the Gemini API, as 
 Thinking is billed as output, cached input is part of the prompt's tokens, and a total may be absent. A reply cut at the
 output limit has the finish_reason "length"; any other one is the vendor's word.
 
-A line that is written as the vendor writes replies is read in one go; any other is taken apart step by step.
+A line in the vendor's usual form is read in one go; any other is read step by step.
 
 Formats: https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage,
 https://ai.google.dev/gemini-api/docs/batch-api
@@ -353,7 +353,7 @@ def _extra(usage: Mapping[str, Any], reply: _Reply) -> Extra | None:
 
 
 def _searches(reply: _Reply) -> tuple[int, str | None]:
-    """Return how many searches are billed, and what of the grounding has a price that is not known here.
+    """Return the number of billed searches, and the kind of grounding whose price the price book lacks.
 
     Up to Gemini 2.5 a prompt that was grounded counts once, since Gemini 3 each query (GOOGLE_SEARCHES of
     `core/price_sources.py`). The account's allowance of free searches shows in no reply, so all are priced.
@@ -371,7 +371,7 @@ def _searches(reply: _Reply) -> tuple[int, str | None]:
     return min(queries, 1) if is_once else queries, unpriced
 
 
-# Google Maps, Vertex AI Search and images have prices of their own: GOOGLE_PRICES.
+# Google Maps, Vertex AI Search and images have separate prices: GOOGLE_PRICES.
 _DEAR_GROUNDS = frozenset(
     {"maps", "googleMapsWidgetContextToken", "retrievedContext", "retrievalQueries", "image", "imageSearchQueries"}
 )

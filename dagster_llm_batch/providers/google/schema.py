@@ -1,4 +1,4 @@
-"""The Schema object that Gemini takes, and the lint of what Vertex AI can import. Pure.
+"""The Schema object that Gemini takes, and the check for Vertex AI's import. Pure.
 
 Definitions replace references, values that may be null are `nullable`, and keywords that start with `$` are removed.
 Constraints that the Schema object lacks (`pattern`, `uniqueItems`, most formats, …) are left out. Recursion is

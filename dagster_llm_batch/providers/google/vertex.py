@@ -200,7 +200,7 @@ class VertexProvider(GoogleProvider):
         return created_id(name)
 
     def _upload(self, file: IO[bytes], size: int, tag: str) -> tuple[str, dict[str, Any]]:
-        """Write the requests; where they are now, and the fields that tell a job of them and of its results."""
+        """Write the requests; return their address, and the fields for them and for the results in a job."""
         if self._dataset is not None:
             uri = self._tables.upload(self._dataset, tag, file, size)
             source: dict[str, Any] = {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": uri}}
@@ -251,7 +251,7 @@ class VertexProvider(GoogleProvider):
         table, uris = inputs_of(job)
         results_table, folder = output_of(job)
         tables = [uri for uri in (table, results_table) if uri is not None]
-        # Those of a job that was sent elsewhere may be what all of somebody's work rests on.
+        # Files of a job that other code sent may be essential to somebody.
         others = [uri for uri in tables if not is_own_table(uri, job)]
         for uri in tables:
             if uri not in others:

@@ -3,8 +3,8 @@ r"""Request and result tables of Vertex AI in BigQuery, through the official SDK
     <dataset>.<tag>_<checksum>                    custom_id STRING, request JSON
     <dataset>.<tag>_<checksum>_<number>_results   the same columns, with response, status and processed_time
 
-The service carries every column of the input but `request` through to the output as it is, which is how a row is known
-again. A row comes back as the line that a result file would have.
+The service copies every column of the input but `request` unchanged to the output, which identifies the rows. A row
+comes back in the form of a line of a result file.
 
 https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-bigquery
 """

@@ -3,7 +3,7 @@
     POST /v1/batch/jobs {"input_files":[…],"endpoint":…,"model":…,"metadata":{…},"timeout_hours":24}
     GET  /v1/batch/jobs?page=0&page_size=100&order_by=-created, GET /v1/batch/jobs/{id}, POST /v1/batch/jobs/{id}/cancel
 
-`completed_requests` are those that were processed, well or badly. A job that went well may tell errors of its rows,
+`completed_requests` are all processed requests, including failed ones. A job that succeeded may still have failed rows,
 which are in its files.
 
 API: https://docs.mistral.ai/studio-api/batch-processing and mistralai 3.7.0 (Python SDK), 2026-11

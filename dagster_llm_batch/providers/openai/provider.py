@@ -1,4 +1,4 @@
-"""OpenAI's Batch API through the official SDK, and every server that speaks it: Azure's v1 API, Groq, Doubleword, ….
+"""OpenAI's Batch API through the official SDK, and every compatible server: Azure's v1 API, Groq, Doubleword, ….
 
 Differences between servers are data, in `servers`. A batch carries its tag in `metadata`, by which `find` identifies
 it, and in the name of its request file, for servers that do not show metadata. The create call runs once, with the
@@ -76,7 +76,7 @@ __all__ = ["OpenAIProvider"]
 _CHUNK_BYTES = 1 << 16
 # The name of a request file that this package has uploaded: its tag's form.
 _OWN_FILE = re.compile(r"dlb-[0-9a-f]{8}-r[0-9a-f]{16}\.jsonl")
-# Of so many batches that may be ours, the request file is looked at.
+# For at most this many batches that may be ours, the request file is checked.
 _MOST_FILES = 100
 
 
@@ -383,7 +383,7 @@ class OpenAIProvider(StainlessProvider):
         return answer_line(answer, failure)
 
     def console_url(self, batch_id: str) -> str | None:
-        """See LinksToConsole. Only OpenAI's own address is known."""
+        """See LinksToConsole. Only OpenAI's own address has a console here."""
         return f"https://platform.openai.com/batches/{batch_id}" if self._public else None
 
     def _client(self, *, retries: int) -> OpenAI:
@@ -417,7 +417,7 @@ def _newest_first(times: Sequence[datetime | None]) -> bool:
 
 @contextmanager
 def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
-    """Return `lines` as something whose length the SDK can tell without reading it, else a temporary copy."""
+    """Return `lines` as an object whose length the SDK can find without reading it, else a temporary copy."""
     if _has_length(lines):
         yield lines
         return
@@ -428,7 +428,7 @@ def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _has_length(lines: BinaryIO) -> bool:
-    """Return whether the SDK's length is right: that of a file behind `lines`, else the position at the end."""
+    """Return whether the SDK's length is right: the length of a file behind `lines`, else the position at the end."""
     if not lines.seekable():
         return False
     if isinstance(lines, io.BufferedReader | io.BufferedRandom) and isinstance(lines.raw, io.FileIO):

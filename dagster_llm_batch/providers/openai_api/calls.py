@@ -96,7 +96,7 @@ class OwnCalls(ABC):
 
     @abstractmethod
     def _batch(self, data: Any) -> Batch:
-        """Return a batch as OpenAI would show it. A field that is missing, or odd, goes in as it is."""
+        """Return a batch as OpenAI would show it. A missing or odd field goes in unchanged."""
 
     def _call(
         self,

@@ -43,5 +43,5 @@ class OwnMachines(BaseProvider):
         self._limits = limits
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
+        """See Provider.codec. The response schema goes out unchanged: guided decoding takes more than strict mode."""
         return OpenAILines(spec, self._limits, schema_rules=None)

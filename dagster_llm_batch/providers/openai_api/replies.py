@@ -9,7 +9,7 @@ The outcome of a line is decided in this order:
 3. A reply: SUCCEEDED, also when cut short (`finish_reason` shows it). Refused or withheld: INVALID.
 4. A paid reply that cannot be read: INVALID, with its raw text.
 
-A line that is written as OpenAI writes replies is read in one go; any other is taken apart step by step.
+A line in OpenAI's usual form is read in one go; any other is read step by step.
 
 Formats: https://platform.openai.com/docs/api-reference/batch/request-output
 """
@@ -150,7 +150,7 @@ class _Choice(Struct, gc=False):
 
 
 class _PlainChoice(Struct, gc=False):
-    """A choice with only its text. Others are read step by step, so that this one is read as fast as possible."""
+    """A choice with only its text. Others are read step by step, which keeps this one fast."""
 
     message: _PlainMessage
     finish_reason: str | None = None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["QUEUE_IS_FULL", "LazyClient", "provider_error"]
 
 QUEUE_IS_FULL = "token_limit_exceeded"
-"""The code where the tokens of all batches at work are over the limit. When one has ended, the file is taken."""
+"""The code for tokens of all running batches above the limit. Once one has ended, the file is accepted."""
 
 _RULES = FailureRules()
 _KEY = re.compile(r"\b((?:sk|sess|key)-)[\w*.\-]{4,}", re.IGNORECASE)
@@ -65,7 +65,8 @@ class LazyClient:
         self._sdk: OpenAI | None = None
         # The SDK needs a separate client for each number of retries. A provider uses two: zero, and `max_retries`.
         self.with_retries = cache(self._with_retries)
-        """Returns the client that makes a failed call so many times again. Raises MissingExtraError without the SDK."""
+        """Returns the client that repeats a failed call up to this many times. Raises MissingExtraError without the
+        SDK."""
 
     def _with_retries(self, retries: int) -> OpenAI:
         if self._sdk is None:

@@ -44,7 +44,7 @@ class Expiry(NamedTuple):
 
 
 class FileLimits(NamedTuple):
-    """The most request files that an account may store. None: no such limit is known."""
+    """The most request files that an account may store. None: a limit is not known."""
 
     without_expiry: int | None = None
     files: int | None = None
@@ -125,7 +125,7 @@ class Server:
 
 @runtime_checkable
 class HasServer(Protocol):
-    """A provider whose API several servers speak, and that is set up for one of them."""
+    """A provider whose API several servers have, and that is set up for one of them."""
 
     @property
     def server(self) -> Server:
@@ -134,7 +134,7 @@ class HasServer(Protocol):
 
 
 def unseen_facts(server: Server) -> tuple[list[str], int]:
-    """Return what of a server is taken from documents alone, in words, and how many facts somebody saw live."""
+    """Return the facts of a server that come from documents alone, in words, and the number of facts seen live."""
     named = {field.name.replace("_", " "): getattr(server, field.name) for field in fields(server)}
     facts = {name: fact for name, fact in named.items() if isinstance(fact, Fact)}
     seen = sum(fact.seen_live for fact in (*facts.values(), *server.quirks))
@@ -175,7 +175,7 @@ OPENAI = Server(
 
 
 class _Servers(Mapping[str, Server]):
-    """Servers by name: these, and those with folders of their own, which are imported when they are asked for."""
+    """Servers by name: these, and the ones with their own folders, which are imported on demand."""
 
     def __init__(self, servers: Mapping[str, Server]) -> None:
         self._servers = servers

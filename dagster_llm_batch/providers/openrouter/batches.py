@@ -88,7 +88,7 @@ class CreateBody:
 
 
 class Batch(SimpleNamespace):
-    """A batch, with the names of OpenAI's batch object. `results` are its rows as they came, where it has them.
+    """A batch, with the names of OpenAI's batch object. `results` are its unchanged rows, if it has them.
 
     `is_withheld`: the server keeps the results back until somebody pays.
     """
@@ -168,7 +168,7 @@ class _Listed(Struct):
 
 
 class ResultPage(Struct):
-    """A page of results, its rows as they came."""
+    """A page of results, with unchanged rows."""
 
     data: list[Raw]
     has_more: bool | None = None

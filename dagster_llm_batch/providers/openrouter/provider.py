@@ -158,7 +158,7 @@ class OpenRouterProvider(StainlessProvider):
             (OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value) - WRAPPER_BYTES,
         )
         only_image_urls = server.only_image_urls is not None and server.only_image_urls.value
-        # The vendor that answers is unknown, and so is whether it follows the schema.
+        # The vendor that answers is unknown. So it is also unknown whether it follows the schema.
         form = FORMS[spec.endpoint]
         form = form._replace(title=OPENROUTER_FORM.title, names=form.names | OPENROUTER_FORM.names)
         return InlineLines(spec, limits, STRICT_RULES, only_image_urls=only_image_urls, form=form, is_open=True)

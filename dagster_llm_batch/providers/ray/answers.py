@@ -1,4 +1,4 @@
-"""How a shard on Ray is answered, and by how many workers, as written into the job's plan. Pure."""
+"""The way to answer a shard on Ray, and the number of workers, as written into the job's plan. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WAYS = "base_url, call, command, vllm"
 
 @dataclass(frozen=True, kw_only=True)
 class RayAnswers:
-    """How the lines of a shard are answered: give exactly one of the first four.
+    """The way to answer the lines of a shard: give exactly one of the first four.
 
     `api_key_env` names the environment variable that holds the server's key on the workers: the key itself never leaves
     them. A worker answers `rows_per_file` rows at a time. If it is killed, these rows are lost.

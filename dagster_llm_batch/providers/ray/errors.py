@@ -28,7 +28,7 @@ class UnknownJobError(RefusedError):
 def provider_error(
     error: Exception, what: str, secrets: Iterable[str] = (), *, creating: bool = False
 ) -> LLMBatchError:
-    """Read an exception of the SDK as one of ours. `what` was tried, as in "start the job"."""
+    """Read an exception of the SDK as one of ours. `what` is the attempted step, as in "start the job"."""
     # Secrets are masked before the text is cut.
     reason = plain_words(Mask(secrets).text(text_of(error)))
     match = _STATUS.search(reason)
@@ -54,7 +54,7 @@ def _never_sent(error: BaseException) -> bool:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return the exception with all that it was made of: `requests` wraps what urllib3 raises more than once."""
+    """Return the exception with all its causes: `requests` wraps the exceptions of urllib3 more than once."""
     causes: list[BaseException] = []
     waiting: list[object] = [error]
     while waiting:

@@ -221,7 +221,7 @@ class RayProvider(OwnMachines):
         return read_job(batch_id, job, total, done)
 
     def _lost(self, batch_id: str) -> BatchReport:
-        """Return the report of a job that the cluster does not know and that has not ended."""
+        """Return the report of an unfinished job that the cluster lacks."""
         files = self._files(batch_id)
         with _reaching(files):
             total = count_of((files.read_json(PLAN) or {}).get("requests"))
@@ -296,7 +296,7 @@ class RayProvider(OwnMachines):
         return hashlib.blake2b(self._storage.encode(), digest_size=4).hexdigest()
 
     def _id(self, tag: str, failed: int = 0) -> str:
-        """Return the submission id of a tag, after so many jobs of it that failed."""
+        """Return the submission id of a tag, after this many failed jobs of it."""
         return f"{tag}.{self._place}" + (f".{failed + 1}" if failed else "")
 
     def _files(self, batch_id: str) -> Files:

@@ -67,7 +67,7 @@ class SlurmBatch:
         plan: dict[str, Any],
         script: str,
     ) -> SlurmBatch:
-        """Write requests and intent to disk, and withdraw the tries before. Nothing has started then.
+        """Write requests and intent to disk, and withdraw the tries before. The batch has not started then.
 
         Raises RefusedError if the requests need more tasks than an array may have.
         """
@@ -102,7 +102,7 @@ class SlurmBatch:
         return self.path / "job.py"
 
     def plan(self) -> dict[str, Any] | None:
-        """Return the intent, or None where there is no such batch here."""
+        """Return the intent, or None if the batch is not here."""
         return read_json(self.path / "plan.json")
 
     def requests(self) -> list[int]:
@@ -131,11 +131,11 @@ class SlurmBatch:
             write_json(self.path / "job.json", {"job_id": job_id})
 
     def has_left_traces(self) -> bool:
-        """Return whether it is known here that Slurm took it: its id was noted, or a task of it has started."""
+        """Return whether traces here show that Slurm accepted it: a noted id, or a started task."""
         return (self.path / "job.json").exists() or any(self.path.glob("started-*.json")) or bool(self.exits())
 
     def exits(self) -> dict[int, dict[str, Any]]:
-        """Return the ends of tasks, by number, as they wrote them themselves."""
+        """Return the ends of tasks, by number, from the tasks' own records."""
         ends: dict[int, dict[str, Any]] = {}
         for path in self.path.glob("exit-*.json"):
             number = path.stem[len("exit-") :]

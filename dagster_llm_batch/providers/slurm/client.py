@@ -114,7 +114,7 @@ class SlurmClient:
         return tasks
 
     def cancel(self, name: str) -> None:
-        """Cancel own jobs of this name; those that ended stay as they are."""
+        """Cancel own jobs of this name; ended ones stay unchanged."""
         self._ask(["scancel", "--me", f"--name={name}"])
 
     def run(self, options: Sequence[str], command: Sequence[str]) -> str:

@@ -4,7 +4,7 @@
 
 It can be started again at any point (requeue, node failure), also while a copy on a lost node still runs:
 
-1. A task with `exit-N.json`, or one withdrawn before it started, is over: nothing runs.
+1. A task with `exit-N.json`, or one withdrawn before it started, is over and does not run.
 2. `started-N.json` comes first: it proves that a batch ran, even after Slurm has dropped its record.
 3. Each start writes to its own file, `out-N.START.part`. The first command to end renames its file to `out-N.jsonl`,
    and at last `exit-N.json` appears whole: {"code": …, "canceled": …, "ended_at": …}.
@@ -144,7 +144,7 @@ def _publish(kept: Path, part: Path, target: Path) -> None:
         return
     with whole.open("rb") as file:
         os.fsync(file.fileno())
-    # Only the first start can make a link: a copy on a lost node that came back must not replace the rows with which
+    # Only the first start can make a link. A copy on a lost node that came back must not replace the rows with which
     # the batch was already read.
     try:
         os.link(str(whole), str(target))

@@ -61,7 +61,7 @@ class SlurmProvider(OwnMachines):
         export: Names of environment variables that the command gets.
         account: The source of the answers; by default the command as written. It is not Slurm's account.
         python: Python on the nodes, 3.6 or later; it runs a script that uses only the standard library.
-        lag_seconds: How long it may take until a file that a node wrote is visible here.
+        lag_seconds: Longest time until a file that a node wrote is visible here.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class SlurmProvider(OwnMachines):
         return of_state(seen.state, seen.reason, batch.log_tail(task))
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
-        """See Provider.fetch. Of tasks that died, what their command had written."""
+        """See Provider.fetch. For tasks that died, returns the rows that their command had written."""
         batch = SlurmBatch(self._workdir / Path(batch_id).name)
         status = self.poll([batch_id])[batch_id].status
         if not status.is_terminal and status is not BatchStatus.NOT_FOUND:
@@ -284,7 +284,7 @@ def _by_name(tasks: Iterable[ArrayTask]) -> dict[str, dict[int, ArrayTask]]:
 
 
 def _is_ours(task: ArrayTask) -> bool:
-    """Return whether the comment matches, too. An accounting that does not store comments shows none."""
+    """Return whether the comment matches, too. It is empty in an accounting that does not store comments."""
     return task.comment in (_COMMENT + task.name, "")
 
 

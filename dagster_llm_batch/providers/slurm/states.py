@@ -50,7 +50,7 @@ class ArrayTask(NamedTuple):
 
 
 def array_task(noted: Mapping[str, Any]) -> ArrayTask | None:
-    """Return a task as it was noted, or None where that is no note of one."""
+    """Return a task from its note, or None for another file."""
     if noted.keys() != set(ArrayTask._fields) or type(noted["task"]) is not int:
         return None
     texts = (noted[name] for name in ("name", "comment", "job_id", "state", "reason"))

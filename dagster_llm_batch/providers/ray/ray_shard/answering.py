@@ -1,4 +1,4 @@
-"""How a worker answers request lines: by a server, a callable, or a command. Every line gets exactly one result line.
+"""Answer request lines in a worker: by a server, a callable, or a command. Every line gets exactly one result line.
 
 A row's failure is its result line, in the shape of OpenAI's output files; none of these raises for a row. (Ray's own
 `HttpRequestProcessor` has no error per row, and one 429 too many ends its whole dataset.)

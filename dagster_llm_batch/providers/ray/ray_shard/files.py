@@ -71,7 +71,7 @@ class Files:
         return count
 
     def spans(self, rows: int) -> Iterator[tuple[int, int]]:
-        """Yield where in the request file each run of so many lines is: first byte and length."""
+        """Yield the place of each run of this many lines in the request file: first byte and length."""
         start = end = lines = 0
         for line in self.lines(REQUESTS):
             end += len(line)
@@ -100,7 +100,7 @@ class Files:
             yield rest + b"\n"
 
     def result_name(self, key: bytes, rows: int) -> str:
-        """Return the result file of what `key` stands for: the same each time that it is answered."""
+        """Return the result file for `key`: the same each time that it is answered."""
         return f"{_RESULTS}/{hashlib.blake2b(key, digest_size=12).hexdigest()}-{rows}.jsonl"
 
     def write_results(self, name: str, lines: Iterable[bytes]) -> None:
