@@ -199,7 +199,7 @@ class _Argument:
 
 def _declared(called: Callable[..., Any], *described_in: Any) -> dict[str, _Argument]:
     described = _descriptions(called, *described_in)
-    # Dagster's named tuples declare what `__new__` takes.
+    # Dagster's named tuples declare their arguments in `__new__`.
     owner = called.__new__ if isinstance(called, type) and not is_dataclass(called) else called
     kinds = get_type_hints(owner, include_extras=True)
     return {
@@ -228,7 +228,7 @@ def _descriptions(*documents: Any) -> dict[str, str]:
 
 @cache
 def block_of(called: Callable[..., Any]) -> type[Block]:
-    """Return the block of settings from which this class or function makes a value. Every setting can be a template."""
+    """Return the block of settings for this class or function. Every setting can be a template."""
     return create_block(called)
 
 
@@ -240,7 +240,7 @@ def create_block(
     templates: bool = True,
     **own: tuple[Any, Any] | None,
 ) -> type[Block]:
-    """Return a block of settings from which `called` makes a value.
+    """Return a block of settings for `called`.
 
     Args:
         called: The block has its arguments, their defaults and their descriptions.

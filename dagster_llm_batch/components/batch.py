@@ -32,7 +32,7 @@ from dagster_llm_batch.sensors import build_llm_batch_sensor
 __all__ = ["LLMBatchComponent"]
 
 
-# The presets of a provider's kind, by which it can be called.
+# The presets of a provider's kind, which are alternative names for it.
 _PRESETS = {"openai": tuple(SERVERS), "openrouter": tuple(INLINE_SERVERS)}
 
 

@@ -171,7 +171,7 @@ def _kinds(names: Iterable[str]) -> dict[str, str]:
 
 
 def _has_sensor(request: ScaffoldRequest[Any]) -> bool:
-    """Return whether something in the project lands labels: with a resource in YAML comes a sensor."""
+    """Return whether the project already materializes labels automatically: with a resource in YAML comes a sensor."""
     in_yaml = (dataset.get("sensor", "resource" in dataset) for dataset in _datasets(request))
     return any(in_yaml) or any(True for _, tree in _modules(request) for _ in _calls(tree, "build_llm_batch_sensor"))
 

@@ -1,4 +1,4 @@
-"""Compare labels with gold on workers, so that no machine needs to hold all labels.
+"""Compare labels with gold on workers: each machine holds only a part of the labels.
 
     gold ──────────────▶ every worker
     labels, in parts ──▶ joined with it and counted, part by part ─▶ counts, added up here ─▶ all figures

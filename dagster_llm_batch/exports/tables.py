@@ -120,7 +120,7 @@ def form_of(path: Path) -> str:
 
 
 def json_line(value: Any) -> bytes:
-    """Return one line of JSON, with null for what JSON has no number for."""
+    """Return one line of JSON, with null for numbers that JSON lacks."""
     plain = as_json(value)
     try:
         text = json.dumps(plain, ensure_ascii=False, default=str, allow_nan=False)

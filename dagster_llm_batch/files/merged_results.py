@@ -40,7 +40,7 @@ from dagster_llm_batch.storage.stored_files import FileVersion
 __all__ = ["FEWEST_MERGED", "MERGED", "MERGED_WAVE", "MergedResults", "drop_merged"]
 
 FEWEST_MERGED = 8
-"""So many shards make a copy, and so many copies a larger one."""
+"""Number of shards that make a copy, and of copies that make a larger one."""
 
 MERGED_WAVE = 0
 """The wave number of a shard that stands for the shards of a copy. Other shards never have it."""
@@ -93,7 +93,7 @@ class MergedResults:
             return []
         with suppress(OSError, pa.ArrowException, PayloadError):
             versions = self._versions(shards)
-            # A store that cannot tell whether a file was changed gives another answer each time.
+            # A store that cannot detect changes of a file returns another version each time.
             if versions[:1] == self._versions(shards[:1]):
                 runs = _Runs(self, shards, versions, makes)
                 return [copy for start, end in _spans(len(shards)) for copy in runs.copies(start, end)]
@@ -190,7 +190,7 @@ class _Runs:
 
 
 def _spans(count: int) -> Iterator[tuple[int, int]]:
-    """Yield the largest runs of so many shards, each of a power of FEWEST_MERGED and at a multiple of it."""
+    """Yield the largest runs of shards, each as long as a power of FEWEST_MERGED and at a multiple of it."""
     size = FEWEST_MERGED
     while size * FEWEST_MERGED <= count:
         size *= FEWEST_MERGED

@@ -125,7 +125,7 @@ class Ownership:
             parent, _, name = folder.rpartition("/")
             if name == MERGED:
                 parts = [file for file in files if self._is_bound("", file)]
-                # A partition without any submission in the ledger has none.
+                # A partition without a submission in the ledger has no copies.
                 copies = [file for file in files if parent in partitions and _is_copy(self._payloads, file)]
                 holdings.copies += copies
                 if parts:

@@ -86,7 +86,7 @@ __all__ = [
 
 DEFINITION = "llm_batch.definition"
 """Key in a manifest's metadata for the definition of its requests: see Labeling.definition. The code's definition may
-have changed by the time of the answers. Manifests of older versions have none.
+have changed by the time of the answers. Manifests of older versions lack it.
 """
 
 BLOCKS = "llm_batch.blocks"
@@ -97,7 +97,7 @@ again.
 _NOTHING: Mapping[str, Any] = {}
 
 _AT_ONCE = 32
-"""Requests of a shard in real time. A killed process can lose the answers of so many."""
+"""Requests of a shard in real time. A killed process can lose this many answers."""
 
 
 def definition_in(payloads: PayloadStore, manifest_path: str | None) -> Mapping[str, Any] | None:
@@ -206,7 +206,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Wave:
-    """One wave of a submission while its request files are written. The shards of all its owners are numbered together.
+    """One wave (a round of requests) of a submission, in writing. Its owners' shards are numbered together.
 
     `writer` opens a request file; by default the payload store's.
     """
@@ -240,7 +240,7 @@ class ShardPrices(Protocol):
 
 
 class ShardFiles:
-    """The request files of one owner in a wave. `shards` has those that are ended."""
+    """The request files of one owner in a wave. `shards` has the finished ones."""
 
     def __init__(
         self, wave: Wave, limits: BatchLimits, owner: Owner, prices: ShardPrices, chosen: Mapping[str, Any] = _NOTHING
@@ -266,7 +266,7 @@ class ShardFiles:
         tokens: InputCounts,
         cost: Callable[[InputCounts], Costs],
     ) -> None:
-        """Write requests. `cost` returns the cost of requests of so many tokens. Raises InputError for one too long."""
+        """Write requests. `cost` returns the cost of requests by their tokens. Raises InputError for one too long."""
         sizes = lines.sizes
         self._shard().fill.check(sizes, keys)
         start = 0
@@ -492,7 +492,7 @@ def split_requests(
             bound_usd=_bound_of_some(bill, len(other_ids), dearest_usd),
             reserved_usd=None,
         ),
-        # Erased requests are counted for the shard whose batches had them, and so are its sendings.
+        # Erased requests, and their sendings, are counted for the shard whose batches had them.
         erased=None,
         sends=0,
     )

@@ -58,7 +58,7 @@ _PLACEHOLDER = shard_nonce("", 0, 0)
 
 _HELD_BYTES = 8 << 20
 
-# Small files share a task, up to about so many lines.
+# Small files share a task, up to about this many lines.
 _TASK_LINES = 20_000
 
 

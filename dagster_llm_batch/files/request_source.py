@@ -87,7 +87,8 @@ class RequestSource(Protocol):
     """Renders the rows of one draft and writes its request files.
 
     1. `batches` yields every row once, in the order in which the rows are read, and at least one batch.
-    2. `writer` opens a file for what `Lines.with_nonce` returns of this source's lines. It need not write anything yet.
+    2. `writer` opens a file for the output of `Lines.with_nonce` for this source's lines. It need not write anything
+      yet.
     3. After `write_files` each file that `writer` opened holds its lines.
     """
 
@@ -120,7 +121,7 @@ class RequestSource(Protocol):
         ...
 
     def write_files(self, shards: Sequence[Shard], spares: Sequence[Spare]) -> Mapping[str, str]:
-        """Write what `writer` has not written yet; return the digest of each shard's file that this wrote, by path."""
+        """Write the pending files of `writer`; return the digest of each shard's file that this wrote, by path."""
         ...
 
     def close(self) -> None:

@@ -406,7 +406,7 @@ class Draft:
 
 
 def _copied(rows: pa.Table) -> pa.Table:
-    """Return the rows in memory of their own."""
+    """Return a copy of the rows in separate memory."""
     return pa.concat_tables([rows, rows.slice(0, 0)]).combine_chunks()
 
 

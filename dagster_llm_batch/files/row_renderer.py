@@ -79,7 +79,7 @@ class RowRenderer:
     ) -> Iterator[tuple[Sequence[Any], Sequence[Request | UnreadableImage | None]]]:
         """Yield the requests of the rows with their keys, some rows at a time; None for an empty row.
 
-        UnreadableImage stands for a row whose image cannot be read.
+        UnreadableImage represents a row whose image cannot be read.
         """
         read = batch.select(list(self._renderer.columns))
         empty = are_empty(batch.select(self._content), self._images)

@@ -81,7 +81,7 @@ def requests_of(payloads: PayloadStore, path: str, nonce: str) -> Iterator[tuple
 
 
 def names_any(line: bytes, nonce: str, wanted: Collection[str]) -> bool:
-    """Return whether a raw line has the custom_id of one of these requests, and of no other one of its shard."""
+    """Return whether a raw line has only custom_ids of these requests among its shard's."""
     found = [request_id.decode() for request_id in custom_id_pattern(nonce).findall(line)]
     return bool(found) and all(request_id in wanted for request_id in found)
 
@@ -143,7 +143,7 @@ def delete_requests(payloads: PayloadStore, shard: Shard) -> None:
 def answers_so_far(payloads: PayloadStore, shard: Shard) -> dict[int, bytes]:
     """Return the answers so far of a shard in real time, by the place in its request file.
 
-    An empty line stands for a call of unknown end, which is not made again in this wave.
+    An empty line represents a call of unknown end, which is not made again in this wave.
     """
     path = beside(shard, SO_FAR)
     if not payloads.exists(path):

@@ -1,4 +1,4 @@
-"""Does a candidate know when it is right? Its stated confidence against the share of its labels that are correct.
+"""Is a candidate's confidence justified? Compares it with the share of its labels that are correct.
 
 All figures are over the labeled rows that have a confidence. A confidence is the probability, 0 to 1, that the label is
 correct; divide one given out of 100, or on a scale of 5, first. For gold with the weights of a sample, counts are of

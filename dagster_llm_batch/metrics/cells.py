@@ -17,7 +17,7 @@ _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def markdown_text(value: object, limit: int = 60) -> str:
-    """Return `plain_text` that GitHub-flavored markdown shows as it is, inside a table cell too: no markup, HTML, or
+    """Return `plain_text` that GitHub-flavored markdown shows unchanged, inside a table cell too: no markup, HTML, or
     link.
 
     Web and mail addresses would become links even when escaped; a zero-width space breaks them. Only text that is

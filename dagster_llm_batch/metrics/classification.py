@@ -256,7 +256,7 @@ def kappa_of(counted: Tally, *, on_all: bool = False, confidence: float = CONFID
 
 
 def _weighted(survey: Survey, values: Sequence[int], weights: Literal["linear", "quadratic"] | None) -> dict[str, Any]:
-    """Return figures of classes and their intervals, where rows stand for unequal numbers of rows."""
+    """Return figures of classes and their intervals, for rows with unequal weights."""
     accuracy = survey.accuracy()
     kappa, (precision, recall, f1) = survey.kappa(values, weights), survey.macro()
     return {
@@ -279,7 +279,7 @@ def _of_design(figure: Figure) -> Interval:
 
 
 def _by_class(counted: Tally) -> dict[Class, float]:
-    """Return how many rows each class of gold stands for."""
+    """Return the total weight of each class of gold."""
     by_class: dict[Class, float] = {}
     for value, rows in zip(counted.gold["gold"].to_pylist(), stands_for(counted.gold).tolist(), strict=True):
         by_class[value] = by_class.get(value, 0.0) + rows
@@ -338,7 +338,7 @@ def _scaled(interval: Interval, by: float, *, root: bool = False) -> Interval:
 
 
 def _ranks(values: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean rank, from 1, of each value that occurs so many times."""
+    """Return the mean rank, from 1, of each value with its number of occurrences."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     _, at = np.unique(values, return_inverse=True)

@@ -76,9 +76,7 @@ def comparable_keys(
 
 
 def check_unique(keys: pa.Array, key: str, owner: str) -> None:
-    """Refuse bad keys: raises ConfigError for a type that is no key, InputError for a key that is null or stands
-    twice.
-    """
+    """Refuse bad keys: raises ConfigError for a type that cannot be a key, InputError for null or repeated keys."""
     if pa.types.is_floating(keys.type) or pa.types.is_nested(keys.type):
         raise ConfigError(
             f"Key '{key}' of {owner} is {_name(keys.type)}; a key is an integer, a string, a date or the like."

@@ -67,7 +67,7 @@ class Crosstab:
         return float(self.counts.sum())
 
     def scaled(self, by: float, without: int | None) -> Crosstab:
-        """Return the table with counts so many times as large, without those predicted as the class `without`."""
+        """Return the table with counts multiplied by `by`, without rows predicted as the class `without`."""
         kept = self.predicted != without
         units = self.units.only(kept)
         n_classes = self.n_classes if without is None else without

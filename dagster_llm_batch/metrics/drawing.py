@@ -91,7 +91,7 @@ def bare(axes: Axes, *, grid: Literal["x", "y", "both"]) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """Return the picture as it is stored; no time, no version."""
+    """Return the picture's bytes for storage, without time and version."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  # as above
 
     buffer = io.BytesIO()

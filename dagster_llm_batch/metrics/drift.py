@@ -65,7 +65,7 @@ some datasets, and the earlier days do not show how far. Several such days in a 
 # Rows of a class from which chi-squared's own distribution is near enough; below, tables are drawn.
 _LEAST_EXPECTED = 5
 _MOST_CELLS = 20_000_000
-# above what any look decides by
+# above the level of every look
 _NEAR = 0.01
 # Picks of days: few first, and at a time as many as take 15 MB.
 _PICKS_AT_ONCE = 20_000

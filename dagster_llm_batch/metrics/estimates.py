@@ -180,7 +180,7 @@ def power(
         # Every row was certain to be drawn, so the figure is exact.
         exact = _Part(float(np.average(y, weights=rows.weight)), np.zeros(len(y)), 0.0, 0.0)
         return Powered(float("inf"), exact, exact, 0.0)
-    # Rows that were certain to be drawn stand for themselves, the others for all that is left.
+    # Rows that were certain to be drawn stand for themselves, the others for the rest of the rows.
     left = max(n_rows - float(rows.weight[~drawn].sum()), 1.0)
     scale = left / rows.weight[drawn].sum()
     share = np.where(drawn, scale * rows.weight, rows.weight)
@@ -258,7 +258,7 @@ def estimate(
     if not n:
         raise InputError(f"No gold row has a '{key}' of '{candidate_name}': there is nothing to estimate from.")
     if joined.weight is None or joined.spread is None:
-        # Drawn alike: each stands for as many rows, and a table that has gold in whole has no error.
+        # Drawn alike: all have the same weight, and a table with gold for every row has no error.
         weight = np.full(n, n_rows / n)
         spread = weight**2 * (1 - n / n_rows) * (n / (n - 1) if n > 1 else 1.0)
     else:
@@ -369,7 +369,7 @@ def _ends(target: Target, y: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def missing_ends(target: Target) -> str:
-    """Return why the mean of a number, or of scores, is not estimated without both ends, and what to declare."""
+    """Return why the mean of a number, or of scores, needs both ends, and the setting to declare."""
     given = {"minimum": target.minimum, "maximum": target.maximum}
     found = [f"{name}={end:g}" for name, end in given.items() if end is not None]
     missing = " and ".join(f"{name}=" for name, end in given.items() if end is None)

@@ -150,7 +150,7 @@ def _combined(
         drawn = here & (rounds > 0)
         if not drawn.any():
             continue
-        # Rounds that were drawn from as many rows as the last one speak for the table as it is.
+        # Rounds that were drawn from as many rows as the last one represent the present table.
         last = rounds[drawn].max()
         size = rows[drawn & (rounds == last)].max()
         counts = {k: int((drawn & (rounds == k)).sum()) for k in np.unique(rounds[drawn & (rows == size)]).tolist()}
@@ -161,7 +161,7 @@ def _combined(
             combined[here & (rounds < k)] += share
             combined[own] += share * weight[own]
             spread[own] = (share * weight[own]) ** 2 * uncertain[own]
-    # Residuals are taken from a mean of the same rows, which makes them smaller.
+    # Residuals are distances from a mean of the same rows, which makes them smaller.
     n = int((spread > 0).sum())
     return combined, spread * (n / (n - 1) if n > 1 else 1.0)
 

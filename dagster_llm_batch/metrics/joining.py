@@ -191,7 +191,7 @@ def join(
     # Null where the candidate has no such row.
     position = pc.index_in(keys, value_set=candidate_keys)
     met = position.drop_null()
-    # Null where there is no row.
+    # Null without a row.
     has_succeeded = succeeded(candidate).take(position)
     predicted = pc.if_else(has_succeeded, answer.take(position), pa.scalar(None, answer.type))
     if target.kind == "numeric":
@@ -230,7 +230,7 @@ def join(
 
 
 def succeeded(candidate: pa.Table) -> pa.Array:
-    """Return one boolean a row. Without an outcome (no column, or null) the label speaks for itself."""
+    """Return one boolean a row. Without an outcome (no column, or null) the label alone decides."""
     if "llm_outcome" not in candidate.column_names:
         return pa.repeat(pa.scalar(value=True), len(candidate))
     outcome = column(candidate, "llm_outcome", "the candidate")
@@ -285,7 +285,7 @@ def _waits(candidate: pa.Table, rows: pa.Array) -> pa.Array:
 def _clusters(candidate: pa.Table, position: pa.Array, cluster: str | None, theirs: str) -> pa.Array:
     """Return the ids of the units of the gold rows, as the candidate has them."""
     if cluster is not None and cluster not in candidate.column_names:
-        # A candidate that has not landed has no columns yet, and no label that a unit could be needed for.
+        # A candidate that was not materialized has no columns yet, and no label that could need a unit.
         if not len(candidate):
             return pa.nulls(len(position), pa.large_string())
         raise ConfigError(

@@ -33,7 +33,7 @@ LIKELIHOOD = "design-based (empirical likelihood)"
 """Name of the method."""
 
 RULE_OF_THREE = 3.0
-"""Of n rows without an event, so many n-ths is the share of events that 95 % of samples would have shown."""
+"""If the share of events is this many n-ths, 95 % of samples of n rows show an event."""
 
 _FEW, _FADES = 1.08, 1.2
 """The addition to the limit without any row on a side, and the speed at which it fades with such rows: with these, a
@@ -96,7 +96,7 @@ def _part_of_variance(residuals: NDArray[np.float64], rows: SampledRows) -> floa
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """Sums by unit: of weights, of weighted values, and of what these would be of an unseen unit like it."""
+    """Sums by unit: of weights, of weighted values, and the weighted values of an unseen unit like it."""
 
     weights: NDArray[np.float64]
     values: NDArray[np.float64]
@@ -112,7 +112,7 @@ class _Sums:
         return cls(weights[there], sums[there], ends[there])
 
     def reach(self, mean: float, limit: float, design: float) -> float:
-        """Return the largest mean that the rows do not speak against."""
+        """Return the largest mean that the rows do not contradict."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
         farthest = float((self.most / self.weights).max())
@@ -125,7 +125,7 @@ class _Sums:
         limit = limit * design + _FEW / (1 + seen) ** _FADES
 
         def beyond(theta: float) -> float:
-            """Return how much more the rows speak against a mean than the limit; roots are nearly straight lines."""
+            """Return the rows' contradiction of a mean beyond the limit; its roots are nearly straight lines."""
             return math.sqrt(self._against(theta)) - math.sqrt(limit)
 
         low, high = mean, mean + span * (1 - _WIDTH_ERROR)

@@ -23,7 +23,7 @@ def share_p_below(successes: int, n: int, limit: float) -> float:
 
 
 def share_lower_bound(successes: int, n: int, confidence: float) -> float:
-    """Return the share that so many successes show there to be at least, of independent tries (exact)."""
+    """Return the lower bound of a share, from successes in independent tries (exact)."""
     with evaluation_extra("Testing a share"):
         from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
     return float(binomtest(successes, n, alternative="greater").proportion_ci(confidence).low)

@@ -52,7 +52,7 @@ BETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.1, 1.7)
 """
 
 DRAWS = (2_000, 20_000, 100_000)
-"""Draws of what chance alone does: few first, and in the end enough for the smallest p-value that a look needs."""
+"""Numbers of random draws: few first, and in the end enough for the smallest p-value that a look needs."""
 
 _ENOUGH = 100
 """Once this many of the first draws are as far off, drawing stops: chance explains the result."""
@@ -94,14 +94,14 @@ def look_level(place: int, comparisons: int = 1) -> float:
 
 
 def log_payoffs(differences: NDArray[np.float64]) -> tuple[float, ...]:
-    """Return the logarithm of what each of BETS pays on the differences of one look; positive ones are worse."""
+    """Return the logarithm of the payoff of each of BETS on the differences of one look; positive ones are worse."""
     with evaluation_extra("Comparing versions"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     # Ties have no information. Equal differences are counted once, since a million rows have few different ones.
     sizes, times = np.unique(differences[differences != 0], return_counts=True)
     if not len(sizes):
         return (0.0,) * len(BETS)
-    # The scale is known from the sizes alone, so that the signs are fair coins all the same.
+    # The scale depends on the sizes alone, so that the signs are fair coins all the same.
     scaled = sizes / np.sqrt(np.average(sizes**2, weights=times))
     stakes = np.array(BETS)[:, None] * scaled
     # log cosh, which must not overflow

@@ -54,7 +54,7 @@ def find_mistakes(
         joined: Every candidate joined with every target, of one gold table, in any order.
         candidates: The tables that were joined, by candidate.
         key: Column that names a row.
-        keep: Columns of the candidates to show in addition; one that a candidate lacks is taken from the others.
+        keep: Further columns of the candidates to show; one that a candidate lacks is taken from the others.
 
     Returns:
         Rows by target in the order given, then by key; of a numeric target by distance from gold, the farthest first.

@@ -25,7 +25,7 @@ CASE_ID = "case_id"
 ANSWERS = ("answer", "answer_a", "answer_b")
 """Columns that hold the answers of candidates, as text."""
 JUDGE_COLUMNS = (CASE_ID, "candidate", "first", "second", "identical")
-"""Columns of a case that tell whose answers it holds."""
+"""Columns of a case that name the candidates of its answers."""
 
 _TEXT = pa.large_string()
 
@@ -33,8 +33,10 @@ _TEXT = pa.large_string()
 def rubric_cases(
     rows: pa.Table, answers: Mapping[str, pa.Table], *, key: str, target: Sequence[str], sample: int | None
 ) -> pa.Table:
-    """Return one case for each row and candidate that has an answer: `case_id`, key, `candidate`, `answer`, the columns
-    of `rows`. `case_id` is `<candidate>/<key>`. With `sample`, of so many rows.
+    """Return one case for each row and candidate that has an answer.
+
+    Columns: `case_id`, key, `candidate`, `answer`, the columns of `rows`. `case_id` is `<candidate>/<key>`. With
+    `sample`, the cases are of this many rows.
     """
     keys, texts = _answers(rows, answers, key, target, sample, least=1)
     cases = [(at, name, texts[name][key_]) for name in answers for at, key_ in keys if key_ in texts[name]]

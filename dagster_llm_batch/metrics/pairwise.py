@@ -1,7 +1,7 @@
 """Verdicts on pairs of answers, each asked in both orders: who wins, how surely, and how much the order decides.
 
     both orders name the same answer    a win
-    both say tie                        a tie
+    both verdicts are a tie             a tie
     they differ                         inconsistent: the order decided, or the judge is not sure; counted as a tie
     a verdict is missing                unjudged: left out, counted
     the answers are the same            identical: a tie without a question to the judge

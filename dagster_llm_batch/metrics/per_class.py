@@ -132,7 +132,7 @@ def per_class(joined: Joined | Tally) -> pa.Table:
 
 
 def _margins(matrix: Sequence[Sequence[float]], at: int) -> tuple[float, float, float]:
-    """Return what gold, the predictions, and both have of a class."""
+    """Return the rows of each class in gold, in the predictions, and in both."""
     return sum(matrix[at][: len(matrix)]), sum(row[at] for row in matrix), matrix[at][at]
 
 
@@ -185,7 +185,7 @@ def effective_rows(counted: Tally, *, on_all: bool = False) -> Crosstab:
     classes, table = coded(counted)
     if counted.is_weighted:
         _, sampled = sampled_rows(counted)
-        # Rows without a label tell as much as those with one.
+        # Rows without a label count as much as labeled ones.
         scale = float(sampled.n_least / sampled.weight.sum()) if len(sampled.weight) else 0.0
         return with_unlabeled(counted, classes).scaled(scale, None if on_all else len(classes))
     return with_unlabeled(counted, classes) if on_all else table
@@ -207,7 +207,7 @@ def surveyed(counted: Tally) -> Survey:
 
 
 def positions(values: pa.Array | pa.ChunkedArray, classes: Sequence[Class]) -> NDArray[np.int64]:
-    """Return where each value stands among `classes`, which hold them all."""
+    """Return the position of each value among `classes`, which hold them all."""
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     return np.asarray(pc.index_in(values, value_set=pa.array(classes, type=values.type)), dtype=np.int64)

@@ -35,7 +35,7 @@ __all__ = ["STUDENT_SCHEMA", "Answer", "Classifier", "Student", "train"]
 
 Numbers = npt.NDArray[np.float32]
 
-# A fifth of what there is to learn from is a small loss.
+# Training on a fifth less is a small loss.
 _CLASSIFIERS = 5
 # of the calibration; a class with fewer texts cannot be learned
 _FOLDS = 3
@@ -59,7 +59,7 @@ STUDENT_SCHEMA = pa.schema(
         ("offsets", pa.list_(pa.float32())),
     ]
 )
-"""A student as it is stored: one row for each of its classifiers."""
+"""A stored student: one row for each of its classifiers."""
 
 # Columns that are equal in all rows of a student, and never null.
 _COMMON = ("student_version", "code_version", "target", "rows", "trained_at")
@@ -182,7 +182,7 @@ class Student:
         return [answers[at] for at in range(len(texts))]
 
     def to_arrow(self) -> pa.Table:
-        """Return the student as it is stored, in STUDENT_SCHEMA."""
+        """Return the student for storage, in STUDENT_SCHEMA."""
         common = {"student_version": self.version} | {name: getattr(self, name) for name in _COMMON[1:]}
         rows = [
             {

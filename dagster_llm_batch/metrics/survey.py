@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["MIN_CLASS_ROWS", "MIN_ROWS", "Figure", "Survey", "guard"]
 
 MIN_ROWS = 10
-"""Effective rows below which there is no interval: too few residuals are seen to tell how large they are."""
+"""Effective rows below which there is no interval: too few residuals are seen to estimate their size."""
 
 MIN_CLASS_ROWS = 10
 """Gold rows of each class below which kappa and macro F1 have no interval."""
 
 
 _LEAST_PART, _HARDLY = 0.2, 0.9
-"""A class that has just enough rows is taken to have such a part of them at least; and no less where it has more."""
+"""The first is the smallest part that is assumed of a class with just enough rows. A part above the second hardly
+changes a figure, and is ignored."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def guard(n: float, width: float = 1.0) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Labeled rows: the codes of gold and predicted class (`0 … n_classes - 1`), and what each row stands for.
-    `was_thinned`: the rows of a class stand for fewer than were drawn.
+    """Labeled rows: the codes of gold and predicted class (`0 … n_classes - 1`), and the weight of each row.
+
+    `was_thinned`: the weights of a class were reduced.
     """
 
     gold: NDArray[np.int64]

@@ -79,8 +79,8 @@ def confusions_to_arrow(confusions: Iterable[Confusion]) -> pa.Table:
 
 
 def evaluations_markdown(evaluations: Sequence[Evaluation]) -> str:
-    """Return the figures that decide, one row for each evaluation; numeric targets in a table of their own. 95 %
-    intervals.
+    """Return the figures that decide, one row for each evaluation, with 95 % intervals; numeric targets in a separate
+    table.
     """
     categorical = [
         {

@@ -164,7 +164,7 @@ def _grouped(table: pa.Table) -> pa.Table:
 
 
 def stands_for(table: pa.Table) -> NDArray[np.float64]:
-    """Return how many rows of the whole each row of a table of a Tally stands for: its count, weighted."""
+    """Return the weight of each row of a table of a Tally: its count, weighted."""
     times: NDArray[np.float64] = table[N].to_numpy().astype(float)
     return times * table["weight"].to_numpy() if "weight" in table.column_names else times
 

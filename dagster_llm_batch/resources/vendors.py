@@ -90,7 +90,7 @@ class AnthropicBatchResource(ProviderResource):
     access_token: str | None = Field(
         repr=False, default=None, description="Google Cloud: a ready token, in place of a key. As an EnvVar."
     )
-    # Dagster's configuration holds no functions: it hands this on as it is.
+    # Dagster's configuration holds no functions, but passes them on unchanged.
     token_provider: Annotated[Any, "resource_dependency"] = Field(
         default=None,
         repr=False,
@@ -198,10 +198,10 @@ _CHOICES = ", ".join(
 
 
 class OpenAIBatchResource(ProviderResource):
-    """OpenAI's Batch API, and any server that speaks it: by a preset (`server`), or by its address (`base_url`)."""
+    """OpenAI's Batch API, and any compatible server: by a preset (`server`), or by its address (`base_url`)."""
 
     api_key: str | None = Field(repr=False, default=None, description="API key. Give it as an EnvVar.")
-    # Dagster's configuration holds no functions: it hands this on as it is.
+    # Dagster's configuration holds no functions, but passes them on unchanged.
     token_provider: Annotated[Any, "resource_dependency"] = Field(
         default=None,
         repr=False,
@@ -390,7 +390,7 @@ def _function_of(given: Any) -> Callable[[], str]:
 
 
 def _check_window(server: Server, word: str) -> None:
-    """Raise ConfigError for a window that the server is known not to take."""
+    """Raise ConfigError for a window that the server does not take."""
     from dagster_llm_batch.providers.openai_api.batches import window_of  # noqa: PLC0415 - as the providers
 
     if server.windows is None or word in server.windows.value.words:

@@ -90,7 +90,7 @@ class Connection:
         It is its own group unless `group_id` names one. More settings with _ for the dots.
         """
         settings = {
-            # The client requires a group even for a consumer that joins none and commits nothing.
+            # The client requires a group even for a consumer that never joins one or commits.
             "group.id": f"dagster-llm-batch-{uuid.uuid4().hex}",
             # Offsets are committed with the produced messages, in one transaction; a timer would commit unfinished
             # work.
@@ -101,7 +101,7 @@ class Connection:
             # Messages that retention has deleted must be noticed, and not jumped over.
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": 16_384,
-            # How long a group waits for a member that was killed. The default of 45 s would stop its partitions for as
+            # Longest wait of a group for a member that was killed. The default of 45 s would stop its partitions for as
             # long.
             "session.timeout.ms": 10_000,
             "heartbeat.interval.ms": 1_000,
@@ -118,7 +118,7 @@ class Connection:
         settings = {
             "enable.idempotence": True,
             "linger.ms": 5,
-            # topics have limits of their own
+            # topics have their own limits
             "message.max.bytes": 100_000_000,
             **self._usual,
             **self._settings,

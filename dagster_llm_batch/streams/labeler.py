@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "StreamLabeler"]
 
-# How long to wait for further messages: a larger transaction is cheaper for each of them.
+# Wait for further messages: a larger transaction is cheaper for each of them.
 _LINGER_SECONDS = 0.01
 _PLACE = (KEY, "kafka_partition", "kafka_offset")
 
@@ -62,8 +62,8 @@ class StreamLabeler:
         labeling: The definition that the student learned from, as `labeling_of(labels)` gives it.
         text: Column of the message that the student reads.
         students: Returns the student; called again every `refresh_seconds`, so that a newly trained one takes over.
-        least_confidence: Below it the message goes to the LLM.
-        drifting: How many messages are sent on after a detected change. The next student needs them.
+        least_confidence: A message below it goes to the LLM.
+        drifting: Number of messages to send on after a detected change. The next student needs them.
         group: Consumer group; processes of the same group share the topic's partitions.
         instance: Name of this process in its group. Started again under its name it takes over at once its former
             partitions, and an earlier process of that name that still runs is fenced. The group waits

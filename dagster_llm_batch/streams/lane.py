@@ -37,7 +37,7 @@ __all__ = ["RealTimeLane", "labeling_of"]
 
 
 def labeling_of(labels: Iterable[dg.AssetsDefinition]) -> Labeling:
-    """Return the definition of what `llm_batch_assets` returned: stream and batch ask by the same one."""
+    """Return the definition of the assets from `llm_batch_assets`: stream and batch use the same one."""
     return dataset_of(labels).labeling
 
 

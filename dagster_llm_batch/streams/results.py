@@ -42,7 +42,7 @@ _DECODER = msgspec.json.Decoder(StreamResult)
 
 
 def read_result(value: bytes | str | None, where: str) -> StreamResult:
-    """Return a result as it was produced. Raises InputError for another message."""
+    """Return a produced result. Raises InputError for another message."""
     try:
         return _DECODER.decode(value or b"")
     except msgspec.DecodeError as error:

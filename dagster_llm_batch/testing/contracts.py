@@ -107,7 +107,7 @@ class ProviderUnderTest:
         unreported: Collection[str] = (),
         without: Collection[str] = (),
     ) -> Self:
-        """Return a provider whose vendor is this emulator, which can fail in every way except those in `without`."""
+        """Return a provider whose vendor is this emulator, with all kinds of failures but those in `without`."""
         from dagster_llm_batch.testing.emulator.faults import BatchFault, RowFault  # noqa: PLC0415 -- an extra
 
         def reject_batch() -> str:
@@ -157,7 +157,7 @@ class ProviderUnderTest:
 
 
 class OneWayStream(io.BufferedIOBase):
-    """Bytes that can be read once and tell neither length nor position, as a decompressed file."""
+    """Bytes that can be read once, without length or position, like a decompressed file."""
 
     def __init__(self, data: bytes) -> None:
         self._source = io.BytesIO(data)

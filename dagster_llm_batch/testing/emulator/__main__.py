@@ -1,4 +1,4 @@
-"""`python -m dagster_llm_batch.testing.emulator`: serve until interrupted; prints where, and what to export."""
+"""`python -m dagster_llm_batch.testing.emulator`: serve until interrupted; print the address, and what to export."""
 
 from __future__ import annotations
 

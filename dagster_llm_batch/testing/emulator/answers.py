@@ -29,8 +29,8 @@ _IMAGE_TOKENS = 85
 class Reply:
     """One answer. `text` None with a `refusal` is a refusal; `status_code` other than 200 is an error with `message`.
 
-    `truncated`: the text is what fit before the output limit. `embeddings`: one vector an input. `moderation`: a score
-    a category. `model` None: the model asked for. Token counts None: estimated.
+    `truncated`: the text is the part before the output limit. `embeddings`: one vector an input. `moderation`: a score
+    a category. `model` None: the requested model. Token counts None: estimated.
     """
 
     text: str | None = None
@@ -149,7 +149,7 @@ _CATEGORIES = (
 
 
 def _scores(text: str) -> dict[str, float]:
-    """Give a high score for each category whose name stands in the text, a low one for any other."""
+    """Return a high score for each category whose name is in the text, a low one for any other."""
     words = text.lower()
     return {
         category: 0.9 if category in words else hashlib.sha256(f"{category}:{text}".encode()).digest()[0] / 10_000

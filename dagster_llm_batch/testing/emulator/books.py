@@ -188,7 +188,7 @@ class Books:
         return dict(counts)
 
     def billed_twice(self) -> dict[str, int]:
-        """Return the bodies billed in more than one batch: digest -> number of batches. A client should have none."""
+        """Return the bodies billed in more than one batch: digest -> number of batches. It should be empty."""
         batches: dict[str, set[str]] = defaultdict(set)
         for one in self.executions:
             if one.billed and one.batch_id is not None:

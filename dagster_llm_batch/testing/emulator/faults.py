@@ -30,7 +30,7 @@ BatchKind = Literal[
     "extra_fields",  # unknown JSON fields in the batch object
     "unpaid",  # OpenRouter: a 402 withholds the results
     "no_counts",  # Bedrock: the job has no counts, like older ones; the manifest has them
-    "counts_move",  # Anthropic: counts move with the rows; documented is that they stand still until the end
+    "counts_move",  # Anthropic: counts move with the rows; by the documents they are fixed until the end
 ]
 RowKind = Literal["status", "refusal", "truncated", "model"]
 FileKind = Literal[
@@ -38,7 +38,7 @@ FileKind = Literal[
     "missing",  # the row is not written
     "malformed",  # the row is cut in its middle
     "renamed",  # the row is written under another custom_id than it was asked under
-    "foreign",  # after the row stands a copy of it with an unknown custom_id
+    "foreign",  # a copy of the row with an unknown custom_id follows it
     "extra_fields",  # unknown JSON fields in the row, its response and its body
     "u2028",  # a raw U+2028 in the reply's text
     "unknown_type",  # the row holds neither a reply nor an error, but something that is not documented
@@ -103,8 +103,8 @@ class BatchFault:
 class RowFault:
     """A request line is answered badly. A line is struck if every given condition holds, at most `times` in all.
 
-    `containing` is looked for in the request line as it was uploaded. `status` answers `status_code` with an error
-    body; `model` answers under the name in `model`.
+    `containing` is searched in the uploaded request line. `status` answers `status_code` with an error body; `model`
+    answers under the name in `model`.
     """
 
     kind: RowKind = "status"
@@ -139,7 +139,7 @@ LineFault = TypeVar("LineFault", RowFault, FileFault)
 def lost_create_reply(
     how: Literal["500", "close", "hang"] = "500", *, times: int | None = 1, route: str = "POST /v1/batches"
 ) -> WireFault:
-    """Create the batch, and do not tell the caller: an ambiguous create."""
+    """Create the batch, and drop the reply to the caller: an ambiguous create."""
     if how == "500":
         return WireFault(kind="status", route=route, when="after", status=500, times=times)
     return WireFault(kind=how, route=route, when="after", times=times)

@@ -113,7 +113,7 @@ class Emulator:
         return f"{self.url}{self._vendors[vendor].base_path}"
 
     def exports(self, key: str) -> dict[str, dict[str, str]]:
-        """Return what to export, under the names that the vendors' own SDKs read, by a line on where it leads."""
+        """Return the variables to export, under the names of the vendors' SDKs, by a line with the address."""
         return {
             f"{routes.title} emulator at {self.base_url(name)}{routes.remark(self.url)}": {
                 **routes.exports(self.url, key)
@@ -202,7 +202,7 @@ class Emulator:
 
     @property
     def hanging(self) -> int:
-        """How many calls hang or stall now: they have had their effect, and their clients wait."""
+        """Number of calls that hang or stall now: they have had their effect, and their clients wait."""
         return self.asgi_app.hanging
 
     def start(self) -> Self:

@@ -26,7 +26,7 @@ VENDORS: dict[str, str] = {
 
 
 class VendorRoutes(ABC):
-    """The routes of one vendor, over what all vendors share."""
+    """The routes of one vendor, on the state that all vendors share."""
 
     title: ClassVar[str]
     """The vendor's name, for people."""
@@ -51,7 +51,7 @@ class VendorRoutes(ABC):
         """Return the variables by which the vendor's own SDK finds the emulator at `url`, without a path."""
 
     def remark(self, url: str) -> str:
-        """Return what else to know of the address of this vendor's emulator, for people."""
+        """Return a remark on the address of this vendor's emulator, for people."""
         del url
         return ""
 

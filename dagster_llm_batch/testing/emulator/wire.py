@@ -43,7 +43,7 @@ class Connections:
         self._open: dict[tuple[str, int], asyncio.Transport] = {}
 
     def protocol(self) -> type[H11Protocol]:
-        """Return a protocol class whose connections stand in this list."""
+        """Return a protocol class whose connections are in this list."""
         connections = self._open
 
         class Listed(H11Protocol):

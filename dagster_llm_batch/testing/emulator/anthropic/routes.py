@@ -1,7 +1,7 @@
 """Anthropic's routes: message batches and, in real time, messages.
 
-https://platform.claude.com/docs/en/api/creating-message-batches Reads report and never move a batch. For another
-account's objects, the answer is "not found".
+https://platform.claude.com/docs/en/api/creating-message-batches
+Reads report and never move a batch. For another account's objects, the answer is "not found".
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class ApiError(CallError):
 
 
 def error_body(status: int, message: str | None = None, *, code: str | None = None, visible: bool = False) -> Body:
-    """https://platform.claude.com/docs/en/api/errors#error-shapes; `code` stands for the type where it is given."""
+    """https://platform.claude.com/docs/en/api/errors#error-shapes; a given `code` replaces the type."""
     kind = code or _TYPES.get(status) or ("api_error" if status >= _SERVER_ERRORS else "invalid_request_error")
     error: Body = {"type": kind, "message": message or _MESSAGES.get(status, "The request could not be processed.")}
     if visible:  # as errors in results have it

@@ -1,8 +1,8 @@
 """A Bedrock batch job: its work in each state, its files in S3, and the object that describes it.
 
-https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html The input is checked while the job validates:
-faults of the whole file fail the job then, and a fault of a record fails the record when it runs. Results appear while
-the job runs; the manifest is written last.
+https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference.html
+The input is checked while the job validates: faults of the whole file fail the job then, and a fault of a record fails
+the record when it runs. Results appear while the job runs; the manifest is written last.
 """
 
 from __future__ import annotations

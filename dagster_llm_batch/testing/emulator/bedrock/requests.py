@@ -1,7 +1,7 @@
-"""One request to a Bedrock model: is it well-formed, and what is answered? The same in a batch and in real time.
+"""One request to a Bedrock model: its checks, and the answer. The same in a batch and in real time.
 
 https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-data.html
-A job is not checked against its model when it is taken; each record is, and fails alone.
+A job is not checked against its model when it is created; each record is, and fails alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Bedrock's routes: batch jobs, the real-time Converse and InvokeModel, and Service Quotas as far as batches need them.
 
 https://docs.aws.amazon.com/bedrock/latest/APIReference/API_Operations_Amazon_Bedrock.html
-Reads report and never move a job. Files are in S3, on the server that the emulator was given. Signatures are not
-checked; the access key stands for the account.
+Reads report and never move a job. Files are in S3, on the emulator's S3 server. Signatures are not checked; the access
+key identifies the account.
 """
 
 from __future__ import annotations

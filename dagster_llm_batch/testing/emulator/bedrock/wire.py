@@ -1,4 +1,4 @@
-"""Bedrock's wire shapes: errors, the bodies of each family of models, and what all of them look like to `answers`.
+"""Bedrock's wire shapes: errors, the bodies of each family of models, and their common form for `answers`.
 
 https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters.html
 No state, no routes.

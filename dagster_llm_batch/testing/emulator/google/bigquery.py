@@ -55,7 +55,7 @@ class Tables:
         return found
 
     def put(self, uri: str, table: Table) -> None:
-        """Write the table in the place of any other; a 404 where there is no such dataset."""
+        """Write the table in the place of any other; a 404 if the dataset does not exist."""
         name = uri.removeprefix(_PREFIX)
         if name.split(".")[1:2] != [DATASET]:
             raise ApiError(404, f"Not found: Dataset {name.rpartition('.')[0]}")

@@ -1,7 +1,7 @@
 """One request to Gemini, or to Claude on Vertex AI: its checks, and the vendor's answer.
 
-https://ai.google.dev/api/generate-content, https://ai.google.dev/api/caching#Schema Google parses JSON strictly: an
-unknown field is an error. A keyword that its Schema object lacks is one, too.
+https://ai.google.dev/api/generate-content, https://ai.google.dev/api/caching#Schema
+Google parses JSON strictly: an unknown field is an error. A keyword that its Schema object lacks is one, too.
 """
 
 from __future__ import annotations

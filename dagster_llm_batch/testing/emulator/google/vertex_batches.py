@@ -1,8 +1,8 @@
 """A batch prediction job of Vertex AI: its work in each state, and the object that describes it.
 
-https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage The file is checked
-only once the job is pending: create accepts nearly everything. However the job ends, the finished rows are exported;
-only they are billed.
+https://cloud.google.com/vertex-ai/generative-ai/docs/multimodal/batch-prediction-from-cloud-storage
+The file is checked only once the job is pending: create accepts nearly everything. However the job ends, the finished
+rows are exported; only they are billed.
 """
 
 from __future__ import annotations

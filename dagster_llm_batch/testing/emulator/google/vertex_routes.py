@@ -1,7 +1,7 @@
 """Vertex AI's routes: batch prediction jobs and, in real time, generateContent and rawPredict.
 
-https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs Reads report and never
-move a job. For the objects of another account or project, the answer is "not found".
+https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs
+Reads report and never move a job. For the objects of another account or project, the answer is "not found".
 """
 
 from __future__ import annotations

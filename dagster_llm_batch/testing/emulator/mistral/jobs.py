@@ -47,7 +47,7 @@ LIFECYCLE = Lifecycle(
 
 @dataclass(frozen=True)
 class Asked:
-    """The requests to a job. `write_file` keeps results, so many lines, as a file of this type, and returns its id."""
+    """The inputs of a job. `write_file` keeps this many lines of results as a file of a type, and returns its id."""
 
     lines: list[bytes]
     model: str

@@ -43,7 +43,7 @@ _MOST_A_PAGE = 1_000
 _LIMITS = {"mistral_requests": 1_000_000, "mistral_file_bytes": 512_000_000}
 _LINE_FIELDS = {"custom_id", "body"}
 _ASKED = {CHAT: "messages", EMBEDDINGS: "input"}
-"""The endpoints that are answered, and what their bodies have."""
+"""The available endpoints, and the field that their bodies need."""
 # https://docs.mistral.ai/api/endpoint/chat
 _BODY_FIELDS = frozenset(
     {

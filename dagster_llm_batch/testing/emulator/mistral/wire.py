@@ -49,7 +49,7 @@ def model_error(status: int, message: str) -> Body:
 
 
 def row(row_id: str, custom_id: str | None, status: int, body: Body) -> Body:
-    """Return a line of either results file. Of a row that failed, the body is JSON in a text, and there is no error."""
+    """Return a line of either results file. For a failed row, the body is JSON in a text, and `error` is null."""
     told = body if status // 100 == 2 else json.dumps(model_error(status, body["error"]["message"]))  # noqa: PLR2004
     return {"id": row_id, "custom_id": custom_id, "response": {"status_code": status, "body": told}, "error": None}
 

@@ -198,7 +198,8 @@ class OpenAIBatch(EmulatedBatch):
             custom_id = json.loads(raw)["custom_id"]
             faults = self._shared.faults.file(self.record.ordinal, custom_id, raw)
             self._errors.write(unexecuted_row(self._shared.new_id("batch_req_"), custom_id, code), faults)
-            # only what never ran in an expired batch counts as failed; a cancelled one leaves it out of both counts
+            # only rows that never ran in an expired batch count as failed; a canceled one leaves them out of both
+            # counts
             self._outcome.failed += code == "batch_expired"
 
     def _cancel(self) -> None:

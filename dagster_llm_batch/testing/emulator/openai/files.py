@@ -108,7 +108,7 @@ class Files:
     def store(
         self, account: str, blob: Blob, filename: str, purpose: str, seconds: int | None, *, lasts: bool = False
     ) -> StoredFile:
-        """Keep these bytes as a file, for so many seconds, or for its purpose's default: with `lasts`, for ever."""
+        """Keep these bytes as a file, for `seconds`, or for its purpose's default: with `lasts`, for ever."""
         self._shared.keep(blob)
         if purpose == "batch":
             if not filename.endswith(".jsonl"):

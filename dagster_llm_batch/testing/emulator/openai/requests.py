@@ -1,4 +1,4 @@
-"""One OpenAI request: is it well-formed, and what does the vendor answer? The same in a batch and in real time."""
+"""One OpenAI request: its checks, and the vendor's answer. The same in a batch and in real time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """OpenAI's routes: files, uploads, batches, and the four real-time endpoints. `azure` bends those below `/openai/`.
 
-https://platform.openai.com/docs/api-reference Reads report and never move a batch. For another account's objects, the
-answer is "not found".
+https://platform.openai.com/docs/api-reference
+Reads report and never move a batch. For another account's objects, the answer is "not found".
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class FileBatchRoutes(VendorRoutes):
             metadata=_metadata(body.get("metadata")),
             created_at=int(self._shared.clock()),
         )
-        # the file as it is now: deleting it later doesn't stop the batch
+        # the present file: deleting it later does not stop the batch
         stored = self._files.get(account, record.input_file_id)
         hooks = Hooks(
             input_file=lambda: None if stored is None else (stored.blob, stored.purpose),

@@ -69,7 +69,7 @@ def limited(reply: Reply, body: Body) -> Reply:
 
 
 def truncated(reply: Reply, characters: int | None = None) -> Reply:
-    """Return the reply, cut after so many characters or in its middle."""
+    """Return the reply, cut after a number of characters or in its middle."""
     text = reply.text or ""
     cut = text[: len(text) // 2 if characters is None else characters]
     return replace(reply, text=cut, truncated=True, output_tokens=None)

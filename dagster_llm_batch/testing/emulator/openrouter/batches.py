@@ -1,7 +1,8 @@
 """An inline batch: its work in each state, the object that describes it, and its rows.
 
-https://openrouter.ai/docs/api-reference/batches Work happens in `step`, which only the mover calls; the others report
-and change nothing. Accepting a batch only stores it: its faults show later, in a message without a code.
+https://openrouter.ai/docs/api-reference/batches
+Work happens in `step`, which only the mover calls; the others report and change nothing. Accepting a batch only stores
+it: its faults show later, in a message without a code.
 """
 
 from __future__ import annotations

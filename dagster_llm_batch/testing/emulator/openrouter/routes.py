@@ -1,7 +1,7 @@
 """OpenRouter's routes: inline batches, and the three endpoints in real time.
 
-https://openrouter.ai/docs/api-reference/batches Reads report and never move a batch. For another account's objects, the
-answer is "not found". The API cannot cancel.
+https://openrouter.ai/docs/api-reference/batches
+Reads report and never move a batch. For another account's objects, the answer is "not found". The API cannot cancel.
 """
 
 from __future__ import annotations
