@@ -318,9 +318,9 @@ class DepSettings(Block):
     metadata: dict[str, Any] | None = Field(
         default=None,
         description=(
-            "Of what is read. `allow_missing_partitions`: partitions that are not materialized are left out, not "
-            "refused. `repeated_keys: last`: of a key that several partitions have, the row of the last is taken, not "
-            "refused."
+            "Settings of the dependency. `allow_missing_partitions`: partitions that are not materialized are left "
+            "out, not refused. `repeated_keys: last`: of a key that several partitions have, the row of the last is "
+            "taken, not refused."
         ),
         examples=[{"allow_missing_partitions": True, "repeated_keys": "last"}],
     )
@@ -365,7 +365,7 @@ class _PromptBlock(Block):
             )
 
 
-_FILE = "File with that template, beside this one."
+_FILE = "File with that template, next to this one."
 PromptSettings = create_block(
     Prompt,
     _PromptBlock,

@@ -85,6 +85,6 @@ class FlinkRows:
             reason = lines[-1][:500] if lines else "it told no error"
             msg = (
                 f"The Flink job {self.script}:{self.function} ended with exit code {process.returncode}: {reason}. "
-                f"Nothing was sent. Run it by itself to see all that it says: {self.python} {self.script}"
+                f"Nothing was sent. Run it alone to see its whole output: {self.python} {self.script}"
             )
             raise InputError(msg) from failed

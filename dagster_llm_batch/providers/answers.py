@@ -301,7 +301,7 @@ def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None)
         line = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
         reason = plain_words(words_of(error))
-        raise TransientError(f"Could not get an answer: what came is no JSON ({reason}).") from None
+        raise TransientError(f"Could not get an answer: the reply is not JSON ({reason}).") from None
     if isinstance(failure, TransientError) and failure.retry_after_seconds:
         raise TransientError(str(failure), failure.retry_after_seconds, line)
     return line

@@ -86,7 +86,7 @@ def check_address(url: str, what: str, example: str = "https://host/path") -> Sp
         shown = hide_secrets(re.split("[?#]", url)[0])
         raise ConfigError(
             f"The {what} {shown!r} goes on with '?' or '#'. Each call's path is put at its end, so "
-            f"none would arrive. Leave that out; it looks like {example!r}. Azure OpenAI needs no api-version at "
+            f"every call would fail. Leave that out; it looks like {example!r}. Azure OpenAI needs no api-version at "
             "'https://RESOURCE.openai.azure.com/openai/v1'."
         )
     return parts

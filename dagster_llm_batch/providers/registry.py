@@ -255,7 +255,7 @@ def check_name(name: str, kind: str | None) -> None:
     if name in PROVIDERS and name != kind:
         raise ConfigError(
             f"providers[{name!r}] is of the kind {kind or 'of your own'!r}, and {name!r} is the name of another kind. "
-            "Give it a name of its own."
+            "Give it another name."
         )
 
 

@@ -230,7 +230,7 @@ class LLMBatchResource(CheckedResource):
             if name in SERVERS and name not in PROVIDERS and server != name:
                 raise ConfigError(
                     f"providers[{name!r}] is of the server {server!r}, and {name!r} is the name of a preset. Take "
-                    f"preset({name!r}, …), or give it a name of its own."
+                    f"preset({name!r}, …), or give it another name."
                 )
             if getattr(self, name, None) is not None and name in PROVIDERS:
                 raise ConfigError(

@@ -101,7 +101,8 @@ def _keep_what_landed(
     before = dg.AssetRecordsFilter(asset, asset_partitions=[window.key])
     if context.instance.fetch_materializations(before, limit=1).records:
         raise MessagesLostError(
-            f"{window.key} has landed before; by now retention has deleted messages of it. What landed stays as it is."
+            f"{window.key} was materialized before; by now retention has deleted messages of it. The table stays "
+            "unchanged."
         )
 
 

@@ -68,7 +68,7 @@ def watermarks_in(consumer: Consumer, topic: str, partition: int, timeout: float
     asked = confluent().TopicPartition(topic, partition)
     offsets = consumer.get_watermark_offsets(asked, timeout=timeout, cached=False)
     if offsets is None:
-        raise TransientError(f"The broker did not say within {timeout:g} s which offsets there are; try again.")
+        raise TransientError(f"The broker did not return its offsets within {timeout:g} s; try again.")
     return Watermarks(*offsets)
 
 
@@ -179,8 +179,8 @@ class WindowReader:
             if self._stops_when_lost:
                 raise MessagesLostError(
                     f"{self._window.key}: {lost_text(topic, lost)}. Nothing of the window was labeled. Set "
-                    "on_lost='record' to take what is left, with the lost offsets among the rejects; keep messages "
-                    "longer (retention.ms), or read them sooner."
+                    "on_lost='record' to take the other messages, with the lost offsets among the rejects; keep "
+                    "messages longer (retention.ms), or read them sooner."
                 )
             self.lost.append(lost)
             wanted = wanted._replace(start=lost.end)

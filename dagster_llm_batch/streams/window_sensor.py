@@ -167,14 +167,14 @@ def _check(topic: KafkaTopic, ended: Mapping[int, int], marks: Mapping[int, Wate
             raise InputError(
                 f"Windows of topic '{topic.name}' have gone to offset {at} of partition {number}, and it {now}: the "
                 "topic was made anew, or has lost messages. Nothing is cut. Give the KafkaTopic another "
-                "partitions_name to begin anew with this one."
+                "partitions_name to start again with this one."
             )
         if watermark.begin > at and topic.on_lost == "stop":
             lost = OffsetRange(number, at, watermark.begin)
             raise MessagesLostError(
-                f"{lost_text(topic.name, lost)}: no window holds them. Nothing is cut until somebody decides: give "
-                "the KafkaTopic on_lost='record', and its next window has them among the rejects. Keep messages "
-                "longer (retention.ms), or tick more often."
+                f"{lost_text(topic.name, lost)}: no window holds them. The sensor stops here. Give the "
+                "KafkaTopic on_lost='record', and its next window has them among the rejects. Keep messages longer "
+                "(retention.ms), or tick more often."
             )
 
 

@@ -78,7 +78,7 @@ class AwsPlatform(Platform):
     def __post_init__(self) -> None:
         """Raise ConfigError for half of a pair of keys."""
         if (self.access_key_id is None) != (self.secret_access_key is None):
-            raise ConfigError("aws_access_key_id and aws_secret_access_key go together: give both, or none of them.")
+            raise ConfigError("aws_access_key_id and aws_secret_access_key go together: give both or neither.")
 
     @property
     def address(self) -> str:
