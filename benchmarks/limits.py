@@ -234,11 +234,11 @@ def _run(labeling: Labeling, table: pa.Table, answer: Any, files: dict[str, str]
         while not status.is_settled:
             emulator.settle()
             skipped += timedelta(hours=1)
-            before = len({shard.batch_id for shard in status.shards if shard.batch_id})
+            before = len({shard.batch.batch_id for shard in status.shards if shard.batch.batch_id})
             status = engine.advance(labeling, submission.submission_id)
-            steps += len({shard.batch_id for shard in status.shards if shard.batch_id}) > before
+            steps += len({shard.batch.batch_id for shard in status.shards if shard.batch.batch_id}) > before
     billed = sum((shard.bill.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
-    sent = count_requests(shard for shard in status.shards if shard.batch_id and shard.wave == 1)
+    sent = count_requests(shard for shard in status.shards if shard.batch.batch_id and shard.wave == 1)
     return billed, steps, sent / table.num_rows
 
 

@@ -34,7 +34,7 @@ from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.batch_rows import shard_row, store_batches
 from dagster_llm_batch.storage.ledger.database import utc_now
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Batch, Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import BATCH, BILL, EVENT, SHARD, SHARD_ROW, SUBMISSION, to_row
 
 LEDGERS = ("sqlite", "postgresql")
@@ -156,10 +156,7 @@ def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence
                 bytes=1,
                 path="p",
                 digest="d",
-                batch_key=f"{number:016x}-1",
-                batch_id=batch_id,
-                sent_at=sent_at,
-                submitted_at=sent_at,
+                batch=Batch(batch_key=f"{number:016x}-1", batch_id=batch_id, sent_at=sent_at, submitted_at=sent_at),
                 provider=service,
                 account=provider.account,
                 model=model,

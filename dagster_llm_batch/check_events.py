@@ -81,7 +81,7 @@ def _are_all_sent(status: Status) -> bool:
     """Return whether the provider took all of the newest wave, or nothing more of the submission is sent."""
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
     is_canceled = status.submission.state is SubmissionState.CANCELED
-    return is_canceled or all(shard.batch_id is not None or shard.lane is Lane.REALTIME for shard in newest)
+    return is_canceled or all(shard.batch.batch_id is not None or shard.lane is Lane.REALTIME for shard in newest)
 
 
 @dataclass(frozen=True)

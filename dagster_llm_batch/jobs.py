@@ -274,7 +274,7 @@ def _undecided_metadata(engine: "Engine") -> dict[str, Any]:
             shard.provider,
             shard.requests,
             UNDECIDED[condition.kind],
-            None if shard.sent_at is None else shard.sent_at.isoformat(timespec="seconds"),
+            None if shard.batch.sent_at is None else shard.batch.sent_at.isoformat(timespec="seconds"),
         ]
         for condition, shard in found
     ]

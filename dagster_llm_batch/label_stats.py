@@ -180,7 +180,7 @@ class _CauseFinder:
         self._shards: dict[tuple[object, ...], list[Shard]] = defaultdict(list)
         for shard in shards:
             if shard.has_answers:
-                self._shards[shard.provider, shard.batch_id, shard.wave, shard.lane.value].append(shard)
+                self._shards[shard.provider, shard.batch.batch_id, shard.wave, shard.lane.value].append(shard)
 
     def __call__(self, outcome: str, origin: _Origin) -> str | None:
         """Return why a request with this outcome waits for a person; None if it may be sent again."""
@@ -190,10 +190,10 @@ class _CauseFinder:
         # Shards that were never in a batch differ by the time at which they ended.
         shard = min(alike, key=lambda one: one.ended_at != origin.ended_at)
         # Unless the batch has failed as a whole, an error is the provider's answer to this request.
-        is_answered = outcome == Outcome.ERRORED.value and shard.status is not BatchStatus.FAILED
+        is_answered = outcome == Outcome.ERRORED.value and shard.batch.status is not BatchStatus.FAILED
         if is_answered or shard.cause is None or not shard.cause.is_final:
             return None
-        return waiting_reason(shard.cause, has_ended=shard.status is not None and shard.status.is_terminal)
+        return waiting_reason(shard.cause, has_ended=shard.batch.status is not None and shard.batch.status.is_terminal)
 
 
 def _apart(table: pa.Table, name: str) -> Iterator[tuple[Any, pa.Table]]:

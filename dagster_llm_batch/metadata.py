@@ -442,7 +442,7 @@ def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -
             shown[f"{provider}.{model}.total_tokens"] = total
             by_kind[kind(provider)].update({**usage, "total_tokens": total})
     for shard in status.shards:
-        if shard.submitted_at is not None or shard.collected_at is not None:
+        if shard.batch.submitted_at is not None or shard.collected_at is not None:
             by_kind[kind(shard.provider)]["calls"] += shard.requests
     for name, amounts in by_kind.items():
         # a provider of the user's own is not registered

@@ -179,7 +179,9 @@ def stage(wave: int, done: int, total: int) -> tuple[int, int]:
 def _glance(status: Status) -> Progress:
     """Sum up one submission as `Ledger.submissions.progress` does for all at once."""
     shards = status.shards
-    flying = [shard.submitted_at for shard in shards if shard.state is ShardState.SUBMITTED and shard.submitted_at]
+    flying = [
+        shard.batch.submitted_at for shard in shards if shard.state is ShardState.SUBMITTED and shard.batch.submitted_at
+    ]
     return Progress(
         submission=status.submission,
         states={state: sum(shard.state is state for shard in shards) for state in {shard.state for shard in shards}},

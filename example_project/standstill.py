@@ -161,7 +161,7 @@ def _submissions(engine: Engine) -> Iterator[str]:
         if (reason := outlook.stranded(submission.submission_id)) is not None:
             yield f"{submission.place} waits for a person: {_short(reason)}"
     for submission, shard in engine.overdue():
-        yield f"{submission.place}: batch {shard.batch_id} runs longer than its provider documents"
+        yield f"{submission.place}: batch {shard.batch.batch_id} runs longer than its provider documents"
 
 
 def _short(text: str) -> str:

@@ -165,7 +165,7 @@ def _record(
         own = [
             shard
             for shard in known[submission.submission_id]
-            if f"{shard.provider}/{shard.model}" == labeling.model and shard.sent_at is not None
+            if f"{shard.provider}/{shard.model}" == labeling.model and shard.batch.sent_at is not None
         ]
         by_partition.setdefault(submission.partition, []).append((submission, levels, own))
         if any(shard.results_path for shard in own):

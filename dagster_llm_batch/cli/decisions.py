@@ -176,7 +176,7 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
             f"{shard.provider} {hide_secrets(shard.account)}",
             shard.requests,
             UNDECIDED[condition.kind],
-            None if shard.sent_at is None else now - shard.sent_at,
+            None if shard.batch.sent_at is None else now - shard.batch.sent_at,
         ]
         for condition, shard in found
     ]

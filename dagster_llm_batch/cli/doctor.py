@@ -283,7 +283,7 @@ def _unrecorded(engine: Engine) -> Finding:
     places = sorted({receipt.submission.place for receipt in found})
     shown = ", ".join(places[:_FILES_SHOWN]) + (", …" if len(places) > _FILES_SHOWN else "")
     shards = counted(len(found), "shard was", "shards were")
-    since = min(receipt.shard.sent_at or receipt.submission.created_at for receipt in found)
+    since = min(receipt.shard.batch.sent_at or receipt.submission.created_at for receipt in found)
     problem = (
         f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC that the ledger has no record of, of {shown}. The ledger was "
         "restored from a backup, or a process of this deployment uses another ledger"
@@ -466,7 +466,7 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
     others = {p.submission.submission_id for p in progress if not deployment.is_looked_at(p.submission.asset)}
     in_flight = filter(has_batch, engine.ledger.shards.in_flight(engine.namespace))
     flying = [shard for shard in in_flight if shard.submission_id not in others]
-    unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
+    unseen = [shard for shard in flying if _since(shard.polled_at or shard.batch.submitted_at, now) > _UNPOLLED]
     if unseen:
         problem = f"{_part(unseen, flying)} have not been polled for more than {age(_UNPOLLED)}"
         yield Finding("polling", Severity.PROBLEM, problem, "Start Dagster's daemon, and switch the sensor on.")

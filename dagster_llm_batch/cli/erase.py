@@ -162,7 +162,7 @@ def _document(found: FoundRows) -> dict[str, object]:
         "partition": submission.partition,
         "rows": found.rows,
         "shared_requests": found.shared,
-        "in_flight": [shard.batch_id for shard in found.in_flight],
+        "in_flight": [shard.batch.batch_id for shard in found.in_flight],
         "manifest_lost": found.manifest_lost,
         "files": found.files,
         "adopted_batches": found.adopted,
@@ -206,7 +206,7 @@ def _print_batches(found: Sequence[FoundRows], *, also_unread: bool) -> None:
     """Print the batches with these rows that providers delete, and the batches that stay."""
     adopted = {batch_id for one in found for batch_id in one.adopted}
     given_up = {batch_id for one in found for batch_id in one.given_up} if not also_unread else set()
-    ended = {(shard.provider, shard.batch_id or "") for one in found for shard in one.ended}
+    ended = {(shard.provider, shard.batch.batch_id or "") for one in found for shard in one.ended}
     for provider, batch_id in sorted(ended):
         then = "stays there: it was adopted, and is its sender's" if batch_id in adopted else "is deleted there"
         if batch_id in given_up:

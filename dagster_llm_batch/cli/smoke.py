@@ -330,7 +330,7 @@ def _check_price(engine: Engine, labeling: Labeling, status: Status, tables: lis
     theirs = [(report.input_tokens, report.output_tokens) for report in reports]
     if theirs and all(None not in pair for pair in theirs):
         whole = tuple(sum(pair[at] or 0 for pair in theirs) for at in (0, 1))
-        padded = any(shard.padding for shard in status.shards)
+        padded = any(shard.batch.padding for shard in status.shards)
         agrees = whole == ours or padded
         story.tell(
             "price",

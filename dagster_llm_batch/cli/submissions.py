@@ -295,8 +295,8 @@ def _shard_row(shard: Shard) -> list[object]:
         + (" in real time" if shard.lane is Lane.REALTIME else "")
         + (", escalated" if shard.is_escalation else ""),
         shard.state.value,
-        shard.batch_id,
-        *(shard.requests, shard.done, shard.failed, shard.bytes),
+        shard.batch.batch_id,
+        *(shard.requests, shard.batch.done, shard.batch.failed, shard.bytes),
         money(shard.bill.cost_usd),
         shard.ended_at,
         None if shard.cause is None else shard.cause.value,

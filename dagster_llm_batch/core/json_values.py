@@ -7,15 +7,23 @@ from dataclasses import fields, is_dataclass
 from datetime import date, timedelta
 from decimal import Decimal
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
-__all__ = ["as_json"]
+__all__ = ["BESIDE", "as_json"]
+
+BESIDE = MappingProxyType({"beside": True})
+"""The metadata of a field whose value is a dataclass, which has its fields beside the others in JSON."""
 
 
 def as_json(value: Any) -> Any:
     """Return plain JSON: money as exact text, days and times in ISO 8601, lengths of time in seconds."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+        found: dict[str, Any] = {}
+        for field in fields(value):
+            plain = as_json(getattr(value, field.name))
+            found |= plain if field.metadata == BESIDE else {field.name: plain}
+        return found
     if isinstance(value, Decimal):
         return format(value, "f")
     if isinstance(value, Enum):

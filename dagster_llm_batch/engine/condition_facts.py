@@ -71,7 +71,7 @@ def read_facts(
         recovered=[(of, hold) for of, hold in holds if hold.reason is HoldReason.RECOVERED],
         doubtful=[
             Orphan(known[shard.submission_id], shard)
-            for shard in sorted(flying, key=lambda shard: (shard.sent_at is None, shard.sent_at))
+            for shard in sorted(flying, key=lambda shard: (shard.batch.sent_at is None, shard.batch.sent_at))
             # What a living process works on is being sent, or looked for, at this moment.
             if shard.state is ShardState.SUBMITTING
             and shard.submission_id in known
@@ -115,7 +115,7 @@ def find_undecided(engine: Engine) -> list[tuple[Condition, Shard]]:
 def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[Shard]) -> list[Starved]:
     """Return the submissions of these shards, for which their provider's queue had no room."""
     of: dict[str, list[Shard]] = {}
-    for shard in sorted(waiting, key=lambda shard: (shard.no_room_at is None, shard.no_room_at)):
+    for shard in sorted(waiting, key=lambda shard: (shard.room.no_room_at is None, shard.room.no_room_at)):
         of.setdefault(shard.submission_id, []).append(shard)
     return [Starved(known[key], shards, engine.deployment.patience(shards[0])) for key, shards in of.items()]
 
@@ -157,7 +157,7 @@ def _seen(
         return {}
     polled: dict[str, list[datetime]] = {}
     for shard in flying:
-        if (look := shard.polled_at or shard.submitted_at or shard.sent_at) is not None:
+        if (look := shard.polled_at or shard.batch.submitted_at or shard.batch.sent_at) is not None:
             polled.setdefault(shard.submission_id, []).append(look)
     at_rest = [
         one.submission.submission_id
@@ -228,7 +228,7 @@ def of_status(engine: Engine, status: Status, recovered: Hold | None = None) -> 
     submission = status.submission
     newest = _newest(submission, status.shards)
     waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason_kind]
-    untaken = [shard for shard in waiting if shard.no_room_at is None]
+    untaken = [shard for shard in waiting if shard.room.no_room_at is None]
     since = engine.ledger.submissions.first_unsent([submission.submission_id] if untaken else []).get(
         submission.submission_id
     )
@@ -237,7 +237,9 @@ def of_status(engine: Engine, status: Status, recovered: Hold | None = None) -> 
         now=engine.now(),
         recovered=[] if recovered is None else [(submission, recovered)],
         starved=_starved(
-            engine, {submission.submission_id: submission}, [shard for shard in waiting if shard.no_room_at is not None]
+            engine,
+            {submission.submission_id: submission},
+            [shard for shard in waiting if shard.room.no_room_at is not None],
         ),
         not_sent=[(submission, len(untaken), since or engine.now(), reasons)] if untaken else [],
         refused=[(submission, newest)],

@@ -286,14 +286,14 @@ def _of_shards(facts: Facts) -> Iterator[Condition]:
     """Yield the conditions of shards and their batches."""
     now = facts.now
     for submission, shard in facts.doubtful:
-        since = shard.sent_at or submission.created_at
+        since = shard.batch.sent_at or submission.created_at
         yield _condition(HoldReason.IN_DOUBT, submission, since, shard, of=[shard])
     for submission, shard, since in facts.overdue:
         yield _condition(HoldReason.OVERDUE, submission, since, shard, now, of=[shard])
     for unread in facts.unreadable:
         yield _condition(HoldReason.UNREADABLE, unread.submission, unread.since, unread, of=[unread.shard])
     for submission, shards, patience in ((each.submission, each.shards, each.patience) for each in facts.starved):
-        since = shards[0].no_room_at or now
+        since = shards[0].room.no_room_at or now
         starved = _condition(HoldReason.FULL_QUEUE, submission, since, submission, shards, now, of=shards)
         yield replace(starved, told_after=patience)
     for submission, advice in facts.held_queues:

@@ -40,7 +40,7 @@ from dagster_llm_batch.files.shard_files import (
     write_answers_so_far,
     write_ids,
 )
-from dagster_llm_batch.storage.ledger.records import Bill, Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Bill, Room, Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
 from dagster_llm_batch.storage.stored_files import DamagedError, LostError
 from dagster_llm_batch.types import BatchLimits, Lane
@@ -221,7 +221,7 @@ class Wave:
     def files(
         self, limits: BatchLimits, owner: Owner, prices: ShardPrices, chosen: Mapping[str, Any] = _NOTHING
     ) -> ShardFiles:
-        """Return the request files of this owner. `chosen`: fields of its shards that are tuned, see tuner.py."""
+        """Return the request files of this owner. `chosen`: fields of the room of its shards, see tuner.py."""
         if owner.lane is Lane.REALTIME:
             limits, chosen = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None), _NOTHING
         return ShardFiles(self, tightest(limits, chosen.get("most_requests")), owner, prices, chosen)
@@ -288,7 +288,7 @@ class ShardFiles:
     def end(self) -> list[Shard]:
         """End the last file and return the shards so far."""
         if self._open is not None:
-            self.shards.append(replace(self._open.close(self._owner), **self._chosen))
+            self.shards.append(replace(self._open.close(self._owner), room=Room(**self._chosen)))
         self._open = None
         return self.shards
 

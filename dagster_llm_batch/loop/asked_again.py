@@ -53,4 +53,6 @@ def _was_asked(deployment: Deployment, submission: Submission) -> bool:
     """Return whether anybody was asked: not by a submission that was canceled before it was sent."""
     if submission.state is not SubmissionState.CANCELED or submission.outcomes:
         return True
-    return any(shard.sent_at is not None for shard in deployment.ledger.shards.of_submission(submission.submission_id))
+    return any(
+        shard.batch.sent_at is not None for shard in deployment.ledger.shards.of_submission(submission.submission_id)
+    )

@@ -122,7 +122,7 @@ class Breaker:
 
     def _count_batches(self, wave: Sequence[Shard]) -> Counter[str]:
         """Count the outcomes of all requests in the batches of these shards; none where they share no batch."""
-        ids = {(shard.provider, shard.account, shard.batch_id or shard.shard_id): shard for shard in wave}
+        ids = {(shard.provider, shard.account, shard.batch.batch_id or shard.shard_id): shard for shard in wave}
         batches = {batch: self._ledger.shards.of_batch(shard) for batch, shard in ids.items()}
         counts: Counter[str] = Counter()
         if all(shard.submission_id == wave[0].submission_id for shards in batches.values() for shard in shards):

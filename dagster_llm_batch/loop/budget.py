@@ -520,7 +520,7 @@ class Allowance:
         for shard in siblings:
             is_same = _target(shard) == _target(first)
             # What was dropped before it was sent is in no release.
-            if not is_same or not shard.results_path or (shard.batch_id is None and shard.sent_at is None):
+            if not is_same or not shard.results_path or (shard.batch.batch_id is None and shard.batch.sent_at is None):
                 continue
             table = payloads.read_table(shard.results_path, ["llm_request_id", "llm_cost_usd"])
             row = float(self._row_bound(shard, shard.lane) or 0)

@@ -150,7 +150,7 @@ class Collector:
     def _download(self, shard: Shard, shards: Sequence[Shard]) -> Shard:
         """Store the lines of all shards of a batch; return the one of them that is asked for, as it is now."""
         # A connection that breaks off without an error looks like the end of a shorter file.
-        counted = 0 if shard.cause is Cause.GONE else sum(sharing.done or 0 for sharing in shards)
+        counted = 0 if shard.cause is Cause.GONE else sum(sharing.batch.done or 0 for sharing in shards)
         is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
         for last in [False] * (_FETCHES - 1) + [True]:
             try:
@@ -201,7 +201,7 @@ class Collector:
         """
         by_batch: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
         for shard in shards:
-            by_batch[shard.provider, shard.account, shard.batch_id or shard.shard_id].append(shard)
+            by_batch[shard.provider, shard.account, shard.batch.batch_id or shard.shard_id].append(shard)
 
         def archive_batch(batch: list[Shard]) -> LLMBatchError | None:
             try:
@@ -274,17 +274,17 @@ class Collector:
 
     def _lines(self, shard: Shard) -> Iterator[bytes]:
         """Yield the lines as the provider returns them; none of a batch that failed or is gone, and is forgotten."""
-        if shard.batch_id is None:
+        if shard.batch.batch_id is None:
             # In real time: it was canceled, or its process died, after part of it was asked.
             if shard.lane is Lane.REALTIME:
                 yield from answers_so_far(self._payloads, shard).values()
             return
         try:
-            yield from self._deployment.provider_of(shard).fetch(shard.batch_id)
+            yield from self._deployment.provider_of(shard).fetch(shard.batch.batch_id)
         except CredentialsError:
             raise
         except RefusedError:
-            if shard.status is not BatchStatus.FAILED and shard.cause is not Cause.GONE:
+            if shard.batch.status is not BatchStatus.FAILED and shard.cause is not Cause.GONE:
                 raise
         except LLMBatchError:
             raise
@@ -407,14 +407,14 @@ class Collector:
         """Store the raw lines of a collected shard again; return whether the provider still has them."""
         # What an erasure had it delete does not come again, however it says so: own machines have an empty file then.
         # The lines of an adopted batch have the sender's custom_ids there.
-        if shard.batch_id is None or shard.erased_there_at is not None or shard.cause is Cause.ADOPTED:
+        if shard.batch.batch_id is None or shard.batch.erased_there_at is not None or shard.cause is Cause.ADOPTED:
             return False
         with self._downloading_alone(shard, holds_submission=False) as shards:
             # Another process may have stored them meanwhile.
             if not self._lacks_lines(shard):
                 return True
             try:
-                self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))
+                self._fetch(shards, at_least=sum(sharing.batch.done or 0 for sharing in shards))
             except CredentialsError:
                 raise
             # Without a list of the requests, lines of erased ones cannot be told from the others.
@@ -442,7 +442,7 @@ class Collector:
 
     def _counts_own(self, shard: Shard) -> bool:
         """Return whether the batch's count of finished requests is this shard's alone. Only of a batch cut short."""
-        is_cut = shard.status in (BatchStatus.CANCELED, BatchStatus.EXPIRED) and bool(shard.done)
+        is_cut = shard.batch.status in (BatchStatus.CANCELED, BatchStatus.EXPIRED) and bool(shard.batch.done)
         return is_cut and len(self._ledger.shards.of_batch(shard)) == 1
 
     def count_outcomes(self, shard: Shard) -> Counter[str]:
@@ -504,17 +504,17 @@ class ResultsReader:
         is_lost = shard.shard_id in self.lost
         facts = ShardFacts(
             nonce=shard.nonce,
-            status=shard.status or (BatchStatus.RUNNING if shard.cause is Cause.GIVEN_UP else BatchStatus.ENDED),
+            status=shard.batch.status or (BatchStatus.RUNNING if shard.cause is Cause.GIVEN_UP else BatchStatus.ENDED),
             provider=shard.provider,
-            batch_id=shard.batch_id,
+            batch_id=shard.batch.batch_id,
             attempt=shard.wave,
             lane=shard.lane,
             ended_at=shard.ended_at,
-            submitted_at=shard.submitted_at or shard.sent_at,
+            submitted_at=shard.batch.submitted_at or shard.batch.sent_at,
             reason=_LOST if is_lost else shard.reason,
-            retryable=shard.retryable,
-            padding=shard.padding,
-            done=(shard.done or 0) - (shard.erased or 0) if shard.shard_id in self.counted else None,
+            retryable=shard.batch.retryable,
+            padding=shard.batch.padding,
+            done=(shard.batch.done or 0) - (shard.erased or 0) if shard.shard_id in self.counted else None,
             cause=Cause.GONE if is_lost else shard.cause,
         )
         expected = self._expected(shard, codec)
@@ -563,5 +563,5 @@ def has_lines(payloads: PayloadStore, shard: Shard) -> bool:
 def _refuse_fewer(lines: int, at_least: int, shard: Shard) -> None:
     if lines < at_least:
         raise TransientError(
-            f"{lines} result lines came of {at_least} that batch {shard.batch_id} reports; the rest is waited for"
+            f"{lines} result lines came of {at_least} that batch {shard.batch.batch_id} reports; the rest is waited for"
         )

@@ -27,19 +27,19 @@ def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shar
     def sent_together() -> tuple[set[str], list[Shard]]:
         shard = ledger.shards.get(shard_id)
         sharing = ledger.shards.sent_with([shard.submission_id])
-        together = [other for other in sharing if other.batch_key == shard.batch_key] or [shard]
+        together = [other for other in sharing if other.batch.batch_key == shard.batch.batch_key] or [shard]
         return {other.submission_id for other in together}, together
 
     seen = ledger.shards.get(shard_id)
     with hold_and_read(deployment, sent_together) as (_, together):
         present = next(shard for shard in together if shard.shard_id == shard_id)
-        if present.sent_at != seen.sent_at:
+        if present.batch.sent_at != seen.batch.sent_at:
             raise IllegalMoveError(
                 f"Shard {shard_id} was sent again while this decision waited for the process that sent it: it is "
                 f"'{present.state.value}' now, and the decision was on another create call. Nothing was changed. Look "
                 "again: `dagster-llm-batch resolve` alone lists what is in doubt."
             )
-        ids, key = [other.shard_id for other in together], present.batch_key
+        ids, key = [other.shard_id for other in together], present.batch.batch_key
         if batch_id is None:
             words = "resolved by a person: no batch exists"
             why: ShardFields = {"reason": words, "reason_kind": Reason.NO_BATCH}
@@ -75,7 +75,7 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
         moved = deployment.ledger.shards.move_all(
             [each.shard_id for each in going],
             Move.GIVEN_UP,
-            of_batch=shard.batch_id,
+            of_batch=shard.batch.batch_id,
             # Whoever polls needs no lease: a batch that ends at this moment has results.
             sources={each.state for each in going},
             cause=Cause.GIVEN_UP,

@@ -498,9 +498,9 @@ class Deployment:
 
     def overdue_at(self, shard: Shard) -> datetime | None:
         """Return when the shard's batch is, or was, overdue; None where it is not in flight."""
-        if shard.state is not ShardState.SUBMITTED or shard.submitted_at is None:
+        if shard.state is not ShardState.SUBMITTED or shard.batch.submitted_at is None:
             return None
-        return shard.submitted_at + self.patience(shard)
+        return shard.batch.submitted_at + self.patience(shard)
 
     def patience(self, shard: Shard) -> timedelta:
         """Return how long the shard's batch may take, or wait for room, before a person is told."""

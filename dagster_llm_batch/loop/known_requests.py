@@ -188,7 +188,7 @@ class _Found:
             if shard.waits_for_person:
                 self.left |= unanswered - self.newer
             self.newer |= unanswered
-        elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
+        elif shard.state is not ShardState.PLANNED and shard.batch.sent_at is not None:
             self.in_flight += packed_ids(payloads, shard)
         elif shard.lane is Lane.REALTIME and (so_far := answers_so_far(payloads, shard)):
             ids = request_ids(payloads, shard)

@@ -351,7 +351,7 @@ class LabelAssembler(Answers):
         """
         if self.submission.state is SubmissionState.CANCELED:
             return None
-        sent = [shard for shard in self.shards if shard.sent_at is not None and not shard.waits_for_person]
+        sent = [shard for shard in self.shards if shard.batch.sent_at is not None and not shard.waits_for_person]
         own = self._billed_of([shard for shard in sent if not self._asks_oracle(shard)])
         if self.levels is None:
             return own

@@ -91,7 +91,9 @@ class Poller:
 
         def failed(shards: Sequence[Shard], _: Exception) -> None:
             # They count as asked: a server that never comes back would be asked at each tick.
-            reports = {s.shard_id: BatchReport(s.batch_id or "", s.status or BatchStatus.RUNNING) for s in shards}
+            reports = {
+                s.shard_id: BatchReport(s.batch.batch_id or "", s.batch.status or BatchStatus.RUNNING) for s in shards
+            }
             self._ledger.shards.record_reports(reports)
 
         self.poll([shard for shard in due if self._is_wanted(shard, assets)], failed)
@@ -122,14 +124,14 @@ class Poller:
             if until > now:
                 continue
             why = "its account is not configured, and it has" if has_ended else "it has not"
-            since = at if has_ended else shard.submitted_at
+            since = at if has_ended else shard.batch.submitted_at
             reason = f"given up by itself: {why} ended since {since:%Y-%m-%d %H:%M} UTC"
             # It may have ended, or been given up by another process, just now.
             with suppress(IllegalMoveError):
                 self._ledger.shards.move_all(
                     [shard.shard_id],
                     Move.GIVEN_UP,
-                    of_batch=shard.batch_id,
+                    of_batch=shard.batch.batch_id,
                     sources=[shard.state],
                     cause=Cause.GIVEN_UP,
                     reason=reason,
@@ -161,7 +163,7 @@ class Poller:
         # Another account does not know the batches, and would report them as gone.
         running: dict[str, list[Shard]] = {}
         for shard in shards:
-            if shard.batch_id is not None and (shard.state is ShardState.SUBMITTED or is_awaited(shard)):
+            if shard.batch.batch_id is not None and (shard.state is ShardState.SUBMITTED or is_awaited(shard)):
                 try:
                     self._deployment.provider_of(shard)
                 except Exception as error:  # noqa: BLE001 - of one shard; the others are asked about all the same
@@ -181,7 +183,7 @@ class Poller:
         """Poll one provider for the batches of these shards; add to `reports` and `ran_nothing`, by shard_id."""
         batches: dict[str, list[Shard]] = {}
         for shard in shards:
-            batches.setdefault(shard.batch_id or "", []).append(shard)
+            batches.setdefault(shard.batch.batch_id or "", []).append(shard)
         answers: dict[str, BatchReport] = {}
         _apart(
             list(batches),
@@ -233,7 +235,7 @@ class Poller:
         """Return how the shard's batch ended; None where it runs, or ran nothing and will be sent again."""
         if is_awaited(shard):
             return self._ending(report, shard) if report.status in _ENDINGS else None
-        if report.status is BatchStatus.NOT_FOUND and shard.status is BatchStatus.NOT_FOUND:
+        if report.status is BatchStatus.NOT_FOUND and shard.batch.status is BatchStatus.NOT_FOUND:
             return self._gone(shard, report)
         if report.status not in _ENDINGS:
             return None
@@ -268,7 +270,7 @@ class Poller:
                 and event.kind == STATUS
                 and (event.data or {}).get("after") == BatchStatus.NOT_FOUND
                 # Another shard may have been in another batch before.
-                and (one is shard or (one.sent_at is not None and event.at >= one.sent_at))
+                and (one is shard or (one.batch.sent_at is not None and event.at >= one.batch.sent_at))
             ]
             if changed:
                 return changed[-1]
@@ -277,7 +279,9 @@ class Poller:
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
         """Plan the shards of a batch again that ran nothing, for now; return False where that was often enough."""
         known = self._ledger.shards.of_batch(self._ledger.shards.get(shard_id))
-        shards = [each for each in known if each.state is ShardState.SUBMITTED and each.batch_id == report.batch_id]
+        shards = [
+            each for each in known if each.state is ShardState.SUBMITTED and each.batch.batch_id == report.batch_id
+        ]
         # Put back with the others of its batch, or by another process that polled at the same time.
         if not shards:
             return True
@@ -320,18 +324,18 @@ class Poller:
         That they are to stop is recorded first, so that `stop_asked` asks again where a call failed, and that nobody
         takes the end of such a batch for somebody else's deed. `failed` is called for each call that failed.
         """
-        running = [s for s in shards if s.state is ShardState.SUBMITTED and s.status not in _ASKED_IN_VAIN]
+        running = [s for s in shards if s.state is ShardState.SUBMITTED and s.batch.status not in _ASKED_IN_VAIN]
         # What has ended meanwhile is not stopped by this package: somebody may have canceled it at the provider.
         self.poll(running, failed)
         stopping: dict[str, list[Shard]] = {}
         for shard in running:
-            if shard.batch_id is None or shard.batch_id in stopping:
+            if shard.batch.batch_id is None or shard.batch.batch_id in stopping:
                 continue
             sharing = self._ledger.shards.of_batch(shard)
             still = [other for other in sharing if other.state is ShardState.SUBMITTED]
             wanted = [s for s in sharing if s.submission_id != shard.submission_id and not self._is_unwanted(s)]
             if still and not wanted:
-                stopping[shard.batch_id] = still
+                stopping[shard.batch.batch_id] = still
         if stopping:
             self._ledger.shards.set_cause(
                 [shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED
@@ -356,8 +360,8 @@ class Poller:
         waiting: dict[str, list[Shard]] = {}
         for shard in shards:
             asked = shard.cause is Cause.STOPPED and shard.state is ShardState.SUBMITTED
-            if asked and shard.status not in _ASKED_IN_VAIN and shard.batch_id is not None:
-                waiting.setdefault(shard.batch_id, []).append(shard)
+            if asked and shard.batch.status not in _ASKED_IN_VAIN and shard.batch.batch_id is not None:
+                waiting.setdefault(shard.batch.batch_id, []).append(shard)
         self._stop(waiting, failed)
 
     def _stop(self, batches: Mapping[str, Sequence[Shard]], failed: Failed) -> None:
@@ -379,7 +383,7 @@ class Poller:
         total = report.total
         # Not every provider reports how many requests the batch has in all.
         if total is None and (report.done or 0) > shard.requests:
-            total = sum(other.requests + other.padding for other in self._ledger.shards.of_batch(shard))
+            total = sum(other.requests + other.batch.padding for other in self._ledger.shards.of_batch(shard))
         if total is None:
             return replace(report, reported_usd=None)
         if total <= shard.requests:
@@ -395,10 +399,10 @@ class Poller:
 
 def is_due(shard: Shard, now: datetime) -> bool:
     """Return whether the shard's batch was not asked about for long. One that was asked to stop is always due."""
-    if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
+    if shard.polled_at is None or shard.batch.submitted_at is None or shard.batch.status is BatchStatus.CANCELING:
         return True
     # A time that lies ahead was set by a clock that was wrong.
-    return not timedelta() <= now - shard.polled_at < find_spacing(shard.submitted_at, now)
+    return not timedelta() <= now - shard.polled_at < find_spacing(shard.batch.submitted_at, now)
 
 
 def find_spacing(since: datetime, now: datetime) -> timedelta:

@@ -87,7 +87,7 @@ def find_reason(shard: Shard, now: datetime, around: Surroundings) -> HoldReason
 def _of_planned(shard: Shard, now: datetime, around: Surroundings) -> HoldReason | Going:
     if not around.can_ask:
         return HoldReason.CANNOT_ASK
-    if shard.no_room_at is not None:
+    if shard.room.no_room_at is not None:
         return HoldReason.FULL_QUEUE
     if shard.reason_kind in (Reason.MONEY, Reason.LACKS_MONEY):
         return HoldReason.MONEY
@@ -105,7 +105,7 @@ def _of_running(shard: Shard, now: datetime, around: Surroundings) -> HoldReason
         return HoldReason.OVERDUE
     if not around.can_ask:
         return HoldReason.CANNOT_ASK
-    return HoldReason.UNKNOWN if shard.status is BatchStatus.NOT_FOUND else Going.RUNNING
+    return HoldReason.UNKNOWN if shard.batch.status is BatchStatus.NOT_FOUND else Going.RUNNING
 
 
 def _of_ended(shard: Shard, around: Surroundings) -> HoldReason | Going:
@@ -115,7 +115,7 @@ def _of_ended(shard: Shard, around: Surroundings) -> HoldReason | Going:
     for reason in OF_RESULTS:
         if reason in around.held:
             return reason
-    return Going.TO_COLLECT if around.can_ask or shard.batch_id is None else HoldReason.CANNOT_ASK
+    return Going.TO_COLLECT if around.can_ask or shard.batch.batch_id is None else HoldReason.CANNOT_ASK
 
 
 def find_waits(deployment: Deployment, submission_id: str) -> list[Wait]:
@@ -180,8 +180,8 @@ def _told(
         why = waits.detail if waits is not None and waits.money is not None else "for money"
         yield Wait(reason, submission, shards, None, rule.message(submission, why))
     elif reason is HoldReason.FULL_QUEUE:
-        ordered = sorted(shards, key=lambda shard: shard.no_room_at or now)
-        yield Wait(reason, submission, ordered, ordered[0].no_room_at, rule.message(submission, ordered, now))
+        ordered = sorted(shards, key=lambda shard: shard.room.no_room_at or now)
+        yield Wait(reason, submission, ordered, ordered[0].room.no_room_at, rule.message(submission, ordered, now))
     elif reason in (HoldReason.NOT_SENT, HoldReason.TURNED_AWAY):
         key = submission.submission_id
         since = deployment.ledger.submissions.first_unsent([key]).get(key)
@@ -190,7 +190,7 @@ def _told(
     else:
         of_batch: dict[str, list[Shard]] = {}
         for shard in shards:
-            of_batch.setdefault(shard.batch_id or shard.shard_id, []).append(shard)
+            of_batch.setdefault(shard.batch.batch_id or shard.shard_id, []).append(shard)
         for own in of_batch.values():
             yield _of_batch(deployment, submission, reason, own, holds)
 
@@ -204,7 +204,7 @@ def _of_batch(
 ) -> Wait:
     message, shard, now = RULES[reason].message, shards[0], deployment.clock()
     if reason is HoldReason.IN_DOUBT:
-        return Wait(reason, submission, shards, shard.sent_at, message(shard))
+        return Wait(reason, submission, shards, shard.batch.sent_at, message(shard))
     if reason is HoldReason.OVERDUE:
         return Wait(reason, submission, shards, deployment.overdue_at(shard), message(shard, now))
     if reason is HoldReason.UNKNOWN:

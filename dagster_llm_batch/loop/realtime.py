@@ -91,7 +91,7 @@ class Answerer:
                     raw.write(answer)
             now = self._deployment.clock()
             done: ShardFields = {"status": BatchStatus.ENDED, "ended_at": now, "reason": None}
-            ledger.shards.move(shard.shard_id, Move.ANSWERED, batch_key=sent.batch_key, **done)
+            ledger.shards.move(shard.shard_id, Move.ANSWERED, batch_key=sent.batch.batch_key, **done)
             if before:
                 payloads.delete(beside(shard, SO_FAR))
         else:
@@ -104,7 +104,7 @@ class Answerer:
             # What was answered is billed.
             kept = ledger.shards.get(shard.shard_id).bill.reserved_usd if answers else None
             rest: ShardFields = {"reason": reason, "waits_until": until, "reserved_usd": kept}
-            ledger.shards.move(shard.shard_id, Move.NOT_SENT, batch_key=sent.batch_key, **rest)
+            ledger.shards.move(shard.shard_id, Move.NOT_SENT, batch_key=sent.batch.batch_key, **rest)
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by
 

@@ -26,7 +26,7 @@ from dagster_llm_batch.files.ownership import is_receipt
 from dagster_llm_batch.files.request_files import SENT, beside
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.records import Bill, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Batch, Bill, Room, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import namespace_folder, payload_path
 
 __all__ = [
@@ -177,10 +177,11 @@ def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Recei
 
 def _with_key(receipt: Receipt, receipts: Mapping[str, Receipt]) -> Receipt:
     """Return the receipt with the key of its batch that the first receipt of that batch has."""
-    first = receipts.get(receipt.batch[0]) if receipt.shard.place else None
+    first = receipts.get(receipt.batch[0]) if receipt.shard.batch.place else None
     if first is None or first.batch != receipt.batch:
         return receipt
-    return replace(receipt, shard=replace(receipt.shard, batch_key=first.shard.batch_key))
+    batch = replace(receipt.shard.batch, batch_key=first.shard.batch.batch_key)
+    return replace(receipt, shard=replace(receipt.shard, batch=batch))
 
 
 def _of_today(text: bytes, path: str) -> bytes:
@@ -192,16 +193,17 @@ def _of_today(text: bytes, path: str) -> bytes:
     shard = receipt.get("shard") if isinstance(receipt, dict) else None
     if not isinstance(shard, dict):
         return text
-    if "bill" not in shard:
-        shard["bill"] = {field.name: shard.pop(field.name) for field in fields(Bill) if field.name in shard}
+    for part, of in (("batch", Batch), ("room", Room), ("bill", Bill)):
+        if part not in shard:
+            shard[part] = {field.name: shard.pop(field.name) for field in fields(of) if field.name in shard}
     if "carrier" in shard:
         first = shard.pop("carrier") or shard.get("shard_id")
         shard["sends"] = receipt.get("sends")
         if shard.get("state") != ShardState.PLANNED.value:
             batch = receipt.get("batch") or [path]
-            shard["place"] = batch.index(path) if path in batch else 0
+            shard["batch"]["place"] = batch.index(path) if path in batch else 0
             # The first one may have been sent more often: see `_read_batches`.
-            shard["batch_key"] = f"{first}-{shard['sends']}"
+            shard["batch"]["batch_key"] = f"{first}-{shard['sends']}"
     return to_json(receipt)
 
 

@@ -208,13 +208,15 @@ class NextWave:
         """Return the request_ids without a good answer: to ask the same model again, with outcomes, and the others."""
         resend, cuts = self._labeling.resend, self._cuts
         first = self._first_wave(shard)
-        own_waves = {other.wave for other in siblings if other.asked_of == shard.asked_of and other.sent_at is not None}
+        own_waves = {
+            other.wave for other in siblings if other.asked_of == shard.asked_of and other.batch.sent_at is not None
+        }
         tries = sum(wave >= first for wave in own_waves)
         # After the deadline each request may be tried once in real time.
         rescued = self._late and shard.lane is Lane.BATCH
         own = shard.submission_id == self._submission.submission_id
         # Dropped before it was sent, since its provider takes no batches: then a fallback is asked, not the same model.
-        given_up = own and shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
+        given_up = own and shard.batch.status is BatchStatus.CANCELED and shard.batch.sent_at is None and not self._late
         same: dict[str, str] = {}
         rest: list[str] = []
         for request_id, outcome, retryable in rows:

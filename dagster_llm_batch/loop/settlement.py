@@ -149,7 +149,7 @@ class Settler:
             self._poller.stop_late(course.submission, course.shards, add_error)
             for shard in course.shards:
                 if shard.state is ShardState.SUBMITTED:
-                    running.setdefault((shard.provider, shard.account, shard.batch_id), shard)
+                    running.setdefault((shard.provider, shard.account, shard.batch.batch_id), shard)
         if not running:
             return
         sharing = [other for shard in running.values() for other in self._ledger.shards.of_batch(shard)]

@@ -114,7 +114,7 @@ def advise_on_place(shards: int, waits_for: str | None) -> Advice:
 def advise_on_not_known(shard: Shard) -> Advice:
     """Return that the provider does not know a batch for now, and what a person can do."""
     return Advice(
-        f"{shard.provider} does not know batch {shard.batch_id} now",
+        f"{shard.provider} does not know batch {shard.batch.batch_id} now",
         "If that is so for an hour, the batch counts as gone, and a failed check reports it",
     )
 
@@ -160,13 +160,13 @@ def advise_on_unsent(words: str, unsent: events.Unsent) -> Advice:
 def cause_text(shard: Shard) -> str | None:
     """Return what became of the shard's batch, in words; None where it runs, or ended by itself."""
     # What was refused when it was created has no batch.
-    batch = "a batch" if shard.batch_id is None else f"batch {shard.batch_id}"
+    batch = "a batch" if shard.batch.batch_id is None else f"batch {shard.batch.batch_id}"
     return None if shard.cause is None else f"{batch} {_WORDS[shard.cause]}"
 
 
 def advise_on_doubt(shard: Shard) -> Advice:
     """Return what is not known of a shard in doubt, and what a person can do."""
-    since = "" if shard.sent_at is None else f" since {shard.sent_at:%Y-%m-%d %H:%M} UTC"
+    since = "" if shard.batch.sent_at is None else f" since {shard.batch.sent_at:%Y-%m-%d %H:%M} UTC"
     return Advice(
         f"shard {shard.shard_id} is in doubt{since}: nobody knows whether {shard.provider} has its batch",
         "Dagster's sensor looks for it again; if that does not find it, look at the provider's console, then: "
@@ -176,9 +176,9 @@ def advise_on_doubt(shard: Shard) -> Advice:
 
 def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
     """Return what is wrong with a batch that is overdue, and what a person can do."""
-    since = timedelta() if shard.submitted_at is None else now - shard.submitted_at
+    since = timedelta() if shard.batch.submitted_at is None else now - shard.batch.submitted_at
     return Advice(
-        f"batch {shard.batch_id} of {shard.provider} runs for {age_text(since)}, which is overdue",
+        f"batch {shard.batch.batch_id} of {shard.provider} runs for {age_text(since)}, which is overdue",
         f"Look at the provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` gives it up: the rest "
         f"lands without its {shard.requests:,} requests, nothing is sent again by itself, and answers that still come "
         "are used",
@@ -189,7 +189,7 @@ def advise_on_unreadable(unread: UnreadShard) -> Advice:
     """Return why the results of a batch that has ended are not read, and what a person can do."""
     _, shard, since, why = unread
     return Advice(
-        f"the results of batch {shard.batch_id} of {shard.provider}, which has ended, cannot be read since "
+        f"the results of batch {shard.batch.batch_id} of {shard.provider}, which has ended, cannot be read since "
         f"{since:%Y-%m-%d %H:%M} UTC: {why.rstrip('.')}",
         "They are asked for at least every hour until 30 days after its end; set right what the provider names. "
         f"`dagster-llm-batch resolve {shard.shard_id} --lost` gives them up: the rest lands without its "
@@ -241,7 +241,7 @@ def advise_on_no_room(submission: Submission, shards: Sequence[Shard], now: date
     The one that has waited longest comes first.
     """
     shard = shards[0]
-    since = timedelta() if shard.no_room_at is None else now - shard.no_room_at
+    since = timedelta() if shard.room.no_room_at is None else now - shard.room.no_room_at
     requests, tokens = sum(one.requests for one in shards), sum(one.tokens or 0 for one in shards)
     return Advice(
         f"{requests:,} requests (about {tokens:,} input tokens) have waited {age_text(since)} for room in "
@@ -427,7 +427,7 @@ class Status:
 
     @property
     def batch_ids(self) -> list[str]:
-        return list(dict.fromkeys(shard.batch_id for shard in self.shards if shard.batch_id))
+        return list(dict.fromkeys(shard.batch.batch_id for shard in self.shards if shard.batch.batch_id))
 
     @property
     def reported_usd(self) -> tuple[Decimal, Decimal] | None:
@@ -451,7 +451,7 @@ class Status:
         """Requests that providers report as finished. One that a later wave asks again is not, until that is."""
         over = (ShardState.COLLECTED, *ENDED)
         running = (shard for shard in self.shards if shard.state not in over)
-        return self.total - sum(max(shard.requests - (shard.done or 0), 0) for shard in running)
+        return self.total - sum(max(shard.requests - (shard.batch.done or 0), 0) for shard in running)
 
     @property
     def failed(self) -> int:
@@ -459,4 +459,6 @@ class Status:
         own, is_cascade = self.submission, self.submission.questions is not None
         # What a cascade's own model has failed, its oracle is asked.
         counted = (s for s in self.shards if not (is_cascade and (s.provider, s.model) == (own.provider, own.model)))
-        return max(sum((s.failed or 0) - (s.requests if s.wave > 1 and not s.is_escalation else 0) for s in counted), 0)
+        return max(
+            sum((s.batch.failed or 0) - (s.requests if s.wave > 1 and not s.is_escalation else 0) for s in counted), 0
+        )

@@ -183,7 +183,7 @@ def plan_next_try(
     pause = min(LONGEST_PAUSE, timedelta(minutes=2 ** min(refusals - 1, 10)))
     fields: ShardFields = {"reason": reason, "refusals": refusals, "waits_until": now + pause}
     first, tokens = shards[0], sum(shard.tokens for shard in shards)
-    sent_at = min((shard.sent_at for shard in shards if shard.sent_at is not None), default=now)
+    sent_at = min((shard.batch.sent_at for shard in shards if shard.batch.sent_at is not None), default=now)
     tokens_since = partial(ledger.queues.tokens_beside, shards, deployment.presence(first))
     beside = tokens_since(since=sent_at)
     is_too_large = smaller_helps or (smaller_helps is None and refusals >= _UNSURE_REFUSALS)
@@ -195,7 +195,7 @@ def plan_next_try(
         most = max(tokens // 2, *(shard.tokens for shard in shards))
     elif first.requests > 1 and is_too_large:
         most = tokens - 1
-    elif smaller_helps and first.no_room_at is not None and tokens_since(since=first.no_room_at):
+    elif smaller_helps and first.room.no_room_at is not None and tokens_since(since=first.room.no_room_at):
         return None
     return {**fields, "no_room_at": now, "most_tokens": most, "refused_at": now, "refused_tokens": beside + tokens}
 
@@ -205,9 +205,9 @@ def _refusals(shards: Sequence[Shard]) -> int:
 
     Not of those that fail for now: they do so after they were taken.
     """
-    ends = [shard.ended_at for shard in shards if shard.status in _ENDED_WELL and shard.ended_at is not None]
+    ends = [shard.ended_at for shard in shards if shard.batch.status in _ENDED_WELL and shard.ended_at is not None]
     last = max(ends, default=None)
-    counted = (s for s in shards if s.no_room_at is None or last is None or s.no_room_at > last)
+    counted = (s for s in shards if s.room.no_room_at is None or last is None or s.room.no_room_at > last)
     return max((shard.refusals for shard in counted), default=0)
 
 
@@ -265,12 +265,16 @@ class Sender:
                     if isinstance(error, NoRoomError) and (last or error.retry_after_seconds is None):
                         self._had_no_room(sent, error)
                         return
-                    self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=sent[0].batch_key, reason=str(error))
+                    self._ledger.shards.move_all(
+                        ids, Move.NOT_SENT, batch_key=sent[0].batch.batch_key, reason=str(error)
+                    )
                     if last:
                         return
                     self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
                 except (CredentialsError, ConfigError, PayloadError) as error:
-                    self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=sent[0].batch_key, reason=str(error))
+                    self._ledger.shards.move_all(
+                        ids, Move.NOT_SENT, batch_key=sent[0].batch.batch_key, reason=str(error)
+                    )
                     raise
                 except RefusedError as error:
                     self._refused(sent, str(error), spec, fill_up_to)
@@ -285,14 +289,14 @@ class Sender:
 
     def _untold_halves(self, sent: Sequence[Shard]) -> list[Shard]:
         """Return planned halves of what these are halves of, too, that have no receipt: their process was killed."""
-        submissions = {shard.submission_id for shard in sent if shard.most_tokens is not None}
+        submissions = {shard.submission_id for shard in sent if shard.room.most_tokens is not None}
         planned = (
             shard
             for one in submissions
             for shard in self._ledger.shards.of_submission(one)
             if shard.state is ShardState.PLANNED
         )
-        refused = (shard for shard in planned if shard.most_tokens is not None)
+        refused = (shard for shard in planned if shard.room.most_tokens is not None)
         return [shard for shard in refused if not self._deployment.payloads.exists(beside(shard, SENT))]
 
     def _record(self, shards: Sequence[Shard], batch_id: str) -> None:
@@ -303,7 +307,7 @@ class Sender:
         try:
             self._accepted(shards, batch_id)
         except IllegalMoveError as error:
-            known = self._ledger.shards.get(shards[0].shard_id).batch_id
+            known = self._ledger.shards.get(shards[0].shard_id).batch.batch_id
             if known == batch_id:
                 # The other process has found it at the provider.
                 return
@@ -329,7 +333,7 @@ class Sender:
 
     def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
         """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
-        ids, key, reason = [shard.shard_id for shard in shards], shards[0].batch_key, str(error)
+        ids, key, reason = [shard.shard_id for shard in shards], shards[0].batch.batch_key, str(error)
         fields = plan_next_try(self._deployment, shards, reason, smaller_helps=error.smaller_helps)
         if fields is not None:
             self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, **fields)
@@ -340,7 +344,7 @@ class Sender:
 
     def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
         """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""
-        ids, key = [shard.shard_id for shard in shards], shards[0].batch_key
+        ids, key = [shard.shard_id for shard in shards], shards[0].batch.batch_key
         if len(shards) > 1:
             for shard in self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, reason=reason):
                 self.send([shard], spec, fill_up_to)
@@ -357,7 +361,7 @@ class Sender:
         """
         unsure: list[CannotTellError] = []
         doubtful = sorted(self._ledger.shards.sent_with(submission_ids), key=_batch_and_place)
-        for _, group in groupby(doubtful, key=lambda shard: shard.batch_key):
+        for _, group in groupby(doubtful, key=lambda shard: shard.batch.batch_key):
             shards = list(group)
             # Others were sent since the leases were taken; they are left to the next time.
             if all(shard.submission_id in held for shard in shards):
@@ -370,8 +374,8 @@ class Sender:
 
     def _recover_batch(self, shards: Sequence[Shard]) -> None:
         """Recover the shards of one create call, in their order."""
-        first, ids, key = shards[0], [shard.shard_id for shard in shards], shards[0].batch_key
-        assert first.sent_at is not None  # it is recorded with the intent
+        first, ids, key = shards[0], [shard.shard_id for shard in shards], shards[0].batch.batch_key
+        assert first.batch.sent_at is not None  # it is recorded with the intent
         # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
         # wave where the policy says so.
         if first.lane is Lane.REALTIME:
@@ -383,9 +387,9 @@ class Sender:
             self._answered(shards, kind, reason)
             return
         provider = self._deployment.provider_of(first)
-        requests = count_requests(shards) + first.padding
+        requests = count_requests(shards) + first.batch.padding
         try:
-            hints = FindHints(first.sent_at, requests, first.nonce, self._known(shards))
+            hints = FindHints(first.batch.sent_at, requests, first.nonce, self._known(shards))
             answer = provider.find(self._deployment.tag(first), hints)
         except TransientError:
             return
@@ -403,7 +407,7 @@ class Sender:
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
-                f"Shard {first.shard_id} was being sent at {first.sent_at.isoformat()}, and nobody knows whether "
+                f"Shard {first.shard_id} was being sent at {first.batch.sent_at.isoformat()}, and nobody knows whether "
                 f"its batch exists: {answer.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
                 f"provider's console, then run `dagster-llm-batch resolve {first.shard_id} --batch-id …` if it "
                 "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
@@ -412,7 +416,7 @@ class Sender:
 
     def _answered(self, shards: Sequence[Shard], kind: Reason, words: str) -> None:
         """Record that nobody can ask for answers to these shards, beside those that are stored."""
-        ids, key, now = [shard.shard_id for shard in shards], shards[0].batch_key, self._deployment.clock()
+        ids, key, now = [shard.shard_id for shard in shards], shards[0].batch.batch_key, self._deployment.clock()
         why: ShardFields = {"status": BatchStatus.ENDED, "ended_at": now, "reason": words, "reason_kind": kind}
         self._ledger.shards.move_all(ids, Move.ANSWERED, batch_key=key, **why)
 
@@ -437,19 +441,19 @@ class Sender:
         """Return batches of other shards for certain: all in flight in this namespace, and all of these submissions."""
         others = [*self._ledger.shards.in_flight(self._deployment.namespace)]
         # Request files of what was collected meanwhile are gone, by whose names a batch may be known.
-        since = shards[0].sent_at or self._deployment.clock()
+        since = shards[0].batch.sent_at or self._deployment.clock()
         put_back = set(self._ledger.uploads.batches_since(self._deployment.namespace, shards[0], since))
         for submission_id in {shard.submission_id for shard in shards}:
             others += self._ledger.shards.of_submission(submission_id)
             events = self._ledger.events.of_submission(submission_id)
             gone = (data.batch_id for event in events if isinstance(data := read_event(event), PutBack))
             put_back |= {batch_id for batch_id in gone if batch_id is not None}
-        return frozenset(other.batch_id for other in others if other.batch_id is not None) | put_back
+        return frozenset(other.batch.batch_id for other in others if other.batch.batch_id is not None) | put_back
 
     def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
-        ids, key, now = [shard.shard_id for shard in shards], shards[0].batch_key, self._deployment.clock()
+        ids, key, now = [shard.shard_id for shard in shards], shards[0].batch.batch_key, self._deployment.clock()
         self._ledger.shards.move_all(ids, Move.ACCEPTED, batch_key=key, batch_id=batch_id, submitted_at=now)
 
 
 def _batch_and_place(shard: Shard) -> tuple[str, int]:
-    return shard.batch_key or "", shard.place
+    return shard.batch.batch_key or "", shard.batch.place

@@ -155,7 +155,7 @@ class Dispatcher:
 
     def _waits_its_turn(self, labeling: Labeling, batch: list[Shard]) -> bool:
         """Return whether the batch goes in real time, or into a queue whose room is counted before each batch."""
-        has_waited = any(shard.no_room_at or (shard.most_at_once and len(batch) > 1) for shard in batch)
+        has_waited = any(shard.room.no_room_at or (shard.room.most_at_once and len(batch) > 1) for shard in batch)
         return self._is_realtime(labeling, batch) or has_waited or _limit(self._deployment, batch[0])[0] is not None
 
     def _is_realtime(self, labeling: Labeling, batch: list[Shard]) -> bool:
@@ -218,7 +218,7 @@ class Dispatcher:
 
     def _parts(self, shard: Shard, least: int) -> Sequence[Shard]:
         """Return the shard, or its halves, planned in its place, where the provider's queue never has room for it."""
-        is_too_large = shard.most_tokens is not None and shard.tokens > shard.most_tokens
+        is_too_large = shard.room.most_tokens is not None and shard.tokens > shard.room.most_tokens
         if not is_too_large or shard.requests < 2 * least:
             return [shard]
         return self._split(shard, halve(shard, least))
@@ -351,7 +351,7 @@ class Dispatcher:
     def _is_down(self, shard: Shard) -> bool:
         is_last = self._labeling.models[-1].model == f"{shard.provider}/{shard.model}"
         # With most_tokens its queue is full of batches from here, or the shard too large: it is not down.
-        if is_last or shard.reason_kind is None or shard.most_tokens is not None:
+        if is_last or shard.reason_kind is None or shard.room.most_tokens is not None:
             return False
         since: datetime | None = None
         now = self._deployment.clock()
@@ -400,9 +400,10 @@ def _have_room(deployment: Deployment, shards: Sequence[Shard], lines: QueueLine
     # Nothing overtakes in a queue: where the first of them has to wait, so do the others; beside what was chosen, where
     # the smallest has. To ask of each of thousands would take a tick of the sensor longer than Dagster gives it.
     first = deployment.ledger.queues.first_of(shards) if _limit(deployment, shards[0])[0] else shards[0]
-    chosen = {shard.most_at_once for shard in shards}
+    chosen = {shard.room.most_at_once for shard in shards}
     loosest = None if None in chosen else max(filter(None, chosen), default=0)
-    smallest = replace(min(shards, key=lambda shard: shard.tokens), most_at_once=loosest)
+    smallest = min(shards, key=lambda shard: shard.tokens)
+    smallest = replace(smallest, room=replace(smallest.room, most_at_once=loosest))
     if not (_is_within_declared(deployment, [first], lines) and _is_within_chosen(deployment, [smallest])):
         return False
     return any(has_room(deployment, [shard], lines) for shard in shards)
@@ -441,11 +442,13 @@ def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Sha
         requests = count_requests(batch) + shard.requests
         size = sum(held.bytes for held in batch) + shard.bytes
         tokens = sum(held.tokens for held in batch) + shard.tokens
-        bounds = [limits.max_tokens, *(held.most_tokens for held in (*batch, shard))]
+        bounds = [limits.max_tokens, *(held.room.most_tokens for held in (*batch, shard))]
         # Where a vendor takes no batch of few requests, what is left over might be one.
-        bounds += [held.most_at_once for held in (*batch, shard) if limits.min_requests == 1]
+        bounds += [held.room.most_at_once for held in (*batch, shard) if limits.min_requests == 1]
         is_over = any(bound is not None and tokens > bound for bound in bounds)
-        tuned = min((held.most_requests for held in (*batch, shard) if held.most_requests is not None), default=most)
+        tuned = min(
+            (held.room.most_requests for held in (*batch, shard) if held.room.most_requests is not None), default=most
+        )
         if batch and (
             requests > min(most, tuned) or size > limits.max_bytes or is_over or len(batch) == _SHARDS_IN_A_BATCH
         ):
@@ -500,7 +503,7 @@ def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
 
 
 def _most_at_once(deployment: Deployment, batch: Sequence[Shard]) -> int | None:
-    most = min((shard.most_at_once for shard in batch if shard.most_at_once is not None), default=None)
+    most = min((shard.room.most_at_once for shard in batch if shard.room.most_at_once is not None), default=None)
     if most is None:
         return None
     planned_at = deployment.ledger.submissions.get(batch[0].submission_id).created_at
@@ -513,10 +516,10 @@ def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     It may where no more would be in flight than was found to be too much, and where no other batch finds out: none of
     them is in flight whose fate is not known yet, and the pause after the last that was not taken is over.
     """
-    if all(shard.no_room_at is None for shard in batch):
+    if all(shard.room.no_room_at is None for shard in batch):
         return True
     tokens, now = sum(shard.tokens for shard in batch), deployment.clock()
-    most = min((shard.most_tokens for shard in batch if shard.most_tokens is not None), default=None)
+    most = min((shard.room.most_tokens for shard in batch if shard.room.most_tokens is not None), default=None)
     beside = _tokens_beside(deployment, batch)
     if beside and most is not None and beside + tokens > most:
         return False
@@ -535,9 +538,9 @@ def _tokens_beside(deployment: Deployment, batch: Sequence[Shard]) -> int:
 
 def _is_taken(shard: Shard, now: datetime) -> bool:
     """Return whether the provider has surely taken the batch of a shard in flight."""
-    if shard.status not in (None, BatchStatus.PENDING):
+    if shard.batch.status not in (None, BatchStatus.PENDING):
         return True
-    return shard.submitted_at is not None and now - shard.submitted_at >= _TAKEN_AFTER
+    return shard.batch.submitted_at is not None and now - shard.batch.submitted_at >= _TAKEN_AFTER
 
 
 def _is_within_declared(deployment: Deployment, batch: Sequence[Shard], lines: QueueLines | None) -> bool:
@@ -569,7 +572,7 @@ def _size_without_room(shard: Shard) -> tuple[bool, int]:
     """Return what orders shards that the queue had no room for, behind the others: the smallest of several requests
     first. A single one may be too large for good, and must not hold up the others.
     """
-    return (False, 0) if shard.no_room_at is None else (shard.requests == 1, shard.tokens)
+    return (False, 0) if shard.room.no_room_at is None else (shard.requests == 1, shard.tokens)
 
 
 def _target(shard: Shard) -> tuple[str, str]:

@@ -109,7 +109,7 @@ class Unread:
         return False
 
     def _cannot_read(self, shard: Shard, since: datetime, until: datetime, error: LLMBatchError) -> UnreadableError:
-        batch = f"batch {shard.batch_id}" if shard.batch_id else f"shard {shard.shard_id}"
+        batch = f"batch {shard.batch.batch_id}" if shard.batch.batch_id else f"shard {shard.shard_id}"
         unread = UnreadableError(
             f"The results of {batch} of {shard.provider}, which has ended, cannot be read since "
             f"{since:%Y-%m-%d %H:%M} UTC: {str(error).rstrip('.')}. They are asked for again from "
@@ -124,7 +124,7 @@ class Unread:
         return self._ledger.shards.move_all(
             [shard.shard_id for shard in shards],
             Move.GIVEN_UP,
-            of_batch=shards[0].batch_id,
+            of_batch=shards[0].batch.batch_id,
             cause=Cause.GIVEN_UP,
             reason=f"given up by itself: {why}: {error}",
             reason_kind=Reason.GIVEN_UP,
@@ -145,7 +145,7 @@ class Unread:
         """
         batches: dict[tuple[str, ...], list[Shard]] = {}
         for shard in shards:
-            batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
+            batches.setdefault((shard.provider, shard.account, shard.batch.batch_id or ""), []).append(shard)
         for own in batches.values():
             if self._can_read(own[0]):
                 self._ledger.shards.record_late_endings({shard.shard_id: read_late(shard) for shard in own})
@@ -156,7 +156,7 @@ class Unread:
     def _can_read(self, shard: Shard) -> bool:
         """Return whether the provider gives the first line of a batch's results."""
         try:
-            lines = iter(self._deployment.provider_of(shard).fetch(shard.batch_id or ""))
+            lines = iter(self._deployment.provider_of(shard).fetch(shard.batch.batch_id or ""))
             try:
                 return next(lines, None) is not None
             finally:
@@ -169,18 +169,18 @@ class Unread:
 
 def read_late(shard: Shard) -> Ending:
     """Return that the batch of a shard has ended as it did: it was given up although it had."""
-    status = shard.status or BatchStatus.ENDED
+    status = shard.batch.status or BatchStatus.ENDED
     return Ending(
         move=Move.LATE,
-        batch_id=shard.batch_id or "",
+        batch_id=shard.batch.batch_id or "",
         status=status,
-        ended_at=shard.ended_at or shard.collected_at or shard.sent_at,  # type: ignore[arg-type]  # it was sent
+        ended_at=shard.ended_at or shard.collected_at or shard.batch.sent_at,  # type: ignore[arg-type]  # it was sent
         # What the batch has in all is known to it: a shard knows its part.
         total=None,
         done=None,
         failed=None,
         reason=None,
-        retryable=shard.retryable,
+        retryable=shard.batch.retryable,
         cause=Cause.CANCELED if status is BatchStatus.CANCELED else None,
         reported_usd=shard.reported_usd,
     )
@@ -218,6 +218,6 @@ def can_ask(deployment: Deployment, shard: Shard) -> bool:
 
 def is_out_of_reach(deployment: Deployment, shard: Shard) -> bool:
     """Return whether a batch ended an hour ago, and its account is not configured: the sensor requests no run then."""
-    if shard.state not in ENDED or shard.cause is not None or shard.batch_id is None or shard.ended_at is None:
+    if shard.state not in ENDED or shard.cause is not None or shard.batch.batch_id is None or shard.ended_at is None:
         return False
     return deployment.clock() - shard.ended_at >= TOLD_AFTER and not can_ask(deployment, shard)

@@ -227,7 +227,7 @@ class _Pages:
             "prompt": read_prompt(body),
             "replies": [(read_texts(reply), reply) for reply in replies],
             "results": attempt.results,
-            "console": shard.batch_id and self._deployment.console_url(shard.provider, shard.batch_id),
+            "console": shard.batch.batch_id and self._deployment.console_url(shard.provider, shard.batch.batch_id),
         }
 
     def show(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:

@@ -132,7 +132,7 @@ def _note_unpolled(state: TickState, before: _Before, shards: Sequence[Shard], e
 
 def _stop_late(state: TickState, before: _Before, flying: Iterable[Shard]) -> None:
     """Ask batches to stop that run past their deadline, or that could not be asked before."""
-    running = [s for s in flying if s.state is ShardState.SUBMITTED and s.status not in _ASKED_TO_STOP]
+    running = [s for s in flying if s.state is ShardState.SUBMITTED and s.batch.status not in _ASKED_TO_STOP]
     unasked = {shard.submission_id for shard in running if shard.cause is Cause.STOPPED}
     for submission_id in dict.fromkeys(shard.submission_id for shard in running):
         submission = before[submission_id].submission
@@ -146,4 +146,4 @@ def _stop_late(state: TickState, before: _Before, flying: Iterable[Shard]) -> No
 
 
 def _note_unstopped(state: TickState, shards: Sequence[Shard], error: Exception) -> None:
-    note_error(state, f"batch {shards[0].batch_id} could not be stopped, and is asked again", error)
+    note_error(state, f"batch {shards[0].batch.batch_id} could not be stopped, and is asked again", error)

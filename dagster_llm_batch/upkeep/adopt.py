@@ -41,7 +41,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.batch_rows import batch_key
 from dagster_llm_batch.storage.ledger.events import Adopted
-from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Batch, Shard, Submission, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, Lane
 
 __all__ = ["Adopter", "Adoption"]
@@ -303,14 +303,16 @@ def _as_ended(shards: Iterable[Shard], batch_id: str, report: BatchReport, submi
             model=submission.model,
             lane=Lane.BATCH,
             state=ShardState.ENDED,
-            batch_id=batch_id,
-            batch_key=key,
-            place=place,
+            batch=Batch(
+                batch_key=key,
+                place=place,
+                batch_id=batch_id,
+                sent_at=sent_at,
+                submitted_at=sent_at,
+                status=report.status,
+            ),
             sends=1,
-            sent_at=sent_at,
-            submitted_at=sent_at,
             ended_at=min(report.ended_at or submission.created_at, submission.created_at),
-            status=report.status,
             cause=Cause.ADOPTED,
         )
 

@@ -107,12 +107,12 @@ class FoundRows:
     @property
     def adopted(self) -> list[str]:
         """The ids of batches with such requests that were adopted: their copies at providers stay."""
-        return sorted({shard.batch_id or "" for shard in self.ended if not owns_batch([shard])})
+        return sorted({shard.batch.batch_id or "" for shard in self.ended if not owns_batch([shard])})
 
     @property
     def given_up(self) -> list[str]:
         """The ids of batches with such requests that were given up unread: they may have answers to other requests."""
-        return sorted({shard.batch_id or "" for shard in self.ended if is_unread(shard) or is_awaited(shard)})
+        return sorted({shard.batch.batch_id or "" for shard in self.ended if is_unread(shard) or is_awaited(shard)})
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Eraser:
                 flying.append(shard)
             else:
                 stored += [shard.path, *(beside(shard, ending) for ending in (IDS, RAW, RESULTS, SO_FAR))]
-            if shard.state not in IN_FLIGHT and shard.batch_id is not None:
+            if shard.state not in IN_FLIGHT and shard.batch.batch_id is not None:
                 ended.append(shard)
         if going:
             stored += [file.path for file in self._ownership.files_of(submission) if _is_spare(file)]
@@ -544,12 +544,12 @@ class Eraser:
         """
         batches: dict[tuple[str, str, str], list[Shard]] = {}
         for shard in self._ledger.shards.at_providers(self._namespace, *assets):
-            batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
+            batches.setdefault((shard.provider, shard.account, shard.batch.batch_id or ""), []).append(shard)
         return [self._erase_batch(shards, also_unread=also_unread) for shards in batches.values()]
 
     def _erase_batch(self, shards: Sequence[Shard], *, also_unread: bool) -> ProviderCopy:
         first = shards[0]
-        batch_id = first.batch_id or ""
+        batch_id = first.batch.batch_id or ""
         others = self._ledger.shards.of_batch(first)
         if not owns_batch(others):
             return ProviderCopy(first.provider, batch_id, _ADOPTED, is_ours=False)
@@ -573,7 +573,7 @@ class Eraser:
         return sum(
             shard.requests
             for shard in shards
-            if (is_unread(shard) or is_awaited(shard)) and since < (shard.ended_at or shard.submitted_at or since)
+            if (is_unread(shard) or is_awaited(shard)) and since < (shard.ended_at or shard.batch.submitted_at or since)
         )
 
 

@@ -84,7 +84,7 @@ class UploadRemover:
         removal = Removal()
 
         def delete(provider: Provider, shards: Sequence[Shard]) -> None:
-            batch_id = shards[0].batch_id or ""
+            batch_id = shards[0].batch.batch_id or ""
             if (left := delete_batch(provider, batch_id)) is not None:
                 removal.kept[batch_id] = left
                 return
@@ -153,4 +153,4 @@ class UploadRemover:
 
 
 def _name_of(first: Shard) -> str:
-    return first.batch_id or first.shard_id
+    return first.batch.batch_id or first.shard_id

@@ -46,7 +46,7 @@ def test_what_was_sent_and_what_came_back_is_found_in_the_stored_files(project):
         assert row["llm_request_id"].encode() in attempt.replies[0]
         (result,) = attempt.results
         assert (result["llm_outcome"], result["llm_cost_usd"]) == ("succeeded", row["llm_cost_usd"])
-        assert attempt.shard.batch_id == row["llm_batch_id"]
+        assert attempt.shard.batch.batch_id == row["llm_batch_id"]
         assert attempt.lost is None
 
 

@@ -256,7 +256,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
         ledger.close()
     by_wave: dict[int, set[str]] = defaultdict(set)
     for shard in shards:
-        by_wave[shard.wave].update({shard.batch_id} if shard.batch_id else ())
+        by_wave[shard.wave].update({shard.batch.batch_id} if shard.batch.batch_id else ())
     batches, answered = read_billing(cell.cloud, emulator, folder)
     # A wave of a cascade asks both models of some rows, and not every provider's requests name the model.
     places = {shard.nonce: shard.wave + 1000 * (shard.model == cell.cloud.other_model) for shard in shards}

@@ -142,7 +142,7 @@ def judge(soak: Soak, billing: Mapping[str, Billing], ledger: Ledger, seconds: f
             "billed twice": bill.money.twice,
         }
         rows[vendor] = row
-        orphans = bill.billed_batches - {shard.batch_id for shard in shards}
+        orphans = bill.billed_batches - {shard.batch.batch_id for shard in shards}
         wrong = {
             "lost": row["lost"],
             "billed twice": row["billed twice"],

@@ -21,7 +21,7 @@ from dagster_llm_batch.core.left_out import waiting_reason
 from dagster_llm_batch.core.result_schema import RESULT_SCHEMA
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.label_stats import LabelStats
-from dagster_llm_batch.storage.ledger.records import Bill, Shard
+from dagster_llm_batch.storage.ledger.records import Batch, Bill, Shard
 from dagster_llm_batch.types import BatchStatus, Cause, Outcome
 
 
@@ -100,7 +100,7 @@ def stop(location: Any, how: str) -> None:
     if how == "given up":
         engine.give_up(shard.shard_id)
     else:
-        engine.provider("openai").cancel(shard.batch_id)
+        engine.provider("openai").cancel(shard.batch.batch_id)
     engine.ledger.close()
 
 
@@ -126,7 +126,6 @@ def shard(number: int, cause: Cause | None, **fields: Any) -> Shard:
         "shard_id": f"s{number}",
         "submission_id": "one",
         "provider": "openai",
-        "batch_id": f"b{number}",
         "wave": 1,
         "number": number,
         "nonce": "n",
@@ -136,7 +135,7 @@ def shard(number: int, cause: Cause | None, **fields: Any) -> Shard:
         "digest": "d",
         "results_path": "r",
         "ended_at": SENT_AT,
-        "status": BatchStatus.ENDED,
+        "batch": Batch(batch_id=f"b{number}", status=BatchStatus.ENDED),
     }
     return Shard(**usual | fields, cause=cause)
 
@@ -154,7 +153,7 @@ def rejects_of(*rows: tuple[Outcome, str | None, Shard | None]) -> LabelStats:
                 if of is None
                 else {
                     "llm_provider": of.provider,
-                    "llm_batch_id": of.batch_id,
+                    "llm_batch_id": of.batch.batch_id,
                     "llm_attempt": of.wave,
                     "llm_lane": of.lane.value,
                     "llm_completed_at": of.ended_at,
@@ -187,7 +186,7 @@ def test_rows_without_an_answer_wait_by_the_cause_of_their_shard(cause, reason):
 
 
 def test_rows_with_an_answer_and_rows_without_a_sending_do_not_wait():
-    of = shard(1, Cause.CANCELED, status=BatchStatus.CANCELED)
+    of = shard(1, Cause.CANCELED, batch=Batch(batch_id="b1", status=BatchStatus.CANCELED))
     words = waiting_reason(Cause.CANCELED, has_ended=True)
     rows = [(Outcome.INVALID, words, of), (Outcome.ERRORED, words, of), (Outcome.MISSING, words, None)]
     found = rejects_of(*rows, (Outcome.ERRORED, words, None), (Outcome.CANCELED, "?", of)).explain_rejects([of])
@@ -201,9 +200,9 @@ def test_rows_with_an_answer_and_rows_without_a_sending_do_not_wait():
 
 
 def test_shards_that_were_never_in_a_batch_are_told_apart_by_their_end():
-    failed = {"batch_id": None, "status": BatchStatus.FAILED}
-    untaken = shard(1, Cause.NOT_TAKEN, **failed)
-    refused = shard(2, None, ended_at=SENT_AT.replace(hour=1), **failed)
+    failed = Batch(status=BatchStatus.FAILED)
+    untaken = shard(1, Cause.NOT_TAKEN, batch=failed)
+    refused = shard(2, None, ended_at=SENT_AT.replace(hour=1), batch=failed)
     rows = [(Outcome.ERRORED, "?", untaken)] * 2 + [(Outcome.ERRORED, "?", refused)]
     for known in ([untaken, refused], [refused, untaken]):
         found = rejects_of(*rows).explain_rejects(known)
@@ -212,7 +211,7 @@ def test_shards_that_were_never_in_a_batch_are_told_apart_by_their_end():
 
 
 def test_a_shard_without_answers_takes_no_row_of_another():
-    of = shard(1, Cause.GIVEN_UP, batch_id=None)
+    of = shard(1, Cause.GIVEN_UP, batch=Batch(status=BatchStatus.ENDED))
     planned = dataclasses.replace(of, shard_id="s2", cause=None, results_path=None, bill=Bill(known_usd=Decimal(0)))
     found = rejects_of((Outcome.MISSING, "?", of)).explain_rejects([planned, of])
     assert found.waiting.total() == 1

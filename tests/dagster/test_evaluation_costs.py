@@ -117,10 +117,12 @@ def add_days(location: CodeLocation, days: int) -> None:
     ledger = location.engine().ledger
     [submission] = ledger.submissions.list_all("default")
     [shard] = ledger.shards.of_submission(submission.submission_id)
-    now = datetime.now(UTC)
+    of, now = shard.batch, datetime.now(UTC)
     days_before = {n: now - timedelta(days=n) for n in range(1, days + 1)}
     shards = {
-        n: replace(shard, shard_id=f"d{n}", number=n, batch_key=f"d{n}-1", batch_id=f"b{n}", sent_at=at)
+        n: replace(
+            shard, shard_id=f"d{n}", number=n, batch=replace(of, batch_key=f"d{n}-1", batch_id=f"b{n}", sent_at=at)
+        )
         for n, at in days_before.items()
     }
     with ledger._database.write() as connection:

@@ -91,7 +91,7 @@ def test_of_many_batches_of_a_provider_those_that_it_trips_over_are_told_and_the
         location.submit(partition=day)
     engine = location.engine()
     odd = [engine.latest(LABELS, day) for day in (DAYS[2], DAYS[10])]
-    ids = {engine.ledger.shards.of_submission(one.submission_id)[0].batch_id for one in odd}
+    ids = {engine.ledger.shards.of_submission(one.submission_id)[0].batch.batch_id for one in odd}
     engine.ledger.close()
     monkeypatch.setattr(Buggy, "odd", frozenset(ids))
     emulator.settle()
@@ -210,7 +210,7 @@ def test_a_call_of_dagster_that_fails_for_one_asset_is_told_and_the_others_land(
 def test_polls_that_are_answered_with_a_page_of_html_are_told_and_the_others_land(make, emulator):
     location = in_two_datasets(make)
     engine = location.engine()
-    batch = engine.ledger.shards.of_submission(engine.latest(LABELS, DAYS[0]).submission_id)[0].batch_id
+    batch = engine.ledger.shards.of_submission(engine.latest(LABELS, DAYS[0]).submission_id)[0].batch.batch_id
     engine.ledger.close()
     emulator.settle()
     emulator.inject(WireFault(kind="status", status=200, route=f"GET /v1/batches/{batch}", times=None))

@@ -52,7 +52,10 @@ def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_ho
     change(location, "since = datetime('now', '-2 hours') || '.000000'", "hold")
     told = failing_tick(location)
     [shard] = engine.ledger.shards.of_submission(submission_id)
-    assert f"{LABELS} needs a person: the results of batch {shard.batch_id} of openai, which has ended, cannot" in told
+    assert (
+        f"{LABELS} needs a person: the results of batch {shard.batch.batch_id} of openai, which has ended, cannot"
+        in told
+    )
     assert f"dagster-llm-batch resolve {shard.shard_id} --lost" in told
     assert "needs a person" in location.tick().skip_message  # it was told just now
     engine.give_up(shard.shard_id)

@@ -34,7 +34,7 @@ def test_an_overdue_batch_fails_the_tick_until_it_is_given_up_and_then_lands_wit
     engine = location.engine()
     [shard] = engine.ledger.shards.of_submission(engine.latest(LABELS, DAYS[0]).submission_id)
     told = failing_tick(location)
-    assert f"{LABELS} {DAYS[0]} needs a person: batch {shard.batch_id} of openai runs for" in told
+    assert f"{LABELS} {DAYS[0]} needs a person: batch {shard.batch.batch_id} of openai runs for" in told
     assert f"dagster-llm-batch resolve {shard.shard_id} --lost" in told
     assert "needs a person" in tick(location).skip_message  # it was told just now
     change(location, "reported_at = '2026-01-01 00:00:00.000000'", "submission")

@@ -28,7 +28,7 @@ def send_together(workspace: Workspace, definition: Any) -> tuple[list[str], str
         for number in (1, 2)
     ]
     engine.submit_together(definition, ids)
-    [batch_id] = {shard.batch_id for one in ids for shard in engine.ledger.shards.of_submission(one)}
+    [batch_id] = {shard.batch.batch_id for one in ids for shard in engine.ledger.shards.of_submission(one)}
     assert batch_id is not None
     return ids, batch_id
 

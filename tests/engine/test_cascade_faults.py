@@ -174,7 +174,7 @@ def test_a_second_wave_that_is_too_small_for_bedrock_leaves_rejects_and_no_cheap
     submission_id = until_wave_2(two_vendors, asked_for)
     status = two_vendors.finish(asked_for, submission_id)
     [wave_2] = [shard for shard in status.shards if shard.wave == 2]
-    assert wave_2.sent_at is None
+    assert wave_2.batch.sent_at is None
     assert check(two_vendors, asked_for, status) == wave_2.requests > 0
     assert two_vendors.engine().unsent(submission_id) is not None
 

@@ -99,7 +99,7 @@ def asked(workspace: Workspace) -> dict[str, Counter[int]]:
     engine = workspace.engine()
     for submission in engine.ledger.submissions.list_all("test"):
         for shard in engine.ledger.shards.of_submission(submission.submission_id):
-            if shard.sent_at is not None:
+            if shard.batch.sent_at is not None:
                 lines = engine.payloads.lines(shard.path)
                 of_model[shard.model].update(number_of(json.loads(line)) for line in lines)
     return of_model

@@ -62,9 +62,9 @@ def test_a_batch_has_not_ended_later_than_it_was_seen_to_have(workspace: Workspa
     definition, submission_id = sent(workspace)
     workspace.finish(definition, submission_id)
     [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
-    assert shard.sent_at is not None
+    assert shard.batch.sent_at is not None
     assert shard.ended_at is not None
-    assert shard.sent_at <= shard.ended_at <= workspace.now()
+    assert shard.batch.sent_at <= shard.ended_at <= workspace.now()
     [span] = workspace.engine().ledger.history.submission_spans("test", definition.asset, 1)
     assert span.until == shard.ended_at
 

@@ -128,7 +128,7 @@ def test_rows_of_any_cost_go_in_steps_that_keep_to_the_limit(tmp_path: Any, kind
         status = run(workspace, definition, tickets(100))
     assert status.submission.outcomes == {"succeeded": 100}
     assert status.submission.cost_usd == billed(status) <= Decimal("1.2")
-    assert len({shard.batch_id for shard in status.shards}) > 1
+    assert len({shard.batch.batch_id for shard in status.shards}) > 1
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ def test_retries_and_a_fallback_are_inside_of_the_limit(
     with Emulator(answer=answer) as emulator:
         status = run(Workspace(tmp_path, emulator), definition, tickets(30))
     assert 0 < billed(status) <= Decimal(limit)
-    models = {shard.model for shard in status.shards if shard.batch_id}
+    models = {shard.model for shard in status.shards if shard.batch.batch_id}
     assert ("gpt-4.1" in models) == is_enough
 
 

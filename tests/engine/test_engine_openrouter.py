@@ -84,7 +84,7 @@ def test_withheld_results_are_waited_for_and_never_asked_again(workspace: Worksp
         status = workspace.engine().advance(definition, submission_id)
         assert not status.is_settled
     [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
-    assert shard.status is BatchStatus.RUNNING
+    assert shard.batch.status is BatchStatus.RUNNING
     workspace.emulator.clear_faults()
     workspace.finish(definition, submission_id)
     assert (len(workspace.emulator.books.batches), len(billed(workspace))) == (1, 5)

@@ -243,10 +243,10 @@ def test_the_vendor_deletes_what_it_has_of_ended_batches_alone(workspace):
     assert engine.ledger.shards.at_providers("test", "ticket_labels") == []
     provider = workspace.providers["openai"]
     with pytest.raises(RefusedError):
-        list(provider.fetch(shard.batch_id))
+        list(provider.fetch(shard.batch.batch_id))
     others = [other for other in engine.ledger.shards.of_submission(submission.submission_id) if not other.erased]
     assert len(others) == 2
-    assert all(list(provider.fetch(other.batch_id)) for other in others)
+    assert all(list(provider.fetch(other.batch.batch_id)) for other in others)
 
 
 def test_without_its_manifest_nothing_is_sent_or_landed_and_it_is_said(workspace):
@@ -403,7 +403,7 @@ def test_own_machines_are_not_asked_again_for_results_that_were_deleted_there(wo
     assert erase(workspace, "t3") == []
     assert [copy.left for copy in engine.eraser.erase_at_providers("ticket_labels")] == [None]
     [first, *_] = engine.ledger.shards.of_submission(submission_id)
-    assert first.erased_there_at is not None
+    assert first.batch.erased_there_at is not None
     for path in (first.results_path, first.raw_path):
         (workspace.tmp_path / "payloads" / path).unlink()
     # What cannot come any more is told as lost, and waits for a person: it is neither awaited for ever nor sent again.

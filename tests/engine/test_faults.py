@@ -348,7 +348,7 @@ def test_raw_lines_are_stored_as_they_came_before_anything_reads_them(workspace:
     root = workspace.tmp_path / "payloads"
     raw, results = root / (shard.raw_path or ""), root / (shard.results_path or "")
     assert raw.stat().st_mtime_ns <= results.stat().st_mtime_ns
-    served = workspace.openai().fetch(shard.batch_id or "")
+    served = workspace.openai().fetch(shard.batch.batch_id or "")
     assert list(workspace.engine().payloads.lines(shard.raw_path or "")) == list(served)
 
 

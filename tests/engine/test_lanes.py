@@ -240,7 +240,7 @@ def test_a_batch_past_its_deadline_is_stopped_and_the_rest_answered_in_real_time
     labels, _ = assert_total(workspace, definition, submission.submission_id, 10)
     assert lanes(labels)["realtime"] == 10
     assert len(billed(workspace)) == 10
-    assert next(shard.status for shard in status.shards) == "canceled"
+    assert next(shard.batch.status for shard in status.shards) == "canceled"
 
 
 def test_a_batch_that_is_canceled_at_the_vendor_is_not_answered_in_real_time_at_the_deadline(
@@ -304,7 +304,7 @@ def test_a_provider_that_stays_down_is_replaced_by_the_next_after_a_while(worksp
     workspace.skipped += timedelta(minutes=31)
     status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"succeeded": 4}
-    assert [(shard.provider, shard.status.value) for shard in status.shards if shard.status] == [
+    assert [(shard.provider, shard.batch.status.value) for shard in status.shards if shard.batch.status] == [
         ("openai", "canceled"),
         ("command", "ended"),
     ]

@@ -161,7 +161,7 @@ def test_an_old_report_says_nothing_of_the_batch_that_a_shard_was_sent_as_since(
     stalled = Engine(Deployment({"openai": slow}, usual.ledger, usual.payloads, "test", clock=workspace.now))
     stalled.poll(shards)
     [shard] = usual.ledger.shards.of_submission(submission.submission_id)
-    assert (shard.state, shard.status) == ("submitted", None)
+    assert (shard.state, shard.batch.status) == ("submitted", None)
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 1}
     assert len(workspace.emulator.books.batches) == 2
     assert len(billed(workspace)) == 1

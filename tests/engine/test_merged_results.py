@@ -186,7 +186,7 @@ def test_each_label_says_which_batch_answered_it_at_what_cost(workspace: Workspa
     table = landed(workspace, submission_id)
     engine = workspace.engine()
     days = sorted(engine.ledger.submissions.list_all("test"), key=lambda one: one.created_at)
-    batches = [engine.ledger.shards.of_submission(one.submission_id)[0].batch_id for one in days]
+    batches = [engine.ledger.shards.of_submission(one.submission_id)[0].batch.batch_id for one in days]
     of_rows = dict(zip(table["ticket_id"].to_pylist(), table["llm_batch_id"].to_pylist(), strict=True))
     assert of_rows == {f"t{number}": batches[number // A_DAY] for number in range(20 * A_DAY)}
     for day, one in enumerate(days):

@@ -37,7 +37,7 @@ def asked(workspace: Workspace, submission_id: str) -> list[tuple[str, str]]:
     """Whom each shard asked, in order, and in which account its batch was created."""
     accounts = {batch.id: batch.account for batch in workspace.emulator.books.batches}
     shards = workspace.engine().ledger.shards.of_submission(submission_id)
-    return [(shard.provider, accounts.get(shard.batch_id or "", "none")) for shard in shards]
+    return [(shard.provider, accounts.get(shard.batch.batch_id or "", "none")) for shard in shards]
 
 
 def test_two_accounts_of_one_vendor_are_kept_apart(workspace: Workspace) -> None:

@@ -199,7 +199,16 @@ class Journey:
             found = (event.kind for event in ledger.events.of_submission(key) if event.kind != StatusChanged.kind)
             kinds = [kind for kind, _ in groupby(found)]
             of = [
-                (s.wave, s.number, s.state, s.status, s.cause, s.reason_kind, s.requests, s.waits_until is not None)
+                (
+                    s.wave,
+                    s.number,
+                    s.state,
+                    s.batch.status,
+                    s.cause,
+                    s.reason_kind,
+                    s.requests,
+                    s.waits_until is not None,
+                )
                 for s in shards
             ]
             waits = outlook.waits_for_money(key) is not None, outlook.waited(key) if outlook.is_open(key) else None

@@ -534,7 +534,7 @@ def test_of_many_batches_those_that_cannot_be_read_are_told_and_the_others_recor
     workspace.emulator.settle()
     engine = workspace.engine()
     flying = engine.ledger.shards.in_flight("test")
-    odd.broken, odd.strange = str(flying[1].batch_id), str(flying[5].batch_id)
+    odd.broken, odd.strange = str(flying[1].batch.batch_id), str(flying[5].batch.batch_id)
     told: dict[str, str] = {}
     engine.poll(flying, lambda shards, error: told.update({s.shard_id: type(error).__name__ for s in shards}))
     assert told.keys() == {flying[1].shard_id, flying[5].shard_id}
@@ -557,7 +557,7 @@ def test_what_has_ended_is_stored_though_another_batch_of_the_submission_cannot_
     workspace.emulator.settle()
     engine = workspace.engine()
     first, second = engine.ledger.shards.of_submission(submission.submission_id)
-    odd.broken = str(second.batch_id)
+    odd.broken = str(second.batch.batch_id)
     with pytest.raises(ZeroDivisionError):
         engine.collect(definition, submission.submission_id)
     assert engine.ledger.shards.get(first.shard_id).raw_path is not None

@@ -81,7 +81,7 @@ def test_rows_that_workers_render_are_sent_in_the_same_batches(workspace: Worksp
     assert here.tuning == there.tuning
     planned = [
         [
-            (shard.requests, shard.tokens, shard.most_requests, shard.most_at_once)
+            (shard.requests, shard.tokens, shard.room.most_requests, shard.room.most_at_once)
             for shard in engine.ledger.shards.of_submission(name)
         ]
         for name in (here.submission_id, there.submission_id)

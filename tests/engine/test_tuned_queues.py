@@ -114,7 +114,7 @@ def remember(workspace: Workspace, room: int) -> None:
         now[0] += HOUR
         ledger.shards.move(second, Move.ENDED, status=BatchStatus.ENDED)
         # What was refused is remembered when it was taken.
-        assert ledger.shards.get(second).refused_tokens == room + 50
+        assert ledger.shards.get(second).room.refused_tokens == room + 50
         now[0] += DAY - 2 * HOUR
     ledger.close()
 

@@ -180,7 +180,7 @@ def test_with_too_little_history_nothing_changes_and_it_says_so(workspace: Works
     submission = engine.plan(definition, tickets(3))
     assert submission.deadline_at == submission.created_at + 8 * HOUR
     [shard] = engine.ledger.shards.of_submission(submission.submission_id)
-    assert shard.most_requests is None
+    assert shard.room.most_requests is None
     assert submission.tuning is not None
     assert (submission.tuning["most_requests"], submission.tuning["lead_seconds"]) == ({}, 0)
     assert ["too few" in words for words in submission.tuning["evidence"]] == [True] * 5
@@ -210,7 +210,7 @@ def test_smaller_batches_are_sent_as_they_were_planned_whoever_sends_them(
     workspace.engine().submit(definition, submission.submission_id)
     shards = engine.ledger.shards.of_submission(submission.submission_id)
     assert [shard.requests for shard in shards] == [shard.requests for shard in preview.shards] == [1_000, 1_000, 100]
-    assert len({shard.batch_id for shard in shards}) == 3
+    assert len({shard.batch.batch_id for shard in shards}) == 3
     # The same rows are the same submission, whatever is known by now.
     assert engine.plan(definition, tickets(2_100)).submission_id == submission.submission_id
 
@@ -226,7 +226,7 @@ def test_a_later_wave_has_the_size_that_was_chosen_for_the_first(workspace: Work
     engine.advance(definition, submission.submission_id)
     again = [shard for shard in engine.ledger.shards.of_submission(submission.submission_id) if shard.wave == 2]
     assert [shard.requests for shard in again] == [1_000, 100]
-    assert len({shard.batch_id for shard in again}) == 2
+    assert len({shard.batch.batch_id for shard in again}) == 2
 
 
 def test_nothing_is_chosen_beyond_what_the_user_has_set(workspace: Workspace, history: History) -> None:

@@ -270,7 +270,7 @@ def test_an_erased_row_leaves_the_paid_answers_of_others_that_may_still_be_read(
     submission_id = given_up(workspace)
     key = tickets(2)["ticket_id"][0]
     [found] = workspace.engine().eraser.find("ticket_labels", [key], None)
-    assert found.given_up == [one(workspace, submission_id).batch_id]
+    assert found.given_up == [one(workspace, submission_id).batch.batch_id]
     [left] = erase_there(workspace, key)
     assert "the paid answers to its 1 other requests" in (left or "")
     workspace.emulator.clear_faults()

@@ -193,7 +193,7 @@ def test_a_batch_of_our_own_and_a_partition_under_way_are_refused(openai: Vendor
     [shard] = engine.ledger.shards.of_submission(submission_id)
     batch_id, kept = sent_elsewhere(openai)
     openai.settle()
-    assert "is one of our own" in refusal(openai, shard.batch_id or "", kept)
+    assert "is one of our own" in refusal(openai, shard.batch.batch_id or "", kept)
     assert f"is under way, as submission {submission_id}" in refusal(openai, batch_id, kept)
     while not engine.advance(openai.definition, submission_id).is_settled:
         openai.settle()

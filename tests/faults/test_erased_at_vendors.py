@@ -86,7 +86,9 @@ def test_of_an_erased_row_nothing_is_left_anywhere(workspace: VendorWorkspace, r
         finish(workspace, submission_id)
         assert SECRET in stored_here(workspace)
         # What travels in the create call of Gemini, nobody is given back.
-        assert workspace.vendor.name == "gemini" or SECRET in stored_there(workspace, running, shard.batch_id or "")
+        assert workspace.vendor.name == "gemini" or SECRET in stored_there(
+            workspace, running, shard.batch.batch_id or ""
+        )
     eraser = workspace.engine().eraser
     eraser.add_tombstones("labels", ["t5"], None)
     assert bool(eraser.erase("labels")) == (when == "in flight")
@@ -96,7 +98,7 @@ def test_of_an_erased_row_nothing_is_left_anywhere(workspace: VendorWorkspace, r
         finish(workspace, submission_id)
     assert eraser.erase_at_providers("labels") == []
     assert SECRET not in stored_here(workspace)
-    assert SECRET not in stored_there(workspace, running, shard.batch_id or "")
+    assert SECRET not in stored_there(workspace, running, shard.batch.batch_id or "")
     labeled = workspace.engine().labels(workspace.definition, submission_id)
     keys = [key for table in (labeled.labels, labeled.rejects) for key in table["id"].to_pylist()]
     assert sorted(keys) == sorted(set(frame["id"]) - {"t5"})

@@ -153,7 +153,7 @@ def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_
     assert creates(workspace) == 3
     assert billed_twice(workspace.answered()) == 0
     # Later ones are told how much was too much, also when it was taken.
-    refused = {shard.refused_tokens for shard in status.shards if shard.refused_at is not None}
+    refused = {shard.room.refused_tokens for shard in status.shards if shard.room.refused_at is not None}
     assert refused == {sum(shard.tokens for shard in status.shards)}
 
 

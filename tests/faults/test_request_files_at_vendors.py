@@ -82,13 +82,13 @@ def test_a_request_file_goes_a_day_after_its_results_are_stored_and_results_stay
     assert len(request_files(workspace, running)) == has_files
     assert remove(workspace.engine()).batches == []
     later(workspace)
-    results = sorted(workspace.provider.fetch(shard.batch_id or ""))
+    results = sorted(workspace.provider.fetch(shard.batch.batch_id or ""))
     assert len(request_files(workspace, running)) == has_files
     assert len(results) == ROWS
     removed = remove(workspace.engine())
-    assert removed == Removal([shard.batch_id])
+    assert removed == Removal([shard.batch.batch_id])
     assert request_files(workspace, running) == []
-    assert sorted(workspace.provider.fetch(shard.batch_id or "")) == results
+    assert sorted(workspace.provider.fetch(shard.batch.batch_id or "")) == results
     # Once is enough.
     assert remove(workspace.engine()) == Removal()
 
@@ -100,7 +100,7 @@ def test_results_go_only_on_request(workspace: VendorWorkspace, running: Servers
     later(workspace)
     remover = UploadRemover(workspace.engine().deployment)
     assert remover.remove_results(timedelta(days=2)) == Removal()
-    assert remover.remove_results(timedelta(days=1)).batches == [shard.batch_id]
+    assert remover.remove_results(timedelta(days=1)).batches == [shard.batch.batch_id]
     assert remover.remove_results(timedelta(days=1)) == Removal()
     assert remover.due() == []
     assert request_files(workspace, running) == []
@@ -120,10 +120,10 @@ def test_a_file_stays_until_the_results_are_stored_and_whole(openai: VendorWorks
     stored.write_bytes(whole[:-1])
     removed = remove(openai.engine())
     assert removed.batches == []
-    assert "are not whole in the payload store" in removed.kept[shard.batch_id or ""]
+    assert "are not whole in the payload store" in removed.kept[shard.batch.batch_id or ""]
     assert len(request_files(openai, running)) == 1
     stored.write_bytes(whole)
-    assert remove(openai.engine()).batches == [shard.batch_id]
+    assert remove(openai.engine()).batches == [shard.batch.batch_id]
     assert request_files(openai, running) == []
 
 
@@ -133,12 +133,12 @@ def test_a_batch_of_two_submissions_keeps_its_file_until_both_are_collected(
     engine = openai.engine()
     ids = [engine.plan(openai.definition, rows(), partition=day).submission_id for day in ("a", "b")]
     engine.submit_together(openai.definition, ids)
-    [batch_id] = {shard.batch_id for one in ids for shard in engine.ledger.shards.of_submission(one)}
+    [batch_id] = {shard.batch.batch_id for one in ids for shard in engine.ledger.shards.of_submission(one)}
     openai.settle()
     engine.collect(openai.definition, ids[0])
     later(openai)
     [uncollected] = engine.ledger.shards.of_submission(ids[1])
-    first = next(s for one in ids for s in engine.ledger.shards.of_submission(one) if s.place == 0)
+    first = next(s for one in ids for s in engine.ledger.shards.of_submission(one) if s.batch.place == 0)
     removed = remove(engine)
     assert removed.batches == []
     if first.submission_id == ids[0]:
@@ -180,11 +180,11 @@ def test_a_process_that_dies_between_deleting_and_recording_leaves_it_to_the_nex
     with pytest.raises(_Killed):
         remove(workspace.engine(_DiesAfterDeleting(workspace.provider)))
     assert request_files(workspace, running) == []
-    assert remove(workspace.engine()).batches == [shard.batch_id]
+    assert remove(workspace.engine()).batches == [shard.batch.batch_id]
 
 
 def test_a_provider_that_refuses_is_asked_once_and_named(openai: VendorWorkspace, running: Servers) -> None:
-    batches = [shard.batch_id for _ in range(2) for shard in land(replace_partition(openai))]
+    batches = [shard.batch.batch_id for _ in range(2) for shard in land(replace_partition(openai))]
     later(openai)
     removed = remove(openai.engine(_Refuses(openai.provider)))
     assert removed == Removal(troubles={"openai": f"no right to delete what is of {batches[0]}"})

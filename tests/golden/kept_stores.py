@@ -223,7 +223,7 @@ def adopt(workspace: FixedWorkspace, vendor: str, partition: str) -> None:
     """Take what a script has asked of the same rows: its requests are those of the partition "submitted"."""
     labeling, filed, engine = definition(vendor), workspace.providers[vendor], workspace.engine()
     [theirs] = [
-        shard.batch_id
+        shard.batch.batch_id
         for one in engine.ledger.submissions.list_all("golden")
         if (one.asset, one.partition) == (labeling.asset, "submitted")
         for shard in engine.ledger.shards.of_submission(one.submission_id)

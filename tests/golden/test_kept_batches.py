@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.schema import to_row
 from tests.archives import unpack_archive
 from tests.batch_records import broken_records
 from tests.crash.postgres import postgres
@@ -171,13 +172,13 @@ def test_each_shard_has_after_the_upgrade_what_it_had_before(upgraded, store):
 
     for before in _read(store, _SHARDS):
         after = upgraded.shards.get(before["shard_id"])
-        assert {name: getattr(after, name) for name in _AS_BEFORE} == {
+        assert {name: to_row(after)[name] for name in _AS_BEFORE} == {
             name: typed(name, before[name]) for name in _AS_BEFORE
         }
         assert after.sends == before["sends"]
-        assert (after.place == 0) == (before["carrier"] is None)
+        assert (after.batch.place == 0) == (before["carrier"] is None)
         sent_with = before["carrier"] or before["shard_id"]
-        assert (after.batch_key or f"{sent_with}-").rpartition("-")[0] == sent_with
+        assert (after.batch.batch_key or f"{sent_with}-").rpartition("-")[0] == sent_with
     assert broken_records(upgraded) == []
 
 
@@ -192,9 +193,9 @@ def test_a_lost_ledger_gets_its_batches_back_from_receipts_of_0_1_0(store, tmp_p
         assert sent
         for before in sent:
             after = recovered[before["shard_id"]]
-            first, _, sends = (after.batch_key or "").rpartition("-")
+            first, _, sends = (after.batch.batch_key or "").rpartition("-")
             assert first == (before["carrier"] or before["shard_id"])
-            assert (after.sends, after.place == 0) == (before["sends"], before["carrier"] is None)
+            assert (after.sends, after.batch.place == 0) == (before["sends"], before["carrier"] is None)
             assert int(sends) >= 1
 
 

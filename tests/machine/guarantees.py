@@ -169,7 +169,7 @@ class _Waits:
             assert one.asset in told or waited <= _limit(engine, of_asset), (waited, one, of_asset)
 
     def _waited(self, engine: Engine, submission: Submission, shards: list[Shard]) -> timedelta:
-        mark = submission.waves, [(shard.shard_id, shard.state, shard.batch_id) for shard in shards]
+        mark = submission.waves, [(shard.shard_id, shard.state, shard.batch.batch_id) for shard in shards]
         known, since = self._since.get(submission.submission_id, (None, engine.now()))
         if known != mark:
             since = engine.now()
@@ -205,7 +205,7 @@ def _take_late_answers(world: World) -> None:
 
 def _may_be_read(shard: Shard) -> bool:
     """Return whether the vendor may have answers of a shard: an erasure removes those of the whole batch there."""
-    return shard.batch_id is not None and shard.erased_there_at is None
+    return shard.batch.batch_id is not None and shard.batch.erased_there_at is None
 
 
 def _judge(world: World) -> None:

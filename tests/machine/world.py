@@ -413,7 +413,7 @@ class World:
         ids = [
             submission.submission_id for name in (NAMESPACE, OTHERS) for submission in ledger.submissions.list_all(name)
         ]
-        known = {shard.batch_id for submission_id in ids for shard in ledger.shards.of_submission(submission_id)}
+        known = {shard.batch.batch_id for submission_id in ids for shard in ledger.shards.of_submission(submission_id)}
         unknown = [batch for batch in books.batches if batch.id not in known]
         for batch in unknown:
             if shard.nonce in str(batch) or batch.input_file_id in files or batch.id in results:

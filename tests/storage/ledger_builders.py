@@ -12,11 +12,11 @@ from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.batch_rows import shard_row
-from dagster_llm_batch.storage.ledger.records import Bill, Shard, Submission
-from dagster_llm_batch.storage.ledger.schema import SHARD_ROW
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.schema import SHARD_ROW, with_columns
 from tests.processes import PROCESSES
 
-BILL_FIELDS = {field.name for field in fields(Bill)}
+OWN_FIELDS = {field.name for field in fields(Shard)}
 
 
 def a_submission(submission_id="s1", **changes):
@@ -33,8 +33,8 @@ def a_shard(shard_id="h1", submission_id="s1", **changes):
         "shard_id": shard_id, "submission_id": submission_id, "wave": 1, "number": 1, "nonce": "n1", "requests": 8,
         "bytes": 800, "path": "a/b.jsonl.zst", "digest": "00ff",
     }  # fmt: skip
-    bill = {name: changes.pop(name) for name in BILL_FIELDS & changes.keys()}
-    return Shard(**{**values, **changes}, bill=Bill(**bill))
+    own = {name: changes.pop(name) for name in OWN_FIELDS & changes.keys()}
+    return with_columns(Shard(**{**values, **own}), changes)
 
 
 OLD_SHARD = sa.table(

@@ -11,6 +11,7 @@ from ledger_builders import a_shard, a_submission, bring_to
 from dagster_llm_batch.errors import IllegalMoveError
 from dagster_llm_batch.states import BATCH_MOVES, BATCH_SEEN, MOVES, SHARD_MOVES, BatchState, Move, OwnState, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.schema import with_columns
 from dagster_llm_batch.types import Cause
 from tests.batch_records import broken_records
 
@@ -83,7 +84,7 @@ def test_what_is_known_of_a_batch_moves_no_shard_that_was_sent_in_another_since(
 ) -> None:
     """A process is frozen in its create call for `a`, which another one plans again, and sends with `b`."""
     ledger.submissions.open(a_submission(), [a_shard(name, number=n, nonce=name) for n, name in enumerate("ab", 1)])
-    key = ledger.shards.move("a", Move.SEND).batch_key
+    key = ledger.shards.move("a", Move.SEND).batch.batch_key
     ledger.shards.move("a", Move.NOT_SENT, batch_key=key)
     both = ledger.shards.move_all(["a", "b"], Move.SEND)
     with pytest.raises(IllegalMoveError, match=r"in batch a-2, and cannot take the move '.*' of batch a-1"):
@@ -125,7 +126,7 @@ def test_what_was_sent_with_a_shard_that_was_split_since_is_planned_again(ledger
     assert (last.kind, last.from_state) == ("put_back" if state is ShardState.SUBMITTED else "not_sent", state)
     assert not broken_records(ledger)
     # It was sent alone then, of which it has a receipt.
-    again = replace(sent[1], batch_key="b-2", place=0)
+    again = with_columns(sent[1], {"batch_key": "b-2", "place": 0})
     assert ledger.shards.find_unrecorded_sends({"b": (again, 2)}) == ["b"]
     ledger.shards.recover_sends([a_submission(requests=16)], {"b": (again, 2)})
     assert not broken_records(ledger)

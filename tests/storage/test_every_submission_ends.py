@@ -118,7 +118,7 @@ class Place:
     def decide(self, word: str, number: int) -> None:
         """A person does something."""
         newest = self.ledger.submissions.of_partition("n", "labels")[0]
-        shards = [shard for shard in self.ledger.shards.of_submission(newest.submission_id) if shard.batch_id]
+        shards = [shard for shard in self.ledger.shards.of_submission(newest.submission_id) if shard.batch.batch_id]
         if word == AGAIN:
             self.send(again=True)
         elif word == "cancel":
@@ -126,7 +126,7 @@ class Place:
         elif shards and word == "give up":
             self.engine.give_up(shards[number % len(shards)].shard_id)
         elif shards:
-            self.provider.cancel(shards[number % len(shards)].batch_id or "")
+            self.provider.cancel(shards[number % len(shards)].batch.batch_id or "")
 
     def freeze(self) -> None:
         """Send another partition by a process that is frozen in its create call for longer than its lease."""

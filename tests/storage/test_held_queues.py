@@ -34,7 +34,7 @@ class Place:
         former = self.engine("former")
         submission = former.plan(LABELS, ROWS)
         [self.left] = former.submit(LABELS, submission.submission_id).shards
-        assert self.left.batch_id
+        assert self.left.batch.batch_id
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.skipped
@@ -63,17 +63,17 @@ def place(ledger_url: str, tmp_path: Path) -> Iterator[Place]:
 
 def test_a_batch_that_nobody_asks_about_holds_its_place_for_two_windows_and_no_longer(place: Place) -> None:
     place.skipped += 2 * WINDOW - HOUR
-    assert place.try_to_send().batch_id is None
+    assert place.try_to_send().batch.batch_id is None
     place.skipped += 2 * HOUR
     assert place.told() == []
-    assert place.try_to_send().batch_id is not None
+    assert place.try_to_send().batch.batch_id is not None
 
 
 def test_a_batch_that_runs_for_longer_holds_its_place_while_somebody_asks_about_it(place: Place) -> None:
     place.skipped += 3 * WINDOW
     former = place.engine("former")
     former.poll([former.ledger.shards.get(place.left.shard_id)])
-    assert place.try_to_send().batch_id is None
+    assert place.try_to_send().batch.batch_id is None
     assert place.told() == []
 
 
@@ -82,7 +82,7 @@ def test_a_person_is_told_which_batches_of_which_namespace_hold_the_queue_and_ho
 ) -> None:
     # Somebody may ask about it soon, and nothing waits.
     assert place.told() == []
-    assert place.try_to_send().batch_id is None
+    assert place.try_to_send().batch.batch_id is None
     assert place.told() == []
     place.skipped += 2 * HOUR
     [told] = place.told()
@@ -91,12 +91,12 @@ def test_a_person_is_told_which_batches_of_which_namespace_hold_the_queue_and_ho
     assert "1 of namespace 'former', the oldest sent 20" in told
     assert f"(shards {shard_id})" in told
     assert f"`dagster-llm-batch resolve {shard_id} --lost`" in told
-    assert place.left.sent_at is not None
-    assert f"{place.left.sent_at + 2 * WINDOW:%Y-%m-%d %H:%M} UTC" in told
+    assert place.left.batch.sent_at is not None
+    assert f"{place.left.batch.sent_at + 2 * WINDOW:%Y-%m-%d %H:%M} UTC" in told
     # As it says.
     place.engine().give_up(shard_id)
     assert place.told() == []
-    assert place.try_to_send().batch_id is not None
+    assert place.try_to_send().batch.batch_id is not None
 
 
 def test_without_a_limit_of_the_queue_nobody_is_told_of_it(place: Place) -> None:

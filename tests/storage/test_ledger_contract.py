@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from ledger_builders import BILL_FIELDS, a_shard, a_submission, bring_to, fields_for, path_to
+from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
 
 from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
@@ -130,7 +130,7 @@ def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_change
             assert (event.shard_id, event.kind) == (shard.shard_id, move.value)
             assert (event.from_state, event.to_state) == (state.value, after.state.value)
             is_in_doubt = state is ShardState.SUBMITTING
-            assert [(one.kind, one.at) for one in sent] == ([("send", before.sent_at)] if is_in_doubt else [])
+            assert [(one.kind, one.at) for one in sent] == ([("send", before.batch.sent_at)] if is_in_doubt else [])
         else:
             with pytest.raises(IllegalMoveError) as refusal:
                 ledger.shards.move(shard.shard_id, move, **fields_for(move, shard.shard_id))
@@ -143,15 +143,15 @@ def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_change
 def test_a_move_records_its_time_and_fields(ledger, clock):
     ledger.submissions.open(a_submission(), [a_shard()])
     sent_at = clock.now
-    assert ledger.shards.move("h1", Move.SEND).sent_at == sent_at
-    assert ledger.shards.move("h1", Move.NOT_SENT).sent_at is None
+    assert ledger.shards.move("h1", Move.SEND).batch.sent_at == sent_at
+    assert ledger.shards.move("h1", Move.NOT_SENT).batch.sent_at is None
     clock.pass_seconds(5)
     ledger.shards.move("h1", Move.SEND)
     clock.pass_seconds(1)
     accepted = ledger.shards.move("h1", Move.ACCEPTED, batch_id="b1")
-    assert (accepted.sent_at, accepted.submitted_at) == (sent_at + timedelta(seconds=5), clock.now)
+    assert (accepted.batch.sent_at, accepted.batch.submitted_at) == (sent_at + timedelta(seconds=5), clock.now)
     ended = ledger.shards.move("h1", Move.FAILED, reason="queue full", retryable=True, ended_at=sent_at)
-    assert (ended.ended_at, ended.reason, ended.retryable) == (sent_at, "queue full", True)
+    assert (ended.ended_at, ended.reason, ended.batch.retryable) == (sent_at, "queue full", True)
     told = Decimal("0.07125")
     collected = ledger.shards.move(
         "h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"), reported_usd=told
@@ -168,7 +168,6 @@ def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_agai
         ledger.shards.move("h1", move, **fields_for(move, "h1"))
     bill = {
         "cost_usd": None,
-        "reported_usd": None,
         "replies": 3,
         "input_tokens": 10**12,
         "output_tokens": 20,
@@ -179,9 +178,10 @@ def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_agai
         "unlabeled_usd": Decimal("0.01"),
         "padding_usd": Decimal(0),
     }
-    collected = ledger.shards.move("h1", Move.COLLECTED, results_path="p", **bill)
-    assert {name: getattr(collected.bill if name in BILL_FIELDS else collected, name) for name in bill} == bill
-    changed = {**bill, "unpriced": 0, "cost_usd": Decimal("0.08"), "known_usd": Decimal("0.08")}
+    collected = ledger.shards.move("h1", Move.COLLECTED, results_path="p", reported_usd=None, **bill)
+    assert {name: getattr(collected.bill, name) for name in bill} == bill
+    assert collected.reported_usd is None
+    changed = {**bill, "reported_usd": None, "unpriced": 0, "cost_usd": Decimal("0.08"), "known_usd": Decimal("0.08")}
     events = ledger.events.of_submission("s1")
     ledger.money.record_bill("h1", changed)
     billed = replace(collected.bill, unpriced=0, cost_usd=Decimal("0.08"), known_usd=Decimal("0.08"))
@@ -193,7 +193,7 @@ def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_agai
 def test_shards_that_are_sent_together_have_one_batch_whose_padding_is_told_of_the_first(ledger):
     ledger.submissions.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(3)])
     sent = ledger.shards.move_all(["h2", "h0"], Move.SEND, padding=5)
-    found = [(one.shard_id, one.batch_key, one.place, one.padding) for one in sent]
+    found = [(one.shard_id, one.batch.batch_key, one.batch.place, one.batch.padding) for one in sent]
     assert found == [("h2", "h2-1", 0, 5), ("h0", "h2-1", 1, 0)]
     assert [ledger.shards.get("h2"), ledger.shards.get("h0")] == sent
     with pytest.raises(IllegalMoveError):
@@ -252,7 +252,7 @@ def test_a_batch_of_one_account_belongs_to_one_shard(ledger):
     assert "dagster-llm-batch resolve h2 --no-batch" in str(refused.value)
     assert ledger.shards.get("h2").state is ShardState.SUBMITTING
     assert "accepted" not in [event.kind for event in ledger.events.of_submission("s1") if event.shard_id == "h2"]
-    assert ledger.shards.move("h3", Move.ACCEPTED, batch_id="b1").batch_id == "b1"
+    assert ledger.shards.move("h3", Move.ACCEPTED, batch_id="b1").batch.batch_id == "b1"
 
 
 def test_a_wave_is_stored_once_and_in_turn(ledger):
@@ -295,7 +295,7 @@ def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger,
     clock.pass_seconds(9)
     ledger.shards.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=4)})
     seen = ledger.shards.get("h1")
-    assert (seen.total, seen.done, seen.failed, seen.status) == (8, 4, 1, BatchStatus.RUNNING)
+    assert (seen.batch.total, seen.batch.done, seen.batch.failed, seen.batch.status) == (8, 4, 1, BatchStatus.RUNNING)
     assert (seen.state, seen.polled_at) == (ShardState.SUBMITTED, clock.now)
     assert [event.detail for event in ledger.events.of_submission("s1")[before:]] == ["unknown -> running"]
     reports = {"h1": BatchReport("batch-h1", BatchStatus.ENDED), "h9": BatchReport("b9", BatchStatus.ENDED)}
@@ -680,8 +680,13 @@ def test_batches_that_ended_are_recorded_together_and_what_another_process_moved
     states = [shard.state for shard in ledger.shards.of_submission("s1")]
     assert states == [ShardState.ENDED, ShardState.FAILED, ShardState.CANCELED, ShardState.SUBMITTED]
     one, other = ledger.shards.get("h1"), ledger.shards.get("h2")
-    assert (one.done, one.ended_at, one.reason) == (8, datetime(2026, 1, 2, tzinfo=UTC), None)
-    assert (other.done, other.status, other.reason, other.retryable) == (2, BatchStatus.FAILED, "no", True)
+    assert (one.batch.done, one.ended_at, one.reason) == (8, datetime(2026, 1, 2, tzinfo=UTC), None)
+    assert (other.batch.done, other.batch.status, other.reason, other.batch.retryable) == (
+        2,
+        BatchStatus.FAILED,
+        "no",
+        True,
+    )
     told = [(e.shard_id, e.kind, e.from_state, e.to_state, e.detail) for e in ledger.events.of_submission("s1")][-2:]
     assert told == [("h1", "ended", "submitted", "ended", None), ("h2", "failed", "submitted", "failed", "no")]
     with pytest.raises(LedgerError, match="no shard unknown"):
@@ -758,7 +763,7 @@ def test_a_batch_whose_id_is_no_plain_text_is_recorded_all_the_same_since_it_is_
     for shard_id, batch_id in (("h1", said), ("h2", f"{said}2")):
         ledger.shards.move(shard_id, Move.SEND)
         ledger.shards.move(shard_id, Move.ACCEPTED, batch_id=batch_id)
-    stored = {ledger.shards.get(one).batch_id for one in ("h1", "h2")}
+    stored = {ledger.shards.get(one).batch.batch_id for one in ("h1", "h2")}
     assert len(stored) == 2
     assert all(len(one) <= 500 for one in stored)
     for shard in ledger.shards.in_flight("prod"):
@@ -842,7 +847,10 @@ def test_what_was_given_up_is_awaited_until_it_ends_and_then_its_submission_is_s
     assert ledger.shards.awaited("prod", given_up_since=clock() + timedelta(seconds=1)) == []
     runs = BatchReport("batch-h1", BatchStatus.RUNNING, done=3)
     ledger.shards.record_reports({"h1": runs, "h2": BatchReport("batch-h2", BatchStatus.RUNNING)})
-    assert (ledger.shards.get("h1").done, ledger.shards.get("h2").done) == (3, None)  # it is still polled, and no other
+    assert (ledger.shards.get("h1").batch.done, ledger.shards.get("h2").batch.done) == (
+        3,
+        None,
+    )  # it is still polled, and no other
     assert ledger.submissions.progress("prod") == []
     of_another = an_ending("batch-of-another")
     ledger.shards.record_late_endings({"h1": of_another})
@@ -1044,7 +1052,7 @@ def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no
     assert ledger.queues.tokens_beside([last], presence, since=clock.now - timedelta(seconds=1)) == 60
     ledger.shards.move("h2", Move.PUT_BACK, refusals=3, no_room_at=clock.now, most_tokens=7)
     assert ledger.queues.tokens_beside([last], presence, since=clock.now - timedelta(seconds=1)) == 40
-    assert (ledger.shards.get("h2").refusals, ledger.shards.get("h2").most_tokens) == (3, 7)
+    assert (ledger.shards.get("h2").refusals, ledger.shards.get("h2").room.most_tokens) == (3, 7)
     presence = Presence.at(clock.now, timedelta(days=1))
     assert [s.shard_id for s in ledger.queues.without_room("prod", last, presence)] == ["h2"]
     assert ledger.queues.without_room("staging", last, presence) == []

@@ -76,7 +76,7 @@ class Moves(RuleBasedStateMachine):
     def agrees_with_the_dict(self):
         found = self.ledger.shards.of_submission("s1")
         assert {shard.shard_id: shard.state for shard in found} == self.states
-        assert {shard.shard_id: shard.batch_id for shard in found if shard.batch_id} == self.batches
+        assert {shard.shard_id: shard.batch.batch_id for shard in found if shard.batch.batch_id} == self.batches
         in_flight = {name for name, state in self.states.items() if state in IN_FLIGHT}
         assert {shard.shard_id for shard in self.ledger.shards.in_flight("prod")} == in_flight
         moved = [(event.shard_id, event.kind) for event in self.ledger.events.of_submission("s1") if event.shard_id]

@@ -48,7 +48,7 @@ def assert_paid_once(mine: Engine, emulator: Emulator, requests: int) -> None:
         for submission in mine.ledger.submissions.list_all(NAMESPACE)
         for s in mine.ledger.shards.of_submission(submission.submission_id)
     ]
-    assert sorted(s.batch_id for s in shards) == sorted(batch.id for batch in emulator.books.batches)
+    assert sorted(s.batch.batch_id for s in shards) == sorted(batch.id for batch in emulator.books.batches)
 
 
 def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emulator, tmp_path):

@@ -136,7 +136,7 @@ def sent(shards: list[Shard]) -> dict[str, int]:
     """How many requests were sent, by model."""
     counts = {MODEL: 0, ORACLE: 0}
     for shard in shards:
-        counts[shard.model] += shard.requests if shard.sent_at is not None else 0
+        counts[shard.model] += shard.requests if shard.batch.sent_at is not None else 0
     return counts
 
 
@@ -279,8 +279,8 @@ def test_what_waits_for_its_queue_keeps_no_money_from_others(place: Place) -> No
     labels = definition()
     submission_id = engine.plan(labels, rows()).submission_id
     shards = engine.submit(labels, submission_id).shards
-    [waiting] = [shard for shard in shards if shard.sent_at is None]
-    [going] = [shard for shard in shards if shard.sent_at is not None]
+    [waiting] = [shard for shard in shards if shard.batch.sent_at is None]
+    [going] = [shard for shard in shards if shard.batch.sent_at is not None]
     assert waiting.bill.reserved_usd is None
     assert going.bill.reserved_usd
 
@@ -415,6 +415,6 @@ def test_urgent_rows_have_the_room_before_those_that_can_wait(place: Place) -> N
     shards = engine.submit(labels, submission_id).shards
     urgent = [shard for shard in shards if shard.lane.value == "realtime"]
     assert sum(shard.requests for shard in urgent) == ROWS // 8
-    assert all(shard.sent_at is not None for shard in urgent)
+    assert all(shard.batch.sent_at is not None for shard in urgent)
     status = place.finish(labels, submission_id, SpendLimit(most, "n", submission_id=submission_id))
     assert status.submission.outcomes["succeeded"] >= ROWS // 8

@@ -142,7 +142,8 @@ def test_what_receipts_of_version_0_1_0_say_of_money_is_recovered(site: Site) ->
         with engine.payloads.reader(file.path) as stored:
             receipt = json.loads(stored.read())
         # Its shards had these fields themselves.
-        receipt["shard"] |= receipt["shard"].pop("bill")
+        for part in ("batch", "room", "bill"):
+            receipt["shard"] |= receipt["shard"].pop(part)
         with engine.payloads.writer(file.path) as out:
             out.write(json.dumps(receipt).encode())
     site.restore(backup)
@@ -234,7 +235,7 @@ def forget(site: Site, backed_up: str, restored: str) -> str:
     submission_id = site.engine().plan(labeling, ROWS).submission_id
     for _ in range(12):
         shards = site.engine().ledger.shards.of_submission(submission_id)
-        seen = {shards[0].state.value, "planned" if shards[0].no_room_at is None else "refused"}
+        seen = {shards[0].state.value, "planned" if shards[0].room.no_room_at is None else "refused"}
         if len(shards) == 1 and backed_up in seen:
             backup = site.back_up()
         states = {shard.state.value for shard in shards}
@@ -271,7 +272,7 @@ def test_what_shared_a_batch_that_ran_nothing_with_what_was_split_is_not_asked_a
     ids = [engine.plan(labeling, own, partition=name).submission_id for name, own in rows.items()]
     engine.submit_together(labeling, ids)
     shards = [engine.ledger.shards.of_submission(one)[0] for one in ids]
-    assert [shard.batch_key for shard in shards] == [f"{shards[0].shard_id}-1"] * 2
+    assert [shard.batch.batch_key for shard in shards] == [f"{shards[0].shard_id}-1"] * 2
     backup = site.back_up()
     assert [site.finish(one, labeling) for one in ids] == [{"succeeded": 6}, {"succeeded": 1}]
     engine = site.engine()
@@ -295,7 +296,7 @@ def test_what_was_split_by_a_process_that_was_killed_then_is_not_lost_either(sit
     site.engine().advance(labeling, submission_id)
     engine = site.engine()
     [whole] = engine.ledger.shards.of_submission(submission_id)
-    assert whole.no_room_at is not None
+    assert whole.room.no_room_at is not None
     backup = site.back_up()
     engine = site.engine()
     engine.ledger.shards.split(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))

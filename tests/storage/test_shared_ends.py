@@ -120,7 +120,7 @@ def test_answers_of_what_was_given_up_are_late_when_those_of_another_are(shared:
 
 def test_a_batch_that_is_read_late_keeps_its_counts(shared: Ledger) -> None:
     def counts() -> list[tuple[int | None, int | None]]:
-        return [(shard.total, shard.done) for shard in map(shared.shards.get, ("h1", "h2", "h3"))]
+        return [(shard.batch.total, shard.batch.done) for shard in map(shared.shards.get, ("h1", "h2", "h3"))]
 
     shared.shards.record_endings({"h1": ENDED})
     before = counts()
@@ -135,7 +135,7 @@ def test_a_batch_that_is_read_late_keeps_its_counts(shared: Ledger) -> None:
 def test_a_count_that_no_batch_can_have_is_not_known(shared: Ledger) -> None:
     shared.shards.record_reports({"h1": BatchReport("b", BatchStatus.RUNNING, total=2**62, done=2**62, failed=2**31)})
     shard = shared.shards.get("h1")
-    assert (shard.total, shard.done, shard.failed) == (None, None, None)
+    assert (shard.batch.total, shard.batch.done, shard.batch.failed) == (None, None, None)
 
 
 class Older:
@@ -176,7 +176,9 @@ def test_an_old_batch_that_ended_for_one_of_its_shards_is_polled_again(older: Ol
     older.add(2, "submitted", batch_id="b", carrier="h1", status="running")
     ledger = older.migrate()
     shards = ledger.shards.of_submission("s1")
-    assert [(s.state, s.status, s.ended_at) for s in shards] == [(ShardState.SUBMITTED, BatchStatus.RUNNING, None)] * 2
+    assert [(s.state, s.batch.status, s.ended_at) for s in shards] == [
+        (ShardState.SUBMITTED, BatchStatus.RUNNING, None)
+    ] * 2
     ledger.shards.record_endings({"h2": CANCELED})
     shards = ledger.shards.of_submission("s1")
     assert [(s.state, s.cause) for s in shards] == [(ShardState.CANCELED, Cause.CANCELED)] * 2
@@ -190,7 +192,7 @@ def test_what_was_given_up_of_an_old_batch_stays_in_it_when_its_carrier_was_sent
     older.add(3, "collected", batch_id="old", **given_up)
     ledger = older.migrate()
     shards = ledger.shards.of_submission("s1")
-    assert [(s.batch_id, s.batch_key, s.place) for s in shards] == [
+    assert [(s.batch.batch_id, s.batch.batch_key, s.batch.place) for s in shards] == [
         ("new", "h1-2", 0),
         ("old", "h1-1", 1),
         ("old", "h1-1", 2),

@@ -61,7 +61,7 @@ def test_what_a_queue_had_no_room_for_is_remembered_when_it_was_taken(ledger):
     assert ledger.history.queue_attempts(*QUEUE, before, 10)[0] == []
     ended_at = THEN + 9 * DAY
     ledger.shards.move_all(["h1", "h2"], Move.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)
-    sent_at = ledger.shards.get("h1").sent_at
+    sent_at = ledger.shards.get("h1").batch.sent_at
     assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([(sent_at, ended_at, 100)], [(refused_at, 400)])
     assert ledger.history.queue_attempts("openai", QUEUE[1], "another", before, 10) == ([], [])
     assert ledger.history.queue_attempts(*QUEUE, THEN + 9 * DAY, 10) == ([], [])

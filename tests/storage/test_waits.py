@@ -99,7 +99,7 @@ def waiting(engine: Engine, emulator: Emulator, state: ShardState) -> Shard:
         move, said = _ENDS[state]
         ending = Ending(
             move=move,
-            batch_id=shard.batch_id or "",
+            batch_id=shard.batch.batch_id or "",
             status=said,
             ended_at=engine.now(),
             total=1,

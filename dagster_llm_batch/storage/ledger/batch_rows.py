@@ -68,7 +68,7 @@ def batch_key(first: Shard, sends: int) -> str:
 
 def shard_row(shard: Shard) -> dict[str, Any]:
     """Return the row of a shard without its bill, its batch, and the time at which it was planned."""
-    was_sent = shard.batch_key is not None
+    was_sent = shard.batch.batch_key is not None
     row = {name: value for name, value in to_row(shard).items() if name in _OF_ROW}
     own = [state for state, seen in OWN_SEEN.items() if seen is shard.state]
     is_sent = was_sent and shard.state is not ShardState.COLLECTED
@@ -81,23 +81,24 @@ def shard_row(shard: Shard) -> dict[str, Any]:
 
 def batch_row(first: Shard, requests: int) -> dict[str, Any]:
     """Return the row of the batch of this shard, the first of those in it, which have so many requests."""
-    row = {name: getattr(first, name, None) for name in _BATCH_COLUMNS}
+    columns = to_row(first)
+    row = {name: columns.get(name) for name in _BATCH_COLUMNS}
     seen = [state for state, seen in BATCH_SEEN.items() if seen is first.state]
     row["state"] = seen[0] if seen else BatchState.ENDED
-    return row | {"tag": first.shard_id, "requests": requests + first.padding, "polled_at": None}
+    return row | {"tag": first.shard_id, "requests": requests + first.batch.padding, "polled_at": None}
 
 
 def store_batches(connection: sa.Connection, shards: Iterable[Shard]) -> None:
     """Store the batches of these shards that are not stored yet."""
     batches: dict[str, list[Shard]] = {}
     for shard in shards:
-        if shard.batch_key is not None:
-            batches.setdefault(shard.batch_key, []).append(shard)
+        if shard.batch.batch_key is not None:
+            batches.setdefault(shard.batch.batch_key, []).append(shard)
     for own in batches.values():
-        first = min(own, key=lambda shard: shard.place)
+        first = min(own, key=lambda shard: shard.batch.place)
         row = batch_row(first, sum(shard.requests for shard in own))
-        if first.place:
-            row["tag"] = first.batch_key.rpartition("-")[0] if first.batch_key else first.shard_id
+        if first.batch.place:
+            row["tag"] = first.batch.batch_key.rpartition("-")[0] if first.batch.batch_key else first.shard_id
         insert_or_nothing(connection, BATCH, row, "batch_key")
 
 
@@ -140,7 +141,7 @@ def refuse_part(connection: sa.Connection, move: Move, shard_ids: Collection[str
 def other_batch(shard: Shard, move: Move, key: str) -> IllegalMoveError:
     """Return the error for a move that is of another batch than the one in which the shard is."""
     return IllegalMoveError(
-        f"Shard {shard.shard_id} is '{shard.state.value}' in batch {shard.batch_key}, and cannot take the move "
+        f"Shard {shard.shard_id} is '{shard.state.value}' in batch {shard.batch.batch_key}, and cannot take the move "
         f"'{move.value}' of batch {key}. Nothing was changed. Read the shard again: another process has sent it since."
     )
 
@@ -151,7 +152,7 @@ def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[st
     of_batch = {name: value for name, value in values.items() if name in OF_BATCH}
     ended_at = own.pop("ended_at", None)
     del own["state"]
-    if move in SHARD_MOVES and (move is not Move.CANCELED or shard.batch_key is None):
+    if move in SHARD_MOVES and (move is not Move.CANCELED or shard.batch.batch_key is None):
         own["state"] = SHARD_MOVES[move][1]
     if own.get("state") is OwnState.PLANNED:
         looked_at = {} if shard.polled_at is None else {"looked_at": shard.polled_at}
@@ -159,8 +160,8 @@ def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[st
         # What is known of the batch stays with it.
         of_batch = {name: value for name, value in of_batch.items() if value is not None}
     if own.get("state") is OwnState.SENT:
-        own |= {"state": OwnState.ABANDONED} if shard.batch_key is None else {"ended_at": None}
-    if move in BATCH_MOVES and shard.batch_key is not None:
+        own |= {"state": OwnState.ABANDONED} if shard.batch.batch_key is None else {"ended_at": None}
+    if move in BATCH_MOVES and shard.batch.batch_key is not None:
         of_batch["state"] = BATCH_MOVES[move][1]
         if ended_at is not None:
             of_batch["ended_at"] = ended_at
@@ -224,8 +225,11 @@ def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Move, Sha
             # It was read before, perhaps, and what was counted then is not known anew.
             of_batch = {name: value for name, value in of_batch.items() if name not in _COUNTS or value is not None}
         shards.setdefault(tuple(sorted(own)), []).append({"key": shard.shard_id, **own})
-        if shard.batch_key is not None:
-            batches.setdefault(tuple(sorted(of_batch)), {})[shard.batch_key] = {"key": shard.batch_key, **of_batch}
+        if shard.batch.batch_key is not None:
+            batches.setdefault(tuple(sorted(of_batch)), {})[shard.batch.batch_key] = {
+                "key": shard.batch.batch_key,
+                **of_batch,
+            }
     for rows in shards.values():
         connection.execute(UPDATE_SHARD, rows)
     for by_key in batches.values():

@@ -39,12 +39,12 @@ UNBATCHED = sa.func.sum(sa.case((_HAS_BATCH, 0), else_=1))
 
 def has_batch(shard: Shard) -> bool:
     """Return whether a batch carries a shard, or may carry it already since its create call has begun."""
-    return shard.lane is Lane.BATCH and (shard.batch_id is not None or shard.state is ShardState.SUBMITTING)
+    return shard.lane is Lane.BATCH and (shard.batch.batch_id is not None or shard.state is ShardState.SUBMITTING)
 
 
 def count_batches(shards: Iterable[Shard]) -> int:
     """Return how many batches carry these shards. Several shards of one batch count once."""
-    return len({shard.batch_key for shard in shards if has_batch(shard)})
+    return len({shard.batch.batch_key for shard in shards if has_batch(shard)})
 
 
 def count_batches_by_state(shards: Collection[Shard]) -> dict[ShardState, int]:
@@ -67,7 +67,7 @@ def count_unbatched_by_state(shards: Iterable[Shard]) -> dict[ShardState, int]:
 
 def count_refused(shards: Iterable[Shard]) -> int:
     """Return how many batches with these shards their provider refused, or failed as a whole."""
-    return len({shard.batch_key for shard in shards if shard.state is ShardState.FAILED})
+    return len({shard.batch.batch_key for shard in shards if shard.state is ShardState.FAILED})
 
 
 class Batches(Member):

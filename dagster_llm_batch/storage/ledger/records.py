@@ -1,7 +1,8 @@
 """The records of the ledger, as frozen values: each is one row of a table. No behavior, no I/O.
 
     Submission 1 ──▶ n Shard        a labeled dataset's partition, sent in waves of batches
-        │               └──▶ 1 Bill what it may cost, and what it did cost
+        │               ├──▶ 1 Batch in which it is sent, perhaps with others, or none
+        │               └──▶ 1 Bill  what it may cost, and what it did cost
         └──▶ n Event                what happened to either, append-only
 
 Times are aware UTC, money is `Decimal` US dollars, `None` means "not known" or "has not happened", never "zero".
@@ -17,10 +18,13 @@ from enum import StrEnum
 from shlex import quote
 from typing import Any, NamedTuple, Required, TypedDict
 
+from dagster_llm_batch.core.json_values import BESIDE
 from dagster_llm_batch.states import ENDED, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = [
+    "NO_BATCH",
+    "Batch",
     "Bill",
     "BillFields",
     "Ending",
@@ -30,6 +34,7 @@ __all__ = [
     "Presence",
     "Progress",
     "QueueHolder",
+    "Room",
     "Settlement",
     "Shard",
     "ShardCost",
@@ -165,6 +170,42 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The batch of a shard, as that shard sees it: of counts, it has the shard's part.
+
+    A shard that is not sent has NO_BATCH, which has no key. One that was canceled unsent has a status alone.
+    """
+
+    batch_key: str | None = None  # None: the shard is not sent
+    place: int = 0  # of the shard in it; the first one, 0, gives it its tag
+    padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused
+    batch_id: str | None = None  # the provider's; of an account, only the shards of one batch have the same
+    sent_at: datetime | None = None  # just before the create call; None again after `not_sent`
+    submitted_at: datetime | None = None  # the batch id was recorded
+    status: BatchStatus | None = None  # as last reported
+    total: int | None = None  # requests, as last reported; so are the next two
+    done: int | None = None  # finished well or badly
+    failed: int | None = None
+    retryable: bool = False  # the batch may succeed if it is sent again unchanged
+    erased_there_at: datetime | None = None  # the provider was made to delete what it stored of its batch
+
+
+NO_BATCH = Batch()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What is known of the room that a shard has in its provider's queue, and what was chosen for it there."""
+
+    no_room_at: datetime | None = None  # when its queue last had no room; None: it is not that what it waits for
+    most_tokens: int | None = None  # the provider had no room for more, with all that was in flight of the model
+    refused_at: datetime | None = None  # when its queue last had no room for it, wherever it is now
+    refused_tokens: int | None = None  # how much was in flight of its model then, with its own batch
+    most_requests: int | None = None  # its batch is to have no more, as was chosen by earlier ones; None: as limits say
+    most_at_once: int | None = None  # with it no more tokens of its model are to be in flight, as was chosen likewise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """Requests of one submission that are sent together. Unique by (submission_id, wave, number).
 
@@ -188,41 +229,25 @@ class Shard:
     tokens: int = 0  # estimate of the input: what a provider's queue limit counts
     input_bound: int | None = None  # the most input tokens that its longest request can have; None: unknown
     waits_until: datetime | None = None  # not to be sent before; ended: its results are not to be asked for before
-    batch_key: str | None = None  # of the batch in which it was sent; None: it is not sent
-    place: int = 0  # in that batch, whose tag is that of the first one, 0
     sends: int = 0  # so often it was sent; a batch that was put back counts
-    padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused
-    batch_id: str | None = None  # the provider's; of an account, only the shards of one batch have the same
-    sent_at: datetime | None = None  # just before the create call; None again after `not_sent`
-    submitted_at: datetime | None = None  # the batch id was recorded
     ended_at: datetime | None = None
     collected_at: datetime | None = None
     polled_at: datetime | None = None  # somebody asked for it or, before it was sent, looked after it
-    status: BatchStatus | None = None  # as last reported
-    total: int | None = None  # requests, as last reported; so are the next two
-    done: int | None = None  # finished well or badly
-    failed: int | None = None
     reason: str | None = None  # why it waits, failed or ended badly, in words, for people alone
     reason_kind: Reason | None = None  # the same, to decide by; None exactly where `reason` is
-    retryable: bool = False  # the batch may succeed if it is sent again unchanged
     cause: Cause | None = None  # why requests have no answer; None: it runs, or ended by itself
     refusals: int = 0  # so often in a row batches of its submission were not taken, when this one was the last of them
-    no_room_at: datetime | None = None  # when its queue last had no room; None: it is not that what it waits for
-    most_tokens: int | None = None  # the provider had no room for more, with all that was in flight of the model
     raw_path: str | None = None  # raw result lines, relative to the payload store
     results_path: str | None = None  # decoded results, likewise
     erased: int | None = None  # requests that were erased from it, which its batch has or had; None: none
-    erased_there_at: datetime | None = None  # the provider was made to delete what it stored of its batch
     reported_usd: Decimal | None = None  # what the vendor says that it cost; None: it does not, or not of all replies
     is_escalation: bool | None = None  # it asks a cascade's oracle for the first time what its model leaves to it
-    most_requests: int | None = None  # its batch is to have no more, as was chosen by earlier ones; None: as limits say
     answered: int | None = None  # how many of its requests got a label; None: it is not collected, or by older code
     # How many of its requests are asked again for each outcome that they had, by its value; None: of some it is not
     # known, or none is asked again.
     asked_again: Mapping[str, int] | None = None
-    refused_at: datetime | None = None  # when its queue last had no room for it, wherever it is now
-    refused_tokens: int | None = None  # how much was in flight of its model then, with its own batch
-    most_at_once: int | None = None  # with it no more tokens of its model are to be in flight, as was chosen likewise
+    batch: Batch = field(default=NO_BATCH, metadata=BESIDE)
+    room: Room = field(default=Room(), metadata=BESIDE)
     bill: Bill = Bill()
 
     @property
@@ -233,7 +258,7 @@ class Shard:
     @property
     def has_answers(self) -> bool:
         """Whether its results count. A wave that was planned but never sent is ignored."""
-        return bool(self.results_path) and (self.wave == 1 or self.sent_at is not None)
+        return bool(self.results_path) and (self.wave == 1 or self.batch.sent_at is not None)
 
     @property
     def waits_for_person(self) -> bool:

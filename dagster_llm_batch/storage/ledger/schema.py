@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
@@ -27,10 +27,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import BATCH_SEEN, OWN_SEEN, BatchState, HoldReason, OwnState, Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import (
+    Batch,
     Bill,
     Event,
     Hold,
     Judgment,
+    Room,
     Shard,
     Submission,
     SubmissionState,
@@ -60,6 +62,7 @@ __all__ = [
     "from_row",
     "in_state",
     "to_row",
+    "with_columns",
 ]
 
 _R = TypeVar("_R", Submission, Shard, Event, Hold, Tombstone, Judgment)
@@ -493,18 +496,29 @@ LEASE = sa.Table(
 )
 
 
-_KINDS = (Submission, Shard, Event, Hold, Tombstone, Judgment, Bill)
-_NAMES = {kind: tuple(field.name for field in fields(kind) if field.name != "bill") for kind in _KINDS}
+_PARTS: dict[str, type[Batch | Room | Bill]] = {"batch": Batch, "room": Room, "bill": Bill}
+_KINDS = (Submission, Shard, Event, Hold, Tombstone, Judgment, *_PARTS.values())
+_NAMES = {kind: tuple(field.name for field in fields(kind) if field.name not in _PARTS) for kind in _KINDS}
 
 
 def to_row(record: Submission | Shard | Bill | Hold | Tombstone | Judgment) -> dict[str, Any]:
     """Return the record's fields by column name. The bill of a shard is a row of its own."""
-    return {name: getattr(record, name) for name in _NAMES[type(record)]}
+    records = (record, record.batch, record.room) if isinstance(record, Shard) else (record,)
+    return {name: getattr(each, name) for each in records for name in _NAMES[type(each)]}
 
 
 def from_row(kind: type[_R], row: Mapping[Any, Any]) -> _R:
     """Return the record that a row (a RowMapping) holds; the ledger's own columns are left out. See SHARDS."""
     values = {name: row[name] for name in _NAMES[kind]}
     if kind is Shard:
-        values["bill"] = Bill(**{name: row[name] for name in _NAMES[Bill]})
+        values |= {part: of(**{name: row[name] for name in _NAMES[of]}) for part, of in _PARTS.items()}
     return kind(**values)
+
+
+def with_columns(shard: Shard, columns: Mapping[str, Any]) -> Shard:
+    """Return the shard with these values of columns, its own, or those of its batch, its room or its bill."""
+    values = dict(columns)
+    for part, of in _PARTS.items():
+        if of_part := {name: values.pop(name) for name in _NAMES[of] if name in values}:
+            values[part] = replace(getattr(shard, part), **of_part)
+    return replace(shard, **values)

@@ -34,6 +34,7 @@ from dagster_llm_batch.storage.ledger.batch_rows import (
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.events import EventData, Moved, PutBack
 from dagster_llm_batch.storage.ledger.records import (
+    NO_BATCH,
     BillFields,
     Shard,
     ShardFields,
@@ -51,6 +52,7 @@ from dagster_llm_batch.storage.ledger.schema import (
     from_row,
     in_state,
     to_row,
+    with_columns,
 )
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, insert_events
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -134,8 +136,8 @@ AWAITED = (
 
 def is_awaited(shard: Shard) -> bool:
     """Return whether AWAITED holds for a shard."""
-    may_come = shard.cause in _AWAITED and shard.status not in _ENDED_FOR_GOOD
-    return may_come and shard.state is ShardState.COLLECTED and shard.batch_id is not None
+    may_come = shard.cause in _AWAITED and shard.batch.status not in _ENDED_FOR_GOOD
+    return may_come and shard.state is ShardState.COLLECTED and shard.batch.batch_id is not None
 
 
 IS_UNREAD = (
@@ -151,9 +153,11 @@ IS_UNREAD = (
 
 def is_unread(shard: Shard) -> bool:
     """Return whether IS_UNREAD holds for a shard."""
-    given_up = shard.cause is Cause.GIVEN_UP and shard.state is ShardState.COLLECTED and shard.batch_id is not None
-    nothing_stored = shard.raw_path is None and shard.erased_there_at is None
-    return given_up and shard.status in _ENDED_FOR_GOOD and nothing_stored
+    given_up = (
+        shard.cause is Cause.GIVEN_UP and shard.state is ShardState.COLLECTED and shard.batch.batch_id is not None
+    )
+    nothing_stored = shard.raw_path is None and shard.batch.erased_there_at is None
+    return given_up and shard.batch.status in _ENDED_FOR_GOOD and nothing_stored
 
 
 _INSERT_SHARD = sa.insert(SHARD_ROW)
@@ -294,7 +298,7 @@ def store_recovered(connection: sa.Connection, clock: Callable[[], datetime], sh
             take_move(connection, clock, move, changes, words="a shard of its batch was split since")
     store_batches(connection, shards)
     for shard in shards:
-        row = {**shard_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
+        row = {**shard_row(shard), "planned_at": shard.batch.sent_at or now, "request_file_done_at": None}
         if insert_or_nothing(connection, SHARD_ROW, row, "shard_id"):
             connection.execute(_INSERT_BILL, _bill_row(shard))
         else:
@@ -383,9 +387,9 @@ def take_move(
     # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of two
     # processes that take one move, the second reads the new state, and is refused.
     for shard_id in changes:
-        if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch_id):
+        if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch.batch_id):
             raise illegal_move(shard_id, before[shard_id].state, move)
-        if key is not None and key != before[shard_id].batch_key:
+        if key is not None and key != before[shard_id].batch.batch_key:
             raise other_batch(before[shard_id], move, key)
     if move in (Move.NOT_SENT, Move.PUT_BACK):
         refuse_part(connection, move, changes)
@@ -413,7 +417,7 @@ def take_move(
         return after
 
     def event(shard: Shard) -> dict[str, Any]:
-        data: EventData = PutBack(shard.batch_id) if move is Move.PUT_BACK else Moved(move, words)
+        data: EventData = PutBack(shard.batch.batch_id) if move is Move.PUT_BACK else Moved(move, words)
         return event_row(shard.submission_id, data, shard.state, to, shard.shard_id)
 
     shards = [before[shard_id] for shard_id in changes]
@@ -426,7 +430,10 @@ def _sent_events(shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
     for shard in shards:
         if shard.state is ShardState.SUBMITTING:
             states = (ShardState.PLANNED, ShardState.SUBMITTING)
-            yield {**event_row(shard.submission_id, Moved(Move.SEND), *states, shard.shard_id), "at": shard.sent_at}
+            yield {
+                **event_row(shard.submission_id, Moved(Move.SEND), *states, shard.shard_id),
+                "at": shard.batch.sent_at,
+            }
 
 
 _Writes = dict[tuple[Any, tuple[str, ...]], list[dict[str, Any]]]
@@ -444,15 +451,14 @@ def _divide_all(
     for place, (shard_id, columns) in enumerate(changes.items()):
         shard = before[shard_id]
         of_shard, of_bill = split_fields(columns)
-        bill = replace(shard.bill, **of_bill)
         if move is Move.SEND:
             of_shard |= {"batch_key": new_key, "place": place, "sends": shard.sends + 1}
-            after.append(replace(shard, **of_shard, bill=bill))
+            after.append(with_columns(shard, of_shard | of_bill))
             own = {name: value for name, value in of_shard.items() if name not in OF_BATCH}
             own |= {"state": OwnState.SENT, "sent_requests": shard.requests}
         else:
             own, of_batch = divide(move, shard, of_shard)
-            if move is Move.CANCELED and shard.batch_key is None:
+            if move is Move.CANCELED and shard.batch.batch_key is None:
                 of_shard["status"] = BatchStatus.CANCELED
                 if "sent_at" in of_shard:
                     # In real time some of it was asked: its last pass counts.
@@ -460,14 +466,13 @@ def _divide_all(
                     own |= {"state": OwnState.SENT, "batch_key": key, "sent_requests": shard.requests, "ended_at": None}
                     of_batch |= {"state": BatchState.CANCELED, "ended_at": of_shard["ended_at"]}
                     batches[key] = of_batch
-            if move in (Move.NOT_SENT, Move.PUT_BACK):
-                of_shard |= {"batch_key": None, "place": 0, "padding": 0}
-            after.append(replace(shard, **of_shard, bill=bill))
-            if shard.batch_key is not None and of_batch:
-                batches.setdefault(shard.batch_key, of_batch)
+            moved = with_columns(shard, of_shard | of_bill)
+            after.append(replace(moved, batch=NO_BATCH) if move in (Move.NOT_SENT, Move.PUT_BACK) else moved)
+            if shard.batch.batch_key is not None and of_batch:
+                batches.setdefault(shard.batch.batch_key, of_batch)
         if own:
             writes[UPDATE_SHARD, tuple(sorted(own))].append({"key": shard_id, **own})
-        if bill != shard.bill:
+        if after[-1].bill != shard.bill:
             writes[UPDATE_BILL, tuple(sorted(of_bill))].append({"key": shard_id, **of_bill})
     if move is Move.SEND:
         writes[INSERT_BATCH, ()].append(batch_row(after[0], count_requests(after)))

@@ -197,7 +197,7 @@ class Shards(Member):
                 shards = own[submission.submission_id]
                 values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
                 values["waves"] = max(submission.waves, *(shard.wave for shard in shards))
-                since = min(shard.sent_at or submission.created_at for shard in shards)
+                since = min(shard.batch.sent_at or submission.created_at for shard in shards)
                 data = kind(len(shards), f"{since:%Y-%m-%d %H:%M}")
                 update_submission(connection, self._clock, submission, data, **values)
                 hold_submission(connection, submission.submission_id, data, self._clock())
@@ -205,7 +205,7 @@ class Shards(Member):
             store_recovered(connection, self._clock, recovered)
             # The event of the sending of a shard in doubt is written when it is known what came of it.
             sending = events.Moved(Move.SEND, kind.kind)
-            known = [shard for shard in recovered if shard.state is not ShardState.SUBMITTING and shard.batch_key]
+            known = [shard for shard in recovered if shard.state is not ShardState.SUBMITTING and shard.batch.batch_key]
             each = (event_row(s.submission_id, sending, None, s.state, s.shard_id) for s in known)
             insert_events(connection, self._clock, *each)
             return recovered
@@ -220,7 +220,7 @@ class Shards(Member):
         with self._database.write() as connection:
             shards = get_shards(connection, find_sharing(connection, ends))
             known = [(shards[shard_id], end) for shard_id, end in ends.items()]
-            fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch_id == end.batch_id]
+            fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch.batch_id == end.batch_id]
             if not fresh:
                 return
             # These batches ran until now, even if a report has stored another status before.
@@ -239,7 +239,7 @@ class Shards(Member):
         with self._database.write() as connection:
             shards = get_shards(connection, find_sharing(connection, ends))
             known = [(shards[shard_id], end) for shard_id, end in ends.items()]
-            fresh = [(s, e) for s, e in known if (is_awaited(s) or is_unread(s)) and s.batch_id == e.batch_id]
+            fresh = [(s, e) for s, e in known if (is_awaited(s) or is_unread(s)) and s.batch.batch_id == e.batch_id]
             if not fresh:
                 return
             over = [(shard, end) for shard, end in fresh if is_awaited(shard)]
@@ -286,18 +286,18 @@ class Shards(Member):
             def is_told(shard: Shard, report: BatchReport) -> bool:
                 # That an awaited batch has ended is for `record_late_endings` alone to record.
                 runs = shard.state is ShardState.SUBMITTED or (is_awaited(shard) and not report.status.is_terminal)
-                return runs and shard.batch_id == report.batch_id
+                return runs and shard.batch.batch_id == report.batch_id
 
             known = [(shards[shard_id], report) for shard_id, report in reports.items()]
-            fresh = {s.batch_key: report for s, report in known if s.batch_key and is_told(s, report)}
+            fresh = {s.batch.batch_key: report for s, report in known if s.batch.batch_key and is_told(s, report)}
             if not fresh:
                 return
             record_reports(connection, fresh, now)
-            told = ((s, fresh[s.batch_key]) for s in shards.values() if s.batch_key in fresh)
+            told = ((s, fresh[s.batch.batch_key]) for s in shards.values() if s.batch.batch_key in fresh)
             changed = (
-                event_row(s.submission_id, events.StatusChanged(s.status, r.status), shard_id=s.shard_id)
+                event_row(s.submission_id, events.StatusChanged(s.batch.status, r.status), shard_id=s.shard_id)
                 for s, r in told
-                if r.status is not s.status and is_told(s, r)
+                if r.status is not s.batch.status and is_told(s, r)
             )
             insert_events(connection, self._clock, *changed)
 
@@ -336,13 +336,13 @@ class Shards(Member):
         told_with = self.told_with(self.get(shard_id))
         with self._database.write() as connection:
             before = get_shards(connection, [shard_id])[shard_id]
-            gone = before.requests - requests + before.padding - padding
+            gone = before.requests - requests + before.batch.padding - padding
             left = {"requests": requests, "bytes": size, "digest": digest}
             if gone or (before.bytes, before.digest) != (size, digest):
                 values: dict[str, Any] = {"key": shard_id, "erased": (before.erased or 0) + gone, **left}
                 connection.execute(UPDATE_SHARD, [values])
-                if padding != before.padding:
-                    connection.execute(UPDATE_BATCH, {"key": before.batch_key, "padding": padding})
+                if padding != before.batch.padding:
+                    connection.execute(UPDATE_BATCH, {"key": before.batch.batch_key, "padding": padding})
                 quoted = [
                     {"key": one.shard_id, "reason": WORDS_ERASED} for one in (before, *told_with) if one.is_quoted
                 ]
@@ -361,7 +361,7 @@ class Shards(Member):
                     .where(of_holds, HOLD.c.reason.in_(OF_RESULTS), HOLD.c.words.is_not(None))
                     .values(words=WORDS_ERASED)
                 )
-                data = events.Erased(gone, before.requests + before.padding, "requests")
+                data = events.Erased(gone, before.requests + before.batch.padding, "requests")
                 insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
     def record_erased_at_provider(self, shard_ids: Sequence[str], detail: str) -> None:
@@ -369,7 +369,7 @@ class Shards(Member):
         now = self._clock()
         with self._database.write() as connection:
             shards = get_shards(connection, shard_ids).values()
-            keys = sorted({shard.batch_key for shard in shards if shard.batch_key})
+            keys = sorted({shard.batch.batch_key for shard in shards if shard.batch.batch_key})
             if keys:
                 connection.execute(UPDATE_BATCH, [{"key": key, "erased_there_at": now} for key in keys])
             data = events.ErasedThere(detail)
@@ -422,9 +422,9 @@ class Shards(Member):
 
     def of_batch(self, shard: Shard) -> list[Shard]:
         """Return all shards in the batch of this one, in their order."""
-        if shard.batch_key is None or shard.batch_id is None:
+        if shard.batch.batch_key is None or shard.batch.batch_id is None:
             return [shard]
-        return self._read_shards(_OF_BATCH, batch_key=shard.batch_key)
+        return self._read_shards(_OF_BATCH, batch_key=shard.batch.batch_key)
 
     def sent_beside(self, shard_ids: Collection[str]) -> list[Shard]:
         """Return the shards that are sent in the batches of these shards, these among them."""
@@ -457,8 +457,8 @@ class Shards(Member):
             EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)
         )
         together: sa.ColumnElement[bool] = SHARD.c.shard_id.in_(sent)
-        if shard.batch_key is not None:
-            together |= SHARD.c.batch_key == shard.batch_key
+        if shard.batch.batch_key is not None:
+            together |= SHARD.c.batch_key == shard.batch.batch_key
         return self._read_shards(SHARDS.where(together, SHARD.c.shard_id != shard.shard_id))
 
     def awaited(self, namespace: str, *, given_up_since: datetime) -> list[Shard]:
@@ -489,10 +489,10 @@ class Shards(Member):
 
 def _sharing(shards: Mapping[str, Shard], ends: Sequence[tuple[Shard, Ending]]) -> list[tuple[Shard, Ending]]:
     """Return the ends of those of these shards that run in the same batches as the shards of these ends."""
-    of_batch = {shard.batch_key: end for shard, end in ends}
+    of_batch = {shard.batch.batch_key: end for shard, end in ends}
     ended = {shard.shard_id for shard, _ in ends}
     running = [s for s in shards.values() if s.state is ShardState.SUBMITTED and s.shard_id not in ended]
-    return [(s, end_with(s, of_batch[s.batch_key])) for s in running if s.batch_key in of_batch]
+    return [(s, end_with(s, of_batch[s.batch.batch_key])) for s in running if s.batch.batch_key in of_batch]
 
 
 def _given_up_beside(
@@ -502,10 +502,10 @@ def _given_up_beside(
 
     It makes no difference whether such a shard is collected yet. The answers of a pruned submission are not wanted.
     """
-    of_batch = {shard.batch_key: end for shard, end in ends}
+    of_batch = {shard.batch.batch_key: end for shard, end in ends}
     ended = {shard.shard_id for shard, _ in ends}
-    others = [s for s in shards.values() if s.batch_key in of_batch and s.shard_id not in ended]
+    others = [s for s in shards.values() if s.batch.batch_key in of_batch and s.shard_id not in ended]
     given_up = [s for s in others if s.cause in _NO_LONGER_AWAITED and s.state in MOVES[Move.LATE][0]]
     submissions = get_submissions(connection, sorted({s.submission_id for s in given_up})) if given_up else []
     kept = {each.submission_id for each in submissions if each.pruned_at is None}
-    return [(s, end_with(s, of_batch[s.batch_key])) for s in given_up if s.submission_id in kept]
+    return [(s, end_with(s, of_batch[s.batch.batch_key])) for s in given_up if s.submission_id in kept]

@@ -104,7 +104,7 @@ class Uploads:
         )
         with self._database.read() as connection:
             put_back = connection.execute(query.order_by(EVENT.c.event_id)).scalars().all()
-        ids = (shards[0].batch_id, *(data["batch_id"] for data in put_back if data))
+        ids = (shards[0].batch.batch_id, *(data["batch_id"] for data in put_back if data))
         return list(dict.fromkeys(batch_id for batch_id in ids if batch_id))
 
     def batches_since(self, namespace: str, shard: Shard, since: datetime) -> list[str]:
