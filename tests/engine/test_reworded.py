@@ -244,7 +244,7 @@ def test_each_column_and_each_field_of_words_is_one_that_is_reworded() -> None:
 
 @pytest.mark.slow
 def test_no_decision_depends_on_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two journeys of some twenty steps each, through six datasets."""
+    """Compare two journeys of some twenty steps, through six datasets."""
     journeys, billed = [], []
     for name in ("usual", "reworded"):
         (folder := tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""Each reason of a hold has a rule; a hold begins and ends with what it is of, on both ledgers."""
+"""Each reason to wait has a rule; a hold begins and ends with its subject, on both ledgers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SHARD = a_shard(batch_id="b", provider="openai", model="gpt-4o", account="a", cause=Cause.GIVEN_UP)
 UNREAD = UnreadShard(a_submission(), SHARD, NOW, "403: no")
 
-# What the message of a reason is about.
+# The arguments of each message.
 SUBJECTS: dict[HoldReason, tuple[Any, ...]] = {
     **dict.fromkeys(UNSENT.values(), (Unsent(*FIRST),)),
     **dict.fromkeys(OF_RESULTS, (UNREAD,)),

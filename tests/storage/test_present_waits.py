@@ -1,4 +1,4 @@
-"""What a shard waits for: each combination of its columns has one reason, or one of going on, on both ledgers."""
+"""Each combination of a shard's columns has one reason to wait, or one reason to go on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.storage.labelings import LABELS
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SOON, BEFORE = NOW + timedelta(minutes=5), NOW - timedelta(days=1)
 NOT_SENT_YET = (None, Reason.PROVIDER, Reason.MONEY, Reason.LACKS_MONEY, Reason.NO_BATCH)
-# Of these a wait is found elsewhere: of a submission, or of a namespace.
+# These are waits of a submission or of a namespace.
 OF_SUBMISSIONS = {
     *(HoldReason.CHANGED, HoldReason.UNFIT, HoldReason.OVER_BUDGET, HoldReason.RECOVERED),
     *(HoldReason.REUSES, HoldReason.STRANDED, HoldReason.NO_PARTITION, HoldReason.NO_DATASET),
@@ -40,7 +40,7 @@ OF_SUBMISSIONS = {
 
 
 def planned() -> Iterator[tuple[Shard, Surroundings]]:
-    """All that a shard that is not sent can have."""
+    """Yield all combinations of the columns of an unsent shard."""
     waits = (None, Waits(for_place=True), Waits(for_place=True, money="x"), Waits(for_place=False, money="x"))
     columns = (NOT_SENT_YET, (None, BEFORE), (None, SOON, BEFORE), Lane, waits, (True, False))
     for kind, no_room_at, until, lane, said, can_ask in product(*columns):
@@ -49,7 +49,7 @@ def planned() -> Iterator[tuple[Shard, Surroundings]]:
 
 
 def sent() -> Iterator[tuple[Shard, Surroundings]]:
-    """All that a shard that is sent can have."""
+    """Yield all combinations of the columns of a sent shard."""
     statuses, causes = (None, *BatchStatus), (None, *Cause)
     around = [
         Surroundings(None, is_busy, overdue_at, can_ask, held)
@@ -199,7 +199,7 @@ def test_results_that_cannot_be_read_wait_since_the_first_attempt(engine: Engine
 def test_results_of_an_account_that_is_not_configured_any_more_wait_for_it_and_a_person_can_give_them_up(
     engine: Engine, ledger_url: str, tmp_path: Path, emulator: Emulator, clock: Clock
 ) -> None:
-    """The sensor requests no run for them, so that no attempt to read them fails."""
+    """Without a run, no attempt to read them fails."""
     submission_id = submit(engine)
     emulator.settle()
     engine.poll(engine.ledger.shards.in_flight("test"))
@@ -231,7 +231,7 @@ def test_results_of_an_account_that_is_not_configured_any_more_are_given_up_when
     other = engine_of(ledger_url, tmp_path, emulator, clock, account="another")
 
     def shards() -> list[Shard]:
-        """After what a tick does, which requests no run."""
+        """Do the part of a tick that gives up results; return the shards."""
         of_former = other.ledger.shards.of_submission(submission_id)
         other.give_up_forgotten(of_former)
         return other.ledger.shards.of_submission(submission_id)

@@ -1,4 +1,4 @@
-"""The table of what waits: each state and each mark of the ledger is in it, and each exit is one."""
+"""Each state and each mark of the ledger is in the table of waits, and each exit ends a wait."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ MARKS = (
 
 
 def exits() -> list[tuple[ShardState, str]]:
-    """Each state with each command that ends a wait in it."""
-    # What ends it in some of its states only has more words.
+    """Return each state with each command that ends a wait in it."""
+    # An exit of only some states has more words.
     commands = r"`(cancel|resolve --[a-z-]+)`$"
     found = {
         (state, command)
