@@ -154,7 +154,7 @@ class Place:
         self.back_up()
 
     def run(self) -> dict[str, LLMBatchError]:
-        """What the sensor and its runs do; return what a failed run said, by submission."""
+        """Act as the sensor and its runs do; return the errors of failed runs by submission."""
         failures = {}
         for progress in self.ledger.submissions.progress("n"):
             try:

@@ -102,7 +102,7 @@ class Place:
         return sum(execution.billed for execution in self.emulator.books.executions)
 
     def surviving(self, submission_id: str) -> int:
-        """How many requests have a good result that can be had for nothing, while the provider has none."""
+        """Count the requests with a good result that costs nothing while the provider is away."""
         found: set[str] = set()
         for shard in self.engine.ledger.shards.of_submission(submission_id):
             for path in (shard.results_path or "", shard.raw_path or ""):
