@@ -105,7 +105,7 @@ def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_
 # The ledger's one class of 73 methods is ten members, and a plan has its steps apart: more modules, each a small
 # part of one before. So functions are bounded, too: such a split does not multiply them. A batch and a bill are
 # records of their own, with one module and a dozen functions that write and read them. A batch ends for all of its
-# shards at once, which takes four more.
+# shards at once, which takes four more. That rows go to an allowed region is checked before each batch, by one module.
 def test_a_row_enters_few_modules_and_functions_to_be_submitted_and_to_land() -> None:
     command = [sys.executable, "-m", "benchmarks.journey", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -113,7 +113,7 @@ def test_a_row_enters_few_modules_and_functions_to_be_submitted_and_to_land() ->
     ways = json.loads(done.stdout)
     assert "engine.engine" in ways["submission"]
     assert "core.results" in ways["landing"]
-    assert len(ways["submission"]) <= 62, sorted(ways["submission"])
+    assert len(ways["submission"]) <= 63, sorted(ways["submission"])
     assert len(ways["landing"]) <= 52, sorted(ways["landing"])
-    assert sum(map(len, ways["submission"].values())) <= 521
-    assert sum(map(len, ways["landing"].values())) <= 400
+    assert sum(map(len, ways["submission"].values())) <= 523
+    assert sum(map(len, ways["landing"].values())) <= 402
