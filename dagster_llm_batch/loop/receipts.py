@@ -68,8 +68,14 @@ def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
         submission = deployment.ledger.submissions.get(shard.submission_id)
         # Without the provider's words on an earlier sending: they may quote a row, which may be erased later.
         receipt = Receipt(submission, replace(shard, reason=None, reason_kind=None), shard.sends, batch)
+        # Version 0.1.0 reads a flat shard, and finds the batch of one that is not the first in it by the first one.
+        plain = from_json(to_json(receipt))
+        for part in ("batch", "room", "bill"):
+            plain["shard"] |= plain["shard"].pop(part)
+        if shard.batch.place and shard.batch.batch_key:
+            plain["shard"]["carrier"] = shard.batch.batch_key.rpartition("-")[0]
         with deployment.payloads.writer(path) as out:
-            out.write(to_json(receipt))
+            out.write(to_json(plain))
 
 
 def recover_partition(deployment: Deployment, asset: str, partition: str) -> list[Shard]:
@@ -185,7 +191,7 @@ def _with_key(receipt: Receipt, receipts: Mapping[str, Receipt]) -> Receipt:
 
 
 def _of_today(text: bytes, path: str) -> bytes:
-    """Return a receipt of version 0.1.0, whose shard has the fields of its bill and its batch, as one of today."""
+    """Return a receipt with the fields of its batch, its room and its bill in records of their own."""
     try:
         receipt = from_json(text)
     except ValueError:
@@ -202,8 +208,8 @@ def _of_today(text: bytes, path: str) -> bytes:
         if shard.get("state") != ShardState.PLANNED.value:
             batch = receipt.get("batch") or [path]
             shard["batch"]["place"] = batch.index(path) if path in batch else 0
-            # The first one may have been sent more often: see `_read_batches`.
-            shard["batch"]["batch_key"] = f"{first}-{shard['sends']}"
+            # Version 0.1.0 has no key. The first one may have been sent more often: see `_read_batches`.
+            shard["batch"]["batch_key"] = shard["batch"].get("batch_key") or f"{first}-{shard['sends']}"
     return to_json(receipt)
 
 

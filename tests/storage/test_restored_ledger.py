@@ -23,7 +23,9 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault, VendorLimits, WireFault
+from tests.archives import unpack_archive
 from tests.batch_records import broken_records
+from tests.golden.kept_batches import STORE, STORES
 
 pytestmark = pytest.mark.slow
 
@@ -132,24 +134,49 @@ def test_all_that_a_restored_ledger_lacks_is_taken_up_at_once_and_lands_without_
     assert len(site.emulator.books.batches) == 4
 
 
-def test_what_receipts_of_version_0_1_0_say_of_money_is_recovered(site: Site) -> None:
+def read_receipts(payloads: PayloadStore) -> Iterator[dict[str, Any]]:
+    for file in filter(is_receipt, payloads.files("")):
+        with payloads.reader(file.path) as stored:
+            yield json.loads(stored.read())
+
+
+def test_the_money_of_receipts_is_recovered(site: Site) -> None:
     backup = site.back_up()
     submission_id = site.send()
     engine = site.engine()
     bills = {shard.shard_id: shard.bill for shard in engine.ledger.shards.of_submission(submission_id)}
     assert all(bill.estimated_usd and bill.bound_usd for bill in bills.values())
-    for file in list(filter(is_receipt, engine.payloads.files("n"))):
-        with engine.payloads.reader(file.path) as stored:
-            receipt = json.loads(stored.read())
-        # Its shards had these fields themselves.
-        for part in ("batch", "room", "bill"):
-            receipt["shard"] |= receipt["shard"].pop(part)
-        with engine.payloads.writer(file.path) as out:
-            out.write(json.dumps(receipt).encode())
     site.restore(backup)
     engine = site.engine()
     engine.recovery.recover_all()
     assert {shard.shard_id: shard.bill for shard in engine.ledger.shards.of_submission(submission_id)} == bills
+
+
+def test_receipts_have_all_that_version_0_1_0_reads_in_them(site: Site, tmp_path: Path) -> None:
+    """A backup may be restored for it: without the time of a sending or the batch, it would send again."""
+    unpack_archive(STORES / f"{STORE}.tar.gz", tmp_path / "then")
+    then = list(read_receipts(PayloadStore(str(tmp_path / "then" / "payloads"))))
+    known = {name for receipt in then for name in receipt["shard"]}
+    assert {"sent_at", "padding", "estimated_usd", "most_tokens", "carrier"} <= known
+    engine = site.engine()
+    ids = [engine.plan(LABELS, ROWS[:1], partition=day).submission_id for day in ("monday", "tuesday")]
+    backup = site.back_up()
+    engine = site.engine()
+    engine.submit_together(LABELS, ids)
+    sent = {shard.shard_id: shard for key in ids for shard in engine.ledger.shards.of_submission(key)}
+    now = {receipt["shard"]["shard_id"]: receipt["shard"] for receipt in read_receipts(engine.payloads)}
+    assert now.keys() == sent.keys()
+    [first] = [key for key, shard in sent.items() if shard.batch.place == 0]
+    for key, shard in now.items():
+        # The first shard of a batch names no other one.
+        assert known - {"carrier"} <= shard.keys()
+        assert shard.get("carrier") == (None if key == first else first)
+        assert shard["sent_at"] is not None
+    site.restore(backup)
+    recovered = {shard.shard_id: shard for shard in site.engine().recovery.recover_all()}
+    assert {key: (shard.batch.batch_key, shard.batch.place, shard.bill) for key, shard in recovered.items()} == {
+        key: (shard.batch.batch_key, shard.batch.place, shard.bill) for key, shard in sent.items()
+    }
 
 
 def test_of_other_rows_only_what_was_not_sent_before_the_restoring_is_asked(site: Site) -> None:
