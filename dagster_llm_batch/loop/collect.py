@@ -281,6 +281,10 @@ class Collector:
             return
         try:
             yield from self._deployment.provider_of(shard).fetch(shard.batch.batch_id)
+        except ConfigError:
+            # What is gone has no results: it lands without its former account, too.
+            if shard.cause is not Cause.GONE:
+                raise
         except CredentialsError:
             raise
         except RefusedError:

@@ -136,7 +136,8 @@ class Poller:
                     cause=Cause.GIVEN_UP,
                     reason=reason,
                     reason_kind=Reason.GIVEN_UP,
-                    ended_at=at if has_ended else now,
+                    # It is asked for daily from now on, for another month: its account may be configured again.
+                    ended_at=now,
                 )
         if found:
             self._ledger.unread.wait(found, now + LOOKED_AT_AGAIN)

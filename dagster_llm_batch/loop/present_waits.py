@@ -16,7 +16,7 @@ from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.provider_facts import account_of
 from dagster_llm_batch.loop.status import STRANDED, WAITS, Advice
 from dagster_llm_batch.loop.submit_queue import due
-from dagster_llm_batch.loop.waits import KEPT_FOR, can_ask
+from dagster_llm_batch.loop.waits import KEPT_FOR, can_ask, needs_provider
 from dagster_llm_batch.states import ENDED, HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import Waits, read_event
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS, UNSENT, recovered_of, unsent_of
@@ -109,13 +109,12 @@ def _of_running(shard: Shard, now: datetime, around: Surroundings) -> HoldReason
 
 
 def _of_ended(shard: Shard, around: Surroundings) -> HoldReason | Going:
-    # The next run collects these without results.
-    if shard.cause is not None and shard.cause.is_final:
+    if not needs_provider(shard):
         return Going.TO_COLLECT
     for reason in OF_RESULTS:
         if reason in around.held:
             return reason
-    return Going.TO_COLLECT if around.can_ask or shard.batch.batch_id is None else HoldReason.CANNOT_ASK
+    return Going.TO_COLLECT if around.can_ask else HoldReason.CANNOT_ASK
 
 
 def find_waits(deployment: Deployment, submission_id: str) -> list[Wait]:
@@ -124,7 +123,8 @@ def find_waits(deployment: Deployment, submission_id: str) -> list[Wait]:
     submission, shards = ledger.submissions.get_with_shards(submission_id)
     holds = ledger.holds.of([submission_id]).get(submission_id, [])
     events = ledger.events.of_submission(submission_id)
-    last = read_event(events[-1]) if events else None
+    changing = [event for event in events if event.kind not in CHANGES_NOTHING]
+    last = read_event(changing[-1]) if changing else None
     waits = last if isinstance(last, Waits) else None
     is_busy = submission_id in deployment.leases()
     by_shard: dict[str, dict[HoldReason, Hold]] = {}

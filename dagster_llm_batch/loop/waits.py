@@ -37,6 +37,7 @@ __all__ = [
     "Unread",
     "can_ask",
     "is_out_of_reach",
+    "needs_provider",
     "next_tries",
     "read_late",
     "refuse_readable",
@@ -216,8 +217,17 @@ def can_ask(deployment: Deployment, shard: Shard) -> bool:
     return not deployment.providers or account_of(deployment.providers.get(shard.provider)) == shard.account
 
 
+def needs_provider(shard: Shard) -> bool:
+    """Return whether the next run asks the provider for the results of an ended shard.
+
+    What was given up, or is asked by nobody here, is collected without.
+    """
+    is_asked = shard.state in ENDED and shard.batch.batch_id is not None
+    return is_asked and shard.cause not in (Cause.GIVEN_UP, Cause.ADOPTED)
+
+
 def is_out_of_reach(deployment: Deployment, shard: Shard) -> bool:
     """Return whether a batch ended an hour ago, and its account is not configured: the sensor requests no run then."""
-    if shard.state not in ENDED or shard.cause is not None or shard.batch.batch_id is None or shard.ended_at is None:
+    if shard.ended_at is None or not needs_provider(shard):
         return False
     return deployment.clock() - shard.ended_at >= TOLD_AFTER and not can_ask(deployment, shard)

@@ -9,7 +9,8 @@ from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchErro
 from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.provider_facts import ask_provider
 from dagster_llm_batch.loop.status import advise_on_no_answer
-from dagster_llm_batch.states import ENDED, HoldReason, ShardState
+from dagster_llm_batch.loop.waits import needs_provider
+from dagster_llm_batch.states import HoldReason, ShardState
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -63,7 +64,7 @@ class ProviderAccess:
         `names` are those of the providers that it needs at any rate. With `is_in_trouble`, the last run has failed:
         those of the shards that wait for one are asked, too.
         """
-        waiting = [shard for shard in shards if shard.state is ShardState.PLANNED or shard.state in ENDED]
+        waiting = [shard for shard in shards if shard.state is ShardState.PLANNED or needs_provider(shard)]
         reasons = [*map(self.reason_not_to_use, names), *map(self.reason_not_to_ask, waiting)]
         if (reason := next((each for each in reasons if each is not None), None)) is not None or not is_in_trouble:
             return reason, False

@@ -16,11 +16,12 @@ from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import IllegalMoveError
 from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.present_waits import Going, Surroundings, find_reason, find_waits
-from dagster_llm_batch.loop.waits import TOLD_AFTER
+from dagster_llm_batch.loop.waits import TOLD_AFTER, needs_provider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.sensors.provider_access import ProviderAccess
 from dagster_llm_batch.states import ENDED, HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.events import Held, Stranded, Waits
+from dagster_llm_batch.storage.ledger.events import Held, LandingFailed, Stranded, Waits
 from dagster_llm_batch.storage.ledger.holds import OF_RESULTS
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -92,7 +93,7 @@ def test_all_that_is_not_collected_and_that_nobody_moves_waits_with_a_written_st
 def test_what_its_columns_or_its_row_record_is_never_taken_as_going_on(reason: Reason | HoldReason) -> None:
     for shard, around in EVERY:
         is_kept = shard.reason_kind is reason or (shard.state in ENDED and reason in around.held)
-        if is_kept and not (shard.cause is not None and shard.cause.is_final):
+        if is_kept and (shard.state is ShardState.PLANNED or needs_provider(shard)):
             assert isinstance(find_reason(shard, NOW, around), HoldReason)
 
 
@@ -163,6 +164,21 @@ def test_a_wait_of_the_submission_comes_before_those_of_its_shards(engine: Engin
     assert [bool(wait.shards) for wait in found] == [False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("waits", "reason"),
+    [(Waits(for_place=True), HoldReason.PLACE), (Waits(for_place=False, money="x"), HoldReason.MONEY)],
+)
+def test_what_waits_still_does_after_events_that_change_nothing(
+    engine: Engine, waits: Waits, reason: HoldReason
+) -> None:
+    rows = pa.table({"id": ["a"], "text": ["Ticket a."]})
+    submission_id = engine.plan(LABELS, rows).submission_id
+    engine.ledger.events.add(submission_id, waits)
+    engine.ledger.events.add(submission_id, LandingFailed("a run has failed"))
+    engine.ledger.submissions.mark_reported([submission_id])
+    assert waits_of(engine, submission_id) == [reason]
+
+
 def test_a_create_call_without_a_record_is_in_doubt_unless_a_process_works_on_it(
     engine: Engine, emulator: Emulator
 ) -> None:
@@ -196,13 +212,23 @@ def test_results_that_cannot_be_read_wait_since_the_first_attempt(engine: Engine
     assert (wait.reason, wait.since) == (HoldReason.UNREADABLE, hold.since)
 
 
+def end(engine: Engine, emulator: Emulator, cause: Cause | None) -> None:
+    """Let the batch end: by itself, or since somebody has canceled it at the provider."""
+    running = engine.ledger.shards.in_flight("test")
+    if cause is Cause.CANCELED:
+        engine.deployment.provider_of(running[0]).cancel(running[0].batch.batch_id)
+    emulator.settle()
+    engine.poll(running)
+    assert {shard.cause for shard in engine.ledger.shards.of_submission(running[0].submission_id)} == {cause}
+
+
+@pytest.mark.parametrize("cause", [None, Cause.CANCELED])
 def test_results_of_an_account_that_is_not_configured_any_more_wait_for_it_and_a_person_can_give_them_up(
-    engine: Engine, ledger_url: str, tmp_path: Path, emulator: Emulator, clock: Clock
+    engine: Engine, ledger_url: str, tmp_path: Path, emulator: Emulator, clock: Clock, cause: Cause | None
 ) -> None:
     """Without a run, no attempt to read them fails."""
     submission_id = submit(engine)
-    emulator.settle()
-    engine.poll(engine.ledger.shards.in_flight("test"))
+    end(engine, emulator, cause)
     [shard] = engine.ledger.shards.of_submission(submission_id)
     other = engine_of(ledger_url, tmp_path, emulator, clock, account="another")
     [wait] = find_waits(other.deployment, submission_id)
@@ -215,6 +241,10 @@ def test_results_of_an_account_that_is_not_configured_any_more_wait_for_it_and_a
     with pytest.raises(IllegalMoveError, match="next run collects"):
         engine.give_up(shard.shard_id)
     assert other.give_up(shard.shard_id).cause is Cause.GIVEN_UP
+    # The sensor requests a run for them again, even after one was lost: they need no provider.
+    access = ProviderAccess(other, lambda _what, _error: None)
+    given_up = other.ledger.shards.of_submission(submission_id)
+    assert access.reason_not_to_run(["openai"], given_up, is_in_trouble=True) == (None, False)
     assert other.collect(LABELS, submission_id).submission.outcomes == {"missing": 1}
     assert waits_of(other, submission_id) == [HoldReason.LATE_ANSWERS]
     clock.skipped = timedelta(days=31)
@@ -222,12 +252,13 @@ def test_results_of_an_account_that_is_not_configured_any_more_wait_for_it_and_a
     other.ledger.close()
 
 
+@pytest.mark.parametrize("cause", [None, Cause.CANCELED])
 def test_results_of_an_account_that_is_not_configured_any_more_are_given_up_when_no_vendor_has_them(
-    engine: Engine, ledger_url: str, tmp_path: Path, emulator: Emulator, clock: Clock
+    engine: Engine, ledger_url: str, tmp_path: Path, emulator: Emulator, clock: Clock, cause: Cause | None
 ) -> None:
+    """Some storages keep results for longer, and the account may be configured again: then they are read after all."""
     submission_id = submit(engine)
-    emulator.settle()
-    engine.poll(engine.ledger.shards.in_flight("test"))
+    end(engine, emulator, cause)
     other = engine_of(ledger_url, tmp_path, emulator, clock, account="another")
 
     def shards() -> list[Shard]:
@@ -238,7 +269,7 @@ def test_results_of_an_account_that_is_not_configured_any_more_are_given_up_when
 
     for days in (1, 29, 31):
         clock.skipped = timedelta(days=days)
-        assert [shard.cause for shard in shards()] == [None]
+        assert [shard.cause for shard in shards()] == [cause]
     engine.give_up_forgotten(engine.ledger.shards.of_submission(submission_id))
     # With the former account a run collects them.
     clock.skipped = timedelta(days=33)
@@ -248,4 +279,10 @@ def test_results_of_an_account_that_is_not_configured_any_more_are_given_up_when
     assert [shard.cause for shard in shards()] == [Cause.GIVEN_UP]
     assert waits_of(other, submission_id) == []
     assert other.collect(LABELS, submission_id).submission.outcomes == {"missing": 1}
+    assert waits_of(other, submission_id) == [HoldReason.LATE_ANSWERS]
     other.ledger.close()
+    clock.skipped = timedelta(days=40)
+    engine.poll_awaited([LABELS.asset], clock())
+    # The provider has no line of a batch that was canceled before it answered.
+    outcome = "succeeded" if cause is None else "missing"
+    assert engine.collect(LABELS, submission_id).submission.outcomes == {outcome: 1}
