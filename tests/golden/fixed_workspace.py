@@ -109,5 +109,5 @@ def _receipt(receipt: dict[str, Any]) -> str:
     """What a receipt has beside what is in the ledger."""
     submission, shard = receipt["submission"], receipt["shard"]
     return as_json(
-        [submission["submission_id"], shard["shard_id"], shard["state"], shard["batch"]["sent_at"], *receipt["batch"]]
+        [submission["submission_id"], shard["shard_id"], shard["state"], shard["sent_at"], *receipt["batch"]]
     )
