@@ -246,7 +246,14 @@ class Emulator:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         config = uvicorn.Config(
-            self.asgi_app, lifespan="off", ws="none", date_header=False, log_config=None, log_level="critical"
+            self.asgi_app,
+            lifespan="off",
+            ws="none",
+            date_header=False,
+            log_config=None,
+            log_level="critical",
+            # As vendors do. After five seconds, the default, a slow client would write into a closed connection.
+            timeout_keep_alive=60,
         )
         config.load()
         state, protocol = ServerState(), self._connections.protocol()
