@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ _DAY_FORMAT = "%Y-%m-%d"
 # Bytes of a CSV that are read at once. Arrow wants each row within two blocks, so a longer row is read in larger ones.
 _BLOCKS = (1 << 20, 1 << 24, 1 << 28)
 _TOO_LONG = "straddling"
+_LINE_BREAK = re.compile(r"[\r\n]")
+_LAST_BYTES = 4_096
 _ENDS = {"csv": (".csv", ".tsv", ".txt"), "parquet": (".parquet", ".pq")}
 
 
@@ -164,10 +167,13 @@ class FileRows:
 
             def read(reader: Any, block: int) -> Iterator[pa.RecordBatch]:
                 done = 0
+                has_lines = False
                 while True:
                     skipped = done
                     try:
                         for batch in reader:
+                            if len(batch):
+                                has_lines = _LINE_BREAK.search(batch.columns[-1][-1].as_py()) is not None
                             rest = batch.slice(min(skipped, len(batch)))
                             skipped -= len(batch) - len(rest)
                             done += len(rest)
@@ -178,7 +184,9 @@ class FileRows:
                         self._refuse(error, block)
                         reader, block = begin()
                     else:
-                        return
+                        break
+                if has_lines:
+                    self._check_end()
 
             first = begin()
             yield first[0].schema, read(*first)
@@ -192,6 +200,24 @@ class FileRows:
                 f"rows: {self.path} has a row of more than {block >> 20:,} MB. Nothing was sent. Look for a quote that "
                 "is not closed, or save the table as Parquet."
             ) from error
+
+    def _check_end(self) -> None:
+        """Raise InputError unless the file, whose last value has several lines, ends with the quote of that value.
+
+        Arrow reads a quote that is not closed to the end of the file, as one value.
+        """
+        from upath import UPath  # noqa: PLC0415 - as above
+
+        with UPath(self.path).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _LAST_BYTES))
+            end = file.read().rstrip()
+        # Two quotes are one within the value.
+        if (len(end) - len(end.rstrip(b'"'))) % 2 == 0:
+            raise InputError(
+                f"rows: {self.path} ends within a quote that is not closed. Nothing was sent. Close it, or save the "
+                "table as Parquet."
+            )
 
     def _csv_reader(self, files: ExitStack, block: int) -> Any:
         from pyarrow import csv  # noqa: PLC0415 - Parquet does not need it

@@ -101,6 +101,32 @@ def test_a_csv_has_rows_of_megabytes(tmp_path, rows_before):
 
 
 @pytest.mark.parametrize(
+    ("last", "value"),
+    [
+        ('"two\nlines"', "two\nlines"),
+        ('"two\nlines"\n', "two\nlines"),
+        ('"two\nlines, ""quoted"""\r\n\n', 'two\nlines, "quoted"'),
+        ('5" pipe\n', '5" pipe'),
+        ('"5"" pipe"', '5" pipe'),
+    ],
+)
+def test_the_last_value_of_a_csv_may_have_quotes_and_several_lines(tmp_path, last, value):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"id,body\n1,one\n2," + last.encode())
+    assert read(FileRows(path=str(path)))[1] == {"id": "2", "body": value}
+
+
+@pytest.mark.parametrize("rows_before", [0, 10, 40_000])
+@pytest.mark.parametrize("rest", ["", 'last,say ""hi""\n'])
+def test_a_quote_that_is_not_closed_is_no_value_of_all_following_rows(tmp_path, rows_before, rest):
+    rows = [f"{at},{'text ' * 10}\n" for at in range(40_000)]
+    path = tmp_path / "open.csv"
+    path.write_text("".join(["id,body\n", *rows[:rows_before], 'x,"open\n', *rows[:30_000], rest]))
+    with pytest.raises(InputError, match=r"open\.csv ends within a quote that is not closed\. Nothing was sent"):
+        FileRows(path=str(path)).read()
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("id,day\n1,2026-01-01\n2,31.01.2026\n", "holds '31.01.2026', which does not begin with a date"),
