@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.errors import InputError, LLMBatchError, TransientError
 from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
@@ -162,9 +162,12 @@ class RestoredValues:
                 for place, request_id, found in self._found(rows, keys):
                     if request_id == ids[place]:
                         values[place] = json.dumps(found, ensure_ascii=False)
-        # A later run would find the same rows. Errors of a store pass, so they fail the run.
-        except (ConfigError, InputError) as error:
-            self.trouble = f"the rows cannot be read again: {cell_text(str(error), limit=_LONGEST_REASON)}".rstrip(".")
+        except TransientError:
+            raise
+        # Rows come from drivers and functions of the user. The answers are paid, so they land whatever these raise.
+        except Exception as error:  # noqa: BLE001 - anything may come
+            self.trouble = f"the rows cannot be read again: {_reason(error)}"
+            return keys, [None] * len(keys)
         return keys, values
 
     def _found(self, rows: Any, keys: pa.Array) -> Iterator[tuple[int, str | None, dict[str, str]]]:
@@ -193,6 +196,13 @@ class RestoredValues:
             originals = wanted.select(sorted({*mask.columns})).to_pylist()
             for place, request, row in zip(places.drop_null().to_pylist(), requests, originals, strict=True):
                 yield place, request.request_id if isinstance(request, Request) else None, mask.values_of(row)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, LLMBatchError):
+        return cell_text(str(error), limit=_LONGEST_REASON).rstrip(".")
+    # The message of a driver may hold values of rows, which no log shows.
+    return f"an error of the type {type(error).__name__}. Materialize the labels again when the rows can be read"
 
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:

@@ -205,10 +205,44 @@ def test_a_row_that_has_changed_or_is_gone_keeps_its_placeholders_and_is_counted
     assert [labels[key]["people"] for key in ("t0", "t1", "t2")] == [["[EMAIL_1]"], ["new@x.org"], ["[EMAIL_1]"]]
     shown = location.metadata(LABELS)
     assert (shown["llm_batch/restored_values"], shown["llm_batch/unresolved_placeholders"]) == (2, 7)
-    # The rows have no columns any more, and labels land all the same.
-    source[0] = pl.DataFrame({"ticket_id": ["t0"], "subject": ["Hello"]})
+
+
+def unknown_row(_context: Any) -> Any:
+    raise KeyError("ann@x.org")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (lambda _context: pl.DataFrame({"ticket_id": [7], "subject": ["Hello"]}), "Mask.columns names 'body'"),
+        (unknown_row, "an error of the type KeyError"),
+        (lambda _context: tickets("ann@x.org").with_columns(ticket_id=pl.lit("eve@x.org")), "of the type ArrowInvalid"),
+    ],
+)
+def test_labels_land_with_placeholders_if_rows_cannot_be_read_and_later_with_values(place, tmp_path, rows, reason):
+    """It runs a Dagster. The columns are gone, the function fails, or the keys are text that is no number."""
+    good = tickets("ann@x.org").with_columns(ticket_id=pl.lit(7))
+    source: list[Any] = [lambda _context: good]
+
+    def present(context: Any) -> Any:
+        return source[0](context)
+
+    location = place(*replies(present))
+    assert location.submit().success
+    location.emulator.settle()
+    source[0] = rows
+    assert location.collect().success
+    assert labels_of(location)[7]["people"] == ["[EMAIL_1]"]
+    shown = location.metadata(LABELS)
+    assert (shown["llm_batch/restored_values"], shown["llm_batch/unresolved_placeholders"]) == (0, 3)
+    stored = everything_stored(location, tmp_path)
+    assert "3 placeholders in people, reply stay: the rows cannot be read again: " in stored
+    assert reason in stored
+    assert "@x.org" not in stored
+    source[0] = lambda _context: good
     assert location.run(*LANDING).success
-    assert labels_of(location)["t0"]["people"] == ["[EMAIL_1]"]
+    assert labels_of(location)[7]["people"] == ["ann@x.org"]
 
 
 @pytest.mark.slow
