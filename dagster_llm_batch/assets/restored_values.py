@@ -4,7 +4,8 @@
 
 1. Only the table that is stored has values. Figures, previews and data of the ledger are made before.
 2. A placeholder becomes the value of the label's own row, also if the answer is that to the request of another row.
-3. A row whose request is another one by now has no values, since its placeholders may stand for others.
+3. A row whose request is another one by now has no values, since its placeholders may stand for others. Rows of one key
+   with different values have none, either.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class RestoredValues:
         """The warning about placeholders that stay; None without any."""
         if not self.unresolved:
             return None
-        why = self.trouble or "their rows have no such value, or have changed since they were asked"
+        why = self.trouble or "their rows have no such value, have changed since they were asked, or have one key twice"
         return f"{self.unresolved:,} placeholders in {', '.join(self._columns)} stay: {why}."
 
     def version(self, version: str) -> str:
@@ -151,9 +152,10 @@ class RestoredValues:
         return value
 
     def _read(self) -> tuple[pa.Array, list[str | None]]:
-        """Return the keys of rows whose answers name placeholders, and their values as JSON: null for a changed row."""
+        """Return the keys of rows whose answers name placeholders, and their values as JSON: null if unknown."""
         keys, ids = pa.concat_arrays(self._keys), pa.concat_arrays(self._ids).to_pylist()
         values: list[str | None] = [None] * len(keys)
+        ambiguous: set[int] = set()
         if self._labeling.mask is None or self._labeling.mask.is_stored:
             self.trouble = "the masker of their earlier definition was removed"
             return keys, values
@@ -161,13 +163,18 @@ class RestoredValues:
             with self._rows() as rows:
                 for place, request_id, found in self._found(rows, keys):
                     if request_id == ids[place]:
-                        values[place] = json.dumps(found, ensure_ascii=False)
+                        text = json.dumps(found, ensure_ascii=False)
+                        if values[place] not in (None, text):
+                            ambiguous.add(place)
+                        values[place] = text
         except TransientError:
             raise
         # Rows come from drivers and functions of the user. The answers are paid, so they land whatever these raise.
         except Exception as error:  # noqa: BLE001 - anything may come
             self.trouble = f"the rows cannot be read again: {_reason(error)}"
             return keys, [None] * len(keys)
+        for place in ambiguous:
+            values[place] = None
         return keys, values
 
     def _found(self, rows: Any, keys: pa.Array) -> Iterator[tuple[int, str | None, dict[str, str]]]:

@@ -246,6 +246,21 @@ def test_labels_land_with_placeholders_if_rows_cannot_be_read_and_later_with_val
 
 
 @pytest.mark.slow
+def test_rows_of_one_key_with_different_values_restore_nothing(place):
+    """It runs a Dagster. Only t0 has two values: t1 has the same one twice, and the second row of t2 asks otherwise."""
+    source = [tickets("ann@x.org", "bob@x.org", "cleo@x.org")]
+    location = place(*replies(lambda _context: source[0]))
+    assert location.submit().success
+    location.emulator.settle()
+    source[0] = pl.concat([source[0], tickets("eve@x.org", "bob@x.org", "Of eve@x.org")])
+    assert location.collect().success
+    labels = labels_of(location)
+    assert [labels[key]["people"] for key in ("t0", "t1", "t2")] == [["[EMAIL_1]"], ["bob@x.org"], ["cleo@x.org"]]
+    shown = location.metadata(LABELS)
+    assert (shown["llm_batch/restored_values"], shown["llm_batch/unresolved_placeholders"]) == (4, 5)
+
+
+@pytest.mark.slow
 def test_rows_of_partitioned_assets_and_resources_are_read_again(emulator, instance, tmp_path):
     """It runs a Dagster. The run that lands has the resources of the rows, and reads the partition that they read."""
 
