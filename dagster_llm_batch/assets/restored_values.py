@@ -91,8 +91,14 @@ class RestoredValues:
         return f"{self.unresolved:,} placeholders in {', '.join(self._columns)} stay: {why}."
 
     def version(self, version: str) -> str:
-        """Return the data version of a table whose labels have this one."""
-        return "-".join([version, "restored", *self._columns]) if self.restored else version
+        """Return the data version of a table whose labels have this one.
+
+        It has only numbers of values: a digest of few values would show them to whoever tries all.
+        """
+        if not self.restored:
+            return version
+        counts = f"{self.restored}-of-{self.restored + self.unresolved}"
+        return "-".join([version, "restored", counts, *self._columns])
 
     def _stream(self, labels: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         for batch in labels:

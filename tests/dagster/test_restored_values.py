@@ -261,6 +261,22 @@ def test_rows_of_one_key_with_different_values_restore_nothing(place):
 
 
 @pytest.mark.slow
+def test_the_data_version_changes_with_the_numbers_of_values_and_of_placeholders(place):
+    """It runs a Dagster. Of t1, the row is gone, and then it is there again, with another value."""
+    source = [tickets("ann@x.org", "bob@x.org")]
+    location = place(*replies(lambda _context: source[0]))
+    land(location)
+    versions = []
+    for rows in (source[0], source[0][:1], tickets("ann@x.org", "new@x.org"), source[0].clear()):
+        source[0] = rows
+        assert location.collect().success
+        versions.append(location.materializations()[None].tags["dagster/data_version"])
+    plain = versions[3]
+    assert versions[:3] == [f"{plain}-restored-{n}-people-reply" for n in ("4-of-6", "2-of-6", "4-of-6")]
+    assert "restored" not in plain
+
+
+@pytest.mark.slow
 def test_rows_of_partitioned_assets_and_resources_are_read_again(emulator, instance, tmp_path):
     """It runs a Dagster. The run that lands has the resources of the rows, and reads the partition that they read."""
 
