@@ -14,6 +14,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DEFAULT_DATA_VERSION,
     NULL_EVENT_POINTER,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
@@ -54,6 +55,7 @@ __all__ = [
     "folder_of",
     "has_failed",
     "inferred_mapping",
+    "input_versions",
     "io_manager_surroundings",
     "last_evaluation",
     "load_asset",
@@ -414,6 +416,22 @@ def newest_storage_ids(
     """Return the storage id of the newest materialization of each of these partitions, as far as there is one."""
     kind = dg.DagsterEventType.ASSET_MATERIALIZATION
     return instance.get_latest_storage_id_by_partition(key, kind, set(partitions))
+
+
+def input_versions(
+    context: dg.AssetExecutionContext, asset: dg.AssetKey, known: dg.AssetKey
+) -> Mapping[dg.AssetKey, tuple[str, int | None]]:
+    """Return the data version and the storage id of each asset that this one depends on, except `known`.
+
+    They are those that Dagster noted when the step began, as it does for the tags of a run of one partition.
+    """
+    step = context.get_step_execution_context()
+    versions: dict[dg.AssetKey, tuple[str, int | None]] = {}
+    for key in step.job_def.asset_layer.get(asset).parent_keys - {known}:
+        found = step.maybe_fetch_and_get_input_asset_version_info(key)
+        version = DEFAULT_DATA_VERSION if found is None or found.data_version is None else found.data_version
+        versions[key] = (version.value, None if found is None else found.storage_id)
+    return versions
 
 
 def provenance_tags(code_version: str, inputs: Mapping[dg.AssetKey, tuple[str, int | None]]) -> dict[str, str]:

@@ -105,8 +105,8 @@ class Dataset:
             code_version="-".join(
                 [self.labeling.code_version, *(["restored"] if self.restored else []), *self.restored]
             ),
-            # Where values are restored, the rows are read again.
-            deps=[self.batch_key, *(self.upstreams if self.restored else [])],
+            # Where values are restored, the rows are read again, and gold is not.
+            deps=[self.batch_key, *(self._read_for_rows if self.restored else [])],
             kinds=self._kinds("table"),
             description=self.options.description or f"Rows labeled by {self.labeling.model}.",
             metadata={DATASET_KEY: self.name, **described},
@@ -137,6 +137,10 @@ class Dataset:
         """What the submission reads, as far as it is known."""
         own = (self.rows_key, self.gold_key)
         return self.options.all_deps([key for key in own if key is not None])
+
+    @property
+    def _read_for_rows(self) -> list[dg.AssetDep]:
+        return self.options.all_deps([] if self.rows_key is None else [self.rows_key])
 
     @property
     def gold_key(self) -> dg.AssetKey | None:

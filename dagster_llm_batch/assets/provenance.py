@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch._dagster_private import newest_storage_ids, provenance_tags
+from dagster_llm_batch._dagster_private import input_versions, newest_storage_ids, provenance_tags
 from dagster_llm_batch.assets.partitions import is_of_range, partitions_of
 
 if TYPE_CHECKING:
@@ -43,8 +43,11 @@ class Provenance:
         if not self._is_of_range:
             return {} if version is None else {_CODE_VERSION: version}
         version = version or self._context.assets_def.code_versions_by_key.get(asset)
-        pointer = self._pointers.get(partition or "")
-        return {} if version is None else provenance_tags(version, {self._batch: (submission.fingerprint, pointer)})
+        if version is None:
+            return {}
+        own = (submission.fingerprint, self._pointers.get(partition or ""))
+        # Where values are restored, labels depend on the rows, too.
+        return provenance_tags(version, {self._batch: own, **input_versions(self._context, asset, self._batch)})
 
     @cached_property
     def _pointers(self) -> Mapping[str, int]:

@@ -12,6 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, REJECTS, CodeLocation, labeled
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 from pydantic import BaseModel
 
 from dagster_llm_batch import Cascade, HiveParquetIOManager, Mask, Prompt, Realtime, Resend, skew_assets
@@ -298,6 +300,51 @@ def test_rows_of_partitioned_assets_and_resources_are_read_again(emulator, insta
     assert location.land(partition=DAYS[1]).success
     stored = location.repository.load_asset_value(LABELS, instance=instance, partition_key=DAYS[1])
     assert stored["people"].to_pylist() == [["a@x.org"]]
+
+
+def staleness(location: CodeLocation, asset: str, partition: str) -> tuple[str, list[str]]:
+    """Return the status of a partition on Dagster's page, with its causes."""
+    resolver = CachingStaleStatusResolver(
+        location.instance, location.repository.asset_graph, LoadingContextForTest(location.instance)
+    )
+    causes = resolver.get_stale_causes(dg.AssetKey(asset), partition)
+    return resolver.get_status(dg.AssetKey(asset), partition).value, [cause.reason for cause in causes]
+
+
+@pytest.mark.slow
+def test_labels_of_a_range_are_fresh_until_their_rows_are_new(place):
+    """It runs a Dagster. Rejects do not depend on the rows, which have one asset with partitions and one without."""
+
+    @dg.asset
+    def senders() -> pl.DataFrame:
+        return tickets("Somebody")
+
+    @dg.asset(partitions_def=DAILY)
+    def calls(context) -> pl.DataFrame:
+        return tickets(f"{context.partition_key} of a@x.org")
+
+    dataset = replies("calls", deps=["senders"], partitions_def=DAILY)
+    location = place(senders, calls, *dataset)
+    assert location.run("senders").success
+    for day in DAYS[:2]:
+        assert location.run("calls", partition=day).success
+    assert location.land(span=(DAYS[0], DAYS[1])).success
+    both = (LABELS, REJECTS)
+    assert {staleness(location, asset, day)[0] for asset in both for day in DAYS[:2]} == {"FRESH"}
+    assert location.run("calls", partition=DAYS[1]).success
+    new = ("STALE", ["has a new dependency materialization"])
+    assert [staleness(location, LABELS, day) for day in DAYS[:2]] == [("FRESH", []), new]
+    assert location.run("senders").success
+    assert staleness(location, LABELS, DAYS[0]) == new
+    assert staleness(location, REJECTS, DAYS[0]) == ("FRESH", [])
+
+
+def test_restored_labels_depend_on_the_rows_and_not_on_gold():
+    cascade = Cascade(oracle="openai/gpt-4o", target="topic", within=0.1, gold="people")
+    batch, labels = replies("calls", cascade=cascade)
+    deps = {key.to_user_string(): {dep.to_user_string() for dep in found} for key, found in labels.asset_deps.items()}
+    assert deps == {LABELS: {BATCH, "calls"}, REJECTS: {BATCH}}
+    assert {dep.to_user_string() for dep in batch.asset_deps[dg.AssetKey(BATCH)]} == {"calls", "people"}
 
 
 @table(
