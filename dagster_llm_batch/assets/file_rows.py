@@ -28,6 +28,7 @@ _DAY_FORMAT = "%Y-%m-%d"
 # Bytes of a CSV that are read at once. Arrow wants each row within two blocks, so a longer row is read in larger ones.
 _BLOCKS = (1 << 20, 1 << 24, 1 << 28)
 _TOO_LONG = "straddling"
+_QUOTED_ROW = re.compile(r"(got \d+): .*", re.DOTALL)
 _LINE_BREAK = re.compile(r"[\r\n]")
 _LAST_BYTES = 4_096
 _ENDS = {"csv": (".csv", ".tsv", ".txt"), "parquet": (".parquet", ".pq")}
@@ -146,10 +147,12 @@ class FileRows:
                 "folder in which Dagster was started."
             ) from error
         except (pa.ArrowInvalid, OSError) as error:
+            # Arrow quotes the row, which may have values that a mask hides.
+            words = _QUOTED_ROW.sub(r"\1.", str(error))
             raise InputError(
-                f"rows: {self.path} cannot be read: {cell_text(str(error), limit=500)} Nothing was sent. Save it again "
+                f"rows: {self.path} cannot be read: {cell_text(words, limit=500)} Nothing was sent. Save it again "
                 "as CSV in UTF-8, or as Parquet."
-            ) from error
+            ) from None
 
     @contextmanager
     def _csv(self) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
