@@ -143,10 +143,23 @@ class Mask:
                 self._masked(text, placeholders, Counter())
         return {placeholder: value for (_, value), placeholder in placeholders.items()}
 
-    def masked_again(self, text: str, row: Mapping[str, str | None]) -> str:
-        """Return a text with the placeholders of its row in the place of values, as before they were restored."""
-        placeholders = {(_kind_of(name), value): name for name, value in self.values_of(row).items()}
-        return self._masked(text, placeholders, Counter())
+    def masked_again(self, value: Any, row: Mapping[str, str | None]) -> Any:
+        """Return a value with the placeholders of its row in the place of values, as before they were restored.
+
+        Texts are changed at any depth. Give a value before it is written as JSON, which escapes line breaks and quotes.
+        """
+        of_row = self.values_of(row)
+        placeholders = {(_kind_of(name), text): name for name, text in of_row.items()}
+        # A masker may find a value by the text beside it, which an answer does not repeat.
+        known = {text: name for name, text in reversed(of_row.items())}
+        longest = "|".join(re.escape(text) for text in sorted(known, key=len, reverse=True))
+        whole = re.compile(rf"(?<!\w)(?:{longest})(?!\w)") if known else None
+
+        def mask_text(text: str) -> str:
+            named = text if whole is None else whole.sub(lambda found: known[found[0]], text)
+            return self._masked(named, placeholders, Counter())
+
+        return _with_texts(value, mask_text)
 
     def apply(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, Counter[str]]:
         """Return the rows with placeholders, and the number of values that these replace, by kind.
@@ -190,17 +203,12 @@ class Mask:
                 name = f"[{kind.upper()}_{each}]"
                 placeholders[kind, name] = name
         names = sorted(row, key=lambda name: (name not in self.columns, name))
-        hidden = {name: row[name] if keep(name) else self._hidden(row[name], placeholders) for name in names}
-        return {name: hidden[name] for name in row}
 
-    def _hidden(self, value: Any, placeholders: dict[tuple[str, str], str]) -> Any:
-        if isinstance(value, str):
-            return self._masked(value, placeholders, Counter())
-        if isinstance(value, Mapping):
-            return {name: self._hidden(each, placeholders) for name, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._hidden(each, placeholders) for each in value]
-        return value
+        def hide_text(text: str) -> str:
+            return self._masked(text, placeholders, Counter())
+
+        hidden = {name: row[name] if keep(name) else _with_texts(row[name], hide_text) for name in names}
+        return {name: hidden[name] for name in row}
 
     def _texts(self, rows: pa.RecordBatch, name: str) -> list[str | None]:
         if name not in rows.schema.names:
@@ -271,6 +279,24 @@ def _as_found(masker: str, found: Any) -> Found:
             "kind), or a tuple of two whole numbers and a text."
         )
     return own
+
+
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a value with each of its texts changed, at any depth, and names in mappings, too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        changed: dict[Any, Any] = {}
+        for name, each in value.items():
+            own = change(name) if isinstance(name, str) else name
+            # Two names may become one, and both values are needed.
+            while own in changed:
+                own = f"{own}'"
+            changed[own] = _with_texts(each, change)
+        return changed
+    if isinstance(value, list | tuple):
+        return [_with_texts(each, change) for each in value]
+    return value
 
 
 def _kind_of(placeholder: str) -> str:

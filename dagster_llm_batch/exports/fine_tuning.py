@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -104,10 +105,11 @@ def _examples(
             # Another row may make the same request of other values.
             if at is not None and not (mask and mask.restore and keys[at] != row[labeling.key]):
                 del place[request.request_id]
-                reply = _reply(labeling, labels.slice(at, 1))
+                again = None
                 if mask is not None and mask.restore:
                     [values_of_row] = original.select(mask.columns).slice(number, 1).to_pylist()
-                    reply = mask.masked_again(reply, values_of_row)
+                    again = partial(mask.masked_again, row=values_of_row)
+                reply = _reply(labeling, labels.slice(at, 1), again)
                 [provenance] = origin.slice(at, 1).to_pylist()
                 yield Example(line_of(labeling, request, reply), provenance)
 
@@ -158,12 +160,17 @@ def provenance_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.provenance.jsonl")
 
 
-def _reply(labeling: Labeling, label: pa.Table) -> str:
-    """Return the labeled columns as the text of a reply, in the response's format."""
+def _reply(labeling: Labeling, label: pa.Table, again: Callable[[Any], Any] | None = None) -> str:
+    """Return the labeled columns as the text of a reply, in the response's format.
+
+    `again` puts placeholders into a value where it was restored.
+    """
     [values] = label.select(labeling.reader.schema.names).to_pylist()
     if labeling.reader.format.kind is ResponseKind.TEXT:
-        return str(values["text"])
+        return str(values["text"] if again is None else again(values["text"]))
     for field in labeling.reader.fields:
         if field.metadata and b"as_json" in field.metadata and values[field.name] is not None:
             values[field.name] = json.loads(values[field.name])
+    if again is not None:
+        values = {name: again(value) for name, value in values.items()}
     return json.dumps(as_json(values), ensure_ascii=False, separators=(",", ":"))

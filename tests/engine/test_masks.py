@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import string
 import tempfile
 import traceback
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from dagster_llm_batch import Limits, Mask, Prompt, Resend
 from dagster_llm_batch.core.masks import Found, Masker
@@ -424,6 +426,49 @@ def test_examples_for_fine_tuning_have_placeholders_where_the_labels_were_given_
     [one] = fine_tuning(definition, rows, restored)
     assert one.line["messages"][-1]["content"] == "[EMAIL_2] and [EMAIL_1]"
     engine.ledger.close()
+
+
+class Letter(BaseModel):
+    reply: str
+    people: list[str]
+
+
+class Greeted:
+    """A masker that finds a name by the word before it."""
+
+    name = "greeted-1"
+
+    def find(self, text: str) -> Iterable[Found]:
+        return [Found(*found.span(1), "person") for found in re.finditer(r"\bI am (\w+)", text)]
+
+
+def test_examples_of_a_json_response_are_valid_json_with_the_placeholders_of_the_row(
+    place: Place, tmp_path: Path
+) -> None:
+    """JSON writes a line break as a letter beside the value, and a masker may need the text beside a value."""
+    body = "I am Ann, ann@x.org, 10.0.0.1, 030 7654321."
+    rows = pa.table({"id": ["r1"], "body": [body], "note": [""]})
+    engine = place.engine(tmp_path)
+    mask = Mask(columns=["body"], restore=["reply", "people"], by=[Greeted()])
+    prompt = Prompt(user='{"reply": "{{ body }}", "people": []}', mask=mask)
+    definition = labeling(prompt=prompt, keep=[], response=Letter)
+    labels = land(engine, definition, rows, place.emulator)
+    reply = 'Contact:\n10.0.0.1\tann@x.org\n030 7654321\nAnn, of Annual "10.9.9.9"'
+    restored = labels.set_column(labels.column_names.index("reply"), "reply", pa.array([reply]))
+    restored = restored.set_column(labels.column_names.index("people"), "people", pa.array([["Ann", "Bo"]]))
+    [one] = fine_tuning(definition, rows, restored)
+    assert json.loads(one.line["messages"][-1]["content"]) == {
+        "reply": 'Contact:\n[IP_1]\t[EMAIL_1]\n[PHONE_1]\n[PERSON_1], of Annual "[IP_2]"',
+        "people": ["[PERSON_1]", "Bo"],
+    }
+    engine.ledger.close()
+
+
+def test_names_in_mappings_are_masked_again_and_hidden() -> None:
+    row = {"body": "ann@x.org"}
+    mask = Mask(columns=["body"], restore=["found"])
+    assert mask.masked_again({"ann@x.org": [1, "ann@x.org"]}, row) == {"[EMAIL_1]": [1, "[EMAIL_1]"]}
+    assert mask.hide({**row, "found": {"ann@x.org": 1}}, lambda _name: False)["found"] == {"[EMAIL_1]": 1}
 
 
 def test_without_a_mask_a_definition_does_not_name_one() -> None:
