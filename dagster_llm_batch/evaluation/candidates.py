@@ -114,6 +114,8 @@ class Candidate:
     - `keep`: columns that its definition keeps of the rows; () if only its key is known.
     - `is_whole`: its definition has no partitions, so that it has nothing to read before it is materialized.
     - `reader`: reader of its response, if its definition is known.
+    - `restored`: columns in which its labels have values of rows in the place of placeholders; () if only its key is
+      known.
     """
 
     name: str
@@ -122,6 +124,8 @@ class Candidate:
     keep: tuple[str, ...] = ()
     is_whole: bool = field(default=False, repr=False)
     reader: Reader | None = field(default=None, repr=False, compare=False)
+    # Code versions are digests of the repr, and a judge with the right mask asks the same of restored labels.
+    restored: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 def candidates_of(
@@ -177,12 +181,13 @@ def _candidate(given: Any, targets: Sequence[str], name: str | None = None) -> C
         is_whole = next(spec for spec in specs if spec.key == key).partitions_def is None
         if "labels" not in by_role:
             return Candidate(name or key.path[-1], key, by_role.get("rejects"), is_whole=is_whole)
-        labeling = dataset_of(definitions).labeling
+        dataset = dataset_of(definitions)
+        labeling = dataset.labeling
         # Columns of provenance, which begin with llm_, are in every table of labels.
         own = [target for target in targets if not target.startswith("llm_")]
         check_targets(own, [labeling.key, *labeling.keep, *labeling.reader.schema.names], key)
         rejects, keep = by_role.get("rejects"), tuple(labeling.keep)
-        return Candidate(name or key.path[-1], key, rejects, keep, is_whole, labeling.reader)
+        return Candidate(name or key.path[-1], key, rejects, keep, is_whole, labeling.reader, tuple(dataset.restored))
     key = upstream_key(given)
     return Candidate(name or key.path[-1], key)
 

@@ -157,7 +157,26 @@ class Judge:
             raise ConfigError(
                 f"sample_size={self.sample_size!r} is not allowed; it is at least 1, or None to judge all rows."
             )
+        self._check_restored()
         self._check_mask()
+
+    def _check_restored(self) -> None:
+        """Raise ConfigError where the judge's provider would get values that the candidate's provider does not."""
+        masked = {*self.prompt.mask.columns} if self.prompt.mask else set()
+        answers = [name for name in self.own_columns if name in ANSWERS and name not in masked]
+        restored = sorted({name for one in self.candidates for name in one.restored if name in self.targets})
+        if restored and answers:
+            raise ConfigError(
+                f"target names {', '.join(restored)}, in which Mask.restore puts values of rows. Give the judge's "
+                f"prompt a mask of {', '.join(answers)}, or restore nothing there."
+            )
+        rows = [one for one in self.candidates if one.key == self.rows_key]
+        read = sorted({name for one in rows for name in one.restored if name in self.columns and name not in masked})
+        if read:
+            raise ConfigError(
+                f"prompt reads {', '.join(read)} of rows={self.rows_key.to_user_string()}, in which Mask.restore puts "
+                "values. Name these columns in the mask of the judge's prompt, or restore nothing there."
+            )
 
     def _check_mask(self) -> None:
         """Raise ConfigError where the mask names the key, or a column that the prompt does not read."""

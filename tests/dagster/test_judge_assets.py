@@ -24,6 +24,7 @@ from dagster_llm_batch import (
     Resend,
     Rubric,
     VertexBatchResource,
+    llm_batch_assets,
     pairwise_judge_assets,
     rubric_judge_assets,
 )
@@ -246,6 +247,40 @@ def test_a_judge_refuses_to_mask_the_key_and_columns_that_its_prompt_does_not_re
 def test_a_judge_refuses_to_restore_what_its_cases_do_not_have(factory, prompt):
     with pytest.raises(ConfigError, match="mask restores reason, which a judge cannot"):
         factory(prompt=replace(prompt, mask=Mask(columns=["question"], restore=["reason"])))
+
+
+@pytest.mark.parametrize(
+    ("factory", "prompt", "answers"),
+    [(duel, PROMPT, ["answer_a", "answer_b"]), (grades, SCORING, ["answer"])],
+)
+def test_a_judge_of_restored_answers_needs_a_mask_of_them(factory, prompt, answers):
+    """Its provider would get the values that the candidate's provider never got."""
+
+    def judging(restore, judged=None, **more):
+        source = Prompt(user="{{ question }}", mask=Mask(columns=["question"], restore=restore))
+        usual = {"rows": "questions", "key": "id", "prompt": source, "model": "openai/gpt-4o", "response": None}
+        restored = [llm_batch_assets(name=name, **usual) for name in ("one", "two")]
+        return factory(
+            candidates=restored,
+            target="text",
+            prompt=prompt if judged is None else replace(prompt, mask=judged),
+            **more,
+        )
+
+    named = f"target names text, in which Mask.restore puts values of rows.*a mask of {', '.join(answers)}, or restore"
+    # A mask of the rows alone, or of one of two answers, is none of the answers.
+    for lacking in (None, Mask(columns=["question"]), Mask(columns=["question", *answers[1:]])):
+        with pytest.raises(ConfigError, match=named if lacking is None else "target names text"):
+            judging(["text"], lacking)
+    covered = Mask(columns=answers)
+    versions = [[assets.code_versions_by_key for assets in judging(restore, covered)[1]] for restore in ([], ["text"])]
+    assert versions[0] == versions[1]
+    assert judging([])
+    # The rows may be restored labels, too.
+    prompt = replace(prompt, user=f"{prompt.user} {{{{ text }}}}")
+    with pytest.raises(ConfigError, match=r"prompt reads text of rows=one, in which Mask\.restore puts"):
+        judging(["text"], covered, rows="one")
+    assert judging(["text"], Mask(columns=[*answers, "text"]), rows="one")
 
 
 class TestPairwise:
