@@ -128,16 +128,16 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
     """Yield the tables that there is something of: those of datasets, then those of evaluations, then all others that
     lie in Parquet.
     """
-    from dagster_llm_batch.review.masked_rows import hidden_row, row_masks  # noqa: PLC0415 - an extra
+    from dagster_llm_batch.review.masked_rows import hidden_row, hidden_text, row_keys, row_masks  # noqa: PLC0415 - an extra
     from dagster_llm_batch.review.tables import StoredAsset  # noqa: PLC0415
 
     code = deployment.code
     masks = row_masks(code.specs, code.all_datasets.values())
-    keys = [each.labeling.key for each in code.all_datasets.values()]
+    keys = row_keys(code.specs, code.all_datasets.values())
     datasets = {key: each for each in code.datasets.values() for key in (each.key, each.rejects_key)}
     specs = {spec.key: spec for spec in code.specs}
     for key in sorted(specs, key=lambda key: (key not in datasets, not _is_ours(specs[key]), key.to_user_string())):
-        spec, places, dataset = specs[key], code.stored_places(key), datasets.get(key)
+        spec, places, dataset, mask = specs[key], code.stored_places(key), datasets.get(key), masks.get(key)
         # Another asset may store anything, of any size.
         if not places or not (_is_ours(spec) or any(places.values())):
             continue
@@ -149,7 +149,9 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             files={partition: place for partition, place in places.items() if place},
             others=tuple(partition for partition, place in places.items() if not place),
             load=partial(_load, deployment, key),
-            hide=hidden_row(masks[key], keys) if key in masks else None,
+            hide=hidden_row(mask, is_ours=_is_ours(spec)) if mask else None,
+            hide_sent=hidden_text(mask, dataset.labeling.mask) if mask and dataset else None,
+            keys=keys.get(key, ()),
             # Each partition has its own metadata.
             at=code.materialized_at(key),
             before=code.figures_before(key) if spec.tags.get(ROLE_TAG) == "evaluation" and list(places) == [""] else {},

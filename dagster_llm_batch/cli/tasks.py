@@ -24,6 +24,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.files.request_files import requests_of
 from dagster_llm_batch.review.forms import LabelForm, form_of_labeling
+from dagster_llm_batch.review.masked_rows import hidden_row, hidden_text, row_masks
 from dagster_llm_batch.review.prompts import asked_last, read_body
 from dagster_llm_batch.review.task_answers import read_answers, take_answers
 from dagster_llm_batch.review.tasks import TASK_FORMATS, Task, write_tasks
@@ -155,11 +156,18 @@ def _tasks(
     by_key = {row_key: row for (_, row_key), row in known.items()}
     prompts = _prompts(deployment, dataset, {partition for partition, _ in known}, known.values())
     hidden = {field.path[0] for field in form.fields} | {_PARTITION, form.key}
-    tasks, mask = [], dataset.labeling.mask
+    tasks, code = [], deployment.code
+    mask = row_masks(code.specs, code.all_datasets.values()).get(dataset.key)
+    hide = hidden_row(mask, is_ours=True) if mask else None
+    hide_sent = hidden_text(mask, dataset.labeling.mask) if mask else None
     for (partition, row_key), own in places.items():
         labeled = known.get((partition, row_key)) or by_key.get(row_key, {})
-        if mask is not None and mask.review == "masked":
-            labeled = mask.hide(labeled, lambda name: name in (form.key, _PARTITION) or name.startswith(_PROVENANCE))
+        prompt = prompts.get(str(labeled.get("llm_request_id")), "")
+        sample: Mapping[str, Any] = {name: as_json(value) for name, value in own.items() if name.startswith(_SAMPLE)}
+        if hide is not None:
+            labeled, sample = hide(labeled, form.key), hide(sample, form.key)
+        if hide_sent is not None:
+            prompt = hide_sent(prompt)
         said = {field.path[0]: labeled.get(field.path[0]) for field in form.fields}
         # Without the candidate's label and the reason for the proposal, which people would follow.
         shown = {n: v for n, v in labeled.items() if n not in hidden and not n.startswith(_PROVENANCE)}
@@ -169,8 +177,8 @@ def _tasks(
                 partition=partition,
                 key=row_key,
                 shown={name: value for name, value in shown.items() if value is not None},
-                prompt=prompts.get(str(labeled.get("llm_request_id")), ""),
-                sample={name: as_json(value) for name, value in own.items() if name.startswith(_SAMPLE)} or None,
+                prompt=prompt,
+                sample=sample or None,
                 prediction=said if predictions and labeled.get("llm_outcome") == "succeeded" else None,
                 model=labeled.get("llm_model"),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dagster_llm_batch.core.keys import key_digest
 from dagster_llm_batch.review.evidence import Attempt, read_attempts
@@ -73,6 +74,12 @@ class ReviewedDeployment:
         if asset.dataset is None or not isinstance(request_id, str):
             return []
         return self.attempts(asset.dataset, partition or row.partition, request_id)
+
+    def hidden(self, dataset: str | None, value: Any) -> Any:
+        """Return a request or a reply of a dataset, or a part of it, without values that the page hides."""
+        of_dataset = (asset.hide_sent for asset in self.assets() if asset.dataset == dataset)
+        hide = next(filter(None, of_dataset), None)
+        return value if hide is None else hide(value)
 
     def labels_of(self, candidate: str) -> StoredAsset | None:
         """Return the labels with this name in an evaluation; None if they belong to no dataset, or to two."""

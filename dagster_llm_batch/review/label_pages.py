@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -229,7 +230,8 @@ class LabelPages:
         sent = next(
             (a.request for a in self._deployment.attempts(form.dataset, partition, request_id) if a.request), None
         )
-        return [] if sent is None else asked_last(read_body(sent))
+        parts = [] if sent is None else asked_last(read_body(sent))
+        return [replace(part, text=self._deployment.hidden(form.dataset, part.text)) for part in parts]
 
 
 def _here(request: Request) -> str:

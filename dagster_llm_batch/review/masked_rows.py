@@ -16,9 +16,11 @@ import dagster as dg
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.core.masks import Mask
 
-__all__ = ["hidden_row", "row_masks"]
+__all__ = ["hidden_row", "hidden_text", "row_keys", "row_masks"]
 
 _PROVENANCE = "llm_"
+# Texts of the model, or with parts of them.
+_SAID = ("llm_reply", "llm_reason", "llm_cheap_label")
 # Names of rows and of their partitions, in tables of our own.
 _NAMES = ("partition", "case_id", "examples")
 
@@ -38,13 +40,46 @@ def row_masks(specs: Iterable[dg.AssetSpec], datasets: Iterable[Dataset]) -> Map
     return {key: joined[group] for key, group in groups.items() if group in joined and key not in own}
 
 
-def hidden_row(mask: Mask, keys: Iterable[str]) -> Callable[[Mapping[str, Any], str], Mapping[str, Any]]:
-    """Return the function that hides values in a row; columns that name rows, such as `keys`, stay."""
-    return partial(_hide, mask, frozenset({*keys, *_NAMES}))
+def row_keys(specs: Iterable[dg.AssetSpec], datasets: Iterable[Dataset]) -> Mapping[dg.AssetKey, tuple[str, ...]]:
+    """Return for each table the keys of the datasets that it is connected with."""
+    groups = _connected(specs)
+    of_group: dict[dg.AssetKey, dict[str, None]] = defaultdict(dict)
+    for dataset in datasets:
+        of_group[groups.get(dataset.key, dataset.key)][dataset.labeling.key] = None
+    return {key: tuple(of_group[group]) for key, group in groups.items() if group in of_group}
 
 
-def _hide(mask: Mask, names: frozenset[str], columns: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return mask.hide(columns, lambda name: name in names or name == key or name.startswith(_PROVENANCE))
+def hidden_row(mask: Mask, *, is_ours: bool) -> Callable[[Mapping[str, Any], str], Mapping[str, Any]]:
+    """Return the function that hides values in a row, given its key column.
+
+    The key stays, and in tables of this package the columns that name rows or have no text of a row. Columns that the
+    mask names never stay.
+    """
+    return partial(_hide, mask, is_ours)
+
+
+def hidden_text(mask: Mask, own: Mask | None) -> Callable[[Any], Any] | None:
+    """Return the function that hides values in requests and replies of a dataset with its own mask.
+
+    None if these have placeholders for all values that `mask` finds.
+    """
+    if own is not None and own.settings() == mask.settings():
+        return None
+    return partial(_hide_text, mask)
+
+
+def _hide(mask: Mask, is_ours: bool, columns: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    def stays(name: str) -> bool:
+        if name in mask.columns:
+            return False
+        is_name = name in _NAMES or (name.startswith(_PROVENANCE) and name not in _SAID)
+        return name == key or (is_ours and is_name)
+
+    return mask.hide(columns, stays)
+
+
+def _hide_text(mask: Mask, value: Any) -> Any:
+    return mask.hide({"": value}, lambda _name: False)[""]
 
 
 def _joined(masks: list[Mask]) -> Mask:

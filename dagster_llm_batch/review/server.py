@@ -7,8 +7,9 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -137,7 +138,8 @@ class _Pages:
         asked = request.query_params
         try:
             view = View.of(asked.multi_items())
-            keys = [each.row_key for each in self._deployment.assets()]
+            # A column that is called like the key of a stranger's rows may hold personal data.
+            keys = asset.keys if asset.hide else [each.row_key for each in self._deployment.assets()]
             page = self._deployment.browser.read(asset, view, asked.get("in"), keys)
         except LLMBatchError as error:
             return self._nothing(request, str(error), status_of(error))
@@ -176,8 +178,10 @@ class _Pages:
             return self._nothing(request, f"{asset.key} has no row {value}.")
         row = rows[0]
         comparison = compare_row(self._deployment, row, value, partition) if is_mistake(row) else None
-        sent: list[tuple[str, Sequence[Attempt]]] = [("", self._deployment.attempts_of(asset, row, partition))]
-        sent += [(each.candidate, each.attempts) for each in comparison.labels] if comparison else []
+        sent = [("", [self._shown(asset, each) for each in self._deployment.attempts_of(asset, row, partition)])]
+        for each in comparison.labels if comparison else ():
+            labels = self._deployment.labels_of(each.candidate)
+            sent.append((each.candidate, [self._shown(labels, one) for one in each.attempts]))
         own = comparison.plain if comparison else row
         return self.show(
             request,
@@ -192,7 +196,7 @@ class _Pages:
             answers=_compared(asset, row, elsewhere, column),
             own={name: value for name, value in own.items() if not name.startswith(_PROVENANCE)},
             provenance={name: value for name, value in row.items() if name.startswith(_PROVENANCE)},
-            sent=[(candidate, [self._shown(each) for each in attempts]) for candidate, attempts in sent],
+            sent=sent,
             judgments=self._deployment.judgments(column, value, partition),
             most=None if asked.get("whole") else _MOST_TEXT,
             whole_url=f"?{urlencode([*asked.multi_items(), ('whole', '1')])}",
@@ -215,18 +219,20 @@ class _Pages:
             found += [(other, part, row) for row in rows]
         return found
 
-    def _shown(self, attempt: Attempt) -> Mapping[str, Any]:
+    def _shown(self, asset: StoredAsset | None, attempt: Attempt) -> Mapping[str, Any]:
         body = None if attempt.request is None else read_body(attempt.request)
         replies = [read_body(line) for line in attempt.replies]
         shard = attempt.shard
+        hidden = partial(self._deployment.hidden, asset.dataset if asset else None)
         return {
             "shard": shard,
             "submission": attempt.submission,
             "lost": attempt.lost,
-            "body": body,
-            "prompt": read_prompt(body),
-            "replies": [(read_texts(reply), reply) for reply in replies],
-            "results": attempt.results,
+            "body": hidden(body),
+            # Images stay: their letters may look like a value.
+            "prompt": [replace(part, text=hidden(part.text)) for part in read_prompt(body)],
+            "replies": [(hidden(read_texts(reply)), hidden(reply)) for reply in replies],
+            "results": [{**result, "llm_reason": hidden(result["llm_reason"])} for result in attempt.results],
             "console": shard.batch.batch_id and self._deployment.console_url(shard.provider, shard.batch.batch_id),
         }
 

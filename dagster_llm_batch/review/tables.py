@@ -61,6 +61,7 @@ class StoredAsset:
 
     `files` has a file or folder of Parquet by partition ("" without partitions). `load` loads the partitions in
     `others`. `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
+    `hide_sent` replaces it in a request or a reply. `keys` are the keys of datasets that the table is connected with.
     `told` is the number of rows that people still have to label, from the table's metadata. `at` is the time of the
     last materialization. `before` are the numbers in the metadata of the materialization before the last.
     """
@@ -73,6 +74,8 @@ class StoredAsset:
     others: tuple[str, ...] = ()
     load: Callable[[str], Any] | None = None
     hide: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
+    hide_sent: Callable[[Any], Any] | None = None
+    keys: tuple[str, ...] = ()
     told: str = ""
     at: datetime | None = None
     before: Mapping[str, float] = field(default_factory=dict)

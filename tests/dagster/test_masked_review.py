@@ -17,14 +17,17 @@ from code_location import LABELS, CodeLocation
 from starlette.testclient import TestClient
 from test_restored_values import answer, mask, replies, tickets
 
-from dagster_llm_batch import HiveParquetIOManager, evaluation_assets
+from dagster_llm_batch import HiveParquetIOManager, Mask, Prompt, evaluation_assets
+from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli import code_location as cli
 from dagster_llm_batch.cli.review import _forms, _stored_assets
 from dagster_llm_batch.cli.tasks import _form, _tasks
 from dagster_llm_batch.review.access import SECRET_HEADER, SESSION_PATH, Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.masked_rows import hidden_row, hidden_text, row_keys, row_masks
 from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.testing.emulator import Emulator
+from dagster_llm_batch.testing.emulator.answers import last_user_text
 
 VALUE = "@x.org"
 BODIES = ("number 1 of ann@x.org", "number 2 of bob@x.org or cleo@x.org", "number 3 of ann@x.org")
@@ -51,27 +54,38 @@ def unconnected() -> pl.DataFrame:
     return pl.DataFrame({"ticket_id": ["t9"], "own": ["dan@example.com"]})
 
 
+def echo(body: Any, endpoint: str) -> Any:
+    """Answer with the text of the row, too."""
+    return {**answer(body, endpoint), "note": last_user_text(body)}
+
+
 @pytest.fixture
 def landed(instance: dg.DagsterInstance, tmp_path: Any) -> Any:
     """Return a function that lands a dataset with this mask; what it returns is what the commands see."""
     with ExitStack() as stack:
 
         def land(review: str) -> Any:
-            emulator = stack.enter_context(Emulator(answer=answer))
+            emulator = stack.enter_context(Emulator(answer=echo))
             dataset = replies("mails", replace(mask(), review=review))
             judged = evaluation_assets(
                 name="judged", gold="gold", candidates=[dataset], key="ticket_id", target="topic", keep=["reply"]
             )
+            plain = replies("mails", name="plain", prompt=Prompt(user="{{ body }}"))
+            # Its key is called like a column of other_names, with which it is not connected.
+            strangers = replies(lambda _context: None, name="strangers", key="renamed")
             location = CodeLocation(
                 emulator,
                 instance,
-                *(mails, gold, other_names, unconnected, *dataset, *judged),
+                *(mails, gold, other_names, unconnected, *dataset, *judged, *plain, *strangers),
                 resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
                 payload_root=str(tmp_path / "payloads"),
                 ledger_url=str(tmp_path / "ledger.db"),
             )
             assert location.run("mails", "gold", "unconnected").success
             assert location.land().success
+            assert location.run("plain_batch").success
+            emulator.settle()
+            assert location.run("plain", "plain_rejects").success
             keys = [spec.key.to_user_string() for assets in judged for spec in assets.specs]
             assert location.run("other_names", *keys).success
             engine = location.engine()
@@ -117,11 +131,54 @@ def test_no_page_has_a_value_of_a_table_that_is_connected_with_a_masked_dataset(
     row = next(text for path, text in pages.items() if path.startswith(f"/row/{LABELS}?") and "key=t1" in path)
     assert "number 2 of [EMAIL_1] or [EMAIL_2]" in row
     assert any("dan@example.com" in text for path, text in pages.items() if "unconnected" in path)
-    assert VALUE not in exported(deployment)
+    # The second dataset of the same rows has no mask: its requests and replies have the values.
+    sent = [text for path, text in pages.items() if path.startswith("/row/plain?")]
+    assert sent
+    assert all("As it was sent" in text and "[EMAIL" in text for text in sent)
+    assert any(path.startswith("/label/") and "as=plain" in path for path in pages)
+    for name in (LABELS, "plain"):
+        assert VALUE not in exported(deployment, name)
+    assert "number 1 of [EMAIL" in exported(deployment, "plain")
 
 
-def exported(deployment: Any) -> str:
-    dataset = deployment.code.datasets[LABELS]
+def test_only_keys_and_columns_of_this_package_that_no_mask_names_stay():
+    value = "dan@x.org"
+    names = ("id", "partition", "case_id", "examples", "llm_model", "llm_reply", "llm_reason", "email", "other")
+    row = dict.fromkeys(names, value)
+
+    def staying(mask: Mask, key: str, *, is_ours: bool) -> set[str]:
+        hidden = hidden_row(mask, is_ours=is_ours)(row, key)
+        return {name for name, shown in hidden.items() if shown == value}
+
+    named = Mask(columns=["body"])
+    assert staying(named, "id", is_ours=True) == {"id", "partition", "case_id", "examples", "llm_model"}
+    assert staying(named, "id", is_ours=False) == {"id"}
+    assert staying(Mask(columns=["email", "case_id"]), "email", is_ours=True) == {"partition", "examples", "llm_model"}
+
+
+def test_only_datasets_that_a_table_is_connected_with_have_keys_of_its_rows():
+    dataset, plain = replies("mails"), replies("mails", name="plain", prompt=Prompt(user="{{ body }}"), key="subject")
+    strangers = replies("others", name="strangers", key="email", prompt=Prompt(user="{{ body }}"))
+    specs = [dg.AssetSpec("mails"), *(spec for each in (*dataset, *plain, *strangers) for spec in each.specs)]
+    datasets = [dataset_of(each) for each in (dataset, plain, strangers)]
+    keys, masks = row_keys(specs, datasets), row_masks(specs, datasets)
+    assert keys[dg.AssetKey("mails")] == ("ticket_id", "subject")
+    assert keys[dg.AssetKey("strangers")] == ("email",)
+    assert {dg.AssetKey("plain"), dg.AssetKey("mails"), dg.AssetKey(LABELS)} <= masks.keys()
+    assert dg.AssetKey("strangers") not in masks
+
+
+def test_requests_of_a_dataset_are_hidden_unless_its_own_mask_finds_all_values():
+    both, emails = Mask(columns=["body"], what=["email", "ip"]), Mask(columns=["body"], what=["email"])
+    assert hidden_text(both, both) is None
+    for own in (None, emails):
+        hide = hidden_text(both, own)
+        assert hide is not None
+        assert not re.search("x.org|10.0", str(hide({"messages": [{"ann@x.org": "10.0.0.1"}]})))
+
+
+def exported(deployment: Any, name: str = LABELS) -> str:
+    dataset = deployment.code.datasets[name]
     tasks = _tasks(deployment, dataset, _form(dataset), None, (), predictions=True)
     return json.dumps([str(task) for task in tasks])
 
