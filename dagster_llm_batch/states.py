@@ -110,7 +110,7 @@ class Reason(StrEnum):
     CANCELED = "canceled"  # its submission is canceled
     SUPERSEDED = "superseded"  # another submission came in its place
     STOPPED = "stopped"  # nearly nothing fits of what came
-    HELD = "held"  # the definition has changed, or a provider would refuse it
+    HELD = "held"  # the definition has changed, or the rest may not be sent as it is
     ERASED = "erased"  # all of its rows were erased
     # ended without a batch that could be asked for results
     INTERRUPTED = "interrupted"  # the process that asked in real time died
@@ -124,7 +124,7 @@ class HoldReason(StrEnum):
     """The reason why something waits. `loop/holds.py` has its rule: limit, message and exits."""
 
     # rows of the table `hold`
-    CHANGED = "changed"  # the definition has changed, or a provider would refuse it
+    CHANGED = "changed"  # the definition has changed, or the rest may not be sent as it is
     UNFIT = "unfit"  # nearly nothing fits of what came
     OVER_BUDGET = "over_budget"  # a limit of money has no room for requests, which are given up
     UNREADABLE = "unreadable"  # a batch has ended, and its results cannot be read

@@ -181,7 +181,7 @@ class Engine:
                 elif own:
                     own_models = {f"{shard.provider}/{shard.model}" for shard in own}
                     sent_by = self.deployment.sent_definition(labeling, submission)
-                    if reason := reason_to_hold(self.deployment, labeling, sent_by, own_models):
+                    if reason := reason_to_hold(self.deployment, labeling, sent_by, own_models, shards):
                         hold_unsent(self.deployment, submission, shards, reason)
                         continue
                     own = dispatcher.of_present_models(own)

@@ -1,4 +1,4 @@
-"""The rules of holds; and the hold of a submission whose definition has changed, or that a provider would refuse."""
+"""The rules of holds; and the hold of a submission whose definition has changed, or that may not be sent as it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.files.request_files import SO_FAR, beside
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment, SentDefinition
 from dagster_llm_batch.loop.poll import LOOKED_AT_AGAIN
 from dagster_llm_batch.loop.preview import parameter_warnings
@@ -17,6 +18,7 @@ from dagster_llm_batch.loop.status import (
     Advice,
     advise_on_account,
     advise_on_change,
+    advise_on_destination,
     advise_on_doubt,
     advise_on_holders,
     advise_on_left,
@@ -43,6 +45,7 @@ from dagster_llm_batch.states import HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import Held, Stranded
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests
+from dagster_llm_batch.types import Lane
 
 __all__ = ["RULES", "Rule", "hold", "hold_unsent", "reason_to_hold"]
 
@@ -78,7 +81,7 @@ _LOST = "`resolve --lost`"
 
 RULES: dict[HoldReason, Rule] = {
     HoldReason.CHANGED: Rule(
-        "you: the definition has changed, or the provider would refuse it (`definition_changed`)",
+        "you: the definition has changed, or the rest may not be sent as it is (`definition_changed`)",
         (),
         partial(advise_on_unsent, "held back"),
         exits=("the earlier definition", "materialize", "`cancel` before it is complete"),
@@ -268,11 +271,12 @@ RULES: dict[HoldReason, Rule] = {
 
 
 def reason_to_hold(
-    deployment: Deployment, labeling: Labeling, sent: SentDefinition, models: Collection[str]
+    deployment: Deployment, labeling: Labeling, sent: SentDefinition, models: Collection[str], shards: Sequence[Shard]
 ) -> Advice | None:
     """Return why nothing more of a submission is sent to these models; None where nothing is in the way.
 
-    Its definition has changed, or has a parameter that the provider is known by now to refuse.
+    Its definition has changed, or has a parameter that the provider is known by now to refuse; or the deployment does
+    not allow a destination any more, and some of it was sent. `shards` are all of the submission.
     """
     if sent.changes:
         return advise_on_change(sent.submission, sent.changes)
@@ -285,7 +289,23 @@ def reason_to_hold(
             parameter_warnings(deployment, asked)
         except ConfigError as error:
             return advise_on_refusal(sent.submission, asked.model, str(error))
+        try:
+            deployment.destinations.check(f"'{labeling.asset}'", asked.model, asked.params)
+        except ConfigError as error:
+            # What was paid must land, so the rest is given up. With nothing to land, all of it waits for other rules or
+            # settings: the error is raised when it is about to be sent.
+            if not _is_unsent(deployment, shards):
+                return advise_on_destination(sent.submission, str(error))
     return None
+
+
+def _is_unsent(deployment: Deployment, shards: Sequence[Shard]) -> bool:
+    """Return whether all shards are planned, and no request in them was answered in real time."""
+    return bool(shards) and all(
+        shard.state is ShardState.PLANNED
+        and not (shard.lane is Lane.REALTIME and deployment.payloads.exists(beside(shard, SO_FAR)))
+        for shard in shards
+    )
 
 
 def hold_unsent(deployment: Deployment, submission: Submission, shards: Sequence[Shard], reason: Advice) -> None:

@@ -252,7 +252,7 @@ class Settler:
     def _plan_next_wave(self, sent: SentDefinition, status: Status) -> bool:
         """Return whether there is a next wave.
 
-        A person decides on it where the definition has changed, or the provider would refuse it.
+        A person decides on it where the definition has changed, or the rest may not be sent as it is.
         """
         submission = status.submission
         if submission.state is not SubmissionState.OPEN:
@@ -261,7 +261,7 @@ class Settler:
         wave = NextWave(labeling, self._deployment, submission, status.shards, self._escalate)
         if not wave.requests:
             return False
-        reason = reason_to_hold(self._deployment, labeling, sent, wave.models)
+        reason = reason_to_hold(self._deployment, labeling, sent, wave.models, status.shards)
         if reason is None:
             return wave.plan()
         problem = f"{wave.requests:,} requests are not sent again: {reason.problem}"

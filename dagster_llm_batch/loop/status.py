@@ -33,6 +33,7 @@ __all__ = [
     "UnsentReasons",
     "advise_on_account",
     "advise_on_change",
+    "advise_on_destination",
     "advise_on_doubt",
     "advise_on_holders",
     "advise_on_left",
@@ -212,6 +213,16 @@ def advise_on_refusal(submission: Submission, model: str, refusal: str) -> Advic
         f"{model} would refuse it, so nothing more of submission {submission.submission_id} is sent: "
         f"{refusal.rstrip('.')}",
         f"Then materialize {submission.submitter}: what has no answer is asked again",
+    )
+
+
+def advise_on_destination(submission: Submission, refusal: str) -> Advice:
+    """Return why no more is sent to a destination that is not allowed, and what a person can do."""
+    # Some of the submission was sent.
+    problem = refusal.removesuffix(" Nothing was sent.").rstrip(".")
+    return Advice(
+        f"nothing more of submission {submission.submission_id} is sent: {problem}",
+        f"Then materialize {submission.submitter}: the rows without an answer are asked again",
     )
 
 

@@ -490,7 +490,7 @@ class OverBudget(Unsent):
 
 @dataclass(frozen=True)
 class Held(Unsent):
-    """Nothing more is sent: the definition has changed, or a provider would refuse it."""
+    """Nothing more is sent: the definition has changed, or the rest may not be sent as it is."""
 
     kind = "definition_changed"
 
