@@ -76,7 +76,7 @@ def test_shards_that_were_planned_before_are_not_sent_and_stay_planned(workspace
 
 
 def assert_held(workspace, submission_id):
-    """The reason is shown, once the rest is given up, and says nothing false of what was sent."""
+    """Check the reason that is shown once the rest is given up."""
     held = workspace.engine().unsent(submission_id).held or ""
     assert "'ticket_labels' would send rows to openai/gpt-4o, which runs in 'us'. Allowed by allowed_regions" in held
     assert held.endswith(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 import pytest
+from google.auth.credentials import AnonymousCredentials
 
 from dagster_llm_batch import (
     AnthropicBatchResource,
@@ -140,6 +141,42 @@ def test_bedrock_without_a_region_is_unknown_but_for_inference_profiles():
 )
 def test_bedrock_at_another_address_counts_only_where_it_is_aws_in_that_region(url, region):
     assert bedrock(endpoint_url=url).destination(HAIKU, {}).region == region
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable"),
+    [
+        (vertex(), "GOOGLE_VERTEX_BASE_URL"),
+        (bedrock(), "AWS_ENDPOINT_URL"),
+        (bedrock(), "AWS_ENDPOINT_URL_BEDROCK"),
+        (bedrock(), "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"),
+    ],
+)
+def test_an_address_that_the_sdk_takes_from_the_environment_is_another_server(settings, variable, monkeypatch):
+    sdk, address = settings.provider(), "http://127.0.0.1:1"
+    monkeypatch.setenv(variable, address)
+    found = settings.destination(HAIKU, {})
+    assert found.region is None
+    assert found.reason == f"{variable} is another server, '{address}'"
+    # The SDK reads it, too.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    if variable.startswith("AWS"):
+        service = "bedrock" if variable == "AWS_ENDPOINT_URL_BEDROCK" else "bedrock-runtime"
+        assert sdk._client(service, 1).meta.endpoint_url == address
+    else:
+        sdk._credentials = AnonymousCredentials()
+        assert sdk._client()._api_client._http_options.base_url == address
+
+
+def test_an_address_in_the_settings_goes_before_that_of_the_environment_and_may_be_of_aws(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", ELSEWHERE)
+    own = "https://vpce-1.bedrock.eu-central-1.vpce.amazonaws.com"
+    assert bedrock(endpoint_url=own).destination(HAIKU, {}) == Destination("eu-central-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK", own)
+    assert "AWS_ENDPOINT_URL is another server" in bedrock().destination(HAIKU, {}).reason
+    monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", own)
+    assert bedrock().destination(HAIKU, {}) == Destination("eu-central-1")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/inference-profiles-support.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,8 +25,9 @@ def destination_of(settings: Any, model: str, params: Mapping[str, Any]) -> Dest
     """Return the destination of this model: the geography of its inference profile, else `region_name`."""
     del params
     region = settings.region_name
-    if settings.endpoint_url is not None and not _is_of_aws(settings.endpoint_url, region):
-        return Destination(None, f"endpoint_url is another server, {hide_secrets(settings.endpoint_url)!r}")
+    for setting, url in _addresses(settings):
+        if not _is_of_aws(url, region):
+            return Destination(None, f"{setting} is another server, {hide_secrets(url)!r}")
     # AWS alone knows the model of such an id.
     if "." not in model and not model.startswith("arn:"):
         return Destination(None, f"the id {model!r} does not show the region of its model")
@@ -39,6 +41,21 @@ def destination_of(settings: Any, model: str, params: Mapping[str, Any]) -> Dest
     if region is None:
         return Destination(None, "region_name is not given, and AWS's configuration decides where the batch runs")
     return Destination(region)
+
+
+def _addresses(settings: Any) -> Iterator[tuple[str, str]]:
+    """Yield the addresses of batches and of calls that replace AWS's own, each after the name of its setting.
+
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-ss-endpoints.html
+    """
+    if settings.endpoint_url:
+        yield "endpoint_url", settings.endpoint_url
+        return
+    for own in ("AWS_ENDPOINT_URL_BEDROCK", "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"):
+        # An SDK looks for the second where the first is not set.
+        name = next((name for name in (own, "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
+        if name is not None:
+            yield name, os.environ[name]
 
 
 def _is_of_aws(url: str, region: str | None) -> bool:

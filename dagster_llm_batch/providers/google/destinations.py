@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from dagster_llm_batch.types import Destination
 
 __all__ = ["gemini_destination", "vertex_destination"]
 
+_ADDRESS = "GOOGLE_VERTEX_BASE_URL"
 _LOCATION = re.compile(r"(?:^|/)locations/([^/]+)/")
 
 
@@ -26,10 +28,13 @@ def vertex_destination(settings: Any, model: str, params: Mapping[str, Any]) -> 
     named = _LOCATION.search(model)
     if named is not None and named[1] != settings.location:
         return Destination(None, f"the model {model!r} is in another location than {settings.location!r}")
-    return _elsewhere(settings.base_url) or Destination(settings.location)
+    # Google's SDK reads it where no base_url is given.
+    return (
+        _elsewhere(settings.base_url)
+        or _elsewhere(os.environ.get(_ADDRESS), _ADDRESS)
+        or Destination(settings.location)
+    )
 
 
-def _elsewhere(base_url: str | None) -> Destination | None:
-    if base_url is None:
-        return None
-    return Destination(None, f"base_url is another server, {hide_secrets(base_url)!r}")
+def _elsewhere(url: str | None, setting: str = "base_url") -> Destination | None:
+    return Destination(None, f"{setting} is another server, {hide_secrets(url)!r}") if url else None
