@@ -96,7 +96,7 @@ class ProviderResource(CheckedResource):
         default=None,
         description=(
             "Region where it runs, as you know it, for allowed_regions of the LLMBatchResource. A region that the "
-            "other settings name counts before it."
+            "other settings, the model or a parameter name counts before it."
         ),
     )
 
@@ -149,7 +149,7 @@ class ProviderResource(CheckedResource):
         try:
             shown = self.shown_destination(settings, model, params)
             if (shown.region is None or shown.is_assumed) and not shown.is_pending and settings.runs_in is not None:
-                return Destination(settings.runs_in)
+                return Destination(shown.named or settings.runs_in)
         except _NotSetError as error:
             return Destination(None, str(error), is_pending=True)
         return shown

@@ -200,12 +200,15 @@ class Destination:
         reason: Why the region is unknown.
         is_assumed: The settings name no region, and it is the widest that the vendor documents.
         is_pending: The region comes from an environment variable that is not set in this process.
+        named: The region that the model, a parameter or a setting names although `region` is unknown, as behind another
+            server. It counts before `runs_in`.
     """
 
     region: str | None
     reason: str = ""
     is_assumed: bool = False
     is_pending: bool = False
+    named: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

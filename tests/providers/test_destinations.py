@@ -118,6 +118,7 @@ def test_claude_runs_in_the_geography_that_the_parameter_names():
         (f"{ARN}:default-prompt-router/anthropic.claude:1", None),
         ("abcdefghijkl", None),
         ("arn:aws:bedrock:us-east-1:123456789012:custom-model/anthropic.claude/abc", None),
+        (f"arn:aws:bedrock:::foundation-model/{HAIKU}", None),
     ],
 )
 def test_bedrock_runs_in_the_geography_of_the_inference_profile_or_in_the_region(model, region):
@@ -210,6 +211,55 @@ def test_runs_in_goes_before_an_assumed_region_and_not_before_one_that_is_shown(
     assert OpenAIBatchResource(api_key="k", runs_in="us").destination("m", {}).region == "us"
     assert bedrock(runs_in="eu-central-1").destination(f"us.{HAIKU}", {}).region == "us"
     assert vertex(runs_in="eu", location="global").destination("gemini-2.5-flash", {}).region == "global"
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "params", "region"),
+    [
+        (bedrock(region_name=None), f"{ARN}:inference-profile/global.{HAIKU}", {}, "global"),
+        (bedrock(region_name=None), f"arn:aws:bedrock:us-east-1::foundation-model/{HAIKU}", {}, "us-east-1"),
+        (bedrock(endpoint_url=ELSEWHERE), f"global.{HAIKU}", {}, "global"),
+        (bedrock(endpoint_url=ELSEWHERE), f"us.{HAIKU}", {}, "us"),
+        (bedrock(), f"arn:aws:bedrock:us-east-1:123456789012:inference-profile/us.{HAIKU}", {}, "us"),
+        (bedrock(), "arn:aws:bedrock:us-east-1:123456789012:custom-model/anthropic.claude/abc", {}, "us-east-1"),
+        (AnthropicBatchResource(api_key="k", base_url=ELSEWHERE), "claude-opus-5", {"inference_geo": "us"}, "us"),
+        (vertex(), "projects/p/locations/us-central1/endpoints/1", {}, "us-central1"),
+        (vertex(base_url=ELSEWHERE), "projects/p/locations/us-central1/endpoints/1", {}, "us-central1"),
+        (vertex(location="global", base_url=ELSEWHERE), "gemini-2.5-flash", {}, "global"),
+    ],
+)
+def test_runs_in_does_not_go_before_a_region_that_the_model_or_a_parameter_names(settings, model, params, region):
+    named = settings.model_copy(update={"runs_in": "eu-central-1"})
+    assert named.destination(model, params) == Destination(region)
+    # Without it, such a region does not make another server known.
+    assert settings.destination(model, params).region in (None, region)
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "params"),
+    [
+        (bedrock(endpoint_url=ELSEWHERE, region_name=None), HAIKU, {}),
+        (bedrock(region_name=None), f"{ARN}:application-inference-profile/abc", {}),
+        (bedrock(), "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile/abc", {}),
+        (AnthropicBatchResource(api_key="k"), "claude-opus-5", {"inference_geo": None}),
+        (vertex(base_url=ELSEWHERE), "gemini-2.5-flash", {}),
+    ],
+)
+def test_runs_in_counts_where_only_it_names_a_region(settings, model, params):
+    named = settings.model_copy(update={"runs_in": "eu-central-1"})
+    assert named.destination(model, params) == Destination("eu-central-1")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        bedrock(endpoint_url=ELSEWHERE),
+        bedrock(endpoint_url="https://bedrock.us-east-1.amazonaws.com"),
+        AnthropicBatchResource(api_key="k", base_url=ELSEWHERE),
+    ],
+)
+def test_another_server_is_unknown_also_where_the_model_or_a_parameter_names_a_region(settings):
+    assert settings.destination(f"us.{HAIKU}", {"inference_geo": "us"}).region is None
 
 
 def test_a_region_from_a_variable_that_is_not_set_is_pending_and_other_variables_do_not_matter(monkeypatch):

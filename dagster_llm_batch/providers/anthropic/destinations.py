@@ -18,8 +18,9 @@ def destination_of(settings: Any, model: str, params: Mapping[str, Any]) -> Dest
     https://platform.claude.com/docs/en/manage-claude/data-residency
     """
     del model
+    given = params.get("inference_geo")
+    geography = None if given is None else str(given)
     if settings.base_url is not None:
-        return Destination(None, f"base_url is another server, {hide_secrets(settings.base_url)!r}")
-    if "inference_geo" in params:
-        return Destination(str(params["inference_geo"]))
-    return Destination("global", is_assumed=True)
+        reason = f"base_url is another server, {hide_secrets(settings.base_url)!r}"
+        return Destination(None, reason, named=geography)
+    return Destination("global", is_assumed=True) if geography is None else Destination(geography)

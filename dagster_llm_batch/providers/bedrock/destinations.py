@@ -25,22 +25,30 @@ def destination_of(settings: Any, model: str, params: Mapping[str, Any]) -> Dest
     """Return the destination of this model: the geography of its inference profile, else `region_name`."""
     del params
     region = settings.region_name
+    place, kind = _parts(model)
+    is_shown = kind in _IN_REGION if kind else "." in model
+    geography = profile_region(model) if is_shown else None
+    named = geography or (place if is_shown else None) or None
     for setting, url in _addresses(settings):
         if not _is_of_aws(url, region):
-            return Destination(None, f"{setting} is another server, {hide_secrets(url)!r}")
-    # AWS alone knows the model of such an id.
-    if "." not in model and not model.startswith("arn:"):
-        return Destination(None, f"the id {model!r} does not show the region of its model")
-    if model.startswith("arn:"):
-        place, _, resource = model.partition(":bedrock:")[2].partition(":")
-        kind = resource.partition(":")[2].partition("/")[0]
-        if kind not in _IN_REGION or place != region:
-            return Destination(None, f"the ARN {model!r} does not show the region of its model")
-    if (geography := profile_region(model)) is not None:
+            return Destination(None, f"{setting} is another server, {hide_secrets(url)!r}", named=named)
+    if geography is not None:
         return Destination(geography)
+    # AWS alone knows the model of other ids.
+    if not is_shown or (place is not None and place != region):
+        what = "ARN" if kind else "id"
+        return Destination(None, f"the {what} {model!r} does not show the region of its model", named=named)
     if region is None:
         return Destination(None, "region_name is not given, and AWS's configuration decides where the batch runs")
     return Destination(region)
+
+
+def _parts(model: str) -> tuple[str | None, str]:
+    """Return the region and the kind of an ARN; of another id, None and no text."""
+    if not model.startswith("arn:"):
+        return None, ""
+    place, _, resource = model.partition(":bedrock:")[2].partition(":")
+    return place, resource.partition(":")[2].partition("/")[0] or "unknown"
 
 
 def _addresses(settings: Any) -> Iterator[tuple[str, str]]:

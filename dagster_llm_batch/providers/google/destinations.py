@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dagster_llm_batch.core.address_secrets import hide_secrets
@@ -25,15 +26,15 @@ def gemini_destination(settings: Any, model: str, params: Mapping[str, Any]) -> 
 def vertex_destination(settings: Any, model: str, params: Mapping[str, Any]) -> Destination:
     """Return the destination of Vertex AI: the location of the batch, which may be "global"."""
     del params
-    named = _LOCATION.search(model)
-    if named is not None and named[1] != settings.location:
-        return Destination(None, f"the model {model!r} is in another location than {settings.location!r}")
-    # Google's SDK reads it where no base_url is given.
-    return (
-        _elsewhere(settings.base_url)
-        or _elsewhere(os.environ.get(_ADDRESS), _ADDRESS)
-        or Destination(settings.location)
-    )
+    found = _LOCATION.search(model)
+    location, named = settings.location, None if found is None else found[1]
+    if named is not None and named != location:
+        return Destination(None, f"the model {model!r} is in another location than {location!r}", named=named)
+    # A server of your own can be in a region, but `global` lets Google choose one.
+    named = named or (location if location == "global" else None)
+    # Google's SDK reads the variable where no base_url is given.
+    elsewhere = _elsewhere(settings.base_url) or _elsewhere(os.environ.get(_ADDRESS), _ADDRESS)
+    return Destination(location) if elsewhere is None else replace(elsewhere, named=named)
 
 
 def _elsewhere(url: str | None, setting: str = "base_url") -> Destination | None:
