@@ -28,6 +28,10 @@ from dagster_llm_batch.types import Destination
 
 HAIKU = "anthropic.claude-haiku-4-5-20251001-v1:0"
 ARN = "arn:aws:bedrock:eu-central-1:123456789012"
+PUBLISHERS = (
+    *("ai21", "amazon", "anthropic", "cohere", "deepseek", "google", "luma", "meta", "minimax", "mistral", "moonshot"),
+    *("moonshotai", "nvidia", "openai", "qwen", "stability", "twelvelabs", "writer", "zai"),
+)
 ELSEWHERE = "http://127.0.0.1:1/v1"
 
 
@@ -109,6 +113,9 @@ def test_claude_runs_in_the_geography_that_the_parameter_names():
         (f"global.{HAIKU}", "global"),
         # A geography that is newer than this package.
         (f"mx.{HAIKU}", "mx"),
+        *((f"mx.{publisher}.a-model-v1:0", "mx") for publisher in PUBLISHERS),
+        *((f"{publisher}.a-model-v1:0", "eu-central-1") for publisher in PUBLISHERS),
+        ("mx.zai.glm-4.6", "mx"),
         ("deepseek.v3.2", "eu-central-1"),
         (f"{ARN}:inference-profile/us.{HAIKU}", "us"),
         (f"arn:aws:bedrock:eu-central-1::foundation-model/{HAIKU}", "eu-central-1"),

@@ -29,6 +29,9 @@ class Family(StrEnum):
 
 
 _REGION = re.compile(r"(?:us|eu|apac|global|jp|au|ca|sa|us-gov)\.(?=[a-z0-9-]+\.)")
+# Publishers, the first parts of plain ids.
+_CHAT_PUBLISHERS = "mistral|openai|qwen|deepseek|moonshot|moonshotai|minimax|zai|google|nvidia"
+_PUBLISHER = re.compile(rf"(?:{_CHAT_PUBLISHERS}|ai21|amazon|anthropic|cohere|luma|meta|stability|twelvelabs|writer)\.")
 _FAMILIES = (
     # The older Mistral models take a prompt with markup and report no token counts: Converse does both for them.
     (re.compile(r"mistral\.(?:mistral-7b|mixtral|mistral-large-2402|mistral-small-2402)"), Family.CONVERSE),
@@ -36,9 +39,8 @@ _FAMILIES = (
     (re.compile(r"amazon\.nova-"), Family.NOVA),
     (re.compile(r"amazon\.titan-embed-text"), Family.TITAN),
     (re.compile(r"meta\.llama[34]"), Family.LLAMA),
-    (re.compile(r"(?:mistral|openai|qwen|deepseek|moonshot|moonshotai|minimax|zai|google|nvidia)\."), Family.CHAT),
+    (re.compile(rf"(?:{_CHAT_PUBLISHERS})\."), Family.CHAT),
 )
-_PUBLISHER = re.compile(r"(?:ai21|amazon|anthropic|cohere|deepseek|google|meta|mistral|openai|qwen|writer)\.")
 _UNSTRUCTURED = re.compile(
     r"amazon\.|meta\.|mistral\.(?:mistral-7b|mixtral|mistral-large-240|mistral-small-2402)"
     r"|anthropic\.claude-(?:v2|instant|3-|sonnet-4-2025|opus-4-2025|opus-4-1)"
