@@ -52,8 +52,12 @@ def _names(ctx: click.Context) -> Mapping[str, list[str]]:
     """Return the partitions of each labeled asset of the deployment that the command line names; empty if unknown."""
     options = Options(**{field.name: ctx.params.get(field.name) for field in fields(Options)})
     silent = io.StringIO()
-    # User code may print while it is imported, or fail.
-    with contextlib.suppress(Exception), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+    # User code may print while it is imported, fail, or exit.
+    with (
+        contextlib.suppress(Exception, SystemExit),
+        contextlib.redirect_stdout(silent),
+        contextlib.redirect_stderr(silent),
+    ):
         if options.ledger is not None:
             return _submitted(options)
         kept = _kept_file(options)
@@ -65,7 +69,10 @@ def _names(ctx: click.Context) -> Mapping[str, list[str]]:
             code = DeploymentAccess(options, stack, takes_ledger=False).code
             names = {name: code.partitions(dataset) for name, dataset in code.datasets.items()}
         with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            # Partitions can be names of customers, which other users of the machine must not read.
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept.unlink(missing_ok=True)
+            kept.touch(mode=0o600)
             kept.write_text(json.dumps(names), encoding="utf-8")
         return names
     return {}

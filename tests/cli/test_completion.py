@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from dagster_llm_batch.cli.main import main
 
 BIN = Path(sys.executable).parent
 SCRIPT = """
+umask 022
 eval "$(_DAGSTER_LLM_BATCH_COMPLETE=bash_source dagster-llm-batch)"
 complete_words() {
     COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
@@ -46,6 +48,10 @@ def test_bash_completes_commands_assets_and_partitions_of_the_definitions(projec
     found, printed = completed(project.folder, *lines)
     assert found == [["show"], ["daily_labels"], ["asset_labels", "ticket_labels"], days, []]
     assert printed == ""
+    # Partitions can be names of customers.
+    folder = project.folder / "cache" / "dagster-llm-batch"
+    [kept] = folder.iterdir()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, kept)] == [0o700, 0o600]
 
 
 @pytest.mark.slow
@@ -58,6 +64,11 @@ def test_a_ledger_completes_what_was_submitted_and_what_is_missing_completes_not
     found, printed = completed(empty, f"show {ledger} ''", f"show {ledger} other", "show ''", "nonsense x")
     assert found == [["ticket_labels"], [], [], []]
     assert printed == ""
+
+
+def test_definitions_that_exit_complete_nothing_and_print_nothing(tmp_path):
+    (tmp_path / "exits.py").write_text("import sys\n\nsys.exit('Set PROJECT.')\n")
+    assert completed(tmp_path, "show -f exits.py ''") == ([[]], "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
