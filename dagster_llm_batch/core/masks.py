@@ -12,11 +12,13 @@ your own for these.
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import pyarrow as pa
@@ -193,7 +195,8 @@ class Mask:
     def hide(self, row: Mapping[str, Any], keep: Callable[[str], bool]) -> dict[str, Any]:
         """Return a stored row with placeholders in its texts, at any depth; columns that `keep` names stay.
 
-        Placeholders of the mask's own columns have the numbers that they have in requests.
+        Placeholders of the mask's own columns have the numbers that they have in requests. In other columns, a value
+        that the own columns do not have is shown without a number, such as [EMAIL]: its number is unknown.
         """
         placeholders: dict[tuple[str, str], str] = {}
         # Placeholders in the row keep their numbers, so new values have higher ones.
@@ -204,10 +207,14 @@ class Mask:
                 placeholders[kind, name] = name
         names = sorted(row, key=lambda name: (name not in self.columns, name))
 
-        def hide_text(text: str) -> str:
-            return self._masked(text, placeholders, Counter())
+        def hide_text(text: str, *, is_own: bool) -> str:
+            hide = partial(hide_text, is_own=is_own)
+            return self._masked(_with_json(text, hide), placeholders, Counter(), is_numbered=is_own)
 
-        hidden = {name: row[name] if keep(name) else _with_texts(row[name], hide_text) for name in names}
+        hidden = {
+            name: row[name] if keep(name) else _with_texts(row[name], partial(hide_text, is_own=name in self.columns))
+            for name in names
+        }
         return {name: hidden[name] for name in row}
 
     def _texts(self, rows: pa.RecordBatch, name: str) -> list[str | None]:
@@ -231,15 +238,17 @@ class Mask:
             ) from None
         return texts
 
-    def _masked(self, text: str, placeholders: dict[tuple[str, str], str], counts: Counter[str]) -> str:
+    def _masked(
+        self, text: str, placeholders: dict[tuple[str, str], str], counts: Counter[str], *, is_numbered: bool = True
+    ) -> str:
         parts, end = [], 0
         for found in self._found(text):
             value = (found.kind, text[found.start : found.end])
-            if value not in placeholders:
+            if value not in placeholders and is_numbered:
                 number = 1 + sum(kind == found.kind for kind, _ in placeholders)
                 placeholders[value] = f"[{found.kind.upper()}_{number}]"
             counts[found.kind] += 1
-            parts += [text[end : found.start], placeholders[value]]
+            parts += [text[end : found.start], placeholders.get(value, f"[{found.kind.upper()}]")]
             end = found.end
         return "".join([*parts, text[end:]]) if parts else text
 
@@ -297,6 +306,21 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list | tuple):
         return [_with_texts(each, change) for each in value]
     return value
+
+
+def _with_json(text: str, change: Callable[[str], str]) -> str:
+    """Return a text that is a JSON object or list with each of its texts changed, and any other text as it is.
+
+    JSON writes a line break as a letter, which touches the next value, so that a masker does not find it.
+    """
+    if text.lstrip()[:1] not in ("{", "["):
+        return text
+    try:
+        value = json.loads(text)
+        changed = _with_texts(value, change)
+    except (ValueError, RecursionError):
+        return text
+    return text if changed == value else json.dumps(changed, ensure_ascii=False)
 
 
 def _kind_of(placeholder: str) -> str:
