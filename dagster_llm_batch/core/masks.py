@@ -163,9 +163,10 @@ class Mask:
 
         return _with_texts(value, mask_text)
 
-    def apply(self, rows: pa.RecordBatch) -> tuple[pa.RecordBatch, Counter[str]]:
+    def apply(self, rows: pa.RecordBatch, encoded: Sequence[str] = ()) -> tuple[pa.RecordBatch, Counter[str]]:
         """Return the rows with placeholders, and the number of values that these replace, by kind.
 
+        Columns in `encoded` may have texts that are JSON: these are masked within their values, too.
         Raises InputError where a column is missing, or is no text.
         """
         texts = {name: self._texts(rows, name) for name in self._columns}
@@ -173,20 +174,24 @@ class Mask:
         masked: dict[str, list[str | None]] = {name: [] for name in texts}
         for row in zip(*texts.values(), strict=True):
             placeholders: dict[tuple[str, str], str] = {}
+            mask_text = partial(self._masked, placeholders=placeholders, counts=counts)
             for name, text in zip(texts, row, strict=True):
-                masked[name].append(text if text is None else self._masked(text, placeholders, counts))
+                within = _with_json(text, mask_text) if text is not None and name in encoded else text
+                masked[name].append(within if within is None else mask_text(within))
         for name, values in masked.items():
             place, field = rows.schema.get_field_index(name), rows.schema.field(name)
             rows = rows.set_column(place, field, pa.array(values, field.type))
         return rows, counts
 
-    def stream(self, batches: Iterable[pa.RecordBatch], counts: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the batches with placeholders, and add the number of values to `counts`."""
+    def stream(
+        self, batches: Iterable[pa.RecordBatch], counts: Counter[str], encoded: Sequence[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the batches with placeholders, and add the number of values to `counts`; see apply."""
         for batch in batches:
             if not batch.num_columns:
                 yield batch
                 continue
-            masked, found = self.apply(batch)
+            masked, found = self.apply(batch, encoded)
             counts.update(found)
             yield masked
             # The loop's variable would keep these rows in memory while the next ones are read.

@@ -304,7 +304,7 @@ class Judge:
         if self.prompt.mask is None:
             return cases, None
         counts: Counter[str] = Counter()
-        batches = self.prompt.mask.stream(cases.to_batches(), counts)
+        batches = self.prompt.mask.stream(cases.to_batches(), counts, encoded=ANSWERS)
         return pa.Table.from_batches(batches, cases.schema), counts
 
     def _nothing_to_judge(self, rows: pa.Table, answers: Mapping[str, pa.Table]) -> InputError:

@@ -223,6 +223,19 @@ def test_the_stored_cases_of_a_judge_have_placeholders_and_show_their_number(pro
     assert [shown[f"llm_batch/masked_{kind}"].value for kind in ("values", "email")] == [emails, emails]
 
 
+@pytest.mark.slow
+def test_the_mask_of_a_judge_finds_values_behind_line_breaks_of_answers_in_json(project):
+    """It runs a Dagster. An answer of several columns is JSON, where a line break is a letter beside the value."""
+    _, judging = grades(target=["answer", "id"], prompt=replace(SCORING, mask=Mask(columns=["answer"])))
+    broken = {"q1": "At:\n10.0.0.1", "q2": "So."}
+    upstream = [table(MAILS, "questions", column="question"), table(SHORT, "short"), table(broken, "long")]
+    project.run(upstream)
+    project.run([*upstream, *judging], "grade_cases")
+    answers = project.stored("grade_cases")["answer"].to_pylist()
+    assert '{"answer": "At:\\n[IP_1]", "id": "q1"}' in answers
+    assert project.metadata("grade_cases")["llm_batch/masked_ip"].value == 1
+
+
 @pytest.mark.parametrize(("factory", "prompt"), [(duel, PROMPT), (grades, SCORING)])
 def test_a_mask_changes_the_code_version_of_the_cases(factory, prompt):
     def code_version(mask):
