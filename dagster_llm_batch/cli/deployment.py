@@ -199,6 +199,11 @@ class DeploymentAccess:
         return engine
 
     @property
+    def has_payloads(self) -> bool:
+        """True if the payload store is known. A ledger may be named without one."""
+        return self.places[1] is not None
+
+    @property
     def payloads(self) -> PayloadStore:
         """The payload store."""
         root = self.places[1]

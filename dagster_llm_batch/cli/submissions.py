@@ -16,7 +16,6 @@ from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
 from dagster_llm_batch.cli.output import SHORT_ID, cell, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, nothing_submitted, partition_option
 from dagster_llm_batch.core.address_secrets import hide_secrets
-from dagster_llm_batch.loop.present_waits import Wait, find_waits
 from dagster_llm_batch.progress import shared_text, states_cell
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.batches import count_batches
@@ -28,6 +27,7 @@ from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.loop.present_waits import Wait
 
 __all__ = ["list_command", "show_command"]
 
@@ -174,7 +174,7 @@ def show_command(
     levels = deployment.levels_of(submission)
     kept = find_kept_money(deployment).get(submission.submission_id)
     beside = ledger.batches.count_submissions_beside(submission.submission_id)
-    waits = find_waits(deployment.engine.deployment, submission.submission_id)
+    waits = _find_waits(deployment, submission.submission_id)
     if as_json:
         cascade = None if levels is None else _cascade_document(levels)
         batches = {"batches": count_batches(shards), "batches_shared_with": beside}
@@ -190,6 +190,15 @@ def show_command(
     if events:
         shown = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
         out.print(table(["at (UTC)", "shard", "what", "then", "detail"], shown, title="\nEvents"))
+
+
+def _find_waits(deployment: DeploymentAccess, submission_id: str) -> list[Wait]:
+    """Return what a submission waits for: nothing for a ledger by its address alone, which has no limits of time."""
+    if not deployment.has_payloads:
+        return []
+    from dagster_llm_batch.loop.present_waits import find_waits  # noqa: PLC0415 - pyarrow
+
+    return find_waits(deployment.engine.deployment, submission_id)
 
 
 def _cascade_document(levels: Levels) -> dict[str, Any]:
