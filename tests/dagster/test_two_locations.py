@@ -44,6 +44,8 @@ def location_in(instance: dg.DagsterInstance, emulator: Any, places: dict[str, s
 
 def look_and_land(home: str, base_url: str, places: dict[str, str], barrier: Any, answers: Any) -> None:
     """A code location's process: its sensor ticks with that of the other, and its runs go beside those of the other."""
+    # The server of processes has the environment of the test that started it, whose folder may be gone.
+    os.environ.pop("DAGSTER_HOME", None)
     try:
         with dg.DagsterInstance.from_config(home) as instance:
             location = location_in(instance, SimpleNamespace(openai_base_url=base_url), places)
