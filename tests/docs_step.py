@@ -22,6 +22,8 @@ from tests.byte_code import share_byte_code  # noqa: E402
 
 PINS = ROOT / "requirements" / "dev.txt"
 HEAVY_EXTRAS = {"ray", "spark"}
+# Their packages are large, too; tests/real_engines/lineage and tracking run the code of these pages.
+_IN_STEPS_OF_THEIR_OWN = {"lineage.md", "track-evaluations.md"}
 # What a reader may have set, and what leads to this checkout.
 _DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "DAGSTER_HOME", "PYTHONDONTWRITEBYTECODE", "OPENAI_BASE_URL")
 
@@ -29,7 +31,7 @@ _DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "DAGSTER_HOME", "PYTHONDONTWRITEBYTECOD
 def runnable() -> list[Path]:
     """Return the pages that have code; commands follow Python on all of them but the reference."""
     every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [page for page in every if pages.blocks(page, "python", "csv")]
+    return [page for page in every if pages.blocks(page, "python", "csv") and page.name not in _IN_STEPS_OF_THEIR_OWN]
 
 
 def run(named: Sequence[Path] = ()) -> bool:
