@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core.masks import change_json, change_texts
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import InputError, LLMBatchError, TransientError
 from dagster_llm_batch.text import cell_text
@@ -142,13 +143,15 @@ class RestoredValues:
         return named
 
     def _with_values(self, value: Any, own: dict[str, str]) -> Any:
-        if isinstance(value, str):
-            return self._compiled.sub(lambda found: self._value(found[0], own), value)
-        if isinstance(value, dict):
-            return {name: self._with_values(each, own) for name, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._with_values(each, own) for each in value)
-        return value
+        def fill(text: str) -> str:
+            if self._compiled.search(text) is None:
+                return text
+            # A value may have quotes, which JSON escapes.
+            if (filled := change_json(text, fill)) is not None:
+                return filled
+            return self._compiled.sub(lambda found: self._value(found[0], own), text)
+
+        return change_texts(value, fill)
 
     def _value(self, placeholder: str, own: dict[str, str]) -> str:
         if (value := own.get(placeholder)) is None:

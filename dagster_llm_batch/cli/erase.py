@@ -8,10 +8,10 @@ from typing import TextIO
 import click
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
-from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
-from dagster_llm_batch.cli.selection import find_dataset
+from dagster_llm_batch.cli.selection import find_dataset, partitions_option
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.text import cell_text
@@ -28,14 +28,7 @@ _RUNS_SHOWN = 5
 @click.option(
     "--keys-file", type=click.File(encoding="utf-8"), help="File with one key in each line, or - for standard input."
 )
-@click.option(
-    "-p",
-    "--partition",
-    "partitions",
-    multiple=True,
-    shell_complete=complete_partitions,
-    help="Partition key, repeatable.  [default: all]",
-)
+@partitions_option("Partition key, repeatable.  [default: all]")
 @click.option("--undo", is_flag=True, help="Allow these rows again. Deleted data does not come back.")
 @click.option("--delete", is_flag=True, help="Delete. Without it, only list the files.")
 @click.option(

@@ -26,6 +26,7 @@ __all__ = [
     "nothing_submitted",
     "partition_option",
     "partitions_of",
+    "partitions_option",
     "partitions_options",
 ]
 
@@ -36,19 +37,17 @@ _SHOWN = 10
 partition_option = click.option("-p", "--partition", shell_complete=complete_partitions, help="Partition key.")
 
 
+def partitions_option(about: str) -> Callable[[_F], _F]:
+    """Return the option `--partition`, which can be given any number of times, with this help."""
+    return click.option(
+        "-p", "--partition", "partitions", multiple=True, shell_complete=complete_partitions, help=about
+    )
+
+
 def partitions_options(function: _F) -> _F:
     """Add the options `--partition`, any number of times, and `--partition-range`."""
     span = click.option("--partition-range", help="Partitions from START to END, as START...END.")
-    return span(
-        click.option(
-            "-p",
-            "--partition",
-            "partitions",
-            multiple=True,
-            shell_complete=complete_partitions,
-            help="Partition key, repeatable.",
-        )(function)
-    )
+    return span(partitions_option("Partition key, repeatable.")(function))
 
 
 def find_submission(deployment: DeploymentAccess, target: str, partition: str | None) -> Submission:

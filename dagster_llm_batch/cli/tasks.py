@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
+from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
-from dagster_llm_batch.cli.selection import find_dataset
+from dagster_llm_batch.cli.selection import find_dataset, partitions_option
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.keys import key_digest
 from dagster_llm_batch.core.rows import record_batches
@@ -38,14 +38,7 @@ _ENDINGS = {".csv": "csv", ".parquet": "parquet"}
 
 @click.command("export-tasks", cls=Command, examples=["moods -f labels.py -o tasks.csv"])
 @click.argument("asset", shell_complete=complete_assets)
-@click.option(
-    "-p",
-    "--partition",
-    "partitions",
-    multiple=True,
-    shell_complete=complete_partitions,
-    help="Partition of the table, repeatable. Default: all.",
-)
+@partitions_option("Partition of the table, repeatable. Default: all.")
 @code_location_command
 @click.option("--of", "table", help="Table with the rows to judge, such as a sample. Default: the asset's labels.")
 @click.option("-o", "--output", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File.")

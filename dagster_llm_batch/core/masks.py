@@ -27,7 +27,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.personal_data import PersonalData, find_personal_data
 from dagster_llm_batch.errors import ConfigError, InputError
 
-__all__ = ["Found", "Mask", "Masker", "mask_as_of"]
+__all__ = ["Found", "Mask", "Masker", "change_json", "change_texts", "mask_as_of"]
 
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 # In metadata, `masked_values` is the number of all of them.
@@ -161,7 +161,7 @@ class Mask:
             named = text if whole is None else whole.sub(lambda found: known[found[0]], text)
             return self._masked(named, placeholders, Counter())
 
-        return _with_texts(value, mask_text)
+        return change_texts(value, mask_text)
 
     def apply(self, rows: pa.RecordBatch, encoded: Sequence[str] = ()) -> tuple[pa.RecordBatch, Counter[str]]:
         """Return the rows with placeholders, and the number of values that these replace, by kind.
@@ -217,7 +217,7 @@ class Mask:
             return self._masked(_with_json(text, hide), placeholders, Counter(), is_numbered=is_own)
 
         hidden = {
-            name: row[name] if keep(name) else _with_texts(row[name], partial(hide_text, is_own=name in self.columns))
+            name: row[name] if keep(name) else change_texts(row[name], partial(hide_text, is_own=name in self.columns))
             for name in names
         }
         return {name: hidden[name] for name in row}
@@ -295,7 +295,7 @@ def _as_found(masker: str, found: Any) -> Found:
     return own
 
 
-def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+def change_texts(value: Any, change: Callable[[str], str]) -> Any:
     """Return a value with each of its texts changed, at any depth, and names in mappings, too."""
     if isinstance(value, str):
         return change(value)
@@ -306,10 +306,10 @@ def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
             # Two names may become one, and both values are needed.
             while own in changed:
                 own = f"{own}'"
-            changed[own] = _with_texts(each, change)
+            changed[own] = change_texts(each, change)
         return changed
     if isinstance(value, list | tuple):
-        return [_with_texts(each, change) for each in value]
+        return type(value)(change_texts(each, change) for each in value)
     return value
 
 
@@ -318,13 +318,19 @@ def _with_json(text: str, change: Callable[[str], str]) -> str:
 
     JSON writes a line break as a letter, which touches the next value, so that a masker does not find it.
     """
+    changed = change_json(text, change)
+    return text if changed is None else changed
+
+
+def change_json(text: str, change: Callable[[str], str]) -> str | None:
+    """Return a text that is a JSON object or list with each of its texts changed; None for any other text."""
     if text.lstrip()[:1] not in ("{", "["):
-        return text
+        return None
     try:
         value = json.loads(text)
-        changed = _with_texts(value, change)
+        changed = change_texts(value, change)
     except (ValueError, RecursionError):
-        return text
+        return None
     return text if changed == value else json.dumps(changed, ensure_ascii=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def answer(body: Any, _endpoint: str) -> Any:
         "confidence": 0.2 if is_wrong else 0.9,
         "reply": f"Dear {' and '.join(found)}, not [EMAIL_9].",
         "people": found,
-        "note": f"Seen {' '.join(found)}",
+        "note": json.dumps({"to": found}) if "as JSON" in text else f"Seen {' '.join(found)}",
     }
 
 
@@ -207,6 +208,23 @@ def test_a_row_that_has_changed_or_is_gone_keeps_its_placeholders_and_is_counted
     assert [labels[key]["people"] for key in ("t0", "t1", "t2")] == [["[EMAIL_1]"], ["new@x.org"], ["[EMAIL_1]"]]
     shown = location.metadata(LABELS)
     assert (shown["llm_batch/restored_values"], shown["llm_batch/unresolved_placeholders"]) == (2, 7)
+
+
+class Quoted:
+    """A masker of addresses with a name in quotes."""
+
+    name = "quoted-1"
+
+    def find(self, text: str) -> list[Found]:
+        return [Found(*found.span(), "person") for found in re.finditer('"[^"]*" <[^>]*>', text)]
+
+
+@pytest.mark.slow
+def test_a_text_that_is_json_is_json_with_values_that_have_quotes(place):
+    quoted = Mask(columns=["body"], by=[Quoted()], restore=["note"])
+    location = place(*replies(tickets('as JSON: "Ann" <ann@x.org>'), quoted))
+    land(location)
+    assert json.loads(labels_of(location)["t0"]["note"]) == {"to": ['"Ann" <ann@x.org>']}
 
 
 def unknown_row(_context: Any) -> Any:
