@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 __all__ = [
+    "NOT_AWAITED",
     "NO_USAGE",
     "SKIPPED",
     "TOKENS",
@@ -82,6 +83,10 @@ class Cause(StrEnum):
         nothing, and may go to a fallback, if the definition has one.
         """
         return self is not Cause.STOPPED
+
+
+NOT_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
+"""The causes after which a batch, or its results, are not waited for. Its requests may have been billed."""
 
 
 SKIPPED = "skipped"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dagster_llm_batch.arguments import unknown_name
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import ShardCost
-from dagster_llm_batch.types import Cause
+from dagster_llm_batch.types import NOT_AWAITED
 
 __all__ = ["GROUPS", "CostSum", "CostTable", "ShardBill", "bill_of_shard", "cost_table", "group_names", "known_bill"]
 
@@ -32,9 +32,6 @@ GROUPS: Mapping[str, Callable[[ShardCost], str]] = {
     "tag": lambda cost: ", ".join(f"{name}={value}" for name, value in sorted((cost.tags or {}).items())),
 }
 """Groups to sum costs by, and `tag:NAME`, the value of one tag. Days are days of sending, in UTC."""
-
-# It is unknown whether these were billed: the provider can no longer be asked, or is not asked.
-_LOST = (Cause.GIVEN_UP, Cause.GONE)
 
 
 @dataclass
@@ -119,7 +116,7 @@ class CostSum:
     def _add_bill(self, cost: ShardCost) -> None:
         known, unknown = known_bill(cost)
         self.requests_unknown += unknown
-        if cost.cause in _LOST and unknown:
+        if cost.cause in NOT_AWAITED and unknown:
             self._add("lost_usd", _expected(cost, unknown))
         # Tokens may be known without a price.
         has_tokens = bool(cost.replies or not unknown)

@@ -5,7 +5,7 @@
 1. Only the table that is stored has values. Figures, previews and data of the ledger are made before.
 2. A placeholder becomes the value of the label's own row, also if the answer is that to the request of another row.
 3. A row whose request is another one by now has no values, since its placeholders may stand for others. Rows of one key
-   with different values have none, either.
+   with different values are left out, too.
 """
 
 from __future__ import annotations

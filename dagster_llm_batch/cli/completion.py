@@ -24,7 +24,7 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, Options
 
 __all__ = ["complete_assets", "complete_partitions"]
 
-# Parameters by which commands name labeled assets.
+# These parameters of commands take names of labeled assets.
 _ASSET_PARAMETERS = ("asset", "assets", "target", "dataset")
 _KEPT_SECONDS = 300.0
 

@@ -32,7 +32,7 @@ __all__ = ["Found", "Mask", "Masker", "change_json", "change_texts", "mask_as_of
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 # In metadata, `masked_values` is the number of all of them.
 _TAKEN = "values"
-# A text may say any number in brackets.
+# A text may have any number in brackets.
 _MOST_NUMBERS = 1_000
 
 
@@ -97,7 +97,7 @@ class Mask:
             raise ConfigError("Mask has neither kinds in `what` nor maskers in `by`, so it masks nothing. Give one.")
 
     def settings(self) -> Mapping[str, Any]:
-        """Return the settings that requests depend on, as JSON. The order of columns and kinds is none of them."""
+        """Return the settings that requests depend on, as JSON. The order of columns and kinds changes nothing."""
         return {"columns": self._columns, "what": self._what, "by": [masker.name for masker in self.by]}
 
     @property
@@ -236,7 +236,7 @@ class Mask:
         try:
             texts: list[str | None] = column.to_pylist()
         except UnicodeDecodeError:
-            # The error holds the text, which nobody may see.
+            # The message of the error has the text, which must stay hidden.
             raise InputError(
                 f"Mask.columns names {name!r}, and one of its texts is not UTF-8. Decode the column before labeling, "
                 "as by bytes.decode('utf-8', 'replace')."

@@ -57,7 +57,7 @@ from dagster_llm_batch.storage.ledger.events import FetchAgain, ResultsRestored,
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.storage.stored_files import LostError
-from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
+from dagster_llm_batch.types import NOT_AWAITED, BatchStatus, Cause, Lane, Outcome
 
 __all__ = ["Collector"]
 
@@ -560,7 +560,7 @@ def bill_of(totals: ShardTotals) -> ShardFields:
 
 def has_lines(payloads: PayloadStore, shard: Shard) -> bool:
     """Return whether an archived shard has a file of raw lines: what was given up, gone or lost has none."""
-    may_lack = shard.cause in (Cause.GIVEN_UP, Cause.GONE) or shard.reason_kind is Reason.LOST
+    may_lack = shard.cause in NOT_AWAITED or shard.reason_kind is Reason.LOST
     return not may_lack or payloads.exists(shard.raw_path or beside(shard, RAW))
 
 

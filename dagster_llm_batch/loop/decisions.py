@@ -12,12 +12,9 @@ from dagster_llm_batch.loop.held import hold_and_read
 from dagster_llm_batch.loop.waits import refuse_readable
 from dagster_llm_batch.states import ENDED, MOVES, Move, Reason
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
-from dagster_llm_batch.types import Cause
+from dagster_llm_batch.types import NOT_AWAITED, Cause
 
 __all__ = ["give_up", "resolve"]
-
-# What ended so has nothing to give up.
-_OVER = (Cause.GIVEN_UP, Cause.GONE)
 
 
 def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shard:
@@ -62,13 +59,13 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
     # All are leased at once: two processes that leased them one after another could wait for each other.
     with hold_and_read(deployment, sharing) as (_, (shard, shards)):
         refuse_readable(deployment, shard)
-        if shard.state in ENDED and shard.cause in _OVER:
+        if shard.state in ENDED and shard.cause in NOT_AWAITED:
             raise IllegalMoveError(
                 f"Shard {shard_id} was given up before, or its batch is gone. Nothing was changed. Materialize the "
                 "labels, or send its rows again with `dagster-llm-batch retry`."
             )
         # Another submission of the batch may have its results, or have given them up.
-        going = [each for each in shards if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in _OVER]
+        going = [each for each in shards if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in NOT_AWAITED]
         now, has_ended = deployment.clock(), shard.state in ENDED
         why = "since its results could not be read" if has_ended else "while its batch had not ended"
         going = going if shard in going else [shard]

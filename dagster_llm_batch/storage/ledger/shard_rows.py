@@ -55,7 +55,7 @@ from dagster_llm_batch.storage.ledger.schema import (
     with_columns,
 )
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, insert_events
-from dagster_llm_batch.types import BatchStatus, Cause
+from dagster_llm_batch.types import NOT_AWAITED, BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
@@ -123,10 +123,9 @@ IS_LEFT_TO_ORACLE = (
 
 # So much may the clocks of the machines that share a ledger differ.
 _CLOCKS_APART = timedelta(minutes=1)
-_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
 _ENDED_FOR_GOOD = [status for status in BatchStatus if status.is_terminal]
 AWAITED = (
-    SHARD.c.cause.in_(_AWAITED)
+    SHARD.c.cause.in_(NOT_AWAITED)
     & in_state(ShardState.COLLECTED)
     & SHARD.c.batch_id.is_not(None)
     & (SHARD.c.status.is_(None) | SHARD.c.status.not_in(_ENDED_FOR_GOOD))
@@ -136,7 +135,7 @@ AWAITED = (
 
 def is_awaited(shard: Shard) -> bool:
     """Return whether AWAITED holds for a shard."""
-    may_come = shard.cause in _AWAITED and shard.batch.status not in _ENDED_FOR_GOOD
+    may_come = shard.cause in NOT_AWAITED and shard.batch.status not in _ENDED_FOR_GOOD
     return may_come and shard.state is ShardState.COLLECTED and shard.batch.batch_id is not None
 
 

@@ -64,7 +64,7 @@ from dagster_llm_batch.storage.ledger.submission_rows import (
     insert_recovered,
     update_submission,
 )
-from dagster_llm_batch.types import BatchReport, Cause
+from dagster_llm_batch.types import NOT_AWAITED, BatchReport, Cause
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -80,8 +80,6 @@ _PROVIDERS_WORDS = (
 _BEING_SENT = SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)) & in_state(
     ShardState.SUBMITTING
 )
-
-_NO_LONGER_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
 
 _IS_BEING_SENT = sa.select(SHARD.c.shard_id).where(_BEING_SENT).limit(1)
 
@@ -150,7 +148,7 @@ class Shards(Member):
         with self._database.write() as connection:
             moved = take_move(connection, self._clock, move, changes)
             # Only what has waited for a time, or was given up at once, may have a hold.
-            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause in _NO_LONGER_AWAITED]
+            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause in NOT_AWAITED]
             if held:
                 drop_holds(connection, held, OF_RESULTS)
 
@@ -505,7 +503,7 @@ def _given_up_beside(
     of_batch = {shard.batch.batch_key: end for shard, end in ends}
     ended = {shard.shard_id for shard, _ in ends}
     others = [s for s in shards.values() if s.batch.batch_key in of_batch and s.shard_id not in ended]
-    given_up = [s for s in others if s.cause in _NO_LONGER_AWAITED and s.state in MOVES[Move.LATE][0]]
+    given_up = [s for s in others if s.cause in NOT_AWAITED and s.state in MOVES[Move.LATE][0]]
     submissions = get_submissions(connection, sorted({s.submission_id for s in given_up})) if given_up else []
     kept = {each.submission_id for each in submissions if each.pruned_at is None}
     return [(s, end_with(s, of_batch[s.batch.batch_key])) for s in given_up if s.submission_id in kept]

@@ -20,7 +20,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SHARDS, SUBMISSION, UPDATE_SHARD, from_row, in_state
 from dagster_llm_batch.storage.ledger.shard_rows import IS_UNREAD, get_shards
 from dagster_llm_batch.storage.ledger.submission_rows import event_row, get_submissions, insert_events
-from dagster_llm_batch.types import Cause
+from dagster_llm_batch.types import NOT_AWAITED, Cause
 
 __all__ = ["UnreadResults", "UnreadShard"]
 
@@ -105,7 +105,7 @@ class UnreadResults:
             if submission_id is not None:
                 query = query.where(SUBMISSION.c.submission_id == submission_id)
             # The next run collects what was given up.
-            return query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.GIVEN_UP, Cause.GONE)))
+            return query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in(NOT_AWAITED))
 
         def read(ids: Sequence[str] | None) -> list[UnreadShard]:
             query = choose(SHARDS) if ids is None else choose(SHARDS).where(SHARD.c.shard_id.in_(ids))
