@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -361,14 +362,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(KNOWN)}")
     absences = prepare_machine(chosen)
     chosen = [name for name in chosen if name not in absences]
-    passed = {name: _run_here(name) for name in chosen} if len(chosen) < 2 else _run_side_by_side(chosen)
+    outputs: dict[str, str] = {}
+    passed = {name: _run_here(name) for name in chosen} if len(chosen) < 2 else _run_side_by_side(chosen, outputs)
     for name, reason in absences.items():
         print(f"LEFT OUT: {name}: {reason}")
     failed = [name for name in chosen if not passed[name]]
     _print_what_is_left_out({*chosen, *absences})
+    # Here too, since the output of a long run is often cut in front.
+    for name in failed:
+        for test in find_failures(outputs.get(name, "")):
+            print(f"in {name}: {test}")
     if len(chosen) > 1:
         print("All passed." if not failed else f"FAILED: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def find_failures(output: str) -> list[str]:
+    """Return the lines of pytest's summary that name a test or a file that failed, without colors."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()
+    return [line for line in lines if re.match(r"(FAILED|ERROR) tests/", line)]
 
 
 def _print_what_is_left_out(of: set[str]) -> None:
@@ -394,8 +406,8 @@ def _run_here(name: str) -> bool:
     return passed
 
 
-def _run_side_by_side(names: list[str]) -> dict[str, bool]:
-    """Run each step in a process of its own, some at once, and print what it wrote when it has ended.
+def _run_side_by_side(names: list[str], outputs: dict[str, str]) -> dict[str, bool]:
+    """Run each step in a process of its own, some at once; print its output when it has ended, and put it in `outputs`.
 
     Ctrl-C reaches the steps, too: they are in the terminal's process group.
     """
@@ -419,7 +431,8 @@ def _run_side_by_side(names: list[str]) -> dict[str, bool]:
                     continue
                 del running[name]
                 passed[name] = process.returncode == 0
-                print(f"\n{log.read_text(encoding='utf-8', errors='replace')}", flush=True)
+                outputs[name] = log.read_text(encoding="utf-8", errors="replace")
+                print(f"\n{outputs[name]}", flush=True)
             if running and time.monotonic() > beat:
                 beat += HEARTBEAT_SECONDS
                 print(f"after {time.monotonic() - began:.0f} s still at work: {', '.join(running)}", flush=True)

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-from tests.__main__ import ALL, find_daemons, main, prepare_machine
+from tests.__main__ import ALL, find_daemons, find_failures, main, prepare_machine
+
+pytest_plugins = ["pytester"]
 
 
 def test_a_step_whose_program_is_not_there_is_left_out_and_named(tmp_path, monkeypatch, capsys):
@@ -35,3 +37,15 @@ def test_daemons_are_looked_for_where_a_users_path_has_none(monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/usr/sbin")
     find_daemons()
     assert os.environ["PATH"] == "/usr/bin:/usr/sbin:/usr/local/sbin:/sbin"
+
+
+def test_failed_tests_are_found_in_the_output_of_a_step(pytester):
+    pytester.mkdir("tests").joinpath("test_two.py").write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
+    pytester.path.joinpath("tests/test_none.py").write_text("import nothing_of_this_name\n")
+    output = pytester.runpytest_inprocess(
+        "-ra", "-p", "no:cacheprovider", "--color=yes", "--continue-on-collection-errors"
+    ).stdout.str()
+    assert sorted(find_failures(output)) == [
+        "ERROR tests/test_none.py",
+        "FAILED tests/test_two.py::test_bad - assert 1 == 2",
+    ]
