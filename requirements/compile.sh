@@ -17,6 +17,7 @@ uv pip compile --quiet --universal --no-header --annotation-style line requireme
 uv_pin requirements/tensorflow.in --group engines --extra export -o requirements/tensorflow.txt "$@"
 uv_pin requirements/platform.in --group engines --extra otel --extra openai --extra emulator --extra postgres --extra s3 -o requirements/platform.txt "$@"
 uv_pin requirements/lineage.in --group engines --extra openai --extra emulator --extra postgres -c requirements/dev.txt -o requirements/lineage.txt "$@"
+uv_pin requirements/presidio.in --group engines --extra openai --extra emulator -c requirements/dev.txt -o requirements/presidio.txt "$@"
 # not within the pins of development: MLflow wants an older pyarrow
 uv_pin requirements/tracking.in --group engines --extra openai --extra emulator --extra evaluation -o requirements/tracking.txt "$@"
 uv_pin --group engines --extra spark --extra openai --extra emulator --extra evaluation -c requirements/dev.txt -o requirements/spark.txt "$@"

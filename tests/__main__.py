@@ -218,6 +218,7 @@ ENGINES: dict[str, Engine] = {
     "focus": Engine(own_environment=True, beside=True, python="3.11"),
     "lineage": Engine(own_environment=True),  # a collector of OpenLineage gets what the guide configures
     "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
+    "presidio": Engine(own_environment=True),  # finds the names that a mask hides
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), programs=("java",), own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported

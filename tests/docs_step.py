@@ -23,7 +23,7 @@ from tests.byte_code import share_byte_code  # noqa: E402
 PINS = ROOT / "requirements" / "dev.txt"
 HEAVY_EXTRAS = {"ray", "spark"}
 # Their packages are large, too; tests/real_engines/lineage and tracking run the code of these pages.
-_IN_STEPS_OF_THEIR_OWN = {"lineage.md", "track-evaluations.md"}
+_IN_STEPS_OF_THEIR_OWN = {"lineage.md", "mask-names.md", "track-evaluations.md"}
 # What a reader may have set, and what leads to this checkout.
 _DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "DAGSTER_HOME", "PYTHONDONTWRITEBYTECODE", "OPENAI_BASE_URL")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,8 +21,10 @@ from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, cast
 
+import pyarrow as pa
 import pytest
 
+from dagster_llm_batch.core.masks import Mask, Masker
 from dagster_llm_batch.errors import CannotStopError, ProviderError
 from dagster_llm_batch.protocols import (
     CAPABILITIES,
@@ -52,7 +55,14 @@ from dagster_llm_batch.types import (
 if TYPE_CHECKING:
     from dagster_llm_batch.testing.emulator import Emulator
 
-__all__ = ["DestinationContract", "Failures", "OneWayStream", "ProviderContract", "ProviderUnderTest"]
+__all__ = [
+    "DestinationContract",
+    "Failures",
+    "MaskerContract",
+    "OneWayStream",
+    "ProviderContract",
+    "ProviderUnderTest",
+]
 
 _AWKWARD = ('say "hi"', "a\\b\n\r\t", "x\u2028y\u2029z", "\U0001f600 é 中", '"},{"custom_id":"forged"', "\x00\x1f\x7f")
 _NONCE = "n"
@@ -454,3 +464,58 @@ class DestinationContract:
 
     def test_the_same_settings_report_the_same(self, settings: ReportsDestination) -> None:
         assert settings.destination("a-model", {}) == settings.destination("a-model", {})
+
+
+class MaskerContract:
+    """For a masker of `Mask(by=[…])`: inherit, and give the fixtures `masker` and `planted`.
+
+    Placeholders are part of requests. A masker that finds other values the next time would therefore ask rows again.
+    """
+
+    @pytest.fixture
+    def masker(self) -> Masker:
+        """Return the masker under test."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def planted(self) -> Mapping[str, Sequence[str]]:
+        """Return texts, and of each the values that the masker must find in it."""
+        raise NotImplementedError
+
+    def test_its_name_is_a_text_that_stays(self, masker: Masker) -> None:
+        assert isinstance(masker.name, str)
+        assert masker.name.strip()
+        assert len({masker.name for _ in range(3)}) == 1
+
+    def test_planted_values_are_masked(self, masker: Masker, planted: Mapping[str, Sequence[str]]) -> None:
+        assert any(planted.values()), "Give at least one value that the masker must find."
+        for text, values in planted.items():
+            masked = _masked_text(masker, text)
+            assert not [value for value in values if value in masked]
+
+    def test_a_text_is_masked_alike_each_time(self, masker: Masker, planted: Mapping[str, Sequence[str]]) -> None:
+        forward = [_masked_text(masker, text) for text in planted]
+        backward = [_masked_text(masker, text) for text in [*planted][::-1]]
+        assert forward == backward[::-1]
+
+    def test_threads_share_a_masker(self, masker: Masker, planted: Mapping[str, Sequence[str]]) -> None:
+        texts = [*planted] * _THREADS
+        expected = [_masked_text(masker, text) for text in texts]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            assert [*pool.map(lambda text: _masked_text(masker, text), texts)] == expected
+
+    def test_any_text_can_be_masked(self, masker: Masker) -> None:
+        for text in ("", " ", "[PERSON_1]", '{"to": "x"}', "x" * 20_000, *_AWKWARD):
+            assert _masked_text(masker, text) == _masked_text(masker, text)
+
+    def test_a_pickled_masker_finds_the_same(self, masker: Masker, planted: Mapping[str, Sequence[str]]) -> None:
+        # Workers of a dataset get the masker in this way.
+        copy = pickle.loads(pickle.dumps(masker))  # noqa: S301 - of this test alone
+        assert copy.name == masker.name
+        assert [_masked_text(copy, text) for text in planted] == [_masked_text(masker, text) for text in planted]
+
+
+def _masked_text(masker: Masker, text: str) -> str:
+    """Mask one text. Raises ConfigError where a place or a kind is not allowed."""
+    rows, _ = Mask(columns=["text"], what=(), by=[masker]).apply(pa.RecordBatch.from_pylist([{"text": text}]))
+    return str(rows["text"][0].as_py())
