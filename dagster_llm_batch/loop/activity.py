@@ -1,6 +1,4 @@
-"""All undelivered submissions at a glance: which are worked on, which can go on, which are in doubt, and the last event
-of each. Only reads the ledger.
-"""
+"""All undelivered submissions at a glance: processes, next steps, doubts and last events. Only reads the ledger."""
 
 from __future__ import annotations
 
@@ -48,13 +46,13 @@ TURN = Turn.kind
 """The event of a submission whose waiting shards may be sent now."""
 
 LOST = LandingLost.kind
-"""The event of a run that was to land the labels and ended without having done anything. Another run is requested."""
+"""The event of a run that ended before it materialized any labels. Another run is requested."""
 
 TOLD = PersonTold.kind
-"""The event of a failed tick that said what waits for a person. It changes nothing, and nothing else reads it."""
+"""The event of a failed tick that reported a wait for a person. It changes nothing, and nothing else reads it."""
 
 FAILED = LandingFailed.kind
-"""The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
+"""The event of a run that failed to materialize the labels. It changes nothing: another run may fail alike."""
 
 CHANGES_NOTHING = (TOLD, FAILED, NOTE)
 _SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
@@ -65,10 +63,10 @@ class Outlook:
     """The undelivered submissions of a deployment at one moment.
 
     Attributes:
-        busy: The ids of those that a process works on.
-        last: The last event of each, by submission_id.
-        last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
-        failed: The last failure of those that a run has failed to land, by submission_id.
+        busy: The ids of the submissions that a process works on.
+        last: The last event of each submission, by submission_id.
+        last_but_waiting: The same without the events WAITS and TURN, which are unrelated to the provider.
+        failed: The last failed run of a submission, by submission_id.
         unreadable: The shards whose results could not be read.
     """
 
@@ -80,11 +78,11 @@ class Outlook:
 
     @cached_property
     def unread(self) -> Mapping[str, tuple[int, datetime]]:
-        """Of those with results that could not be read: of how many shards, and when they are tried next."""
+        """By submission: the number of shards with unreadable results, and the time of the next try."""
         return next_tries(self.unreadable)
 
     def is_open(self, submission_id: str) -> bool:
-        """Return whether the submission is undelivered. Nothing else is known of others."""
+        """Return whether the submission is undelivered. Delivered ones are not loaded here."""
         return submission_id in self.last
 
     def is_busy(self, submission_id: str) -> bool:
@@ -92,66 +90,67 @@ class Outlook:
         return submission_id in self.busy
 
     def attempt(self, submission_id: str) -> int:
-        """Return a number that changes with every event of the submission, after which a run is worth another try."""
+        """Return a number that changes with every event of the submission. A new number justifies a new run."""
         return self.last[submission_id].event_id
 
     def run_key(self, submission_id: str) -> str:
-        """Return what tells the next run of the submission from the one before: `attempt`, and the time of a try of
-        results that could not be read, which adds no event.
+        """Return the key of the submission's next run, which differs from the key of the previous run.
+
+        It contains `attempt`. It also contains the next try of unreadable results, because a try adds no event.
         """
         key = f"{submission_id}:{self.attempt(submission_id)}"
         _, next_try = self.unread.get(submission_id, (0, None))
         return key if next_try is None else f"{key}:{next_try:%Y%m%d%H%M%S}"
 
     def reading_later(self, each: Sequence[Progress], now: datetime) -> set[str]:
-        """Return the submissions of which a run could do nothing but ask for results that could not be read lately."""
+        """Return the submissions whose runs could only ask again for results that were unreadable a short time ago."""
         later: set[str] = set()
         for progress in each:
             count, next_try = self.unread.get(progress.submission.submission_id, (0, now))
             ended = sum(progress.states.get(state, 0) for state in ENDED)
-            # A time that lies further ahead than any pause was set by a clock that was wrong.
+            # A time further ahead than any pause was set by a wrong clock.
             is_later = now < next_try <= now + LONGEST_PAUSE
             if is_later and count == ended and ShardState.PLANNED not in progress.states:
                 later.add(progress.submission.submission_id)
         return later
 
     def waited(self, submission_id: str) -> bool:
-        """Return whether the last event is that its shards have to wait."""
+        """Return whether the last event is that the submission's shards have to wait."""
         return self.last[submission_id].kind == WAITS
 
     def waits_for_money(self, submission_id: str) -> str | None:
-        """Return why its shards wait, in words, where a limit of money has no room for some of them now; else None."""
+        """Return why shards wait for money, in words; None if all limits of money have room for them."""
         last = self.last.get(submission_id)
         waits = None if last is None else read_event(last)
         return waits.detail if isinstance(waits, Waits) and waits.money is not None else None
 
     def unavailable_since(self, submission_id: str) -> datetime | None:
-        """Return when the provider did not answer or take a batch, where that is the last event; else None."""
+        """Return the time of the last event if the provider then gave no answer or took no batch; else None."""
         last = self.last_but_waiting[submission_id]
         return last.at if last.kind in (UNAVAILABLE, Move.NOT_SENT.value) else None
 
     def refused(self, submission_id: str) -> Event | None:
-        """Return the failure of the last run, where the provider took nothing of it and nothing came since; or None."""
+        """Return the failure of the last run if the provider rejected its batches and nothing followed; else None."""
         last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
         is_refused = failed is not None and last.kind == Move.NOT_SENT.value and failed.event_id > last.event_id
         return failed if is_refused else None
 
     def is_in_trouble(self, submission_id: str) -> bool:
-        """Return whether the last run for it could not send, failed, or was lost: another may end alike."""
+        """Return whether the last run could not send, failed, or was lost. Another may end alike."""
         last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
         has_failed = failed is not None and failed.event_id > last.event_id
         return has_failed or last.kind in (LOST, Move.NOT_SENT.value)
 
     def stranded(self, submission_id: str) -> str | None:
-        """Return why no run is requested any more; None where runs are."""
+        """Return why runs are no longer requested; None if they are."""
         last = self.last_but_waiting.get(submission_id)
         return last.detail or "" if last is not None and last.kind == STRANDED else None
 
 
 def count_lost(events: Sequence[Event]) -> int:
-    """Count the runs at the end of these events that brought nothing further, and nothing else has happened since.
+    """Count the runs at the end of these events that made no progress, if nothing else has happened since.
 
-    They were lost, or failed with nothing that the provider took.
+    Such a run was lost, or failed because the provider took nothing.
     """
     count, has_failed, is_refused = 0, False, False
     for event in reversed(events):
@@ -160,7 +159,7 @@ def count_lost(events: Sequence[Event]) -> int:
         elif event.kind == Move.NOT_SENT.value and has_failed:
             count, has_failed, is_refused = count + 1, False, True
         elif event.kind == LOST:
-            # Its own failure came before.
+            # The failure of the same run came before.
             count, has_failed, is_refused = count + 1, False, False
         elif event.kind not in (WAITS, TURN, *CHANGES_NOTHING) and not (is_refused and event.kind in _SENT_IN_VAIN):
             break
@@ -182,7 +181,7 @@ def look_out(deployment: Deployment, unreadable: OnUnreadable | None = None) -> 
 
 
 def can_send(deployment: Deployment, submission: Submission, lines: QueueLines | None = None) -> bool:
-    """Return whether one of the submission's planned shards may be sent now. Give `lines` to ask this of many."""
+    """Return whether one of the submission's planned shards may be sent now. Give `lines` to check many submissions."""
     if submission.state is not SubmissionState.OPEN:
         return True
     shards = deployment.ledger.shards.of_submission(submission.submission_id)
@@ -193,14 +192,14 @@ def can_send(deployment: Deployment, submission: Submission, lines: QueueLines |
 
 
 class HeldQueue(NamedTuple):
-    """A declared queue that is full of batches that nobody looks after, and one of the shards that wait for it."""
+    """A declared queue full of batches that are no longer polled, with one of the shards that wait for it."""
 
     waiting: Shard
     advice: Advice
 
 
 def find_held_queues(deployment: Deployment) -> list[HeldQueue]:
-    """Return which declared queues are full of what nobody looks after any more, while something waits for them."""
+    """Return the declared queues for which shards wait, but which are full of batches that are no longer polled."""
     ledger, namespace = deployment.ledger, deployment.namespace
     found: dict[tuple[str, str, str | None], HeldQueue] = {}
     for shard in ledger.queues.waited_for(namespace) if deployment.queue_limits else ():
@@ -215,7 +214,7 @@ def find_held_queues(deployment: Deployment) -> list[HeldQueue]:
 
 
 class Orphan(NamedTuple):
-    """A shard in doubt: its create call left no record, and nobody is sending it."""
+    """A shard in doubt: its create call left no record, and it is not being sent now."""
 
     submission: Submission
     shard: Shard

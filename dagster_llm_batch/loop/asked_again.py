@@ -1,4 +1,4 @@
-"""What a changed definition asks again: requests of a partition that an earlier definition has asked."""
+"""Rows that a changed definition asks again, after an earlier definition asked them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["AskedAgain", "find_asked_again"]
 
 
 class AskedAgain(NamedTuple):
-    """How many rows of a partition are asked again.
+    """The rows of a partition that are asked again.
 
     Attributes:
-        rows: As many rows, or requests where several rows share one.
+        rows: The number of rows, or of requests if several rows share one.
         earlier: The id of the submission that asked them before.
-        changes: The arguments that changed since.
+        changes: The arguments that have changed since.
     """
 
     rows: int
@@ -37,7 +37,7 @@ class AskedAgain(NamedTuple):
 
 
 def find_asked_again(deployment: Deployment, labeling: Labeling, submission: Submission) -> AskedAgain | None:
-    """Return what a submission asks again of rows that an earlier definition has asked; None where it asks nothing."""
+    """Return the rows that a submission asks again after an earlier definition asked them; None without such rows."""
     history = deployment.ledger.submissions.of_partition(deployment.namespace, submission.asset, submission.partition)
     ids = [one.submission_id for one in history]
     older = history[ids.index(submission.submission_id) + 1 :] if submission.submission_id in ids else []
@@ -50,7 +50,7 @@ def find_asked_again(deployment: Deployment, labeling: Labeling, submission: Sub
 
 
 def _was_asked(deployment: Deployment, submission: Submission) -> bool:
-    """Return whether anybody was asked: not by a submission that was canceled before it was sent."""
+    """Return whether any request was sent. None were if the submission was canceled first."""
     if submission.state is not SubmissionState.CANCELED or submission.outcomes:
         return True
     return any(

@@ -1,15 +1,15 @@
-"""Stops a submission that pays for nothing: after a wave in which nearly nothing fits, nothing more is sent.
+"""Stops a submission that pays for useless replies: after a wave in which almost nothing fits, sending stops.
 
-A server that alters every custom_id, loses every result or answers everything in another form does so again in the
-next wave, and is paid again. So each wave is judged before more is sent: the rest of the wave itself where that is not
-sent yet, and the next wave. The decision is an event in the ledger, and final for the submission: a person who has
-mended the cause asks again (`dagster-llm-batch retry`), and sees the price first.
+A server may alter every custom_id, lose every result or answer in another form. It would do so again in the next wave,
+which is paid again. So each wave is judged before more is sent: before the rest of the same wave, and before the next
+wave. The decision is an event in the ledger, and final for the submission. A person fixes the cause and then runs
+`dagster-llm-batch retry`, which shows the price first.
 
 Only requests that were, or may have been, billed are judged: `succeeded` fits, `invalid` and `missing` do not. Outcomes
-that cost nothing say nothing about the server: expired, canceled, and errors, be they of capacity or refusals.
+without a cost are no evidence about the server: `expired`, `canceled`, and errors of capacity or refusal.
 
-A wave of too few requests is judged by the batches that it shares with other submissions. Without that, a hundred
-partitions of four rows each, sent in one batch, would all be paid again after a batch in which nothing fits.
+A wave of too few requests is judged by the batches that it shares with other submissions. Otherwise a hundred
+partitions of four rows each, sent in one batch, would all be paid again after a batch without fitting replies.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = ["Breaker"]
 
 _MISFITS = (Outcome.MISSING.value, Outcome.INVALID.value)
 
-# Fewer judged requests say nothing: where half of a model's replies fit, one wave of ten in a thousand has none that
-# fits by chance.
+# Fewer judged requests are no evidence: if half of a model's replies fit, one wave of ten in a thousand has no fitting
+# reply by chance.
 _LEAST_REQUESTS = 10
 
 # Up to this share of the judged requests may fit in a broken wave: some faults let a few replies through.
@@ -63,19 +63,19 @@ class Breaker:
 
     @cached_property
     def _collector(self) -> Collector:
-        # Of a first wave there is nothing to judge.
+        # A first wave needs no collector, because there is nothing to judge.
         return Collector(self._labeling, self._deployment)
 
     def stops_rest(self, submission: Submission, shards: Sequence[Shard]) -> bool:
-        """Return whether the shards of the present wave that are still planned must not be sent.
+        """Return whether the planned shards of the present wave must not be sent.
 
-        Reads nothing where none of the wave is collected yet. `shards` are all of the submission.
+        Reads nothing before a shard of the wave is collected. `shards` are all shards of the submission.
         """
         wave = _wave(shards, submission.waves)
         return any(shard.results_path for shard in wave) and self.stops(submission, [(wave, shards)])
 
     def stops(self, submission: Submission, waves: Iterable[tuple[Sequence[Shard], Sequence[Shard]]]) -> bool:
-        """Return whether nothing more may be sent because one of these waves is broken; record the reason once.
+        """Return whether sending must stop because one of these waves is broken; record the reason once.
 
         `waves` are the shards of a wave, each with all shards of its submission.
         """
@@ -88,7 +88,7 @@ class Breaker:
         return False
 
     def _judge(self, wave: Sequence[Shard], siblings: Sequence[Shard], submission: Submission) -> Stopped | None:
-        """Return why the wave is broken; None where it is not."""
+        """Return why the wave is broken; None if it is not."""
         collected = [shard for shard in wave if shard.results_path and not _says_nothing(shard)]
         if not collected or not _is_telling(wave, siblings):
             return None
@@ -110,35 +110,36 @@ class Breaker:
         )
 
     def _count(self, shards: Sequence[Shard]) -> Counter[str]:
-        """Count the outcomes of these shards' requests, up to where it is certain that they are not broken."""
+        """Count the outcomes of these shards' requests, until they certainly show a sound wave."""
         counts: Counter[str] = Counter()
         enough = max(_LEAST_REQUESTS, _MOST_FITTING * count_requests(shards))
         for shard in shards:
             counts += self._collector.count_outcomes(shard)
-            # Mostly so after the first shard of a wave: the others' results need not be read.
+            # One shard of a sound wave is mostly enough; then the results of the others are not read.
             if counts[Outcome.SUCCEEDED.value] > enough:
                 break
         return counts
 
     def _count_batches(self, wave: Sequence[Shard]) -> Counter[str]:
-        """Count the outcomes of all requests in the batches of these shards; none where they share no batch."""
+        """Count the outcomes of all requests in the batches of these shards. Empty if they share no batch."""
         ids = {(shard.provider, shard.account, shard.batch.batch_id or shard.shard_id): shard for shard in wave}
         batches = {batch: self._ledger.shards.of_batch(shard) for batch, shard in ids.items()}
         counts: Counter[str] = Counter()
         if all(shard.submission_id == wave[0].submission_id for shards in batches.values() for shard in shards):
             return counts
-        # Remembered, or a thousand partitions of one broken batch would each read the results of all others.
+        # The count is cached. Otherwise a thousand partitions of one broken batch would each read all its results.
         counted = self._deployment.batch_outcomes
         for batch, shards in batches.items():
             outcomes = counted.get(batch) or self._count(self._telling(shards))
             counts += outcomes
-            # Of fewer the rest may still have to be fetched, after a process died while it stored a batch's lines.
+            # A smaller count may be incomplete: a process that died while it stored a batch's lines leaves some to
+            # fetch.
             if _judged(outcomes) >= _LEAST_REQUESTS:
                 counted[batch] = outcomes
         return counts
 
     def _telling(self, shards: Sequence[Shard]) -> list[Shard]:
-        """Return those of a batch's shards whose outcomes tell something of the server."""
+        """Return the shards of a batch whose outcomes are evidence about the server."""
         telling = []
         for submission_id, own in groupby(sorted(shards, key=_submission_id), key=_submission_id):
             siblings = self._ledger.shards.of_submission(submission_id)
@@ -146,7 +147,7 @@ class Breaker:
         return telling
 
     def _example(self, shards: Sequence[Shard], submission: Submission) -> str:
-        """Describe one row, and what is wrong with what came for it."""
+        """Describe one row, and the defect of its reply."""
         columns = ["llm_request_id", "llm_outcome", "llm_reason"]
         for shard in shards:
             results = self._payloads.read_table(shard.results_path or "", columns)
@@ -171,10 +172,10 @@ class Breaker:
         return f"request {request_id}"
 
     def _stray(self, shard: Shard, request_id: str) -> str | None:
-        """Describe a result line of the shard's batch that is no result of it, beside the custom_id that was asked."""
+        """Describe a result line that does not belong to the shard's batch, and name the expected custom_id."""
         expected = custom_id(shard.nonce, request_id)
         codec = self._deployment.codec(self._labeling.by(f"{shard.provider}/{shard.model}"))
-        # The lines of a shared batch that name none of its shards are stored with those of its first one.
+        # Lines of a shared batch that name no shard are stored with the lines of its first shard.
         first, *_ = self._ledger.shards.of_batch(shard)
         for stored in (shard,) if first.shard_id == shard.shard_id else (shard, first):
             asked = set(request_ids(self._payloads, stored))
@@ -195,8 +196,8 @@ class Breaker:
 def _is_telling(wave: Sequence[Shard], siblings: Sequence[Shard]) -> bool:
     """Return whether the wave has at least half as many requests as the largest of its submission.
 
-    A later wave has only what failed before, in the end the few rows that no reply will ever fit. That nothing fits
-    there says nothing of the server, and such rows may still go on to the next model.
+    A later wave has only the requests that failed before, in the end a few rows that never get a fitting reply. Their
+    failures are no evidence about the server, and such rows may still go to the next model.
     """
     sizes = {number: count_requests(_wave(siblings, number)) for number in {shard.wave for shard in siblings}}
     return 2 * count_requests(wave) >= max(sizes.values())
@@ -215,9 +216,9 @@ def _wave(shards: Iterable[Shard], number: int) -> list[Shard]:
 
 
 def _says_nothing(shard: Shard) -> bool:
-    """Return whether answers are missing for a reason that says nothing of the server's replies.
+    """Return whether answers are missing for a reason that is no evidence about the server's replies.
 
-    Our own process died while it asked in real time, or the batch was canceled, given up, or its results are gone.
+    Either our own process died while it asked in real time, or the batch was canceled, abandoned or lost its results.
     """
     was_interrupted = shard.lane is Lane.REALTIME and shard.reason_kind is not None
     return was_interrupted or shard.waits_for_person

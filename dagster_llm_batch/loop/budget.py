@@ -1,17 +1,17 @@
-"""What limits leave of money: `max_cost_usd` of a submission, and budgets of a period.
+"""The money that limits leave: `max_cost_usd` of a submission, and budgets of a period.
 
-What is expected to exceed one is refused when it is planned. What is planned is sent in steps, so that what is billed
-exceeds none: each limit has room for what was billed, for what all that is in flight can be billed at most, and for
-what is sent next (core/releases.py). Mostly all has room at once. Else the rest waits until what is in flight is
-billed, and is given up where no room can be left then: a person is told how much is missing.
+A plan is refused if its expected cost exceeds a limit. Accepted requests are released in steps, so that bills never
+exceed a limit. Each limit has to cover the bills so far, the highest cost of all requests in flight, and the highest
+cost of the next step (core/releases.py). Mostly one step is enough. Otherwise the rest waits for the bills of the
+requests in flight. If these cannot leave enough room, the rest is abandoned, and a report names the missing amount.
 
-The ledger keeps the money for a batch before it is sent, in one transaction: of two processes that ask at the same
-moment, the second sees what the first has got. It stays kept for what is lost or given up, whose cost nobody knows.
+The ledger reserves the money for a batch before it is sent, in one transaction. So if two processes ask at the same
+moment, the second sees the reservation of the first. The money of lost or abandoned batches, whose cost is unknown,
+stays reserved.
 
-What a limit leaves is given out in turn, before anything is uploaded: one submission after the other in the order in
-which they came, and of each what makes its other paid work of use first, which is the sample of a cascade that judges
-the model's labels. While a part of that waits, so does the model; where too much of it is given up, the model is not
-asked in vain.
+Limits release requests in turn, before anything is uploaded. Submissions are served in the order of their arrival.
+Within a cascade, the sample that judges the model's labels comes first. The model waits while a part of the sample
+waits for money. If too much of the sample is abandoned, the model is not asked, because its labels could not be used.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ __all__ = [
     "forecast_steps",
 ]
 
-# How long to wait for another process that commits money at this moment.
+# Time to wait for another process that commits money at this moment.
 _WAIT_SECONDS = 60.0
 
 BUDGET_PAUSE = timedelta(minutes=10)
-"""How long shards wait for a budget that others have used up."""
+"""The pause of shards whose budget others have used up."""
 
 NO_ROOM_LEFT = "it was not sent: its limit has no room left"
 """The words of Reason.OVER_BUDGET."""
@@ -73,12 +73,12 @@ _ROUNDED = 1 - 1e-9
 _Digests = npt.NDArray[np.uint64]
 
 Split = Callable[[Shard, Callable[[str, bytes], bool]], tuple[Shard, Shard]]
-"""Splits a planned shard: the requests of which this holds, and the others."""
+"""Splits a planned shard into the requests that satisfy a condition, and the others."""
 
 
 @contextmanager
 def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
-    """Let no other process commit money during the block. Raises LeaseError where one still does after the wait."""
+    """Keep other processes from committing money during the block. Raises LeaseError if the wait is in vain."""
     if not deployment.budgets:
         yield
         return
@@ -87,14 +87,14 @@ def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
 
 
 def committing_estimate(deployment: Deployment, estimate: Estimate) -> AbstractContextManager[None]:
-    """Let no other process commit money during the block, if the estimate takes some. See `committing`."""
+    """Keep other processes from committing money during the block, if the estimate needs any. See `committing`."""
     return committing(deployment, _WAIT_SECONDS) if _takes_money(estimate) else nullcontext()
 
 
 def find_refusal(
     deployment: Deployment, labeling: Labeling, estimate: Estimate, replaced: Sequence[str] = ()
 ) -> BudgetError | None:
-    """Return why limits of money refuse an estimate; None: they have room for it.
+    """Return why limits of money refuse an estimate; None if they have room for it.
 
     `replaced` are the ids of shards and submissions that will not be sent then.
     """
@@ -120,12 +120,12 @@ def find_refusal(
 
 
 def _takes_money(estimate: Estimate) -> bool:
-    # A cascade whose answers are all there, for another promise, may have no request, and keep money for its oracle.
+    # A cascade with all answers, for another promise, may have no requests and still reserve money for its oracle.
     return bool(estimate.requests or estimate.cost_usd)
 
 
 def _unkept(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> str | None:
-    """Return why a limit cannot be kept, in sentences: not one batch may be sent within it. None where one may."""
+    """Return why a limit is too low for even one batch, in sentences; None if one batch fits."""
     for name, _, limit in limits_of(deployment, labeling):
         if estimate.row_bound_usd is None:
             return (
@@ -145,7 +145,7 @@ def _unkept(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> s
 def exceeded(
     deployment: Deployment, labeling: Labeling, cost_usd: Decimal | None, replaced: Sequence[str] = ()
 ) -> Advice | None:
-    """Return which of the deployment's budgets the cost would exceed, and what a person can do; None where none."""
+    """Return the deployment's budget that the cost would exceed, and the next step for a person, if any."""
     for budget in budgets_of(deployment, labeling):
         if cost_usd is None:
             gap = deployment.price_gap(labeling) or ""
@@ -166,9 +166,9 @@ def exceeded(
 
 
 def forecast_steps(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> int | None:
-    """Return in how many steps the limits let requests out that cost what is expected.
+    """Return the number of steps in which limits release requests of the expected cost.
 
-    None where they do not let all of them out, or nobody knows the cost.
+    None if they do not release all of them, or if the cost is unknown.
     """
     if not (limits := limits_of(deployment, labeling)) or not estimate.requests:
         return 1
@@ -177,7 +177,7 @@ def forecast_steps(deployment: Deployment, labeling: Labeling, estimate: Estimat
         return None
     steps = []
     for entry in limits:
-        # What is in flight of others is billed meanwhile: it costs what is expected, too.
+        # Requests of others in flight are billed meanwhile, at their expected cost.
         limit = entry.limit
         spent = Decimal(0)
         if limit.submission_id is None:
@@ -190,7 +190,7 @@ def forecast_steps(deployment: Deployment, labeling: Labeling, estimate: Estimat
 
 
 def limits_of(deployment: Deployment, labeling: Labeling, submission_id: str = "") -> list[_Limit]:
-    """Return the limits that hold for a labeling's submission."""
+    """Return the limits that apply to a labeling's submission."""
     namespace, now = deployment.namespace, deployment.clock()
     limits: list[_Limit] = []
     if (most := labeling.budget_usd) is not None:
@@ -203,12 +203,12 @@ def limits_of(deployment: Deployment, labeling: Labeling, submission_id: str = "
 
 
 def budgets_of(deployment: Deployment, labeling: Labeling) -> list[Budget]:
-    """Return the budgets that hold for a labeling."""
+    """Return the budgets that apply to a labeling."""
     return [budget for budget in deployment.budgets if budget.asset in (None, labeling.asset)]
 
 
 def least_requests(deployment: Deployment, labeling: Labeling) -> int:
-    """Return how many requests a step has at least."""
+    """Return the least number of requests in a step."""
     if labeling.limits.below_minimum == "realtime":
         return 1
     return deployment.codec(labeling).limits.min_requests
@@ -223,7 +223,7 @@ class _Limit(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Which shards may go now. Of the others: why they wait, and until when, or for which limit they are given up."""
+    """The shards that may go now. For the others: the wait with its reason, or the limit that abandons them."""
 
     going: Sequence[Shard]
     waits_for: str | None = None
@@ -232,9 +232,9 @@ class Pick(NamedTuple):
 
 
 class Allowance:
-    """What the limits of one labeling let out. The caller holds the leases of the submissions.
+    """Apply the limits of one labeling. The caller holds the leases of the submissions.
 
-    `split` splits planned shards, of which only a part may go.
+    `split` divides planned shards that may go only in part.
     """
 
     def __init__(self, labeling: Labeling, deployment: Deployment, split: Split) -> None:
@@ -242,11 +242,11 @@ class Allowance:
         self._deployment = deployment
         self._ledger = deployment.ledger
         self._split = split
-        # By shard_id: less than the most that they can cost, where a sample says so.
+        # By shard_id: an amount below the highest cost, if a sample supports it.
         self._amounts: dict[str, Decimal] = {}
-        # Those of which every request is answered.
+        # The shards whose requests are all answered.
         self._paid: set[str] = set()
-        # Those for which money is kept, since they are about to be sent.
+        # The shards whose money is reserved, because they are about to be sent.
         self._kept: list[Shard] = []
         self._estimates: dict[tuple[str, Lane], Estimate] = {}
 
@@ -255,16 +255,17 @@ class Allowance:
         return self._labeling.budget_usd is not None or bool(budgets_of(self._deployment, self._labeling))
 
     def give_out(self, planned: Sequence[Shard], waiting: Collection[str]) -> Iterator[tuple[list[Shard], Pick]]:
-        """Yield one submission's planned shards by model and lane, each with what of them may go now, in turn.
+        """Yield one submission's planned shards by model and lane, in turn, each group with the part that may go now.
 
-        The money for what may go is kept until it is sent, or `release` is called: what comes later has what is left.
-        `waiting` are the ids of those that wait for their time. The caller drops what is given up before the next turn.
+        The money of that part stays reserved until it is sent or `release` is called, so later groups have the
+        remainder. `waiting` are the ids of the shards that wait for their time. The caller drops abandoned shards
+        before the next turn.
         """
         if not self._is_limited:
             yield list(planned), Pick([shard for shard in planned if shard.shard_id not in waiting])
             return
         turns = self._turns(planned)
-        # Of a process that was killed before it sent them: what comes first must not lack their money.
+        # A process killed before sending left these reservations. The first turn must not lack that money.
         self._release([shard for turn in turns[1:] for shard in turn])
         sample_waits = False
         for turn in turns:
@@ -281,12 +282,12 @@ class Allowance:
             yield turn, pick
 
     def release(self) -> None:
-        """Keep no money any more for what was to be sent and stays planned. Others may have it meanwhile."""
+        """Release the money of reserved shards that stay planned. Others may use it meanwhile."""
         kept, self._kept = self._kept, []
         self._release(kept)
 
     def reserve(self, shards: Sequence[Shard], *, padding: int = 0, lane: Lane = Lane.BATCH) -> bool:
-        """Keep the money for shards that are about to be sent in one batch; False where a limit has no room."""
+        """Reserve the money for shards that are about to be sent in one batch; return False if a limit has no room."""
         if not self._is_limited or self._paid.issuperset(shard.shard_id for shard in shards):
             return True
         amounts: dict[str, Decimal] = {}
@@ -301,9 +302,9 @@ class Allowance:
         return self._ledger.money.reserve(amounts, list(limits))
 
     def pick(self, planned: Sequence[Shard], *, all_due: bool) -> Pick:
-        """Return which of the planned shards of one submission, model and lane may go now, split where only a part may.
+        """Return which planned shards of one submission, model and lane may go now, split if only a part may.
 
-        Some limit holds for them. `all_due`: whether no other shards of these wait for their time.
+        At least one limit applies to them. `all_due` is False if other shards of these wait for their time.
         """
         first, requests, lane = planned[0], count_requests(planned), self._lane(planned)
         labeling = self._labeling.by(first.asked_of)
@@ -326,7 +327,7 @@ class Allowance:
         if not all_due or any(s.state not in (ShardState.PLANNED, ShardState.COLLECTED) for s in siblings):
             return Pick((), waits_for="what is in flight to be billed")
         sample: _Sample | None = None
-        # A hard limit counts the most that what is in flight can cost, so under one no less is reserved.
+        # A hard limit counts the highest cost of requests in flight, so the full amount is reserved under it.
         if lane is Lane.BATCH and all(entry.kind == "measured" for _, entry in rooms):
             sample = self._sample(planned, siblings, float(most))
             covered = floor(min(room / most, Decimal(requests)))
@@ -335,7 +336,7 @@ class Allowance:
             count = _count_covered(planned, known, known_rows, room)
         if is_too_few(count, requests, least):
             return self._without_room(tightest, room, first.submission_id, requests, most)
-        # The last step has at least as many requests as a batch.
+        # A last step must not be smaller than the least batch.
         count = requests if count >= requests else max(least, min(count, requests - least))
         if sample is None:
             return Pick(self._first(planned, count))
@@ -346,10 +347,10 @@ class Allowance:
         return Pick(going)
 
     def _turns(self, planned: Sequence[Shard]) -> list[list[Shard]]:
-        """Return one submission's planned shards by model and lane, in the order in which limits let them out.
+        """Return one submission's planned shards by model and lane, in the order in which limits release them.
 
-        The oracle of a cascade before the model, whose labels are worth nothing without the sample that judges them;
-        other models as they are asked, one after another; of each model what is urgent first.
+        The oracle of a cascade precedes the model, whose labels are useless without the sample that judges them. Other
+        models follow in the order in which they are asked. The urgent shards of each model come first.
         """
         places = {labeling.model: place for place, labeling in enumerate(self._labeling.models)}
         towards = 1 if self._labeling.cascade is None else -1
@@ -360,12 +361,12 @@ class Allowance:
         return [list(turn) for _, turn in groupby(sorted(planned, key=place), key=place)]
 
     def _is_judged(self, shard: Shard) -> bool:
-        """Return whether a sample that is asked of the oracle at the same time judges the labels of this shard."""
+        """Return whether a sample that the oracle answers at the same time judges the labels of this shard."""
         cascade = self._labeling.cascade
         return cascade is not None and shard.asked_of != cascade.oracle and shard.wave == 1
 
     def _lacking_sample(self, judged: Sequence[Shard]) -> OverBudget | None:
-        """Return why what the model would say is of no use: too much of the sample was given up. None where it is."""
+        """Return why the model's labels would be useless, because too much of the sample was abandoned; else None."""
         submission_id = judged[0].submission_id
         lost = sum(
             shard.requests
@@ -379,7 +380,8 @@ class Allowance:
         levels = self._deployment.levels(self._labeling, self._ledger.submissions.get(submission_id))
         if levels is None or levels.sampled is None or levels.is_rolling:
             return None
-        # A sampled row without an answer counts as wrong, and so few may be wrong that anything is accepted.
+        # A sampled row without an answer counts as wrong. With more wrong rows than this,
+        # all labels are rejected.
         if lost <= count_allowed(levels.sample, levels.rows, levels.agreement, levels.look_confidence):
             return None
         why = (
@@ -389,7 +391,7 @@ class Allowance:
         return self._given_up(submission_id, count_requests(judged), Advice(why, "Raise the limit"))
 
     def _covers(self, turns: Sequence[Sequence[Shard]]) -> bool:
-        """Return whether all limits have room for all of these shards at once, at the most that they can cost."""
+        """Return whether all limits have room for all of these shards at once, at their highest cost."""
         planned = [shard for turn in turns for shard in turn]
         bounds = [self._bound(shard, self._lane(turn)) for turn in turns for shard in turn]
         known = [bound for bound in bounds if bound is not None]
@@ -398,7 +400,7 @@ class Allowance:
         return len(known) == len(bounds) and sum(known) <= room
 
     def _take(self, ready: Sequence[Shard], *, all_due: bool) -> Pick:
-        """Pick what may go now, and keep the money for it."""
+        """Pick the shards that may go now, and reserve their money."""
         pick = self.pick(ready, all_due=all_due)
         if not pick.going:
             return pick
@@ -411,27 +413,28 @@ class Allowance:
         return pick
 
     def _lane(self, planned: Sequence[Shard]) -> Lane:
-        """Return at which price these shards of one model and lane go: too few for a batch may go in real time."""
+        """Return the lane whose price applies to these shards of one model: too few for a batch may go in real time."""
         labeling = self._labeling.by(planned[0].asked_of)
         minimum = self._deployment.codec(labeling).limits.min_requests
         is_small = count_requests(planned) < minimum and labeling.limits.below_minimum == "realtime"
         return Lane.REALTIME if is_small else planned[0].lane
 
     def _release(self, shards: Sequence[Shard]) -> None:
-        # What was answered of a shard in real time is billed, though the rest of it stays planned.
+        # The answers of a shard in real time are billed even if the rest of it stays planned.
         answered = self._deployment.payloads.exists
         if ids := [s.shard_id for s in shards if s.lane is not Lane.REALTIME or not answered(beside(s, SO_FAR))]:
             self._ledger.money.release(ids)
 
     def _answered(self, planned: Sequence[Shard]) -> list[Shard]:
-        """Return what of shards in real time was answered before, split from the rest of them.
+        """Return the answered parts of real-time shards, split from the rest.
 
-        Nothing more is paid for it, whatever a limit has left; once it is collected, what it did cost is known.
+        These cost nothing more, so limits do not apply to them. Once they are collected, their actual cost is known.
         """
         answered = []
         for shard in planned:
             if there := len(answers_so_far(self._deployment.payloads, shard)):
-                # Split already, by a process that died before it was sent, where nothing else is in it.
+                # A process that died before sending may have split it already. Then the shard has only answered
+                # requests.
                 is_whole = there == shard.requests
                 answered.append(shard if is_whole else self._split(shard, lambda *_: False)[0])
         self._paid.update(shard.shard_id for shard in answered)
@@ -445,7 +448,7 @@ class Allowance:
         return max(left, Decimal(0))
 
     def _row_bound(self, shard: Shard, lane: Lane) -> Decimal | None:
-        """Return the most that one request of a shard can cost; None where nobody knows."""
+        """Return the highest cost of one request of a shard; None if unknown."""
         model = f"{shard.provider}/{shard.model}"
         if (model, lane) not in self._estimates:
             self._estimates[model, lane] = self._deployment.estimate(self._labeling.by(model), lane)
@@ -458,7 +461,7 @@ class Allowance:
         return most if lane is not shard.lane or shard.bill.bound_usd is None else min(most, shard.bill.bound_usd)
 
     def _share(self, labeling: Labeling, shard: Shard) -> float:
-        """Return which part of the probability of an excess this model may use up in this wave: all have one."""
+        """Return the share of the probability of an excess that this model may use in this wave; all sum up to one."""
         place = self._labeling.models.index(labeling)
         return 0.5 ** (shard.wave + place + 1)
 
@@ -472,9 +475,9 @@ class Allowance:
         return Pick((), over_budget=self._given_up(submission_id, requests, Advice(left, "Raise the limit")))
 
     def _may_have_room(self, limited: _Limit, requests: int, most: Decimal) -> bool:
-        """Return whether a limit that has no room may have some later: in the next period, or when others are billed.
+        """Return whether a limit without room may have some later: in the next period, or after the bills of others.
 
-        A submission's own has none: nothing of it is in flight then.
+        A submission's own limit may not, because nothing of it is in flight then.
         """
         limit = limited.limit
         if limit.submission_id is not None or limit.since is not None:
@@ -486,7 +489,7 @@ class Allowance:
         return OverBudget(*advise_on_money(self._ledger.submissions.get(submission_id), requests, reason))
 
     def _first(self, planned: Sequence[Shard], count: int) -> list[Shard]:
-        """Return the first `count` requests, in their order; the shard in which these end is split."""
+        """Return the first `count` requests, in their order; split the shard at the end."""
         going: list[Shard] = []
         for shard in planned:
             if count >= shard.requests:
@@ -499,7 +502,7 @@ class Allowance:
         return going
 
     def _drawn(self, planned: Sequence[Shard], sample: _Sample, count: int) -> list[Shard]:
-        """Return the `count` requests with the lowest digests; each shard that has some of them is split."""
+        """Return the `count` requests with the lowest digests; split each shard that has only some of them."""
         if count == len(sample.unsent):
             return list(planned)
         end, going = int(sample.unsent[count]), []
@@ -513,13 +516,13 @@ class Allowance:
         return going
 
     def _sample(self, planned: Sequence[Shard], siblings: Sequence[Shard], most: float) -> _Sample:
-        """Return what requests of the same wave, model and lane did cost, and which are not sent yet."""
+        """Return the costs of requests of the same wave, model and lane, and the digests of the unsent ones."""
         payloads, first = self._deployment.payloads, planned[0]
         unsent = np.sort(np.concatenate([_digests(packed_ids(payloads, shard)) for shard in planned]))
         digests, costs, billed = [np.empty(0, np.uint64)], [np.empty(0)], 0.0
         for shard in siblings:
             is_same = _target(shard) == _target(first)
-            # What was dropped before it was sent is in no release.
+            # Shards dropped before they were sent belong to no release.
             if not is_same or not shard.results_path or (shard.batch.batch_id is None and shard.batch.sent_at is None):
                 continue
             table = payloads.read_table(shard.results_path, ["llm_request_id", "llm_cost_usd"])
@@ -531,16 +534,17 @@ class Allowance:
             billed += min(float(own.sum()), float(counted or 0)) / most
         order = np.argsort(np.concatenate(digests), kind="stable")
         billed_digests, billed_costs = np.concatenate(digests)[order], np.concatenate(costs)[order]
-        # Those before the first that is not sent: where a batch of a step was not taken, the others are no sample.
+        # Only requests before the first unsent one count: if a step's batch was rejected, the others are no random
+        # sample.
         seen = int(np.searchsorted(billed_digests, unsent[0]))
         return _Sample(billed_costs[:seen], len(billed_costs), billed, unsent)
 
 
 class _Sample:
-    """What is known of the costs of requests that are sent in the order of their digests.
+    """The known costs of requests that are sent in the order of their digests.
 
-    `costs` are those of the first, `billed` what all `sent` did cost, in units of the most that one can cost; `unsent`
-    the digests of the others, sorted.
+    `costs` are the costs of the first requests, and `billed` is the bill of all `sent` requests. Both are in units of
+    the highest cost of one request. `unsent` has the sorted digests of the others.
     """
 
     def __init__(self, costs: npt.NDArray[np.float64], sent: int, billed: float, unsent: _Digests) -> None:
@@ -549,7 +553,7 @@ class _Sample:
         self._costs, self._sent, self._billed = costs, sent, billed
 
     def count_more(self, room: float, share: float) -> int:
-        """Return how many more may go within so much room, and note in `reserve` what to keep for them."""
+        """Return how many more requests may go within this room, and store in `reserve` the money to keep for them."""
         self.reserve = room
         limit, size = room + self._billed, self._sent + len(self.unsent)
         count = count_releasable(self._costs, size, limit, share)
@@ -560,7 +564,7 @@ class _Sample:
 
 
 def _count_covered(planned: Sequence[Shard], bounds: Sequence[Decimal], rows: Sequence[Decimal], room: Decimal) -> int:
-    """Return how many requests, from the first on, the room covers if each costs the most that it can."""
+    """Return how many requests, from the first on, the room covers at their highest cost."""
     count = 0
     for shard, bound, row in zip(planned, bounds, rows, strict=True):
         if bound > room:

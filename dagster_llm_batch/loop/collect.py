@@ -1,10 +1,10 @@
-"""Collects ended shards: raw lines into the store, then results, then the move in the ledger. All can be repeated.
+"""Collects ended shards: stores raw lines, then results, then the state in the ledger. Each step can be repeated.
 
 ended ──fetch──▶ raw file ──Reconciler──▶ results file ──▶ collected
-                                             └─ what can succeed when sent again ─▶ the next wave's request files
+                                             └─ retryable requests ─▶ the next wave's request files
 
-Raw lines are stored before anything reads them: providers delete results after some weeks, and a parser that is mended
-later reads them again at no cost.
+Raw lines are stored before anything reads them. Providers delete results after some weeks, and a fixed parser can read
+the stored lines again at no cost.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ _FETCHES = 3
 # Lines of a download in memory at once.
 _LINES_AT_ONCE = 64
 
-# A batch's result files can be complete later than its status says that it ended.
+# A batch's result files can be complete later than its status is `ended`.
 _PATIENCE = timedelta(hours=1)
 _LONGEST_PAUSE_SECONDS = 30.0
 
-# The start of the name of the lease of who downloads a batch that several submissions share.
+# The start of the name of the lease for downloading a batch that several submissions share.
 _DOWNLOAD = "download:"
 
 _LOST = "the stored file of the answers is lost or damaged"
@@ -87,8 +87,10 @@ class Collector:
         payloads: PayloadStore | None = None,
         newer: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        """`payloads` are those of the deployment, or the same files written in another way; `newer` is the answer of
-        `Ledger.submissions.find_newer` for all that is collected, where the caller has asked it.
+        """Make a collector for shards of this labeling.
+
+        `payloads` replaces the deployment's store, for the same files written in another way. `newer` is the result of
+        `Ledger.submissions.find_newer` for all shards to collect, if the caller has it.
         """
         self._labeling = labeling
         self._deployment = deployment
@@ -98,17 +100,18 @@ class Collector:
         self.schema = pa.schema([*RESULT_SCHEMA, *labeling.result_schema])
 
     def tariff(self, lane: Lane, place: int = 0) -> Tariff:
-        """Return the prices in this lane of one of the labeling's models, by its place; by default its own."""
+        """Return the prices in this lane of one of the labeling's models, by its place; by default its first."""
         return self._deployment.tariff(self._labeling.models[place]).of(lane)
 
     def archive(self, shard: Shard) -> Shard:
-        """Store the raw result lines of an ended shard, and of all in its batch; return it as it is now. Idempotent.
+        """Store the raw result lines of an ended shard and its batch; return the shard's present record. Idempotent.
 
-        A download that broke off starts over. One that ended early without an error has fewer lines than the provider
-        counts, and raises TransientError. An hour after the batch ended fewer are accepted, since a count can be wrong.
+        A broken download starts over. A download that ended early without an error has fewer lines than the provider
+        counts, and raises TransientError. One hour after the batch ended, fewer lines are accepted, since a count can
+        be wrong.
 
-        Results that the provider knows no more (a 404) raise TransientError for an hour. Then they are gone: that is
-        recorded as the cause, and nothing is stored.
+        Results that the provider no longer has (a 404) raise TransientError for one hour. Then they count as gone. This
+        is recorded as the cause, without any lines.
         """
         if shard.cause is Cause.GIVEN_UP or self._is_archived(shard):
             return shard
@@ -116,8 +119,8 @@ class Collector:
             shard.lane is Lane.REALTIME and shard.state is ShardState.ENDED and not (shard.reason_kind or shard.cause)
         )
         if is_whole or shard.cause is Cause.ADOPTED:
-            # Its answers were stored before it ended. In real time nobody can be asked for them once more, and of an
-            # adopted batch the provider has them under the sender's ids. It stays the sender's: see `ownership.py`.
+            # The stored answers were the only copy. Calls in real time cannot be asked for again. The provider has the
+            # answers of an adopted batch under the sender's ids, and the batch stays the sender's: see `ownership.py`.
             self._payloads.delete(beside(shard, RAW))
             ended_at = shard.ended_at or self._deployment.clock()
             gone, cause = [shard.shard_id], shard.cause or Cause.GONE
@@ -125,31 +128,31 @@ class Collector:
             return self._ledger.shards.move_all(gone, Move.GONE, **lost)[0]
         with self._downloading_alone(shard) as shards:
             present = next(sharing for sharing in shards if sharing.shard_id == shard.shard_id)
-            # Another process, which collects another submission of the batch, may have stored this one's lines.
+            # Another process that collects another submission of the batch may have stored these lines.
             return present if self._is_archived(present) else self._download(present, shards)
 
     @contextmanager
     def _downloading_alone(self, shard: Shard, *, holds_submission: bool = True) -> Iterator[list[Shard]]:
-        """Wait for another process that downloads the same batch; yield its shards as they are then.
+        """Wait for another process that downloads the same batch; yield the batch's shards after the wait.
 
-        Whoever holds the lease of a submission (`holds_submission`) is alone with a batch that has no other submission.
-        Whoever only reads labels, and finds that results are lost, holds none.
+        With the submission's lease (`holds_submission`), a batch of only that submission does not need another lease. A
+        reader of labels that finds lost results has no such lease, and takes the one for downloads.
         """
         shards = self._ledger.shards.of_batch(shard)
         with ExitStack() as held:
             if not holds_submission or len({sharing.submission_id for sharing in shards}) > 1:
                 name = f"{_DOWNLOAD}{shards[0].shard_id}"
-                # Whoever takes so long may be stuck. To download a batch twice costs time only.
+                # A process that takes so long may be stuck. A second download of a batch costs only time.
                 with suppress(LeaseError):
                     wait_seconds = self._deployment.download_wait_seconds
                     held.enter_context(self._ledger.leases.hold(name, wait_seconds=wait_seconds))
-                # The other one may have collected its own, or found that the results are gone.
+                # The other process may have collected its own shards, or found that the results are gone.
                 shards = self._ledger.shards.of_batch(shard)
             yield shards
 
     def _download(self, shard: Shard, shards: Sequence[Shard]) -> Shard:
-        """Store the lines of all shards of a batch; return the one of them that is asked for, as it is now."""
-        # A connection that breaks off without an error looks like the end of a shorter file.
+        """Store the lines of all shards of a batch; return the present record of the requested shard."""
+        # A broken connection without an error looks like the end of a shorter file.
         counted = 0 if shard.cause is Cause.GONE else sum(sharing.batch.done or 0 for sharing in shards)
         is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
         for last in [False] * (_FETCHES - 1) + [True]:
@@ -160,7 +163,7 @@ class Collector:
             except TransientError as error:
                 if last:
                     raise
-                # Once it is noted that they cannot be read, further tries are no news.
+                # Once the results are recorded as unreadable, further tries are no news.
                 if not self._ledger.unread.noted([shard]):
                     self._ledger.events.add(shard.submission_id, FetchAgain(str(error)), shard.shard_id)
                 self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
@@ -169,13 +172,13 @@ class Collector:
         return shard
 
     def _is_archived(self, shard: Shard) -> bool:
-        """Return whether the shard's lines are stored. Those of a batch that was given up and has ended are not."""
+        """Return whether the shard's lines are stored. False for an abandoned batch that has ended after all."""
         is_late = shard.results_path is not None and shard.state is not ShardState.COLLECTED
-        # A damaged file is worth nothing as long as the provider has the lines.
+        # A damaged file does not count while the provider has the lines.
         return not is_late and self._payloads.is_whole(beside(shard, RAW))
 
     def _gone(self, shard: Shard, shards: Sequence[Shard], error: UnknownIdError) -> Shard:
-        """Record that a batch's results are gone, where that was said for long enough. Raises TransientError before."""
+        """Record that a batch's results are gone, after GONE_AFTER of such replies. Raises TransientError before."""
         now = self._deployment.clock()
         since = self._ledger.unread.note_absence(shard, str(error))
         if now - since < GONE_AFTER:
@@ -194,10 +197,10 @@ class Collector:
     def archive_all(
         self, shards: Sequence[Shard], check: Callable[[], None]
     ) -> Generator[tuple[list[Shard], LLMBatchError | None], None, None]:
-        """Archive several shards; yield those of each batch, in their order, with the error where it failed.
+        """Archive several shards; yield the shards of each batch, in order, with its error if it failed.
 
         Further batches are downloaded while the caller reads these. `check` is called before each shard, and may raise.
-        With workers, which read many shards at once, all that are archived are yielded together.
+        With workers, which read many shards at once, all archived shards are yielded together.
         """
         by_batch: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
         for shard in shards:
@@ -208,17 +211,18 @@ class Collector:
                 for place, shard in enumerate(batch):
                     check()
                     batch[place] = self.archive(shard)
-            # Of the provider, or since it is configured no more.
+            # An error of the provider, or its removed configuration.
             except (ProviderError, ConfigError) as error:
                 return error
             finally:
-                # The thread's arena of C's allocator would keep what was freed, while the caller reads these lines.
+                # Otherwise the thread's arena in C's allocator would keep freed memory while the caller reads these
+                # lines.
                 release_all_memory()
             return None
 
         for_workers: list[Shard] = []
         with Threads(self._deployment.transfers_at_once, "dagster-llm-batch download") as pool:
-            # One alone is downloaded in this thread, which can be interrupted.
+            # A single batch is downloaded in this thread, which can be interrupted.
             spread = pool.map if len(by_batch) > 1 else map
             for batch, error in zip(by_batch.values(), spread(archive_batch, by_batch.values()), strict=True):
                 if error is not None or self._labeling.workers is None:
@@ -229,7 +233,7 @@ class Collector:
                 yield for_workers, None
 
     def _fetch(self, shards: Sequence[Shard], at_least: int) -> None:
-        """Download a batch's result lines into the raw files of its shards. Files that are there already stay."""
+        """Download a batch's result lines into the raw files of its shards. Existing files stay."""
         with ExitStack() as files:
             if len(shards) == 1:
                 raw = files.enter_context(self._payloads.writer(beside(shards[0], RAW)))
@@ -245,10 +249,11 @@ class Collector:
             lines = 0
             for line in self._lines(shards[0]):
                 named = {nonce for nonce in _ANY_NONCE.findall(line) if nonce in parts}
-                # Rows and replies may hold anything, even other shards' custom_ids; only the line's own one counts.
+                # Rows and replies may contain anything, even custom_ids of other shards. Only the line's own custom_id
+                # counts.
                 if len(named) > 1:
                     named &= {self._nonce_of(line, shards[0])}
-                # Lines that name no shard are kept with those of the first one, which counts them as foreign.
+                # Lines without a known shard are kept with the lines of the first shard, which counts them as foreign.
                 nonce = min(named, default=shards[0].nonce.encode())
                 if (is_kept := kept[nonce]) is None or is_kept(line):
                     parts[nonce].write(line)
@@ -263,7 +268,7 @@ class Collector:
                     shutil.copyfileobj(part, raw, 1 << 20)
 
     def _kept(self, shard: Shard) -> Callable[[bytes], bool] | None:
-        """Return what tells the lines of a shard's requests from those of erased ones; None where none were erased."""
+        """Return the filter for lines of a shard's present requests; None without erased requests."""
         if not shard.erased:
             return None
         return partial(names_any, nonce=shard.nonce, wanted=frozenset(request_ids(self._payloads, shard)))
@@ -273,16 +278,16 @@ class Collector:
         return (codec.decode(line).custom_id or "").partition("-")[0].encode()
 
     def _lines(self, shard: Shard) -> Iterator[bytes]:
-        """Yield the lines as the provider returns them; none of a batch that failed or is gone, and is forgotten."""
+        """Yield the lines as the provider returns them. A failed or gone batch may have been deleted, without lines."""
         if shard.batch.batch_id is None:
-            # In real time: it was canceled, or its process died, after part of it was asked.
+            # A shard in real time: it was canceled, or its process died, after a part of it was asked.
             if shard.lane is Lane.REALTIME:
                 yield from answers_so_far(self._payloads, shard).values()
             return
         try:
             yield from self._deployment.provider_of(shard).fetch(shard.batch.batch_id)
         except ConfigError:
-            # What is gone has no results: it lands without its former account, too.
+            # A gone batch has no results, so its former account is not needed.
             if shard.cause is not Cause.GONE:
                 raise
         except CredentialsError:
@@ -297,11 +302,11 @@ class Collector:
             raise UnreadableError(f"the provider's results are broken: {type(error).__name__}: {error}") from error
 
     def read_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardFields]]:
-        """Read archived shards into their results files; yield each with what the move COLLECTED records of it."""
+        """Read archived shards into their results files; yield each with the fields that COLLECTED records."""
         workers = self._labeling.workers
         read = map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
         for shard, (results_path, totals) in zip(shards, read, strict=True):
-            # Counted and shown, never fatal: the results of the other requests are as good as ever.
+            # Unexpected lines are counted and shown, and never fatal: the other results are unaffected.
             if totals.unexpected:
                 unexpected = UnexpectedLines(dict(totals.unexpected))
                 self._ledger.events.add(shard.submission_id, unexpected, shard.shard_id)
@@ -314,18 +319,18 @@ class Collector:
             yield shard, fields
 
     def _most_usd(self, shard: Shard, totals: ShardTotals) -> Decimal | None:
-        """Return the most that a shard did cost, some of whose requests have no known cost; None: nobody knows."""
+        """Return the highest cost of a shard with requests of unknown cost; None if unknown."""
         estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"), shard.lane)
         row = estimate.most_usd(shard.input_bound)
         return None if row is None else totals.known_usd + totals.unpriced * row
 
     def restore(self, shards: Iterable[Shard]) -> int:
-        """Make results anew that are gone or damaged; return how many shards lost their answers for good.
+        """Make lost or damaged results again; return the number of shards that lost answers for good.
 
-        From the raw lines, else from the provider, which is asked once more. Where it has them no more either they are
-        gone: the requests count as not answered, and wait for a person. Where the list of a shard's requests is lost,
-        too, the results are those of the lines alone: its other requests are unknown. An event tells of each. Raises
-        TransientError where the provider cannot be asked now: what is there for nothing must not be given up.
+        The source is the raw lines, or the provider, which is asked once more. If the provider no longer has them, they
+        are gone: the requests count as unanswered, and wait for a person. If the list of a shard's requests is lost,
+        too, the results have only the requests in the lines. Each restored shard gets an event. Raises TransientError
+        while the provider cannot be asked, because answers that it may still have must not be abandoned.
         """
         lost = 0
         for shard in shards:
@@ -354,9 +359,9 @@ class Collector:
         return True
 
     def read_again(self, shard: Shard, *, needed: bool) -> None:
-        """Read the raw lines again into results. Where they are lost, results stay as they are unless it is needed.
+        """Read the raw lines again into results. If they are lost and not `needed`, the results stay unchanged.
 
-        Raises PayloadError where it is needed, and the lines are kept no longer: the results would be lost, too.
+        Raises PayloadError if they are needed and were deleted, because the results would be lost, too.
         """
         if needed and shard.raw_path is None and self._lacks_lines(shard) and not self._fetch_again(shard):
             raise PayloadError(
@@ -369,10 +374,10 @@ class Collector:
             self._ledger.money.record_bill(shard.shard_id, self._bill(shard, results_path, totals))
 
     def _bill(self, shard: Shard, results_path: str, totals: ShardTotals) -> ShardFields:
-        """Return what the ledger stores of what a shard's results cost."""
+        """Return the ledger's fields for the cost of a shard's results."""
         bill = bill_of(totals)
         if totals.reported_usd is None:
-            # Its replies do not tell what they cost; perhaps the batch did.
+            # The replies do not contain their cost, but the batch may.
             bill["reported_usd"] = shard.reported_usd
         asked_again = self._asked_again(shard) if totals.replies else set()
         if asked_again:
@@ -387,9 +392,9 @@ class Collector:
         return bill
 
     def _asked_again(self, shard: Shard) -> set[str]:
-        """Return requests that newer submissions have sent, too, and may have labels of.
+        """Return the requests that newer submissions have sent, too, and may have labels for.
 
-        A person has asked them again, after a batch was given up or was gone, and now its answers came.
+        A person has sent them again after their batch was abandoned or gone, and now its answers arrived.
         """
         own = shard.submission_id
         known = self._ledger.submissions.find_newer([own]) if self._newer is None else self._newer
@@ -404,13 +409,13 @@ class Collector:
         return requests
 
     def _lacks_lines(self, shard: Shard) -> bool:
-        """Return whether raw lines were stored that are gone or damaged."""
+        """Return whether raw lines were stored, and are gone or damaged."""
         return has_lines(self._payloads, shard) and not self._payloads.is_whole(shard.raw_path or beside(shard, RAW))
 
     def _fetch_again(self, shard: Shard) -> bool:
         """Store the raw lines of a collected shard again; return whether the provider still has them."""
-        # What an erasure had it delete does not come again, however it says so: own machines have an empty file then.
-        # The lines of an adopted batch have the sender's custom_ids there.
+        # Results deleted by an erasure do not come back, even if a fetch succeeds: own machines then have an empty
+        # file. The provider has the lines of an adopted batch under the sender's custom_ids.
         if shard.batch.batch_id is None or shard.batch.erased_there_at is not None or shard.cause is Cause.ADOPTED:
             return False
         with self._downloading_alone(shard, holds_submission=False) as shards:
@@ -421,7 +426,7 @@ class Collector:
                 self._fetch(shards, at_least=sum(sharing.batch.done or 0 for sharing in shards))
             except CredentialsError:
                 raise
-            # Without a list of the requests, lines of erased ones cannot be told from the others.
+            # Without the list of requests, lines of erased requests cannot be recognized.
             except (RefusedError, LostError):
                 return False
             return True
@@ -445,14 +450,14 @@ class Collector:
         )
 
     def _counts_own(self, shard: Shard) -> bool:
-        """Return whether the batch's count of finished requests is this shard's alone. Only of a batch cut short."""
+        """Return whether the batch's count of finished requests is for this shard alone. Only for batches cut short."""
         is_cut = shard.batch.status in (BatchStatus.CANCELED, BatchStatus.EXPIRED) and bool(shard.batch.done)
         return is_cut and len(self._ledger.shards.of_batch(shard)) == 1
 
     def count_outcomes(self, shard: Shard) -> Counter[str]:
-        """Count a shard's outcomes, from its raw lines where its results are not read yet; none where none are stored.
+        """Count a shard's outcomes, from its raw lines if its results are not read yet; empty before it is archived.
 
-        Moves and writes nothing: the shard may be one that another process collects.
+        Only reads: another process may be collecting the shard.
         """
         if shard.results_path:
             outcomes = [self._payloads.read_table(shard.results_path, ["llm_outcome"])["llm_outcome"]]
@@ -467,7 +472,7 @@ class Collector:
         return counts
 
     def raw_lines(self, shard: Shard) -> Iterator[bytes]:
-        """Yield the result lines that are stored of a shard; none where it is not archived."""
+        """Yield the stored result lines of a shard, if it is archived."""
         path = shard.raw_path or beside(shard, RAW)
         return self._payloads.lines(path) if self._payloads.exists(path) else iter(())
 
@@ -481,8 +486,8 @@ class Collector:
 class ResultsReader:
     """Read raw lines of shards into results files. Picklable for workers: it has no provider and no ledger.
 
-    `by` has what each (provider, model) needs, `counted` the ids of shards whose batch counts them alone,
-    `lost` of those whose raw lines are no more.
+    `by` has the parts that each (provider, model) needs. `counted` are the ids of shards that are alone in their
+    batch's count, `lost` the ids of shards whose raw lines are lost.
     """
 
     payloads: PayloadStore
@@ -503,7 +508,7 @@ class ResultsReader:
         return path, reconciler.totals
 
     def reconciler(self, shard: Shard) -> Reconciler:
-        """Return what turns the shard's raw lines into its results."""
+        """Return the reconciler from the shard's raw lines to its results."""
         labeling, codec, terms = self.by[shard.provider, shard.model]
         is_lost = shard.shard_id in self.lost
         facts = ShardFacts(
@@ -526,12 +531,12 @@ class ResultsReader:
         return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected, has_logprob=has_logprob)
 
     def _expected(self, shard: Shard, codec: Codec) -> bytes:
-        """Return the request_ids of a shard, packed. Where their list is lost: those that the stored lines answer."""
+        """Return the packed request_ids of a shard. If their list is lost: the ids in the stored lines."""
         try:
             return packed_ids(self.payloads, shard)
         except LostError:
             pass
-        # What was billed has a line. Requests without one are not asked again by this submission, and land as missing.
+        # Each billed request has a line. The others are not asked again by this submission, and end as missing.
         path, pattern = shard.raw_path or beside(shard, RAW), custom_id_pattern(shard.nonce)
         if shard.shard_id in self.lost or not self.payloads.exists(path):
             return b""
@@ -541,7 +546,7 @@ class ResultsReader:
 
 
 def bill_of(totals: ShardTotals) -> ShardFields:
-    """Return what the ledger stores of what a shard's results cost."""
+    """Return the ledger's fields for the cost of a shard's results."""
     return {
         "cost_usd": totals.cost_usd,
         "reported_usd": totals.reported_usd,
@@ -559,7 +564,7 @@ def bill_of(totals: ShardTotals) -> ShardFields:
 
 
 def has_lines(payloads: PayloadStore, shard: Shard) -> bool:
-    """Return whether an archived shard has a file of raw lines: what was given up, gone or lost has none."""
+    """Return whether an archived shard has a file of raw lines. Abandoned, gone or lost results have no file."""
     may_lack = shard.cause in NOT_AWAITED or shard.reason_kind is Reason.LOST
     return not may_lack or payloads.exists(shard.raw_path or beside(shard, RAW))
 

@@ -1,7 +1,7 @@
-"""What a person decides on a shard: whether its create call made a batch, or that nobody waits for it any longer.
+"""Decisions of a person on a shard: whether its create call made a batch, or to abandon the batch.
 
-A decision is on what the person has seen. What another process has done since is read under the leases, and refused
-where the decision would be on something else.
+A decision applies to the state that the person has seen. The present state is read under the leases, and the decision
+is refused if another process has changed the state meanwhile.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
         shards = deployment.ledger.shards.of_batch(shard)
         return {each.submission_id for each in shards}, (shard, shards)
 
-    # All are leased at once: two processes that leased them one after another could wait for each other.
+    # All leases are taken at once. Two processes that took them one by one could wait for each other.
     with hold_and_read(deployment, sharing) as (_, (shard, shards)):
         refuse_readable(deployment, shard)
         if shard.state in ENDED and shard.cause in NOT_AWAITED:
@@ -64,7 +64,7 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
                 f"Shard {shard_id} was given up before, or its batch is gone. Nothing was changed. Materialize the "
                 "labels, or send its rows again with `dagster-llm-batch retry`."
             )
-        # Another submission of the batch may have its results, or have given them up.
+        # Another submission of the batch may have its results, or may have abandoned them.
         going = [each for each in shards if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in NOT_AWAITED]
         now, has_ended = deployment.clock(), shard.state in ENDED
         why = "since its results could not be read" if has_ended else "while its batch had not ended"
@@ -73,7 +73,7 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
             [each.shard_id for each in going],
             Move.GIVEN_UP,
             of_batch=shard.batch.batch_id,
-            # Whoever polls needs no lease: a batch that ends at this moment has results.
+            # Polling needs no lease: a batch that ends at this moment has results.
             sources={each.state for each in going},
             cause=Cause.GIVEN_UP,
             reason=f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, {why}",

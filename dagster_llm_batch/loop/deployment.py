@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 PART_ROWS = 8_192
-"""Labels of more rows are put together in parts, where a deployment says nothing else."""
+"""Labels of more rows are assembled in parts, unless a deployment sets another number."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -74,55 +74,55 @@ _T = TypeVar("_T")
 class Threads(ThreadPoolExecutor):
     """A pool whose calls see the caller's context variables: a span of OpenTelemetry finds its parent there.
 
-    At the end of `with`, also by an error, what has begun goes on to its end and nothing else begins.
+    At the end of `with`, also after an error, started calls finish and the others are canceled.
     """
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         call = partial(fn, *args, **kwargs)
-        # A copy for each call: no two threads can be in one context at a time.
+        # A copy for each call: two threads cannot be in one context at the same time.
         return super().submit(copy_context().run, call)
 
     def __exit__(self, *_error: object) -> None:
         self.shutdown(cancel_futures=True)
-        # Each thread had an arena of C's allocator, which would keep the freed memory.
+        # Each thread had an arena in C's allocator, which would keep the freed memory.
         release_all_memory()
 
 
-# So many earlier submissions are learned from, and tokens at a time are priced to know what one costs.
+# The number of earlier submissions to learn from, and the number of tokens priced at a time to get a price per token.
 _REMEMBERED, _MANY = 80, 1_000
 
 _LEASE = "submission:"
 _AT_WORK = "run:"
 _LEASE_SECONDS = 60.0
 
-# The patience that each answer gives back.
+# The patience that each answer restores.
 _EARNED = timedelta(seconds=1)
 
-# A batch is overdue after so many times its vendor's window.
+# A batch is overdue after its vendor's window times this factor.
 _GRACE = 1.5
 
-# How long a gate stays closed where the provider named no time.
+# The time for which a gate stays closed if the provider named no time.
 _SHORTEST_ABSENCE = timedelta(minutes=1)
 
 GONE_AFTER = timedelta(hours=1)
-"""How long a provider must not know a batch, or its results, before they count as gone. A vendor can forget one for a
-moment, as when a replica lags behind, and its answers would be given up too early.
+"""The time for which a provider must not know a batch, or its results, before they count as gone. A vendor can miss one
+for a moment, for example while a replica lags behind. Then its answers would be abandoned too early.
 """
 
 LONGEST_PAUSE = timedelta(hours=1)
-"""Nothing waits longer than this for its next try, whatever wait a provider names."""
+"""The longest wait for the next try, whatever wait a provider names."""
 
 
 def new_id() -> str:
-    """Return the id of a new submission. All ids that a plan writes are derived from it."""
+    """Return the id of a new submission. All ids in its plan are derived from it."""
     return uuid.uuid4().hex
 
 
 class Gate:
-    """Limit how long calls in real time to one model wait in all where its provider turns them away. Thread-safe.
+    """Limit the total wait of real-time calls to one model while its provider turns them away. Thread-safe.
 
-    Calls that wait at the same time count once. When the patience is used up, the gate closes for this process: no call
-    waits at a closed gate, and what is not asked yet is left to a later run.
+    Calls that wait at the same time count once. When the patience is used up, the gate closes for this process. Calls
+    do not wait at a closed gate: unasked requests are left to a later run.
     """
 
     def __init__(self, clock: Callable[[], datetime], patience: timedelta) -> None:
@@ -141,11 +141,11 @@ class Gate:
             return self._closed_until
 
     def seconds_to_wait(self) -> float:
-        """Return for how long no call may be made: a rate limit holds for all calls, not only the one that met it."""
+        """Return how long to wait before the next call. A rate limit holds for all calls to the model."""
         return max(0.0, (self._not_before - self._clock()).total_seconds())
 
     def turn_away(self, seconds: float, *, is_for_all: bool) -> bool:
-        """Record that a call was turned away for so long; return whether there is patience left to wait for that."""
+        """Record that a call was turned away for so long; return whether enough patience is left to wait."""
         with self._lock:
             now = self._clock()
             until = now + min(timedelta(seconds=min(seconds, 1e9)), LONGEST_PAUSE)
@@ -161,7 +161,7 @@ class Gate:
             return True
 
     def let_in(self) -> None:
-        """Record that a call was answered, which gives a second of patience back."""
+        """Record an answered call, which restores one second of patience."""
         with self._lock:
             self._left = min(self._patience, self._left + _EARNED)
 
@@ -170,8 +170,8 @@ class Gate:
 class SentDefinition:
     """The definition that a submission was sent by.
 
-    `is_known`: it is stored. Of what older code planned, only whether it is another one is known, and `labeling` is the
-    present one.
+    `is_known` is True if it is stored. Older code did not store it. Then `labeling` is the present definition, and the
+    only known fact is whether the two differ.
     """
 
     labeling: Labeling
@@ -181,11 +181,11 @@ class SentDefinition:
 
     @cached_property
     def changes(self) -> Sequence[str]:
-        """The arguments that ask otherwise now. Needs the provider, to know its account."""
+        """The arguments that differ now. Reads the account from the provider."""
         return self._find_changes()
 
     def refuse_unknown(self) -> None:
-        """Raise ConfigError where replies cannot be read: another definition asked, and older code did not store it."""
+        """Raise ConfigError if an unstored definition, which differs from the present one, asked for the replies."""
         if self.is_known or not self.changes:
             return
         raise ConfigError(
@@ -198,39 +198,38 @@ class SentDefinition:
 
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment of labelings. All processes that share a ledger and a namespace have an equal one.
+    """One deployment of labelings. It is equal in all processes that share a ledger and a namespace.
 
     Args:
-        providers: By name, as in the first part of a labeling's model.
-        ledger: Where submissions, shards and leases are recorded.
-        payloads: Where requests and results are stored.
+        providers: By name, the first part of a labeling's model.
+        ledger: Records submissions, shards and leases.
+        payloads: Stores requests and results.
         namespace: Keeps production, branches and development apart within one ledger and payload store.
-        clock: Returns the time now, aware.
+        clock: Returns the present time, with its time zone.
         sleep: Waits for so many seconds.
-        lease_wait_seconds: How long to wait for another process that works on the same submission.
-        download_wait_seconds: How long to wait for another process that downloads the same batch, which they share.
-        budgets: Limits on what all submissions of a period may cost together.
-        queue_limits: By the name of a provider: how much may be in its queue at once.
-        overdue_after: How long a batch may take before a person is told. None: the vendor's window and half of it more.
-        fetched_prices: Whether prices are those of the book that `dagster-llm-batch prices --fetch` stored, where it
-            did. Without, nothing but the bundled book is looked at.
-        transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
-        tune: Whether new submissions are planned by how earlier ones went; see advice/tuner.py.
-        keep_request_files: How long a batch's request file stays at its provider after its results were stored. None:
-            nobody here deletes it.
-        kinds: Of which kind a provider is, as the registry calls it, by its name. Default: its name is that.
-        destinations: Where rows may go; default: everywhere.
-        new_id: Returns the id of a new submission, which no other has.
-        few_rows: A plan of more rows than this keeps their keys and request_ids in files.
-        few_known: Of so many requests that were asked before, what is known needs no numpy, which takes long to load.
-        part_rows: Labels of more rows than this are put together in parts. Another number changes the data versions of
-            streams.
-        new_file: Makes a temporary file without a name.
-        gates: When calls in real time may be made, by provider, account and model. Those of this process.
-        batch_outcomes: The outcomes of batches that several submissions share, by provider, account and batch_id, as
-            this process has counted them.
-        opened_here: The ids of submissions that this process has opened: all of their sendings are on record.
-        codecs: The 16 that were made last, each with its provider and the spec that it is of.
+        lease_wait_seconds: The time to wait for another process that works on the same submission.
+        download_wait_seconds: The time to wait for another process that downloads the same shared batch.
+        budgets: Limits on the total cost of all submissions in a period.
+        queue_limits: By name of a provider: how much may be in its queue at once.
+        overdue_after: The time until a batch is reported as overdue. None: one and a half windows of the vendor.
+        fetched_prices: True to use the price book that `dagster-llm-batch prices --fetch` stored, if any. False: only
+            the bundled book.
+        transfers_at_once: The number of simultaneous uploads of request files, and of downloads of results.
+        tune: True to plan new submissions by the history of earlier ones; see advice/tuner.py.
+        keep_request_files: The time for which a batch's request file stays at its provider after its results were
+            stored. None: it is not deleted.
+        kinds: By name of a provider: its kind in the registry. Default: the name itself.
+        destinations: The allowed destinations of rows; default: all.
+        new_id: Returns a unique id for a new submission.
+        few_rows: A plan with more rows keeps their keys and request_ids in files.
+        few_known: Up to this many known requests are held without numpy, which takes long to load.
+        part_rows: Labels of more rows are assembled in parts. Another number changes the data versions of streams.
+        new_file: Makes an unnamed temporary file.
+        gates: By provider, account and model: this process's gates for calls in real time.
+        batch_outcomes: By provider, account and batch_id: the outcomes of shared batches, if this process has counted
+            them.
+        opened_here: The ids of submissions opened by this process: all of their sendings are on record.
+        codecs: The 16 newest codecs, each with its provider and its spec.
     """
 
     providers: Mapping[str, Provider]
@@ -270,7 +269,7 @@ class Deployment:
             raise ConfigError(f"keep_request_files={self.keep_request_files} is not allowed; it is None, or 0 or more.")
 
     def erased_keys(self, partition: str, *assets: str) -> ErasedKeys:
-        """Return the keys of a partition's rows that a person had erased from these assets."""
+        """Return the keys of a partition's rows that were erased from these assets."""
         tombstones = self.ledger.tombstones.list_all(self.namespace, *assets)
         digests: defaultdict[str, set[str]] = defaultdict(set)
         for tombstone in tombstones:
@@ -279,13 +278,13 @@ class Deployment:
         return ErasedKeys({salt: frozenset(known) for salt, known in digests.items()}, len(tombstones))
 
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
-        """Hold these submissions' leases during a block. Raises LeaseError where another process has one."""
+        """Hold these submissions' leases during a block. Raises LeaseError if another process has one."""
         patience = self.lease_wait_seconds if wait_seconds is None else wait_seconds
         names = [_lease_name(submission_id) for submission_id in submission_ids]
         return self.ledger.leases.hold(*names, seconds=_LEASE_SECONDS, wait_seconds=patience)
 
     def provider(self, name: str) -> Provider:
-        """Return the configured provider of this name. Raises ConfigError where there is none."""
+        """Return the configured provider of this name. Raises ConfigError for an unknown name."""
         if name not in self.providers:
             known = ", ".join(sorted(self.providers)) or "none"
             presets = {*SERVERS, *INLINE_SERVERS}
@@ -297,14 +296,14 @@ class Deployment:
         return self.providers[name]
 
     def kind(self, name: str) -> str:
-        """Return of which kind the provider of this name is: what its vendor, and not its account, decides."""
+        """Return the kind of the provider of this name: facts that its vendor decides, and not its account."""
         return self.kinds.get(name, name)
 
     def codec(self, labeling: Labeling) -> Codec:
         """Return the codec for this labeling's requests. Raises what Provider.codec raises."""
         provider, spec = self.provider(labeling.provider), labeling.spec
-        # Each step asks, and to lower a response schema takes longer than the lines of a small batch. A labeling makes
-        # its spec once, so that the same object is the same spec.
+        # Each step asks for it, and lowering a response schema takes longer than the lines of a small batch. A labeling
+        # makes its spec once, so the same object is the same spec.
         for known_provider, known_spec, known in tuple(self.codecs):
             if known_provider is provider and known_spec is spec:
                 return known
@@ -313,22 +312,20 @@ class Deployment:
         return codec
 
     def queue_limit(self, provider: str, model: str) -> tuple[QueueLimit | None, str | None]:
-        """Return the limit that holds for a model, and the model that it counts (None: all of the provider's)."""
+        """Return the limit for a model, and the model that it counts (None: all models of the provider)."""
         if (own := self.queue_limits.get(f"{provider}/{model}")) is not None:
             return own, model
         return self.queue_limits.get(provider), None
 
     def batch_limits(self, labeling: Labeling) -> BatchLimits:
-        """Return what one batch may hold: the least of the provider's limits, the labeling's, and the queue's."""
+        """Return the limits of one batch: the least of the provider's, the labeling's and the queue's."""
         limits = labeling.limits
         tight = tightest(self.codec(labeling).limits, limits.max_requests_per_batch, limits.max_bytes_per_batch)
         queue, _ = self.queue_limit(labeling.provider, labeling.spec.model)
         return tight if queue is None else tightest(tight, queue.max_requests, max_tokens=queue.max_tokens)
 
     def configuration(self, labeling: Labeling) -> str:
-        """Return the fingerprint of all that an answer depends on besides the request: account, model, parameters,
-        schema.
-        """
+        """Return the fingerprint of an answer's inputs besides the request: account, model, parameters, schema."""
         account = self.provider(labeling.provider).account
         own = configuration_fingerprint(account, labeling.provider, labeling.spec)
         if labeling.mask is not None:
@@ -336,11 +333,11 @@ class Deployment:
             own = hashlib.sha256(f"{own} {masked}".encode()).hexdigest()[: len(own)]
         if labeling.cascade is None:
             return own
-        # Labels of another oracle are other labels.
+        # Another oracle gives other labels.
         return hashlib.sha256(f"{own} {self.configuration(labeling.models[1])}".encode()).hexdigest()[: len(own)]
 
     def sent_definition(self, labeling: Labeling, submission: Submission) -> SentDefinition:
-        """Return the definition that a submission was sent by. Its answers are read, and landed, by that one."""
+        """Return the definition that a submission was sent by. It is used to read and materialize the answers."""
         stored = definition_in(self.payloads, submission.manifest_path)
 
         def find_changes() -> Sequence[str]:
@@ -355,11 +352,11 @@ class Deployment:
         return SentDefinition(as_sent, submission, is_known=stored is not None, _find_changes=find_changes)
 
     def leases(self) -> set[str]:
-        """Return the ids of submissions that processes work on now."""
+        """Return the ids of the submissions that processes work on now."""
         return submissions_at_work(self.ledger)
 
     def at_work(self, run_id: str) -> AbstractContextManager[Lease]:
-        """Show during a block that this run plans and sends. A dead process's lease expires, and shows it no more."""
+        """Show during a block that this run plans and sends. The lease of a dead process expires."""
         return self.ledger.leases.hold(f"{_AT_WORK}{run_id}:{uuid.uuid4().hex}", seconds=_LEASE_SECONDS)
 
     def runs_at_work(self) -> set[str]:
@@ -368,23 +365,23 @@ class Deployment:
         return {name.removeprefix(_AT_WORK).rpartition(":")[0] for name in names}
 
     def levels(self, labeling: Labeling, submission: Submission) -> Levels | None:
-        """Return what gives each row of a cascade its level; None where the labeling, as it was sent, has none."""
+        """Return a cascade's record of the model that answers each row; None if the labeling is no cascade."""
         if labeling.cascade is None:
             return None
         return levels_of(self.payloads, submission)
 
     def tariff(self, labeling: Labeling) -> Tariff:
-        """Return what this labeling's requests cost in a batch, now."""
+        """Return the present prices of this labeling's requests in a batch."""
         return self.terms(labeling)()
 
     def price_gap(self, labeling: Labeling) -> str | None:
-        """Return why the labeling's price is not known; None where it is."""
+        """Return why the labeling's price is unknown; None if it is known."""
         if self.tariff(labeling).basis is not PriceBasis.UNKNOWN:
             return None
         return price_gap(self.provider(labeling.provider).price_book or "", labeling.spec.model, self.clock())
 
     def price_dispute(self, labeling: Labeling) -> str | None:
-        """Return by how much two price tables differ on the labeling's model; None where its price is in no doubt."""
+        """Return the difference between two price tables for the labeling's model; None if its price is undisputed."""
         book = self.provider(labeling.provider).price_book
         if book is None or labeling.spend.price is not None:
             return None
@@ -399,7 +396,7 @@ class Deployment:
         return partial(_tariff_of_fetched, self.payloads, *about) if self.fetched_prices else partial(tariff, *about)
 
     def context_tokens(self, labeling: Labeling) -> int | None:
-        """Return how many tokens the model takes in all, or None where the price book does not say."""
+        """Return the model's context window in tokens; None if unknown."""
         book = self.provider(labeling.provider).price_book
         return None if book is None else context_tokens(book, labeling.spec.model)
 
@@ -409,7 +406,7 @@ class Deployment:
         return InputCounter(book, labeling.spec, self.context_tokens(labeling), self.tokenizer(labeling))
 
     def tokenizer(self, labeling: Labeling) -> Callable[[Sequence[str]], list[int]] | None:
-        """Return the tokenizer of the labeling's model, where it is installed and needs no network."""
+        """Return the tokenizer of the labeling's model, if it is installed and needs no network."""
         book = self.provider(labeling.provider).price_book
         return _openai_tokenizer() if tokenizer_of(book, labeling.spec.model) == "o200k" else None
 
@@ -421,9 +418,9 @@ class Deployment:
         return Estimate(self.tariff(labeling).of(lane), output, writes_cache=writes_cache(spec), learned=learned)
 
     def learned(self, labeling: Labeling, *, of_oracle: bool = False) -> Learned | None:
-        """Return what earlier submissions of this labeling say of the next one; None: nothing, or too little.
+        """Return estimates from earlier submissions of this labeling for the next one; None with too little history.
 
-        With `of_oracle`, what they say of the requests to the oracle of its cascade.
+        With `of_oracle`, the estimates are for the requests to the oracle of its cascade.
         """
         names = (labeling.asset, *labeling.resend.former_names)
         asked = labeling.models[1] if of_oracle else labeling
@@ -449,7 +446,7 @@ class Deployment:
         )
         learned = learn(earlier, others, rates)
         if learned is not None and labeling.cascade is not None:
-            # How much of it is escalated tells more of the whole than how long the replies of one model are.
+            # The share that is escalated matters more for the total than the length of one model's replies.
             learned = replace(learned, low=None, high=None)
         told = [s for s in same if None not in (s.p05_usd, s.p95_usd, s.cost_usd)]
         held = sum(s.p05_usd <= s.cost_usd <= s.p95_usd for s in told)  # type: ignore[operator]  # all known
@@ -460,9 +457,9 @@ class Deployment:
         return Owner(labeling.provider, self.provider(labeling.provider).account, labeling.spec.model, lane)
 
     def provider_of(self, shard: Shard) -> Provider:
-        """Return the shard's provider. Raises ConfigError where another account is configured now."""
+        """Raise ConfigError if another account is configured now; else return the shard's provider."""
         provider = self.provider(shard.provider)
-        # Another account knows none of the shard's batches: it would report them as gone, and they would be paid again.
+        # Another account would report all batches of the shard as gone, and they would be paid again.
         if provider.account != shard.account:
             former, now = hide_secrets(shard.account), hide_secrets(provider.account)
             msg = (
@@ -484,10 +481,10 @@ class Deployment:
         return submission.deadline_at is not None and self.clock() >= submission.deadline_at
 
     def noted_since(self, shard: Shard, data: EventData) -> datetime | None:
-        """Return when an event of this kind was first noted of a shard; None where that is done only now.
+        """Return when an event of this kind was first recorded for a shard; None if it is recorded only now.
 
-        A time that lies ahead was written by a clock that was wrong: it is noted anew, or nothing would come of it
-        until then.
+        A later time than now comes from a wrong clock. The event is then recorded again, or nothing would follow until
+        then.
         """
         now = self.clock()
         for event in self.ledger.events.of_submission(shard.submission_id):
@@ -497,32 +494,32 @@ class Deployment:
         return None
 
     def overdue_at(self, shard: Shard) -> datetime | None:
-        """Return when the shard's batch is, or was, overdue; None where it is not in flight."""
+        """Return when the shard's batch becomes, or became, overdue; None if it is not in flight."""
         if shard.state is not ShardState.SUBMITTED or shard.batch.submitted_at is None:
             return None
         return shard.batch.submitted_at + self.patience(shard)
 
     def patience(self, shard: Shard) -> timedelta:
-        """Return how long the shard's batch may take, or wait for room, before a person is told."""
+        """Return how long the shard's batch may take, or wait for room, before it is reported."""
         return self.overdue_after or _GRACE * window_of(self.providers.get(shard.provider))
 
     def presence(self, shard: Shard) -> Presence:
-        """Return what counts now as in the queue of the shard's provider."""
+        """Return the present rule for counting batches in the queue of the shard's provider."""
         return Presence.at(self.clock(), window_of(self.providers.get(shard.provider)))
 
     def is_overdue(self, shard: Shard) -> bool:
-        """Return whether the shard's batch runs for longer than its vendor documents, and a grace."""
+        """Return whether the shard's batch runs for longer than its vendor documents, plus a grace."""
         at = self.overdue_at(shard)
         return at is not None and at <= self.clock()
 
     def tag(self, shard: Shard) -> str:
-        """Return the tag by which the shard's batch is found at the provider: the namespace's digest and the nonce."""
+        """Return the tag that identifies the shard's batch at the provider: the namespace's digest and the nonce."""
         owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
         return f"dlb-{owner}-{shard.nonce}"
 
 
 def _taught(submission: Submission, oracle: str | None) -> Mapping[str, Any] | None:
-    """Return what was billed of a submission's own model, or of this oracle; None: nothing."""
+    """Return the bill of a submission's own model, or of this oracle; None without a bill."""
     billed = _billed(submission)
     if oracle is None:
         return billed if "requests" in billed else None
@@ -531,7 +528,7 @@ def _taught(submission: Submission, oracle: str | None) -> Mapping[str, Any] | N
 
 
 def _billed(submission: Submission) -> Mapping[str, Any]:
-    # The query asks for those that have it.
+    # The query returns only submissions that have it.
     assert submission.billed is not None
     return submission.billed
 
@@ -542,13 +539,13 @@ def submissions_at_work(ledger: Ledger) -> set[str]:
 
 
 def _tariff_of_fetched(payloads: PayloadStore, *about: Any) -> Tariff:
-    """Return a tariff by the price book that was fetched; see `tariff`. Also in a worker, which has no deployment."""
+    """Return a tariff by the fetched price book; see `tariff`. Works in a worker without a deployment, too."""
     use_fetched_book(payloads)
     return tariff(*about)
 
 
 def use_fetched_book(payloads: PayloadStore) -> None:
-    """Take prices from the book that was fetched last into this store, if any. See `use_stored_book`."""
+    """Take prices from the book that was last fetched into this store, if any. See `use_stored_book`."""
     from dagster_llm_batch.core.price_book import BOOK_FILE, use_stored_book  # noqa: PLC0415 - it takes a while to load
 
     def read() -> bytes | None:
@@ -560,14 +557,14 @@ def use_fetched_book(payloads: PayloadStore) -> None:
     use_stored_book(repr(payloads), read, time.monotonic())
 
 
-# The vocabulary of OpenAI's models since gpt-4o, where tiktoken gets it and what it must be: tiktoken 0.14.0.
+# The vocabulary of OpenAI's models since gpt-4o: its address in tiktoken, and its digest. From tiktoken 0.14.0.
 _VOCABULARY = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 _VOCABULARY_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
 
 @lru_cache(maxsize=1)
 def _openai_tokenizer() -> Callable[[Sequence[str]], list[int]] | None:
-    """Return what counts tokens by tiktoken; None where that, or the file that it would download, is not there."""
+    """Return the token counter of tiktoken; None if tiktoken, or the file that it would download, is missing."""
     if find_spec("tiktoken") is None:
         return None
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
@@ -576,7 +573,7 @@ def _openai_tokenizer() -> Callable[[Sequence[str]], list[int]] | None:
         vocabulary = (cache / hashlib.sha1(_VOCABULARY.encode(), usedforsecurity=False).hexdigest()).read_bytes()
     except OSError:
         return None
-    # Of any other file it would download a new one.
+    # tiktoken would replace any other file by a download.
     if folder == "" or hashlib.sha256(vocabulary).hexdigest() != _VOCABULARY_SHA256:
         return None
     encoding = import_module("tiktoken").get_encoding("o200k_base")

@@ -1,7 +1,7 @@
-"""Values that name the leases under which they hold, and are read again when these are held.
+"""Values that name the leases under which they are needed, and are read again once these leases are held.
 
-What is read before a lease may be another process's past by the time that it is taken: a submission that was open is
-settled, a create call in doubt was made anew. So whoever needs leases that a value names reads it twice.
+A value read before its leases are taken may be out of date by then. Meanwhile another process may have settled an open
+submission, or repeated a create call in doubt. So the value is read twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["hold_and_read"]
 
 _T = TypeVar("_T")
 
-# Each time another process has added a submission since. More than a few in a row is a process gone wild.
+# Another process adds a submission each time. More than a few in a row mean a fault in that process.
 _TIMES = 10
 
 
@@ -26,10 +26,10 @@ _TIMES = 10
 def hold_and_read(
     deployment: Deployment, read: Callable[[], tuple[set[str], _T]], wait_seconds: float | None = None
 ) -> Iterator[tuple[Lease, _T]]:
-    """Hold the leases of the submissions that `read` names, and yield what it returns while they are held.
+    """Hold the leases of the submissions that `read` names, and yield the value that it returns meanwhile.
 
-    `read` returns ids of submissions, and a value. It is called before, to learn the names, and again under the leases;
-    where it names others then, these are taken too. Raises LeaseError where another process has one.
+    `read` returns ids of submissions, and a value. It is called first for the ids, and again under the leases. If it
+    then names other submissions, their leases are taken, too. Raises LeaseError if another process has one.
     """
     names, _ = read()
     for _ in range(_TIMES):

@@ -1,4 +1,4 @@
-"""The rules of holds; and the hold of a submission whose definition has changed, or that may not be sent as it is."""
+"""The rules of holds, and the hold of a submission whose definition has changed or whose rest may not be sent."""
 
 from __future__ import annotations
 
@@ -273,9 +273,10 @@ RULES: dict[HoldReason, Rule] = {
 def reason_to_hold(
     deployment: Deployment, labeling: Labeling, sent: SentDefinition, models: Collection[str], shards: Sequence[Shard]
 ) -> Advice | None:
-    """Return why nothing more of a submission is sent to these models; None where nothing is in the way.
+    """Return why sending to these models stops for a submission; None if it may go on.
 
-    Its definition has changed, or has a parameter that the provider is known by now to refuse; or the deployment does
+    Either its definition has changed, or it has a parameter that the provider now refuses. Or the deployment no longer
+    allows a destination, and some of it was sent. `shards` are all shards of the submission.
     not allow a destination any more, and some of it was sent. `shards` are all of the submission.
     """
     if sent.changes:
@@ -283,7 +284,7 @@ def reason_to_hold(
     for asked in labeling.models:
         if asked.model not in models:
             continue
-        # What it raises itself is no matter of parameters.
+        # Errors of making the codec are not about parameters.
         _ = deployment.codec(asked)
         try:
             parameter_warnings(deployment, asked)
@@ -292,15 +293,15 @@ def reason_to_hold(
         try:
             deployment.destinations.check(f"'{labeling.asset}'", asked.model, asked.params)
         except ConfigError as error:
-            # What was paid must land, so the rest is given up. With nothing to land, all of it waits for other rules or
-            # settings: the error is raised when it is about to be sent.
+            # Paid answers must be materialized, so the rest is abandoned. Without paid answers, all of it waits for
+            # other rules or settings: the error is raised when it is about to be sent.
             if not _is_unsent(deployment, shards):
                 return advise_on_destination(sent.submission, str(error))
     return None
 
 
 def _is_unsent(deployment: Deployment, shards: Sequence[Shard]) -> bool:
-    """Return whether all shards are planned, and no request in them was answered in real time."""
+    """Return whether all shards are planned, and real-time shards among them have no answers."""
     return bool(shards) and all(
         shard.state is ShardState.PLANNED
         and not (shard.lane is Lane.REALTIME and deployment.payloads.exists(beside(shard, SO_FAR)))
@@ -309,10 +310,11 @@ def _is_unsent(deployment: Deployment, shards: Sequence[Shard]) -> bool:
 
 
 def hold_unsent(deployment: Deployment, submission: Submission, shards: Sequence[Shard], reason: Advice) -> None:
-    """Send no planned shard of a submission of which nothing more is sent; `shards` are all of it.
+    """Keep the planned shards of a stopped submission from being sent; `shards` are all its shards.
 
-    While some of it is sent and not collected, the rest waits, since the earlier definition may be put back; no run is
-    requested that could send nothing. Then the rest is dropped, so that what came lands.
+    While sent shards are not collected, the rest waits, because the earlier definition may be restored. Meanwhile a run
+    could send nothing, so the sensor does not request one. Then the rest is dropped, so that the stored answers are
+    materialized.
     """
     if any(shard.state not in (ShardState.PLANNED, ShardState.COLLECTED) for shard in shards):
         if deployment.ledger.events.last_of(submission.submission_id).kind != STRANDED:
@@ -325,7 +327,7 @@ def hold_unsent(deployment: Deployment, submission: Submission, shards: Sequence
 
 
 def hold(deployment: Deployment, submission: Submission, reason: Advice) -> None:
-    """Send nothing more of a submission. Where it is materialized again, a new attempt asks for the rest."""
-    # First the reason: of a process that dies in between, a submission would be canceled and nobody told why.
+    """Stop sending a submission. If it is materialized again, a new attempt asks for the rest."""
+    # The reason comes first. If the process dies in between, the submission must not be canceled without a report.
     deployment.ledger.events.add(submission.submission_id, Held(*reason))
     deployment.ledger.submissions.set_state(submission.submission_id, SubmissionState.CANCELED)

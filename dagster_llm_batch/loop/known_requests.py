@@ -1,8 +1,8 @@
-"""Requests that are not asked again, since earlier submissions have asked them: 28 bytes each, however many there are.
+"""Requests that are not asked again, because earlier submissions have asked them: 28 bytes each, at any number.
 
 results of each shard ─▶ answered ─┐
 requests of batches on their way ──┼─▶ packed ids, sorted ─▶ found by bisection, a chunk of rows at once
-those that wait for a person ──────┘
+requests that wait for a person ───┘
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 
 
 class KnownRequests:
-    """Request_ids, each with True where a good answer is there, False where one may still come. Immutable.
+    """Request_ids with True for a good answer, and False for an answer that may still come. Immutable.
 
     Args:
-        settled: Those that are True, packed. More than `few` in a bytearray are sorted in place, and kept.
-        in_flight: Those that are False where they are not among `settled`, packed; sorted and kept in the same way.
-        few: So many need no numpy, which takes long to load.
+        settled: The packed ids with True. A bytearray of more than `few` is sorted in place, and kept.
+        in_flight: The packed ids with False, unless they are in `settled`. Sorted and kept in the same way.
+        few: Up to this many ids need no numpy, which takes long to load.
     """
 
     def __init__(self, settled: bytearray | bytes = b"", in_flight: bytearray | bytes = b"", *, few: int) -> None:
@@ -61,7 +61,7 @@ class KnownRequests:
         return self.find([request_id]) != [None]
 
     def find(self, ids: Sequence[str]) -> list[bool | None]:
-        """Return what is known of each request; None of one that is to be asked."""
+        """Return the value of each request; None for a request to ask."""
         if self._few is not None:
             return list(map(self._few.get, ids))
         found: list[bool | None] = [None] * len(ids)
@@ -72,7 +72,7 @@ class KnownRequests:
 
 
 class _Digests:
-    """Packed ids, sorted. A bytearray is sorted in place: a second array of a million ids would take 20 MB more."""
+    """Packed ids, sorted. A bytearray is sorted in place: a copy of a million ids would take 20 MB more."""
 
     def __init__(self, ids: bytearray | bytes) -> None:
         import numpy as np  # noqa: PLC0415 - see `few`
@@ -82,11 +82,11 @@ class _Digests:
         self._heads = self._heads_of(self._sorted)
 
     def places(self, ids: Sequence[str]) -> list[int]:
-        """Return the places of the ids that are there."""
+        """Return the places of the ids that are among these."""
         import numpy as np  # noqa: PLC0415
 
         sought = np.frombuffer(packed(ids), f"S{REQUEST_ID_BYTES}")
-        # Numbers are found in a third of the time that texts take. Two ids that differ may have one head.
+        # Comparing numbers takes a third of the time of comparing texts. Different ids may share one head.
         heads = self._heads_of(sought)
         at = np.minimum(self._heads.searchsorted(heads), len(self._sorted) - 1)
         are_there = self._sorted[at] == sought
@@ -101,7 +101,7 @@ class _Digests:
     def _heads_of(digests: _Array) -> _Array:
         import numpy as np  # noqa: PLC0415
 
-        # A view of each digest's first 8 bytes, which `astype` then copies: once, not twice.
+        # A view of each digest's first 8 bytes. `astype` copies them once, not twice.
         return np.ndarray(len(digests), ">u8", digests, strides=(REQUEST_ID_BYTES,)).astype("u8")
 
 
@@ -113,14 +113,14 @@ def find_known(
     again: bool,
     of: str | None = None,
 ) -> KnownRequests:
-    """Return the requests that are not asked now, as these submissions, newest first, have them.
+    """Return the requests that are not asked now, by these submissions, newest first.
 
-    True: there is a good answer, or none and the cause is final: then only a person (`again`) asks. False: it is in
-    flight. Of a cascade those of one model, by default its own: what the oracle has answered is no answer of that.
-    All of these are False, since the other may still be asked.
+    True: there is a good answer, or a final cause, so that only a person (`again`) may ask. False: it is in flight.
+    For a cascade, the requests are those to one model, by default its own, since the oracle's answers do not count for
+    it. They are all False, because the other model may still be asked.
     """
     is_cascade, model = labeling.cascade is not None, of or labeling.model
-    # A reply of a cascade's own model that does not fit is the oracle's to answer.
+    # If a reply of a cascade's own model does not fit, the oracle answers.
     is_final = is_cascade and of is None and not again
     found = _Found(deployment, [Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
     collector = Collector(labeling, deployment)
@@ -130,11 +130,11 @@ def find_known(
     for submission in submissions:
         shards = stored[submission.submission_id]
         if collector.restore(shard for shard in shards if shard.shard_id not in copies):
-            # What is lost for good has a cause now.
+            # Shards that lost answers for good have a cause now.
             shards = deployment.ledger.shards.of_submission(submission.submission_id)
         for shard in sorted(shards, key=_place, reverse=True):
             if shard.shard_id in copies:
-                # All that a copy is of is known where its newest shard comes.
+                # A copy is added at the place of its newest shard.
                 if (copy := copies[shard.shard_id]) is not None:
                     found.add_copy(*copy)
             elif not is_cascade or shard.asked_of == model:
@@ -150,11 +150,13 @@ def find_known(
 
 
 _Copies = Mapping[str, tuple[Shard, Sequence[Shard]] | None]
-"""By id of all shards that are in merged copies: of the newest in each what stands for the copy, and its shards."""
+"""By id of each shard in a merged copy: for the newest in a copy, the shard that stands for it, and its parts."""
 
 
 def _find_copies(collector: Collector, payloads: PayloadStore, shards: Sequence[Shard]) -> _Copies:
-    """Return the merged copies of these shards, oldest first, of which none waits for a person."""
+    """Return the merged copies of these shards, oldest first. Copies with shards that wait for a person are
+    left out.
+    """
     answered = [shard for shard in shards if shard.has_answers]
     if len(answered) < FEWEST_MERGED or any(shard.results_path and not shard.has_answers for shard in shards):
         return {}
@@ -168,9 +170,10 @@ def _find_copies(collector: Collector, payloads: PayloadStore, shards: Sequence[
 
 @dataclass
 class _Found:
-    """What shards say of their requests, newest first. Packed: `answered` and `in_flight`.
+    """The requests of shards, newest first. `answered` and `in_flight` are packed.
 
-    Without an answer: those that wait for a person (`left`), and those of which another batch says something newer.
+    `newer` has the unanswered requests of the shards so far, which are newer than the next one. `left` has the
+    unanswered requests that wait for a person.
     """
 
     deployment: Deployment
@@ -182,7 +185,7 @@ class _Found:
 
     def add(self, shard: Shard) -> None:
         payloads = self.deployment.payloads
-        # One that was given up, and has ended after all, has the results of before until it is collected.
+        # An abandoned shard that has ended after all keeps its earlier results until it is collected.
         if shard.results_path and shard.state is ShardState.COLLECTED:
             unanswered = set(self._unanswered(shard.results_path))
             if shard.waits_for_person:
@@ -195,7 +198,7 @@ class _Found:
             self.in_flight += packed(ids[place] for place in so_far)
 
     def add_copy(self, copy: Shard, shards: Sequence[Shard]) -> None:
-        """Add what a merged copy says, or where it is gone, since another process erased or pruned, its shards."""
+        """Add the requests of a merged copy, or of its shards if another process has erased or pruned the copy."""
         try:
             self.add(copy)
         except FileNotFoundError:
@@ -203,7 +206,7 @@ class _Found:
                 self.add(shard)
 
     def _unanswered(self, path: str) -> Iterator[str]:
-        """Note the requests of these results that have an answer, and yield the others."""
+        """Record the requests of these results that have an answer, and yield the others."""
         good = pa.array(self.answers, pa.string())
         for batch in self.deployment.payloads.iter_batches(path, columns=[_ID, _OUTCOME]):
             ids = batch.column(0)

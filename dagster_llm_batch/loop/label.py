@@ -1,10 +1,10 @@
-"""The labels of a settled submission, with the outcomes and costs of its requests. Sends nothing.
+"""The labels of a complete submission, with the outcomes and costs of its requests. Sends nothing.
 
-Answers come from the submission's own shards and from those of the submissions whose answers it reuses.
+Answers come from the submission's own shards, and from the shards of submissions whose answers it reuses.
 
-Tables larger than memory are taken apart by request, and labeled part by part. A request_id is a digest, so its first
-digits spread the rows evenly, and all rows of one request are in the same part. Within a part, rows keep their order.
-Where each row has one result, and these come in the order of the rows, both are read side by side (`pair_rows`).
+Tables larger than memory are split by request, and labeled part by part. A request_id is a digest, so its first digits
+spread the rows evenly, and all rows of one request are in the same part. Within a part, rows keep their order. If each
+row has one result, and both come in the same order, they are read side by side (`pair_rows`).
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ __all__ = [
 _T = TypeVar("_T")
 
 ROWS_AT_ONCE = 8_192
-"""Rows of a batch to scatter. In small batches the slices would take longer than their rows."""
+"""Rows of a batch to scatter. In smaller batches, the slices take longer than their rows."""
 
-# Rows beside their results: with fewer, parts take longer than their rows.
+# Rows that are read together with their results. With fewer, the overhead of a part exceeds its rows.
 _PAIRS_AT_ONCE = 4_096
 
 _DIGITS = 4
@@ -65,7 +65,7 @@ _DIGITS = 4
 # Each part is an open file while rows are scattered, and its number a byte.
 _MOST_PARTS = 256
 
-# A part is in memory several times while it is put together, and what it is made of, too.
+# A part and its sources are in memory several times while it is assembled.
 _PART_BYTES = 1 << 23
 
 # A slice of a batch is written as many small pieces.
@@ -73,7 +73,7 @@ _BUFFER_BYTES = 1 << 13
 
 
 def part_names(rows: int, part_rows: int = PART_ROWS) -> list[str]:
-    """Return the first digits of the least request_id in each of the parts of a table of so many rows."""
+    """Return the first digits of the least request_id in each part of a table with so many rows."""
     count = min(max(-(-rows // part_rows), 1), _MOST_PARTS)
     return [f"{(number << 4 * _DIGITS) // count:0{_DIGITS}x}" for number in range(count)]
 
@@ -92,13 +92,13 @@ def scatter(batches: Iterable[pa.RecordBatch], schema: pa.Schema, by: str, names
             for part, (start, end) in zip(parts, pairwise([0, *ends]), strict=True):
                 if start < end:
                     part.write_batch(sorted_batch.slice(start, end - start))
-            # Or they would be in memory while the next batch is read.
+            # Otherwise they would be in memory while the next batch is read.
             del batch, sorted_batch
 
 
 def _firsts(request_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint32]]:
     """Return the first digits of each request_id, as numbers with the same order."""
-    # Rows that were not sent have none; they are in the first part.
+    # Unsent rows have no request_id; they are in the first part.
     digits = pc.fill_null(pc.utf8_slice_codeunits(request_ids, 0, _DIGITS), "0" * _DIGITS)
     return np.frombuffer(digits.buffers()[2], ">u4", len(digits)).astype(np.uint32)
 
@@ -127,7 +127,7 @@ def label_results(
     version: str,
     run_id: str,
 ) -> Labeled:
-    """See `label`. `levels` are those of a cascade, and `are_oracles` says of each results whether its oracle's."""
+    """See `label`. `levels` belongs to a cascade. `are_oracles` is True for each result of its oracle."""
     if levels is not None:
         results = levels.apply(manifest, zip(are_oracles, results, strict=True))
         response = pa.schema([*response, *levels.columns(response)])
@@ -135,13 +135,14 @@ def label_results(
 
 
 SHARD = pa.field("llm_shard", pa.int32())
-"""The number of a result's shard among those of all waves."""
+"""The number of a result's shard among the shards of all waves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The stored answers to one submission's requests. `shards` are its own; `part_rows` is how many rows fit into
-    memory; `levels` are those of a cascade, the oracle of which is no model of `own_model`.
+    """The stored answers to one submission's requests.
+
+    `shards` are its own shards, and `part_rows` rows fit into memory. `levels` belongs to a cascade.
     """
 
     submission: Submission
@@ -156,24 +157,24 @@ class Answers:
 
     @property
     def are_oracles(self) -> list[bool]:
-        """Whether each of the waves is that of a cascade's oracle."""
+        """For each wave: True if a cascade's oracle has answered it."""
         return [self._asks_oracle(wave[0]) for wave in self.waves]
 
     @cached_property
     def waves(self) -> list[list[Shard]]:
-        """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
+        """The collected shards with this submission's answers, oldest first. Each wave answers a request once.
 
-        A wave that was planned but never sent is ignored; the previous outcome stands. Of small shards whose answers
-        are reused many may be read from one file: see `_merge`.
+        Waves that were planned but never sent are ignored; the previous outcome stands. Many small shards of reused
+        answers may be read from one merged file: see `_merge`.
         """
         sources = reversed(self.submission.reused_from)
         of_sources = self.ledger.shards.of_submissions(self.submission.reused_from)
         others = [shard for source in sources for shard in of_sources[source] if shard.has_answers]
         shards = [*self._merge(others), *(shard for shard in self.shards if shard.has_answers)]
         if self.levels is not None:
-            # A wave of a cascade asks both models of some requests. By level, not by wave: the oracle's come last.
+            # Both models of a cascade may answer a request in one wave. The oracle's answers come last.
             shards.sort(key=self._asks_oracle)
-        # Each merged copy is by itself.
+        # Each merged copy is a group.
         of_wave = (
             (shard.submission_id, shard.wave or shard.results_path, self._asks_oracle(shard)) for shard in shards
         )
@@ -181,20 +182,20 @@ class Answers:
         return [[shard for _, shard in wave] for _, wave in pairs]
 
     def _merge(self, shards: Sequence[Shard]) -> Sequence[Shard]:
-        """Return shards that stand for these, whose results are as they are stored."""
+        """Return these shards, or copies that replace several of them."""
         return shards
 
     def count_outcomes(self) -> dict[str, int]:
-        """Count the requests by outcome: SUCCEEDED where one of their results is, else the newest result's outcome."""
+        """Count the requests by outcome: SUCCEEDED if any result succeeded, else the outcome of the newest result."""
         if not self.waves:
             return {}
         counts: Counter[str] = Counter()
-        # No join is needed.
+        # This path needs no join.
         if self._has_one_result_each:
             for shard in self.waves[0]:
                 read = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
                 counts.update({count["values"]: count["counts"] for count in pc.value_counts(read).to_pylist()})
-            # Where lists of requests were lost, there may be fewer.
+            # If lists of requests were lost, there may be fewer results.
             if counts.total() == self.submission.requests:
                 return dict(counts)
             counts.clear()
@@ -214,8 +215,8 @@ class Answers:
 
     @property
     def _has_one_result_each(self) -> bool:
-        """Whether each request has exactly one result: there is one wave, and nothing is reused."""
-        # Where rows were erased, a result can be there for another submission alone.
+        """True if each request has exactly one result: there is one wave, and nothing is reused."""
+        # If rows were erased, a result may exist only for another submission.
         is_own = not self.submission.reused_from and self.submission.tombstones is None and self.levels is None
         return is_own and len(self.waves) == 1
 
@@ -226,7 +227,7 @@ class Answers:
     def parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[Part]:
         """Yield the manifest and the results of each wave, oldest first; large tables in parts.
 
-        `manifest` and `results` are the columns that are read.
+        `manifest` and `results` are the columns to read.
         """
         names = self.part_names()
         are_pairs = len(names) > 1 and self._has_one_result_each and self.submission.requests == self.submission.rows
@@ -257,17 +258,17 @@ class Answers:
                 yield read_part(folders[0], name), map(read_part, folders[1:], repeat(name))
 
     def part_names(self) -> list[str]:
-        """Return the names of the parts in which the manifest and the largest wave fit into memory."""
+        """Return the names of parts small enough that the manifest and the largest wave fit into memory."""
         waves = (sum(shard.requests for shard in wave) for wave in self.waves)
         return part_names(max(self.submission.rows, *waves, 0), self._rows_of_part)
 
     @cached_property
     def _rows_of_part(self) -> int:
-        """How many rows fit into memory with their results: fewer where these are long, as vectors are."""
+        """The number of rows that fit into memory with their results: fewer if these are long, such as vectors."""
         row_bytes = self.payloads.row_bytes
         sizes = [(row_bytes(_path(wave[0])), sum(shard.requests for shard in wave)) for wave in self.waves]
         most = max(self.submission.rows, 1, *(requests for _, requests in sizes))
-        # A table that grew for long has many waves, and each of its rows a result in one of them.
+        # A table that grew for long has many waves, and each row has its result in one of them.
         in_all = sum(width * requests for width, requests in sizes) // most
         width = row_bytes(self.submission.manifest) + max(in_all, *(width for width, _ in sizes), 0)
         return max(min(self.part_rows, _PART_BYTES // width), 1)
@@ -275,7 +276,7 @@ class Answers:
     def _results(
         self, shards: Sequence[Shard], columns: pa.Schema, start: int, at_once: int
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the shards' results in batches. The last of the columns is the shard's number, from `start` on."""
+        """Yield the shards' results in batches. The last column is the number of the shard, counted from `start`."""
         for number, shard in enumerate(shards, start):
             for batch in self.payloads.iter_batches(_path(shard), at_once, columns.names[:-1]):
                 numbers = pa.repeat(pa.scalar(number, SHARD.type), len(batch))
@@ -293,33 +294,33 @@ class LabelAssembler(Answers):
     merges: bool = True
 
     def _merge(self, shards: Sequence[Shard]) -> Sequence[Shard]:
-        # Those of a cascade come by level, too. What is read again is read from the raw lines of each.
+        # Results of a cascade are ordered by level, too. A second reading needs the raw lines of each shard.
         if not self.merges or self.levels is not None or len(shards) < FEWEST_MERGED:
             return shards
         return MergedResults(self.payloads, self.collector.schema).merge(shards)
 
     def restore(self) -> int:
-        """Make stored results anew where they are lost or damaged; see Collector.restore.
+        """Make lost or damaged results again; see Collector.restore.
 
-        Raises PayloadError where the manifest is, which only the rows can make again, or what a cascade has decided.
+        Raises PayloadError if the manifest is lost, which only the rows can restore, or the decisions of a cascade.
         """
         if not self.payloads.is_whole(self.submission.manifest):
             meanwhile = "It says which row has which answer. No label was changed"
             raise PayloadError(str(advise_on_lost_manifest(self.submission, meanwhile)))
         is_canceled = self.submission.state is SubmissionState.CANCELED
         if self.labeling.cascade is not None and self.levels is None and not is_canceled:
-            # Without it each row would have the label of whichever model answered last, sure of it or not.
+            # Without the decisions, each row would get the last answer, even an uncertain one.
             raise PayloadError(str(advise_on_lost_levels(self.submission)))
         return self.collector.restore(chain.from_iterable(self.waves))
 
     def try_merged(self, read: Callable[[LabelAssembler], _T]) -> _T:
-        """Return what `read` makes of this; where a merged copy is gone meanwhile, of the results that it was of."""
+        """Return the result of `read`. If a merged copy is gone meanwhile, read its original results instead."""
         try:
             return read(self)
         except FileNotFoundError:
             if not self.merges:
                 raise
-            # Another process has erased or pruned, and merged copies with it.
+            # Another process has erased or pruned, which removes merged copies.
             return read(replace(self, merges=False))
 
     def count_outcomes(self) -> dict[str, int]:
@@ -327,7 +328,7 @@ class LabelAssembler(Answers):
         return self.try_merged(Answers.count_outcomes)
 
     def settlement(self) -> Settlement:
-        """Return outcomes and costs. Costs are those of its own batches, not of reused answers."""
+        """Return outcomes and costs. The costs of reused answers are not included."""
         realtime = [self._realtime_usd(shard) for shard in self.shards if shard.results_path]
         return Settlement(
             outcomes=self.count_outcomes(),
@@ -339,15 +340,15 @@ class LabelAssembler(Answers):
         )
 
     def _audit(self) -> dict[str, Any] | None:
-        """Return what the audit of a cascade found; None where there is none, or a person canceled it half asked."""
+        """Return the findings of a cascade's audit; None without an audit, or if a person canceled it halfway."""
         audit = None if self.levels is None else self.levels.audit
         return None if audit is None or self.submission.state is SubmissionState.CANCELED else audit.counts
 
     def _billed(self) -> dict[str, Any] | None:
-        """Return what estimates learn from: the arguments of core/forecast.py's Billed, and what was asked.
+        """Return the data for later estimates: the arguments of core/forecast.py's Billed, and the prompt.
 
-        None where no reply was billed, older code collected them, or a person canceled it. Of a batch that did not end
-        by itself nobody knows what all of it would have cost.
+        None if no reply was billed, if older code collected them, or if a person canceled it. Batches that were cut
+        short are excluded, because their full cost is unknown.
         """
         if self.submission.state is SubmissionState.CANCELED:
             return None
@@ -355,7 +356,7 @@ class LabelAssembler(Answers):
         own = self._billed_of([shard for shard in sent if not self._asks_oracle(shard)])
         if self.levels is None:
             return own
-        # Of a cascade each model teaches its own.
+        # Each model of a cascade has its own data.
         oracle = self._billed_of([shard for shard in sent if self._asks_oracle(shard)], place=1)
         if oracle is None:
             return own
@@ -363,7 +364,7 @@ class LabelAssembler(Answers):
         return {**(own or {"prompt": self.labeling.prompt_version}), "oracle": told}
 
     def _billed_of(self, sent: Sequence[Shard], place: int = 0) -> dict[str, Any] | None:
-        """Return the same of the shards of one of the labeling's models, by its place, or of all where it has one."""
+        """Return the same data for the shards of one model, by its place, or for all shards if there is one model."""
         first = [shard for shard in sent if shard.wave == 1 or shard.is_escalation]
         requests, replies = sum(shard.requests for shard in first), sum(shard.bill.replies or 0 for shard in first)
         if not replies:
@@ -375,7 +376,7 @@ class LabelAssembler(Answers):
             lane: self.collector.tariff(lane, place).mean_usd(taken / replies, written / replies) for lane in Lane
         }
         at_price = sum((shard.requests * (prices[shard.lane] or 0) for shard in first), Decimal(0))
-        # Copies that fill a batch up are counted when the next one is planned.
+        # The next plan counts the copies that pad a batch.
         bills = [shard.bill for shard in sent]
         paid = sum((bill.known_usd - (bill.padding_usd or 0) for bill in bills if bill.known_usd), Decimal(0))
         times = float(paid / at_price) if at_price else sum(bill.replies or 0 for bill in bills) / requests
@@ -390,10 +391,10 @@ class LabelAssembler(Answers):
         }
 
     def _realtime_usd(self, shard: Shard) -> Decimal | None:
-        """Return what the shard's requests would have cost in real time; None where that is not known of one."""
+        """Return the cost of the shard's requests in real time; None if one of them is unknown."""
         if shard.bill.unpriced is not None:
             return None if shard.bill.unpriced else shard.bill.realtime_usd
-        # Older code has not counted it.
+        # Older code did not count it.
         column = self.payloads.read_table(_path(shard), [_REALTIME])[_REALTIME]
         total: Decimal = pc.sum(column, min_count=0).as_py()
         return None if column.null_count else total
@@ -408,8 +409,8 @@ class LabelAssembler(Answers):
         return self._label(self.payloads.read_table(self.submission.manifest), tables, are_oracles, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
-        """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
-        # All that is stored is read before the first part, where answers are reused.
+        """Yield the labels in parts, in constant memory. The rows of a large table are in arbitrary order."""
+        # With reused answers, all stored results are read before the first part.
         first, rest = self.try_merged(lambda own: LabelAssembler._begin_batches(own, run_id=run_id, reread=reread))
         while first:
             yield first.pop()
@@ -421,18 +422,18 @@ class LabelAssembler(Answers):
 
     def _batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         if len(self.part_names()) == 1:
-            # To open a file takes longer than to read some hundred rows, and a table that grew for long is many files.
+            # Opening a file takes longer than reading some hundred rows, and a table that grew for long has many files.
             yield self.labels(run_id=run_id, reread=reread)
             return
         self.read_again(reread=reread)
-        # The results of a merged copy are of many shards.
+        # The results of a merged copy are from many shards.
         is_merged = any(wave[0].wave == MERGED_WAVE for wave in self.waves)
         shared, schema = None if is_merged else self._shared(), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if is_merged or name not in SHARED])
         for manifest, results in self.parts(self.payloads.table_schema(self.submission.manifest), own):
             whole = (with_shared(table, shared, SHARD.name).select(schema.names) for table in results)
             yield self._label(manifest, whole, self.are_oracles, run_id)
-            # Or it would be in memory while the next part is read.
+            # Otherwise it would be in memory while the next part is read.
             del manifest
             release_memory()
 
@@ -443,9 +444,9 @@ class LabelAssembler(Answers):
         return label_results(manifest, results, response, self.levels, are_oracles, version=version, run_id=run_id)
 
     def _shared(self) -> pa.Table:
-        """Return what all results of a shard share, as one row for each shard in their order."""
+        """Return the values that all results of a shard share: one row for each shard, in order."""
         schema = _chosen(self.collector.schema, SHARED)
-        # Of a shard without results, which `label` refuses.
+        # The row of a shard without results, which `label` refuses.
         nothing = pa.RecordBatch.from_pylist([{}], schema)
         results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(self.waves))
         return pa.Table.from_batches([next(batches, nothing) for batches in results], schema).combine_chunks()
@@ -458,7 +459,7 @@ class LabelAssembler(Answers):
         return self.payloads.read_table(_path(shard))
 
     def read_again(self, *, reread: bool) -> None:
-        """Read raw lines again into results where those have other columns than now, or of all shards (`reread`)."""
+        """Read raw lines again into results with outdated columns, or into all results (`reread`)."""
         for shard in chain.from_iterable(self.waves):
             self._read_again(shard, reread=reread)
 
@@ -473,6 +474,6 @@ def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
 
 
 def _path(shard: Shard) -> str:
-    # Only collected shards are among the waves.
+    # The waves contain only collected shards.
     assert shard.results_path is not None
     return shard.results_path

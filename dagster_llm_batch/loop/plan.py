@@ -57,8 +57,9 @@ __all__ = [
 
 
 PLAN_WAIT_SECONDS = 600.0
-"""How long to wait for another process that plans the same partition, which may read a large table. The lease of a dead
-process passes on within a minute."""
+"""Time to wait for another process that plans the same partition, which may read a large table. A dead process's lease
+expires within a minute.
+"""
 
 
 def plan_lease(namespace: str, asset: str, partition: str) -> str:
@@ -342,11 +343,11 @@ def _open(plan: Plan, planning: Planning, submission: Submission) -> Submission:
 
 
 def new_submission(plan: Plan, planning: Planning, run_id: str | None) -> Submission:
-    """Return the submission of a plan, as it would be stored."""
+    """Return a plan's submission in its stored form."""
     labeling, estimate, drafted = planning.labeling, plan.estimate, plan.drafted
     owner, now = planning.deployment.owner(labeling), planning.knowledge.read_at
     end = plan.end
-    # No more than these: an older version, which may read it, takes no other.
+    # Only these fields: an older version that reads them accepts no others.
     basis = None if end is None else {"basis": end.basis, "ended": end.ended, "running": end.running}
     return Submission(
         submission_id=planning.submission_id,

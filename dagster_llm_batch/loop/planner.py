@@ -40,9 +40,9 @@ __all__ = ["Planner", "check_definition"]
 
 
 def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: bool = False) -> None:
-    """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row.
+    """Raise ResponseSchemaError or ConfigError if a provider cannot take the definition. Reads no row.
 
-    `is_sent`: the batch exists already, so all parameters are accepted.
+    `is_sent` is True for an existing batch, whose parameters were accepted.
     """
     for one in labeling.models:
         _ = deployment.codec(one)
@@ -91,7 +91,7 @@ class Planner:
         """See Engine.plan."""
         check_definition(self.deployment, self.labeling)
         lease_name = plan_lease(self.deployment.namespace, self.labeling.asset, partition)
-        # The rows were given before another process is waited for.
+        # The rows were given before this process waits for another one.
         before = {one.submission_id for one in self._open_and_all(partition)[1]}
         # One process plans a partition at a time. Meanwhile its submissions are neither sent nor settled: the plan
         # decides by the requests in flight.
@@ -104,7 +104,8 @@ class Planner:
             plan, draft = self._draft(planning, rows, self.labeling.asset)
             if plan.rows_state is not RowsState.KNOWN:
                 self._refuse_older_rows(before, history)
-            # From here on the ledger may have the submission: its files are removed only where it certainly has not.
+            # From here on, the ledger may have the submission. Its files are removed only if the ledger certainly does
+            # not.
             files = unwanted.pop_all()
             try:
                 submission = commit(plan, planning, draft, run_id, lease.check)
@@ -112,7 +113,7 @@ class Planner:
                 if not self._may_be_stored(planning.submission_id):
                     files.close()
                 raise
-            # It is the known submission, or another process's.
+            # The result is the known submission, or the submission of another process.
             if submission.submission_id != planning.submission_id:
                 files.close()
             else:
@@ -121,7 +122,7 @@ class Planner:
 
     @staticmethod
     def _refuse_older_rows(before: Collection[str], history: Sequence[Submission]) -> None:
-        """Raise LeaseError for other rows than those that another process planned while this one waited for it."""
+        """Raise LeaseError for rows that differ from the rows another process planned while this one waited."""
         newer = [one for one in history if one.submission_id not in before]
         if newer:
             raise LeaseError(

@@ -1,6 +1,6 @@
 """Polls the providers for the state of running batches and records it; asks batches to stop.
 
-One odd provider, batch or report must not stop the others: failures are passed to the caller, each with its shards.
+A failure of one provider, batch or report must not stop the others. The caller gets each failure with its shards.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 __all__ = ["LOOKED_AT_AGAIN", "Failed", "Poller", "find_spacing", "is_due"]
 
 Failed = Callable[[Sequence[Shard], Exception], None]
-"""Called with shards about which nothing was learned, and the error."""
+"""Called with the shards that could not be polled, and the error."""
 
 _T = TypeVar("_T")
 
-# Failed calls after which no smaller groups are tried: enough to find three odd items among a thousand.
+# After so many failed calls, smaller groups are not tried: enough to find three odd items among a thousand.
 _FAILURES_MOST = 30
 
-# These hold for every item of a call, so smaller groups would fail alike.
+# These errors affect every item of a call, so smaller groups would fail alike.
 _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
 _LONGEST_SPACING = timedelta(minutes=10)
@@ -85,12 +85,12 @@ class Poller:
         due = [
             shard
             for shard in self._ledger.shards.awaited(self._deployment.namespace, given_up_since=now - KEPT_FOR)
-            # A time that lies ahead was set by a clock that was wrong.
+            # A later time than now was set by a wrong clock.
             if shard.polled_at is None or not asked_before <= shard.polled_at <= now
         ]
 
         def failed(shards: Sequence[Shard], _: Exception) -> None:
-            # They count as asked: a server that never comes back would be asked at each tick.
+            # They count as polled. Otherwise a dead server would be polled at each tick.
             reports = {
                 s.shard_id: BatchReport(s.batch.batch_id or "", s.batch.status or BatchStatus.RUNNING) for s in shards
             }
@@ -102,12 +102,13 @@ class Poller:
             unread.ask_given_up([shard for shard in given_up if self._is_wanted(shard, assets)])
 
     def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
-        """Give up the batches among these that run for a month longer than they should: no vendor has results of them.
+        """Abandon batches that run for a month longer than they should: vendors no longer have their results.
 
-        Likewise those that ended a month ago, and that nobody can ask, since their account is not configured any more.
+        Also abandon batches that ended a month ago and cannot be fetched, because their account is no longer
+        configured.
 
-        A batch is given up a day after it was found so, since one wrong clock is enough to find it. What still comes of
-        it within another month is used, as of those that a person gives up.
+        A batch is abandoned one day after it was found to be so late, in case one wrong clock misled. For another
+        month, late answers are still used, as after a person abandons a batch.
         """
         now = self._deployment.clock()
         found = []
@@ -117,7 +118,7 @@ class Poller:
             if at is None or now - at < KEPT_FOR:
                 continue
             until = shard.waits_until
-            # A time before it was forgotten was of another wait; one that lies further ahead was set by a wrong clock.
+            # An earlier time belongs to another wait, and a time further ahead was set by a wrong clock.
             if until is None or not at + KEPT_FOR <= until <= now + LOOKED_AT_AGAIN:
                 found.append(shard.shard_id)
                 continue
@@ -126,7 +127,7 @@ class Poller:
             why = "its account is not configured, and it has" if has_ended else "it has not"
             since = at if has_ended else shard.batch.submitted_at
             reason = f"given up by itself: {why} ended since {since:%Y-%m-%d %H:%M} UTC"
-            # It may have ended, or been given up by another process, just now.
+            # It may have ended, or another process may have abandoned it, just now.
             with suppress(IllegalMoveError):
                 self._ledger.shards.move_all(
                     [shard.shard_id],
@@ -136,7 +137,7 @@ class Poller:
                     cause=Cause.GIVEN_UP,
                     reason=reason,
                     reason_kind=Reason.GIVEN_UP,
-                    # It is asked for daily from now on, for another month: its account may be configured again.
+                    # It is polled daily for another month, in case its account is configured again.
                     ended_at=now,
                 )
         if found:
@@ -155,13 +156,15 @@ class Poller:
         self.poll(beside, lambda *_: None)
 
     def _is_wanted(self, shard: Shard, assets: Collection[str]) -> bool:
-        """Return whether what was given up of one of these assets can be collected yet: its files are not pruned."""
+        """Return whether an abandoned shard is of one of these assets, and not pruned, so that it can be collected."""
         submission = self._ledger.submissions.get(shard.submission_id)
         return submission.asset in assets and not is_pruned(self._ledger, submission)
 
     def _by_provider(self, shards: Sequence[Shard], failed: Failed) -> dict[str, list[Shard]]:
-        """Group the shards whose batches run by provider. Leaves out those of an account that is not configured now."""
-        # Another account does not know the batches, and would report them as gone.
+        """Group the shards with running batches by provider. Pass shards of accounts that are not configured to
+        `failed`.
+        """
+        # Another account would report the batches as gone.
         running: dict[str, list[Shard]] = {}
         for shard in shards:
             if shard.batch.batch_id is not None and (shard.state is ShardState.SUBMITTED or is_awaited(shard)):
@@ -207,7 +210,7 @@ class Poller:
     def _record(
         self, shards: Sequence[Shard], reports: dict[str, BatchReport], ran_nothing: set[str], failed: Failed
     ) -> None:
-        """Record the reports on these shards, and the ends of those whose batches have ended."""
+        """Record the reports on these shards, and the ends of ended batches."""
         _apart(
             shards,
             lambda group: self._ledger.shards.record_reports({s.shard_id: reports[s.shard_id] for s in group}),
@@ -233,7 +236,7 @@ class Poller:
         _apart(late, lambda group: self._ledger.shards.record_late_endings(ends_of(group)), failed)
 
     def _ending_of(self, shard: Shard, report: BatchReport, ran_nothing: set[str]) -> Ending | None:
-        """Return how the shard's batch ended; None where it runs, or ran nothing and will be sent again."""
+        """Return how the shard's batch ended; None if it runs, or ran nothing and will be sent again."""
         if is_awaited(shard):
             return self._ending(report, shard) if report.status in _ENDINGS else None
         if report.status is BatchStatus.NOT_FOUND and shard.batch.status is BatchStatus.NOT_FOUND:
@@ -243,14 +246,14 @@ class Poller:
         ending = self._ending(report, shard)
         if shard.shard_id not in ran_nothing or report.status is not BatchStatus.FAILED or not report.retryable:
             return ending
-        # A batch that was taken and then failed has had its try, and is asked again in another wave, if it may be. Only
-        # what the queue had no room for waits for room.
+        # A batch that failed after it was accepted has had its try. Its requests may be asked again in another wave.
+        # Only a batch rejected for lack of room waits for room.
         if report.smaller_helps is False:
             return ending
         return None if self._put_back(shard.shard_id, report) else replace(ending, cause=Cause.NOT_TAKEN)
 
     def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
-        """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
+        """Return the end of a batch that its provider has not known for long; None while the provider may lag."""
         since = self._unknown_since(shard)
         if since is None or since > self._deployment.clock():
             since = self._deployment.noted_since(shard, NotKnown("the provider knows no such batch"))
@@ -261,7 +264,7 @@ class Poller:
         return replace(ending, move=Move.GONE, cause=Cause.GONE, reason_kind=Reason.GONE)
 
     def _unknown_since(self, shard: Shard) -> datetime | None:
-        """Return when the status of the shard's batch became that it is not known; None where no event says so."""
+        """Return when the status of the shard's batch changed to unknown; None without such an event."""
         others = (each for each in self._ledger.shards.of_batch(shard) if each.shard_id != shard.shard_id)
         for one in (shard, *others):
             changed = [
@@ -278,12 +281,12 @@ class Poller:
         return None
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
-        """Plan the shards of a batch again that ran nothing, for now; return False where that was often enough."""
+        """Plan again the shards of a batch that ran nothing; return False after too many tries."""
         known = self._ledger.shards.of_batch(self._ledger.shards.get(shard_id))
         shards = [
             each for each in known if each.state is ShardState.SUBMITTED and each.batch.batch_id == report.batch_id
         ]
-        # Put back with the others of its batch, or by another process that polled at the same time.
+        # They were put back with others of their batch, or by another process that polled at the same time.
         if not shards:
             return True
         fields = plan_next_try(self._deployment, shards, report.reason, smaller_helps=report.smaller_helps)
@@ -300,7 +303,7 @@ class Poller:
 
     def _ending(self, report: BatchReport, shard: Shard) -> Ending:
         cause = shard.cause if shard.state is ShardState.SUBMITTED else None
-        # Whoever asks a batch to stop records that before: of another that is canceled, nobody here knows.
+        # This package records its requests to stop first. So another cancellation has an unknown origin.
         if report.status is BatchStatus.CANCELED and cause is None:
             cause = Cause.CANCELED
         now = self._deployment.clock()
@@ -308,7 +311,7 @@ class Poller:
             move=_ENDINGS.get(report.status, Move.ENDED),
             batch_id=report.batch_id,
             status=report.status,
-            # By a clock that is ahead it ends when it is over: what waits for an hour since then would wait for longer.
+            # A clock ahead of ours must not postpone the end: waits of an hour begin at this time.
             ended_at=min(report.ended_at or now, now),
             total=report.total,
             done=report.done,
@@ -320,13 +323,13 @@ class Poller:
         )
 
     def stop(self, shards: Sequence[Shard], failed: Failed) -> None:
-        """Ask the shards' batches to stop, once each. A shared batch is stopped when no submission in it is wanted.
+        """Ask the shards' batches to stop, once each. A shared batch is stopped if all its submissions are unwanted.
 
-        That they are to stop is recorded first, so that `stop_asked` asks again where a call failed, and that nobody
-        takes the end of such a batch for somebody else's deed. `failed` is called for each call that failed.
+        The intent is recorded first. So `stop_asked` can repeat a failed call, and the end of such a batch is not
+        mistaken for a cancellation by others. `failed` is called for each failed call.
         """
         running = [s for s in shards if s.state is ShardState.SUBMITTED and s.batch.status not in _ASKED_IN_VAIN]
-        # What has ended meanwhile is not stopped by this package: somebody may have canceled it at the provider.
+        # An ended batch is not stopped by this package: it may have been canceled at the provider.
         self.poll(running, failed)
         stopping: dict[str, list[Shard]] = {}
         for shard in running:
@@ -346,7 +349,7 @@ class Poller:
     def stop_late(self, submission: Submission, shards: Sequence[Shard], failed: Failed) -> None:
         """See Engine.stop_late."""
 
-        # Nobody can do anything about it, and who canceled was told: such a batch is waited for.
+        # A batch that cannot be stopped is waited for. The cancellation has reported this error.
         def unless_nothing_can(of: Sequence[Shard], error: Exception) -> None:
             if not isinstance(error, CannotStopError):
                 failed(of, error)
@@ -357,7 +360,7 @@ class Poller:
             self.stop_asked(shards, unless_nothing_can)
 
     def stop_asked(self, shards: Sequence[Shard], failed: Failed) -> None:
-        """Ask those batches again to stop that were to, and of which no call to stop them is known to have passed."""
+        """Repeat the request to stop batches for which an earlier request is not known to have succeeded."""
         waiting: dict[str, list[Shard]] = {}
         for shard in shards:
             asked = shard.cause is Cause.STOPPED and shard.state is ShardState.SUBMITTED
@@ -380,9 +383,9 @@ class Poller:
         return submission.state is SubmissionState.CANCELED or self._deployment.is_late(submission)
 
     def _share(self, report: BatchReport, shard: Shard) -> BatchReport:
-        """Return the shard's part of the report on a shared batch: counts are divided by numbers of requests."""
+        """Return the shard's part of the report on a shared batch. Counts are divided in proportion to requests."""
         total = report.total
-        # Not every provider reports how many requests the batch has in all.
+        # Not every provider reports the total number of requests in a batch.
         if total is None and (report.done or 0) > shard.requests:
             total = sum(other.requests + other.batch.padding for other in self._ledger.shards.of_batch(shard))
         if total is None:
@@ -393,30 +396,30 @@ class Poller:
         def part(count: int | None) -> int | None:
             return None if count is None else count * shard.requests // total
 
-        # What a part of a batch cost, its sum does not tell.
+        # The cost of a part does not follow from the cost of the batch.
         done, failed = part(report.done), part(report.failed)
         return replace(report, total=shard.requests, done=done, failed=failed, reported_usd=None)
 
 
 def is_due(shard: Shard, now: datetime) -> bool:
-    """Return whether the shard's batch was not asked about for long. One that was asked to stop is always due."""
+    """Return whether it is time to poll the shard's batch again. A batch that was asked to stop is always due."""
     if shard.polled_at is None or shard.batch.submitted_at is None or shard.batch.status is BatchStatus.CANCELING:
         return True
-    # A time that lies ahead was set by a clock that was wrong.
+    # A later time than now was set by a wrong clock.
     return not timedelta() <= now - shard.polled_at < find_spacing(shard.batch.submitted_at, now)
 
 
 def find_spacing(since: datetime, now: datetime) -> timedelta:
-    """Return the pause between two calls about work that began then: the longer it takes, the longer is the pause."""
+    """Return the pause between two calls about work that began then. The pause grows with the duration."""
     return min((now - since) / 10, _LONGEST_SPACING)
 
 
 def _apart(
     items: Sequence[_T], act: Callable[[Sequence[_T]], None], failed: Callable[[Sequence[_T], Exception], None]
 ) -> None:
-    """Call `act` on all items at once; where it raises, on their halves, and so on: one odd item stops no other.
+    """Call `act` on all items; if it raises, on their halves, and so on. So one odd item does not stop the others.
 
-    `failed` is called with the items for which `act` failed: single ones, or larger groups after too many failures.
+    `failed` is called with the items for which `act` failed: single items, or larger groups after too many failures.
     Raises LedgerError, since nothing can be recorded without a ledger.
     """
     waiting = [items] if items else []

@@ -133,7 +133,7 @@ def show(plan: Plan, planning: Planning) -> Preview:
     deployment, labeling = planning.deployment, planning.labeling
     limit, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
     figures = _figures(plan)
-    # Of two models, only the cost of the first in real time is known.
+    # Only the first of two models has a known cost in real time.
     is_one_model = plan.levels is None or plan.levels.asks_oracle_alone
     return replace(
         figures,

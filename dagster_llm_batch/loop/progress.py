@@ -16,7 +16,7 @@ __all__ = ["Pace", "pace"]
 
 @dataclass(frozen=True)
 class Pace:
-    """The requests of a submission as the providers last reported them. None: not known."""
+    """The requests of a submission, as the providers last reported them. None: unknown."""
 
     done: int
     total: int
@@ -36,15 +36,15 @@ def pace(progress: Progress, now: datetime, forecast: EndForecast | None = None)
     """Return the pace of an undelivered submission.
 
     Args:
-        progress: What the ledger has of it.
-        now: Aware.
-        forecast: How long it takes from plan to end, by those before it.
+        progress: The ledger's record of it.
+        now: The present time, with its time zone.
+        forecast: The time that earlier submissions took from plan to end.
 
-    There is no expected end where that lies in the past already.
+    An expected end in the past is left out.
     """
     since = progress.oldest_submitted_at
     age = None if since is None else max(now - since, timedelta())
-    # What earlier waves have done is older than the batches that the age is of.
+    # Requests of earlier waves were done before the oldest batch in flight began.
     done = progress.asked - (progress.total - progress.done)
     per_minute = done / (age / timedelta(minutes=1)) if age and done > 0 else None
     end = p90_end = None

@@ -12,7 +12,7 @@ __all__ = ["account_of", "ask_provider", "window_of"]
 
 
 def account_of(provider: Provider | None) -> str | None:
-    """Return the provider's account. None where it cannot be had, as without its settings."""
+    """Return the provider's account; None if it is not available, for example without the provider's settings."""
     if provider is None:
         return None
     try:
@@ -22,7 +22,7 @@ def account_of(provider: Provider | None) -> str | None:
 
 
 def window_of(provider: Provider | None) -> timedelta:
-    """Return the provider's window. Where it cannot be had, as without its settings: that of most."""
+    """Return the provider's window. If that is not available, as without settings, return the most common one."""
     if provider is None:
         return DEFAULT_WINDOW
     try:
@@ -32,9 +32,10 @@ def window_of(provider: Provider | None) -> timedelta:
 
 
 def ask_provider(provider: Provider, now: datetime) -> CannotTell | None:
-    """Ask for a batch that cannot exist: the provider has to list what there is, which shows its credentials.
+    """Look for a batch that cannot exist. To answer, the provider has to list its batches, which tests its credentials.
 
-    Returns why it may not find a batch whose create call fails; None where it can. Raises what `Provider.find` raises.
+    Returns why the provider might miss a batch whose create call failed; None if it would not. Raises the errors of
+    `Provider.find`.
     """
     nonce = f"d{uuid.uuid4().hex[:16]}"
     sighting = provider.find(f"doctor-{nonce}", FindHints(now, 1, nonce))

@@ -1,4 +1,4 @@
-"""Which submissions were pruned: their files are gone, so that no later plan reuses their answers."""
+"""Pruned submissions. Their files are gone, so later plans cannot reuse their answers."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def is_pruned(ledger: Ledger, submission: Submission) -> bool:
 
 
 def find_pruned(ledger: Ledger, submissions: Iterable[Submission]) -> set[str]:
-    """Return the ids of those of these submissions that were pruned."""
+    """Return the ids of the pruned ones among these submissions."""
     return ledger.submissions.find_pruned([submission.submission_id for submission in submissions])

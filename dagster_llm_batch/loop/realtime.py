@@ -1,11 +1,11 @@
-"""The real-time lane: one call for each request, several at once, and the answers stored as a batch's would be.
+"""The real-time lane: one call for each request, several at once, and answers stored like the answers of a batch.
 
     planned ── commit `submitting` ──▶ a call for each request ──▶ raw file ──▶ commit `ended`
 
-Shards in this lane are small, since a killed process loses the answers of one. No request is asked twice in a wave: a
-call of unknown end leaves an empty line, and its request is left to the next wave. A run waits for a provider that
-turns calls away while the labeling's patience lasts. Then the answers so far are kept beside the shard, which is
-planned again.
+Shards in this lane are small, since a killed process loses the answers of one. A request is asked once in a wave. A
+call with an unknown end leaves an empty line, and the next wave asks its request. A run waits for a provider that turns
+calls away, within the labeling's patience. Then the answers so far are stored next to the shard, which is planned
+again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 __all__ = ["Answerer"]
 
-# Waits after answers that turn a call away without naming a time.
+# Waits after rejections without a named time.
 _PAUSES_SECONDS = (1.0, 4.0, 16.0)
 
 
@@ -53,37 +53,38 @@ class Answerer:
 
     @property
     def is_turned_away(self) -> bool:
-        """Return whether the patience is used up, so that this process makes no calls now."""
+        """True if the patience is used up, so that this process makes no calls now."""
         return self._gate.closed_until is not None
 
     def answer(self, shard: Shard) -> None:
-        """Bring a planned shard to `ended`, or back to `planned` with the answers so far where not all could be asked.
+        """Bring a planned shard to `ended`, or back to `planned` with the answers so far if some requests are left.
 
-        Raises what stopped it: CredentialsError, ConfigError or an interruption; LeaseError where this process was
-        frozen for longer than its lease, and another one may have gone on with the shard. Where the provider turns
-        calls away nothing is raised: the shard waits for the time that it named.
+        Raises the error that stopped it: CredentialsError, ConfigError or an interruption. Raises LeaseError if this
+        process was frozen for longer than its lease, because another process may have continued the shard. If the
+        provider turns calls away, the shard waits for the named time, without an error.
         """
         provider = real_time_of(self._deployment.provider_of(shard))
-        # As in a batch: settings may have changed since the shard was planned.
+        # Settings may have changed since the shard was planned, also for batches.
         model = f"{shard.provider}/{self._labeling.spec.model}"
         self._deployment.destinations.check(f"Submission {shard.submission_id}", model, self._labeling.spec.params)
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
         lines = list(payloads.lines(shard.path))
         answers = answers_so_far(payloads, shard)
         before = len(answers)
-        # Committed before the first call: a process that dies after this must not let the same calls be made again.
+        # Committed before the first call. If the process dies after this, the calls must not be repeated.
         sent = ledger.shards.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         stopped_by: BaseException | None
         try:
-            # Nor is the receipt of another process's sending replaced.
+            # The lease also protects the receipt of another process's sending.
             self._lease.check()
             write_receipts(self._deployment, [sent])
-        # No call was made: the requests are asked later, and do not count as asked.
+        # Calls were not made. The requests are asked later, and do not count as asked.
         except BaseException as error:  # noqa: BLE001 - it is raised below
             stopped_by = error
         else:
             stopped_by = self._ask_all(provider, lines, answers)
-        # What another process has recorded of this shard stays: these answers are lost, as those of a killed one are.
+        # Another process's record of this shard is kept. Then these answers are lost, like the answers of a killed
+        # process.
         self._lease.check()
         if len(answers) == len(lines):
             with payloads.writer(beside(shard, RAW)) as raw:
@@ -95,13 +96,13 @@ class Answerer:
             if before:
                 payloads.delete(beside(shard, SO_FAR))
         else:
-            # What was answered is paid for, and what was asked must not be asked twice in a wave. It is stored before
-            # the shard is planned again: a process that is killed in between leaves it to whoever recovers the shard.
+            # Answers are paid, and a request must not be asked twice in a wave. So the answers are stored before the
+            # shard is planned again. If the process is killed in between, the recovery of the shard uses them.
             if len(answers) > before:
                 write_answers_so_far(payloads, shard, answers)
             until = self._gate.closed_until if isinstance(stopped_by, _TurnedAwayError) else None
             reason = str(stopped_by) or type(stopped_by).__name__
-            # What was answered is billed.
+            # The answers so far are billed.
             kept = ledger.shards.get(shard.shard_id).bill.reserved_usd if answers else None
             rest: ShardFields = {"reason": reason, "waits_until": until, "reserved_usd": kept}
             ledger.shards.move(shard.shard_id, Move.NOT_SENT, batch_key=sent.batch.batch_key, **rest)
@@ -111,9 +112,9 @@ class Answerer:
     def _ask_all(
         self, provider: AnswersInRealTime, lines: list[bytes], answers: dict[int, bytes]
     ) -> BaseException | None:
-        """Add the answers as they come; return the error or interruption that stopped it, if any.
+        """Add the answers as they arrive; return the error or interruption that stopped it, if any.
 
-        After that nothing more is asked, but calls under way are waited for: they are paid for.
+        After that, further calls do not start. Calls under way are waited for, because they are paid.
         """
         stopped_by: BaseException | None = None
         with Threads(self._labeling.realtime.concurrency, "dagster-llm-batch realtime") as pool:
@@ -131,14 +132,14 @@ class Answerer:
         return stopped_by
 
     def _ask(self, provider: AnswersInRealTime, line: bytes) -> bytes:
-        """Return the answer to one line. Asks again where the call was turned away, which costs nothing.
+        """Return the answer to one line. Repeats a call that was turned away, which costs nothing.
 
-        Raises _TurnedAwayError where the patience does not last for that.
+        Raises _TurnedAwayError if the patience is too short for that.
         """
         reason = ""
         for pause in (*_PAUSES_SECONDS, None):
             self._wait()
-            # Each call is paid for. A process that wakes after its lease has passed on makes no further one.
+            # Each call is paid. A process that wakes after its lease has passed on makes no further call.
             self._lease.check()
             wanted_seconds: float | None = None
             answer: bytes | None = None
@@ -174,7 +175,7 @@ class Answerer:
 
 
 def _answered(provider: AnswersInRealTime, line: bytes) -> tuple[bytes, float | None]:
-    """Return the answer, and for how many seconds the provider wants no other call. Raises where there is no answer."""
+    """Return the answer, and the seconds to wait before the next call. Raises if there is no answer."""
     try:
         return provider.respond(line), None
     except TransientError as error:
@@ -184,7 +185,7 @@ def _answered(provider: AnswersInRealTime, line: bytes) -> tuple[bytes, float | 
 
 
 def _answer_of(future: Future[bytes]) -> bytes:
-    """Return the answer, or an empty line where nobody knows whether the call arrived."""
+    """Return the answer, or an empty line if it is unknown whether the call arrived."""
     try:
         return future.result()
     except (CredentialsError, ConfigError, LeaseError, _TurnedAwayError):

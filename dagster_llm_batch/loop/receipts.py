@@ -148,7 +148,7 @@ def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shar
     # Read first: a shard that was put back, and is sent again, has a receipt and a record.
     while receipts := _find_unrecorded(deployment, suspects):
         shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
-        # Where the batch of one ran nothing, the others of that batch are planned again, and may have been sent since.
+        # If the batch of one ran nothing, the others of that batch are planned again, and may have been sent since.
         others = deployment.ledger.shards.sent_beside(shards)
         recovered += deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
         suspects = [beside(shard, SENT) for shard in others if shard.shard_id not in shards]

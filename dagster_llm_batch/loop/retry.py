@@ -1,9 +1,9 @@
-"""The next wave: which requests are asked again, of which model and in which lane.
+"""The next wave: the requests to ask again, with the model and the lane of each.
 
-A request without a good reply is asked of the same model again while that can help (Resend), then of the next
-fallback, then no more. After the deadline all go in real time. Nothing is asked again of a batch whose cause is final
-(`types.Cause`), nor after a wave in which nearly nothing fits (breaker.py). Requests that an earlier submission of the
-partition had in flight, and that got no good answer there, are asked here.
+A request without a good reply is asked of the same model again if that can help (Resend), and then of the next
+fallback. After the deadline, all go in real time. Requests of a batch with a final cause (`types.Cause`) are not asked
+again, nor after a wave in which almost nothing fits (breaker.py). The wave also has requests that an earlier submission
+of the partition had in flight, without a good answer in the end.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["NextWave"]
 _RETRIED = frozenset({Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID})
 _RESULT_COLUMNS = ["llm_request_id", "llm_outcome", "llm_retryable"]
 _ResultRow = tuple[str, str, bool]
-# Requests in memory at once: their lines may hold images.
+# Requests in memory at the same time: their lines may contain images.
 _AT_ONCE = 16
 
 
@@ -51,8 +51,8 @@ _AT_ONCE = 16
 class _Ask:
     """Requests of one shard to ask again. `model` is the place in `labeling.models`.
 
-    `outcomes`: by request, what it was answered by the same model in the wave before; None: it is another model, or was
-    asked in another submission, or was not asked before.
+    `outcomes` has each request's outcome of the same model in the wave before. It is None for another model, for
+    requests of another submission, and for requests that were not asked before.
     """
 
     model: int
@@ -67,7 +67,7 @@ class _Ask:
 
 
 class NextWave:
-    """Decide on and write the next wave of an open submission, all shards of which are collected."""
+    """Decide on and write the next wave of an open submission whose shards are all collected."""
 
     def __init__(
         self,
@@ -88,18 +88,18 @@ class NextWave:
 
     @cached_property
     def _writer(self) -> SubmissionWriter:
-        # Of most submissions nothing is asked again.
+        # Most submissions have no next wave.
         return SubmissionWriter(self._labeling, self._deployment, self._submission.tuning or {})
 
     @cached_property
     def _asks_now(self) -> list[_Ask]:
         if self._labeling.cascade is None:
             return [*self._again(), *self._inherited()]
-        # The oracle alone is asked again; and nothing is decided while it may still answer of what was sampled.
+        # Only the oracle is asked again. Escalation waits while it may still answer for sampled rows.
         return [*self._again(besides=0)] or self._escalated()
 
     def _escalated(self) -> list[_Ask]:
-        """Return what the oracle of a cascade is asked, beside the sample."""
+        """Return the oracle's requests in a cascade, without the sample."""
         found = self._escalate(self._labeling, self._deployment, self._submission, self._shards, self._collector)
         return [
             _Ask(1, Lane.REALTIME if self._late else shard.lane, shard, request_ids)
@@ -109,16 +109,16 @@ class NextWave:
 
     @property
     def requests(self) -> int:
-        """How many requests would be asked again, if nothing stops them."""
+        """The number of requests to ask again, unless they are stopped."""
         return sum(len(ask.request_ids) for ask in self._asks_now)
 
     @property
     def models(self) -> set[str]:
-        """The models that they would be asked of."""
+        """The models of these requests."""
         return {self._labeling.models[ask.model].model for ask in self._asks_now}
 
     def plan(self) -> bool:
-        """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
+        """Plan the next wave; return False if it is empty. Raises LeaseError while others commit money."""
         asks = self._asks_now
         if not asks or self._is_over_budget or self._is_broken(asks):
             return False
@@ -136,11 +136,11 @@ class NextWave:
 
     @property
     def _is_over_budget(self) -> bool:
-        """Whether some of it was given up for money: the others are not asked again either, before a person says so."""
+        """True if some requests were abandoned for money. Then the others also wait for a person."""
         return bool(self._deployment.ledger.holds.of([self._submission.submission_id], HoldReason.OVER_BUDGET))
 
     def _is_broken(self, asks: Sequence[_Ask]) -> bool:
-        """Return whether one of the waves that these requests come from is broken; see Breaker.stops."""
+        """Return whether one of the waves of these requests is broken; see Breaker.stops."""
         waves: list[tuple[list[Shard], Sequence[Shard]]] = []
         for submission_id, number in dict.fromkeys((ask.shard.submission_id, ask.shard.wave) for ask in asks):
             is_own = submission_id == self._submission.submission_id
@@ -156,7 +156,7 @@ class NextWave:
             files = self._writer.files(wave, self._labeling.models[model], Lane(lane))
             outcomes: list[str | None] = []
             for ask in group:
-                # Those of each are not kept: expected is an average request.
+                # Token counts per request are not stored, so the average is used.
                 tokens, bounds = ask.shard.tokens // max(ask.shard.requests, 1), self._bounds(ask)
                 cost = self._estimate(ask).add
                 for lines in self._lines(ask):
@@ -167,10 +167,10 @@ class NextWave:
         return shards
 
     def _again(self, besides: int | None = None) -> Iterator[_Ask]:
-        """Yield what to ask again of the last wave, but of one model, by its place."""
+        """Yield the requests of the last wave to ask again, except those to one model, given by its place."""
         for shard in self._shards:
-            # What failed in an earlier wave was asked again in the wave after it.
-            # Of a fallback that is declared no more, nothing is asked any more.
+            # Failures of an earlier wave were asked again in the wave after it. A removed fallback is not asked any
+            # more.
             model = self._places.get(shard.asked_of)
             if shard.wave == self._submission.waves and model is not None and model != besides:
                 yield from self._asks(model, shard, self._result_rows([shard], good=False), self._shards)
@@ -180,14 +180,14 @@ class NextWave:
         return {labeling.model: place for place, labeling in enumerate(self._labeling.models)}
 
     def _asks(self, model: int, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]) -> Iterator[_Ask]:
-        """Yield what to ask again of this shard's requests. `siblings` are the shards of its submission."""
-        # Of this model, of a fallback or in real time: not before a person says so. What the provider has not taken
-        # cost nothing, and may go to a fallback; to this model it is not sent again.
+        """Yield the requests of this shard to ask again. `siblings` are the shards of its submission."""
+        # A final cause waits for a person, for the same model, for fallbacks and in real time. Requests that the
+        # provider rejected cost nothing. They may go to a fallback, but not to this model again.
         if shard.waits_for_person and shard.cause is not Cause.NOT_TAKEN:
             return
         lane = Lane.REALTIME if self._late else shard.lane
         same, rest = self._split(shard, rows, siblings)
-        # A fallback that has other parameters by now would be asked with those of before.
+        # The stored requests for a fallback have its parameters at the time of the plan.
         if same and (not model or self._has_spare(model)):
             own = shard.submission_id == self._submission.submission_id
             yield _Ask(model, lane, shard, same.keys(), same if own else None)
@@ -195,7 +195,7 @@ class NextWave:
             yield _Ask(model + 1, lane, shard, frozenset(rest))
 
     def _has_spare(self, model: int) -> bool:
-        """Return whether a file has the requests for this fallback: it may have been declared after the plan."""
+        """Return whether a file has the requests for this fallback. It may have been declared after the plan."""
         return self._deployment.payloads.exists(self._spare(model).path)
 
     def _spare(self, model: int) -> Spare:
@@ -205,17 +205,17 @@ class NextWave:
     def _split(
         self, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]
     ) -> tuple[dict[str, str], list[str]]:
-        """Return the request_ids without a good answer: to ask the same model again, with outcomes, and the others."""
+        """Return the request_ids without a good answer: for the same model, with outcomes, and for the next one."""
         resend, cuts = self._labeling.resend, self._cuts
         first = self._first_wave(shard)
         own_waves = {
             other.wave for other in siblings if other.asked_of == shard.asked_of and other.batch.sent_at is not None
         }
         tries = sum(wave >= first for wave in own_waves)
-        # After the deadline each request may be tried once in real time.
+        # After the deadline, each request may be tried once in real time.
         rescued = self._late and shard.lane is Lane.BATCH
         own = shard.submission_id == self._submission.submission_id
-        # Dropped before it was sent, since its provider takes no batches: then a fallback is asked, not the same model.
+        # The shard was dropped before it was sent, because its provider takes no batches. Then a fallback is asked.
         given_up = own and shard.batch.status is BatchStatus.CANCELED and shard.batch.sent_at is None and not self._late
         same: dict[str, str] = {}
         rest: list[str] = []
@@ -235,9 +235,9 @@ class NextWave:
 
     @cached_property
     def _cuts(self) -> Mapping[str, int]:
-        """By outcome, how often requests that have it are asked in all, where to ask more was of no use: see tuner.py.
+        """By outcome: the largest number of tries that was useful in earlier submissions; see tuner.py.
 
-        An outcome that more requests have now than had it then is left out: it has another cause.
+        An outcome that is more frequent now than it was then is left out, because it has another cause.
         """
         waves = (self._submission.tuning or {}).get("waves") or {}
         if not waves:
@@ -249,21 +249,21 @@ class NextWave:
 
     @cached_property
     def _is_escalation(self) -> bool:
-        """Whether the next wave is the one in which the oracle of a cascade is asked the rest."""
+        """True if the next wave is the one that asks a cascade's oracle the rest."""
         levels = self._deployment.levels(self._labeling, self._submission)
         return levels is not None and levels.wave == self._submission.waves + 1
 
     def _first_wave(self, shard: Shard) -> int:
-        """Return the wave in which requests of this shard were asked of its model for the first time, or one before."""
+        """Return the wave in which this shard's model was first asked for its requests, or an earlier wave."""
         if self._labeling.cascade is None or shard.submission_id != self._submission.submission_id:
             return 1
         levels = self._deployment.levels(self._labeling, self._submission)
-        # The oracle of a cascade had the sample before.
+        # The oracle of a cascade has answered the sample before.
         asked_in = None if levels is None else levels.wave
         return 1 if asked_in is None or shard.wave < asked_in else asked_in
 
     def _inherited(self) -> Iterator[_Ask]:
-        """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
+        """Yield requests that were in flight in earlier submissions at the time of the plan, and got no good answer."""
         if not self._submission.reused_from:
             return
         sources = self._deployment.ledger.shards.of_submissions(self._submission.reused_from)
@@ -289,13 +289,13 @@ class NextWave:
                 yield from self._asks(model, shard, mine, sources[shard.submission_id])
 
     def _result_rows(self, shards: Sequence[Shard], *, good: bool = True) -> Iterator[_ResultRow]:
-        """Yield the results of these shards, with or without the good answers."""
+        """Yield the results of these shards, with or without good answers."""
         for results in self._collector.results(list(shards), _RESULT_COLUMNS):
             table = results if good else results.filter(pc.not_equal(results["llm_outcome"], Outcome.SUCCEEDED.value))
             yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
     def _affordable(self, shards: Sequence[Shard]) -> bool:
-        """Return whether max_cost_usd and the budgets allow these shards; else add an event that says why not."""
+        """Return whether max_cost_usd and the budgets allow these shards; if not, add an event with the reason."""
         submission_id = self._submission.submission_id
         limit = SpendLimit(Decimal(0), self._deployment.namespace, submission_id=submission_id)
         spent = self._deployment.ledger.money.committed_usd(limit)
@@ -304,7 +304,7 @@ class NextWave:
         more = sum((usd for usd in estimates if usd is not None), Decimal(0))
         requests = count_requests(shards)
         if self._is_escalation:
-            # Kept since the submission was planned.
+            # This money is reserved since the plan.
             more -= self._submission.reserved_usd or Decimal(0)
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
@@ -321,14 +321,14 @@ class NextWave:
         return reason is None
 
     def _estimate(self, ask: _Ask) -> Estimate:
-        """Return an estimate at the price of the model and lane that are asked now."""
+        """Return an estimate at the price of the present model and lane."""
         return self._writer.estimate(self._labeling.models[ask.model], ask.lane)
 
     def _bounds(self, ask: _Ask) -> Callable[[Sequence[bytes]], Sequence[int | None]]:
-        """Return what tells the most input tokens of each of these requests' lines."""
+        """Return a function for the largest number of input tokens of each request line."""
         labeling = self._labeling.models[ask.model]
         if ask.shard.asked_of != labeling.model:
-            # Another model counts otherwise.
+            # Another model counts tokens differently.
             counter = self._deployment.counter(labeling)
             return lambda lines: [
                 counter.bound_of_line(line, has_images=bool(labeling.prompt.images)) for line in lines
@@ -349,7 +349,7 @@ class NextWave:
 
 
 def _count_outcomes(shards: Sequence[Shard], outcomes: Sequence[str | None]) -> Iterator[Shard]:
-    """Yield the shards with what their requests are asked again for; `outcomes` are of all of them, in order."""
+    """Yield the shards with the counts of their requests' outcomes before; `outcomes` has all of these, in order."""
     start = 0
     for shard in shards:
         counts = Counter(outcomes[start : (start := start + shard.requests)])

@@ -17,16 +17,16 @@ __all__ = ["Escalate", "Tuning"]
 
 
 class Tuning(Protocol):
-    """Values for one new submission, chosen by how earlier ones went. See advice/tuner.py."""
+    """Values for one new submission, chosen from the history of earlier ones. See advice/tuner.py."""
 
     @property
     def of_shards(self) -> Mapping[str, Mapping[str, int]]:
-        """The fields of shards that are chosen, each by the model that the shards ask."""
+        """The chosen fields of shards, each by the model of the shards."""
         ...
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """All choices so far. They are stored with the submission."""
+        """All choices so far, which are stored with the submission."""
         ...
 
     def choose_lead(self, requests: int) -> timedelta:
@@ -41,7 +41,7 @@ class Tuning(Protocol):
 
 
 class Escalate(Protocol):
-    """Finds the requests that the oracle of a cascade is asked beside the sample. See cascade/escalation.py."""
+    """Finds the requests to the oracle of a cascade, without the sample. See cascade/escalation.py."""
 
     def __call__(
         self,

@@ -1,9 +1,9 @@
-"""Settles submissions: what has ended of several is collected under one lease, and each is settled or goes on.
+"""Settles submissions: collects their ended batches under one lease. Each submission is then complete or goes on.
 
     ledger ─▶ poll ─▶ raw lines ─▶ results ─▶ synced ─▶ collected ─▶ next wave, or settled
 
-Each step is done for all of them before the next one, so that for many the ledger is asked and told once, and the disk
-waited for once. What a killed process leaves is done again and costs nothing: nothing is recorded before it is stored.
+Each step is done for all submissions before the next step. So there is one query, one write and one wait for the disk
+for many of them. The work of a killed process is repeated at no cost: files are stored before they are recorded.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from dagster_llm_batch.storage.payloads import LateStore
 
 __all__ = ["Settler", "make_assembler"]
 
-# Results that are read and not recorded yet: a process that dies has read them for nothing.
+# Limits on results that are read but not recorded yet: a process that dies has to read them again.
 _REQUESTS_AT_ONCE = 10_000
 _RECORDS_AT_ONCE = 100
 
 Erase = Callable[[Submission, Collection[str], int], object]
-"""Erases what is to be erased of a submission while leases of those ids are held; its asset has so many tombstones."""
+"""Erases pending rows of a submission. The leases of those ids are held, and its asset has so many tombstones."""
 
 
 @dataclass
 class _Course:
-    """One submission that is to be settled, and the errors that are in its way."""
+    """One submission to settle, and the errors on the way."""
 
     submission: Submission
     shards: list[Shard]
-    # Set when what has ended of it is collected.
+    # Set when its ended shards are collected.
     sent: SentDefinition | None = None
     collector: Collector | None = None
     poll_errors: list[Exception] = field(default_factory=list)
@@ -58,7 +58,7 @@ class _Course:
         return Status(self.submission, self.shards)
 
     def refuse_errors(self) -> None:
-        """Raise one of its errors: first what passes by itself, since a run that ends with it is tried again."""
+        """Raise one of its errors, temporary ones first, because a run that ends with such an error is retried."""
         transient = [error for error in self.fetch_errors if isinstance(error, TransientError)]
         if errors := [*transient, *self.read_errors, *self.fetch_errors, *self.poll_errors]:
             raise errors[0]
@@ -67,7 +67,7 @@ class _Course:
 class Settler:
     """Settle submissions of one labeling while `lease` holds all of them.
 
-    With `keeps_pauses`, results that could not be read are left until their next try is due.
+    With `keeps_pauses`, unreadable results are left until their next try is due.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class Settler:
         self._late = LateStore(deployment.payloads)
         self._unread = Unread(deployment)
         self._keeps_pauses = keeps_pauses
-        # What was read, and is to be recorded, by shard_id and by submission_id.
+        # Read but unrecorded results by shard_id, and settlements by submission_id.
         self._results: dict[str, tuple[_Course, ShardFields]] = {}
         self._requests = 0
         self._settlements: dict[str, tuple[_Course, Settlement]] = {}
 
     def settle(self, submission_ids: Sequence[str]) -> dict[str, Status | Exception]:
-        """Return how far each of them is then, or what was in its way. Raises LeaseError where the lease is lost."""
+        """Return the status or the error of each of them. Raises LeaseError if the lease is lost."""
         courses = {
             key: _Course(*known) for key, known in self._ledger.submissions.get_all_with_shards(submission_ids).items()
         }
@@ -114,30 +114,30 @@ class Settler:
             self._each(courses, self._go_on)
             self._record_settlements()
         finally:
-            # Also of what is not recorded: by the next time its provider may have deleted it.
+            # Unrecorded files, too: by the next time, the provider may have deleted the results.
             self._late.sync()
         return {key: course.error or course.status for key, course in courses.items()}
 
     def _each(self, courses: dict[str, _Course], step: Callable[[_Course], object]) -> None:
-        """Take the step with each that has come so far; one that fails takes no other along."""
+        """Take the step with each submission that has no error yet. An error in one does not stop the others."""
         for course in courses.values():
             if course.error is None:
                 try:
                     step(course)
                 except Exception as error:  # noqa: BLE001 - it is the outcome of this one
-                    # It may be another lease that was refused.
+                    # The refused lease may be another one.
                     if isinstance(error, LeaseError):
                         self._lease.check()
                     course.error = error
 
     def _reread(self, courses: dict[str, _Course]) -> None:
-        """Read from the ledger, again, how far those are that have come so far."""
+        """Read the submissions without errors from the ledger again."""
         going = [key for key, course in courses.items() if course.error is None]
         for key, (submission, shards) in self._ledger.submissions.get_all_with_shards(going).items():
             courses[key].submission, courses[key].shards = submission, shards
 
     def _poll(self, courses: dict[str, _Course]) -> None:
-        """Ask those to stop that are late, and ask about the batches that run, each once for all that share it."""
+        """Stop late batches and poll running ones, each batch once for all submissions that share it."""
 
         def add_error(shards: Sequence[Shard], error: Exception) -> None:
             own = {shard.submission_id for shard in shards} & courses.keys()
@@ -155,22 +155,22 @@ class Settler:
         sharing = [other for shard in running.values() for other in self._ledger.shards.of_batch(shard)]
         reports = self._poller.poll(sharing, add_error)
         for course in courses.values():
-            # Where some batches were reported, one that could not be polled now costs time only.
+            # If some batches were reported, a failed poll of another one only costs time.
             if any(shard.shard_id in reports for shard in course.shards):
                 course.poll_errors = [e for e in course.poll_errors if not isinstance(e, TransientError)]
         self._reread(courses)
 
     def _collect(self, course: _Course, newer: Mapping[str, Collection[str]]) -> None:
-        """Archive what has ended of a submission, and read it."""
+        """Archive and read the ended shards of a submission."""
         course.sent = sent = self._deployment.sent_definition(self._labeling, course.submission)
-        # Workers write on machines of their own.
+        # Workers write on other machines.
         late = None if sent.labeling.workers else self._late
         course.collector = collector = Collector(sent.labeling, self._deployment, late, newer)
         ended = [shard for shard in course.shards if shard.state in ENDED]
         later = self._unread.read_later(ended) if self._keeps_pauses else set()
         ended = [shard for shard in ended if shard.shard_id not in later]
         with closing(collector.archive_all(ended, self._lease.check)) as archived:
-            # All are archived, whatever fails: providers may have deleted the results by the next time.
+            # All are archived, even after errors: by the next time, providers may have deleted the results.
             for batch, error in archived:
                 going = batch
                 if error is not None:
@@ -206,9 +206,9 @@ class Settler:
                 course.read_errors.append(error)
 
     def _record(self, keys: Collection[str], record: Callable[[Collection[str]], None]) -> Mapping[str, Exception]:
-        """Record something of these submissions, once its files are on disk; return what was in the way of some.
+        """Record these submissions once their files are on disk; return the errors by submission.
 
-        The ledger takes what is said of all or nothing. Where it takes nothing, it is told of each by itself.
+        The ledger records all or nothing. After an error, each submission is recorded separately.
         """
         if not keys:
             return {}
@@ -229,13 +229,13 @@ class Settler:
         return errors
 
     def _go_on(self, course: _Course) -> None:
-        """Plan the next wave of a submission that is collected, or settle it where there is none."""
+        """Plan the next wave of a collected submission, or settle it if the wave is empty."""
         assert course.sent is not None
         assert course.collector is not None
         status = course.status
         if status.submission.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
             return
-        # The answers of these submissions decide what is asked again, so the next wave waits for them.
+        # The answers of these submissions decide on the next wave, so it waits for them.
         if self._ledger.submissions.find_unsettled(status.submission.reused_from):
             return
         labeling = course.sent.labeling
@@ -243,7 +243,7 @@ class Settler:
         if self._plan_next_wave(course.sent, status):
             course.submission, course.shards = self._ledger.submissions.get_with_shards(status.submission.submission_id)
             return
-        # Another one: the threshold of a cascade may be set now.
+        # This is a new assembler, because the threshold of a cascade may be set now.
         settlement = make_assembler(self._deployment, labeling, status, course.collector).settlement()
         self._settlements[status.submission.submission_id] = (course, settlement)
         if len(self._settlements) >= _RECORDS_AT_ONCE:
@@ -252,7 +252,7 @@ class Settler:
     def _plan_next_wave(self, sent: SentDefinition, status: Status) -> bool:
         """Return whether there is a next wave.
 
-        A person decides on it where the definition has changed, or the rest may not be sent as it is.
+        A person decides on it if the definition has changed, or if the rest may not be sent unchanged.
         """
         submission = status.submission
         if submission.state is not SubmissionState.OPEN:
@@ -269,7 +269,7 @@ class Settler:
         return False
 
     def _record_settlements(self) -> None:
-        """Record the submissions that are settled."""
+        """Record the settled submissions."""
         settlements, self._settlements = self._settlements, {}
 
         def record(keys: Collection[str]) -> None:
@@ -278,13 +278,13 @@ class Settler:
             for key, submission in settled.items():
                 settlements[key][0].submission = submission
 
-        # Results that were lost may have been made anew.
+        # Lost results may have been made again.
         for key, error in self._record(settlements, record).items():
             settlements[key][0].error = error
 
 
 def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
-    """Return what assembles the labels of a submission."""
+    """Return the assembler of a submission's labels."""
     return LabelAssembler(
         labeling=labeling,
         submission=status.submission,

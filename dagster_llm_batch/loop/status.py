@@ -1,4 +1,4 @@
-"""The status of a submission, as the ledger has it."""
+"""The status of a submission in the ledger, and advice for each problem."""
 
 from __future__ import annotations
 
@@ -63,25 +63,25 @@ __all__ = [
 ]
 
 STOPPED = Stopped.kind
-"""The event of a submission of which nothing more is sent, since nearly nothing that came fits."""
+"""The event of a submission that is stopped because almost no reply fits."""
 
 OVER_BUDGET = OverBudget.kind
-"""The event of requests that are given up since a limit of money has no room for them."""
+"""The event of requests that are abandoned because a limit of money has no room for them."""
 
 HELD = Held.kind
-"""The event of a submission of which nothing more is sent, since its definition has changed."""
+"""The event of a submission that is held because its definition has changed."""
 
 NEW_LEDGER_TAG = "dagster_llm_batch/new_ledger"
-"""The tag of a run that may send though the ledger does not know what Dagster has as sent before."""
+"""The tag of a run that may send even if earlier sendings in Dagster's records are missing from the ledger."""
 
 WAITS = Waits.kind
-"""The event of a submission whose shards stay planned, since they may not be sent yet."""
+"""The event of a submission whose shards stay planned because they may not be sent yet."""
 
 STRANDED = Stranded.kind
-"""The event of a submission for which no run is requested any more until a person has looked, or anything happens."""
+"""The event of a submission for which runs are no longer requested, until a person acts or anything else happens."""
 
 UNAVAILABLE = Unavailable.kind
-"""The event of a submission whose provider does not answer now."""
+"""The event of a submission whose provider is not answering."""
 
 _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
@@ -94,7 +94,7 @@ _WORDS = {
 
 
 class Advice(NamedTuple):
-    """What is wrong, and what a person can do, each without a full stop at its end."""
+    """A problem and the next step for a person, each without a full stop at its end."""
 
     problem: str
     then: str
@@ -104,7 +104,7 @@ class Advice(NamedTuple):
 
 
 def advise_on_place(shards: int, waits_for: str | None) -> Advice:
-    """Return that so many shards wait for a place in a queue, or for their time, and what a person can do."""
+    """Return the advice for shards that wait for a place in a queue, or for their time."""
     counted = "1 shard is" if shards == 1 else f"{shards:,} shards are"
     return Advice(
         f"{counted} not sent yet{'' if waits_for is None else f': waiting {waits_for}'}",
@@ -113,7 +113,7 @@ def advise_on_place(shards: int, waits_for: str | None) -> Advice:
 
 
 def advise_on_not_known(shard: Shard) -> Advice:
-    """Return that the provider does not know a batch for now, and what a person can do."""
+    """Return the advice for a batch that its provider does not know at the moment."""
     return Advice(
         f"{shard.provider} does not know batch {shard.batch.batch_id} now",
         "If that is so for an hour, the batch counts as gone, and a failed check reports it",
@@ -121,9 +121,7 @@ def advise_on_not_known(shard: Shard) -> Advice:
 
 
 def advise_on_account(provider: str, former: str, now: str | None) -> Advice:
-    """Return that the account of batches is not the configured one, and what a person can do; `now` None: there is
-    none that works.
-    """
+    """Return the advice for batches of an account that is not configured. `now` is the present one; None: it fails."""
     configured = "none that works" if now is None else hide_secrets(now)
     return Advice(
         f"batches of {provider} account {hide_secrets(former)} wait; {configured} is configured",
@@ -132,12 +130,12 @@ def advise_on_account(provider: str, former: str, now: str | None) -> Advice:
 
 
 def advise_on_no_answer(error: str) -> Advice:
-    """Return that a provider refuses its credentials, or cannot be made, and what a person can do."""
+    """Return the advice for a provider that refuses its credentials, or whose settings are invalid."""
     return Advice(error.rstrip("."), "Set right what it names; the sensor goes on by itself then")
 
 
 def advise_on_reuse(sources: Collection[str]) -> Advice:
-    """Return that a submission uses answers of others that are not complete, and what a person can do."""
+    """Return the advice for a submission that uses answers of incomplete ones."""
     named = ", ".join(sorted(sources))
     return Advice(
         f"it uses answers of an earlier submission, which is not complete: {named}",
@@ -146,7 +144,7 @@ def advise_on_reuse(sources: Collection[str]) -> Advice:
 
 
 def advise_on_left(submission: Submission, shard: Shard) -> Advice:
-    """Return that rows of a shard are not sent again by themselves, and what a person can do."""
+    """Return the advice for rows that are not sent again automatically."""
     return Advice(
         f"of {submission.place} {cause_text(shard)}: its rows without a label are not sent again automatically",
         f"To label them, run {retry_command(submission)}. It shows the price first",
@@ -154,19 +152,19 @@ def advise_on_left(submission: Submission, shard: Shard) -> Advice:
 
 
 def advise_on_unsent(words: str, unsent: events.Unsent) -> Advice:
-    """Return why requests are not sent, after `words` for that, and what a person can do."""
+    """Return the advice for unsent requests, with `words` for the reason."""
     return Advice(f"{words}: {unsent.problem}", unsent.then)
 
 
 def cause_text(shard: Shard) -> str | None:
-    """Return what became of the shard's batch, in words; None where it runs, or ended by itself."""
-    # What was refused when it was created has no batch.
+    """Return the fate of the shard's batch, in words; None if it runs, or ended without intervention."""
+    # A batch refused at its creation has no id.
     batch = "a batch" if shard.batch.batch_id is None else f"batch {shard.batch.batch_id}"
     return None if shard.cause is None else f"{batch} {_WORDS[shard.cause]}"
 
 
 def advise_on_doubt(shard: Shard) -> Advice:
-    """Return what is not known of a shard in doubt, and what a person can do."""
+    """Return the advice for a shard in doubt."""
     since = "" if shard.batch.sent_at is None else f" since {shard.batch.sent_at:%Y-%m-%d %H:%M} UTC"
     return Advice(
         f"shard {shard.shard_id} is in doubt{since}: nobody knows whether {shard.provider} has its batch",
@@ -176,7 +174,7 @@ def advise_on_doubt(shard: Shard) -> Advice:
 
 
 def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
-    """Return what is wrong with a batch that is overdue, and what a person can do."""
+    """Return the advice for an overdue batch."""
     since = timedelta() if shard.batch.submitted_at is None else now - shard.batch.submitted_at
     return Advice(
         f"batch {shard.batch.batch_id} of {shard.provider} runs for {age_text(since)}, which is overdue",
@@ -187,7 +185,7 @@ def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
 
 
 def advise_on_unreadable(unread: UnreadShard) -> Advice:
-    """Return why the results of a batch that has ended are not read, and what a person can do."""
+    """Return the advice for an ended batch with unreadable results."""
     _, shard, since, why = unread
     return Advice(
         f"the results of batch {shard.batch.batch_id} of {shard.provider}, which has ended, cannot be read since "
@@ -199,7 +197,7 @@ def advise_on_unreadable(unread: UnreadShard) -> Advice:
 
 
 def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
-    """Return why nothing more of a submission is sent when its definition has changed, and what a person can do."""
+    """Return the advice for a submission that is held because its definition has changed."""
     return Advice(
         f"the definition has changed ({', '.join(changes)}) since submission {submission.submission_id} was planned, "
         "so nothing more of it is sent",
@@ -208,7 +206,7 @@ def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
 
 
 def advise_on_refusal(submission: Submission, model: str, refusal: str) -> Advice:
-    """Return why nothing more of a submission is sent where a parameter is refused, and what a person can do."""
+    """Return the advice for a submission that is held because a parameter would be refused."""
     return Advice(
         f"{model} would refuse it, so nothing more of submission {submission.submission_id} is sent: "
         f"{refusal.rstrip('.')}",
@@ -217,8 +215,8 @@ def advise_on_refusal(submission: Submission, model: str, refusal: str) -> Advic
 
 
 def advise_on_destination(submission: Submission, refusal: str) -> Advice:
-    """Return why no more is sent to a destination that is not allowed, and what a person can do."""
-    # Some of the submission was sent.
+    """Return the advice for a submission whose destination is no longer allowed."""
+    # A part of the submission was sent.
     problem = refusal.removesuffix(" Nothing was sent.").rstrip(".")
     return Advice(
         f"nothing more of submission {submission.submission_id} is sent: {problem}",
@@ -227,7 +225,7 @@ def advise_on_destination(submission: Submission, refusal: str) -> Advice:
 
 
 def advise_on_lost_manifest(submission: Submission, meanwhile: str) -> Advice:
-    """Return that a submission's manifest is lost, what is so `meanwhile`, and what a person can do."""
+    """Return the advice for a lost manifest, with a sentence on its effect `meanwhile`."""
     return Advice(
         f"The manifest of submission {submission.submission_id} is lost or damaged: {submission.manifest}. {meanwhile}",
         f"Materialize {submission.submitter} again: from the same rows it is written anew, and nothing is asked or "
@@ -236,7 +234,7 @@ def advise_on_lost_manifest(submission: Submission, meanwhile: str) -> Advice:
 
 
 def advise_on_lost_levels(submission: Submission) -> Advice:
-    """Return that what a cascade has decided is lost, and what a person can do."""
+    """Return the advice for the lost decisions of a cascade."""
     first = "" if submission.is_settled else f"`dagster-llm-batch cancel {submission.selector}`, and "
     return Advice(
         f"The sample and the threshold of the cascade of submission {submission.submission_id} are lost, a file beside "
@@ -247,9 +245,9 @@ def advise_on_lost_levels(submission: Submission) -> Advice:
 
 
 def advise_on_no_room(submission: Submission, shards: Sequence[Shard], now: datetime) -> Advice:
-    """Return what is wrong with batches that wait for room in a provider's queue, and what a person can do.
+    """Return the advice for batches that wait for room in a provider's queue.
 
-    The one that has waited longest comes first.
+    `shards` begins with the one that has waited longest.
     """
     shard = shards[0]
     since = timedelta() if shard.room.no_room_at is None else now - shard.room.no_room_at
@@ -263,7 +261,7 @@ def advise_on_no_room(submission: Submission, shards: Sequence[Shard], now: date
 
 
 def advise_on_not_sent(count: int, since: datetime, reason: str) -> Advice:
-    """Return why so many shards are not sent, and what a person can do."""
+    """Return the advice for so many unsent shards."""
     shards = "1 shard is" if count == 1 else f"{count:,} shards are"
     return Advice(
         f"{shards} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(reason).rstrip('.')}",
@@ -272,7 +270,7 @@ def advise_on_not_sent(count: int, since: datetime, reason: str) -> Advice:
 
 
 def advise_on_refused(submission: Submission, refused: Sequence[Shard], count: int) -> Advice:
-    """Return why the provider has refused shards, of `count` in the wave, and what a person can do."""
+    """Return the advice for shards that the provider refused, of `count` in the wave."""
     reasons = plain_words("; ".join(sorted({shard.reason for shard in refused if shard.reason})))
     return Advice(
         f"{len(refused):,} of {count:,} shards were not sent: {reasons.rstrip('.')}. Nothing is paid twice",
@@ -281,7 +279,7 @@ def advise_on_refused(submission: Submission, refused: Sequence[Shard], count: i
 
 
 def advise_on_no_money(submission: Submission, detail: str) -> Advice:
-    """Return that batches wait for money, and what a person can do."""
+    """Return the advice for batches that wait for money."""
     return Advice(
         f"its batches wait {detail.rstrip('.')}",
         f"They go when a bill leaves room, or under a higher limit; `dagster-llm-batch cancel {submission.selector}` "
@@ -290,7 +288,7 @@ def advise_on_no_money(submission: Submission, detail: str) -> Advice:
 
 
 def advise_on_no_dataset(asset: str, submissions: int, unsent: int) -> Advice:
-    """Return which dataset with undelivered submissions is in no definition, and what a person can do."""
+    """Return the advice for a dataset with undelivered submissions that is missing from the definitions."""
     counted = "1 submission is" if submissions == 1 else f"{submissions:,} submissions are"
     shards = "1 shard that is" if unsent == 1 else f"{unsent:,} shards that are"
     waiting = f", with {shards} not sent yet" if unsent else ""
@@ -303,7 +301,7 @@ def advise_on_no_dataset(asset: str, submissions: int, unsent: int) -> Advice:
 
 
 def advise_on_no_partition(submission: Submission) -> Advice:
-    """Return that a submission's partition is gone, and what a person can do."""
+    """Return the advice for a submission whose partition was removed."""
     place = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
     return Advice(
         f"{place} no longer exists, so that its labels cannot land",
@@ -314,7 +312,7 @@ def advise_on_no_partition(submission: Submission) -> Advice:
 
 
 def advise_on_stranded(submission: Submission, reason: str) -> Advice:
-    """Return why no run is requested for labels any more, and what a person can do."""
+    """Return the advice for labels for which runs are no longer requested."""
     return Advice(
         f"the labels of {submission.place} wait: {reason.rstrip('.')}",
         f"If that names no next step: look at the run's log, then materialize {submission.place}. All is stored",
@@ -322,7 +320,7 @@ def advise_on_stranded(submission: Submission, reason: str) -> Advice:
 
 
 def advise_on_holders(queue: str, limit: object, holders: Sequence[QueueHolder]) -> Advice:
-    """Return which batches of other namespaces fill a queue and have nobody who looks after them, and what to do."""
+    """Return the advice for a queue full of other namespaces' batches that are no longer polled."""
     held = "; ".join(
         f"{holder.batches:,} of namespace '{holder.namespace}', the oldest sent {holder.sent_at:%Y-%m-%d %H:%M} UTC "
         f"(shards {', '.join(holder.shard_ids)}{', …' if holder.batches > len(holder.shard_ids) else ''})"
@@ -339,7 +337,7 @@ def advise_on_holders(queue: str, limit: object, holders: Sequence[QueueHolder])
 
 
 def advise_on_recovered(recovered: events.Recovered) -> Advice:
-    """Return what it means that the ledger had no record of what was sent, and what a person can do."""
+    """Return the advice for recovered sendings that were missing from the ledger."""
     return Advice(
         f"the ledger had no record of what was sent of it: {recovered.detail}. It was restored from a backup, or a "
         "process of this deployment has another ledger",
@@ -349,7 +347,7 @@ def advise_on_recovered(recovered: events.Recovered) -> Advice:
 
 
 def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
-    """Return what it means that Dagster knows of a submission that the ledger and the payload store do not know."""
+    """Return the advice for a submission in Dagster's records that the ledger and the payload store do not have."""
     return Advice(
         f"Dagster has {batch} as sent in submission {submission_id}, of which the ledger {ledger} and the payload "
         "store know nothing: it was sent with others, as where each pod has an SQLite file of its own, or both were "
@@ -361,7 +359,7 @@ def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
 
 
 def advise_on_money(submission: Submission, requests: int, reason: Advice) -> Advice:
-    """Return that requests are given up since a limit of money has no room for them, and what a person can do."""
+    """Return the advice for requests that are abandoned because a limit of money has no room for them."""
     return Advice(
         f"{requests:,} requests are not sent: {reason.problem}",
         f"{reason.then}; then `{retry_command(submission)}` asks for the rows without a label, and shows the price "
@@ -370,17 +368,17 @@ def advise_on_money(submission: Submission, requests: int, reason: Advice) -> Ad
 
 
 def retry_command(submission: Submission) -> str:
-    """Return the command that asks again for what has no label."""
+    """Return the command that asks again for rows without a label."""
     return f"dagster-llm-batch retry {submission.selector}"
 
 
 class UnsentReasons(NamedTuple):
-    """Why requests of a submission are not sent, or not again, and what a person can do; None where they are.
+    """The reasons why requests of a submission are not sent, each with the next step; None without such a reason.
 
     Attributes:
-        stopped: Nearly nothing that came fits.
-        held: Its definition has changed since.
-        over_budget: A limit of money has no room for them.
+        stopped: Almost no reply fits.
+        held: Its definition has changed.
+        over_budget: A limit of money has no room for the requests.
     """
 
     stopped: str | None = None
@@ -389,11 +387,11 @@ class UnsentReasons(NamedTuple):
 
 
 def find_unsent(holds: Sequence[Hold]) -> UnsentReasons:
-    """Return why requests are not sent of the submission that has these holds."""
+    """Return why requests of the submission with these holds are not sent."""
     told = {hold.reason: unsent_of(hold) for hold in holds if hold.reason in UNSENT.values()}
 
     def text(reason: HoldReason) -> str | None:
-        # Each lane and model may have been given up for money by itself.
+        # Each lane and model may have been abandoned for money separately.
         return " ".join(f"{one.problem}. {one.then}." for one in told.get(reason, ())) or None
 
     held = text(HoldReason.CHANGED)
@@ -414,12 +412,12 @@ class Status:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is settled, and nothing of it can be collected any more, as of a batch that had been given up."""
+        """True if it is settled and has nothing left to collect, such as late answers of an abandoned batch."""
         return self.is_settled and all(shard.state is ShardState.COLLECTED for shard in self.shards)
 
     @property
     def may_send(self) -> bool:
-        """Whether a shard waits to be sent, or a create call of one left no record."""
+        """True if a shard waits to be sent, or its create call left no record."""
         return any(shard.state in (ShardState.PLANNED, ShardState.SUBMITTING) for shard in self.shards)
 
     @property
@@ -428,12 +426,12 @@ class Status:
 
     @property
     def batches(self) -> dict[ShardState, int]:
-        """How many batches carry the shards in each state, as their providers count them."""
+        """The number of batches with shards in each state, as providers count batches."""
         return count_batches_by_state(self.shards)
 
     @property
     def unbatched(self) -> dict[ShardState, int]:
-        """How many shards in each state no batch carries."""
+        """The number of shards in each state without a batch."""
         return count_unbatched_by_state(self.shards)
 
     @property
@@ -442,7 +440,7 @@ class Status:
 
     @property
     def reported_usd(self) -> tuple[Decimal, Decimal] | None:
-        """Return what vendors say that batches cost, and what the same cost by our prices; None where none says it."""
+        """The cost of batches by their vendors' reports, and by our prices; None without such reports."""
         both = [
             (shard.reported_usd, shard.bill.cost_usd)
             for shard in self.shards
@@ -454,21 +452,21 @@ class Status:
 
     @property
     def total(self) -> int:
-        """Requests, besides those whose answers are reused. One counts once, however often it is asked."""
+        """The number of requests without reused answers. A request that is asked several times counts once."""
         return self.submission.to_answer
 
     @property
     def done(self) -> int:
-        """Requests that providers report as finished. One that a later wave asks again is not, until that is."""
+        """The number of requests that providers report as finished. Requests in a retry round count as unfinished."""
         over = (ShardState.COLLECTED, *ENDED)
         running = (shard for shard in self.shards if shard.state not in over)
         return self.total - sum(max(shard.requests - (shard.batch.done or 0), 0) for shard in running)
 
     @property
     def failed(self) -> int:
-        """Requests that providers report as failed, and that are not asked again."""
+        """The number of requests that providers report as failed, and that are not asked again."""
         own, is_cascade = self.submission, self.submission.questions is not None
-        # What a cascade's own model has failed, its oracle is asked.
+        # Failures of a cascade's own model go to the oracle.
         counted = (s for s in self.shards if not (is_cascade and (s.provider, s.model) == (own.provider, own.model)))
         return max(
             sum((s.batch.failed or 0) - (s.requests if s.wave > 1 and not s.is_escalation else 0) for s in counted), 0

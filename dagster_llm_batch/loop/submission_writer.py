@@ -34,8 +34,8 @@ class SubmissionWriter:
 
     Args:
         labeling: The question about each row.
-        deployment: Its payload store takes the files; a preview gives one that is temporary.
-        tuned: Fields of shards that earlier submissions decide, each by the model that the shards ask.
+        deployment: Its payload store takes the files; a preview gives a temporary one.
+        tuned: Fields of shards chosen from earlier submissions, each by the model of the shards.
     """
 
     labeling: Labeling
@@ -64,7 +64,7 @@ class SubmissionWriter:
         erased: ErasedKeys,
         earlier: EarlierRows | None = None,
     ) -> Draft:
-        """Return a draft of a submission, whose request files it writes. Discard it unless it is stored.
+        """Return a draft of a submission, which writes its request files. Discard it unless it is stored.
 
         `known` has the requests that are not asked again, `earlier` the rows of an earlier submission.
         """
@@ -99,7 +99,7 @@ class SubmissionWriter:
         return Wave(self.payloads, submission_id, number, lambda name: self.path(partition, submission_id, name))
 
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
-        """Return the request files of a wave for one of the labeling's models, in one lane."""
+        """Return the writer of a wave's request files for one of the labeling's models, in one lane."""
         limits, estimate = self.deployment.batch_limits(labeling), self.estimate(labeling)
         chosen = {name: self.tuned.get(name, {}).get(labeling.model) for name in ("most_requests", "most_at_once")}
         owner, prices = self.deployment.owner(labeling, lane), _Prices(labeling.limits, estimate, lane)
@@ -115,9 +115,9 @@ class SubmissionWriter:
         )
 
     def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
-        """Return an estimate without any request yet for one of the labeling's models."""
-        # A fallback gets the requests that the first model did not answer, so its history is of no use. The oracle of a
-        # cascade has a history of its own.
+        """Return an estimate for one of the labeling's models, without any request yet."""
+        # A fallback gets the requests that the first model did not answer, so the first model's history does not apply.
+        # The oracle of a cascade has its own history.
         learned = self._learned if labeling.model == self.labeling.model else None
         if self.labeling.cascade is not None and labeling.model == self.labeling.models[1].model:
             learned = self._learned_of_oracle
@@ -146,7 +146,7 @@ class _Prices:
             return Costs(Decimal(0), Decimal(0))
         dearest = self.most_usd(shard.input_bound)
         if self.limits.below_minimum == "pad":
-            # Copies of any of them.
+            # The padding is copies of any of them.
             return Costs(each * lacking, None if dearest is None else dearest * lacking)
         more = (urgent - each) * shard.requests
         most = self.estimate.most_usd(shard.input_bound, Lane.REALTIME)

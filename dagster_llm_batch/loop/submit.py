@@ -4,14 +4,14 @@
                                    └─ no trustworthy reply ─▶ stays `submitting` until `recover_batches` finds it or is
                                                               certain that there is none
 
-No batch is ever created for a shard that is not `planned`. The shards of one batch, of one or of several submissions,
-make each move together, in one order: the batch has the tag of the first. The caller holds the leases of all.
+A batch is created only for `planned` shards. The shards of one batch, also of several submissions, change their state
+together, in one order. The batch has the tag of the first shard. The caller holds the leases of all submissions.
 
 A create call that left no record may have made a batch that is paid for. `Engine.recover_batches` finds most of these;
-those that it cannot find wait for a person (`Engine.resolve`). What the ledger itself lost is recovered by receipts
+the others wait for a person (`Engine.resolve`). Losses of the ledger itself are recovered from receipts
 (`receipts.py`).
 
-The request files of a batch are sent as one stream, which unpacks them as it is read; no line is copied:
+The request files of a batch are sent as one stream, which unpacks them while it is read; lines are not copied:
 
     shard, shard, …, padding ─▶ digests compared ─▶ a stream that can seek and knows its size
 """
@@ -58,15 +58,15 @@ from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found
 
 __all__ = ["REFUSALS_MOST", "Sender", "outgoing", "plan_next_try"]
 
-# The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
+# The SDKs read this much at once. A buffer of the same size reaches them without another copy.
 _BUFFER_BYTES = 1 << 16
 
 
 @contextmanager
 def outgoing(payloads: PayloadStore, shards: Sequence[Shard], padding: int) -> Iterator[BinaryIO]:
-    """Open the lines of the shards, and of `padding` copies of a request with custom_ids that belong to no row.
+    """Open the lines of the shards, and `padding` copies of a request with custom_ids that belong to no row.
 
-    Raises LLMBatchError, before anything can be read, where a request file is not the one that was planned.
+    Raises LLMBatchError before anything can be read if a request file differs from the planned one.
     """
     with ExitStack() as stack:
         files = [_planned(stack, payloads, shard) for shard in shards]
@@ -94,7 +94,7 @@ def _planned(stack: ExitStack, payloads: PayloadStore, shard: Shard) -> Callable
 
 
 def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], Iterator[bytes]]:
-    """Return a function that yields copies of the shard's shortest request, which cost least."""
+    """Return a function that yields copies of the shard's shortest request, which are the cheapest."""
     if not padding:
         return lambda: iter(())
     request_id, line = min(requests_of(payloads, shard.path, shard.nonce), key=lambda request: len(request[1]))
@@ -103,10 +103,10 @@ def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], 
 
 
 class _Joined(io.RawIOBase):
-    """Streams one after another, as one that can seek.
+    """Several streams joined into one that can seek.
 
-    SDKs seek to learn its size, and the sender to start a second call. `streams` opens all streams anew, each at its
-    start; they have `size` bytes in all.
+    SDKs seek to learn its size, and the sender seeks to start a second call. `streams` opens all streams again at their
+    start; together they have `size` bytes.
     """
 
     def __init__(self, streams: Callable[[], Iterator[BinaryIO]], size: int) -> None:
@@ -127,7 +127,7 @@ class _Joined(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Note the position. The streams are moved when more is read."""
+        """Set the position. The streams follow when more is read."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
@@ -150,11 +150,11 @@ class _Joined(io.RawIOBase):
         return 0
 
 
-# So often in a row a submission's batches are not taken, whichever of its requests are in them: a day and a half of
-# tries, each after a longer wait. Neither another wave nor a split makes it more.
+# The most rejections in a row for a submission, over all its requests: a day and a half of tries, each after a longer
+# wait. Another wave, or a split, does not raise the limit.
 REFUSALS_MOST = 40
 
-# So often a provider that does not say what is too much must refuse a batch before it counts as too large.
+# A provider that does not name the excess must refuse a batch so often before it counts as too large.
 _UNSURE_REFUSALS = 3
 
 
@@ -165,14 +165,14 @@ def plan_next_try(
     *,
     smaller_helps: bool | None,
 ) -> ShardFields | None:
-    """Return what planned shards are to know whose batch the provider did not take; None where that was often enough.
+    """Return the fields of shards that wait after a full queue; None after too many tries.
 
-    Its queue was full. `smaller_helps`: see NoRoomError.
+    For `smaller_helps`, see NoRoomError.
 
-    Where other batches of the model were in flight, there is room when these have ended: the batch waits until no more
-    is in flight, with it, than the provider has taken so far. One that was refused alone never passes: with fewer
-    `most_tokens` than it has, it is split before it is sent again. A single request that is refused alone, while others
-    were taken, is too large for good.
+    If other batches of the model were in flight, there is room when they have ended. So the batch waits until the
+    tokens in flight, with its own, are at most the number that the provider has accepted so far. A batch that was
+    refused alone would never pass. So its `most_tokens` are set below its tokens, and it is split before it is sent
+    again. A single request that is refused alone, while others were accepted, is too large for good.
     """
     ledger, now = deployment.ledger, deployment.clock()
     refusals = 1 + max(
@@ -191,7 +191,7 @@ def plan_next_try(
     if beside:
         most = max(beside, tokens)
     elif len(shards) > 1 and is_too_large:
-        # Only together they were too many: each of them may go by itself.
+        # The shards were too many only together: each of them may go separately.
         most = max(tokens // 2, *(shard.tokens for shard in shards))
     elif first.requests > 1 and is_too_large:
         most = tokens - 1
@@ -201,9 +201,9 @@ def plan_next_try(
 
 
 def _refusals(shards: Sequence[Shard]) -> int:
-    """Return how often in a row batches of a submission were not taken. One that has ended begins a new count.
+    """Return how many batches of a submission in a row were not accepted. A batch that has ended starts a new count.
 
-    Not of those that fail for now: they do so after they were taken.
+    Batches that fail temporarily after they were accepted do not count.
     """
     ends = [shard.ended_at for shard in shards if shard.batch.status in _ENDED_WELL and shard.ended_at is not None]
     last = max(ends, default=None)
@@ -211,7 +211,7 @@ def _refusals(shards: Sequence[Shard]) -> int:
     return max((shard.refusals for shard in counted), default=0)
 
 
-# The last events of a sending before this one. Older code has written that of the present one, too.
+# The last events of the sending before this one. Older code has written one for the present sending, too.
 _BEFORE = (Move.SEND.value, Move.NOT_SENT.value, Move.PUT_BACK.value)
 _ENDED_WELL = (BatchStatus.ENDED, BatchStatus.EXPIRED)
 _TRIES = 3
@@ -232,8 +232,13 @@ class Sender:
     def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
         """Send planned shards of one owner as one batch, filled up to `fill_up_to` requests with copies of one.
 
-        Afterwards they are `submitted`, `planned` (the provider is busy, its queue full, or a limit has no room, as
-        `reserve` says), `submitting` (nobody knows yet) or `failed` (the provider refused them for good, or too often).
+        Afterwards, their state is one of these:
+
+        - `submitted`
+        - `planned`: the provider is busy, its queue is full, or a limit has no room (see `reserve`)
+        - `submitting`: the result is still unknown
+        - `failed`: the provider refused them for good, or too often
+
         Raises CredentialsError or ConfigError with the shards `planned` again.
         """
         ids = [shard.shard_id for shard in shards]
@@ -248,20 +253,20 @@ class Sender:
                 if not self._reserve(shards, padding=padding):
                     return
                 now = self._deployment.clock()
-                # Committed before the call: a process that dies after this leaves the shards in `submitting`, whose
-                # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
+                # Committed before the call. If the process dies after this, the shards stay in `submitting`, and their
+                # batch is looked for at the provider. A commit after the call could leave an unknown batch.
                 sent = self._ledger.shards.move_all(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
-                    # Nor is the receipt of another process's sending replaced.
+                    # The lease also protects the receipt of another process's sending.
                     self._lease.check()
                     write_receipts(self._deployment, [*sent, *self._untold_halves(sent)])
-                    # A process that was frozen for longer than its lease wakes here, or anywhere before: another one
-                    # may have sent these shards since. Between this line and the provider nothing can be asked.
+                    # A process that was frozen for longer than its lease may wake anywhere up to here, and another
+                    # process may have sent these shards since. This is the last possible check before the call.
                     self._lease.check()
                     batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
                 # Any error but AmbiguousError means that no batch exists (see Provider.submit).
                 except TransientError as error:
-                    # Each try uploads the file: a full queue is not asked again before there may be room.
+                    # Each try uploads the file. So a full queue is not tried again before it may have room.
                     if isinstance(error, NoRoomError) and (last or error.retry_after_seconds is None):
                         self._had_no_room(sent, error)
                         return
@@ -288,7 +293,7 @@ class Sender:
                     return
 
     def _untold_halves(self, sent: Sequence[Shard]) -> list[Shard]:
-        """Return planned halves of what these are halves of, too, that have no receipt: their process was killed."""
+        """Return planned halves of the same shards that lack a receipt because their process was killed."""
         submissions = {shard.submission_id for shard in sent if shard.room.most_tokens is not None}
         planned = (
             shard
@@ -300,16 +305,16 @@ class Sender:
         return [shard for shard in refused if not self._deployment.payloads.exists(beside(shard, SENT))]
 
     def _record(self, shards: Sequence[Shard], batch_id: str) -> None:
-        """Record a batch that was created now; cancel it where another process has sent the shards meanwhile.
+        """Record a new batch, or cancel it if another process has sent the shards meanwhile.
 
-        Raises LeaseError then: this process was frozen in its create call for longer than its lease.
+        Raises LeaseError in the second case: this process was frozen in its create call for longer than its lease.
         """
         try:
             self._accepted(shards, batch_id)
         except IllegalMoveError as error:
             known = self._ledger.shards.get(shards[0].shard_id).batch.batch_id
             if known == batch_id:
-                # The other process has found it at the provider.
+                # The other process has found the batch at the provider.
                 return
             told = self._stop_stray(shards, batch_id, known)
             self._ledger.events.add(shards[0].submission_id, StrayBatch(batch_id, told), shards[0].shard_id)
@@ -319,7 +324,7 @@ class Sender:
             raise LedgerError(f"{created}, since the ledger could not record that: {error}") from error
 
     def _stop_stray(self, shards: Sequence[Shard], batch_id: str, known: str | None) -> str:
-        """Cancel a batch that no shard has; return what was done and what it may cost."""
+        """Cancel a batch without shards; return the outcome and the highest cost."""
         try:
             cancel_batch(self._deployment.provider_of(shards[0]), batch_id)
             done = "was canceled"
@@ -332,7 +337,7 @@ class Sender:
         return f"Batch {batch_id}, beside {other}, {done}, {cost}; its answers are not used."
 
     def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
-        """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
+        """Plan shards again after a full queue; end them after too many tries."""
         ids, key, reason = [shard.shard_id for shard in shards], shards[0].batch.batch_key, str(error)
         fields = plan_next_try(self._deployment, shards, reason, smaller_helps=error.smaller_helps)
         if fields is not None:
@@ -343,7 +348,7 @@ class Sender:
         self._ledger.shards.move_all(ids, Move.REFUSED, batch_key=key, **why)
 
     def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
-        """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""
+        """Record that a batch was refused. Several shards are then tried alone, because one may be the reason."""
         ids, key = [shard.shard_id for shard in shards], shards[0].batch.batch_key
         if len(shards) > 1:
             for shard in self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, reason=reason):
@@ -354,16 +359,16 @@ class Sender:
         self._ledger.shards.move_all(ids, Move.REFUSED, batch_key=key, **why)
 
     def recover_batches(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
-        """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
+        """Resolve shards whose create call left no record. The caller holds the leases of `held`.
 
-        Afterwards they are `submitted` (found), `planned` (certainly not sent), `submitting` (too early to say) or, in
-        the real-time lane, `ended`. Raises CannotTellError where only a person can decide.
+        Then they are `submitted` (found), `planned` (certainly not sent), `submitting` (too early to decide) or, in the
+        real-time lane, `ended`. Raises CannotTellError if only a person can decide.
         """
         unsure: list[CannotTellError] = []
         doubtful = sorted(self._ledger.shards.sent_with(submission_ids), key=_batch_and_place)
         for _, group in groupby(doubtful, key=lambda shard: shard.batch.batch_key):
             shards = list(group)
-            # Others were sent since the leases were taken; they are left to the next time.
+            # Shards of other submissions were sent since the leases were taken; they are left to the next time.
             if all(shard.submission_id in held for shard in shards):
                 try:
                     self._recover_batch(shards)
@@ -376,8 +381,8 @@ class Sender:
         """Recover the shards of one create call, in their order."""
         first, ids, key = shards[0], [shard.shard_id for shard in shards], shards[0].batch.batch_key
         assert first.batch.sent_at is not None  # it is recorded with the intent
-        # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
-        # wave where the policy says so.
+        # A real-time call cannot be looked up, and may have been billed. So its requests are missing, and go to the
+        # next wave if the policy allows it.
         if first.lane is Lane.REALTIME:
             kind = Reason.INTERRUPTED
             reason = "the process that asked in real time ended before its answers were stored"
@@ -396,10 +401,10 @@ class Sender:
         if isinstance(answer, Found):
             self._accepted(shards, answer.batch_id)
         elif all(self._deployment.payloads.exists(beside(shard, RAW)) for shard in shards):
-            # A ledger that was restored from a backup has no record that they were answered.
+            # A ledger restored from a backup has no record of these answers.
             self._answered(shards, Reason.UNRECORDED, "the ledger had no record of its batch, whose answers are stored")
         elif isinstance(answer, Absent):
-            # For some seconds a provider may not list a batch that it has created.
+            # A provider may list a new batch only after some seconds.
             if self._deployment.clock() - self._in_doubt_since(first) >= timedelta(seconds=provider.settle_seconds):
                 words = "its create call had no answer, and the provider has no batch of it"
                 why: ShardFields = {"reason": words, "reason_kind": Reason.NO_BATCH}
@@ -415,19 +420,19 @@ class Sender:
             raise CannotTellError(msg)
 
     def _answered(self, shards: Sequence[Shard], kind: Reason, words: str) -> None:
-        """Record that nobody can ask for answers to these shards, beside those that are stored."""
+        """Record that these shards have no answers except the stored ones."""
         ids, key, now = [shard.shard_id for shard in shards], shards[0].batch.batch_key, self._deployment.clock()
         why: ShardFields = {"status": BatchStatus.ENDED, "ended_at": now, "reason": words, "reason_kind": kind}
         self._ledger.shards.move_all(ids, Move.ANSWERED, batch_key=key, **why)
 
     def _in_doubt_since(self, first: Shard) -> datetime:
-        """Return when the create call was certainly over: when its end was seen, or else now that its process is gone.
+        """Return when the create call was certainly over: when its end was seen, or else now, with its process gone.
 
-        The time of the intent is not that: the upload comes after it, and may take longer than `settle_seconds`.
+        The time of the intent is too early: the upload comes after it, and may take longer than `settle_seconds`.
         """
         now = self._deployment.clock()
-        # By the order of the events and not by their times, and of a time that lies ahead anew: a clock that was wrong
-        # when it was written must not keep the shard in doubt until then.
+        # The order of the events counts, not their times. A later time than now is recorded again, so that a wrong
+        # clock does not keep the shard in doubt until then.
         for event in reversed(self._ledger.events.of_submission(first.submission_id)):
             if event.kind in _BEFORE and event.shard_id == first.shard_id:
                 break
@@ -438,9 +443,11 @@ class Sender:
         return now
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
-        """Return batches of other shards for certain: all in flight in this namespace, and all of these submissions."""
+        """Return batches that certainly belong to other shards, of this namespace in flight and of these
+        submissions.
+        """
         others = [*self._ledger.shards.in_flight(self._deployment.namespace)]
-        # Request files of what was collected meanwhile are gone, by whose names a batch may be known.
+        # The request files of collected batches are gone, but a batch may be recognized by their names.
         since = shards[0].batch.sent_at or self._deployment.clock()
         put_back = set(self._ledger.uploads.batches_since(self._deployment.namespace, shards[0], since))
         for submission_id in {shard.submission_id for shard in shards}:

@@ -1,8 +1,8 @@
-"""The queue of planned shards: which are sent now, and how. Together in one batch where they fit, when the provider's
-queue has room, or in real time.
+"""The queue of planned shards: which are sent now, in which batches, and which wait or go in real time.
 
-What has waited longest is sent first. What a provider's queue had no room for is sent again when room is expected, the
-smallest first and one at a time, since each try uploads its file; what is too large by itself is split before.
+Shards share a batch if they fit. The longest wait goes first. Shards that found a queue full are sent again when room
+is expected, the smallest first and one at a time, because each try uploads its file. A shard that is too large alone is
+split first.
 """
 
 from __future__ import annotations
@@ -46,18 +46,19 @@ __all__ = [
 # Well within the time for which a place is kept (`Presence`).
 _SAY_EVERY = timedelta(minutes=10)
 
-# A batch that is in flight for so long was taken: a full queue is told of before, some minutes after the create call.
+# A batch in flight for so long was accepted: a full queue is reported earlier, some minutes after the create call.
 _TAKEN_AFTER = timedelta(minutes=30)
 
-# What was chosen holds a submission up for so long: others, who fill the queue, may have chosen nothing.
+# The tuner's choices delay a submission for at most this long, because other senders who fill the queue may ignore
+# them.
 _CHOSEN_FOR = timedelta(days=2)
 
-# The result files of a batch's shards are open at the same time when it is collected.
+# The result files of all shards in a batch are open at the same time when it is collected.
 _SHARDS_IN_A_BATCH = 200
 
 
 class Dispatcher:
-    """Send planned shards of one labeling, of one or several submissions. The caller holds the leases of all."""
+    """Send planned shards of one or several submissions of one labeling. The caller holds the leases of all."""
 
     def __init__(self, labeling: Labeling, deployment: Deployment, lease: Lease) -> None:
         self._labeling = labeling
@@ -65,7 +66,8 @@ class Dispatcher:
         self._lease = lease
         self._sender = Sender(deployment, lease, self._reserve)
         self._answerers: dict[str, Answerer] = {}  # by model
-        # By submission_id: what waits for a place in a queue, and why limits have no room for the rest.
+        # Submissions with shards waiting for a place in a queue; and by submission_id, why limits have no room for the
+        # rest.
         self._for_place: set[str] = set()
         self._for_money: dict[str, str] = {}
         # The ids of shards for which limits have room.
@@ -79,11 +81,11 @@ class Dispatcher:
         return self._allowance.reserve(shards, padding=padding)
 
     def send(self, planned: Sequence[Shard]) -> None:
-        """Send the shards that can be sent now. Others stay planned, and an event says that they wait.
+        """Send the shards that can be sent now. Others stay planned, and an event records their wait.
 
-        Raises ConfigError, before anything is sent, for a batch below the provider's least number of requests that
-        `below_minimum` refuses. Shards of a later wave are given up instead, with an event: the answers of the waves
-        before must still land.
+        Raises ConfigError before anything is sent if `below_minimum` refuses a batch below the provider's least number
+        of requests. Shards of a later wave are abandoned instead, with an event, so that earlier answers are still
+        materialized.
         """
         if not planned:
             return
@@ -111,7 +113,7 @@ class Dispatcher:
                 self._send(labeling, batch)
 
     def _within_chosen(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> list[tuple[Labeling, list[Shard]]]:
-        """Return the batches but those of one shard with which more than was chosen would be in flight."""
+        """Return the batches without single shards that would exceed the tuner's choice for tokens in flight."""
         going: list[tuple[Labeling, list[Shard]]] = []
         tokens: dict[str, int] = {}
         for labeling, batch in batches:
@@ -128,8 +130,8 @@ class Dispatcher:
         return going
 
     def _send_at_once(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> None:
-        """Upload several batches at a time. After an error those that have begun are finished, and no other begins."""
-        # One alone is sent in this thread, which can be interrupted.
+        """Upload several batches at a time. After an error, started uploads finish, and others do not start."""
+        # A single batch is sent in this thread, which can be interrupted.
         if len(batches) < 2:  # noqa: PLR2004
             for labeling, batch in batches:
                 self._send(labeling, batch)
@@ -137,7 +139,7 @@ class Dispatcher:
         failed = threading.Event()
 
         def send(labeling: Labeling, batch: list[Shard]) -> None:
-            # The pool cancels what has not begun, but only after this thread may have taken its next one.
+            # The pool cancels waiting uploads, but only after this thread may have taken its next one.
             if failed.is_set():
                 return
             try:
@@ -187,9 +189,9 @@ class Dispatcher:
             drop(self._deployment, batch, Reason.BELOW_MINIMUM, words)
 
     def _affordable(self, planned: Sequence[Shard], waiting: Collection[str]) -> list[Shard]:
-        """Return what limits have room for. The rest waits, or is dropped where there is no room left to wait for."""
+        """Return the shards for which limits have room. The rest waits, or is dropped if room cannot be expected."""
         going: list[Shard] = []
-        # In the order in which they came: what is sent first must not depend on a submission's id, which is random.
+        # In order of arrival: the random ids of submissions must not decide the order of sending.
         by_submission: dict[str, list[Shard]] = {}
         for shard in planned:
             by_submission.setdefault(shard.submission_id, []).append(shard)
@@ -198,7 +200,7 @@ class Dispatcher:
                 going += pick.going
                 if pick.over_budget is not None:
                     self._deployment.ledger.events.add(submission_id, pick.over_budget)
-                    # Not those of another model or lane, which may have room, and be about to be sent.
+                    # Shards of another model or lane are kept: they may have room, and be about to be sent.
                     drop(self._deployment, shards, Reason.OVER_BUDGET, NO_ROOM_LEFT)
                     continue
                 due_now = [shard for shard in shards if shard.shard_id not in waiting]
@@ -217,25 +219,27 @@ class Dispatcher:
         self._deployment.ledger.shards.delay(ids, until, words, Reason.MONEY)
 
     def _parts(self, shard: Shard, least: int) -> Sequence[Shard]:
-        """Return the shard, or its halves, planned in its place, where the provider's queue never has room for it."""
+        """Return the shard, or its halves in its place if the provider's queue can never have room for it."""
         is_too_large = shard.room.most_tokens is not None and shard.tokens > shard.room.most_tokens
         if not is_too_large or shard.requests < 2 * least:
             return [shard]
         return self._split(shard, halve(shard, least))
 
     def _split(self, shard: Shard, is_first: Callable[[str, bytes], bool]) -> tuple[Shard, Shard]:
-        """Split a planned shard; return both, as they are planned in its place."""
+        """Split a planned shard; return both halves as planned in its place."""
         self._lease.check()
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
         wave = [other.number for other in ledger.shards.of_submission(shard.submission_id) if other.wave == shard.wave]
         estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"))
         dearest = estimate.most_usd(shard.input_bound, shard.lane)
         halves = split_requests(payloads, shard, max(wave) + 1, is_first, dearest)
-        # Which of them have what was asked again for what, is not told by its counts.
+        # The counts cannot be divided between the halves.
         rest, half = (replace(each, asked_again=None) for each in halves)
-        # Before either is sent. A process that is killed before this leaves files that the next one writes over.
+        # The split is recorded before either is sent. If the process is killed before this, the next one overwrites the
+        # files.
         ledger.shards.split(shard, rest, half)
-        # An older ledger, put back from a backup, could send neither without these: the file of the whole goes.
+        # Without these receipts, an older ledger from a backup could send neither half: the file of the whole is
+        # deleted.
         write_receipts(self._deployment, [rest, half])
         delete_requests(payloads, shard)
         payloads.delete(beside(shard, SENT))
@@ -259,8 +263,8 @@ class Dispatcher:
         requests = count_requests(batch)
         is_padded = labeling.limits.below_minimum == "pad"
         with ExitStack() as queue:
-            # Where another process fills the queue now, all of the batch waits for the next time. That the lease of the
-            # submission is lost, and what was sent beside another process, is an error of this one.
+            # If another process fills the queue now, the whole batch waits for the next time. A lost lease of the
+            # submission is an error of this process, like shards sent by another process.
             with suppress(LeaseError):
                 queue.enter_context(_queue(self._deployment, batch[0]))
                 going = self._that_fit(batch, min(least, requests), fill_up_to=least if is_padded else 0)
@@ -270,10 +274,10 @@ class Dispatcher:
         self._for_place.update(shard.submission_id for shard in waiting)
 
     def _that_fit(self, batch: list[Shard], at_least: int, fill_up_to: int) -> list[Shard]:
-        """Return the first shards that the queue and the limits have room for together, with copies that fill them up.
+        """Return the first shards for which the queue and the limits have room together, with padding.
 
-        None where they have fewer than `at_least` requests, unless they are filled up. Each submission by itself has
-        the room, but of those that are sent together the first take it.
+        Empty if they have fewer than `at_least` requests, unless they are padded. There is room for each submission
+        alone, but the first ones of a shared batch take it.
         """
         going, lacks_money = list(batch), False
         while going and (fill_up_to or count_requests(going) >= at_least):
@@ -288,7 +292,7 @@ class Dispatcher:
         return []
 
     def _tell_of_waiting(self, for_time: Collection[str]) -> None:
-        """Record why shards of submissions stay planned, once for each, as its last word of what was done here."""
+        """Record once for each submission why shards stay planned, as its last event here."""
         for_place, self._for_place = self._for_place, set()
         for_money, self._for_money = self._for_money, {}
         for submission_id in sorted({*for_time, *for_place, *for_money}):
@@ -301,14 +305,14 @@ class Dispatcher:
             self._waits(submission_id, Waits(submission_id in for_place, money))
 
     def _waits(self, submission_id: str, waits: Waits) -> None:
-        # The same again is no news.
+        # A repeated event is no news.
         if read_event(self._deployment.ledger.events.last_of(submission_id)) != waits:
             self._deployment.ledger.events.add(submission_id, waits)
 
     def _give_up_places(self, submission_id: str) -> None:
-        """Record which shards lack money: they hold no place in a queue before others, and no run is requested for one.
+        """Record the shards that lack money. They hold no place in a queue, and runs are not requested for them.
 
-        Without this, what has money would wait behind them, and they for its bill.
+        Otherwise shards with money would wait behind them, while they wait for a bill.
         """
         now, ledger = self._deployment.clock(), self._deployment.ledger
         planned = [shard for shard in ledger.shards.of_submission(submission_id) if shard.state is ShardState.PLANNED]
@@ -317,17 +321,17 @@ class Dispatcher:
             ledger.queues.give_up_places(ids)
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
-        """Add the event, unless it is the last one already. The sensor waits longer before it requests a run then."""
+        """Add the event, unless it is the last one already. The sensor then waits longer before it requests a run."""
         ledger = self._deployment.ledger
         if ledger.events.last_of(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
             words = f"{model} turns calls in real time away; the rest is asked later"
             ledger.events.add(submission_id, Unavailable(words))
 
     def give_up(self, planned: Sequence[Shard], *, late: bool) -> list[Shard]:
-        """Drop the shards that a batch will not answer in time; return the others.
+        """Drop the shards that a batch cannot answer in time; return the others.
 
-        These are all after the deadline and, where there is a fallback, those that their provider has not taken for
-        `fallback_after`.
+        After the deadline, all are dropped. With a fallback, shards that their provider has not accepted for
+        `fallback_after` are dropped.
         """
         left = []
         for shard in planned:
@@ -342,7 +346,7 @@ class Dispatcher:
         return left
 
     def of_present_models(self, planned: Sequence[Shard]) -> list[Shard]:
-        """Return the shards of the model and of present fallbacks; drop those of a fallback that is none any more."""
+        """Return the shards of the model and of present fallbacks; drop the shards of removed fallbacks."""
         models = {labeling.model for labeling in self._labeling.models}
         gone = [shard for shard in planned if f"{shard.provider}/{shard.model}" not in models]
         drop(self._deployment, gone, Reason.NO_FALLBACK, "its model is no fallback any more")
@@ -350,13 +354,13 @@ class Dispatcher:
 
     def _is_down(self, shard: Shard) -> bool:
         is_last = self._labeling.models[-1].model == f"{shard.provider}/{shard.model}"
-        # With most_tokens its queue is full of batches from here, or the shard too large: it is not down.
+        # With most_tokens, its queue is full of our batches, or the shard is too large: the provider is not down.
         if is_last or shard.reason_kind is None or shard.room.most_tokens is not None:
             return False
         since: datetime | None = None
         now = self._deployment.clock()
         for event in self._deployment.ledger.events.of_submission(shard.submission_id):
-            # A time that lies ahead was written by a clock that was wrong.
+            # A later time than now was written by a wrong clock.
             if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value and event.at <= now:
                 since = since or event.at
             elif event.shard_id == shard.shard_id and event.kind == Move.ACCEPTED.value:
@@ -365,21 +369,21 @@ class Dispatcher:
 
 
 def drop(deployment: Deployment, planned: Sequence[Shard], kind: Reason, words: str) -> None:
-    """Cancel planned shards, which are then never sent."""
+    """Cancel planned shards, so that they are never sent."""
     for shard in planned:
         if shard.state is ShardState.PLANNED:
             fields: ShardFields = {"status": BatchStatus.CANCELED, "reason": words, "reason_kind": kind}
             fields["ended_at"] = deployment.clock()
             if shard.lane is Lane.REALTIME and deployment.payloads.exists(beside(shard, SO_FAR)):
-                # Some of it was asked: with a time of sending, its answers count.
+                # A part of it was asked: with a time of sending, its answers count.
                 fields["sent_at"] = deployment.clock()
-            # Where another process has just sent it, it is collected later.
+            # If another process has just sent it, it is collected later.
             with suppress(IllegalMoveError):
                 deployment.ledger.shards.move(shard.shard_id, Move.CANCELED, **fields)
 
 
 def can_go(deployment: Deployment, planned: Sequence[Shard], lines: QueueLines, *, late: bool) -> bool:
-    """Return whether one of a submission's planned shards may be sent now, or is given up since it is too late."""
+    """Return whether one of a submission's planned shards may be sent now, or is dropped because it is too late."""
     now = deployment.clock()
     if planned and not late:
         last = deployment.ledger.events.last_of(planned[0].submission_id)
@@ -397,8 +401,8 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], lines: QueueLines, 
 
 def _have_room(deployment: Deployment, shards: Sequence[Shard], lines: QueueLines) -> bool:
     """Return whether one of these shards of a submission, of one model and lane, may be sent now."""
-    # Nothing overtakes in a queue: where the first of them has to wait, so do the others; beside what was chosen, where
-    # the smallest has. To ask of each of thousands would take a tick of the sensor longer than Dagster gives it.
+    # A queue keeps its order: if the first shard has to wait, the others wait, too. Within the tuner's choice, the
+    # smallest shard is decisive. Checking thousands of shards would exceed Dagster's time limit for a tick.
     first = deployment.ledger.queues.first_of(shards) if _limit(deployment, shards[0])[0] else shards[0]
     chosen = {shard.room.most_at_once for shard in shards}
     loosest = None if None in chosen else max(filter(None, chosen), default=0)
@@ -410,7 +414,7 @@ def _have_room(deployment: Deployment, shards: Sequence[Shard], lines: QueueLine
 
 
 def _waits_for_money(deployment: Deployment, last: Event) -> bool:
-    """Return whether the rest of a submission waits for what is in flight of it, or goes before it, to be billed."""
+    """Return whether the rest of a submission waits for the bills of its earlier shards."""
     waits = read_event(last)
     if not isinstance(waits, Waits) or waits.for_place or waits.money is None:
         return False
@@ -422,20 +426,20 @@ def _waits_for_money(deployment: Deployment, last: Event) -> bool:
 
 
 def _turned_away(planned: Sequence[Shard], now: datetime) -> set[tuple[str, str]]:
-    """Return models that turn calls in real time away until a later time. One shard of each has that time."""
+    """Return the models that turn away real-time calls until a later time. One shard of each model has that time."""
     return {_target(shard) for shard in planned if shard.lane is Lane.REALTIME and not due(shard, now)}
 
 
 def due(shard: Shard, now: datetime) -> bool:
-    """Return whether the shard need not wait any longer.
+    """Return whether the shard may be sent as far as its own pause is concerned.
 
-    A time that lies further ahead than any pause was set by a clock that was wrong.
+    A time further ahead than any pause was set by a wrong clock.
     """
     return shard.waits_until is None or not now < shard.waits_until <= now + LONGEST_PAUSE
 
 
 def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Shard]]:
-    """Yield the shards in as few batches as their order and the limits allow."""
+    """Yield the shards in the fewest batches that their order and the limits allow."""
     batch: list[Shard] = []
     most = limits.max_requests if limits.max_inputs is None else min(limits.max_requests, limits.max_inputs)
     for shard in shards:
@@ -443,7 +447,7 @@ def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Sha
         size = sum(held.bytes for held in batch) + shard.bytes
         tokens = sum(held.tokens for held in batch) + shard.tokens
         bounds = [limits.max_tokens, *(held.room.most_tokens for held in (*batch, shard))]
-        # Where a vendor takes no batch of few requests, what is left over might be one.
+        # If a vendor requires a number of requests, the remainder might be a batch of too few.
         bounds += [held.room.most_at_once for held in (*batch, shard) if limits.min_requests == 1]
         is_over = any(bound is not None and tokens > bound for bound in bounds)
         tuned = min(
@@ -460,7 +464,7 @@ def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Sha
 
 
 def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
-    """Hold the lease of the provider's queue, if it has a limit: two processes would take the same room."""
+    """Hold the lease of the provider's queue, if it has a limit. Otherwise two processes could take the same room."""
     if _limit(deployment, shard)[0] is None:
         return nullcontext()
     name = f"queue:{shard.provider}:{shard.account}"
@@ -468,7 +472,7 @@ def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
 
 
 def count_queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
-    """Return in how many steps a limit lets these batches into an empty queue, each when those before have ended."""
+    """Return in how many steps a limit lets these batches into an empty queue, each after the end of the last."""
     rounds = 0
     inside: list[Shard] = []
     for shard in shards:
@@ -484,21 +488,19 @@ def _queued(shards: Sequence[Shard], batches: int) -> Queued:
 
 
 def has_room(deployment: Deployment, batch: Sequence[Shard], lines: QueueLines | None = None) -> bool:
-    """Return whether the queue has room for this batch, beside what is in it and after what has waited longer: now, or
-    when `lines` were read.
-    """
+    """Return whether the queue has room for this batch after longer waits, now or when `lines` were read."""
     return _is_within_declared(deployment, batch, lines) and all(
         has(deployment, batch) for has in (_is_within_chosen, _is_expected)
     )
 
 
 def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
-    """Return whether no more would be in flight of the model than was chosen by what earlier batches met."""
+    """Return whether the model's tokens in flight would stay within the tuner's choice from earlier batches."""
     most = _most_at_once(deployment, batch)
     if most is None:
         return True
     beside = _tokens_beside(deployment, batch)
-    # Alone it goes: whether it fits is for the provider to say.
+    # A batch goes if it is alone: only the provider can decide whether it fits.
     return not beside or beside + sum(shard.tokens for shard in batch) <= most
 
 
@@ -511,10 +513,10 @@ def _most_at_once(deployment: Deployment, batch: Sequence[Shard]) -> int | None:
 
 
 def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
-    """Return whether the provider may have room now, where its queue had none for one of these shards.
+    """Return whether the provider may have room again after its queue was full for one of these shards.
 
-    It may where no more would be in flight than was found to be too much, and where no other batch finds out: none of
-    them is in flight whose fate is not known yet, and the pause after the last that was not taken is over.
+    Two conditions must hold. The tokens in flight would be fewer than the number that was found to be too many. And
+    other batches are not testing the room: their results are known, and the pause after the last rejection is over.
     """
     if all(shard.room.no_room_at is None for shard in batch):
         return True
@@ -537,7 +539,7 @@ def _tokens_beside(deployment: Deployment, batch: Sequence[Shard]) -> int:
 
 
 def _is_taken(shard: Shard, now: datetime) -> bool:
-    """Return whether the provider has surely taken the batch of a shard in flight."""
+    """Return whether the provider has certainly accepted the batch of a shard in flight."""
     if shard.batch.status not in (None, BatchStatus.PENDING):
         return True
     return shard.batch.submitted_at is not None and now - shard.batch.submitted_at >= _TAKEN_AFTER
@@ -552,13 +554,13 @@ def _is_within_declared(deployment: Deployment, batch: Sequence[Shard], lines: Q
         deployment.namespace, batch, presence=presence, longest_pause=LONGEST_PAUSE, model=model
     )
     own = _queued(batch, batches=1)
-    # A shard that is over the limit by itself would wait for ever: whether it fits is for the provider to say.
+    # A shard that exceeds the limit alone would wait for ever: only the provider can decide whether it fits.
     is_alone = not ahead.batches and len(batch) == 1
     return is_alone or limit.allows(*map(sum, zip(ahead, own, strict=True)))
 
 
 def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:
-    """Record that somebody looks after the waiting shards of these assets, where queues are limited."""
+    """Record that a process handles the waiting shards of these assets, if queues are limited."""
     if deployment.queue_limits:
         now = deployment.clock()
         deployment.ledger.queues.keep_places(deployment.namespace, assets, now=now, unless_since=now - _SAY_EVERY)
@@ -569,8 +571,10 @@ def _limit(deployment: Deployment, shard: Shard) -> tuple[QueueLimit | None, str
 
 
 def _size_without_room(shard: Shard) -> tuple[bool, int]:
-    """Return what orders shards that the queue had no room for, behind the others: the smallest of several requests
-    first. A single one may be too large for good, and must not hold up the others.
+    """Return a sort key that puts shards after a full queue last.
+
+    The smallest of several requests comes first. A single request may be too large for good, and must not hold up the
+    others.
     """
     return (False, 0) if shard.room.no_room_at is None else (shard.requests == 1, shard.tokens)
 

@@ -1,14 +1,14 @@
-"""Batches that have ended, and whose results cannot be read: how long they are tried for, and what ends the wait.
+"""Batches that have ended with unreadable results: how long they are tried, and how the wait ends.
 
-    ended ──▶ not read ──▶ tried again, each pause half as long as it has lasted, an hour at most
-                 │         (a minute where the provider refuses its credentials for all calls)
-                 │  after an hour a person is told
+    ended ──▶ not read ──▶ tried again, each pause half as long as the time so far, an hour at most
+                 │         (a minute if the provider refuses its credentials for all calls)
+                 │  after an hour a person is informed
                  ├─ read ──────────────────────────────▶ collected
                  ├─ unknown to the provider for an hour ▶ gone       (collect.py)
-                 ├─ a person gives it up ──────────────▶ given up ──▶ asked for daily, and read after all: late
+                 ├─ a person abandons it ──────────────▶ given up ──▶ polled daily, and read after all: late
                  └─ 30 days after its end ─────────────▶ given up    vendors keep nothing for longer
 
-What is given up gets the outcome `missing`, so that the rest of its submission goes on and lands.
+Abandoned requests get the outcome `missing`, so that the rest of the submission goes on and is materialized.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 KEPT_FOR = timedelta(days=30)
-"""Vendors keep results for 29 or 30 days: what was not read by then is given up, or not asked for any more."""
+"""Vendors keep results for 29 or 30 days. Results not read by then are abandoned, or not asked for any more."""
 
 TOLD_AFTER = timedelta(hours=1)
-"""A person is told of what has not passed by itself for so long: most troubles of a provider's own are over by then."""
+"""The age at which a problem is reported: most problems of a provider are over by then."""
 
 _SHORTEST_PAUSE = timedelta(minutes=1)
 _TRIED_FOR = timedelta(days=1)
@@ -55,7 +55,7 @@ _GIVEN_UP_AGAIN = timedelta(days=1)
 
 
 class Unread:
-    """Note results that cannot be read, give them up in the end, and look whether they can be read after all."""
+    """Record unreadable results, abandon them in the end, and check whether they can be read after all."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -64,9 +64,9 @@ class Unread:
     def note(self, shards: Sequence[Shard], error: LLMBatchError) -> tuple[list[Shard], Exception | None]:
         """Record that the results of ended shards of one batch cannot be read. The caller has their submission's lease.
 
-        Returns those that are given up now, and may be collected without results; and the error to go on with, where
-        some are left. The first time it is the provider's own, which may ask a person to mend something; then it is
-        one that passes, perhaps.
+        Returns the shards that are abandoned now, and may be collected without results. Also returns the error to
+        report if some are left. The first error is the provider's own, which may name a fix. Later errors count as
+        temporary.
         """
         ended = [shard for shard in shards if shard.state in ENDED]
         if not ended:
@@ -75,7 +75,7 @@ class Unread:
         since_of = self._ledger.unread.note([shard.shard_id for shard in ended], str(error))
         now = self._deployment.clock()
         since = min(since_of.values(), default=now)
-        # That it ended may have been seen long after: one trouble that passes does not end the wait.
+        # The end may have been noticed long after, so one temporary problem must not end the wait.
         is_over = now - since >= _TRIED_FOR and any(s.ended_at and now - s.ended_at >= KEPT_FOR for s in ended)
         if is_over or self._ledger.unread.given_up_before(ended):
             why = "its results could not be read for as long as vendors keep them" if is_over else "as it was before"
@@ -88,16 +88,16 @@ class Unread:
         return [], self._cannot_read(ended[0], since, until, error)
 
     def read_later(self, ended: Sequence[Shard]) -> set[str]:
-        """Return the ids of those of these shards whose results could not be read, and whose next try is not due."""
+        """Return the ids of the shards with unreadable results whose next try is not due."""
         now = self._deployment.clock()
-        # A time that lies further ahead than any pause was set by a clock that was wrong.
+        # A time further ahead than any pause was set by a wrong clock.
         later = [s for s in ended if s.waits_until is not None and now < s.waits_until <= now + LONGEST_PAUSE]
         return self._ledger.unread.noted(later) if later else set()
 
     def _waits_for_credentials(self, shard: Shard, error: LLMBatchError) -> bool:
         """Return whether the provider refuses its credentials for all calls, or cannot be made.
 
-        The sensor asks such a provider before it requests a run. When a person has mended it, the results are due.
+        The sensor polls such a provider before it requests a run. After a fix, the results are due.
         """
         if not isinstance(error, CredentialsError | ConfigError):
             return False
@@ -121,7 +121,7 @@ class Unread:
         return unread
 
     def _give_up(self, shards: Sequence[Shard], why: str, error: LLMBatchError) -> list[Shard]:
-        """Give up the results of ended shards of one batch; return the shards as they are then."""
+        """Abandon the results of ended shards of one batch; return their new records."""
         return self._ledger.shards.move_all(
             [shard.shard_id for shard in shards],
             Move.GIVEN_UP,
@@ -133,16 +133,16 @@ class Unread:
         )
 
     def given_up_due(self) -> list[Shard]:
-        """Return the shards given up unread whose results are to be asked for now: daily, while vendors keep them."""
+        """Return the shards abandoned unread whose results are due to be asked for: daily, while vendors keep them."""
         now = self._deployment.clock()
         given_up = self._ledger.unread.given_up(self._deployment.namespace, now - KEPT_FOR)
-        # A time that lies further ahead was set by a clock that was wrong.
+        # A time further ahead was set by a wrong clock.
         return [s for s in given_up if s.waits_until is None or not now < s.waits_until <= now + _GIVEN_UP_AGAIN]
 
     def ask_given_up(self, shards: Sequence[Shard]) -> None:
-        """Look whether the results of shards that were given up unread can be read after all; they are collected then.
+        """Check whether results of shards that were abandoned unread can be read after all, and record those that can.
 
-        One that cannot be asked is left to the next day.
+        A shard whose provider does not answer is left to the next day.
         """
         batches: dict[tuple[str, ...], list[Shard]] = {}
         for shard in shards:
@@ -161,7 +161,7 @@ class Unread:
             try:
                 return next(lines, None) is not None
             finally:
-                # The connection of a generator that is left open would be closed at any time.
+                # Otherwise the open generator's connection would be closed at an arbitrary time.
                 if isinstance(lines, Generator):
                     lines.close()
         except Exception:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
@@ -169,14 +169,14 @@ class Unread:
 
 
 def read_late(shard: Shard) -> Ending:
-    """Return that the batch of a shard has ended as it did: it was given up although it had."""
+    """Return the end of an abandoned shard's batch, which had ended before."""
     status = shard.batch.status or BatchStatus.ENDED
     return Ending(
         move=Move.LATE,
         batch_id=shard.batch.batch_id or "",
         status=status,
         ended_at=shard.ended_at or shard.collected_at or shard.batch.sent_at,  # type: ignore[arg-type]  # it was sent
-        # What the batch has in all is known to it: a shard knows its part.
+        # These counts are for the whole batch, and a shard has only its part.
         total=None,
         done=None,
         failed=None,
@@ -188,10 +188,7 @@ def read_late(shard: Shard) -> Ending:
 
 
 def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, datetime]]:
-    """Return how many of these shards each submission has, and when the first of them is tried next.
-
-    By submission_id.
-    """
+    """Return by submission_id how many of these shards it has, and when the first of them is tried next."""
     found: dict[str, tuple[int, datetime]] = {}
     for submission, shard, since, _ in unreadable:
         at = shard.waits_until or since
@@ -201,7 +198,7 @@ def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, dateti
 
 
 def refuse_readable(deployment: Deployment, shard: Shard) -> None:
-    """Raise IllegalMoveError for an ended shard whose results nobody failed to read: nothing is to be given up."""
+    """Raise IllegalMoveError for an ended shard whose results may be readable: it must not be abandoned."""
     if shard.state not in ENDED or deployment.ledger.unread.noted([shard]) or is_out_of_reach(deployment, shard):
         return
     raise IllegalMoveError(
@@ -220,14 +217,14 @@ def can_ask(deployment: Deployment, shard: Shard) -> bool:
 def needs_provider(shard: Shard) -> bool:
     """Return whether the next run asks the provider for the results of an ended shard.
 
-    What was given up, or is asked by nobody here, is collected without.
+    Abandoned and adopted shards are collected without the provider.
     """
     is_asked = shard.state in ENDED and shard.batch.batch_id is not None
     return is_asked and shard.cause not in (Cause.GIVEN_UP, Cause.ADOPTED)
 
 
 def is_out_of_reach(deployment: Deployment, shard: Shard) -> bool:
-    """Return whether a batch ended an hour ago, and its account is not configured: the sensor requests no run then."""
+    """Return whether a batch ended an hour ago and its account is not configured. The sensor then requests no run."""
     if shard.ended_at is None or not needs_provider(shard):
         return False
     return deployment.clock() - shard.ended_at >= TOLD_AFTER and not can_ask(deployment, shard)
