@@ -1,7 +1,7 @@
-"""The engine: plans, sends, waits for and collects the batches of labelings. It knows nothing of Dagster.
+"""The engine: plans, sends, waits for and collects the batches of labelings. Independent of Dagster.
 
-`Engine` and `Deployment` load all of that, so they are imported on first use: a code location that is only read does
-without them.
+`Engine` and `Deployment` load all of it, so they are imported on first use. A code location that is only read does not
+need them.
 """
 
 from importlib import import_module

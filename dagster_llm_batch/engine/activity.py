@@ -1,4 +1,4 @@
-"""Activity on undelivered submissions: the next act for each, runs at work, and notes of runs and the sensor."""
+"""Activity on undelivered submissions: the next step for each, runs at work, and records of runs and the sensor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Activity:
         return ShardState.SUBMITTING in progress.states
 
     def queue_lines(self) -> QueueLines:
-        """Return the lines before declared queues, each read once, for `can_advance` of many submissions."""
+        """Return the lines before declared queues, for `can_advance` of many submissions. Each line is read once."""
         return QueueLines(self._ledger.queues)
 
     def can_advance(self, progress: Progress, lines: QueueLines | None = None) -> bool:
@@ -45,19 +45,19 @@ class Activity:
         )
 
     def at_work(self, run_id: str) -> AbstractContextManager[object]:
-        """Show during a block that this run plans and sends, so that nobody else sends what it has planned so far."""
+        """Show during a block that this run plans and sends, so that its plans are not sent by other runs."""
         return self._deployment.at_work(run_id)
 
     def runs_at_work(self) -> set[str]:
-        """Return the ids of the runs that plan and send now, without those of dead processes."""
+        """Return the ids of the runs that plan and send now, without dead processes."""
         return self._deployment.runs_at_work()
 
     def keep_places(self, assets: Sequence[str]) -> None:
-        """Record that somebody looks after these assets. Shards of others lose their place in queues in time."""
+        """Record that a process handles these assets. Other assets' shards lose their place in queues after a while."""
         keep_places(self._deployment, assets)
 
     def outlook(self, unreadable: OnUnreadable | None = None) -> activity.Outlook:
-        """Return which undelivered submissions are worked on, and their last events. See Submissions.progress."""
+        """Return the undelivered submissions with their processes and last events. See Submissions.progress."""
         return activity.look_out(self._deployment, unreadable)
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
@@ -69,27 +69,27 @@ class Activity:
         self._ledger.events.add(submission_id, Unavailable(str(error)))
 
     def note_failed(self, asset: str, partition: str, detail: str) -> None:
-        """Record that a run could not land the labels of a partition: others are not to land in one run with it."""
+        """Record that a run failed to materialize a partition's labels. Other partitions then get separate runs."""
         if history := self._ledger.submissions.of_partition(self._deployment.namespace, asset, partition):
             self._ledger.events.add(history[0].submission_id, LandingFailed(detail))
 
     def lost_runs(self, submission_id: str) -> int:
-        """Return how many of the last runs that were to land the labels ended without having done anything."""
+        """Return how many of the last runs for the labels ended without a result."""
         return activity.count_lost(self._ledger.events.of_submission(submission_id))
 
     def note_lost(self, submission_id: str, detail: str) -> None:
-        """Record that a run that was to land the labels did nothing, and that another is worth a try."""
+        """Record that a run for the labels ended without a result, and that another one is worthwhile."""
         self._ledger.events.add(submission_id, LandingLost(detail))
 
     def note_stranded(self, submission_id: str, detail: str) -> None:
-        """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
+        """Record that further runs are useless until a person acts. Any later event starts a new count."""
         self._ledger.events.add(submission_id, Stranded(detail))
 
     def note_reported(self, submission_ids: Sequence[str]) -> None:
-        """Record that a person was told what waits for one."""
+        """Record that the waits of these submissions were reported to a person."""
         self._ledger.submissions.mark_reported(submission_ids)
 
     def reported_since(self, since: datetime) -> set[str]:
-        """Return the undelivered submissions of which a person was told since then that something waits for one."""
-        # A time that lies ahead was set by a clock that was wrong.
+        """Return the undelivered submissions with a wait that was reported to a person since then."""
+        # A later time than now was set by a wrong clock.
         return self._ledger.submissions.find_reported(self._deployment.namespace, since, self._deployment.clock())

@@ -1,4 +1,4 @@
-"""The facts by which conditions are found: read from the ledger, of all undelivered submissions or of one."""
+"""The facts behind conditions, which are read from the ledger for all undelivered submissions or for one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["find_undecided", "of_holds", "of_status", "read_facts"]
 
 _NOT_TAKEN = (Move.NOT_SENT.value, UNAVAILABLE)
 
-# A sensor tells a person again of what waits after some hours.
+# A sensor repeats a report after some hours.
 _TOLD_WITHIN = timedelta(days=1)
 
 
@@ -44,10 +44,10 @@ def read_facts(
     flying: Sequence[Shard] | None = None,
     unreadable: OnUnreadable | None = None,
 ) -> Facts:
-    """Read the facts of a namespace from its ledger, in as many queries for many submissions as for few.
+    """Read the facts of a namespace from its ledger. The number of queries is the same for any number of submissions.
 
-    Give `undelivered`, `outlook` and the shards in flight where these are known already. A row that cannot be read goes
-    to `unreadable`, if that is given, and costs no other row's facts.
+    Give `undelivered`, `outlook` and the shards in flight if they are known already. With `unreadable`, unreadable rows
+    go there, and the facts of other rows are unaffected.
     """
     ledger, namespace = engine.ledger, engine.namespace
     undelivered = ledger.submissions.progress(namespace, unreadable=unreadable) if undelivered is None else undelivered
@@ -72,7 +72,7 @@ def read_facts(
         doubtful=[
             Orphan(known[shard.submission_id], shard)
             for shard in sorted(flying, key=lambda shard: (shard.batch.sent_at is None, shard.batch.sent_at))
-            # What a living process works on is being sent, or looked for, at this moment.
+            # A process that is alive is sending these shards, or looking for their batch.
             if shard.state is ShardState.SUBMITTING
             and shard.submission_id in known
             and not outlook.is_busy(shard.submission_id)
@@ -87,7 +87,7 @@ def read_facts(
         held_queues=_held_queues(engine, undelivered, unreadable),
         not_sent=_not_sent(engine, undelivered, outlook, in_line, unreadable),
         refused=_refused(engine, undelivered, unreadable),
-        # Of what was given up for money one after another, the last is shown.
+        # Of several abandonments for money, only the last is shown.
         unsent=[
             (of, hold, told) for of, hold in holds if hold.reason in UNSENT.values() for told in unsent_of(hold)[-1:]
         ],
@@ -102,7 +102,7 @@ def read_facts(
 def find_undecided(engine: Engine) -> list[tuple[Condition, Shard]]:
     """Return the conditions about which a person may decide by `resolve`, each with its shard.
 
-    Shards in doubt at once, and the others when a person is told of them.
+    Shards in doubt are included at once, other conditions when they are due to be reported.
     """
     found = [
         condition
@@ -113,7 +113,7 @@ def find_undecided(engine: Engine) -> list[tuple[Condition, Shard]]:
 
 
 def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[Shard]) -> list[Starved]:
-    """Return the submissions of these shards, for which their provider's queue had no room."""
+    """Return the submissions of these shards that found their provider's queue full."""
     of: dict[str, list[Shard]] = {}
     for shard in sorted(waiting, key=lambda shard: (shard.room.no_room_at is None, shard.room.no_room_at)):
         of.setdefault(shard.submission_id, []).append(shard)
@@ -123,7 +123,7 @@ def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[
 def _held_queues(
     engine: Engine, undelivered: Sequence[Progress], unreadable: OnUnreadable | None
 ) -> list[tuple[Submission, Advice]]:
-    """Return who waits for a declared queue that is full of what nobody looks after: of each dataset one submission."""
+    """Return one submission for each dataset that waits for a declared queue full of batches that are not polled."""
     found: dict[tuple[str, str], tuple[Submission, Advice]] = {}
     try:
         held = find_held_queues(engine.deployment)
@@ -148,10 +148,10 @@ def _seen(
     flying: Sequence[Shard],
     unreadable: OnUnreadable | None,
 ) -> dict[str, datetime]:
-    """Return when a process has looked after each of these submissions for the last time.
+    """Return when a process last handled each of these submissions.
 
-    One that is in flight is polled. Of another the sensor keeps the places in queues, a run leaves events, and a person
-    is told what it waits for.
+    Batches in flight are polled. For other submissions, the sensor keeps the places in queues, runs add events, and
+    waits are reported to a person.
     """
     if not gone:
         return {}
@@ -162,7 +162,7 @@ def _seen(
     at_rest = [
         one.submission.submission_id
         for each in gone.values()
-        # Of a dataset with something in flight, that tells.
+        # For a dataset with batches in flight, their polls are enough.
         if not any(one.submission.submission_id in polled for one in each)
         for one in each
         if waits_for_dataset(one)
@@ -185,9 +185,9 @@ def _not_sent(
     starved: Collection[str],
     unreadable: OnUnreadable | None,
 ) -> list[tuple[Submission, int, datetime, str]]:
-    """Return the submissions with batches that the provider did not take, the last time that they were sent.
+    """Return the submissions with batches that the provider rejected at the last try.
 
-    Not those whose queue had no room: batches of others, mostly of their own asset, are in flight.
+    Submissions that wait for a full queue are left out: batches of others, mostly of the same asset, are in flight.
     """
     waiting = [
         (one, event)
@@ -197,7 +197,7 @@ def _not_sent(
         and (event := outlook.last_but_waiting.get(one.submission.submission_id)) is not None
         and event.kind in _NOT_TAKEN
     ]
-    # A poll that failed is no batch that could not be sent.
+    # A failed poll does not count as a failed send.
     unsent = engine.ledger.submissions.first_unsent([one.submission.submission_id for one, _ in waiting], unreadable)
     return [
         (one.submission, one.states[ShardState.PLANNED], unsent[one.submission.submission_id], event.detail or "")
@@ -209,21 +209,21 @@ def _not_sent(
 def _refused(
     engine: Engine, undelivered: Sequence[Progress], unreadable: OnUnreadable | None
 ) -> list[tuple[Submission, list[Shard]]]:
-    """Return the newest wave of those submissions of which the provider has refused batches."""
+    """Return the newest wave of each submission with batches that the provider refused."""
     ids = [one.submission.submission_id for one in undelivered if ShardState.FAILED in one.states]
     found = engine.ledger.submissions.get_all_with_shards(ids, unreadable).values()
     return [(submission, _newest(submission, shards)) for submission, shards in found]
 
 
 def _newest(submission: Submission, shards: Sequence[Shard]) -> list[Shard]:
-    # What an earlier wave did not send, a later one has asked.
+    # A later wave has asked the unsent requests of an earlier one.
     return [shard for shard in shards if shard.wave == submission.waves]
 
 
 def of_status(engine: Engine, status: Status, recovered: Hold | None = None) -> Facts:
-    """Read the facts of one submission that tell whether its batches were sent.
+    """Read the facts that show whether the batches of one submission were sent.
 
-    `recovered` is the hold of what the ledger had no record of, if there was such.
+    `recovered` is the hold for sendings that were missing from the ledger, if any.
     """
     submission = status.submission
     newest = _newest(submission, status.shards)
@@ -247,6 +247,6 @@ def of_status(engine: Engine, status: Status, recovered: Hold | None = None) -> 
 
 
 def of_holds(submission: Submission, holds: Sequence[Hold], now: datetime) -> Facts:
-    """Return the facts that tell why requests of one submission are not sent, from its holds."""
+    """Return the facts that explain why requests of one submission are not sent, from its holds."""
     unsent = [hold for hold in holds if hold.reason in UNSENT.values()]
     return Facts(now=now, unsent=[(submission, hold, told) for hold in unsent for told in unsent_of(hold)])

@@ -1,7 +1,7 @@
-"""The conditions of undelivered submissions that a person may have to end: one list for all who show them.
+"""The conditions of undelivered submissions that a person may have to end: one list for all reports.
 
-Ticks, and the alerts on them, `doctor`, `watch`, runs that wait and the checks of assets find none by themselves: they
-format, filter and throttle what `find_conditions` returns.
+Ticks and their alerts, `doctor`, `watch`, waiting runs and asset checks all use `find_conditions`. They only format,
+filter and throttle its result.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ __all__ = [
     "waits_for_dataset",
 ]
 
-# A sensor asks about a batch each ten minutes at least.
+# A sensor polls each batch at least once in ten minutes.
 _LEFT_ALONE = timedelta(hours=1)
 
-# It leaves few marks on what is not in flight.
+# It leaves few traces on submissions that are not in flight.
 _UNSENT_LEFT_ALONE = timedelta(days=1)
 
 _AT_ONCE = timedelta(0)
 
 
 class ConditionKind(StrEnum):
-    """What may need a person. The value is the check of `doctor` that shows it."""
+    """A condition that may need a person. The value is the check of `doctor` that shows it."""
 
     NO_DATASET = "assets"
     NO_PARTITION = "partitions"
@@ -74,23 +74,23 @@ WAITS_IN_VAIN = frozenset(
         ConditionKind.NOT_SENT,
     }
 )
-"""A run that waits for the end of one of these, when a person is told of it, may wait for good."""
+"""A run that waits for one of these to end may wait for good, once the condition is due to be reported."""
 
 UNDECIDED: Mapping[ConditionKind, str] = {
     ConditionKind.IN_DOUBT: "in doubt",
     ConditionKind.OVERDUE: "overdue",
     ConditionKind.UNREADABLE: "unreadable",
 }
-"""About the shards of these a person may decide by `resolve`, with the word for each."""
+"""The conditions whose shards a person may decide by `resolve`, with a word for each."""
 
 TELLS_OF_UNSENT = frozenset({ConditionKind.NO_ROOM, ConditionKind.NOT_SENT, ConditionKind.NO_MONEY})
-"""These tell why batches are not sent yet."""
+"""The conditions that explain why batches are not sent yet."""
 
 TOLD_BY_A_CHECK = frozenset({ConditionKind.STRANDED})
-"""A failed check tells a person of these, and stays: no tick fails for them."""
+"""The conditions that a lasting failed check reports, so that ticks do not fail for them."""
 
 GOES_ON = frozenset({ConditionKind.RECOVERED})
-"""These hold up nothing: a person is told so that it does not happen again."""
+"""The conditions that delay nothing. They are reported so that they do not happen again."""
 
 _KINDS: Mapping[HoldReason, ConditionKind] = {
     HoldReason.NO_DATASET: ConditionKind.NO_DATASET,
@@ -109,21 +109,21 @@ _KINDS: Mapping[HoldReason, ConditionKind] = {
     HoldReason.OVER_BUDGET: ConditionKind.OVER_BUDGET,
     HoldReason.MONEY: ConditionKind.NO_MONEY,
 }
-"""The check of `doctor` that shows each reason. The others need no person, or are shown in another place."""
+"""The check of `doctor` that shows each reason. Other reasons need no person, or are shown elsewhere."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a submission, or of all submissions of a dataset that is gone.
+    """One condition of a submission, or of all submissions of a dataset that was removed.
 
     Attributes:
         reason: The reason of the wait; `RULES` has its rule.
-        submission: Its submission; of a dataset that is gone the oldest.
+        submission: Its submission, or the oldest one of a removed dataset.
         advice: The reason, and the next step.
         since: Its begin.
-        told_after: The time after which a person is told; None: it ends by itself, and what is left then
-            lands with a failed check, which tells a person.
-        shard_ids: Its shards, where it is one of shards.
+        told_after: The time until it is reported to a person. None: it ends without a person, and a failed check
+            reports missing labels.
+        shard_ids: Its shards, if it is a condition of shards.
     """
 
     reason: HoldReason
@@ -139,22 +139,22 @@ class Condition:
         return _KINDS[self.reason]
 
     def is_due(self, now: datetime) -> bool:
-        """Return whether a person is to be told by now."""
-        # It may have begun since `now` was read.
+        """Return whether the condition is due to be reported."""
+        # The condition may have begun after `now` was read.
         return self.told_after is not None and max(now - self.since, _AT_ONCE) >= self.told_after
 
     @property
     def sentence(self) -> str:
-        """Return the advice as sentences of their own, for a text that names its place elsewhere."""
+        """Return the advice as separate sentences, for a text that names its place elsewhere."""
         text = str(self.advice)
         return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 @dataclass(frozen=True)
 class Starved:
-    """Planned shards that their provider's queue had no room for, and how long they may wait before a person is told.
+    """Planned shards that found their provider's queue full, with the time until their wait is reported.
 
-    The one that has waited longest comes first.
+    The shard that has waited longest comes first.
     """
 
     submission: Submission
@@ -164,25 +164,25 @@ class Starved:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the ledger has at one moment, and which partitions the definitions have.
+    """The state of the ledger at one moment, and the partitions in the definitions.
 
     Attributes:
         now: The moment.
-        undelivered: The submissions whose labels have not landed.
-        partitions: The partition keys of each dataset, "" for one without partitions; None where no definitions are
-            known. A dataset whose partitions cannot be read has no entry in `partitions`, and one in `datasets`.
+        undelivered: The submissions whose labels are not materialized.
+        partitions: The partition keys of each dataset, "" for a dataset without partitions; None without definitions. A
+            dataset with unreadable partitions is in `datasets`, but not in `partitions`.
         datasets: The names of all datasets of the definitions.
-        seen: When a process has looked after a submission for the last time, by submission_id.
-        stranded: The event since which no run is requested any more, by submission_id.
-        recovered: Submissions with the holds of what the ledger had no record of.
+        seen: By submission_id: when a process last handled it.
+        stranded: By submission_id: the event that stopped requests for runs.
+        recovered: Submissions with the holds for sendings that were missing from the ledger.
         doubtful: The shards in doubt.
-        overdue: The shards whose batches are overdue, and since when.
+        overdue: The shards with overdue batches, and when these became overdue.
         unreadable: The shards whose results cannot be read.
         starved: Submissions with shards that wait for room in their provider's queue.
-        held_queues: Submissions that wait for a declared queue, and who fills it and is not looked after.
+        held_queues: Submissions that wait for a declared queue, with the batches in it that are not polled.
         not_sent: Submissions with shards that could not be sent: how many, since when, and why.
-        refused: The shards of the newest wave of a submission, of which the provider has refused some.
-        unsent: The holds of submissions of which requests are not sent, with the reason and the next step.
+        refused: The shards of a submission's newest wave, if the provider has refused some of them.
+        unsent: The holds of submissions with unsent requests, with the reason and the next step.
         moneyless: The events of submissions with batches that wait for money.
     """
 
@@ -205,14 +205,14 @@ class Facts:
 
 
 def find_conditions(facts: Facts) -> list[Condition]:
-    """Return the conditions, those of definitions first."""
+    """Return the conditions, beginning with the conditions of definitions."""
     return [*_without_dataset(facts), *_without_partition(facts), *_of_submissions(facts), *_of_shards(facts)]
 
 
 def split_by_dataset(conditions: Iterable[Condition]) -> tuple[list[Condition], list[Condition]]:
     """Return the first condition of each kind and dataset, and the others.
 
-    Who shows a part of the conditions shows all of the first: a dataset with many must hide no other.
+    A report with limited space shows all of the first, so that a dataset with many conditions does not hide others.
     """
     by_dataset: dict[tuple[ConditionKind, str], list[Condition]] = {}
     for condition in conditions:
@@ -222,7 +222,7 @@ def split_by_dataset(conditions: Iterable[Condition]) -> tuple[list[Condition], 
 
 
 def find_gone(undelivered: Iterable[Progress], datasets: Collection[str]) -> dict[str, list[Progress]]:
-    """Return the submissions of datasets that the definitions do not have: removed, renamed, or another location's."""
+    """Return the submissions of datasets missing from the definitions: removed, renamed, or of another location."""
     gone: dict[str, list[Progress]] = {}
     for one in undelivered:
         if one.submission.asset not in datasets:
@@ -231,15 +231,15 @@ def find_gone(undelivered: Iterable[Progress], datasets: Collection[str]) -> dic
 
 
 def waits_for_dataset(progress: Progress) -> bool:
-    """Return whether a submission goes no further where nobody looks after its dataset."""
+    """Return whether a submission stops unless a process handles its dataset."""
     return progress.oldest_submitted_at is not None or progress.submission.state is SubmissionState.OPEN
 
 
 def _without_dataset(facts: Facts) -> Iterator[Condition]:
-    """Yield the datasets that the definitions do not have.
+    """Yield the datasets that are missing from the definitions.
 
-    Another code location on the same ledger may have one: then its sensor looks after the submissions. Of what is not
-    in flight, only an open one waits for somebody: a canceled one has ended, and of a settled one all is paid and kept.
+    If another code location on the same ledger has the dataset, its sensor handles the submissions. Without batches in
+    flight, only open submissions wait. Canceled ones have ended, and the answers of complete ones are paid and stored.
     """
     if facts.partitions is None:
         return
@@ -261,7 +261,7 @@ def _without_partition(facts: Facts) -> Iterator[Condition]:
         submission, known = one.submission, (facts.partitions or {}).get(one.submission.asset)
         if known is None or submission.partition in known:
             continue
-        # Nobody waits for answers of a canceled submission, or for labels that landed as a former name of the dataset.
+        # Answers of a canceled submission are not needed. Nor are labels that were materialized under a former name.
         if submission.state is SubmissionState.CANCELED or submission.first_delivered_at is not None:
             continue
         since = submission.settled_at or submission.created_at

@@ -2,10 +2,9 @@
 
     plan ─▶ submit ─▶ poll ─▶ collect ─┬─▶ settled ─▶ labels
               ▲                        │
-              └────── next wave ◀──────┘   only what can succeed when sent again
+              └────── next wave ◀──────┘   only retryable requests
 
-Knows nothing of Dagster. Everything that must be remembered is in the ledger and the payload store, so that any process
-can do the next step.
+Independent of Dagster. The whole state is in the ledger and the payload store, so any process can do the next step.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ __all__ = ["Engine", "KnownSubmission"]
 
 
 class KnownSubmission(NamedTuple):
-    """What a caller knows of a settled submission whose labels it asks for, so that the ledger is not asked again.
+    """A settled submission whose labels a caller needs, with the data that it has read already.
 
-    `tombstones` is how many its asset has; None: the caller does not know.
+    `tombstones` is the number of its asset; None if the caller has not read it.
     """
 
     status: Status
@@ -76,7 +75,7 @@ class KnownSubmission(NamedTuple):
 
 
 class Engine:
-    """The steps, for one deployment: over its ledger, its payload store and its providers."""
+    """The steps for one deployment, with its ledger, its payload store and its providers."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
@@ -93,50 +92,50 @@ class Engine:
         return self.deployment.providers
 
     def provider(self, name: str) -> Provider:
-        """Return the configured provider of this name. Raises ConfigError where there is none."""
+        """Return the configured provider of this name. Raises ConfigError for an unknown name."""
         return self.deployment.provider(name)
 
     # plan -----------------------------------------------------------------------------------------------------------
 
     def check(self, labeling: Labeling) -> None:
-        """Raise ResponseSchemaError or ConfigError for a definition that its provider cannot take. Reads no row."""
+        """Raise ResponseSchemaError or ConfigError if the provider cannot take the definition. Reads no row."""
         check_definition(self.deployment, labeling)
 
     def plan(
         self, labeling: Labeling, rows: Any, *, partition: str = "", run_id: str | None = None, again: bool = False
     ) -> Submission:
-        """Return the submission for these rows: the one that is known already, or a new one with its shards planned.
+        """Return the submission for these rows: the known one, or a new one with planned shards.
 
-        Sends nothing. With `again`, a settled submission is followed by a new attempt that asks only for what the
-        earlier ones did not answer, and asks the provider first whether a batch that was given up has ended after all.
-        Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
+        Sends nothing. With `again`, a settled submission is followed by a new attempt for the unanswered requests only.
+        It first polls whether an abandoned batch has ended after all. Raises ConfigError, InputError or BudgetError,
+        and then leaves nothing behind.
         """
         self.take_over(labeling)
         recover_partition(self.deployment, labeling.asset, partition)
         if again:
-            # What has ended since its batch was given up is paid for already.
+            # The answers of a batch that ended after it was abandoned are paid already.
             self.poll_awaited([labeling.asset], self.now())
         return self._planner(labeling).plan(rows, partition=partition, run_id=run_id, again=again)
 
     def preview(self, labeling: Labeling, rows: Any, *, partition: str = "", again: bool = False) -> Preview:
-        """Return what `plan` would do with these rows, and what it may cost. Nothing is stored or sent.
+        """Return the result and the cost that `plan` would have for these rows. Stores and sends nothing.
 
-        Raises ConfigError or InputError as `plan` does. Where a budget would refuse it, the preview says so.
+        Raises ConfigError or InputError like `plan`. A refusal by a budget is a part of the preview.
         """
         return self._planner(labeling).preview(rows, partition=partition, again=again)
 
     def rename(self, old: str, new: str) -> tuple[list[str], list[str]]:
-        """Give all that was submitted as `old` to `new`; return the partitions that were given, and those that stay.
+        """Give all submissions of `old` to `new`; return the partitions that were given, and those that stay.
 
-        A partition of `new` that has submissions of its own stays as it is. Nothing is sent or lost: what is under way
-        lands as `new`, landed labels land once more as `new`, and what was answered is not asked again.
+        A partition of `new` with its own submissions stays. Requests are not sent again or lost: the labels of
+        open and of delivered submissions are materialized under `new`, and answered requests are not asked again.
         """
         if old == new:
             raise ConfigError(f"'{old}' is given the name that it has. Nothing was changed.")
         return self.ledger.submissions.rename_asset(self.namespace, old, new)
 
     def take_over(self, labeling: Labeling) -> None:
-        """Take over what was submitted under the former names of a labeling; see `rename`."""
+        """Take over the submissions under the former names of a labeling; see `rename`."""
         for former in labeling.resend.former_names:
             self.rename(former, labeling.asset)
 
@@ -146,19 +145,19 @@ class Engine:
     # submit and recover ---------------------------------------------------------------------------------------------
 
     def submit(self, labeling: Labeling, submission_id: str) -> Status:
-        """Send every planned shard of the submission; find those of unknown end first.
+        """Send every planned shard of the submission; look first for the batches of shards in doubt.
 
-        A shard that the provider cannot take now stays planned, for the next call. Raises CredentialsError,
-        ConfigError, CannotTellError or LeaseError.
+        A shard that the provider cannot take now stays planned for the next call. Raises CredentialsError, ConfigError,
+        CannotTellError or LeaseError.
         """
         self.submit_together(labeling, [submission_id])
         return self.status(submission_id)
 
     def submit_together(self, labeling: Labeling, submission_ids: Sequence[str]) -> None:
-        """Submit several submissions of one labeling, in as few batches as their shards fit into. See `submit`."""
+        """Submit several submissions of one labeling, in the fewest batches that hold their shards. See `submit`."""
         held = self._with_sharing(submission_ids)
         with self.deployment.leased(*held) as lease:
-            # First, since a shard whose create call left no record may have a batch, and must not be sent again.
+            # First, because a shard whose create call left no record may have a batch, and must not be sent again.
             Sender(self.deployment, lease).recover_batches(submission_ids, held)
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
@@ -168,7 +167,7 @@ class Engine:
                 submission, shards = self.ledger.submissions.get_with_shards(submission_id)
                 if self._erase(submission, held, tombstones):
                     submission, shards = self.ledger.submissions.get_with_shards(submission_id)
-                # Another account could not collect what is in flight: refuse before more is sent.
+                # Another account could not collect the batches in flight, so refuse before sending more.
                 for shard in shards:
                     if shard.state in IN_FLIGHT:
                         self.deployment.provider_of(shard)
@@ -201,25 +200,25 @@ class Engine:
             Sender(self.deployment, lease).recover_batches([submission_id], held)
 
     def _with_sharing(self, submission_ids: Sequence[str]) -> set[str]:
-        """Return these and all submissions that share a create call of unknown end with them."""
-        # All are leased at once: two processes that leased them one after another could wait for each other.
+        """Return these submissions and all that share a create call in doubt with them."""
+        # All leases are taken at once. Two processes that took them one by one could wait for each other.
         return {*submission_ids, *(shard.submission_id for shard in self.ledger.shards.sent_with(submission_ids))}
 
     def resolve(self, shard_id: str, batch_id: str | None) -> Shard:
-        """Record a person's decision on a shard of unknown end: its batch, or None for no batch (it is sent again).
+        """Record a person's decision on a shard in doubt: the id of its batch, or None for no batch (it is sent again).
 
-        The decision holds for all shards that were sent in the same call. Raises LeaseError while a process sends them.
+        The decision applies to all shards of the same call. Raises LeaseError while a process sends them.
         """
         return resolve(self.deployment, shard_id, batch_id)
 
     def give_up(self, shard_id: str) -> Shard:
-        """Record a person's decision to wait no longer for the batch of a shard in flight, or for its results.
+        """Record a person's decision to abandon the batch of a shard in flight, or its results.
 
-        Its requests get the outcome `missing`, and the rest of its submission goes on and lands. Nothing of it is sent
-        again before a person says so (`plan` with `again`). The most that it can cost stays reserved, since nobody
-        knows what was billed; answers that come within a month are used (`poll_awaited`). The decision holds for all
-        shards in the batch. Raises IllegalMoveError where it neither runs nor has results that could not be read,
-        LeaseError while a process works on its submission.
+        Its requests get the outcome `missing`, and the rest of its submission goes on and is materialized. They are
+        sent again only on request (`plan` with `again`). Their highest cost stays reserved, because the bill is
+        unknown. Late answers are used for a month (`poll_awaited`). The decision applies to all shards in the batch.
+        Raises IllegalMoveError unless the batch runs or has unreadable results, and LeaseError while a process works on
+        its submission.
         """
         return give_up(self.deployment, shard_id)
 
@@ -228,38 +227,38 @@ class Engine:
     def poll(self, shards: Sequence[Shard], failed: Failed | None = None) -> dict[str, BatchReport]:
         """Poll the providers for these shards' batches and record the reports; return them by shard_id.
 
-        Moves shards whose batches ended; sends nothing. A provider that does not answer is left to the next time. An
-        error of one provider or batch does not stop the others. `failed` is called for each error; without it, the
-        first is raised at the end. Raises LedgerError where nothing can be recorded.
+        Changes the state of shards whose batches ended; sends nothing. A provider that does not answer is left to the
+        next time. An error of one provider or batch does not stop the others. `failed` is called for each error;
+        without it, the first error is raised at the end. Raises LedgerError if the ledger fails.
         """
         return self._poller.poll(shards, failed)
 
     def poll_beside(self, status: Status) -> None:
-        """Poll the batches of other submissions that may be in the way of this one's planned shards.
+        """Poll the batches of other submissions that may delay this one's planned shards.
 
-        For who waits while nobody else polls, as where no sensor runs. A provider that does not answer is left to the
-        next time.
+        This is for a wait without other pollers, for example without a sensor. A provider that does not answer is left
+        to the next time.
         """
         if any(shard.state is ShardState.PLANNED for shard in status.shards):
             self._poller.poll_beside(status.shards)
 
     def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
-        """Give up those of these batches that are overdue for a month, or ended a month ago with an account of before.
+        """Abandon batches that are overdue for a month, or that ended a month ago with a former account.
 
-        `poll` does so for what it is given.
+        `poll` does so for its batches.
         """
         self._poller.give_up_forgotten(shards)
 
     def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
-        """Poll the batches that were given up and may still end. One that has is collected, and its labels land again.
+        """Poll abandoned batches that may still end. Ended ones are collected, and their labels are materialized again.
 
-        Those of these assets that were last asked about before that time, for a month after they were given up: then no
-        vendor has the results any more. A provider that does not answer is left to the next time.
+        Polls batches of these assets whose last poll was before that time, for a month after they were abandoned.
+        Later, vendors no longer have the results. A provider that does not answer is left to the next time.
         """
         self._poller.poll_awaited(assets, asked_before)
 
     def stop_late(self, submission_id: str, failed: Failed) -> None:
-        """Ask batches to stop that run past the submission's deadline, or were to stop and could not be asked.
+        """Stop batches that run past the submission's deadline, and repeat failed requests to stop.
 
         Answers so far are kept.
         """
@@ -268,15 +267,17 @@ class Engine:
     # collect --------------------------------------------------------------------------------------------------------
 
     def advance(self, labeling: Labeling, submission_id: str, *, keeps_pauses: bool = False) -> Status:
-        """Take the submission as far as it goes now: recover, send, poll, collect, then plan the next wave or settle.
+        """Advance the submission: recover, send, poll, collect, then plan the next wave or settle.
 
-        Returns without waiting. Superseded submissions whose answers it waits for are advanced before it. Where the
-        definition has changed since it was planned, what was sent is read by that of then, and nothing more is sent
-        (`held_reason`). Raises LeaseError where another process works on it; CannotTellError after all that can be
-        collected is; ConfigError, when raw results are stored, where older code has not stored the definition. With
-        `keeps_pauses`, results that could not be read are asked for again when their pause is over, else now.
+        Returns without waiting, after all steps that are possible now. Superseded submissions whose answers it needs
+        are advanced first. If the definition has changed since the plan, sent requests are read by the earlier
+        definition, and sending stops (`unsent`). With `keeps_pauses`, unreadable results are asked for again after
+        their pause, else now.
+
+        Raises LeaseError if another process works on it. Raises CannotTellError after the other shards are collected.
+        Raises ConfigError, with raw results stored, if older code did not store the definition.
         """
-        # Each of the steps below would take a lease, and find nothing to do but what a killed erasure has left.
+        # Each of the steps below would take a lease. Only a killed erasure may have left something to do.
         if (status := self.status(submission_id)).is_done:
             return self.status(submission_id) if self._erase(status.submission) else status
         in_the_way = self._advance_awaited(labeling, status.submission, keeps_pauses=keeps_pauses)
@@ -286,9 +287,9 @@ class Engine:
         return status
 
     def _advance_awaited(self, labeling: Labeling, submission: Submission, *, keeps_pauses: bool) -> Exception | None:
-        """Advance the submissions whose answers this one waits for; return what was in the way of one of them.
+        """Advance the submissions whose answers this one waits for; return the first error of one of them.
 
-        They are superseded, so that perhaps nobody else looks after them.
+        They are superseded, so other processes may not handle them.
         """
         awaited = [submission]
         for each in awaited:
@@ -297,21 +298,21 @@ class Engine:
                 self.ledger.submissions.get, self.ledger.submissions.find_unsettled(each.reused_from) - known
             )
         in_the_way: Exception | None = None
-        # Each once, the oldest first: those after it may wait for it.
+        # Each once, oldest first, because later ones may wait for it.
         for older in sorted(awaited[1:], key=lambda each: each.created_at):
             try:
                 self._advance(labeling, self.status(older.submission_id), keeps_pauses=keeps_pauses)
             except LeaseError:
-                # Whoever works on it does the same.
+                # The process that works on it does the same.
                 continue
             except (ProviderError, ConfigError, CannotTellError) as error:
                 in_the_way = in_the_way or error
         return in_the_way
 
     def _advance(self, labeling: Labeling, status: Status, *, keeps_pauses: bool) -> Status:
-        """Advance one submission by itself. See `advance`."""
+        """Advance one submission, without the others. See `advance`."""
         submission_id = status.submission.submission_id
-        # Each call that sends takes a lease and looks for batches: not where nothing is to be sent.
+        # Each call that sends takes a lease and looks for batches, so it is skipped without shards to send.
         if status.may_send:
             try:
                 self.submit(labeling, submission_id)
@@ -321,7 +322,7 @@ class Engine:
         if not (status := self.collect(labeling, submission_id, keeps_pauses=keeps_pauses)).may_send:
             return status
         status = self.submit(labeling, submission_id)
-        # Shards that were answered in real time, or given up, are ended at once.
+        # Shards that were answered in real time, or dropped, end at once.
         has_ended = any(shard.state in ENDED for shard in status.shards)
         return self.collect(labeling, submission_id, keeps_pauses=keeps_pauses) if has_ended else status
 
@@ -335,9 +336,9 @@ class Engine:
     def collect_together(
         self, labeling: Labeling, submission_ids: Sequence[str], *, keeps_pauses: bool = False
     ) -> dict[str, Status | Exception]:
-        """Do for several submissions of one labeling what `collect` does; return how far each is, or its error.
+        """Do `collect` for several submissions of one labeling; return the status or the error of each.
 
-        Raises LeaseError where another process works on one of them: nothing was done then.
+        Raises LeaseError, with no effect, if another process works on one of them.
         """
         with self.deployment.leased(*submission_ids) as lease:
             settler = Settler(
@@ -357,7 +358,7 @@ class Engine:
     def label_batches(
         self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False
     ) -> Generator[Labeled, None, None]:
-        """Yield the labels in parts, for tables larger than memory. Rows come in no particular order. See `labels`."""
+        """Yield the labels in parts, for tables larger than memory. The rows are in arbitrary order. See `labels`."""
         return self._assembler(labeling, submission_id, reread=reread).batches(run_id=run_id, reread=reread)
 
     def write_labels(
@@ -370,11 +371,10 @@ class Engine:
         run_id: str = "",
         reread: bool = False,
     ) -> WrittenLabels:
-        """Write the labels as Parquet files, replacing those in the folders: by the labeling's workers, or here.
+        """Write the labels as Parquet files that replace the files in the folders: by the labeling's workers, or here.
 
-        A folder is a path or URL, mostly that of one partition, as in `s3://bucket/ticket_labels/day=2026-01-01`:
-        Spark and others read the folder above it as a table with the column `day`. Rows come in no particular order.
-        See `labels`.
+        A folder is a path or URL, mostly for one partition, as in `s3://bucket/ticket_labels/day=2026-01-01`. Spark and
+        others read the folder above it as a table with the column `day`. The rows are in arbitrary order. See `labels`.
         """
         assembler = self._assembler(labeling, submission_id, reread=reread)
         assembler.read_again(reread=reread)
@@ -386,9 +386,9 @@ class Engine:
         return self.assembler(KnownSubmission(status, sent), reread=reread)
 
     def assembler(self, known: KnownSubmission, *, reread: bool) -> LabelAssembler:
-        """Return what makes the labels of a settled submission, all at once or in parts; see `labels`.
+        """Return the assembler of a settled submission's labels, at once or in parts; see `labels`.
 
-        The ledger is not asked for what is known.
+        Data in `known` is not read from the ledger again.
         """
         status, labeling = known.status, known.sent.labeling
         submission_id = status.submission.submission_id
@@ -401,7 +401,7 @@ class Engine:
         assembler = make_assembler(self.deployment, labeling, status, Collector(labeling, self.deployment))
         assembler = replace(assembler, merges=not reread)
         if assembler.restore():
-            # Fewer requests have an answer than were counted.
+            # Fewer requests have an answer than the settlement has counted.
             self.ledger.submissions.settle(submission_id, **assembler.settlement())
         return assembler
 
@@ -414,11 +414,11 @@ class Engine:
         return Status(*self.ledger.submissions.get_with_shards(submission_id))
 
     def unsent(self, submission_id: str) -> UnsentReasons:
-        """Return why requests of a submission are not sent, or not again, each with what a person can do."""
+        """Return why requests of a submission are not sent, or not again, each with the next step."""
         return find_unsent(self.ledger.holds.of([submission_id]).get(submission_id, ()))
 
     def having_unsent(self, submission_ids: Collection[str]) -> set[str]:
-        """Return those of these submissions of which `unsent` tells something."""
+        """Return the submissions among these for which `unsent` has a reason."""
         return set(self.ledger.holds.of(submission_ids, *UNSENT.values()))
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
@@ -427,7 +427,7 @@ class Engine:
         return history[0] if history else None
 
     def left_out_rows(self, submission: Submission) -> tuple[int, int, int]:
-        """Return how many rows are empty, how many more came that were erased, and of how many no image can be read."""
+        """Return the numbers of empty rows, of other rows that were erased, and of rows with unreadable images."""
         metadata = self.payloads.table_metadata(submission.manifest)
         empty, erased, unreadable = (int(metadata.get(name.encode(), 0)) for name in COUNTS)
         return empty, erased, unreadable
@@ -438,10 +438,10 @@ class Engine:
         return None if stored is None else json.loads(stored)
 
     def cancel(self, submission_id: str) -> Status:
-        """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept.
+        """Cancel a submission: stop sending, ask running batches to stop, and keep finished rows.
 
-        So are the batches of earlier submissions that it took the place of: nobody else waits for them. A provider that
-        cannot be asked now is asked again by whoever polls. Other errors are raised when all have been asked.
+        Batches of earlier submissions that it replaced are stopped, too, because they are no longer needed. If a
+        provider cannot be asked now, later polls ask again. Other errors are raised after all batches were asked.
         """
         held = self._with_sharing([submission_id])
         with self.deployment.leased(*held) as lease:
@@ -449,7 +449,7 @@ class Engine:
             errors: list[Exception] = []
             try:
                 Sender(self.deployment, lease).recover_batches([submission_id], held)
-            # A shard of unknown end must not keep the others running.
+            # A shard in doubt must not keep the others running.
             except LLMBatchError as error:
                 errors.append(error)
             shards = self.ledger.shards.of_submission(submission_id)
@@ -463,7 +463,7 @@ class Engine:
             return self.status(submission_id)
 
     def _replaced_by(self, submission_id: str) -> list[str]:
-        """Return the ids of the older submissions of the partition that are canceled: this one took their place."""
+        """Return the ids of older, canceled submissions of the partition, which this one replaced."""
         submission = self.ledger.submissions.get(submission_id)
         history = self.ledger.submissions.of_partition(submission.namespace, submission.asset, submission.partition)
         older = history[[each.submission_id for each in history].index(submission_id) + 1 :]
@@ -473,15 +473,15 @@ class Engine:
 
     @property
     def eraser(self) -> Eraser:
-        """What erases rows of this deployment."""
+        """The eraser of this deployment's rows."""
         from dagster_llm_batch.upkeep.erase import Eraser  # noqa: PLC0415 - few need it
 
         return Eraser(self.deployment)
 
     def _erase(self, submission: Submission, held: Collection[str] = (), tombstones: int | None = None) -> bool:
-        """Erase, before it is sent or landed, what is to be erased of a submission; return whether something was.
+        """Erase pending rows of a submission before it is sent or materialized; return whether any were erased.
 
-        The caller holds the leases of `held`. `tombstones` is how many the asset has.
+        The caller holds the leases of `held`. `tombstones` is the number of tombstones of the asset.
         """
         if tombstones is None:
             tombstones = len(self.ledger.tombstones.list_all(self.namespace, submission.asset))
@@ -496,11 +496,11 @@ class Engine:
     # tidy up --------------------------------------------------------------------------------------------------------
 
     def prune(self, older_than: timedelta, raw_older_than: timedelta | None = None, *, delete: bool = False) -> Pruning:
-        """Return the stored files that nothing needs any more, by the rule of `prune.py`; remove them with `delete`.
+        """Return the stored files that are no longer needed, by the rule of `prune.py`; remove them with `delete`.
 
         Answers of pruned submissions cannot be reused: if their rows come back, they are asked, and paid, again. With
-        `raw_older_than` requests and raw results of labels that landed longer ago go, too: those results cannot be read
-        again then, once the provider has forgotten them.
+        `raw_older_than`, requests and raw results of labels that were materialized longer ago are removed, too. Once
+        the provider has deleted these results, they cannot be read again.
         """
         pruner = Pruner(self.ledger, self.payloads, self.namespace, self.deployment.clock)
         return pruner.prune(older_than, raw_older_than, delete=delete)

@@ -3,13 +3,13 @@
     manifest, results of each shard ─▶ TakeApart ─▶ the same, with the rows of a part side by side
                                       each part of all ─▶ LabelPart ─▶ a file of labels, a file of rejects
 
-1. Until all parts are written they have names that nobody reads, and readers find the older files. If the run fails,
-   they are removed; if it is killed, the next run that writes there removes them a day later.
-2. Then they get their names, one after the other, and the older files are removed. For this moment, or if the run is
-   killed in it, until the next run, readers find files of both.
-3. Where several runs write to a folder at once, the files of one of them stay, all of them: each run has a number above
-   all that it finds, and removes what has a lower one than the highest whole table. This needs a store that lists what
-   was just written, as disks, S3 and Cloud Storage do; NFS may list it late.
+1. Until all parts are written, they have temporary names, and readers find the older files. If the run fails, they are
+   removed. If it is killed, the next run that writes there removes them a day later.
+2. Then they get their names, one after the other, and the older files are removed. Meanwhile readers find files of
+   both. If the run is killed in this step, this lasts until the next run.
+3. If several runs write to a folder at once, all files of one of them stay. Each run has a number above all that it
+   finds, and removes files with a lower number than the highest whole table. This needs a store that lists new files at
+   once, like disks, S3 and Cloud Storage; NFS may list them late.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 __all__ = ["WrittenLabels", "write_labels"]
 
 _ID = "llm_request_id"
-# Spark and Arrow read no file whose name starts so, others none that ends so.
+# Spark and Arrow ignore files with such a prefix, other readers files with such a suffix.
 _BEGUN = re.compile(r"_begun-([0-9a-f]{32})-\d{5}\.part")
 _WRITTEN = re.compile(r"part-(\d{6})-([0-9a-f]{32})-\d{5}-of-(\d{5})\.parquet")
 _LEFT_BEHIND_AFTER = timedelta(days=1)
-# A number of rows that no table has.
+# More rows than any table has.
 _ALL = 1 << 62
 
 
@@ -187,7 +187,7 @@ def _begun(name: str, number: int) -> str:
 
 
 def _publish(store: PayloadStore, name: str, parts: int) -> None:
-    """Give the files of a table that is written their names, and remove those of the tables before it."""
+    """Give the files of a written table their names, and remove the files of earlier tables."""
     generation = 1 + max((key[0] for key in _tables(store.parquet_files())), default=0)
     for number in range(parts):
         store.move(_begun(name, number), f"part-{generation:06d}-{name}-{number:05d}-of-{parts:05d}.parquet")
@@ -201,7 +201,7 @@ def _publish(store: PayloadStore, name: str, parts: int) -> None:
 
 
 def _tables(files: Iterable[str]) -> dict[tuple[int, str, int], list[str]]:
-    """Return the files of each table, by its number, its name and how many files it has; others are one, before all."""
+    """Return the files of each table, by its number, name and number of files. Other files form one first table."""
     tables: dict[tuple[int, str, int], list[str]] = defaultdict(list)
     for file in files:
         found = _WRITTEN.fullmatch(file)
@@ -210,7 +210,7 @@ def _tables(files: Iterable[str]) -> dict[tuple[int, str, int], list[str]]:
 
 
 def _remove_left_behind(store: PayloadStore) -> None:
-    """Remove what killed runs have begun: of which nothing was written for a day, by the store's own clock."""
+    """Remove the files that killed runs began, after a day without writes by the store's own clock."""
     begun: dict[str, list[StoredFile]] = defaultdict(list)
     times: list[datetime] = []
     for file in store.files(""):

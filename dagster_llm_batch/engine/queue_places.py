@@ -1,4 +1,4 @@
-"""The places before a submission in declared queues: who has them, and how a run that waits there sends what it can."""
+"""The places before a submission in declared queues: their holders, and how a waiting run sends their requests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _NAMED = 3
 
 
 class QueueWait(NamedTuple):
-    """Planned shards of a submission that wait in one declared queue, and who is before them.
+    """Planned shards of a submission that wait in one declared queue, and the places before them.
 
-    Those in flight come first, then those that wait, in the order of the line.
+    Places in flight come first, then waiting ones, in the order of the line.
     """
 
     queue: str
@@ -47,7 +47,7 @@ class QueueWait(NamedTuple):
 
 
 def find_waits(engine: Engine, status: Status) -> list[QueueWait]:
-    """Return where the planned shards of a submission wait behind others in a declared queue."""
+    """Return the declared queues in which planned shards of a submission wait behind others."""
     deployment, namespace = engine.deployment, engine.namespace
     queues: dict[tuple[str, str, str | None], list[Shard]] = {}
     for shard in status.shards if deployment.queue_limits else ():
@@ -68,11 +68,11 @@ def find_waits(engine: Engine, status: Status) -> list[QueueWait]:
 
 
 def send_before(engine: Engine, labeling: Labeling, waits: Sequence[QueueWait]) -> list[str]:
-    """Send what waits before a submission in its queues and is of the same dataset; return what was in the way.
+    """Send the requests of the same dataset that wait before a submission in its queues; return the errors.
 
-    For a run that waits. Where runs go one after another, as in a range or in a queue of runs, the run that would send
-    it begins after this one, and each would wait for the other. Another dataset's places are not kept by this run: they
-    end where nobody else keeps them.
+    This is for a run that waits. In a range or in a queue, runs are sequential. Then the run that would send
+    these requests begins after this one, and each would wait for the other. This run does not keep the places of other
+    datasets, which end unless another process keeps them.
     """
     own = dict.fromkeys(
         place.submission_id
@@ -87,10 +87,10 @@ def _send(engine: Engine, labeling: Labeling, submission_id: str) -> Iterator[st
     try:
         engine.submit(labeling, submission_id)
     except LeaseError:
-        # Whoever works on it sends it.
+        # The process that works on it sends it.
         return
     except LLMBatchError as error:
-        # Its own run tells of it, too.
+        # Its own run also reports the error.
         yield str(error)
 
 

@@ -1,6 +1,6 @@
-"""Real-time answers to a sample of rows: the same requests as in a batch, as submissions under another asset's name.
+"""Real-time answers to a sample of rows: the requests of a batch, as submissions under another asset's name.
 
-The other name keeps them apart in the ledger: they neither reuse the batch's answers nor replace its submissions.
+The other name separates them in the ledger: they neither reuse the batch's answers nor replace its submissions.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_now", "in_real_time", "marked"]
 
-# No column of the rows has such a name: check_columns refuses it.
+# Columns of rows cannot have this name: check_columns refuses it.
 _NOW = "llm_asked_in_real_time"
 
 
 def in_real_time(labeling: Labeling, asset: str, realtime: Realtime | None = None, **changes: Any) -> Labeling:
-    """Return the labeling under the name `asset`, which sends `marked` rows to its first model in real time alone.
+    """Return the labeling under the name `asset`, which sends `marked` rows to its first model, in real time only.
 
-    `realtime` says how, where it is not said by the labeling's own.
+    `realtime` replaces the settings of the labeling.
     """
     how = replace(realtime or labeling.realtime, urgent=_NOW, deadline=None)
     return replace(
@@ -41,12 +41,12 @@ def marked(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def answer_now(engine: Engine, labeling: Labeling, submission_id: str) -> Status:
-    """Advance until the submission is settled. Raises TransientError where it does not settle; answers are kept."""
+    """Advance until the submission is settled. Raises TransientError if it does not settle; answers are kept."""
     status = engine.status(submission_id)
     tries = labeling.resend.max_waves + 1
     while tries and not status.is_settled:
         before, status = status, engine.advance(labeling, submission_id)
-        # Within its limit it may go in many steps.
+        # Within its limit, it may need many steps.
         tries -= status.states[ShardState.COLLECTED.value] <= before.states[ShardState.COLLECTED.value]
     if not status.is_settled:
         where = f"{labeling.asset} {status.submission.partition}".strip()

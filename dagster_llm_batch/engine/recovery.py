@@ -38,7 +38,9 @@ class Recovery:
         return find_unrecorded(self._deployment)
 
     def newest_hold(self, submission: Submission) -> Hold | None:
-        """Return today's newest hold for recovered sendings, of the submission or of those whose answers it reuses."""
+        """Return today's newest hold for recovered sendings, of the submission or of submissions whose answers
+        it uses.
+        """
         ids, since = (submission.submission_id, *submission.reused_from), self._deployment.clock() - _SHOWN_FOR
         holds = chain.from_iterable(self._deployment.ledger.holds.of(ids, HoldReason.RECOVERED).values())
         return max((hold for hold in holds if hold.since >= since), key=lambda hold: hold.since, default=None)

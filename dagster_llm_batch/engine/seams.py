@@ -31,7 +31,7 @@ def escalate(
     shards: Sequence[Shard],
     collector: Collector,
 ) -> Sequence[tuple[Shard, Collection[str]]]:
-    """Return the requests to the oracle of a cascade beside the sample. See cascade/escalation.py."""
+    """Return the requests to the oracle of a cascade, without the sample. See cascade/escalation.py."""
     from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
 
     return Escalation(labeling, deployment, submission, shards, collector).find()
