@@ -1,8 +1,8 @@
-"""A sensor that tells people what waits for them: failed checks of this package's assets, and failed ticks.
+"""A sensor that notifies people of failed checks of this package's assets, and of failed ticks.
 
-Dagster itself tells of failed runs only (`make_email_on_run_failure_sensor`); alerts on checks and sensors are a part
-of Dagster+. What was told is in the sensor's cursor: nothing is left untold, and a text for which `notify` raises is
-tried again at each tick, while the others are told once.
+Dagster itself reports only failed runs (`make_email_on_run_failure_sensor`); alerts on checks and sensors are a part of
+Dagster+. The sensor's cursor has the sent texts, so all failures are reported. Each text is sent once. If `notify`
+raises for a text, it is tried again at each tick.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from dagster_llm_batch.text import plain_text
 
 __all__ = ["build_llm_batch_alert_sensor"]
 
-# An event has the time of the machine that wrote it, and may be seen some time after that.
+# An event has the time of the machine that wrote it, and may become visible later.
 _LATE_SECONDS = 600.0
 
-# One tick may name several submissions, each with its next command: a shorter text would lose the commands.
+# One tick may name several submissions, each with its next command. A shorter text would lose the commands.
 _MOST_CHARS = 3_000
 
 
 class _Failure(NamedTuple):
-    """A failed check or tick: a name of its own, when it was, in seconds since 1970, and what is told."""
+    """A failed check or tick: its unique name, its time in seconds since 1970, and the text to send."""
 
     name: str
     at: float
@@ -48,17 +48,17 @@ def build_llm_batch_alert_sensor(
     tell_seconds: float = 30.0,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
-    """Return a sensor that calls `notify` with a text for each failed check, and each failed tick, that is new.
+    """Return a sensor that calls `notify` with a text for each new failed check and failed tick.
 
     Args:
-        notify: Sends a text of one line to people: to Slack, by e-mail. A text for which it raises is told at the next
-            tick; where it raises for all of them, the tick fails.
+        notify: Sends a text of one line to people: to Slack, by e-mail. If it raises, the text is tried again at the
+            next tick. If it raises for all texts, the tick fails.
         name: Its name.
-        sensor_names: Sensors whose failed ticks are told: what `build_llm_batch_sensor` returned.
-        minimum_interval_seconds: Between two ticks.
-        tell_seconds: How long one tick tells; the rest is told at the next one. Dagster ends a tick after 60 seconds,
-            and all that it told would be told again.
-        default_status: Running, unless you say otherwise.
+        sensor_names: The sensors whose failed ticks are reported, made by `build_llm_batch_sensor`.
+        minimum_interval_seconds: The least number of seconds between two ticks.
+        tell_seconds: The number of seconds in which one tick sends texts; the rest waits for the next tick. Dagster
+            ends a tick after 60 seconds, and all its texts would be sent again.
+        default_status: The status until the sensor is started or stopped in the UI.
     """
 
     @dg.sensor(
@@ -69,7 +69,7 @@ def build_llm_batch_alert_sensor(
     )
     def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now = time.time()
-        # What failed before the first tick is history, of which there may be years.
+        # Failures before the first tick are history, perhaps years of it.
         since, told = json.loads(context.cursor) if context.cursor else (now, {})
         failures = [*_failed_checks(context, since), *_failed_ticks(context, since, sensor_names)]
         new = sorted(
@@ -89,13 +89,13 @@ def build_llm_batch_alert_sensor(
                 refused.append((failure, error))
             else:
                 told[failure.name] = failure.at
-        # A tick that fails keeps no cursor, so that all would be told again: it fails where nothing was told.
+        # A failed tick keeps no cursor, and all texts would be sent again. So it fails only if it sent no text.
         count = len(new) - len(refused) - len(later)
         if refused and not count:
             raise refused[0][1]
         for failure, reason in refused:
             context.log.error(f"notify raised {type(reason).__name__}: {reason}. It is told later: {failure.text}")
-        # Whatever is not told yet has to be newer than this.
+        # All unsent failures have to be newer than this time.
         untold = [*later, *(failure for failure, _ in refused)]
         oldest = max(since, min([now - _LATE_SECONDS, *(math.nextafter(failure.at, 0) for failure in untold)]))
         told = {known: at for known, at in told.items() if at > oldest}
@@ -107,7 +107,7 @@ def build_llm_batch_alert_sensor(
 
 
 def _failed_checks(context: dg.SensorEvaluationContext, since: float) -> Iterator[_Failure]:
-    """Yield evaluations that failed since then, of the checks of this package's assets in this code location."""
+    """Yield evaluations that failed since then, for checks of this package's assets in this code location."""
     assert context.repository_def is not None
     for key, assets in context.repository_def.assets_defs_by_key.items():
         if ROLE_TAG not in assets.tags_by_key.get(key, {}):

@@ -1,4 +1,4 @@
-"""Which gold the sensor asks for: that of datasets of whose rows people have said something new."""
+"""Requests for gold of datasets with new human judgments of their rows."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["new_annotations"]
 
 _QUIET = timedelta(seconds=30)
-"""Gold is made when people pause for so long: they judge a row a second."""
+"""Gold is made after a pause of this length: people judge a row a second."""
 _LONGEST = timedelta(minutes=5)
-"""While they go on without a pause, it is made after so long."""
+"""Gold is made after this time if people judge without a pause."""
 _MOST_PARTITIONS = 50
-"""Partitions that are looked at in one tick, beginning with those that were judged last."""
+"""The most partitions checked in one tick, beginning with the last judged ones."""
 
 
 def new_annotations(
     context: dg.SensorEvaluationContext, engine: Engine, labels: Mapping[str, Partitions]
 ) -> Iterator[dg.RunRequest]:
-    """Yield a run for each gold, or partition of it, that does not hold what people have said by now.
+    """Yield a run for each gold, or partition of it, that lacks present human judgments.
 
-    The run's key holds which judgments there are, so that each state is asked for once: a run that fails is not
-    repeated until somebody judges again.
+    The run key contains the state of the judgments, so each state is requested once. A failed run is not repeated
+    before there is a new judgment.
     """
     assert context.repository_def is not None
     for definition in set(context.repository_def.assets_defs_by_key.values()):
@@ -45,10 +45,10 @@ def new_annotations(
                 record = _newest(context.instance, spec.key, partition)
                 if not _is_due(record, there, engine.now()):
                     continue
-                # Both states: what was said last may be erased, which is a state that there was before.
+                # Both states: an erasure of the last judgments restores an earlier state.
                 version = f"{_held(record)} to {judgments_version(there.values())}"
                 run_key = ":".join([spec.key.to_user_string(), partition or "", version])
-                # Dagster drops a repeated key without a word, and the tick would seem to have asked for something.
+                # Dagster drops a repeated key silently, and the tick would seem to have requested something.
                 if not _is_asked(context, run_key):
                     yield dg.RunRequest(run_key, asset_selection=sorted(definition.keys), partition_key=partition)
 
@@ -56,10 +56,10 @@ def new_annotations(
 def _by_partition(
     spec: dg.AssetSpec, labels: Partitions, states: Mapping[str, JudgmentsState]
 ) -> dict[str | None, Mapping[str, JudgmentsState]]:
-    """Return what was said for each partition of gold; None: it has no partitions, and holds all.
+    """Return the judgments for each partition of gold; None is the key of gold without partitions, which holds all.
 
-    Gold with other partitions than the labels' waits for a person: which of them a judgment is of takes a mapping that
-    Dagster has in runs alone.
+    Gold whose partitions differ from the labels' partitions waits for a person: only runs have the mapping that assigns
+    a judgment to a partition.
     """
     if spec.partitions_def is None:
         return {None: states}
@@ -69,7 +69,7 @@ def _by_partition(
     return {
         partition: {partition: states[partition]}
         for partition in newest
-        # Dagster refuses all of a tick for a partition that was deleted since.
+        # Dagster refuses all requests of a tick if the partition of one was deleted meanwhile.
         if partition in labels.places
     }
 
@@ -85,18 +85,18 @@ def _newest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | Non
 
 
 def _held(record: dg.EventLogRecord | None) -> str:
-    """Return which judgments a materialization holds."""
+    """Return the version of the judgments that a materialization holds."""
     stored = None if record is None else record.asset_materialization
     held = None if stored is None else stored.metadata.get(JUDGMENTS_KEY)
     return "nothing" if held is None else str(held.value)
 
 
 def _is_due(record: dg.EventLogRecord | None, states: Mapping[str, JudgmentsState], now: datetime) -> bool:
-    """Return whether there is something new, and people have paused or gone on for long."""
+    """Return whether there are new judgments, and people have paused or judged for long."""
     if _held(record) == judgments_version(states.values()):
         return False
     if not states:
-        # All was erased, and is to leave the gold, too.
+        # All judgments were erased, and the gold must lose them, too.
         return record is not None
     made_at = min(state.first_at for state in states.values())
     if record is not None:

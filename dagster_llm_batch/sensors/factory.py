@@ -1,4 +1,4 @@
-"""The one call that declares the sensor, and which assets it looks after."""
+"""The function that declares the sensor, with the assets that the sensor handles."""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from dagster_llm_batch.sensors.tick import run_tick
 
 __all__ = ["bounded_sensor", "build_llm_batch_sensor"]
 
-# A run that lands labels takes a fraction of a second in its own process; starting another takes four to six.
+# A run that materializes labels takes a fraction of a second in its own process; starting another takes four to six.
 _IN_PROCESS: Mapping[str, Any] = {"execution": {"config": {"in_process": {}}}}
 
 
@@ -32,22 +32,21 @@ def build_llm_batch_sensor(
     run_config: Mapping[str, Any] | None = None,
     run_tags: Mapping[str, str] | None = None,
 ) -> dg.SensorDefinition:
-    """Return a sensor that polls batches and lands labels when they end, and makes gold of what people say of rows.
+    """Return a sensor that polls batches, materializes labels when they end, and makes gold from human judgments.
 
     Args:
         name: Name of the sensor.
-        resource_key: Key of the LLMBatchResource. The sensor looks after datasets of this resource alone.
-        target: Which of these: those whose labels are in this selection, as in "group:support". Default: all. Rejects
-            and gold go with their labels. Teams can so have sensors of their own. A dataset that several sensors have
-            in their targets is looked after by one that is switched on: the one with the least interval, of these the
-            first by its name.
-        minimum_interval_seconds: Least seconds between two ticks.
-        default_status: Whether it runs until somebody starts or stops it in the UI.
-        max_partitions_per_run: Neighbouring partitions that are ready at once land in one run, up to this many. Of
-            multi-partitions a run takes a range in each dimension, as ten days of ten regions.
-        run_config: Configuration of the runs that it asks for. Default: where Dagster's default executor is used, in
-            the run's own process, since starting another would take longer than landing labels does.
-        run_tags: Tags of the runs that it asks for.
+        resource_key: Key of the LLMBatchResource. The sensor handles only datasets of this resource.
+        target: A selection of the labels that it handles, as in "group:support". Default: all. Rejects and gold go with
+            their labels. So teams can have sensors of their own. If several sensors have a dataset in their targets,
+            one that is switched on handles it: the one with the least interval, or of several such the first by name.
+        minimum_interval_seconds: The least number of seconds between two ticks.
+        default_status: The status until the sensor is started or stopped in the UI.
+        max_partitions_per_run: The most neighbouring partitions that are materialized in one run when they are ready
+            together. With multi-partitions, a run takes a range in each dimension, such as ten days of ten regions.
+        run_config: Configuration of the requested runs. Default: with Dagster's default executor, the run's own
+            process, because starting another takes longer than materializing labels.
+        run_tags: Tags of the requested runs.
 
     Raises ConfigError for numbers that a sensor cannot have.
     """
@@ -82,12 +81,12 @@ def bounded_sensor(
     run_config: Mapping[str, Any] | None,
     run_tags: Mapping[str, str] | None,
 ) -> dg.SensorDefinition:
-    """Return the sensor of `build_llm_batch_sensor`, whose ticks do as much as `bounds` says."""
+    """Return the sensor of `build_llm_batch_sensor` with these bounds for its ticks."""
     assets = SensorTarget(resource_key, selection_of(target))
 
     @dg.sensor(
         name=name,
-        # Of a `target` Dagster makes one job, whose assets must all have the same partitions.
+        # For a `target`, Dagster makes one job, whose assets must all have the same partitions.
         asset_selection=assets,
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
@@ -117,8 +116,8 @@ def bounded_sensor(
             return dg.SensorResult(skip_reason=found.skipped)
         config = dict(run_config if run_config is not None else _default_run_config(context))
         requests = [
-            # Dagster drops a repeated run key without a word, also if that run failed. The key holds the attempt, so
-            # that a lost run is asked for again under another key.
+            # Dagster drops a repeated run key silently, even if that run failed. The key contains the attempt, so a
+            # lost run is requested again under another key.
             dg.RunRequest(
                 run_key=group.run_key,
                 asset_selection=group.selection,
@@ -142,7 +141,7 @@ def bounded_sensor(
 
 
 def _remarks(resource_key: str, chosen: Collection[str], taken: Mapping[str, str]) -> Iterator[str]:
-    """Yield notes on the datasets: `chosen` are those in the sensor's target, `taken` those that other sensors have."""
+    """Yield notes on the datasets: `chosen` are in the sensor's target, and other sensors handle the `taken` ones."""
     for other in sorted(set(taken.values())):
         names = ", ".join(dataset for dataset in sorted(taken) if taken[dataset] == other)
         yield f"the sensor '{other}' looks after {names}"

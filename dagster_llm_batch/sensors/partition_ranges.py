@@ -1,4 +1,4 @@
-"""Ranges of partitions, as one run of Dagster takes them: of multi-partitions, a range in each dimension."""
+"""Ranges of partitions for one run of Dagster. For multi-partitions, a range has a span in each dimension."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _Box = tuple[range, ...]
 
 
 def ranges_of(places: Collection[Place], most: int) -> Iterator[list[Place]]:
-    """Yield these places in as few ranges as are found, each with at most so many places, and none besides.
+    """Yield exactly these places in few ranges, each with at most so many places.
 
-    The first and the last place of each are its ends.
+    The first and the last place of each range are its ends.
     """
     if places:
         for box in _boxes(places):
@@ -27,16 +27,16 @@ def ranges_of(places: Collection[Place], most: int) -> Iterator[list[Place]]:
 
 
 def _boxes(places: Collection[Place]) -> list[_Box]:
-    """Return boxes that hold these places, each once, and no others."""
+    """Return boxes that together hold exactly these places, each once."""
     dimensions = len(next(iter(places)))
     if dimensions == 1:
         return [(span,) for span in _spans(place[0] for place in places)]
-    # What is cut along one dimension may be whole along another.
+    # A set that is cut along one dimension may be whole along another.
     return min((_boxes_along(axis, places) for axis in range(dimensions)), key=len)
 
 
 def _boxes_along(axis: int, places: Collection[Place]) -> list[_Box]:
-    """Return the boxes where what is alike at neighbouring places of one dimension is joined."""
+    """Return the boxes that join equal slices at neighbouring places of one dimension."""
     slices: dict[int, list[Place]] = defaultdict(list)
     for place in places:
         slices[place[axis]].append(place[:axis] + place[axis + 1 :])
@@ -70,7 +70,7 @@ def _parts(box: _Box, most: int) -> Iterator[_Box]:
 
 
 def _shape(sizes: Sequence[int], most: int) -> tuple[int, ...]:
-    """Return how large the parts are in each dimension, so that they are the fewest."""
+    """Return the size of the parts in each dimension that gives the fewest parts."""
     if len(sizes) == 1:
         return (min(sizes[0], most),)
     shapes = ((size, *_shape(sizes[1:], most // size)) for size in range(1, min(sizes[0], most) + 1))

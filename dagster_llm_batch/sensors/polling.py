@@ -1,4 +1,4 @@
-"""Polls the batches whose turn it is, and recovers sends of which the ledger has no record."""
+"""Polls the batches whose turn it is, and recovers sendings that are missing from the ledger."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["poll_batches", "recover_sends"]
 
-# Batches that were given up are asked about after this: most of them never end.
+# The pause between polls of abandoned batches: most of them never end.
 _AWAITED_EVERY = timedelta(hours=1)
 _ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 
@@ -43,12 +43,12 @@ _Before = Mapping[str, "Progress"]
 
 
 def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
-    """Recover the submissions that Dagster has and the ledger does not; note those that are in neither.
+    """Recover the submissions that are in Dagster's records but not in the ledger; note those that are lost in both.
 
-    A ledger that was restored from a backup learns them from the payload store. If the store has nothing either,
-    another ledger was used, and the labels would never be materialized.
+    A ledger that was restored from a backup gets them from the payload store. If they are missing there, too, another
+    ledger was used, and the labels would never be materialized.
 
-    Returns the undelivered submissions, read anew if some were recovered.
+    Returns the undelivered submissions, which are read again after a recovery.
     """
     with apart(state, "what Dagster has as sent"):
         keys = [labels.dataset.batch_key for labels in state.labels.values()]
@@ -58,7 +58,7 @@ def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
         batches = {found[0]: key.to_user_string() for key, found in newest if found is not None}
         unknown = batches.keys() - state.ledger.submissions.find_known(batches)
         is_news = any(is_unreported(state, submission_id) for submission_id in unknown)
-        # To recover lists the whole payload store.
+        # A recovery lists the whole payload store.
         if is_news and state.engine.recovery.recover_all():
             before = read_undelivered(state)
             unknown -= state.ledger.submissions.find_known(unknown)
@@ -70,10 +70,10 @@ def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
 
 
 def poll_batches(state: TickState, before: _Before) -> list[Shard]:
-    """Ask the providers about batches in flight whose turn it is. Return all shards that were in flight until then."""
+    """Poll the batches in flight whose turn it is. Return all shards that were in flight before."""
     every = state.ledger.shards.in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
     flying = [shard for shard in every if shard.submission_id in before]
-    # Late batches first: the rows of a stopped one are answered in real time, and somebody waits for them.
+    # Late batches come first: their rows are answered in real time, and are urgent.
     _stop_late(state, before, flying)
     seconds_left = _poll_due(state, before, flying)
     if is_within(state, seconds_left):
@@ -82,15 +82,15 @@ def poll_batches(state: TickState, before: _Before) -> list[Shard]:
     with apart(state, "request files at providers"):
         in_time = partial(is_within, state, state.bounds.poll_seconds)
         remove_request_files(state.context, state.engine, state.now, in_time)
-    # Also of those that cannot be asked: their account may be closed.
+    # Batches that cannot be polled are included: their account may be closed.
     state.engine.give_up_forgotten(flying)
     return every
 
 
 def _poll_due(state: TickState, before: _Before, flying: Iterable[Shard]) -> float:
-    """Poll the batches that are due, provider by provider, while there is time.
+    """Poll the due batches, one provider after the other, while there is time.
 
-    Returns the seconds after the begin of the tick until which another poll may begin.
+    Returns the seconds after the begin of the tick until which another poll may start.
     """
     due: dict[str, list[Shard]] = defaultdict(list)
     for shard in flying:
@@ -131,7 +131,7 @@ def _note_unpolled(state: TickState, before: _Before, shards: Sequence[Shard], e
 
 
 def _stop_late(state: TickState, before: _Before, flying: Iterable[Shard]) -> None:
-    """Ask batches to stop that run past their deadline, or that could not be asked before."""
+    """Stop batches that run past their deadline, or for which the request to stop failed before."""
     running = [s for s in flying if s.state is ShardState.SUBMITTED and s.batch.status not in _ASKED_TO_STOP]
     unasked = {shard.submission_id for shard in running if shard.cause is Cause.STOPPED}
     for submission_id in dict.fromkeys(shard.submission_id for shard in running):

@@ -1,4 +1,4 @@
-"""Which providers a tick can ask, and which a run could use: each is made, and where needed asked, once in a tick."""
+"""The providers that a tick can ask, or a run could use. Each is made, and if necessary asked, once in a tick."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["ProviderAccess"]
 
 
 class ProviderAccess:
-    """The providers of a deployment in one tick. `trouble` takes what is raised that is none of our errors."""
+    """The providers of a deployment in one tick. `trouble` takes errors of other kinds than ours."""
 
     def __init__(self, engine: Engine, trouble: Callable[[str, Exception], None]) -> None:
         self._engine = engine
         self._trouble = trouble
         self._accounts: dict[str, str | None] = {}
-        # Why a provider cannot be made, by its name.
+        # By name of a provider: the reason why it cannot be made.
         self._unmade: dict[str, str] = {}
-        # Why a provider does not answer a list call, and whether that passes by itself.
+        # By name of a provider: the reason why it does not answer a list call, and whether that is temporary.
         self._answers: dict[str, tuple[str, bool] | None] = {}
 
     def account(self, name: str) -> str | None:
-        """Return the account of a provider; None where it cannot be made."""
+        """Return the account of a provider; None if it cannot be made."""
         if name not in self._accounts:
             self._accounts[name] = None
             try:
@@ -45,24 +45,24 @@ class ProviderAccess:
         return self._accounts[name]
 
     def reason_not_to_ask(self, shard: Shard) -> str | None:
-        """Return why a shard's provider cannot be asked about its batch, for a person to mend; None where it can."""
+        """Return why a shard's provider cannot be asked about its batch, for a person to fix; None if it can."""
         account = self.account(shard.provider)
-        # Another account does not know the batch, and would have it reported as lost.
+        # Another account would report the batch as lost.
         if account is not None and account != shard.account:
             return str(RULES[HoldReason.CANNOT_ASK].message(shard.provider, shard.account, account))
         return self.reason_not_to_use(shard.provider)
 
     def reason_not_to_use(self, name: str) -> str | None:
-        """Return why a provider cannot be made, for a person to mend; None where it can."""
+        """Return why a provider cannot be made, for a person to fix; None if it can."""
         return self._unmade.get(name) if self.account(name) is None else None
 
     def reason_not_to_run(
         self, names: Sequence[str], shards: Sequence[Shard], *, is_in_trouble: bool
     ) -> tuple[str | None, bool]:
-        """Return why a run for these shards would fail, and whether that passes by itself; None where it may not.
+        """Return why a run for these shards would fail, and whether the reason is temporary; None if it may succeed.
 
-        `names` are those of the providers that it needs at any rate. With `is_in_trouble`, the last run has failed:
-        those of the shards that wait for one are asked, too.
+        `names` are the providers that it needs in any case. If the last run failed (`is_in_trouble`), the providers of
+        waiting shards are asked, too.
         """
         waiting = [shard for shard in shards if shard.state is ShardState.PLANNED or needs_provider(shard)]
         reasons = [*map(self.reason_not_to_use, names), *map(self.reason_not_to_ask, waiting)]
@@ -72,9 +72,9 @@ class ProviderAccess:
         return next((answer for answer in answers if answer is not None), (None, False))
 
     def _reason_not_to_answer(self, name: str) -> tuple[str, bool] | None:
-        """Ask a provider, which costs nothing; return why it does not answer, and whether that passes by itself.
+        """Ask a provider, which costs nothing; return why it does not answer, and whether the reason is temporary.
 
-        Returns None where it answers, and for errors that tell nothing of a run.
+        Returns None if it answers, or for an error without relevance for a run.
         """
         if name not in self._answers:
             self._answers[name] = None

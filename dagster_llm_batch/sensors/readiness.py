@@ -1,4 +1,4 @@
-"""Submissions that a run can bring further: those that can go on, without a run, and with providers that answer."""
+"""Submissions that a run can advance: they can go on, have no run at work, and their providers answer."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ __all__ = ["Candidates", "find_candidates", "find_ready", "is_new", "read_runs"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The submissions that a run may bring further, beside all that are undelivered.
+    """The submissions that a run may advance, and all undelivered ones.
 
     Attributes:
         submissions: The candidates.
-        undelivered: The undelivered submissions; own ones only of datasets whose partitions can be read.
+        undelivered: The undelivered submissions; of this sensor's own datasets, only those with readable partitions.
         unplaced: The own submissions of the other datasets.
     """
 
@@ -53,10 +53,10 @@ class Candidates:
 
 
 def read_runs(state: TickState) -> UnfinishedRuns:
-    """Read the runs that have not ended.
+    """Read the unfinished runs.
 
-    Call it after the ledger was read: a run that planned what is there still runs now. Read landed labels after it: a
-    run that has ended by now has reported them.
+    Call it after reading the ledger, so that a run that planned the submissions there is still seen. Read materialized
+    labels after it, so that a run that has ended by now has reported them.
     """
     runs = UnfinishedRuns(
         state.context.instance,
@@ -73,13 +73,13 @@ def read_runs(state: TickState) -> UnfinishedRuns:
 
 
 def find_candidates(state: TickState, undelivered: Undelivered, runs: UnfinishedRuns) -> Candidates:
-    """Find the submissions that a run may bring further. Those whose labels have landed are marked delivered."""
+    """Find the submissions that a run may advance. Mark submissions with materialized labels as delivered."""
     readable = _find_readable(state, undelivered.own)
     unplaced = [progress for progress in undelivered.own if progress.submission.asset not in readable]
     placed = [progress for progress in undelivered.own if progress.submission.asset in readable]
     moving, was_recovered = _find_moving(state, placed, runs)
     delivered, later = _deliver(state, moving, runs)
-    # What was recovered has moved.
+    # The recovery has changed states.
     after = read_undelivered(state) if was_recovered else Undelivered(placed, undelivered.others)
     own = [
         progress
@@ -91,7 +91,7 @@ def find_candidates(state: TickState, undelivered: Undelivered, runs: Unfinished
 
 
 def _find_readable(state: TickState, undelivered: Iterable[Progress]) -> set[str]:
-    """Return the datasets whose partition keys can be read: a definition of the user's own may raise."""
+    """Return the datasets with readable partition keys: a definition of the user may raise."""
     readable = set()
     for asset in dict.fromkeys(progress.submission.asset for progress in undelivered):
         with apart(state, f"partitions of {asset}"):
@@ -112,7 +112,8 @@ def _find_moving(
         with apart(state, submission.place):
             try:
                 if (run := runs.submitting(submission.asset, submission.partition)) is not None:
-                    # Half of what it will send is planned, and what it sends has no record yet: all of that is its own.
+                    # A part of its requests is planned, and the sent ones have no record yet. Only that run handles
+                    # them.
                     note(state, f"{submission.asset}: run {short_run(run.run_id)} is at work on its submission")
                 elif not state.engine.activity.needs_recovery(progress):
                     if state.engine.activity.can_advance(progress, lines):
@@ -130,9 +131,9 @@ def _find_moving(
 
 
 def _deliver(state: TickState, moving: Iterable[Submission], runs: UnfinishedRuns) -> tuple[set[str], set[str]]:
-    """Mark complete submissions delivered whose labels have landed.
+    """Mark complete submissions with materialized labels as delivered.
 
-    Returns the ids of these, and of those that wait for the next tick.
+    Returns the ids of these, and the ids of submissions that wait for the next tick.
     """
     delivered: set[str] = set()
     later: set[str] = set()
@@ -159,7 +160,7 @@ def find_ready(
     outlook: Outlook,
     conditions: Sequence[Condition] | None,
 ) -> list[Ready]:
-    """Return the partitions that a run can bring further, those of the oldest submissions first.
+    """Return the partitions that a run can advance, beginning with the oldest submissions.
 
     `conditions` are None if they could not be found.
     """
@@ -178,7 +179,7 @@ def find_ready(
             if (ready := _ready(state, submission, outlook, conditions)) is None:
                 continue
             place = (submission.asset, submission.partition)
-            # An earlier submission of the partition is taken home too.
+            # An earlier submission of the partition is collected, too.
             if (other := by_place.get(place)) is not None:
                 submissions = (*other.submissions, *ready.submissions)
                 ready = replace(ready, run_key=joined([other.run_key, ready.run_key]), submissions=submissions)
@@ -187,7 +188,7 @@ def find_ready(
 
 
 def _is_free(state: TickState, submission: Submission, runs: UnfinishedRuns, outlook: Outlook) -> bool:
-    """Return whether no run is at work on a submission, and its provider may be asked again."""
+    """Return whether a submission has no run at work, and its provider may be asked again."""
     if not outlook.is_open(submission.submission_id) or outlook.is_busy(submission.submission_id):
         return False
     if (run := runs.landing(submission.asset, submission.partition)) is not None:
@@ -200,7 +201,7 @@ def _is_free(state: TickState, submission: Submission, runs: UnfinishedRuns, out
 
 
 def _is_served(state: TickState, submission: Submission, outlook: Outlook) -> bool:
-    """Return whether the providers that a run needs can be used. Otherwise it would fail, again and again."""
+    """Return whether the providers that a run needs can be used. Otherwise it would fail repeatedly."""
     is_in_trouble = outlook.is_in_trouble(submission.submission_id)
     labeling = state.labels[submission.asset].dataset.labeling
     names = {submission.provider, *(one.provider for one in labeling.models)}
@@ -213,7 +214,7 @@ def _is_served(state: TickState, submission: Submission, outlook: Outlook) -> bo
         note(state, f"{submission.place} waits: {reason}")
     elif reason is not None:
         note_action(state, submission, reason)
-        # No run is requested that could do this.
+        # Runs, which would do this, are not requested now.
         state.engine.give_up_forgotten(shards)
     return reason is None
 
@@ -231,7 +232,7 @@ def _ready(
     if outlook.stranded(submission_id) is not None:
         return None
     lost = state.lost.count(submission_id, outlook)
-    # A partition that made a run fail, or may have killed two, takes no neighbours into the next one.
+    # A partition that made a run fail, or may have killed two, gets a run without neighbours.
     is_alone = lost > 1 or submission_id in outlook.failed
     return Ready(
         labels.dataset.key,
@@ -246,7 +247,7 @@ def _ready(
 
 
 def _end_without_partition(state: TickState, submission: Submission, conditions: Sequence[Condition] | None) -> None:
-    """Mark a submission delivered whose partition is gone, unless a person has to learn of it first."""
+    """Mark a submission delivered if its partition was removed, unless this is still to be reported."""
     if conditions is None:
         return
     kind, submission_id = ConditionKind.NO_PARTITION, submission.submission_id
@@ -256,7 +257,7 @@ def _end_without_partition(state: TickState, submission: Submission, conditions:
 
 
 def is_new(state: TickState, group: Group) -> bool:
-    """Return whether no run was asked for this group yet. Dagster would drop a repeated request without a word."""
+    """Return whether a run for this group is still to be requested. Dagster would silently drop a repeated request."""
     if not has_time(state):
         note(state, "further runs are asked for at the next ticks")
         return False

@@ -54,7 +54,7 @@ _NOTES_AT_MOST = 20
 # A wait for a person is reported again after this.
 _REPORTED_EVERY = timedelta(hours=6)
 
-# The times of the last reports that have no place in the ledger, by submission_id.
+# By submission_id: the times of the last reports that have no place in the ledger.
 _reported_at: dict[str, datetime] = {}
 
 
@@ -140,7 +140,7 @@ def fail_for_person(state: TickState) -> None:
     if due:
         state.engine.activity.note_reported(list(due))
     _reported_at.update(dict.fromkeys(unrecorded, state.now))
-    # Those that are shown in any case.
+    # The conditions that are shown in any case.
     shown = [*unrecorded.values(), *(text for each, text in due.items() if each in first)]
     texts = [*shown, *(text for each, text in due.items() if each not in first)]
     most = max(_NOTES_AT_MOST, len(shown))
@@ -149,7 +149,7 @@ def fail_for_person(state: TickState) -> None:
 
 
 def fail_for_errors(state: TickState, undelivered: Sequence[Progress]) -> None:
-    """Raise LLMBatchError for errors that do not pass by themselves. Call it when all else is done."""
+    """Raise LLMBatchError for lasting errors. Call it when everything else is done."""
     if errors := state.notes.errors:
         first = next(iter(errors.values()))
         count = "1 part" if len(errors) == 1 else f"{len(errors)} parts"
@@ -160,10 +160,10 @@ def fail_for_errors(state: TickState, undelivered: Sequence[Progress]) -> None:
 def report_progress(
     state: TickState, before: Mapping[str, Progress], undelivered: Sequence[Progress], asked: Iterable[Group]
 ) -> None:
-    """Show in the UI which submissions have moved notably in this tick: some of them if they are many.
+    """Show in the UI which submissions have progressed notably in this tick, up to a limit.
 
-    Of those that the runs of `asked` are about to materialize, few are shown: the runs wait for the end of the tick,
-    and show them.
+    Only a few that the runs of `asked` will materialize are shown: these runs wait for the end of the tick, and show
+    them.
     """
     landing = {submission_id for group in asked for ready in group.ready for submission_id in ready.submissions}
     moved = [progress.submission for progress in undelivered if _is_news(state, before, progress)]

@@ -1,4 +1,4 @@
-"""Deletes request files that nobody needs any more at their providers, some in each tick."""
+"""Deletes request files at their providers that are no longer needed, some in each tick."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["remove_request_files"]
 
-# Until when request files are left alone, by the name of a provider that could not delete them, and by batches that
-# cannot be spared yet: to find that out, all that is stored of them is read.
+# Times until which request files stay: by name of a provider that could not delete them, and by batches whose file is
+# still needed. To find the latter, all stored data of the batch is read.
 _left_until: dict[str, datetime] = {}
 _LEFT_FOR = timedelta(hours=1)
 _FILES_AT_MOST = 20
@@ -23,7 +23,7 @@ _FILES_AT_MOST = 20
 def remove_request_files(
     context: SensorEvaluationContext, engine: Engine, now: datetime, has_time: Callable[[], bool]
 ) -> None:
-    """Delete some request files that nobody needs any more at their providers."""
+    """Delete some request files at their providers that are no longer needed."""
     from dagster_llm_batch.upkeep.uploads import UploadRemover  # noqa: PLC0415 - it loads all that a run needs
 
     for name in [name for name, until in _left_until.items() if until <= now]:
@@ -33,6 +33,6 @@ def remove_request_files(
     )
     _left_until.update(dict.fromkeys(removal.kept, now + _LEFT_FOR))
     for name, reason in removal.troubles.items():
-        # It costs nobody anything: no person is told but by `doctor`.
+        # The files cost nothing, so only `doctor` reports this.
         _left_until[name] = now + _LEFT_FOR
         context.log.warning(f"Request files at {name} could not be deleted, which is tried again: {reason}")

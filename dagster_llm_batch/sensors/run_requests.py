@@ -1,4 +1,4 @@
-"""What the sensor asks for: partitions that are ready, and the runs that bring them, neighbours together."""
+"""Requests of the sensor: ready partitions, and the runs that materialize them, neighbours together."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_ra
 
 @dataclass(frozen=True)
 class Ready:
-    """A partition whose labels, or next wave, a run can bring."""
+    """A partition whose labels, or next wave, a run can make."""
 
     asset: dg.AssetKey
     rejects: dg.AssetKey
     partition: str | None
-    index: Place | None  # its place among the asset's partitions; None: it joins no range
+    index: Place | None  # its place among the asset's partitions; None: it stays alone
     run_key: str
-    submissions: tuple[str, ...] = ()  # whose labels, or next waves, these are
-    lost: int = 0  # runs before this one that did nothing
-    refused: Event | None = None  # the last run, where the provider took nothing of it
+    submissions: tuple[str, ...] = ()  # the submissions of these labels or next waves
+    lost: int = 0  # lost runs before this one
+    refused: Event | None = None  # the last run, if the provider rejected its batches
 
 
 @dataclass(frozen=True)
 class Group:
-    """Partitions that one run brings."""
+    """Partitions for one run."""
 
     asset: dg.AssetKey
     ready: list[Ready]  # one, or a range of neighbours
@@ -77,7 +77,7 @@ class Group:
 def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
     """Group neighbouring partitions of an asset, the rest alone; in the order of the first of each group.
 
-    What was lost joins only what was lost as often: it may have killed its run.
+    A partition with lost runs joins only partitions with as many: it may have killed its run.
     """
     groups: list[Group] = []
     by_asset: dict[dg.AssetKey, list[Ready]] = defaultdict(list)
@@ -97,14 +97,14 @@ def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
 
 
 def joined(run_keys: Sequence[str]) -> str:
-    """Join run keys into one, which changes whenever any of them does."""
+    """Join run keys into one, which changes if any of them does."""
     if len(run_keys) == 1:
         return run_keys[0]
     return f"{len(run_keys)}:{hashlib.blake2b(' '.join(run_keys).encode(), digest_size=16).hexdigest()}"
 
 
 class Partitions:
-    """The partition keys that a dataset has now, each with its place in a range."""
+    """The present partition keys of a dataset, each with its place in a range."""
 
     def __init__(self, dataset: Dataset, instance: dg.DagsterInstance) -> None:
         self.dataset = dataset
@@ -129,11 +129,11 @@ class Partitions:
 
     @property
     def keys(self) -> Collection[str]:
-        """The partition keys; "" alone where the dataset has no partitions."""
+        """The partition keys; only "" if the dataset has no partitions."""
         return self.places.keys() if self.are_there else ("",)
 
     def has(self, partition: str) -> bool:
-        """Return whether the dataset has this partition; "" is the one of a dataset without partitions."""
+        """Return whether the dataset has this partition; "" stands for a dataset without partitions."""
         return partition in self.places or not (partition or self.are_there)
 
     def _numbered(self, partitions_def: dg.PartitionsDefinition[Any]) -> Mapping[str, int]:
@@ -141,7 +141,7 @@ class Partitions:
         return {key: number for number, key in enumerate(keys)}
 
     def of_run(self, run: dg.DagsterRun) -> Iterable[str]:
-        """Return the partitions of the asset that a run is over; "" in an unpartitioned one."""
+        """Return the partitions of the asset that a run covers; "" for an unpartitioned asset."""
         if self._partitions_def is None:
             return ("",)
         first, last = (run.tags.get(name, run.tags.get("dagster/partition", "")) for name in RANGE_TAGS)
@@ -153,7 +153,7 @@ class Partitions:
             span = dg.PartitionKeyRange(first, last)
             return self._partitions_def.get_partition_keys_in_range(span, dynamic_partitions_store=self._instance)
         start, end = self.places.get(first), self.places.get(last)
-        # An end of the range was deleted since: what was between cannot be known any more.
+        # An end of the range was deleted since, so the partitions in between are unknown.
         if start is None or end is None:
             return (first, last)
         return islice(self.places, start[0], end[0] + 1)

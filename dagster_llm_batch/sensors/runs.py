@@ -1,16 +1,14 @@
-"""The runs of Dagster that matter to the sensor: those at work now, those that have landed labels, and those that it
-asked for and that did nothing.
+"""The Dagster runs that concern the sensor: at work now, with materialized labels, or requested without effect.
 
-A landing run that ended and changed nothing is asked for again, a few times; then a failed check says what to do.
+A run for labels that ended without a change is requested again a few times. Then a failed check names the next step.
+The same applies to a run whose batches the provider rejected, for example because of a wrong key.
 
-A run of which the provider took nothing, as for a wrong key, counts as one that changed nothing.
+A run that dies while it starts, or finds no database, leaves no event in the ledger. The next request would then have
+the same key, and Dagster would drop it. So each loss is recorded as an event of its submissions, which changes the next
+key and counts the losses. A run that makes a change starts the count again.
 
-A run that dies while it starts, or finds no database, leaves no event in the ledger, so that nothing would tell the
-next request from the one before, and Dagster would drop it. Each loss is an event of its submissions: the next request
-has another key, and how often that was is on record. What a run did change begins the count anew.
-
-A run that a person canceled is not asked for again: somebody had a reason. Runs that Dagster retries by itself are left
-to it; they carry their first run's key, and the last of them counts.
+A run that a person canceled is not requested again, because there was a reason. Dagster's own retries are left to
+Dagster. They carry their first run's key, and the last one counts.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns", "deliver_landed"]
 
 ASKED_AGAIN_TAG = "llm_batch/asked_again"
-"""Tag of a run that was asked for again, as in `2 of 3`."""
+"""Tag of a run that was requested again, as in `2 of 3`."""
 
 _RETRIED_WITHIN = timedelta(hours=1)
 _AT_ONCE = 200
@@ -53,23 +51,23 @@ _CLOCKS_APART = timedelta(minutes=1)
 _AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
 _NEVER_STARTS_AFTER = timedelta(hours=1)
-# A submission run holds a lease in the ledger while it plans and sends. One that has none yet may have just begun;
-# after this time it is elsewhere in a long run, or dead.
+# A submission run holds a lease in the ledger while it plans and sends. Without a lease, it may have just begun. After
+# this time, it does other work in a long run, or is dead.
 _LEASE_WITHIN = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TickBounds:
-    """How much one tick does. What is beyond waits for the next tick, which begins where this one ended.
+    """The limits of one tick. The rest waits for the next tick, which begins where this one ended.
 
-    - `poll_seconds`: time to ask providers; what is known by then is acted on.
-    - `tick_seconds`: time for all. Dagster ends a tick that takes 60 seconds.
-    - `polled_batches`: in one call of the engine.
-    - `requested_runs`: Dagster takes half a second to launch one, and no other sensor ticks meanwhile.
-    - `observations`: reported at most; each takes Dagster some 25 ms.
-    - `observed_landings`: of these, of what a run is asked for, which waits for the end of the tick.
-    - `run_records`: in one query of Dagster's storage.
-    - `pauses`: between a lost run and the next request for it; as many as there are requests more.
+    - `poll_seconds`: Time to poll providers; the results so far are used.
+    - `tick_seconds`: Time for everything. Dagster ends a tick that takes 60 seconds.
+    - `polled_batches`: Batches in one call of the engine.
+    - `requested_runs`: Dagster takes half a second to launch one, and other sensors wait meanwhile.
+    - `observations`: Most observations that are reported; each takes Dagster some 25 ms.
+    - `observed_landings`: Most of these for partitions with a requested run, which waits for the end of the tick.
+    - `run_records`: Records in one query of Dagster's storage.
+    - `pauses`: Times between a lost run and the next request for it, one for each further request.
     """
 
     poll_seconds: float = 25.0
@@ -87,10 +85,11 @@ class TickBounds:
 
 
 class UnfinishedRuns:
-    """The runs at one moment. To be made after the ledger is read: whoever planned what was read there is still seen.
+    """The runs at one moment. Make it after reading the ledger, so that runs that planned its submissions are still
+    seen.
 
-    A run that waits in a queue counts where it is to land labels. A submission that waits does not: it would hold back
-    labels that are there, perhaps for the length of a backfill, and begins only after it is seen here as started.
+    A run in a queue counts if it will materialize labels. A waiting run for a submission does not count. It would delay
+    labels that are ready, perhaps for the length of a backfill, and this object sees it as started before it sends.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class UnfinishedRuns:
             self._owners[partitions.dataset.key].append((asset, False))
             self._owners[partitions.dataset.batch_key].append((asset, True))
         self.seen_all = True
-        # Runs at work are few, so that all of them are looked at, whatever the time. The queue may be long.
+        # Runs at work are few, so all are checked at any cost of time. The queue may be long.
         for record in self._records(dg.RunsFilter(statuses=_AT_WORK), lambda: True):
             if not _is_stale(record, now):
                 run = record.dagster_run
@@ -154,12 +153,13 @@ class UnfinishedRuns:
             return self._repository.get_job(run.job_name).asset_layer.executable_asset_keys
         if run.execution_plan_snapshot_id is None:
             return ()
-        # a run in somebody's own process, as by `dg.materialize`, names steps only; they are called as their assets
+        # A run in a user's own process, for example by `dg.materialize`, names only steps, which are called like their
+        # assets.
         steps = set(self.instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute)
         return [key for key in self._owners if key.to_python_identifier() in steps]
 
     def landing(self, asset: str, partition: str) -> dg.DagsterRun | None:
-        """Return the run, whoever asked for it, that lands the labels of this partition."""
+        """Return the run that materializes the labels of this partition, whatever requested it."""
         return self._at(asset, partition, is_batch=False)
 
     def submitting(self, asset: str, partition: str) -> dg.DagsterRun | None:
@@ -167,7 +167,7 @@ class UnfinishedRuns:
         return self._at(asset, partition, is_batch=True)
 
     def landing_at(self, asset: str, moments: Mapping[str, datetime]) -> dict[str, set[str]]:
-        """Return the ids of the runs, ended by now, that were at work on the labels of a partition at its moment."""
+        """Return the ids of ended runs that were at work on the labels of a partition at its moment."""
         found: dict[str, set[str]] = {partition: set() for partition in moments}
         key = self._labels[asset].dataset.key
         first, last = min(moments.values()) - _CLOCKS_APART, max(moments.values()) + _CLOCKS_APART
@@ -191,7 +191,7 @@ class UnfinishedRuns:
 
 
 class LostRuns:
-    """The runs that the sensor asked for before and that ended without a change."""
+    """The runs that the sensor requested before, and that ended without a change."""
 
     def __init__(self, instance: dg.DagsterInstance, engine: Engine, now: datetime, bounds: TickBounds) -> None:
         self._bounds = bounds
@@ -200,21 +200,21 @@ class LostRuns:
         self._now = now
 
     def count(self, submission_id: str, outlook: Outlook) -> int:
-        """Return how many runs were lost in a row, up to now."""
+        """Return how many runs were lost in a row until now."""
         if outlook.last_but_waiting[submission_id].kind != LOST and outlook.refused(submission_id) is None:
             return 0
         return self._engine.activity.lost_runs(submission_id)
 
     def reason_not_to_ask(self, group: Group) -> str | None:
-        """Say what became of the run that was asked for the group as it is now; None where there is none.
+        """Return the state of the last run requested for this group, as a reason to wait; None without such a run.
 
-        A lost run is put on record, so that the group is asked for anew at the next tick, or waits for a person.
+        A lost run is recorded, so that the group is requested again at the next tick, or waits for a person.
         """
         if (reason := self._reason_to_wait(group)) is not None:
             return reason
-        # Whichever sensor asked: another may have looked after the dataset before. A key names its submissions.
+        # The run may be from another sensor that handled the dataset before. A key contains its submissions.
         asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key})
-        # the newest comes first
+        # The newest comes first.
         records = self._instance.get_run_records(asked, limit=1)
         if not records:
             return None
@@ -239,9 +239,9 @@ class LostRuns:
         return f"{reason}, at the next tick"
 
     def _reason_to_wait(self, group: Group) -> str | None:
-        """Say why no run is asked for yet, or at all, where the provider took nothing of the last one; else None.
+        """Return why a run must not be requested yet, or no longer, if the provider rejected the last one; else None.
 
-        Such a run has events of its own, so that the next one has another key, and yet brought nothing further.
+        Such a run leaves events, so the next run has another key, but the submission made no progress.
         """
         if (refused := group.refused) is None:
             return None
@@ -253,7 +253,7 @@ class LostRuns:
         return None
 
     def _strand(self, group: Group, reason: str) -> str:
-        """Put on record that a person has to look, and show it as a failed check."""
+        """Record that a person has to act, and show it as a failed check."""
         for ready in group.ready:
             for submission_id in ready.submissions:
                 self._engine.activity.note_stranded(submission_id, reason)
@@ -263,7 +263,7 @@ class LostRuns:
                 self._fail_check(ready, reason)
             except Exception as error:  # noqa: BLE001 - of Dagster's storage; the others' are shown all the same
                 failures.append(error)
-        # A check that cannot be shown must not hide the trouble: the tick fails, which a person sees as well.
+        # A check that cannot be shown must not hide the problem: the tick fails, which is visible, too.
         if failures:
             raise failures[0]
         return f"waits for a person: {reason}"
@@ -271,7 +271,7 @@ class LostRuns:
     def _fail_check(self, ready: Ready, reason: str) -> None:
         """Report a failed check on the labels of one partition.
 
-        Raises where Dagster holds a verdict without a run on this partition already: it stores one of a kind.
+        Raises if Dagster has a check result without a run for this partition already: it stores one of a kind.
         """
         text = str(advise_on_stranded(self._engine.ledger.submissions.get(ready.submissions[-1]), reason))
         description = f"{text[0].upper()}{text[1:]}."
@@ -294,7 +294,7 @@ def _ended_at(record: RunRecord) -> datetime:
 
 
 def _is_stale(record: RunRecord, now: datetime) -> bool:
-    """Return whether a run was to start long ago and has not: its worker died before it could say anything.
+    """Return whether a run should have started long ago: its worker died before its first report.
 
     A run in the queue may wait for any time.
     """
@@ -309,12 +309,14 @@ def deliver_landed(
     settled: Sequence[Submission],
     has_time: Callable[[], bool],
 ) -> tuple[set[str], set[str]]:
-    """Mark submissions of one dataset delivered whose labels have landed, or are superseded.
+    """Mark submissions of one dataset as delivered if their labels are materialized, or if they are superseded.
 
-    A superseded one waits for the end of the run that lands its partition, which may store older labels over newer
-    ones, and die before it tells of them. So newer ones that landed beside such a run land again.
+    A superseded submission waits for the end of the run at work on its partition. That run may store older labels over
+    newer ones, and die before it reports them. So newer labels that were materialized during such a run are
+    materialized again.
 
-    Returns the ids of these, and of those that wait for the next tick: they land again, or there was no time.
+    Returns the ids of these, and the ids of those that wait for the next tick: they are materialized again, or time ran
+    out.
     """
     home: set[str] = set()
     unknown: set[str] = set()
@@ -326,7 +328,8 @@ def deliver_landed(
             unknown.update(submission.submission_id for submission in page)
             continue
         current = [submission for submission in page if newest[submission.partition] == submission.submission_id]
-        # What the newest materialization of their partition says, older labels may have replaced since.
+        # The newest materialization of their partition names them, but older labels may have replaced their labels
+        # since.
         over = engine.ledger.submissions.find_landed_over([submission.submission_id for submission in current])
         rest = [submission for submission in current if submission.submission_id not in over]
         if landed := set(_materialized(runs.instance, dataset, rest)):
@@ -339,7 +342,7 @@ def deliver_landed(
         }
         if superseded:
             again = _may_be_replaced(runs, engine, dataset, sorted(set(superseded.values())))
-            # In this order: a tick that dies in between leaves the older ones to the next.
+            # This order leaves the older ones to the next tick if this one dies in between.
             engine.ledger.submissions.take_back_delivery(again)
             engine.ledger.submissions.mark_delivered(*superseded)
             unknown |= again
@@ -348,8 +351,9 @@ def deliver_landed(
 
 
 def _may_be_replaced(runs: UnfinishedRuns, engine: Engine, dataset: Dataset, newest: Sequence[str]) -> set[str]:
-    """Return those of these submissions that are delivered, and whose labels a run that has ended may have replaced by
-    older ones: it was at work on the partition, beside the run that landed them, when they were delivered.
+    """Return the delivered submissions among these whose labels an ended run may have replaced by older ones.
+
+    That run was at work on the partition when they were delivered, at the same time as the run of their labels.
     """
     known = [submission for submission, _ in engine.ledger.submissions.get_all_with_shards(newest).values()]
     delivered = {submission.partition: submission for submission in known if submission.delivered_at is not None}
@@ -368,10 +372,11 @@ def _may_be_replaced(runs: UnfinishedRuns, engine: Engine, dataset: Dataset, new
 
 
 def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: Sequence[Submission]) -> Iterator[str]:
-    """Yield the ids of the submissions that the newest materialization of their partition is of.
+    """Yield the ids of the submissions named by the newest materialization of their partition.
 
-    One from before it was settled does not count: late answers have come since. Nor does one that its run has not
-    judged: it died before, or failed, and what waits for the checks would wait for ever.
+    A materialization from before the submission was settled does not count, because late answers have come since. Nor
+    does one that its run has not judged, because the run failed or died. Otherwise work that waits for the checks would
+    wait for ever.
     """
     if not submissions:
         return
@@ -385,7 +390,7 @@ def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: S
     cursor: str | None = None
     while wanted:
         page = instance.fetch_materializations(records, limit=_AT_ONCE, cursor=cursor)
-        # the newest first
+        # The newest comes first.
         for record in page.records:
             submission = wanted.pop(record.partition_key or "", None)
             stored = record.asset_materialization

@@ -50,11 +50,11 @@ class Notes:
 
     Attributes:
         texts: The notes of the skip reason, each once, in their order.
-        errors: The errors that do not pass by themselves, by their subject.
+        errors: The errors that are not temporary, by their subject.
         actions: The submissions that wait for a person, by submission_id, each with the next step.
         first: Of `actions`, the first submission of each dataset and kind of condition.
-        unrecorded: The same texts for submissions without a place in this ledger for the time of a report: submissions
-            that it does not have, and datasets that these definitions do not have.
+        unrecorded: The same texts for submissions without a place in this ledger for the time of a report. They are
+            missing from the ledger, or their datasets are missing from these definitions.
     """
 
     texts: dict[str, None] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def note(state: TickState, text: str) -> None:
 
 
 def note_error(state: TickState, subject: str, error: Exception) -> None:
-    """Note and log an error of a part of the tick, once. One that is none of ours fails the tick at its end."""
+    """Note and log an error of a part of the tick, once. An error that is not ours fails the tick at its end."""
     _note_error(state.context, state.notes, subject, error)
 
 

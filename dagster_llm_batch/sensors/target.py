@@ -1,4 +1,4 @@
-"""The target of a sensor: labels, rejects and gold of its resource's datasets, as far as they are chosen."""
+"""The target of a sensor: the chosen labels, rejects and gold of its resource's datasets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dagster_llm_batch.errors import ConfigError
 __all__ = ["Chosen", "SensorTarget", "is_switched_on", "selection_of", "taken_by_others"]
 
 Chosen = str | dg.AssetKey | dg.AssetsDefinition | dg.AssetSelection | Sequence[str | dg.AssetKey | dg.AssetsDefinition]
-"""What Dagster takes as the target of a sensor, as far as it is of assets."""
+"""The kinds of targets of a Dagster sensor that consist of assets."""
 
 
 def selection_of(chosen: Chosen) -> dg.AssetSelection:
-    """Return Dagster's selection of what was chosen. Raises ConfigError for what it cannot read."""
+    """Return Dagster's selection for a choice. Raises ConfigError if it is unreadable."""
     if isinstance(chosen, dg.AssetSelection):
         return chosen
     if isinstance(chosen, str | dg.AssetKey | dg.AssetsDefinition):
@@ -35,11 +35,11 @@ def _one(chosen: str | dg.AssetKey | dg.AssetsDefinition) -> dg.AssetSelection:
     if not isinstance(chosen, str):
         return dg.AssetSelection.assets(chosen)
     try:
-        # Dagster's parser passes a parameter that Dagster warns of, whatever the string is.
+        # Dagster's parser uses a parameter that Dagster warns about, for any string.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.BetaWarning)
             return dg.AssetSelection.from_string(chosen)
-    # Dagster's error for it is none that it exports.
+    # Dagster raises an error class that it does not export.
     except dg.DagsterError as error:
         raise ConfigError(
             f"target={chosen!r} is no selection of assets. It takes keys and Dagster's selections, as in "
@@ -50,8 +50,8 @@ def _one(chosen: str | dg.AssetKey | dg.AssetsDefinition) -> dg.AssetSelection:
 class SensorTarget(dg.AssetSelection):
     """A selection for `asset_selection` of a sensor, which unlike `target` may hold assets of different partitions.
 
-    A dataset is in it if its labels were chosen: rejects land in the run that lands them, and gold is asked for when
-    people have judged its rows.
+    A dataset is in it if its labels were chosen. Rejects are materialized in the run of the labels, and gold is
+    requested after people have judged its rows.
     """
 
     def __init__(self, resource_key: str, chosen: dg.AssetSelection) -> None:
@@ -62,19 +62,19 @@ class SensorTarget(dg.AssetSelection):
         """Return all labeled datasets of the resource, by name."""
         return {
             name: dataset
-            # The graph has no order of its own, and messages and runs are to come in the same one at each tick.
+            # The order of the graph is random, but messages and runs need the same order at each tick.
             for name, dataset in sorted(datasets_in(_definitions(graph)).items())
             if dataset.resource_key == self.resource_key
         }
 
     def datasets(self, graph: Any) -> dict[str, Dataset]:
-        """Return the labeled datasets that the sensor looks after, by name."""
+        """Return the labeled datasets that the sensor handles, by name."""
         keys = self._chosen.resolve(graph)
         return {name: dataset for name, dataset in self.of_resource(graph).items() if dataset.key in keys}
 
     # The graph is a `BaseAssetGraph`, which `dagster` does not export.
     def resolve_inner(self, asset_graph: Any, allow_missing: bool) -> AbstractSet[dg.AssetKey]:  # noqa: ARG002 - as Dagster declares it
-        """Return the keys of what a run may be asked for."""
+        """Return the keys of the assets for which runs may be requested."""
         datasets = self.datasets(asset_graph)
         keys = {key for dataset in datasets.values() for key in (dataset.key, dataset.rejects_key)}
         for definition in _definitions(asset_graph):
@@ -86,10 +86,10 @@ class SensorTarget(dg.AssetSelection):
 def taken_by_others(
     context: dg.SensorEvaluationContext, name: str, minimum_interval_seconds: int, datasets: Mapping[str, Dataset]
 ) -> dict[str, str]:
-    """Return which of these datasets another sensor of the code location looks after, each with its name.
+    """Return the datasets among these that another sensor of the code location handles, each with its name.
 
-    Dagster compares run keys within a sensor alone, so that of several one has to ask: of those that are switched on
-    the one that ticks most often, and then the first by its name.
+    Dagster compares run keys only within a sensor, so only one of several sensors may request runs. Of the ones
+    switched on, it is the one that ticks most often, and then the first by name.
     """
     assert context.repository_def is not None
     taken: dict[str, str] = {}
@@ -108,9 +108,9 @@ def _rank(sensor: dg.SensorDefinition) -> tuple[int, str]:
 
 
 def _is_on(context: dg.SensorEvaluationContext, sensor: dg.SensorDefinition) -> bool:
-    """Return whether a sensor of this code location runs: as it was switched, else as it is declared."""
+    """Return whether a sensor of this code location runs, by its switch or else by its declaration."""
     here = context.code_location_origin
-    # An instance in memory has no schedules, and nobody has switched anything.
+    # An instance in memory has no schedules or switched sensors.
     has_states = context.instance.schedule_storage is not None
     states = [
         state
@@ -123,7 +123,7 @@ def _is_on(context: dg.SensorEvaluationContext, sensor: dg.SensorDefinition) -> 
 
 
 def is_switched_on(sensor: dg.SensorDefinition, states: Iterable[Any]) -> bool:
-    """Return whether a sensor runs, by its states: as it was switched in any of them, else as it is declared."""
+    """Return whether a sensor runs: by its switch in any of these states, or else by its declaration."""
     switched = {state.status.value for state in states}
     is_declared = sensor.default_status is dg.DefaultSensorStatus.RUNNING
     return "RUNNING" in switched or (is_declared and (not switched or "DECLARED_IN_CODE" in switched))

@@ -1,15 +1,15 @@
 """One tick: poll the batches that are due, find the partitions for runs, and report the waits.
 
-Bounded in time, and in queries: those on the ledger are as many for ten thousand batches as for ten.
+Bounded in time, and in queries: the ledger gets as many queries for ten thousand batches as for ten.
 
-Each provider, batch and dataset is looked after by itself. An error of one of them, of ours or not, is logged with its
+Each provider, batch and dataset is handled separately. An error of one of them, of any kind, is logged with its
 traceback and noted, and the others go on. A tick fails as a whole if the ledger cannot be read, since nothing is known
-then. If it asks for no run, it also fails after an error that is none of ours: such an error does not pass by itself,
-and skipped ticks are easily missed.
+then. If it requests no run, it also fails after an error of another kind than ours. Such an error is not temporary, and
+skipped ticks are easily missed.
 
-For the same reason it fails if a submission waits for a person: a batch is overdue, or finds no room in its provider's
-queue, credentials are refused, another account is configured, it is unknown whether a batch exists, the ledger has no
-record of a send. The error has the next step, and comes again every six hours until that is done.
+For the same reason, it fails if a submission waits for a person. Examples are an overdue batch, a full queue at the
+provider, and refused credentials. Others are another configured account, an unknown create call, and a sending that is
+missing from the ledger. The error has the next step, and is repeated every six hours until that is done.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Requested:
 
 
 def run_tick(state: TickState, most_partitions: int, remarks: Iterable[str] = ()) -> Requested:
-    """Do one tick. It polls and asks for runs, and never submits: Dagster may run a sensor's body twice for one tick.
+    """Do one tick. It polls and requests runs, and never submits: Dagster may run a sensor's body twice for one tick.
 
     Args:
         state: From `begin_tick`.
-        most_partitions: At most so many neighbouring partitions go into one run.
+        most_partitions: The most neighbouring partitions in one run.
         remarks: The first notes of the tick.
 
     Raises LLMBatchError for a tick without requests if a submission waits for a person, or after a lasting error.
