@@ -66,7 +66,7 @@ _FETCHES = 3
 # Lines of a download in memory at once.
 _LINES_AT_ONCE = 64
 
-# A batch's result files can be complete later than its status is `ended`.
+# A batch's result files may be incomplete for a while after its status is `ended`.
 _PATIENCE = timedelta(hours=1)
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -280,7 +280,7 @@ class Collector:
     def _lines(self, shard: Shard) -> Iterator[bytes]:
         """Yield the lines as the provider returns them. A failed or gone batch may have been deleted, without lines."""
         if shard.batch.batch_id is None:
-            # A shard in real time: it was canceled, or its process died, after a part of it was asked.
+            # Yield the lines as the provider returns them, or nothing for a failed or gone batch that it has deleted.
             if shard.lane is Lane.REALTIME:
                 yield from answers_so_far(self._payloads, shard).values()
             return

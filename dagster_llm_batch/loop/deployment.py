@@ -457,7 +457,7 @@ class Deployment:
         return Owner(labeling.provider, self.provider(labeling.provider).account, labeling.spec.model, lane)
 
     def provider_of(self, shard: Shard) -> Provider:
-        """Raise ConfigError if another account is configured now; else return the shard's provider."""
+        """Return the shard's provider. Raises ConfigError if another account is configured now."""
         provider = self.provider(shard.provider)
         # Another account would report all batches of the shard as gone, and they would be paid again.
         if provider.account != shard.account:

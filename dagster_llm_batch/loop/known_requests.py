@@ -113,7 +113,7 @@ def find_known(
     again: bool,
     of: str | None = None,
 ) -> KnownRequests:
-    """Return the requests that are not asked now, by these submissions, newest first.
+    """Return the requests of these submissions, newest first, that are not asked now.
 
     True: there is a good answer, or a final cause, so that only a person (`again`) may ask. False: it is in flight.
     For a cascade, the requests are those to one model, by default its own, since the oracle's answers do not count for
