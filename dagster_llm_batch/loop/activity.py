@@ -150,7 +150,7 @@ class Outlook:
 def count_lost(events: Sequence[Event]) -> int:
     """Count the runs at the end of these events that made no progress, if nothing else has happened since.
 
-    Such a run was lost, or failed because the provider took nothing.
+    Such a run was lost, or failed because the provider rejected its batches.
     """
     count, has_failed, is_refused = 0, False, False
     for event in reversed(events):

@@ -215,7 +215,7 @@ class Answers:
 
     @property
     def _has_one_result_each(self) -> bool:
-        """True if each request has exactly one result: there is one wave, and nothing is reused."""
+        """True if each request has exactly one result: there is one wave, without reused answers."""
         # If rows were erased, a result may exist only for another submission.
         is_own = not self.submission.reused_from and self.submission.tombstones is None and self.levels is None
         return is_own and len(self.waves) == 1
@@ -347,8 +347,8 @@ class LabelAssembler(Answers):
     def _billed(self) -> dict[str, Any] | None:
         """Return the data for later estimates: the arguments of core/forecast.py's Billed, and the prompt.
 
-        None if no reply was billed, if older code collected them, or if a person canceled it. Batches that were cut
-        short are excluded, because their full cost is unknown.
+        None if there are no billed replies, if older code collected them, or if a person canceled it. Batches that were
+        cut short are excluded, because their full cost is unknown.
         """
         if self.submission.state is SubmissionState.CANCELED:
             return None

@@ -380,7 +380,7 @@ def new_submission(plan: Plan, planning: Planning, run_id: str | None) -> Submis
         reserved_usd=plan.reserved_usd,
         questions=plan.questions,
         reused_from=plan.sources,
-        # Rows that are erased from here on are taken out of its files before it is sent, and before it lands.
+        # Rows erased from here on are removed from its files before it is sent, and before it is materialized.
         tombstones=planning.knowledge.erased.tombstones or None,
         tags=dict(labeling.tags) or None,
     )

@@ -1,7 +1,7 @@
-"""Receipts of sendings in the payload store, by which a ledger that lost its record of them recovers it.
+"""Receipts of sendings in the payload store, for a ledger that has lost its record of them.
 
-A ledger that was restored from a backup, or a second one of the same namespace, has no record of the last sendings, and
-would send and pay them again. So each shard gets a receipt between the intent and the create call: the shard and its
+A ledger restored from a backup, or a second one of the same namespace, has no record of the last sendings. It would
+send and pay them again. So each shard gets a receipt between the intent and the create call: the shard and its
 submission as the ledger has them then. Plans and sends look at the receipts. A sending without a record is in doubt,
 and the provider is asked for its batch; mostly the ledger has all of them. A shard that is split gives receipts to its
 two halves, since its own files are removed. Calls in real time cannot be looked up at a provider: their stored answers

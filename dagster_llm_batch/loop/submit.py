@@ -13,7 +13,7 @@ the others wait for a person (`Engine.resolve`). Losses of the ledger itself are
 
 The request files of a batch are sent as one stream, which unpacks them while it is read; lines are not copied:
 
-    shard, shard, …, padding ─▶ digests compared ─▶ a stream that can seek and knows its size
+    shard, shard, …, padding ─▶ digests compared ─▶ a stream with a known size that can seek
 """
 
 from __future__ import annotations

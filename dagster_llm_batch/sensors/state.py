@@ -71,7 +71,7 @@ class TickState:
     Attributes:
         context: Of Dagster.
         engine: Of the resource.
-        labels: The partitions of each dataset that this sensor looks after, by name.
+        labels: The partitions of each dataset that this sensor handles, by name.
         bounds: The limits of one tick.
         now: The engine's time when the tick began.
         began: The monotonic seconds when it began.
@@ -101,8 +101,8 @@ class Undelivered:
     """The submissions without materialized labels, as the ledger has them at one moment.
 
     Attributes:
-        own: Of datasets that this sensor looks after.
-        others: Of all other datasets. Another sensor, or another code location on the same ledger, looks after them.
+        own: Of datasets that this sensor handles.
+        others: Of all other datasets. Another sensor, or another code location on the same ledger, handles them.
     """
 
     own: Sequence[Progress]
