@@ -1,7 +1,7 @@
-"""The names that a disk or an object store can hold, asked before anything is paid for what is to be stored there.
+"""Checks whether a disk or an object store can hold a name, before the contents are paid for.
 
 check_place("/data/labels/partition=2026-01-01", "the partition '2026-01-01' of labels")
-fold_of("/data")    what the disk makes of names; None where it knows all of them apart
+fold_of("/data")    the function that maps names to those of the disk; None if it keeps all names apart
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dagster_llm_batch.errors import InputError
 
 __all__ = ["check_place", "fold_case", "fold_form", "fold_of"]
 
-# Of most file systems, in bytes; and of S3's, GCS's and Azure's names as a whole.
+# Most file systems limit a name, in bytes; S3, GCS and Azure limit the whole name of an object.
 _MOST_NAME, _MOST_OBJECT = 255, 1_024
-# Beside a partition's folder: the longest name that this package gives a file in it, and what a writer adds.
+# Bytes to add to a partition's folder: the longest file name of this package, and a writer's suffix.
 _ROOM = 64
 
 
 def check_place(path: str, what: str) -> None:
-    """Raise InputError where nothing can be stored at a path, since a name in it is too long. Writes nothing."""
+    """Raise InputError if a name in a path is too long for its disk or object store. Writes nothing."""
     if not _is_local(path):
         size = len(path.partition("://")[2].partition("/")[2].encode("utf-8", "surrogatepass")) + _ROOM
         if size > _MOST_OBJECT:
@@ -51,20 +51,20 @@ def check_place(path: str, what: str) -> None:
 
 
 def fold_of(path: str) -> Callable[[str], str] | None:
-    """Return what the disk of a path makes of names: those of which it makes the same are one file there.
+    """Return the function that maps a name to the disk's form of it. Names with the same form are one file there.
 
-    None where all names are kept apart, as in an object store.
+    None if all names are kept apart, as in an object store.
     """
     return _probed(str(_existing(path))) if _is_local(path) else None
 
 
 def fold_case(name: str) -> str:
-    """Return a name as a disk sees it that knows neither case nor Unicode forms apart."""
+    """Return a name as a disk stores it that ignores case and Unicode forms."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def fold_form(name: str) -> str:
-    """Return a name as a disk sees it that does not know Unicode forms apart."""
+    """Return a name as a disk stores it that ignores Unicode forms."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -80,16 +80,16 @@ def _probed(folder: str) -> Callable[[str], str] | None:
             if Path(probe, "A\u00e9").exists():
                 return fold_case
             return fold_form if Path(probe, "ae\u0301").exists() else None
-    # What cannot be written to is found out where it is written.
+    # A folder that cannot be written to fails later, at the first write.
     except OSError:
         return None
 
 
 def _existing(path: str) -> Path:
-    """Return the folder of a path that is there, itself or the nearest one above."""
+    """Return the path itself if it is an existing folder, else the nearest existing folder above it."""
     place = Path(path.removeprefix("file://")).absolute()
     for folder in (place, *place.parents):
-        # A name may be too long even to be asked about.
+        # A name may be too long even for this question.
         try:
             if folder.is_dir():
                 return folder
@@ -101,6 +101,6 @@ def _existing(path: str) -> Path:
 def _limit(folder: Path, name: str) -> int | None:
     try:
         return os.pathconf(folder, name)
-    # Windows has no such function; a file system may not say.
+    # Windows has no such function, and a file system may have no limit to report.
     except (AttributeError, OSError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""The paths of stored files: made of any text, of plain segments that every disk and object store takes alike."""
+"""Paths of stored files: built from any text, of plain segments that every disk and object store accepts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _RESERVED = frozenset(
 
 
 def payload_path(namespace: str, asset: str, partition: str, submission_id: str, name: str) -> str:
-    """Return the path of a submission's file. Any text is allowed; row data has no business here."""
+    """Return the path of a submission's file. Any text is allowed; do not pass row data."""
     return "/".join(_segment(text) for text in (namespace, asset, partition, submission_id, name))
 
 
 def namespace_folder(namespace: str) -> str:
-    """Return the folder that holds all files of a namespace, and no other's."""
+    """Return the folder that holds all files of a namespace, and files of this namespace only."""
     return _segment(namespace)
 
 
 def check_path(path: str) -> str:
-    """Return `path` as it is. Raises ConfigError where it is not a relative path of plain segments."""
+    """Return `path` unchanged. Raises ConfigError if it is not a relative path of plain segments."""
     if not all(_SEGMENT.fullmatch(segment) for segment in path.split("/")):
         raise ConfigError(
             f"The payload path {path!r} is not one that works: it is made of segments of A-Z a-z 0-9 . _ - that start "
@@ -42,9 +42,9 @@ def check_path(path: str) -> str:
 
 
 def _segment(text: str) -> str:
-    """Return the text itself where it is plain, else a slug and `--` with a digest, which no plain text holds."""
-    # Lower case only: on macOS and Windows `Tickets` and `tickets` are one folder, and one asset would overwrite the
-    # other's.
+    """Return a plain text unchanged, else a slug, `--` and a digest, which is different from every plain text."""
+    # Lower case only: on macOS and Windows `Tickets` and `tickets` are one folder, so one asset would overwrite the
+    # other.
     if not text:
         return "_"
     is_plain = len(text) <= _MAX_CHARS and _KEPT.fullmatch(text) and "--" not in text and ".." not in text

@@ -1,13 +1,13 @@
 r"""The payload store: request files, raw results and tables, on a local disk or in an object store.
 
-1. A file is there as a whole or not at all: it is written beside or on the local disk first, and takes its name only
-   when it is complete. An exception while writing leaves nothing.
-2. A file that is there survives a crash (local: synced before it takes its name), and only its owner can read it
+1. A file is complete or absent. It is first written on the local disk, under another name, and takes its name when
+   it is complete. An exception while writing leaves nothing.
+2. An existing file survives a crash (local: synced before it takes its name), and only its owner can read it
    (local: files 0600, directories 0700).
-3. A file carries a digest of all its other bytes, which is compared when it is read: that of a stream in a frame which
-   zstd and lz4 skip, that of a table in its metadata. Another is a DamagedError; files of older versions have none.
-4. Streams are compressed on disk, plain to the caller, in constant memory: by zstd, or by lz4 where the name ends so,
-   which takes more room and half the time. Lines end at b"\n" only: U+2028 and such are data.
+3. A file carries a digest of all its other bytes, which is compared when it is read. A stream has it in a frame that
+   zstd and lz4 skip, a table in its metadata. A wrong digest is a DamagedError. Files of older versions have no digest.
+4. Streams are compressed on disk and plain for the caller, in constant memory. A name that ends in `.lz4` selects lz4,
+   which takes more space and half the time; all others are zstd. Lines end at b"\n" only: U+2028 and such are data.
 
 Refuses paths that are not relative chains of plain segments (`check_path`). A file that cannot be read is a
 PayloadError, which is an OSError, too: LostError (also a FileNotFoundError), DamagedError or UnreadableFileError. The
@@ -86,19 +86,19 @@ __all__ = [
 
 _BUFFER_BYTES = 1 << 17
 
-# Vectors and long texts make it in fewer rows.
+# Vectors and long texts reach it with fewer rows.
 _BATCH_BYTES = 1 << 24
 
-# To release memory takes as long as to read a batch.
+# Releasing memory takes as long as reading a batch.
 _BATCHES_A_RELEASE = 4
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _MOST_REMEMBERED = 10_000
-# A disk takes no more at once.
+# A disk is not faster with more at once.
 _SYNCS_AT_ONCE = 16
 
 
 class _Unnamed(io.FileIO):
-    """A file without a name, in the temporary folder. What that has no room for is a PayloadError."""
+    """A file without a name in the temporary folder. Raises PayloadError if the folder is full."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryFile(buffering=0) as file:
@@ -110,19 +110,19 @@ class _Unnamed(io.FileIO):
 
 
 def unnamed_file() -> IO[bytes]:
-    """Return a file in the temporary folder that is gone when it is closed, or when the process dies."""
+    """Return a file in the temporary folder that disappears when it is closed or the process dies."""
     return io.BufferedRandom(_Unnamed())
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Give a folder within the temporary one, gone after the block. What has no room there is a PayloadError."""
+    """Give a folder within the temporary folder, removed after the block. Raises PayloadError if that is full."""
     with temporary_errors(), tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
 class StoredFile(NamedTuple):
-    """One file. `path` is relative to the store's root; `modified_at` is None where the store does not say."""
+    """One file. `path` is relative to the store's root; `modified_at` is None if the store does not report it."""
 
     path: str
     bytes: int
@@ -140,7 +140,7 @@ class PayloadStore:
         else:
             from upath import UPath  # noqa: PLC0415
 
-            # A cached listing, be it of other code in this process, would hide what other processes wrote since.
+            # A cached listing, also of other code in this process, would hide later files of other processes.
             uncached = {"use_listings_cache": False} if "://" in str(root) else {}
             self._root = UPath(root, **{**uncached, **storage_options})
         self._is_local = self._root.protocol in {"", "file", "local"}
@@ -151,7 +151,7 @@ class PayloadStore:
 
     @contextmanager
     def writer(self, path: str) -> Iterator[PayloadWriter]:
-        """Write a compressed payload. It appears, or replaces an older one, when the block ends well."""
+        """Write a compressed payload. It appears, or replaces an older one, when the block succeeds."""
         with self._staged(path) as file:
             stored = HashedFile(file)
             with pa.CompressedOutputStream(stored, _codec(path)) as sink:
@@ -163,7 +163,7 @@ class PayloadStore:
     def reader(self, path: str) -> Iterator[BinaryIO]:
         """Read a payload, uncompressed, as a stream that cannot seek. A truncated file is an OSError.
 
-        Its digest is compared before the last bytes are given out: use what was read only after all of it was.
+        The digest is compared before the last bytes are returned: use the data only after reading all of it.
         """
         with self._open(path) as file:
             # Even an empty stream has a frame.
@@ -178,14 +178,14 @@ class PayloadStore:
     def checked(self, path: str, digest: str) -> Iterator[Callable[[], BinaryIO]]:
         """Check a payload's digest; return a function that opens the checked bytes, any number of times.
 
-        Each call of it returns an uncompressed stream that cannot seek, and ends the one before. The bytes that are
-        read are those that were checked, whatever happens to the payload meanwhile. Raises OSError for another digest.
+        Each call of it returns an uncompressed stream that cannot seek, and ends the one before. The stream has exactly
+        the checked bytes, even if the payload changes meanwhile. Raises OSError for another digest.
         """
         with self._here(path) as file:
 
             def plain() -> BinaryIO:
                 file.seek(0)
-                # The stream closes what it reads from, so it gets a descriptor of its own.
+                # The stream closes its source, so it gets a descriptor that only it uses.
                 own = io.FileIO(os.dup(file.fileno()))
                 return cast("BinaryIO", pa.CompressedInputStream(own, _codec(path)))
 
@@ -193,7 +193,7 @@ class PayloadStore:
             if kind not in DIGESTS:
                 raise UnreadableFileError(f"The payload {path} has a digest of a kind unknown to this version: {kind}.")
             if kind == XXH3 and (framed := framed_digest(file))[0] is not None:
-                # Older digests are of files that carry none.
+                # Older digests are of files without a digest inside.
                 file.truncate(framed[1])
             with plain() if not kind else nullcontext(file) as source:
                 actual = hashlib.file_digest(cast("io.FileIO", source), DIGESTS[kind]).hexdigest()
@@ -202,7 +202,7 @@ class PayloadStore:
             yield plain
 
     def lines(self, path: str) -> Iterator[bytes]:
-        r"""Yield the payload's lines, each with its `\n`, but for a last line that has none."""
+        r"""Yield the payload's lines, each with its `\n`, which the last line may lack."""
         with self.reader(path) as source:
             yield from source
 
@@ -210,16 +210,16 @@ class PayloadStore:
     def table_writer(
         self, path: str, schema: pa.Schema, *, repeating: Sequence[str] | None = None, compression: str = "zstd"
     ) -> Iterator[pq.ParquetWriter]:
-        """Write a Parquet table: `write_table` and `write_batch`. It appears when the block ends well.
+        """Write a Parquet table: `write_table` and `write_batch`. It appears when the block succeeds.
 
-        `repeating` names the columns with few values, in a table that only this package reads. Such a table is written
-        and read in two thirds of the time, and is twice as large.
+        `repeating` names the columns with few distinct values, in a table that only this package reads. Such a table is
+        written and read in two thirds of the time, and is twice as large.
         """
         options: dict[str, Any] = {"compression": compression}
         if repeating is not None:
             options = {"compression": "lz4", "use_dictionary": list(repeating), "write_statistics": False}
         with self._staged(path) as staged:
-            # Arrow writes each page by itself, and a small table is many.
+            # Arrow writes pages one by one, and even a small table has many.
             pages = pa.BufferedOutputStream(pa.PythonFile(stored := HashedFile(staged), "w"), _BUFFER_BYTES)
             with pages, TableWriter(pages, schema, **options) as writer:
                 yield writer
@@ -233,12 +233,12 @@ class PayloadStore:
             return parquet.schema_arrow
 
     def table_metadata(self, path: str) -> Mapping[bytes, bytes]:
-        """Return what the table's writer added as metadata."""
+        """Return the metadata that the table's writer added."""
         with self._parquet(path) as parquet:
             return dict(parquet.metadata.metadata or {})
 
     def row_bytes(self, path: str) -> int:
-        """Return how many bytes a row of a table has about, before compression: by its first rows."""
+        """Return about how many bytes a row of a table has before compression, measured on its first rows."""
         with self._parquet(path) as parquet:
             return _row_bytes(parquet)
 
@@ -255,7 +255,7 @@ class PayloadStore:
         """Yield the table in record batches of at most `batch_rows` rows, fewer of long rows, in constant memory."""
         with self._parquet(path) as parquet:
             batch_rows = max(min(batch_rows, _BATCH_BYTES // _row_bytes(parquet, columns)), 1)
-            # Each batch has buffers of its own, which are freed with it.
+            # Each batch owns its buffers, which are freed with it.
             batches = parquet.iter_batches(batch_rows, columns=columns, use_threads=False)
             for number, batch in enumerate(batches, start=1):
                 yield batch
@@ -280,7 +280,7 @@ class PayloadStore:
         return bool(self._fs.exists(self._full(path)))
 
     def carries_digest(self, path: str) -> bool:
-        """Return whether a file has the digest that this package writes into it, be it right; False of none."""
+        """Return whether a file exists and has the digest that this package writes into it, even a wrong one."""
         try:
             with self._open(path) as file:
                 return carries_digest(file, is_table=path.endswith(".parquet"))
@@ -288,15 +288,15 @@ class PayloadStore:
             return False
 
     def delete(self, path: str) -> None:
-        """Remove the file; where there is none, do nothing."""
+        """Remove the file, if it exists."""
         full = self._full(path)
         if self._fs.exists(full):
-            # Another process may do the same.
+            # Another process may remove it at the same time.
             with suppress(FileNotFoundError), reading_errors(path, verb="removed"):
                 self._fs.rm_file(full)
 
     def move(self, path: str, to: str) -> None:
-        """Give a file another name: in one step on a disk; in an object store it has both for a moment."""
+        """Rename a file, atomically on a local disk. In an object store, the file has both names for a moment."""
         old, new = self._full(path), self._full(to)
         with payload_errors(new):
             if self._is_local:
@@ -307,36 +307,36 @@ class PayloadStore:
                 self._fs.rm_file(old)
 
     def files(self, folder: str) -> Iterator[StoredFile]:
-        """Yield every file below a folder by name, half-written ones of killed processes (`.….tmp`) included."""
+        """Yield every file below a folder by name, including half-written ones of killed processes (`.….tmp`)."""
         base = self._root.path.rstrip("/")
-        # Of a folder that is named from the current one, file systems give whole paths.
+        # File systems return absolute paths for a relative folder.
         base = str(Path(base).absolute()) if self._is_local else base
         for name, info in sorted(self._fs.find(f"{base}/{folder}", detail=True).items()):
             yield StoredFile(name.partition(f"{base}/")[2], int(info.get("size") or 0), _modified_at(info))
 
     def remove(self, file: StoredFile) -> None:
-        """Remove a file that `files` gave, whatever its name. Where it is gone already, do nothing."""
+        """Remove a file that `files` gave, whatever its name, if it still exists."""
         with suppress(FileNotFoundError), reading_errors(file.path, verb="removed"):
             self._fs.rm_file(f"{self._root.path.rstrip('/')}/{file.path}")
 
     def parquet_files(self) -> list[str]:
         """Return the names of the Parquet files in the root itself."""
-        # A hidden one is half-written, or none of ours.
+        # Hidden files are half-written or belong to others.
         return [name for name in self._names() if name.endswith(".parquet") and not name.startswith(".")]
 
     def keep_only(self, start: str) -> None:
-        """Remove the Parquet files in the root itself whose names start otherwise."""
+        """Remove the Parquet files in the root itself whose names do not start with `start`."""
         for name in self.parquet_files():
             if not name.startswith(start):
                 self.remove(StoredFile(name, 0, None))
 
     def remove_left_behind(self) -> None:
-        """Remove what killed processes left half-written in the root itself, after a day; see stored_files.py."""
+        """Remove half-written files of killed processes in the root itself, after a day; see stored_files.py."""
         if self._is_local:
             remove_left_behind(Path(self._root.path), self._names())
 
     def _names(self) -> list[str]:
-        """Return the names of what is in the root itself."""
+        """Return the names of the files and folders in the root itself."""
         try:
             paths = self._fs.ls(self._root.path.rstrip("/"), detail=False)
         except FileNotFoundError:
@@ -345,7 +345,7 @@ class PayloadStore:
 
     @property
     def _fs(self) -> Any:
-        """The file system; raises MissingExtraError where its package is not installed."""
+        """The file system; raises MissingExtraError if its package is not installed."""
         try:
             return self._root.fs
         except ImportError as error:
@@ -364,20 +364,22 @@ class PayloadStore:
 
     @contextmanager
     def _parquet(self, path: str, *, all_of_it: bool = False) -> Iterator[pq.ParquetFile]:
-        """Open a table whose digest was compared, by this process, since it was written."""
+        """Open a table whose digest this process has compared since it was written."""
         with self._compared(path, all_of_it=all_of_it) as file, open_table(file) as parquet:
             yield parquet
 
     @contextmanager
     def _compared(self, path: str, *, all_of_it: bool = False) -> Iterator[BinaryIO]:
-        """Open the file of a table whose digest was compared, as `_parquet` does, without reading its schema."""
+        """Open the file of a table whose digest was compared, like `_parquet`, without reading its schema."""
         with ExitStack() as files:
             file = files.enter_context(self._open(path))
             seen = self.version(path, file)
-            # Where a file is replaced meanwhile, ranges may be of both: Cloud Storage's reader does not tell.
+            # If a file is replaced while it is read, ranges may mix both versions: Cloud Storage's reader reports no
+            # error.
             if seen not in _compared or (all_of_it and not self._is_local):
                 if not self._is_local:
-                    # Its bytes are needed all, once: later reads of this process take only what they need.
+                    # The digest needs all bytes, once. Later reads of this process fetch only the ranges that they
+                    # need.
                     file = files.enter_context(self._here(path))
                 with reading_errors(path):
                     if not is_whole_table(file):
@@ -386,21 +388,21 @@ class PayloadStore:
             yield file
 
     def version(self, path: str, file: Any = None) -> FileVersion:
-        """Return what changes when a file does; `file` where it is open. A missing file is a LostError."""
+        """Return a value that changes whenever the file does; `file`: the open file. Raises LostError if missing."""
         full = self._full(path)
         with reading_errors(path):
             if self._is_local:
                 stat = Path(full).stat() if file is None else os.fstat(file.fileno())
                 return FileVersion(full, stat.st_size, f"{stat.st_ino} {stat.st_mtime_ns}")
-            # What an open file reads is what its details tell, whatever has its name by now.
+            # The details describe the bytes that an open file reads, even if its name now belongs to another file.
             info = getattr(file, "details", None) or self._fs.info(full)
         tag = next((str(info[name]) for name in (*_TAGS, *_TIMES) if info.get(name)), uuid.uuid4().hex)
         return FileVersion(f"{self._root.protocol}:{full}", int(info.get("size") or 0), tag)
 
     def is_whole(self, path: str) -> bool:
-        """Return whether a file is there and what was written. Reads all of it, of a table once in a process.
+        """Return whether a file exists and is undamaged. Reads all of it, a table once in a process.
 
-        Raises what the store raises where it cannot be asked: then nobody knows.
+        Raises the store's error if the store cannot be asked: then the answer is unknown.
         """
         try:
             if path.endswith(".parquet"):
@@ -413,7 +415,7 @@ class PayloadStore:
 
     @contextmanager
     def _here(self, path: str) -> Iterator[io.FileIO]:
-        """Open a copy of the stored file, which nobody can write to while it is read."""
+        """Open a copy of the stored file, which other processes cannot change while it is read."""
         with self._open(path) as file, _Unnamed() as copy:
             with reading_errors(path):
                 shutil.copyfileobj(file, copy, _BUFFER_BYTES)
@@ -422,9 +424,9 @@ class PayloadStore:
 
     @contextmanager
     def _staged(self, path: str) -> Iterator[BinaryIO]:
-        """Open a local file that becomes the payload when the block ends well, and is removed otherwise."""
+        """Open a local file that becomes the payload when the block succeeds, and is removed otherwise."""
         full = self._full(path)
-        # On a local disk in the same directory: only within one file system is a rename atomic.
+        # A local payload is staged in its own directory: a rename is atomic only within one file system.
         directory = Path(full).parent if self._is_local else Path(tempfile.gettempdir())
         staged = directory / staged_name(path.rpartition("/")[0])
         try:
@@ -437,7 +439,7 @@ class PayloadStore:
             with payload_errors(full):
                 self._publish(staged, full)
         finally:
-            # What a failing disk keeps of it is removed by `prune`.
+            # `prune` removes a file that a failing disk keeps.
             with suppress(OSError):
                 staged.unlink()
 
@@ -445,30 +447,31 @@ class PayloadStore:
         if self._is_local:
             self._place(staged, Path(full))
         else:
-            # An object store shows an upload when it is complete.
+            # An object store shows an upload once it is complete.
             self._fs.put_file(str(staged), full)
 
     def _place(self, staged: Path, full: Path) -> None:
-        """Give a file that is written its name."""
-        # First the bytes, then the name, then the directory that holds it: a crash of the machine between any two
-        # leaves the old file or the whole new one, never a name with half of its bytes.
+        """Give a written file its name."""
+        # First the bytes, then the name, then the directory that holds it. A crash of the machine between two of these
+        # steps leaves the old file or the whole new one, never half a file.
         sync_path(staged)
         staged.replace(full)
         sync_path(staged.parent)
 
 
 class LateStore(PayloadStore):
-    """The files of another store. On a local disk, what is written through this one is synced by `sync` alone.
+    """The files of another store. On a local disk, only `sync` syncs the files that are written through this store.
 
     A sync waits for the disk, and many at once wait hardly longer than one. Until `sync` has returned, a crash of the
-    machine, not of the process, can leave a file damaged, as its digest tells: nothing may be recorded that needs it.
+    machine (not of the process) can leave a damaged file, which its digest reveals. So do not record anything that
+    needs the file before that.
 
-    What the disk does not take is removed, and must be written anew: the system tells of such an error once, and drops
-    what it could not write, so a second sync would say that it is on disk.
+    A file that the disk fails to sync is removed and must be written again. The system reports such an error once and
+    drops the unwritten bytes, so a second sync would succeed without them.
     """
 
     def __init__(self, store: PayloadStore) -> None:
-        # The root as the other store has opened it, with its options.
+        # The root, already opened with its options.
         self._root, self._is_local = store._root, store._is_local  # noqa: SLF001 - a store of the same kind
         self._written: deque[Path] = deque()
         self._lost: set[Path] = set()
@@ -479,17 +482,17 @@ class LateStore(PayloadStore):
         self._written.append(full)
 
     def is_whole(self, path: str) -> bool:
-        """See PayloadStore. A stream that is there may be of a process that was killed before it synced it."""
+        """See PayloadStore. An existing stream may be from a process that was killed before it synced the stream."""
         is_whole = super().is_whole(path)
-        # Tables are made anew by who has not recorded them.
+        # A process that has not recorded a table writes it again.
         if is_whole and self._is_local and not path.endswith(".parquet"):
             self._written.append(Path(self._full(path)))
         return is_whole
 
     def sync(self) -> None:
-        """Return when all that was written before is on disk. Raises PayloadError where the disk does not take it."""
+        """Return when all files written before are on disk. Raises PayloadError if the disk fails to sync one."""
         written: dict[Path, None] = {}
-        # Others may write meanwhile.
+        # Other threads may write meanwhile.
         while self._written:
             written[self._written.popleft()] = None
         try:
@@ -498,12 +501,12 @@ class LateStore(PayloadStore):
                     spread = pool.map if len(paths) > 1 else map
                     list(spread(self._sync_what_is_left, paths))
         except BaseException:
-            # What is not on disk now is not taken for it the next time.
+            # The next call must sync these files again.
             self._written.extend(written)
             raise
 
     def _sync_what_is_left(self, path: Path) -> None:
-        # What was removed since is needed no more.
+        # A file that was removed since is not needed.
         with payload_errors(path), suppress(FileNotFoundError):
             if path in self._lost:
                 raise OSError(errno.EIO, "the disk did not take it")
@@ -529,7 +532,7 @@ def _remember(seen: FileVersion) -> None:
 
 
 def _row_bytes(parquet: pq.ParquetFile, names: Sequence[str] | None = None) -> int:
-    """Return how many bytes a row has about, before compression, in all columns or in those of these names."""
+    """Return about how many bytes a row has before compression, in all columns or in the named ones."""
     if parquet.num_row_groups == 0:
         return 1
     group = parquet.metadata.row_group(0)
@@ -542,7 +545,7 @@ def _row_bytes(parquet: pq.ParquetFile, names: Sequence[str] | None = None) -> i
     return int(whole // max(group.num_rows, 1)) or 1
 
 
-# The keys under which the file systems of fsspec give what changes with each write, and the time of the last one.
+# The keys of fsspec's file systems for a value that changes with each write, and for the time of the last write.
 _TAGS = ("ETag", "etag", "generation", "md5Hash")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 

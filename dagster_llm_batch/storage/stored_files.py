@@ -1,12 +1,12 @@
-"""Stored files, as they are written and as they are told whole: each carries a digest of its other bytes.
+"""Stored files: each carries a digest of its other bytes, by which a reader recognizes a whole file.
 
-    a stream   its digest is in a frame at its end, which every reader of zstd and of lz4 skips
-    a table    its digest is in its metadata, of the file with zeros in the digest's place
+    a stream   its digest is in a frame at its end, which every reader of zstd and of lz4 skips.
+    a table    its digest is in its metadata, computed over the file with zeros in the digest's place.
 
-They guard against accidents, not against forgers. Files of older versions have none.
+Digests guard against accidents, not against forgers. Files of older versions carry no digest.
 
-A file is staged, under a name that no reader looks for, until it is whole. What the disk refuses meanwhile is a
-PayloadError, which says what to do.
+A file is staged, under a name that readers ignore, until it is whole. An error of the disk meanwhile is raised as a
+PayloadError with the next step.
 """
 
 from __future__ import annotations
@@ -71,20 +71,20 @@ _NAME_CHARS = 16
 _HASH_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 17
 
-# A frame that every reader of zstd and of lz4 skips: its magic number, the size of what follows, our name, the digest.
+# A frame that every reader of zstd and of lz4 skips: its magic number, the size of its content, our name, the digest.
 FRAME_HEAD = (0x184D2A5D).to_bytes(4, "little") + (20).to_bytes(4, "little") + b"dlb1"
 _FRAME_BYTES = len(FRAME_HEAD) + 16
 
-# The name under which a table's metadata has the digest, in hex. It is of the file with zeros in the digest's place.
+# The key of the digest in a table's metadata, in hex. It is computed over the file with zeros in the digest's place.
 _DIGEST_MARK = b"dagster_llm_batch/xxh3"
 _NO_DIGEST = b"0" * 32
-# How the metadata, in Thrift's compact form, goes on behind a name: a text of 32 bytes.
+# Thrift's compact form has this prefix between a name and a text of 32 bytes.
 _TEXT_OF_32 = b"\x18\x20"
 _TABLE_END = b"PAR1"
 
 
 class DamagedError(PayloadError, OSError):
-    """A stored file is not what was written. What else is stored can be read as before."""
+    """The bytes of a stored file differ from those that were written. Other files can still be read."""
 
     def __init__(self, path: str, harm: str = "its bytes are not those that were written") -> None:
         super().__init__(
@@ -93,16 +93,16 @@ class DamagedError(PayloadError, OSError):
 
 
 class LostError(PayloadError, FileNotFoundError):
-    """A stored file is not there."""
+    """A stored file is missing."""
 
 
 class UnreadableFileError(PayloadError, OSError):
-    """A stored file may be there, and cannot be read."""
+    """A stored file cannot be read, but may exist."""
 
 
 @contextmanager
 def reading_errors(path: str, *, verb: Literal["read", "removed"] = "read") -> Iterator[None]:
-    """Raise PayloadError with the next step for an error of a disk or a store while a file is read, or removed."""
+    """Raise PayloadError with the next step if a disk or store fails to read or remove a file."""
     try:
         yield
     except PayloadError:
@@ -124,7 +124,7 @@ def reading_errors(path: str, *, verb: Literal["read", "removed"] = "read") -> I
 
 
 class PlainFile(io.RawIOBase):
-    """The unpacked bytes of a stored stream. Bytes that cannot be unpacked are a DamagedError."""
+    """The unpacked bytes of a stored stream. Raises DamagedError for bytes that cannot be unpacked."""
 
     def __init__(self, source: pa.NativeFile, path: str) -> None:
         self._source = source
@@ -138,7 +138,7 @@ class PlainFile(io.RawIOBase):
             data = self._source.read(len(buffer))
         except PayloadError:
             raise
-        # Of what unpacks them: the bytes came.
+        # Raised by the decompressor: the store delivered the bytes.
         except (OSError, pa.ArrowException) as error:
             raise DamagedError(self._path, f"it is truncated, or cannot be unpacked ({error})") from error
         buffer[: len(data)] = data
@@ -146,9 +146,9 @@ class PlainFile(io.RawIOBase):
 
 
 class FileVersion(NamedTuple):
-    """One version of a stored file: with other bytes it is another. `tag` is an inode and a time, or what a store says.
+    """One version of a stored file; other bytes are another version. `tag` is an inode and a time, or the store's tag.
 
-    Where a store says nothing that changes with each write, no two are the same.
+    If the store reports nothing that changes with each write, every call gives a new version.
     """
 
     path: str
@@ -159,10 +159,10 @@ class FileVersion(NamedTuple):
 _blake2b = partial(hashlib.blake2b, digest_size=16)
 XXH3 = "xxh3"
 DIGESTS: dict[str, Callable[[], Any]] = {XXH3: xxhash.xxh3_128, "stored": _blake2b, "": _blake2b}
-"""How to compute a digest, by the kind that it starts with.
+"""Functions that compute digests, by the kind that a digest starts with.
 
-`xxh3` is what is written today, of the stored bytes. It guards against accidents, not against forgers, and runs at the
-speed of memory. `stored` (of the stored bytes) and no kind (of the uncompressed ones) are those of older ledgers.
+New digests are `xxh3`, of the stored bytes. It guards against accidents, not against forgers, and runs at the
+speed of memory. Older ledgers have `stored` (of the stored bytes) and no kind (of the uncompressed bytes).
 """
 
 
@@ -182,7 +182,7 @@ class HashedFile(io.RawIOBase):
 
 
 class PayloadWriter:
-    """A payload being written. `bytes` is what was written so far, `digest` is known after the block."""
+    """A payload being written. `bytes` counts the bytes written so far; `digest` is final after the block."""
 
     def __init__(self, sink: pa.NativeFile, stored: HashedFile) -> None:
         self._sink = sink
@@ -193,7 +193,7 @@ class PayloadWriter:
 
     @property
     def digest(self) -> str:
-        """The digest of the stored file, but for the frame that carries it: see `PayloadStore.checked`."""
+        """The digest of the stored file without the frame that carries it: see `PayloadStore.checked`."""
         return f"{XXH3}:{self._stored.hash.hexdigest()}"
 
     def write(self, data: bytes) -> None:
@@ -205,7 +205,7 @@ class PayloadWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Compress what is held back."""
+        """Compress the buffered pieces."""
         data = b"".join(self._pieces)
         self._pieces, self._held_bytes = [], 0
         if data:
@@ -213,7 +213,7 @@ class PayloadWriter:
 
 
 class TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
-    """A table being written, with room in its metadata for the digest: see `write_table_digest`."""
+    """A table being written, with a place in its metadata for the digest: see `write_table_digest`."""
 
     def write_table(self, *args: Any, **kwargs: Any) -> None:
         super().write_table(*args, **kwargs)
@@ -226,13 +226,13 @@ class TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
                 self.add_key_value_metadata({_DIGEST_MARK: _NO_DIGEST})
             super().close()
         finally:
-            # What could not be closed, on a full disk, would be closed once more when it is collected.
+            # If closing fails on a full disk, garbage collection would try to close it again.
             self.is_open = False
         release_all_memory()
 
 
 class CheckedFile(io.RawIOBase):
-    """The bytes of a stored stream without its digest, which is compared before the last of them are given out."""
+    """The bytes of a stored stream without its digest, which is compared before the last bytes are returned."""
 
     def __init__(self, file: BinaryIO, path: str) -> None:
         self._file = file
@@ -255,7 +255,7 @@ class CheckedFile(io.RawIOBase):
 
 
 def framed_digest(file: BinaryIO) -> tuple[bytes | None, int]:
-    """Return the digest at the end of a stored stream, if it has one, and how many bytes are before it."""
+    """Return the digest at the end of a stored stream, if any, and the number of bytes before it."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _FRAME_BYTES))
     frame = file.read(_FRAME_BYTES)
@@ -265,7 +265,7 @@ def framed_digest(file: BinaryIO) -> tuple[bytes | None, int]:
 
 
 def _digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
-    """Read this many bytes, and return the hash of them, which can be updated."""
+    """Read this many bytes, and return their hash, which can be updated."""
     digest = xxhash.xxh3_128()
     while size and (data := file.read(min(size, _HASH_BYTES))):
         digest.update(data)
@@ -276,8 +276,8 @@ def _digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
 def own_name(folder: str, start: str | None = None) -> str:
     """Return a name of 32 hex digits that this package alone makes for a file in this folder of a store.
 
-    The second half is a digest of the first one and the folder: by it a file without a record is known as ours.
-    `start` has the first 16 digits, by default random ones.
+    The second half is a digest of the first half and the folder, so a file without a record is recognized as ours.
+    `start` is the first 16 digits, random by default.
     """
     start = start or uuid.uuid4().hex[:_NAME_CHARS]
     content = f"dagster_llm_batch\0{start}\0{folder}".encode()
@@ -290,12 +290,12 @@ def is_own_name(name: str, folder: str) -> bool:
 
 
 def carries_digest(file: BinaryIO, *, is_table: bool) -> bool:
-    """Return whether a stored file has the digest that this package writes into it, be it right or not."""
+    """Return whether a stored file has the digest that this package writes into it, right or wrong."""
     return _find_digest(file) is not None if is_table else framed_digest(file)[0] is not None
 
 
 def is_whole_stream(file: BinaryIO, codec: str) -> bool:
-    """Return whether a stream is what was written, or of an older version, as good as it can be unpacked."""
+    """Return whether a stream matches its digest; without one, as in older versions, whether it can be unpacked."""
     expected, size = framed_digest(file)
     if expected is not None:
         return _digest_of(file, size).digest() == expected
@@ -312,7 +312,7 @@ def is_whole_stream(file: BinaryIO, codec: str) -> bool:
 
 
 def _find_digest(file: BinaryIO) -> int | None:
-    """Return where a table has its digest; None where it has none, or is no table."""
+    """Return the position of a table's digest; None if it has no digest or is not a table."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     end = file.read(8)
@@ -325,7 +325,7 @@ def _find_digest(file: BinaryIO) -> int | None:
 
 
 def _has_right_digest(file: BinaryIO) -> bool:
-    """Return whether a table is what was written; True of one without a digest. Leaves the file at its start."""
+    """Return whether a table matches its digest; True without a digest. Leaves the file at its start."""
     place = _find_digest(file)
     file.seek(0)
     if place is None:
@@ -340,23 +340,23 @@ def _has_right_digest(file: BinaryIO) -> bool:
 
 
 def write_table_digest(staged: str, digest: str) -> None:
-    """Write the digest into the place that a table has for it."""
+    """Write the digest into its place in a table's metadata."""
     with Path(staged).open("r+b") as file:
         place = _find_digest(file)
-        # A table that could not be written to its end has none; it is no table, and whoever wrote it removes it.
+        # A table that was not written to its end has no such place; its writer removes it.
         if place is not None:
             file.seek(place)
             file.write(digest.encode())
 
 
 def is_whole_table(file: Any) -> bool:
-    """Return whether a table is what was written, or of an older version, as good as it can be read."""
+    """Return whether a table matches its digest; without one, as in older versions, whether it can be read."""
     has_digest = _find_digest(file) is not None
     if not _has_right_digest(file):
         return False
     try:
         with open_table(file) as parquet:
-            # Where its metadata is damaged, the digest may not be found.
+            # If the metadata is damaged, the digest may not be found.
             batches = () if has_digest else parquet.iter_batches(use_threads=False)
             for _ in batches:
                 pass
@@ -371,7 +371,7 @@ def open_table(file: Any) -> pq.ParquetFile:
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
 
 
-# What a disk, a quota or a limit on a file's size says.
+# The errors of a full disk, a quota or a limit on file sizes.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _STAGED_NAME = re.compile(r"\.([0-9a-f]{32})\.tmp")
@@ -379,7 +379,7 @@ _LEFT_BEHIND_AFTER_SECONDS = 86_400
 
 
 def staged_name(folder: str) -> str:
-    """Return the name of a file in this folder of a store while it is written."""
+    """Return a name for a file in this folder of a store while it is being written."""
     return f".{own_name(folder)}.tmp"
 
 
@@ -390,16 +390,16 @@ def is_staged_name(name: str, folder: str) -> bool:
 
 
 class StagedFile(io.FileIO):
-    """The file of a payload that is being written: `full` is where it will be, None where that is no local disk.
+    """The file of a payload that is being written. `full` is its final path, None if that is not on a local disk.
 
-    What the disk refuses is a PayloadError. While it is open it is locked, as `remove_left_behind` asks.
+    Errors of the disk are raised as PayloadError. An open file is locked, for `remove_left_behind`.
     """
 
     def __init__(self, path: Path, full: str | None) -> None:
         super().__init__(path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
         self._full = full
         if full is not None:
-            # Where a disk knows no locks, none is removed.
+            # On a disk without locks, `remove_left_behind` removes nothing.
             with suppress(OSError):
                 _lock(self)
 
@@ -409,24 +409,24 @@ class StagedFile(io.FileIO):
 
 
 def _lock(file: io.IOBase) -> None:
-    """Lock a file until it is closed, or its process dies. Raises OSError where another has, or there are no locks."""
-    # Windows removes no file that is open.
+    """Lock a file until it is closed or its process dies. Raises OSError if it is locked or the disk has no locks."""
+    # Windows does not remove an open file.
     if sys.platform != "win32":
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def remove_left_behind(folder: Path, names: Iterable[str]) -> None:
-    """Remove those of these files in a folder that killed processes left half-written.
+    """Remove the half-written files that killed processes left in a folder.
 
-    By three signs: `own_name` made the name, so that others' files stay; the last byte was written more than a day
-    before the folder's last change, both by the clock of the disk; and nobody holds the lock, which a writer has until
-    it ends or dies. Disks that machines share mostly tell each of the other's locks. Where they do not, a process that
-    has written nothing for a day may lose its file: it then fails, and what was stored stays.
+    A file is removed if three things are true. `own_name` made its name: files of others stay. By the disk's clock, its
+    last byte was written more than a day before the folder's last change. Its lock is free: a writer holds the lock
+    until it ends or dies. Most shared disks show the locks of other machines. On a disk that does not, a process that
+    has not written for a day may lose its file: it then fails, and the stored payloads stay.
     """
     staged = [folder / name for name in names if is_staged_name(name, "")]
     before = folder.stat().st_mtime - _LEFT_BEHIND_AFTER_SECONDS if staged else 0.0
     for path in staged:
-        # What cannot be opened or locked is another's.
+        # A file that cannot be opened or locked belongs to another process.
         with suppress(OSError), path.open("r+b") as file:
             if os.fstat(file.fileno()).st_mtime < before:
                 _lock(file)
@@ -435,7 +435,7 @@ def remove_left_behind(folder: Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def temporary_errors() -> Iterator[None]:
-    """Raise PayloadError where the temporary folder has no room: it is not the payload store that is full."""
+    """Raise PayloadError if the temporary folder is full: it is not the payload store that is full."""
     try:
         yield
     except OSError as error:
@@ -450,7 +450,7 @@ def temporary_errors() -> Iterator[None]:
 
 @contextmanager
 def payload_errors(full: str | Path) -> Iterator[None]:
-    """Raise PayloadError, which says what to do, for an OSError of the block: a full disk, say, or a missing right."""
+    """Raise PayloadError with the next step for an OSError of the block, such as a full disk or a missing right."""
     try:
         yield
     except OSError as error:
@@ -462,7 +462,7 @@ def payload_errors(full: str | Path) -> Iterator[None]:
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory, and those above it, that only their owner can read."""
+    """Create a directory, and its parents, that only their owner can read."""
     if not directory.exists():
         make_private(directory.parent)
         directory.mkdir(mode=0o700, exist_ok=True)
