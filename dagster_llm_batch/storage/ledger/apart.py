@@ -1,4 +1,4 @@
-"""Reads of many rows in which one that cannot be read, as one that a newer version wrote, costs no other."""
+"""Reads of many rows that skip an unreadable row, such as one that a newer version wrote, and return the others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dagster_llm_batch.storage.ledger.submission_rows import group_names
 __all__ = ["CANNOT_READ", "OnUnreadable", "read_apart", "read_each"]
 
 OnUnreadable = Callable[[str, Exception], None]
-"""Takes the id of a row that cannot be read, and why."""
+"""Takes the id of an unreadable row, and the error."""
 
 _T = TypeVar("_T")
 
 CANNOT_READ = (ValueError, TypeError, ArithmeticError, LookupError)
-"""What is raised where a row cannot be read."""
+"""The errors that an unreadable row raises."""
 
 
 def read_apart(
@@ -27,10 +27,10 @@ def read_apart(
     ids: sa.Select[Any],
     unreadable: OnUnreadable | None,
 ) -> list[_T]:
-    """Return what `read` gives for all ids; where some rows cannot be read, for the others, in the order of `ids`.
+    """Return the records that `read` gives for all ids; without those of unreadable rows, in the order of `ids`.
 
-    All at once first: it is one query, and the only one where every row can be read. Without `unreadable`, raise what
-    is in the way.
+    First all are read with one query, which is enough if every row can be read. Without `unreadable`, raise the error
+    of an unreadable row.
     """
     try:
         return read(None)
@@ -45,14 +45,14 @@ def read_apart(
 def read_each(
     read: Callable[[Sequence[str]], list[_T]], ids: Sequence[str], unreadable: OnUnreadable | None
 ) -> list[_T]:
-    """Return what `read` gives for these ids, as many at once as one query can name. See `read_apart`."""
+    """Return the records that `read` gives for these ids, as many at once as a query can name. See `read_apart`."""
     return [record for part in group_names(ids) for record in _read_halves(read, part, unreadable)]
 
 
 def _read_halves(
     read: Callable[[Sequence[str]], list[_T]], ids: Sequence[str], unreadable: OnUnreadable | None
 ) -> list[_T]:
-    """Return what `read` gives for these ids. Halve them until a row that cannot be read stands alone."""
+    """Return the records that `read` gives for these ids. Halve them until an unreadable row stands alone."""
     try:
         return read(ids)
     except CANNOT_READ as error:

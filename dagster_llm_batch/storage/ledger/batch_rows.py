@@ -1,8 +1,8 @@
-"""Rows of the table `batch` in a transaction of the ledger: one for each create call, whatever came of it.
+"""Rows of the table `batch` in a transaction of the ledger: one for each create call, whatever its result.
 
-A shard that was sent has the key of its batch, and its place in it. Its state is that of the batch until its results
-are collected, or nobody waits for them any longer. A batch that was not made, or ran nothing, stays as `void`: its
-shards are planned again, and get a new batch when they are sent again.
+A shard that was sent has the key of its batch, and its place in it. The shard's state follows the batch's state until
+its results are collected or the shard is abandoned. A batch that was not created, or ran nothing, stays as `void`. Its
+shards are planned again, and get a new batch at the next sending.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _COUNTS = ("total", "done", "failed")
 OF_BATCH = frozenset(
     ("padding", "batch_id", "sent_at", "submitted_at", "status", "total", "done", "failed", "retryable")
 )
-"""The columns of a batch that a move of its shards may set."""
+"""The columns of a batch that a transition of its shards may set."""
 
 _OF_ROW = frozenset(SHARD_ROW.c.keys()) - {"state", "ended_at", "looked_at", "sent_requests", "planned_at"}
 _BATCH_COLUMNS = tuple(BATCH.c.keys())
 
 
 def batch_key(first: Shard, sends: int) -> str:
-    """Return the key of the batch whose tag is that of this shard, which was sent so often with it."""
+    """Return the key of the batch whose tag is this shard's id, after `sends` sendings of the shard."""
     return f"{first.shard_id}-{sends}"
 
 
@@ -80,7 +80,7 @@ def shard_row(shard: Shard) -> dict[str, Any]:
 
 
 def batch_row(first: Shard, requests: int) -> dict[str, Any]:
-    """Return the row of the batch of this shard, the first of those in it, which have so many requests."""
+    """Return the row of a batch, from its first shard and the number of requests in all of its shards."""
     columns = to_row(first)
     row = {name: columns.get(name) for name in _BATCH_COLUMNS}
     seen = [state for state, seen in BATCH_SEEN.items() if seen is first.state]
@@ -89,7 +89,7 @@ def batch_row(first: Shard, requests: int) -> dict[str, Any]:
 
 
 def store_batches(connection: sa.Connection, shards: Iterable[Shard]) -> None:
-    """Store the batches of these shards that are not stored yet."""
+    """Store the batches of these shards, unless they are stored."""
     batches: dict[str, list[Shard]] = {}
     for shard in shards:
         if shard.batch.batch_key is not None:
@@ -119,18 +119,18 @@ _SENT_BESIDE = (
 
 
 def lock_batches(connection: sa.Connection, keys: Collection[str]) -> None:
-    """Lock batches, in the order of their keys. Their shards are locked before, always."""
+    """Lock batches, in the order of their keys. Their shards are always locked before."""
     if keys:
         connection.execute(_LOCKED, {"keys": list(keys)})
 
 
 def sent_beside(connection: sa.Connection, shard_ids: Collection[str]) -> list[str]:
-    """Return the shards that are sent in the batches of these shards, these among them, by their places."""
+    """Return the shards that are sent in the batches of these shards, including these, by their places."""
     return list(connection.execute(_SENT_BESIDE, {"ids": list(shard_ids)}).scalars())
 
 
 def refuse_part(connection: sa.Connection, move: Move, shard_ids: Collection[str]) -> None:
-    """Raise IllegalMoveError where a shard is left out that is sent in the same batch, which becomes void."""
+    """Raise IllegalMoveError if the batch, which becomes void, has another sent shard than these."""
     if left_out := [other for other in sent_beside(connection, shard_ids) if other not in shard_ids]:
         raise IllegalMoveError(
             f"Shard {left_out[0]} is sent in the same batch as {', '.join(shard_ids)}, and the move '{move.value}' is "
@@ -139,7 +139,7 @@ def refuse_part(connection: sa.Connection, move: Move, shard_ids: Collection[str
 
 
 def other_batch(shard: Shard, move: Move, key: str) -> IllegalMoveError:
-    """Return the error for a move that is of another batch than the one in which the shard is."""
+    """Return the error for a transition of another batch than the shard's."""
     return IllegalMoveError(
         f"Shard {shard.shard_id} is '{shard.state.value}' in batch {shard.batch.batch_key}, and cannot take the move "
         f"'{move.value}' of batch {key}. Nothing was changed. Read the shard again: another process has sent it since."
@@ -147,7 +147,7 @@ def other_batch(shard: Shard, move: Move, key: str) -> IllegalMoveError:
 
 
 def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the columns of a shard that a move sets, and those of its batch. SEND gives it its batch elsewhere."""
+    """Return the columns that a transition sets in the shard and in its batch. SEND sets the batch's key elsewhere."""
     own = {name: value for name, value in values.items() if name not in OF_BATCH}
     of_batch = {name: value for name, value in values.items() if name in OF_BATCH}
     ended_at = own.pop("ended_at", None)
@@ -157,7 +157,7 @@ def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[st
     if own.get("state") is OwnState.PLANNED:
         looked_at = {} if shard.polled_at is None else {"looked_at": shard.polled_at}
         own |= {"batch_key": None, "place": 0, "sent_requests": None, "ended_at": None, **looked_at}
-        # What is known of the batch stays with it.
+        # The batch keeps its known values.
         of_batch = {name: value for name, value in of_batch.items() if value is not None}
     if own.get("state") is OwnState.SENT:
         own |= {"state": OwnState.ABANDONED} if shard.batch.batch_key is None else {"ended_at": None}
@@ -196,33 +196,33 @@ _SHARING = sa.select(SHARD_ROW.c.shard_id).where(
 
 
 def find_sharing(connection: sa.Connection, shard_ids: Collection[str]) -> set[str]:
-    """Return these shard ids with those of all other shards of their batches. Nothing is locked."""
+    """Return these shard ids and those of all other shards of their batches. Locks nothing."""
     return {*shard_ids, *connection.execute(_SHARING, {"ids": list(shard_ids)}).scalars()}
 
 
 def end_with(shard: Shard, end: Ending) -> Ending:
-    """Return how a shard's batch ended for this shard, by what was learned of another shard of the batch."""
+    """Return the end of a shard's batch, derived from the end of another shard of the batch."""
     is_running = shard.state is ShardState.SUBMITTED
     if is_running and end.cause in (Cause.GONE, Cause.NOT_TAKEN):
         cause: Cause | None = end.cause
     else:
-        # One that was given up is waited for again.
+        # An abandoned shard is waited for again.
         own = shard.cause if is_running else None
         cause = own or (Cause.CANCELED if end.status is BatchStatus.CANCELED else None)
     move = Move(end.status.value) if end.move is Move.LATE else end.move
-    # What the batch cost as a whole does not tell what a part of it did.
+    # The cost of the whole batch is not the cost of a part.
     return replace(end, move=move, cause=cause, reported_usd=None)
 
 
 def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Move, ShardState, Ending]]) -> None:
-    """Record how batches ended: of each shard the move, the state that it leads to, and the end of its batch."""
+    """Record the ends of batches: each shard's transition, the new state, and the end of its batch."""
     shards: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     batches: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for shard, move, to, end in ends:
         late = {"collected_at": None} if move is Move.LATE else {}
         own, of_batch = divide(move, shard, {**end.values(), **late, "state": to})
         if move is Move.LATE:
-            # It was read before, perhaps, and what was counted then is not known anew.
+            # The batch may have been read before: keep its old counts, since the new ones are unknown.
             of_batch = {name: value for name, value in of_batch.items() if name not in _COUNTS or value is not None}
         shards.setdefault(tuple(sorted(own)), []).append({"key": shard.shard_id, **own})
         if shard.batch.batch_key is not None:

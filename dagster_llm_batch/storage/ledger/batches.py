@@ -34,7 +34,7 @@ BATCHES = sa.func.count(sa.distinct(sa.case((_HAS_BATCH, SHARD.c.batch_key))))
 """The number of batches that carry the shards of a group."""
 
 UNBATCHED = sa.func.sum(sa.case((_HAS_BATCH, 0), else_=1))
-"""The number of shards of a group that no batch carries."""
+"""The number of shards of a group without a batch."""
 
 
 def has_batch(shard: Shard) -> bool:
@@ -57,7 +57,7 @@ def count_batches_by_state(shards: Collection[Shard]) -> dict[ShardState, int]:
 
 
 def count_unbatched_by_state(shards: Iterable[Shard]) -> dict[ShardState, int]:
-    """Return how many shards in each state no batch carries; states without such a shard are left out."""
+    """Return how many shards in each state have no batch; states without such a shard are left out."""
     counts: dict[ShardState, int] = {}
     for shard in shards:
         if not has_batch(shard):

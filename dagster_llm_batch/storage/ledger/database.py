@@ -1,15 +1,15 @@
-"""A connection to the ledger's database: SQLite (a file) or PostgreSQL (a URL), with the same promises on both.
+"""A connection to the ledger's database: SQLite (a file) or PostgreSQL (a URL), with the same guarantees on both.
 
-1. A transaction commits as a whole or leaves nothing. On SQLite a writer takes the write lock first (BEGIN IMMEDIATE),
-   so what it reads holds until it commits; on PostgreSQL it locks the rows that it decides about.
+1. A transaction commits as a whole or leaves nothing. On SQLite a writer first takes the write lock (BEGIN IMMEDIATE),
+   so its reads stay true until it commits. On PostgreSQL it locks the rows that it decides about.
 2. A committed transaction survives a crash (SQLite: WAL with `synchronous=FULL`).
-3. Errors leave as LedgerError. No message and no repr shows a password or the query of the URL.
-4. A process that is frozen within a transaction holds the others up for a minute on PostgreSQL, which ends its session
-   then: nothing of the transaction is kept, and it is told so when it wakes. On SQLite its lock cannot be taken from
-   it: others wait for half a minute, and then say so.
-5. On PostgreSQL, a machine whose clock is wrong is refused: it would take leases that others hold, and pay twice.
+3. Errors are raised as LedgerError. Messages and reprs contain neither the password nor the query of the URL.
+4. A process that is frozen within a transaction blocks the others for a minute on PostgreSQL. Then the database ends
+   its session and rolls the transaction back, and the process gets an error when it wakes. SQLite cannot take its lock
+   away: other processes wait for half a minute, then raise an error.
+5. On PostgreSQL, a machine with a wrong clock is refused: it would take leases that others hold, and pay twice.
 
-Refuses SQLite in memory: a ledger that dies with its process cannot keep its promises.
+Refuses SQLite in memory: a ledger that dies with its process cannot keep its guarantees.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from dagster_llm_batch.text import plain_words
 __all__ = ["Database", "insert_or_nothing", "utc_now"]
 
 _BUSY_SECONDS = 30
-_FROZEN_SECONDS = 60  # as long as a lease: whoever sleeps longer within a transaction has lost its own
-_CLOCKS_APART = timedelta(seconds=30)  # at most: half of what a lease is renewed for
-# SQLAlchemy does so from 2.1 on; a URL must name the same ledger before and after it is upgraded
+_FROZEN_SECONDS = 60  # as long as a lease: a process that sleeps longer within a transaction has lost its lease
+_CLOCKS_APART = timedelta(seconds=30)  # at most: half of the time for which a lease is renewed
+# SQLAlchemy decodes it from 2.1 on; a URL must name the same ledger before and after an upgrade
 _DECODES_DATABASE = sa.make_url("sqlite:///%20").database == " "
 
 
@@ -53,9 +53,9 @@ class Database:
     """Cheap to build: the first transaction connects, creates the file or the tables, and migrates.
 
     Args:
-        url: A path of SQLite, or a URL.
-        clock: Returns the time now, aware. Compared with PostgreSQL's.
-        version: Which version of the schema to migrate to; one that is newer is refused.
+            url: A path of SQLite, or a URL.
+            clock: Returns the current time, aware. Compared with PostgreSQL's clock.
+            version: The schema version to migrate to. A ledger with a newer one is refused.
     """
 
     def __init__(
@@ -76,28 +76,29 @@ class Database:
 
     @property
     def shown_url(self) -> str:
-        """The URL for people: without password and query, where secrets live."""
+        """The URL to show: without password and query, which may contain secrets."""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file of SQLite, which is safe between the processes of one machine."""
+        """Whether the database is an SQLite file, which is safe between the processes of one machine."""
         return self._url.get_backend_name() == "sqlite"
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """One transaction that only reads."""
+        """Open a transaction that only reads."""
         with self._translated(), _transaction(self._ready()) as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that writes. An exception inside rolls it back.
+        """Open a transaction that writes. An exception inside rolls it back.
 
-        Raises LedgerError where another version of this package has migrated the ledger since this process opened it.
+        Raises LedgerError if another version of this package has migrated the ledger since this process opened it.
         """
         with self._translated(), _transaction(self._ready(), writes=True) as connection:
-            # As text for the driver: each write asks this, and SQLAlchemy's way there takes as long as the rest of it.
+            # Plain text for the driver: each write runs this query, and SQLAlchemy's layer would double the time of a
+            # write.
             if connection.exec_driver_sql(VERSION).scalar_one() != self._version:
                 refuse_other_version(connection, self._version)
             yield connection
@@ -131,9 +132,9 @@ class Database:
             yield
         except SQLAlchemyError as error:
             if isinstance(error, StatementError) and not isinstance(error, DBAPIError) and error.orig is not None:
-                # A column of `schema.py` did not take a value; the database was not asked and is not to blame.
+                # A column of `schema.py` refused a value before the database was asked.
                 raise error.orig from None
-            # The driver's own words alone: SQLAlchemy's text repeats the whole statement.
+            # Only the driver's own words: SQLAlchemy's text repeats the whole statement.
             # A driver may use several lines, and end with a question: "Is the server running?"
             reason = plain_words(getattr(error, "orig", None) or type(error).__name__).rstrip(".?")
             raise LedgerError(
@@ -143,15 +144,15 @@ class Database:
 
 
 def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any], *once: str) -> bool:
-    """Insert the row where no other has the same values in `once`, a unique key; return whether it was inserted."""
+    """Insert a row unless another one has the same values in `once`, a unique key; return whether it was inserted."""
     return connection.execute(_insert_or_nothing(table, once), row).rowcount > 0
 
 
-# As text, which SQLite and PostgreSQL both take: SQLAlchemy's own constructs for ON CONFLICT are one for each database,
-# and are compiled anew each time.
+# Plain text, which SQLite and PostgreSQL both accept. SQLAlchemy has one construct for ON CONFLICT per database, and
+# compiles it each time.
 @cache
 def _insert_or_nothing(table: sa.Table, once: tuple[str, ...]) -> sa.TextClause:
-    # The database counts up by itself.
+    # The database numbers these columns.
     columns = [column for column in table.c if column.autoincrement is not True]
     names = [column.name for column in columns]
     fields, values, key = (", ".join(words) for words in (names, [f":{name}" for name in names], once))
@@ -162,7 +163,7 @@ def _insert_or_nothing(table: sa.Table, once: tuple[str, ...]) -> sa.TextClause:
 @contextmanager
 def _transaction(engine: sa.Engine, *, writes: bool = False) -> Iterator[sa.Connection]:
     with engine.connect() as connection, connection.begin():
-        if connection.dialect.name == "sqlite":  # its driver begins nothing by itself; see _on_connect
+        if connection.dialect.name == "sqlite":  # its driver begins no transaction; see _on_connect
             connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
         yield connection
 
@@ -216,13 +217,14 @@ def _engine(url: sa.URL, clock: Callable[[], datetime]) -> sa.Engine:
 
 
 def _set_up_session(connection: Any, _record: Any) -> None:
-    """Let a commit return only once it is on disk, and let the server end a session that sleeps in a transaction."""
+    """Make a commit return only once it is on disk, and make the server end a session that sleeps in a transaction."""
     with connection.cursor() as cursor:
-        # An intent to send that a crash of the database forgot would be sent, and paid for, twice.
+        # If a crash of the database lost an intent to send, the requests would be sent, and paid for, twice.
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
-        # All others wait for the rows that a frozen process has locked. A shorter time of the database's own stays.
+        # All others wait for the rows that a frozen process has locked. A shorter time in the database's settings
+        # stays.
         cursor.execute(
             "SELECT set_config(name, %s, false) FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout' "
             "AND setting::bigint NOT BETWEEN 1 AND %s",
@@ -232,7 +234,7 @@ def _set_up_session(connection: Any, _record: Any) -> None:
 
 
 def _refuse_wrong_clock(connection: Any, clock: Callable[[], datetime]) -> None:
-    """Raise LedgerError where this machine's clock and the database's are more than half a minute apart."""
+    """Raise LedgerError if this machine's clock and the database's are more than half a minute apart."""
     with connection.cursor() as cursor:
         before = clock()
         cursor.execute("SELECT clock_timestamp()")
@@ -265,7 +267,7 @@ def _create_private(path: Path) -> None:
 
 
 def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver begins no transaction by itself: `_transaction` does
+    connection.isolation_level = None  # the driver begins no transaction: `_transaction` does
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
     if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
@@ -273,7 +275,7 @@ def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
 
 
 def _patiently(change: Callable[[], object]) -> None:
-    """Repeat the change until no other process is in its way: for the journal mode, SQLite itself does not wait."""
+    """Repeat the change until other processes let it through: SQLite does not wait for the journal mode."""
     give_up_at = time.monotonic() + _BUSY_SECONDS
     while True:
         try:

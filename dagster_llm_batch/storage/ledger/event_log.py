@@ -21,7 +21,7 @@ class EventLog(Member):
     """Events of submissions, in their order."""
 
     def add(self, submission_id: str, data: events.EventData, shard_id: str | None = None) -> None:
-        """Append an event of a submission, or of one of its shards; and the hold that begins with it, if one does."""
+        """Append an event of a submission or of one of its shards, and store the hold that begins with it, if any."""
         with self._database.write() as connection:
             get_submission(connection, submission_id, lock=isinstance(data, events.Unsent | events.Recovered))
             insert_events(connection, self._clock, event_row(submission_id, data, shard_id=shard_id))
@@ -35,7 +35,7 @@ class EventLog(Member):
             insert_events(connection, self._clock, *rows)
 
     def last_of(self, submission_id: str) -> Event:
-        """Return the newest of a submission's events."""
+        """Return a submission's newest event."""
         query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id)
         query = query.order_by(EVENT.c.event_id.desc())
         with self._database.read() as connection:
@@ -51,8 +51,7 @@ class EventLog(Member):
     ) -> dict[str, Event]:
         """Return the newest event of each undelivered submission, by its id. One query.
 
-        Of one `kind`, where it is given; kinds in `besides` are passed over. For `unreadable` see
-        `Submissions.progress`.
+        `kind` selects one kind; kinds in `besides` are skipped. For `unreadable` see `Submissions.progress`.
         """
         wanted = sa.and_(EVENT.c.kind.not_in(besides), *(() if kind is None else (EVENT.c.kind == kind,)))
         return {event.submission_id: event for event in self._newest_events(namespace, wanted, unreadable)}
@@ -69,7 +68,7 @@ class EventLog(Member):
         wanted: sa.ColumnElement[bool],
         unreadable: OnUnreadable | None,
     ) -> list[Event]:
-        """Return the newest of the wanted events of each undelivered submission."""
+        """Return the newest wanted event of each undelivered submission."""
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
         def read(ids: Sequence[str] | None) -> list[Event]:

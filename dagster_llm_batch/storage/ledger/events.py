@@ -2,7 +2,7 @@
 
 `event.data` holds the fields, except `words`. Words come from others, may quote a request, and are stored in
 `event.detail`, which an erasure overwrites. `detail` of other kinds is made from the fields. Code reads
-events with `read_event` and never looks into `detail`: reword a text here, and no decision changes.
+events with `read_event` and never looks into `detail`: you can reword a text here without changing a decision.
 
 An event of an unknown kind, and one with other fields than its kind has, is read as `Other`.
 """
@@ -79,7 +79,7 @@ class EventData:
 
 
 class _InWords(EventData):
-    """The data of an event that others, or an error, have the words of."""
+    """The data of an event whose words come from others or from an error."""
 
     words: str | None
 
@@ -93,7 +93,7 @@ class _InWords(EventData):
 
 @dataclass(frozen=True)
 class Moved(_InWords):
-    """A shard took a move. The kind is the move's value."""
+    """A shard made a transition. The kind is the transition's value."""
 
     move: Move
     words: str | None = None
@@ -117,7 +117,7 @@ class PutBack(EventData):
 
 @dataclass(frozen=True)
 class Split(EventData):
-    """`requests` of a shard's `of` requests are shard `half` now."""
+    """`requests` of a shard's `of` requests now belong to shard `half`."""
 
     kind = Move.SPLIT.value
     half: str
@@ -147,7 +147,7 @@ class StatusChanged(EventData):
 
 @dataclass(frozen=True)
 class CauseSet(EventData):
-    """The cause by which a shard's batch is about to end, or has no results any more, was recorded."""
+    """The cause was recorded for which a shard's batch will end, or has lost its results."""
 
     kind = "cause"
     cause: str
@@ -159,7 +159,7 @@ class CauseSet(EventData):
 
 @dataclass(frozen=True)
 class Ambiguous(_InWords):
-    """A shard's create call is over, and its end is unknown."""
+    """A shard's create call is over, and its result is unknown."""
 
     kind = "ambiguous"
     words: str | None = None
@@ -184,7 +184,7 @@ class NotThere(_InWords):
 
 @dataclass(frozen=True)
 class NotKnown(_InWords):
-    """The provider does not know a shard's batch, and since when is not known, or lies ahead."""
+    """The provider does not know a shard's batch. The time of sending is unknown, or lies in the future."""
 
     kind = "not_known"
     words: str | None = None
@@ -220,7 +220,7 @@ class UnexpectedLines(EventData):
 
 @dataclass(frozen=True)
 class ResultsRestored(EventData):
-    """A shard's lost or damaged results were made again."""
+    """A shard's lost or damaged results were restored."""
 
     kind = "results_restored"
     source: str
@@ -243,14 +243,14 @@ class ErasedThere(_InWords):
 
 @dataclass(frozen=True)
 class Opened(EventData):
-    """A submission was stored with its first wave."""
+    """A submission was stored with its first retry round."""
 
     kind = "opened"
 
 
 @dataclass(frozen=True)
 class WaveAdded(EventData):
-    """A further wave was stored."""
+    """Another retry round was stored."""
 
     kind = "wave"
     wave: int
@@ -271,7 +271,7 @@ class Settled(EventData):
 
 @dataclass(frozen=True)
 class Unsettled(EventData):
-    """Answers came after the submission was settled."""
+    """Answers came after the submission was complete."""
 
     kind = "unsettled"
 
@@ -282,14 +282,14 @@ class Unsettled(EventData):
 
 @dataclass(frozen=True)
 class Delivered(EventData):
-    """The labels have landed, or are superseded."""
+    """The labels are materialized or superseded."""
 
     kind = "delivered"
 
 
 @dataclass(frozen=True)
 class LandedOver(EventData):
-    """Older labels may have taken the place of these: they land again."""
+    """Older labels may have replaced these: they are materialized again."""
 
     kind = "landed_over"
 
@@ -303,7 +303,7 @@ class Canceled(EventData):
 
 @dataclass(frozen=True)
 class Superseded(EventData):
-    """Another submission of the partition came in its place."""
+    """Another submission of the partition replaced this one."""
 
     kind = "superseded"
     by: str
@@ -348,14 +348,14 @@ class Adopted(Recovered):
 
 @dataclass(frozen=True)
 class Measured(EventData):
-    """Its requests, tokens and cost were given to OpenTelemetry."""
+    """The submission's requests, tokens and cost were reported to OpenTelemetry."""
 
     kind = "measured"
 
 
 @dataclass(frozen=True)
 class Pruned(EventData):
-    """Its files are removed: its answers cannot be reused."""
+    """The submission's files are deleted: its answers cannot be reused."""
 
     kind = "pruned"
     files: int
@@ -368,7 +368,7 @@ class Pruned(EventData):
 
 @dataclass(frozen=True)
 class RawPruned(EventData):
-    """Its requests and raw results are kept no longer."""
+    """The submission's requests and raw results are deleted."""
 
     kind = "raw_pruned"
     files: int
@@ -412,9 +412,9 @@ class Noted(EventData):
 
 @dataclass(frozen=True)
 class Waits(EventData):
-    """Shards stay planned. `for_place`: for room in the provider's queue, or for their time.
+    """Shards stay planned. `for_place`: they wait for space in the provider's queue, or for their time.
 
-    `money`: the rest waits since a limit of money has no room, which this describes; None where money holds up none.
+    `money`: the spending limit that holds up the others; None if money does not hold up any.
     """
 
     kind = "waits"
@@ -431,7 +431,7 @@ class Waits(EventData):
 
 @dataclass(frozen=True)
 class Turn(EventData):
-    """Waiting shards may be sent now."""
+    """Waiting shards can be sent now."""
 
     kind = "turn"
 
@@ -446,7 +446,7 @@ class Unavailable(_InWords):
 
 @dataclass(frozen=True)
 class BelowMinimum(_InWords):
-    """A later wave was dropped: its requests are too few for a batch."""
+    """A retry round was dropped: its requests are too few for a batch."""
 
     kind = "below_minimum"
     words: str | None = None
@@ -454,7 +454,7 @@ class BelowMinimum(_InWords):
 
 @dataclass(frozen=True)
 class Unsent(EventData):
-    """Requests are not sent: the reason, and the next step of a person, each without a full stop at its end."""
+    """Requests are not sent: the reason, and a person's next step, each without a full stop at its end."""
 
     problem: str
     then: str
@@ -471,7 +471,7 @@ def with_example(problem: str, example: str | None) -> str:
 
 @dataclass(frozen=True)
 class Stopped(Unsent):
-    """Nothing more is sent: nearly nothing that came fits. The words are an example, which names a row."""
+    """Sending has stopped: nearly all replies do not fit. The words are an example, which names a row."""
 
     kind = "stopped"
     words: str | None = None
@@ -483,14 +483,14 @@ class Stopped(Unsent):
 
 @dataclass(frozen=True)
 class OverBudget(Unsent):
-    """Requests are given up: a limit of money has no room for them."""
+    """Requests are abandoned: a spending limit leaves no money for them."""
 
     kind = "over_budget"
 
 
 @dataclass(frozen=True)
 class Held(Unsent):
-    """Nothing more is sent: the definition has changed, or the rest may not be sent as it is."""
+    """Sending has stopped: the definition has changed, or the rest may not be sent unchanged."""
 
     kind = "definition_changed"
 
@@ -501,7 +501,7 @@ class Held(Unsent):
 
 @dataclass(frozen=True)
 class Stranded(_InWords):
-    """No run is requested for the labels until a person has looked, or anything happens."""
+    """Runs for the labels are not requested until a person has looked, or anything happens."""
 
     kind = "landing_stranded"
     words: str | None = None
@@ -509,7 +509,7 @@ class Stranded(_InWords):
 
 @dataclass(frozen=True)
 class LandingLost(_InWords):
-    """A run that was to land the labels ended without having done anything. Another run is requested."""
+    """A run that should have materialized the labels ended before it began to. Another run is requested."""
 
     kind = "landing_lost"
     words: str | None = None
@@ -517,7 +517,7 @@ class LandingLost(_InWords):
 
 @dataclass(frozen=True)
 class LandingFailed(_InWords):
-    """A run failed to land the labels. The submission stays as it is, since another run may fail, too."""
+    """A run failed to materialize the labels. The submission is unchanged, since another run may fail, too."""
 
     kind = "landing_failed"
     words: str | None = None
@@ -525,14 +525,14 @@ class LandingFailed(_InWords):
 
 @dataclass(frozen=True)
 class PersonTold(EventData):
-    """A failed tick reported waits for a person. The submission stays as it is."""
+    """A failed tick reported waits for a person. The submission is unchanged."""
 
     kind = "person_told"
 
 
 @dataclass(frozen=True)
 class Other(_InWords):
-    """An event of a kind, or with fields, that this version does not know."""
+    """An event whose kind or fields are unknown to this version."""
 
     kind: str  # type: ignore[misc]  # each has its own
     words: str | None = None
@@ -566,7 +566,7 @@ def event_columns(data: EventData) -> dict[str, Any]:
 
 def read_event(event: Event) -> EventData:
     """Return the data of an event."""
-    # A submission and a shard are canceled by one word.
+    # The same word stands for a canceled submission and a canceled shard.
     if event.shard_id is not None and event.kind in _MOVES and event.kind not in _OF_MOVES:
         return Moved(_MOVES[event.kind], event.detail)
     kind = _OF_MOVES.get(event.kind) or _KINDS.get(event.kind)

@@ -1,4 +1,4 @@
-"""How long a dataset's submissions and batches took (core/durations.py), what they cost, and what audits found."""
+"""Durations of a dataset's submissions and batches (core/durations.py), their costs, and the results of audits."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ENDED_BY_ITSELF = sa.and_(
     SHARD.c.cause.is_(None) & (SHARD.c.status.is_(None) | (SHARD.c.status != BatchStatus.FAILED)),
 )
 
-# What was sent elsewhere began at another time, and what was not taken never did.
+# An adopted batch began at an unknown time, and a rejected one never began.
 _HAS_BEGUN = SHARD.c.sent_at.is_not(None) & (
     SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.ADOPTED, Cause.NOT_TAKEN))
 )
 
-# Built once, since every plan asks these: to build one takes SQLAlchemy longer than to run it.
+# Built once, since every plan runs them: SQLAlchemy takes longer to build one than to run it.
 _BATCH_SPANS = (
     sa.select(SHARD.c.sent_at, SHARD.c.ended_at, _ENDED_BY_ITSELF, SHARD.c.requests)
     .where(*(SHARD.c[f"batch_{name}"] == sa.bindparam(name) for name in ("provider", "account", "model", "lane")))
@@ -47,7 +47,7 @@ _BILLED = (
 
 @cache
 def _submission_spans(*, of_asset: bool, from_deadline: bool) -> sa.Select[Any]:
-    """See History.submission_spans. The parameters: `namespace`, `most_rows`, and `asset` where it is of one."""
+    """See History.submission_spans. The parameters: `namespace`, `most_rows`, and `asset` if `of_asset`."""
     began = SUBMISSION.c.deadline_at if from_deadline else SUBMISSION.c.created_at
     of_it = SHARD.c.submission_id == SUBMISSION.c.submission_id
     last_end = sa.select(sa.func.max(SHARD.c.ended_at)).where(of_it).scalar_subquery()
@@ -75,17 +75,17 @@ def _submission_spans(*, of_asset: bool, from_deadline: bool) -> sa.Select[Any]:
 
 
 def _of_batches(provider: str, account: str, model: str, since: datetime) -> Iterator[sa.ColumnElement[bool]]:
-    """Yield the conditions for shards in batches of a model that were sent since then."""
+    """Yield the conditions for shards in a model's batches that were sent since `since`."""
     of = {"provider": provider, "account": account, "model": model, "lane": Lane.BATCH}
     yield from (SHARD.c[f"batch_{name}"] == value for name, value in of.items())
     yield SHARD.c.sent_at >= since
 
 
 class History(Member):
-    """How long a dataset's submissions and batches took (core/durations.py), what they cost, and what audits found."""
+    """Durations of a dataset's submissions and batches (core/durations.py), their costs, and the results of audits."""
 
     def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-        """Return what the newest audit of each partition found, and the path of its manifest; see core/audit.py."""
+        """Return the results of each partition's newest audit, with the path of its manifest; see core/audit.py."""
         with self._database.read() as connection:
             return get_audits(connection, namespace, asset)
 
@@ -103,29 +103,29 @@ class History(Member):
     def submission_spans(
         self, namespace: str, asset: str | None, limit: int, *, from_deadline: bool = False
     ) -> list[Span]:
-        """Return how long the newest submissions that sent something took from plan to end, newest first.
+        """Return the times from plan to end of the newest submissions that sent something, newest first.
 
-        One has ended when it is settled: at the time when the last of its batches ended. One that was canceled was
-        stopped. `asset`: None is any. With `from_deadline` those that had one, and each from then on: what had ended by
-        then has an end before it.
+        A submission has ended when it is complete: at the end of its last batch. A canceled one was stopped. `asset`:
+        None for any. With `from_deadline`, return only submissions with a deadline, and count from it. A submission
+        that ended before its deadline then has an end before its begin.
         """
         query = _submission_spans(of_asset=asset is not None, from_deadline=from_deadline)
         return self._spans(query, namespace=namespace, most_rows=limit, **({} if asset is None else {"asset": asset}))
 
     def batch_spans(self, provider: str, account: str, model: str, lane: Lane, limit: int) -> list[Span]:
-        """Return how long the newest batches of a provider, account and model took from sending to end, newest first.
+        """Return the times from sending to end of a model's newest batches at a provider and account, newest first.
 
-        Those of any namespace, since the vendor knows none. In real time a shard is what is a batch elsewhere. What did
-        not end by itself was stopped: somebody canceled it, or waits for it no longer, or the vendor failed it.
+        Batches of all namespaces count, since the vendor has no namespaces. In real time, each shard counts as a batch.
+        A batch was stopped if somebody canceled or abandoned it, or the vendor failed it.
         """
         return self._spans(_BATCH_SPANS, provider=provider, account=account, model=model, lane=lane, most_rows=limit)
 
     def batch_sizes(
         self, provider: str, account: str, model: str, since: datetime, limit: int
     ) -> list[tuple[datetime, int, bool]]:
-        """Return when batches of a model that ended by themselves were sent, their requests, and whether they expired.
+        """Return a model's batches that were not stopped: when each was sent, its requests, and whether it expired.
 
-        Those of any namespace, newest first, of as many shards as `limit` says.
+        The batches are from all namespaces, newest first, and have at most `limit` shards together.
         """
         ended = (BatchStatus.ENDED, BatchStatus.EXPIRED)
         batch = SHARD.c.batch_key
@@ -144,10 +144,10 @@ class History(Member):
     def queue_attempts(
         self, provider: str, account: str, model: str, since: datetime, limit: int
     ) -> tuple[list[tuple[datetime, datetime | None, int]], list[tuple[datetime, int]]]:
-        """Return what a model's queue took, and what it had no room for: of any namespace, the newest `limit` of each.
+        """Return batches that a model's queue took, and its refusals, in all namespaces: the newest `limit` of each.
 
-        Of each batch that was taken: when it was sent and ended, and its input tokens. Of each refusal: when, and the
-        tokens that were in flight then, with the batch that was refused.
+        A batch has the times of sending and end, and its input tokens. A refusal has its time, and the tokens in flight
+        at that time, including the refused batch.
         """
         taken = (BatchStatus.RUNNING, BatchStatus.ENDED, BatchStatus.EXPIRED)
         own = (SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
@@ -166,11 +166,11 @@ class History(Member):
     def retries(
         self, namespace: str, asset: str, configuration: str, since: datetime, limit: int
     ) -> list[tuple[str, datetime, int, int, Mapping[str, int] | None, int | None]]:
-        """Return what was asked again in settled submissions of a dataset with this configuration, newest first.
+        """Return the retries in complete submissions of a dataset with this configuration, newest first.
 
-        Of each shard: its submission, when that was planned, and how many requests it asked; the wave, and what its
-        requests were asked again for; how many of them got a label. The last is None where the batch did not end by
-        itself, or older code has collected it.
+        A row describes a shard. It has the submission, its planning time, and its number of requests. Then come the
+        shard's retry round, the reasons why its requests were retried, and how many of them got a label. The last
+        number is None if the batch was stopped, or older code collected it.
         """
         by_itself = (SHARD.c.status == BatchStatus.ENDED) & SHARD.c.cause.is_(None)
         answered = sa.case((by_itself, SHARD.c.answered), else_=sa.null())

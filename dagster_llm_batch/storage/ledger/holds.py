@@ -1,4 +1,4 @@
-"""Rows of the table `hold`: what is held up, since when, and why. One row for a subject and a reason.
+"""Rows of the table `hold`: the subjects that are held up, since when, and why. One row for a subject and a reason.
 
 A subject is a shard or a submission, by its id. `loop/holds.py` has the rule of each reason: its limit, its message and
 its exits.
@@ -50,7 +50,7 @@ UNSENT: Mapping[type[EventData], HoldReason] = {
 """The reason of the hold that begins with an event of each of these kinds."""
 
 EXAMPLE_ERASED = "(the words were erased with rows of the dataset, one of which they may name)"
-"""The words in the place of an example."""
+"""The text that replaces an example."""
 
 _UPDATE = sa.update(HOLD).where(HOLD.c.subject == sa.bindparam("key"), HOLD.c.reason == sa.bindparam("why"))
 _OF_SUBMISSIONS = sa.select(HOLD).where(
@@ -69,9 +69,9 @@ def get_holds(connection: sa.Connection, subjects: Collection[str], reason: Hold
 def hold_shards(
     connection: sa.Connection, shards: Sequence[Shard], reason: HoldReason, now: datetime, words: str
 ) -> None:
-    """Store holds of shards that have none for this reason, or one that begins later than now.
+    """Store holds of shards that are not held for this reason; correct holds that begin in the future.
 
-    A time that lies ahead was written by a clock that was wrong.
+    A wrong clock wrote a time in the future.
     """
     known = get_holds(connection, [shard.shard_id for shard in shards], reason)
     if ahead := [key for key, hold in known.items() if hold.since > now]:
@@ -94,7 +94,7 @@ def hold_shards(
 
 
 def hold_submission(connection: sa.Connection, submission_id: str, data: EventData, now: datetime) -> None:
-    """Store the hold of a locked submission that begins with this event; of most kinds of events none does."""
+    """Store the hold of a locked submission that begins with this event; most kinds of events begin none."""
     if isinstance(data, Unsent):
         _hold_unsent(connection, submission_id, data, now)
     elif type(data) is Recovered:
@@ -102,7 +102,7 @@ def hold_submission(connection: sa.Connection, submission_id: str, data: EventDa
 
 
 def _hold_recovered(connection: sa.Connection, submission_id: str, recovered: Recovered, now: datetime) -> None:
-    """Store that sendings were recovered. The last time counts."""
+    """Store a recovery of sendings. It replaces the one before."""
     reason, data = HoldReason.RECOVERED, {"shards": recovered.shards, "sent_since": recovered.sent_since}
     known = get_holds(connection, [submission_id], reason).get(submission_id)
     if known is None:
@@ -114,14 +114,14 @@ def _hold_recovered(connection: sa.Connection, submission_id: str, recovered: Re
 
 
 def recovered_of(hold: Hold) -> Recovered:
-    """Return which sendings were recovered the last time, as a hold has it."""
+    """Return the last recovery of sendings, from its hold."""
     return Recovered(**(hold.data or {}))
 
 
 def _hold_unsent(connection: sa.Connection, submission_id: str, unsent: Unsent, now: datetime) -> None:
-    """Store that requests of a locked submission are not sent, beside what is stored of that for the same reason.
+    """Store why requests of a locked submission are not sent, in addition to earlier problems with the same reason.
 
-    Of a definition the last word counts: an earlier one may have been put back.
+    For a changed definition only the last problem counts: an earlier change may have been reverted.
     """
     reason = UNSENT[type(unsent)]
     known = get_holds(connection, [submission_id], reason).get(submission_id)
@@ -140,9 +140,9 @@ def _hold_unsent(connection: sa.Connection, submission_id: str, unsent: Unsent, 
 
 
 def unsent_of(hold: Hold) -> list[Unsent]:
-    """Return why requests are not sent, as a hold has it: the problems, each with its next step."""
+    """Return why requests are not sent, from a hold: the problems, each with its next step."""
     unsent = [Unsent(**told) for told in _told(hold)]
-    # The example is the last one.
+    # The example belongs to the last problem.
     return [*unsent[:-1], *(replace(one, problem=with_example(one.problem, hold.words)) for one in unsent[-1:])]
 
 
@@ -152,7 +152,7 @@ def _told(hold: Hold) -> Sequence[Mapping[str, str]]:
 
 
 def erase_examples(connection: sa.Connection, namespace: str, assets: Collection[str]) -> None:
-    """Remove the examples of replies that do not fit, which name rows, from the holds and events of these assets."""
+    """Remove examples of replies that do not fit, which name rows, from the holds and events of these assets."""
     of_assets = sa.select(SUBMISSION.c.submission_id).where(
         SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(list(assets))
     )
@@ -167,7 +167,7 @@ OF_RESULTS = (HoldReason.UNREADABLE, HoldReason.NO_RESULTS)
 
 
 def drop_holds(connection: sa.Connection, subjects: Collection[str], reasons: Collection[HoldReason]) -> None:
-    """Remove the holds of these subjects for these reasons, which are over."""
+    """Remove the holds of these subjects for these reasons, which no longer apply."""
     connection.execute(sa.delete(HOLD).where(HOLD.c.subject.in_(list(subjects)), HOLD.c.reason.in_(list(reasons))))
 
 
@@ -179,7 +179,7 @@ class Holds:
         self._clock = clock
 
     def of(self, submission_ids: Collection[str], *reasons: HoldReason) -> dict[str, list[Hold]]:
-        """Return the holds of these submissions for these reasons, or for any, the oldest first. By submission_id."""
+        """Return the holds of these submissions for these reasons (default: any), oldest first. By submission_id."""
         found: dict[str, list[Hold]] = {}
         for ids in group_names(sorted(set(submission_ids))):
             with self._database.read() as connection:

@@ -1,5 +1,7 @@
-"""What people say, in the ledger's database. Of rows: added, read, and removed where a row is erased. Of what goes
-wrong with a prompt: notes, which are events of a submission that was sent by it. Neither is ever changed.
+"""Human judgments of rows, and notes on prompts, in the ledger's database. Neither is ever changed.
+
+Judgments are added, read, and removed when a row is erased. A note is an event of a submission, and describes a
+problem with the prompt that the submission was sent with.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ __all__ = [
 ]
 
 NOTE = Noted.kind
-"""Kind of the event that is a note."""
+"""Kind of the event of a note."""
 
 MOST_NOTE = 2_000
-"""Characters of a note."""
+"""Most characters of a note."""
 
 _MOST_CHARS = 9_000
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a person noted of rows that went wrong alike. `group` names them, by columns of a table of failures."""
+    """A person's note on rows that failed alike. `group` names them, by columns of a table of failures."""
 
     submission_id: str
     form_id: str
@@ -54,7 +56,7 @@ class Note:
 
 @dataclass(frozen=True)
 class JudgmentsState:
-    """What there is of judgments on one partition: how many, the last one's id, and when the first and last were."""
+    """State of the judgments on one partition: their number, the last one's id, and the first and last times."""
 
     n: int
     last_id: int
@@ -63,17 +65,17 @@ class JudgmentsState:
 
 
 def judgments_version(states: Iterable[JudgmentsState]) -> str:
-    """Return a text that is another one whenever a judgment was added, or erased."""
+    """Return a text that changes whenever a judgment is added or erased."""
     there = list(states)
     return f"{sum(state.n for state in there)}-{max((state.last_id for state in there), default=0)}"
 
 
 def standing_judgments(judgments: Iterable[Judgment]) -> list[Judgment]:
-    """Return the judgments that stand: the last one of each person on each row, but for those that were undone."""
+    """Return the judgments that stand: the last one of each person on each row, without those that were undone."""
     last: dict[tuple[str, str, str], Judgment] = {}
     for judgment in judgments:
         place = (judgment.annotator, judgment.partition, judgment.row_key)
-        # What is said again counts as said now.
+        # A repeated judgment counts from now.
         last.pop(place, None)
         if judgment.kind != "undo":
             last[place] = judgment
@@ -87,28 +89,28 @@ class Judgments:
         self._database = database
 
     def add(self, judgment: Judgment) -> None:
-        """Record what a person said of a row. The form that was sent twice is recorded once."""
+        """Record a person's judgment of a row. A form that was sent twice is recorded once."""
         self.add_all([judgment])
 
     def add_all(self, judgments: Sequence[Judgment]) -> None:
-        """Record several judgments together: all of them, or none."""
+        """Record several judgments in one transaction."""
         with self._database.write() as connection:
             for judgment in judgments:
                 insert_or_nothing(connection, JUDGMENT, to_row(judgment), "form_id")
 
     def read(self, namespace: str, dataset: str) -> list[Judgment]:
-        """Return what people said of the rows of a dataset, in the order in which they said it."""
+        """Return the human judgments of a dataset's rows, in the order of recording."""
         return [judgment for _, judgment in self._read(namespace, dataset)]
 
     def read_after(self, namespace: str, dataset: str, number: int) -> list[tuple[int, Judgment]]:
-        """Return what was said since the judgment of this number, each with its number: to look again costs little.
+        """Return the judgments after the one with this number, each with its number, for cheap polling.
 
-        A transaction that ends late may give a number that is lower than one that was read before.
+        A transaction that ends late may give a judgment a lower number than one that was read before.
         """
         return self._read(namespace, dataset, JUDGMENT.c.judgment_id > number)
 
     def of_row(self, namespace: str, dataset: str, row_key: str) -> list[Judgment]:
-        """Return what people said of one row, in all partitions, in the order in which they said it."""
+        """Return the human judgments of one row, in all partitions, in the order of recording."""
         return [judgment for _, judgment in self._read(namespace, dataset, JUDGMENT.c.row_key == row_key)]
 
     def _read(self, namespace: str, dataset: str, *which: sa.ColumnElement[bool]) -> list[tuple[int, Judgment]]:
@@ -118,7 +120,7 @@ class Judgments:
             return [(int(row["judgment_id"]), from_row(Judgment, row)) for row in rows]
 
     def states(self, namespace: str, dataset: str) -> dict[str, JudgmentsState]:
-        """Return what there is on each partition of a dataset on which there is something."""
+        """Return the state of the judgments on each partition that has any."""
         c = JUDGMENT.c
         figures = (sa.func.count(), sa.func.max(c.judgment_id), sa.func.min(c.at), sa.func.max(c.at))
         query = sa.select(c.partition, *figures).where(c.namespace == namespace, c.dataset == dataset)
@@ -126,7 +128,7 @@ class Judgments:
             return {row[0]: JudgmentsState(*row[1:]) for row in connection.execute(query.group_by(c.partition))}
 
     def erase(self, namespace: str, dataset: str, partition: str | None, row_keys: Sequence[str]) -> int:
-        """Remove what was said of rows of a partition, or (None) of all; return how much it was."""
+        """Remove judgments of rows of a partition, or (None) of all partitions; return how many were removed."""
         here = (JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.row_key.in_(row_keys))
         there = () if partition is None else (JUDGMENT.c.partition == partition,)
         with self._database.write() as connection:
@@ -143,11 +145,11 @@ class Notes:
     def add(
         self, submission_id: str, *, form_id: str, annotator: str, group: Mapping[str, str | None], text: str
     ) -> None:
-        """Note something beside the definition of a submission. The form that was sent twice is recorded once."""
+        """Add a note to the definition of a submission. A form that was sent twice is recorded once."""
         said = json.dumps(
             {"form_id": form_id, "annotator": annotator, "group": group, "text": text}, ensure_ascii=False
         )
-        # An event's text has a bound: a note that is cut could not be read.
+        # An event's text has a limit, and a truncated note could not be read.
         if len(text) > MOST_NOTE or len(said) > _MOST_CHARS:
             raise InputError(f"A note has at most {MOST_NOTE:,} characters.")
         with self._database.write() as connection:
@@ -159,7 +161,7 @@ class Notes:
                 insert_events(connection, self._clock, event_row(submission_id, noted))
 
     def read(self, namespace: str, dataset: str) -> list[Note]:
-        """Return what was noted of a dataset, in the order in which it was."""
+        """Return the notes on a dataset, in the order of recording."""
         query = (
             sa.select(EVENT.c.submission_id, EVENT.c.data, EVENT.c.at)
             .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
@@ -171,6 +173,6 @@ class Notes:
 
 
 def rename_judgments(connection: sa.Connection, namespace: str, old: str, new: str, partitions: Sequence[str]) -> None:
-    """Give the judgments on these partitions of a dataset to another name."""
+    """Move the judgments on these partitions of a dataset to its new name."""
     here = (JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == old, JUDGMENT.c.partition.in_(partitions))
     connection.execute(sa.update(JUDGMENT).where(*here).values(dataset=new))

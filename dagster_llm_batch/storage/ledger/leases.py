@@ -1,17 +1,17 @@
 """Leases: at most one process works on a name at a time.
 
 A lease is one row for each of its names, taken by compare-and-set and renewed by a heartbeat thread until its block
-ends. It passes to another process at once where its owner is a dead process of this host, and else when it expires: one
-that is renewed is never taken. Times are the ledger's clock; hosts that share a ledger keep theirs within a few seconds
-of each other.
+ends. A renewed lease is never taken away. If its owner is a dead process of this host, it passes on at once, otherwise
+when it expires. Times are from the ledger's clock; hosts that share a ledger keep their clocks within a few seconds of
+each other.
 
-Refuses to guess: a process of another host, container or boot is alive until its lease expires.
+A process of another host, container or boot counts as alive until its lease expires.
 
-SQLite keeps a file safe between processes of one machine only. Where a process of another one renews its lease on the
-same file, as pods do that share a volume, whoever sees it does nothing. So does a process that has taken a lease here
-and sees that one of another machine did so since: the file has the name of the last machine. A lease of another boot
-that nobody renews, and another machine's name that a process finds when it begins, are no signs of that: a laptop
-starts anew, and a container moves to another machine.
+SQLite keeps a file safe between processes of one machine only. A process refuses to work if it sees that another
+machine renews a lease on the same file, as pods do that share a volume. It also refuses if another machine has taken a
+lease since this process took one: the file has the name of the last machine. Two things are allowed. A lease of another
+boot that is not renewed is left over from before a reboot. Another machine's name that a process finds when it begins
+is left over from a container that has moved.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ __all__ = ["Lease", "Leases", "active_leases", "hold_leases"]
 _RETRY_SECONDS = 0.2
 _RETRY_GROWTH, _LONGEST_RETRY_SECONDS = 1.1, 5.0
 
-# A lease of another machine that is not renewed for so long is a dead one's: leases are renewed more often.
+# Leases are renewed more often than this, so an unrenewed lease of another machine is left by a dead process.
 _LONGEST_SECONDS = 60.0
 
 # Host name, boot, process namespace: see `_host`.
 _HOST_PARTS = 3
 
-# The name of the row that says which machine took a lease last. It is no lease, and expired when it is written.
+# The name of a row with the machine that took a lease last. It is not a lease, and has expired when it is written.
 _MACHINE = "machine"
 
-# No lease is made for so long. One that expires later was taken by a clock that was ahead; its time says nothing.
+# Leases are shorter than this. One that expires later was taken with a fast clock, so its time means nothing.
 _BEYOND_ANY = timedelta(hours=2)
 
-# Statements that are asked at each step are built once: to build one takes SQLAlchemy longer than to run it.
+# Statements for each step are built once: SQLAlchemy takes longer to build one than to run it.
 _MINE = LEASE.c.owner == sa.bindparam("me")
 _RENEW = sa.update(LEASE).where(_MINE)
 _GIVE_BACK = sa.delete(LEASE).where(_MINE)
@@ -74,7 +74,7 @@ class _Holder:
 
 
 class Lease:
-    """A lease that this process took. Ask `check` before each effect that must not happen twice."""
+    """A lease that this process took. Call `check` before each effect that must not happen twice."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime], names: Sequence[str], seconds: float) -> None:
         self.names = sorted(set(names))  # in one order, so that two holders never wait for each other
@@ -94,7 +94,7 @@ class Lease:
         return ", ".join([*self.names[:1], *([f"{len(self.names) - 1} more"] if len(self.names) > 1 else [])])
 
     def check(self) -> None:
-        """Raise LeaseError where the lease is no longer certainly ours: stop, another process may have gone on."""
+        """Raise LeaseError unless the lease is certainly ours: stop, since another process may have continued."""
         if self._lost or self._clock() >= self._expires_at:
             raise LeaseError(
                 f"The lease '{hide_secrets(str(self))}' was lost: it could not be renewed before "
@@ -103,7 +103,7 @@ class Lease:
             )
 
     def renew(self) -> None:
-        """Hold the lease for its full length from now. Raise LeaseError where another process has one of its names."""
+        """Hold the lease for its full length from now. Raise LeaseError if another process has one of its names."""
         expires_at = self._clock() + self._length
         with self._database.write() as connection:
             self._lock_names(connection)
@@ -130,7 +130,7 @@ class Lease:
         return None
 
     def release(self) -> None:
-        """Stop the heartbeat and give the lease back. Does nothing where the lease was lost."""
+        """Stop the heartbeat and give the lease back, unless it was lost."""
         self._done.set()
         if self._heart.ident is not None:
             self._heart.join()
@@ -142,19 +142,19 @@ class Lease:
             connection.execute(_GIVE_BACK, {"me": self.owner})
 
     def _lock_names(self, connection: sa.Connection) -> None:
-        # SQLite has one transaction that writes at a time.
+        # SQLite has one writing transaction at a time.
         if len(self.names) > 1 and connection.dialect.name == "postgresql":
             connection.execute(_LOCK_MINE, {"me": self.owner})
 
-    # One statement decides who holds a name: the insert, of which one of several processes succeeds, or the update of a
-    # row that is locked and was read as free. Two processes never both believe that they took it.
+    # One statement decides who holds a name. It is either an insert, which succeeds for one of several processes, or
+    # the update of a locked row that was read as free. So two processes never both believe that they took it.
     def _compare_and_set(
         self, connection: sa.Connection, name: str, now: datetime, expires_at: datetime
     ) -> _Holder | None:
         wanted = {"owner": self.owner, "expires_at": expires_at}
         while not insert_or_nothing(connection, LEASE, {"name": name, **wanted}, "name"):
             row = connection.execute(_HOLDER, {"wanted": name}).mappings().one_or_none()
-            # A holder can give it back between our two statements.
+            # A holder can give the lease back between our two statements.
             if row is None:
                 continue
             if row["expires_at"] > now and not _is_dead(row["owner"]) and not self._is_left(row):
@@ -165,16 +165,16 @@ class Lease:
         return None
 
     def _is_left(self, row: sa.RowMapping) -> bool:
-        """Return whether a lease whose time says nothing was seen for its length, and nobody has renewed it."""
+        """Return whether a lease with a meaningless time was left: it was seen for its length without a renewal."""
         if row["expires_at"] <= self._clock() + _BEYOND_ANY:
             return False
         since = self._unrenewed_since.setdefault((row["owner"], row["expires_at"]), time.monotonic())
         return time.monotonic() - since >= self._length.total_seconds()
 
     def least_wait_seconds(self, holder: _Holder) -> float:
-        """Return how long to wait at least for a lease that another holds, until it is known whether it renews it.
+        """Return the least time to wait for another holder's lease, until it is clear whether it is renewed.
 
-        0 where its time says when it ends; the length of a lease where that time was set by a clock that was ahead.
+        0 if its time is plausible; the length of a lease if a fast clock set that time.
         """
         is_beyond = holder.expires_at > self._clock() + _BEYOND_ANY
         return self._length.total_seconds() + 2 * _RETRY_SECONDS if is_beyond else 0.0
@@ -186,7 +186,7 @@ class Lease:
             except LeaseError:
                 return
             except LedgerError:
-                continue  # the database may be back before the lease expires; `check` knows when it is too late
+                continue  # the database may be back before the lease expires; `check` raises if not
 
 
 @contextmanager
@@ -210,12 +210,12 @@ def hold_leases(
                 "one's lease passes on by itself."
             )
         time.sleep(min(pause_seconds, left_seconds))
-        # Each try is a write: who waits for minutes must not slow down those who work.
+        # Each try is a write: processes that wait for minutes must not slow down those that work.
         pause_seconds = min(pause_seconds * _RETRY_GROWTH, _LONGEST_RETRY_SECONDS)
     try:
         yield lease
     finally:
-        with contextlib.suppress(LedgerError):  # it expires by itself; the block's own outcome matters more
+        with contextlib.suppress(LedgerError):  # the lease expires anyway; the block's own outcome matters more
             lease.release()
 
 
@@ -228,11 +228,11 @@ def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]
     return {row.name for row in rows if row.owner not in dead}
 
 
-# When the leases of other machines expired, as this process has seen them last, by ledger and owner.
+# The times at which leases of other machines expire, when this process last read them, by ledger and owner.
 _seen: dict[tuple[str, str], datetime] = {}
 
 
-# The ledgers that have this machine's name from a process that is this one.
+# The ledgers in which this very process has recorded this machine's name.
 _noted_in: set[str] = set()
 
 
@@ -245,7 +245,7 @@ def _note_machine(database: Database, connection: sa.Connection, now: datetime) 
 
 
 def _refuse_other_machines(database: Database, clock: Callable[[], datetime]) -> None:
-    """Wait until leases of other machines on a SQLite file have expired. Raise LedgerError where one is renewed."""
+    """Wait until leases of other machines on a SQLite file have expired. Raise LedgerError if one is renewed."""
     began = time.monotonic()
     longest: float | None = None
     while others := _watch_other_machines(database, clock):
@@ -260,7 +260,7 @@ def _refuse_other_machines(database: Database, clock: Callable[[], datetime]) ->
 def _watch_other_machines(database: Database, clock: Callable[[], datetime]) -> dict[str, datetime]:
     """Return when the leases of other machines on a SQLite file expire, by owner.
 
-    Raises LedgerError where one has been renewed since this process saw it: both machines are at work.
+    Raises LedgerError if one has been renewed since this process saw it: both machines are working.
     """
     own = _boot(_host())
     if not database.is_file or own is None:
@@ -300,13 +300,13 @@ def _host_of(owner: str) -> str:
 
 
 def _boot(host: str) -> str | None:
-    """Return the boot in the name of a machine; None where its system names none."""
+    """Return the boot in the name of a machine; None if its system has no boot id."""
     parts = host.split("/")
     return parts[1] if len(parts) == _HOST_PARTS else None
 
 
 def _is_dead(owner: str) -> bool:
-    """Return whether the owner certainly is a dead process of this host."""
+    """Return whether the owner is certainly a dead process of this host."""
     host, pid, started, _ = owner.rsplit(":", 3)
     if host != _host() or os.name == "nt":  # Windows has no harmless signal to ask with
         return False
@@ -316,15 +316,15 @@ def _is_dead(owner: str) -> bool:
         return True
     except PermissionError:
         pass  # it lives, as another user
-    # A process id is used again, and in a container nearly always: the process that has it now may have nothing to do
-    # with the owner. Both are the same process only if they started at the same time.
+    # Process ids are reused, in a container nearly always: another process may have the owner's id now. It is the owner
+    # only if both started at the same time.
     now_started = _started(int(pid))
     return started != "-" and now_started is not None and now_started != started
 
 
 @cache
 def _host() -> str:
-    """Return the name of the machine, as far as process ids reach: host name, boot and process namespace."""
+    """Return a name of the machine that is unique where process ids are: host name, boot and process namespace."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:8])
@@ -333,12 +333,12 @@ def _host() -> str:
 
 
 def _process(pid: int) -> str:
-    """Return the name of a process by which others of its host can find out whether it is dead."""
+    """Return the name of a process, with which others on its host can find out whether it is dead."""
     return f"{_host()}:{pid}:{_started(pid) or '-'}"
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot; None where this system does not say."""
+    """Return the start of a process, in clock ticks since boot; None if this system does not report it."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -353,10 +353,10 @@ class Leases:
         self._database, self._clock = database, clock
 
     def hold(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
-        """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.
+        """Hold these leases for a block, however long it runs; raise LeaseError if another holder has one of them.
 
-        It is renewed every `seconds`/3. Call `check()` of what this gives before each effect: it raises LeaseError
-        where the lease was lost. A dead process of this host loses its lease at once, any other after `seconds`.
+        It is renewed every `seconds`/3. Call the lease's `check()` before each effect: it raises LeaseError if the
+        lease was lost. A dead process of this host loses its lease at once, any other after `seconds`.
         """
         return hold_leases(self._database, self._clock, names, seconds, wait_seconds)
 

@@ -1,12 +1,13 @@
-"""The ledger: which submissions and shards there are, and where each one is. Nothing lost, nothing paid twice.
+"""The ledger: all submissions and shards with their states. Nothing is lost, and nothing is paid for twice.
 
-1. A shard changes its state only by a move of the table in `states.py`: one compare-and-set, with its event in the same
-   transaction. An illegal move raises and changes nothing.
-2. What must be there once is unique in the database: a submission's attempt, a wave's shards, an account's batch id.
+1. A shard changes its state only by a transition in the table of `states.py`: one compare-and-set, with its event in
+   the same transaction. An illegal transition raises an error and changes nothing.
+2. Unique keys in the database prevent duplicates: of a submission's attempt, a retry round's shards, an account's
+   batch id.
 3. Every method is one transaction, and safe to call from several threads and processes at once.
 
-It holds the counts, paths, digests and ids of requests, files and batches, and none of these themselves. It deletes
-only holds that are over.
+The ledger holds counts, paths, digests and ids, but neither requests nor files nor batches. It deletes only holds that
+no longer apply.
 """
 
 from __future__ import annotations

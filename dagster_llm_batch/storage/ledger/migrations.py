@@ -1,9 +1,9 @@
 """The ledger's DDL as numbered migrations, run on first use. A published migration never changes; a new one is added.
 
 Several processes may start at once: one migrates under the database's lock, the others wait and find it done.
-All run in one transaction, so a crash leaves the version before. A ledger that is newer than this package is refused,
-because writing to it could break promises that this package does not know: when it is opened, and at every write, since
-a newer package may have migrated it while this process ran.
+All migrations run in one transaction, so a crash leaves the version before. A ledger that is newer than this package is
+refused, because writing to it could break a guarantee that is unknown here. The version is checked when the ledger is
+opened and at every write, since a newer package may have migrated it while this process ran.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TYPES = {
     },
 }
 
-_LOCK_KEY = 0x646C_625F_6C65_6467  # any number that nobody else locks: "dlb_ledg"
+_LOCK_KEY = 0x646C_625F_6C65_6467  # a number that only this package locks: "dlb_ledg"
 
 # Code before version 10 looked for an event of this kind.
 _STAMP = """
@@ -90,16 +90,16 @@ _SHARD_CONSTRAINTS = (
 def _dropped_columns(
     connection: sa.Connection, table: str, columns: Collection[str], constraints: Sequence[str]
 ) -> Iterator[str]:
-    """Drop columns of a table at the end of the block; yield the name under which it has them still.
+    """Drop columns of a table at the end of the block; yield the name of the table that still has them.
 
-    No other table may refer to it. `constraints` are those of the table, besides its primary key.
+    Other tables must not refer to the table. `constraints` are the table's constraints, besides its primary key.
     """
     if connection.dialect.name == "postgresql":
         yield table
         dropped = ", ".join(f"DROP COLUMN {name}" for name in columns)
         connection.exec_driver_sql(f"ALTER TABLE {table} {dropped}")
         return
-    # SQLite drops columns from version 3.35 on; older ones are in use. A new table takes the place of the old one.
+    # SQLite drops columns from version 3.35 on; older versions are in use. A new table replaces the old one.
     inspected = connection.exec_driver_sql(f"PRAGMA table_info({table})").mappings().all()
     kept = [column for column in inspected if column["name"] not in columns]
     indexes = "SELECT sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL ORDER BY name"
@@ -115,7 +115,7 @@ def _dropped_columns(
 
 
 def _column_ddl(column: sa.RowMapping) -> str:
-    """Return a column of SQLite as in CREATE TABLE."""
+    """Return an SQLite column's definition for CREATE TABLE."""
     default = "" if column["dflt_value"] is None else f" DEFAULT {column['dflt_value']}"
     key = " PRIMARY KEY" if column["pk"] else ""
     return f"{column['name']} {column['type']}{' NOT NULL' if column['notnull'] else ''}{default}{key}"
@@ -188,16 +188,16 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
             WHERE state IN ('planned', 'submitting', 'submitted')
         """,
     ),
-    # 3: price bases that code of version 2 has no word for, and could not read back. No column changes: the number
-    # alone refuses that code with a message, in place of a ValueError at the first such row.
+    # 3: price bases that are missing in code of version 2. Columns are unchanged. The new number makes that code refuse
+    # the ledger with a message, instead of a ValueError at the first such row.
     (),
-    (  # 4: why requests of a batch have no answer. What is being stopped now was asked to by this package.
+    (  # 4: the cause for which requests of a batch lack an answer. This package requested all pending cancellations.
         "ALTER TABLE shard ADD COLUMN cause TEXT",
         "UPDATE shard SET cause = 'stopped' WHERE state = 'submitted' AND status = 'canceling'",
         "CREATE INDEX shard_caused ON shard (cause) WHERE cause IS NOT NULL",
     ),
-    (  # 5: rows that a person had erased. Keys are not stored, but digests of them. What a submission may cost beside
-        # what it is expected to. What providers' queues had no room for.
+    (  # 5: rows that a person had erased, by digests of their keys. Ranges of a submission's cost. Requests that
+        # providers' queues did not accept.
         """
         CREATE TABLE tombstone (
             tombstone_id {identity},
@@ -211,21 +211,21 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         "ALTER TABLE submission ADD COLUMN bound_usd TEXT",
         "ALTER TABLE shard ADD COLUMN erased BIGINT",
         "ALTER TABLE shard ADD COLUMN erased_there_at {time}",
-        # What the vendor says that the batch cost, where it does.
+        # The vendor's own figure for the cost of the batch, if it reports one.
         "ALTER TABLE shard ADD COLUMN reported_usd TEXT",
         "ALTER TABLE shard ADD COLUMN refusals BIGINT NOT NULL DEFAULT 0",
         "ALTER TABLE shard ADD COLUMN no_room_at {time}",
         "ALTER TABLE shard ADD COLUMN most_tokens BIGINT",
     ),
-    (  # 6: the most that each batch can cost. What a submission was expected to cost, and what of that came.
+    (  # 6: the highest possible cost of each batch. Expected costs of a submission, and the results to learn from.
         "ALTER TABLE shard ADD COLUMN bound_usd TEXT",
         "ALTER TABLE shard ADD COLUMN input_bound BIGINT",
         "ALTER TABLE submission ADD COLUMN p05_usd TEXT",
         "ALTER TABLE submission ADD COLUMN learned_from BIGINT",
         "ALTER TABLE submission ADD COLUMN billed TEXT",
-        # The last ones of an asset are looked up whenever it is planned.
+        # Each plan of an asset looks up its last submissions.
         "CREATE INDEX submission_by_asset ON submission (namespace, asset, created_at)",
-        # What answers cost in parts, and whose money it is: a table of costs is summed without a look at results.
+        # Costs in parts, and tags of their owners: a table of costs is summed without reading results.
         "ALTER TABLE submission ADD COLUMN tags TEXT",
         "ALTER TABLE shard ADD COLUMN replies BIGINT",
         "ALTER TABLE shard ADD COLUMN input_tokens BIGINT",
@@ -236,9 +236,9 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         "ALTER TABLE shard ADD COLUMN realtime_usd TEXT",
         "ALTER TABLE shard ADD COLUMN unlabeled_usd TEXT",
         "ALTER TABLE shard ADD COLUMN padding_usd TEXT",
-        # What is kept of limits for a batch.
+        # Money reserved for a batch in spending limits.
         "ALTER TABLE shard ADD COLUMN reserved_usd TEXT",
-        # What people say of rows. Nothing is changed but by `erase`, which removes what was said of an erased row.
+        # Human judgments of rows. They never change; `erase` removes the judgments of an erased row.
         """
         CREATE TABLE judgment (
             judgment_id {identity},
@@ -250,8 +250,8 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         "CREATE UNIQUE INDEX judgment_once ON judgment (form_id)",
         "CREATE INDEX judgment_by_dataset ON judgment (namespace, dataset, judgment_id)",
     ),
-    (  # 7: which request files are at providers still. What is kept of limits for a wave that is not planned yet. What
-        # audits of a cascade found, for the partitions after them.
+    (  # 7: request files that are still at providers. Money reserved in spending limits for an unplanned round. Results
+        # of a cascade's audits, for later partitions.
         "ALTER TABLE shard ADD COLUMN request_file_done_at {time}",
         """
         CREATE INDEX shard_with_file ON shard (collected_at)
@@ -260,27 +260,27 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         "ALTER TABLE submission ADD COLUMN reserved_usd TEXT",
         "CREATE INDEX submission_reserving ON submission (namespace) WHERE reserved_usd IS NOT NULL",
         "ALTER TABLE submission ADD COLUMN audit TEXT",
-        # What a cascade asks of two models is not asked again.
+        # Requests that a cascade sends to both models count once each.
         "ALTER TABLE submission ADD COLUMN questions BIGINT",
         "ALTER TABLE shard ADD COLUMN is_escalation BOOLEAN",
-        # When a submission was forecast to end, and by what; the newest batches of a model are looked up for it.
+        # The forecast end of a submission, and its basis; a forecast looks up the newest batches of a model.
         "ALTER TABLE submission ADD COLUMN p50_end_at {time}",
         "ALTER TABLE submission ADD COLUMN p90_end_at {time}",
         "ALTER TABLE submission ADD COLUMN end_basis TEXT",
         "CREATE INDEX shard_by_model ON shard (provider, account, model, sent_at) WHERE sent_at IS NOT NULL",
     ),
-    (  # 8: what was chosen from earlier submissions, with the evidence, and the most requests of one batch by that.
+    (  # 8: settings chosen from earlier submissions, with the evidence, and the most requests of one batch among them.
         "ALTER TABLE submission ADD COLUMN tuning TEXT",
         "ALTER TABLE shard ADD COLUMN most_requests BIGINT",
     ),
-    (  # 9: what tuning goes by: what requests were asked again for, how many were answered, what a queue refused.
+    (  # 9: the evidence for tuning: reasons for retries, numbers of answers, and refusals of a queue.
         "ALTER TABLE shard ADD COLUMN answered BIGINT",
         "ALTER TABLE shard ADD COLUMN asked_again TEXT",
         "ALTER TABLE shard ADD COLUMN refused_at {time}",
         "ALTER TABLE shard ADD COLUMN refused_tokens BIGINT",
         "ALTER TABLE shard ADD COLUMN most_at_once BIGINT",
     ),
-    (  # 10: what was told by text, or by the presence of an event, has columns. Old rows are read once.
+    (  # 10: columns for facts that were stored as text, or as the presence of an event. Old rows are converted once.
         "ALTER TABLE event ADD COLUMN data TEXT",
         "ALTER TABLE shard ADD COLUMN reason_kind TEXT",
         "ALTER TABLE submission ADD COLUMN pruned_at {time}",
@@ -341,14 +341,14 @@ VERSION = "SELECT coalesce(max(version), 0) FROM schema_version"
 
 
 def is_current(connection: sa.Connection, version: int = LATEST) -> bool:
-    """Return whether there is nothing to migrate: the usual case, so it takes no lock."""
+    """Return whether the ledger is up to date, which is the usual case: it takes no lock."""
     return sa.inspect(connection).has_table("schema_version") and _checked_version(connection, version) == version
 
 
 def refuse_other_version(connection: sa.Connection, version: int) -> None:
-    """Raise LedgerError for a ledger that had this version when the process opened it, and has another one now.
+    """Raise LedgerError for a ledger whose version has changed since the process opened it.
 
-    A newer package may migrate it, or somebody restore it from a backup, while this process runs.
+    While this process runs, a newer package may migrate the ledger, or somebody may restore it from a backup.
     """
     now = _checked_version(connection, version)
     raise LedgerError(
@@ -358,14 +358,14 @@ def refuse_other_version(connection: sa.Connection, version: int) -> None:
 
 
 def migrate(connection: sa.Connection, version: int = LATEST) -> None:
-    """Bring the database to `version` inside a writing transaction. Raises LedgerError where it is newer than that."""
-    # SQLite has its one write lock. PostgreSQL has no row or table to lock yet in a new database, and two transactions
-    # that create the same table at once fail, IF NOT EXISTS or not; a lock on a number needs nothing to be there. It is
-    # given back with the transaction, also where the process dies.
+    """Migrate the database to `version` inside a writing transaction. Raises LedgerError if it is newer than that."""
+    # SQLite has its one write lock. A new PostgreSQL database has no row or table to lock. Two transactions that create
+    # the same table at once fail, even with IF NOT EXISTS. A lock on a number needs nothing to exist. It ends with the
+    # transaction, also if the process dies.
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
     connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY)")
-    # Every writing transaction has read the version: those that are open end first, and the next read the new one.
+    # Every writing transaction has read the version: open ones end first, and the next ones read the new version.
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("LOCK TABLE schema_version IN ACCESS EXCLUSIVE MODE")
     for number in range(_checked_version(connection, version) + 1, version + 1):

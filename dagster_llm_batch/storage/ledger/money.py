@@ -25,13 +25,13 @@ from dagster_llm_batch.storage.ledger.shard_rows import OVER, get_shards, split_
 
 __all__ = ["Money"]
 
-_MONEY_KEY = 0x646C_625F_6D6F_6E79  # of a lock in PostgreSQL that nobody else takes: "dlb_mony"
+_MONEY_KEY = 0x646C_625F_6D6F_6E79  # of a lock in PostgreSQL that only this package takes: "dlb_mony"
 
 _COSTS = sa.select(
     *(SHARD.c[name] for name in ("state", "lane", "batch_id", "sent_at")),
     *(BILL.c[name] for name in ("estimated_usd", "cost_usd", "bound_usd", "reserved_usd")),
 ).join_from(SHARD, BILL, HAS_BILL)
-"""The query for the facts that decide how much a shard takes from a limit or a budget."""
+"""The query for the columns that determine how much of a limit or a budget a shard uses."""
 
 _OF_PLANNED = (SHARD.c.submission_id, BILL.c.reserved_usd, SHARD.c.planned_at)
 _OF_UNPLANNED = (SUBMISSION.c.submission_id, SUBMISSION.c.reserved_usd, SUBMISSION.c.created_at)
@@ -41,20 +41,21 @@ _KEEPS = (
     SUBMISSION.c.state == SubmissionState.OPEN,
     SUBMISSION.c.settled_at.is_(None),
 )
-"""The conditions for submissions that keep money for waves that are not planned yet."""
+"""The conditions for submissions that reserve money for unplanned retry rounds."""
 
 
 class Money(Member):
     """Bills: money reserved for shards, billed, and summed."""
 
     def reserve(self, amounts: Mapping[str, Decimal], limits: Sequence[SpendLimit]) -> bool:
-        """Keep money for planned shards, by shard_id, where each limit has room for all of them; return whether it has.
+        """Reserve money for planned shards, by shard_id, if all of it fits into each limit; return whether it does.
 
-        Nothing is kept where one has not. Of several processes that ask at once, each sees what those before have kept.
+        If it does not fit, nothing is reserved. If several processes ask at once, each sees the reservations before its
+        own.
         """
         with self._database.write() as connection:
             if connection.dialect.name == "postgresql":
-                # What is summed up are many rows, of which none may change until the sum is compared.
+                # The sum is over many rows, which must all stay unchanged until it is compared.
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MONEY_KEY)))
             shards = get_shards(connection, list(amounts))
             for limit in limits:
@@ -66,7 +67,7 @@ class Money(Member):
             return True
 
     def release(self, shard_ids: Sequence[str]) -> None:
-        """Keep no money any more for those of these shards that are planned."""
+        """Release the reservations of the planned ones among these shards."""
         with self._database.write() as connection:
             shards = get_shards(connection, shard_ids).values()
             planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
@@ -76,15 +77,17 @@ class Money(Member):
                 connection.execute(UPDATE_BILL, rows)
 
     def record_bill(self, shard_id: str, bill: ShardFields) -> None:
-        """Record what a collected shard's answers cost, where they were read again. Changes no state. Idempotent."""
+        """Record the cost of a collected shard's answers after they were read again. Changes no state. Idempotent."""
         of_shard, of_bill = split_fields(bill)
         with self._database.write() as connection:
             connection.execute(UPDATE_SHARD, {"key": shard_id, **of_shard})
             connection.execute(UPDATE_BILL, {"key": shard_id, **of_bill})
 
     def kept_for_unsent(self, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
-        """Return what limits keep for planned shards, and for waves that are not planned yet, and since when these were
-        planned, or the submission was opened. By submission_id, the oldest first; without those for which nothing is.
+        """Return the money reserved in limits for planned shards and unplanned retry rounds, by submission_id.
+
+        Each amount has the time at which the first of these shards was planned, or the submission was opened. The
+        oldest come first; submissions without reservations are left out.
         """
         own, names = SUBMISSION.c.namespace == namespace, ("submission_id", "usd", "at")
         planned = (
@@ -107,11 +110,11 @@ class Money(Member):
     def spent_usd(
         self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
     ) -> Decimal:
-        """Return the committed money in USD: what collected shards cost, and what the others are estimated to cost.
+        """Return the committed money in USD: costs of collected shards, and estimated costs of the others.
 
-        Of shards sent, or else planned, at or after `since`; those in `besides` are left out, and what is kept for
-        submissions that are in it. A shard that ended without a batch (refused, or canceled before it was sent) costs
-        nothing; an unknown cost counts as its estimate, an unknown estimate as nothing.
+        Counts shards that were sent at or after `since`, or planned then if they are unsent. Leaves out the shards in
+        `besides`, and reservations for submissions in it. A shard that ended without a batch (refused, or canceled
+        before it was sent) costs nothing. An unknown cost counts as its estimate, and an unknown estimate as 0.
         """
         query = _COSTS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.shard_id.not_in(besides))
@@ -131,9 +134,9 @@ class Money(Member):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> list[ShardCost]:
-        """Return what each shard cost or is estimated to cost; of those sent, or else planned, from `since` to `until`.
+        """Return the actual or estimated cost of each shard that was sent, or else planned, from `since` to `until`.
 
-        One query, and no look at stored results: 100,000 shards take some seconds.
+        Takes one query and reads no stored results: 100,000 shards take some seconds.
         """
         at = sa.func.coalesce(SHARD.c.sent_at, SHARD.c.planned_at)
         of_submission = {name: SUBMISSION.c[name] for name in ("asset", "partition", "tags", "p05_usd", "p95_usd")}
@@ -153,18 +156,18 @@ class Money(Member):
             return [ShardCost(*row) for row in connection.execute(query)]
 
     def committed_usd(self, limit: SpendLimit, besides: Sequence[str] = (), *, only_collected: bool = False) -> Decimal:
-        """Return the money in USD that a limit has left no more: what was billed, and what can be at most.
+        """Return the money in USD that a limit has committed: billed costs, and the highest possible future costs.
 
-        Of a shard that was sent counts its cost; until that is known, what is reserved for it, or else its bound. Of
-        one that ended without a known cost, as one that was given up, counts its bound. Those in `besides` are left
-        out, and with `only_collected` all that may still cost less than is reserved for them.
+        A sent shard counts with its cost. Until that is known, its reservation counts, or else its bound. A shard that
+        ended without a known cost, such as an abandoned one, counts with its bound. Shards in `besides` are left out.
+        With `only_collected`, so are all shards that may still cost less than their reservation.
         """
         with self._database.read() as connection:
             return _read_committed(connection, limit, besides, only_collected=only_collected)
 
 
 def _committed_usd(row: sa.Row[Any]) -> Decimal:
-    """Return what one shard takes from a budget; see Money.spent_usd."""
+    """Return the part of a budget that one shard uses; see Money.spent_usd."""
     if row.cost_usd is not None:
         return Decimal(row.cost_usd)
     is_free = row.state in OVER and not was_taken(row.lane, row.batch_id, row.sent_at)
@@ -186,7 +189,7 @@ def _read_committed(
     if limit.asset is not None:
         query = query.where(SUBMISSION.c.asset == limit.asset)
     if limit.since is not None:
-        # Money that is kept for a shard about to be sent counts now, whenever the shard was planned.
+        # A reservation for a shard that is about to be sent counts now, whenever the shard was planned.
         query = query.where(SHARD.c.sent_at.is_(None) | (SHARD.c.sent_at >= limit.since))
     kept = _read_kept(connection, limit.namespace, limit.asset, limit.submission_id)
     return sum((_reserved_usd(row) for row in connection.execute(query)), kept)
@@ -199,7 +202,7 @@ def _read_kept(
     submission_id: str | None = None,
     besides: Sequence[str] = (),
 ) -> Decimal:
-    """Return the money kept for unplanned waves of open submissions, without the submissions in `besides`."""
+    """Return the money reserved for unplanned rounds of open submissions, without the submissions in `besides`."""
     query = sa.select(SUBMISSION.c.reserved_usd).where(
         SUBMISSION.c.namespace == namespace,
         SUBMISSION.c.submission_id.not_in(besides),
@@ -213,7 +216,7 @@ def _read_kept(
 
 
 def _reserved_usd(row: sa.Row[Any]) -> Decimal:
-    """Return what one shard takes from a limit; see Money.committed_usd."""
+    """Return the part of a limit that one shard uses; see Money.committed_usd."""
     if row.cost_usd is not None:
         return Decimal(row.cost_usd)
     reserved = row.reserved_usd or Decimal(0)
@@ -221,6 +224,6 @@ def _reserved_usd(row: sa.Row[Any]) -> Decimal:
         return reserved
     if row.state in OVER and not was_taken(row.lane, row.batch_id, row.sent_at):
         return Decimal(0)
-    # Without a limit nothing was reserved, and ledgers of before have shards without a bound.
+    # Without a limit, nothing was reserved; and older ledgers have shards without a bound.
     known = (usd for usd in (row.reserved_usd, row.bound_usd, row.estimated_usd) if usd is not None)
     return next(known, Decimal(0))

@@ -1,8 +1,8 @@
 """Batches of code before version 10 of the ledger, whose shards had the columns of their batches.
 
-Read once: by the migration to version 10. A batch had the tag of one of its shards, and the others named that one as
-their carrier. Of two shards of a batch one may have been recorded as ended before the other: the batch is polled again,
-and then ends for both. A shard that was given up may name a carrier that was sent in another batch since.
+Read once: by the migration to version 10. A batch had the tag of one of its shards, and its other shards named that one
+as their carrier. One shard of a batch may have been recorded as ended before another one: then the batch is polled
+again, and ends for both. An abandoned shard may name a carrier that was sent in another batch since.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _UPDATE = sa.text(f"UPDATE shard SET {', '.join(f'{name} = :{name}' for name in 
 
 
 def fill_batches(connection: sa.Connection) -> None:
-    """Store the batches of all shards that were sent, and what shards have of theirs."""
+    """Store the batches of all sent shards, and the shards' columns about their batches."""
     batches: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
     for tag, of_tag in groupby(connection.execute(_SHARDS).mappings().all(), key=lambda row: row["tag"]):
@@ -57,7 +57,7 @@ def fill_batches(connection: sa.Connection) -> None:
                 shards.append(_unsent(row))
             else:
                 sent.setdefault(row["batch_id"], []).append(row)
-        # The batch of the carrier is its newest: an older one has only what was given up of it.
+        # The carrier's batch is the newest: an older one has only abandoned shards.
         times = max((row["times"] or 0 for row in own if row["shard_id"] == tag), default=0)
         newest_first = sorted(sent.values(), key=lambda each: (each[0]["shard_id"] == tag, each[0]["sent_at"]))[::-1]
         for number, each in enumerate(newest_first):
@@ -71,17 +71,17 @@ def fill_batches(connection: sa.Connection) -> None:
 
 def _unsent(row: sa.RowMapping) -> dict[str, Any]:
     kept = {"state": _UNSENT.get(row["state"], "abandoned"), "ended_at": row["ended_at"], "looked_at": row["polled_at"]}
-    # One that was never sent is not waited for.
+    # A shard that was never sent is not waited for.
     none = {"batch_key": None, "place": 0, "sent_requests": None}
     return {"shard_id": row["shard_id"], "sends": row["times"] or 0, **none, **kept}
 
 
 def _batch(sent: list[sa.RowMapping], key: str) -> dict[str, Any]:
-    """Return the batch of these shards, the one whose tag it has first, where that is still in it."""
+    """Return the batch of these shards. The first is the shard whose tag it has, if that is still in it."""
     first = sent[0]
     state = _state(sent)
     is_over = state in _OVER
-    # Of a batch that may run, only the shards that run tell the status.
+    # If the batch may still run, only its running shards show its status.
     followed = sent if is_over else [row for row in sent if row["state"] in _RUNNING] or sent
     by_batch = sorted(sent, key=_stands_alone)
     requests = sum(row["requests"] + (row["erased"] or 0) for row in sent) + first["padding"]
@@ -106,25 +106,25 @@ def _batch(sent: list[sa.RowMapping], key: str) -> dict[str, Any]:
 
 def _state(sent: list[sa.RowMapping]) -> str:
     followed = {str(row["state"]) for row in sent if not _stands_alone(row)}
-    # What one shard was not told yet, the next poll tells it: it ends for all of them, each by its own cause.
+    # The next poll reports the end to the shards that missed it: the batch ends for all, with each one's own cause.
     if running := [state for state in _RUNNING if state in followed]:
         return _RUNNING[running[-1]]
     if over := [state for state in _OVER if state in followed]:
         return over[0]
     status = next((row["status"] for row in sent if row["status"] in _OVER), None)
     if status is None and any(row["cause"] in _NO_LONGER_AWAITED and row["batch_id"] for row in sent):
-        # It may have gone on since.
+        # The batch may have continued since.
         return "running"
     return str(status or "ended")
 
 
 def _stands_alone(row: sa.RowMapping) -> bool:
-    """Return whether the state of a shard is its own: it is collected, or its batch is waited for no longer."""
+    """Return whether a shard's state is independent of its batch: it is collected or abandoned."""
     return row["state"] == "collected" or (row["cause"] in _NO_LONGER_AWAITED and row["state"] in _OVER)
 
 
 def _in_batch(sent: list[sa.RowMapping], batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    # The first place is the carrier's, which may have been sent in another batch since.
+    # The first place belongs to the carrier, which may have been sent in another batch since.
     for place, row in enumerate(sent, start=0 if sent[0]["carrier"] is None else 1):
         alone = _stands_alone(row)
         is_given_up = row["cause"] in _NO_LONGER_AWAITED

@@ -1,6 +1,6 @@
-"""Text by which code before version 10 of the ledger told states apart, read once: by the migration to version 10.
+"""Text that code before version 10 of the ledger parsed to distinguish states. Read once, by the migration to 10.
 
-No other module reads it. The sentences are those of that code, whatever today's say.
+Only the migration uses it. The sentences stay as that code wrote them, even if the current ones differ.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ERASE_EXAMPLES = """
 
 
 def type_old_events(connection: sa.Connection) -> None:
-    """Set the data of events that decide something from their text."""
+    """Set the data of events that decisions depend on, from their text."""
     query = sa.text("SELECT event_id, kind, detail FROM event WHERE kind IN :kinds AND detail IS NOT NULL")
     update = sa.text("UPDATE event SET data = :data WHERE event_id = :key")
     wanted = {"kinds": list(_READERS)}
@@ -52,7 +52,7 @@ def type_old_events(connection: sa.Connection) -> None:
 
 
 def type_old_reasons(connection: sa.Connection) -> None:
-    """Set the kind of the reason of shards from its text."""
+    """Set the kind of shards' reasons from their text."""
     found = connection.execute(sa.text("SELECT shard_id, reason, cause FROM shard WHERE reason IS NOT NULL")).all()
     update = sa.text("UPDATE shard SET reason_kind = :kind WHERE shard_id = :key")
     rows = [{"key": shard_id, "kind": _reason_kind(reason, cause)} for shard_id, reason, cause in found]
@@ -61,7 +61,7 @@ def type_old_reasons(connection: sa.Connection) -> None:
 
 
 def hold_by_old_events(connection: sa.Connection) -> None:
-    """Add the holds that only events told of. Those are read after their data are set."""
+    """Add the holds that only events recorded, after the data of these events are set."""
     kinds = "('stopped', 'over_budget', 'definition_changed')"
     connection.execute(sa.text(_ERASE_EXAMPLES), {"erased": _ERASED})
     query = f"SELECT submission_id, kind, at, data, detail FROM event WHERE kind IN {kinds} ORDER BY event_id"  # noqa: S608  # ours
@@ -80,7 +80,7 @@ def hold_by_old_events(connection: sa.Connection) -> None:
         data = {"shards": int(found[1]), "sent_since": found[2]}
         times = holds.get((submission_id, "recovered"), {"times": 0})["times"] + 1
         hold = {"subject": submission_id, "reason": "recovered", "of": submission_id, "shard": None, "words": None}
-        # The last time counts.
+        # The last recovery counts.
         holds[submission_id, "recovered"] = {**hold, "since": at, "times": times, "data": data}
     unreadable = sa.text(
         "SELECT event.shard_id, event.submission_id, event.kind, event.at, event.detail FROM event "

@@ -1,4 +1,4 @@
-"""Queues of providers, and what waits for room there. Sums, since ten thousand batches may be in flight."""
+"""Queues of providers, and the shards that wait for space there. Uses sums: 10,000 batches may be in flight."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ __all__ = ["QueueLines", "Queues"]
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
 
-# A batch has the place of its oldest shard. With the place of any other, two batches could each wait for a part
-# of the other, and nothing would be sent any more.
+# A batch has the place of its oldest shard. With another shard's place, two batches could each wait for a part of the
+# other, and sending would stop for ever.
 _PLACE = (SHARD.c.planned_at, SHARD.c.shard_id)
 
-# A batch is counted by its first shard. To count different ids takes the database three times as long.
+# A batch is counted by its first shard: counting distinct ids takes the database three times as long.
 _COUNTED = (sa.case((IS_FIRST, 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
 
 _SENT_AT = sa.func.coalesce(SHARD.c.submitted_at, SHARD.c.sent_at, SHARD.c.planned_at)
 
-# Of a queue's holders so many shards are named to a person.
+# Messages name this many shards of a queue's holder.
 _NAMED = 3
 
 
 class Queues(Member):
-    """Queues of providers, and what waits for room there. Sums, since ten thousand batches may be in flight."""
+    """Queues of providers, and the shards that wait for space there. Uses sums: 10,000 batches may be in flight."""
 
     def keep_places(self, namespace: str, assets: Sequence[str], *, now: datetime, unless_since: datetime) -> None:
         """Record that a living process looks after planned shards of these assets: they keep their places in queues.
 
-        A planned shard that nobody looks after, as one of an asset that was removed, must not hold up those behind it.
-        Nothing is written where this was recorded since `unless_since`, so that most ticks of a sensor only read.
+        A planned shard that is not looked after, for example of a removed asset, must not block those behind it. Writes
+        only if the last record is older than `unless_since`, so that most ticks of a sensor only read.
         """
         submission_ids = sa.select(SUBMISSION.c.submission_id).where(
             SUBMISSION.c.namespace == namespace,
@@ -56,14 +56,15 @@ class Queues(Member):
             update_shards(connection, is_due, looked_at=now)
 
     def give_up_places(self, shard_ids: Sequence[str]) -> None:
-        """Record that no limit of money has room for planned shards: in their queue they are before nothing, until
-        `take_places_back`. They wait for no time. Idempotent.
+        """Record that planned shards exceed a spending limit.
+
+        Until `take_places_back`, they do not block other shards in their queue. They wait without a time. Idempotent.
         """
         with self._database.write() as connection:
             set_waits(connection, shard_ids, None, Reason.LACKS_MONEY, LACKS_MONEY)
 
     def take_places_back(self, shard_ids: Sequence[str]) -> None:
-        """Give planned shards the places that they gave up. What waits for another reason stays so. Idempotent."""
+        """Give planned shards their places back. Shards that wait for another reason are unchanged. Idempotent."""
         with self._database.write() as connection:
             set_waits(connection, shard_ids, None, None, None, where=Reason.LACKS_MONEY)
 
@@ -76,11 +77,11 @@ class Queues(Member):
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
-        """Sum what is in the queue of this batch's provider and account, and in this namespace waits before it.
+        """Count the batches before this one: in its provider's and account's queue, and waiting in this namespace.
 
-        Only of `model`, or of all. Of what was sent, from any namespace of this ledger, `presence` says what counts;
-        what waits counts while somebody looks after it (`keep_places`), its pause is over, and it does not lack
-        money. No pause is longer than `longest_pause`.
+        `model` restricts it to one model. `presence` decides which sent shards count, in all namespaces of this ledger.
+        A waiting shard counts if it is looked after (`keep_places`), its pause is over, and it does not lack money. A
+        pause lasts `longest_pause` at most.
         """
         first, now = batch[0], presence.now
         ids = [each.shard_id for each in batch]
@@ -97,7 +98,7 @@ class Queues(Member):
     def places_before(
         self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
     ) -> list[QueuePlace]:
-        """Return by submission what `count_ahead` counts before this planned shard: what is in flight comes first."""
+        """Return the shards that `count_ahead` counts before this planned one, by submission; those in flight first."""
         waits = _is_planned(namespace) & _is_older([shard.shard_id]) & _holds_place(presence)
         is_planned = in_state(ShardState.PLANNED)
         of = (SUBMISSION.c.submission_id, SUBMISSION.c.namespace, SUBMISSION.c.asset, SUBMISSION.c.partition)
@@ -118,9 +119,9 @@ class Queues(Member):
     def read_line(
         self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
     ) -> dict[str, Queued]:
-        """Return what `count_ahead` says of each planned shard of this namespace in the queue of `shard`, by shard_id.
+        """Return the result of `count_ahead` for each planned shard of this namespace in `shard`'s queue, by shard_id.
 
-        In the order of the line. Takes two statements, however many wait.
+        In the order of the line. Takes two statements, however many shards wait.
         """
         due = is_due(presence.now, longest_pause)
         inside = sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in _COUNTED)).where(
@@ -141,9 +142,10 @@ class Queues(Member):
         return line
 
     def first_of(self, shards: Sequence[Shard]) -> Shard:
-        """Return which of these planned shards of one submission comes before the others in its queue.
+        """Return the one of these planned shards of one submission that comes first in its queue.
 
-        That is no matter of their ids and waves alone: what was recovered by its receipt may have another place.
+        The order does not follow from ids and rounds alone: a shard that was recovered by its receipt may have another
+        place.
         """
         query = sa.select(SHARD.c.shard_id).where(
             SHARD.c.submission_id == shards[0].submission_id, in_state(ShardState.PLANNED)
@@ -151,11 +153,11 @@ class Queues(Member):
         by_id = {shard.shard_id: shard for shard in shards}
         with self._database.read() as connection:
             ids = connection.execute(query.order_by(SHARD.c.planned_at, SHARD.c.shard_id)).scalars()
-            # Where all were sent meanwhile, none of them waits for another.
+            # If all were sent meanwhile, they do not wait for each other.
             return next((by_id[shard_id] for shard_id in ids if shard_id in by_id), shards[0])
 
     def waited_for(self, namespace: str) -> list[Shard]:
-        """Return one of the shards that wait to be sent in a batch for each provider, account and model of theirs."""
+        """Return one of the shards that wait to be sent in a batch for each of their providers, accounts and models."""
         same = (SHARD.c.provider, SHARD.c.account, SHARD.c.model)
         join = SUBMISSION.c.submission_id == SHARD.c.submission_id
         first = sa.select(sa.func.min(SHARD.c.shard_id)).join(SUBMISSION, join)
@@ -165,9 +167,9 @@ class Queues(Member):
             return [from_row(Shard, row) for row in rows]
 
     def find_holders(self, namespace: str, shard: Shard, presence: Presence, model: str | None) -> list[QueueHolder]:
-        """Return what of other namespaces is in the queue of this shard's provider and account, and not looked after.
+        """Return neglected batches of other namespaces in the queue of this shard's provider and account.
 
-        Only of `model`, or of all. By namespace; whose batches have been there longest comes first.
+        `model` restricts it to one model. By namespace; the one with the oldest batches comes first.
         """
         asked_at = sa.func.coalesce(SHARD.c.polled_at, _SENT_AT).label("asked_at")
         query = (
@@ -181,7 +183,7 @@ class Queues(Member):
             rows = connection.execute(query if model is None else query.where(SHARD.c.model == model)).all()
         held: dict[str, list[Any]] = {}
         for row in rows:
-            # A place that was kept for it while it was planned says nothing of the time since.
+            # A place that was kept for a planned shard does not count after its sending.
             if max(row.sent_at, row.asked_at) < presence.seen_since:
                 held.setdefault(row.namespace, []).append(row)
         return [
@@ -196,9 +198,9 @@ class Queues(Member):
         ]
 
     def tokens_beside(self, shards: Sequence[Shard], presence: Presence, *, since: datetime | None = None) -> int:
-        """Return the input tokens, by estimate, in flight beside these shards of one model, from any namespace.
+        """Return the estimated input tokens in flight besides these shards of one model, in all namespaces.
 
-        `presence` says what counts. With `since`, what was in flight at any time since then.
+        `presence` decides which shards count. With `since`, add those in flight at any time since then.
         """
         flying = _is_in_queue(presence)
         if since is not None:
@@ -209,9 +211,9 @@ class Queues(Member):
             return int(connection.execute(query).scalar_one())
 
     def waiting_for_room(self, namespace: str, unreadable: OnUnreadable | None = None) -> list[Shard]:
-        """Return the planned shards of open submissions that their provider's queue had no room for.
+        """Return the planned shards of open submissions that found their provider's queue full.
 
-        Those that have waited longest come first. A row that cannot be read goes to `unreadable`, if that is given.
+        Those that have waited longest come first. An unreadable row goes to `unreadable`, if given.
         """
 
         def choose(query: sa.Select[Any]) -> sa.Select[Any]:
@@ -227,9 +229,10 @@ class Queues(Member):
         return read_apart(self._database, read, choose(sa.select(SHARD.c.shard_id)), unreadable)
 
     def without_room(self, namespace: str, shard: Shard, presence: Presence) -> list[Shard]:
-        """Return the unfinished shards of this one's model that the provider's queue had no room for.
+        """Return the unfinished shards of this one's model that found the provider's queue full.
 
-        In flight again, of any namespace; planned, of this one, while somebody looks after them (see `count_ahead`).
+        Those that are in flight now are from all namespaces. Planned ones are from this namespace, if they are looked
+        after (see `count_ahead`).
         """
         query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         waits = _may_go(namespace) & looked_after(presence.seen_since, presence.now)
@@ -240,9 +243,9 @@ class Queues(Member):
 
 
 class QueueLines:
-    """What waits for queues at one moment: each queue is read once, for a look at many submissions that sends nothing.
+    """The waiting shards of queues at one moment. Each queue is read once, to show many submissions without sending.
 
-    Answers as Queues do, of what was there when a queue was read.
+    Gives the same results as Queues, for the time at which a queue was read.
     """
 
     def __init__(self, queues: Queues) -> None:
@@ -259,7 +262,7 @@ class QueueLines:
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
-        """See Queues.count_ahead. A batch of several shards, or one that was planned since, is asked about."""
+        """See Queues.count_ahead. Queries again for a batch of several shards, or one that was planned since."""
         asked: Any = {"presence": presence, "longest_pause": longest_pause, "model": model}
         first, queue = batch[0], (batch[0].provider, batch[0].account, model)
         if queue not in self._lines:
@@ -285,13 +288,13 @@ def _is_older(shard_ids: Sequence[str]) -> sa.ColumnElement[bool]:
 
 def _is_planned(namespace: str) -> sa.ColumnElement[bool]:
     """Return the condition for planned shards of open submissions of a namespace."""
-    # No join: with what was sent, all submissions that there ever were would be read.
+    # Not a join: with the sent shards, it would read all submissions that ever existed.
     going = sa.select(SUBMISSION.c.submission_id).where(_IS_OPEN, SUBMISSION.c.namespace == namespace)
     return in_state(ShardState.PLANNED) & SHARD.c.submission_id.in_(going)
 
 
 def _holds_place(presence: Presence) -> sa.ColumnElement[bool]:
-    """Return the condition for planned shards that others wait behind: looked after, and not without money."""
+    """Return the condition for planned shards that block others: they are looked after and do not lack money."""
     return SHARD.c.reason_kind.is_distinct_from(Reason.LACKS_MONEY) & looked_after(presence.seen_since, presence.now)
 
 
@@ -302,11 +305,11 @@ def _is_in_queue(presence: Presence) -> sa.ColumnElement[bool]:
 
 
 def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return the conditions for shards that share this one's queue: of its provider, account and model."""
+    """Return the conditions for shards that share this one's queue, by provider, account and model."""
     same = tuple(SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "model"))
     return (*same, SHARD.c.lane == Lane.BATCH)
 
 
 def _may_go(namespace: str) -> sa.ColumnElement[bool]:
-    """Return the condition for planned shards that are still to be sent, of a query that joins their submissions."""
+    """Return the condition for planned shards that are yet to be sent, in a query that joins their submissions."""
     return in_state(ShardState.PLANNED) & _IS_OPEN & (SUBMISSION.c.namespace == namespace)
