@@ -1,11 +1,11 @@
 """The ledger's tables for SQLAlchemy, and rows as the frozen records of `records.py`. The DDL is in `migrations.py`.
 
-Money is text, so it is exact on every database; times are UTC on the way in and aware on the way out; mappings and
-tuples are JSON text with sorted keys.
+Money is text, so it is exact on every database. Times are stored in UTC and read as aware. Mappings and tuples are JSON
+text with sorted keys.
 
 Text is of two kinds. Names (keys, paths, accounts) are identity: they are stored exactly, or refused before anything is
-sent. What others say (reasons, details, a vendor's batch id) is stored whatever it is, since the event that it belongs
-to must not be lost: characters that a database refuses become U+FFFD, and what is too long is cut.
+sent. Foreign text (reasons, details, a vendor's batch id) is always stored, since its event must not be lost.
+Characters that a database refuses become U+FFFD, and text that is too long is cut.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Utc(TypeDecorator[datetime]):
 
 
 class _AsText(TypeDecorator[Any]):
-    """A value that is stored as text by `dump` and comes back by `load`."""
+    """A value that `dump` converts to text, and `load` converts back."""
 
     impl = sa.Text
     cache_ok = True
@@ -129,19 +129,19 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-# PostgreSQL refuses NUL, and neither its driver nor SQLite's can encode half of a surrogate pair. Text is cleaned here,
-# at the column, so that no caller can forget to: a vendor's message with a NUL would else roll back the very
-# transaction that records that a batch failed, or was created.
+# PostgreSQL refuses NUL, and the drivers of both databases cannot encode half of a surrogate pair. The column cleans
+# text, so that callers cannot forget to. Otherwise a NUL in a vendor's message would roll back the very transaction
+# that records that a batch failed, or was created.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _TEXT_CHARS = 10_000
-# Batch ids are indexed: PostgreSQL takes up to 2,700 bytes of an indexed text, and a character is up to 4 bytes.
+# Batch ids are indexed: PostgreSQL accepts up to 2,700 bytes of an indexed text, and a character is up to 4 bytes.
 _ID_CHARS = 500
-# A count is multiplied by a number of requests, which no batch has so many of.
+# A count is multiplied by a number of requests, and must not overflow. Batches are much smaller.
 _COUNTS_BELOW = 2**31
 
 
 class _Name(TypeDecorator[str]):
-    """Text that is identity. Raises LedgerError, as the whole transaction, for one that cannot be stored exactly."""
+    """Text that is identity. Raises LedgerError for text that cannot be stored exactly, and so rolls back."""
 
     impl = sa.Text
     cache_ok = True
@@ -161,7 +161,7 @@ class _Name(TypeDecorator[str]):
 
 
 class _ForeignText(TypeDecorator[str]):
-    """Text from outside, of any content and length, stored in any case: cleaned, and cut to `most_chars` characters."""
+    """Text from outside, of any content and length. Always stored, cleaned and cut to `most_chars` characters."""
 
     impl = sa.Text
     cache_ok = True
@@ -175,7 +175,7 @@ class _ForeignText(TypeDecorator[str]):
 
 
 class _Count(TypeDecorator[int]):
-    """A number that a vendor reports. One that no batch can have is stored as not known."""
+    """A number that a vendor reports. An impossible number is stored as unknown."""
 
     impl = sa.BigInteger
     cache_ok = True
@@ -185,7 +185,7 @@ class _Count(TypeDecorator[int]):
 
 
 def _storable(text: str, most_chars: int) -> str:
-    """Return the text as every database stores it. What is cut ends with a digest, so that two cut ids stay two."""
+    """Return the text as every database stores it. Cut text ends with a digest, so that two cut ids stay different."""
     if len(text) > most_chars:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
         text = f"{text[: most_chars - 17]}…{digest}"
@@ -306,7 +306,7 @@ SHARD_ROW = sa.Table(
     _column("place", sa.BigInteger),
     _column("sends", sa.BigInteger),
     _column("sent_requests", sa.BigInteger, null=True),
-    _column("ended_at", _UTC, null=True),  # of one that was never sent, or is waited for no longer
+    _column("ended_at", _UTC, null=True),  # for shards that were never sent or are abandoned
     _column("collected_at", _UTC, null=True),
     _column("looked_at", _UTC, null=True),
     _foreign_text("reason"),
@@ -338,16 +338,16 @@ _S, _B = SHARD_ROW.c, BATCH.c
 
 
 def _literal(word: Enum) -> sa.ColumnElement[Any]:
-    # Not as a parameter: SQLite takes an index of some states only where it reads them in the query.
+    # Not a parameter: SQLite uses an index of some states only if the query contains them.
     return sa.literal_column(f"'{word.value}'", sa.Text)
 
 
 def _seen() -> Iterator[sa.ColumnElement[Any]]:
-    """Yield the columns of shards with those of their batches: counts of a batch are divided by numbers of requests."""
-    # Not every provider reports how many requests the batch has in all.
+    """Yield the columns of shards and of their batches: a batch's counts are divided by numbers of requests."""
+    # Not every provider reports the batch's total number of requests.
     total = sa.func.coalesce(_B.total, sa.case((_B.done > _S.sent_requests, _B.requests)))
     is_part = total > _S.sent_requests
-    # Without a batch it was never sent.
+    # A shard without a batch was never sent.
     unsent = _S.batch_key.is_(None) & (_S.state != _literal(OwnState.PLANNED))
     text, flag = sa.Text(), sa.Boolean()
     yield from (column for column in _S if column.name not in {"state", "ended_at", "looked_at"})
@@ -371,18 +371,18 @@ def _seen() -> Iterator[sa.ColumnElement[Any]]:
 
 
 SHARD = sa.select(*_seen()).select_from(SHARD_ROW.outerjoin(BATCH, _B.batch_key == _S.batch_key)).subquery("shards")
-"""Shards as they are read: with the facts of their batches. What is written are SHARD_ROW and BATCH."""
+"""Shards with the facts of their batches, for reading. SHARD_ROW and BATCH are the tables for writing."""
 
 
 IS_FIRST = SHARD.c.place == sa.literal_column("0")
-"""The condition for shards that are the first in their batch, or in none."""
+"""The condition for shards that are the first in their batch, or have no batch."""
 
 MAY_QUEUE = SHARD.c.own_state.in_([_literal(OwnState.PLANNED), _literal(OwnState.SENT)])
-"""The condition for shards that are not over yet, for which an index serves."""
+"""The condition for shards that are not over yet, which has an index."""
 
 
 def in_state(*states: ShardState) -> sa.ColumnElement[bool]:
-    """Return the condition for shards in one of these states, for which indexes serve."""
+    """Return the condition for shards in one of these states, which has indexes."""
     own = [_literal(state) for state, seen in OWN_SEEN.items() if seen in states]
     of_batch = [_literal(state) for state, seen in BATCH_SEEN.items() if seen in states]
     conditions: list[sa.ColumnElement[bool]] = []
@@ -422,7 +422,7 @@ UPDATE_BILL = sa.update(BILL).where(BILL.c.shard_id == sa.bindparam("key"))
 """Set columns of the bill of this shard."""
 
 HAS_BILL = BILL.c.shard_id == SHARD.c.shard_id
-"""The condition by which a query joins bills to shards: each shard has one."""
+"""The condition that joins bills to shards: each shard has one."""
 
 SHARDS = sa.select(SHARD, *(column for column in BILL.c if column is not BILL.c.shard_id)).join_from(
     SHARD, BILL, HAS_BILL
@@ -502,13 +502,13 @@ _NAMES = {kind: tuple(field.name for field in fields(kind) if field.name not in 
 
 
 def to_row(record: Submission | Shard | Bill | Hold | Tombstone | Judgment) -> dict[str, Any]:
-    """Return the record's fields by column name. The bill of a shard is a row of its own."""
+    """Return the record's fields by column name. The bill of a shard has its own row."""
     records = (record, record.batch, record.room) if isinstance(record, Shard) else (record,)
     return {name: getattr(each, name) for each in records for name in _NAMES[type(each)]}
 
 
 def from_row(kind: type[_R], row: Mapping[Any, Any]) -> _R:
-    """Return the record that a row (a RowMapping) holds; the ledger's own columns are left out. See SHARDS."""
+    """Return the record in a row (a RowMapping), without the ledger's own columns. See SHARDS."""
     values = {name: row[name] for name in _NAMES[kind]}
     if kind is Shard:
         values |= {part: of(**{name: row[name] for name in _NAMES[of]}) for part, of in _PARTS.items()}
@@ -516,7 +516,7 @@ def from_row(kind: type[_R], row: Mapping[Any, Any]) -> _R:
 
 
 def with_columns(shard: Shard, columns: Mapping[str, Any]) -> Shard:
-    """Return the shard with these values of columns, its own, or those of its batch, its room or its bill."""
+    """Return the shard with these values in its own columns, or in those of its batch, room or bill."""
     values = dict(columns)
     for part, of in _PARTS.items():
         if of_part := {name: values.pop(name) for name in _NAMES[of] if name in values}:

@@ -1,7 +1,7 @@
-"""Rows of the tables `shard` and `bill` in a transaction of the ledger: stored, locked, set by moves and reports.
+"""Rows of the tables `shard` and `bill` in a transaction of the ledger: stored, locked, and updated.
 
-The ledger has rows for shards, never for requests: a partition of a million requests is a handful of shards, and its
-requests, their results and their digests are files in the payload store. A row a request would make the database the
+The ledger has rows for shards, not for requests: a partition of a million requests has a handful of shards. The
+requests, their results and their digests are files in the payload store. A row per request would make the database the
 bottleneck, and a second place where results could be lost.
 """
 
@@ -86,7 +86,7 @@ __all__ = [
 ]
 
 OVER = {*ENDED, ShardState.COLLECTED}
-"""The states of shards that run no more."""
+"""The states of shards that are no longer running."""
 
 SHARDS_BY_WAVE = SHARDS.where(SHARD.c.submission_id == sa.bindparam("submission_id")).order_by(
     SHARD.c.wave, SHARD.c.number
@@ -119,9 +119,9 @@ IS_LEFT_TO_ORACLE = (
     & (SHARD.c.provider == SUBMISSION.c.provider)
     & (SHARD.c.model == SUBMISSION.c.model)
 )
-"""The condition for shards of a cascade's own model, of a query that joins their submissions."""
+"""The condition for shards of a cascade's own model, in a query that joins their submissions."""
 
-# So much may the clocks of the machines that share a ledger differ.
+# The clocks of the machines that share a ledger may differ by this.
 _CLOCKS_APART = timedelta(minutes=1)
 _ENDED_FOR_GOOD = [status for status in BatchStatus if status.is_terminal]
 AWAITED = (
@@ -130,7 +130,7 @@ AWAITED = (
     & SHARD.c.batch_id.is_not(None)
     & (SHARD.c.status.is_(None) | SHARD.c.status.not_in(_ENDED_FOR_GOOD))
 )
-"""The condition for shards that were collected without answers while their batches may still bring some."""
+"""The condition for shards that were collected without answers while their batches may still deliver some."""
 
 
 def is_awaited(shard: Shard) -> bool:
@@ -147,7 +147,7 @@ IS_UNREAD = (
     & SHARD.c.raw_path.is_(None)
     & SHARD.c.erased_there_at.is_(None)
 )
-"""The condition for shards that were given up since the results of their ended batches could not be read."""
+"""The condition for shards that were abandoned because the results of their ended batches could not be read."""
 
 
 def is_unread(shard: Shard) -> bool:
@@ -163,7 +163,7 @@ _INSERT_SHARD = sa.insert(SHARD_ROW)
 _INSERT_BILL = sa.insert(BILL)
 
 OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "reason", "reason_kind", "asked_again")
-"""The columns that a split changes of the shard that is split."""
+"""The columns of the split shard that a split changes."""
 
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
@@ -179,9 +179,9 @@ _BY_ID = SHARDS.where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id)
 def insert_shards(
     connection: sa.Connection, clock: Callable[[], datetime], submission: Submission, shards: Sequence[Shard]
 ) -> None:
-    """Store planned shards of a submission. A shard without a model gets provider, account and model from it.
+    """Store planned shards of a submission. A shard without a model gets the submission's provider, account and model.
 
-    Raises LedgerError where a shard is not planned, or belongs to another submission.
+    Raises LedgerError if a shard is not planned, or belongs to another submission.
     """
     for shard in shards:
         if shard.submission_id != submission.submission_id or shard.state is not ShardState.PLANNED:
@@ -202,7 +202,7 @@ def _bill_row(shard: Shard) -> dict[str, Any]:
 
 
 def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datetime) -> None:
-    """Store a shard that has half of the requests of another, with its place in the queue and in the budgets."""
+    """Store a shard with half of another shard's requests, and with its place in the queue and in the budgets."""
     planned_at = sa.select(SHARD_ROW.c.planned_at).where(SHARD_ROW.c.shard_id == whole.shard_id)
     row = {**shard_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "looked_at": now}
     connection.execute(_INSERT_SHARD, row)
@@ -210,14 +210,14 @@ def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datet
 
 
 def count_requests(shards: Iterable[Shard]) -> int:
-    """Return how many requests these shards have together."""
+    """Return the total number of requests in these shards."""
     return sum(shard.requests for shard in shards)
 
 
 def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
-    """Return shards by id, locked: nobody else changes them before the transaction ends.
+    """Return shards by id, locked until the transaction ends.
 
-    Raises LedgerError where the ledger lacks one of them.
+    Raises LedgerError if the ledger lacks one of them.
     """
     shards = {row["shard_id"]: from_row(Shard, row) for row in _lock(connection, ids).mappings()}
     if missing := set(ids) - shards.keys():
@@ -226,19 +226,19 @@ def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Sha
 
 
 def _lock(connection: sa.Connection, ids: Collection[str]) -> sa.CursorResult[Any]:
-    """Return the rows of shards with their batches and bills, which nobody else changes before the transaction ends."""
+    """Return the rows of shards with their batches and bills, locked until the transaction ends."""
     wanted = {"ids": list(ids)}
     # Read after all are locked: PostgreSQL would return batches and bills from before the transaction that it waited
-    # for. SQLite has one transaction that writes at a time.
+    # for. SQLite has one writing transaction at a time.
     if connection.dialect.name == "postgresql":
         lock_batches(connection, {key for key in connection.execute(_LOCKED, wanted).scalars() if key})
     return connection.execute(_BY_ID, wanted)
 
 
 def update_shards(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: Any) -> int:
-    """Set columns of all shards for which the condition holds; return of how many."""
+    """Set columns of all shards for which the condition holds; return their number."""
     chosen = SHARD_ROW.c.shard_id.in_(sa.select(SHARD.c.shard_id).where(condition))
-    # SQLite has one transaction that writes at a time.
+    # SQLite has one writing transaction at a time.
     if connection.dialect.name == "postgresql":
         locked = sa.select(SHARD_ROW.c.shard_id).where(chosen).order_by(SHARD_ROW.c.shard_id)
         connection.execute(locked.with_for_update())
@@ -253,7 +253,7 @@ def set_waits(
     words: str | None,
     where: Reason | None = None,
 ) -> None:
-    """Set until when planned shards wait, and why; of those that wait for one reason alone where that is given."""
+    """Set until when planned shards wait, and why. `where` restricts it to shards that wait for one reason."""
     chosen = [
         shard.shard_id
         for shard in get_shards(connection, shard_ids).values()
@@ -265,17 +265,17 @@ def set_waits(
 
 
 def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> list[str]:
-    """Return the shards that the ledger lacks, or some of whose sendings it lacks.
+    """Return the shards that the ledger lacks, or has with fewer sendings.
 
-    `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
-    not unrecorded, unless it was split since: it is looked for, or was found.
+    `sent` has shards in the state of the last sending or split, and their numbers of sendings. Only planned shards can
+    be unrecorded, or shards that were split since: others are being looked for, or were found.
     """
-    # With all that the recovery may change: what is locked later is not in the order of ids.
+    # Includes all rows that the recovery may change: rows that are locked later would not be in the order of ids.
     stored = {row.shard_id: row for row in _lock(connection, {*sent, *sent_beside(connection, sent)})}
     unrecorded: list[str] = []
     for key, (shard, sends) in sent.items():
         row = stored.get(key)
-        # Only by a split does a shard have another file, which has fewer requests: its batch of before ran nothing.
+        # A shard has another file only after a split. That file has fewer requests: the batch before ran nothing.
         was_split = row is not None and row.path != shard.path and row.requests > shard.requests
         may_be = (
             (ShardState.PLANNED, ShardState.SUBMITTING, ShardState.SUBMITTED) if was_split else (ShardState.PLANNED,)
@@ -286,10 +286,10 @@ def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, 
 
 
 def store_recovered(connection: sa.Connection, clock: Callable[[], datetime], shards: Sequence[Shard]) -> None:
-    """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
+    """Store shards unchanged, whether the ledger has them or not. Money counts from the time of sending."""
     now = clock()
     for shard in shards:
-        # Of one that was split since: its batch of before ran nothing, for none of its shards.
+        # If a shard was split since, the batch before ran nothing, for all of its shards.
         if together := sent_beside(connection, [shard.shard_id]):
             is_accepted = get_shards(connection, together)[together[0]].state is ShardState.SUBMITTED
             move = Move.PUT_BACK if is_accepted else Move.NOT_SENT
@@ -318,35 +318,35 @@ def set_expected_cost(connection: sa.Connection, shard: Shard) -> None:
 
 
 def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
-    """Return the condition for shards that a process looked after since then. To plan a shard counts as that."""
-    # A time that lies ahead was set by a clock that was wrong, and would keep a place until that time.
+    """Return the condition for shards that a process looked after since `since`. Planning a shard counts, too."""
+    # A wrong clock set a time in the future, which would keep the place until then.
     return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at).between(since, now + _CLOCKS_APART)
 
 
 def is_due(now: datetime, longest_pause: timedelta) -> sa.ColumnElement[bool]:
-    """Return the condition for shards that need not wait any longer.
+    """Return the condition for shards that have waited long enough.
 
-    A time that lies further ahead than the longest pause was set by a clock that was wrong.
+    A wrong clock set a time that is later than the longest pause.
     """
     until = SHARD.c.waits_until
     return until.is_(None) | (until <= now) | (until > now + longest_pause)
 
 
 def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the columns that a move sets: the new state, `fields`, and the move's own time where `fields` has none.
+    """Return the columns that a transition sets: the state, `fields`, and the transition's time if `fields` lacks it.
 
-    Raises LedgerError where `fields` holds what a move cannot record, or an accepted shard has no batch id.
+    Raises LedgerError if a transition cannot record one of `fields`, or an accepted shard has no batch id.
     """
     values: dict[str, Any] = {**fields, "state": MOVES[move][1]}
     if "reason" in fields:
         values.setdefault("reason_kind", None if fields["reason"] is None else Reason.PROVIDER)
     if move in _STAMPS:
         values.setdefault(_STAMPS[move], now)
-    # No batch exists, or it ran nothing: the shard is as if it had never been sent. Were its old batch id to stay, a
-    # late report on that batch would be taken for one on the batch that is created next.
+    # Without a batch, or if the batch ran nothing, the shard counts as never sent. If its old batch id stayed, a late
+    # report on that batch would be taken for a report on the next batch.
     if move in (Move.NOT_SENT, Move.PUT_BACK):
         values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "status", "cause"))
-        # In real time a part may have been answered, and then the caller says so.
+        # In real time, some requests may have been answered. Then the caller sets it.
         values.setdefault("reserved_usd", None)
     if move is Move.ACCEPTED and not fields.get("batch_id"):
         raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
@@ -358,7 +358,7 @@ def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datet
 
 
 def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the columns of the shard among these, and those of its bill."""
+    """Divide columns into those of the shard and those of its bill."""
     of_bill = {name: value for name, value in fields.items() if name in _BILL_FIELDS}
     return {name: value for name, value in fields.items() if name not in of_bill}, of_bill
 
@@ -373,18 +373,18 @@ def take_move(
     sources: Collection[ShardState] | None = None,
     key: str | None = None,
 ) -> list[Shard]:
-    """Take a move for shards, all of them or none, set the columns that `changes` has by id, and return them.
+    """Make a transition for all of these shards, set their columns from `changes`, by id, and return them.
 
-    The event of each has the `words`; that of a batch that was put back has its id.
+    Each event has the `words`; the event of a batch that was put back has the batch's id.
 
-    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch` or `key`, or in none of
-    `sources`; or where one that is sent in the same batch is not among them, and the batch becomes void.
+    Raises IllegalMoveError, and changes nothing, for a shard that cannot make it, is of another batch than `of_batch`
+    or `key`, or is in a state outside `sources`. It does so, too, if the batch becomes void and has another sent shard.
     """
     legal, to = MOVES[move]
     allowed = legal if sources is None else legal.intersection(sources)
     before = get_shards(connection, changes)
-    # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of two
-    # processes that take one move, the second reads the new state, and is refused.
+    # Compare and set: the rows are locked from here to the commit, so they cannot change after the comparison. If two
+    # processes make the same transition, the second reads the new state, and is refused.
     for shard_id in changes:
         if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch.batch_id):
             raise illegal_move(shard_id, before[shard_id].state, move)
@@ -412,7 +412,7 @@ def take_move(
         ) from error
 
     if move is Move.SEND:
-        # The batch is the record of the intent. Its events are written with what came of it.
+        # The batch is the record of the intent. Its events are written with its result.
         return after
 
     def event(shard: Shard) -> dict[str, Any]:
@@ -425,7 +425,7 @@ def take_move(
 
 
 def _sent_events(shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
-    """Yield the events of the sending of those of these shards whose create call has no end yet."""
+    """Yield the events of sending for the shards whose create call has no result yet."""
     for shard in shards:
         if shard.state is ShardState.SUBMITTING:
             states = (ShardState.PLANNED, ShardState.SUBMITTING)
@@ -441,7 +441,7 @@ _Writes = dict[tuple[Any, tuple[str, ...]], list[dict[str, Any]]]
 def _divide_all(
     move: Move, before: Mapping[str, Shard], changes: Mapping[str, Mapping[str, Any]]
 ) -> tuple[_Writes, list[Shard]]:
-    """Return the rows that a move sets by statement and columns, and the shards as they are then."""
+    """Return the rows that a transition sets, by statement and columns, and the shards after it."""
     writes: _Writes = defaultdict(list)
     after: list[Shard] = []
     batches: dict[str, dict[str, Any]] = {}
@@ -460,7 +460,7 @@ def _divide_all(
             if move is Move.CANCELED and shard.batch.batch_key is None:
                 of_shard["status"] = BatchStatus.CANCELED
                 if "sent_at" in of_shard:
-                    # In real time some of it was asked: its last pass counts.
+                    # In real time some requests were asked: the last pass counts.
                     of_shard["batch_key"] = key = batch_key(shard, shard.sends)
                     own |= {"state": OwnState.SENT, "batch_key": key, "sent_requests": shard.requests, "ended_at": None}
                     of_batch |= {"state": BatchState.CANCELED, "ended_at": of_shard["ended_at"]}
@@ -481,14 +481,14 @@ def _divide_all(
 
 
 def unknown_shard(shard_id: str) -> LedgerError:
-    """Return the error for a shard id that the ledger does not have."""
+    """Return the error for a shard id that is missing in the ledger."""
     return LedgerError(
         f"The ledger has no shard {shard_id}. Nothing was changed. `dagster-llm-batch show` names those that there are."
     )
 
 
 def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:
-    """Return the error for a move that the table does not have."""
+    """Return the error for a transition that the table does not have."""
     allowed = ", ".join(sorted(source.value for source in MOVES[move][0]))
     return IllegalMoveError(
         f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "

@@ -1,4 +1,4 @@
-"""Shards: moved between states, and read."""
+"""Shards: their transitions and reads."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ _SHARING = (
 _OF_BATCH = SHARDS.where(SHARD.c.batch_key == sa.bindparam("batch_key")).order_by(SHARD.c.place, SHARD.c.shard_id)
 
 WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
-"""In the place of what a provider said of a batch, some rows of which were erased."""
+"""The text that replaces a provider's words about a batch with erased rows."""
 
 
 class Shards(Member):
-    """Shards: moved between states, and read."""
+    """Shards: their transitions and reads."""
 
     def move(
         self,
@@ -107,11 +107,11 @@ class Shards(Member):
         batch_key: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> Shard:
-        """Take the move and record `fields` with it, or raise IllegalMoveError and change nothing.
+        """Make the transition and record `fields` with it, or raise IllegalMoveError and change nothing.
 
-        The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none. With
-        `of_batch`, its id at the provider, or `batch_key`, what is known of that batch moves no shard that was sent in
-        another since.
+        The transition's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now unless `fields` has it.
+        `of_batch` is the batch's id at the provider, and `batch_key` its key. With either, a shard that was sent in
+        another batch since is refused.
         """
         return self.move_all([shard_id], move, of_batch=of_batch, batch_key=batch_key, **fields)[0]
 
@@ -126,11 +126,12 @@ class Shards(Member):
         words: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> list[Shard]:
-        """Take the same move for the shards of one batch in their order: for all of them or none. See `move`.
-        `sources`, where given, are the only states from which it is taken. The event has `words`, or else `reason`.
+        """Make the same transition for all shards of one batch, in their order. See `move`.
 
-        `SEND` is the intent, and is committed before the provider is called: a process that is killed in between leaves
-        a shard in `submitting`, and whoever finds it asks the provider before anything is sent again.
+        `sources` restricts the states that it can start from. The event has `words`, or else `reason`.
+
+        `SEND` is the intent, and is committed before the provider is called. If a process is killed in between, the
+        shard stays in `submitting`. The next process asks the provider before anything is sent again.
         """
         values = move_values(shard_ids[0], move, fields, self._clock())
         changes = dict.fromkeys(shard_ids, values)
@@ -142,20 +143,20 @@ class Shards(Member):
             return take_move(connection, self._clock, move, changes, of_batch, told, sources, batch_key)
 
     def collect(self, results: Mapping[str, ShardFields]) -> None:
-        """Take the move COLLECTED for shards, each with the fields of its results: for all of them or none."""
+        """Make the transition COLLECTED for all of these shards, each with the fields of its results."""
         move, now = Move.COLLECTED, self._clock()
         changes = {shard_id: move_values(shard_id, move, fields, now) for shard_id, fields in results.items()}
         with self._database.write() as connection:
             moved = take_move(connection, self._clock, move, changes)
-            # Only what has waited for a time, or was given up at once, may have a hold.
+            # A hold is possible only for shards that have waited for a time, or were abandoned at once.
             held = [s.shard_id for s in moved if s.waits_until is not None or s.cause in NOT_AWAITED]
             if held:
                 drop_holds(connection, held, OF_RESULTS)
 
     def split(self, whole: Shard, rest: Shard, half: Shard) -> None:
-        """Replace a planned shard by `rest`, with the same id and fewer requests, and store `half`, with the others.
+        """Replace a planned shard by `rest`, which has its id and fewer requests, and store the others as `half`.
 
-        Raises IllegalMoveError, and changes nothing, where it is not planned, or was split since it was read.
+        Raises IllegalMoveError, and changes nothing, if the shard is not planned, or was split since it was read.
         """
         to = MOVES[Move.SPLIT][1]
         values = {name: getattr(rest, name) for name in OF_SPLIT}
@@ -176,12 +177,12 @@ class Shards(Member):
         sent: Mapping[str, tuple[Shard, int]],
         kind: type[events.Recovered] = events.Recovered,
     ) -> list[Shard]:
-        """Record shards that were sent, or split, as they are in `sent`, where this ledger has no record; return these.
+        """Record sent or split shards from `sent` that this ledger has no record of; return these.
 
-        `sent` has them by shard_id, and how often each was sent. `kind` is that of the event that says so.
-        See `insert_recovered` for what becomes of submissions that this ledger lacks.
+        `sent` has each shard with its number of sendings, by shard_id. `kind` is the kind of the event to record. See
+        `insert_recovered` for submissions that this ledger lacks.
         """
-        # A later wave of a cascade asks more: of a submission as it was before and after it, the newest counts.
+        # A later round of a cascade asks more. Of one submission's versions before and after it, the newest counts.
         by_id = {each.submission_id: each for each in sorted(submissions, key=lambda each: each.waves)}
         with self._database.write() as connection:
             unrecorded = unrecorded_sends(connection, sent)
@@ -201,7 +202,7 @@ class Shards(Member):
                 hold_submission(connection, submission.submission_id, data, self._clock())
             recovered = [replace(shard, sends=sends) for shard, sends in map(sent.__getitem__, unrecorded)]
             store_recovered(connection, self._clock, recovered)
-            # The event of the sending of a shard in doubt is written when it is known what came of it.
+            # For a shard in doubt, the event of sending is written when the result is known.
             sending = events.Moved(Move.SEND, kind.kind)
             known = [shard for shard in recovered if shard.state is not ShardState.SUBMITTING and shard.batch.batch_key]
             each = (event_row(s.submission_id, sending, None, s.state, s.shard_id) for s in known)
@@ -209,11 +210,11 @@ class Shards(Member):
             return recovered
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
-        """Record how the batches of shards ended, by shard id: the moves of all their shards in one transaction.
+        """Record the ends of shards' batches, by shard id: the transitions of all their shards in one transaction.
 
-        A shard that cannot take its move, since another process made it or the shard was sent in another batch since,
-        stays as it is. The others in a batch end with it, each by its own cause; of those that were given up before,
-        the answers are late.
+        A shard is unchanged if it cannot make its transition: another process made it, or the shard was sent in another
+        batch since. The other shards in a batch end with it, each by its own cause. For those that were abandoned
+        before, the answers are late.
         """
         with self._database.write() as connection:
             shards = get_shards(connection, find_sharing(connection, ends))
@@ -228,11 +229,11 @@ class Shards(Member):
             self._end(connection, [*fresh, *_sharing(shards, fresh)])
 
     def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
-        """Record that batches that were given up have ended, or can be read, by shard id: they are to be collected.
+        """Record that abandoned batches have ended, or can be read, by shard id: they are to be collected.
 
-        Their submissions are settled anew then, and their labels land again. So is the newest submission of the same
-        partition, where it reuses the answers of one of them. Shards of the same batch that wait for its end have it,
-        and answers of others in it that were given up are late, too.
+        Their submissions must be completed again then, and their labels materialized again. The same holds for the
+        newest submission of the partition, if it reuses their answers. Shards of the same batch that wait for its end
+        get it. Answers of abandoned shards in it are late, too.
         """
         with self._database.write() as connection:
             shards = get_shards(connection, find_sharing(connection, ends))
@@ -271,18 +272,18 @@ class Shards(Member):
                 update_submission(connection, self._clock, before, events.Unsettled(), **values)
 
     def record_reports(self, reports: Mapping[str, BatchReport]) -> None:
-        """Record reports by shard id: counts, status and the time of the poll. No state changes.
+        """Record reports by shard id: counts, status and the time of the poll. States stay the same.
 
-        A count that a report does not know keeps its last value. A new status word is an event of each shard in the
-        batch. A report on another batch than the shard's present one is dropped, as is one that comes after another
-        process learned of its end.
+        A count that is missing in a report keeps its last value. A new status word is an event of each shard in the
+        batch. A report is dropped if it is about an earlier batch of the shard, or if another process has recorded the
+        batch's end.
         """
         now = self._clock()
         with self._database.write() as connection:
             shards = get_shards(connection, find_sharing(connection, reports))
 
             def is_told(shard: Shard, report: BatchReport) -> bool:
-                # That an awaited batch has ended is for `record_late_endings` alone to record.
+                # Only `record_late_endings` records the end of an awaited batch.
                 runs = shard.state is ShardState.SUBMITTED or (is_awaited(shard) and not report.status.is_terminal)
                 return runs and shard.batch.batch_id == report.batch_id
 
@@ -300,9 +301,9 @@ class Shards(Member):
             insert_events(connection, self._clock, *changed)
 
     def set_cause(self, shard_ids: Sequence[str], cause: Cause, state: ShardState = ShardState.SUBMITTED) -> None:
-        """Record why the batches of shards that are in flight are about to end, before anything is done to them.
+        """Record why the batches of shards in flight are about to end, before anything is done to them.
 
-        Of collected shards: why their answers are no more. Shards in another `state` stay as they are.
+        For collected shards, record why their answers are lost. Shards in another `state` are unchanged.
         """
         with self._database.write() as connection:
             known = [shard for shard in get_shards(connection, shard_ids).values() if shard.cause is not cause]
@@ -314,12 +315,12 @@ class Shards(Member):
                 insert_events(connection, self._clock, *each)
 
     def delay(self, shard_ids: Sequence[str], until: datetime, words: str, kind: Reason = Reason.PROVIDER) -> None:
-        """Record until when planned shards are not to be sent, and why. What was sent meanwhile stays as it is."""
+        """Record until when planned shards must wait, and why. Shards that were sent meanwhile are unchanged."""
         with self._database.write() as connection:
             set_waits(connection, shard_ids, until, kind, words)
 
     def forget_raw(self, submission_id: str, files: int) -> None:
-        """Record that the raw results of a submission are kept no longer, before their files go. Idempotent."""
+        """Record that a submission's raw results are no longer kept, before their files are deleted. Idempotent."""
         with self._database.write() as connection:
             get_submission(connection, submission_id, lock=True)
             mine = (SHARD.c.submission_id == submission_id) & SHARD.c.raw_path.is_not(None)
@@ -327,9 +328,9 @@ class Shards(Member):
                 insert_events(connection, self._clock, event_row(submission_id, events.RawPruned(files)))
 
     def record_erased(self, shard_id: str, *, requests: int, padding: int, size: int, digest: str) -> None:
-        """Record what is left in a shard's files: requests, copies of one, bytes, digest. Idempotent.
+        """Record the remaining contents of a shard's files: requests, copies of one, bytes, digest. Idempotent.
 
-        A provider's words on it, which may quote a request, go; so they do from the shards that were told the same.
+        Erase a provider's words about it, which may quote a request, also from the shards that have the same words.
         """
         told_with = self.told_with(self.get(shard_id))
         with self._database.write() as connection:
@@ -363,7 +364,7 @@ class Shards(Member):
                 insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
     def record_erased_at_provider(self, shard_ids: Sequence[str], detail: str) -> None:
-        """Record that the provider was made to delete what it stored of the batch of these shards."""
+        """Record that the provider was asked to delete its data of these shards' batch."""
         now = self._clock()
         with self._database.write() as connection:
             shards = get_shards(connection, shard_ids).values()
@@ -379,7 +380,7 @@ class Shards(Member):
         return self._read_shards(SHARDS_BY_WAVE, submission_id=submission_id)
 
     def get(self, shard_id: str) -> Shard:
-        """Return a shard. Raises LedgerError where there is none."""
+        """Return a shard. Raises LedgerError if it is missing."""
         shards = self._read_shards(SHARDS.where(SHARD.c.shard_id == shard_id))
         if not shards:
             raise unknown_shard(shard_id)
@@ -388,10 +389,10 @@ class Shards(Member):
     def in_flight(
         self, namespace: str, *, limit: int | None = None, unreadable: OnUnreadable | None = None
     ) -> list[Shard]:
-        """Return shards whose provider may be working, those never polled and least recently polled first.
+        """Return shards whose provider may be working; those that were never or least recently polled come first.
 
-        Of those polled together, the newest come first: that is how providers list their batches. For `unreadable`,
-        which gets shard ids here, see `Submissions.progress`.
+        Among shards that were polled together, the newest come first, in the order in which providers list batches. For
+        `unreadable`, which gets shard ids here, see `Submissions.progress`.
         """
 
         def choose(query: sa.Select[Any]) -> sa.Select[Any]:
@@ -407,13 +408,14 @@ class Shards(Member):
         return read_apart(self._database, read, choose(sa.select(SHARD.c.shard_id)), unreadable)
 
     def sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
-        """Return the shards that share create calls of unknown end with those of these submissions, in their order.
+        """Return the shards of these submissions' create calls whose result is unknown, in their order.
 
-        One batch can carry shards of several submissions, so whether it was created is decided for all of them at once.
+        One batch can carry shards of several submissions, so the shards of others are included: whether the batch was
+        created is decided for all of them at once.
         """
         wanted = {"submission_ids": list(submission_ids)}
         with self._database.read() as connection:
-            # Nearly always no call's end is unknown, which this tells in a quarter of the time.
+            # Nearly always there are no such calls, which this query finds in a quarter of the time.
             if connection.execute(_IS_BEING_SENT, wanted).first() is None:
                 return []
             return [from_row(Shard, row) for row in connection.execute(_SHARING, wanted).mappings()]
@@ -425,15 +427,15 @@ class Shards(Member):
         return self._read_shards(_OF_BATCH, batch_key=shard.batch.batch_key)
 
     def sent_beside(self, shard_ids: Collection[str]) -> list[Shard]:
-        """Return the shards that are sent in the batches of these shards, these among them."""
+        """Return the shards that are sent in the batches of these shards, including these."""
         with self._database.read() as connection:
             ids = sent_beside(connection, shard_ids)
         return self._read_shards(SHARDS.where(SHARD.c.shard_id.in_(ids)))
 
     def told_with(self, shard: Shard) -> list[Shard]:
-        """Return the shards on which a provider's words on this one may be, too: they were in a batch with it once.
+        """Return the other shards that may have a provider's words about this one: they were in a batch with it once.
 
-        None where there are no such words.
+        Empty if there are no such words.
         """
         of_submission, own = EVENT.c.submission_id == shard.submission_id, EVENT.c.shard_id == shard.shard_id
         words = sa.select(EVENT.c.event_id).where(of_submission, own, EVENT.c.detail.is_not(None))
@@ -449,7 +451,8 @@ class Shards(Member):
         beside = sa.select(SUBMISSION.c.submission_id).where(
             SUBMISSION.c.namespace == asset.namespace, SUBMISSION.c.asset == asset.asset
         )
-        # What is sent together is sent by one move, whose events have one time. A batch that was put back has no id.
+        # Shards that are sent together are sent by one transition, and their events have one time. A batch that was put
+        # back has no id.
         sends = sa.select(EVENT.c.at).where(of_submission, own, EVENT.c.kind == Move.SEND.value)
         sent = sa.select(EVENT.c.shard_id).where(
             EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)
@@ -460,20 +463,20 @@ class Shards(Member):
         return self._read_shards(SHARDS.where(together, SHARD.c.shard_id != shard.shard_id))
 
     def awaited(self, namespace: str, *, given_up_since: datetime) -> list[Shard]:
-        """Return the shards that are settled without answers, and whose batches may still bring some."""
+        """Return the shards that were collected without answers, and whose batches may still deliver some."""
         query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, AWAITED, SHARD.c.ended_at >= given_up_since)
         return self._read_shards(query.order_by(SHARD.c.polled_at.nulls_first(), SHARD.c.shard_id))
 
     def at_providers(self, namespace: str, *assets: str) -> list[Shard]:
-        """Return the shards of these assets with erased requests that their providers store still, in ended batches."""
+        """Return these assets' shards with erased requests that providers still store, in ended batches."""
         query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
         query = query.where(SHARD.c.erased > 0, SHARD.c.erased_there_at.is_(None), SHARD.c.batch_id.is_not(None))
         return self._read_shards(query.where(in_state(*OVER)).order_by(SHARD.c.shard_id))
 
     def find_unrecorded_sends(self, sent: Mapping[str, tuple[Shard, int]]) -> list[str]:
-        """Return the shards with sendings that have no record. `sent` has shards as sent last, and how often, by id."""
+        """Return the shards with unrecorded sendings. `sent` has shards as sent last, and how often, by id."""
         with self._database.read() as connection:
             return unrecorded_sends(connection, sent)
 
@@ -486,7 +489,7 @@ class Shards(Member):
 
 
 def _sharing(shards: Mapping[str, Shard], ends: Sequence[tuple[Shard, Ending]]) -> list[tuple[Shard, Ending]]:
-    """Return the ends of those of these shards that run in the same batches as the shards of these ends."""
+    """Return the ends of shards that run in the same batches as the shards in `ends`."""
     of_batch = {shard.batch.batch_key: end for shard, end in ends}
     ended = {shard.shard_id for shard, _ in ends}
     running = [s for s in shards.values() if s.state is ShardState.SUBMITTED and s.shard_id not in ended]
@@ -496,9 +499,9 @@ def _sharing(shards: Mapping[str, Shard], ends: Sequence[tuple[Shard, Ending]]) 
 def _given_up_beside(
     connection: sa.Connection, shards: Mapping[str, Shard], ends: Sequence[tuple[Shard, Ending]]
 ) -> list[tuple[Shard, Ending]]:
-    """Return the ends of those of these shards that were given up before in batches that end now.
+    """Return the ends of abandoned shards whose batches end now.
 
-    It makes no difference whether such a shard is collected yet. The answers of a pruned submission are not wanted.
+    It makes no difference whether such a shard is collected yet. Answers of a pruned submission are ignored.
     """
     of_batch = {shard.batch.batch_key: end for shard, end in ends}
     ended = {shard.shard_id for shard, _ in ends}

@@ -1,10 +1,10 @@
 """Rows of the tables `submission` and `event` in a transaction of the ledger: stored once, looked up, locked.
 
-An event is written in the transaction of the change that it tells of. Otherwise a crash between the two would leave a
-state that nobody can explain, or an event of something that never happened.
+An event is written in the transaction of its change. Otherwise a crash between the two would leave an unexplained
+state, or an event of something that never happened.
 
-Statements that every submission runs are built once, when this module is imported: to build one, and to find its
-compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
+Statements that every submission runs are built once, when this module is imported. SQLAlchemy takes longer to build
+one, and to find its compiled text again, than for all the rest of a transaction.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ __all__ = [
 ]
 
 STATUS = events.StatusChanged.kind
-"""The kind of the event of a shard whose batch was reported with another status word than before."""
+"""The kind of a shard's event when its batch is reported with another status word than before."""
 
 UNREADABLE = events.Unreadable.kind
-"""The kind of the event of a shard whose batch has ended, and whose results cannot be read."""
+"""The kind of a shard's event when its batch has ended and the results cannot be read."""
 
 ADOPTED = events.Adopted.kind
 """The kind of the event of a submission whose batch was sent elsewhere."""
@@ -68,24 +68,24 @@ def event_row(
     after: str | None = None,
     shard_id: str | None = None,
 ) -> dict[str, Any]:
-    """Return an event as a row without its time. `before` and `after` are states; of an enum, its value is stored."""
+    """Return an event as a row without its time. `before` and `after` are states; an enum is stored as its value."""
     from_state, to_state = (None if state is None else str(state) for state in (before, after))
     states = {"from_state": from_state, "to_state": to_state}
     return {"submission_id": submission_id, "shard_id": shard_id, **events.event_columns(data), **states}
 
 
 def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *rows: Mapping[str, Any]) -> None:
-    """Append events in one statement, at the clock's time: the same for all that have none of their own."""
+    """Append events in one statement. Those without a time get the clock's time, the same for all."""
     if rows:
         now = clock()
         connection.execute(_INSERT_EVENT, [{"at": now, **row} for row in rows])
 
 
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
-"""The order of submissions wherever several are returned. The id decides between those of one instant."""
+"""The order of submissions wherever several are returned. Ids order those that were created at the same time."""
 
 NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
-"""The same order from its end."""
+"""The same order reversed."""
 
 OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
 """The condition for the submissions of one partition of one asset."""
@@ -95,8 +95,8 @@ _HERE = sa.select(SUBMISSION).where(OF_PARTITION).order_by(SUBMISSION.c.submissi
 UPDATE_SUBMISSION = sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == sa.bindparam("key"))
 """Set columns of the submission whose id is the parameter `key`."""
 
-# The columns of the unique constraint `submission_once`. It decides which of several processes that plan the same rows
-# at once opens the submission: the others get its row, so nothing is sent, and paid for, twice.
+# The columns of the unique constraint `submission_once`. If several processes plan the same rows at once, one of them
+# opens the submission. The others get its row, so nothing is sent, and paid for, twice.
 _ATTEMPT = ("namespace", "asset", "partition", "fingerprint", "attempt")
 
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
@@ -106,7 +106,7 @@ _LOCKED_SUBMISSIONS = _SUBMISSIONS.with_for_update()
 
 
 def insert_once(connection: sa.Connection, submission: Submission) -> bool:
-    """Insert a submission where its attempt is not stored yet; return whether it was inserted."""
+    """Insert a submission unless its attempt is stored; return whether it was inserted."""
     return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
 
 
@@ -116,10 +116,10 @@ def insert_recovered(
     submissions: Collection[Submission],
     complete: Collection[str],
 ) -> None:
-    """Insert those of these submissions that the ledger lacks.
+    """Insert the submissions that the ledger lacks.
 
-    The newest of its partition is open where its id is in `complete` (all that it asks for is known), and supersedes
-    those before. Any other is canceled: what of it was sent is collected, and a new submission asks for the rest.
+    The newest submission of a partition is open if its id is in `complete` (all its requests are known), and supersedes
+    earlier ones. All others are canceled: their sent requests are collected, and a new submission asks for the rest.
     """
     for submission in sorted(submissions, key=lambda each: (each.created_at, each.submission_id)):
         row = to_row(submission)
@@ -135,7 +135,7 @@ def insert_recovered(
             "state": SubmissionState.OPEN if is_open else SubmissionState.CANCELED,
             "attempt": max([submission.attempt, *(attempt + 1 for attempt in same)]),
             "reused_from": tuple(source for source in submission.reused_from if source in known),
-            # Tombstones may be lost, too: which of the present ones its files were held against, nobody knows.
+            # Tombstones may be lost, too: it is unknown which of the present ones were applied to its files.
             "tombstones": None,
         }
         connection.execute(_INSERT_SUBMISSION, row | changed)
@@ -146,13 +146,13 @@ def insert_recovered(
 
 
 def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:
-    """Return the submission that is stored of the same attempt."""
+    """Return the stored submission of the same attempt."""
     same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
     return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
 
 
 def get_waves_beside(connection: sa.Connection, submission: Submission) -> dict[str, int]:
-    """Return the waves of the other submissions of a submission's partition, by id."""
+    """Return the numbers of rounds of the other submissions of a submission's partition, by id."""
     place = {name: getattr(submission, name) for name in ("namespace", "asset", "partition")}
     query = sa.select(SUBMISSION.c.submission_id, SUBMISSION.c.waves).where(OF_PARTITION)
     found: dict[str, int] = {row.submission_id: row.waves for row in connection.execute(query, place)}
@@ -161,7 +161,7 @@ def get_waves_beside(connection: sa.Connection, submission: Submission) -> dict[
 
 
 def get_audits(connection: sa.Connection, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Return what the newest audit of each partition of an asset found, and the path of its submission's manifest."""
+    """Return the result of the newest audit of each partition of an asset, with its submission's manifest path."""
     columns = (SUBMISSION.c.partition, SUBMISSION.c.manifest_path, SUBMISSION.c.audit)
     query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
     rows = connection.execute(query.where(SUBMISSION.c.audit.is_not(None)).order_by(*OLDEST_FIRST))
@@ -169,7 +169,7 @@ def get_audits(connection: sa.Connection, namespace: str, asset: str) -> dict[st
 
 
 def get_reusing(connection: sa.Connection, ids: Collection[str]) -> set[str]:
-    """Return the ids of the newest submissions of these submissions' partitions, where they reuse these' answers."""
+    """Return the ids of the newest submissions in these submissions' partitions, if they reuse answers of these."""
     reusing = set()
     for submission in get_submissions(connection, sorted(ids)):
         place = {name: getattr(submission, name) for name in ("namespace", "asset", "partition")}
@@ -181,9 +181,9 @@ def get_reusing(connection: sa.Connection, ids: Collection[str]) -> set[str]:
 
 
 def get_submission(connection: sa.Connection, submission_id: str, *, lock: bool = False) -> Submission:
-    """Return a submission; with `lock`, nobody else changes it before the transaction ends.
+    """Return a submission; with `lock`, locked until the transaction ends.
 
-    Raises LedgerError where there is none.
+    Raises LedgerError if it is missing.
     """
     return get_submissions(connection, [submission_id], lock=lock)[0]
 
@@ -198,7 +198,7 @@ def get_submissions(connection: sa.Connection, ids: Sequence[str], *, lock: bool
 
 
 def check_open(submission: Submission, wish: str) -> None:
-    """Raise LedgerError, which names the `wish`, where the submission is not open."""
+    """Raise LedgerError, which names the `wish`, unless the submission is open."""
     if submission.state is not SubmissionState.OPEN:
         raise LedgerError(
             f"Submission {submission.submission_id} is '{submission.state.value}' and cannot {wish}; only an open one "
@@ -213,7 +213,7 @@ def update_submission(
     data: events.EventData,
     **values: Any,
 ) -> Submission:
-    """Set columns of a locked submission, append its event, and return the submission as it is then."""
+    """Set columns of a locked submission, append its event, and return the changed submission."""
     after = replace(before, **values)
     connection.execute(UPDATE_SUBMISSION, {"key": before.submission_id, **values})
     insert_events(connection, clock, event_row(before.submission_id, data, before.state, after.state))
@@ -223,10 +223,10 @@ def update_submission(
 def rename_submissions(
     connection: sa.Connection, clock: Callable[[], datetime], namespace: str, old: str, new: str
 ) -> tuple[list[str], list[str]]:
-    """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
+    """Move submissions from `old` to `new`; return the partitions that were moved, and those that were not.
 
-    Those in which `new` has submissions are not: see `Submissions.rename_asset`. The newest submission of each that was
-    given is undelivered again, since its labels have not landed as `new`.
+    Partitions in which `new` has submissions are not moved: see `Submissions.rename_asset`. The newest submission of
+    each moved partition becomes undelivered, since its labels are not materialized as `new`.
     """
     own = sa.select(SUBMISSION.c.partition).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == new)
     is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
@@ -240,7 +240,7 @@ def rename_submissions(
         if newest[places[submission_id]] == submission_id:
             connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "delivered_at": None})
     if moved:
-        # Who was erased as `old` stays so as `new`.
+        # A row that was erased from `old` stays erased in `new`.
         columns = [column for column in TOMBSTONE.c if column is not TOMBSTONE.c.tombstone_id]
         renamed = [sa.literal(new) if column is TOMBSTONE.c.asset else column for column in columns]
         stones = sa.select(*renamed).where(TOMBSTONE.c.namespace == namespace, TOMBSTONE.c.asset == old)
@@ -251,12 +251,12 @@ def rename_submissions(
     return sorted(partitions - taken), sorted(partitions & taken)
 
 
-# SQLite takes some 32,000 parameters.
+# SQLite accepts some 32,000 parameters.
 _IDS_AT_ONCE = 10_000
 
 
 def group_names(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield the names in groups that one query can name."""
+    """Yield the names in groups that are small enough for one query."""
     for start in range(0, len(names), _IDS_AT_ONCE):
         yield names[start : start + _IDS_AT_ONCE]
 

@@ -1,4 +1,4 @@
-"""Submissions: opened, settled, delivered, and read with their shards."""
+"""Submissions: opened, completed, delivered, and read with their shards."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ _UNSETTLED = sa.select(SUBMISSION.c.submission_id).where(
 
 
 class Submissions(Member):
-    """Submissions: opened, settled, delivered, and read with their shards."""
+    """Submissions: opened, completed, delivered, and read with their shards."""
 
     def open(
         self,
@@ -95,17 +95,17 @@ class Submissions(Member):
         known: Mapping[str, int] | None = None,
         superseded: Sequence[str] = (),
     ) -> Submission:
-        """Store a submission and its first wave, and cancel the open ones among `superseded`, in whose place it is.
+        """Store a submission and its first round, and cancel the open ones among `superseded`, which it replaces.
 
-        Where its attempt is stored already, change nothing and return that one. Exactly one of several callers at once
-        stores its own: compare the `submission_id`. `known` has the waves of all submissions of the partition, by id,
-        as the caller read them. Raises LeaseError where the partition has others.
+        If its attempt is stored already, change nothing and return the stored one. If several callers open it at once,
+        exactly one stores its own: compare the `submission_id`. `known` has the numbers of rounds of all submissions of
+        the partition, by id, as the caller read them. Raises LeaseError if they are different now.
         """
         if submission.state is not SubmissionState.OPEN:
             raise LedgerError(f"A new submission is open; {submission.submission_id} is '{submission.state.value}'.")
         with self._database.write() as connection:
             if insert_once(connection, submission):
-                # A process that was frozen for longer than its lease has read what is past.
+                # A process that was frozen for longer than its lease has outdated values.
                 if known is not None and get_waves_beside(connection, submission) != known:
                     raise LeaseError(
                         f"'{submission.asset}' {submission.partition}: another process planned it meanwhile. Nothing "
@@ -128,10 +128,11 @@ class Submissions(Member):
     def settle_all(
         self, settlements: Mapping[str, Settlement], waves: Mapping[str, int] | None = None
     ) -> dict[str, Submission]:
-        """Record that every request of these submissions has its outcome, and what they cost; return them by id.
+        """Record that every request of these submissions has its outcome, and their costs; return them by id.
 
-        Called again, as when labels are made anew from stored results, the numbers are replaced and `settled_at` stays.
-        A canceled submission stays canceled. Raises LedgerError, and changes nothing, where one has other `waves` now.
+        If it is called again, for example to rebuild labels from stored results, the numbers are replaced and
+        `settled_at` stays. A canceled submission stays canceled. Raises LedgerError, and changes nothing, if `waves` is
+        outdated for one.
         """
         now = self._clock()
         settled: dict[str, Submission] = {}
@@ -139,7 +140,7 @@ class Submissions(Member):
         with self._database.write() as connection:
             for before in get_submissions(connection, list(settlements), lock=True):
                 key, is_canceled = before.submission_id, before.state is SubmissionState.CANCELED
-                # A process that was frozen for longer than its lease does not know what another has planned since.
+                # If a process was frozen for longer than its lease, another one may have planned a round since.
                 if waves is not None and before.waves != waves[key]:
                     raise LedgerError(
                         f"Submission {key} has wave {before.waves} by now: another process planned it. It is settled "
@@ -156,7 +157,7 @@ class Submissions(Member):
         return settled
 
     def mark_delivered(self, *submission_ids: str) -> None:
-        """Mark submissions delivered: their labels have landed, or are superseded. Idempotent.
+        """Mark submissions delivered: their labels are materialized or superseded. Idempotent.
 
         `progress` and `EventLog.last_of_all` no longer list them, so that a sensor's tick reads only unfinished ones,
         however long the history is.
@@ -177,7 +178,7 @@ class Submissions(Member):
             insert_events(connection, self._clock, *each_event)
 
     def take_back_delivery(self, submission_ids: Collection[str]) -> None:
-        """Mark submissions undelivered, so that they land again: older labels have taken their place. Idempotent."""
+        """Mark submissions undelivered, to materialize them again: older labels have replaced theirs. Idempotent."""
         with self._database.write() as connection:
             known = get_submissions(connection, list(submission_ids), lock=True)
             landed = [submission.submission_id for submission in known if submission.delivered_at is not None]
@@ -187,7 +188,7 @@ class Submissions(Member):
                 insert_events(connection, self._clock, *(event_row(key, events.LandedOver()) for key in landed))
 
     def mark_pruned(self, submission_id: str, files: int, size: int) -> None:
-        """Record that a submission's files, of `size` bytes in all, are about to be removed. Idempotent."""
+        """Record that a submission's files, `size` bytes in total, are about to be removed. Idempotent."""
         with self._database.write() as connection:
             before = get_submission(connection, submission_id, lock=True)
             if before.pruned_at is None:
@@ -195,7 +196,7 @@ class Submissions(Member):
                 insert_events(connection, self._clock, event_row(submission_id, events.Pruned(files, size)))
 
     def mark_measured(self, submission_id: str) -> bool:
-        """Record that a submission's tokens and cost are about to be measured; return False where they were before."""
+        """Record that a submission's tokens and cost are about to be reported; return False if they were before."""
         with self._database.write() as connection:
             before = get_submission(connection, submission_id, lock=True)
             if before.measured_at is not None:
@@ -205,9 +206,9 @@ class Submissions(Member):
             return True
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
-        """Move an open submission to another state, as by canceling it. Idempotent.
+        """Change an open submission's state, for example to cancel it. Idempotent.
 
-        Raises LedgerError where it is not open, and not in that state either.
+        Raises LedgerError if it is neither open nor in that state.
         """
         with self._database.write() as connection:
             before = get_submission(connection, submission_id, lock=True)
@@ -218,9 +219,10 @@ class Submissions(Member):
             return update_submission(connection, self._clock, before, data, state=state)
 
     def add_wave(self, submission_id: str, shards: Sequence[Shard], *, keeps_reserve: bool = True) -> Submission:
-        """Store the shards of the next wave of an open submission. Idempotent: a wave that is stored stays as it is.
+        """Store the shards of an open submission's next round. Idempotent: a stored round is unchanged.
 
-        Unless it `keeps_reserve`, money was kept for it. Raises LedgerError where it is not the next, or none can be.
+        Without `keeps_reserve`, the submission's reservation was for this round. Raises LedgerError if it is not the
+        next round, or the submission is not open.
         """
         waves = {shard.wave for shard in shards}
         if len(waves) != 1:
@@ -242,11 +244,11 @@ class Submissions(Member):
             return update_submission(connection, self._clock, before, added, **values)
 
     def rename_asset(self, namespace: str, old: str, new: str) -> tuple[list[str], list[str]]:
-        """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
+        """Move submissions from `old` to `new`; return the partitions that were moved, and those that were not.
 
-        A partition in which `new` has submissions stays: its answers are those of `new`, and of two that are under way
-        nobody could say which one counts. Files stay where they are; the ledger has the path of each. The newest labels
-        of each partition that was given land again, as `new`.
+        A partition in which `new` has submissions is not moved: its answers belong to `new`, and of two running
+        submissions it would be unclear which one counts. Files stay in place, since the ledger has each path. The
+        newest labels of each moved partition are materialized again, as `new`.
         """
         is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
         old_ones = sa.select(SUBMISSION.c.submission_id).where(is_old)
@@ -259,7 +261,7 @@ class Submissions(Member):
             return given, kept
 
     def record_erased(self, submission_id: str, tombstones: int, **left: Any) -> Submission:
-        """Record that a submission's files hold nothing that this many tombstones of its asset are of.
+        """Record that a submission's files contain no row of its asset's first `tombstones` tombstones.
 
         `left` are columns that have other values without the erased rows: numbers, outcomes, fingerprint.
         """
@@ -270,7 +272,7 @@ class Submissions(Member):
                 return replace(before, tombstones=tombstones)
             fingerprint = left.get("fingerprint", before.fingerprint)
             if fingerprint != before.fingerprint:
-                # Another submission may be of just the rows that are left here.
+                # Another submission may have exactly the remaining rows.
                 place = {name: getattr(before, name) for name in ("namespace", "asset", "partition")}
                 query = sa.select(sa.func.max(SUBMISSION.c.attempt)).where(
                     OF_PARTITION, SUBMISSION.c.fingerprint == fingerprint
@@ -280,12 +282,12 @@ class Submissions(Member):
             return update_submission(connection, self._clock, before, data, tombstones=tombstones, **left)
 
     def get(self, submission_id: str) -> Submission:
-        """Return a submission. Raises LedgerError where there is none."""
+        """Return a submission. Raises LedgerError if it is missing."""
         with self._database.read() as connection:
             return get_submission(connection, submission_id)
 
     def get_with_shards(self, submission_id: str) -> tuple[Submission, list[Shard]]:
-        """Return a submission and its shards by wave and number, both as of one moment."""
+        """Return a submission and its shards by wave and number, both read at the same moment."""
         with self._database.read() as connection:
             submission = get_submission(connection, submission_id)
             rows = connection.execute(SHARDS_BY_WAVE, {"submission_id": submission_id}).mappings()
@@ -308,14 +310,14 @@ class Submissions(Member):
                 return [(submissions[submission_id], shards) for submission_id, shards in known.items()]
 
         if unreadable is None:
-            # Whoever sends or lands stops at the first row that cannot be read.
+            # Processes that send or materialize stop at the first unreadable row.
             found = [each for ids in group_names(submission_ids) for each in read(ids)]
         else:
             found = read_each(read, submission_ids, unreadable)
         return {each[0].submission_id: each for each in found}
 
     def find(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
-        """Return the latest attempt with this fingerprint, if there is one."""
+        """Return the latest attempt with this fingerprint, if any."""
         wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
         with self._database.read() as connection:
             row = connection.execute(_LATEST_ATTEMPT, wanted).mappings().one_or_none()
@@ -342,7 +344,7 @@ class Submissions(Member):
         limit: int | None = None,
         newest: bool = False,
     ) -> list[Submission]:
-        """Return the submissions of a namespace, of these assets and in this state where given, oldest first or not."""
+        """Return a namespace's submissions, optionally of these assets or in this state, oldest or newest first."""
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).limit(limit)
         if state is not None:
             query = query.where(SUBMISSION.c.state == state)
@@ -351,7 +353,7 @@ class Submissions(Member):
         return self._read_submissions(query.order_by(*(NEWEST_FIRST if newest else OLDEST_FIRST)))
 
     def find_known(self, submission_ids: Collection[str]) -> set[str]:
-        """Return those of these ids that the ledger has submissions of, in any namespace."""
+        """Return the ids of submissions that the ledger has, in any namespace."""
         known: set[str] = set()
         for ids in group_names(sorted(submission_ids)):
             is_wanted = SUBMISSION.c.submission_id.in_(ids)
@@ -360,9 +362,9 @@ class Submissions(Member):
         return known
 
     def left_shards(self, namespace: str) -> list[tuple[Submission, Shard]]:
-        """Return shards with requests that wait until a person says `retry`, of the newest submission of each place.
+        """Return shards with requests that wait for `retry`, in the newest submission of each partition.
 
-        An older submission's wait no longer: who submitted the newer one has seen them.
+        Older submissions' shards no longer wait: the submitter of the newer one has seen them.
         """
         newest = sa.func.row_number().over(
             partition_by=(SUBMISSION.c.asset, SUBMISSION.c.partition), order_by=NEWEST_FIRST
@@ -370,7 +372,7 @@ class Submissions(Member):
         ranked = sa.select(SUBMISSION, newest.label("place")).where(SUBMISSION.c.namespace == namespace).subquery()
         final = SHARDS.where(SHARD.c.cause.in_([cause for cause in Cause if cause.is_final]))
         chosen = final.join(ranked, ranked.c.submission_id == SHARD.c.submission_id).where(ranked.c.place == 1)
-        # What the provider has not taken was asked of a fallback, where there is a later wave.
+        # If there is a later round, the requests that the provider rejected were sent to a fallback.
         chosen = chosen.where((SHARD.c.cause != Cause.NOT_TAKEN) | (SHARD.c.wave == ranked.c.waves))
         shards = self._read_shards(chosen.order_by(SHARD.c.ended_at, SHARD.c.shard_id))
         return [(self.get(shard.submission_id), shard) for shard in shards]
@@ -378,8 +380,8 @@ class Submissions(Member):
     def progress(self, namespace: str, *, unreadable: OnUnreadable | None = None) -> list[Progress]:
         """Return the undelivered submissions, oldest first, each with its shards counted by state.
 
-        Where a row cannot be read, as one that a newer version wrote, this raises; with `unreadable`, that is called
-        with the submission's id and the error, and the others are returned.
+        A row cannot be read if a newer version wrote it, for example. Then this raises its error. With `unreadable`, it
+        calls that with the submission's id and the error, and returns the others.
         """
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
@@ -393,14 +395,14 @@ class Submissions(Member):
                     sa.func.count(SHARD.c.shard_id).label("shards"),
                     BATCHES.label("batches"),
                     UNBATCHED.label("unbatched"),
-                    # A batch may hold requests that are no shard's, and a provider may count wrong.
+                    # A batch may contain requests of other shards, and a provider may count wrong.
                     sa.func.sum(
                         sa.case(
                             (SHARD.c.done >= SHARD.c.requests, 0),
                             else_=SHARD.c.requests - sa.func.coalesce(SHARD.c.done, 0),
                         )
                     ).label("undone"),
-                    # What a cascade's own model has failed, its oracle is asked.
+                    # The oracle is asked the requests that failed at a cascade's own model.
                     sa.func.sum(sa.case((IS_LEFT_TO_ORACLE, 0), else_=SHARD.c.failed)).label("failed"),
                     _requests_where(SHARD.c.wave == SUBMISSION.c.waves).label("asked"),
                     _requests_where(IS_AGAIN).label("asked_again"),
@@ -414,10 +416,10 @@ class Submissions(Member):
                 found = [from_row(Submission, row) for row in connection.execute(submissions).mappings()]
                 progress = {submission.submission_id: _begin_progress(submission) for submission in found}
                 for row in connection.execute(query).mappings():
-                    # A submission that was opened meanwhile is left to the next time.
+                    # A submission that was opened meanwhile is left for the next call.
                     if (known := progress.get(row["submission_id"])) is not None:
                         progress[row["submission_id"]] = _add_to_progress(known, row)
-            # What was asked again may have no answer for another reason than a failure.
+            # A request may have been retried for another reason than a failure.
             return [replace(each, failed=max(each.failed, 0)) for each in progress.values()]
 
         every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
@@ -426,7 +428,7 @@ class Submissions(Member):
     def first_unsent(
         self, submission_ids: Sequence[str], unreadable: OnUnreadable | None = None
     ) -> dict[str, datetime]:
-        """Return by id since when batches of these submissions could not be sent, where none was taken since.
+        """Return the time of the first failed sending after the last accepted one, if any, by submission id.
 
         See `progress` for `unreadable`.
         """
@@ -456,7 +458,7 @@ class Submissions(Member):
             return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
 
     def mark_reported(self, submission_ids: Sequence[str]) -> None:
-        """Record that a failed tick reports what waits for a person in these submissions."""
+        """Record that a failed tick reports waits for a person in these submissions."""
         with self._database.write() as connection:
             known = get_submissions(connection, submission_ids, lock=True)
             rows = [{"key": each.submission_id, "reported_at": self._clock()} for each in known]
@@ -472,22 +474,22 @@ class Submissions(Member):
             return set(connection.execute(query.where(SUBMISSION.c.reported_at.between(since, until))).scalars())
 
     def find_pruned(self, submission_ids: Collection[str]) -> set[str]:
-        """Return those of these submissions whose files were removed."""
+        """Return the ids of submissions whose files were removed."""
         return {row["submission_id"] for row in self._rows_of(_PRUNED, submission_ids)}
 
     def find_landed_over(self, submission_ids: Collection[str]) -> set[str]:
-        """Return those of these submissions whose labels older ones may have replaced."""
+        """Return the ids of submissions whose labels may have been replaced by older ones."""
         return {row["submission_id"] for row in self._rows_of(_LANDED_OVER, submission_ids)}
 
     def find_newer(self, submission_ids: Collection[str]) -> dict[str, set[str]]:
-        """Return the ids of the submissions of the same partition that were planned after each of these, if any."""
+        """Return the ids of submissions of the same partition that were planned later than each of these, if any."""
         newer: defaultdict[str, set[str]] = defaultdict(set)
         for row in self._rows_of(_NEWER, submission_ids):
             newer[row["older"]].add(row["submission_id"])
         return dict(newer)
 
     def find_unsettled(self, submission_ids: Collection[str]) -> set[str]:
-        """Return those of these submissions that are not settled."""
+        """Return the ids of submissions that are not complete."""
         return {row["submission_id"] for row in self._rows_of(_UNSETTLED, submission_ids)}
 
 
@@ -503,7 +505,7 @@ def _begin_progress(submission: Submission) -> Progress:
 
 
 def _add_to_progress(known: Progress, row: Mapping[Any, Any]) -> Progress:
-    """Return `known` with one row more: the counts of one submission's shards in one state."""
+    """Return `known` with another row: the counts of one submission's shards in one state."""
     state: ShardState = row["shard_state"]
     return replace(
         known,

@@ -25,7 +25,7 @@ class Tombstones(Member):
     """Tombstones: keys of rows that a person had erased."""
 
     def add(self, tombstones: Sequence[Tombstone]) -> None:
-        """Record that rows are erased, before anything is done to their files. Examples that may name them go."""
+        """Record that rows are erased, before their files are changed. Deletes examples that may name them."""
         if tombstones:
             assets: defaultdict[str, set[str]] = defaultdict(set)
             for tombstone in tombstones:
@@ -36,7 +36,7 @@ class Tombstones(Member):
                     erase_examples(connection, namespace, names)
 
     def take_back(self, namespace: str, asset: str, partition: str | None, digests: Sequence[str]) -> int:
-        """Record that rows may be asked again; return how many tombstones that were in force are not any more."""
+        """Record that rows may be asked again; return how many tombstones this ended."""
         same_partition = TOMBSTONE.c.partition.is_(None) if partition is None else TOMBSTONE.c.partition == partition
         chosen = (TOMBSTONE.c.namespace == namespace, TOMBSTONE.c.asset == asset, same_partition)
         update = sa.update(TOMBSTONE).where(*chosen, TOMBSTONE.c.digest.in_(digests), TOMBSTONE.c.undone_at.is_(None))
@@ -44,7 +44,7 @@ class Tombstones(Member):
             return int(connection.execute(update.values(undone_at=self._clock())).rowcount)
 
     def list_all(self, namespace: str, *assets: str) -> list[Tombstone]:
-        """Return the tombstones of these assets, or of all, oldest first, also those that were taken back."""
+        """Return the tombstones of these assets, or of all, oldest first, including those that were taken back."""
         query, values = (_TOMBSTONES_OF, {"assets": assets}) if assets else (_TOMBSTONES, {})
         with self._database.read() as connection:
             rows = connection.execute(query, {"namespace": namespace, **values}).mappings()

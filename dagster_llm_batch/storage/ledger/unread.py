@@ -1,6 +1,6 @@
 """Batches that have ended, and whose results could not be read: `Ledger.unread`.
 
-Such a shard has a hold with the first error. `waits_until` is when its results are asked for next.
+Such a shard has a hold with the first error. `waits_until` is the time of the next try.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class UnreadShard(NamedTuple):
     """A shard whose batch has ended, and whose results could not be read.
 
     Attributes:
-        submission: The submission that it is of.
-        shard: It waits until its `waits_until` for the next try.
-        since: When its results could not be read for the first time.
-        why: What the provider said then.
+            submission: Its submission.
+            shard: It waits until its `waits_until` for the next try.
+            since: When its results could not be read for the first time.
+            why: The provider's words at that time.
     """
 
     submission: Submission
@@ -42,14 +42,14 @@ class UnreadShard(NamedTuple):
 
 
 class UnreadResults:
-    """The shards whose results could not be read, as the ledger knows of them."""
+    """The shards whose results could not be read."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._clock = clock
 
     def note(self, shard_ids: Collection[str], why: str) -> dict[str, datetime]:
-        """Record that the results of ended shards cannot be read; return since when that is so, by shard id.
+        """Record that the results of ended shards cannot be read; return since when, by shard id.
 
         Shards in other states are left out.
         """
@@ -64,7 +64,7 @@ class UnreadResults:
         return {shard.shard_id: known[shard.shard_id][0] if shard.shard_id in known else now for shard in shards}
 
     def note_absence(self, shard: Shard, why: str) -> datetime:
-        """Record that a provider says that it has no results of a shard; return since when that is so."""
+        """Record that a provider has no results of a shard, by its own report; return since when."""
         now, reason = self._clock(), HoldReason.NO_RESULTS
         with self._database.write() as connection:
             get_shards(connection, [shard.shard_id])
@@ -77,9 +77,9 @@ class UnreadResults:
         return now
 
     def wait(self, shard_ids: Collection[str], until: datetime) -> None:
-        """Record when the results of these shards are asked for next, or whether a running one is to be given up.
+        """Record when to ask for these shards' results next, or when to decide whether to abandon a running one.
 
-        No event: it is done again and again.
+        Writes no event, since this happens again and again.
         """
         waiting_in = {*ENDED, ShardState.COLLECTED, ShardState.SUBMITTED}
         with self._database.write() as connection:
@@ -93,18 +93,17 @@ class UnreadResults:
     ) -> list[UnreadShard]:
         """Return the ended shards of undelivered submissions whose results could not be read, the oldest first.
 
-        A shard whose row or events cannot be read goes to `unreadable`, if that is given. `submission_id`: of this one
-        alone.
+        A shard with an unreadable row or event goes to `unreadable`, if given. `submission_id` restricts it to one.
         """
 
         def choose(query: sa.Select[Any]) -> sa.Select[Any]:
             query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-            # What is delivered waits for nothing, and with this the index of what is not serves.
+            # Delivered submissions wait for nothing, and this condition has an index.
             query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
             query = query.where(in_state(*ENDED), SHARD.c.waits_until.is_not(None))
             if submission_id is not None:
                 query = query.where(SUBMISSION.c.submission_id == submission_id)
-            # The next run collects what was given up.
+            # The next run collects abandoned shards.
             return query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in(NOT_AWAITED))
 
         def read(ids: Sequence[str] | None) -> list[UnreadShard]:
@@ -126,21 +125,21 @@ class UnreadResults:
         return sorted(found, key=lambda unread: (unread.since, unread.shard.shard_id))
 
     def noted(self, shards: Sequence[Shard]) -> set[str]:
-        """Return the ids of those of these shards whose results could not be read."""
+        """Return the ids of the shards whose results could not be read."""
         with self._database.read() as connection:
             return set(self._noted(connection, [shard for shard in shards if shard.state in ENDED], self._clock()))
 
     def given_up_before(self, shards: Sequence[Shard]) -> set[str]:
-        """Return the ids of those of these shards that were given up before, whatever came of them since."""
+        """Return the ids of the shards that were abandoned before, whatever their state is now."""
         given_up = EVENT.c.kind == Move.GIVEN_UP.value
         with self._database.read() as connection:
             return set(connection.execute(_of(shards, EVENT.c.shard_id).where(given_up)).scalars())
 
     def given_up(self, namespace: str, ended_since: datetime) -> list[Shard]:
-        """Return the shards that were given up since their results could not be read, and that may be read yet."""
+        """Return the shards that were abandoned because their results could not be read, and that may be read yet."""
         query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, IS_UNREAD, SHARD.c.ended_at >= ended_since)
-        # Said outright: with it the index of causes that wait for a person serves.
+        # Repeats a condition, so that the index of causes that wait for a person can be used.
         query = query.where(SHARD.c.cause == Cause.GIVEN_UP).order_by(SHARD.c.shard_id)
         with self._database.read() as connection:
             return [from_row(Shard, row) for row in connection.execute(query).mappings()]
@@ -149,7 +148,7 @@ class UnreadResults:
     def _noted(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> dict[str, tuple[datetime, str]]:
         """Return since when the results of these shards could not be read, and why, by shard id.
 
-        A time that lies ahead was written by a clock that was wrong.
+        A wrong clock wrote a time in the future, which is ignored.
         """
         if not shards:
             return {}
@@ -158,7 +157,7 @@ class UnreadResults:
 
 
 def _of(shards: Sequence[Shard], *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
-    """Return the query of events of these shards."""
+    """Return the query for events of these shards."""
     return sa.select(*columns).where(
         EVENT.c.submission_id.in_({shard.submission_id for shard in shards}),
         EVENT.c.shard_id.in_([shard.shard_id for shard in shards]),

@@ -1,6 +1,6 @@
-"""Which request files that were uploaded for batches are still at providers: `Ledger.uploads`.
+"""Uploaded request files of batches that are still at providers: `Ledger.uploads`.
 
-The first shard of a batch has the file of it. `request_file_done_at` is when nothing was left to do about it: it was
+The file belongs to the first shard of a batch. `request_file_done_at` is the time when it was finished: the file was
 deleted, the provider has no such files, or the file is not ours.
 """
 
@@ -30,21 +30,21 @@ from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["Uploads"]
 
-# A batch that was given up may go on for so long, as vendors keep results.
+# An abandoned batch may continue for as long as vendors keep results.
 _AWAITED_FOR = timedelta(days=31)
 _IS_DUE = (
     in_state(ShardState.COLLECTED)
     & (SHARD.c.lane == Lane.BATCH)
     & IS_FIRST
-    # One that was put back, and not sent again, may have left a file without having a batch.
+    # A shard that was put back, and not sent again, may have left a file without having a batch.
     & (SHARD.c.batch_id.is_not(None) | (SHARD.c.refusals > 0))
-    # The files of a batch that was sent elsewhere are not ours.
+    # The files of an adopted batch are not ours.
     & (SHARD.c.cause.is_(None) | (SHARD.c.cause != Cause.ADOPTED))
 )
 
 
 class Uploads:
-    """The request files at providers, as the ledger knows of them."""
+    """The request files at providers."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
@@ -55,14 +55,14 @@ class Uploads:
     ) -> list[Shard]:
         """Return the first shards of batches that were collected before then, and may have left their request files.
 
-        Of these providers and accounts only: nobody else can delete them. The oldest come first.
+        Only of these providers and accounts, since others' files cannot be deleted. The oldest come first.
         """
         return self._first_shards(namespace, accounts, collected_before, SHARD.c.request_file_done_at.is_(None), limit)
 
     def with_results(
         self, namespace: str, accounts: Collection[tuple[str, str]], collected_before: datetime, *, limit: int
     ) -> list[Shard]:
-        """Return the first shards of batches that were collected before then, and that the provider may store."""
+        """Return the first shards of batches that were collected before then, and that the provider may still store."""
         is_there = SHARD.c.batch_id.is_not(None) & SHARD.c.erased_there_at.is_(None)
         return self._first_shards(namespace, accounts, collected_before, is_there, limit)
 
@@ -75,9 +75,10 @@ class Uploads:
         limit: int,
     ) -> list[Shard]:
         ours = [(SHARD.c.provider == provider) & (SHARD.c.account == account) for provider, account in accounts]
-        # A comparison with an unknown cause or status is not false, but unknown.
+        # A comparison with an unknown cause or status is unknown, not false.
         may_end = sa.func.coalesce(sa.case((sa.or_(AWAITED, IS_UNREAD), 1)), 0) == 1
-        # A sensor asks every half minute: not all that was ever submitted is looked at, but what has a file.
+        # A sensor asks every half minute, so this reads only shards with a file, not everything that was ever
+        # submitted.
         of = sa.exists().where(SUBMISSION.c.submission_id == SHARD.c.submission_id, SUBMISSION.c.namespace == namespace)
         query = SHARDS.where(of, _IS_DUE, is_there, sa.or_(sa.false(), *ours))
         query = query.where(SHARD.c.collected_at < collected_before)
@@ -87,7 +88,7 @@ class Uploads:
             return [from_row(Shard, row) for row in connection.execute(query).mappings()]
 
     def find_batch(self, provider: str, account: str, batch_id: str) -> Shard | None:
-        """Return the first shard of a batch; None where the ledger does not know it."""
+        """Return the first shard of a batch; None if the batch is not in the ledger."""
         of_provider = (BATCH.c.provider == provider, BATCH.c.account == account, BATCH.c.batch_id == batch_id)
         key = sa.select(BATCH.c.batch_key).where(*of_provider, BATCH.c.state != BatchState.VOID)
         query = SHARDS.where(IS_FIRST, SHARD.c.batch_key.in_(key))
@@ -96,7 +97,7 @@ class Uploads:
         return None if row is None else from_row(Shard, row)
 
     def batches_of(self, shards: Sequence[Shard]) -> list[str]:
-        """Return the batches that these shards of one batch had: it, and those that ran nothing and were put back."""
+        """Return the ids of the batches that these shards of one batch had: this one, and those that were put back."""
         query = sa.select(EVENT.c.data).where(
             EVENT.c.submission_id.in_({shard.submission_id for shard in shards}),
             EVENT.c.shard_id.in_([shard.shard_id for shard in shards]),
@@ -108,7 +109,7 @@ class Uploads:
         return list(dict.fromkeys(batch_id for batch_id in ids if batch_id))
 
     def batches_since(self, namespace: str, shard: Shard, since: datetime) -> list[str]:
-        """Return the batches of a shard's provider and account that were sent since then."""
+        """Return the batches of a shard's provider and account that were sent at or after `since`."""
         query = sa.select(SHARD.c.batch_id).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.sent_at >= since)
         query = query.where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account)
@@ -116,7 +117,7 @@ class Uploads:
             return [str(batch_id) for batch_id in connection.execute(query).scalars() if batch_id]
 
     def record_done(self, shard_ids: Sequence[str]) -> None:
-        """Record that nothing is left to do about the request files of the batches of these shards."""
+        """Record that the request files of these shards' batches are finished."""
         now = self._clock()
         with self._database.write() as connection:
             connection.execute(UPDATE_SHARD, [{"key": key, "request_file_done_at": now} for key in shard_ids])
