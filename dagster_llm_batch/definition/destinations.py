@@ -36,7 +36,7 @@ def check_region(what: str, name: str, *, may_be_group: bool = False) -> None:
 
 @dataclass(frozen=True)
 class AllowedDestinations:
-    """The providers and regions to which a deployment may send rows. None in a field: it allows all.
+    """The providers and regions to which a deployment may send rows. A field that is None allows all.
 
     Args:
         regions: Names of regions. A name that ends in "-*" allows all regions that begin with the part before the star.
@@ -58,8 +58,8 @@ class AllowedDestinations:
     def check(self, what: str, model: str, params: Mapping[str, Any], *, may_be_pending: bool = False) -> None:
         """Raise ConfigError if `what` would send rows to a model in a region that is not allowed, or unknown.
 
-        `may_be_pending`: nothing is sent now, so a region that only the process of the run knows is accepted: its
-        environment variable is not set here, or its provider is configured at the launch.
+        `may_be_pending`: nothing is sent yet. A region is then accepted if only the run's process can determine it,
+        because its environment variable is not set here, or its provider is configured at the launch.
         """
         provider = model.partition("/")[0]
         if self.providers is not None and provider not in self.providers:
@@ -95,7 +95,7 @@ class AllowedDestinations:
         return f"region: {found.region}" + (", since its settings name none" if found.is_assumed else "")
 
     def _find(self, model: str, params: Mapping[str, Any]) -> Destination | None:
-        """Return the destination of a model; None if its provider reports none."""
+        """Return the destination of a model; None if its provider does not report it."""
         provider, _, name = model.partition("/")
         reporter = self.reporters.get(provider)
         return None if reporter is None else reporter(name, params)

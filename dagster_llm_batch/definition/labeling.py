@@ -41,15 +41,15 @@ EmptyRows = Literal["skip", "ask"]
 @checked
 @dataclass(frozen=True)
 class Limits:
-    """How large a batch may be, and what to do with one that is too small.
+    """Limits for the size of a batch, and the handling of batches that are too small.
 
     Args:
-        max_requests_per_batch: Most requests in one batch, from 1 on. Default: as many as the provider takes.
-        max_bytes_per_batch: Largest request file of one batch, in bytes. Default: what the provider takes.
-        below_minimum: What to do with fewer requests than the provider's least number for a batch (Bedrock's 100):
-            "refuse" them before anything is sent, "pad" the batch with copies that are paid for, or answer them in
-            "realtime". They are merged with others of the same run first. The estimate takes each partition as if it
-            went alone; requests to be asked again that are refused keep the answer that they have.
+        max_requests_per_batch: Most requests in one batch, at least 1. Default: the provider's limit.
+        max_bytes_per_batch: Largest request file of one batch, in bytes. Default: the provider's limit.
+        below_minimum: The handling of fewer requests than the provider's least number for a batch (Bedrock's 100).
+            "refuse" rejects them before anything is sent, "pad" fills the batch with copies that are paid for, and
+            "realtime" answers them in real time. First they are merged with others of the same run. The estimate
+            assumes that each partition is sent alone. If retries are refused, their requests keep their answers.
     """
 
     max_requests_per_batch: int | None = None
@@ -63,18 +63,17 @@ class Limits:
 @checked
 @dataclass(frozen=True)
 class Realtime:
-    """What is answered in real time, at its price, and how.
+    """Requests to answer in real time, at its price, and how.
 
     Args:
-        deadline: How long batches may take, from planning. What none has answered then is answered in real time:
-            running batches are stopped, and their finished rows kept. Default: as long as the provider gives them.
-        urgent: A boolean column of the rows, or one of 1 and 0: where it is true, the row is answered in real time from
-            the start.
-            Default: no row is.
-        concurrency: How many calls run at once.
-        patience: How long calls may wait in all, in one process, for a provider that turns them away (429 with or
-            without Retry-After, overload, no connection); each answer earns a second back. Then, and at once where the
-            provider names a longer wait, the rest stays unasked in the ledger for a later run.
+        deadline: Time limit for batches, from planning. Unanswered requests are then answered in real time: running
+            batches are stopped, and their finished rows kept. Default: the provider's own limit.
+        urgent: A boolean column of the rows, or one of 1 and 0: rows in which it is true are answered in real time from
+            the start. Default: none are urgent.
+        concurrency: Number of simultaneous calls.
+        patience: Longest total wait of calls in one process for a provider that turns them away (429 with or without
+            Retry-After, overload, no connection). Each answer earns a second back. After that, the rest waits in the
+            ledger for a later run. It does so at once if the provider asks for a longer wait.
     """
 
     deadline: timedelta | None = None
@@ -89,13 +88,13 @@ class Realtime:
 @checked
 @dataclass(frozen=True)
 class Fallback:
-    """Another model for requests that the ones before it did not answer.
+    """Another model for requests that the models before it did not answer.
 
     Args:
         model: The provider, a slash, and the provider's own name for the model.
-        params: Parameters for it. Default: those of the dataset.
-        endpoint: Which API of that provider. Default: as for the dataset.
-        price: Your own price of it. Default: that of the price book.
+        params: Parameters for it. Default: the dataset's parameters.
+        endpoint: API of that provider. Default: the dataset's endpoint.
+        price: Your own price of it. Default: the price book's.
     """
 
     model: str
@@ -107,19 +106,19 @@ class Fallback:
 @checked
 @dataclass(frozen=True)
 class Resend:
-    """Which requests are sent again, how often, and to which model then. Only those that can succeed are.
+    """Rules for retrying requests, and for fallback models. Only requests that can succeed are retried.
 
-    Dagster's own `retry_policy` is another thing: it starts a step again that failed, and sends nothing twice.
+    Dagster's own `retry_policy` is unrelated: it restarts a failed step, and sends nothing twice.
 
     Args:
-        max_waves: How often a request may be sent in all to one model. 1 means never again.
-        invalid_waves: How often one whose reply did not fit may be sent in all (each such reply was paid for).
-        fallback: Models, in this order, for requests that the model before refuses or gives no good answer to, and for
-            all that is not sent yet while its provider has been down for `fallback_after`. Default: none.
-        fallback_after: How long a provider may be down before the next model is asked instead.
-        former_names: Assets that this one was before, the latest first. What was submitted as one of them is taken
-            over, a partition from the first that has it, so that nothing is asked, and paid, again because of a new
-            name. None of them may be in the definitions any more, nor be the former name of another asset.
+        max_waves: Most sendings of a request to one model. 1 disables retries.
+        invalid_waves: Most sendings of a request whose replies did not fit. Each such reply was paid for.
+        fallback: Models, in this order, for requests that the model before refuses or does not answer well. If its
+            provider has been down for `fallback_after`, all unsent requests go to the next model, too. Default: none.
+        fallback_after: How long a provider may be down before the next model is asked.
+        former_names: Assets that this one was before, the latest first. Their submissions are taken over, so that a new
+            name does not repeat, and pay for, requests. Each partition comes from the first name that has it. The names
+            must be absent from the definitions, and must not be former names of other assets.
     """
 
     max_waves: int = 3
@@ -135,16 +134,17 @@ class Resend:
 @checked
 @dataclass(frozen=True)
 class Spend:
-    """What requests are taken to cost.
+    """Prices and tokens for estimates, and the way to keep a spending limit.
 
     Args:
         price: Your own price, in US dollars per million tokens, for models that the price book lacks or a negotiated
-            rate. Default: that of the price book.
-        expected_output_tokens: Tokens of one reply, for the estimate, until replies have come. Default: the most that
-            `params` allow, or, where they allow any length, what the response and the model's thinking usually take.
-        limit: How `max_cost_usd` is kept. "measured": what is billed exceeds it with a probability of 0.1 % at most; a
-            sample goes first, and the rest as its cost allows. "hard": never, which can take many steps, each when
-            the one before is billed. Where all of it costs at most less than the limit, all goes at once.
+            rate. Default: the price book's.
+        expected_output_tokens: Tokens of one reply, for the estimate, until replies have come. Default: the maximum in
+            `params`. Without a maximum: the usual length of the response and of the model's thinking.
+        limit: Way to keep `max_cost_usd`. With "measured", the bill exceeds it with a probability of at most 0.1 %: a
+            sample goes first, and then as much as its cost allows. With "hard", the bill never exceeds it. That can
+            take many steps, and each waits for the bill of the one before. If the highest possible cost of all requests
+            is below the limit, all are sent at once.
     """
 
     price: TokenPrice | None = None
@@ -155,13 +155,13 @@ class Spend:
         _at_least(self, expected_output_tokens=0)
 
 
-# Names, kinds and least value of what the parameters say in numbers, and how a message tells it.
+# Names, kinds and least values of numeric parameters, each with a description and an example for messages.
 _NUMBERS: tuple[tuple[Sequence[str], type | UnionType, float, str, str], ...] = (
     (MAXIMA, int, 1, "the most tokens of a reply, a whole number (int) from 1 on", "1024"),
     (("temperature", "top_p", "topP"), int | float, -math.inf, "a number (int or float)", "0.5"),
 )
 
-# What only one endpoint gives.
+# Responses that exist at one endpoint only.
 _ENDPOINTS = {ResponseKind.EMBEDDING: Endpoint.EMBEDDINGS, ResponseKind.MODERATION: Endpoint.MODERATIONS}
 
 
@@ -171,31 +171,31 @@ class Labeling:
     """One labeled dataset.
 
     Args:
-        asset: Name of the dataset; with a partition it names what a submission is for.
+        asset: Name of the dataset. A submission is for this dataset, or a partition of it.
         model: The provider, a slash, and the provider's own name for the model, as in "openai/gpt-5-nano" or
             "command/smollm2".
         key: Column that identifies a row.
         prompt: The question about each row.
         response: The form of a reply: a pydantic model class, a JSON Schema of type object, an embedding, or
             a moderation. Default: free text.
-        params: Parameters that are given to the provider as they are (temperature, max_tokens, …).
+        params: Parameters that are passed to the provider unchanged (temperature, max_tokens, …).
         endpoint: API of the provider. Default: "embeddings" for an embedding, "moderations" for a moderation,
             else "chat".
         keep: More columns of the rows to carry into the labeled table.
-        empty: What to do with a row all of whose columns that the prompt reads, the key aside, are null or blank:
-            "skip" it, unsent and unpaid, as a reject with the outcome `skipped`, or "ask" about it like any other.
-        max_cost_usd: What may be billed for a submission, retries included, in US dollars. One that is expected to cost
-            more is refused; any other is sent in steps that keep to it, as `spend` says.
-        limits: How large a batch may be, and what to do with one that is too small.
+        empty: The handling of a row in which all columns that the prompt reads (except the key) are null or blank.
+            "skip" neither sends it nor pays for it, and rejects it with the outcome `skipped`. "ask" sends it.
+        max_cost_usd: The most to be billed for a submission, including retries, in US dollars. A submission with a
+            higher estimate is rejected. Others are sent in steps that keep to the limit: see `spend`.
+        limits: Limits for the size of a batch, and the handling of batches that are too small.
         realtime: Requests to answer in real time, at its price. Default: none.
-        resend: Rules for sending requests again, also to other models.
-        spend: Prices and tokens for estimates. Default: those in the price book.
-        cascade: A dearer model that answers the rows of which this one is not sure enough, with a promise of how many
-            labels are what that one says. Default: none.
-        workers: Machines that render, encode and write the requests, and read the results, in place of this process:
-            `SparkWorkers` or `RayWorkers`. What comes out is the same.
-        tags: Whose money it is, as in {"team": "support"}: `dagster-llm-batch cost --by tag:team` sums by it. They are
-            stored with each submission when it is opened, and change nothing of what is asked.
+        resend: Rules for retries and fallback models.
+        spend: Prices and tokens for estimates. Default: the price book's.
+        cascade: A more expensive model that answers the rows of which this one is not sure enough. The cascade
+            guarantees how many labels agree with that model. Default: none.
+        workers: Machines that render, encode and write the requests, and read the results, instead of this process:
+            `SparkWorkers` or `RayWorkers`. The result is the same.
+        tags: Tags for attributing the cost, as in {"team": "support"}: `dagster-llm-batch cost --by tag:team` sums by
+            it. They are stored with each submission when it is opened, and do not affect requests.
     """
 
     asset: str
@@ -217,7 +217,7 @@ class Labeling:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> Any:
-        """Pickle the declared fields alone; what is derived from them is computed again. Workers need no workers."""
+        """Pickle only the declared fields; the others are computed again. `workers` is dropped: workers need none."""
         declared = {declared_field.name: getattr(self, declared_field.name) for declared_field in fields(self)}
         return partial(Labeling, **{**declared, "workers": None}), ()
 
@@ -231,7 +231,7 @@ class Labeling:
             self.mask.check(self.key, self.prompt.images, self.reader.schema)
         if self.cascade is not None:
             self._check_cascade(self.cascade)
-        # Computed now, so that what is wrong with them is raised where the dataset is declared.
+        # Computed now, so that errors in them are raised where the dataset is declared.
         _ = self.spec, self.budget_usd, self.models
 
     def _check_cascade(self, cascade: Cascade) -> None:
@@ -250,7 +250,7 @@ class Labeling:
 
     @cached_property
     def models(self) -> tuple[Labeling, ...]:
-        """The labeling itself, then one for the oracle of its cascade or for each fallback, with the model of that."""
+        """The labeling itself, then one for each further model: the oracle of its cascade, or its fallbacks."""
         fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.resend.fallback]
         where, line = "resend.fallback", "resend=Resend(fallback=[Fallback({model!r}, params={params})])"
         if self.cascade is not None:
@@ -283,7 +283,7 @@ class Labeling:
         return labelings
 
     def by(self, model: str) -> Labeling:
-        """Return the labeling by one of its models. Raises ConfigError for another model."""
+        """Return the labeling for one of its models. Raises ConfigError for another model."""
         for labeling in self.models:
             if labeling.model == model:
                 return labeling
@@ -308,16 +308,16 @@ class Labeling:
 
     @cached_property
     def result_schema(self) -> pa.Schema:
-        """The columns that a reply gives: those of the response, and LOGPROB where it, or a fallback, is asked for it.
+        """The columns of a reply: the response's columns, and LOGPROB if this model or a fallback is asked for it.
 
-        A request of a model that is not asked has null there.
+        The column is null for a model that is not asked.
         """
         has_logprob = any(asks_logprobs(labeling.spec) for labeling in self.models)
         return pa.schema([*self.reader.fields, *([LOGPROB] if has_logprob else [])])
 
     @cached_property
     def spec(self) -> RequestSpec:
-        """All that the requests share."""
+        """The part that all requests share."""
         needed = _ENDPOINTS.get(self.reader.format.kind)
         default = needed or Endpoint.CHAT
         try:
@@ -335,7 +335,7 @@ class Labeling:
                 "Leave only its user part."
             )
         provider = self.model.partition("/")[0]
-        # A provider with a preset's name is of that preset.
+        # A provider with a preset's name uses that preset.
         if (server := SERVERS.get(provider)) is not None and endpoint is not Endpoint.CHAT:
             from dagster_llm_batch.providers.openai_api.requests import check_endpoint  # noqa: PLC0415 - for few endpoints
 
@@ -350,7 +350,7 @@ class Labeling:
         )
 
     def _asked_params(self, endpoint: Endpoint) -> dict[str, Any]:
-        """Return the parameters, and those that ask for logprobs where they are the score of a cascade."""
+        """Return the parameters, with those that request logprobs if they are the score of a cascade."""
         given = dict(self.params)
         if self.cascade is None or self.cascade.score != LOGPROB.name or endpoint in _ENDPOINTS.values():
             return given
@@ -375,7 +375,7 @@ class Labeling:
 
     @property
     def columns_read(self) -> set[str] | None:
-        """The columns of the rows that planning reads, or None where the prompt takes whole rows."""
+        """The columns of the rows that planning reads, or None if the prompt takes whole rows."""
         names = self.prompt.names()
         more = [*([self.realtime.urgent] if self.realtime.urgent else []), *(self.mask.columns if self.mask else [])]
         return None if names is None else {self.key, *self.keep, *more, *names}
@@ -389,9 +389,9 @@ class Labeling:
 
     @cached_property
     def definition(self) -> Mapping[str, Any]:
-        """What is stored with a submission, as JSON: what is asked, and how answers become rows of the labeled table.
+        """The definition to store with a submission, as JSON: the requests, and how answers become rows of the table.
 
-        `Labeling.as_of` makes a labeling of it again. It is stored in manifests: a name in it never changes its sense.
+        `Labeling.as_of` restores a labeling from it. Manifests contain it, so a name in it never changes its meaning.
         """
         spec, prompt, response = self.spec, self.prompt, self.spec.response
         asked = {
@@ -433,17 +433,17 @@ class Labeling:
         if self.mask is not None:
             asked["mask"] = self.mask.settings()
         if (cascade := self.cascade) is not None:
-            # Which gold it was is no question to a model.
+            # The source of the gold does not affect the requests.
             rolling = {"calibrate": asdict(cascade.calibrate)} if isinstance(cascade.calibrate, Rolling) else {}
             asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price), **rolling}
-        # As it is when it is read again: a tuple has become a list, and what JSON does not have, text.
+        # The same form as after reading it: tuples become lists, and values that JSON lacks become text.
         definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
         return definition
 
     def definition_after(self, older: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """Return the definition to store in the place of an older one that asks the same.
+        """Return the definition that replaces an older one with the same requests.
 
-        With the fallbacks of that: answers of one that is declared no more may still come.
+        It includes the fallbacks of the older one: a fallback that is no longer declared may still answer.
         """
         if older is None:
             return self.definition
@@ -451,16 +451,17 @@ class Labeling:
         return {**self.definition, "fallback": [*fallbacks.values()]}
 
     def changes_since(self, definition: Mapping[str, Any]) -> list[str]:
-        """Return which arguments ask otherwise than in an earlier definition: then answers to the one are none to the
-        other. How often something is asked, and of which fallback, is a rule and no question: it holds at once.
+        """Return the arguments that changed since an earlier definition and make its answers unusable.
+
+        The number of retries and the fallback models do not affect the requests: a change of these applies at once.
         """
         present, earlier = self.definition["asked"], definition["asked"]
         return [name for name in {**earlier, **present} if present.get(name) != earlier.get(name)]
 
     def as_of(self, definition: Mapping[str, Any]) -> Labeling:
-        """Return the labeling by which a submission with this definition is read; rules are those of now.
+        """Return the labeling for reading a submission with this definition; its rules are the current ones.
 
-        A response that differs in nothing but its words is read by the present class, which knows more than a schema.
+        A response that differs only in its words is read by the current class, which contains more than a schema.
         """
         if definition == self.definition:
             return self
@@ -498,7 +499,7 @@ class Labeling:
         )
 
     def column_gap(self, other: Labeling) -> str | None:
-        """Return how the labeled table of another definition differs from that of this one; None where it does not."""
+        """Return how another definition's labeled table differs from this one's; None if it does not."""
         own, others = (
             {**dict.fromkeys([each.key, *each.keep], "of the rows"), **{f.name: f.type for f in each.result_schema}}
             for each in (self, other)
@@ -543,7 +544,7 @@ def _price_of_json(stored: Mapping[str, Any] | None) -> TokenPrice | None:
 def _cascade_of_json(stored: Mapping[str, Any] | None, gold: Any) -> Cascade | None:
     if stored is None:
         return None
-    # What the gold said of the sample is stored where the sample is.
+    # The gold's labels of the sample are stored with the sample.
     gold = None if stored["within"] is None else gold if gold is not None else "gold"
     rolling = stored.get("calibrate", "partition")
     calibrate = Rolling(**rolling) if isinstance(rolling, Mapping) else rolling
@@ -551,9 +552,9 @@ def _cascade_of_json(stored: Mapping[str, Any] | None, gold: Any) -> Cascade | N
 
 
 def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, Any] | None:
-    """Return the schema of columns with its properties in a reader's order, where it has the same.
+    """Return the schema of columns with its properties in a reader's order, if it has the same properties.
 
-    Some IO managers store a table's columns by their place.
+    Some IO managers store a table's columns by position.
     """
     properties = {} if schema is None else schema.get("properties", {})
     names = reader.schema.names
@@ -563,13 +564,13 @@ def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, 
 
 
 def _check_params(where: str, model: str, params: Mapping[str, Any], line: str) -> None:
-    """Raise ConfigError for what no vendor would take, or would make the bound on money untrue.
+    """Raise ConfigError for values that every vendor refuses, or that would break the bound on money.
 
-    Ranges are the vendors' own matter. `line` is how the parameters of this model are written.
+    Vendors check ranges. `line` shows how this model's parameters are written.
     """
     for names, kinds, least, allowed, example in _NUMBERS:
         for name, value in given_settings(params, names):
-            # Python takes a truth value for a whole number, and JSON has neither NaN nor infinity.
+            # In Python, True and False are integers; JSON has neither NaN nor infinity.
             is_kind = isinstance(value, kinds) and not isinstance(value, bool)
             if not (is_kind and value >= least and abs(value) < math.inf):
                 raise ConfigError(
@@ -578,7 +579,7 @@ def _check_params(where: str, model: str, params: Mapping[str, Any], line: str) 
                 )
     provider, _, name = model.partition("/")
     if params.get("max_tokens") is None and needs_max_tokens(provider, name):
-        # What another vendor calls the same would be refused here.
+        # Other vendors' names for this parameter would be refused here.
         most = next((value for _, value in given_settings(params)), 1_024)
         written = {**{name: value for name, value in params.items() if name not in MAXIMA}, "max_tokens": most}
         raise ConfigError(
@@ -588,7 +589,7 @@ def _check_params(where: str, model: str, params: Mapping[str, Any], line: str) 
 
 
 def _at_least(settings: Any, **least: int | timedelta) -> None:
-    """Raise ConfigError for a field that is given, and is less than this."""
+    """Raise ConfigError for a field that is set, and is less than this."""
     for name, allowed in least.items():
         given = getattr(settings, name)
         if given is not None and given < allowed:

@@ -24,13 +24,13 @@ Period = Literal["day", "month", "ever"]
 class Budget:
     """The most that submissions may be billed in a period.
 
-    Bills count, and for requests in flight the highest possible cost (core/releases.py). If a submission, or another
-    wave of one, has a higher expected cost than the rest of the budget, it is refused before it sends anything.
+    Bills count, and for requests in flight the highest possible cost (core/releases.py). If a submission, or a retry
+    round of one, has a higher expected cost than the rest of the budget, it is refused before it sends anything.
 
     Args:
         max_usd: US dollars.
-        period: "day" or "month" (of the calendar, UTC), or "ever". A submission without room waits for the next period.
-            If there is none, and bills cannot leave room, it is abandoned, and the check `coverage` reports it.
+        period: "day" or "month" (of the calendar, UTC), or "ever". A submission that does not fit waits for the next
+            period. If it can never fit, it is abandoned, and the check `coverage` reports it.
         asset: Of one labeled dataset only, by its key ("ticket_labels"). Default: of all in the namespace together.
         limit: Way to keep it: "measured" or "hard"; see Spend.
     """
