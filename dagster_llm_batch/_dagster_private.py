@@ -87,8 +87,8 @@ _LONGEST_RUN_SECONDS = 7 * 86_400.0
 def check_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partition: str | None) -> CheckTarget | None:
     """Return the target that links a check evaluation to the newest materialization of a partition.
 
-    In a run over several partitions Dagster stores an `AssetCheckResult` without its partition, and gates downstream of
-    it never open; a hand-made evaluation needs this target, which `dagster` does not export.
+    In a run over several partitions, Dagster stores an `AssetCheckResult` without its partition, so gates downstream of
+    it never open. A hand-made evaluation needs this target, which `dagster` does not export.
     """
     return check_targets(instance, asset_key, [partition])[partition]
 
@@ -423,7 +423,7 @@ def input_versions(
 ) -> Mapping[dg.AssetKey, tuple[str, int | None]]:
     """Return the data version and the storage id of each asset that this one depends on, except `known`.
 
-    They are those that Dagster noted when the step began, as it does for the tags of a run of one partition.
+    Dagster noted them when the step began. The tags of a run of one partition have the same source.
     """
     step = context.get_step_execution_context()
     versions: dict[dg.AssetKey, tuple[str, int | None]] = {}
@@ -435,7 +435,7 @@ def input_versions(
 
 
 def provenance_tags(code_version: str, inputs: Mapping[dg.AssetKey, tuple[str, int | None]]) -> dict[str, str]:
-    """Return the tags by which Dagster decides whether a materialization is stale.
+    """Return the tags that Dagster reads to decide whether a materialization is stale.
 
     `inputs`: the data version of each input, and the storage id of its materialization.
     """

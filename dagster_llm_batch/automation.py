@@ -13,8 +13,8 @@ def on_labels_ready() -> dg.AutomationCondition[Any]:
     """Materialize a partition when its labels are new and their blocking checks have passed, whatever its age.
 
     `AutomationCondition.eager()` would look at the newest time partition only, and not at checks. Labels from before
-    the condition's first evaluation, for example when an asset is added, do not count: a new dataset must not request,
-    and pay for, a year of partitions without being asked. Backfill it once.
+    the condition's first evaluation, for example when an asset is added, do not count. A new dataset must not request,
+    and pay for, a year of partitions without being asked: backfill it once.
     """
     condition = dg.AutomationCondition
     updated = condition.any_deps_updated()

@@ -199,5 +199,5 @@ def _find_main_checks(planned: Sequence[dg.AssetCheckSpec]) -> dict[dg.AssetKey,
 
 
 def _is_empty(evaluation: dg.AssetCheckEvaluation) -> bool:
-    """Return whether its only content is that nothing was materialized yet."""
+    """Return whether it only records that the asset is not materialized yet."""
     return NOT_JUDGED in evaluation.metadata and evaluation.metadata[NOT_JUDGED].value == _NotJudged.EMPTY

@@ -1,6 +1,6 @@
 """Checks of every labeled partition, each declared once in CHECKS; and one of every submission: whether it was sent.
 
-They are partitioned, so that a bad partition holds back what is downstream of it, and no other.
+They are partitioned, so that a bad partition stops only its own downstream partitions.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
 PROMISE, SAVES = "promise", "saves"
 WINDOW_AGREEMENT, DRIFT_ALARM = "window_agreement", "drift_alarm"
 
-# Above this share of rows without a good reply, something is broken: the worst models of simulations have a fifth.
+# Above this share of rows without a good reply, something is broken: the worst simulated models have a fifth.
 _MOST_SILENT = 0.5
 
 _NOT_ANSWERED = (Outcome.CANCELED.value, Outcome.EXPIRED.value, Outcome.MISSING.value)
 
 _TOLERANCE = Decimal("0.01")
-"""By which share of what a vendor reports our cost may differ. Vendors round each reply to some digit."""
+"""Allowed deviation of our cost, as a share of the vendor's report. Vendors round each reply to some digit."""
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -72,13 +72,13 @@ _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 @checked
 @dataclass(frozen=True)
 class Checks:
-    """What a labeled partition must hold.
+    """Requirements for a labeled partition.
 
     Args:
-        min_coverage: Least share of rows with a label, 0 to 1. Rows that are empty, and skipped, do not count, unless
-            all rows are empty: that is a share of 0. With 0, no share is too small.
+        min_coverage: Least share of rows with a label, 0 to 1. Empty rows, which are skipped, do not count, unless all
+            rows are empty: that is a share of 0. With 0, every share passes.
         min_parse_rate: Least share of replies that fit the response, 0 to 1.
-        blocking: Whether a failed coverage or parse rate holds back what is downstream.
+        blocking: True to stop downstream assets if the coverage or parse rate fails.
     """
 
     min_coverage: float = 0.95
@@ -94,7 +94,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """One check's answer on one partition."""
+    """The result of one check on one partition."""
 
     name: str
     passed: bool
@@ -105,17 +105,17 @@ class CheckOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionFacts:
-    """The facts of one labeled partition by which its checks judge.
+    """The facts of one labeled partition that its checks judge.
 
     Attributes:
         figures: The counts of its rows.
         rejects: Its rejects by their reasons.
         status: Its submission with its shards, and with its bill.
-        labeling: The definition by which it was sent.
-        wanted: The shares that the dataset wants.
-        conditions: Those that kept requests of it from being sent.
-        levels: The threshold of a cascade, and its promise; None of a dataset without one, or before it was set.
-        tracked: The audits of a cascade's last partitions; None if nothing was audited.
+        labeling: The definition that it was sent with.
+        wanted: The shares that the dataset requires.
+        conditions: The conditions that kept requests of it from being sent.
+        levels: The threshold and guarantee of a cascade; None without a cascade, or before the threshold is set.
+        tracked: The audits of a cascade's last partitions; None without audits.
     """
 
     figures: LabelStats
@@ -130,7 +130,7 @@ class PartitionFacts:
 
 @dataclass(frozen=True)
 class RowsBehind:
-    """The rows that explain the result of a check: a table's, filtered and ordered as on the review page."""
+    """The rows that explain the result of a check: rows of a table, filtered and ordered as on the review page."""
 
     table: Literal["labels", "rejects"]
     filters: tuple[Filter, ...] = ()
@@ -143,10 +143,10 @@ class Check:
 
     Attributes:
         name: Its name in Dagster.
-        describe: Returns its description for a dataset; None for a dataset that does not have the check.
-        judge: Returns its result for one partition, as `outcome` makes it.
-        severity: That of a failure; `judge` may return another one.
-        may_block: Whether a failure holds back what is downstream, if the dataset has `Checks.blocking`.
+        describe: Returns its description for a dataset; None for a dataset without the check.
+        judge: Returns its result for one partition, built by `outcome`.
+        severity: Severity of a failure; `judge` may return another one.
+        may_block: True if a failure stops downstream assets, provided that the dataset has `Checks.blocking`.
         rows: The rows that its result links to.
     """
 
@@ -170,7 +170,7 @@ def check_specs(
 ) -> list[dg.AssetCheckSpec]:
     """Return the specs of the checks that a dataset has."""
     with warnings.catch_warnings():
-        # Dagster 1.13 warns of each spec that partitioned checks are a preview.
+        # Dagster 1.13 warns for each spec that partitioned checks are a preview.
         warnings.simplefilter("ignore", category=dg.PreviewWarning)
         return [
             dg.AssetCheckSpec(
@@ -186,7 +186,7 @@ def check_specs(
 
 
 def checks_of(wanted: Checks, cascade: Cascade | None) -> list[Check]:
-    """Return the checks that a dataset has, in the order in which their results are reported: `final_check` last."""
+    """Return a dataset's checks in the order in which their results are reported: `final_check` last."""
     own = [check for check in CHECKS if check.describe(wanted, cascade) is not None]
     return sorted(own, key=lambda check: check.name == _FINAL)
 
@@ -206,9 +206,9 @@ def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] |
 
 
 def sent_outcome(status: Status, conditions: Iterable[Condition]) -> CheckOutcome:
-    """Judge by the conditions of a submission whether its batches were sent.
+    """Judge from the conditions of a submission whether its batches were sent.
 
-    A batch that waits for room in your own queue is no fault.
+    A batch that waits for space in your own queue is not a failure.
     """
     if status.submission.state is SubmissionState.CANCELED:
         text = "The submission was canceled; nothing more of it is sent."
@@ -220,20 +220,20 @@ def sent_outcome(status: Status, conditions: Iterable[Condition]) -> CheckOutcom
         ),
         "llm_batch/batches_refused": count_refused(newest),
     }
-    # What was refused comes first.
+    # Refused batches come first.
     found = sorted(conditions, key=lambda condition: condition.kind is not ConditionKind.REFUSED)
     if not found:
         return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
     severity = _ERROR if any(condition.kind is ConditionKind.REFUSED for condition in found) else _WARN
-    # The reason is the provider's text, which may hold braces: it is no template.
+    # The reason is the provider's text, which may contain braces: do not use it as a template.
     description = " ".join(condition.sentence for condition in found)
     return CheckOutcome(SENT, passed=False, severity=severity, description=description, metadata=metadata)
 
 
 def fail_with(outcome: CheckOutcome, reason: str) -> CheckOutcome:
-    """Return the outcome as failed, with the reason that some rows are not asked again by themselves.
+    """Return the outcome as failed, with the reason why some rows are not retried automatically.
 
-    One that had passed only warns: what has enough labels goes on downstream all the same.
+    An outcome that had passed becomes a warning: a partition with enough labels still continues downstream.
     """
     severity = _WARN if outcome.passed else outcome.severity
     return replace(outcome, passed=False, severity=severity, description=f"{outcome.description} {reason}")
@@ -244,9 +244,9 @@ def _describe_coverage(wanted: Checks, _cascade: Cascade | None) -> str:
 
 
 def _judge_coverage(check: Check, facts: PartitionFacts) -> CheckOutcome:
-    """Judge the share of rows with a label. An empty partition passes: there was nothing to miss.
+    """Judge the share of rows with a label. An empty partition passes, since it has no rows to miss.
 
-    If one of the conditions kept requests of it from being sent, it fails, whatever is wanted.
+    It fails if one of the conditions kept requests from being sent, whatever the required share is.
     """
     figures, least = facts.figures, facts.wanted.min_coverage
     rows = figures.labeled + figures.rejected - figures.skipped
@@ -282,7 +282,7 @@ def _describe_spend(_wanted: Checks, _cascade: Cascade | None) -> str:
 
 
 def _judge_spend(check: Check, facts: PartitionFacts) -> CheckOutcome:
-    """Judge the bill by the limit, and by what the vendor reports."""
+    """Judge the bill by the limit, and by the vendor's report."""
     cost, budget = facts.status.submission.cost_usd, facts.labeling.budget_usd
     spend = "not known" if cost is None else money_text(cost)
     outcome = check.outcome(
@@ -301,10 +301,10 @@ def _describe_promise(_wanted: Checks, cascade: Cascade | None) -> str | None:
 
 
 def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
-    """Judge whether a promise holds of the labels that are there: rows without one are in none."""
+    """Judge whether a guarantee holds for the existing labels: rows without a label are outside the guarantee."""
     levels, figures = facts.levels, facts.figures
     delivered, lacking = figures.labeled, figures.rejected - figures.skipped
-    # Of an empty partition, or of one that was canceled before a threshold was set, no label of the model is taken.
+    # An empty partition, or one that was canceled before a threshold was set, has no labels of the model.
     if levels is None or levels.threshold is None:
         why = "No threshold was set, so nothing is promised." if delivered else "There is no label."
         return check.outcome(
@@ -354,7 +354,7 @@ def _describe_window(_wanted: Checks, cascade: Cascade | None) -> str | None:
 
 
 def _judge_window(check: Check, facts: PartitionFacts) -> CheckOutcome:
-    """Judge by the audits of a partition and those before it whether what was promised holds."""
+    """Judge from the audits of this partition and earlier ones whether the guarantee holds."""
     tracked, levels = facts.tracked, facts.levels
     if tracked is None or levels is None:
         return _unaudited(check)
@@ -381,7 +381,7 @@ def _describe_drift(_wanted: Checks, cascade: Cascade | None) -> str | None:
 
 
 def _judge_drift(check: Check, facts: PartitionFacts) -> CheckOutcome:
-    """Judge by the same audits whether what was promised is going to hold."""
+    """Judge from the same audits whether the guarantee will hold."""
     tracked = facts.tracked
     if tracked is None or facts.levels is None:
         return _unaudited(check)
@@ -405,13 +405,13 @@ def _unaudited(check: Check) -> CheckOutcome:
 
 
 def _tell_of_silent_model(levels: Levels | None, figures: LabelStats) -> str | None:
-    """Return that most of what the model itself was asked came back without a good reply; None where it did not.
+    """Return a warning if the model itself answered few of its requests well; None otherwise.
 
-    The promise holds then, since the oracle answers these rows: at its price, and nobody would see why.
+    The guarantee still holds, since the oracle answers these rows. But it does so at its price, unnoticed.
     """
     if levels is None or levels.asks_oracle_alone:
         return None
-    # The rows of the sample and of an audit are the oracle's whatever the model said.
+    # The oracle answers the rows of the sample and of an audit, whatever the model's reply is.
     counts = {why: count for (_, why), count in figures.levels.items() if why in (ACCEPTED, ESCALATED, INVALID)}
     asked, silent = sum(counts.values()), counts.get(INVALID, 0)
     if silent <= asked * _MOST_SILENT:
@@ -424,7 +424,7 @@ def _tell_of_silent_model(levels: Levels | None, figures: LabelStats) -> str | N
 
 
 def _beside_reported(spend: CheckOutcome, status: Status) -> CheckOutcome:
-    """Return the outcome with what the vendor says that batches cost: it fails where our prices say something else."""
+    """Return the outcome with the vendor's reported cost: it fails if our prices give another cost."""
     if status.reported_usd is None:
         return spend
     theirs, ours = status.reported_usd
@@ -440,9 +440,9 @@ def _beside_reported(spend: CheckOutcome, status: Status) -> CheckOutcome:
 
 
 def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int, least: float) -> dict[str, Any]:
-    """Return what changes in the coverage where rows are empty: they have no share in it, unless all are.
+    """Return the changes of the coverage because of empty rows: they do not count, unless all are empty.
 
-    Then no row has a label, which is as much as a least share of 0 asks for.
+    If all are empty, the share of labels is 0, which is enough for a least share of 0.
     """
     metadata = {**coverage.metadata, "llm_batch/rows_skipped": skipped}
     if not asked:
@@ -453,7 +453,7 @@ def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int, least: flo
 
 
 def _share(check: Check, part: int, whole: int, least: float, subject: str) -> CheckOutcome:
-    """Judge a share, as of `rows have a label`. Of nothing there is none, and it passes."""
+    """Judge a share, for example of `rows have a label`. Passes if there is nothing to judge."""
     if not whole:
         text = f"There are no {subject.partition(' ')[0]} to judge."
         return check.outcome(passed=True, description=text)
@@ -468,7 +468,7 @@ def _share(check: Check, part: int, whole: int, least: float, subject: str) -> C
 def _with_reason(outcome: CheckOutcome, facts: PartitionFacts, only: str | None = None) -> CheckOutcome:
     """Return a failed outcome with the most frequent reason of the rejects, or of those with the outcome `only`.
 
-    Reasons for which rows wait for a person have a sentence of their own.
+    Reasons for which rows wait for a person have their own sentence.
     """
     if outcome.passed:
         return outcome
@@ -476,7 +476,7 @@ def _with_reason(outcome: CheckOutcome, facts: PartitionFacts, only: str | None 
     reasons: dict[tuple[str, str | None, bool], list[str | None]] = defaultdict(list)
     for (kind, reason, is_unsent), rows in facts.rejects.others.items():
         if kind != SKIPPED and only in (None, kind):
-            # Each image that cannot be read has a reason of its own.
+            # Unreadable images have one reason each.
             group = kind, None if is_unsent else reason, is_unsent
             counted[group] += rows
             reasons[group].append(reason)
@@ -487,7 +487,7 @@ def _with_reason(outcome: CheckOutcome, facts: PartitionFacts, only: str | None 
     figures = facts.figures
     rejected = figures.outcomes[only] if only else figures.rejected - figures.skipped
     words = plain_words(reason or "").rstrip(".")
-    # A reason tells what a batch was stopped for, and its outcome that it was.
+    # A stopped batch gives its cause as the reason; that it was stopped is in the outcome.
     named = words if words and (kind not in _NOT_ANSWERED or kind in words) else f"{kind}: {words}".rstrip(": ")
     such = f" (one of {len(others) + 1:,} such reasons)" if others else ""
     return replace(outcome, description=f"{outcome.description} {most:,} of {rejected:,}: {named}{such}.")
@@ -522,7 +522,7 @@ CHECKS: tuple[Check, ...] = (
     Check(name=WINDOW_AGREEMENT, describe=_describe_window, judge=_judge_window, severity=_WARN),
     Check(name=DRIFT_ALARM, describe=_describe_drift, judge=_judge_drift, severity=_WARN),
 )
-"""All checks of labels. A dataset has those whose `describe` gives it a description."""
+"""All checks of labels. A dataset has the checks whose `describe` returns a description."""
 
-# Every dataset has it.
+# Every dataset has this check.
 _FINAL = SPEND

@@ -5,8 +5,8 @@ to the vendor's own address.
 
 A field with an address shows it without its keys and passwords. An address of files must not contain any.
 
-A field with a secret is declared with `repr=False`: its value is absent from each repr, error message and snapshot that
-Dagster keeps or shows, even if it was given as plain text and not as an `EnvVar`.
+A field with a secret is declared with `repr=False`. Its value is then absent from each repr, error message and snapshot
+that Dagster keeps or shows, even if it was given as plain text instead of an `EnvVar`.
 """
 
 from __future__ import annotations

@@ -4,21 +4,21 @@
     ├── ConfigError               the definition is wrong; nothing was sent
     │   ├── MissingExtraError     an optional dependency is not installed
     │   ├── ResponseSchemaError   a provider cannot take this response schema
-    │   ├── DefinitionChangedError  … since rows were submitted: it cannot materialize their answers
+    │   ├── DefinitionChangedError  … for answers: it changed since rows were submitted
     │   └── BudgetError           the estimate exceeds what may be spent; nothing was sent
     ├── InputError                the rows are wrong; nothing was sent
     │   ├── MessagesLostError     … since a stream's retention has deleted some before they were read
     │   └── MissingGoldError      … since some drawn rows lack human labels
     ├── ProviderError             the provider refused
     │   ├── TransientError        … for now: the same call may succeed later
-    │   ├── NoConnectionError … and the request was not sent
-    │   └── NoRoomError       … since its queue has no room for this batch
+    │   │   ├── NoConnectionError … and the request was not sent
+    │   │   └── NoRoomError       … since its queue has too little space for this batch
     │   ├── RefusedError          … for good: the same call will fail again
     │   │   ├── CredentialsError  … because of who asked
     │   │   └── CannotStopError   … since there is no way to stop a batch there
     │   └── AmbiguousError        … or perhaps yes: a create call ended without a reply that can be trusted
-    ├── CannotTellError           a paid batch may or may not exist; a person decides, nothing is paid again
-    ├── PayloadError              a file could not be stored; an older one of its name is as it was
+    ├── CannotTellError           a paid batch may exist; it is sent again only if a person decides so
+    ├── PayloadError              a file could not be stored; an older one of its name is unchanged
     └── LedgerError               the ledger refuses; nothing was changed
         ├── IllegalMoveError      the shard is not in a state that allows this
         └── LeaseError            another process works on it
@@ -161,7 +161,7 @@ class AmbiguousError(ProviderError):
 
 
 class CannotTellError(LLMBatchError):
-    """It is unknown whether a paid batch exists. Nothing is sent again until a person resolves it."""
+    """It is unknown whether a paid batch exists. It is sent again only after a person resolves it."""
 
 
 class PayloadError(LLMBatchError):
@@ -175,7 +175,7 @@ class LedgerError(LLMBatchError):
 
 
 class IllegalMoveError(LedgerError):
-    """The state of the shard does not allow this move."""
+    """The state of the shard does not allow this transition."""
 
 
 class LeaseError(LedgerError):

@@ -18,11 +18,11 @@ A partition replaces its own files alone. Written by Arrow, in constant memory w
 6. A key is escaped as by Spark: special ASCII of a path, such as %3A. Other characters stay unchanged, since Spark
    would read each escaped byte as a character. Version 0.1.0 escaped them: such a folder is read until the
    partition is stored.
-7. If a column has the name of the partition column and the key in all rows, it is left out of the file, since readers
-   take one or the other, or refuse both. One with other values is stored with a warning, since rows may have cost
+7. A column with the name of the partition column, and the key in all rows, is left out of the file: readers take one
+   or the other, or refuse both. One with other values is stored with a warning, since rows may have cost
    money; `load_input` refuses it. Files by Spark have all its columns.
-8. A key is refused before its partition is paid for (`check_partition`): one that is too long for a folder's name, one
-   that readers take for null, and one that the disk does not distinguish from an earlier one.
+8. Some keys are refused before their partition is paid for (`check_partition`). Such a key is too long for a folder's
+   name, is null to readers, or is the same as an earlier one to the disk.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ _ASCII = re.compile(r"[\x00-\x7f]+")
 # Number of times that a table is read again because it was replaced meanwhile.
 _MOST_READS = 5
 
-# Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory, as do long rows.
+# Of BATCH_ROWS each. Smaller row groups take longer to write and read; larger ones, and long rows, take more memory.
 _BATCHES_A_GROUP = 2
 _GROUP_BYTES = 1 << 23
 
-# To set zstd up for a column takes longer than to write all of such a table, which is as small without it.
+# Setting zstd up for a column takes longer than writing all of such a table, which is as small without it.
 _SMALL_BYTES = 1 << 16
 
 
@@ -86,10 +86,10 @@ def _escape(key: str) -> str:
 def _without_key(
     batches: Iterator[pa.RecordBatch], column: str, key: str, *, repeats: bool | None, warn: Callable[[], None]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield batches without the column that the partition's key becomes where it repeats the key, else as they are.
+    """Yield batches without the partition column if it repeats the partition's key, else unchanged.
 
-    `repeats` is None if the first batch with rows decides. Raises InputError if that one has the key and a later one
-    has not.
+    `repeats` is None if the first batch with rows decides. Raises InputError if that batch repeats the key and a later
+    one does not.
     """
     empty: pa.RecordBatch | None = None
     for batch in batches:
@@ -111,7 +111,7 @@ def _without_key(
                 )
             repeats = is_key if repeats is None else repeats
         yield _without(batch, column) if repeats else batch
-        # Or it would be in memory while the next one is read.
+        # Otherwise it would stay in memory while the next one is read.
         del batch
     if empty is not None:
         yield _without(empty, column)
@@ -148,7 +148,7 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
 
 
 def _read_files(store: PayloadStore) -> pa.Table | None:
-    """Return the table in a folder, read again if it was replaced meanwhile; None if the folder has none."""
+    """Return the table in a folder, read again if it was replaced meanwhile; None if it is missing."""
     failed: list[FileVersion] | None = []
     for left in reversed(range(_MOST_READS)):
         found: list[FileVersion] | None = None
@@ -170,7 +170,7 @@ def _names(store: PayloadStore) -> list[str]:
 
 
 def _is_too_long(error: Exception) -> bool:
-    """Return whether nothing can have a name, since it is too long."""
+    """Return whether a name is too long for the disk."""
     return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
 
 
@@ -224,7 +224,7 @@ class HiveParquetIOManager(CheckedIOManager):
     def check_partition(self, asset: dg.AssetKey, key: str, others: Iterable[str] = ()) -> None:
         """Raise InputError for a key whose partition cannot be stored here, or would not be read back as it is.
 
-        `others`: keys of the asset before which this one has to stand back where the disk takes them for the same.
+        `others`: keys of the asset that take precedence if they are the same to the disk.
         """
         what = f"The table of {_named(asset, key)}"
         if key in ("", _NULL):
@@ -261,7 +261,7 @@ class HiveParquetIOManager(CheckedIOManager):
                 # Each column of a row group takes its time, with rows or without.
                 if any(map(len, group)):
                     out.write_table(pa.Table.from_batches(group))
-                # Or it would be in memory while the next one is read.
+                # Otherwise it would stay in memory while the next one is read.
                 group = []
                 group = next(groups, [])
         store.keep_only(_TABLE)
@@ -270,7 +270,7 @@ class HiveParquetIOManager(CheckedIOManager):
     def _of_partition(
         self, batches: Iterator[pa.RecordBatch], obj: Any, context: dg.OutputContext, key: str
     ) -> Iterator[pa.RecordBatch]:
-        """Yield batches as a partition's file has them, and warn where that has a column of the name of the key's."""
+        """Yield the batches of a partition's file; warn of a column that has the name of the partition column."""
         column = self.partition_column
 
         def warn() -> None:
@@ -291,20 +291,18 @@ class HiveParquetIOManager(CheckedIOManager):
         return _without_key(batches, column, key, repeats=repeats, warn=warn)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:
-        """Return the asset, or its requested partitions, with their column. Raises FileNotFoundError if nothing is
-        stored.
-        """
+        """Return the asset, or its requested partitions, with their column. Raises FileNotFoundError if missing."""
         keys = list(context.asset_partition_keys) if context.has_asset_partitions else [None]
         return pa.concat_tables([self._read(context.asset_key, key) for key in keys], promote_options="permissive")
 
     def _read(self, asset: dg.AssetKey, partition: str | None) -> pa.Table:
         folder, older = self.folder(asset, partition), self._older(asset, partition)
-        # The first place again at the end: it may have been stored again meanwhile.
+        # The first place again at the end: the table may have been stored there meanwhile.
         for place in (folder, *older, *([folder] if older else [])):
             try:
                 table = _read_files(PayloadStore(place))
             except DamagedError as error:
-                # Not an InputError, which would mean that nothing is stored.
+                # Not an InputError, which would mean that the table is missing.
                 raise PayloadError(
                     f"The table of {_named(asset, partition)} is damaged: the bytes in {place} are not those that were "
                     "written. Restore them from a backup, or materialize it again."
@@ -335,7 +333,7 @@ class HiveParquetIOManager(CheckedIOManager):
         return table.append_column(self.partition_column, keys)
 
     def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
-        """Return where an asset, or a partition of it, is."""
+        """Return the folder of an asset, or of a partition of it."""
         return self._place(asset, None if partition is None else _escape(partition))
 
     def _older(self, asset: dg.AssetKey, partition: str | None) -> list[str]:

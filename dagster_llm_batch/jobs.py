@@ -80,7 +80,7 @@ def build_llm_batch_jobs(
 
     @dg.op(name=f"{resource_key}_resolve_shard", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def resolve_shard(context: dg.OpExecutionContext, config: ResolveConfig) -> None:
-        """Let the shard continue with the named batch, send it if no batch exists, or abandon it."""
+        """Let the shard continue with the named batch, send it again without one, or abandon it."""
         engine = _engine_of(context, resource_key)
         if config.shard_id:
             _resolve(context, engine, config)

@@ -1,6 +1,6 @@
-"""What Dagster's UI shows of submissions and labels. All keys are `llm_batch/…` and carry their unit.
+"""Metadata of submissions and labels for Dagster's UI. All keys are `llm_batch/…` and carry their unit.
 
-Row data is data: whatever goes into a table or Markdown here is shortened and escaped first.
+Row data is only data: it is shortened and escaped before it goes into a table or Markdown here.
 """
 
 from __future__ import annotations
@@ -70,22 +70,22 @@ __all__ = [
 ]
 
 SUBMISSION_KEY = "llm_batch/submission_id"
-"""Which submission a materialization is of; the sensor reads it to tell what has landed."""
+"""The submission of a materialization. The sensor reads it to find submissions whose labels are materialized."""
 
 ROWS_KEY = "llm_batch/rows_behind"
-"""Link to the rows behind a table or a check, where there is a review page."""
+"""Link to the rows behind a table or a check, if there is a review page."""
 
 JUDGMENTS_KEY = "llm_batch/judgments_version"
-"""Which judgments a materialization of gold is of; the sensor reads it to tell whether there are new ones."""
+"""The version of the judgments in a materialization of gold. The sensor reads it to find new judgments."""
 
 TO_LABEL_KEY = "llm_batch/to_label"
-"""What a stopping rule says, with how much people still have to label; the page on which they do shows it."""
+"""The result of a stopping rule, with the number of rows that people still have to label. Their page shows it."""
 
 WANTED_KEY = "llm_batch/half_width_wanted"
-"""Metadata of a sample with a stopping rule: the half-width that is asked for."""
+"""Metadata of a sample with a stopping rule: the required half-width."""
 
 COLUMNS_KEY = "llm_batch/columns"
-"""The columns of a table that has so many of them that Dagster's list would hide the figures."""
+"""The columns of a table that has too many: Dagster's list of them would hide the figures."""
 
 _WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 
@@ -115,7 +115,7 @@ _PROVENANCE_DOCS = {
 
 
 def markdown_cell(value: object) -> str:
-    """Escape text, so that Markdown and HTML leave it alone. Only what is `Linked` leads somewhere."""
+    """Escape text, so that Markdown and HTML do not interpret it. Only a `Linked` value becomes a link."""
     if isinstance(value, Linked):
         text = markdown_cell(value.text)
         return text if value.url is None else f"[{text or '(no text)'}]({value.url})"
@@ -137,16 +137,16 @@ def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.Metadat
 
 
 def figure_key(figure: str, *whose: str) -> str:
-    """Return a key such as `llm_batch/accuracy of tickets, topic`. Dagster has room for 35 characters of a key, and
-    breaks it at spaces.
+    """Return a key such as `llm_batch/accuracy of tickets, topic`. Dagster shows 35 characters of a key, and breaks it
+    at spaces.
     """
     return f"llm_batch/{figure} of {', '.join(whose)}"
 
 
 def row_links(context: dg.AssetExecutionContext) -> RowLinks:
-    """Return what leads to rows on the review page that the code location's LLMBatchResource names, if it names one.
+    """Return the links to rows on the review page, whose address is in the code location's LLMBatchResource, if any.
 
-    Evaluations need no such resource: so its definition is read, and it is not asked for.
+    Evaluations do not require such a resource, so this reads its definition instead of requesting it.
     """
     launch: Any = context.run.run_config
     for key, definition in context.job_def.resource_defs.items():
@@ -156,7 +156,7 @@ def row_links(context: dg.AssetExecutionContext) -> RowLinks:
             given: Mapping[str, Any] = field.default_value if field.default_provided else {}
             at_launch = launch.get("resources", {}).get(key, {}).get("config", {})
             url = {**given, **at_launch}.get("review_url")
-            # Dagster reads the environment when it makes a resource.
+            # Dagster reads the environment when it creates a resource.
             url = os.environ.get(url["env"]) if isinstance(url, Mapping) else url
             if url:
                 check_review_url(url)
@@ -165,12 +165,12 @@ def row_links(context: dg.AssetExecutionContext) -> RowLinks:
 
 
 def rows_metadata(url: str | None) -> dict[str, Any]:
-    """Return the entry that leads to the rows behind a check or a table; none without a review page."""
+    """Return the entry with the link to the rows behind a check or a table; empty without a review page."""
     return {} if url is None else {ROWS_KEY: dg.MetadataValue.url(url)}
 
 
 def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.TableSchema:
-    """Return the columns with their types, and what they hold where `described` says so."""
+    """Return the columns with their types, and with their descriptions from `described`."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, type=str(field.type), description=described.get(field.name)) for field in table
@@ -188,7 +188,7 @@ _LEVEL_DOCS = {
 
 
 def _described(labeling: Labeling) -> dict[str, str | None]:
-    """Return what the labeled columns hold, as far as the response or this package says so."""
+    """Return the descriptions of the labeled columns, from the response and from this package."""
     schema = labeling.reader.format.json_schema or {}
     descriptions = {
         name: field.get("description", "from the reply") for name, field in schema.get("properties", {}).items()
@@ -200,7 +200,7 @@ def _described(labeling: Labeling) -> dict[str, str | None]:
 
 
 def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLineage:
-    """Return the lineage: key and kept columns come from themselves, a response column from all that the prompt
+    """Return the lineage. Key and kept columns come from themselves, a response column from all columns that the prompt
     reads.
     """
     read = sorted(labeling.prompt.columns() or ())
@@ -217,7 +217,7 @@ def data_version(table: pa.Table) -> str:
 
 
 def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = None) -> dict[str, Any]:
-    """Describe how far a submission is, for observations."""
+    """Describe the progress of a submission, for observations."""
     known: dict[str, Any] = {}
     if its_pace is not None:
         known["llm_batch/requests_failed"] = its_pace.failed
@@ -241,9 +241,9 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
 def progress_observations(
     instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None, metadata: Mapping[str, Any]
 ) -> list[dg.AssetObservation]:
-    """Return an observation of how far a partition is, or none where its last one says as much.
+    """Return an observation of a partition's progress, unless its last one shows the same stage.
 
-    So a partition has five of each wave at most, however often the sensor ticks and runs look at it.
+    So a partition has at most five per round, however often the sensor ticks and runs report it.
     """
     of_partition = dg.AssetRecordsFilter(asset, asset_partitions=None if partition is None else [partition])
     for record in instance.fetch_observations(of_partition, limit=1).records:
@@ -259,7 +259,7 @@ def _stage(metadata: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _batches(status: Status, provider: Provider) -> dict[str, Any]:
-    """Return what leads to the batches, and what became of them."""
+    """Return the batches' ids, links and unusual ends."""
     return {
         SUBMISSION_KEY: status.submission.submission_id,
         "llm_batch/batch_ids": status.batch_ids,
@@ -269,7 +269,7 @@ def _batches(status: Status, provider: Provider) -> dict[str, Any]:
 
 
 def _causes(status: Status) -> dict[str, Any]:
-    """Return what became of batches that did not end by themselves."""
+    """Return how batches ended that were stopped or lost."""
     causes = [text for shard in status.shards if (text := cause_text(shard)) is not None]
     return {"llm_batch/causes": cell_text("; ".join(dict.fromkeys(causes)), limit=1_000)} if causes else {}
 
@@ -277,9 +277,9 @@ def _causes(status: Status) -> dict[str, Any]:
 def submission_metadata(
     status: Status, labeling: Labeling, provider: Provider, skipped: int, unreadable: int = 0
 ) -> dict[str, Any]:
-    """Describe what was, or will be, sent. `skipped` rows are empty, and of `unreadable` ones no image can be read.
+    """Describe the requests, sent or to be sent. `skipped` rows are empty; `unreadable` ones have an unreadable image.
 
-    How far it is stands in observations: here it would say "0 of 200 requests done" for ever.
+    Progress is in observations: here it would stay at "0 of 200 requests done" for ever.
     """
     from dagster_llm_batch.core.price_book import book_text  # noqa: PLC0415 - the book takes a while to load
 
@@ -317,9 +317,9 @@ def masked_metadata(masked: Mapping[str, int] | None) -> dict[str, Any]:
 def estimate_metadata(
     submission: Submission, learned: Learned | None, output_basis: str | None = None
 ) -> dict[str, Any]:
-    """Describe what the estimate rests on, and how often the estimates of earlier submissions were right.
+    """Describe the basis of the estimate, and how often the estimates of earlier submissions were right.
 
-    `output_basis`: what the output is taken from where it was not learned.
+    `output_basis`: the basis of the output tokens, if they were not learned.
     """
     told = {} if learned is None or not learned.judged else {"held": f"{learned.held} of {learned.judged}"}
     return {
@@ -329,7 +329,7 @@ def estimate_metadata(
 
 
 def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
-    """Describe when a submission was forecast to end, by what, and how often such forecasts were right."""
+    """Describe the forecast end of a submission, its basis, and how often such forecasts were right."""
     from dagster_llm_batch.advice.end_forecast import EndHistory, told_text  # noqa: PLC0415 - only runs need it
     from dagster_llm_batch.loop.provider_facts import window_of  # noqa: PLC0415 - as above
 
@@ -348,7 +348,7 @@ def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
 def labels_metadata(
     figures: LabelStats, status: Status, labeling: Labeling, engine: Engine, rows: str | None = None
 ) -> dict[str, Any]:
-    """Describe the labels, with their table first, and what they cost. `rows` is the link to them, if there is one."""
+    """Describe the labels and their cost; their table comes first. `rows` is the link to them, if any."""
     submission = status.submission
     return {
         "llm_batch/preview": preview(figures.first_labels, figures.columns),
@@ -374,14 +374,14 @@ def labels_metadata(
 
 
 def plan_metadata(levels: Levels | None) -> dict[str, Any]:
-    """Say who is asked what in a cascade, and what will be promised of its labels; nothing without one."""
+    """Describe a cascade's requests by model, and the guarantee of its labels; empty without a cascade."""
     if levels is None:
         return {}
     return {"llm_batch/cascade": levels.plan_text, "llm_batch/promise": levels.promise_text}
 
 
 def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status) -> dict[str, Any]:
-    """Describe what a cascade promises of these labels, what that rests on, and what it saved; nothing without one."""
+    """Describe a cascade's guarantee for these labels, its basis, and the savings; empty without a cascade."""
     if levels is None:
         return {}
     accepted = sum(count for (level, _), count in figures.levels.items() if level != "oracle")
@@ -406,7 +406,7 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
 
 
 def track_metadata(tracked: Track | None) -> dict[str, Any]:
-    """Describe what the audits of a cascade say of this partition and those before it; nothing without any."""
+    """Describe the results of a cascade's audits in this partition and earlier ones; empty without audits."""
     if tracked is None:
         return {}
     told = {
@@ -421,7 +421,7 @@ def track_metadata(tracked: Track | None) -> dict[str, Any]:
 
 
 def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
-    """Return what the oracle would have cost for all requests, by those that it had; None where nobody knows."""
+    """Return the cost of asking the oracle all requests, extrapolated from its own ones; None if unknown."""
     asked = [shard for shard in status.shards if levels.asks_oracle(shard.asked_of) and shard.bill.replies]
     replies, known = sum(shard.bill.replies or 0 for shard in asked), [shard.bill.cost_usd for shard in asked]
     if not replies or None in known:
@@ -430,11 +430,11 @@ def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
 
 
 def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -> dict[str, int]:
-    """Return usage by the keys that Dagster's Insights know: those of each vendor's own integration, and of each model.
+    """Return usage under the keys that Dagster's Insights read: keys of each vendor's integration, and of each model.
 
-    Calls are the requests that were sent, again ones included; tokens are those of the rows.
+    Calls are sent requests, including retries; tokens are counted for the rows.
     """
-    # The keys are a vendor's: what several of its accounts were asked is one sum.
+    # The keys belong to a vendor: calls to several of its accounts are added up.
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     shown: dict[str, int] = {}
     for (provider, model), usage in figures.usage.items():
@@ -454,7 +454,7 @@ def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -
 def rejects_metadata(
     figures: LabelStats, labeling: Labeling, behind: Callable[..., str | None] = lambda *_filters: None
 ) -> dict[str, Any]:
-    """Describe which rows have no label, and why. `behind` gives the link to the rows that pass filters."""
+    """Describe the rows without a label, and the reasons. `behind` gives the link to the rows that pass filters."""
     rows: list[list[object]] = [
         [outcome, reason, Linked(count, behind(Filter.of("llm_outcome", outcome), Filter.of("llm_reason", reason)))]
         for (outcome, reason), count in figures.reasons.most_common(20)
@@ -469,7 +469,7 @@ def rejects_metadata(
 
 
 def _waves(status: Status) -> dict[str, Any]:
-    """Return what each wave asked of whom, and what it cost, where there was more than one."""
+    """Return each round's requests by model, with their cost; empty if there was only one round."""
     if status.submission.waves == 1:
         return {}
     groups: dict[tuple[int, str, str], list[Shard]] = defaultdict(list)
@@ -549,7 +549,7 @@ def _prompt_markdown(labeling: Labeling) -> str:
 
 
 def fenced(text: str) -> str:
-    """Return Markdown that shows the text as it is."""
+    """Return Markdown that shows the text unchanged."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"

@@ -84,7 +84,7 @@ class Codec(Protocol):
         r"""Return the request as one line.
 
         1. Equal arguments give equal bytes.
-        2. The line ends with `\n` and holds no other one; its length in bytes counts for the limits.
+        2. The line ends with its only `\n`; its length in bytes counts for the limits.
         3. Row data stays data: nothing in a request can change the line's structure.
         """
         ...

@@ -1,7 +1,7 @@
 """Text from outside as people read it: one printable line of bounded length. The only cleaner of texts. Pure.
 
-Vendors quote the requests, and labels are an LLM's output, so both can contain anything. An escape sequence must not
-reach a terminal, nor may a bidirectional control turn the text around it.
+Vendors quote the requests, and labels are an LLM's output, so both can contain anything. Escape sequences must
+not reach a terminal, and bidirectional controls must not turn the text around them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def money_text(amount: Decimal | float) -> str:
 
 
 def learned_text(submissions: int | None, output: str | None = None) -> str:
-    """Return the basis of an estimate: the number of earlier submissions, or that there are none.
+    """Return the basis of an estimate: the number of earlier submissions, or calibrated rates.
 
     `output`: the basis of the output in words, if it was not learned.
     """
@@ -113,7 +113,7 @@ def last_words(log: str) -> str:
 
 
 def is_id(value: object) -> bool:
-    """Whether this can be a vendor's id: a text without spaces that fits into a URL and a ledger."""
+    """Return whether this can be a vendor's id: a text without spaces that fits into a URL and a ledger."""
     return (
         isinstance(value, str)
         and 0 < len(value) <= _MAX_ID_CHARS

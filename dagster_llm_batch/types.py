@@ -76,7 +76,7 @@ class Cause(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether such requests are not sent again automatically: they wait for a person's `retry`.
+        """True if such requests are not sent again automatically, but wait for a person's `retry`.
 
         Only this property decides it. Somebody stopped the batch on purpose, or it may be answered and billed without a
         visible result: sending it again is a decision about money. Requests that the provider has not taken cost
@@ -86,7 +86,7 @@ class Cause(StrEnum):
 
 
 NOT_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
-"""The causes after which a batch, or its results, are not waited for. Its requests may have been billed."""
+"""The causes that end the wait for a batch or its results. Its requests may have been billed."""
 
 
 SKIPPED = "skipped"
@@ -434,14 +434,14 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """The batch may be one of `candidates`, or none. Their end will decide; until then, wait."""
+    """One of `candidates` may be the batch, or it does not exist. Their end will decide; until then, wait."""
 
     candidates: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CannotTell:
-    """The batch may be one of `candidates`, or none."""
+    """One of `candidates` may be the batch, or it does not exist."""
 
     reason: str
     candidates: tuple[str, ...] = ()

@@ -58,8 +58,8 @@ class AllowedDestinations:
     def check(self, what: str, model: str, params: Mapping[str, Any], *, may_be_pending: bool = False) -> None:
         """Raise ConfigError if `what` would send rows to a model in a region that is not allowed, or unknown.
 
-        `may_be_pending`: nothing is sent yet. A region is then accepted if only the run's process can determine it,
-        because its environment variable is not set here, or its provider is configured at the launch.
+        `may_be_pending`: before anything is sent, accept a region that only the run's process can determine. Then its
+        environment variable is not set here, or its provider is configured at the launch.
         """
         provider = model.partition("/")[0]
         if self.providers is not None and provider not in self.providers:
