@@ -54,7 +54,7 @@ _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 class SentChecks:
     """The checks of one dataset's submissions. One that failed is judged again when more of its batches are sent.
 
-    The run that submits judges first; a landing run sends the rest.
+    The run that submits judges first. The run that materializes labels reports the rest.
     """
 
     def __init__(self, batch: dg.AssetKey) -> None:
@@ -78,7 +78,7 @@ class SentChecks:
 
 
 def _are_all_sent(status: Status) -> bool:
-    """Return whether the provider took all of the newest wave, or nothing more of the submission is sent."""
+    """Return whether the provider accepted the whole newest round, or the submission is canceled."""
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
     is_canceled = status.submission.state is SubmissionState.CANCELED
     return is_canceled or all(shard.batch.batch_id is not None or shard.lane is Lane.REALTIME for shard in newest)
@@ -95,7 +95,7 @@ class CheckOutcomes:
     may_block: bool = True
 
     def evaluations(self, target: CheckTarget | None) -> Iterator[dg.AssetCheckEvaluation]:
-        """Yield them for Dagster. `target` is what `check_targets` returns for the partition.
+        """Yield them for Dagster. `target` is the partition's result of `check_targets`.
 
         Dagster stores an AssetCheckResult of such a run without its partition, and downstream assets that wait for the
         check would wait forever. So the evaluation itself contains its partition and materialization.
@@ -187,13 +187,13 @@ def unjudged_evaluations(
             outcome = CheckOutcome(
                 spec.name, passed=True, severity=_ERROR, description=text, metadata={NOT_JUDGED: _NotJudged.EMPTY.value}
             )
-        # Nothing of this run is there to be held back, and Dagster fails a run for a verdict that blocks.
+        # This run has no labels to hold back, and Dagster fails a run for a blocking result.
         target = check_target(context.instance, spec.asset_key, partition)
         yield from CheckOutcomes(spec.asset_key, partition, [spec], [outcome], may_block=False).evaluations(target)
 
 
 def _find_main_checks(planned: Sequence[dg.AssetCheckSpec]) -> dict[dg.AssetKey, str]:
-    """Return the name of each asset's main check: of an evaluation the one that it declares first."""
+    """Return the name of each asset's main check: an evaluation's is the first one that it declares."""
     first = {spec.asset_key: spec.name for spec in reversed(planned)}
     return first | {spec.asset_key: spec.name for spec in planned if spec.name in _MAIN_CHECKS}
 

@@ -128,9 +128,9 @@ class NoConnectionError(TransientError):
 
 
 class NoRoomError(TransientError):
-    """The provider's queue has no room for this batch now; it was not created.
+    """The provider's queue has too little space for this batch now; it was not created.
 
-    `smaller_helps`: whether a batch of fewer requests may pass. False if the queue counts batches, None if unknown.
+    `smaller_helps`: True if a smaller batch may pass, False if the queue counts batches, None if unknown.
     """
 
     def __init__(

@@ -148,7 +148,7 @@ class LabelStats:
         add_to_version(self._version, labels.select(self.columns))
 
     def _add_rejects(self, rejects: pa.Table) -> None:
-        # Usually there are none.
+        # The usual case.
         if not len(rejects):
             return
         outcomes, reasons = (rejects[name].to_pylist() for name in ("llm_outcome", "llm_reason"))
@@ -174,7 +174,7 @@ def _origins(rows: pa.Table) -> tuple[Sequence[int], Sequence[_Origin]]:
 
 
 class _CauseFinder:
-    """Tells of a request without an answer whether it waits for a person, by the cause of its shard."""
+    """Decides from the cause of its shard whether an unanswered request waits for a person."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
         self._shards: dict[tuple[object, ...], list[Shard]] = defaultdict(list)

@@ -71,7 +71,7 @@ def end_of(history: EndHistory, progress: Progress, now: datetime) -> EndForecas
 
     submission = progress.submission
     owner = Owner(submission.provider, submission.account, submission.model)
-    # A forecast by single batches is for one wave that was sent at once.
+    # A forecast from single batches is for one round that was sent at once.
     is_simple = (submission.end_basis or {}).get("basis") == "batches" and submission.waves == 1
     question = EndQuestion(owner, submission.requests - submission.reused, sum(progress.states.values()), is_simple)
     return history.forecast_end(submission.asset, question, age=now - submission.created_at)
@@ -96,7 +96,7 @@ def together(paces: Sequence[Pace]) -> Pace:
 
 
 def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> str:
-    """Return one line on a submission: wave, batches and shards by state, and its pace where one is given."""
+    """Return one line on a submission: round, batches and shards by state, and its pace if given."""
     wave = f"wave {progress.submission.waves}"
     if not progress.states:
         return f"{wave}: {NOTHING_TO_SEND}"
@@ -172,7 +172,7 @@ def progress_bar(done: int, total: int) -> str:
 
 
 def stage(wave: int, done: int, total: int) -> tuple[int, int]:
-    """Return the wave, and the quarters of the requests that are done: a rise is worth an observation."""
+    """Return the round, and the quarters of the requests that are done: a rise is worth an observation."""
     return wave, _QUARTERS * done // total if total else _QUARTERS
 
 
@@ -196,6 +196,6 @@ def _glance(status: Status) -> Progress:
 
 
 def is_further(before: Progress, after: Progress) -> bool:
-    """Return whether a wave or another quarter of the requests came in between."""
+    """Return whether another round has begun, or another quarter of the requests is done."""
     stages = [stage(each.submission.waves, each.done, each.total) for each in (before, after)]
     return stages[1] > stages[0]

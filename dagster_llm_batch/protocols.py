@@ -308,7 +308,7 @@ class Workers(Protocol):
     """
 
     def map_rows(self, rows: Any, function: Callable[[Iterator[pa.RecordBatch]], _Report]) -> list[_Report]:
-        """Return what `function` reports of each part of the rows.
+        """Return the reports of `function` on the parts of the rows.
 
         1. Every row is in exactly one part; a part is a stream, never held whole.
         2. Reports come in the order of the parts, which is the order in which the rows are read otherwise.

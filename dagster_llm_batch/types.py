@@ -72,7 +72,7 @@ class Cause(StrEnum):
     GONE = "gone"  # the provider does not have the batch, or its results, any more
     GIVEN_UP = "given_up"  # abandoned: it, or its results, are not waited for; answers that come late are used
     ADOPTED = "adopted"  # it was sent elsewhere, and is not polled here
-    NOT_TAKEN = "not_taken"  # the provider had no room for it, or failed it for now, however often it was sent
+    NOT_TAKEN = "not_taken"  # at each sending, the provider's queue was full, or it failed for now
 
     @property
     def is_final(self) -> bool:

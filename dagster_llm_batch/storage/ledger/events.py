@@ -88,7 +88,7 @@ class _InWords(EventData):
         return self.words
 
 
-# moves of a shard -----------------------------------------------------------------------------------------------------
+# transitions of a shard -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Moved(_InWords):
     words: str | None = None
 
     @property
-    def kind(self) -> str:  # type: ignore[override]  # one class for all moves
+    def kind(self) -> str:  # type: ignore[override]  # one class for all transitions
         return self.move.value
 
 

@@ -107,7 +107,7 @@ class History(Member):
 
         A submission has ended when it is complete: at the end of its last batch. A canceled one was stopped. `asset`:
         None for any. With `from_deadline`, return only submissions with a deadline, and count from it. A submission
-        that ended before its deadline then has an end before its begin.
+        that ended before its deadline then has an end before its start.
         """
         query = _submission_spans(of_asset=asset is not None, from_deadline=from_deadline)
         return self._spans(query, namespace=namespace, most_rows=limit, **({} if asset is None else {"asset": asset}))

@@ -217,7 +217,7 @@ class Shard:
     model: str = ""  # likewise
     lane: Lane = Lane.BATCH
     wave: int  # 1, or the number of a retry round, which repeats requests that can succeed
-    number: int  # within the wave
+    number: int  # within the round
     state: ShardState = ShardState.PLANNED
     nonce: str  # starts every custom_id of this shard
     requests: int
@@ -501,7 +501,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened. `kind` is a Move's value, or a word of the ledger or the caller."""
+    """Something that happened. `kind` is a value of Move, or a word of the ledger or the caller."""
 
     event_id: int  # ascending in the order of writing
     submission_id: str
@@ -574,5 +574,5 @@ class Progress:
     total: int  # requests, without those whose answers are reused
     done: int  # last reported; a request that is being retried is not done
     failed: int  # likewise, without those that are being retried
-    asked: int  # of them in the newest wave
+    asked: int  # of them in the newest round
     oldest_submitted_at: datetime | None  # of the shards in flight
