@@ -137,8 +137,8 @@ def preview(rows: Iterable[Mapping[str, Any]], columns: list[str]) -> dg.Metadat
 
 
 def figure_key(figure: str, *whose: str) -> str:
-    """Return a key such as `llm_batch/accuracy of tickets, topic`. Dagster shows 35 characters of a key, and breaks it
-    at spaces.
+    """Return a key such as `llm_batch/accuracy of tickets, topic`. Dagster shows 35 characters of it, with line
+    breaks at spaces.
     """
     return f"llm_batch/{figure} of {', '.join(whose)}"
 

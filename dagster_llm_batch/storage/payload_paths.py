@@ -43,8 +43,8 @@ def check_path(path: str) -> str:
 
 def _segment(text: str) -> str:
     """Return a plain text unchanged, else a slug, `--` and a digest, which is different from every plain text."""
-    # Lower case only: on macOS and Windows `Tickets` and `tickets` are one folder, so one asset would overwrite the
-    # other.
+    # Lower case only: on macOS and Windows, `Tickets` and `tickets` are one folder, where two assets would overwrite
+    # each other's files.
     if not text:
         return "_"
     is_plain = len(text) <= _MAX_CHARS and _KEPT.fullmatch(text) and "--" not in text and ".." not in text

@@ -374,12 +374,10 @@ class PayloadStore:
         with ExitStack() as files:
             file = files.enter_context(self._open(path))
             seen = self.version(path, file)
-            # If a file is replaced while it is read, ranges may mix both versions: Cloud Storage's reader reports no
-            # error.
+            # If a file is replaced while it is read, ranges may mix both versions, unnoticed by Cloud Storage's reader.
             if seen not in _compared or (all_of_it and not self._is_local):
                 if not self._is_local:
-                    # The digest needs all bytes, once. Later reads of this process fetch only the ranges that they
-                    # need.
+                    # The digest needs all bytes, once. Later reads of this process fetch only their ranges.
                     file = files.enter_context(self._here(path))
                 with reading_errors(path):
                     if not is_whole_table(file):

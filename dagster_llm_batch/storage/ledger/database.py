@@ -97,8 +97,7 @@ class Database:
         Raises LedgerError if another version of this package has migrated the ledger since this process opened it.
         """
         with self._translated(), _transaction(self._ready(), writes=True) as connection:
-            # Plain text for the driver: each write runs this query, and SQLAlchemy's layer would double the time of a
-            # write.
+            # Plain text for the driver: each write runs it, and SQLAlchemy's layer would double the time of a write.
             if connection.exec_driver_sql(VERSION).scalar_one() != self._version:
                 refuse_other_version(connection, self._version)
             yield connection
@@ -148,8 +147,8 @@ def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[s
     return connection.execute(_insert_or_nothing(table, once), row).rowcount > 0
 
 
-# Plain text, which SQLite and PostgreSQL both accept. SQLAlchemy has one construct for ON CONFLICT per database, and
-# compiles it each time.
+# Plain text, which both databases accept. SQLAlchemy has one construct for ON CONFLICT per database, and compiles it
+# each time.
 @cache
 def _insert_or_nothing(table: sa.Table, once: tuple[str, ...]) -> sa.TextClause:
     # The database numbers these columns.
@@ -223,8 +222,7 @@ def _set_up_session(connection: Any, _record: Any) -> None:
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
-        # All others wait for the rows that a frozen process has locked. A shorter time in the database's settings
-        # stays.
+        # All others wait for the rows that a frozen process has locked. A shorter time of the database is kept.
         cursor.execute(
             "SELECT set_config(name, %s, false) FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout' "
             "AND setting::bigint NOT BETWEEN 1 AND %s",

@@ -2,8 +2,8 @@
 
 A lease is one row for each of its names, taken by compare-and-set and renewed by a heartbeat thread until its block
 ends. A renewed lease is never taken away. If its owner is a dead process of this host, it passes on at once, otherwise
-when it expires. Times are from the ledger's clock; hosts that share a ledger keep their clocks within a few seconds of
-each other.
+when it expires. Times are from the ledger's clock. The clocks of hosts that share a ledger differ by a few seconds
+at most.
 
 A process of another host, container or boot counts as alive until its lease expires.
 

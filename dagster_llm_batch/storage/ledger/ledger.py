@@ -2,12 +2,11 @@
 
 1. A shard changes its state only by a transition in the table of `states.py`: one compare-and-set, with its event in
    the same transaction. An illegal transition raises an error and changes nothing.
-2. Unique keys in the database prevent duplicates: of a submission's attempt, a retry round's shards, an account's
-   batch id.
+2. Unique keys in the database prevent duplicates of a submission's attempt, a round's shards, an account's batch id.
 3. Every method is one transaction, and safe to call from several threads and processes at once.
 
-The ledger holds counts, paths, digests and ids, but neither requests nor files nor batches. It deletes only holds that
-no longer apply.
+The ledger holds counts, paths, digests and ids, but neither requests nor files nor batches. It deletes only holds
+that no longer apply.
 """
 
 from __future__ import annotations

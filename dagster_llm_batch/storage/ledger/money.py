@@ -50,8 +50,7 @@ class Money(Member):
     def reserve(self, amounts: Mapping[str, Decimal], limits: Sequence[SpendLimit]) -> bool:
         """Reserve money for planned shards, by shard_id, if all of it fits into each limit; return whether it does.
 
-        If it does not fit, nothing is reserved. If several processes ask at once, each sees the reservations before its
-        own.
+        Otherwise it reserves nothing. If several processes ask at once, each sees the reservations before its own.
         """
         with self._database.write() as connection:
             if connection.dialect.name == "postgresql":

@@ -144,8 +144,7 @@ class Queues(Member):
     def first_of(self, shards: Sequence[Shard]) -> Shard:
         """Return the one of these planned shards of one submission that comes first in its queue.
 
-        The order does not follow from ids and rounds alone: a shard that was recovered by its receipt may have another
-        place.
+        The order does not follow from ids and rounds alone: a shard recovered from its receipt may have another place.
         """
         query = sa.select(SHARD.c.shard_id).where(
             SHARD.c.submission_id == shards[0].submission_id, in_state(ShardState.PLANNED)

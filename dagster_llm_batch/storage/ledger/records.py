@@ -185,7 +185,7 @@ class Batch:
     done: int | None = None  # finished well or badly
     failed: int | None = None
     retryable: bool = False  # the batch may succeed if it is sent again unchanged
-    erased_there_at: datetime | None = None  # the provider was asked to delete its data of the batch
+    erased_there_at: datetime | None = None  # the provider deleted its data of the batch, on request
 
 
 NO_BATCH = Batch()
@@ -241,8 +241,7 @@ class Shard:
     reported_usd: Decimal | None = None  # cost reported by the vendor; None: unreported, or not for all replies
     is_escalation: bool | None = None  # it asks a cascade's oracle for the first time, after the model
     answered: int | None = None  # how many of its requests got a label; None: uncollected, or collected by older code
-    # Number of its requests that are retried, by the value of the outcome that they had. None: some are unknown, or
-    # all are final.
+    # Number of its requests that are retried, by the value of their outcome. None: some are unknown, or all are final.
     asked_again: Mapping[str, int] | None = None
     batch: Batch = field(default=NO_BATCH, metadata=BESIDE)
     room: Room = field(default=Room(), metadata=BESIDE)
@@ -321,8 +320,8 @@ class QueuePlace(NamedTuple):
 class QueueHolder(NamedTuple):
     """Neglected batches in a provider's queue: processes of their namespace no longer look after them.
 
-    `shard_ids` are some of their shards, the oldest first, which was sent at `sent_at`. From `leaves_at` on, all of
-    them stop counting.
+    `shard_ids` are some of their shards, the oldest first, which was sent at `sent_at`. All stop counting at
+    `leaves_at`.
     """
 
     namespace: str

@@ -275,8 +275,7 @@ class Shards(Member):
         """Record reports by shard id: counts, status and the time of the poll. States stay the same.
 
         A count that is missing in a report keeps its last value. A new status word is an event of each shard in the
-        batch. A report is dropped if it is about an earlier batch of the shard, or if another process has recorded the
-        batch's end.
+        batch. A report on an earlier batch of the shard is dropped, and so is one after the batch's recorded end.
         """
         now = self._clock()
         with self._database.write() as connection:
@@ -364,7 +363,7 @@ class Shards(Member):
                 insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
     def record_erased_at_provider(self, shard_ids: Sequence[str], detail: str) -> None:
-        """Record that the provider was asked to delete its data of these shards' batch."""
+        """Record that the provider has deleted its data of these shards' batch, on request."""
         now = self._clock()
         with self._database.write() as connection:
             shards = get_shards(connection, shard_ids).values()
@@ -451,8 +450,8 @@ class Shards(Member):
         beside = sa.select(SUBMISSION.c.submission_id).where(
             SUBMISSION.c.namespace == asset.namespace, SUBMISSION.c.asset == asset.asset
         )
-        # Shards that are sent together are sent by one transition, and their events have one time. A batch that was put
-        # back has no id.
+        # Shards of a batch are sent by one transition, and their events have one time. A batch that was put back has no
+        # id.
         sends = sa.select(EVENT.c.at).where(of_submission, own, EVENT.c.kind == Move.SEND.value)
         sent = sa.select(EVENT.c.shard_id).where(
             EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)

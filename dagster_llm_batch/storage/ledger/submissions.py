@@ -131,8 +131,8 @@ class Submissions(Member):
         """Record that every request of these submissions has its outcome, and their costs; return them by id.
 
         If it is called again, for example to rebuild labels from stored results, the numbers are replaced and
-        `settled_at` stays. A canceled submission stays canceled. Raises LedgerError, and changes nothing, if `waves` is
-        outdated for one.
+        `settled_at` stays. A canceled submission stays canceled. Raises LedgerError, and changes nothing, for outdated
+        `waves`.
         """
         now = self._clock()
         settled: dict[str, Submission] = {}

@@ -77,8 +77,7 @@ class Uploads:
         ours = [(SHARD.c.provider == provider) & (SHARD.c.account == account) for provider, account in accounts]
         # A comparison with an unknown cause or status is unknown, not false.
         may_end = sa.func.coalesce(sa.case((sa.or_(AWAITED, IS_UNREAD), 1)), 0) == 1
-        # A sensor asks every half minute, so this reads only shards with a file, not everything that was ever
-        # submitted.
+        # A sensor asks every half minute, so this reads only shards with a file, not all that were ever sent.
         of = sa.exists().where(SUBMISSION.c.submission_id == SHARD.c.submission_id, SUBMISSION.c.namespace == namespace)
         query = SHARDS.where(of, _IS_DUE, is_there, sa.or_(sa.false(), *ours))
         query = query.where(SHARD.c.collected_at < collected_before)
