@@ -1,4 +1,4 @@
-"""Examples for fine-tuning are what was asked and answered, in each vendor's form, with where each comes from."""
+"""Examples for fine-tuning contain questions and answers in each vendor's form, with the origin of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LABELING = Labeling(asset="tickets", model="openai/gpt-4o", key="id", prompt=PRO
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    """What landed for ROWS: "Hm" failed, and b and c are one request."""
+    """Return the labels of ROWS: "Hm" failed, and b and c are one request."""
     folder = tmp_path_factory.mktemp("deployment")
     with Emulator() as emulator:
         emulator.inject(RowFault(containing="Hm", status_code=400))

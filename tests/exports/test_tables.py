@@ -1,4 +1,4 @@
-"""Exported tables come back, by each format's own reader, with what went in."""
+"""Exported tables, read by each format's own reader, contain the exported values."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_load_dataset_reads_a_folder_of_the_hub_with_nested_values_and_images(tm
 
 
 def features(record: bytes) -> dict[str, list]:
-    """A tf.Example as plain lists."""
+    """Return a tf.Example as plain lists."""
     example = example_pb2.Example()
     example.ParseFromString(bytes(record))
     found = {}
@@ -109,7 +109,7 @@ def test_an_example_of_tensorflow_has_a_feature_for_each_value_and_none_for_a_nu
     }  # fmt: skip
     assert third["urgency"] == [-(2**62)]
     assert third["vector"] == []
-    assert third["tags"] == [b'["z", null]']  # a list of a feature has no place for a null
+    assert third["tags"] == [b'["z", null]']  # a list of a feature cannot contain a null
 
 
 def test_the_records_of_tensorflow_are_framed_with_right_checksums(tmp_path):
