@@ -2,8 +2,8 @@
 
     DLB_LIVE=1 OPENAI_API_KEY=… .venv/bin/python -m pytest -m live -rs tests/live
 
-CONTRIBUTING.md lists the environment variables. What a provider lacks, its test names as it is skipped. No batch is
-sent whose estimate is above `CAP_USD`, and what was billed is checked against it.
+CONTRIBUTING.md lists the environment variables. A provider's test is skipped if one is missing, and names it.
+A batch is sent only if its estimate is at most `CAP_USD`, and the billed amount is checked against it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Sentiment(BaseModel):
 
 @dataclass(frozen=True)
 class Live:
-    """One vendor: what it needs, what is asked, and the least number of rows that it takes."""
+    """A vendor's required settings, its model, resource and parameters, and the least number of rows that it takes."""
 
     needs: tuple[str, ...]
     model: str
@@ -79,7 +79,7 @@ def vertex() -> Any:
 
 
 def bedrock() -> Any:
-    """Keys, profile and addresses: from the environment and AWS's files, as boto3 reads them."""
+    """Take keys, profile and addresses from the environment and AWS's files, as boto3 does."""
     return BedrockBatchResource(
         role_arn=os.environ["DLB_LIVE_BEDROCK_ROLE_ARN"], s3_uri=os.environ["DLB_LIVE_BEDROCK_S3_URI"]
     )
@@ -100,7 +100,7 @@ PROVIDERS = {
         "openai.gpt-oss-20b-1:0",  # cheap, with structured outputs
         bedrock,
         {"max_tokens": 400},
-        rows=100,  # AWS's least
+        rows=100,  # AWS's minimum
     ),
 }
 
@@ -124,7 +124,7 @@ def test_the_smallest_real_batch_is_labeled_and_priced_within_the_cap(tmp_path, 
         resend=Resend(max_waves=1, invalid_waves=1),
         max_cost_usd=CAP_USD,
     )
-    run = uuid.uuid4().hex  # texts of its own, so that the vendor can have no answer in store
+    run = uuid.uuid4().hex  # unique texts, so that the vendor cannot have a stored answer
     rows = pl.DataFrame({"id": range(live.rows), "text": [f"I love this! ({run}-{n})" for n in range(live.rows)]})
     ledger = Ledger(tmp_path / "ledger.sqlite")
     payloads = PayloadStore(str(tmp_path / "payloads"))
@@ -137,18 +137,18 @@ def test_the_smallest_real_batch_is_labeled_and_priced_within_the_cap(tmp_path, 
     finally:
         ledger.close()
     assert labeled.labels.num_rows + labeled.rejects.num_rows == live.rows
-    assert labeled.labels.num_rows >= 0.9 * live.rows, labeled.rejects.to_pylist()[:5]  # models err; ours must not
+    assert labeled.labels.num_rows >= 0.9 * live.rows, labeled.rejects.to_pylist()[:5]  # models err; our code must not
     assert set(labeled.labels["label"].to_pylist()) <= {"positive", "negative", "neutral"}
     assert settled.cost_usd is not None
     assert 0 < settled.cost_usd <= CAP_USD
 
 
 def finish(engine: Engine, labeling: Labeling, submission_id: str) -> None:
-    """Send, and wait for the end; whatever else happens, ask the vendor to stop what still runs."""
+    """Send, and wait for the end. In any case, cancel batches that still run."""
     minutes = float(os.environ.get("DLB_LIVE_MINUTES") or 60)
     until = time.monotonic() + 60 * minutes
     try:
-        print(engine.submit(labeling, submission_id).batch_ids)  # to be found in the vendor's console if all else fails
+        print(engine.submit(labeling, submission_id).batch_ids)  # for the vendor's console if all else fails
         while not (status := engine.advance(labeling, submission_id)).is_settled:
             if time.monotonic() > until:
                 pytest.fail(
