@@ -1,4 +1,4 @@
-"""Set-up that was interrupted is whole after the next one: a real environment, uv, and packages of one file each."""
+"""Set-up completes after an interrupted one: a real environment, uv, and packages of one file each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A checkout whose only requirement is a package of one file; its environment is empty, and no index is asked."""
+    """Make a checkout that requires one package of one file. Its environment is empty, and it uses no package index."""
     wheels = tmp_path / "wheels"
     for folder in ("example_project", "requirements", "wheels", ".example"):
         (tmp_path / folder).mkdir()
@@ -68,7 +68,7 @@ def test_a_command_that_is_unknown_is_refused_before_anything_is_set_up(project)
 
 
 def set_up(project: Path, programs: Path = Path(sys.executable).parent) -> subprocess.CompletedProcess[str]:
-    """Run the set-up with the uv among these programs, this environment's by default; it reaches no network."""
+    """Run the set-up with the uv among these programs, by default this environment's uv, without network."""
     dropped = ("PYTHONPATH", "VIRTUAL_ENV", "UV_SYSTEM_CERTS")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     uv = {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(project / "cache"), "UV_LINK_MODE": "copy"}
@@ -88,7 +88,7 @@ def test_a_package_that_an_interrupted_set_up_left_half_is_whole_after_the_next_
     interrupted = set_up(project)
     assert "could not be installed" in interrupted.stderr, interrupted.stdout + interrupted.stderr
     [module] = (project / ".venv").rglob("tiny.py")
-    module.unlink()  # uv still finds the package's metadata, and takes it for installed
+    module.unlink()  # uv still finds the package's metadata, and takes it as installed
     weights.write_text("# none\n")
 
     again = set_up(project)

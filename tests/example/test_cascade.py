@@ -1,4 +1,4 @@
-"""What `python3 -m example_project cascade` promises, measures and says."""
+"""The guarantee, measurements and output of `python3 -m example_project cascade`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = 100
 
 @pytest.mark.slow
 def test_the_cascade_lands_and_what_came_of_its_promise_is_measured(tmp_path, monkeypatch):
-    """The lexicon answers in the model's place too, so that all labels agree, in a process of its own as ever."""
+    """Use the lexicon for the model too, so that all labels agree. It runs in its own process, as usual."""
     monkeypatch.setenv("EXAMPLE_CASCADE_ROWS", str(ROWS))
     labeler = [sys.executable, "-m", "example_project.labelers.vader", "--model", "{model}"]
     resource = LLMBatchResource(
@@ -68,7 +68,7 @@ def test_the_cascade_lands_and_what_came_of_its_promise_is_measured(tmp_path, mo
 
 
 def tables(whys, cheap, oracle, people):
-    """A cascade's labels, its oracle's of all rows, and gold, one letter a row."""
+    """Return labels of a cascade, the oracle's labels of all rows, and gold, one letter a row."""
     ids = [str(number) for number in range(len(whys))]
     is_cheap = [why == "accepted" for why in whys]
     labels = pl.DataFrame(

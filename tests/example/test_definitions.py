@@ -1,4 +1,4 @@
-"""The example's definitions load, whoever is asked to answer, and wrong settings are refused in plain words."""
+"""The example's definitions load with each labeler, and wrong settings are refused in plain words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example's whole way, as a person runs it: a real Dagster, its daemon, detached labelers; then once more."""
+"""The example's whole journey, as a person runs it, twice: a real Dagster, its daemon, and detached labelers."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ with dg.DagsterInstance.from_config(str(home / "dagster_home")) as instance:
 
 def environment(home, **settings):
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    # PYTHONFAULTHANDLER: one that hangs is ended by SIGABRT, and says on stderr where it stood
+    # PYTHONFAULTHANDLER: an example that hangs is ended by SIGABRT, and prints its stack on stderr
     fixed = {"EXAMPLE_ROWS_PER_DAY": "4", "EXAMPLE_CASCADE_ROWS": "4", "COLUMNS": "100"}
     fixed |= {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
     return {**kept, "EXAMPLE_HOME": str(home), **fixed, **settings}
 
 
 def evidence(home):
-    """What Dagster did on this home: its runs, ticks and daemons, and the end of its log."""
+    """Return Dagster's runs, ticks and daemons in this home, and the end of its log."""
     command = [sys.executable, "-c", EVIDENCE, str(home)]
     try:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=END_SECONDS)
@@ -52,7 +52,7 @@ def evidence(home):
 
 
 def end(process, home):
-    """End a process that hangs, with where it stood on its stderr; and the Dagster that it started."""
+    """End a process that hangs, with its stack on its stderr, and the Dagster that it started."""
     process.send_signal(signal.SIGABRT)
     groups = [process.pid]
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -67,7 +67,7 @@ def end(process, home):
 
 
 def example(home, *arguments, seconds=EXAMPLE_SECONDS, **settings):
-    """Run the example. One that does not end is ended, and the test fails with all that is known of it."""
+    """Run the example. If it does not end, end it, and fail the test with all that is known about it."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
 
         def said():
@@ -95,14 +95,14 @@ def example(home, *arguments, seconds=EXAMPLE_SECONDS, **settings):
 
 
 def all_of(done, home):
-    """What to show of an example that ended otherwise than it should."""
+    """Return all that helps to explain an example's unexpected end."""
     return "\n".join([done.stdout, done.stderr, evidence(home)])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_one(tmp_path):
-    """The example starts a real Dagster, which takes half a minute."""
+    """Start a real Dagster, which takes half a minute."""
     with Emulator(pace=0.1) as emulator:
         settings = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}
         done = example(tmp_path, EXAMPLE_MODEL="openai/gpt-5-nano", **settings)
@@ -112,7 +112,7 @@ def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_on
     assert len(answered) == len(set(answered)) == 12
     assert "in real time" in done.stdout
     assert "sentiment_shares: what all 12 tweets hold" in done.stdout
-    assert "Starting Dagster" in done.stdout  # its own, which ends with it
+    assert "Starting Dagster" in done.stdout  # its own Dagster, which ends with it
     assert not tmp_path.joinpath("dagster.json").exists()
     labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
     assert set(labels["llm_provider"]) == {"openai"}
@@ -124,9 +124,9 @@ def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_on
 
 @contextlib.contextmanager
 def ui(home):
-    """`… ui`, when Dagster is up: its process, and the group of Dagster's processes."""
+    """Yield a running `… ui` with Dagster: its process, and the process group of Dagster."""
     command = [sys.executable, "-m", "example_project.cli", "ui"]
-    shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # as a script's background job: SIGINT ignored
+    shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]  # like a script's background job: SIGINT ignored
     process = subprocess.Popen(
         shell, cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -145,7 +145,7 @@ def ui(home):
 def wait_until_nothing_is_left_of(group):
     until = time.monotonic() + END_SECONDS
     with contextlib.suppress(ProcessLookupError):
-        while True:  # the killed take a moment
+        while True:  # killed processes take a moment to end
             os.killpg(group, 0)
             assert time.monotonic() < until, f"processes of group {group} are still there"
             time.sleep(0.1)
@@ -154,7 +154,7 @@ def wait_until_nothing_is_left_of(group):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_interrupt_leaves_no_process(tmp_path):
-    """One journey, as each start of a Dagster takes half a minute. Of a killed example none is left either."""
+    """Test one journey, since each start of a Dagster takes half a minute. A killed example leaves no process."""
     with ui(tmp_path) as (killed, orphans):
         first = example(tmp_path)
         assert first.returncode == 0, all_of(first, tmp_path)
@@ -189,7 +189,7 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
 
 @pytest.mark.slow
 def test_an_example_that_hangs_is_ended_and_leaves_all_that_is_known_of_it(tmp_path, capfd):
-    """A Dagster that is there and never answers, so that the example waits for it."""
+    """Use a Dagster that runs and never answers, so that the example waits for it."""
     with socket.create_server(("127.0.0.1", 0)) as silent, subprocess.Popen(["sleep", "60"]) as other:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         tmp_path.joinpath("dagster.json").write_text(json.dumps({"url": url, "pid": other.pid, "owner": other.pid}))

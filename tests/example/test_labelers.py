@@ -1,4 +1,4 @@
-"""The example's labelers keep the file contract of `vllm run-batch`, as commands in processes of their own."""
+"""The example's labelers follow the file format of `vllm run-batch`, as commands in separate processes."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_the_progress_file_ends_at_the_total_and_nothing_temporary_stays(tmp_pat
 
 @pytest.mark.slow
 def test_smollm2_answers_by_schema_and_the_same_each_time(tmp_path):
-    """A real model answers on the processor."""
+    """Run a real model on the processor."""
     texts = ("I hate this, it is terrible.", "I love this, what a great day!")
     requests = [_request(str(n), _body(SMOLLM2, text)) for n, text in enumerate(texts)]
     requests += [_request("long", _body(SMOLLM2, "word " * 3000)), _request("model", _body("other", "x"))]

@@ -16,7 +16,7 @@ PROVIDERS = ["openai", "azure", "anthropic", "bedrock", "vertex", "gemini", "ope
 
 @pytest.mark.slow
 def test_all_providers_label_all_rows_are_billed_once_and_end_in_one_table(tmp_path, monkeypatch):
-    """It starts eight emulators and loads the SDKs of all vendors."""
+    """Start eight emulators, and load the SDKs of all vendors."""
     monkeypatch.delenv("EXAMPLE_ROWS_PER_DAY", raising=False)
     with providers_tour.clouds() as clouds:
         table = providers_tour.tour(clouds, tmp_path)

@@ -1,4 +1,4 @@
-"""What a waiting person sees on a terminal of the usual width."""
+"""The screen of a person who waits, on a terminal of the usual width."""
 
 from __future__ import annotations
 

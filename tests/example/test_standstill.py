@@ -1,4 +1,4 @@
-"""A wait of the example that does not move is told, with what stands in the way, and ends."""
+"""A wait of the example that stalls ends, and prints its obstacle."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def run(instance, status):
 
 
 def failed_tick(instance, name, error):
-    """What the daemon stores of a sensor's look that failed."""
+    """Store a failed tick of a sensor, as the daemon does."""
     code = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x.py")
     origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(code, "__repository__"), name)
     state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
@@ -173,7 +173,7 @@ class TestJourney:
 
 
 class TestDagsterThatIsThere:
-    """A home whose Dagster runs, in another process."""
+    """A home whose Dagster runs in another process."""
 
     @pytest.fixture
     def other(self):
@@ -194,7 +194,7 @@ class TestDagsterThatIsThere:
             def do_GET(self):
                 type(self).calls += 1
                 if self.calls == 1:
-                    asked.acquire(timeout=30)  # until the client has given up and asked again
+                    asked.acquire(timeout=30)  # until the client has given up and called again
                     return
                 asked.release()
                 self.send_response(200)
@@ -228,7 +228,7 @@ class TestLabelers:
             with pytest.raises(Refusal, match="503"):
                 answer({})
         with pytest.raises(Refusal, match="503"):
-            answer({})  # nobody listens any more: it is not asked
+            answer({})  # the server is gone: the labeler refuses without a call
 
     def test_an_engine_that_hangs_while_it_loads_ends_the_command_and_says_where_it_stood(self):
         code = (
