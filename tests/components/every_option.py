@@ -1,4 +1,4 @@
-"""A code location in which every argument of every factory is used, in Python, and what says the same in YAML."""
+"""A code location that uses every argument of every factory in Python, and the same arguments in YAML."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def tickets(context: RowsContext) -> list[dict[str, Any]]:
 
 
 class Marked(LLMBatchTranslator):
-    """Says of each asset what it is, and of which dataset."""
+    """Marks each asset with its role and its dataset."""
 
     def get_asset_spec(self, data: LLMBatchTranslatorData) -> dg.AssetSpec:
         return super().get_asset_spec(data).merge_attributes(tags={"role": data.role}, metadata={"of": data.dataset})
 
 
 class Same(NamedTuple):
-    """Arguments in Python, and the attributes that are the same in YAML."""
+    """Arguments in Python, and the same as attributes in YAML."""
 
     python: Mapping[str, Any]
     yaml: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Same(NamedTuple):
 
 
 def alike(**arguments: Any) -> Same:
-    """What is written alike in both."""
+    """Return arguments that are the same in Python and in YAML."""
     return Same(arguments, arguments)
 
 
@@ -321,7 +321,7 @@ ONCE = {
     "jobs": True,
     "retention": {"raw_older_than": {"days": 90}, "cron_schedule": "0 5 * * 1", "tags": {"team": "ml"}},
 }
-"""What the component of labels can give beside them."""
+"""Further attributes of the component of labels."""
 
 
 @dg.template_var
@@ -330,7 +330,7 @@ def workers() -> RayWorkers:
 
 
 def others() -> dg.Definitions:
-    """What both code locations have in Python."""
+    """Return the definitions that are in Python in both code locations."""
     return dg.Definitions(resources={"lake": dg.InMemoryIOManager(), "extra": "what rows need"})
 
 

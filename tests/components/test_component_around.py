@@ -1,4 +1,4 @@
-"""What is watched around labels, in YAML: judges, agreement, drift, skew, proposals for gold, costs."""
+"""Monitoring of labels, in YAML: judges, agreement, drift, skew, proposals for gold, costs."""
 
 import contextlib
 import itertools
@@ -208,7 +208,7 @@ class TestTranslationOfThem(TestTranslation):
 
 @contextlib.contextmanager
 def shop():
-    """A project with the scaffolded dataset, and what scaffolds more into it."""
+    """Yield a project with the scaffolded dataset, and a function that scaffolds more components into it."""
     with create_defs_folder_sandbox() as sandbox:
 
         def scaffold(component, name):

@@ -25,7 +25,7 @@ def number(text):
 @pytest.mark.parametrize("text", blocks("yaml"), ids=number)
 def test_each_yaml_block_loads_alone_or_in_the_least_dataset(text):
     for given in yaml.safe_load_all(text):
-        whole = given  # or some attributes
+        whole = given  # or only some attributes
         if "type" not in given:
             whole = {"type": "dagster_llm_batch.LLMBatchComponent", "attributes": labels(**given)}
         with loaded(yaml.safe_dump(whole, sort_keys=False)) as project:
@@ -55,7 +55,7 @@ def test_the_python_of_the_page_is_a_component_of_ones_own():
 
 @pytest.mark.parametrize("freeze", [True, False])
 def test_the_execute_of_the_page_decides_whether_anything_is_submitted(freeze):
-    """Where it does not stand in the way, the op does what it does: it reads the rows, which are not there."""
+    """Let the op run where `execute` does not prevent it. Then it fails, since the rows are missing."""
     _, source = blocks("python")
     attributes = labels(freeze=freeze, resource={"openai": {"api_key": "k"}})
     with dg.instance_for_test() as instance, loaded(attributes, ".ours.OurLabels", {"ours.py": source}) as project:
@@ -69,6 +69,6 @@ def test_the_execute_of_the_page_decides_whether_anything_is_submitted(freeze):
 
 
 def test_the_page_has_blocks_of_no_other_language():
-    """The commands are run by `tests/dagster/test_dg_project.py`."""
+    """Leave commands to `tests/dagster/test_dg_project.py`, which runs them."""
     tokens = MarkdownIt().parse(PAGE.read_text(encoding="utf-8"))
     assert {token.info for token in tokens if token.type == "fence"} == {"sh", "yaml", "python"}

@@ -1,4 +1,4 @@
-"""What is wrong in `defs.yaml` is said with its line, and with what is allowed."""
+"""An error in `defs.yaml` is reported with its line and the allowed values."""
 
 import re
 
@@ -234,7 +234,7 @@ def test_yes_is_no_number_of_a_resource_in_python():
 
 
 def errors(component, **changes):
-    """What `dg check yaml` judges by, as it judges."""
+    """Return errors of the JSON Schema, by the validator that `dg check yaml` uses."""
     schema = component.get_model_cls().model_json_schema()
     base = evaluation() if component is LLMBatchEvaluationComponent else labels()
     found = jsonschema.Draft202012Validator(schema).iter_errors({**base, **changes})

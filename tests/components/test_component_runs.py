@@ -1,4 +1,4 @@
-"""Components run: what the scaffolder writes as it is, and a dataset in YAML through the sensor to its labels."""
+"""Components run: scaffolded ones unchanged, and a dataset in YAML through the sensor to its labels."""
 
 import contextlib
 import shutil
@@ -196,7 +196,7 @@ def shared():
 
 
 def in_python(sandbox, *, key="llm_batch", settings="command=CommandBatchResource(command=command)", more=""):
-    """A project whose resource is in Python, as a file of its `defs`."""
+    """Write a project's resource in Python, as a file of its `defs`."""
     text = IN_PYTHON.format(labeler=Path(labeler.__file__).resolve(), key=key, settings=settings, more=more)
     (sandbox.defs_folder_path / "resources.py").write_text(text)
 
@@ -214,7 +214,7 @@ def test_a_dataset_is_scaffolded_into_a_project_whose_resource_is_in_python(key)
         with sandbox.build_all_defs() as defs:
             run(defs, instance)
             assert stored(defs, instance, "ticket_labels")["topic"].to_pylist() == ["billing", "bug", "how_to"]
-            # somebody lands what is labeled by other providers
+            # labels of other providers need a sensor too
             assert [one.name for one in defs.sensors] == ["llm_batch_sensor"]
 
 
@@ -390,7 +390,7 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
         table = stored(one.defs, instance, "ticket_labels", partition_key="2026-01-02")
         assert table["ticket_id"].to_pylist() == ["2026-01-02-1"]
         assert table["topic"][0].as_py() == "bug"
-        # What is not asked again for money is told as in Python.
+        # Rows left out because of a budget are reported as in Python.
         run(one.defs, instance, "ticket_labels_batch", partition_key="2026-01-03")
         emulator.settle()
         landed = run(one.defs, instance, *landing, partition_key="2026-01-03", succeeds=False, raise_on_error=False)

@@ -1,4 +1,4 @@
-"""Components have what the factories have, since they are made from them: one signature and one docstring for both."""
+"""Components are made from the factories, and have the same signature and docstring."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ from tests.tables import table
 
 COMPONENTS = [getattr(components, name) for name in components.__all__ if name.endswith("Component")]
 OWN = {LLMBatchComponent: {"translation", "resource", "sensor", "jobs", "retention"}}
-"""Attributes that are no arguments of the factory; of the others: translation."""
+"""Attributes that are not arguments of the factory. Other components only have `translation`."""
 MODELS = [component.get_model_cls() for component in COMPONENTS]
 DAGSTERS = ("PartitionsDefinitionModel", "AssetSpecUpdateKwargsModel")
 """Blocks that Dagster declares."""
@@ -44,7 +44,7 @@ def test_every_factory_of_assets_has_a_component():
 @table("component", COMPONENTS)
 def test_attributes_types_and_defaults_are_those_of_the_signature(component):
     arguments = dict(inspect.signature(component.factory).parameters)
-    # `translation`, and `get_asset_spec` of a subclass, are in its place
+    # `translation`, and `get_asset_spec` of a subclass, replace it
     del arguments["translator"]
     assert set(component.get_model_cls().model_fields) == {*arguments, *OWN.get(component, {"translation"})}
     kinds, wanted = get_type_hints(component), get_type_hints(component.factory)
@@ -169,9 +169,9 @@ def test_an_argument_that_yaml_cannot_say_is_refused_when_the_component_is_decla
 
 def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_limit():
     shown = LLMBatchComponent.get_model_cls().model_json_schema()["$defs"]
-    for rule in (rules.Budget, rules.QueueLimit):  # what the engine can keep, a deployment can say
+    for rule in (rules.Budget, rules.QueueLimit):  # a deployment can set every rule that the engine has
         assert list(getattr(resources, rule.__name__).model_fields) == [field.name for field in fields(rule)]
-    in_python_alone = {"preset", "AzureOpenAIBatchResource"}  # `kind: azure` in YAML
+    in_python_alone = {"preset", "AzureOpenAIBatchResource"}  # YAML has `kind: azure` instead
     for one in (getattr(resources, name) for name in resources.__all__ if name not in in_python_alone):
         block = shown[f"{one.__name__}Settings"]
         assert set(block["properties"]) == set(one.model_fields)

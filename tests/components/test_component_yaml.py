@@ -1,4 +1,4 @@
-"""What stands in `defs.yaml` arrives in the assets, unchanged."""
+"""Values in `defs.yaml` arrive in the assets unchanged."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def names():
 
 
 def described(one):
-    """All that a component's YAML can change in the definitions, to be compared."""
+    """Return every part of the definitions that a component's YAML can change, for comparisons."""
     return [
         (
             spec.key,
@@ -182,7 +182,7 @@ def test_a_response_is_a_class_by_its_import_path_a_json_schema_an_embedding_or_
         assert project.component.response.__name__ == "TicketLabel"
     schema = {"type": "object", "properties": {"grade": {"enum": ["1", "2"], "description": "{{ not ours }}"}}}
     with loaded(labels(response=schema)) as project:
-        assert project.component.response == schema  # no text has become a number, or a template
+        assert project.component.response == schema  # texts are still texts, and templates are not rendered
     with loaded(labels(model="openai/text-embedding-3-small", response={"type": "embedding", "dimensions": 8})) as one:
         assert one.component.response == Embedding(8)
     moderation = {"type": "moderation", "categories": ["hate"]}
@@ -557,7 +557,7 @@ def test_the_resource_is_under_its_key_and_the_sensor_asks_for_that_one():
         assert set(project.defs.resources) == {"second_llm"}
         [sensor] = project.defs.sensors
         assert "second_llm" in sensor.required_resource_keys
-        project.defs.get_repository_def()  # nothing asks for a resource that is not there
+        project.defs.get_repository_def()  # all required resources exist
 
 
 def test_an_evaluation_says_all_in_yaml():

@@ -1,4 +1,4 @@
-"""A project in which every option is used, in Python and in YAML: what Dagster's GraphQL says of both is the same."""
+"""A project that uses every option: Dagster's GraphQL shows the same for Python and for YAML."""
 
 import inspect
 import os
@@ -31,12 +31,12 @@ ASSETS = """
     targetingInstigators { ... on Sensor { name minIntervalSeconds } }
   }"""
 BY_DAGSTER = ("dagster/code_references", "dagster/component_origin")
-"""What Dagster adds to the assets of a component."""
+"""Metadata that Dagster adds to the assets of a component."""
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A project as `create-dagster` makes it, in whose `defs` every option stands in YAML."""
+    """Create a project with `create-dagster`, with every option in YAML in its `defs`."""
     made = tmp_path / "every"
     create = ("tool", "run", "--quiet", "--constraints", str(CONSTRAINTS), "create-dagster")
     done = subprocess.run(
@@ -92,7 +92,7 @@ def test_every_attribute_of_every_component_is_used():
 
 @pytest.mark.slow
 def test_a_real_dagster_dev_says_the_same_of_the_yaml_as_of_the_python(project, tmp_path):
-    """It starts a real Dagster with two code locations."""
+    """Start a real Dagster with two code locations."""
     python = tmp_path / "in_python.py"
     python.write_text("from every_option import in_python as defs\n")
     made = project / "src" / "every" / "definitions.py"

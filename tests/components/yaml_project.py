@@ -19,7 +19,7 @@ LABELS = {
     "model": "openai/gpt-4o",
     "params": {"max_tokens": 50},
 }
-"""The least attributes of a labeled dataset, free text."""
+"""The least attributes of a labeled dataset with free text."""
 EVALUATION = {
     "name": "ticket_eval",
     "gold": "ticket_gold",
@@ -69,7 +69,7 @@ THEIRS = {
     )
     """
 }
-"""A labeled dataset in Python, for what reads one."""
+"""A labeled dataset in Python, for components that read one."""
 BATCH = "dagster_llm_batch.LLMBatchComponent"
 EVAL = "dagster_llm_batch.LLMBatchEvaluationComponent"
 
@@ -92,7 +92,7 @@ class Project:
 def loaded(
     text: str | Mapping[str, Any], kind: str = BATCH, files: Mapping[str, str] | None = None, folder: str = "things"
 ) -> Iterator[Project]:
-    """The component of a `defs.yaml`: its whole text, or its attributes."""
+    """Yield the component of a `defs.yaml` with this text, or with these attributes."""
     with create_defs_folder_sandbox() as sandbox:
         path = sandbox.defs_folder_path / folder
         path.mkdir(parents=True)
@@ -106,7 +106,7 @@ def loaded(
 
 
 def refusal(text: str | Mapping[str, Any], kind: str = BATCH, files: Mapping[str, str] | None = None) -> str:
-    """What loading says, with all that caused it."""
+    """Return the messages of the error of loading, and of its causes."""
     try:
         with loaded(text, kind, files):
             pass
@@ -120,7 +120,7 @@ def refusal(text: str | Mapping[str, Any], kind: str = BATCH, files: Mapping[str
 
 
 def around(word: str, **changes: Any) -> tuple[dict[str, Any], str]:
-    """Attributes and type of one of the other components."""
+    """Return attributes and type of one of the other components."""
     given = {"name": "watched", **AROUND[word], **changes}
     return given, f"dagster_llm_batch.LLMBatch{word}Component"
 
