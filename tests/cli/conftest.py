@@ -31,7 +31,7 @@ def project(tmp_path, emulator, monkeypatch) -> Iterator[Project]:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> Path:
-    """A Dagster home, for what needs one."""
+    """Make a Dagster home."""
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")

@@ -94,7 +94,7 @@ defs = dg.Definitions(
 
 
 class Project:
-    """The folder. It says where ledger and payloads are, so that it needs no Dagster home."""
+    """The project's folder. Its definitions name ledger and payload store, so that it needs no Dagster home."""
 
     def __init__(self, folder: Path, emulator: Emulator) -> None:
         self.folder = folder
@@ -114,24 +114,24 @@ class Project:
 
     @property
     def by_address(self) -> list[str]:
-        """The same deployment without its definitions."""
+        """Options for the same deployment without its definitions."""
         return ["--ledger", self.ledger, "--payloads", f"{self.batches}/payloads", "--namespace", "test"]
 
     def change(self, old: str, new: str) -> None:
-        """Other definitions from now on."""
+        """Change the definitions."""
         source = self.file.read_text()
         assert old in source
         self.file.write_text(source.replace(old, new))
-        # Python takes its byte code as current where the source has the same length and was written in the same second.
+        # Python takes its byte code as current if the source has the same length and was written in the same second.
         shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
 
     def forget(self) -> None:
-        """What another process would not have imported."""
+        """Remove the project's modules, as in a new process."""
         for name in [name for name in sys.modules if name.startswith("support")]:
             del sys.modules[name]
 
     def cli(self, *arguments: str, code: int = 0, **options: Any) -> Result:
-        """One command in this process; asserts how it ends."""
+        """Run one command in this process, and assert its exit code."""
         self.forget()
         result = CliRunner().invoke(main, list(arguments), prog_name="dagster-llm-batch", **options)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -146,20 +146,20 @@ class Project:
         return json.loads(self.on_file(*arguments, "--json", **options).stdout)
 
     def module(self) -> Any:
-        """The definitions, as they are now."""
+        """Return the current definitions."""
         self.forget()
         return runpy.run_path(str(self.file))
 
     @contextmanager
     def engine(self) -> Iterator[Engine]:
-        """The engine that runs of this project use."""
+        """Yield the engine that runs of this project use."""
         provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=10)
         ledger = Ledger(self.ledger)
         yield Engine(Deployment({"openai": provider}, ledger, PayloadStore(f"{self.batches}/payloads"), "test"))
         ledger.close()
 
     def submit(self, name: str = "ticket_labels", partition: str | None = None) -> str:
-        """What a run of `<name>_batch` does."""
+        """Submit as a run of `<name>_batch` does."""
         module = self.module()
         labeling = dataset_of(module[name]).labeling
         with self.engine() as engine:
@@ -169,7 +169,7 @@ class Project:
             return submission.submission_id
 
     def settle(self) -> None:
-        """What runs of the labels do, as often as it takes."""
+        """Collect as runs of the labels do, until every submission is complete."""
         module = self.module()
         for _ in range(9):
             self.emulator.settle()
@@ -186,7 +186,7 @@ class Project:
         raise AssertionError("not settled")
 
     def land(self, name: str = "ticket_labels", partition: str | None = None) -> str:
-        """From rows to labels that the sensor has seen."""
+        """Submit rows, collect their labels, and mark them as delivered, as the sensor does."""
         submission_id = self.submit(name, partition)
         self.settle()
         with self.engine() as engine:
@@ -194,7 +194,7 @@ class Project:
         return submission_id
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the project, but for compiled modules and SQLite's side files."""
+        """Return every file of the project except compiled modules and SQLite's side files."""
         found = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if path.is_file()}
         aside = ("__pycache__", "-wal", "-shm")
         return {name: path.read_bytes() for name, path in found.items() if not any(one in name for one in aside)}

@@ -1,4 +1,4 @@
-"""`advise`, as its user types it: runs of two models over the emulator, gold beside them."""
+"""`advise`, as its user types it: runs of two models over the emulator, and gold."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def emulator():
 
 @pytest.fixture
 def shop(project, home):
-    """A project in which two models have labeled two days, and people have said what is right."""
+    """Make a project in which two models have labeled two days, with gold from people."""
     project.change("for n in range(3)]", f"for n in range({ROWS})]")
     days = 'DAYS = ["2026-01-01", "2026-01-02"]\nROWS = ' + str(ROWS)
     project.change("here = f", f"{days}\n{MORE}\nhere = f")
@@ -106,7 +106,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     evidence = {record["model"]: record for record in shown["evidence"]}
     assert [(record["runs"], record["rows"]) for record in evidence.values()] == [(2, 2 * ROWS)] * 2
     assert evidence["openai/gpt-4o"]["partitions"] == ["2026-01-01", "2026-01-02"]
-    # It is the same every time, but for the time at which it was asked, and leaves nothing behind.
+    # The result is the same every time except for its time of day, and the command leaves no files.
     again = labeled.json("advise", "small", "--quality", "0.93")
     for document in (shown, again):
         document.pop("now")
@@ -115,7 +115,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     assert shown == again
     assert labeled.files() == before
 
-    # Against the dear model a cascade is promised; what is printed to paste makes it.
+    # With the dear model as reference, a cascade can be certified. Paste its printed settings.
     many = ["--rows", "20000", "--against", "openai/gpt-4o"]
     cascade = labeled.json("advise", "small", "--quality", "0.95000004", *many)["plans"][0]
     assert (cascade["state"], cascade["oracle"], cascade["quality_low"]) == ("feasible", "openai/gpt-4o", 0.95000004)
@@ -125,7 +125,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     declared = eval(f"dict({cascade['python']})", {"Cascade": Cascade})
     assert declared["cascade"] == Cascade(**pasted["cascade"])
     assert declared["cascade"].sample == cascade["sample"]
-    # No less than what was asked for.
+    # The printed agreement is not lower than the requested one.
     assert declared["cascade"].agreement == 0.95000004
 
     monkeypatch.setenv("COLUMNS", "80")
@@ -138,7 +138,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     assert "openai/gpt-4o-mini | openai/gpt-4o-mini in real time: quality 0.900" in told.output
     assert DEFAULT_KEY not in told.output
 
-    # A time of day is the next one, and an end that nobody can forecast is said to be unknown.
+    # A time of day means the next one. An end without a forecast is reported as unknown.
     by = (datetime.now().astimezone() + timedelta(hours=3)).replace(second=0, microsecond=0)
     timed = labeled.json("advise", "small", "--quality", "0.93", "--by", f"{by:%H:%M}", code=1)
     assert datetime.fromisoformat(timed["by"]) == by
@@ -150,7 +150,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     )
     over = labeled.on_file("advise", "small", "--quality", "0.93", "--by", "2026-01-01T06:00+01:00", code=2)
     assert "is over" in over.output
-    # By address, or after the code has gone, the ledger knows a dataset by its newest definition.
+    # By address, or after the code was removed, the ledger has a dataset's newest definition.
     labeled.change("*small, *large,", "*large,")
     labeled.change("candidates=[small, large]", "candidates=[large]")
     labeled.change("candidates=[small]", "candidates=[large]")
@@ -213,7 +213,7 @@ def test_what_people_judged_is_gold_where_no_evaluation_has_some(labeled):
 
     for number in range(60):
         judge(number, "ana", kind="label", answer={"topic": TOPICS[number % 2], "confidence": 1.0})
-    # Neither a tie, nor what is undecidable, is gold.
+    # A tie is not gold, and neither is an undecidable row.
     judge(0, "ben", kind="label", answer={"topic": TOPICS[1], "confidence": 1.0})
     judge(1, "ben", kind="undecidable")
     shown = labeled.json("advise", "small", "--quality", "0.75", "--target", "topic", "--beside", "large")

@@ -1,4 +1,4 @@
-"""Partitions that share a batch: commands count the provider's batches, and what is not sent yet as shards."""
+"""Partitions that share a batch: commands count the provider's batches, and shards that are not sent yet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dagster_llm_batch.testing.emulator import rate_limited
 
 
 def submit_together(project):
-    """What one run of `daily_labels_batch` over all partitions does: their requests fit into one batch."""
+    """Submit as one run of `daily_labels_batch` over all partitions does: their requests fit into one batch."""
     project.change("limits=Limits(max_requests_per_batch=2), ", "")
     module = project.module()
     labeling = dataset_of(module["daily_labels"]).labeling
@@ -106,7 +106,7 @@ def test_a_plan_of_several_partitions_says_how_many_batches_there_are_at_most(pr
     assert "sent in one run can share batches, so there may be fewer" in told
     each = project.json("plan", "daily_labels", "--partition-range", f"{DAYS[0]}...{DAYS[2]}")["plans"]
     assert [plan["batches"] for plan in each] == [1, 1, 1]
-    # Different assets share no batch.
+    # Different assets do not share batches.
     apart = project.on_file("plan", "ticket_labels", "asset_labels", code=4).stdout
     assert "up to" not in apart
 

@@ -1,4 +1,4 @@
-"""`doctor` finds what is wrong before it costs anything, `prune` asks before it deletes. No secret is ever printed."""
+"""`doctor` finds problems before they cost anything, `prune` asks before it deletes. Secrets are never printed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def findings(project, code=0, **options):
 
 
 def pass_days(project, days, *more):
-    """Everything that the ledger has seen was so many days earlier, and `more` columns of shards."""
+    """Move all times in the ledger this many days back, also these columns of shards."""
     with closing(sqlite3.connect(project.ledger)) as connection:
         for table, columns in {
             "submission": ["created_at", "settled_at", "delivered_at"],
@@ -45,7 +45,7 @@ def test_a_sound_deployment_has_no_problem_and_nothing_is_sent_or_left(project):
     project.land()
     files, batches = project.files(), len(project.emulator.books.batches)
     found = findings(project)
-    # no Dagster home is set here, so nobody can tell whether a daemon runs
+    # DAGSTER_HOME is not set here, so it is unknown whether a daemon runs
     assert {name for name, one in found.items() if one["verdict"] != "ok"} == {"sensor"}
     assert {"definitions", "ledger", "payload store", "provider openai", "dataset daily_labels", "price book"} <= set(
         found
@@ -159,7 +159,7 @@ def test_a_batch_that_was_canceled_is_named_until_it_has_ended(project):
     assert findings(project)["canceled batches"]["said"].startswith("1 of 1 batches were asked to stop")
     project.settle()
     assert "canceled batches" not in findings(project)
-    assert "rows without a label" not in findings(project)  # whoever canceled here knows
+    assert "rows without a label" not in findings(project)  # rows that a person canceled need no warning
 
 
 def test_a_budget_says_what_is_committed_and_warns_when_little_is_left(project):
@@ -191,7 +191,7 @@ def test_what_is_under_way_for_an_asset_that_is_gone_is_told(project):
 
 
 def keep_money(project, submission_id, usd):
-    """What a process leaves that is killed right before it sends."""
+    """Reserve money as a process that is killed right before it sends."""
     with project.engine() as engine:
         [shard] = engine.ledger.shards.of_submission(submission_id)
         assert engine.ledger.money.reserve({shard.shard_id: Decimal(usd)}, [])
@@ -222,7 +222,7 @@ def test_money_that_is_kept_for_what_nobody_sends_is_told_with_what_frees_it(pro
     assert "$0.25 of the limits is kept for ticket_labels" in text
     assert command in text
     assert f"`{command}` frees it" in " ".join(project.on_file("show", submission.submission_id).stdout.split())
-    # Without definitions only time tells.
+    # Without definitions, only time can show that the money is reserved in vain.
     [listed] = json.loads(project.cli("list", *by_address).stdout)["submissions"]
     assert (listed["kept_usd"], listed["kept_in_vain"]) == ("0.25", None)
     with closing(sqlite3.connect(project.ledger)) as connection:
@@ -258,7 +258,7 @@ def test_a_ledger_that_does_not_answer_is_refused_without_its_password(project):
 
 
 def replaced(project):
-    """A landed submission, and one that replaced it, both long ago."""
+    """Make a delivered submission and its replacement, both long ago."""
     project.land()
     project.change('"You label tickets."', '"You label other tickets."')
     project.land()
@@ -333,7 +333,7 @@ def test_prune_deletes_request_files_at_providers_and_results_only_on_request(pr
 
     assert project.json("prune", "--delete", "--yes")["request_files"] == 0
     pass_days(project, 4, "collected_at")
-    # The definitions are needed, since they have the providers: by its address nobody is asked.
+    # Deletion at providers needs the definitions, which have the providers. Commands by address do not offer it.
     assert "request_files" not in project.cli("prune", *project.by_address).stdout
     batches = len(project.emulator.books.batches)
     assert f"request files of {batches} batch are to go" in project.on_file("prune").stdout

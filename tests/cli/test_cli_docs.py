@@ -78,6 +78,6 @@ def test_a_command_that_is_not_there_names_the_one_that_is_near():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("home")
 def test_every_command_of_the_page_runs_in_its_order(monkeypatch, tmp_path):
-    """The page has each command of the command line."""
+    """Run each command of the command line, since the page has them all."""
     monkeypatch.chdir(tmp_path)
     run_cli_page(tmp_path)

@@ -27,7 +27,7 @@ complete_words() {
 
 
 def completed(folder, *lines):
-    """What bash offers for the last word of each line, and what any of it printed on standard error."""
+    """Return bash's completions of the last word of each line, and their standard error."""
     script = SCRIPT + "\n".join(f"complete_words dagster-llm-batch {line}" for line in lines)
     environment = {
         **os.environ,
@@ -42,13 +42,13 @@ def completed(folder, *lines):
 
 @pytest.mark.slow
 def test_bash_completes_commands_assets_and_partitions_of_the_definitions(project):
-    """Takes more than ten seconds: each line is a process, and the first that needs names loads definitions."""
+    """Take more than ten seconds: each line is a process, and the first that needs names loads definitions."""
     days = ["2026-01-01", "2026-01-02", "2026-01-03"]
     lines = ["sho", "plan da", "plan daily_labels ''", "show daily_labels -p 2026", "show ticket_labels -p ''"]
     found, printed = completed(project.folder, *lines)
     assert found == [["show"], ["daily_labels"], ["asset_labels", "ticket_labels"], days, []]
     assert printed == ""
-    # Partitions can be names of customers.
+    # Partitions can be names of customers, so the cache is private.
     folder = project.folder / "cache" / "dagster-llm-batch"
     [kept] = folder.iterdir()
     assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, kept)] == [0o700, 0o600]
@@ -56,7 +56,7 @@ def test_bash_completes_commands_assets_and_partitions_of_the_definitions(projec
 
 @pytest.mark.slow
 def test_a_ledger_completes_what_was_submitted_and_what_is_missing_completes_nothing(project, tmp_path):
-    """Takes more than ten seconds: each line is a process, and the submission a run of Dagster."""
+    """Take more than ten seconds: each line is a process, and the submission is a run of Dagster."""
     project.submit()
     ledger = f"--ledger {project.ledger} --namespace test"
     empty = tmp_path / "empty"

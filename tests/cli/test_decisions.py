@@ -1,4 +1,4 @@
-"""`cancel`, `resolve` and `retry` do what was asked, once, after they have asked; `export` writes what came of it."""
+"""`cancel`, `resolve` and `retry` act once, after a question; `export` writes the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNLISTED = WireFault(kind="status", status=503, route="GET /v1/batches", times=N
 
 
 def in_doubt(project, when):
-    """Submit with a create call of unknown end; the shard that waits for a person's word."""
+    """Submit with a create call of unknown end, and return the shard that needs a decision."""
     project.emulator.inject(WireFault(kind="close", route="POST /v1/batches", when=when), UNLISTED)
     project.submit()
     project.emulator.clear_faults()
@@ -163,7 +163,7 @@ def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_ask
     assert "was given up" in finding["said"]
     assert "dagster-llm-batch retry ticket_labels" in finding["then"]
     asked = project.on_file("retry", "ticket_labels", input="y\n").output
-    assert "$0.00" in asked  # the price, before the question
+    assert "$0.00" in asked  # the price comes before the question
     assert "Send 3 requests?" in asked
     assert len(project.emulator.books.batches) == 2
     assert "rows without a label" not in str(project.json("doctor"))
@@ -269,7 +269,7 @@ def put_back(project, backup):
 
 @pytest.fixture
 def restored(project):
-    """A project whose ledger was put back from a backup of before two of its partitions were sent."""
+    """Make a project whose ledger was restored from a backup made before two of its partitions were sent."""
     project.land("daily_labels", DAYS[0])
     with closing(sqlite3.connect(project.ledger)) as source, closing(sqlite3.connect(":memory:")) as copy:
         source.backup(copy)
@@ -312,7 +312,7 @@ def test_recover_asks_first_and_without_a_yes_changes_nothing(project, restored,
 
 
 def sent_elsewhere(project, day):
-    """A batch that a script has sent for a day's rows, but the last, and the file that it kept."""
+    """Send all rows of a day except the last by a script. Return the batch's id, and the file that the script kept."""
     labeling = dataset_of(project.module()["daily_labels"]).labeling
     provider = OpenAIProvider(DEFAULT_KEY, project.emulator.openai_base_url)
     codec = provider.codec(labeling.spec)

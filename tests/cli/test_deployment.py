@@ -1,4 +1,4 @@
-"""How a command finds its deployment: as `dagster` does, or by the ledger's address; and what it says if it cannot."""
+"""A command finds its deployment as `dagster` does, or by the ledger's address; otherwise it explains how."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def submissions(result):
 
 
 def dg_project(project, **options):
-    """The definitions as a project of `dg` has them."""
+    """Turn the definitions into a project of `dg`."""
     lines = ["[tool.dg]", 'directory_type = "project"', "[tool.dg.project]", 'root_module = "support_project"']
     lines += [f"{name} = {json.dumps(value)}" for name, value in options.items()]
     (project.folder / "pyproject.toml").write_text("\n".join(lines))
@@ -91,7 +91,7 @@ def test_a_variable_of_the_deployment_that_is_not_set_is_named(project, monkeypa
     said = project.on_file("list", code=1).stderr
     assert 'the environment variable "LEDGER_OF_NOBODY" which is not set' in said
     assert "Stack Trace" not in said
-    # Each check is tried, and ends with a line of its own.
+    # Every check is tried, and has its own line.
     found = {one["check"] for one in json.loads(project.on_file("doctor", "--json", code=3).stdout)["findings"]}
     assert {"definitions", "ledger", "payload store", "dataset ticket_labels", "price book"} <= found
 
@@ -118,7 +118,7 @@ def test_without_a_deployment_it_says_what_was_looked_for_and_where(project, pyp
     said = project.cli("list", code=2).stderr
     for part in ("-m or -f", "DAGSTER_MODULE_NAME", "--ledger", "DAGSTER_LLM_BATCH_LEDGER", str(path), state):
         assert part in said
-    assert "--ledger" not in project.cli("plan", code=2).stderr  # an address is no help there
+    assert "--ledger" not in project.cli("plan", code=2).stderr  # an address does not help there
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_errors_are_json_for_programs_with_their_exit_code(project):
 )
 def test_a_wrong_command_line_is_json_for_programs_too(project, arguments, code, name):
     project.submit()
-    # what user code prints while it is imported goes before
+    # output of user code that is imported comes first
     error = json.loads(project.cli(*arguments, "--json", code=code).stderr.splitlines()[-1])
     assert (error["error"], error["exit_code"]) == (name, code)
     assert error["message"]
@@ -209,7 +209,7 @@ def test_the_namespace_that_is_given_goes_before_that_of_the_definitions(project
     assert project.json("prune", "--older-than", "1")["submissions_kept"] == 1
     monkeypatch.setenv("DAGSTER_LLM_BATCH_NAMESPACE", "elsewhere")
     assert submissions(project.cli("list", "--all", "--json")) == []
-    # typed, the code location goes before the ledger of the environment, and the namespace that belongs to it
+    # a code location on the command line precedes the environment's ledger and namespace
     monkeypatch.setenv("DAGSTER_LLM_BATCH_LEDGER", project.ledger)
     assert submissions(project.on_file("list", "--all", "--json")) == ["ticket_labels"]
 

@@ -1,4 +1,4 @@
-"""`erase` shows what it finds, erases after asking, and says what it cannot reach and what is left to do."""
+"""`erase` shows its findings, erases after a question, and lists files out of reach and remaining steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dagster_llm_batch.assets.dataset import dataset_of
 
 
 def keys(project, name="ticket_labels", partition=""):
-    """The keys of the rows that a dataset's labels have now."""
+    """Return the keys of the rows in a dataset's current labels."""
     labeling = dataset_of(project.module()[name]).labeling
     with project.engine() as engine:
         table = engine.labels(labeling, engine.latest(name, partition).submission_id).labels
@@ -98,7 +98,7 @@ def test_of_an_adopted_batch_the_prompt_and_the_dry_run_say_that_it_stays(projec
     key, deleted = f"{DAYS[0]}-0", lambda: [call for call in project.emulator.books.calls if call.method == "DELETE"]
     shown = project.on_file("erase", "daily_labels", "--key", key).stdout
     assert f"Batch {batch_id} of openai stays there: it was adopted" in shown
-    # The paths of what is written anew.
+    # The paths of rewritten files.
     assert [line for line in shown.splitlines() if line.startswith("- ") and line.endswith(".raw.jsonl.zst")]
     asked = project.on_file("erase", "daily_labels", "--key", key, "--delete", code=1, input="n\n")
     assert f"What providers store of adopted batches stays: {batch_id}." in asked.stderr

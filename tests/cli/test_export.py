@@ -1,4 +1,4 @@
-"""`export`: files of every format, and what is refused."""
+"""`export` writes files of every format, and refuses wrong requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_labels_are_exported_the_same_in_every_format(project):
     assert [[row["ticket_id"] for row in one] for one in by_format] == [["all-0", "all-1", "all-2"]] * 3
     assert len({tuple(row["topic"] for row in one) for one in by_format}) == 1
     assert {row["llm_outcome"] for row in lines} == {"succeeded"}
-    # no run of Dagster stored these rows, which the column's description says
+    # these rows have no run of Dagster, which the column's description explains
     assert {row["llm_run_id"] for row in (*lines, *rows)} == {""}
     stdout = project.on_file("export", "ticket_labels", "-o", "-", "--format", "jsonl").stdout
     assert [json.loads(line) for line in stdout.splitlines()] == lines

@@ -1,4 +1,4 @@
-"""The projects that `init` writes run as they are, in Python and in YAML; what does not fit is refused, unwritten."""
+"""The projects that `init` writes run unchanged, in Python and in YAML; wrong arguments write no files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ USUAL = ["comments.csv", "--key", "id", "--text", "text", "--labels", "happy,unh
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A folder with two tables, which is the current one. The modules of its project are gone after the test."""
+    """Make a folder with two tables the current folder. Forget the modules of its project after the test."""
     tmp_path.joinpath("comments.csv").write_text(COMMENTS)
     tmp_path.joinpath("gold.csv").write_text(GOLD)
     for name in ("DAGSTER_MODULE_NAME", "DAGSTER_PYTHON_FILE", "DAGSTER_LLM_BATCH_LEDGER", "OPENAI_BASE_URL"):
@@ -78,7 +78,7 @@ def definitions() -> dg.Definitions:
 
 
 def run(defs: dg.Definitions, *names: str, partition: str | None = None) -> None:
-    """One run of these assets, or of all that have no partitions."""
+    """Run these assets, or all that have no partitions."""
     keys = {dg.AssetKey(name) for name in names} or set(defs.resolve_asset_graph().get_all_asset_keys())
     job = defs.resolve_implicit_global_asset_job_def().get_subset(asset_selection=keys)
     assert job.execute_in_process(instance=dg.DagsterInstance.get(), partition_key=partition).success
@@ -100,7 +100,7 @@ def check_labels(target: str = "mood") -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", [[], ["--yaml"]], ids=["python", "yaml"])
 def test_a_project_labels_its_table_without_a_key_and_measures_the_labels_by_gold(folder, form):
-    """It takes more than ten seconds: an evaluation loads scikit-learn, and the labeler is a process of its own."""
+    """Take more than ten seconds: an evaluation loads scikit-learn, and the labeler is a separate process."""
     said = init(*USUAL, "--gold", "gold.csv", *form).stdout
     assert "The labels are simulated until you name a real model" in said
     planned = json.loads(cli("plan", "--json").stdout)
@@ -142,7 +142,7 @@ def test_one_line_changes_a_project_to_a_vendor_and_its_model(folder, emulator, 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", [[], ["--yaml"]], ids=["python", "yaml"])
 def test_a_column_of_days_makes_one_partition_a_day(folder, form):
-    """It takes more than ten seconds: an evaluation loads scikit-learn, and each day is a run."""
+    """Take more than ten seconds: an evaluation loads scikit-learn, and each day is a run."""
     said = init(*USUAL, "--gold", "gold.csv", "--day", "day", *form).stdout
     assert "plan comments_labels --partition-range 2026-01-01...2026-01-03" in said
     defs = definitions()
@@ -161,7 +161,7 @@ def test_a_column_of_days_makes_one_partition_a_day(folder, form):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", [[], ["--yaml"]], ids=["python", "yaml"])
 def test_odd_names_and_texts_stay_what_they_are(folder, form):
-    """Names that are no names in Python, words of Jinja, quotes, braces, another delimiter, Parquet."""
+    """Try names that are not Python names, words of Jinja, quotes, braces, another delimiter, and Parquet."""
     odd = {"No.": ["a", "b"], 'Comment "Text"': ["{{ x }}", "it's"], "for": ["1", "2"], "not read": [1, 2]}
     pq.write_table(pa.table(odd), folder / "my comments.parquet")
     folder.joinpath("gold.csv").write_text('No.;Right Label\na;it\'s "good"\n')
@@ -230,7 +230,7 @@ def test_files_that_are_there_are_never_overwritten(folder, form):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     home = folder / "home" / "dagster.yaml"
     home.write_text("telemetry: {enabled: false}\n")
-    # A Dagster home alone is in nobody's way, and stays.
+    # A Dagster home alone does not prevent `init`, and stays.
     for path in before:
         if path not in (home, folder / "comments.csv", folder / "gold.csv"):
             path.unlink()

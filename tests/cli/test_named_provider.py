@@ -1,4 +1,4 @@
-"""A provider by a name of the user's own, on the command line."""
+"""A provider with a name that the user chose, on the command line."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""`plan` says what a submission would be, to the byte and the cent, and leaves nothing behind."""
+"""`plan` shows a submission's exact bytes and cents, and leaves no files."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_beside_rows_that_are_not_there_yet_others_are_planned(project, home):
     assert [plan["asset"] for plan in said["plans"]] == ["ticket_labels"]
     [missing] = said["not_planned"]
     assert (missing["asset"], missing["partition"], missing["error"]) == ("asset_labels", None, "NoRowsError")
-    # Of a definition that cannot work, that is told before rows are there.
+    # A definition that cannot work is reported before rows exist.
     project.change('"params": {"max_tokens": 50}', '"params": {"stream": True}')
     assert "'stream'" in project.on_file("plan", "asset_labels", code=1).stderr
 
@@ -444,10 +444,10 @@ def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once
     assert told["account"] == plan["account"]
     assert 0 < told["later"] < 10
     assert told["input_tokens"] < plan["input_tokens"]
-    # What is kept is for all ten.
+    # The reservation is for all ten requests.
     later, kept = Decimal(told["later_usd"]), Decimal(told["reserved_usd"])
     assert 0 < later < kept < Decimal(told["estimated_usd"]) < Decimal(plan["estimated_usd"])
-    # What these can cost at most is a part of what all can.
+    # The bound of these requests is a part of the bound of all.
     assert kept < Decimal(told["later_bound_usd"]) < Decimal(plan["bound_usd"])
     printed = " ".join(project.on_file("plan", "ticket_labels").stdout.split())
     assert "model openai/gpt-4o-mini and openai/gpt-4o" in printed
@@ -472,7 +472,7 @@ def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once
     printed = " ".join(project.on_file("show", "ticket_labels").stdout.split())
     assert f"promise {promise}" in printed
     assert f"threshold {shown['threshold_text']}" in printed
-    # By its ledger alone it is shown as before.
+    # With only the ledger, it is shown as before.
     alone = project.cli("show", "ticket_labels", "--ledger", project.ledger, "--namespace", "test", "--json").stdout
     assert json.loads(alone)["cascade"] is None
 
@@ -529,7 +529,7 @@ def test_answers_that_are_lost_are_counted_with_the_command_that_asks_again(proj
     assert "3 requests, here and at the provider" in shown
     assert "dagster-llm-batch retry ticket_labels" in shown
     assert project.json("plan", "ticket_labels")["plans"][0]["requests_lost"] == 3
-    # They are asked again where a person says so, and the price is shown.
+    # They are sent again only on a person's request, and the price is shown.
     assert project.json("plan", "ticket_labels", "--again")["plans"][0]["requests_to_send"] == 3
 
 

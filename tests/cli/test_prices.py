@@ -1,4 +1,4 @@
-"""A newer price book is fetched when it is asked for, and counts where a deployment says so; its age is told."""
+"""A newer price book is fetched on request, and used if the deployment asks for it; its age is shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PUBLISHED = [
 
 
 def forget_books():
-    """As in another process: nothing is read yet."""
+    """Forget all books, as a new process has not read any yet."""
     price_book._READ_AT.clear()
     set_custom_snapshot(None)
 
@@ -52,7 +52,7 @@ def _bundled_again():
 
 @pytest.fixture
 def published():
-    """A loopback server that publishes a book; `answers` is what it says, `asked` how often it was asked."""
+    """Serve a book on the loopback interface; `answer` is the response, and `asked` counts the requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -86,7 +86,7 @@ def test_a_book_is_fetched_only_when_asked_for_and_counts_only_where_that_is_sai
     assert (published.asked, fetched["is_used"]) == (1, False)
     assert datetime.now(UTC) - datetime.fromisoformat(fetched["fetched_at"]) < timedelta(minutes=5)
 
-    forget_books()  # as another process
+    forget_books()  # like another process
     assert project.json("plan", "ticket_labels")["plans"][0]["estimated_usd"] == before
     project.change("LLMBatchResource(", "LLMBatchResource(fetched_prices=True, ")
     dearer = project.json("plan", "ticket_labels")["plans"][0]["estimated_usd"]
@@ -178,7 +178,7 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
     assert {"rule", "document", "read_on", "books"} == set(told["oldest_rule"])
     assert len(told["rules"]) == len(SOURCES)
     assert told["oldest_rule"]["document"] in " ".join(project.on_file("prices").stdout.split())
-    # The project asks OpenAI alone.
+    # The project uses only OpenAI.
     oldest = oldest_source(["openai"])
     assert finding["verdict"] == "ok"
     said = "The rule for the configured providers that was read longest ago in a vendor's documents, on "
@@ -202,7 +202,7 @@ def test_each_price_rule_names_a_source_and_no_rule_has_a_date_of_its_own():
     named = {name for name, value in vars(price_sources).items() if isinstance(value, PriceSource)}
     assert {name for name in named if any(name in text for text in texts.values())} == named
     for path, text in texts.items():
-        if path.name != "token_counts.py":  # what it has beside is fitted or counted, and says when
+        if path.name != "token_counts.py":  # its other figures are fitted or counted, with their dates
             assert not re.search(r"20\d\d-\d\d|https://\S*pric", text), path
     for source in SOURCES:
         assert source.rule

@@ -80,7 +80,7 @@ def test_a_damaged_file_is_no_error_of_the_page(project):
 
 
 def materialize(project, *names: str) -> None:
-    """What runs of Dagster do, in its real instance."""
+    """Materialize these assets, as runs of Dagster do, in its real instance."""
     module = project.module()
     with dg.DagsterInstance.get() as instance:
         for name in names:
@@ -112,7 +112,7 @@ def landed(project, home, monkeypatch, tmp_path_factory):
 
 
 class Server:
-    """The command as its user starts it."""
+    """The command, as its user starts it."""
 
     def __init__(self, project, *more: str) -> None:
         words = [sys.executable, "-c", "from dagster_llm_batch.cli.main import main; main()", "review", *more]
@@ -157,7 +157,7 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         assert "ticket_labels_rejects" in server.get("/")
         with pytest.raises(urllib.error.HTTPError):
             server.get("/row/ticket_labels?by=ticket_id&key=none")
-        # it only reads
+        # the pages only read
         after = landed.files()
         assert {name: data for name, data in after.items() if "home/" not in name} == {
             name: data for name, data in before.items() if "home/" not in name

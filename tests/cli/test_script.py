@@ -1,4 +1,4 @@
-"""The installed script, as another process: quick to load, with its exit codes, and alive on a terminal."""
+"""The installed script in another process: it loads quickly, has its exit codes, and shows progress on a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAGSTER = ["dagster", "pyarrow"]
 
 
 def loaded(words, modules):
-    """Which of the modules a command has imported when it ends."""
+    """Return the modules of this list that a command has imported when it ends."""
     source = (
         "import atexit, json, sys\n"
         f"atexit.register(lambda: print(json.dumps([m for m in {modules} if m in sys.modules]), file=sys.stderr))\n"
@@ -71,7 +71,7 @@ def test_the_script_reads_pyproject_of_its_folder_and_ends_with_the_documented_c
 def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, words):
     slow = project.folder / "slow.py"
     slow.write_text("import sys, time\nprint('loading', flush=True, file=sys.stderr)\ntime.sleep(60)\n")
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # where a background shell has it ignored
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     with subprocess.Popen([SCRIPT, *words, "-f", slow], stderr=subprocess.PIPE, text=True) as process:
         signal.signal(signal.SIGINT, heard)
         assert process.stderr is not None
@@ -85,7 +85,7 @@ def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, w
 
 @pytest.mark.slow
 def test_ctrl_c_while_dagster_makes_the_resources_is_no_other_than_elsewhere(project):
-    """There Dagster raises an exception of its own for it."""
+    """Press Ctrl-C where Dagster raises its own exception for it."""
     project.change("import dagster as dg\n", "import dagster as dg\nimport signal\n")
     project.change(
         "here = f",
@@ -95,7 +95,7 @@ def test_ctrl_c_while_dagster_makes_the_resources_is_no_other_than_elsewhere(pro
         "here = f",
     )
     project.change('"llm_batch": LLMBatchResource(', '"llm_batch": Pressed(')
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # where a background shell has it ignored
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     with subprocess.Popen([SCRIPT, "list", "-f", project.file], stderr=subprocess.PIPE, text=True) as process:
         signal.signal(signal.SIGINT, heard)
         assert process.stderr is not None
@@ -106,7 +106,7 @@ def test_ctrl_c_while_dagster_makes_the_resources_is_no_other_than_elsewhere(pro
 
 
 class Keyboard(io.RawIOBase):
-    """Where Ctrl-C is pressed instead of an answer."""
+    """Input where Ctrl-C is pressed instead of an answer."""
 
     def readable(self):
         return True
@@ -164,7 +164,7 @@ def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(pr
     ours, theirs = pty.openpty()
     command = [SCRIPT, "watch", "--poll", "--interval", "0.1", *("-f", project.file)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # where a background shell has it ignored
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
         signal.signal(signal.SIGINT, heard)
         os.close(theirs)
@@ -182,7 +182,7 @@ def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(pr
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
 def test_on_a_terminal_errors_and_prices_fit_and_dagsters_notices_about_itself_are_hidden(project):
-    """Takes more than ten seconds: four processes, one of which loads definitions."""
+    """Take more than ten seconds: four processes, one of which loads definitions."""
     project.submit()
     project.change("@dg.asset\n", "@dg.asset(partitions_def=daily, backfill_policy=dg.BackfillPolicy.single_run())\n")
     ledger = ["--ledger", project.ledger, "--namespace", "test"]
@@ -201,7 +201,7 @@ def test_on_a_terminal_errors_and_prices_fit_and_dagsters_notices_about_itself_a
             assert process.wait(60) == code, shown
         os.close(ours)
         assert wanted in " ".join(shown.split())
-        # A path or a name may be longer, and stays whole.
+        # A path or a name may be longer, and is not broken.
         assert [line for line in shown.splitlines() if len(line) > 80 and len(line.split()) > 1] == []
         assert "Warning" not in shown
 
@@ -211,7 +211,7 @@ def read_all(terminal):
     while True:
         try:
             shown += os.read(terminal, 65_536)
-        # Linux ends a terminal so, once no process has it open.
+        # Linux ends a terminal like this when all processes have closed it.
         except OSError:
             return shown
 

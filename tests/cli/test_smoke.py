@@ -1,4 +1,4 @@
-"""`smoke`: three rows through an account, each step told; stopped anywhere it goes on, and pays nothing twice."""
+"""`smoke` sends three rows through an account and reports each step; if interrupted, it resumes, and pays once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
-    """A batch ends by itself: the command waits for it."""
+    """Run an emulator whose batches end after a time, since the command waits for them."""
     with Emulator(pace=0.02) as running:
         yield running
 
@@ -55,7 +55,7 @@ def test_once_it_has_ended_it_is_told_again_and_nothing_is_sent_before_that_is_a
     smoke(project, "--again")
     assert len(project.emulator.books.executions) == 6
     assert len({one.body_digest for one in project.emulator.books.executions}) == 6
-    # No dataset and no sensor of the deployment sees any of it.
+    # The deployment's datasets and sensor do not see it.
     with project.engine() as engine:
         assert engine.ledger.submissions.list_all("test") == []
 
@@ -107,7 +107,7 @@ PRESETS = {
 
 @pytest.fixture(params=PRESETS)
 def preset_project(project, request):
-    """The same project with a preset that nobody is known to have called."""
+    """Make the usual project with a preset as the provider `fast`."""
     url = getattr(project.emulator, PRESETS[request.param][0])
     further = (
         f'            providers={{"fast": preset("{request.param}", api_key="{DEFAULT_KEY}", base_url="{url}")}},\n'
@@ -127,7 +127,7 @@ def test_doctor_says_what_a_preset_was_never_seen_to_do_until_a_smoke_has_seen_i
 
     name = request.node.callspec.params["preset_project"]
     before = finding()
-    # Of Groq nobody is known to have seen anything.
+    # Groq's preset was never tried on the live server.
     assert before["verdict"] == ("warning" if name == "groq" else "ok")
     assert "taken from its documents, and are not verified on the live server: " in before["said"]
     assert "the price rule of a batch" in before["said"]

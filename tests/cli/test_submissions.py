@@ -1,4 +1,4 @@
-"""`list`, `show`, `watch` and `cost` say what the ledger says, with and without definitions."""
+"""`list`, `show`, `watch` and `cost` show the ledger's records, with and without definitions."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def heartbeat(instance, seconds_ago):
 
 
 def sensor_state(status, name="llm_batch_sensor"):
-    """What Dagster stores of a sensor that was switched on or off."""
+    """Return a sensor's state, as Dagster stores it when the sensor was switched on or off."""
     origin = RemoteInstigatorOrigin(REPOSITORY, name)
     return InstigatorState(origin, InstigatorType.SENSOR, status, SensorInstigatorData())
 
@@ -337,7 +337,7 @@ def test_watch_says_why_no_batch_is_sent(project, home):
 
 
 def queue_run(instance, asset):
-    """A run of this asset that was launched, and waits for Dagster's daemon."""
+    """Queue a run of this asset, which waits for Dagster's daemon."""
     job = "__ASSET_JOB"
     origin = RemoteJobOrigin(REPOSITORY, job)
     selection = frozenset([dg.AssetKey(asset)])

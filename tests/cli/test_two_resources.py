@@ -1,4 +1,4 @@
-"""A code location with two resources: `--resource` says whose datasets a command looks at."""
+"""A code location with two resources: `--resource` chooses the resource whose datasets a command shows."""
 
 import json
 import sqlite3
@@ -18,7 +18,7 @@ SECOND = """
 
 @pytest.fixture
 def second(project):
-    """The usual project, with one of its datasets on a resource of its own; what the provider takes is not known."""
+    """Make the usual project with one dataset on a second resource, and parameters that the provider rejects."""
     project.change(
         'asset_labels = llm_batch_assets(name="asset_labels", rows=tickets, **common)',
         'asset_labels = llm_batch_assets(name="asset_labels", rows=rows, resource_key="second", '
@@ -64,7 +64,7 @@ def test_doctor_leaves_what_another_resource_has_in_the_same_ledger_to_itself(se
     second.change('namespace="second"', 'namespace="test"')
     second.change('"params": {"stream": True}', '"params": {}')
     second.submit("asset_labels")
-    # The batches are in another account than those that are configured.
+    # The batches are in another account than the configured one.
     second.change(
         """namespace="test",
             openai=OpenAIBatchResource(
@@ -118,7 +118,7 @@ def test_cost_leaves_to_the_other_resource_what_its_skew_has_asked(second):
     )
     second.change("*daily_labels, *asset_labels],", "*daily_labels, *asset_labels, *skew],")
     with sqlite3.connect(second.ledger) as connection:
-        # As the skew's own run would have it.
+        # Like a run of the skew.
         connection.execute("update submission set asset = 'asset_skew' where asset = 'asset_labels'")
     connection.close()
     for resource, asset in (("llm_batch", "ticket_labels"), ("second", "asset_skew")):

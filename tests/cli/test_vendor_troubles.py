@@ -1,4 +1,4 @@
-"""What is wrong with one provider is told of it, by `doctor` and `plan`, and hides nothing of the others."""
+"""`doctor` and `plan` report a provider's trouble for this provider only, and show all others."""
 
 import json
 import sys
@@ -118,10 +118,10 @@ defs = dg.Definitions(
 )
 """
 KINDS = ("openai", "anthropic", "gemini", "openrouter", "vertex", "bedrock", "mistral")
-# Their credentials, or their program, are files.
+# Providers whose credentials or program are files.
 OF_FILES = ("vertex", "bedrock", "command")
 SDKS = ("openai", "anthropic", "google.genai", "google.cloud.storage", "boto3")
-# Providers that cannot be made are not planned for; of others a trouble shows when they are asked.
+# Troubles that prevent the creation of a provider, so that it has no plan. Others appear with the first call.
 UNMADE = ("unset", "empty")
 
 
@@ -171,7 +171,7 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
     assert {f"dataset {kind}_labels" for kind in troubled} <= findings.keys()
     assert {"ledger", "payload store", "price book", "price rules"} <= findings.keys()
 
-    # Boto's client is made before a row is read; those of others when they are asked. A program is looked for.
+    # Boto's client is created before a row is read, other clients with the first call. A program is looked up, too.
     unplanned = {*UNMADE, "no extra", "no file"}
     planned = json.loads(project.on_file("plan", "--json", code=1 if trouble in unplanned else 0).stdout)
     assets = {plan["asset"] for plan in planned["plans"]}
@@ -187,7 +187,7 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
 def test_a_healthy_provider_is_sent_to_and_its_labels_land_by_the_sensor_beside_troubled_ones(
     project, home, monkeypatch, trouble, form
 ):
-    """Each of its runs is a process that imports Dagster."""
+    """Run the assets of all providers and four ticks of the sensor in a real instance."""
     define(project, monkeypatch, FORM=form, TROUBLE=trouble, HEALTHY="openai")
     defs = project.module()["defs"]
     repository, job = defs.get_repository_def(), defs.resolve_implicit_global_asset_job_def()
@@ -211,7 +211,7 @@ def test_a_healthy_provider_is_sent_to_and_its_labels_land_by_the_sensor_beside_
                 with context:
                     return repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context).run_requests or ()
             except LLMBatchError:
-                # It tells a person of the others.
+                # The tick reports the other providers.
                 return ()
 
         assert {name: run(f"{name}_batch") for name in labels}["healthy_labels"]
