@@ -1,4 +1,4 @@
-"""The pages on a real socket, and a browser's part of the dialogue."""
+"""The pages on a real socket, and a client that talks to them like a browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """Keeps the secret of its session, as the page's script does, and follows nothing."""
+    """Keeps the secret of its session, as the page's script does, and does not follow redirects."""
 
     def __init__(self, port: int) -> None:
         self.port = port

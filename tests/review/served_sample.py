@@ -19,7 +19,7 @@ def main(folder: str, port: str) -> None:
     asset = StoredAsset("tickets", dataset="tickets", row_key="id", files={"": f"{folder}/tickets.parquet"})
     ledger, payloads = Ledger(f"sqlite:///{folder}/ledger.sqlite"), PayloadStore(f"{folder}/payloads")
     deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: [asset], forms=[FORM])
-    # Two browsers of one person would be one annotator: each test's browser names its own.
+    # Two browsers of one person would be one annotator, so each test's browser sends its own name.
     serve(review_app(deployment, Door(user_header="X-User")), int(port), lambda url: print(url, flush=True))
 
 

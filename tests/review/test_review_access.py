@@ -1,4 +1,4 @@
-"""Who may see the pages, and what a browser is told of them."""
+"""Access to the pages, and the information that a browser gets about them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TABLE = StoredAsset("labels", row_key="id", others=("",), load=lambda _partition
 
 
 def app(door: Door, *hosts: str):
-    nothing = SimpleNamespace()  # neither ledger nor payloads are asked for a table
+    nothing = SimpleNamespace()  # the pages of a table read neither ledger nor payloads
     return review_app(ReviewedDeployment("here", nothing, nothing, "test", lambda: [TABLE]), door, [*HOSTS, *hosts])
 
 
@@ -139,7 +139,7 @@ def test_a_form_of_another_site_does_nothing(serve):
             refused = client.ask("POST", path, "x=1", Origin=origin)
             assert (refused.status, "another site" in refused.text) == (403, True)
     own = client.ask("POST", "/table/labels", "x=1", Origin=f"http://127.0.0.1:{client.port}")
-    assert own.status == 405  # the page takes no form; the gate let it through
+    assert own.status == 405  # the page takes no form, but the gate lets it through
 
 
 def test_a_proxy_says_who_is_there_and_only_by_the_header_that_was_named(serve):
@@ -154,7 +154,7 @@ def test_a_proxy_says_who_is_there_and_only_by_the_header_that_was_named(serve):
 
 
 def test_a_page_behind_a_proxy_takes_forms_by_the_name_that_people_know(serve):
-    """The proxy of docs/how-to/look-at-rows.md: it signs people in, and asks by the address of this machine."""
+    """Use the proxy of docs/how-to/look-at-rows.md: it signs people in, and calls this machine by its address."""
     door = Door("X-Forwarded-User", ["labels.example.com"])
     client = serve(app(door, "labels.example.com"))
     for host in ("labels.example.com", f"127.0.0.1:{client.port}"):

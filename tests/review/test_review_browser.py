@@ -1,4 +1,4 @@
-"""The page in a real Chromium: rows judged by keyboard, a server that is killed between two, hostile rows."""
+"""The page in a real Chromium: rows judged by keyboard, a server that is killed between two rows, hostile rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def served(folder: Path, port: str = "0"):
 
 @contextmanager
 def browsers(*people: str):
-    """A page of an own browser for each person, with what went wrong in it."""
+    """Yield a page in its own browser for each person, and a list of the errors in the pages."""
     from playwright.sync_api import sync_playwright
 
     sandbox = [] if os.geteuid() else ["--no-sandbox"]
@@ -72,7 +72,7 @@ def judgments(folder: Path):
 
 def judge(page, number: int) -> None:
     page.get_by_text(f"Text of {number} ", exact=False).wait_for()
-    # Keys are heard once the page has its script.
+    # The page reacts to keys after its script has loaded.
     page.wait_for_load_state()
     page.keyboard.press(str(1 + number % 2))
     page.get_by_text(f"{number + 1} {'row' if number == 0 else 'rows'} judged by you").wait_for()
@@ -80,7 +80,7 @@ def judge(page, number: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_fifty_rows_are_judged_by_keyboard_and_a_killed_server_loses_none(tmp_path):
-    """A real browser is driven through fifty rows, one key after the other."""
+    """Drive a real browser through fifty rows, one key after the other."""
     texts = [f"Text of {number} <img src=x onerror='window.hurt=1'>" for number in range(ROWS)]
     keys = [f"t{number}" for number in range(ROWS)]
     pq.write_table(pa.table({"id": keys, "body": texts}), tmp_path / "tickets.parquet")
@@ -90,7 +90,7 @@ def test_fifty_rows_are_judged_by_keyboard_and_a_killed_server_loses_none(tmp_pa
             page.goto(url + path)
             for number in range(ROWS // 2):
                 judge(page, number)
-            # What the kill cuts off of a page is no fault of the page.
+            # A page that the kill cuts off is not the page's fault.
             page.wait_for_load_state()
             process.kill()
             process.wait()
@@ -148,7 +148,7 @@ def test_keys_that_are_pressed_while_the_next_row_loads_are_kept(tmp_path):
         page.goto(f"{url}/label/tickets?as=tickets")
         page.locator("#judge").wait_for()
         page.wait_for_load_state()
-        # The answer to the first key comes when all keys are pressed.
+        # The answer to the first key comes after all keys were pressed.
         held = []
         page.route("**/label/**", lambda route: held.append(route) if not held else route.continue_())
         page.keyboard.type("12s2")
@@ -166,7 +166,7 @@ def test_keys_that_are_pressed_while_the_next_row_loads_are_kept(tmp_path):
 
 
 def press_at_once(page, keys: str) -> None:
-    """Press keys within a millisecond or so: before the answer to the first one can come."""
+    """Press keys within about a millisecond: before the answer to the first one can arrive."""
     page.evaluate(
         "keys => { for (const key of keys) document.body.dispatchEvent("
         "new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true })) }",
@@ -203,7 +203,7 @@ def test_a_double_press_judges_one_row_and_the_same_key_judges_the_next_one_late
         press_at_once(page, "112")
         page.get_by_text("2 rows judged by you").wait_for()
         page.locator("h1", has_text="t2").wait_for()
-        # Longer than a double press takes.
+        # This is longer than a double press.
         page.wait_for_timeout(350)
         page.keyboard.press("2")
         page.get_by_text("3 rows judged by you").wait_for()
@@ -244,7 +244,7 @@ def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
 
 
 class Listener:
-    """Another server of this machine, which keeps all that it is sent."""
+    """Another server of this machine, which keeps every request that it receives."""
 
     def __init__(self, host: str) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -266,11 +266,11 @@ class Listener:
 
 @pytest.mark.timeout(600)
 def test_a_browser_comes_back_and_no_other_server_of_the_machine_learns_how(tmp_path):
-    """Two pages and two other servers, in one browser profile that is closed and opened again."""
+    """Open two pages and two other servers in one browser profile, close it and open it again."""
     from playwright.sync_api import sync_playwright
 
     rows = StoredAsset("labels", row_key="id", others=("",), load=lambda _partition: pa.table({"id": ["t0", "t1"]}))
-    nothing = SimpleNamespace()  # neither ledger nor payloads are asked for a table
+    nothing = SimpleNamespace()  # the pages of a table read neither ledger nor payloads
     doors = [Door(), Door()]
     apps = [review_app(ReviewedDeployment("here", nothing, nothing, "test", lambda: [rows]), door) for door in doors]
     others = [Listener("127.0.0.1"), Listener("localhost")]
@@ -289,7 +289,7 @@ def test_a_browser_comes_back_and_no_other_server_of_the_machine_learns_how(tmp_
         with closing(open_browser()) as browser:
             page = browser.pages[0]
             link = f"{urls[0]}{table_path('labels', None, [Filter.of('id', 't1')])}"
-            # As Dagster's page at localhost: another site.
+            # Like Dagster's page at localhost, which is another site.
             page.route("http://localhost/", lambda route: route.fulfill(body=f"<a href='{link}'>Rows</a>"))
             page.goto("http://localhost/")
             page.get_by_text("Rows").click()

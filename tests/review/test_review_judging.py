@@ -1,4 +1,4 @@
-"""What people say of rows: asked one at a time, stored once, by several at once, and nothing else is told them."""
+"""Judgments of rows: one row at a time, stored once, also with several people, who see only the row."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ROWS = 12
 
 @pytest.fixture
 def desk(serve, tmp_path):
-    """Serves a sample of rows to judge, as proposed; gives the ledger and what makes a client of a person."""
+    """Serve a sample of rows to judge. Yield the ledger, and a function that opens a person's client."""
     rows = [f"t{number}" for number in range(ROWS)]
     labels = pa.table(
         {"id": rows, "body": [f"Text of {row}" for row in rows], "topic": ["bug"] * ROWS, "llm_model": ["m"] * ROWS}
@@ -109,7 +109,7 @@ def test_a_row_is_asked_without_what_candidates_said_or_why_it_was_proposed(desk
     _, open_page = desk
     text = open_page().get(PAGE, X_User="ada").text
     assert "Text of t0" in text
-    # One number of rows left: what a stopping rule said at the draw is another one.
+    # The page has only one number of rows left. A stopping rule's number at the draw is a different one.
     assert f"{ROWS} rows left for you, 0 rows judged by you" in text
     assert "310" not in text
     shown = text.partition('<section class="card" aria-label="Row">')[2].partition("</section>")[0]
@@ -142,7 +142,7 @@ def test_skip_undecidable_and_undo(desk):
     send(client, "ada", undo)
     assert said(ledger) == [("ada", "t0", "skip"), ("ada", "t1", "undecidable"), ("ada", "t1", "undo")]
     assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t1"
-    # Another is asked what was skipped, too.
+    # Another person gets skipped rows, too.
     assert fields_of(client.get(PAGE, X_User="bob").text)["row_key"] == "t0"
     assert [one.kind for one in standing_judgments(ledger.judgments.read("test", "tickets"))] == ["skip"]
 
@@ -194,7 +194,7 @@ def test_a_second_opinion_is_asked_blind_and_a_disagreement_is_shown_after_both(
     for number in range(ROWS):
         say(client, "ada", kind="label", topic=('"bug"', '"billing"')[number % 2], comment="")
     done = client.get(PAGE, X_User="bob").text
-    # What a stopping rule said when the rows were drawn, as text.
+    # The message of the stopping rule at the draw, as text.
     assert "about &lt;310&gt; rows more" in client.get(PAGE, X_User="ada").text
     assert f"Give a second opinion on {ROWS} rows" in done
     second = f"{PAGE}&second=1"
@@ -231,7 +231,7 @@ def test_a_filter_is_a_queue_of_its_own_and_the_next_row_is_of_it_too(desk):
         page = client.get(path, X_User="ada").text
         form = {**fields_of(page), "kind": "label", "topic": '"bug"'}
         assert form["row_key"] == expected
-        # What was asked for may be what a candidate said: it is not shown beside the row.
+        # The filter's value may be a candidate's label, so it is not shown with the row.
         assert "t5" not in page.partition('aria-label="Row"')[2].partition("</section>")[0] or expected == "t5"
         body = urlencode(form)
         origin = f"http://127.0.0.1:{client.port}"
@@ -261,7 +261,7 @@ def test_what_is_said_elsewhere_is_taken_up_and_only_what_is_new_is_read(desk):
     assert [row for _, row, _ in said(ledger)] == ["t0", "t1", "t2", "t3"]
     assert read
     assert [statement for statement in read if "judgment_id >" not in statement] == []
-    # A number that a slower transaction took before, and that is seen after a higher one.
+    # A slower transaction took a lower number, and becomes visible after a higher one.
     standing, rows = StandingJudgments(lambda after: [one for one in rows if one[0] > after]), []
     one = ledger.judgments.read("test", "tickets")[0]
     for number, row in ((5, "b"), (4, "a"), (200, "c"), (150, "d")):
@@ -388,7 +388,7 @@ def test_a_table_offers_to_judge_its_rows_once_whatever_datasets_they_can_be_jud
 
 @pytest.fixture
 def sampled_days(serve, tmp_path):
-    """Serves a dataset of two days, and a sample without partitions that has drawn a row of each."""
+    """Serve a dataset of two days, and a sample without partitions that contains a row of each day."""
     for day, row in (("mon", "t0"), ("tue", "t1")):
         pq.write_table(pa.table({"id": [row], "body": [row]}), tmp_path / f"{day}.parquet")
     pq.write_table(pa.table({"id": ["t0", "t1"], "sample_weight": [2.5] * 2}), tmp_path / "sample.parquet")
@@ -406,7 +406,7 @@ def sampled_days(serve, tmp_path):
 
 
 def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_has_the_row(sampled_days):
-    """So that gold of each partition finds it, and an erasure in that partition."""
+    """Keep it there, so that gold and erasures of each partition find it."""
     client, ledger = sampled_days
     say(client, "ada", kind="label", topic='"bug"')
     say(client, "ada", kind="label", topic='"bug"')
@@ -420,7 +420,7 @@ def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_h
 
 
 def test_a_drawn_row_that_somebody_picked_by_hand_is_still_asked_where_it_was_drawn(sampled_days):
-    """What is said of a picked row is in no gold, so that the sample's round would wait for it for ever."""
+    """Judgments of picked rows are not in gold: the sample's round would wait for the row for ever."""
     client, ledger = sampled_days
     say(client, "ada", "/label/tickets?as=tickets&in=mon", kind="label", topic='"billing"')
     for person in ("ada", "bob"):

@@ -1,4 +1,4 @@
-"""What goes wrong is shown in groups with examples; what a person notes of one stands beside the prompt for good."""
+"""Errors are shown in groups with examples; a person's note about an example stays with the prompt permanently."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTE = "Say that <b>invoices</b> are billing.\n\u202e\x1b[31m"
 
 @pytest.fixture
 def desk(serve, tmp_path):
-    """Serves the failures of labels that were asked by a first prompt, after which another was sent."""
+    """Serve the failures of labels from a first prompt. Later, another prompt was submitted."""
     with Emulator() as emulator:
         workspace = Workspace(tmp_path, emulator)
         first = workspace.run(labeling(), tickets(4))
@@ -94,7 +94,7 @@ def test_a_note_stands_beside_the_definition_by_which_its_rows_were_asked_and_is
     assert (note.annotator, note.text, note.group["gold"]) == ("ada", NOTE.strip(), "how_to <i>")
     first, second = engine.ledger.submissions.list_all("test", assets=["ticket_labels"])
     assert note.submission_id == first.submission_id
-    # Nothing else of the submission is changed by it, nor is it news for the sensor.
+    # The note changes nothing else of the submission, and is not news for the sensor.
     assert engine.ledger.submissions.get(first.submission_id) == first
     assert before.keys() == {first.submission_id, second.submission_id}
     assert engine.activity.outlook().last == before

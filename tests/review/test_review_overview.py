@@ -1,4 +1,4 @@
-"""The first page: how good the labels are, and what a person can do next."""
+"""The first page: the quality of the labels, and a person's next steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LABELS = ["bug"] * 27 + ["billing"] * 3 + ["billing"] * 10
 
 @pytest.fixture
 def desk(serve, tmp_path):
-    """Serves a dataset of two days with an evaluation, and, where it is asked for, a sample to judge."""
+    """Serve a dataset of two days with an evaluation, and, on request, a sample to judge."""
     ids = [f"t{number}" for number in range(40)]
     labels = pa.table({"id": ids, "body": [f"Text <i>{each}" for each in ids], "topic": LABELS})
     gold = pa.table({"id": ids, "topic": GOLD})
@@ -239,7 +239,7 @@ def test_a_sample_shows_the_text_of_its_own_partition_and_by_the_key_alone_of_th
     ledger.close()
     both = shown["/table/by_day"]
     assert (both.count("First u1"), both.count("Second u1")) == (1, 1)
-    # The row u2 of d2 has no text: that of d1 is another row.
+    # The row u2 of d2 has no text, and the row u2 of d1 is another row.
     assert "First" not in shown["/table/by_day?in=d2"]
     assert "Second u1" in shown["/table/by_day?in=d2"]
     assert "First u2" in shown["/table/at_once"]
@@ -263,7 +263,7 @@ def test_all_stored_groups_of_mistakes_are_in_the_matrix_and_a_cell_without_one_
     for name, table in stored.items():
         pq.write_table(table, tmp_path / f"{name}.parquet")
     assets = [StoredAsset(name, role="evaluation", files={"": str(tmp_path / f"{name}.parquet")}) for name in stored]
-    nothing = SimpleNamespace()  # neither ledger nor payloads are asked for an evaluation
+    nothing = SimpleNamespace()  # the pages of an evaluation read neither ledger nor payloads
     client = serve(
         review_app(ReviewedDeployment("here", nothing, nothing, "test", lambda: assets), Door(user_header="X-User"))
     )

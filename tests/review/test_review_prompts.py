@@ -1,4 +1,4 @@
-"""Request bodies of every wire as the messages that a person reads."""
+"""Request bodies of every vendor's format as the messages that a person reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PNG = "iVBORw0KGgo="
 IMAGE = Part("user", image=f"data:image/png;base64,{PNG}")
 ASKED = [Part("system", "You label."), Part("user", "Where is it?")]
 
-# As the vendors document them.
+# Bodies as in the vendors' documentation.
 BODIES = {
     "openai chat": {
         "custom_id": "r-1",

@@ -1,4 +1,4 @@
-"""Rows are data: whatever they hold, they stay text on the page."""
+"""Rows are data: any value stays text on the page."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ TAGS = {
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page, as far as it counts here."""
+    """A browser's parse of a page, as far as the tests need it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_a_table_of_hostile_rows_is_text(client):
     assert "<script>window.hurt = 1</script>" in page.text
     assert "{{ 7 * 7 }}{% raw %}" in page.text
     assert "␛[31mred" in page.text
-    assert len(client.get("/table/labels").text) < 100_000  # a cell of a megabyte is told by its beginning
+    assert len(client.get("/table/labels").text) < 100_000  # only the beginning of a cell of a megabyte is shown
 
 
 def test_a_table_without_rows_says_so_and_one_whose_rows_a_filter_hides_says_that(client):
@@ -163,7 +163,7 @@ def test_a_hostile_key_leads_to_its_row(client):
     links = [a["data-row"] for tag, a in page.tags if tag == "tr" and "data-row" in a]
     assert len(links) == len(HOSTILE)
     for link, value in zip(links, HOSTILE.values(), strict=True):
-        if len(value) < 1_000:  # an address of a megabyte is refused by the server
+        if len(value) < 1_000:  # the server refuses an address of a megabyte
             read(client, link)
 
 

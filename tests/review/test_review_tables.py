@@ -1,4 +1,4 @@
-"""Stored tables: filters, search, facets and pages, over what IO managers leave behind."""
+"""Stored tables of IO managers: filters, search, facets and pages."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_search_looks_through_all_texts_and_pages_follow_each_other(browser, ass
     assert [row["id"] for row in found.rows] == [n for n in reversed(range(120)) if n % 3 == 0]
     pages = [browser.read(asset, View(order="id", page=number)) for number in (1, 2, 3)]
     assert [row["id"] for page in pages for row in page.rows] == list(range(120))
-    # The same without an order, and with one in which most rows are equal.
+    # The same holds without an order, and with an order in which most rows are equal.
     for order in ("", "label", "-label"):
         pages = [browser.read(asset, View(order=order, page=number)) for number in (1, 2, 3)]
         assert sorted(row["id"] for page in pages for row in page.rows) == list(range(120))

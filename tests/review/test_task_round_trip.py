@@ -1,4 +1,4 @@
-"""Rows go out as tasks and come back as judgments: the same rows, the same weights, once; wrong files are told."""
+"""Rows exported as tasks and imported as judgments: the same rows and weights, once; wrong files are reported."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def taken(path, format_name, standing=(), annotator=None, now=NOW, form=FORM):
 
 
 def studio(path, **annotation):
-    """What Label Studio exports of the imported tasks when each was annotated by taking over the prediction."""
+    """Write Label Studio's export of the imported tasks after each prediction was accepted."""
     exported = json.loads(path.read_text())
     for number, task in enumerate(exported):
         at = "2026-11-26T10:00:00.000000Z"
@@ -83,7 +83,7 @@ def argilla(path):
 
 
 def filled(path, change=lambda row: None, encoding="utf-8", delimiter=","):
-    """What a spreadsheet makes of the file when each row is answered."""
+    """Fill in each row of the file, as a spreadsheet does."""
     rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline="")))
     answer = {
         "topic": "bug",
@@ -139,19 +139,19 @@ def test_a_file_that_is_imported_twice_adds_nothing_and_a_changed_answer_is_news
     path = ROUND_TRIPS[format_name](written(tmp_path, format_name))
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
     first, at_once = taken(path, format_name), taken(path, format_name, now=NOW + timedelta(1))
-    # Two who import at once find the same ledger.
+    # Two people who import at once read the same ledger.
     ledger.judgments.add_all(first.judgments)
     ledger.judgments.add_all(at_once.judgments)
     said = ledger.judgments.read("test", "tickets")
     assert len(said) == len(KEYS)
     again = taken(path, format_name, said)
     assert (again.judgments, again.known) == ((), len(KEYS))
-    # Label Studio would say when it was changed, and Parquet is no text to change one in.
+    # Label Studio would export the time of a change, and Parquet is not a text in which one can be made.
     if format_name in ("csv", "argilla"):
         path.write_bytes(path.read_bytes().replace(b"Bonn", b"Ulm!"))
         changed = taken(path, format_name, said).judgments
         assert {one.answer["place"]["city"] for one in changed} == {"Ulm!"}
-        # And back again: that is said once more, not the first time.
+        # A change back is recorded as a new judgment, and the first one does not count instead.
         ledger.judgments.add_all(changed)
         path.write_bytes(path.read_bytes().replace(b"Ulm!", b"Bonn"))
         ledger.judgments.add_all(taken(path, format_name, ledger.judgments.read("test", "tickets")).judgments)
@@ -168,7 +168,7 @@ def test_what_a_person_said_on_the_page_since_is_not_taken_back_by_the_same_file
     corrected = [replace(one, form_id=f"page-{number}", **later) for number, one in enumerate(first)]
     again = taken(path, "csv", [*first, *corrected], now=NOW + timedelta(days=1))
     assert (again.judgments, again.known + again.older) == ((), len(KEYS))
-    # Of what that file never said, nobody knows which is newer: it was given by somebody, now.
+    # For a new answer in the file, the time is unknown: it counts as given now.
     path.write_bytes(path.read_bytes().replace(b"Bonn", b"Ulm!"))
     assert len(taken(path, "csv", [*first, *corrected]).judgments) == len(KEYS)
 
@@ -196,7 +196,7 @@ def test_skipped_and_undecidable_tasks_are_that_and_untouched_ones_are_nothing(t
         {"from_name": "llm_comment", "type": "textarea", "value": {"text": ["Why?"]}},
     ]
     exported[2]["annotations"] = []
-    # Somebody annotated it again, and another did so too.
+    # The annotator changed the answer, and another one annotated it too.
     last = {**exported[3]["annotations"][0], "updated_at": "2026-11-26T11:00:00Z", "was_cancelled": True}
     other = {**exported[3]["annotations"][0], "completed_by": {"id": 7, "email": "bob@example.com"}}
     exported[3]["annotations"] = [last, *exported[3]["annotations"], other]
@@ -216,7 +216,7 @@ def test_skipped_and_undecidable_tasks_are_that_and_untouched_ones_are_nothing(t
 
 
 def excel(row):
-    """Excel takes text for numbers and dates, where it can."""
+    """Fill in the row as Excel does, which turns texts into numbers and dates."""
     row["id"] = {"00123": "123", "2026-01-02": "02.01.2026"}.get(row["id"], row["id"])
     row["partition"] = "01.01.2026"
     row["urgent"] = "WAHR"
