@@ -1,4 +1,4 @@
-"""A code location over the emulated provider, and the means to run it, tick its sensor and read what Dagster knows."""
+"""A code location over the emulated provider: run it, tick its sensor, and read Dagster's records."""
 
 import inspect
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ class TicketLabel(BaseModel):
 
 
 def tickets(count: int = 3, prefix: str = "t") -> pl.DataFrame:
-    """Rows whose keys and texts are unique by prefix."""
+    """Return rows whose keys and texts are unique by prefix."""
     return pl.DataFrame(
         {
             "ticket_id": [f"{prefix}-{n}" for n in range(count)],
@@ -36,12 +36,12 @@ def tickets(count: int = 3, prefix: str = "t") -> pl.DataFrame:
 
 
 def by_partition(context: Any) -> pl.DataFrame:
-    """A rows function: three rows of their own for every partition."""
+    """Return three different rows for every partition, as a rows function does."""
     return tickets(3, context.partition_key or "t")
 
 
 def labeled(**changes: Any) -> list[dg.AssetsDefinition]:
-    """The usual dataset, with changes."""
+    """Return the usual dataset, with changes."""
     usual: dict[str, Any] = {
         "name": LABELS,
         "rows": by_partition,
@@ -56,7 +56,7 @@ def labeled(**changes: Any) -> list[dg.AssetsDefinition]:
 
 
 def sensor_within(bounds: TickBounds) -> dg.SensorDefinition:
-    """The usual sensor, whose ticks do another amount of work."""
+    """Return the usual sensor, whose ticks do another amount of work."""
     declared = inspect.signature(build_llm_batch_sensor).parameters.values()
     return bounded_sensor(bounds, **{parameter.name: parameter.default for parameter in declared})
 
@@ -87,7 +87,7 @@ class CodeLocation:
     def run(
         self, *names: str, partition: str | None = None, span: tuple[str, str] | None = None, **more: Any
     ) -> dg.ExecuteInProcessResult:
-        """One run of these assets; `span` makes it a range run. Failures do not raise."""
+        """Run these assets; `span` makes it a range run. Failures do not raise."""
         tags = dict(more.pop("tags", {}))
         if span is not None:
             tags |= {"dagster/asset_partition_range_start": span[0], "dagster/asset_partition_range_end": span[1]}
@@ -104,13 +104,13 @@ class CodeLocation:
         return self.run(*LANDING, **where)
 
     def land(self, **where: Any) -> dg.ExecuteInProcessResult:
-        """From rows to labels."""
+        """Submit rows, and materialize their labels."""
         assert self.submit(**where).success
         self.emulator.settle()
         return self.collect(**where)
 
     def tick(self) -> Any:
-        """One evaluation of the sensor, as the daemon would make it; its requests are not launched."""
+        """Evaluate the sensor once, as the daemon does; its run requests are not launched."""
         with dg.build_sensor_context(
             instance=self.instance,
             instance_ref=self.instance.get_ref() if self.instance.is_persistent else None,
@@ -121,13 +121,13 @@ class CodeLocation:
             return self.repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context)
 
     def launch(self, request: Any) -> dg.ExecuteInProcessResult:
-        """What the daemon does with a run request."""
+        """Launch a run request, as the daemon does."""
         names = [key.to_user_string() for key in request.asset_selection]
         tags = {**request.tags, "dagster/run_key": request.run_key}
         return self.run(*names, partition=request.partition_key, tags=tags, run_config=request.run_config or None)
 
     def engine(self) -> Engine:
-        """The engine that runs use, to look at the ledger and to make time pass. Close its ledger."""
+        """Return the engine that runs use, to read the ledger and to make time pass. Close its ledger."""
         with dg.build_init_resource_context(instance=self.instance) as context:
             self.resource.setup_for_execution(context)
         return self.resource.engine()
@@ -136,7 +136,7 @@ class CodeLocation:
         return self.instance.get_materialized_partitions(dg.AssetKey.from_user_string(name))
 
     def materializations(self, name: str = LABELS) -> dict[str | None, Any]:
-        """The newest materialization of each partition."""
+        """Return the newest materialization of each partition."""
         records = self.instance.fetch_materializations(dg.AssetKey.from_user_string(name), limit=1000).records
         return {record.partition_key: record.asset_materialization for record in reversed(records)}
 
@@ -144,12 +144,12 @@ class CodeLocation:
         return {key: value.value for key, value in self.materializations(name)[partition].metadata.items()}
 
     def failed(self, partitions: list[str], partitions_def: Any, name: str = LABELS) -> set[str]:
-        """Partitions that Dagster shows as failed."""
+        """Return the partitions that Dagster shows as failed."""
         status = self.instance.get_status_by_partition(dg.AssetKey(name), partitions, partitions_def) or {}
         return {key for key, value in status.items() if value is not None and value.name == "FAILED"}
 
     def checks(self, result: dg.ExecuteInProcessResult) -> dict[tuple[str | None, str], bool]:
-        """The verdicts of one run by partition and check."""
+        """Return the check results of one run, by partition and check."""
         found = [
             e.asset_check_evaluation_data for e in result.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"
         ]
@@ -165,7 +165,7 @@ def observations(result: dg.ExecuteInProcessResult) -> list[Any]:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """Everything that the failed steps of a run say."""
+    """Return the errors of a run's failed steps, as text."""
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     assert failures, "no step failed"
     return "\n".join(f"{one.error_display_string} {one.user_failure_data}" for one in failures)

@@ -26,14 +26,14 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def stored() -> Iterator[dg.DagsterInstance]:
-    """An instance on disk. Sensors see dynamic partitions only there."""
+    """Yield an instance on disk. Sensors see dynamic partitions only there."""
     with dg.instance_for_test() as one:
         yield one
 
 
 @pytest.fixture
 def make(emulator: Emulator, instance: dg.DagsterInstance) -> Callable[..., CodeLocation]:
-    """A code location with these assets."""
+    """Return a function that makes a code location with these assets."""
 
     def with_assets(*assets: Any, **options: Any) -> CodeLocation:
         return CodeLocation(emulator, instance, *assets, **options)

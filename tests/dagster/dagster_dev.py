@@ -1,4 +1,4 @@
-"""A real `dagster dev` and a real emulator, each a process of its own, spoken to over loopback and ended for sure."""
+"""A real `dagster dev` and a real emulator as processes, used over loopback and always ended."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from tests.processes import command_lines
 
 MARK = "DAGSTER_LLM_BATCH_LIVE_TEST"
 
-# Background jobs of a shell have interrupts ignored, and ignored ones are inherited: nothing could stop them kindly.
+# Background jobs of a shell ignore interrupts, and their children inherit this: only SIGKILL could end them.
 _DEFAULT_SIGNALS = (
     "import os, signal, sys; "
     "[signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)]; "
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def until(what: str, look: Callable[[], Any], log: Path, seconds: float = 600.0) -> Any:
-    """Poll until `look` gives something true; what it gave."""
+    """Poll until `look` returns a true value, and return this value."""
     end = time.monotonic() + seconds
     while True:
         if found := look():
@@ -48,7 +48,7 @@ def until(what: str, look: Callable[[], Any], log: Path, seconds: float = 600.0)
 def process(
     mark: str, command: list[str], env: Mapping[str, str], log: Path, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process group that does not outlive the block, nor does anything that it started."""
+    """Start a process in its own group. After the block, it and all processes that it started are ended."""
     with log.open("wb") as out:
         running = subprocess.Popen(
             [sys.executable, "-c", _DEFAULT_SIGNALS, *command],
@@ -70,7 +70,7 @@ def process(
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         ends = time.monotonic() + 30
-        while (pids := marked(mark)) and time.monotonic() < ends:  # a process that is killed may just have started one
+        while (pids := marked(mark)) and time.monotonic() < ends:  # a killed process may just have started one
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -78,12 +78,12 @@ def process(
 
 
 def marked(mark: str) -> list[int]:
-    """Processes that were started, at whatever distance, with this mark in their environment."""
+    """Return the processes with this mark in their environment, also indirectly started ones."""
     return [pid for pid, (_, environment) in command_lines().items() if f"{MARK}={mark}" in environment.split()]
 
 
 class DagsterDev:
-    """A running `dagster dev`, asked by GraphQL."""
+    """A running `dagster dev`, with its GraphQL."""
 
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
@@ -108,7 +108,7 @@ class DagsterDev:
         return bool(nodes["repositoriesOrError"].get("nodes"))
 
     def assets(self, fields: str) -> dict[str, list[dict[str, Any]]]:
-        """What GraphQL says of the assets of each code location, by the name of its file."""
+        """Return these fields of the assets of each code location, by the name of its file, from GraphQL."""
         nodes = f"nodes {{ location {{ name }} {fields} }}"
         said = self.ask(f"{{ repositoriesOrError {{ ... on RepositoryConnection {{ {nodes} }} }} }}")
         return {node["location"]["name"]: node["assetNodes"] for node in said["repositoriesOrError"]["nodes"]}
@@ -116,7 +116,7 @@ class DagsterDev:
 
 @contextlib.contextmanager
 def emulator(folder: Path, pace_seconds: float = 1.0) -> Iterator[dict[str, str]]:
-    """The emulator as a process; what it says to export."""
+    """Run the emulator as a process; yield the environment variables that it prints."""
     log = folder / "emulator.log"
     command = [sys.executable, "-m", "dagster_llm_batch.testing.emulator", "--pace-seconds", str(pace_seconds)]
     with process(f"{folder}/emulator", command, {}, log):
@@ -129,9 +129,9 @@ def emulator(folder: Path, pace_seconds: float = 1.0) -> Iterator[dict[str, str]
 def dagster_dev(
     folder: Path, definitions: Path | list[Path], env: Mapping[str, str], settings: str = ""
 ) -> Iterator[DagsterDev]:
-    """Webserver and daemon over their own Dagster home below `folder`, which they find again; `settings`: more YAML.
+    """Run webserver and daemon on a Dagster home below `folder`, which a second call reuses; `settings` is more YAML.
 
-    Each file of `definitions` is a code location of its own.
+    Each file of `definitions` is a separate code location.
     """
     home = folder / "home"
     home.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A small project to evaluate in: assets of tables by day, a real instance, and what was stored and shown in it."""
+"""A small project for evaluations: assets of tables by day, and a real instance with its tables and metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table(labels, ids, column="topic", **more):
 
 
 def source(name, labels, *, partitions_def=DAYS, frame="arrow", column="topic", costs=True):
-    """A real asset that stores one table a partition; without partitions, all rows."""
+    """Return a real asset that stores one table a partition; without partitions, all rows."""
 
     @dg.asset(name=name, partitions_def=partitions_def)
     def produced(context):
@@ -62,13 +62,13 @@ class EvaluationProject:
             self.run(assets, partition=partition)
 
     def failure(self, assets, select, **run):
-        """The message of the only failed step."""
+        """Return the message of the only failed step."""
         result = self.run(assets, select=select, succeeds=False, **run)
         [failed] = [event for event in result.all_node_events if event.is_step_failure]
         return failed.step_failure_data.user_failure_data.description
 
     def stored(self, key, partition=None):
-        """A table as it was given to the IO manager."""
+        """Load a table as the IO manager stored it."""
         defs = dg.Definitions(assets=self.assets, resources=self.resources)
         return defs.load_asset_value(key, instance=self.instance, partition_key=partition)
 
@@ -82,6 +82,6 @@ class EvaluationProject:
 
 
 def rows(stored):
-    """Rows by candidate, of a frame of any kind."""
+    """Return rows by candidate, from any kind of frame."""
     frame = pl.from_pandas(stored) if isinstance(stored, pd.DataFrame) else pl.from_arrow(pa.table(stored))
     return {row["candidate"]: row for row in frame.to_dicts()}

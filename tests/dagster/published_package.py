@@ -1,4 +1,4 @@
-"""The package as it is published, in a project outside of this checkout."""
+"""The published package, in a project outside of this checkout."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = ROOT / "requirements" / "dev.txt"
 SHARE = f"{sys.executable} {ROOT / 'tests' / 'byte_code.py'}"
-"""The command that spares a new environment, named behind it, from compiling what is compiled here."""
+"""A command that gives a new environment, its last argument, the byte code of this one, which saves compiling it."""
 
 
 def uv() -> str:
@@ -19,7 +19,7 @@ def uv() -> str:
 
 
 def built(folder: Path, *kinds: str) -> list[Path]:
-    """Wheel or sdist of this checkout; without `kinds`, the sdist, and the wheel from it."""
+    """Build the wheel or sdist of this checkout; without `kinds`, the sdist, and the wheel from it."""
     done = subprocess.run(
         [uv(), "build", "--quiet", "--out-dir", str(folder), *kinds, str(ROOT)],
         capture_output=True,
@@ -31,7 +31,7 @@ def built(folder: Path, *kinds: str) -> list[Path]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """This process's variables, but for those that lead to this checkout."""
+    """Return this process's variables without the ones that lead to this checkout."""
     dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "VIRTUAL_ENV", "DAGSTER_HOME"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     home.mkdir(exist_ok=True)

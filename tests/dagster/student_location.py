@@ -1,4 +1,4 @@
-"""What `dagster-llm-batch answer` loads in a process of its own: an asset that holds a student."""
+"""The code location that `dagster-llm-batch answer` loads in a separate process: an asset that holds a student."""
 
 import dagster as dg
 
@@ -7,7 +7,7 @@ from dagster_llm_batch import HiveParquetIOManager
 
 @dg.asset(name="student")
 def stored() -> None:
-    """A student, which a test has stored in its place."""
+    """Stand for a student that a test has stored."""
 
 
 defs = dg.Definitions(assets=[stored], resources={"io_manager": HiveParquetIOManager(root=dg.EnvVar("TABLES"))})

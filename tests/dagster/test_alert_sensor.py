@@ -1,4 +1,4 @@
-"""The sensor that tells people: each failed check and each failed tick once, and nothing else."""
+"""The sensor that sends alerts: each failed check and each failed tick once, and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from dagster_llm_batch.testing.emulator import RowFault
 
 
 class Alerts:
-    """The sensor over a code location, and what it told."""
+    """The sensor over a code location, and its alerts."""
 
     def __init__(self, location: CodeLocation) -> None:
         self.told: list[str] = []
@@ -53,7 +53,7 @@ class Alerts:
         self.told.append(text)
 
     def tick(self) -> Any:
-        """One evaluation. A daemon keeps the cursor of a tick that went well alone."""
+        """Evaluate the sensor once. A daemon keeps the cursor only of a tick that succeeded."""
         with dg.build_sensor_context(
             instance=self._location.instance, repository_def=self._location.repository, cursor=self.cursor
         ) as context:
@@ -72,7 +72,7 @@ ORIGIN = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file
 
 
 def error_of_tick(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, name: str) -> Any:
-    """The error of a sensor that fails in Dagster's own evaluation, as the daemon gets it from the code location."""
+    """Return the error of a sensor that fails in Dagster's evaluation, as the daemon gets it from the code location."""
     result = get_external_sensor_execution(
         repository, ORIGIN, instance.get_ref(), name, None, None, None, None, time.time()
     )

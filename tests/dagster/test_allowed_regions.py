@@ -31,7 +31,7 @@ class SureLabel(TicketLabel):
 
 
 def resource(**rules: Any) -> LLMBatchResource:
-    """Bedrock and a regional OpenAI in Europe, OpenAI without a region, and a server at an address of its own."""
+    """Return a resource with Bedrock and a regional OpenAI in Europe, OpenAI without a region, and a custom server."""
     return LLMBatchResource(
         bedrock=BedrockBatchResource(
             role_arn="arn:aws:iam::123456789012:role/r", s3_uri="s3://bucket/f", region_name="eu-west-1"
@@ -141,7 +141,7 @@ def test_each_resource_has_rules_of_its_own():
 
 
 def in_region(emulator, instance, region):
-    """The usual code location, whose server runs in this region."""
+    """Return the usual code location, whose server runs in this region."""
     openai = {"runs_in": region}
     return CodeLocation(emulator, instance, *labeled(), openai=openai, allowed_regions=["eu"])
 
@@ -155,7 +155,7 @@ def test_labels_land_where_the_region_is_allowed(emulator, instance):
 def test_a_region_from_a_variable_is_checked_where_it_is_set_and_nothing_is_sent(emulator, instance, monkeypatch):
     monkeypatch.delenv("REGION_OF_SERVER", raising=False)
     location = in_region(emulator, instance, dg.EnvVar("REGION_OF_SERVER"))
-    # Not set: it loads, and the run is refused.
+    # Without the variable, the definitions load and the run is refused.
     assert "REGION_OF_SERVER, which is not set" in failure(location.submit())
     monkeypatch.setenv("REGION_OF_SERVER", "us")
     with pytest.raises(ConfigError, match=r"which runs in 'us'. Allowed by allowed_regions: 'eu'."):
@@ -167,7 +167,7 @@ def test_a_region_from_a_variable_is_checked_where_it_is_set_and_nothing_is_sent
 
 @pytest.fixture
 def launched(emulator, instance):
-    """Run an asset with a resource whose rule comes with the launch, so that no load has checked it."""
+    """Return a function that runs an asset with a rule from the launch's configuration, unchecked at load."""
 
     def run(name):
         openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url, runs_in="us")

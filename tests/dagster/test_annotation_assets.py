@@ -1,4 +1,4 @@
-"""Gold from judgments in a real Dagster: what people said of rows becomes one label a row, with weights."""
+"""Gold from judgments in a real Dagster: people's judgments of rows become one label a row, with weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRAWN = {"sample_weight": 2.0, "sample_round": 1, "sample_rows": 12, "sample_par
 
 
 def stored_labels(ids: list[Any], topic: str = "bug", partitions_def: Any = None) -> dg.AssetsDefinition:
-    """Stands where the labels of `labeled()` would."""
+    """Return an asset in the place of the labels of `labeled()`."""
 
     @dg.asset(name=LABELS, partitions_def=partitions_def)
     def produced() -> Any:
@@ -31,7 +31,7 @@ def stored_labels(ids: list[Any], topic: str = "bug", partitions_def: Any = None
 
 
 def judgment(row: Any, who: str, topic: str | None, *, at: datetime | None = None, **more: Any) -> Judgment:
-    """Somebody says that a row is of a topic; None: that it cannot be decided."""
+    """Return a person's judgment that a row has this topic; None: that it is undecidable."""
     usual: dict[str, Any] = {
         "form_id": f"form-{next(FORM)}",
         "namespace": "default",
@@ -50,7 +50,7 @@ def judgment(row: Any, who: str, topic: str | None, *, at: datetime | None = Non
 def gold_of(
     location: Any, *judgments: Judgment, name: str = "gold", partition: str | None = None
 ) -> list[dict[str, Any]]:
-    """Record what was said, make gold of it, and return its rows."""
+    """Record judgments, make gold of them, and return its rows."""
     say(location, *judgments)
     result = location.run(name, f"{name}_raters", partition=partition)
     assert result.success, failure(result)
@@ -71,7 +71,7 @@ def rows_of(location: Any, name: str = "gold", partition: str | None = None) -> 
 
 @pytest.fixture
 def place(make: Any) -> Any:
-    """A code location with stored labels and gold beside them."""
+    """Return a function that makes a code location with stored labels and gold."""
 
     def with_labels(ids: list[Any], *more: dg.AssetsDefinition, namespace: str = "default", **arguments: Any) -> Any:
         own = arguments.pop("partitions_def", None)
@@ -121,7 +121,7 @@ class TestGold:
 
     @pytest.mark.slow
     def test_from_three_people_on_one_who_errs_counts_less(self, place):
-        """Bob and Eve say the same wrong thing where they know nothing. Of the last row only they and Ada speak."""
+        """Let Bob and Eve give the same wrong answers to rows they guess. Only they and Ada judge the last row."""
         ids = [f"t{n}" for n in range(40)]
         location = place(ids)
         truth = ["bug", "how_to"] * 20
@@ -134,7 +134,7 @@ class TestGold:
         ]
         rows = gold_of(location, *said)
         by_key = {row["ticket_id"]: row["topic"] for row in rows}
-        # Two against one, but the one is always right.
+        # There are two against one, but the one is always right.
         assert [by_key[row] for row in ids] == truth
         assert location.metadata("gold")["llm_batch/method"] == "topic: dawid_skene"
         raters = {row["annotator"]: row for row in rows_of(location, "gold_raters")}
@@ -204,7 +204,7 @@ class TestGold:
         sources = {"gold": "gold", "candidates": [LABELS], "key": "ticket_id", "target": "topic"}
         assets = [*evaluation_assets(name="eval", **sources), *estimate_assets(name="totals", **sources)]
         location = place(ids, *assets)
-        # Twelve drawn: half of them, which are wrong, from a third as many rows.
+        # Twelve rows are drawn. Half of them are wrong, and come from a third as many rows.
         said = [
             judgment(
                 row, "ada", "how_to" if n < 6 else "bug", sample={**DRAWN, "sample_rows": 24, "sample_weight": weight}
@@ -232,7 +232,7 @@ class TestChecks:
         location = place([f"t{n}" for n in range(20)], min_seconds=0.5)
         say(location, *(judgment(f"t{n}", "ada", "bug", seconds=0.9) for n in range(20)))
         say(location, *(judgment(f"t{n}", "bob", "bug", seconds=0.2 if n < 3 else 0.9) for n in range(20)))
-        # Too few to say so.
+        # Four judgments are too few to name Eve.
         say(location, *(judgment(f"t{n}", "eve", "bug", seconds=0.1) for n in range(4)))
         result = location.run("gold")
         assert not location.checks(result)[None, "speed"]
@@ -290,7 +290,7 @@ class TestSensor:
             assert location.launch(request).success
             assert len(rows_of(location)) == n + 1
             assert not self.asked(location)
-        # What is left is what there was before.
+        # After the erasure, the judgments are the same as after the first one.
         ledger = location.engine().ledger
         ledger.judgments.erase("default", LABELS, None, ["t-1"])
         ledger.close()
@@ -315,10 +315,10 @@ class TestSensor:
         by_hand = annotation_assets(name="by_hand", candidates=dataset, target="topic", automation_condition=None)
         location = make(*dataset, *gold, *by_hand)
         say(location, judgment("t-0", "ada", "bug", partition=DAYS[3]))
-        # That day is none of the dataset's any more.
+        # The dataset does not have that day any more.
         say(location, judgment("t-0", "ada", "bug", partition="1999-01-01"))
         [request] = location.tick().run_requests
         assert request.partition_key == DAYS[3]
-        # The labels are not there, so that it fails: it is not asked for again until somebody judges.
+        # The labels are missing, so the run fails. It is requested again after the next judgment.
         assert not location.launch(request).success
         assert not location.tick().run_requests

@@ -1,4 +1,4 @@
-"""What is misspelled or of a wrong kind is refused where it is written, with the right name or form."""
+"""A misspelled argument, or one of a wrong kind, is refused where it is written, with the right name or form."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _PUBLIC = {
     **{one.__name__: one for one in (SparkWorkers, RayWorkers, FlinkRows)},
 }
 _NOT_WRITTEN = {"RowsContext", "KafkaWindow", "Student"}
-"""Given to users, and not made by them."""
+"""Users get these, and do not create them."""
 
 FACTORIES = {
     name: one
@@ -111,7 +111,7 @@ def test_an_unknown_argument_is_refused_with_the_nearest_right_name(name: str) -
 
 @table("name", [*FACTORIES, *SETTINGS])
 def test_an_argument_of_another_kind_is_refused_with_its_name(name: str) -> None:
-    """Of each: what nobody could mean."""
+    """Give each argument a value that is certainly wrong."""
     called = {**FACTORIES, **SETTINGS}[name]
     hints = get_type_hints(called if is_dataclass(called) else getattr(called, "__init__", called))
     hints = hints if is_dataclass(called) or isinstance(called, type) else get_type_hints(called)
@@ -177,7 +177,7 @@ ADDRESSED: dict[str, tuple[Any, dict[str, Any]]] = {
 @table("url", ["", "https://llm.internal/v1\n", "https://llm internal/v1"])
 @table("name", ADDRESSED)
 def test_an_address_of_a_variable_that_is_empty_or_has_a_line_break_is_not_the_vendors_own(name: str, url: str) -> None:
-    """`dg.EnvVar` of a variable that is set to nothing would else send key and rows to the vendor."""
+    """Refuse it: `dg.EnvVar` of an empty variable would otherwise send key and rows to the vendor."""
     resource, given = ADDRESSED[name]
     with pytest.raises(ConfigError, match="is no web address"):
         resource(**given, **{"endpoint_url" if name == "bedrock" else "base_url": url}).provider()
@@ -210,7 +210,7 @@ def test_settings_beside_those_of_an_aws_resource_are_checked_alike() -> None:
 
 
 class _Aws:
-    """The fields of dagster-aws that `like` takes over."""
+    """The fields of dagster-aws that `like` copies."""
 
     def __init__(self) -> None:
         vars(self).update(

@@ -1,4 +1,4 @@
-"""Checks by partition, and what goes on from labels: exactly the good partitions, of any age, once."""
+"""Checks by partition, and automation that starts from labels: exactly the good partitions, of any age, once."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class Automation:
 
 
 def spoil(emulator, day):
-    """One of the three rows of a day is refused: its coverage is 67 %."""
+    """Let one of the three rows of a day be refused, so that its coverage is 67 %."""
     emulator.inject(RowFault(containing=f"{day}-1?", status_code=400))
 
 
@@ -120,7 +120,7 @@ def test_landing_the_same_partition_in_range_runs_again_and_again_keeps_its_chec
 
 
 def check_records(location, name):
-    """What Dagster has of a check: (partition, status, evaluation), the newest first."""
+    """Return Dagster's records of a check: (partition, status, evaluation), newest first."""
     key = dg.AssetCheckKey(dg.AssetKey(LABELS if name != "sent" else BATCH), name)
     records = location.instance.event_log_storage.get_asset_check_execution_history(key, limit=100)
     return [(record.partition, record.status.value, record.evaluation) for record in records]
@@ -209,7 +209,7 @@ def test_coverage_counts_rows_and_parse_rate_counts_replies(make, emulator):
     emulator.inject(RowFault(containing="t-1?", status_code=400), RowFault(containing="t-2?", kind="truncated"))
     location = make(*labeled(checks=Checks(min_coverage=0.3, min_parse_rate=0.9)))
     location.submit()
-    for _ in range(3):  # a reply that does not fit is asked for once more
+    for _ in range(3):  # an invalid reply is retried once
         emulator.settle()
         result = location.collect()
     assert location.checks(result) == {(None, "coverage"): True, (None, "parse_rate"): False, (None, "spend"): True}
@@ -300,7 +300,7 @@ def test_an_empty_partition_passes_its_checks(make):
     result = location.land()
     assert set(location.checks(result).values()) == {True}
     told = {check.check_name: check for check in result.get_asset_check_evaluations()}
-    # Of nothing there is no share.
+    # Without rows, there is no share.
     for name, subject in (("coverage", "rows"), ("parse_rate", "replies")):
         assert told[name].description == f"There are no {subject} to judge."
         assert f"llm_batch/{name}" not in told[name].metadata
@@ -367,7 +367,7 @@ def test_what_a_limit_stops_lands_with_a_failed_check_that_says_what_is_left_and
 
 @pytest.mark.parametrize(("lane", "least"), [("batch", 0.95), ("real time", 0.5), ("fallback", 0.5)])
 def test_what_is_not_asked_again_for_money_fails_the_coverage_and_says_which_limit(instance, lane, least):
-    """Three replies of four fit; to ask again costs what is left no more."""
+    """Let three replies of four fit. The rest of the budget does not cover a retry."""
 
     def answer(body, endpoint):
         fits = "Subject t 1" not in str(body)
@@ -429,7 +429,7 @@ def test_a_run_whose_batches_were_sent_has_a_check_that_passed(make):
 
 
 def test_a_refused_batch_is_an_error_with_what_the_provider_said(make, emulator):
-    # A provider's text is no template: braces in it are shown as they came.
+    # A provider's text is not a template: braces in it are shown unchanged.
     emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=400, message="{error} {0} {", times=None))
     [one] = sent_check(make(*labeled()).submit())
     assert not one.passed
@@ -439,7 +439,7 @@ def test_a_refused_batch_is_an_error_with_what_the_provider_said(make, emulator)
 
 
 def execute_all(location: CodeLocation, *names: str) -> dict[str, Any]:
-    """What "Execute all" on a page of checks does: a run of checks alone, without a partition."""
+    """Run only checks, without a partition, as "Execute all" on a page of checks does."""
     job = location.defs.resolve_implicit_global_asset_job_def()
     keys = {key for key in job.asset_layer.asset_graph.asset_check_keys if key.asset_key.to_user_string() in names}
     subset = job.get_subset(asset_selection=set(), asset_check_selection=keys)
@@ -466,7 +466,7 @@ def test_execute_all_without_a_partition_fails_for_each_partition_that_failed(ma
 
 
 def sent_verdicts(location: CodeLocation) -> dict[str | None, tuple[bool, str]]:
-    """The newest verdict of the check `sent` on each partition."""
+    """Return the newest result of the check `sent` on each partition."""
     told: dict[str | None, tuple[bool, str]] = {}
     for partition, one in check_history(location.instance, dg.AssetCheckKey(dg.AssetKey(BATCH), "sent"), 100):
         told.setdefault(partition, (one.passed, one.description or ""))

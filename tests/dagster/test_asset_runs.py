@@ -1,4 +1,4 @@
-"""Runs over one partition and over many: each partition has its own outcome, and materializing early does no harm."""
+"""Runs over one partition and over many: each partition has its own outcome, and an early run does no harm."""
 
 from dataclasses import replace
 from itertools import product
@@ -34,7 +34,7 @@ FIRST_FOUR = (DAYS[0], DAYS[3])
 def test_one_run_over_thirty_partitions_gives_each_its_own_submission_version_metadata_and_checks(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     assert location.submit(span=ALL).success
-    assert len(emulator.books.batches) == 1  # shared by all of them
+    assert len(emulator.books.batches) == 1  # all partitions share it
     emulator.settle()
     result = location.collect(span=ALL)
     assert result.success
@@ -50,7 +50,7 @@ def test_one_run_over_thirty_partitions_gives_each_its_own_submission_version_me
 
 
 class Meanwhile(dg.IOManager):
-    """Stores tables; before the first one something else happens."""
+    """Stores tables; something else happens before the first one."""
 
     def __init__(self):
         self.happens = None
@@ -184,7 +184,7 @@ def test_collecting_too_early_is_a_green_run_that_observes_and_skips_downstream(
     )
     assert location.landed() == set()
     assert location.landed("after") == set()
-    assert all(location.checks(result).values())  # there is nothing to judge, and each ends
+    assert all(location.checks(result).values())  # each check passes without rows
 
 
 def test_of_a_range_the_ready_partitions_land_and_the_others_are_observed(make, emulator):
@@ -341,7 +341,7 @@ def test_a_changed_prompt_supersedes_what_is_in_flight_and_never_reads_its_answe
     assert location.metadata()["llm_batch/submission_id"] == newer.submission_id
     assert older.delivered_at is not None
     [shard] = engine.ledger.shards.of_submission(older.submission_id)
-    assert engine.payloads.exists(beside(shard, RAW))  # stored, though nothing reads it
+    assert engine.payloads.exists(beside(shard, RAW))  # stored, but not read
     engine.ledger.close()
     assert len(emulator.books.executions) == 6
 
@@ -352,7 +352,7 @@ def test_a_busy_provider_leaves_batches_planned_and_the_submission_green(make, e
     result = location.submit()
     assert result.success
     assert location.metadata(BATCH)["llm_batch/batches_when_sent"] == "1 shard planned"
-    assert location.collect().success  # sends it
+    assert location.collect().success  # the run sends it
     emulator.settle()
     assert location.collect().success
     assert location.metadata()["dagster/partition_row_count"] == 3

@@ -1,4 +1,4 @@
-"""The sensor: it looks, asks for runs, and never sends. Each test ticks it as the daemon would."""
+"""The sensor looks, requests runs, and never sends. Each test ticks it as the daemon does."""
 
 import io
 import sqlite3
@@ -23,7 +23,7 @@ RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_ra
 
 
 def asked(tick):
-    """(first, last) partition of each run request."""
+    """Return the (first, last) partition of each run request."""
     return [
         (r.partition_key, r.partition_key) if r.partition_key else tuple(r.tags.get(name) for name in RANGE_TAGS)
         for r in tick.run_requests
@@ -31,7 +31,7 @@ def asked(tick):
 
 
 def at_turn(location):
-    """As if every batch's turn to be polled had come."""
+    """Make every batch due for polling."""
     change(location, "polled_at = null")
 
 
@@ -39,7 +39,7 @@ _OF_BATCH = {"polled_at", "sent_at", "submitted_at", "done"}
 
 
 def change(location, assignment, table=None):
-    """Change all of a table behind the back of the code under test."""
+    """Change all rows of a table, bypassing the code under test."""
     table = table or ("batch" if assignment.split()[0] in _OF_BATCH else "shard")
     ledger = Path(location.instance.storage_directory()) / "llm_batch" / "ledger.sqlite"
     connection = sqlite3.connect(ledger)
@@ -130,7 +130,7 @@ def test_a_batch_that_was_sent_elsewhere_and_adopted_lands_in_the_run_that_the_s
     adopter = Adopter(labeling, engine.deployment)
     with adopter.look(tickets(), partition="", batch_id=batch_id, request_file=kept) as adoption:
         submission = adopter.store(adoption)
-    # Nobody has collected it yet: the run does.
+    # The adopted batch is not collected yet: the run does that.
     assert len(location.tick().run_requests) == 1
     assert location.collect().success
     landed = location.instance.get_latest_materialization_event(dg.AssetKey(LABELS)).asset_materialization
@@ -199,7 +199,7 @@ def test_of_many_landed_partitions_the_newest_materialization_of_each_counts(mak
     assert location.launch(request).success
     by_hand = dg.AssetMaterialization(LABELS, partition=DAYS[1])
     location.instance.report_runless_asset_event(by_hand)
-    change(location, "delivered_at = NULL", "submission")  # the run died before the ledger knew
+    change(location, "delivered_at = NULL", "submission")  # the run died before it updated the ledger
     assert asked(tick(location)) == [(DAYS[1], DAYS[1])]
 
 
@@ -228,7 +228,7 @@ def test_other_code_locations_on_the_same_ledger_are_left_alone(make, emulator):
     ours.submit(partition=DAYS[0])
     before = len(emulator.books.calls)
     assert theirs.tick().skip_message == "no batches in flight"
-    assert len(emulator.books.calls) == before  # not even polled: their credentials may be other ones
+    assert len(emulator.books.calls) == before  # not even polled, since their credentials may differ
     emulator.settle()
     assert tick(theirs).run_requests == []
     assert asked(tick(ours)) == [(DAYS[0], DAYS[0])]
@@ -240,7 +240,7 @@ def test_another_account_is_never_asked_about_a_batch_since_it_would_call_it_los
         moved = CodeLocation(other, instance, *labeled())
         with pytest.raises(LLMBatchError, match=r"needs a person: .* wait; 127.0.0.1"):
             tick(moved)
-        assert "wait; 127.0.0.1" in tick(moved).skip_message  # it was told just now
+        assert "wait; 127.0.0.1" in tick(moved).skip_message  # it was reported just now
         assert other.books.calls == []
     emulator.settle()
     [request] = tick(CodeLocation(emulator, instance, *labeled())).run_requests
@@ -253,7 +253,7 @@ def test_a_provider_that_is_not_configured_any_more_is_named(make):
     location.resources["llm_batch"] = LLMBatchResource()
     with pytest.raises(LLMBatchError, match="needs a person: No provider 'openai' is configured"):
         tick(location)
-    assert "No provider 'openai' is configured" in tick(location).skip_message  # it was told just now
+    assert "No provider 'openai' is configured" in tick(location).skip_message  # it was reported just now
 
 
 def test_two_namespaces_do_not_collect_each_others_batches(make, emulator):
@@ -265,7 +265,7 @@ def test_two_namespaces_do_not_collect_each_others_batches(make, emulator):
 def test_labels_that_another_run_has_landed_are_delivered_without_a_request(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     location.land(partition=DAYS[0])
-    change(location, "delivered_at = NULL", "submission")  # the run died after Dagster knew, before the ledger did
+    change(location, "delivered_at = NULL", "submission")  # the run died between Dagster's update and the ledger's
     assert tick(location).run_requests == []
     engine = location.engine()
     [submission] = engine.ledger.submissions.list_all("default")
@@ -361,7 +361,7 @@ def test_a_run_that_failed_is_asked_for_again_at_once_where_it_changed_something
     emulator.settle()
     [request] = tick(location).run_requests
     assert not location.launch(request).success
-    [again] = tick(location).run_requests  # the failed run has made progress: the raw results are stored now
+    [again] = tick(location).run_requests  # the failed run made progress: the raw results are stored now
     failed = location.launch(again)
     assert not failed.success
     third = tick(location)
@@ -400,9 +400,9 @@ def test_a_provider_that_goes_down_before_the_results_are_fetched_costs_time_onl
     emulator.inject(down)
     result = location.launch(request)
     assert result.success
-    assert observations(result) == []  # the tick has shown how far it is
+    assert observations(result) == []  # the tick has shown the progress
     change(location, f"created_at = '{sqlite_time(location.engine().now() - timedelta(hours=2))}'", "submission")
-    assert location.tick().run_requests == []  # not pressed on it
+    assert location.tick().run_requests == []  # the sensor waits for the end of the pause
     emulator.clear_faults()
     change(location, f"at = '{sqlite_time(location.engine().now() - timedelta(minutes=11))}'", "event")
     # The pause is over.
@@ -421,7 +421,7 @@ def test_a_batch_whose_create_reply_was_lost_is_found_by_the_sensor_and_lands(ma
     assert location.metadata(BATCH)["llm_batch/batches_when_sent"] == "1 batch submitting"
     emulator.clear_faults()
     emulator.settle()
-    tick(location)  # finds it
+    tick(location)  # the tick finds the batch
     [request] = tick(location).run_requests
     assert location.launch(request).success
     assert emulator.books.creates_seen == 1
@@ -472,7 +472,7 @@ def test_request_files_of_landed_batches_are_deleted_by_ticks_after_a_day(make, 
     emulator.inject(WireFault(kind="status", status=403, route="DELETE /v1/files/*"))
     tick(location)
     assert deleted() == 1
-    # It is refused: an hour later is early enough for another try.
+    # The deletion is refused, and tried again after an hour.
     tick(location)
     assert deleted() == 1
     _left_until.clear()
@@ -498,14 +498,14 @@ def test_a_request_file_that_cannot_be_spared_is_looked_at_once_an_hour(make, em
     assert deleted() == 0
     with engine.payloads.writer(shard.raw_path) as out:
         out.write(lines)
-    # To look again takes all of its lines from the store, which may be 200 MB each time.
+    # Another look would read all lines from the store, up to 200 MB each time.
     assert deleted() == 0
     _left_until.clear()
     assert deleted() == 1
 
 
 def sqlite_time(moment):
-    """As SQLite holds a time of the ledger."""
+    """Return a time as SQLite stores it in the ledger."""
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
 
 

@@ -1,4 +1,4 @@
-"""A cascade in Dagster: what is promised stands in metadata, and a blocking check says whether it is kept."""
+"""A cascade in Dagster: metadata shows the guarantee, and a blocking check verifies it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_promise_is_told_and_judged(location: CodeLocation) -> None:
 
 
 def land_after(location: CodeLocation, *faults: Any) -> dict[str, dg.AssetCheckEvaluation]:
-    """Land the labels where the oracle has these faults in the wave after the threshold; return the checks."""
+    """Materialize the labels with these faults of the oracle in the round after the threshold; return the checks."""
     assert location.submit().success
     location.emulator.settle()
     location.emulator.inject(*faults)

@@ -1,4 +1,4 @@
-"""A check of labels is declared in one place, and no check decides by the wording of a sentence or by its place."""
+"""Checks of labels are declared in one place. Results depend neither on wordings of reasons nor on a check's place."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_check_that_is_declared_has_a_spec_a_result_and_the_link_to_its_rows(m
 def test_labels_have_landed_whatever_the_order_in_which_checks_are_declared(make, monkeypatch):
     location = make(*labeled())
     location.land()
-    # As if the run had died before it could tell the ledger.
+    # This is like a run that died before it updated the ledger.
     change(location, "delivered_at = null", "submission")
     monkeypatch.setattr(checks, "CHECKS", tuple(reversed(CHECKS)))
     assert tick(location).run_requests == []
@@ -81,7 +81,7 @@ REWORDED = "Der Anbieter schweigt, und zwar {}"
 
 
 def reword(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Say everything that is stored as a reason of a reject in other words."""
+    """Change the wording of all stored reasons of rejects."""
     for number, cause in enumerate(left_out._WAITING_FOR):
         monkeypatch.setitem(left_out._WAITING_FOR, cause, REWORDED.format(number))
     for status, (outcome, _) in left_out.LEFT_OUT.items():
@@ -141,7 +141,7 @@ def shard(number: int, cause: Cause | None, **fields: Any) -> Shard:
 
 
 def rejects_of(*rows: tuple[Outcome, str | None, Shard | None]) -> LabelStats:
-    """Statistics of these rejects, of which each has its outcome and its reason, and is of a shard."""
+    """Return statistics of these rejects, each with its outcome, its reason and its shard."""
     labeling = Labeling(asset="a", model="openai/own", key="id", prompt=Prompt(user="{{ text }}"), response=None)
     records = [
         {

@@ -21,12 +21,12 @@ KEYS = HOURS.get_partition_keys()
 
 
 def by_hour(context: Any) -> Any:
-    """Two rows of each hour."""
+    """Return two rows of each hour."""
     return tickets(2, context.partition_key.replace(":", ""))
 
 
 def asked(location: Any) -> set[str]:
-    """The partitions that have a submission."""
+    """Return the partitions that have a submission."""
     ledger = location.engine().ledger
     try:
         return {one.partition for one in ledger.submissions.list_all("default")}
@@ -36,7 +36,7 @@ def asked(location: Any) -> set[str]:
 
 @pytest.fixture
 def location(make, tmp_path):
-    """Labels of each hour, stored as files."""
+    """Make a code location with labels of each hour, stored as files."""
     HOURS.get_partition_keys_in_time_window.cache_clear()
     store = HiveParquetIOManager(root=str(tmp_path / "tables"))
     return make(*labeled(rows=by_hour, partitions_def=HOURS, frame="arrow"), resources={"io_manager": store})

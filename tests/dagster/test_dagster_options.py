@@ -1,4 +1,4 @@
-"""What Dagster's own options do, in each factory: read back from loaded definitions, and seen in runs."""
+"""Dagster's own options in each factory, read from loaded definitions and observed in runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ TOPIC = KafkaTopic("messages")
 
 
 def texts() -> dg.AssetsDefinition:
-    """What a student learns from, in the place of the labels."""
+    """Return an asset that replaces the labels as the training data of a student."""
 
     @dg.asset(name=LABELS)
     def produced() -> pa.Table:
@@ -64,8 +64,8 @@ def tables() -> list[dg.AssetsDefinition]:
 
 @dataclass
 class Case:
-    """A factory's own arguments. `upstream` is run first, then `asset`, whose first try fails: its table cannot be
-    stored, or its rows cannot be read.
+    """A factory's own arguments. `upstream` is run first, then `asset`. The first try of `asset` fails, since its table
+    cannot be stored or its rows cannot be read.
     """
 
     arguments: dict[str, Any]
@@ -108,7 +108,7 @@ LANDING = {
     "pairwise_judge_assets": "crm__made_verdicts",
     "rubric_judge_assets": "crm__made_verdicts",
 }
-"""Steps that land what was submitted: they have neither pool nor retries, since the sensor asks for them again."""
+"""Steps that materialize submitted labels. They have neither pool nor retries, since the sensor requests them again."""
 RUN_HERE = [name for name in FACTORIES if "kafka" not in name and name != "stream_dashboard_asset"]
 """Factories that need no broker; the others are in tests/real_engines/kafka."""
 
@@ -190,9 +190,9 @@ def test_by_default_what_costs_nothing_follows_and_what_asks_a_model_waits_for_a
         "pairwise_judge_assets": {"made_verdicts_batch", "made_verdicts", "made_verdicts_rejects"},
         "rubric_judge_assets": {"made_verdicts_batch", "made_verdicts", "made_verdicts_rejects"},
         "skew_assets": {"made", "made_sample"},
-        # nothing is upstream: the sensor asks when people have judged
+        # no upstream: the sensor requests a run when people have judged
         "annotation_assets": {"made", "made_raters"},
-        # nothing is upstream: the sensor asks for windows
+        # no upstream: the sensor requests windows
         "kafka_assets": {"made", "made_rejects"},
     }.get(factory, set())
     never = specs(made(factory, automation_condition=None)).values()
@@ -200,7 +200,9 @@ def test_by_default_what_costs_nothing_follows_and_what_asks_a_model_waits_for_a
 
 
 class Store(dg.IOManager):
-    """Tables in memory. The first time that `fails` is to be stored, or is to be `read`, it is away."""
+    """Tables in memory. The store fails once: at the first write of `fails`, or, after the suffix ` read`, at the first
+    read.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[tuple[str, ...], Any] = {}
@@ -276,7 +278,7 @@ def test_deps_are_neither_waited_for_nor_followed(make, partitions_def):
     first = requested()
     location.run("labels", partition="mon")
     landed = requested(first.cursor)
-    assert landed.total_requested == 2  # the shifts and the shares; nothing of `raw` is there
+    assert landed.total_requested == 2  # the shifts and the shares, without any partition of `raw`
     location.run("crm/made", "crm/made_shares", partition="mon" if partitions_def else None)
     done = requested(landed.cursor)
     location.run("raw", partition="mon")

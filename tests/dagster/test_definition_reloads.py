@@ -1,4 +1,4 @@
-"""A code location that is loaded again with another definition, while the batches of the one before are in flight."""
+"""A code location that is reloaded with another definition, while batches of the earlier one are in flight."""
 
 from typing import Annotated, Literal
 
@@ -63,11 +63,11 @@ def test_labels_of_other_columns_do_not_land_and_a_failed_check_says_what_to_do(
         assert "without mood, with urgency. Nothing landed, and nothing is lost" in told
         assert f"`dagster-llm-batch export {LABELS} --submission {submission_id}" in told
         assert f"Materialize ticket_labels_batch for {DAYS[0]}" in told
-    result = tick(location)  # no run that would end in the same way
+    result = tick(location)  # such a run would end in the same way
     assert result.run_requests == []
     assert f"waits for a person: the labels of {LABELS} {DAYS[0]} wait: The labels of submission" in result.skip_message
     assert location.landed() == set()
-    assert engine.status(submission_id).submission.outcomes == {"succeeded": 3}  # what was paid for is settled
+    assert engine.status(submission_id).submission.outcomes == {"succeeded": 3}  # paid answers are recorded
     location.land(partition=DAYS[0])
     assert location.landed() == {DAYS[0]}
     assert location.metadata(partition=DAYS[0])["llm_batch/submission_id"] != submission_id
@@ -151,7 +151,7 @@ def test_what_was_never_sent_waits_with_a_failed_check(make, emulator):
 
 
 def staleness(location, partition):
-    """What Dagster's page shows of a partition of the labels."""
+    """Return the status of a partition of the labels, with its causes, as on Dagster's page."""
     graph, instance = location.repository.asset_graph, location.instance
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     causes = resolver.get_stale_causes(dg.AssetKey(LABELS), partition)
@@ -177,7 +177,7 @@ def test_partitions_of_an_earlier_definition_are_stale_in_dagster_however_they_l
     )
     after.land(span=(DAYS[1], DAYS[2]))
     assert {staleness(after, day)[0] for day in DAYS[1:3]} == {"FRESH"}
-    after.run(BATCH, span=(DAYS[1], DAYS[2]))  # as a schedule does, with nothing new
+    after.run(BATCH, span=(DAYS[1], DAYS[2]))  # like a schedule, without new rows
     assert {staleness(after, day)[0] for day in DAYS[1:3]} == {"FRESH"}
 
 

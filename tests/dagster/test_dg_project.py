@@ -1,6 +1,6 @@
-"""The commands of `docs/how-to/components.md`, in a new environment with the built wheel and no vendor's SDK.
+"""The commands of `docs/how-to/components.md`, in a new environment with the built wheel and without SDKs of vendors.
 
-They are run as written, but for what would install: that is done with pinned versions.
+They are run as written, except for installations, which use pinned versions.
 """
 
 import os
@@ -41,7 +41,7 @@ LABELS = """
 
 
 def commands() -> list[str]:
-    """Those of the page's first block, for an environment that is active."""
+    """Return the commands of the page's first block, for an active environment."""
     [first, *_] = [t for t in MarkdownIt().parse(PAGE.read_text("utf-8")) if t.type == "fence" and t.info == "sh"]
     written = [PINNED.get(line, line.removeprefix("uv run ")) for line in first.content.splitlines()]
     return [line for line in written if line is not None]
@@ -50,7 +50,7 @@ def commands() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and_runs_a_labeled_dataset(tmp_path):
-    """Each of the commands of `dg` is a process that imports all of Dagster."""
+    """Run each command of `dg` as a process, which imports all of Dagster."""
     venv, shop = tmp_path / "venv", tmp_path / "shop"
     env = {
         **environment(tmp_path / "home"),
@@ -73,7 +73,7 @@ def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and
     shell(*SHARE.split(), str(venv))
     *steps, last = commands()
     said = {step: shell(*shlex.split(step)) for step in steps}
-    # what `uv add` asks of the project, which is not run here: it would resolve anew what is pinned
+    # `uv add` requires this of the project. It is not run here, since it would resolve pinned versions again.
     floor = '>=3.11,<3.15"'
     assert f'requires-python = "{floor}' in (shop / "pyproject.toml").read_text()
     assert f'requires-python = "{floor}' in (ROOT / "pyproject.toml").read_text()

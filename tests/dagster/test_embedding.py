@@ -1,6 +1,6 @@
-"""The platform of `docs/how-to/embed.md`, run as it stands there.
+"""The platform of `docs/how-to/embed.md`, run as the page describes it.
 
-PostgreSQL, S3 and Cloud Storage, two code locations in namespaces of their own, DuckDB and Delta tables, OpenTelemetry.
+PostgreSQL, S3 and Cloud Storage, two code locations in separate namespaces, DuckDB and Delta tables, OpenTelemetry.
 """
 
 import importlib
@@ -30,7 +30,7 @@ DAY = "2026-01-05"
 
 
 class Location:
-    """One code location, as its own process would have it."""
+    """One code location, as in a separate process."""
 
     def __init__(self, module, instance):
         self.defs = module.defs
@@ -58,16 +58,16 @@ class Location:
 
 @pytest.fixture(scope="module")
 def servers():
-    """What gives empty databases of a PostgreSQL server, and the addresses of object stores by their schemes."""
+    """Yield a function that makes empty PostgreSQL databases, and the addresses of object stores by scheme."""
     for filesystem in (s3fs.S3FileSystem, gcsfs.GCSFileSystem):
-        filesystem.clear_instance_cache()  # it keeps clients by their settings, which do not name the address
+        filesystem.clear_instance_cache()  # it caches clients by their settings, without the address
     with postgres() as empty_database, local_s3("platform") as s3_url, local_gcs("platform") as gcs_url:
         yield empty_database, {"s3": s3_url, "gs": gcs_url}
 
 
 @pytest.fixture(params=["s3", "gs"])
 def platform(request, servers, tmp_path, monkeypatch):
-    """The guide's files, and around them what a platform has. Gives the folder, the emulator and the ledger's URL."""
+    """Write the guide's files, and set up the rest of a platform. Yield the folder, the emulator and the ledger URL."""
     empty_database, stores = servers
     for token in MarkdownIt().parse(GUIDE.read_text(encoding="utf-8")):
         if token.type == "fence" and (title := re.search(r'^python title="(\w+)\.py"', token.info)):
@@ -91,7 +91,7 @@ def platform(request, servers, tmp_path, monkeypatch):
         }
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # what FSSPEC_GS_TOKEN=anon says to a process
+        monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})  # like FSSPEC_GS_TOKEN=anon in the environment
         yield tmp_path, emulator, environment["LLM_LEDGER_URL"]
     for name in FILES:
         sys.modules.pop(name, None)
@@ -113,7 +113,7 @@ def test_two_code_locations_share_ledger_and_bucket_and_each_lands_only_its_own(
     [ours] = moderation.tick().run_requests
     assert ([key.to_user_string() for key in ours.asset_selection], ours.partition_key) == (list(MODERATION), "de")
     polled = [call.path for call in emulator.books.calls[asked:] if call.path.startswith("/v1/batches/")]
-    assert len(polled) == 1  # the other location's batch is not even looked at
+    assert len(polled) == 1  # the other location's batch is not even polled
     assert moderation.launch(ours).success
     assert moderation.tick().skip_message == "no batches in flight"
     [theirs] = support.tick().run_requests
@@ -153,4 +153,4 @@ def test_partitions_of_a_delta_table_replace_themselves_and_leave_the_others(pla
     assert table.metadata().partition_columns == ["shop"]
     rows = table.to_pyarrow_table().to_pylist()
     assert sorted(row["comment_id"] for row in rows) == [f"{shop}-{n}" for shop in ("de", "fr") for n in range(3)]
-    assert emulator.books.creates_seen == 2  # the third run asked for nothing that was answered
+    assert emulator.books.creates_seen == 2  # the third run did not send answered requests

@@ -1,4 +1,4 @@
-"""Estimates in a real Dagster: partitions are groups, a judge's scores are corrected by people's."""
+"""Estimates in a real Dagster: partitions are groups, and people's scores correct a judge's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIVEN = {"gold": "gold", "candidates": ["labels"], "key": "id", "target": "topic
 
 @dg.asset(partitions_def=DAYS)
 def labels(context):
-    """A third is billing on monday, half on tuesday; the labels say billing for each tenth row that is none."""
+    """Label a third of the rows as billing on Monday, half on Tuesday, and wrongly every tenth of the others."""
     day = context.partition_key
     said = ["billing" if is_billing(day, n) or n % 10 == 1 else "bug" for n in range(N)]
     return pa.table({"id": [f"{day}{n}" for n in range(N)], "topic": said})
@@ -81,7 +81,7 @@ def test_partitions_are_groups_that_are_estimated_and_compared(tmp_path):
     assert (whole["group"], whole["n_rows"], whole["n_gold"]) == (None, 2 * N, 80)
     assert (mon["group"], tue["group"], mon["n_rows"]) == ("mon", "tue", N)
     assert (gap["group"], gap["against"]) == ("tue", "mon")
-    # of each tenth row, some are billing indeed
+    # some of every tenth row really are billing
     assert whole["naive"] == pytest.approx((100 + 8 + 12) / 240)
     for row, truth in ((whole, 100 / 240), (mon, 1 / 3), (tue, 0.5)):
         assert row["powered_low"] < truth < row["powered_high"]
@@ -95,7 +95,7 @@ def test_partitions_are_groups_that_are_estimated_and_compared(tmp_path):
 
 
 def test_scores_of_a_judge_are_corrected_by_those_of_people(tmp_path):
-    """The judge gives the long answers a point too much; people scored some of both, with the weights of a sample."""
+    """Let the judge give long answers one point too much. People scored some of both, with the weights of a sample."""
 
     @dg.asset
     def verdicts():
@@ -213,7 +213,7 @@ def test_the_message_of_missing_ends_shows_which_end_was_found():
 
 
 def test_columns_that_arguments_name_beside_a_target_are_its_columns_or_are_refused():
-    """Before, they were dropped without a word."""
+    """Refuse other columns, which were once dropped silently."""
     topic, total = Target("topic"), Target("total", kind="numeric")
     found = targets_of([topic, total], {"topic": "right"}, {"total": "numeric"}, "sure")
     assert [(one.gold_column, one.confidence_column) for one in found] == [("right", "sure"), (None, None)]

@@ -22,7 +22,7 @@ def project(tmp_path):
 
 
 def people(**labels):
-    """Gold by several annotators, long form."""
+    """Return gold by several annotators, in long form."""
 
     @dg.asset
     def gold():
@@ -57,7 +57,7 @@ def test_gold_and_candidates_are_labelers_of_equal_right(project):
     found = groups(project)
     assert (found["all"]["n_labelers"], found["all"]["n_rows"], found["all"]["n_complete"]) == (3, 7, 6)
     assert found["all"]["alpha"] > found["candidates"]["alpha"]
-    assert "gold" not in found  # one labeler agrees with nobody
+    assert "gold" not in found  # one labeler alone has no agreement
 
 
 def test_people_are_compared_among_themselves_and_with_the_models(project):
@@ -137,14 +137,14 @@ def test_a_least_alpha_is_a_check(project, least, passed):
 
 
 def test_a_least_alpha_may_be_a_bound_that_few_rows_do_not_reach(project):
-    """All agree on nine rows: alpha is 1, and surely no more than what its own interval says."""
+    """Let all agree on nine rows: alpha is 1, but only the lower end of its interval is sure."""
     bound = AtLeast(0.9, confidence=0.975)
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH)], min_alpha=bound)
     project.fill(upstream, "mon", "tue", "wed")
     [verdict] = project.run([*upstream, *assets], select=assets).get_asset_check_evaluations()
     [row] = [row for row in project.stored("agree").to_pylist() if row["group"] == "all"]
     assert not verdict.passed
-    # One side of 97.5 % is that of the interval of 95 %.
+    # The one-sided bound of 97.5 % is the lower end of the interval of 95 %.
     assert f"topic: 1.000, surely {row['alpha_low']:.3f} or more; at least 0.9, with 0.975 " in verdict.description
     assert "alpha_bound" not in row
 

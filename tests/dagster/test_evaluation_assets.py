@@ -1,4 +1,4 @@
-"""Evaluations in a real Dagster: what is stored and shown, in which partitions, and when they run by themselves."""
+"""Evaluations in a real Dagster: their tables and metadata, their partitions, and their automation."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ class TestWhichRowsCount:
         def gold():
             return table(TRUTH, ["m1", "m2", "t1"])
 
-        # Real tables stand where the labeled dataset would have put its own.
+        # Real tables replace the labeled dataset's own.
         @dg.multi_asset(outs={"smol": dg.AssetOut(), "smol_rejects": dg.AssetOut()})
         def smol():
             landed = table(TRUTH, ["m1"], llm_outcome=["succeeded"], llm_cost_usd=[Decimal("0.02")])
@@ -512,7 +512,7 @@ class TestFailures:
         assert "None of good, weak is materialized. Materialize good or weak first." in message
 
     def test_what_an_io_manager_cannot_read_is_named(self, project):
-        gold = dg.AssetSpec("gold")  # outside of Dagster, and not there
+        gold = dg.AssetSpec("gold")  # outside of Dagster, and missing
         labels = source("labels", GOOD, partitions_def=None)
         evaluation = evaluation_assets(name="quality", gold=gold, candidates=[labels], key="id", target="topic")
         project.fill([labels])
@@ -542,7 +542,7 @@ class TestFailures:
 
 class TestAutomation:
     def tick(self, project, assets, cursor=None):
-        """Partitions of `quality` that are asked for, and the cursor."""
+        """Return the requested partitions of `quality`, and the cursor."""
         result = dg.evaluate_automation_conditions(
             dg.Definitions(assets=assets, resources=project.resources), project.instance, cursor=cursor
         )
@@ -556,7 +556,7 @@ class TestAutomation:
         assert asked == set()
         project.fill([gold], "mon")
         asked, cursor = self.tick(project, assets, cursor)
-        assert asked == set()  # nobody has labels
+        assert asked == set()  # the labels are missing
         project.fill([good], "mon")
         asked, cursor = self.tick(project, assets, cursor)
         assert asked == {None}
@@ -569,7 +569,9 @@ class TestAutomation:
     @pytest.mark.slow
     @pytest.mark.parametrize("first", ["run", "landing"])
     def test_an_unpartitioned_evaluation_runs_again_for_labels_that_landed_while_it_ran(self, project, first):
-        """A run and a landing between two looks of automation, which may be a minute apart on a busy machine."""
+        """Run the evaluation, and materialize labels, between two looks of automation, a minute apart on a busy
+        machine.
+        """
         upstream, evaluation = both()
         assets = [*upstream, *evaluation]
         _, cursor = self.tick(project, assets)
@@ -684,7 +686,7 @@ def test_a_target_that_labels_will_not_have_is_refused_with_the_nearest_column(f
         with pytest.raises(ConfigError) as refused:
             factory(name="measured", candidates=candidates, target=["topic", "topik"], **more)
         assert "target='topik' of small: there is no column 'topik'; did you mean 'topic'?" in str(refused.value)
-        # a kept column and one of provenance are there, and of what is only a key nothing is known
+        # kept columns and columns of provenance exist, and columns of a dataset given only as a key are not checked
         assert factory(name="measured", candidates=candidates, target=["topic", "text", "llm_model"], **more)
     two = {"other": "other", "another": dg.AssetKey("another")}
     assert factory(name="measured", candidates=two, target="topik", **more)

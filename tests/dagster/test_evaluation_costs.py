@@ -1,4 +1,4 @@
-"""What labeling has cost, from a real ledger that real runs over the emulated provider have written."""
+"""Costs of labeling, from a real ledger that real runs over the emulated provider have written."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_partition_of_time_has_what_was_sent_within_it(make):
 
 
 def add_days(location: CodeLocation, days: int) -> None:
-    """Leave the ledger as if the batch that was sent today had been sent, and had cost the same, on each day before."""
+    """Change the ledger as if today's batch had been sent, at the same cost, on each of the last days."""
     ledger = location.engine().ledger
     [submission] = ledger.submissions.list_all("default")
     [shard] = ledger.shards.of_submission(submission.submission_id)
@@ -149,7 +149,7 @@ def test_the_check_says_when_the_month_will_be_over_a_limit(make):
     def budget(times: float, **which: Any) -> Budget:
         return Budget(max_usd=float(paid) * times, **which)
 
-    # With too few days it goes by what it has cost so far.
+    # With too few days, the check compares the cost so far.
     assert judged(max_month_usd=paid * 2)[0]
     passed, told = judged(max_month_usd=paid / 2)
     assert (passed, f"over the limit of {money_text(paid / 2)}" in told) == (False, True)
@@ -157,7 +157,7 @@ def test_the_check_says_when_the_month_will_be_over_a_limit(make):
     passed, told = judged([budget(2), budget(0.5, asset=LABELS)])
     assert (passed, f"over the budget of {money_text(paid / 2)} for '{LABELS}'" in told) == (False, True)
     assert judged([budget(0.5)], max_month_usd=paid * 2)[0]
-    # With days enough, by what the whole month is expected to cost: as much each day.
+    # With enough days, it compares the expected cost of the whole month: the same cost each day.
     add_days(location, 20)
     month = TODAY.replace(day=1)
     length = ((month + timedelta(days=31)).replace(day=1) - month).days

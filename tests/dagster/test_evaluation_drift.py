@@ -15,7 +15,7 @@ from dagster_llm_batch.errors import ConfigError
 DAYS = [f"2026-01-{day:02}" for day in range(1, 25)]
 DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-01-25")
 LAST = DAYS[20:]
-"""As many days as are judged together, where there are 24."""
+"""The days that are tested together if there are 24."""
 STEADY = {"billing": 60, "bug": 40}
 SHIFTED = {"billing": 20, "bug": 80}
 
@@ -26,7 +26,7 @@ def project(tmp_path):
 
 
 def labels(by_day, *, name="tickets", partitions_def=DAILY, column="topic", **more):
-    """A labeled dataset with so many rows of each class on each day."""
+    """Return a labeled dataset with this many rows of each class on each day."""
 
     @dg.asset(name=name, partitions_def=partitions_def)
     def labeled(context):
@@ -62,7 +62,7 @@ class TestAllPartitions:
         assert found[DAYS[1]]["reference"] == DAYS[0]
         assert (found[DAYS[20]]["reference"], found[DAYS[20]]["n_reference"]) == (f"{DAYS[17]} to {DAYS[19]} (3)", 300)
         assert (found[DAYS[20]]["most_changed"], found[DAYS[20]]["change"]) == ("billing", pytest.approx(-0.4))
-        # The reference of the last day has itself shifted; the one before the shift decides.
+        # The reference of the last day has shifted itself, so the one before the shift decides.
         assert (found[DAYS[23]]["psi"], found[DAYS[23]]["n_recent"]) == (pytest.approx(0, abs=0.01), 4)
         assert found[DAYS[23]]["recent_psi"] == pytest.approx(found[DAYS[20]]["psi"], abs=0.1)
 
@@ -88,7 +88,7 @@ class TestAllPartitions:
         verdict = verdicts(project.run([*upstream, *assets], select=assets))[None]
         assert verdict.passed
         assert "not decided: the 3 partitions before it are too few to show how much partitions" in verdict.description
-        # What could not fail has used up nothing of the 5 %.
+        # A test that could not fail uses up no part of the 5 %.
         assert verdict.metadata["llm_batch/psi of tickets, topic"].value > 0.25
         assert verdict.metadata["llm_batch/look"].value["state"] == ""
 
@@ -102,7 +102,7 @@ class TestAllPartitions:
             ("bug", 40, 0.4),
         ]
         shown = project.metadata("drift")
-        # the picture goes before the table, which would push it off the screen
+        # the picture comes before the table, which would push it off the screen
         assert shown["llm_batch/drift"].md_str.startswith("![shares of tickets, topic](data:image/png;base64,")
         assert shown["llm_batch/psi of tickets, topic"].value == pytest.approx(0, abs=0.01)
         assert shown["llm_batch/partitions_drifted"].value == 0
@@ -153,7 +153,7 @@ class TestAllPartitions:
     @pytest.mark.slow
     @pytest.mark.parametrize(("column", "cluster"), [("llm_request_id", None), ("customer", "customer")])
     def test_a_reply_to_many_rows_is_one_label(self, project, column, cluster):
-        """One text that came sixty times is no drift; neither is one customer who wrote sixty times."""
+        """Count one text that came sixty times once, and one customer who wrote sixty times: neither is drift."""
 
         @dg.asset(partitions_def=DAILY)
         def tickets(context):
@@ -208,7 +208,7 @@ class TestPartitions:
         other = dg.StaticPartitionsDefinition(["a"])
         with pytest.raises(ConfigError, match="tickets has other partitions than this asset"):
             build_assets(labels({}), partitions_def=other)
-        # By its key alone, in the run.
+        # A dataset given only by its key is refused in the run.
         upstream = [labels({})]
         assets = drift_assets(name="drift", candidates="tickets", target="topic", partitions_def=other)
         project.fill(upstream, DAYS[0])

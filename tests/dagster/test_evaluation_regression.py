@@ -23,7 +23,7 @@ def project(tmp_path):
 
 
 class Labeler:
-    """A labeled dataset whose prompt can be changed: what it says, and under which version."""
+    """A labeled dataset whose prompt, and so its labels and its version, can be changed."""
 
     def __init__(self, name="smol", partitions_def=DAYS):
         self.says, self.version = dict(TRUTH), "v1"
@@ -68,7 +68,7 @@ def accept(project, assets, *candidates, succeeds=True):
 
 
 def evaluate(project, upstream, evaluation, **run):
-    """The verdict on regression."""
+    """Return the result of the check `regression`."""
     result = project.run([*upstream, *evaluation], select=evaluation[:1], **run)
     return next(one for one in result.get_asset_check_evaluations() if one.check_name == "regression")
 
@@ -269,7 +269,7 @@ def test_where_the_target_has_changed_the_evaluation_says_so_and_accepting_anew_
 
 
 class TestLooks:
-    """What a check has looked at is in its own history, and looks share the chance of a false alarm."""
+    """A check's history records its looks, which share the chance of a false alarm."""
 
     def look(self, project, upstream, evaluation, *days, **run):
         result = project.run([*upstream, *evaluation], select=evaluation[:1], **run)
@@ -300,7 +300,7 @@ class TestLooks:
                 said |= self.look(project, upstream, evaluation, **how)
             found.append({day: (self.p_value(one), one.passed) for day, one in said.items()})
         assert found[0] == found[1]
-        # One partition of ten rows could not have failed by itself, and says so.
+        # One partition of ten rows alone could not have failed, and its message shows this.
         assert "not decided: too few rows, 10 of 11)" in said["mon"].description
         assert "not decided" not in said["tue"].description
         p_values = [found[0][day][0] for day in ("mon", "tue", "wed")]

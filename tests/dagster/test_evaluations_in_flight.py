@@ -1,4 +1,4 @@
-"""Evaluations of real datasets, of which one has labels in flight: no alarm before they have landed."""
+"""Evaluations of real datasets with labels in flight: they raise alarms only after these labels are materialized."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def platform(
     def gold() -> pa.Table:
         return pa.table({"ticket_id": keys, "topic": ["bug"] * len(keys)})
 
-    # Where a mask restores values, labels depend on more than their submission.
+    # If a mask restores values, labels depend on more than their submission.
     restoring = {"deps": [gold], "prompt": Prompt(user="{{ body }}", mask=Mask(columns=["body"], restore=["topic"]))}
     datasets = {
         name: labeled(name=name, partitions_def=partitions_def, **more)
@@ -79,7 +79,7 @@ def test_a_figure_that_lacks_labels_in_flight_is_not_judged_yet_and_is_judged_wh
     assert succeeds
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert f"Not judged yet: labels are still in flight, of second ({DAYS[1]}). So far: " in check.description
-    assert NOT_JUDGED in check.metadata  # of which no alert is sent
+    assert NOT_JUDGED in check.metadata  # alerts leave out such results
     land(location, "second", DAYS[1])
     assert evaluate(location)[1].passed
 

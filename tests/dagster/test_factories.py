@@ -1,4 +1,4 @@
-"""All factories speak one language: what one has learned of an argument holds in every other."""
+"""An argument has the same meaning in all factories."""
 
 import inspect
 from collections import defaultdict
@@ -43,7 +43,8 @@ DAGSTERS = {
     "required_resource_keys",
     "translator",
 }
-"""What Dagster's own decorators take, by these names; `translator` is what those of its integrations take."""
+"""Arguments of Dagster's own decorators, by these names; `translator` is an argument of its integrations' decorators.
+"""
 
 EXCEPTIONS = {
     "candidates": "required where nothing can be done without; a skew check asks again, and needs the definition",
@@ -55,11 +56,11 @@ EXCEPTIONS = {
     "target": "columns to compare have a scale; those with classes or answers have none; a student has one",
     "topic": "to read it one says how; to produce to it its name is enough",
 }
-"""Arguments whose type or default differ, and why."""
+"""Arguments whose type or default differ, with the reasons."""
 
 
 def parameters(factory: Any) -> dict[str, inspect.Parameter]:
-    """All that a call can name."""
+    """Return all arguments that a call can name."""
     return dict(inspect.signature(factory).parameters)
 
 

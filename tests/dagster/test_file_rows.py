@@ -19,7 +19,7 @@ TICKETS = "ticket_id,subject,body,day\n"
 
 @pytest.fixture
 def csv(tmp_path):
-    """Six tickets, three a day; a text with a comma, quotes and a line break in it."""
+    """Write six tickets, three a day; a text has a comma, quotes and a line break."""
     lines = [f'00{i},Subject {i},"Body {i}, ""late""\nagain",{DAYS[i % 2]}T08:0{i}\n' for i in range(6)]
     path = tmp_path / "tickets.csv"
     path.write_text(TICKETS + "".join(lines), encoding="utf-8")
@@ -91,7 +91,7 @@ def test_static_partitions_that_look_like_days_are_the_values_themselves(tmp_pat
 
 @pytest.mark.parametrize("rows_before", [0, 150_000])
 def test_a_csv_has_rows_of_megabytes(tmp_path, rows_before):
-    """The short rows before the long one fill more than a block, so that they are read twice, and are there once."""
+    """Fill more than a block with short rows before the long one: they are read twice, and returned once."""
     lengths = [20] * rows_before + [3_000_000, 1, 40_000_000, 2]
     path = tmp_path / "long.csv"
     path.write_text("id,body\n" + "".join(f'{at},"{"x" * length}"\n' for at, length in enumerate(lengths)))

@@ -1,7 +1,7 @@
-"""README and docs/start.md as a new user goes them: their files in an empty folder, their commands, in order.
+"""README and docs/start.md, followed like a new user: their files in an empty folder, their commands in order.
 
-The package is the built wheel in a new environment. What is not as on the page: pip is uv with pinned versions, the two
-ports are free ones, and Dagster greets nobody.
+The package is the built wheel in a new environment. The differences from the page: pip is uv with pinned versions, the
+two ports are free ones, and Dagster shows no welcome dialog.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MISTAKES = browser.Page(
     "/assets/quality_mistakes?view=events",
     ("llm_batch/rows_mistaken", "Great service, thank you!"),
     size=(1500, 760),
-    # Below are where the table is stored, which is elsewhere each time.
+    # The path of the table is below, and differs each time.
     clip=(560, 255, 900, 272),
 )
-"""The picture of the README. `DLB_WRITE_IMAGES=1` puts it into docs/images, where the others are of the example."""
+"""The picture of the README. `DLB_WRITE_IMAGES=1` puts it into docs/images, next to pictures of the example."""
 README, START = ROOT / "README.md", ROOT / "docs" / "start.md"
 SHIMS = """
 pip() {{
@@ -40,7 +40,7 @@ dagster() {{ if [ "$1" = dev ]; then command dagster "$@" -h 127.0.0.1 -p {port}
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
-    """Language, title and text of each block that is code."""
+    """Return language, title and text of each code block."""
     fences = [token for token in MarkdownIt().parse(page.read_text("utf-8")) if token.type == "fence"]
     return [
         (token.info.split()[0], token.info.partition('title="')[2].rstrip('"'), token.content)
@@ -68,7 +68,7 @@ def test_the_readme_has_at_most_120_lines_and_its_program_about_forty():
 
 @contextlib.contextmanager
 def shell(page: Path, tmp_path: Path, script: list[str]) -> Iterator[DagsterDev]:
-    """The script at work in a folder that holds only the files of the page; then its Dagster."""
+    """Run the script in a folder that holds only the files of the page; yield its Dagster."""
     built(tmp_path / "dist", "--wheel")
     folder, log, port, emulated = tmp_path / "project", tmp_path / "shell.log", free_port(), str(free_port())
     folder.mkdir()
@@ -103,7 +103,7 @@ def land(running: DagsterDev, folder: Path, select: list[str]) -> Reader:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(tmp_path):
-    """It starts a real Dagster in a new environment, as the reader of the page does."""
+    """Start a real Dagster in a new environment, as the reader of the page does."""
     _two_commands, install, run = commands(README)
     with shell(README, tmp_path, [install, run]) as running:
         everything = ["comments", "gold", "moods", "moods_batch", "moods_rejects"]
@@ -115,7 +115,7 @@ def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(t
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_page_start_goes_to_labels_and_then_to_the_plan_of_a_real_account(tmp_path):
-    """It starts a real Dagster in a new environment, as the reader of the page does."""
+    """Start a real Dagster in a new environment, as the reader of the page does."""
     install, plan, dev, look, read, real = commands(START)
     assert dev.strip() == "dagster dev -f labels.py"
     waits = "while [ ! -e landed ]; do sleep 0.2; done"
@@ -133,6 +133,6 @@ def test_the_page_start_goes_to_labels_and_then_to_the_plan_of_a_real_account(tm
         assert folder.joinpath("moods.csv").read_text().count("Great service, thank you!") == 1
         assert "Warning: " not in said
         assert "1 of 8 rows is empty and is not sent." in said
-        # What the emulator has answered is not taken for the answers of a real account.
+        # The emulator's answers do not count as answers of a real account.
         assert len(re.findall(r"of these reused +0\b", said)) == said.count("to send") == 2
     assert marked(str(tmp_path)) == []

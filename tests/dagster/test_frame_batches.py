@@ -1,4 +1,4 @@
-"""`frame="batches"`: labels and rejects reach the IO manager as streams, and all that is told of them is the same."""
+"""`frame="batches"`: labels and rejects reach the IO manager as streams, with the same metadata."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def stored(root: Path, name: str) -> pa.Table:
 
 
 def told(location: CodeLocation, name: str) -> dict[str, Any]:
-    """But for the first rows, whose order is not promised."""
+    """Return metadata without a run's own values, and without the first rows, whose order is undefined."""
     of_a_run = ("path", "uri", "preview", "submission_id", "batch_ids", "console")
     return {key: value for key, value in location.metadata(name).items() if not key.endswith(of_a_run)}
 
@@ -71,7 +71,7 @@ def test_streams_land_and_tell_the_same_as_tables(make, emulator, tmp_path, reje
 
 
 class PolarsInMemory(dg.IOManager):
-    """Reads what it is given as polars does, and keeps it."""
+    """Reads its input as polars does, and keeps it."""
 
     def __init__(self) -> None:
         self.frames: dict[str, pl.DataFrame] = {}

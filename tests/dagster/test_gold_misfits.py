@@ -1,4 +1,4 @@
-"""Gold that the response of a candidate cannot give is told: the figures alone would put the blame on the model."""
+"""Gold that a candidate's response cannot contain is reported, since the figures alone would blame the model."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def misfits_of(name: str, gold: Any, labels: Any = (), *, response: Any = Judged
         ("grade", [1.0, 2.0, None], {}),
         ("stars", [0, 1, 5, 6], {0: 1, 6: 1}),
         ("maybe", ["yes", "no"], {"no": 1}),
-        # text that holds JSON, and another column than the response's, say nothing
+        # text that holds JSON, and a column outside the response, are not checked
         ("whatever", ["b"], {}),
         ("text", ["b"], {}),
     ],

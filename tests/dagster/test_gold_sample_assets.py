@@ -22,7 +22,7 @@ def ids(day):
 
 
 def labels(name, label, partitions_def=DAYS, **more):
-    """A real asset with a label for each row: `label(day, number)`."""
+    """Return a real asset with a label for each row: `label(day, number)`."""
 
     @dg.asset(name=name, partitions_def=partitions_def)
     def produced(context):
@@ -34,7 +34,7 @@ def labels(name, label, partitions_def=DAYS, **more):
 
 
 def mostly_bugs(day, n):
-    """On tuesday, ten rows more are billing."""
+    """Return a row's label: ten more rows are billing on Tuesday."""
     return "billing" if n < (5 if day == "mon" else 15) else "bug"
 
 
@@ -90,8 +90,8 @@ class TestProposals:
         project.run(assets)
         found = project.proposals()
         assert len(found) == 12
-        assert {"mon20", "mon21"} <= set(found)  # certain: they alone disagree
-        # how is rare, for the one who says it
+        assert {"mon20", "mon21"} <= set(found)  # certain, since only they disagree
+        # 'how' is a rare label of this candidate
         assert found["mon20"]["why"] in ("disagreement, rare class", "rare class, disagreement")
         assert any(row["why"] == "random" for row in found.values())
         assert all(row["sample_weight"] == pytest.approx(1 / row["probability"]) for row in found.values())
@@ -106,7 +106,7 @@ class TestProposals:
             return pa.table({"id": ids("mon")[:50], "topic": ["bug"] * 50})
 
         assets = [one, gold, *sample([one], gold=gold)]
-        project.run(assets, "one", "to_label")  # there is no gold yet
+        project.run(assets, "one", "to_label")  # gold is still missing
         assert "llm_batch/gold_rows" not in project.metadata()
         project.run(assets, "gold", "to_label")
         assert set(project.proposals()) == set(ids("mon")[50:])
@@ -122,7 +122,7 @@ class TestProposals:
             model="openai/gpt-5-mini",
         )
 
-        # Real tables stand where the labeled dataset would have put its own.
+        # Real tables replace the labeled dataset's own.
         @dg.multi_asset(outs={"smol": dg.AssetOut(), "smol_rejects": dg.AssetOut()})
         def smol():
             return pa.table({"id": ["a"], "topic": ["bug"]}), pa.table({"id": ["b"], "llm_outcome": ["invalid"]})
@@ -159,7 +159,7 @@ class TestProposals:
         project.run(assets, "to_label")
         proposed = project.proposals()
         assert set(proposed) == {*ids("mon"), *ids("tue")}
-        assert {row["sample_weight"] for row in proposed.values()} == {1.0}  # all, so that each stands for itself
+        assert {row["sample_weight"] for row in proposed.values()} == {1.0}  # all are drawn: each stands for itself
 
     def test_it_follows_labels_and_not_gold(self, project):
         one = labels("one", mostly_bugs, None)
@@ -214,7 +214,7 @@ class TestFailures:
 
 class TestGoldThatComesBack:
     def project(self, kept):
-        """Labels of 60 rows, of which 12 are drawn, and gold that keeps some columns of what was proposed."""
+        """Make labels of 60 rows, with 12 drawn ones, and gold that keeps these columns of the sample."""
         one, other = labels("one", mostly_bugs, None), labels("other", other_in_two, None)
 
         @dg.asset
@@ -240,7 +240,7 @@ class TestGoldThatComesBack:
         )
         one, other = table.to_pylist()
         assert one["accuracy"] == 1
-        # The two rows in which it is wrong are certain to be drawn, and stand for themselves: 2 of about 60 rows.
+        # The two rows in which it is wrong are certainly drawn, and stand for themselves: 2 of about 60 rows.
         assert other["n_labeled"] - other["n_correct"] == 2
         assert other["accuracy"] == pytest.approx(1 - 2 / 60, abs=0.02)
         assert other["n_eff"] < 12

@@ -1,4 +1,4 @@
-"""HiveParquetIOManager: what Spark and others read as one partitioned table."""
+"""HiveParquetIOManager stores one partitioned table for Spark and other readers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ KEY = dg.AssetKey("labels")
 
 
 def run(io: HiveParquetIOManager, table: Any, key: str) -> list[str]:
-    """Store a partition of labels in a run of Dagster; return what it warned of."""
+    """Store a partition of labels in a run of Dagster; return its warnings."""
 
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition([key]))
     def labels():
@@ -251,9 +251,9 @@ def test_a_table_is_looked_at_to_its_end_and_a_stream_that_changes_its_mind_is_r
     assert pq.ParquetFile(path).read().equals(week)
     with pytest.raises(InputError, match=r"column 'partition' that first repeats the key.*partition_column="):
         store(io, batches(week), key)
-    # What was stored stays.
+    # The stored table is unchanged.
     assert pq.ParquetFile(path).read().equals(week)
-    # The other way round it is stored, as by its first rows.
+    # In the reverse order, the first rows differ from the key: the table is stored, with a warning.
     back = week.sort_by([("key", "descending")])
     assert len(run(io, lambda: batches(back), key)) == 1
     assert pq.ParquetFile(path).read().equals(back)
@@ -294,7 +294,7 @@ def test_labels_with_a_column_named_as_the_partitions_land_and_the_run_warns(mak
 
 
 class SparkFrame:
-    """A table as Spark has it: written by Spark, which stores where no other file system does."""
+    """A Spark table, which Spark itself writes, also where other file systems cannot."""
 
     def __init__(self) -> None:
         self.stored: list[str] = []
@@ -320,7 +320,7 @@ def test_what_spark_stored_where_nothing_else_can_is_stored_and_the_run_warns_of
     [warning] = run(HiveParquetIOManager(root=root), frame, "日本")
     assert frame.stored == [f"{root}/labels/partition=日本"]
     assert f"an older one in {root}/labels/partition={quote('日本')} cannot be told" in warning
-    # No older version named that one otherwise.
+    # Older versions gave this partition the same name.
     assert run(HiveParquetIOManager(root=root), frame, "a/b") == []
 
 
@@ -343,7 +343,7 @@ def test_a_damaged_table_of_an_older_version_is_told_of(tmp_path: Any) -> None:
 
 
 class Flat(HiveParquetIOManager):
-    """Names folders in a way of its own."""
+    """Names folders in a different way."""
 
     def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
         return f"{self.root}/flat/{asset.path[-1]}-{partition}"

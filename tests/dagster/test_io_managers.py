@@ -1,4 +1,4 @@
-"""IO managers of all kinds store what was paid for: those that go by run, step and output, and those in memory too."""
+"""IO managers of all kinds store paid labels: by run, step and output, and in memory too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ids(table: Any) -> set[str]:
 
 
 def readers(partitions_def: Any, seen: list[tuple[str, set[str]]]) -> list[dg.AssetsDefinition]:
-    """Two assets that load the labels, and one the rejects, as Dagster loads them."""
+    """Return two assets that load the labels, and one that loads the rejects, as Dagster does."""
 
     def reader(name: str, upstream: str) -> dg.AssetsDefinition:
         @dg.asset(name=name, partitions_def=partitions_def, ins={"table": dg.AssetIn(upstream)})
@@ -70,14 +70,14 @@ def test_in_a_run_over_a_range_no_partition_takes_the_place_of_another(make):
     days = ["2026-01-02", "2026-01-03", "2026-01-04"]
     assert kept == {(LABELS, LABELS, day): {f"{day}-{n}" for n in range(3)} for day in days}
     assert location.collect(span=("2026-01-02", "2026-01-02")).success
-    assert (LABELS, LABELS) in {key[1:] for key in memory.values}  # one partition is where Dagster looks for it
+    assert (LABELS, LABELS) in {key[1:] for key in memory.values}  # Dagster looks for a single partition there
 
 
 CALLS: list[tuple[str, bool, int]] = []
 
 
 class OneByOne(HiveParquetIOManager):
-    """Notes by which thread it is called, and how many partitions Dagster was told of before."""
+    """Records the thread of each call, and the number of partitions that Dagster had before it."""
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         told = context.step_context.instance.get_materialized_partitions(dg.AssetKey(LABELS))
@@ -112,7 +112,7 @@ def test_a_partition_that_the_packages_own_cannot_store_is_not_told_of_and_its_n
 
 
 class Witness(dg.IOManager):
-    """Notes all that an output context can tell."""
+    """Records all values of output contexts."""
 
     def __init__(self) -> None:
         self.told: dict[str, dict[str, Any]] = {}
@@ -158,7 +158,7 @@ def test_an_io_manager_is_told_what_dagster_tells_of_its_own_assets(make, instan
             yield dg.Output(pa.table({}), output_name=name)
 
     witness = Witness()
-    ours = dg.map_asset_specs(  # as a project changes what it got
+    ours = dg.map_asset_specs(  # like a project that changes these assets
         lambda spec: spec.merge_attributes(metadata={"kept_by": "witness"}),
         labeled(frame="arrow", partitions_def=partitions_def),
     )
@@ -206,7 +206,7 @@ class Pickles(dg.ConfigurableIOManager):
 
 
 class Gold(dg.IOManager):
-    """A table that was there before."""
+    """A table that already exists."""
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         raise NotImplementedError
@@ -236,7 +236,7 @@ def test_files_by_run_and_step_are_found_again_by_later_runs(make, instance, tmp
 
 
 class Talking(dg.InMemoryIOManager):
-    """Says what it reads."""
+    """Logs its reads."""
 
     def load_input(self, context: dg.InputContext) -> Any:
         context.log.info(f"reading {context.asset_key.to_user_string()}")
@@ -259,7 +259,7 @@ def test_what_an_io_manager_says_while_it_reads_is_in_the_log_of_the_run(instanc
 
 
 class Shelf(dg.IOManager):
-    """Keeps what it is given, unread."""
+    """Keeps its input unread."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, ...], Any] = {}
@@ -273,7 +273,7 @@ class Shelf(dg.IOManager):
 
 @pytest.mark.parametrize("frame", ["polars", "pandas"])
 def test_a_kept_moment_with_an_offset_for_its_zone_lands(make, frame):
-    """As pandas reads 2026-01-01T00:00+05:30. polars has no such zones, and has the same moment in UTC."""
+    """Keep it as pandas reads 2026-01-01T00:00+05:30. polars has no such zones, and has the same moment in UTC."""
     moment = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=5, minutes=30)))
     shelf = Shelf()
     rows = tickets().to_arrow().append_column("at", pa.array([moment] * 3, pa.timestamp("us", "+05:30")))

@@ -1,6 +1,6 @@
-"""The jobs of the launchpad: a submission is canceled, a shard resolved, and those in doubt are on the run's page.
+"""Jobs of the launchpad: a submission is canceled, a shard is resolved, and shards in doubt are on the run's page.
 
-And the schedule that removes stored files by their age.
+The schedule that deletes stored files by their age.
 """
 
 import os
@@ -23,7 +23,7 @@ UNLISTED = WireFault(kind="status", status=503, route="GET /v1/batches", times=N
 
 
 def launch(location: CodeLocation, job: str, **config) -> dg.ExecuteInProcessResult:
-    """One run from the launchpad, with this configuration of its op."""
+    """Run a job from the launchpad, with this configuration of its op."""
     defs = dg.Definitions(assets=location.defs.assets, jobs=build_llm_batch_jobs(), resources=location.resources)
     op = {"llm_batch_cancel": "cancel_submission", "llm_batch_resolve": "resolve_shard"}[job]
     run_config = {"ops": {op: {"config": config}}} if config else None
@@ -33,13 +33,13 @@ def launch(location: CodeLocation, job: str, **config) -> dg.ExecuteInProcessRes
 
 
 def shown(result: dg.ExecuteInProcessResult) -> dict[str, object]:
-    """The metadata on the run's page."""
+    """Return the metadata on the run's page."""
     [output] = [event.step_output_data for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
     return {name: value.value for name, value in output.metadata.items()}
 
 
 def in_doubt(location: CodeLocation, lost: WireFault) -> str:
-    """Submit with a create call of unknown end; the shard that waits for a person's word."""
+    """Submit with a create call of unknown end; return the shard that needs a decision."""
     location.emulator.inject(lost, UNLISTED)
     assert location.submit().success
     location.emulator.clear_faults()
@@ -161,7 +161,7 @@ def test_a_resolve_that_does_not_say_what_became_of_which_shard_lists_them_and_c
 
 
 def retained(location: CodeLocation, schedule: dg.ScheduleDefinition, **config) -> dict[str, object]:
-    """What a tick of the schedule asks for, run: the metadata on its page. `config` is given in the launchpad."""
+    """Run the request of a schedule's tick, or `config` from the launchpad; return the metadata on the run's page."""
     defs = dg.Definitions(assets=location.defs.assets, schedules=[schedule], resources=location.resources)
     with dg.build_schedule_context(instance=location.instance, scheduled_execution_time=datetime.now(UTC)) as context:
         [request] = schedule.evaluate_tick(context).run_requests
@@ -180,11 +180,11 @@ def test_requests_and_raw_results_go_by_age_on_a_schedule_and_labels_stay(make):
     assert retained(location, schedule)["llm_batch/files_found"] == 0
     long_ago = datetime.now(UTC) - timedelta(days=91)
     change(location, f"delivered_at = '{long_ago:%Y-%m-%d %H:%M:%S.%f}'", table="submission")
-    # In the launchpad, with another age, and for a look.
+    # In the launchpad, with another age, and as a preview.
     assert retained(location, schedule, raw_older_than_days=100)["llm_batch/files_found"] == 0
     looked = retained(location, schedule, raw_older_than_days=90, delete=False)
     assert (looked["llm_batch/files_found"], looked["llm_batch/files_deleted"]) == (2, 0)
-    # What a configuration leaves out is as the schedule has it.
+    # A value that a configuration leaves out is the schedule's.
     assert retained(location, schedule, delete=False)["llm_batch/files_found"] == 2
     metadata = retained(location, schedule)
     assert (metadata["llm_batch/files_deleted"], metadata["llm_batch/submissions_aged"]) == (2, 1)

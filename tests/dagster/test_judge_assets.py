@@ -1,4 +1,4 @@
-"""Judges in a real Dagster, over the official SDK and the emulator: what is asked, what it costs, what is shown."""
+"""Judges in a real Dagster, over the official SDK and the emulator: their requests, costs and metadata."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SCORING = Prompt(user="Q: {{ question }}\nAnswer: {{ answer }}")
 
 
 def judge(body, _endpoint):
-    """The longer answer is better; where one shouts, whoever is first. Scores are the length, up to 5."""
+    """Prefer the longer answer; where one shouts, the first. Scores are the length, up to 5."""
     text = last_user_text(body)
     shown = re.findall(r"^(?:A|B|Answer): (.*)$", text, re.MULTILINE)
     if len(shown) == 1:
@@ -101,7 +101,7 @@ class EvaluationProject:
             self.run(assets, partition=partition)
 
     def judge(self, assets, name="duel", **where):
-        """From cases to figures."""
+        """Run all assets, from cases to figures."""
         self.run(assets, f"{name}_cases", **where)
         self.run(assets, f"{name}_verdicts_batch", **where)
         self.emulator.settle()
@@ -209,7 +209,7 @@ MASKED_GRADES = Mask(columns=["question", "answer"])
     ("factory", "prompt", "mask", "emails"), [(duel, PROMPT, MASKED_DUEL, 6), (grades, SCORING, MASKED_GRADES, 4)]
 )
 def test_the_stored_cases_of_a_judge_have_placeholders_and_show_their_number(project, factory, prompt, mask, emails):
-    """It runs a Dagster."""
+    """Run a Dagster."""
     _, judging = factory(prompt=replace(prompt, mask=mask))
     upstream = [table(MAILS, "questions", column="question"), table(SHORT, "short"), table(TWO_MAILS, "long")]
     name = judging[0].key.to_user_string()
@@ -225,7 +225,9 @@ def test_the_stored_cases_of_a_judge_have_placeholders_and_show_their_number(pro
 
 @pytest.mark.slow
 def test_the_mask_of_a_judge_finds_values_behind_line_breaks_of_answers_in_json(project):
-    """It runs a Dagster. An answer of several columns is JSON, where a line break is a letter beside the value."""
+    """Run a Dagster. In JSON, as in an answer of several columns, the escape of a line break puts a letter before the
+    value.
+    """
     _, judging = grades(target=["answer", "id"], prompt=replace(SCORING, mask=Mask(columns=["answer"])))
     broken = {"q1": "At:\n10.0.0.1", "q2": "So."}
     upstream = [table(MAILS, "questions", column="question"), table(SHORT, "short"), table(broken, "long")]
@@ -267,7 +269,7 @@ def test_a_judge_refuses_to_restore_what_its_cases_do_not_have(factory, prompt):
     [(duel, PROMPT, ["answer_a", "answer_b"]), (grades, SCORING, ["answer"])],
 )
 def test_a_judge_of_restored_answers_needs_a_mask_of_them(factory, prompt, answers):
-    """Its provider would get the values that the candidate's provider never got."""
+    """Refuse others, since their provider would get values that the candidate's provider never got."""
 
     def judging(restore, judged=None, **more):
         source = Prompt(user="{{ question }}", mask=Mask(columns=["question"], restore=restore))
@@ -281,7 +283,7 @@ def test_a_judge_of_restored_answers_needs_a_mask_of_them(factory, prompt, answe
         )
 
     named = f"target names text, in which Mask.restore puts values of rows.*a mask of {', '.join(answers)}, or restore"
-    # A mask of the rows alone, or of one of two answers, is none of the answers.
+    # A mask of only the rows, or of one of two answers, does not cover the answers.
     for lacking in (None, Mask(columns=["question"]), Mask(columns=["question", *answers[1:]])):
         with pytest.raises(ConfigError, match=named if lacking is None else "target names text"):
             judging(["text"], lacking)
@@ -289,7 +291,7 @@ def test_a_judge_of_restored_answers_needs_a_mask_of_them(factory, prompt, answe
     versions = [[assets.code_versions_by_key for assets in judging(restore, covered)[1]] for restore in ([], ["text"])]
     assert versions[0] == versions[1]
     assert judging([])
-    # The rows may be restored labels, too.
+    # The rows can be restored labels, too.
     prompt = replace(prompt, user=f"{prompt.user} {{{{ text }}}}")
     with pytest.raises(ConfigError, match=r"prompt reads text of rows=one, in which Mask\.restore puts"):
         judging(["text"], covered, rows="one")
@@ -411,7 +413,7 @@ class TestPairwise:
         assert checks == {"mon": True, "tue": False}
 
     def test_a_backfill_asks_in_another_run_than_it_makes_the_cases(self):
-        """Dagster puts assets into one run only where their policies are equal."""
+        """Request answers in another run, since Dagster puts assets into one run only if their policies are equal."""
         _, [cases, batch, *_] = duel(DAYS)
         assert cases.backfill_policy is not None
         assert cases.backfill_policy != batch.backfill_policy

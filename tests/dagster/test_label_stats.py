@@ -1,4 +1,4 @@
-"""What is told of labels is counted part by part, in little memory."""
+"""Statistics of labels are counted part by part, in little memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dagster_llm_batch.label_stats import LabelStats
 
 
 def counted() -> LabelStats:
-    """Rows of two models, of what is no one's, and of none."""
+    """Return statistics of rows of three models, of a row without a model, and of a row without tokens."""
     asked = Labeling(asset="a", model="openai/own", key="id", prompt=Prompt(user="{{ text }}"), response=None)
     who = {"llm_provider": ["openai", "openai", "other", None, "openai"], "llm_model": ["own", "b", "own", None, "own"]}
     tokens = {f"llm_{name}": [1, 2, 4, 8, None] for name in ("input_tokens", "output_tokens", "cache_read_tokens")}

@@ -1,4 +1,4 @@
-"""What befalls a landing run: its ledger is cut off, it is stopped, an IO manager fails, another run lands the same."""
+"""Faults of a run that materializes labels: a ledger that is cut off, a stop, a failing IO manager, another run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.crash.postgres import postgres
 
 pytestmark = pytest.mark.slow
 
-# The ledger is told of so many partitions at once.
+# The ledger is updated for this many partitions at once.
 _TOLD_AT_ONCE = 25
 _CHECKS = 3
 STORED, JUDGED = dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION
@@ -34,7 +34,7 @@ def rows(context: Any) -> Any:
 
 
 def answered(emulator: Emulator, instance: dg.DagsterInstance, tmp_path: Path, **resource: Any) -> CodeLocation:
-    """A code location all of whose partitions are sent and answered."""
+    """Return a code location with all partitions sent and answered."""
     tables = HiveParquetIOManager(root=str(tmp_path / "tables"))
     assets = labeled(rows=rows, partitions_def=PARTS)
     location = CodeLocation(emulator, instance, *assets, resources={"io_manager": tables}, **resource)
@@ -52,14 +52,14 @@ def database() -> Iterator[str]:
 
 
 def told(event: Any, kind: dg.DagsterEventType) -> Any:
-    """What an event of this kind tells; None where it is of another."""
+    """Return the Dagster event if it has this kind, otherwise None."""
     if not event.is_dagster_event or event.dagster_event_type is not kind:
         return None
     return event.dagster_event
 
 
 def cut_off(ledger_url: str) -> None:
-    """End all connections to the ledger but our own."""
+    """End all connections to the ledger except ours."""
     with sa.create_engine(ledger_url).connect() as connection:
         connection.execute(
             sa.text(
@@ -98,7 +98,7 @@ def test_what_has_landed_has_not_failed_where_the_ledger_cannot_be_told_of_it(in
     def watch(event: Any, _cursor: Any) -> None:
         if verdict := told(event, JUDGED):
             judged.append(verdict.asset_check_evaluation_data.partition)
-            # The ledger is told after the last verdict on a partition, and again after that on the next.
+            # The ledger is updated after the last check of this partition, and tried again after a check of the next.
             if len(judged) == _CHECKS * _TOLD_AT_ONCE:
                 rename("submission", "elsewhere")
             elif len(judged) == _CHECKS * _TOLD_AT_ONCE + 1:
@@ -125,7 +125,7 @@ def test_one_partition_fails_where_dagster_cannot_be_asked_what_verdicts_speak_o
             raise sa.exc.OperationalError("SELECT", {}, ConnectionError("cut off"))
         return fetch(*args, **options)
 
-    # Dagster's own
+    # This storage is Dagster's own.
     storage.fetch_materializations = fetch_but_once
     failed = location.collect(span=ALL)
     assert not failed.success

@@ -1,4 +1,6 @@
-"""A landing run of Dagster's own is killed at each effect that it has, and the sensor goes on as in a deployment."""
+"""Dagster's run that materializes labels is killed at each of its effects; then the sensor continues as in a
+deployment.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ _EVERYTHING = (KEYS[0], KEYS[-1])
 _SECONDS_A_RUN = 240.0
 _MOST_TICKS = 6
 
-# Before the run does anything, or as much as a neighbour of theirs that has crash points; calls only read here.
+# Points before the run does anything, or equivalent to neighbouring crash points. The calls only read here.
 _HARMLESS = {
     "call: other",
     "event: ASSET_CHECK_EVALUATION_PLANNED",
@@ -53,7 +55,7 @@ _HARMLESS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where one deployment keeps everything: Dagster's storage, payloads and tables in a folder, and a ledger."""
+    """A deployment's places: a folder with Dagster's storage, payloads and tables, and a ledger."""
 
     folder: str
     ledger_url: str
@@ -65,7 +67,7 @@ class Place:
 
     @contextmanager
     def location(self, prefix: str) -> Iterator[CodeLocation]:
-        """The code location, whose partitions have rows of this prefix."""
+        """Yield the code location, whose partitions have rows with this prefix."""
         emulator: Any = SimpleNamespace(openai_base_url=self.base_url)
 
         def rows(context: Any) -> Any:
@@ -83,14 +85,14 @@ class Place:
             )
 
     def copy(self, folder: Path) -> Place:
-        """A deployment of its own that is as far as this one."""
+        """Return a copy of this deployment in its present state."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         if self.ledger_url.startswith("sqlite"):
             return Place(str(folder), _sqlite_url(folder), self.base_url)
         return Place(str(folder), copy_database(self.ledger_url), self.base_url)
 
     def rows(self, name: str, key: str) -> list[list[str]]:
-        """The rows of each file of a partition that Spark and others would read."""
+        """Return the rows of each file of a partition that Spark and others would read."""
         files = Path(self.tables.folder(dg.AssetKey(name), key)).glob("[!.]*")
         return [sorted(_read(file)) for file in sorted(files)]
 
@@ -100,7 +102,7 @@ def _sqlite_url(folder: Path) -> str:
 
 
 def _rows_of(key: str) -> int:
-    """No two neighbours have as many rows."""
+    """Return a number of rows that differs between neighbours."""
     return 1 + KEYS.index(key) % 3
 
 
@@ -114,16 +116,16 @@ def _read(file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Ready:
-    """A deployment in which old labels have landed, newer ones are answered, and the sensor asks for a run."""
+    """A deployment with older labels and newer answers, and the sensor's request for a run."""
 
     place: Place
     request: dg.RunRequest
     emulator: Emulator
-    # Of the rows of the code location that has the run.
+    # Prefix of the rows in the run's code location.
     prefix: str = "new"
 
     def copy(self, folder: Path) -> Ready:
-        """A deployment of its own, at the same provider."""
+        """Return a copy of the deployment, at the same provider."""
         return replace(self, place=self.place.copy(folder))
 
 
@@ -156,7 +158,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
 
 
 class FreezingInterceptor(Interceptor):
-    """Freezes at one point, and dies at another, which it counts from when it wakes."""
+    """Freezes at one point, and dies at another, which it counts from its wake-up."""
 
     def __init__(self, frozen_at: Point, killed_at: Point | None) -> None:
         super().__init__(frozen_at, lambda _held: None, signal.SIGSTOP)
@@ -172,7 +174,7 @@ class FreezingInterceptor(Interceptor):
 def land(
     place: Place, request: dg.RunRequest, prefix: str, make: Callable[[], Interceptor], parent: Connection
 ) -> None:
-    """Be the run that the sensor asks for. Tells the parent what was crossed, if it comes to the end."""
+    """Do the run that the sensor requests. At its end, send the crossed points to the parent."""
     interceptor = make()
     install(interceptor, "nothing", "nothing", urlsplit(place.base_url).port or 0)
     with place.location(prefix) as location:
@@ -191,14 +193,14 @@ def land(
 
 
 def launch(location: CodeLocation, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
-    """As the daemon does, which marks its runs as the sensor's."""
+    """Launch a run as the daemon does, which tags its runs as the sensor's."""
     return location.launch(
         request.with_replaced_attrs(tags={**request.tags, "dagster/sensor_name": "llm_batch_sensor"})
     )
 
 
 def run_killed_at(ready: Ready, point: Point | None) -> Any:
-    """Return what a run has crossed, or None where it was killed."""
+    """Return the points that a run has crossed, or None if it was killed."""
     ours, theirs = PROCESSES.Pipe()
     make = partial(Interceptor, point, print, signal.SIGKILL)
     process = PROCESSES.Process(target=land, args=(ready.place, ready.request, ready.prefix, make, theirs))
@@ -217,7 +219,7 @@ def run_killed_at(ready: Ready, point: Point | None) -> Any:
 
 @contextmanager
 def run_frozen_at(ready: Ready, point: Point, killed_at: Point | None = None) -> Iterator[None]:
-    """Run until the run stops itself there. It wakes, and comes to its end, or is killed, after the block."""
+    """Run until the run freezes at this point. After the block, it wakes, and ends or is killed."""
     ours, theirs = PROCESSES.Pipe()
     make = partial(FreezingInterceptor, point, killed_at)
     process = PROCESSES.Process(target=land, args=(ready.place, ready.request, ready.prefix, make, theirs))
@@ -243,7 +245,7 @@ def run_frozen_at(ready: Ready, point: Point, killed_at: Point | None = None) ->
 
 
 def submissions_told(location: CodeLocation, name: str) -> dict[str | None, str]:
-    """The submission that Dagster was told of last, by partition: by its labels, rejects, or that it was sent."""
+    """Return the submission in Dagster's last record of labels, rejects or batches, by partition."""
     told: dict[str | None, str] = {}
     for partition, found in location.materializations(name).items():
         value = found.metadata.get(SUBMISSION_KEY)
@@ -265,12 +267,12 @@ _POINTS = [
     Point("file: table", _H, nth=5),
     Point("file: table", _U, nth=9),
     Point("file: table", _A, nth=9),
-    # Each partition has one of its rejects, then one of its labels.
+    # Each partition has an event of its rejects, then an event of its labels.
     Point(_TOLD, _B),
     Point(_TOLD, _A, nth=3),
     Point(_TOLD, _B, nth=4),
     Point(_TOLD, _A, nth=4),
-    # Each has three.
+    # Each partition has three checks.
     Point(_JUDGED, _A, nth=4),
     Point(_JUDGED, _A, nth=6),
     Point(_JUDGED, _A, nth=36),
@@ -281,7 +283,7 @@ _POINTS = [
 ]
 
 
-# What a kill leaves of a transaction is another matter there.
+# On PostgreSQL, a kill ends an open transaction in a different way.
 _POSTGRESQL = [
     Point("ledger: settle_submission", _U),
     Point("file: table", _A, nth=9),
@@ -291,8 +293,8 @@ _POSTGRESQL = [
 
 
 def check_told(ready: Ready, location: CodeLocation, newest: Mapping[str | None, str]) -> None:
-    """What Dagster was told of is there, whole and alone; the rest is old, or new, or both while one takes the place
-    of the other.
+    """Check that tables that Dagster has a record of are whole and alone. Other tables are old, or new, or both while
+    one replaces the other.
     """
     for name in LANDING:
         told = submissions_told(location, name)
@@ -306,7 +308,7 @@ def check_told(ready: Ready, location: CodeLocation, newest: Mapping[str | None,
 
 
 def check_landed(ready: Ready, location: CodeLocation, newest: Mapping[str | None, str], prefix: str = "new") -> None:
-    """The rows of this prefix are there once, and told."""
+    """Check that the rows of this prefix are stored once, and that Dagster has a record of them."""
     for name in LANDING:
         assert submissions_told(location, name) == newest
         for key in KEYS:
@@ -314,7 +316,7 @@ def check_landed(ready: Ready, location: CodeLocation, newest: Mapping[str | Non
 
 
 def check_judged(location: CodeLocation) -> None:
-    """Each partition has verdicts on what was told of it last."""
+    """Check that each partition has check results on its newest materialization."""
     for key in KEYS:
         [told] = location.instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey(LABELS), asset_partitions=[key]), limit=1
@@ -328,14 +330,14 @@ def check_judged(location: CodeLocation) -> None:
 
 
 def see_death(location: CodeLocation) -> None:
-    """As Dagster's monitoring of runs does. Until then nothing is asked for."""
+    """Report killed runs, as Dagster's run monitoring does. Before that, the sensor requests nothing."""
     for run in location.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
         assert location.tick().run_requests == []
         location.instance.report_run_failed(run)
 
 
 def go_on(location: CodeLocation) -> None:
-    """Tick, and run what is asked for, until nothing is left to do."""
+    """Tick, and launch the requested runs, until nothing is left to do."""
     for _ in range(_MOST_TICKS):
         tick = location.tick()
         if tick.skip_message == "no batches in flight":
@@ -354,7 +356,7 @@ _CASES = [*(("sqlite", point) for point in _POINTS), *(("postgresql", point) for
 def test_all_lands_once_where_a_landing_run_is_killed(
     ledger: str, point: Point, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Each landing run is a process that imports Dagster, and another goes on after the kill."""
+    """Start each run in a process that imports Dagster, and another run after the kill."""
     ready: Ready = request.getfixturevalue(ledger).copy(tmp_path)
     books = ready.emulator.books
     batches = len(books.batches)
@@ -392,9 +394,9 @@ _FROZEN = [
 def test_newer_labels_stay_that_were_landed_while_a_landing_run_was_frozen(
     sqlite: Ready, point: Point, tmp_path: Path
 ) -> None:
-    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
+    """Start each run in a process that imports Dagster; a frozen run waits until others have ended."""
     ready = sqlite.copy(tmp_path)
-    # The copies share a provider, which shall be asked once of each row.
+    # The copies share a provider, which must get each row once.
     prefix = f"newest-{_FROZEN.index(point)}"
     with run_frozen_at(ready, point), ready.place.location(prefix) as location:
         assert location.submit(span=_EVERYTHING).success
@@ -406,7 +408,7 @@ def test_newer_labels_stay_that_were_landed_while_a_landing_run_was_frozen(
     assert ready.emulator.books.billed_twice() == {}
 
 
-# What the run does when it wakes, before or after it told Dagster, or would tell the ledger.
+# Points after the frozen run wakes, before or after it reports to Dagster or would update the ledger.
 _KILLED = [
     Point("file: table", _A),
     Point("file: table", _A, nth=20),
@@ -421,7 +423,7 @@ _KILLED = [
 def test_newer_labels_stay_where_a_frozen_landing_run_is_killed_after_it_woke(
     sqlite: Ready, killed_at: Point, tmp_path: Path
 ) -> None:
-    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
+    """Start each run in a process that imports Dagster; a frozen run waits until others have ended."""
     ready = sqlite.copy(tmp_path)
     prefix = f"killed-{_KILLED.index(killed_at)}"
     with run_frozen_at(ready, Point("file: table", _U), killed_at), ready.place.location(prefix) as location:
@@ -439,7 +441,7 @@ def test_newer_labels_stay_where_a_frozen_landing_run_is_killed_after_it_woke(
 
 @pytest.mark.slow
 def test_newer_labels_stay_that_an_older_run_lands_over_before_the_ledger_knows(sqlite: Ready, tmp_path: Path) -> None:
-    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
+    """Start each run in a process that imports Dagster; a frozen run waits until others have ended."""
     ready = sqlite.copy(tmp_path)
     with ExitStack() as newer_run:
         with run_frozen_at(ready, Point("file: table", _U)), ready.place.location("beside") as location:
@@ -459,7 +461,7 @@ def test_newer_labels_stay_that_an_older_run_lands_over_before_the_ledger_knows(
 def test_newer_labels_stay_where_a_frozen_landing_run_wakes_after_dagster_has_given_it_up(
     sqlite: Ready, tmp_path: Path
 ) -> None:
-    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
+    """Start each run in a process that imports Dagster; a frozen run waits until others have ended."""
     ready = sqlite.copy(tmp_path)
     with run_frozen_at(ready, Point("file: table", _U)), ready.place.location("given-up") as location:
         assert location.submit(span=_EVERYTHING).success

@@ -1,4 +1,4 @@
-"""Landing runs that are lost are asked for again, a few times; none is asked for beside a run that submits."""
+"""Lost runs are requested again, a few times, but not during a run that submits."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -23,11 +23,11 @@ AT_ONCE = TickBounds(pauses=(timedelta(),) * 3)
 
 ORIGIN = RemoteJobOrigin(
     RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__"), "__ASSET_JOB"
-)  # which a run that waits in a queue must have
+)  # a run that waits in a queue must have one
 
 
 def ended(location, request, status=dg.DagsterRunStatus.FAILURE, **tags):
-    """A run of this request that left nothing behind, as of a worker that was killed while it started."""
+    """Add a run of this request that left nothing, like a worker that was killed at its start."""
     return a_run(location, LANDING, status, **{**request.tags, "dagster/run_key": request.run_key, **tags})
 
 
@@ -42,7 +42,7 @@ def a_run(location, names, status, job=None, **tags):
 
 
 def verdicts(location, partition=None):
-    """All verdicts on coverage of a partition, the newest first."""
+    """Return all results of the check coverage on a partition, newest first."""
     key = dg.AssetCheckKey(dg.AssetKey(LABELS), "coverage")
     found = location.instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
     events = [record.event.asset_check_evaluation for record in found if record.event is not None]
@@ -81,7 +81,7 @@ def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed
     said = CliRunner().invoke(main, ["doctor", *where])
     assert f"the labels of {LABELS}" in " ".join(said.output.split())
     assert said.exit_code == 3
-    assert location.collect(partition=partition).success  # what the check says
+    assert location.collect(partition=partition).success  # the next step in the check's message
     assert location.metadata(partition=partition)["dagster/partition_row_count"] == 3
     assert verdicts(location, partition)[0].passed
     assert tick(location).skip_message == "no batches in flight"
@@ -108,7 +108,7 @@ def test_lost_runs_are_counted_and_given_up_in_whatever_words_they_are_stored(ma
 
 @pytest.mark.slow
 def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours_have_theirs(make, emulator):
-    """It lands many partitions, of which each has its verdicts."""
+    """Materialize many partitions, each with its check results."""
     location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     location.submit(span=(DAYS[0], DAYS[1]))
     emulator.settle()
@@ -116,7 +116,7 @@ def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours
     earlier = dg.AssetCheckEvaluation(
         asset_key=dg.AssetKey(LABELS), check_name="coverage", passed=False, metadata={}, partition=DAYS[0]
     )
-    location.instance.report_runless_asset_event(earlier)  # of a loss long ago: Dagster takes one without a run
+    location.instance.report_runless_asset_event(earlier)  # of an earlier loss: Dagster takes one without a run
     ended(location, request, dg.DagsterRunStatus.CANCELED)
     with pytest.raises(LLMBatchError, match="1 part of the tick failed"):
         tick(location)
@@ -164,7 +164,7 @@ def test_the_first_request_after_a_loss_waits_a_minute(make, emulator):
 
 
 def three_lost(make, emulator):
-    """A code location three of whose partitions were lost with one run."""
+    """Return a code location with three partitions that one run lost."""
     location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     location.submit(span=(DAYS[0], DAYS[2]))
     emulator.settle()
@@ -177,7 +177,7 @@ def three_lost(make, emulator):
 @pytest.mark.slow
 def test_neighbours_that_were_lost_together_are_asked_for_together_and_then_each_alone(make, emulator):
     location = three_lost(make, emulator)
-    # One that has killed no run yet is not taken along.
+    # A partition that has not killed a run is not included.
     location.submit(partition=DAYS[3])
     emulator.settle()
     together = tick(location)
@@ -208,7 +208,7 @@ def test_what_was_lost_together_lands_together(make, emulator):
 
 
 class FullDisk(dg.IOManager):
-    """Stores nothing of one partition, or of what has none."""
+    """Fails to store one partition, or assets without partitions."""
 
     def __init__(self, partition):
         self.partition = partition
@@ -229,7 +229,7 @@ def test_a_partition_that_makes_its_run_fail_takes_no_neighbour_into_the_next_on
         location.submit(partition=day)
     emulator.settle()
     [both] = tick(location).run_requests
-    assert not location.launch(both).success  # it has collected the answers, so that it has changed something
+    assert not location.launch(both).success  # it has collected the answers, which is progress
     assert location.landed() == {DAYS[0]}
     location.submit(partition=DAYS[2])
     emulator.settle()
@@ -302,7 +302,7 @@ def test_a_run_that_was_queued_with_another_executors_configuration_is_asked_for
     changed.repository = changed.defs.get_repository_def()
     with pytest.raises(dg.DagsterInvalidConfigError):
         dg.validate_run_config(changed.defs.resolve_implicit_global_asset_job_def(), request.run_config)
-    ended(changed, request)  # what the run worker makes of that
+    ended(changed, request)  # the run worker's reaction
     tick(changed)
     [again] = tick(changed).run_requests
     assert again.run_config == {}
@@ -311,7 +311,7 @@ def test_a_run_that_was_queued_with_another_executors_configuration_is_asked_for
 
 
 def long_ago(location, run, minutes):
-    """As if the run had changed last so many minutes ago."""
+    """Set the run's last change to this many minutes ago."""
     then = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=minutes)
     with location.instance.run_storage.connect() as connection:
         connection.execute(
@@ -346,12 +346,12 @@ def test_newer_labels_land_again_only_where_a_run_of_their_partition_was_beside_
     rows[0], is_full[0] = 4, False
     location.submit(partition=DAYS[0])
     emulator.settle()
-    # It keeps the run from telling that nobody lands the older labels any more.
+    # While this run is at work, the other one cannot report that the older labels are not needed any more.
     assets_of = LANDING if beside else [BATCH]
     other = a_run(location, assets_of, dg.DagsterRunStatus.STARTED, **{"dagster/partition": beside or DAYS[0]})
     assert location.collect(partition=DAYS[0]).success
     location.instance.report_run_failed(other)
-    # The first tick takes their delivery back.
+    # The first tick marks them as not delivered.
     assert [*asked(tick(location)), *asked(tick(location))] == again
     if not again:
         assert tick(location).skip_message == "no batches in flight"
@@ -401,7 +401,7 @@ def test_a_submission_run_that_shows_no_life_for_five_minutes_holds_nothing_back
     emulator.settle()
     run = a_run(location, [BATCH], STARTED, **days(DAYS[0]))
     assert tick(location).run_requests == []
-    long_ago(location, run, minutes=6)  # its machine is gone, and nobody has told Dagster
+    long_ago(location, run, minutes=6)  # its machine is gone, and Dagster has no report of this
     engine = location.engine()
     with engine.activity.at_work(run.run_id):
         assert tick(location).run_requests == []
@@ -489,6 +489,6 @@ def test_a_batch_in_doubt_is_not_looked_for_while_the_run_that_sends_it_is_at_wo
     assert f"run {run.run_id[:8]} is at work on its submission" in tick(location).skip_message
     assert len(emulator.books.calls) == before
     location.instance.delete_run(run.run_id)
-    tick(location)  # finds it
+    tick(location)  # the tick finds the batch
     emulator.settle()
     assert len(tick(location).run_requests) == 1

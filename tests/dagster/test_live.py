@@ -1,4 +1,4 @@
-"""The whole journey in a real Dagster: a backfill submits, the daemon's sensor collects, GraphQL tells it all."""
+"""The whole journey in a real Dagster: a backfill submits, the daemon's sensor collects, GraphQL shows everything."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ query($selector: SensorSelector!) {
 
 
 class Reader:
-    """What GraphQL says of assets."""
+    """GraphQL's records of assets."""
 
     def __init__(self, dev):
         self.dev = dev
@@ -92,7 +92,7 @@ class Reader:
         self.place = {"repositoryName": repository["name"], "repositoryLocationName": repository["location"]["name"]}
 
     def materializations(self, name):
-        """Metadata of the newest materialization of each partition."""
+        """Return metadata of the newest materialization of each partition."""
         asset = self.dev.ask(MATERIALIZATIONS, key={"path": [name]})["assetOrError"]
         found = {}
         for one in asset.get("assetMaterializations", []):
@@ -104,19 +104,19 @@ class Reader:
         return found
 
     def landings(self, name):
-        """The partition of each materialization."""
+        """Return the partition of each materialization."""
         asset = self.dev.ask(MATERIALIZATIONS, key={"path": [name]})["assetOrError"]
         return [one["partition"] for one in asset["assetMaterializations"]]
 
     def observations(self, name):
-        """(partition, progress) of what belongs to no run."""
+        """Return (partition, progress) of observations without a run."""
         asset = self.dev.ask(OBSERVATIONS, key={"path": [name]})["assetOrError"]
         told = [one for one in asset["assetObservations"] if not one["runId"]]
         texts = [{entry["label"]: entry.get("text") for entry in one["metadataEntries"]} for one in told]
         return [(one["partition"], text["llm_batch/progress"]) for one, text in zip(told, texts, strict=True)]
 
     def checks(self, name):
-        """Verdicts by partition and check."""
+        """Return check results by partition and check."""
         node = self.dev.ask(CHECKS, key={"path": [name]})["assetNodeOrError"]
         found = {}
         for check in node["assetChecksOrError"]["checks"]:
@@ -150,7 +150,7 @@ class Reader:
 def test_three_partitions_go_from_one_backfill_to_labels_checks_evaluation_and_pages_of_a_real_dagster(
     tmp_path,
 ):
-    """A real Dagster takes half a minute to start, and then works at its daemon's pace."""
+    """Start a real Dagster, which takes half a minute, and then works at its daemon's pace."""
     definitions = Path(__file__).with_name("live_defs.py")
     with emulator(tmp_path) as env, dagster_dev(tmp_path, definitions, env) as dev:
         seen = Reader(dev)
@@ -186,7 +186,7 @@ def test_three_partitions_go_from_one_backfill_to_labels_checks_evaluation_and_p
         assert "ticket" in evaluated["llm_batch/evaluation"]
         assert seen.failed_runs() == []
         ticks = seen.ticks()
-        assert sorted(seen.landings("ticket_labels")) == DAYS  # none twice
+        assert sorted(seen.landings("ticket_labels")) == DAYS  # each one once
         assert [tick["error"] for tick in ticks if tick["status"] == "FAILURE"] == []
         assert any("in flight" in (tick["skipReason"] or "") for tick in ticks)
         ended = {day for day, text in seen.observations("ticket_labels") if "4 of 4 requests done (100 %)" in text}

@@ -1,4 +1,4 @@
-"""kill -9 in a real Dagster: a run that submits, the daemon, a run that collects. All lands; nothing is paid twice."""
+"""kill -9 in a real Dagster: a run that submits, the daemon, a run that collects. All labels arrive, paid once."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.processes import command_lines
 
 ROWS = 4 * len(DAYS)
 CREATE, CONTENT = "POST /v1/batches", "GET /v1/files/*/content"
-RUN_RETRIES = "run_retries: {enabled: true, max_retries: 3}\n"  # Dagster's own answer to runs that die
+RUN_RETRIES = "run_retries: {enabled: true, max_retries: 3}\n"  # Dagster's own retries of runs that die
 
 EVENTS = """
 { runsOrError(filter: {statuses: [STARTED]}) { ... on Runs { results {
@@ -33,7 +33,9 @@ class Killer:
         self.mark = mark
 
     def run_worker(self, what: str) -> str:
-        """Wait until a call of a run worker is held, and kill that worker; its run, which Dagster sees fail."""
+        """Wait until a call of a run worker is held, and kill the worker. Return its run, which Dagster marks as
+        failed.
+        """
         self.dev.until(what, lambda: self.emulator.hanging)
         [run] = self.dev.ask(EVENTS)["runsOrError"]["results"]
         told = " ".join(event.get("message", "") for event in run["eventConnection"]["events"])
@@ -64,7 +66,7 @@ def landed(seen: Reader) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_all_partitions_land_and_are_paid_once_whoever_is_killed_in_a_real_dagster(tmp_path):
-    """A real Dagster takes half a minute to start, and again after each kill."""
+    """Start a real Dagster, which takes half a minute, and again after each kill."""
     definitions = Path(__file__).with_name("live_defs.py")
     with Emulator() as emulator:
         env = {"OPENAI_BASE_URL": emulator.openai_base_url, "OPENAI_API_KEY": DEFAULT_KEY}
@@ -73,7 +75,7 @@ def test_all_partitions_land_and_are_paid_once_whoever_is_killed_in_a_real_dagst
             seen = Reader(dev)
             seen.backfill("ticket_labels_batch", DAYS)
             killed = [Killer(dev, emulator, str(tmp_path)).run_worker("the first create call")]
-            assert len(emulator.books.batches) == 1  # and nothing here knows of it
+            assert len(emulator.books.batches) == 1  # our ledger does not contain it
             dev.until("all partitions to be sent", lambda: sorted(seen.materializations("ticket_labels_batch")) == DAYS)
             batches = len(emulator.books.batches)
             Killer(dev, emulator, str(tmp_path)).daemon()

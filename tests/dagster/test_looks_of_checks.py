@@ -1,4 +1,4 @@
-"""Places of looks, where partitions come and go, and where the history of a check was wiped."""
+"""Places of looks when partitions come and go, and after a check's history was wiped."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def instance():
 
 
 def looks(instance, partitions_def=DAYS):
-    """As a run sees them when it starts."""
+    """Return the looks that a run sees when it starts."""
     return Looks(dg.build_asset_context(instance=instance), CHECK, partitions_def)
 
 
 def look_at(instance, look, seen):
-    """Look, and store the check as a run does. Returns the level that this look has."""
+    """Look, and store the check as a run does. Return the level of this look."""
     level = seen.level(look, 1)
     evaluation = dg.AssetCheckEvaluation(
         CHECK.asset_key, CHECK.name, passed=True, metadata=seen.keep(look), partition=look.partition
@@ -37,7 +37,7 @@ def look_at(instance, look, seen):
 
 
 def test_partitions_that_are_taken_away_leave_their_places_empty(instance):
-    """Seven days are kept: each new one had the place of the seventh, with its large part of the 5 %, for ever."""
+    """Keep seven days. Once, each new day took the place of the seventh, with its large part of the 5 %, for ever."""
     levels = []
     for day in range(30):
         instance.add_dynamic_partitions("days", [f"day {day}"])
@@ -51,7 +51,7 @@ def test_looking_at_a_state_again_is_no_other_look_whatever_was_between(instance
     instance.add_dynamic_partitions("days", ["mon", "tue"])
     first, grown, shrunk = (Look("mon", state=state) for state in ("300 rows", "310 rows", "300 rows"))
     levels = [look_at(instance, look, looks(instance)) for look in (first, grown, shrunk)]
-    # Gold that grew is another look, and has the least level. What it shrank to was looked at before.
+    # Grown gold is another look, and has the least level. The gold after it shrank was looked at before.
     assert levels == [look_level(0), look_level(364), look_level(0)]
     assert look_at(instance, Look("tue", state="any"), looks(instance)) == look_level(1)
 

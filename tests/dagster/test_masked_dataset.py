@@ -20,7 +20,7 @@ ROWS = pl.DataFrame(
 
 @pytest.mark.slow
 def test_metadata_and_the_check_sent_show_the_number_of_masked_values(make):
-    """It runs a Dagster."""
+    """Run a Dagster."""
     location = make(*labeled(rows=lambda _context: ROWS, prompt=PROMPT, keep=["body"]))
     result = location.run(f"{LABELS}_batch")
     assert result.success

@@ -1,4 +1,4 @@
-"""The page of `review` and `export-tasks` show no value that a mask finds, unless the mask says "original"."""
+"""The page of `review` and `export-tasks` hide values that a mask finds, unless the mask has "original"."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def echo(body: Any, endpoint: str) -> Any:
 
 @pytest.fixture
 def landed(instance: dg.DagsterInstance, tmp_path: Any) -> Any:
-    """Return a function that lands a dataset with this mask; what it returns is what the commands see."""
+    """Return a function that materializes a dataset with this mask, and returns the deployment that commands see."""
     with ExitStack() as stack:
 
         def land(review: str) -> Any:
@@ -71,7 +71,7 @@ def landed(instance: dg.DagsterInstance, tmp_path: Any) -> Any:
                 name="judged", gold="gold", candidates=[dataset], key="ticket_id", target="topic", keep=["reply"]
             )
             plain = replies("mails", name="plain", prompt=Prompt(user="{{ body }}"))
-            # Its key is called like a column of other_names, with which it is not connected.
+            # Its key has the name of a column of other_names, but the two are not connected.
             strangers = replies(lambda _context: None, name="strangers", key="renamed")
             location = CodeLocation(
                 emulator,
@@ -122,7 +122,7 @@ def read_all(deployment: Any) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_no_page_has_a_value_of_a_table_that_is_connected_with_a_masked_dataset(landed):
-    """It runs a Dagster, and reads all pages that links lead to."""
+    """Run a Dagster, and read all pages that links lead to."""
     deployment = landed("masked")
     pages = read_all(deployment)
     kinds = {path.split("/")[1] for path in pages}
@@ -185,7 +185,7 @@ def exported(deployment: Any, name: str = LABELS) -> str:
 
 @pytest.mark.slow
 def test_a_mask_that_says_original_shows_tables_as_they_are_stored(landed):
-    """It runs a Dagster, and reads all pages that links lead to."""
+    """Run a Dagster, and read all pages that links lead to."""
     deployment = landed("original")
     pages = read_all(deployment)
     for table in ("mails", LABELS, "other_names"):

@@ -1,4 +1,4 @@
-"""Multi-partitions land together: each run takes a range in each dimension, and those that are not ready stay out."""
+"""Multi-partitions share runs: each run takes a range in each dimension, and leaves out those that are not ready."""
 
 from itertools import product
 from random import Random

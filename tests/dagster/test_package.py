@@ -1,4 +1,4 @@
-"""The package as it is imported and configured: lazy, with the names that it says, and with its secrets kept."""
+"""The package's imports and settings: lazy, with the documented names, and with its secrets kept."""
 
 import json
 import subprocess
@@ -115,7 +115,7 @@ def test_a_provider_that_is_not_configured_is_named_with_what_to_add(make, insta
 def test_a_command_works_below_the_dagster_home(tmp_path):
     resource = LLMBatchResource(command=CommandBatchResource(command=["true", "{input}", "{output}"]))
     assert set(resource.make_providers(tmp_path)) == {"command"}
-    assert list(tmp_path.iterdir()) == []  # nothing is made before it is needed
+    assert list(tmp_path.iterdir()) == []  # files are created only when they are needed
 
 
 def test_a_resource_of_another_kind_is_refused_in_a_run(emulator, instance):
@@ -149,6 +149,6 @@ def test_the_three_assets_tell_their_role_kinds_and_group(make, suffix):
     assert spec.group_name == "crm"
     assert list(spec.owners) == ["team:ml"]
     assert spec.tags["llm_batch/role"] == {"": "labels", "_batch": "batch", "_rejects": "rejects"}[suffix]
-    # a submission is no table
+    # a submission is not a table
     assert set(spec.kinds) == (set() if suffix == "_batch" else {"openai", "table"})
     assert spec.description

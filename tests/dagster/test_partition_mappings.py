@@ -1,4 +1,4 @@
-"""Partitions that differ between labels and what they read: by Dagster's mappings, with a rule for all that is odd."""
+"""Partitions that differ between labels and their sources: Dagster's mappings, with a rule for every odd case."""
 
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ def on_inbox(**metadata: Any) -> list[dg.AssetDep]:
 
 @pytest.fixture
 def over(make, instance):
-    """A code location whose labels read an inbox of which these partitions are materialized."""
+    """Return a function that makes a code location whose labels read an inbox with these materialized partitions."""
 
     def with_inbox(
         *assets: Any, days: Any = DAYS, rows: Any = lambda key: tickets(2, key), **more: Any
@@ -69,12 +69,12 @@ def weekly(**changes: Any) -> list[dg.AssetsDefinition]:
 
 
 def rows_of(location: CodeLocation, partition: str | None, name: str = LABELS) -> pl.DataFrame:
-    """The labels as they are stored."""
+    """Return the stored labels."""
     return location.repository.load_asset_value(dg.AssetKey(name), instance=location.instance, partition_key=partition)
 
 
 def snapshot(day: str) -> pl.DataFrame:
-    """Two tickets that are in the table of every day, the second with another text each day; and one of the day."""
+    """Return two tickets that are in every day's table, the second with a new text each day, and one of the day."""
     same = tickets(2).with_columns(body=pl.when(pl.col("ticket_id") == "t-1").then(pl.lit(day)).otherwise("body"))
     return pl.concat([same, tickets(1, day)])
 
@@ -113,7 +113,7 @@ def test_days_that_are_not_materialized_are_left_out_where_that_is_allowed_and_i
     assert sorted(rows_of(location, WEEK)["ticket_id"]) == [f"{day}-{n}" for day in DAYS[1:3] for n in range(2)]
     told = location.metadata(BATCH, WEEK)
     assert (told["llm_batch/upstream_partitions"], told["llm_batch/upstream_partitions_missing"]) == (2, 5)
-    # Of a week without any, nothing cannot be what was meant.
+    # A week without any of its days is refused, since empty rows cannot be intended.
     refused = failure(location.submit(partition="2026-01-11"))
     assert "not materialized in 7 of the 7 partitions that 2026-01-11 reads: 2026-01-11, 2026-01-12," in refused
 
@@ -121,7 +121,7 @@ def test_days_that_are_not_materialized_are_left_out_where_that_is_allowed_and_i
 @pytest.mark.slow
 def test_a_key_of_several_days_is_refused_with_the_days_before_anything_is_sent(over, emulator):
     refused = failure(over(inbox(), *weekly(), rows=snapshot).submit(partition=WEEK))
-    # The same row on all days is no exception.
+    # A row that is the same on all days is refused, too.
     assert (
         f"The key 'ticket_id' of inbox is not unique over its partitions: 't-0' in {', '.join(DAYS)}; 't-1' in"
         in refused
@@ -253,7 +253,7 @@ def test_a_rows_function_loads_what_deps_names_by_its_mapping(over, emulator):
     ],
 )
 def test_rows_whose_partitions_cannot_be_mapped_are_refused(over, emulator, own, upstream, says):
-    # Where the definition is known, as it is declared; by its key alone, in the run, and by Dagster's own check.
+    # A known definition is refused at its declaration. With only its key, the run refuses it, by Dagster's own check.
     with pytest.raises(ConfigError) as refused:
         labeled(rows=inbox(upstream), partitions_def=own)
     assert says in str(refused.value)
@@ -283,7 +283,7 @@ def test_a_week_is_submitted_polled_asked_again_and_landed_as_one_partition(over
     week_after = [f"2026-01-{day}" for day in range(11, 18)]
     days, vendor = [*DAYS, *week_after], VENDORS[model](emulator)
     location = over(inbox(), *weekly(model=model, response=Topic), days=days, **vendor)
-    # Both weeks in one run.
+    # Both weeks are in one run.
     assert location.submit(span=(WEEK, "2026-01-11")).success
     waves = 0
     while not location.landed() >= {WEEK, "2026-01-11"}:
@@ -297,7 +297,7 @@ def test_a_week_is_submitted_polled_asked_again_and_landed_as_one_partition(over
     assert sorted(rows_of(location, WEEK)["ticket_id"]) == [f"{day}-{n}" for day in DAYS for n in range(2)]
     assert location.metadata(LABELS, WEEK)["llm_batch/attempts"] == 2
     assert location.metadata(LABELS, "2026-01-11")["dagster/partition_row_count"] == 14
-    # Once more: what is known is not paid again.
+    # Another submission does not pay again for known answers.
     creates = emulator.books.creates_seen
     again = location.submit(partition=WEEK)
     assert location.checks(again) == {(WEEK, "sent"): True}
@@ -322,11 +322,11 @@ def test_dagsters_own_check_of_definitions_refuses_what_is_named_by_key(make):
 
 
 class TestEvaluations:
-    """What an evaluation of a week reads of tables by day."""
+    """Reads of a week's evaluation from tables by day."""
 
     @pytest.fixture
     def of_tables(self, instance):
-        """A run of one partition of these assets, over tables that were materialized."""
+        """Return a function that runs one partition of these assets over materialized tables."""
 
         def run(assets: list[Any], name: str, partition: str | None, **tables: dict[str | None, pl.DataFrame]) -> Any:
             class Tables(dg.IOManager):
@@ -410,7 +410,7 @@ class TestEvaluations:
             daily={DAYS[0]: self.topics("a"), DAYS[6]: self.topics("b"), "2026-01-11": self.topics("c", "d")},
         )
         assert set(table["id"].to_pylist()) == {"c", "d"}
-        # The day before, 2026-01-10, is no week.
+        # The day before, 2026-01-10, is not a week.
         assert [value for name, value in metadata.items() if "earlier_partition" in name] == [WEEK]
 
     @pytest.mark.parametrize("candidates", ["a list", "a mapping"])

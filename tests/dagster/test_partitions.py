@@ -66,10 +66,10 @@ def test_an_upstream_asset_that_is_not_there_fails_the_submission_with_what_to_d
     assert "inbox is not materialized" in failure(result)
     assert "Materialize it first" in failure(result)
     assert emulator.books.creates_seen == 0
-    # One message with one trace, whatever it was found out by.
+    # The failure has one message and one trace, however it was found.
     [error] = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
     assert (error.cause, error.context) == (None, None)
-    # Dagster's instances that loading has opened are closed, and not by the garbage collector in any order.
+    # Dagster's instances that loading has opened are closed, not left to the garbage collector in any order.
     gc.collect()
     assert "Cannot operate on a closed database" not in caplog.text
 
@@ -189,7 +189,7 @@ def test_a_definition_that_cannot_work_is_refused_when_it_is_declared(wrong, mes
 def test_a_dataset_without_partitions_is_asked_once_by_runs_that_have_them(make, emulator, where):
     @dg.asset(partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
     def beside() -> None:
-        """A job may be over assets with partitions and without."""
+        """Stand for an asset with partitions in the job of a dataset without partitions."""
 
     location = make(beside, *labeled())
     assert location.run("beside", BATCH, **where).success

@@ -1,4 +1,4 @@
-"""Providers by names of one's own in a code location: their settings, and what Dagster shows of them."""
+"""Providers with chosen names in a code location: their settings, and their names in Dagster."""
 
 import dagster as dg
 import pytest
@@ -34,7 +34,7 @@ def test_labels_land_by_a_provider_of_the_users_own_name(emulator, instance, mon
     assert location.launch(request).success
     shown = location.metadata(LABELS)
     assert shown["llm_batch/model"] == "openai_eu/gpt-4o"
-    # Insights knows OpenAI's figures, whatever the account is called here
+    # Insights expects OpenAI's figures, whatever the account is called here
     assert shown["openai.calls"] == 3
     assert shown["openai.total_tokens"] == shown["openai_eu.gpt-4o.total_tokens"]
 

@@ -32,7 +32,7 @@ SECRETS_OF_RAY = {"token": KEY, "runtime_env": {"env_vars": {"HF_TOKEN": KEY}}}
 
 
 def plain() -> dict[str, Any]:
-    """Every kind of resource, with each of its secrets as plain text."""
+    """Return every kind of resource, with each of its secrets as plain text."""
     openai = OpenAIBatchResource(api_key=KEY, base_url="http://127.0.0.1:1/v1")
     place = {"project": "p", "location": "l", "bucket": "b"}
     return {
@@ -51,7 +51,7 @@ def plain() -> dict[str, Any]:
 
 
 def everything(home: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of the instance; what its databases hold compressed, plain."""
+    """Yield every file of the instance, and the decompressed contents of its databases."""
     for path in home.rglob("*"):
         if path.is_file():
             yield str(path), path.read_bytes()

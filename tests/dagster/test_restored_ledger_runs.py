@@ -1,4 +1,4 @@
-"""What Dagster has as sent and the ledger does not know is recovered, or refused before anything is sent, and told."""
+"""Submissions that Dagster has as sent, but the ledger lacks, are recovered, or refused with a message, unsent."""
 
 import sqlite3
 from contextlib import closing
@@ -73,7 +73,7 @@ def test_a_process_with_a_ledger_of_its_own_sends_nothing_until_a_person_says_so
         assert "each pod has an SQLite file of its own" in told
         assert "Nothing was sent" in told
     assert f"Dagster has {BATCH} as sent in submission" in failing_tick(pod)
-    assert "as sent in submission" in tick(pod).skip_message  # it was told just now
+    assert "as sent in submission" in tick(pod).skip_message  # it was reported just now
     assert len(emulator.books.batches) == 1
     assert pod.submit(partition=DAYS[1], tags={"dagster_llm_batch/new_ledger": "true"}).success
     assert pod.submit(partition=DAYS[2]).success

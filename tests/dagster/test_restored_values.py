@@ -1,4 +1,4 @@
-"""`Mask(restore=[…])`: the labeled table has values where answers name placeholders, and nothing else has."""
+"""`Mask(restore=[…])`: the labeled table has values where answers name placeholders, and other places do not."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def land(location: CodeLocation, times: int = 1) -> dg.ExecuteInProcessResult:
 
 
 def everything_stored(location: CodeLocation, folder: Path) -> str:
-    """Return what ledger, payload store and Dagster's events hold, as text."""
+    """Return the contents of ledger, payload store and Dagster's events, as text."""
     engine = location.engine()
     texts = [part.read_bytes().decode("utf-8", "replace") for part in folder.glob("ledger.db*")]
     for file in engine.payloads.files(""):
@@ -137,7 +137,7 @@ URGENT = pl.col("ticket_id").is_in(["t0"]).alias("urgent")
     ],
 )
 def test_only_the_columns_that_are_named_have_values_in_each_lane_and_round(place, tmp_path, rows, changes):
-    """It runs a Dagster. Of two rows that make one request, each has its own values."""
+    """Run a Dagster. Two rows that make one request each get their own values."""
     location = place(*replies(rows, **changes))
     land(location, times=4 if "resend" in changes else 1)
     labels = labels_of(location)
@@ -156,7 +156,7 @@ def test_only_the_columns_that_are_named_have_values_in_each_lane_and_round(plac
 
 @pytest.mark.slow
 def test_a_cascade_restores_labels_of_both_models(place, tmp_path):
-    """It runs a Dagster, and lands 120 rows in three rounds."""
+    """Run a Dagster, and materialize 120 rows in three rounds."""
     rows = tickets(*(f"number {n} of a{n}@x.org" for n in range(120)))
     cascade = Cascade(oracle="openai/gpt-4o", target="topic", agreement=0.9, sample=50)
     location = place(*replies(rows, cascade=cascade))
@@ -172,7 +172,7 @@ def test_a_cascade_restores_labels_of_both_models(place, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_restored_changes_the_labels_and_asks_nothing_again(place, tmp_path):
-    """It runs a Dagster."""
+    """Run a Dagster."""
     rows = tickets("ann@x.org", "Nobody")
     before = place(*replies(rows, mask(())))
     land(before)
@@ -195,7 +195,7 @@ def test_what_is_restored_changes_the_labels_and_asks_nothing_again(place, tmp_p
 
 @pytest.mark.slow
 def test_a_row_that_has_changed_or_is_gone_keeps_its_placeholders_and_is_counted(place):
-    """It runs a Dagster. Of the last row, only the value has changed: the label has the present one."""
+    """Run a Dagster. In the last row, only the value has changed: the label has the present one."""
     bodies = [["ann@x.org", "bob@x.org", "cleo@x.org"], ["Of ann@x.org", "new@x.org"]]
     source = [tickets(*bodies[0])]
     location = place(*replies(lambda _context: source[0]))
@@ -241,7 +241,7 @@ def unknown_row(_context: Any) -> Any:
     ],
 )
 def test_labels_land_with_placeholders_if_rows_cannot_be_read_and_later_with_values(place, tmp_path, rows, reason):
-    """It runs a Dagster. The columns are gone, the function fails, or the keys are text that is no number."""
+    """Run a Dagster. The columns are gone, the function fails, or the keys are text instead of numbers."""
     good = tickets("ann@x.org").with_columns(ticket_id=pl.lit(7))
     source: list[Any] = [lambda _context: good]
 
@@ -267,7 +267,7 @@ def test_labels_land_with_placeholders_if_rows_cannot_be_read_and_later_with_val
 
 @pytest.mark.slow
 def test_rows_of_one_key_with_different_values_restore_nothing(place):
-    """It runs a Dagster. Only t0 has two values: t1 has the same one twice, and the second row of t2 asks otherwise."""
+    """Run a Dagster. Only t0 has two values: t1 has the same one twice, and the second row of t2 is another request."""
     source = [tickets("ann@x.org", "bob@x.org", "cleo@x.org")]
     location = place(*replies(lambda _context: source[0]))
     assert location.submit().success
@@ -282,7 +282,7 @@ def test_rows_of_one_key_with_different_values_restore_nothing(place):
 
 @pytest.mark.slow
 def test_the_data_version_changes_with_the_numbers_of_values_and_of_placeholders(place):
-    """It runs a Dagster. Of t1, the row is gone, and then it is there again, with another value."""
+    """Run a Dagster. The row of t1 is gone, and then it is back with another value."""
     source = [tickets("ann@x.org", "bob@x.org")]
     location = place(*replies(lambda _context: source[0]))
     land(location)
@@ -298,7 +298,7 @@ def test_the_data_version_changes_with_the_numbers_of_values_and_of_placeholders
 
 @pytest.mark.slow
 def test_rows_of_partitioned_assets_and_resources_are_read_again(emulator, instance, tmp_path):
-    """It runs a Dagster. The run that lands has the resources of the rows, and reads the partition that they read."""
+    """Run a Dagster. The run that materializes labels has the resources of the rows, and reads the rows' partition."""
 
     @dg.asset(partitions_def=DAILY)
     def calls(context) -> pl.DataFrame:
@@ -331,7 +331,7 @@ def staleness(location: CodeLocation, asset: str, partition: str) -> tuple[str, 
 
 @pytest.mark.slow
 def test_labels_of_a_range_are_fresh_until_their_rows_are_new(place):
-    """It runs a Dagster. Rejects do not depend on the rows, which have one asset with partitions and one without."""
+    """Run a Dagster. Rejects do not depend on the rows, which have one asset with partitions and one without."""
 
     @dg.asset
     def senders() -> pl.DataFrame:

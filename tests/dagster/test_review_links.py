@@ -1,4 +1,4 @@
-"""Figures in Dagster's UI lead to the rows behind them, where a deployment names its review page, and nowhere else."""
+"""Figures in Dagster's UI lead to the rows behind them only where a deployment names its review page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def links(markdown: str) -> list[tuple[str, str]]:
 
 
 def asked(url: str) -> tuple[str, list[tuple[str, str]]]:
-    """The path of a link, and what it asks for, as the page reads it."""
+    """Return the path and the query of a link, as the page reads them."""
     parts = urlsplit(url)
     assert f"{parts.scheme}://{parts.netloc}" == PAGE
     assert not parts.fragment

@@ -1,4 +1,4 @@
-"""Rolling thresholds in Dagster: what is assumed is told, and checks tell how it goes and when it broke."""
+"""Rolling thresholds in Dagster: metadata shows their assumptions, and checks show their state and when they broke."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SureLabel(BaseModel):
 
 
 def answer(body: Any, _url: str) -> Any:
-    """The model is wrong of one row, and less sure; on the third day of most, and as sure as ever.
+    """Answer one row wrongly and less surely; on the third day, most rows wrongly, with the usual confidence.
 
-    Which rows are drawn differs from run to run, by the emulator's address: no figure here is near its limit.
+    The drawn rows differ from run to run, by the emulator's address. The figures here are far from their limits.
     """
     [(day, number)] = {(int(day), int(number)) for day, number in re.findall(r"day (\d+) number (\d+)", str(body))}
     is_hard = number == 0
@@ -54,7 +54,7 @@ def rolling(**changes: Any) -> list[dg.AssetsDefinition]:
 
 
 def land(location: CodeLocation, day: str) -> dict[str, dg.AssetCheckEvaluation]:
-    """Land a partition, and return what its checks say."""
+    """Materialize a partition, and return its check results."""
     location.land(partition=day)
     location.emulator.settle()
     result = location.collect(partition=day)

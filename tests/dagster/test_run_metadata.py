@@ -1,4 +1,4 @@
-"""What Dagster is told of submissions and labels, and that row data stays data in it."""
+"""Dagster's metadata of submissions and labels, in which row data stays data."""
 
 import re
 from collections import Counter
@@ -73,7 +73,7 @@ def test_a_submission_says_what_is_sent_to_whom_and_what_it_may_cost(make):
 
 
 def with_blanks(*keys):
-    """Three rows to ask about, and these, whose text is blank."""
+    """Return three rows with text, and these rows with blank text."""
     blank = {"subject": pl.lit(" "), "body": pl.lit(None, pl.String)}
     blanks = tickets(len(keys)).with_columns(**blank, ticket_id=pl.Series(keys))
     return lambda context: pl.concat([tickets(3), blanks])
@@ -146,7 +146,7 @@ def test_labels_say_what_came_back_and_what_it_cost(make):
     assert told["openai.gpt-4o.total_tokens"] == told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"]
     assert len(told["llm_batch/preview"].records) == 3
     assert next(iter(told)) == "llm_batch/preview"
-    # as dagster-openai tells of calls, for Insights
+    # as dagster-openai records calls, for Insights
     assert {key: value for key, value in told.items() if key.startswith("openai.") and "gpt" not in key} == {
         "openai.calls": 3,
         "openai.total_tokens": told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"],
@@ -174,7 +174,7 @@ def test_each_amount_is_one_number_with_its_unit_and_the_text_of_all_is_one(make
 
 @pytest.mark.slow
 def test_usage_is_that_of_whoever_answered_and_calls_are_all_that_were_sent(make, emulator):
-    """One row of three is refused, and asked of another provider."""
+    """Refuse one row of three, which another provider then answers."""
     anthropic = AnthropicBatchResource(api_key=DEFAULT_KEY, base_url=emulator.anthropic_base_url)
     emulator.inject(RowFault(containing="invoice t-0?", status_code=400))
     fallback = Fallback("anthropic/claude-haiku-4-5", params={"max_tokens": 500})
@@ -293,7 +293,7 @@ def test_the_data_version_follows_labels_and_not_provenance(make, emulator):
     location.land()
     first = tag(location.materializations()[None])
     other_prompt = make(*labeled(prompt=Prompt(system="Please.", user="{{ subject }}\n{{ body }}")))
-    other_prompt.land()  # the emulated model answers by the user's text alone
+    other_prompt.land()  # the emulated model answers only by the user's text
     assert tag(location.materializations()[None]) == first
     other_rows = make(*labeled(rows=lambda context: tickets(4)))
     other_rows.land()

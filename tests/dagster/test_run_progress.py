@@ -1,4 +1,4 @@
-"""Waiting: runs, the sensor, its observations and `watch` say how far it is in the same words, and when it moved."""
+"""Waiting: runs, the sensor, its observations and `watch` show progress, and its last change, in the same words."""
 
 import json
 from dataclasses import replace
@@ -28,14 +28,14 @@ END = datetime(2026, 1, 2, 14, 5, tzinfo=UTC)
 
 
 def seen(location):
-    """(partition, progress) of all observations, oldest first."""
+    """Return (partition, progress) of all observations, oldest first."""
     records = location.instance.fetch_observations(dg.AssetKey(LABELS), limit=1000).records
     told = [record.asset_observation for record in reversed(records)]
     return [(one.partition, one.metadata["llm_batch/progress"].value) for one in told]
 
 
 def watch_once(stored, what="submissions"):
-    """What `watch` shows."""
+    """Return the output of `watch`."""
     home = f"{stored.storage_directory()}/llm_batch"
     places = ["--ledger", f"sqlite:///{home}/ledger.sqlite", "--payloads", f"{home}/payloads"]
     return json.loads(CliRunner().invoke(main, ["watch", "--once", "--json", *places]).output)[what]
@@ -81,7 +81,7 @@ def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make,
     assert seen(location) == [
         (day, "wave 1: 1 batch ended; 3 of 3 requests done (100 %)") for day in (DAYS[0], DAYS[3])
     ]
-    assert location.landed() == set()  # an observation is no materialization
+    assert location.landed() == set()  # an observation is not a materialization
     [told, _] = location.instance.fetch_observations(dg.AssetKey(LABELS), limit=10).records
     assert told.asset_observation.metadata["llm_batch/progress_bar"].value == "█" * 20
 
@@ -122,7 +122,7 @@ def test_a_batch_is_observed_at_each_quarter_of_a_wave_once_whoever_looks(instan
             tick(location)
             emulator.tick()
         for _ in range(2):
-            assert location.collect(partition=partition).success  # sends again what failed
+            assert location.collect(partition=partition).success  # the run retries failed requests
         emulator.settle()
         tick(location)
         assert location.collect(partition=partition).success
@@ -144,12 +144,12 @@ def test_a_request_that_is_asked_again_counts_once_and_is_done_when_it_is_answer
     assert "1 batch in flight; 2 of 3 requests done (66 %); oldest" in location.tick().skip_message
     [watched] = watch_once(stored)
     told = [watched[f"requests_{what}"] for what in ("done", "total", "failed", "per_minute")]
-    assert told == [2, 3, 0, None]  # none of this wave is done, so that nobody knows its rate
+    assert told == [2, 3, 0, None]  # this round has no finished request, so its rate is unknown
     engine = location.engine()
     [progress] = engine.ledger.submissions.progress("default")
     status = engine.status(progress.submission.submission_id)
     assert (status.done, status.total, status.failed) == (2, 3, 0)
-    change(location, "done = 9, failed = 9")  # as of a provider that counts wrong
+    change(location, "done = 9, failed = 9")  # like a provider that counts wrong
     assert engine.ledger.submissions.progress("default")[0].done == 3
     engine.ledger.close()
 
@@ -196,7 +196,7 @@ def test_labels_that_a_person_landed_are_no_longer_watched_though_no_sensor_runs
 
 
 def repeat_a_day_long(engine, count):
-    """Give the ledger submissions like the one that it has, one for each day before now, which took a day each."""
+    """Add submissions like the ledger's own, one for each day before now, which took a day each."""
     [known] = engine.ledger.submissions.list_all(engine.namespace)
     [shard] = engine.ledger.shards.of_submission(known.submission_id)
     now = engine.now()

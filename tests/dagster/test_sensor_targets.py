@@ -1,4 +1,4 @@
-"""Which datasets a sensor looks after: those of its resource, of any partitions, within its target."""
+"""A sensor serves the datasets of its resource, of any partitions, within its target."""
 
 import warnings
 from itertools import combinations
@@ -32,7 +32,7 @@ def of_kind(kind: str, **changes: Any) -> list[dg.AssetsDefinition]:
 
 
 def tick_of(location: CodeLocation, name: str) -> Any:
-    """One evaluation of one of several sensors."""
+    """Evaluate one of several sensors."""
     sensor = location.repository.get_sensor_def(name)
     with dg.build_sensor_context(
         instance=location.instance,
@@ -44,7 +44,7 @@ def tick_of(location: CodeLocation, name: str) -> Any:
 
 
 def asked_of(location: CodeLocation, name: str) -> list[str]:
-    """The labels that a sensor asks runs for."""
+    """Return the labels for which a sensor requests runs."""
     return sorted(request.asset_selection[0].to_user_string() for request in tick_of(location, name).run_requests)
 
 
@@ -167,7 +167,7 @@ def test_a_target_that_is_no_selection_is_refused_when_it_is_declared():
 
 
 def both_sensors(location: CodeLocation, **second: Any) -> CodeLocation:
-    """Sent and ended, with two sensors that look after the same dataset."""
+    """Submit, and let the batch end, with two sensors for the same dataset."""
     with_sensors(location, build_llm_batch_sensor("first"), build_llm_batch_sensor("second", **second))
     assert location.run("daily_labels_batch", partition=KINDS["daily"][1]).success
     location.emulator.settle()
@@ -196,7 +196,7 @@ def test_a_sensor_that_is_switched_off_leaves_its_datasets_to_the_other(emulator
 
 
 def asked_by_the_first(location: CodeLocation, status: dg.DagsterRunStatus) -> None:
-    """The run that the first sensor asks for; from now on there is the second one alone."""
+    """Add the run that the first sensor requests. After this, only the second sensor exists."""
     [request] = tick_of(location, "first").run_requests
     location.instance.create_run_for_job(
         location.defs.resolve_implicit_global_asset_job_def(),

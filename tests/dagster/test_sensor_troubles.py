@@ -1,4 +1,4 @@
-"""What is wrong with one provider, batch or dataset is told, and does not stop the others."""
+"""A fault of one provider, batch or dataset is reported, and does not stop the others."""
 
 import sqlite3
 from dataclasses import replace
@@ -18,7 +18,7 @@ OTHER = "other_labels"
 
 
 class Buggy(OpenAIProvider):
-    """Has a bug in how it reads some batches, and repeats whatever is said of a failure."""
+    """Has a bug in reading some batches, and reports any reason and count of a failure."""
 
     odd: frozenset[str] = frozenset()
     said: str | None = None
@@ -35,7 +35,7 @@ class Buggy(OpenAIProvider):
 
 
 class Theirs(LLMBatchResource):
-    """A deployment with providers of its own."""
+    """A deployment that makes its own providers."""
 
     def make_providers(self, home):
         assert self.openai is not None
@@ -46,7 +46,7 @@ class Theirs(LLMBatchResource):
 
 
 def ledger_sql(location, statement):
-    """Change the ledger behind the back of the code under test."""
+    """Change the ledger, bypassing the code under test."""
     connection = sqlite3.connect(Path(location.instance.storage_directory()) / "llm_batch" / "ledger.sqlite")
     with connection:
         connection.execute(statement)
@@ -54,7 +54,7 @@ def ledger_sql(location, statement):
 
 
 def failing_tick(location):
-    """What a tick that fails says, with its causes."""
+    """Return the message of a failing tick, with its causes."""
     try:
         result = tick(location)
     except Exception as raised:  # noqa: BLE001 - Dagster's own around what was raised
@@ -69,7 +69,7 @@ def failing_tick(location):
 
 
 def in_two_datasets(make, **other):
-    """Two datasets, one batch of each under way."""
+    """Submit two datasets, with one batch of each under way."""
     location = make(*labeled(partitions_def=DAILY), *labeled(name=OTHER, partitions_def=DAILY, **other))
     assert location.submit(partition=DAYS[0]).success
     assert location.run(f"{OTHER}_batch", partition=DAYS[0]).success
@@ -99,7 +99,7 @@ def test_of_many_batches_of_a_provider_those_that_it_trips_over_are_told_and_the
     assert asked(result) == [(day, day) for day in sent if day not in (DAYS[2], DAYS[10])]
     for request in result.run_requests:
         assert location.launch(request).success
-    told = failing_tick(location)  # nothing else is left, and this does not pass by itself
+    told = failing_tick(location)  # only this is left, and it does not pass with time
     assert "KeyError" in told
     assert f"polling failed for {LABELS} {DAYS[2]}" in told
     assert f"polling failed for {LABELS} {DAYS[10]}" in told
@@ -189,7 +189,7 @@ def test_a_call_of_dagster_that_fails_for_one_asset_is_told_and_the_others_land(
     location = in_two_datasets(make)
     emulator.settle()
     engine = location.engine()
-    for name in (LABELS, OTHER):  # both settled, so that Dagster is asked whether they are home
+    for name in (LABELS, OTHER):  # both are complete, so Dagster is asked whether they are delivered
         submission = engine.latest(name, DAYS[0])
         engine.ledger.submissions.settle(
             submission.submission_id, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None

@@ -1,4 +1,4 @@
-"""A run over partitions that share a batch: where it cannot go now it waits as one, and it counts as one everywhere."""
+"""A run over partitions that share a batch: its partitions wait together, and it counts once everywhere."""
 
 from collections.abc import Callable
 from contextlib import closing

@@ -123,7 +123,7 @@ def not_sent(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
     location = submitted(emulator, instance, away)
     emulator.inject(away)
     change(location, f"at = {HOURS_AGO}", "event")
-    # It tries again, in vain, and is tried next after ten minutes.
+    # It tries again, in vain, and is due again after ten minutes.
     change(location, "created_at = '2026-01-01 00:00:00.000000'", "submission")
     location.launch(tick(location).run_requests[0])
     return location
@@ -165,7 +165,7 @@ SCENES: dict[ConditionKind, Scene] = {
     ConditionKind.NO_MONEY: without_money,
 }
 
-# A failed check of what lands tells a person, and no tick fails.
+# Failed checks of labels alert people to these conditions, and ticks do not fail.
 TOLD_BY_CHECKS = {
     ConditionKind.STRANDED,
     ConditionKind.REFUSED,
@@ -179,7 +179,7 @@ definitions: dg.Definitions
 
 
 def command(name: str, tmp_path: Path, location: CodeLocation, *options: str) -> Any:
-    """The JSON of a command that looks at the location, as its user types it."""
+    """Run a command that looks at the location, as its user types it, and return its JSON."""
     global definitions  # noqa: PLW0603 - the file that the command loads has no other way to it
     definitions = location.defs
     file = tmp_path / "shown.py"
@@ -216,7 +216,7 @@ def test_a_condition_is_the_same_one_in_ticks_alerts_doctor_watch_and_checks(
         alerts.tick()
         assert any(then in text for text in alerts.told)
     if kind is not ConditionKind.REFUSED:
-        # Of what was refused the tick asks for the run that lands it.
+        # After a refusal, the tick requests the run that materializes the labels.
         assert then in tick(location).skip_message
 
 
@@ -276,7 +276,7 @@ def test_a_row_of_the_ledger_that_cannot_be_read_costs_the_conditions_of_its_sub
     change(location, f"at = 'damaged' WHERE kind = 'unreadable' AND submission_id = '{damaged}'", "event")
     said = failing_tick(location)
     assert f"{LABELS} {DAYS[1]} needs a person: the results of batch" in said
-    # The person was told just now; then the tick fails for the row.
+    # The alert was sent just now; then the tick fails because of the row.
     assert "the ledger's row" in failing_tick(location)
     found = {one["check"]: one["said"] for one in command("doctor", tmp_path, location)["findings"]}
     assert DAYS[1] in found[ConditionKind.UNREADABLE.value]
@@ -287,7 +287,7 @@ NAMES = [f"labels_{number:02d}" for number in range(23)]
 
 
 def many(emulator: Emulator, stored: dg.DagsterInstance, route: str, status: int) -> CodeLocation:
-    """Many datasets, the first with four partitions, of which none can be sent."""
+    """Make many datasets that cannot be sent, the first with four partitions."""
     options = {NAMES[0]: {"partitions_def": DAILY}}
     assets = [one for name in NAMES for one in labeled(name=name, **options.get(name, {}))]
     location = CodeLocation(emulator, stored, *assets)
@@ -339,7 +339,7 @@ FACES = (
 
 @pytest.mark.parametrize("face", FACES)
 def test_who_shows_conditions_finds_none_by_itself(face: str) -> None:
-    """No advice is worded, and no threshold kept, outside of the list."""
+    """Allow advice and thresholds only in the list of conditions."""
     tree = ast.parse((Path(dagster_llm_batch.__file__).parent / face).read_text(encoding="utf-8"))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names}
     called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

@@ -1,4 +1,4 @@
-"""What the IO manager of the labels cannot store is refused before a request is sent; other partitions go on."""
+"""A partition that the labels' IO manager cannot store is refused before sending; the other partitions continue."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_days_are_stored_as_before(make, tmp_path):
     ],
 )
 def test_keys_that_a_disk_takes_for_one_are_refused_but_for_the_first(tmp_path, monkeypatch, fold, one, other, are_one):
-    # A disk that folds names cannot be had on every machine: what the probe found of it can.
+    # A disk that folds names is not available on every machine, but the result of the probe is.
     monkeypatch.setattr(names, "_probed", lambda _: fold)
     io, asset = HiveParquetIOManager(root=str(tmp_path)), dg.AssetKey("labels")
     io.check_partition(asset, one, [])
@@ -107,7 +107,7 @@ TABLES = ("mart/ticket_labels_batch", "mart/ticket_labels", "mart/ticket_labels_
 
 @pytest.fixture
 def on_duckdb(make, tmp_path):
-    """A code location whose tables are in DuckDB, with these assets."""
+    """Return a function that makes a code location with these assets, and with tables in DuckDB."""
 
     def with_assets(*assets: Any) -> Any:
         return make(*assets, resources={"io_manager": DuckDBPandasIOManager(database=f"{tmp_path}/db")})

@@ -23,7 +23,7 @@ N = 30
 
 
 class Model:
-    """Answers by the text; `off` texts are answered otherwise from then on."""
+    """Answers by the text; `off` texts get another answer from then on."""
 
     def __init__(self):
         self.off, self.broken, self.asked = set(), set(), Counter()
@@ -72,7 +72,7 @@ class SkewWorkspace:
 
     @property
     def calls(self):
-        """Answers in real time that were billed."""
+        """Billed answers in real time."""
         return [one for one in self.emulator.books.executions if one.billed and one.batch_id is None]
 
 

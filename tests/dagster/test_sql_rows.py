@@ -1,6 +1,4 @@
-"""Rows by a query, over DuckDB and drivers of the DB-API, in real runs; what is wrong with it is said before anything
-is sent.
-"""
+"""Rows by a query, over DuckDB and drivers of the DB-API, in real runs; errors are reported before anything is sent."""
 
 import resource
 import signal
@@ -26,7 +24,7 @@ WHOLE = "select ticket_id, subject, body from tickets"
 
 @pytest.fixture
 def warehouse(tmp_path):
-    """A DuckDB with six tickets, three a day."""
+    """Make a DuckDB with six tickets, three a day."""
     path = str(tmp_path / "warehouse.duckdb")
     with duckdb.connect(path) as connection:
         connection.execute(TABLE)
@@ -35,7 +33,7 @@ def warehouse(tmp_path):
 
 
 def lite(rows: int = 6) -> sqlite3.Connection:
-    """The same in SQLite, through the DB-API; subjects are null at first, and mixed."""
+    """Return the same table in SQLite, through the DB-API; subjects are null at first, and mixed later."""
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     connection.execute(TABLE)
     numbers = ((f"t{i}", f"Subject {i}" if i > 5_000 else None, f"Body {i}", DAYS[i % 2]) for i in range(rows))
@@ -68,14 +66,14 @@ def test_labels_of_a_query_land_by_partition_with_the_partition_as_a_bound_param
 def test_the_connection_is_closed_when_the_rows_are_read(make, warehouse):
     location = make(*labeled(rows=SqlRows(sql=WHOLE, resource="warehouse")), resources={"warehouse": warehouse})
     assert location.submit().success
-    # DuckDB lets nobody else write while one connection is open
+    # while one connection is open, DuckDB refuses other writers
     with duckdb.connect(warehouse.database, config={"threads": 1}) as connection:
         connection.execute("drop table tickets")
 
 
 @pytest.mark.slow
 def test_labels_of_a_connection_of_the_db_api_land_with_columns_that_are_null_at_first(make, emulator):
-    """More rows than one fetch, without a subject in the first of them."""
+    """Read more rows than one fetch, without a subject in the first fetch."""
     rows = SqlRows(sql=WHOLE, resource="warehouse")
     resources = {"warehouse": dg.ResourceDefinition(lambda _: lite(6_000))}
     prompt = Prompt(user="{{ body }}")
@@ -89,7 +87,7 @@ def test_labels_of_a_connection_of_the_db_api_land_with_columns_that_are_null_at
 def test_a_driver_is_given_the_partition_in_its_own_way(named):
     [batch] = read(lite(), f"{WHOLE} where day = {named}", DAYS[1])
     assert batch.column("ticket_id").to_pylist() == ["t1", "t3", "t5"]
-    # what looks like a query is a value
+    # text that looks like a query is a value
     [none] = read(lite(), f"{WHOLE} where day = {named}", "x' or '1' = '1")
     assert (none.num_rows, none.schema.names) == (0, ["ticket_id", "subject", "body"])
 
@@ -113,7 +111,7 @@ def test_a_full_temporary_folder_is_not_said_to_be_a_query_that_failed():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["duckdb", "sqlite"])
 def test_a_large_result_is_never_whole_in_memory(warehouse, kind):
-    """200,000 rows of a kilobyte, in a few megabytes of Python's and Arrow's memory."""
+    """Read 200,000 rows of a kilobyte in a few megabytes of Python's and Arrow's memory."""
     many = "select 't' || i as ticket_id, repeat('x', 1000) as body from range(200000) r(i)"
     if kind == "sqlite":
         numbers = "with recursive n(i) as (select 0 union all select i + 1 from n where i < 199999)"
@@ -187,14 +185,14 @@ def test_a_semicolon_that_ends_no_statement_is_no_second_one(end):
 
 @pytest.mark.parametrize("column", ['"body -- as sent"', '"customer\'s"', '"a /* b"', "`it's`", "$$it's$$"])
 def test_a_parameter_beside_a_name_in_quotes_is_seen(column):
-    """What begins a comment or a text elsewhere begins none in a name."""
+    """Ignore the beginning of a comment or a text within a name."""
     sql = f"select {column} from tickets where day = :partition_key and subject = 'x' /* ' */"
     SqlRows(sql=sql, resource="warehouse").check_partitions(are_there=True)
     with pytest.raises(ConfigError, match="the dataset has no partitions"):
         SqlRows(sql=sql, resource="warehouse").check_partitions(are_there=False)
 
 
-# Statements whose first word does not tell that they change something.
+# Statements that change something, though their first word does not show it.
 CHANGED = "with late as (select 't1' as id) update tickets set body = '' where ticket_id in (select id from late)"
 
 
@@ -209,7 +207,7 @@ def test_duckdb_is_not_given_what_is_no_query(warehouse):
 
 @pytest.mark.parametrize("returning", ["", " returning ticket_id, body"])
 def test_sqlite_keeps_nothing_of_a_statement_that_is_no_query_and_all_that_its_owner_wrote(returning):
-    """The owner has not committed yet, and writes on afterwards."""
+    """Leave the owner's transaction open: the owner has not committed yet, and writes on afterwards."""
     connection = lite()
     with pytest.raises(InputError, match="attempt to write a readonly database"):
         read(connection, CHANGED + returning)
@@ -219,13 +217,13 @@ def test_sqlite_keeps_nothing_of_a_statement_that_is_no_query_and_all_that_its_o
 
 
 def test_a_driver_of_the_db_api_that_has_no_read_only_mode_rolls_back():
-    """Stands for drivers such as MySQL's: the statement runs, and is not kept."""
+    """Stand for drivers such as MySQL's: the statement runs, and is not kept."""
 
     class Connection:
         def __init__(self) -> None:
             self._lite = lite()
             self._lite.commit()
-            # such drivers begin a transaction before any statement, Python's SQLite before some
+            # such drivers begin a transaction before any statement, Python's SQLite before some of them
             self._lite.execute("begin")
             self.cursor, self.rollback = self._lite.cursor, self._lite.rollback
 
@@ -235,7 +233,7 @@ def test_a_driver_of_the_db_api_that_has_no_read_only_mode_rolls_back():
 
 
 def test_a_driver_without_transactions_may_refuse_to_roll_back():
-    """As those of Trino, Athena, Databricks and Hive do, since the DB-API allows it."""
+    """Ignore refusals of drivers such as Trino's, Athena's, Databricks' and Hive's, which the DB-API allows."""
 
     class Connection:
         def __init__(self) -> None:
@@ -250,7 +248,7 @@ def test_a_driver_without_transactions_may_refuse_to_roll_back():
 
 
 def test_rows_that_a_connection_gives_as_dicts_have_their_values():
-    """As with DictCursor of PyMySQL, dict_row of psycopg, or this recipe of Python's own documentation."""
+    """Accept rows of DictCursor in PyMySQL, dict_row in psycopg, or this recipe of Python's own documentation."""
     connection = lite()
     connection.row_factory = lambda cursor, row: {
         column[0]: value for column, value in zip(cursor.description, row, strict=True)

@@ -1,4 +1,4 @@
-"""Labeling ends when an interval is narrow enough: rounds are proposed until then, and the check says what is left."""
+"""Labeling ends when an interval is narrow enough. Until then, rounds are proposed, and the check shows the rest."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Desk:
         )
 
     def propose(self) -> list[dict[str, Any]]:
-        """Materialize gold, where there is some, and the sample."""
+        """Materialize gold, if there is some, and the sample."""
         self.run(*(["gold"] if self.gold else []), "to_label")
         defs = dg.Definitions(assets=self.assets, resources=self.resources)
         return defs.load_asset_value("to_label", instance=self.instance).to_pylist()
@@ -91,7 +91,7 @@ def test_rounds_are_proposed_until_the_interval_is_narrow_enough_and_then_none(d
     assert one.told("half_width") <= 0.05
     assert (one.told("rows_to_label"), one.told("minutes_to_label")) == (0, 0)
     assert "Enough is labeled" in one.told("to_label")
-    # It stays so.
+    # The result does not change.
     assert one.propose() == []
 
 
@@ -102,11 +102,11 @@ def test_a_round_stays_as_it_was_drawn_until_all_of_it_is_judged(desk):
     assert one.told("half_width") is None
     one.judge(first[:60])
     assert one.propose() == first
-    # What is not seen in whole is no look.
+    # An incomplete round is not a look.
     assert one.told("half_width") is None
     assert one.told("rows_to_label") == 40
     assert one.told("minutes_to_label") == pytest.approx(2)
-    # Rows that are gone are not waited for.
+    # The sample does not wait for removed rows.
     one.ids = [key for key in one.ids if key != first[60]["id"]]
     one.run("labels")
     assert len(one.propose()) == 99
@@ -119,7 +119,7 @@ def test_a_round_stays_as_it_was_drawn_until_all_of_it_is_judged(desk):
 
 @pytest.mark.slow
 def test_a_look_at_the_first_round_asks_for_more_than_an_interval_of_95_percent(desk):
-    """100 rows of which 90 are right: 95 % is ± 0.077, and the first look has a sixteenth of what may miss."""
+    """Judge 100 rows, 90 of them right: 95 % is ± 0.077, and the first look has a sixteenth of the risk."""
     one = desk(stop=StopRule(0.08), random_share=1.0)
     one.judge(one.propose())
     assert one.propose()
@@ -191,5 +191,5 @@ def test_each_partition_has_a_rule_of_its_own(tmp_path):
     ]
     second = propose("mon", "gold")
     assert (len(first), {row["sample_round"] for row in second}) == (40, {2})
-    # Of the other day nobody has judged a row.
+    # The rows of the other day are not judged yet.
     assert propose("tue") == other

@@ -1,4 +1,4 @@
-"""Tables that our own IO manager has stored before Dagster is told of them: a kill or a fault in between."""
+"""Tables that our own IO manager stores before Dagster's record of them: a kill or a fault in between."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.processes import PROCESSES
 
 pytestmark = pytest.mark.slow
 
-# More than are begun before the first of them is told of.
+# This is more than are begun before Dagster has a record of the first.
 KEYS = [f"p{number:02d}" for number in range(40)]
 ALL = (KEYS[0], KEYS[-1])
 RUN = "00000000-0000-4000-8000-000000000001"
@@ -28,7 +28,7 @@ PARTS = dg.StaticPartitionsDefinition(KEYS)
 
 
 def rows(context: Any) -> Any:
-    """Some partitions are empty, and no two neighbours have as many rows."""
+    """Return rows whose number differs between neighbours; some partitions are empty."""
     return tickets(KEYS.index(context.partition_key) % 3, context.partition_key)
 
 
@@ -52,7 +52,7 @@ def told(instance: dg.DagsterInstance, name: str) -> set[str]:
 
 
 def visible(tables: str, name: str, key: str) -> list[Path]:
-    """The files of a partition that Spark and others would read."""
+    """Return the files of a partition that Spark and others would read."""
     return sorted(Path(manager_of(tables).folder(dg.AssetKey(name), key)).glob("[!.]*"))
 
 
@@ -62,7 +62,7 @@ def read(tables: str, name: str, key: str) -> list[str]:
 
 
 def check_tables(instance: dg.DagsterInstance, tables: str) -> None:
-    """All that Dagster was told of is there, and what is there is whole, told of or not."""
+    """Check that each table in Dagster's records exists, and that each existing table is whole."""
     for name in LANDING:
         for key in KEYS:
             files = visible(tables, name, key)
@@ -73,7 +73,7 @@ def check_tables(instance: dg.DagsterInstance, tables: str) -> None:
 
 
 def end_at(ref: Any, base_url: str, tables: str, number: int, is_stored: bool) -> None:
-    """Land everything in this process, which is killed before or after Dagster's storage has taken the nth
+    """Materialize everything in this process, which is killed before or after Dagster's storage takes the nth
     materialization.
     """
     with dg.DagsterInstance.from_ref(ref) as instance, landing(instance, base_url, tables) as location:
@@ -101,7 +101,7 @@ def end_at(ref: Any, base_url: str, tables: str, number: int, is_stored: bool) -
 def test_a_run_that_is_killed_between_stored_and_told_has_told_nothing_that_is_not_there_and_the_next_lands_all(
     stored, emulator, tmp_path, number, is_stored
 ):
-    """Each run is a process that imports Dagster, and 66 partitions land in one of them."""
+    """Start each run in a process that imports Dagster; one of them materializes 66 partitions."""
     tables, base_url = str(tmp_path / "tables"), emulator.openai_base_url
     with landing(stored, base_url, tables) as location:
         assert location.submit(span=ALL).success
@@ -123,7 +123,7 @@ def test_a_run_that_is_killed_between_stored_and_told_has_told_nothing_that_is_n
 def test_after_a_fault_of_the_ledger_no_older_labels_take_the_place_of_those_that_another_run_has_landed(
     instance, emulator, tmp_path
 ):
-    """What the ledger was to be asked about a group of partitions is asked again for the rest of it."""
+    """After a failed question for a group of partitions, ask the ledger again for the rest of the group."""
     tables, prefixes = str(tmp_path / "tables"), dict.fromkeys(KEYS, "old")
     with landing(
         instance, emulator.openai_base_url, tables, rows=lambda context: tickets(2, prefixes[context.partition_key])
@@ -162,7 +162,7 @@ def test_after_a_fault_of_the_ledger_no_older_labels_take_the_place_of_those_tha
 
 
 class LateManager(dg.IOManager):
-    """Stores a table of partition p01 only when another run has landed newer labels of it."""
+    """Stores a table of partition p01 only after another run has materialized newer labels of it."""
 
     def __init__(self, tables: str) -> None:
         self.manager = manager_of(tables)

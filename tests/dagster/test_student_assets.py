@@ -1,4 +1,4 @@
-"""The student as assets: what it learns from, when, and where it may be stored."""
+"""The student as assets: its training labels, its automation, and its allowed stores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def run(table: pa.Table, assets: list[dg.AssetsDefinition], manager: Any) -> dg.
 
 
 def test_a_student_of_a_cascade_learns_what_the_oracle_said_alone(tmp_path):
-    """What the cheap model said may be the student's own answer. Here it is wrong wherever it is delivered."""
+    """Leave out labels of the cheap model, which may be the student's own. Here they are wrong wherever they are
+    delivered.
+    """
     oracle, cheap = ["bug", "bill"] * 20, ["odd"] * 40
     table = rows([*oracle, *cheap], llm_level=["oracle"] * 40 + ["cheap"] * 40)
     run(table, learning(of_cascade()), HiveParquetIOManager(root=str(tmp_path)))
@@ -67,7 +69,7 @@ def test_rows_without_a_label_or_a_text_teach_nothing(tmp_path):
 
 
 def test_a_store_of_pickles_is_refused_before_a_student_learns(tmp_path):
-    """Dagster's own IO manager, and those of its cloud packages, unpickle what they load."""
+    """Refuse it: Dagster's own IO manager, and the ones of its cloud packages, unpickle values when they load them."""
     with pytest.raises(ConfigError, match=r"'io_manager' stores pickles.*HiveParquetIOManager"):
         run(
             rows(["bug", "bill"] * 20), learning(labeled(keep=["body"])), dg.FilesystemIOManager(base_dir=str(tmp_path))
@@ -76,7 +78,7 @@ def test_a_store_of_pickles_is_refused_before_a_student_learns(tmp_path):
 
 
 def test_a_student_learns_anew_whenever_labels_have_landed():
-    """Each partition is enough: there is one student of all of them."""
+    """Learn after each partition: there is one student of all of them."""
     labels = labeled(keep=["body"], partitions_def=dg.StaticPartitionsDefinition(["mon", "tue"]))
     defs = dg.Definitions(assets=[*labels, *learning(labels)], resources={"llm_batch": None})
     instance = dg.DagsterInstance.ephemeral()
@@ -100,7 +102,7 @@ def test_a_student_of_columns_that_are_not_there_is_refused():
 
 
 def test_the_model_of_a_cascade_learns_from_just_what_it_is_shown():
-    """Beside other words it would not know a text that it has learned."""
+    """Refuse other words, among which it would not recognize a text that it has learned."""
 
     def labels(user, model="student/student", **changes):
         promise = Cascade(oracle="openai/gpt-5", target="topic")
@@ -112,6 +114,6 @@ def test_the_model_of_a_cascade_learns_from_just_what_it_is_shown():
     for user in ("{{ subject }}\n\n{{ body }}", "Label: {{ body }}", "{{ subject }}", "{{ body | upper }}"):
         with pytest.raises(ConfigError, match="learns from text='body', but the prompt's user= is another text"):
             learning(labels(user))
-        # What answers no cascade may learn from what it likes.
+        # A student that does not answer in the cascade may learn from any text.
         assert learning(labels(user, model="openai/gpt-4o-mini"))
         assert learning(labels(user, cascade=None))

@@ -1,4 +1,4 @@
-"""A student as the cheap model of a cascade: it answers batch files by a command, and its promise is kept."""
+"""A student as the cheap model of a cascade: it answers batch files by a command, and the guarantee is kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SureLabel(BaseModel):
 
 
 def rows(seed: int, count: int) -> pl.DataFrame:
-    """Texts of ten of 60 words; the label is what most of them say."""
+    """Return texts of ten of 60 words; the label is the one of most of its words."""
     words = np.random.default_rng(seed).integers(0, 60, (count, 10))
     bodies = [" ".join(f"{'crash' if word % 2 else 'invoice'}{word}" for word in line) for line in words]
     return pl.DataFrame({"ticket_id": [f"{seed}-{n}" for n in range(count)], "subject": "", "body": bodies})
@@ -44,7 +44,7 @@ def topic_of(text: str) -> str:
 
 
 def store(root: Path, table: pa.Table) -> None:
-    """Put a student where the asset `student` is stored."""
+    """Store a student in the place of the asset `student`."""
     folder = root / "student"
     folder.mkdir(parents=True, exist_ok=True)
     pl.from_arrow(table).write_parquet(folder / "part-0.parquet")
@@ -57,7 +57,7 @@ def learned(labels: dict[str, str], target: str = "topic") -> pa.Table:
 
 @pytest.fixture
 def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the command on these bodies; return its exit code, what it said, and its lines, by custom_id."""
+    """Return a function that runs the command on bodies. It returns exit code, output, and lines by custom_id."""
     monkeypatch.setenv("TABLES", str(tmp_path / "tables"))
     requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
 
@@ -116,7 +116,7 @@ def test_without_a_student_each_row_is_an_error_and_what_is_no_student_is_refuse
 
 @pytest.mark.parametrize("is_learned", [True, False])
 def test_a_student_is_asked_by_its_name_alone_by_which_prompts_are_checked(answer, tmp_path, is_learned):
-    """A command that names the student in the place of {model} let any prompt pass that definitions never looked at."""
+    """Refuse other names: a command with the student's name instead of {model} let any unchecked prompt pass."""
     if is_learned:
         labels = dict.fromkeys([f"crash{n} now" for n in range(60)], "bug")
         store(tmp_path / "tables", learned(labels | dict.fromkeys([f"invoice{n} paid" for n in range(60)], "bill")))
@@ -129,7 +129,7 @@ def test_a_student_is_asked_by_its_name_alone_by_which_prompts_are_checked(answe
 
 
 class _Hostile:
-    """Unpickled, it leaves a file."""
+    """Leaves a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -140,7 +140,7 @@ class _Hostile:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_pickle_where_a_student_is_stored_is_not_run(answer, tmp_path):
-    """Dagster's own IO manager would unpickle it; one of tables says that it is no table."""
+    """Refuse it: Dagster's own IO manager would unpickle it, and one of tables reports that it is not a table."""
     ran, tables = tmp_path / "ran", tmp_path / "tables"
     tables.mkdir()
     tables.joinpath("student").write_bytes(pickle.dumps(_Hostile(ran)))
@@ -159,10 +159,12 @@ def test_a_pickle_where_a_student_is_stored_is_not_run(answer, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_cascade_asks_the_oracle_alone_until_a_student_has_learned_and_then_saves(instance, tmp_path):
-    """No student answers the first day: the oracle does. The second day a student of the first accepts most rows."""
+    """Let the oracle answer the first day, which has no student. The second day, a student of the first accepts most
+    rows.
+    """
     days = dg.StaticPartitionsDefinition(["1", "2"])
     tables = tmp_path / "tables"
-    # What the script of an installed package does.
+    # The same as the script of an installed package.
     script = [sys.executable, "-c", "from dagster_llm_batch.cli.main import main; main()"]
     command = [*script, "answer", "{model}", "-f", str(LOCATION)]
     students = CommandBatchResource(

@@ -1,4 +1,4 @@
-"""OpenTelemetry by its own SDK and in-memory exporters: what is told of calls and labels, and what never is."""
+"""OpenTelemetry by its own SDK and in-memory exporters: records of calls and labels, without any private value."""
 
 import subprocess
 import sys
@@ -24,9 +24,9 @@ SECRETS = ("Where is my invoice", "Subject t", "You label tickets", DEFAULT_KEY,
 
 @pytest.fixture(scope="module", autouse=True)
 def sdk():
-    """The user's part: providers for spans and metrics. OpenTelemetry takes one of each a process."""
+    """Set the user's providers for spans and metrics. OpenTelemetry takes one of each a process."""
     spans = TracerProvider()
-    spans.add_span_processor(BatchSpanProcessor(EXPORTER, schedule_delay_millis=3_600_000))  # nothing goes by itself
+    spans.add_span_processor(BatchSpanProcessor(EXPORTER, schedule_delay_millis=3_600_000))  # exports wait for a flush
     trace.set_tracer_provider(spans)
 
 
@@ -49,7 +49,7 @@ def spans(operation=None):
 
 
 def points(reader, name):
-    """Data points of a metric, (attributes, point), of all runs so far."""
+    """Return the data points of a metric, (attributes, point), of all runs so far."""
     data = reader.get_metrics_data()
     return [
         (dict(point.attributes), point)

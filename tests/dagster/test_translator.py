@@ -1,4 +1,4 @@
-"""A translator changes specs from Python, and all that goes by asset keys follows: runs, checks, sensor, costs."""
+"""A translator changes specs from Python, and everything follows the new asset keys: runs, checks, sensor, costs."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ from dagster_llm_batch.testing.emulator import Emulator
 
 
 class Gold(LLMBatchTranslator):
-    """Under another prefix, in a group by role, with an owner, a tag and a kind more."""
+    """Changes the prefix, groups by role, and adds an owner, a tag and a kind."""
 
     def __init__(self) -> None:
         self.seen: list[LLMBatchTranslatorData] = []
@@ -44,7 +44,7 @@ class Gold(LLMBatchTranslator):
 
 
 class Other(LLMBatchTranslator):
-    """Returns whatever it was made with."""
+    """Returns the spec that it was made with."""
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -104,7 +104,7 @@ def test_specs_of_every_factory_are_translated_and_their_checks_and_deps_follow(
         assert (node.group_name, node.owners, node.kinds) == (roles[name.split("/")[-1]], ["team:gold"], {"snowflake"})
         assert node.tags["tier"] == "gold"
         assert node.description == spec.description
-        # what is read of the same factory is read under its new key
+        # assets of the same factory are read under their new keys
         parents = {dep.asset_key.to_user_string() for dep in spec.deps}
         moved = {f"gold/{parent}" if parent in before else parent for parent in parents}
         assert {key.to_user_string() for key in node.parent_keys} == moved

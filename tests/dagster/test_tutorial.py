@@ -1,4 +1,4 @@
-"""The tutorial, word by word: its commands in a shell, with the built wheel, in a new environment."""
+"""The tutorial, word for word: its commands in a shell, with the built wheel, in a new environment."""
 
 import csv
 import re
@@ -18,13 +18,13 @@ PIP = """pip() {{
   {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"
   {share} "$VIRTUAL_ENV"
 }}"""
-"""Stands in for pip: the same words, pinned versions, this package from `dist`, and much faster."""
+"""Stands in for pip, with the same words, pinned versions and this package from `dist`, and is much faster."""
 START_SENSOR = """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) { __typename } }"""
 RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }"""
 
 
 def blocks(kind: str) -> list[tuple[str, str]]:
-    """What stands behind the language, and the text, of each block."""
+    """Return the info string and the text of each block of this language."""
     tokens = MarkdownIt().parse(PAGE.read_text("utf-8"))
     fences = [token for token in tokens if token.type == "fence" and token.info.split()[0] == kind]
     return [(token.info, token.content) for token in fences]
@@ -33,7 +33,7 @@ def blocks(kind: str) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_tutorial_works_word_by_word_with_the_built_wheel_in_a_new_environment(tmp_path):
-    """It builds the wheel, installs an environment and starts Dagster: minutes of a reader, most of them waits."""
+    """Build the wheel, install an environment and start Dagster: minutes of a reader, most of them waits."""
     built(tmp_path / "dist", "--wheel")
     set_up, send, land, dev = (text for _, text in blocks("sh"))
     files = {found[1]: text for info, text in blocks("python") if (found := re.search(r'title="(.+?)"', info))}
@@ -52,7 +52,7 @@ def test_the_tutorial_works_word_by_word_with_the_built_wheel_in_a_new_environme
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # As SupersessionWarning and BetaWarning, which Dagster shows as they are.
+    # For example SupersessionWarning and BetaWarning, which Dagster shows unchanged.
     assert re.findall(r"\w+Warning: .*", done.stdout + done.stderr) == []
     shop = tmp_path / "shop"
     rows = csv.DictReader(shop.joinpath("labels.csv").read_text().splitlines())
@@ -96,7 +96,7 @@ def test_wheel_and_sdist_build_clean_carry_types_and_nothing_of_the_tests(tmp_pa
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dagster_llm_batch"}
     [metadata] = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
     assert "## Label a CSV" in metadata
-    # An index shows it, and has no file that a relative link could lead to.
+    # An index shows the page, but has no files for relative links.
     assert re.findall(r"\]\((?!https?:).*", metadata) == []
     checked = subprocess.run(
         [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, check=False

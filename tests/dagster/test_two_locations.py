@@ -1,7 +1,7 @@
-"""Two code locations that hold one dataset: the same name, namespace and ledger, each with a sensor of its own.
+"""Two code locations with one dataset: the same name, namespace and ledger, each with its own sensor.
 
-Dagster launches a run key of a sensor once, and the sensors of two locations are two: both may ask for a landing run of
-one partition, where neither sees the run of the other yet. The ledger makes the second run harmless.
+Dagster launches a run key of a sensor once, but two locations have two sensors. Both may request a run for one
+partition while neither sees the other's run yet. The ledger makes the second run harmless.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def location_in(instance: dg.DagsterInstance, emulator: Any, places: dict[str, s
 
 
 def look_and_land(home: str, base_url: str, places: dict[str, str], barrier: Any, answers: Any) -> None:
-    """A code location's process: its sensor ticks with that of the other, and its runs go beside those of the other."""
+    """Tick a location's sensor at the same time as the other location, and launch its runs at the same time."""
     # The server of processes has the environment of the test that started it, whose folder may be gone.
     os.environ.pop("DAGSTER_HOME", None)
     try:
@@ -77,10 +77,10 @@ def test_two_locations_that_tick_at_once_land_each_row_once_and_pay_for_nothing_
         found = [answers.get(timeout=300) for _ in processes]
         for process in processes:
             process.join()
-        # Both ask for the range: neither sees a run of the other.
+        # Both request the range, since neither sees the other's run.
         assert found == [[1, True], [1, True]]
         for _ in range(3):
-            # What one run has left to the other is landed by the next tick at the latest.
+            # The next tick, at the latest, materializes partitions that one run has left to the other.
             for request in location.tick().run_requests:
                 assert location.launch(request).success
         assert location.tick().run_requests == []
@@ -95,7 +95,7 @@ def test_two_locations_that_tick_at_once_land_each_row_once_and_pay_for_nothing_
         engine = location.engine()
         submissions = [engine.ledger.submissions.of_partition(engine.namespace, LABELS, day) for day in SPAN]
         assert [len(own) for own in submissions] == [1, 1, 1]
-        # Collected and settled once: the second run found that done.
+        # They are collected and completed once: the second run found them complete.
         kinds = Counter(
             event.kind for [one] in submissions for event in engine.ledger.events.of_submission(one.submission_id)
         )

@@ -1,6 +1,6 @@
-"""Results that cannot be read, in Dagster: a run fails once, a tick says so after an hour, and a person gives them up.
+"""Unreadable results in Dagster: a run fails once, a tick fails after an hour, and a person abandons them.
 
-And runs in the mode `wait` where no sensor runs: nothing that they wait for is left to one.
+Runs in the mode `wait` work without a sensor: they do everything that they wait for.
 """
 
 import time
@@ -43,7 +43,7 @@ def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_ho
     change(location, "waits_until = datetime('now', '-1 second') || '.000000'")
     [second] = location.tick().run_requests
     assert second.run_key != first.run_key
-    assert location.launch(second).success  # a green run: what is wrong was told by the first, and is told by a tick
+    assert location.launch(second).success  # a green run: the first run reported the fault, and a tick reports it again
     assert location.tick().run_requests == []
     assert [kind for kind in kinds(engine, submission_id) if kind != "landing_failed"] == [
         kind for kind in events if kind != "landing_failed"
@@ -57,7 +57,7 @@ def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_ho
         in told
     )
     assert f"dagster-llm-batch resolve {shard.shard_id} --lost" in told
-    assert "needs a person" in location.tick().skip_message  # it was told just now
+    assert "needs a person" in location.tick().skip_message  # it was reported just now
     engine.give_up(shard.shard_id)
     [request] = tick(location).run_requests
     verdict = coverage(location.launch(request))
@@ -98,7 +98,7 @@ def test_a_run_over_partitions_fails_where_the_provider_refuses_results_and_then
 def test_in_wait_mode_a_run_behind_a_full_queue_polls_the_batch_that_fills_it(instance):
     with Emulator(pace=0.05) as emulator:
         limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "poll_seconds": 0.05}
-        # Another submission, which no sensor takes home, fills the queue; its batch ends by and by.
+        # Another submission, without a sensor that collects it, fills the queue. Its batch ends after some time.
         location = CodeLocation(emulator, instance, *labeled(mode="wait", partitions_def=DAILY), **limits)
         assert location.run(BATCH, partition=DAYS[0]).success
         assert location.run(BATCH, *LANDING, partition=DAYS[1]).success
@@ -110,7 +110,7 @@ def test_in_wait_mode_a_run_sends_what_waits_before_it_in_the_queue_where_no_oth
     with Emulator(pace=0.05) as emulator:
         limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "poll_seconds": 0.05}
         location = CodeLocation(emulator, instance, *labeled(mode="wait", partitions_def=DAILY), **limits)
-        # The first fills the queue; the second is planned, and its place comes before that of the third.
+        # The first fills the queue; the second is planned, and comes before the third in the queue.
         for day in DAYS[:2]:
             assert location.run(BATCH, partition=day).success
         landing = location.run(BATCH, *LANDING, partition=DAYS[2])

@@ -1,4 +1,4 @@
-"""A provider that does not take its key, or cannot be made: no runs that must fail, and a person is told."""
+"""A provider that rejects its key, or cannot be created: it gets no runs that must fail, and a person is alerted."""
 
 from datetime import timedelta
 from typing import Literal
@@ -44,7 +44,7 @@ def place(emulator, instance, monkeypatch):
 
 
 def pass_time(location, minutes=40):
-    """Let what has happened have happened so long ago."""
+    """Move all events this many minutes into the past."""
     for table, column in (("event", "at"), ("submission", "created_at"), ("submission", "reported_at")):
         change(location, f"{column} = datetime({column}, '-{minutes} minutes') || '.000000'", table)
     earlier = f"datetime(waits_until, '-{minutes} minutes') || '.000000'"
@@ -53,14 +53,16 @@ def pass_time(location, minutes=40):
 
 
 def ticks(location, count):
-    """Evaluate the sensor so often, with time in between; return how many runs of the other dataset were asked for."""
+    """Evaluate the sensor `count` times, with time in between; return the number of runs requested for the other
+    dataset.
+    """
     asked = 0
     for _ in range(count):
         pass_time(location)
         try:
             result = location.tick()
         except LLMBatchError:
-            # It tells a person.
+            # The tick alerts a person.
             continue
         for request in result.run_requests or ():
             asked += OTHER in {key.to_user_string() for key in request.asset_selection}
@@ -110,7 +112,7 @@ def test_a_key_that_may_list_and_not_create_starts_four_runs_and_then_fails_a_ch
     said = record.event.asset_check_evaluation.description
     assert "asked for again 3 of 3 times" in said
     assert f"materialize {OTHER}" in said
-    # What a person materializes begins anew.
+    # A person's materialization starts the count again.
     emulator.clear_faults()
     assert location.run(OTHER, f"{OTHER}_rejects").success
     emulator.settle()

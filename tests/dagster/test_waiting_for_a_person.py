@@ -1,4 +1,4 @@
-"""What waits for a person fails a tick or a check, and says what to do: again and again, but not at each tick."""
+"""A condition that waits for a person fails a tick or a check with the next step: repeatedly, but not at each tick."""
 
 import json
 import time
@@ -36,7 +36,7 @@ def test_an_overdue_batch_fails_the_tick_until_it_is_given_up_and_then_lands_wit
     told = failing_tick(location)
     assert f"{LABELS} {DAYS[0]} needs a person: batch {shard.batch.batch_id} of openai runs for" in told
     assert f"dagster-llm-batch resolve {shard.shard_id} --lost" in told
-    assert "needs a person" in tick(location).skip_message  # it was told just now
+    assert "needs a person" in tick(location).skip_message  # it was reported just now
     change(location, "reported_at = '2026-01-01 00:00:00.000000'", "submission")
     assert f"resolve {shard.shard_id} --lost" in failing_tick(location)  # hours later: again
     engine.give_up(shard.shard_id)
@@ -53,7 +53,7 @@ def test_an_overdue_batch_fails_the_tick_until_it_is_given_up_and_then_lands_wit
     assert again.success
     assert len(emulator.books.batches) == 1
 
-    emulator.settle()  # it ends after all
+    emulator.settle()  # the batch ends after all
     [request] = tick(location).run_requests
     assert coverage(location.launch(request)).passed
     assert location.metadata(partition=DAYS[0])["dagster/partition_row_count"] == 3
@@ -68,7 +68,7 @@ def test_a_batch_that_finds_no_room_for_long_fails_the_tick_until_it_goes(make, 
     location.submit()
     engine = location.engine()
     emulator.settle()
-    assert "needs a person" not in tick(location).skip_message  # the vendor says that its queue is full
+    assert "needs a person" not in tick(location).skip_message  # the vendor reports that its queue is full
     soon = f"{engine.now() + timedelta(minutes=50):%Y-%m-%d %H:%M:%S.%f}"
     change(location, f"no_room_at = '2026-01-01 00:00:00.000000', waits_until = '{soon}'")
     submission = engine.latest(LABELS)
@@ -76,7 +76,7 @@ def test_a_batch_that_finds_no_room_for_long_fails_the_tick_until_it_goes(make, 
     assert f"{LABELS} needs a person: 3 requests (about" in told
     assert "for room in the queue of openai/gpt-4o, whose word was: token_limit_exceeded" in told
     assert f"dagster-llm-batch cancel {submission.submission_id}" in told
-    assert "needs a person" in tick(location).skip_message  # it was told just now
+    assert "needs a person" in tick(location).skip_message  # it was reported just now
     engine.ledger.close()
 
 
@@ -103,7 +103,7 @@ def test_a_batch_that_is_canceled_at_the_vendor_lands_with_a_failed_check_that_s
     location.submit()
     engine = location.engine()
     [batch_id] = engine.status(engine.latest(LABELS).submission_id).batch_ids
-    engine.provider("openai").cancel(batch_id)  # as at its console
+    engine.provider("openai").cancel(batch_id)  # as at the vendor's console
     engine.ledger.close()
     emulator.settle()
     landed = location.launch(tick(location).run_requests[0])
@@ -212,7 +212,7 @@ def test_refused_credentials_fail_the_tick_and_what_was_sent_lands_when_they_are
     refused = WireFault(kind="status", route="GET *", status=401, times=None)
     emulator.inject(refused)
     assert "needs a person: Could not" in failing_tick(location)
-    assert "polling failed" in tick(location).skip_message  # it was told just now
+    assert "polling failed" in tick(location).skip_message  # it was reported just now
     emulator.clear_faults()
     emulator.settle()
     assert len(tick(location).run_requests) == 1
@@ -228,7 +228,7 @@ def test_a_dataset_that_was_removed_in_flight_fails_the_tick_when_nobody_has_loo
     told = failing_tick(location)
     assert f"{LABELS} needs a person: 1 submission is under way for {LABELS}" in told
     assert f"dagster-llm-batch rename {LABELS} NEW" in told
-    assert "needs a person" in tick(location).skip_message  # it was told just now
+    assert "needs a person" in tick(location).skip_message  # it was reported just now
 
 
 @pytest.mark.parametrize("state", ["planned", "ended"])
@@ -253,8 +253,8 @@ def test_a_dataset_that_was_removed_before_it_was_sent_or_landed_fails_the_tick_
         change(location, f"{column} = datetime('now', '-25 hours') || '.000000'", table)
     told = failing_tick(location)
     assert f"{LABELS} needs a person: 1 submission is under way for {LABELS}" in told
-    assert "needs a person" in location.tick().skip_message  # it was told just now
-    # Whose dataset it is may be told of something else by its own sensor: that has its turn.
+    assert "needs a person" in location.tick().skip_message  # it was reported just now
+    # The submission does not count as reported, since its dataset's own sensor may have something else to report.
     [progress] = location.engine().ledger.submissions.progress(location.resource.namespace)
     assert location.engine().activity.reported_since(progress.submission.created_at) == set()
     location.engine().cancel(progress.submission.submission_id)
