@@ -42,7 +42,7 @@ def test_cancel_stops_one_partition_and_leaves_its_neighbour(project):
     document = project.json("cancel", "daily_labels", "-p", DAYS[0], "--yes")
     assert document["submission"]["state"] == "canceled"
     assert project.json("show", "daily_labels", "-p", DAYS[1])["submission"]["state"] == "open"
-    assert sum(call.path.endswith("/cancel") for call in project.emulator.books.calls) == 2  # its two batches
+    assert sum(call.path.endswith("/cancel") for call in project.emulator.books.calls) == 2  # the day's two batches
 
 
 def test_cancel_of_what_is_settled_is_refused_and_says_so(project):

@@ -251,7 +251,7 @@ def test_each_command_that_it_prints_is_one_of_this_command_line(folder):
 
 
 def test_the_range_of_days_that_it_prints_ends_at_yesterday(folder):
-    """Dagster has no partition of a day that is not over."""
+    """Leave out today, since Dagster has a partition of a day only after its end."""
     before = datetime.now(UTC).date()
     first = before - timedelta(days=3)
     folder.joinpath("comments.csv").write_text(f"id,text,day\n1,Hello,{first}\n5,Thanks,2999-12-31\n")

@@ -200,9 +200,7 @@ def test_by_default_what_costs_nothing_follows_and_what_asks_a_model_waits_for_a
 
 
 class Store(dg.IOManager):
-    """Tables in memory. The store fails once: at the first write of `fails`, or, after the suffix ` read`, at the first
-    read.
-    """
+    """Tables in memory. It fails once: at a write of the asset `fails`, or at a read if `fails` ends in ` read`."""
 
     def __init__(self) -> None:
         self.tables: dict[tuple[str, ...], Any] = {}

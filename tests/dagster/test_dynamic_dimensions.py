@@ -1,4 +1,4 @@
-"""Partitions with a dynamic dimension in databases, whose IO managers ask Dagster which partitions there are."""
+"""Partitions with a dynamic dimension in databases, whose IO managers ask Dagster for the existing partitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables without rows in real stores: some IO managers store nothing of them, and evaluations read them anyway."""
+"""Tables without rows in real stores: some IO managers do not store them, and evaluations read them anyway."""
 
 from __future__ import annotations
 

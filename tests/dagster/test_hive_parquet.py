@@ -161,7 +161,7 @@ def test_every_reader_finds_the_key_of_a_partition_whatever_its_characters(tmp_p
     table = pa.table({"key": [1, 2]})
     assert io.load_input(store(io, table, key))["partition"].to_pylist() == [key] * 2
     folder = tmp_path / "labels"
-    # As Spark decodes it: each escape is one character.
+    # Spark decodes it: each escape is one character.
     [place] = folder.iterdir()
     assert "%" not in place.name or all(byte < "8" for byte in place.name.split("%")[1:])
     schema = {"partition": pl.String}

@@ -1,4 +1,4 @@
-"""docs/design/house.md shows the functions that a row enters, in their order: a row takes this way in a Dagster."""
+"""docs/design/house.md shows the functions that a row passes, in their order: a row in a Dagster passes the same."""
 
 from __future__ import annotations
 

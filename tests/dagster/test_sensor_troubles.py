@@ -202,7 +202,7 @@ def test_a_call_of_dagster_that_fails_for_one_asset_is_told_and_the_others_land(
             raise TimeoutError("statement timeout")
         return usual(records_filter, *args, **kwargs)
 
-    tick(location)  # polled
+    tick(location)  # the tick polls
     monkeypatch.setattr(location.instance, "fetch_materializations", fetch)
     assert landed_assets(tick(location)) == [OTHER]
 

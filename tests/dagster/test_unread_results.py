@@ -129,7 +129,7 @@ def test_in_wait_mode_a_run_asks_for_unreadable_results_again_after_the_pause_of
     asked = []
 
     class Time:
-        """Ends the pause at the fifth sleep, and mends the vendor."""
+        """Ends the pause at the fifth sleep, and repairs the vendor."""
 
         @staticmethod
         def sleep(seconds):

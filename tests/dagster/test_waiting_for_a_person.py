@@ -92,8 +92,8 @@ def test_a_run_that_dies_while_it_lands_late_answers_is_asked_for_again(make, em
     assert tick(location).skip_message == "no batches in flight"
     emulator.settle()
     assert len(tick(location).run_requests) == 1
-    engine.collect(dataset_of(assets).labeling, submission_id)  # the run collects, settles, and dies
-    change(location, "settled_at = '2099-01-01 00:00:00.000000'", "submission")  # long after the first landing
+    engine.collect(dataset_of(assets).labeling, submission_id)  # the run collects, completes the submission, and dies
+    change(location, "settled_at = '2099-01-01 00:00:00.000000'", "submission")  # long after the first materialization
     assert len(tick(location).run_requests) == 1
     engine.ledger.close()
 

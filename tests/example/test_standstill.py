@@ -194,7 +194,7 @@ class TestDagsterThatIsThere:
             def do_GET(self):
                 type(self).calls += 1
                 if self.calls == 1:
-                    asked.acquire(timeout=30)  # until the client has given up and called again
+                    asked.acquire(timeout=30)  # until the client has timed out and called again
                     return
                 asked.release()
                 self.send_response(200)
