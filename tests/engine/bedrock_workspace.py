@@ -1,4 +1,4 @@
-"""Bedrock in front of the emulator and an S3 server, and what is labeled there."""
+"""Bedrock in front of the emulator and an S3 server, and the definition of its labels."""
 
 from __future__ import annotations
 

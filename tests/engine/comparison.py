@@ -1,4 +1,4 @@
-"""What one machine does, and what workers do with the same rows: every stored file of the two, beside one another."""
+"""Compare every stored file of a run on one machine with a run by workers on the same rows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _T = TypeVar("_T")
 
 
 class Pickled:
-    """Workers that are this process: all that real ones would get, and give back, is pickled on its way."""
+    """Workers in this process; their inputs and outputs are pickled on the way, as for real workers."""
 
-    part_rows = 500  # no multiple of what is planned at once
+    part_rows = 500  # not a multiple of the planned part size
 
     def map_rows(self, rows: Any, function: Callable[[Any], _T]) -> list[_T]:
         table = pa.table(rows) if len(rows) else pa.table({})
@@ -44,7 +44,7 @@ PIXEL = base64.b64decode(
 
 
 def tickets(count: int, start: int = 0, alike: int = 7) -> pa.Table:
-    """Rows of which every seventh asks what an earlier one asks, at any distance."""
+    """Return rows; every seventh repeats the question of an earlier row, at any distance."""
     numbers = range(start, start + count)
     return pa.table(
         {
@@ -57,7 +57,7 @@ def tickets(count: int, start: int = 0, alike: int = 7) -> pa.Table:
 
 
 def labeling(**changes: Any) -> Labeling:
-    """A definition with many small shards."""
+    """Return a definition with many small shards."""
     usual: dict[str, Any] = {
         "asset": "ticket_labels",
         "model": "openai/gpt-4o",
@@ -72,7 +72,7 @@ def labeling(**changes: Any) -> Labeling:
 
 
 def stored(workspace: Workspace, submission: Submission) -> dict[str, Any]:
-    """All that a plan has left, with numbers in the place of what is drawn by lot: submission ids and nonces."""
+    """Return everything that a plan stores, with numbers in place of random submission ids and nonces."""
     engine = workspace.engine()
     shards = engine.ledger.shards.of_submission(submission.submission_id)
     plain = ("provider", "account", "model", "lane", "wave", "number", "requests", "bytes", "tokens")
@@ -101,14 +101,14 @@ def stored(workspace: Workspace, submission: Submission) -> dict[str, Any]:
 
 
 def assert_same_plan(here: dict[str, Any], there: dict[str, Any]) -> None:
-    """Byte for byte, and row for row."""
+    """Compare plans byte for byte, and row for row."""
     assert here.keys() == there.keys()
     for name, value in here.items():
         assert there[name] == value, name
 
 
 def by_key(table: pa.Table) -> pa.Table:
-    """Labels without what differs from run to run, in the order of their keys."""
+    """Return the labels in the order of their keys, without columns that differ from run to run."""
     varying = {"llm_batch_id", "llm_submitted_at", "llm_completed_at"}
     return table.select([name for name in table.column_names if name not in varying]).sort_by("ticket_id")
 
@@ -121,7 +121,7 @@ TARGETS = [
 
 
 def with_gold(labels: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Gold, and the labels with a confidence: not the same rows, not the same values, and none for some."""
+    """Return gold, and the labels with a confidence; rows and values differ, and some values are null."""
     rows = labels.select(["ticket_id", "topic", "urgency"]).sort_by("ticket_id").to_pylist()
     for n, row in enumerate(rows):
         row["urgency_felt"] = row["urgency"] + n % 7 / 3
@@ -135,7 +135,7 @@ def with_gold(labels: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def assert_same_report(here: EvaluationReport, there: EvaluationReport) -> None:
-    """All figures that need no two candidates side by side, to the last digit."""
+    """Compare all statistics that need only one candidate, to the last digit."""
     assert (here.evaluations, here.confusions, here.calibrations) == (
         there.evaluations,
         there.confusions,

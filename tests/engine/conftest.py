@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests; `workspace.py` has what they build."""
+"""Fixtures of the engine's tests, built by `workspace.py`."""
 
 from __future__ import annotations
 

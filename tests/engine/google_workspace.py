@@ -1,4 +1,4 @@
-"""Google's two providers in front of the emulator and a Cloud Storage server, and what is labeled there."""
+"""Google's two providers in front of the emulator and a Cloud Storage server, and the definition of their labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch of two submissions that a vendor ends, or does not know: what one learns of it holds for both."""
+"""A vendor ends, or does not know, a batch of two submissions: its status holds for both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def send_together(workspace: Workspace, definition: Any) -> tuple[list[str], str]:
-    """Two submissions in one batch; their ids, and that of the batch."""
+    """Send two submissions in one batch; return their ids, and the id of the batch."""
     engine = workspace.engine()
     ids = [
         engine.plan(definition, tickets(5, start=10 * number), partition=f"p{number}").submission_id

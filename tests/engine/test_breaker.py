@@ -1,4 +1,4 @@
-"""A wave in which nearly nothing fits is the last that is paid; what it cost is not known, which is not zero."""
+"""A wave with almost only invalid replies is the last paid one; its unknown cost is not counted as zero."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def stops(workspace: Workspace, submission_id: str) -> list[str]:
 def test_a_second_wave_is_not_paid_and_the_reason_has_an_example(workspace: Workspace, fault: str) -> None:
     scripted, outcome, example = FAULTS[fault]
     workspace.emulator.inject(scripted)
-    definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"]))  # which is not asked either
+    definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"]))  # the fallback is not asked either
     status = workspace.run(definition, tickets(20), partition="p")
     submission = status.submission
     assert (submission.outcomes, submission.waves, len(billed(workspace))) == ({outcome: 20}, 1, 20)
@@ -85,7 +85,7 @@ def test_a_few_misfits_are_asked_again_as_ever(workspace: Workspace, rows: int, 
 
 
 def test_rows_that_no_reply_ever_fits_go_to_the_next_model_however_many_they_are(workspace: Workspace) -> None:
-    """They alone make the second wave, in which nothing fits."""
+    """These rows alone make the second wave, and all of its replies are invalid."""
     hard = [RowFault(kind="truncated", containing=f"number {n}?", times=2) for n in range(12)]
     workspace.emulator.inject(*hard)
     definition = labeling(resend=Resend(invalid_waves=2, fallback=["openai/gpt-4o-mini"]))

@@ -1,4 +1,4 @@
-"""A cascade whose oracle, or time, is against it: an escalated row has the oracle's label or none, and that is told."""
+"""Faults and deadlines of a cascade: an escalated row has the oracle's label or no label, with a report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SureLabel(BaseModel):
 
 
 def answer(body: Any, _url: str) -> Any:
-    """The model is wrong of every tenth row, and says that it is not sure of every fifth."""
+    """Answer as the model, wrong for every tenth row and unsure of every fifth, or as the oracle."""
     number = int(re.findall(r"invoice number (\d+)", str(body))[-1])
     if body.get("model") != "gpt-4o-mini":
         return {"topic": TOPICS[number % 3], "confidence": 0.9}
@@ -65,7 +65,7 @@ def until_wave_2(workspace: Workspace, asked_for: Labeling) -> str:
 
 
 def check(workspace: Workspace, asked_for: Labeling, status: Status) -> int:
-    """Hold each row to its level, and the promise to what is there; return how many rows have no label."""
+    """Check the level of each row and the promise against the labels; return the number of rows without a label."""
     labeled = workspace.engine().labels(asked_for, status.submission.submission_id)
     known = levels_of(workspace.engine().payloads, status.submission)
     assert known is not None
@@ -144,7 +144,7 @@ def test_one_row_that_the_oracle_refuses_is_a_reject_in_each_wave(workspace: Wor
         submission_id = until_wave_2(workspace, asked_for)
         workspace.emulator.inject(refused)
         status = workspace.finish(asked_for, submission_id)
-    # In one wave both models were asked of it, and the model had said something: no outcome is counted twice.
+    # Both models were asked about the row in one wave, and the model had answered: only one outcome counts.
     assert check(workspace, asked_for, status) == 1
     known = levels_of(workspace.engine().payloads, status.submission)
     assert known is not None

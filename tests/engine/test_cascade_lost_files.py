@@ -26,7 +26,7 @@ def workspace(tmp_path: Any) -> Iterator[Workspace]:
 
 
 def outcomes(workspace: Workspace, submission_id: str) -> Counter[str]:
-    """How many rows have which outcome; each has exactly one."""
+    """Return the number of rows by outcome, and check that each row has exactly one."""
     labeled = workspace.engine().labels(definition(), submission_id)
     keys = [*labeled.labels["ticket_id"].to_pylist(), *labeled.rejects["ticket_id"].to_pylist()]
     assert len(keys) == len(set(keys)) == ROWS
@@ -57,7 +57,7 @@ def test_files_of_a_settled_cascade_may_be_lost(workspace: Workspace, lost: str,
         assert workspace.engine().plan(definition(), tickets(ROWS)).submission_id == landed
         kept = outcomes(workspace, landed)
     else:
-        # Which model's label a row has is found anew, from the answers that are left.
+        # The answers that are left decide again which model's label a row has.
         with pytest.raises(PayloadError, match=r"aterialize the asset that submits 'ticket_labels' again"):
             workspace.engine().labels(definition(), landed)
         planned = workspace.engine().plan(definition(), tickets(ROWS)).submission_id
@@ -77,6 +77,6 @@ def test_files_of_a_settled_cascade_may_be_lost(workspace: Workspace, lost: str,
     workspace.engine().submit(definition(), planned)
     workspace.finish(definition(), planned)
     assert outcomes(workspace, planned) == before
-    # What is stored, here or at the vendor, is not paid again.
+    # Answers stored here or at the vendor are not paid again.
     if kept == before:
         assert len(billed(workspace)) == paid

@@ -1,4 +1,4 @@
-"""A cascade over the emulator: which rows each model is asked, whose label is taken, and what it never does."""
+"""A cascade over the emulator: the rows for each model, the chosen labels, and the cases that must never happen."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def is_wrong(number: int) -> bool:
 
 
 def answer(body: Any, _url: str) -> Any:
-    """The oracle is right; the model is mostly right, and less sure where it is not."""
+    """Answer as the oracle, which is right, or as the model, mostly right and less sure of its wrong answers."""
     number = number_of(body)
     topic = TOPICS[number % 3]
     if body["model"] == ORACLE:
@@ -94,7 +94,7 @@ def levels(workspace: Workspace, submission: Submission) -> Levels:
 
 
 def asked(workspace: Workspace) -> dict[str, Counter[int]]:
-    """How often each row was sent to each model and billed."""
+    """Count how often each row was sent to each model and billed."""
     of_model: dict[str, Counter[int]] = {CHEAP: Counter(), ORACLE: Counter()}
     engine = workspace.engine()
     for submission in engine.ledger.submissions.list_all("test"):
@@ -120,7 +120,7 @@ def test_the_oracle_is_asked_the_sample_and_then_what_is_not_sure_enough(workspa
     sampled = {row["ticket_id"] for row in rows if row["llm_why"] == "sampled"}
     assert len(sampled) == known.sample == 60
     assert known.threshold is not None
-    # Wave 2 is what is at or below the threshold, and what did not fit, without the sample.
+    # Wave 2 has the rows at or below the threshold, and the invalid ones, without the sample.
     [wave_2] = [shard for shard in status.shards if shard.wave == 2]
     expected = {key for key, row in of.items() if row["llm_why"] in ("escalated", "invalid")}
     engine = workspace.engine()
@@ -147,7 +147,7 @@ def test_the_oracle_is_asked_the_sample_and_then_what_is_not_sure_enough(workspa
     assert asked(workspace)[CHEAP] == Counter(range(ROWS))
     assert asked(workspace)[ORACLE] == Counter(int(key[1:]) for key in expected | sampled)
     assert workspace.emulator.books.billed_twice() == {}
-    # It pays for both of what it asks both.
+    # The cost covers both answers of rows that both models were asked about.
     assert sum(row["llm_cost_usd"] for row in rows) == status.submission.cost_usd
 
 
@@ -188,7 +188,7 @@ def run_until_wave_2(workspace: Workspace, asked_for: Labeling) -> str:
 
 
 def expect_no_cheap_label(workspace: Workspace, asked_for: Labeling, submission_id: str, why: str) -> None:
-    """What the oracle was to answer is a reject, with the outcome counted; the rest is as sure as before."""
+    """Check that rows without the oracle's answer are rejects with a counted outcome, and other rows unchanged."""
     status = workspace.finish(asked_for, submission_id)
     labeled = workspace.engine().labels(asked_for, submission_id)
     accepted = {row["ticket_id"] for row in labeled.labels.to_pylist() if row["llm_level"] == "cheap"}
@@ -279,11 +279,11 @@ def test_the_second_wave_is_in_the_limit_from_the_start(workspace: Workspace) ->
     preview = workspace.engine().preview(definition(), tickets(ROWS))
     oracle_alone = workspace.engine().preview(labeling(response=SureLabel), tickets(ROWS))
     assert preview.estimated_usd is not None
-    # What the first model alone would cost in real time is no price of both.
+    # The price of the first model alone in real time is not a price of the cascade.
     assert preview.realtime_usd is None
     assert oracle_alone.estimated_usd is not None
     most = preview.estimated_usd * Decimal("1.05")
-    # What is expected of it would fit; that the oracle is asked of all rows would not.
+    # The expected cost would fit; an oracle that is asked about all rows would not.
     with pytest.raises(BudgetError, match="exceeds max_cost_usd"):
         workspace.engine().plan(definition(max_cost_usd=most), tickets(ROWS))
     assert workspace.files() == set()
@@ -316,7 +316,7 @@ def test_what_is_kept_for_a_submission_is_there_for_the_one_that_comes_in_its_pl
     engine = workspace.engine(budgets=[budget])
     assert not engine.preview(definition(), tickets(ROWS + 1)).refused
     newer = engine.plan(definition(), tickets(ROWS + 1))
-    # What is kept for that one stays.
+    # The money reserved for the newer submission stays reserved.
     assert newer.reserved_usd is not None
     assert engine.ledger.money.spent_usd("test", besides=[submission.submission_id]) > newer.reserved_usd
 
@@ -340,7 +340,7 @@ def test_within_the_tightest_limit_that_a_plan_fits_the_second_wave_is_sent_and_
     engine = workspace.engine()
     submission_id = engine.plan(tight, tickets(ROWS)).submission_id
     engine.submit(tight, submission_id)
-    # What wave 1 can be billed at most leaves room for what is kept.
+    # The maximum bill of wave 1 leaves room for the reserved money.
     limit = SpendLimit(most, "test", submission_id=submission_id)
     assert kept < engine.ledger.money.committed_usd(limit) <= most
     status = workspace.finish(tight, submission_id)
@@ -351,7 +351,7 @@ def test_within_the_tightest_limit_that_a_plan_fits_the_second_wave_is_sent_and_
 
 
 def dearest(body: Any, url: str) -> Reply:
-    """Answer with as many tokens as can be; nothing of the model fits, so that the oracle is asked all."""
+    """Answer with as many tokens as possible; every reply of the model is invalid, so the oracle gets all rows."""
     text = json.dumps(answer(body, url)) if body["model"] == ORACLE else "no JSON"
     return Reply(text=text, input_tokens=2_000, output_tokens=50)
 
@@ -365,7 +365,7 @@ def test_nothing_costs_more_than_a_plans_bound_though_the_oracle_answers_all_row
         assert at_once is not None
         assert preview.oracle.later_bound_usd is not None
         assert preview.bound_usd is not None
-        # All that the oracle can be asked, at the most that it can cost, is in it, and what the model is asked, too.
+        # The bound includes the oracle's maximum cost for all rows, and the cost of the model's requests.
         assert preview.bound_usd > preview.oracle.later_bound_usd + at_once
         assert preview.oracle.later_bound_usd > (preview.oracle.reserved_usd or 0)
         status = workspace.run(definition(), tickets(ROWS))
@@ -412,7 +412,7 @@ def test_a_hard_limit_holds_though_all_of_the_oracles_answers_are_as_long_as_can
     cost = sum(shard.bill.cost_usd or Decimal(0) for shard in status.shards)
     assert Decimal(0) < cost <= most
     lost = ROWS - status.submission.outcomes["succeeded"]
-    # Within the bound all of it is sent. Below it, what the oracle has not answered has no label.
+    # Within the bound, every request is sent. Below it, rows without the oracle's answer have no label.
     assert lost == 0 if share == "1" else lost > 0
     labels = workspace.engine().labels(limited, submission_id).labels
     assert all(row["topic"] == TOPICS[int(row["ticket_id"][1:]) % 3] for row in labels.to_pylist())
@@ -427,7 +427,7 @@ def test_what_the_oracle_may_be_asked_for_another_promise_is_in_the_budget_thoug
     preview = engine.preview(stricter, tickets(ROWS))
     assert preview.to_send == 0
     assert preview.oracle is not None
-    # What it has answered is not asked, or paid, again.
+    # Rows that the oracle has answered are not asked, or paid, again.
     assert preview.oracle.later_most == ROWS - sum(asked(workspace)[ORACLE].values())
     kept = preview.oracle.reserved_usd
     assert kept is not None
@@ -480,7 +480,7 @@ def test_what_is_escalated_is_neither_sent_again_nor_wasted(workspace: Workspace
     assert escalated > 0
     assert (total.requests_escalated, total.requests_again) == (escalated, again)
     assert total.requests == ROWS + 60 + escalated + again
-    # What the model gave no label for is the oracle's; it was paid for all the same.
+    # Rows without a label of the model are the oracle's; the model's replies were paid all the same.
     assert (
         total.invalid_usd == sum(shard.bill.unlabeled_usd or 0 for shard in status.shards if shard.model == CHEAP) > 0
     )
@@ -505,7 +505,7 @@ def test_progress_counts_what_both_models_are_asked(workspace: Workspace) -> Non
     status = workspace.engine().collect(definition(), submission_id)
     [wave_2] = [shard for shard in status.shards if shard.wave == 2]
     assert wave_2.is_escalation
-    # That a reply did not fit is not failed: the oracle is asked.
+    # An invalid reply is not a failure: the oracle is asked.
     assert counts() == (ROWS + 60, ROWS + 60 + wave_2.requests, 0)
 
 
@@ -572,13 +572,14 @@ def test_each_look_at_the_same_rows_has_its_share_of_the_risk_and_a_new_draw_is_
         in workspace.engine().preview(definition(cascade(sample=100)), tickets(ROWS)).levels.plan_text
     )
     assert look(cascade(sample=100)) == (3, 100)
-    # Another prompt draws other rows of the same table, and the sampled ones have been looked at all the same.
+    # Another prompt samples other rows of the same table; the first sample still counts as a look.
     usual = definition()
     assert look(cascade(), prompt=replace(usual.prompt, system="You label tickets, and think twice.")) == (4, 60)
-    # What was decided before is the same look, whatever came in between.
+    # An earlier decision is the same look, whatever looks were in between.
     assert look(cascade()) == (1, 60)
     assert look(cascade(sample=80)) == (2, 80)
-    # A stricter promise of the same sample accepts less, which nobody is pleased by; a weaker one is a look.
+    # A stricter promise of the same sample accepts fewer labels, so it is not a flattering look; a weaker one is a
+    # look.
     assert look(cascade(agreement=0.95)) == (1, 60)
     assert look(cascade(agreement=0.8)) == (5, 60)
 
@@ -644,7 +645,7 @@ def test_rows_that_are_added_while_the_first_are_in_flight_are_paid_once(workspa
 
 
 def gold(**changes: Any) -> pl.DataFrame:
-    """What people say of all rows; `changes` are columns."""
+    """Return human labels of all rows; `changes` are columns."""
     numbers = range(ROWS)
     usual = {"ticket_id": [f"t{n}" for n in numbers], "topic": [TOPICS[n % 3] for n in numbers]}
     return pl.DataFrame({**usual, **changes})
@@ -655,7 +656,7 @@ def against(table: Any, **changes: Any) -> Labeling:
 
 
 def test_a_promise_against_gold_is_set_by_where_the_model_is_wrong_and_the_oracle_right(workspace: Workspace) -> None:
-    # Of each third row that the model has wrong, people say what the model says: there it does no harm.
+    # For a third of the model's wrong rows, gold agrees with the model: these errors do no harm.
     is_models = [is_wrong(n) and n % 18 == 0 for n in range(ROWS)]
     labels = [TOPICS[(n + of_model) % 3] for n, of_model in enumerate(is_models)]
     status = workspace.run(against(gold(topic=labels)), tickets(ROWS))
@@ -667,7 +668,7 @@ def test_a_promise_against_gold_is_set_by_where_the_model_is_wrong_and_the_oracl
     accepted = [int(row["ticket_id"][1:]) for row in rows if row["llm_why"] == "accepted"]
     assert sum(is_wrong(n) and not is_models[n] for n in accepted) <= 0.1 * ROWS
     assert "by gold" in known.promise_text
-    # A correction of the gold changes nothing of what was decided.
+    # A correction of the gold changes none of the decisions.
     again = workspace.engine().plan(against(gold()), tickets(ROWS))
     assert again.submission_id == status.submission.submission_id
 
@@ -715,7 +716,7 @@ def test_without_a_sample_no_gold_is_needed(workspace: Workspace) -> None:
 
 
 def sampled(workspace: Workspace, asked_for: Labeling) -> set[str]:
-    """The keys of the rows that are sampled of a definition."""
+    """Return the keys of the sampled rows of a definition."""
     with_gold = replace(asked_for, cascade=replace(asked_for.cascade or cascade(), gold=gold()[:0], within=0.1))
     return set(map(str, workspace.engine().preview(with_gold, tickets(ROWS)).missing_gold))
 
@@ -853,11 +854,12 @@ def test_where_a_model_does_not_tell_how_probable_its_label_is_that_is_no_score(
         definition(cascade(score="llm_logprob"), model=model, params={"max_tokens": 9}, response=Topic)
 
 
-# what cannot be promised --------------------------------------------------------------------------------------------
+# promises that are refused
+# ---------------------------------------------------------------------------------------------
 
 
 class Loose(BaseModel):
-    """Columns that are no targets, and one that is no score."""
+    """A response class without targets, and with a column that is not a score."""
 
     topic: Literal["billing", "bug"]
     words: str

@@ -1,4 +1,4 @@
-"""A definition that changes while a batch is in flight: what was asked is read by the definition that asked it."""
+"""A definition changes while a batch is in flight: replies are read by the definition that made their requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHER_WORDS = Prompt(system="You sort support tickets.", user="{{ subject }}\n\n
 
 
 class Explained(BaseModel):
-    """What TicketLabel says, in more words."""
+    """Has the columns of TicketLabel, with longer descriptions."""
 
     topic: Literal["billing", "bug", "how_to"] = Field(description="What it is about.")
     urgency: Annotated[int, Field(ge=1, le=5, description="5 is the most.")]
@@ -31,7 +31,7 @@ Explained.__name__ = "TicketLabel"
 
 
 class Narrower(BaseModel):
-    """The same columns, of which only other values fit."""
+    """Has the same columns, which allow only other values."""
 
     urgency: Annotated[int, Field(ge=6, le=9)]
     topic: Literal["billing", "bug", "how_to"]

@@ -1,4 +1,4 @@
-"""A clock that was ahead once, and is right again: nothing waits until the time that it told."""
+"""A clock was ahead once, and is right again: nothing waits until the wrong time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QUEUE_IS_FULL = BatchFault(kind="fails", batches={0})
 
 @pytest.fixture
 def ahead(workspace: Workspace) -> Iterator[Workspace]:
-    """A workspace whose clock is a year ahead until the test says that it is right again."""
+    """Return a workspace whose clock is a year ahead until the test corrects it."""
     workspace.skipped = AHEAD
     return workspace
 
@@ -57,7 +57,7 @@ def test_a_create_that_never_was_is_made_once_the_provider_has_settled(ahead: Wo
 
 
 def test_a_batch_has_not_ended_later_than_it_was_seen_to_have(workspace: Workspace) -> None:
-    """Here the vendor's clock is ahead: what is over for an hour must not wait for a year."""
+    """Set the vendor's clock ahead: a batch that ended an hour ago must not wait for a year."""
     workspace.skipped = -AHEAD
     definition, submission_id = sent(workspace)
     workspace.finish(definition, submission_id)

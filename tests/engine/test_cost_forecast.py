@@ -1,4 +1,4 @@
-"""What a month will have cost: the interval holds what it promises, and without enough days there is no figure."""
+"""The forecast cost of a month: the interval has its stated coverage, and too few days give no forecast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_ALL: dict[str, Any] = dict.fromkeys(ShardCost._fields)
 
 
 def sent(day: date, usd: float | Decimal, **changes: Any) -> ShardCost:
-    """One collected batch of a day."""
+    """Return one collected batch of a day."""
     cost = Decimal(str(usd))
     known = {"cost_usd": cost, "known_usd": cost, "unpriced": 0, "requests": 10, "padding": 0, "batch_id": "b"}
     at = datetime(day.year, day.month, day.day, 9, tzinfo=UTC)
@@ -32,12 +32,12 @@ def at_noon(day: int) -> datetime:
 
 
 def forecast(daily: Any, now: datetime, *more: ShardCost) -> MonthForecast:
-    """`daily`: what was spent on each of the days before today, the last one yesterday."""
+    """Forecast the month from `daily`, the spending of each day before today, the last one yesterday."""
     first = now.date() - timedelta(days=len(daily))
     return forecast_month([*(sent(first + timedelta(days=n), usd) for n, usd in enumerate(daily)), *more], MONTH, now)
 
 
-# how days differ: each gives amounts of many days
+# patterns of daily spending: each function returns amounts of many days
 def alike(random: np.random.Generator, days: int) -> Any:
     return np.exp(0.5 * random.normal(size=days))
 
@@ -70,7 +70,7 @@ def test_at_least_86_of_100_months_are_within_the_interval_of_90_percent(days: A
     for _ in range(times):
         amounts = days(random, history + left)
         told = forecast(amounts[:history], now)
-        if told.expected_usd is None:  # nothing was spent in the first days
+        if told.expected_usd is None:  # the first days had no spending
             times -= 1
             continue
         whole = float(sum(amounts[max(history - today + 1, 0) :]))

@@ -1,6 +1,6 @@
-"""What is billed stays within `max_cost_usd` and budgets, whatever the vendor bills up to its documented maximum.
+"""Bills stay within `max_cost_usd` and budgets, whatever the vendor bills up to its documented maximum.
 
-The limits of the first tests are those at which work once passed, whose bill was 4 to 10 times as much.
+The first tests use limits that once admitted work with a bill of 4 to 10 times the limit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def spend(kind: LimitKind) -> Spend:
 
 
 def run(workspace: Workspace, definition: Labeling, rows: Any, most_steps: int = 60, **rules: Any) -> Status:
-    """Run to the end. At no time more is committed than the limit has."""
+    """Run to the end; check that commitments never exceed the limit."""
     engine = workspace.engine(**rules)
     submission = engine.plan(definition, rows)
     engine.submit(definition, submission.submission_id)
@@ -59,7 +59,7 @@ def run(workspace: Workspace, definition: Labeling, rows: Any, most_steps: int =
 
 
 def billed(status: Status) -> Decimal:
-    """What all batches did cost, padding and all waves included."""
+    """Return the cost of all batches, including padding and all waves."""
     return sum((shard.bill.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
 
 
@@ -149,7 +149,7 @@ def test_a_sample_lets_the_rest_out_in_fewer_steps(tmp_path: Any) -> None:
 
 @pytest.mark.slow
 def test_rows_that_are_sorted_by_their_cost_are_drawn(tmp_path: Any) -> None:
-    """Cheap rows first: a sample of the first rows would let out what costs too much."""
+    """Sort rows by rising cost: a sample of the first rows would admit rows that cost too much."""
 
     def answer(body: Any, _url: str) -> Reply:
         number = int(str(body).rpartition("invoice number ")[2].partition("?")[0])
@@ -240,7 +240,7 @@ def test_what_was_answered_is_split_once_however_often_a_process_dies_before_it_
         emulator.clear_faults()
         workspace.skipped += timedelta(hours=1)
         for _ in range(3):
-            # All that a process does until it is killed, right before it sends what it has picked.
+            # Do the work of a process that is killed right before it sends its picked shards.
             engine = workspace.engine()
             with engine.deployment.leased(submission_id) as lease:
                 dispatcher = Dispatcher(after, engine.deployment, lease)
@@ -288,7 +288,7 @@ def test_what_is_given_up_stays_reserved_at_its_bound(tmp_path: Any) -> None:
 
 
 def test_a_row_without_a_known_cost_is_reserved_and_no_other(tmp_path: Any) -> None:
-    """A result is lost in each wave: what the others of its batch did not cost is there for the rest."""
+    """Lose one result in each wave: money that the others of its batch did not use stays available."""
 
     definition = labeling(**FREE_TEXT, max_cost_usd="0.5", spend=spend("hard"))
     with Emulator(answer=reply(10, text="word")) as emulator:
@@ -305,11 +305,11 @@ def test_a_budget_for_ever_that_no_bill_can_free_gives_up_what_waits_and_says_so
         workspace = Workspace(tmp_path, emulator)
         engine = workspace.engine(**rules)
         [shard] = engine.submit(first, engine.plan(first, tickets(6)).submission_id).shards
-        # What is in flight is expected to leave room.
+        # The expected cost of the batch in flight leaves room.
         assert engine.preview(second, tickets(6, start=6)).steps == 1
         waiting = engine.plan(second, tickets(6, start=6)).submission_id
         engine.submit(second, waiting)
-        # The bill of what is in flight may leave room.
+        # The actual bill of the batch in flight may leave room.
         assert engine.unsent(waiting).over_budget is None
         why = engine.activity.outlook().waits_for_money(waiting) or ""
         assert "for money: the budget of $0.50 for all labeled datasets together has $0.00" in why
@@ -420,7 +420,7 @@ def test_of_submissions_that_are_sent_together_one_goes_where_a_budget_has_room_
 
 
 def test_a_model_without_room_stops_no_other_that_has_some(tmp_path: Any) -> None:
-    """In the second wave the same model is asked again, and a fallback, of which one request has no room."""
+    """The second wave asks the same model again, and a fallback, of which the budget has room for zero requests."""
     resend = Resend(max_waves=3, invalid_waves=1, fallback=[Fallback("openai/gpt-4", params={"max_tokens": 8_000})])
     definition = labeling(params={"max_tokens": 500}, max_cost_usd="0.1", spend=spend("hard"), resend=resend)
 

@@ -1,4 +1,4 @@
-"""Rows that were planned before are known by what came: what has not changed is not rendered, all that has is asked."""
+"""Rows of an earlier plan are recognized by content: only changed rows are rendered, and all of them are asked."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dagster_llm_batch.testing.emulator import RowFault
 
 ROWS = 2_500  # of three blocks
 REPLY = labeling(response=None)
-# Another request each time that it is rendered: what is not asked again was not rendered.
+# The prompt is random: a row with the same request was not rendered again.
 DICE = labeling(
     response=None, prompt=Prompt(user="{{ body }} {% for _ in range(4) %}{{ range(99) | random }} {% endfor %}")
 )
 
 
 def changed(rows: pl.DataFrame, key: str, **columns: str) -> pl.DataFrame:
-    """The rows, with other values in one of them."""
+    """Return the rows, with other values in one of them."""
     here = pl.col("ticket_id") == key
     return rows.with_columns(
         **{name: pl.when(here).then(pl.lit(value)).otherwise(pl.col(name)) for name, value in columns.items()}

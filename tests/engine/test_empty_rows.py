@@ -28,7 +28,7 @@ EMPTY_KEYS = {"t1", "t2", "t4"}
 
 
 def asked_keys(prompt: Prompt, rows: Any, key: str = "ticket_id") -> set[str]:
-    """The keys of the rows that are sent."""
+    """Return the keys of the rows that are sent."""
     batch = pa.RecordBatch.from_pylist(rows)
     renderer = RowRenderer(labeling(prompt=prompt, key=key), batch.schema, None)
     keys = batch.column(key).to_pylist()

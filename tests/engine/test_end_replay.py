@@ -1,6 +1,6 @@
-"""A replay of the emulator with drawn latencies: what is stored of each submission is the forecast of those before it.
+"""A replay of the emulator with drawn latencies: each submission stores the forecast from the submissions before it.
 
-That such forecasts are right in nine of ten, and in half, is held to simulated laws in `benchmarks.truth`.
+`benchmarks.truth` checks on simulated distributions that such forecasts hold in nine of ten cases, and in half.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_each_submission_is_forecast_from_those_before_it_as_the_emulator_took_t
             began = workspace.now()
             said = forecast_end(known, began)
             submission = engine.plan(definition, tickets(3, start=3 * day), partition=f"day {day}")
-            # A batch of the model is not enough: of those before, none or ten have ended.
+            # One batch of the model is not enough: a forecast needs ten batches that have ended.
             took = [
                 None if at is None else at - submission.created_at
                 for at in (submission.p50_end_at, submission.p90_end_at)
@@ -57,7 +57,7 @@ def test_each_submission_is_forecast_from_those_before_it_as_the_emulator_took_t
             assert took == [said.p50, said.p90]
             assert (submission.end_basis or {}).get("ended", 0) == said.ended == min(day, 40)
             engine.submit(definition, submission.submission_id)
-            # Whole seconds, as the vendor tells of its ends.
+            # The vendor reports ends in whole seconds.
             clock.advance(float(round(taken * 3600)))
             emulator.settle()
             status = engine.collect(definition, submission.submission_id)

@@ -1,6 +1,6 @@
-"""The engine over Anthropic's SDK and the emulator: the journey, and create calls whose end nobody saw.
+"""The engine over Anthropic's SDK and the emulator: the journey, and create calls with a lost reply.
 
-A batch there has no tag: whether it is ours shows in its results only, so a shard waits while a candidate runs.
+A batch there has no tag, and only its results show whether it is ours. So a shard waits while a candidate runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CREATE = "POST /v1/messages/batches"
 
 
 class Label(BaseModel):
-    """Without bounds, which Anthropic's schemas cannot hold: a simulated LLM does not read them in a description."""
+    """A label without bounds: Anthropic's schemas cannot hold them, and the simulated LLM ignores descriptions."""
 
     topic: Literal["billing", "bug", "how_to"]
     urgency: Literal[1, 2, 3]
@@ -57,7 +57,7 @@ def sent(workspace: Workspace, rows: int = 5, **changes: Any) -> tuple[Any, str]
 
 
 def foreign_batch(workspace: Workspace, requests: int) -> str:
-    """A batch of somebody else in the same workspace, of as many requests."""
+    """Create a batch of another user in the same workspace, with as many requests."""
     import anthropic
 
     params = {"model": "claude-x", "max_tokens": 5, "messages": [{"role": "user", "content": "theirs"}]}

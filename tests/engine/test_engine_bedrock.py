@@ -43,7 +43,7 @@ def workspace(tmp_path, s3_url) -> Iterator[Workspace]:
 
 
 def go_on(workspace: Workspace) -> None:
-    """What the next runs do, until all is settled: as many jobs as planned, each row labeled and paid once."""
+    """Run until all shards are settled; check for the planned number of jobs, and each row labeled and paid once."""
     plan = workspace.engine().plan(definition(), tickets(ROWS))
     for _ in range(3):
         workspace.engine().submit(definition(), plan.submission_id)
@@ -110,7 +110,7 @@ def test_a_retried_tail_is_left_alone_and_says_so_where_nothing_was_chosen(works
 
 
 def assert_says_why(workspace: Workspace, submission_id: str) -> None:
-    """The submission says that rows were too few to be sent again, and they keep what the vendor said of them."""
+    """Check that an event records that the rows were too few to send again, and that they keep the vendor's error."""
     events = workspace.engine().ledger.events.of_submission(submission_id)
     [told] = [event.detail for event in events if event.kind == "below_minimum"]
     assert "below_minimum='pad'" in (told or "")
@@ -119,7 +119,7 @@ def assert_says_why(workspace: Workspace, submission_id: str) -> None:
 
 
 def retried_together(workspace: Workspace, failing: str, choice: str) -> list[Status]:
-    """Two partitions, in which rows whose text holds `failing` are to be asked again, by one run over both."""
+    """Run two partitions in one run; rows whose text holds `failing` are retried."""
     made = definition(limits=Limits(max_requests_per_batch=100, below_minimum=choice))
     workspace.emulator.inject(*[RowFault(containing=text, status_code=503, times=1) for text in failing.split(",")])
     engine = workspace.engine()
@@ -160,7 +160,7 @@ def test_retried_tails_that_are_too_few_together_are_handled_as_chosen(
 
 @pytest.mark.parametrize("choice", ["refuse", "pad", "realtime"])
 def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Workspace, choice: str) -> None:
-    """One request of at least LEAST: alone, with copies of it up to that number, or at twice the batch price."""
+    """Estimate one request under a minimum of LEAST: alone, padded with copies, or at twice the batch price."""
     factor = {"refuse": 1, "pad": LEAST, "realtime": 2}[choice]
     alone = workspace.engine().preview(definition(), tickets(1)).estimated_usd
     made = definition(limits=Limits(max_requests_per_batch=3, below_minimum=choice))
@@ -195,7 +195,7 @@ def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(workspace: Wo
 def test_copies_and_a_nested_maximum_are_inside_of_the_limit(
     workspace: Workspace, s3_url: str, kind: LimitKind
 ) -> None:
-    """Each reply is as long as `inferenceConfig.maxTokens` allows, which nobody saw once: 20 of them cost 0.017."""
+    """Set replies as long as `inferenceConfig.maxTokens` allows; the limit was once ignored, and 20 cost 0.017."""
     nova = {"model": "bedrock/us.amazon.nova-lite-v1:0", "params": {"inferenceConfig": {"maxTokens": 7_000}}}
     most = Reply(text="word", input_tokens=60, output_tokens=7_000)
     for limit, answered in (("0.004", 4), ("0.02", 20)):

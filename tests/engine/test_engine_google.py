@@ -16,7 +16,7 @@ from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, lo
 VERTEX_JOBS = "POST /vertex/*/batchPredictionJobs"
 CREATES = {"vertex": VERTEX_JOBS, "tables": VERTEX_JOBS, "gemini": "POST /gemini/*:batchGenerateContent"}
 BATCHES = 3
-# What faults do at Vertex AI with files, and at the Gemini API, is in tests/faults/table.py as of all vendors.
+# The table in tests/faults/table.py has the faults of Vertex AI with files, and of the Gemini API.
 in_tables = pytest.mark.parametrize("kind", ["tables"])
 
 
@@ -46,7 +46,7 @@ def workspace(tmp_path, storage_url, kind) -> Iterator[Workspace]:
 
 
 def go_on(workspace: Workspace, kind: str) -> None:
-    """What the next runs do, until all is settled: as many batches as planned, each row labeled and paid once."""
+    """Run until all shards are settled; check for the planned number of batches, and each row labeled and paid once."""
     plan = workspace.engine().plan(definition(kind), tickets(ROWS))
     for _ in range(3):
         workspace.engine().submit(definition(kind), plan.submission_id)

@@ -1,4 +1,4 @@
-"""The engine over OpenRouter's inline batches: lost replies, charges that are not covered, and what a batch cost."""
+"""The engine over OpenRouter's inline batches: lost replies, unpaid charges, and the cost of a batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_the_batch_says_that_it_cost_stands_beside_our_price(workspace: Wor
     theirs, ours = status.reported_usd or (None, None)
     assert theirs == Decimal("1.25")
     assert ours == status.submission.cost_usd
-    # the raw results read anew tell no more of it than before
+    # reading the raw results again reports the same cost
     workspace.engine().labels(of(), status.submission.submission_id, reread=True)
     assert workspace.engine().status(status.submission.submission_id).reported_usd == status.reported_usd
 
@@ -91,7 +91,7 @@ def test_withheld_results_are_waited_for_and_never_asked_again(workspace: Worksp
 
 
 def test_many_batches_whose_results_are_withheld_wait_too(workspace: Workspace) -> None:
-    """Their list does not tell that they are withheld; each batch does."""
+    """List many batches: the list does not show that their results are withheld, but each batch does."""
     workspace.emulator.inject(BatchFault(kind="unpaid"))
     definition, ids = several(workspace)
     for submission_id in ids:

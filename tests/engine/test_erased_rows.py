@@ -1,4 +1,4 @@
-"""Erased rows: nothing of ours has them any more or brings them back, and all else is as it was."""
+"""Erased rows are in none of our stores and never return, and all other data is unchanged."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ ECHO = labeling(
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
-    """One whose model repeats what it is told, so that replies hold what rows do."""
+    """Run an emulator whose model repeats its prompt, so that replies hold the values of rows."""
     with Emulator(answer=lambda body, _: f"You said: {last_user_text(body)}") as running:
         yield running
 
 
 def rows(count: int = 10, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
-    """Rows of which t3's hold the secret, in its key as well as in its text and in a column that is kept."""
+    """Return rows; t3 holds the secret in its key, its text, and a column that is kept."""
     keys = [f"t{n}" for n in range(count)]
     table = pl.DataFrame(
         {
@@ -64,7 +64,7 @@ def rows(count: int = 10, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
 
 
 def stored(workspace: Workspace) -> bytes:
-    """All that payload store and ledger hold, unpacked, and as it is."""
+    """Return the content of the payload store and the ledger, unpacked and as stored."""
     ledger = [path.read_bytes() for path in workspace.tmp_path.glob("ledger.sqlite*")]
     return b"\n".join([stored_files(workspace), *ledger])
 
@@ -128,7 +128,7 @@ def test_nothing_brings_an_erased_row_back(workspace):
     erase(workspace, "t3")
     asked = len(billed(workspace))
     engine = workspace.engine()
-    # The row is in the input still, and then no more: both are what was submitted.
+    # The row is still in the input, and then removed: both inputs match the submission.
     for frame in (rows(), rows(without=("t3",))):
         assert engine.plan(ECHO, frame).submission_id == submission.submission_id
         assert engine.preview(ECHO, frame).known is not None
@@ -163,7 +163,7 @@ def test_a_row_whose_tombstone_is_taken_back_is_asked_again(workspace):
 @pytest.mark.parametrize("when", ["planned", "sent", "ended"])
 def test_a_row_that_is_under_way_does_not_land_and_is_not_sent_again(workspace, when):
     engine = workspace.engine()
-    # Without an answer it would be asked again, for as often as `Resend` allows.
+    # Without an answer the row would be asked again, up to the limit of `Resend`.
     workspace.emulator.inject(RowFault(containing=SECRET, status_code=500, message=f"I cannot read '{SECRET}'"))
     submission = engine.plan(ECHO, rows())
     if when != "planned":
@@ -329,13 +329,13 @@ def test_words_of_the_provider_go_with_the_rows_that_they_may_quote(workspace):
         ledger.events.of_submission(submission.submission_id),
     )
     assert [event.detail for event in events if event.kind == "failed"] == [WORDS_ERASED]
-    # Not by its bytes: the pages that a database has freed are its own matter.
+    # The ledger is checked by records, not bytes: a database may keep freed pages.
     assert SECRET not in f"{shards} {events}"
     assert SECRET.encode() not in stored_files(workspace)
 
 
 def sent_together(workspace: Workspace, code: str) -> tuple[Any, list[str]]:
-    """Two partitions in one batch, which fails with words that quote a row of the first."""
+    """Send two partitions in one batch, which fails with an error that quotes a row of the first."""
     definition = replace(ECHO, limits=Limits(), resend=Resend(max_waves=1))
     workspace.emulator.inject(BatchFault(kind="fails", batches=[0], code=code, message=f"Line 4 is '{SECRET}'"))
     engine = workspace.engine()
@@ -351,7 +351,7 @@ def test_words_of_the_provider_go_from_the_partitions_that_shared_the_batch_too(
     _, before = (workspace.finish(definition, submission_id).submission for submission_id in ids)
     engine = workspace.engine()
     assert SECRET in str(engine.labels(definition, ids[1]).rejects["llm_reason"])
-    # While another process works on the one that shares it, it is not said to be done.
+    # While another process works on the submission that shares the batch, the erasure is not reported as done.
     with engine.deployment.leased(ids[1]):
         left = erase(workspace, "t3", partitions=["monday"])
     assert {one.submission.partition for one in left} == {"monday", "tuesday"}
@@ -383,7 +383,7 @@ def test_partitions_that_shared_a_batch_are_sent_together_again_after_one_is_era
     engine = workspace.engine()
     engine.collect(definition, ids[1])
     workspace.skipped += timedelta(hours=1)
-    # Another process works on both when rows are erased, so that whoever sends them erases first.
+    # Another process works on both when rows are erased, so the next process that sends them erases first.
     with engine.deployment.leased(*ids):
         assert len(erase(workspace, "t3", partitions=["monday"])) == 2
     workspace.engine().submit_together(definition, ids)
@@ -406,7 +406,7 @@ def test_own_machines_are_not_asked_again_for_results_that_were_deleted_there(wo
     assert first.batch.erased_there_at is not None
     for path in (first.results_path, first.raw_path):
         (workspace.tmp_path / "payloads" / path).unlink()
-    # What cannot come any more is told as lost, and waits for a person: it is neither awaited for ever nor sent again.
+    # Results that cannot arrive are reported as lost and wait for a person: they are neither awaited nor sent again.
     assert len(engine.labels(definition, submission_id).labels) == 6
     assert engine.ledger.shards.get(first.shard_id).waits_for_person
 

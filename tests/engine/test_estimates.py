@@ -1,7 +1,7 @@
-"""What a plan says of its cost, against the bill: expected, what 19 of 20 stay below, and the most that it can be.
+"""Estimates of a plan against the bill: the expected cost, the 95th percentile, and the maximum.
 
-The limits are those at which work passed, whose bill was 4 to 10 times as much: 256 tokens were taken for a reply where
-nothing was said, 1,000 for an image, and a nested maximum was not seen.
+The limits once admitted work with a bill of 4 to 10 times the limit. A reply without a stated length counted as 256
+tokens, an image as 1,000, and a nested maximum was not found.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1_024).to_bytes(4, "big") * 2
 
 
 def preview_and_bill(tmp_path: Any, reply: Reply, definition: Labeling, rows: Any) -> tuple[Preview, Decimal]:
-    """Return the preview, and what the rows did cost where each had this reply."""
+    """Return the preview, and the cost of the rows with this reply."""
     with Emulator(answer=lambda *_: reply) as emulator:
         workspace = Workspace(tmp_path, emulator)
         preview = workspace.engine().preview(definition, rows)
@@ -126,12 +126,12 @@ def test_a_fallback_has_its_own_bound(workspace: Workspace) -> None:
 def test_rows_of_any_script_are_estimated_and_bounded(
     workspace: Workspace, text: str, tokens: int, by_bytes: float
 ) -> None:
-    """`tokens` are those of o200k_base. Once a quarter of the line's bytes was taken, `by_bytes` times as much."""
+    """`tokens` is the count by o200k_base. A quarter of the line's bytes, used before, was `by_bytes` times as much."""
     rows = pl.DataFrame([{"ticket_id": str(n), "subject": f"{n}", "body": text * 60} for n in range(30)])
     preview = workspace.engine().preview(labeling(prompt=Prompt(user="{{ body }} {{ subject }}")), rows)
     real = 30 * 60 * tokens
     assert preview.bytes / 4 > 0.9 * by_bytes * real
-    # With what frames a text, and its schema.
+    # The estimate includes the frame of a text, and its schema.
     assert 0.7 * real < preview.input_tokens < 1.55 * real
     assert preview.input_bound is not None
     assert preview.input_bound >= 30 * 60 * len(text.encode())
@@ -176,7 +176,7 @@ def test_each_batch_has_its_own_bound(workspace: Workspace) -> None:
     assert len(bounds) == 3
     assert sum(bounds) == submission.bound_usd
     assert bounds[0] < bounds[1]
-    # Its longest request's, of which there are at most so many.
+    # A shard is bounded by its longest request, times at most the number of its requests.
     estimate = engine.deployment.estimate(labeling())
     for shard in shards:
         dearest = estimate.most_usd(shard.input_bound) or Decimal(0)
@@ -206,7 +206,7 @@ def test_what_is_moved_between_batches_keeps_a_bound(workspace: Workspace) -> No
 
 
 def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
-    # Fewer than after which a wave that pays for nothing stops.
+    # So few rows do not trip the circuit breaker, which stops a wave without valid replies.
     rows = tickets(8).with_columns(body=pl.Series(["word " * 40 * n for n in range(8)]))
     with Emulator(answer=lambda *_: Reply(text="no JSON")) as emulator:
         workspace = Workspace(tmp_path, emulator)
@@ -218,7 +218,7 @@ def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
 
 @pytest.mark.slow
 def test_an_estimate_learns_from_the_partitions_before(tmp_path: Any) -> None:
-    """Replies far shorter than their maximum, some of which do not fit and are asked again."""
+    """Answer with replies far shorter than their maximum; some are invalid and are asked again."""
     draw, length = random.Random(4), 60
 
     def answer(*_: Any) -> Reply:
@@ -245,7 +245,7 @@ def test_an_estimate_learns_from_the_partitions_before(tmp_path: Any) -> None:
             replace(definition, prompt=Prompt(user="{{ body }}")), tickets(9), partition="9"
         )
     ratios = [float((preview.estimated_usd or 0) / cost) for preview, cost in told]
-    # By the maximum, which no reply comes near.
+    # The first estimate uses the maximum, and replies are far below it.
     assert ratios[0] > 5
     assert all(0.8 < ratio < 1.25 for ratio in ratios[1:5]), ratios
     # Replies are twice as long from one day to the next: half of that is expected two days later.
@@ -272,7 +272,7 @@ def test_an_estimate_learns_from_the_partitions_before(tmp_path: Any) -> None:
 def test_a_tokenizer_that_would_have_to_be_downloaded_is_not_used(
     workspace: Workspace, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether tiktoken is installed or not: the file that it needs is not there, or is another one."""
+    """Check with a missing tokenizer file and with a different one, whether tiktoken is installed or not."""
     (tmp_path / "tiktoken.py").write_text("raise AssertionError('imported, which looks for the file in the network')")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -286,7 +286,7 @@ def test_a_tokenizer_that_would_have_to_be_downloaded_is_not_used(
 
 
 def test_of_what_was_canceled_halfway_nothing_is_learned(tmp_path: Any) -> None:
-    """It did cost half of what it would have: so would the next one be expected to."""
+    """Cancel at half of the cost: the next submission would be expected to cost half, too."""
     with Emulator(work_steps=2) as emulator:
         workspace = Workspace(tmp_path, emulator)
         engine, definition = workspace.engine(), labeling()
@@ -304,7 +304,7 @@ def test_of_what_was_canceled_halfway_nothing_is_learned(tmp_path: Any) -> None:
 
 
 def test_what_a_cached_prefix_saves_is_learned(tmp_path: Any) -> None:
-    """Tokens alone would not tell: nine tenths of the input cost a tenth."""
+    """Check costs as well: tokens alone do not show that nine tenths of the input cost a tenth."""
     rules = "Rules for labels, the same for every row. " * 200
     prompt = Prompt(system=rules, user="{{ body }}", cache_prefix=True)
     definition = labeling(model="anthropic/claude-sonnet-4-5", prompt=prompt, response=None)

@@ -1,4 +1,4 @@
-"""What the table of `tests/faults` does not show: which rows go again, how often, with which reason and cost."""
+"""Facts that the table of `tests/faults` leaves out: the retried rows, how often, with which reason and cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FEW = {"fraction": 0.3, "times": None, "batches": [0]}  # about a third of the f
 
 
 def requests_sent(workspace: Workspace) -> list[int]:
-    """How many requests each wave sent."""
+    """Return the number of requests of each wave."""
     [submission] = workspace.engine().ledger.submissions.list_all("test")
     shards = workspace.engine().ledger.shards.of_submission(submission.submission_id)
     return [sum(s.requests for s in shards if s.wave == wave + 1) for wave in range(submission.waves)]

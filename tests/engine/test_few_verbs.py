@@ -17,7 +17,7 @@ from dagster_llm_batch.upkeep.uploads import UploadRemover
 
 
 class PlainCodec:
-    """OpenAI's lines, without a word about parameters."""
+    """OpenAI's lines, without a list of parameters."""
 
     def __init__(self, real: Any) -> None:
         self.limits, self.enforces_format = real.limits, real.enforces_format
@@ -25,7 +25,7 @@ class PlainCodec:
 
 
 class FourVerbs:
-    """OpenAI's batches, by what every provider has."""
+    """OpenAI's batches, with only the methods that every provider has."""
 
     def __init__(self, real: Any) -> None:
         self._real = real

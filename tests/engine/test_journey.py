@@ -76,7 +76,7 @@ def test_moderations_become_columns_and_cost_nothing(workspace: Workspace) -> No
         prompt=Prompt("{{ body }}", images=["photo"]),
         response=Moderation(["hate", "self-harm/intent"]),
         params={},
-        # It is free, so nothing may be billed, and nothing stops it.
+        # The model is free, so a limit of zero stops none of its requests.
         max_cost_usd=0,
     )
     status = workspace.run(definition, rows)

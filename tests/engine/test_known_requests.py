@@ -1,4 +1,4 @@
-"""What was asked already is known of any number of requests, exactly, and whichever of their batches have ended."""
+"""Any number of earlier requests is recognized exactly, whichever of their batches have ended."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ URGENT = labeling(response=None, realtime=Realtime(urgent="is_urgent"))
 def test_of_any_number_of_requests_each_is_known_by_all_of_its_digest(few: int) -> None:
     dice = random.Random(7)
     ids = [f"{dice.getrandbits(160):040x}" for _ in range(1_200)]
-    # Of the same start, which is what is looked at first, and of an end of zeros, which texts of C do not have.
+    # Some digests share the first bytes, which are compared first. Some end with zeros, which C strings cannot do.
     ids += [ids[0][:16] + f"{number:024x}" for number in range(4)] + ["0" * 40, "0" * 38 + "01", "f" * 40]
     dice.shuffle(ids)
     settled, in_flight, others = ids[:500], ids[400:800], ids[800:]
@@ -39,7 +39,7 @@ def test_of_any_number_of_requests_each_is_known_by_all_of_its_digest(few: int) 
 def test_of_many_requests_only_what_finds_them_is_in_memory_beside_their_ids() -> None:
     count, head_bytes = 100_000, 8
     ids = bytearray(random.Random(7).randbytes(count * REQUEST_ID_BYTES))
-    # What numpy takes for itself when it is loaded is no memory of these.
+    # Load numpy first: the memory that it takes for itself does not count.
     assert KnownRequests(ids[: 2 * REQUEST_ID_BYTES], few=0)
     tracemalloc.start()
     try:

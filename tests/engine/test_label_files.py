@@ -1,4 +1,4 @@
-"""Labels that are written as files: of several runs at once, of failed and of killed ones, readers find one table."""
+"""Labels written as files, by concurrent, failed and killed runs: readers always find one table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS = 60
 
 
 class Watching:
-    """Workers that are this process, and look after each piece of work what readers find."""
+    """Workers in this process; they record the files that readers find after each piece of work."""
 
     def __init__(self, folder: Path, fails_at: int = -1) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Watching:
 
 
 def visible(folder: Path) -> list[str]:
-    """The files that Spark and others would read."""
+    """List the files that Spark and other readers would read."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "_")))
 
 

@@ -1,4 +1,4 @@
-"""Labels leave whole or in parts, and both say the same, whatever it took to get them."""
+"""Labels as a whole table and in parts are the same, after any number of waves."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def part_rows(request: Any, workspace: Workspace) -> int:
 
 
 def twins(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows, and a third of them once more under other keys."""
+    """Return the rows, and a third of them again under other keys."""
     again = rows.gather_every(3).with_columns(pl.col("ticket_id") + "-twin")
     return pl.concat([rows, again])
 
 
 def landed(workspace: Workspace, definition: Labeling, submission_id: str) -> tuple[list[Any], list[Any]]:
-    """Labels and rejects by key, out of the parts; they are those of the whole."""
+    """Return labels and rejects of the whole table; check that the parts hold the same rows."""
     engine = workspace.engine()
     whole = engine.labels(definition, submission_id, run_id="r")
     parts = list(engine.label_batches(definition, submission_id, run_id="r"))
@@ -54,7 +54,7 @@ def test_parts_say_what_the_whole_says_after_retries_of_shared_requests(workspac
     assert status.submission.waves > 1
     by_request = {row["llm_request_id"]: row["llm_outcome"] for row in labels + rejects}
     assert status.submission.outcomes == Counter(by_request.values()) == {"succeeded": 59, "errored": 1}
-    # Where a wave lost a result, nobody knows what that request cost, be it answered later.
+    # If a wave lost a result, the cost of that request is unknown, even if a later wave answers it.
     costs = [row["llm_cost_usd"] for row in labels + rejects]
     assert status.submission.cost_usd == (None if None in costs else sum(costs))
 

@@ -1,4 +1,4 @@
-"""What goes where: shared batches, the real-time lane, fallbacks, deadlines, queues and budgets."""
+"""The lanes of requests: shared batches, real time, fallbacks, deadlines, queues and budgets."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_a_batch_that_is_canceled_at_the_vendor_is_not_answered_in_real_time_at_
     [batch_id] = workspace.engine().submit(definition, submission.submission_id).batch_ids
     workspace.providers["openai"].cancel(batch_id)  # as at its console
     workspace.emulator.settle()
-    workspace.skipped += timedelta(hours=7)  # nobody has polled it since
+    workspace.skipped += timedelta(hours=7)  # no poll since then
     status = workspace.finish(definition, submission.submission_id)
     assert status.submission.outcomes == {"canceled": 10}
     assert calls(workspace) == 0
@@ -339,7 +339,7 @@ def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(workspace: Works
     engine = engine_with(workspace, queue_limits={"openai/gpt-4o": limit})
     first = engine.plan(definition, tickets(12), partition="1")
     second = engine.plan(definition, tickets(8, start=12), partition="2")
-    for one in (second, first):  # whoever comes first, the older goes first
+    for one in (second, first):  # the older goes first, in either order of calls
         engine.submit(definition, one.submission_id)
     assert engine.status(second.submission_id).states == {"planned": 2}
     assert engine.status(first.submission_id).states == {"submitted": 2, "planned": 1}
@@ -406,7 +406,7 @@ def test_a_full_queue_is_read_once_for_a_look_at_all_that_waits_for_it(workspace
         ]
     )
     lines = engine.activity.queue_lines()
-    # Nothing overtakes: only the first of them has room.
+    # A queue keeps its order: only its first submission has room.
     assert [engine.activity.can_advance(progress, lines) for progress in waiting] == [True, *[False] * 8]
 
 

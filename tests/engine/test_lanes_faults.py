@@ -83,7 +83,7 @@ def test_a_shared_batch_is_put_back_as_a_whole_and_never_taken_for_the_one_it_is
     workspace.engine().poll([carrier])  # and then the process is killed
     assert [workspace.engine().status(submission_id).states for submission_id in ids] == [{"planned": 1}] * 3
     workspace.skipped += timedelta(hours=1)
-    workspace.emulator.inject(lost_create_reply("500"))  # what is found for the carrier's tag is not the failed batch
+    workspace.emulator.inject(lost_create_reply("500"))  # the batch found for the carrier's tag is not the failed one
     assert workspace.engine().submit(definition, ids[0]).states == {"submitted": 1}
     for submission_id in ids:
         assert workspace.finish(definition, submission_id).submission.outcomes == {"succeeded": 3}
@@ -106,7 +106,7 @@ def test_raw_lines_that_are_stored_are_not_replaced_by_another_download_of_their
 
 
 class FailsWhereItExpires(OpenAIProvider):
-    """Says, as Google's and Bedrock's jobs may, that a batch failed for now after some of its rows ran."""
+    """Reports, like some jobs of Google and Bedrock, a temporary failure after some rows of the batch ran."""
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
         return {
@@ -132,7 +132,7 @@ def test_a_failed_batch_that_ran_some_rows_is_taken_home_and_not_put_back(worksp
 
 
 class Stalls(OpenAIProvider):
-    """A call whose answer is read only after something else has happened."""
+    """Stalls a call: its reply is read only after another event."""
 
     meanwhile: Any = None
 
@@ -221,7 +221,7 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
     engine.ledger.shards.move(unsure.shard_id, Move.SEND, sent_at=workspace.now())
     with engine.payloads.reader(unsure.path) as lines:
         content = lines.read()
-    for _ in range(2):  # two batches with its tag: nobody can tell
+    for _ in range(2):  # with two batches of its tag, the right one is unknown
         workspace.providers["openai"].submit(io.BytesIO(content), definition.spec, engine.deployment.tag(unsure))
     with engine.payloads.reader(certain.path) as lines:
         batch_id = workspace.providers["openai"].submit(

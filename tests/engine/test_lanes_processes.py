@@ -66,7 +66,7 @@ def advance_one(folder: Path, base_url: str, submission_id: str, budget: str, st
 
 @contextlib.contextmanager
 def running(work: Any, arguments: list[tuple[Any, ...]]) -> Iterator[list[BaseProcess]]:
-    """One process for each, all let go at the same moment."""
+    """Start one process for each tuple of arguments, and release all at the same moment."""
     start = PROCESSES.Barrier(len(arguments) + 1)
     processes = [PROCESSES.Process(target=work, args=(*given, start), daemon=True) for given in arguments]
     for process in processes:
@@ -88,7 +88,7 @@ def ended(processes: list[BaseProcess]) -> None:
 
 @contextlib.contextmanager
 def settling(workspace: Workspace) -> Iterator[None]:
-    """Batches end by themselves."""
+    """Let batches end in the background."""
     stop = Event()
 
     def settle() -> None:
@@ -138,7 +138,7 @@ def test_processes_find_and_bring_home_one_shared_batch_at_once_and_one_of_them_
 
 class Now:
     def wait(self) -> None:
-        """At once."""
+        """Return at once."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the ledger writes grows with shards, and not with rows."""
+"""Writes of the ledger grow with the number of shards, and not with the number of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.statements import statements
 
 
 def written(workspace: Workspace, rows: int, a_shard: int) -> tuple[int, int, int]:
-    """Shards, statements that write, and rows of the ledger that they touch, from plan to labels."""
+    """Count shards, statements that write, and rows of the ledger that they touch, from plan to labels."""
     definition = labeling(limits=Limits(max_requests_per_batch=a_shard))
     with counted() as writes:
         status = workspace.run(definition, tickets(rows), partition=f"{rows} by {a_shard}")
@@ -27,7 +27,7 @@ def counts(tmp_path: Any, emulator: Emulator) -> Any:
     numbers = iter(range(10))
 
     def count(rows: int, a_shard: int) -> tuple[int, int, int]:
-        folder = tmp_path / str(next(numbers))  # a ledger of its own: answers are used again within one
+        folder = tmp_path / str(next(numbers))  # a separate ledger, since a ledger's answers are used again
         folder.mkdir()
         return written(Workspace(folder, emulator), rows, a_shard)
 

@@ -1,4 +1,4 @@
-"""A plan of many rows is what a plan of few is: what does not stay in memory waits in files that nobody sees."""
+"""A plan of many rows equals a plan of few: rows beyond the memory limit wait in unnamed temporary files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FULL = "/dev/full"  # as a file on a disk without room for another byte
 
 @pytest.fixture
 def temporary(workspace: Workspace) -> list[IO[bytes]]:
-    """The files that were made, where few rows are many."""
+    """Return the temporary files of a deployment that spills to files beyond two rows."""
     made: list[IO[bytes]] = []
 
     def make() -> IO[bytes]:
@@ -97,7 +97,7 @@ def test_a_plan_that_a_full_disk_ends_says_so_and_leaves_nothing(
 
 
 class Numbers(array):  # type: ignore[type-arg]
-    """What batches of rows hold, as long as there is one of them."""
+    """A buffer of batches of rows, alive as long as one of them."""
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

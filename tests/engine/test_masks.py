@@ -90,7 +90,7 @@ PLANTED = st.one_of(*(values.map(lambda value, kind=kind: (kind, value)) for kin
 
 @st.composite
 def texts(draw: st.DrawFn) -> tuple[str, list[str]]:
-    """A text, and the values that are planted in it, some of which touch other characters."""
+    """Draw a text, and the values planted in it; some values touch other characters."""
     parts, planted = [draw(FILLER)], []
     for _, value in draw(st.lists(PLANTED, min_size=1, max_size=3)):
         touching = draw(st.sampled_from(["", "Tel.", "IP:", "_"])), draw(st.sampled_from(["", "_", "."]))
@@ -146,7 +146,7 @@ def land(engine: Engine, definition: Labeling, rows: pa.Table, emulator: Emulato
 
 
 def stored_texts(engine: Engine, folder: Path) -> Iterator[str]:
-    """Yield the content of all files: streams uncompressed, tables as text, the ledger's as they are."""
+    """Yield the content of all files: streams uncompressed, tables as text, and the ledger's files unchanged."""
     for file in engine.payloads.files(""):
         if file.path.endswith(".parquet"):
             yield str(engine.payloads.read_table(file.path).to_pylist())
@@ -218,7 +218,7 @@ def masked(text: str, mask: Mask = MASK) -> str:
         ("+49 30\u202f1234567, +49 30\u20091234567", "[PHONE_1], [PHONE_2]"),
         ("Tel.+49 30 1234567, Mob.0171 1234567", "Tel.[PHONE_1], Mob.[PHONE_2]"),
         ("+49 30 1234567_", "[PHONE_1]_"),
-        # What touches a number is masked with it.
+        # Text that touches a number is masked with it.
         ("030 1234567/0172 7654321", "[PHONE_1]"),
         ("00491711234567 2024-01-02", "[PHONE_1]"),
         ("00491711234567 4111 1111 1111 1111", "[PHONE_1]"),
@@ -249,7 +249,7 @@ def test_values_become_numbered_placeholders_and_other_text_stays(text, expected
 
 @table("part", ["A", "0", "1", ".", ":", "+", "(", "-"])
 def test_a_megabyte_of_one_character_is_read_to_its_end(part):
-    """Patterns that try a run from each of its characters would take hours."""
+    """Patterns that start again at each character of a run would take hours."""
     assert masked(part * 1_000_000 + " ann@example.com").endswith("[EMAIL_1]")
 
 
@@ -381,7 +381,7 @@ def test_the_number_of_values_of_each_kind_is_stored_with_the_submission(place: 
     engine = place.engine(tmp_path)
     submission = engine.plan(labeling(), rows)
     assert engine.masked_values(submission) == {"email": 3, "ip": 1}
-    # Planned again, the rows are known by what they became.
+    # A second plan recognizes the rows by their masked texts.
     assert engine.plan(labeling(), rows).submission_id == submission.submission_id
     assert engine.masked_values(engine.plan(labeling(mask=None), rows)) is None
     engine.ledger.close()
@@ -445,7 +445,7 @@ class Greeted:
 def test_examples_of_a_json_response_are_valid_json_with_the_placeholders_of_the_row(
     place: Place, tmp_path: Path
 ) -> None:
-    """JSON writes a line break as a letter beside the value, and a masker may need the text beside a value."""
+    """JSON escapes a line break with a letter, and a masker may depend on the text around a value."""
     body = "I am Ann, ann@x.org, 10.0.0.1, 030 7654321."
     rows = pa.table({"id": ["r1"], "body": [body], "note": [""]})
     engine = place.engine(tmp_path)

@@ -1,7 +1,7 @@
-"""A table that grows for long opens few files, by merged copies of what was answered before, on which nothing rests.
+"""A table that grows for long opens few files, because earlier answers are merged into copies that can be rebuilt.
 
-Copies are lost, damaged, made by two processes at once or by one that is killed: each row has the same label, of the
-batch that answered it, and nothing is asked again. What is erased or pruned is in no copy.
+Copies are lost, damaged, made by two processes at once or by a killed one. Each row keeps the label of the batch that
+answered it, and is not asked again. Copies never hold erased or pruned answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from tests.processes import PROCESSES, state_of
 LABELS = labeling(response=None)
 A_DAY = 2
 FEW = {"part_rows": 7}
-"""Bounds with which a table is labeled in several parts."""
+"""Bounds that split a table into several parts."""
 
 
 def grown(workspace: Workspace, days: int, first: int = 1) -> str:
@@ -52,7 +52,7 @@ def grown(workspace: Workspace, days: int, first: int = 1) -> str:
 
 
 def landed(workspace: Workspace, submission_id: str) -> pa.Table:
-    """All labels, in the order of their keys, without the run that made them."""
+    """Return all labels in the order of their keys, without the id of their run."""
     engine = workspace.engine()
     parts = [part.labels for part in engine.label_batches(LABELS, submission_id)]
     engine.ledger.close()
@@ -94,13 +94,13 @@ def test_the_twenty_sixth_day_opens_fewer_files_than_the_eighth(workspace: Works
         with opened() as names:
             grown(workspace, day, first=day)
         counts[day] = len(names)
-    # Three copies and one day's results beside its own, and seven days' results.
+    # Day 26 opens three copies, one earlier day's results and its own; day 8 opens the results of seven days.
     assert counts[26] < counts[8]
     assert counts[2] < counts[3] < counts[8]
 
 
 def small(payloads: PayloadStore, number: int, rows: int = 3, note: str = "") -> Shard:
-    """A collected shard of a day, and its results."""
+    """Store the results of one day; return their collected shard."""
     path = f"n/a/_/s{number}/wave-1-0000.results.parquet"
     found = [
         {"llm_request_id": f"{number}-{row}", "llm_outcome": "succeeded", "llm_reason": note} for row in range(rows)
@@ -243,7 +243,7 @@ def test_lost_results_are_restored_though_a_copy_has_them(workspace: Workspace) 
     assert landed(workspace, submission_id).equals(before)
     assert workspace.engine().payloads.is_whole(str(results.relative_to(workspace.tmp_path / "payloads")))
     assert len(billed(workspace)) == asked
-    # The copy of what was lost is not read any more; the next one has another name.
+    # The copy with the lost results is not read any more; the next copy has another name.
     assert landed(workspace, submission_id).equals(before)
     assert len(copies(workspace)) == 2
 
@@ -320,7 +320,7 @@ def test_copies_are_pruned_with_what_they_are_of_and_after_some_time(workspace: 
     assert copies(workspace) == []
     landed(workspace, submission_id)
     assert copies(workspace) == [copy]
-    # Another model: what was answered before is replaced, and goes with its copies.
+    # Another model replaces the earlier answers, and their copies are deleted too.
     other = replace(LABELS, model="openai/gpt-4o-mini")
     workspace.run(other, tickets(10 * A_DAY))
     workspace.skipped += timedelta(days=31)
@@ -332,7 +332,7 @@ def test_copies_are_pruned_with_what_they_are_of_and_after_some_time(workspace: 
 
 
 def labels_of(folder: Path, base_url: str, submission_id: str) -> pa.Table:
-    """As `landed`, in a process that has no workspace."""
+    """Return labels like `landed`, in a process without a workspace."""
     provider = OpenAIProvider(DEFAULT_KEY, base_url)
     payloads = PayloadStore(str(folder / "payloads"))
     engine = Engine(Deployment({"openai": provider}, Ledger(folder / "ledger.sqlite"), payloads, "test"))
@@ -341,7 +341,7 @@ def labels_of(folder: Path, base_url: str, submission_id: str) -> pa.Table:
 
 
 def land_until(folder: Path, base_url: str, submission_id: str, left: int) -> None:
-    """Land, and be killed at the effect of this number."""
+    """Materialize labels, and be killed at the effect of this number."""
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
@@ -356,7 +356,7 @@ def land_until(folder: Path, base_url: str, submission_id: str, left: int) -> No
 
 
 def land_and_stop(folder: Path, base_url: str, submission_id: str, stops_at: str) -> None:
-    """Land, be stopped before the first such event at a copy, and be killed right after a copy has its name."""
+    """Materialize labels, stop at the first such event of a copy, and be killed after a copy gets its name."""
     seen: list[str] = []
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -421,7 +421,7 @@ def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_counts(wor
         halves = list((workspace.tmp_path / "payloads").rglob("*.tmp"))
         assert landed(workspace, submission_id).equals(before)
         assert len(copies(workspace)) == 1
-        # A day later what it has half-written goes.
+        # A prune a day later deletes its half-written files.
         workspace.skipped += timedelta(days=2)
         pruned = workspace.engine().prune(timedelta(days=9), delete=True).files
         assert {path.name for path in halves} <= {Path(file.path).name for file in pruned}
@@ -485,7 +485,7 @@ def test_results_that_are_read_again_are_read_from_no_copy(workspace: Workspace)
     engine = workspace.engine()
     again = engine.labels(LABELS, submission_id, reread=True).labels.sort_by("ticket_id")
     assert again.equals(before)
-    # All results were written anew.
+    # The reread wrote new files for all results.
     old = copies(workspace)
     assert landed(workspace, submission_id).equals(before)
     assert set(old) < set(copies(workspace))

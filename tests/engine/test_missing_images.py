@@ -34,7 +34,7 @@ def workspace(workspace: Workspace) -> Workspace:
 
 @contextmanager
 def served(folder: Path, status: int | None = None) -> Iterator[str]:
-    """The address of a web server with the files of a folder. With a `status` it answers that to all requests."""
+    """Serve the files of a folder over HTTP, or the `status` for all requests; yield the server's address."""
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:

@@ -22,7 +22,7 @@ CREATE = "POST /v1/batches"
 
 @pytest.fixture
 def workspace(tmp_path: Any) -> Iterator[Workspace]:
-    """Two accounts of one vendor, at one address, and Claude beside them."""
+    """Yield a workspace with two accounts of one vendor at one address, and Claude."""
     with Emulator(keys={US: "us", EU: "eu"}) as emulator:
         made = Workspace(tmp_path, emulator)
         made.providers = {
@@ -34,7 +34,7 @@ def workspace(tmp_path: Any) -> Iterator[Workspace]:
 
 
 def asked(workspace: Workspace, submission_id: str) -> list[tuple[str, str]]:
-    """Whom each shard asked, in order, and in which account its batch was created."""
+    """Return the provider of each shard in order, and the account that has its batch."""
     accounts = {batch.id: batch.account for batch in workspace.emulator.books.batches}
     shards = workspace.engine().ledger.shards.of_submission(submission_id)
     return [(shard.provider, accounts.get(shard.batch.batch_id or "", "none")) for shard in shards]
@@ -53,7 +53,7 @@ def test_two_accounts_of_one_vendor_are_kept_apart(workspace: Workspace) -> None
 
 
 def test_an_account_under_another_name_is_asked_anew(workspace: Workspace) -> None:
-    """The same address, and so the same account text: only the name tells that another key was meant."""
+    """Both have the same address, so the same account text: only the name shows that another key was meant."""
     first = workspace.run(labeling(model="openai_us/gpt-4o"), tickets(3))
     second = workspace.run(labeling(model="openai_eu/gpt-4o"), tickets(3))
     assert first.submission.account == second.submission.account
@@ -69,7 +69,7 @@ def test_a_create_call_whose_answer_was_lost_is_looked_for_in_its_own_account(wo
 
 
 def test_no_accounts_key_is_in_what_its_provider_says(workspace: Workspace) -> None:
-    """Not even where the key has a form that nobody would take for one."""
+    """The keys do not look like keys."""
     for name, key in (("plain_a", "0123456789-of-account-a"), ("plain_b", "0123456789-of-account-b")):
         said = WireFault(kind="status", route="GET *", status=400, message=f"no batch for {key}", times=1)
         with Emulator(keys={key: name}, faults=[said]) as emulator:
@@ -119,7 +119,7 @@ def test_another_provider_steps_in_under_its_own_name(workspace: Workspace, faul
         engine = workspace.engine()
         submission_id = engine.plan(definition, tickets(1)).submission_id
         for _ in range(12):
-            with suppress(TransientError):  # which the next run tries again
+            with suppress(TransientError):  # the next run tries again
                 engine.advance(definition, submission_id)
             workspace.emulator.settle()
             workspace.skipped += timedelta(hours=1)

@@ -1,4 +1,4 @@
-"""A preview says what a plan would be, and leaves nothing behind; a pruned submission's answers are asked for anew."""
+"""A preview equals the plan and changes nothing; answers of a pruned submission are requested again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAYS_31 = timedelta(days=31)
 
 
 def everything(workspace: Workspace) -> tuple[object, ...]:
-    """All that a preview must not change."""
+    """Return everything that a preview must not change."""
     ledger = workspace.engine().ledger
     submissions = ledger.submissions.list_all("test")
     return (
@@ -115,4 +115,4 @@ def test_after_pruning_the_newest_labels_can_be_read_again_and_the_older_definit
     assert (back.attempt, back.reused) == (older.attempt + 1, 0)
     labels, _ = assert_total(workspace, first, back.submission_id, 4)
     assert len(labels) == 4
-    assert len(billed(workspace)) == 12  # what was given up is paid again, as the rule says
+    assert len(billed(workspace)) == 12  # requests of the abandoned batch are paid again, by rule

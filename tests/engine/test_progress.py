@@ -1,4 +1,4 @@
-"""The pace of a submission: what can be said of its end, and when nothing can."""
+"""The pace of a submission, and the estimate of its end, which needs enough progress."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_an_hour_that_the_provider_names_is_not_waited_for_and_the_rest_is_asked
     [told] = [shard.reason for shard in status.shards if shard.reason]
     assert "openai/gpt-4o is asked for the rest after 2" in told
     later = Run(workspace)
-    for _ in range(3):  # whoever comes before makes no call
+    for _ in range(3):  # earlier runs make no call
         [progress] = later.engine.ledger.submissions.progress("test")
         assert not later.engine.activity.can_advance(progress)
         later.engine.advance(definition(), one)
@@ -187,7 +187,7 @@ def test_who_asks_now_or_never_is_told_until_when_the_provider_takes_nothing(wor
 def test_rows_whose_receipt_cannot_be_stored_are_not_asked_and_count_as_not_asked(workspace: Workspace) -> None:
     one, engine = planned(workspace, urgent(3)), Run(workspace).engine
     [shard] = engine.ledger.shards.of_submission(one)
-    # Nothing can be written over a folder with a file in it.
+    # A folder with a file in it cannot be overwritten.
     in_the_way = workspace.tmp_path / "payloads" / beside(shard, SENT) / "file"
     in_the_way.mkdir(parents=True)
     with pytest.raises(PayloadError):

@@ -1,4 +1,4 @@
-"""A parameter that is refused since a later version: nothing more is sent by it, and what was sent before lands."""
+"""A later version refuses a parameter: no further request has it, and answers to earlier requests become labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = "There is no parameter 'seed'"
 
 
 class Later(OpenAIProvider):
-    """The provider of a later version, by whose tables the vendor has a parameter less."""
+    """The provider of a later version, with one parameter less in the vendor's table."""
 
     def codec(self, spec: RequestSpec) -> OpenAILines:
         return OpenAILines(spec, form=OPENAI_CHAT._replace(names=OPENAI_CHAT.names - {"seed"}, types=None))

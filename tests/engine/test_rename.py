@@ -1,4 +1,4 @@
-"""An asset that has a new name pays for nothing again: what it was before is given to it, or taken over by it."""
+"""A renamed asset pays for no row again: the old asset's answers are moved to it, or it takes them over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ids beside a request file: what is asked, without reading the requests again."""
+"""The ids stored with a request file: they show which requests it has, without reading them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dagster_llm_batch.testing.emulator import RowFault
 
 
 def planned(workspace: Workspace, **changes) -> list[Shard]:
-    """The shards of a plan."""
+    """Plan seven rows; return the shards."""
     engine = workspace.engine()
     return engine.ledger.shards.of_submission(engine.plan(labeling(**changes), tickets(7)).submission_id)
 

@@ -1,4 +1,4 @@
-"""What is sent is what was planned, as one file, without a copy of it."""
+"""The upload sends exactly the planned requests, as one file, without copying it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = 500
 
 
 def planned(workspace: Workspace, rows: int = ROWS, **changes) -> tuple[list[Shard], bytes]:
-    """The shards of a plan, and all of their lines."""
+    """Plan rows; return the shards, and all of their lines."""
     engine = workspace.engine()
     shards = engine.ledger.shards.of_submission(engine.plan(labeling(**changes), tickets(rows)).submission_id)
     return shards, b"".join(b"".join(engine.payloads.lines(shard.path)) for shard in shards)

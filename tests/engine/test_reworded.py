@@ -1,4 +1,4 @@
-"""No decision depends on the wording of what the ledger stores, or of a constant that is a sentence."""
+"""Decisions do not depend on the wording of texts in the ledger, or of constants that are sentences."""
 
 from __future__ import annotations
 
@@ -96,8 +96,10 @@ def reword(monkeypatch: pytest.MonkeyPatch, ledger: Path) -> set[str]:
 
 
 class Journey:
-    """Six datasets of one deployment: one fills a queue, one waits in it and lacks money, one is in doubt, one is put
-    back, one is not sent and then has another definition, and the results of one cannot be read for some time.
+    """Six datasets of one deployment, each in another situation.
+
+    One fills a queue, one waits in it and lacks money, one is in doubt, and one is put back. One is not sent and then
+    gets another definition, and one has results that are unreadable for some time.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -140,7 +142,7 @@ class Journey:
         engine.poll(engine.ledger.shards.in_flight("test"), lambda *_: None)
 
     def steps(self) -> Iterator[str]:
-        """Go on to the end; yield after each step what it was."""
+        """Run to the end; yield the name of each step after it."""
         workspace, emulator = self.workspace, self.workspace.emulator
         self.begin("fills", 4)
         yield "the queue is full"
@@ -160,7 +162,7 @@ class Journey:
         self.poll()
         yield "it is put back"
         workspace.skipped += timedelta(hours=1)
-        # What is found for its tag is not the batch that failed.
+        # The batch found for its tag is not the one that failed.
         emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=500))
         self.advance("put back")
         yield "it is in doubt, after it was put back"
@@ -188,14 +190,15 @@ class Journey:
             yield f"on {at}"
 
     def shown(self) -> list[Any]:
-        """What was decided so far, without ids, times and words."""
+        """Return the decisions so far, without ids, times and wording."""
         engine = self.engine()
         outlook, ledger = engine.activity.outlook(), engine.ledger
         progress = {one.submission.submission_id: one for one in ledger.submissions.progress("test")}
         shown: list[Any] = []
         for name, key in self.ids.items():
             submission, shards = ledger.submissions.get_with_shards(key)
-            # The vendor decides when it reports a status. The same wait, told again in other words, is no decision.
+            # Status reports follow the vendor's timing, so they are left out. A repeated wait in other words is not a
+            # decision.
             found = (event.kind for event in ledger.events.of_submission(key) if event.kind != StatusChanged.kind)
             kinds = [kind for kind, _ in groupby(found)]
             of = [

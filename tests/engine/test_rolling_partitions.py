@@ -1,4 +1,4 @@
-"""Thresholds from earlier partitions: which of these count, what an alarm ends, and that nothing is kept beside."""
+"""Thresholds from earlier partitions: which ones count, the effect of an alarm, and no further stored state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOPICS = ("billing", "bug", "how_to")
 CHEAP, ORACLE = "gpt-4o-mini", "gpt-4o"
 ROWS = 100
 DRIFTED = 5
-"""From this partition on the model is wrong of every other row, and as sure of it as ever."""
+"""From this partition on, the model is wrong for every other row, with the same confidence as before."""
 
 
 class SureLabel(BaseModel):
@@ -41,7 +41,7 @@ class SureLabel(BaseModel):
 
 
 def answer(body: Any, _url: str) -> Any:
-    """The oracle is right; the model is wrong of a tenth, and less sure there, until it drifts."""
+    """Answer as the oracle, always right, or as the model, wrong and less sure for a tenth, until it drifts."""
     [number] = {int(found) for found in re.findall(r"invoice number (\d+)", str(body))}
     topic = TOPICS[number % 3]
     if body["model"] == ORACLE:
@@ -55,7 +55,7 @@ def answer(body: Any, _url: str) -> Any:
 
 
 def definition(**changes: Any) -> Labeling:
-    """Half of the rows are audited, so that tables are small; one sample of 60 is enough for the next partition."""
+    """Return a definition that audits half of the rows, for small tables; a sample of 60 is enough for the next one."""
     promise = {"agreement": 0.85, "sample": 60, "calibrate": Rolling(rows=50, audit=0.5)}
     promise |= {name: changes.pop(name) for name in list(changes) if name in promise}
     cascade = Cascade(f"openai/{ORACLE}", "topic", **promise)
@@ -123,7 +123,7 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
             if why == "accepted":
                 sampled = 1 - 60 / ROWS if submission is first else 1.0
                 assert row["llm_sample_probability"] == pytest.approx(1 - sampled * 0.5)
-    # Nothing of its own audit was known when the threshold was set.
+    # The threshold was set before any row of its own audit was known.
     assert first.audit is not None
     assert first.audit["points"] == 60
     assert second.audit is not None
@@ -138,7 +138,7 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
 
 @pytest.mark.slow
 def test_rows_that_share_requests_are_as_many_as_there_are_of_one_that_is_independent(workspace: Workspace) -> None:
-    """Of a partition of four requests chance alone makes one wrong that a quarter of the rows share."""
+    """The partition has four requests, each shared by a quarter of the rows: chance alone can make one wrong."""
     label(workspace, 1)
     shared = pl.concat(
         [tickets(4, 2_000).with_columns(ticket_id=pl.format("{}-" + str(n), "ticket_id")) for n in range(25)]
@@ -188,18 +188,18 @@ def test_a_plan_says_what_it_assumes_and_asks_for_no_sample(workspace: Workspace
 @pytest.mark.slow
 def test_only_settled_partitions_before_one_count_whatever_the_order_of_a_backfill(workspace: Workspace) -> None:
     label(workspace, 4)
-    # Nothing of a later one: it has a sample of its own.
+    # Later partitions do not count, so the third draws a separate sample.
     assert not levels(workspace, plan(workspace, 3)).is_rolling
-    # In flight is not settled: planned together, each is by itself.
+    # Partitions in flight are not settled: if planned together, each draws its own sample.
     assert not levels(workspace, plan(workspace, 1)).is_rolling
     assert not levels(workspace, plan(workspace, 2)).is_rolling
     for number in (2, 1):
         workspace.run(definition(), rows_of(number), key(number))
-    # What was planned before stands, also when more is known.
+    # An earlier plan keeps its threshold, even when more is known.
     third = plan(workspace, 3)
     assert not levels(workspace, third).is_rolling
     workspace.run(definition(), rows_of(3), key(3))
-    # Of the last ones only as many as are needed, and by their keys: not by when they were settled.
+    # Only as many of the last partitions count as needed, in the order of keys and not of settlement.
     assert audit(workspace, plan(workspace, 5)).earlier == (key(4), key(4))
     five = workspace.engine().preview(definition(calibrate=Rolling(150, 0.5)), rows_of(5), partition=key(5))
     assert five.levels is not None
@@ -242,12 +242,12 @@ def test_an_alarm_ends_what_was_before_it_until_there_are_rows_enough_from_after
     assert not levels(workspace, eighth).is_rolling
     ninth = label(workspace, 9, **wanted)
     assert audit(workspace, ninth).earlier == (key(7), key(8))
-    # By what is true now nothing that is wrong is taken, and there is no further alarm.
+    # With the present answers, no wrong label is accepted, and no further alarm follows.
     track = find_track(workspace.engine().deployment, definition(**wanted), ninth, levels(workspace, ninth))
     assert track is not None
     assert track.alarm == key(6)
     assert track.evidence < 365
-    # What is before the alarm was, and is labeled again, knows nothing of it.
+    # A new plan of a partition before the alarm ignores it.
     assert levels(workspace, plan(workspace, 5, **wanted)).is_rolling
 
 
@@ -280,7 +280,7 @@ def test_a_ledger_of_yesterday_comes_to_the_same_thresholds(workspace: Workspace
 def test_a_process_that_is_killed_before_it_settles_finds_the_same_audit_again(workspace: Workspace) -> None:
     first = label(workspace, 1)
     engine = workspace.engine()
-    # As it was before the first wave was collected: the file is written anew from the stored results.
+    # Store the audit as before the first wave was collected: it is derived again from the stored results.
     before = levels(workspace, first)
     assert before.audit is not None
     audit_before = replace(before.audit, points=None, rows=0, wrong=None)
@@ -305,7 +305,7 @@ def test_erased_rows_set_no_threshold_any_more(workspace: Workspace) -> None:
     assert set(left.requests) <= set(manifest)
     assert left.points is not None
     assert len(left.points) == len(levels(workspace, first).sampled or []) < 60
-    # What was counted stays.
+    # The counts of the audit stay.
     assert (left.rows, left.wrong) == (known.rows, known.wrong)
     second = plan(workspace, 2)
     assert not levels(workspace, second).is_rolling
@@ -318,7 +318,7 @@ def test_a_table_of_a_few_rows_fills_the_window_with_rows_that_are_all_sampled(w
     few = definition()
     for number in (1, 2, 3):
         workspace.run(few, tickets(20, number * 1_000), key(number))
-    # A partition by itself would ask the oracle alone, and nothing would ever be learned.
+    # Alone, each partition would ask only the oracle, so none would ever set a threshold.
     fourth = workspace.engine().plan(few, tickets(20, 4_000), partition=key(4))
     assert (levels(workspace, fourth).is_rolling, levels(workspace, fourth).calibrated_on) == (True, 60)
 
@@ -367,7 +367,7 @@ def test_a_partition_whose_file_is_damaged_keeps_none_from_its_plan_and_is_told(
     said = audit(workspace, plan(workspace, 4)).why_not or ""
     both = f"{second.folder}/{CALIBRATION}, {first.folder}/{CALIBRATION}"
     assert f"of which 0 are stored still ({both} cannot be read: damaged. Restore what is damaged from a backup" in said
-    # What was pruned is not damaged.
+    # Pruned files do not count as damaged.
     for lost in (first, second):
         (workspace.tmp_path / "payloads" / (lost.folder or "") / CALIBRATION).unlink()
     said = audit(workspace, plan(workspace, 5)).why_not or ""

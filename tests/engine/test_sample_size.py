@@ -28,7 +28,7 @@ from dagster_llm_batch.testing.emulator import Emulator
 
 ROWS, CHEAP = 5_000, 0.1
 
-# What the first look at rows needs, so that all looks together keep 95 %.
+# The confidence of the first look at the rows, so that all looks together keep 95 %.
 CONFIDENCE = look_confidence(0.95, 1)
 
 
@@ -93,7 +93,7 @@ def test_a_size_that_was_chosen_by_earlier_partitions_keeps_the_promise_and_cost
     for name, scores, wrong in populations(ROWS, generator):
         chosen = []
         for _ in range(10):
-            # Five earlier partitions of the same kind, each with a sample of its own.
+            # Five earlier partitions of the same kind, each with a separate sample.
             drawn = np.concatenate([generator.choice(ROWS, usual, replace=False) for _ in range(5)])
             known = Samples(Pool(scores[drawn], wrong[drawn] & np.isfinite(scores[drawn])), 5)
             chosen.append(choose(known, agreement)[0] or usual)
@@ -129,7 +129,7 @@ def test_a_plan_takes_the_size_from_other_partitions_and_a_sample_that_is_set_st
     assert known.pool.are_wrong.mean() == pytest.approx(1 / 6, abs=0.03)
     assert set(known.pool.scores[known.pool.are_wrong]) == {0.4}
     assert np.isneginf(known.pool.scores).any()
-    # Nothing that a partition's own sample showed decides on its size.
+    # The partition's own sample never decides on its size.
     assert read_samples(engine.deployment, by_itself, "p3").partitions == 4
     preview = engine.preview(by_itself, tickets(1_000, 10_000), partition="p9")
     submission = engine.plan(by_itself, tickets(1_000, 10_000), partition="p9")
@@ -142,7 +142,7 @@ def test_a_plan_takes_the_size_from_other_partitions_and_a_sample_that_is_set_st
     engine.submit(by_itself, submission.submission_id)
     status = workspace.finish(by_itself, submission.submission_id)
     assert sum(status.submission.outcomes.values()) == status.submission.requests == 1_000
-    # Whoever names a size has chosen it, and nobody tunes where it is not asked for.
+    # A named size is the user's choice, and tuning is off unless asked for.
     for named, tune in ((asked, True), (by_itself, False)):
         planned = workspace.engine(tune=tune).plan(named, tickets(500, 20_000), partition=f"named {tune}")
         found = levels_of(engine.payloads, planned)

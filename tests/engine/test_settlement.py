@@ -1,4 +1,4 @@
-"""Submissions that are settled together: asked, told and synced as one, and each with its own outcome."""
+"""Submissions that are settled together: one query, report and sync for all, and a separate outcome for each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def synced(monkeypatch: pytest.MonkeyPatch, then: list[str]) -> Iterator[None]:
 
 
 def ended(workspace: Workspace, partitions: Sequence[int] = range(PARTITIONS)) -> list[str]:
-    """Submissions of several partitions whose one batch has ended."""
+    """Send several partitions in one batch, which ends; return their submissions."""
     engine, definition, rows = workspace.engine(), labeling(), tickets(3, start=3 * partitions[0])
     ids = [engine.plan(definition, rows, partition=f"p{n}").submission_id for n in partitions]
     engine.submit_together(definition, ids)
@@ -107,7 +107,7 @@ def test_results_are_on_disk_before_the_ledger_knows_of_them(
 
 @contextmanager
 def refused(table: str, condition: str) -> Iterator[None]:
-    """Let the databases refuse rows of a table."""
+    """Make the databases refuse rows of a table."""
     name = "refused_by_test"
 
     def set_trigger(connection: Any, _record: object, _proxy: object = None) -> None:
@@ -150,7 +150,7 @@ def test_what_a_disk_refuses_once_is_recorded_of_none_and_written_anew_by_the_ne
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
-        # As of a real disk, a second sync would say that all is well.
+        # As on a real disk, a second sync would succeed although data was lost.
         with pytest.raises(PayloadError, match=r"Could not write .* the disk did not take it"):
             engine.collect_together(labeling(), ids)
     assert not left

@@ -1,4 +1,4 @@
-"""A stored file that is lost or damaged: never another label, and what can be had again for nothing is."""
+"""A lost or damaged file never changes a label, and its content is restored if that is free."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HARMS: dict[str, Callable[[Path], None]] = {"a flipped bit": flip, "deleted": Pa
 
 
 def landed(workspace: Workspace) -> tuple[Any, str, Any]:
-    """A definition, the id of its settled submission, and its labels."""
+    """Return a definition, the id of its settled submission, and its labels."""
     definition = labeling(limits=Limits(max_requests_per_batch=6))
     status = workspace.run(definition, tickets(ROWS))
     submission_id = status.submission.submission_id
@@ -92,10 +92,10 @@ def test_answers_that_nobody_has_any_more_are_missing_and_not_paid_again_by_them
     assert "retry" in rejects["llm_reason"].to_pylist()[0]
     assert workspace.engine().ledger.submissions.get(submission_id).outcomes == {"succeeded": 6, "missing": 6}
     assert "6 requests count as not answered" in told(workspace, submission_id)[0]
-    # Nothing is sent again, neither by going on nor by another look.
+    # Neither a further run nor another read sends a request again.
     workspace.finish(definition, submission_id)
     assert len(billed(workspace)) == ROWS
-    # A person says so, and only what is lost is asked.
+    # On a person's request, only the lost rows are asked.
     second = workspace.engine().plan(definition, tickets(ROWS), again=True)
     workspace.engine().submit(definition, second.submission_id)
     workspace.emulator.settle()

@@ -1,4 +1,4 @@
-"""A create call whose end nobody saw: no second batch, and every row has its label. And how work is stopped."""
+"""A create call without a reply: no second batch, and every row has its label. Also the ways to stop work."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CREATE = "POST /v1/batches"
 
 
 def sent(workspace: Workspace, rows: int = 5, **changes: Any) -> tuple[Any, str]:
-    """A definition and the id of its submission, after one submit."""
+    """Plan rows and submit them once; return the definition and the submission's id."""
     definition = labeling(**changes)
     submission = workspace.engine().plan(definition, tickets(rows))
     workspace.engine().submit(definition, submission.submission_id)
@@ -86,7 +86,7 @@ def test_a_create_call_that_arrives_late_is_found_while_the_engine_waits(workspa
     assert workspace.engine().submit(definition, submission_id).states == {"submitting": 1}
     [file] = [file for file in workspace.emulator.books.files if file.purpose == "batch"]
     client = openai.OpenAI(api_key=DEFAULT_KEY, base_url=workspace.emulator.openai_base_url)
-    client.batches.create(  # what was on its way all the time
+    client.batches.create(  # the delayed request arrives
         input_file_id=file.id,
         endpoint="/v1/chat/completions",
         completion_window="24h",
@@ -216,7 +216,7 @@ def test_one_refused_shard_does_not_stop_its_neighbours(workspace: Workspace) ->
 
 
 class Gathering(OpenAIProvider):
-    """Sends when so many are being sent at once, and counts them."""
+    """Sends when enough submits run at once, and counts them."""
 
     def __init__(self, workspace: Workspace, together: int) -> None:
         super().__init__(DEFAULT_KEY, base_url=workspace.emulator.openai_base_url)
@@ -267,7 +267,7 @@ def test_a_key_that_is_refused_while_others_are_sent_leaves_each_sent_or_planned
         workspace.engine().submit(definition, submission_id)
     states = workspace.engine().status(submission_id).states
     assert states.keys() == {"submitted", "planned"}
-    assert states["planned"] > 1  # no other one began
+    assert states["planned"] > 1  # and no further one began
     assert states["submitted"] == len(workspace.emulator.books.batches)
     workspace.finish(definition, submission_id)
     assert_total(workspace, definition, submission_id, 40)
@@ -331,11 +331,11 @@ def test_polling_while_another_process_polls_is_no_error(workspace: Workspace) -
     assert workspace.engine().status(submission_id).states == {"ended": 1}
 
 
-# who can tell ---------------------------------------------------------------------------------------------------------
+# resolving by hand ----------------------------------------------------------------------------------------------------
 
 
 class Forgetful:
-    """A provider that cannot say what became of a create call: the real one in all else."""
+    """The real provider, except that it cannot find out whether a create call succeeded."""
 
     def __init__(self, real: Any) -> None:
         self._real = real
@@ -379,7 +379,7 @@ def test_a_person_who_knows_that_there_is_none_resolves_the_doubt(workspace: Wor
     with pytest.raises(IllegalMoveError):
         workspace.engine().resolve(shard_id, "batch_9")
     kinds = [event.kind for event in workspace.engine().ledger.events.of_submission(submission_id)]
-    assert kinds[-1] == Move.NOT_SENT.value  # what was refused left no trace
+    assert kinds[-1] == Move.NOT_SENT.value  # the refused one left no trace
     workspace.engine().submit(definition, submission_id)
     workspace.finish(definition, submission_id)
     assert len(workspace.emulator.books.batches) == 1
@@ -509,7 +509,7 @@ def test_the_steps_say_what_is_to_do_next(workspace: Workspace) -> None:
 
 
 class Odd(OpenAIProvider):
-    """Cannot read one of its batches, and says impossible things of another."""
+    """Cannot read one of its batches, and reports impossible values for another."""
 
     broken = ""
     strange = ""

@@ -1,4 +1,4 @@
-"""What was chosen for a submission is what is sent, by whichever process, and wherever its rows are rendered."""
+"""A submission is sent with the values tuned for it, by any process, wherever its rows are rendered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def definition(**changes: Any) -> Labeling:
 
 
 def plan_and_wait(folder: Path, base_url: str, skipped: timedelta, planned: Any) -> None:
-    """Plan by what the ledger knows, tell the id, and do nothing more."""
+    """Plan with tuning from the ledger, report the id, and then only wait."""
     engine = Engine(
         Deployment(
             {"openai": OpenAIProvider(DEFAULT_KEY, base_url, timeout_seconds=30)},
@@ -43,7 +43,7 @@ def plan_and_wait(folder: Path, base_url: str, skipped: timedelta, planned: Any)
 
 
 def room_for_three(workspace: Workspace) -> int:
-    """Remember a queue that has taken three batches; return how many tokens."""
+    """Record a queue that accepted three batches; return their number of tokens."""
     room = 3 * workspace.engine().preview(definition(), tickets(2)).shards[0].tokens + 10
     remember(workspace, room)
     return room
@@ -61,7 +61,7 @@ def test_a_process_that_is_killed_between_plan_and_send_leaves_what_it_chose_to_
     submission_id = planned.get(timeout=120)
     process.kill()
     process.join()
-    # What is tuned is not asked for any more.
+    # The stored tuning holds for a process that does not tune.
     engine = workspace.engine()
     again = engine.plan(definition(), tickets(ROWS))
     assert again.submission_id == submission_id

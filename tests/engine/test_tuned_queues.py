@@ -1,4 +1,4 @@
-"""Queues that refused what was too much for them before are given no more than they took."""
+"""A queue that refused a larger batch gets no more at once than it accepted before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 
 def days(count: int, refused: int) -> list[Attempt]:
-    """So many days, on some of which a batch beyond a room of 800 tokens was tried."""
+    """Return attempts within a room of 800 tokens on `count` days, and refused larger ones on some of them."""
     taken = [Attempt(START + day * DAY, 800 - 10 * (day % 3), was_refused=False) for day in range(count)]
     return taken + [Attempt(START + day * DAY + HOUR, 900, was_refused=True) for day in range(refused)]
 
@@ -47,7 +47,7 @@ def test_no_more_is_sent_at_once_than_was_taken_where_more_was_refused_and_it_sa
         [Attempt(START + HOUR * number, 900, was_refused=number % 2 == 1) for number in range(20)],
         # Refused by chance, whatever is in flight.
         [Attempt(START + day * DAY, 500 + 37 * day % 400, was_refused=day % 2 == 1) for day in range(40)],
-        # What was too much has room by now.
+        # The queue has room by now for a batch that it refused.
         [*days(14, refused=6), Attempt(START + 30 * DAY, 1_000, was_refused=False)],
     ],
     ids=["nothing", "few refusals", "few days", "one day", "by chance", "more room"],
@@ -78,7 +78,7 @@ def test_what_is_in_flight_is_what_was_sent_before_and_has_not_ended() -> None:
 
 
 def remember(workspace: Workspace, room: int) -> None:
-    """Twelve days on which the model's queue took so many tokens, and had no room for more."""
+    """Record twelve days on which the model's queue accepted so many tokens, and refused more."""
     # Not the day on which everything is tried again.
     while workspace.now().toordinal() % 8 in (7, 0):
         workspace.skipped += DAY
@@ -113,7 +113,7 @@ def remember(workspace: Workspace, room: int) -> None:
         ledger.shards.move(second, Move.ACCEPTED, batch_id=second)
         now[0] += HOUR
         ledger.shards.move(second, Move.ENDED, status=BatchStatus.ENDED)
-        # What was refused is remembered when it was taken.
+        # The record of the refusal is written when the batch is accepted.
         assert ledger.shards.get(second).room.refused_tokens == room + 50
         now[0] += DAY - 2 * HOUR
     ledger.close()
@@ -128,7 +128,7 @@ def test_batches_go_when_those_before_have_ended_and_each_is_sent_once(workspace
     submission = engine.plan(definition, tickets(20))
     assert submission.tuning is not None
     assert submission.tuning["most_at_once"] == {"openai/gpt-4o": 3 * tokens + 10}
-    # Another process, in which nobody tunes, takes over.
+    # Another process, without tuning, takes over.
     engine = workspace.engine()
     engine.submit(definition, submission.submission_id)
     assert engine.status(submission.submission_id).states == {"submitted": 3, "planned": 7}
@@ -165,7 +165,7 @@ def test_what_was_chosen_holds_up_nothing_for_ever_as_where_others_fill_the_queu
     remember(workspace, room=2 * tokens)
     tuned = workspace.engine(tune=True).plan(definition, tickets(2))
     assert (tuned.tuning or {})["most_at_once"] == {"openai/gpt-4o": 2 * tokens}
-    # In a namespace in which nobody tunes, and nobody looks after what was sent any more.
+    # The batches of an abandoned namespace, without tuning, still fill the queue.
     others = workspace.engine(namespace="abandoned")
     others.submit(definition, others.plan(definition, tickets(9, start=50)).submission_id)
     engine = workspace.engine()
@@ -206,7 +206,7 @@ def test_of_partitions_that_are_sent_together_so_many_go_as_there_is_room_for(wo
     workspace.engine().submit_together(definition, ids[1:])
     sent = [one for one in ids if engine.status(one).states == {"submitted": 1}]
     assert len(sent) == 3
-    # None of the others is worth a run before one of them has ended.
+    # The others need no run before one of the three has ended.
     assert not any(engine.activity.can_advance(progress) for progress in engine.ledger.submissions.progress("test"))
     for one in sent:
         workspace.finish(definition, one)

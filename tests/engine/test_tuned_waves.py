@@ -1,4 +1,4 @@
-"""Waves of retries that were of no use are asked no more, and nothing else is lost by that."""
+"""Waves of retries without any use in the past are skipped, and all other requests stay."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_a_wave_that_answered_next_to_nothing_is_asked_no_more_and_the_evidence_
         [retry(day) for day in range(13)],
         [retry(0, submission_id=f"s{number}") for number in range(50)],
         [retry(day, answered=4 if day == 5 else 0) for day in range(20)],
-        # Which of them were answered is not known: perhaps those with an error.
+        # The answered ones are unknown: perhaps these had the error.
         [retry(day, asked={"errored": 2, "invalid": 300}, answered=2) for day in range(20)],
         [retry(day, answered=None) for day in range(20)],
         [retry(day, asked={"expired": 300}) for day in range(20)],
-        # What the second wave did not answer, the third did.
+        # The third wave answered the rest of the second.
         [one for day in range(20) for one in (retry(day), retry(day, wave=3, answered=250))],
     ],
     ids=["nothing", "few", "one day", "once", "others", "expired itself", "never looked at", "later"],
@@ -75,7 +75,7 @@ def test_a_later_wave_alone_may_be_of_no_use() -> None:
 
 
 def test_what_is_of_use_on_more_than_one_of_five_days_is_hardly_ever_cut() -> None:
-    # Looked at on each of the first 60 days, of which those are remembered that the wave was asked on.
+    # A look on each of the first 60 days counts the days, so far, on which the wave was sent.
     random = np.random.default_rng(20_260_101)
     most = cache(lambda useful, days: bound_share(useful, days, 0.95)[1])
     cut = 0

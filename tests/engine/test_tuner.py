@@ -1,4 +1,4 @@
-"""What new submissions learn from earlier ones, within what the user has set."""
+"""The settings that new submissions derive from earlier ones, within the user's limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = [1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000]
 
 
 def batches(larger: int, expired: int, others: int) -> list[BatchSize]:
-    """So many days with a batch of 40,000 requests, of which some expired, and so many with one of 800 requests."""
+    """Return days with a batch of 40,000 requests, some of them expired, and days with one of 800 requests."""
     return [BatchSize(START + day * DAY, 40_000, day < expired) for day in range(larger)] + [
         BatchSize(START + day * DAY, 800, False) for day in range(others)
     ]
@@ -56,7 +56,7 @@ def test_the_batches_of_one_bad_day_are_one_piece_of_evidence() -> None:
 
 
 def test_that_more_larger_batches_are_sent_is_no_evidence_against_them() -> None:
-    # Each day ten larger ones, of which a later one expires, and a single other one.
+    # Each day has ten larger batches, one of which expires, and one smaller batch.
     known = batches(larger=0, expired=0, others=40)
     known += [
         BatchSize(START + day * DAY + number * HOUR, 40_000, has_expired=number == 7)
@@ -153,7 +153,7 @@ class History:
         self.now = began + DAY
 
     def add_expiries(self) -> None:
-        """Add days that speak for batches of at most 1,000 requests."""
+        """Add days as evidence for batches of at most 1,000 requests."""
         for day in range(24):
             self.add(2_000 if day % 3 == 0 else 600, took=DAY if day % 3 == 0 else HOUR)
 
@@ -206,7 +206,7 @@ def test_smaller_batches_are_sent_as_they_were_planned_whoever_sends_them(
         "sample": None,
         "evidence": [words for words in evidence[1:] if "too few" in words],
     }
-    # Another process, in which nobody tunes, takes over: it does not put them together again.
+    # Another process, without tuning, takes over: it does not merge the shards again.
     workspace.engine().submit(definition, submission.submission_id)
     shards = engine.ledger.shards.of_submission(submission.submission_id)
     assert [shard.requests for shard in shards] == [shard.requests for shard in preview.shards] == [1_000, 1_000, 100]
@@ -238,7 +238,7 @@ def test_nothing_is_chosen_beyond_what_the_user_has_set(workspace: Workspace, hi
     assert sizes(workspace, more) == [1_000, 1_000, 100]
     few = {"openai": QueueLimit(max_batches=2)}
     assert sizes(workspace, labeling(asset="queue"), queue_limits=few) == [2_100]
-    # Of another model nothing is known.
+    # The history does not cover another model.
     assert sizes(workspace, labeling(asset="other", model="openai/gpt-4o-mini")) == [2_100]
 
 
@@ -246,11 +246,11 @@ def test_a_submission_turns_to_real_time_by_so_much_earlier_as_that_took_before(
     workspace: Workspace, history: History
 ) -> None:
     definition = labeling(realtime=Realtime(deadline=8 * HOUR))
-    # In no order: what becomes slower and slower is forecast from further back.
+    # The durations are in mixed order: a steady slowdown would be forecast from further back.
     for hours in (1 + day * 7 % 19 for day in range(19)):
         late = {"asset": definition.asset, "namespace": "test", "deadline_at": history.now + HOUR}
         history.add(8, took=HOUR + hours * timedelta(minutes=5), **late)
-        # What had ended by its deadline did not turn to real time.
+        # Submissions that ended by their deadline did not turn to real time.
         history.add(8, took=HOUR, **{**late, "deadline_at": history.now + 2 * HOUR})
     engine = workspace.engine(tune=True)
     submission = engine.plan(definition, tickets(4))
@@ -259,7 +259,7 @@ def test_a_submission_turns_to_real_time_by_so_much_earlier_as_that_took_before(
     assert 80 * 60 <= lead <= 95 * 60
     assert submission.deadline_at == submission.created_at + 8 * HOUR - timedelta(seconds=lead)
     assert "of 19 earlier submissions took 1 h" in submission.tuning["evidence"][-1]
-    # Batches keep at least half of what they were given, and others what they have.
+    # Batches keep at least half of their time, and submissions unlike the earlier ones keep all of it.
     short = engine.plan(labeling(realtime=Realtime(deadline=2 * HOUR)), tickets(5), partition="short")
     assert short.deadline_at == short.created_at + 2 * HOUR
     assert "more than half of the deadline" in (short.tuning or {})["evidence"][-1]

@@ -1,6 +1,6 @@
-"""Batches that have ended, and whose results cannot be read: each is told, can be given up, and is read when it can be.
+"""Ended batches with unreadable results: each is reported, can be abandoned, and is read once that is possible.
 
-The provider's server is the emulator, and each step is taken by a new engine, as by another process.
+The provider's server is the emulator. Each step is taken by a new engine, like one of another process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cut() -> WireFault:
 
 
 def ended(workspace: Workspace, *faults: WireFault, rows: int = 2) -> str:
-    """Send rows in one batch, which ends; its results are as the faults say. Return the submission."""
+    """Send rows in one batch, which ends; the faults harm its results. Return the submission."""
     workspace.emulator.inject(*faults)
     engine = workspace.engine()
     submission = engine.plan(labeling(), tickets(rows))
@@ -54,7 +54,7 @@ def one(workspace: Workspace, submission_id: str) -> Shard:
 
 
 def tries(workspace: Workspace, submission_id: str, *pauses: timedelta) -> None:
-    """Try to take the submission further, with time in between; each try finds what the server says."""
+    """Try to advance the submission, with these pauses; each try meets the server's fault."""
     for pause in (timedelta(), *pauses):
         workspace.skipped += pause
         with pytest.raises(LLMBatchError):
@@ -166,7 +166,7 @@ def test_a_person_gives_up_what_cannot_be_read_and_the_rest_lands(workspace: Wor
     submission = engine.plan(definition, tickets(6))
     engine.submit(definition, submission.submission_id)
     workspace.emulator.settle()
-    # As often as one download is tried, by the SDK, too: those of the other two batches pass.
+    # One download is tried so often, by the SDK as well: downloads of the other two batches succeed.
     fault = replace(broken(status), times=9 if status >= 500 else 1)
     workspace.emulator.inject(fault)
     with pytest.raises(LLMBatchError):
@@ -225,7 +225,7 @@ def test_results_that_the_provider_has_no_more_are_gone_after_an_hour(workspace:
 
 
 def given_up(workspace: Workspace) -> str:
-    """Give up results that cannot be read, and land without them; return the submission."""
+    """Abandon unreadable results, and materialize the other labels; return the submission."""
     submission_id = ended(workspace, broken(503))
     tries(workspace, submission_id)
     workspace.engine().give_up(one(workspace, submission_id).shard_id)
@@ -259,7 +259,7 @@ def test_what_was_given_up_and_can_be_read_later_lands_and_is_not_paid_again(wor
 
 
 def erase_there(workspace: Workspace, *keys: str, also_unread: bool = False) -> list[str | None]:
-    """Erase rows, here and at the provider; return what stays there."""
+    """Erase rows, here and at the provider; return the reason for each copy left there."""
     eraser = workspace.engine().eraser
     eraser.add_tombstones("ticket_labels", keys, None)
     assert eraser.erase("ticket_labels") == []
@@ -368,7 +368,7 @@ def test_a_clock_that_is_a_year_ahead_for_a_while_gives_no_batch_up(workspace: W
             workspace.skipped += HOUR
             assert workspace.engine().advance(labeling(), submission_id).states == {"submitted": 1}
         workspace.skipped -= 365 * DAY
-    workspace.skipped += 40 * DAY  # what the wrong clock noted does not count, whichever way it lies
+    workspace.skipped += 40 * DAY  # marks by the wrong clock do not count, in either direction
     assert workspace.engine().advance(labeling(), submission_id).states == {"submitted": 1}
     workspace.skipped += DAY
     workspace.engine().advance(labeling(), submission_id)

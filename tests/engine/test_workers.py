@@ -88,7 +88,7 @@ def test_request_files_are_the_same_byte_for_byte(tmp_path: Any, workspace: Work
 
 
 def with_blanks(rows: pa.Table) -> pa.Table:
-    """The rows, of which some in the middle of a part have nothing to ask about, and one whole chunk."""
+    """Return the rows with empty ones in the middle of a part, and one whole chunk of empty rows."""
     empty = {3, 4, 499, 500, *range(1_024, 1_280)}
     texts = [" " if number in empty else text for number, text in enumerate(rows["body"].to_pylist())]
     return rows.set_column(rows.schema.get_field_index("body"), "body", pa.array(texts))
@@ -153,7 +153,7 @@ def test_what_one_process_refuses_workers_refuse_and_leave_nothing(
 
 def test_a_definition_travels_without_its_workers_and_reads_as_before() -> None:
     definition = labeling(workers=WORKERS)
-    assert definition.reader.fields  # what was derived does not travel
+    assert definition.reader.fields  # derived values are not pickled
     came = pickle.loads(pickle.dumps(definition))
     assert came.workers is None
     assert came == replace(definition, workers=None)

@@ -1,4 +1,4 @@
-"""What is wrong is refused before anything is sent, in words that help; nothing is left behind."""
+"""Wrong input is refused before any request is sent, with a helpful message and without side effects."""
 
 from __future__ import annotations
 

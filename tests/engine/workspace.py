@@ -25,7 +25,7 @@ class TicketLabel(BaseModel):
 
 
 def tickets(count: int, start: int = 0) -> pl.DataFrame:
-    """Rows with unique texts."""
+    """Return rows with unique texts."""
     numbers = range(start, start + count)
     return pl.DataFrame(
         {
@@ -37,7 +37,7 @@ def tickets(count: int, start: int = 0) -> pl.DataFrame:
 
 
 def labeling(**changes: Any) -> Labeling:
-    """A usual definition, with changes."""
+    """Return the usual definition, with changes."""
     usual: dict[str, Any] = {
         "asset": "ticket_labels",
         "model": "openai/gpt-4o",
@@ -69,7 +69,7 @@ class Workspace:
         return datetime.now(UTC) + self.skipped
 
     def engine(self, namespace: str = "test", **more: Any) -> Engine:
-        """A new engine, as another process would make one."""
+        """Return a new engine, as another process would make it."""
         return Engine(
             Deployment(
                 self.providers,
@@ -87,7 +87,7 @@ class Workspace:
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
     def run(self, definition: Labeling, rows: Any, partition: str = "", **plan: Any) -> Status:
-        """From rows to a settled submission, letting the emulator finish each wave."""
+        """Take rows to a settled submission; the emulator ends the batches of each wave."""
         engine = self.engine()
         submission = engine.plan(definition, rows, partition=partition, **plan)
         engine.submit(definition, submission.submission_id)
@@ -96,7 +96,7 @@ class Workspace:
     def finish(self, definition: Labeling, submission_id: str) -> Status:
         for _ in range(10):
             self.emulator.settle()
-            self.skipped += timedelta(hours=1)  # what waits for its time may go
+            self.skipped += timedelta(hours=1)  # retries that wait for a time may go
             status = self.engine().advance(definition, submission_id)
             if status.is_settled:
                 return status
@@ -104,12 +104,12 @@ class Workspace:
 
 
 def texts(table: Any) -> list[str]:
-    """The keys of a table, in order."""
+    """Return the keys of a table, in order."""
     return sorted(table["ticket_id"].to_pylist())
 
 
 def assert_total(workspace: Workspace, definition: Labeling, submission_id: str, rows: int) -> tuple[Any, Any]:
-    """Every row is in exactly one of labels and rejects, and the ledger counts each request once."""
+    """Check that each row is in exactly one of labels and rejects, and that the ledger counts each request once."""
     labeled = workspace.engine().labels(definition, submission_id)
     keys = [*labeled.labels["ticket_id"].to_pylist(), *labeled.rejects["ticket_id"].to_pylist()]
     assert len(keys) == len(set(keys)) == rows
@@ -119,7 +119,7 @@ def assert_total(workspace: Workspace, definition: Labeling, submission_id: str,
 
 
 def forget_definition(workspace: Workspace, submission: Submission) -> None:
-    """Leave the manifest as older code wrote it: it does not say by which definition its requests were made."""
+    """Rewrite the manifest in its older form: without the definition of its requests."""
     payloads, path = workspace.engine().payloads, submission.manifest_path or ""
     assert b"llm_batch.definition" in payloads.table_metadata(path)
     table = payloads.read_table(path)
@@ -128,11 +128,11 @@ def forget_definition(workspace: Workspace, submission: Submission) -> None:
 
 
 def billed(workspace: Workspace) -> list[str]:
-    """The bodies that were answered and paid for, one entry for each time."""
+    """Return the digests of answered and billed request bodies, once for each answer."""
     return [execution.body_digest for execution in workspace.emulator.books.executions if execution.billed]
 
 
 def in_one_batch(workspace: Workspace) -> bool:
-    """Whether no batch answered the same body twice."""
+    """Return whether each batch answered a body at most once."""
     pairs = [(execution.batch_id, execution.body_digest) for execution in workspace.emulator.books.executions]
     return len(pairs) == len(set(pairs))
