@@ -85,7 +85,7 @@ def test_a_few_misfits_are_asked_again_as_ever(workspace: Workspace, rows: int, 
 
 
 def test_rows_that_no_reply_ever_fits_go_to_the_next_model_however_many_they_are(workspace: Workspace) -> None:
-    """These rows alone make the second wave, and all of its replies are invalid."""
+    """Send these rows alone in the second wave, with invalid replies only."""
     hard = [RowFault(kind="truncated", containing=f"number {n}?", times=2) for n in range(12)]
     workspace.emulator.inject(*hard)
     definition = labeling(resend=Resend(invalid_waves=2, fallback=["openai/gpt-4o-mini"]))

@@ -1,4 +1,4 @@
-"""A clock was ahead once, and is right again: nothing waits until the wrong time."""
+"""A clock was ahead once, and is right again: shards do not wait until the wrong time."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_a_batch_whose_reply_was_lost_is_waited_for_found_and_not_created_again(
     workspace.emulator.inject(lost_create_reply(how, route=CREATE))
     definition, submission_id = sent(workspace, 6, limits=Limits(max_requests_per_batch=3))
     assert workspace.engine().status(submission_id).states == {"submitting": 1, "submitted": 1}
-    workspace.skipped += timedelta(hours=5)  # far beyond settle_seconds: a candidate runs, so nothing is sent again
+    workspace.skipped += timedelta(hours=5)  # far beyond settle_seconds; a candidate runs, which prevents a second send
     assert workspace.engine().advance(definition, submission_id).states == {"submitting": 1, "submitted": 1}
     assert len(workspace.emulator.books.batches) == 2
     workspace.finish(definition, submission_id)

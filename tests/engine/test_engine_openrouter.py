@@ -111,7 +111,7 @@ def test_many_batches_whose_results_are_withheld_wait_too(workspace: Workspace) 
 def test_who_cancels_is_told_that_nothing_stops_it_and_a_deadline_waits(workspace: Workspace) -> None:
     definition, submission_id = sent(workspace, realtime=Realtime(deadline=timedelta(minutes=5)))
     workspace.skipped += timedelta(hours=1)
-    for _ in range(2):  # late, and asked to stop: nothing fails over it
+    for _ in range(2):  # late, and asked to stop: neither is a failure
         assert not workspace.engine().advance(definition, submission_id).is_settled
     with pytest.raises(CannotStopError, match="runs on to its end"):
         workspace.engine().cancel(submission_id)

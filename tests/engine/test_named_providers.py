@@ -69,7 +69,7 @@ def test_a_create_call_whose_answer_was_lost_is_looked_for_in_its_own_account(wo
 
 
 def test_no_accounts_key_is_in_what_its_provider_says(workspace: Workspace) -> None:
-    """The keys do not look like keys."""
+    """Use keys that do not look like keys."""
     for name, key in (("plain_a", "0123456789-of-account-a"), ("plain_b", "0123456789-of-account-b")):
         said = WireFault(kind="status", route="GET *", status=400, message=f"no batch for {key}", times=1)
         with Emulator(keys={key: name}, faults=[said]) as emulator:

@@ -55,7 +55,7 @@ def answer(body: Any, _url: str) -> Any:
 
 
 def definition(**changes: Any) -> Labeling:
-    """Return a definition that audits half of the rows, for small tables; a sample of 60 is enough for the next one."""
+    """Return a definition that audits half of the rows, so tables are small; a sample of 60 serves the next one."""
     promise = {"agreement": 0.85, "sample": 60, "calibrate": Rolling(rows=50, audit=0.5)}
     promise |= {name: changes.pop(name) for name in list(changes) if name in promise}
     cascade = Cascade(f"openai/{ORACLE}", "topic", **promise)
@@ -123,7 +123,7 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
             if why == "accepted":
                 sampled = 1 - 60 / ROWS if submission is first else 1.0
                 assert row["llm_sample_probability"] == pytest.approx(1 - sampled * 0.5)
-    # The threshold was set before any row of its own audit was known.
+    # The threshold was set before the results of its own audit.
     assert first.audit is not None
     assert first.audit["points"] == 60
     assert second.audit is not None
@@ -138,7 +138,7 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
 
 @pytest.mark.slow
 def test_rows_that_share_requests_are_as_many_as_there_are_of_one_that_is_independent(workspace: Workspace) -> None:
-    """The partition has four requests, each shared by a quarter of the rows: chance alone can make one wrong."""
+    """Give the partition four requests, each shared by a quarter of the rows: chance alone can make one wrong."""
     label(workspace, 1)
     shared = pl.concat(
         [tickets(4, 2_000).with_columns(ticket_id=pl.format("{}-" + str(n), "ticket_id")) for n in range(25)]
@@ -318,7 +318,7 @@ def test_a_table_of_a_few_rows_fills_the_window_with_rows_that_are_all_sampled(w
     few = definition()
     for number in (1, 2, 3):
         workspace.run(few, tickets(20, number * 1_000), key(number))
-    # Alone, each partition would ask only the oracle, so none would ever set a threshold.
+    # Alone, each partition would ask only the oracle, and would never set a threshold.
     fourth = workspace.engine().plan(few, tickets(20, 4_000), partition=key(4))
     assert (levels(workspace, fourth).is_rolling, levels(workspace, fourth).calibrated_on) == (True, 60)
 

@@ -56,7 +56,7 @@ def test_the_batches_of_one_bad_day_are_one_piece_of_evidence() -> None:
 
 
 def test_that_more_larger_batches_are_sent_is_no_evidence_against_them() -> None:
-    # Each day has ten larger batches, one of which expires, and one smaller batch.
+    # Each day has ten larger batches and one smaller; one of the larger expires.
     known = batches(larger=0, expired=0, others=40)
     known += [
         BatchSize(START + day * DAY + number * HOUR, 40_000, has_expired=number == 7)

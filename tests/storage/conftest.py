@@ -1,6 +1,6 @@
-"""Ledgers to test: a SQLite file and a database of a real, throw-away PostgreSQL cluster. And object stores.
+"""Test ledgers: a SQLite file, and a database of a real, temporary PostgreSQL cluster. Also object stores.
 
-DLB_TEST_POSTGRES=0 skips the PostgreSQL half where no server is installed; without it, a missing server is a failure.
+DLB_TEST_POSTGRES=0 skips the PostgreSQL half if no server is installed; without it, a missing server is a failure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BUCKET = "payloads"
 
 @pytest.fixture(scope="session")
 def postgres_cluster():
-    """A running cluster."""
+    """Yield a running cluster."""
     if os.environ.get("DLB_TEST_POSTGRES") == "0":
         pytest.skip("DLB_TEST_POSTGRES=0")
     try:
@@ -49,7 +49,7 @@ def sqlite_url(tmp_path):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def new_ledger_url(request, tmp_path):
-    """Gives the URLs of empty databases, of each kind in turn."""
+    """Return a function that makes empty databases, and returns their URLs; each test runs with both kinds."""
     if request.param == "sqlite":
         return lambda: f"sqlite:///{tmp_path}/{uuid.uuid4().hex}/ledger.db"
     return request.getfixturevalue("postgres_cluster").new_database
@@ -57,13 +57,13 @@ def new_ledger_url(request, tmp_path):
 
 @pytest.fixture
 def ledger_url(new_ledger_url):
-    """The URL of an empty database, of each kind in turn."""
+    """Return the URL of an empty database; each test runs with both kinds."""
     return new_ledger_url()
 
 
 @pytest.fixture
 def copy_ledger(request, new_ledger_url):
-    """Copies a ledger that nobody has open, as a backup does; gives the URL of the copy."""
+    """Return a function that copies a closed ledger, as a backup does, and returns the URL of the copy."""
 
     def copy(url: str) -> str:
         copied = new_ledger_url()
@@ -112,13 +112,13 @@ def ledger(ledger_url, clock):
 
 @pytest.fixture(scope="session")
 def s3():
-    """The root of a payload store in a real S3 protocol, and what it is opened with."""
+    """Yield the root and the options of a payload store behind the S3 protocol."""
     with local_s3(BUCKET) as url:
         yield f"s3://{BUCKET}", {"key": "x", "secret": "x", "endpoint_url": url}
 
 
 @pytest.fixture(scope="session")
 def gcs():
-    """The same in a real Cloud Storage protocol."""
+    """Yield the same behind the Cloud Storage protocol."""
     with local_gcs(BUCKET) as url:
         yield f"gs://{BUCKET}", {"token": "anon", "endpoint_url": url}

@@ -1,4 +1,4 @@
-"""What tests of whole deployments ask of each row, in batches of three."""
+"""The labeling in tests of whole deployments, in batches of three rows."""
 
 from __future__ import annotations
 

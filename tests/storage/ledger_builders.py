@@ -1,4 +1,4 @@
-"""Submissions and shards with every required field, and what two real processes run in a race."""
+"""Submissions and shards with every required field, and races between real processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OLD_SHARD = sa.table(
 
 
 def old_shard_row(shard):
-    """A shard that was never sent, as a row of OLD_SHARD."""
+    """Return a shard that was never sent, as a row of OLD_SHARD."""
     new = ("batch_key", "place", "sends", "sent_requests", "looked_at", "reason_kind")
     row = {name: value for name, value in shard_row(shard).items() if name not in new}
     row |= {"padding": 0, "retryable": False, "planned_at": a_submission().created_at}
@@ -54,12 +54,12 @@ def old_shard_row(shard):
 
 
 def fields_for(move, shard_id):
-    """What the move must bring."""
+    """Return the required fields of a move."""
     return {"batch_id": f"batch-{shard_id}"} if move is Move.ACCEPTED else {}
 
 
 def path_to(state):
-    """The shortest moves from `planned` to `state`."""
+    """Find the shortest moves from `planned` to `state`."""
     queue = deque([(ShardState.PLANNED, ())])
     while queue:
         here, path = queue.popleft()
@@ -75,7 +75,7 @@ def bring_to(ledger, shard_id, state):
 
 
 def race(act, url, processes=2):
-    """Run `act(ledger, number)` in several real processes at the same moment; what each returned or was refused."""
+    """Run `act(ledger, number)` in several real processes at the same moment; return each result or refusal."""
     barrier = PROCESSES.Barrier(processes)
     answers = PROCESSES.Queue()
     racers = [

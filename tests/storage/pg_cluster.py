@@ -1,4 +1,4 @@
-"""A real, throw-away PostgreSQL cluster, which can be made to go away. Needs the server's programs."""
+"""A real, temporary PostgreSQL cluster that can be stopped. Needs the server's programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SETTINGS = "-c listen_addresses= -c fsync=off -c full_page_writes=off"  # commi
 
 
 class Cluster:
-    """One server in a folder of its own, reached by a socket in it. Runs as nobody where we are root."""
+    """One server in a folder of its own, reached by a socket in it. Runs as the user `nobody` if we are root."""
 
     def __init__(self, binaries: Path) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="dlb-pg-", dir="/tmp"))  # short: socket paths end at 107 bytes
@@ -33,7 +33,7 @@ class Cluster:
         self._run(*self._control, "-w", "-l", f"{self.home}/log", "-o", f"-k {self.home} {_SETTINGS}", "start")
 
     def stop(self, *, check: bool = True) -> None:
-        """At once, as where the machine fails. What was committed is there after the next start."""
+        """Stop at once, like a failing machine; committed data survives the next start."""
         self._run(*self._control, "-w", "-m", "immediate", "stop", check=check)
 
     def remove(self) -> None:
@@ -48,11 +48,11 @@ class Cluster:
             connection.cursor().execute(statement)
 
     def kill_backends(self) -> None:
-        """All connections but our own."""
+        """End all connections but our own."""
         self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
 
     def new_database(self) -> str:
-        """The URL of an empty one."""
+        """Create an empty database; return its URL."""
         name = f"t{uuid.uuid4().hex}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy")
         return f"postgresql://dlb:unused-password@/{name}?host={self.home}"

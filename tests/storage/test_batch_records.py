@@ -1,4 +1,4 @@
-"""Shards and their batches, as the ledger has them, agree: each rule finds what breaks it, and moves break none."""
+"""Records of shards and their batches agree: each rule finds its violation, and moves cause none of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BROKEN = {
 
 @pytest.fixture
 def sent(ledger: Ledger) -> Ledger:
-    """A shard in flight."""
+    """Return a ledger with a shard in flight."""
     ledger.submissions.open(a_submission(), [a_shard("h1")])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     return ledger
@@ -82,7 +82,7 @@ STALE = {
 def test_what_is_known_of_a_batch_moves_no_shard_that_was_sent_in_another_since(
     ledger: Ledger, move: Move, fields: dict[str, str]
 ) -> None:
-    """A process is frozen in its create call for `a`, which another one plans again, and sends with `b`."""
+    """Freeze a process in its create call for `a`; another process plans `a` again, and sends it with `b`."""
     ledger.submissions.open(a_submission(), [a_shard(name, number=n, nonce=name) for n, name in enumerate("ab", 1)])
     key = ledger.shards.move("a", Move.SEND).batch.batch_key
     ledger.shards.move("a", Move.NOT_SENT, batch_key=key)
@@ -110,7 +110,7 @@ def test_a_batch_becomes_void_for_all_of_its_shards(ledger: Ledger, move: Move) 
 
 @pytest.mark.parametrize("state", [ShardState.SUBMITTING, ShardState.SUBMITTED])
 def test_what_was_sent_with_a_shard_that_was_split_since_is_planned_again(ledger: Ledger, state: ShardState) -> None:
-    """The ledger is of before: the batch of both ran nothing, and then `a` was split."""
+    """Start from the older state: the batch of both ran no request, and then `a` was split."""
     shards = [a_shard(name, number=n, nonce=name, path=name) for n, name in enumerate("ab", 1)]
     ledger.submissions.open(a_submission(requests=16), shards)
     sent = ledger.shards.move_all(["a", "b"], Move.SEND)
@@ -125,7 +125,7 @@ def test_what_was_sent_with_a_shard_that_was_split_since_is_planned_again(ledger
     last = [event for event in ledger.events.of_submission("s1") if event.shard_id == "b"][-1]
     assert (last.kind, last.from_state) == ("put_back" if state is ShardState.SUBMITTED else "not_sent", state)
     assert not broken_records(ledger)
-    # It was sent alone then, of which it has a receipt.
+    # The shard was then sent alone, and has a receipt of that.
     again = with_columns(sent[1], {"batch_key": "b-2", "place": 0})
     assert ledger.shards.find_unrecorded_sends({"b": (again, 2)}) == ["b"]
     ledger.shards.recover_sends([a_submission(requests=16)], {"b": (again, 2)})

@@ -30,7 +30,7 @@ class SureLabel(BaseModel):
 
 
 def answer(body: Any, _url: str) -> Any:
-    """The oracle is right; the model is wrong of every sixth row, and less sure there."""
+    """Answer as the oracle, which is right, or as the model, wrong for every sixth row and less sure there."""
     number = int(re.findall(r"case (\d+)", str(body))[0])
     is_wrong = body["model"] == CHEAP and number % 6 == 0
     return {"topic": TOPICS[(number + is_wrong) % 3], "confidence": 0.4 if is_wrong else 0.9}
@@ -43,13 +43,13 @@ class Site:
         self.url, self.folder, self.emulator = url, folder, emulator
 
     def engine(self) -> Engine:
-        """Another process's engine: it has nothing but the ledger and the files."""
+        """Return an engine of another process, which has only the ledger and the files."""
         provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=5.0)
         ledger, payloads = Ledger(self.url), PayloadStore(self.folder)
         return Engine(Deployment({"openai": provider}, ledger, payloads, "test", sleep=lambda _: None))
 
     def look(self, sample: int, rows: int = ROWS) -> Levels:
-        """Label the rows by a cascade with this sample, and return what was calibrated."""
+        """Label the rows by a cascade with this sample, and return the calibrated levels."""
         asked_for, engine = definition(sample), self.engine()
         submission_id = engine.plan(asked_for, cases(rows)).submission_id
         engine.submit(asked_for, submission_id)
@@ -90,7 +90,7 @@ def test_each_ledger_counts_the_looks_at_the_same_rows_and_each_look_has_its_sha
         found = site.look(sample)
         assert (found.look, found.sample) == (place, sample)
         assert found.allowed == count_allowed(sample, ROWS, 0.9, look_confidence(0.95, place))
-    # What was decided before is the same look, and another table is looked at for the first time.
+    # An earlier decision is the same look; another table has its first look.
     assert site.look(80).look == 2
     assert site.look(60, ROWS + 1).look == 1
 

@@ -1,4 +1,4 @@
-"""What a changed definition holds back, and what lands of it all the same, on both ledgers."""
+"""Rows held back by a changed definition, and rows that still become labels, on both ledgers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The table of costs, on both ledgers, against a bill that is added up here by hand from what the emulator answered.
+"""The table of costs on both ledgers, against a bill computed here by hand from the emulator's answers.
 
-Five tickets, of which one is asked twice and one three times, the last time of a fallback; mails whose vendor says what
-they cost; one batch that is given up, and one that is still in flight.
+There are five tickets; one is asked twice and one three times, the last time by a fallback. There are also mails with a
+cost reported by the vendor, an abandoned batch, and one in flight.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def labels(asset: str, model: str, **more: Any) -> Labeling:
 
 
 class SmallDeployment:
-    """A deployment whose clock stands, and an emulator that answers ticket `n` wrong as often as it is to."""
+    """A deployment with a stopped clock; the emulator answers ticket `n` wrong as often as `wrong` has it."""
 
     def __init__(self, ledger_url: str, folder: Path) -> None:
         self.now = FIRST
@@ -82,7 +82,7 @@ class SmallDeployment:
         submission_id = self.send(definition, texts, partition)
         while not self.engine.status(submission_id).is_settled:
             self.emulator.settle()
-            self.now += timedelta(days=1)  # each wave is sent on a day of its own
+            self.now += timedelta(days=1)  # each wave is sent on another day
             self.engine.advance(definition, submission_id)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ def table(deployment: SmallDeployment, *by: str, **limits: Any) -> dict[tuple[st
 
 
 def test_an_answer_that_comes_late_to_what_was_asked_again_is_waste(deployment: SmallDeployment) -> None:
-    """Of three that were given up, two are asked again; one of these gets no label then."""
+    """Abandon three rows, and ask two of them again; one of these gets no label."""
     definition = labels("late", "openai/gpt-5-nano")
     first = deployment.send(definition, ["late 1", "late 2", "late 3"])
     [shard] = deployment.ledger.shards.of_submission(first)
@@ -198,7 +198,7 @@ def test_groups_are_those_that_are_asked_for(deployment: SmallDeployment) -> Non
     teams = table(deployment, "tag:team")
     assert [key[0] for key in teams] == ["", "support", "total"]
     assert teams["support",].cost_usd == table(deployment, "asset")["tickets",].cost_usd
-    # A fallback's cost is that of the fallback.
+    # The cost of a fallback is counted for the fallback's model.
     assert table(deployment, "asset", "model")["tickets", "openai/gpt-4o-mini"].cost_usd == usd(MINI, 1_004, 100)
     within = table(deployment, "day", since=datetime(2026, 11, 4, tzinfo=UTC), until=datetime(2026, 11, 5, tzinfo=UTC))
     assert [key[0] for key in within] == ["2026-11-04", "total"]
@@ -255,7 +255,7 @@ def test_charges_sum_up_to_what_cost_shows_and_name_where_each_is_from(deploymen
     assert total.cost_usd is not None
     assert sum(charges["BilledCost"].to_pylist()) == total.cost_usd
     assert charges["BilledCost"] == charges["EffectiveCost"] == charges["ListCost"] == charges["ContractedCost"]
-    # A batch that was given up costs nobody knows what, and one that is open nothing yet.
+    # The cost of an abandoned batch is unknown, and an open batch has none yet.
     assert unknown == total.requests_unknown == 2
     assert set(charges["x_Asset"].to_pylist()) == {"tickets", "mails"}
     assert [name for name in NOT_NULL if charges[name].null_count] == []
@@ -281,6 +281,6 @@ def test_charges_sum_up_to_what_cost_shows_and_name_where_each_is_from(deploymen
     }
     assert ticket["ConsumedQuantity"] == ticket["x_InputTokens"] + ticket["x_OutputTokens"]
     assert abs(ticket["ListUnitPrice"] * ticket["PricingQuantity"] - ticket["ListCost"]) < Decimal("1e-8")
-    # The vendor's own count is beside our price.
+    # The vendor's reported cost is next to our price.
     mail = next(row for row in rows if row["x_Asset"] == "mails")
     assert mail["x_ReportedCost"] == Decimal("0.0004") != mail["BilledCost"]

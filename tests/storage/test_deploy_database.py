@@ -34,7 +34,7 @@ ROWS = pa.table({"id": ["t0", "t1", "t2"], "text": ["One.", "Two.", "Three."]})
 
 @pytest.fixture
 def cluster(postgres_cluster: Cluster) -> Iterator[Cluster]:
-    """A cluster in which the script has run, as its administrator runs it."""
+    """Run the script as the administrator runs it; yield its cluster."""
     binaries = server_binaries()
     assert binaries is not None
     # A link on the path leads to the folder of all programs.
@@ -74,7 +74,7 @@ def test_the_owner_makes_the_tables_by_the_command_of_the_page_and_the_role_of_r
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     early = Ledger(url(cluster, "llm_batch"))
-    # Before the owner has made the tables, the role of runs changes nothing, and its error names the right.
+    # Before the owner creates the tables, the role of runs cannot change any, and its error names the missing right.
     with pytest.raises(LedgerError, match=r"permission denied for schema public.*Nothing was changed"):
         early.submissions.list_all("test")
     early.close()

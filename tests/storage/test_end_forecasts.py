@@ -1,4 +1,4 @@
-"""Forecasts of the end from the ledger, on both: what is read, what is told, how it is scored."""
+"""Forecasts of the end, on both ledgers: the history, the reported text, and the score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASKED = EndQuestion(OWNER, requests=8, batches=1)
 
 
 class Site:
-    """A ledger whose submissions take as long as they are told to, by a clock of its own."""
+    """A ledger whose submissions take a given time, by its own clock."""
 
     def __init__(self, url: str, clock: Any) -> None:
         self.ledger, self.clock, self.count = Ledger(url, clock=clock), clock, 0
@@ -91,7 +91,7 @@ def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> N
     assert end_text(said, DAY) == (
         "1 of 2 within 6 h 0 m, 9 of 10 within 10 h 0 m (by 10 earlier submissions of similar size)"
     )
-    # Of another size there are none, but single batches of the model, which are of that size too, or of any.
+    # No submission has another size, so single batches of the model are used, of a similar size or of any.
     assert site.history.forecast_end("tickets", ASKED._replace(requests=8_000)).basis == "batches"
     assert site.history.forecast_end("other", ASKED).basis == "batches"
     assert site.history.forecast_end("other", ASKED._replace(is_simple=False)).basis == "none"
@@ -101,7 +101,7 @@ def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> N
 
 
 def stored(said: EndForecast, now: Any) -> dict[str, Any]:
-    """What a plan stores of a forecast."""
+    """Return the columns that a plan stores of a forecast."""
     p50, p90 = (None if took is None else now + took for took in (said.p50, said.p90))
     basis = {"basis": said.basis, "ended": said.ended, "running": said.running}
     return {"p50_end_at": p50, "p90_end_at": p90, "end_basis": basis}
@@ -130,7 +130,7 @@ def test_what_runs_or_was_stopped_is_known_to_have_taken_longer(site: Site) -> N
     assert sorted((span.has_ended, span.until is None) for span in batches) == [(False, False), (False, True)]
     said = site.history.forecast_end("tickets", ASKED)
     assert (said.ended, said.running) == (10, 2)
-    assert said.p90 is None  # two of twelve have taken longer than all others, nobody knows how much
+    assert said.p90 is None  # two of twelve took longer than all others, by an unknown time
     assert "the time of 9 of 10 is unknown, each batch ends, or expires, within 24 h 0 m" in end_text(said, DAY)
     assert running != canceled
 

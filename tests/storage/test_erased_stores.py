@@ -1,6 +1,6 @@
-"""Erasing on both databases and on object stores: killed anywhere it is gone on with, and nothing of the rows is left.
+"""Erasing on both databases and on object stores: it continues after a kill at any point, and removes all row data.
 
-Each row has a secret of its own, and the model repeats what it is told.
+Each row has a secret of its own, and the model repeats its prompt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rows(count: int) -> list[dict[str, object]]:
 
 
 class Place:
-    """One deployment; an engine of it is what a process makes."""
+    """One deployment; each process makes an engine of it."""
 
     def __init__(self, ledger_url: str, payloads: PayloadStore) -> None:
         self.ledger_url = ledger_url
@@ -75,7 +75,7 @@ class Place:
         return table
 
     def stored(self) -> str:
-        """All that payload store and ledger hold, unpacked."""
+        """Return the content of the payload store and the ledger, unpacked."""
         found = []
         for file in self.payloads.files("n"):
             if file.path.endswith(".tmp"):
@@ -144,7 +144,7 @@ def test_a_killed_erasure_is_gone_on_with(ledger_url, tmp_path):
         key += 1
         # Each second effect on one database, and those between on the other.
         ended = erase_and_die(place, key, at=2 * key + (1 if ledger_url.startswith("sqlite") else 2))
-        # What lands the labels next goes on with it, or a person does.
+        # The next run that materializes labels continues the erasure, or a person does.
         if key % 2 and len(tombstones(place)) > key:
             assert key not in place.labels()["id"].to_pylist()
         assert erase(place, key) == []
@@ -159,7 +159,7 @@ def test_a_killed_erasure_is_gone_on_with(ledger_url, tmp_path):
 
 
 def check_left_behind(place: Place) -> None:
-    """Half-written files of killed processes go, too, when nobody can be writing them any more."""
+    """Check that half-written files of killed processes go, once no process can be writing them."""
     if not (child := os.fork()):
         folder = next(place.payloads.files("n")).path.rpartition("/")[0]
         with place.payloads.writer(f"{folder}/unfinished.zst"):

@@ -1,6 +1,6 @@
-"""Whatever a vendor, a clock and people at consoles do: every submission ends, or a person is told what to do.
+"""For any actions of a vendor, a clock and people: every submission ends, or a person gets an instruction.
 
-And nothing is billed twice, unless a person asked again.
+A request is never billed twice, unless a person asked again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ AGAIN = "again"
 
 
 class Place:
-    """One deployment with two batches under way, and what can happen to it."""
+    """One deployment with two batches in flight, and the events that can happen to it."""
 
     def __init__(self, emulator: Emulator, ledger_url: str, copy: Callable[[str], str], folder: str) -> None:
         self.emulator = emulator
@@ -85,7 +85,7 @@ class Place:
         self.engine.submit(LABELS, submission.submission_id)
 
     def happen(self, word: str, number: int) -> None:
-        """Let one thing happen; `number` chooses a batch."""
+        """Let one event happen; `number` chooses a batch."""
         if word in FAULTS:
             self.faults += 1
             self.emulator.inject(FAULTS[word])
@@ -116,7 +116,7 @@ class Place:
                 self.decide(word, number)
 
     def decide(self, word: str, number: int) -> None:
-        """A person does something."""
+        """Take one action of a person."""
         newest = self.ledger.submissions.of_partition("n", "labels")[0]
         shards = [shard for shard in self.ledger.shards.of_submission(newest.submission_id) if shard.batch.batch_id]
         if word == AGAIN:
@@ -130,7 +130,7 @@ class Place:
 
     def freeze(self) -> None:
         """Send another partition by a process that is frozen in its create call for longer than its lease."""
-        # Where the vendor cannot be asked, the batch that is sent beside another one's cannot be canceled either.
+        # While the vendor is unreachable, the batch sent at the same time cannot be canceled either.
         if self.faults:
             return
         partition = str(len(self.ledger.submissions.list_all("n")))
@@ -144,7 +144,7 @@ class Place:
         self.backup = self.copy(self.url)
 
     def restore(self) -> None:
-        """Put the ledger of the last backup back; whoever does so calls `recovery.recover_all`."""
+        """Restore the ledger from the last backup, and call `recovery.recover_all`, as a person would."""
         self.ledger.close()
         self.url = self.backup
         self.ledger = Ledger(self.url, self.now)
@@ -184,8 +184,8 @@ class Frozen:
         return self._place.provider.submit(lines, spec, tag)
 
 
-# A failing example is short enough as it is found; to make it shorter would take minutes. The examples are the same in
-# each run, so that what fails is what was changed; DLB_EXPLORE=200 looks at so many others.
+# Failing examples are short already; shrinking them would take minutes. The examples are the same in each run, so that
+# a failure comes from a change; DLB_EXPLORE=200 tries that many others.
 @settings(
     max_examples=int(os.environ.get("DLB_EXPLORE", "6")),
     derandomize="DLB_EXPLORE" not in os.environ,
@@ -210,7 +210,7 @@ def test_every_submission_ends_or_a_person_is_told(
         shown = {condition.submission.submission_id for condition, _ in find_undecided(place.engine)}
         emulator.clear_faults()
         for submission in place.ledger.submissions.list_all("n"):
-            # What waits for the answers of another is told of with it.
+            # A submission that waits for the answers of another one is reported with it.
             own = {submission.submission_id, *submission.reused_from}
             assert submission.is_settled or own & (shown | told.keys())
             if submission.is_settled:

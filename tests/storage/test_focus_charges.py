@@ -1,4 +1,4 @@
-"""Charges as FOCUS defines them, of batches of several vendors; that sums agree with `cost`: test_cost_tables.py."""
+"""Charges as FOCUS defines them, for batches of several vendors; test_cost_tables.py compares their sums to `cost`."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_what_is_open_unsent_or_of_unknown_cost_is_no_charge():
     ]
     charges, unknown = focus_charges(left_out, "test")
     assert (charges.num_rows, charges.schema, unknown) == (0, FOCUS_SCHEMA, 2)
-    # Of a part nothing is known: the rest is a charge.
+    # The cost of one request is unknown: the charge covers the others.
     charges, unknown = focus_charges([COST._replace(unpriced=1)], "test")
     assert (charges["BilledCost"].to_pylist(), unknown) == ([Decimal("0.0002")], 1)
 

@@ -1,4 +1,4 @@
-"""Disks that are really full: a small one in memory, and one whose blocks are missing when they are to be written."""
+"""Full disks: a small one in memory, and one that has too few blocks when data is synced."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
+    """Yield a disk of 1 MB."""
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as folder:
         yield folder
 
 
 @pytest.fixture
 def thin(tmp_path: Path) -> Iterator[Path]:
-    """A disk that says it has 32 MB, of which some 5 MB can be written: the rest it misses when it is asked to sync."""
+    """Yield a disk with a nominal size of 32 MB that can hold some 5 MB: a sync fails beyond that."""
     if which("mkfs.ext4") is None:
         pytest.skip("needs mkfs.ext4")
     with mounted(tmp_path / "back", "-t", "tmpfs", "-o", "size=6m", "tmpfs") as back:
@@ -61,7 +61,7 @@ def thin(tmp_path: Path) -> Iterator[Path]:
 
 
 def noise(size: int) -> pa.Table:
-    """A table of so many bytes, which compress to as many."""
+    """Return a table of so many bytes that do not compress."""
     rows = size // 1_000
     return pa.table({"text": pa.array([os.urandom(1_000) for _ in range(rows)], pa.binary())})
 

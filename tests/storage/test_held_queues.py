@@ -1,4 +1,4 @@
-"""What nobody looks after holds a place in a declared queue for a bounded time, and a person is told until then."""
+"""Batches of abandoned namespaces hold a declared queue for a bounded time; a person gets reports until then."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = {"openai": QueueLimit(max_batches=1)}
 
 
 class Place:
-    """A ledger that two namespaces share, of which nobody looks after the former any more."""
+    """A ledger shared by two namespaces; the namespace `former` is abandoned."""
 
     def __init__(self, ledger_url: str, folder: Path, emulator: Emulator) -> None:
         self.url, self.folder = ledger_url, folder
@@ -80,7 +80,7 @@ def test_a_batch_that_runs_for_longer_holds_its_place_while_somebody_asks_about_
 def test_a_person_is_told_which_batches_of_which_namespace_hold_the_queue_and_how_to_release_them(
     place: Place,
 ) -> None:
-    # Somebody may ask about it soon, and nothing waits.
+    # The batch may still be polled soon, and no other one waits yet.
     assert place.told() == []
     assert place.try_to_send().batch.batch_id is None
     assert place.told() == []
@@ -93,7 +93,7 @@ def test_a_person_is_told_which_batches_of_which_namespace_hold_the_queue_and_ho
     assert f"`dagster-llm-batch resolve {shard_id} --lost`" in told
     assert place.left.batch.sent_at is not None
     assert f"{place.left.batch.sent_at + 2 * WINDOW:%Y-%m-%d %H:%M} UTC" in told
-    # As it says.
+    # The reported command frees the queue.
     place.engine().give_up(shard_id)
     assert place.told() == []
     assert place.try_to_send().batch.batch_id is not None

@@ -115,7 +115,7 @@ def test_only_the_submission_of_which_it_was_told_is_held(ledger: Ledger, kind: 
 
 
 def unread(ledger: Ledger, clock: Any) -> None:
-    """A shard whose results could not be read, and are asked for later."""
+    """Add a shard with unreadable results, to be read again later."""
     ledger.submissions.open(a_submission(), [a_shard()])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
@@ -181,7 +181,7 @@ def test_what_is_collected_has_no_hold(ledger: Ledger, clock: Any, waits: bool) 
         bring_to(ledger, "h1", ShardState.SUBMITTED)
         ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
         ledger.unread.note(["h1"], "403: no")
-        # It was given up before, so that it waits for no other try.
+        # The shard was abandoned before, so it does not wait for another read.
         ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
     assert [hold.subject for hold in ledger.holds.of(["s1"])["s1"]] == ["h1"]
     ledger.shards.collect({"h1": {"results_path": "a"}})

@@ -1,4 +1,4 @@
-"""Estimates that learn from the ledger, on both: simulated submissions, seeded, whose bills are known."""
+"""Estimates that learn from the ledger, on both: simulated submissions, seeded, with known bills."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def site(ledger_url: str, tmp_path: Path, clock: Any) -> Any:
 
 
 def test_nine_in_ten_cost_what_was_told_also_when_replies_become_longer(site: Site) -> None:
-    """And the share that the ledger tells of itself is the true one."""
+    """Check also that the share that the ledger reports is the true one."""
     told, off = [], []
     for number in range(110):
         level = 60.0 if number < 70 else 90.0
@@ -121,7 +121,7 @@ def test_only_the_same_of_the_same_dataset_is_learned_from(site: Site) -> None:
         "prompt": (4, pytest.approx(300, rel=0.01)),
         "model": (4, pytest.approx(1, rel=0.01)),
     }
-    # Asked for the first time: rows of the same dataset have as many tokens, but what the replies have nobody knows.
+    # A new prompt: rows of the same dataset have as many input tokens, but the length of the replies is unknown.
     new = site.deployment.learned(replace(LABELING, prompt=Prompt(user="Anew: {{ text }}")))
     assert new is not None
     assert (new.complete, new.output_tokens, new.input_ratio) == (None, None, pytest.approx(1.2, rel=0.01))

@@ -1,4 +1,4 @@
-"""Leases within one process: what is refused, renewed, passed on and lost."""
+"""Leases within one process: refused, renewed, passed on and lost ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rows(ledger):
 
 
 def put(ledger, owner, expires_at, name="collect"):
-    """Another process's lease, around the code under test."""
+    """Insert the lease of another process."""
     with ledger._database.write() as connection:
         connection.execute(sa.delete(LEASE).where(LEASE.c.name == name))
         connection.execute(sa.insert(LEASE).values(name=name, owner=owner, expires_at=expires_at))
@@ -116,7 +116,7 @@ def test_a_lease_of_another_host_passes_on_only_when_it_expires(ledger, clock):
 
 
 def of_another_machine(ledger):
-    """The owner that a process of another machine has: the same form, another boot."""
+    """Return the owner text of a process on another machine: the same form, another boot."""
     with ledger.leases.hold("other") as lease:
         host, boot, space = lease.owner.rsplit(":", 3)[0].split("/")
     return f"{host}-2/{boot[::-1]}/{space}:1:2:abc"
@@ -144,7 +144,7 @@ def test_two_machines_at_work_on_one_sqlite_file_are_refused_before_anything_is_
 def test_what_another_machine_left_is_no_sign_of_two(new_ledger_url):
     ledger = Ledger(new_ledger_url())
     owner = of_another_machine(ledger)
-    # A laptop that was started anew, or a container that was moved, with what the process before has left.
+    # A lease left by an earlier process, on a restarted laptop or in a moved container.
     put(ledger, owner, utc_now() + timedelta(seconds=0.5), name="theirs")
     with ledger.leases.hold("mine") as lease, ledger.leases.hold("mine too"):
         lease.check()
@@ -154,7 +154,7 @@ def test_what_another_machine_left_is_no_sign_of_two(new_ledger_url):
 
 def test_two_machines_whose_leases_never_overlap_are_noticed_by_the_process_that_was_there_before(sqlite_url):
     ledger = Ledger(sqlite_url)
-    # What the process before this one has left, on a machine that is gone.
+    # A lease left by an earlier process on a removed machine.
     put(ledger, of_another_machine(Ledger(f"{sqlite_url}-2")), utc_now() - timedelta(days=1), name="machine")
     ledger.leases.active()
     for _ in range(2):
@@ -218,7 +218,7 @@ def test_the_heartbeat_renews_a_lease_until_its_block_ends(sqlite_url):
         ((_, _, first),) = rows(ledger)
         renewed = first
         pause = threading.Event()
-        while renewed == first:  # pytest's time limit ends this where nothing renews it
+        while renewed == first:  # pytest's time limit ends this if the lease is never renewed
             pause.wait(0.05)
             ((_, _, renewed),) = rows(ledger)
         assert renewed > first
@@ -243,7 +243,7 @@ def test_a_lease_that_was_not_renewed_in_time_is_not_trusted(ledger, clock):
         clock.pass_seconds(0.1)
         with pytest.raises(LeaseError, match="could not be renewed"):
             lease.check()
-        lease.renew()  # nobody took it meanwhile
+        lease.renew()  # the lease is still free
         lease.check()
 
 

@@ -1,4 +1,4 @@
-"""What the ledger promises, on each database."""
+"""The contract of the ledger, on each database."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_change
             assert after == ledger.shards.get(shard.shard_id)
             *sent, event = ledger.events.of_submission("s1")[len(events) :] or [None]
             if move is Move.SEND:
-                # The event is written with what came of the create call.
+                # The event is written with the outcome of the create call.
                 assert event is None
                 continue
             assert (event.shard_id, event.kind) == (shard.shard_id, move.value)
@@ -576,7 +576,7 @@ def test_what_one_ledger_wrote_another_reads_also_after_close(ledger, ledger_url
 
 
 def refusal_chain(url):
-    """Everything that a traceback of the refusal would print."""
+    """Yield each error that a traceback of the refusal would print."""
     with pytest.raises(LedgerError) as refusal:
         Ledger(url).submissions.list_all("prod")
     seen: BaseException | None = refusal.value
@@ -820,7 +820,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_are_read_in_their_ord
 
 
 def give_up(ledger, shard_id, now):
-    """A batch that runs is given up, and collected without answers."""
+    """Abandon a running batch, and collect it without answers."""
     bring_to(ledger, shard_id, ShardState.SUBMITTED)
     ledger.shards.move(shard_id, Move.GIVEN_UP, cause=Cause.GIVEN_UP, ended_at=now)
     ledger.shards.move(shard_id, Move.COLLECTED)
@@ -850,12 +850,12 @@ def test_what_was_given_up_is_awaited_until_it_ends_and_then_its_submission_is_s
     assert (ledger.shards.get("h1").batch.done, ledger.shards.get("h2").batch.done) == (
         3,
         None,
-    )  # it is still polled, and no other
+    )  # it is still polled, and the other is not
     assert ledger.submissions.progress("prod") == []
     of_another = an_ending("batch-of-another")
     ledger.shards.record_late_endings({"h1": of_another})
     assert ledger.submissions.progress("prod") == []
-    for _ in range(2):  # two processes have polled it
+    for _ in range(2):  # two processes polled it
         ledger.shards.record_late_endings({"h1": an_ending("batch-h1"), "h2": an_ending("batch-h2")})
     assert (ledger.shards.get("h1").state, ledger.shards.get("h2").state) == (ShardState.ENDED, ShardState.COLLECTED)
     assert ledger.shards.get("h1").cause is None
@@ -892,7 +892,7 @@ def test_a_split_moves_requests_once_to_a_shard_with_the_same_place_in_queue_and
     assert [s.bill.estimated_usd for s in ledger.shards.of_submission("s1")] == [5, 3]
     assert ledger.money.spent_usd("prod", since=since) == 8
     assert ledger.money.spent_usd("prod", since=clock.now) == 0  # the half was planned when the whole was
-    presence = Presence.at(clock.now, timedelta(days=1))  # and somebody looks after it now
+    presence = Presence.at(clock.now, timedelta(days=1))  # the namespace is attended now
     assert (
         ledger.queues.count_ahead("prod", [a_shard("zz")], presence=presence, longest_pause=timedelta(hours=1)).batches
         == 0
@@ -1008,7 +1008,7 @@ def test_only_planned_shards_wait_and_a_place_is_taken_back_only_where_it_was_gi
 
 
 def test_a_line_says_of_each_shard_what_is_ahead_of_it_in_two_statements(ledger, clock):
-    """What is in flight, waits, lacks money, is paused, is of another model, namespace or a submission that ended."""
+    """Mix shards in flight, waiting, without money, paused, and of other models, namespaces and ended submissions."""
     counts = {"requests": 3, "tokens": 10}
     for at, of in enumerate(({}, {"namespace": "other"}, {"model": "other"}, {})):
         shards = [a_shard(f"{n}{at}", f"s{at}", number=n, nonce=f"{n}{at}", **counts) for n in range(6)]
@@ -1056,7 +1056,7 @@ def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no
     presence = Presence.at(clock.now, timedelta(days=1))
     assert [s.shard_id for s in ledger.queues.without_room("prod", last, presence)] == ["h2"]
     assert ledger.queues.without_room("staging", last, presence) == []
-    unseen = presence._replace(seen_since=clock.now)  # nobody looks after it
+    unseen = presence._replace(seen_since=clock.now)  # the namespace is unattended
     assert ledger.queues.without_room("prod", last, unseen) == []
     assert [shard.shard_id for shard in ledger.queues.waiting_for_room("prod")] == ["h2"]
     bring_to(ledger, "h2", ShardState.SUBMITTING)

@@ -1,6 +1,6 @@
-"""The migrated database is the one that the tables describe; an old one goes on where it was; a newer one is refused.
+"""Migration makes the described tables; an old ledger continues its work, and a newer one is refused.
 
-`version_1.sql` and `version_1.tar.gz` (payloads, and a command's files) are what the package of schema version 1 left.
+Schema version 1 of the package wrote `version_1.sql` and `version_1.tar.gz` (payloads, and a command's files).
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def test_a_published_migration_is_never_changed(number):
 
 @pytest.fixture
 def version_1(ledger_url):
-    """The URL of a ledger that the package of version 1 wrote."""
+    """Return the URL of a ledger written by the package of version 1."""
     database = Database(ledger_url, version=1)
     with database.write() as connection:
         if connection.dialect.name == "postgresql":

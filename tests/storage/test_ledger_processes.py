@@ -1,4 +1,4 @@
-"""Real processes at the same moment: exactly one wins, and a killed one leaves nothing locked."""
+"""Real processes at the same moment: exactly one wins, and a killed one leaves no lock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ONE_BUDGET = SpendLimit(Decimal(7), "prod")
 
 
 def reserve_and_send(ledger, number):
-    """Send what the budget has room for; how many shards that are."""
+    """Send shards while the budget has room; return their number."""
     sent = 0
     for shard in ledger.shards.of_submission("s1")[number::3]:
         if ledger.money.reserve({shard.shard_id: Decimal(1)}, [ONE_BUDGET]):
@@ -118,7 +118,7 @@ def test_what_a_process_kept_that_was_killed_before_it_sent_is_kept_for_that_sha
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     assert not ledger.money.reserve({"b": Decimal(3)}, [ONE_BUDGET])
-    # Whoever goes on with the shard takes its place, and does not pay for it beside that.
+    # The process that continues the shard takes over its reservation, and does not pay a second time.
     assert ledger.money.reserve({"a": Decimal(6)}, [ONE_BUDGET])
     ledger.shards.move("a", Move.CANCELED, status=BatchStatus.CANCELED)
     assert ledger.money.reserve({"b": Decimal(7)}, [ONE_BUDGET])
@@ -157,7 +157,7 @@ def try_lease(ledger, number):
 
 
 def work_alone(ledger, number):
-    """Reads, waits for the other, writes: only whoever works alone counts every step."""
+    """Read, wait for the other process, and write: only a process that works alone counts every step."""
     for _ in range(5):
         with ledger.leases.hold("count", seconds=3600, wait_seconds=100):
             seen = len(ledger.events.of_submission("s1"))

@@ -1,4 +1,4 @@
-"""What a shard or a queue is asked about reads few of the others, however many the ledger has, on both databases."""
+"""Queries about one shard or queue read few other rows of the ledger, however many it has, on both databases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEPS = 100  # of SQLite's virtual machine
 
 
 class Effort:
-    """What queries took: rows that PostgreSQL looked at, or hundreds of steps that SQLite made."""
+    """The work of queries: rows that PostgreSQL read, or hundreds of steps of SQLite."""
 
     def __init__(self) -> None:
         self.spent = 0
@@ -60,7 +60,7 @@ def _effort(ledger) -> Iterator[Effort]:
 
 @pytest.fixture
 def busy_ledger(ledger):
-    """Two shards in one batch, and thousands of others of the same account: in flight, each in a batch of its own."""
+    """Return a ledger with two shards in one batch, and thousands of others in flight, each in its own batch."""
     others = [a_shard(f"o{n}", "others", number=n, nonce=f"o{n}") for n in range(_OTHERS)]
     ledger.submissions.open(a_submission("others", partition="others"), others)
     ledger.submissions.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2, nonce="n2")])

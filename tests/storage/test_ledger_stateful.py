@@ -1,4 +1,4 @@
-"""Any sequence of moves, sensible or not, leaves the ledger where a plain dict says it is."""
+"""Any sequence of moves, legal or not, leaves the ledger in the state of a plain dict."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Moves(RuleBasedStateMachine):
                 self.ledger.shards.move(shard, move, **fields)
         else:
             self.ledger.shards.move(shard, move, **fields)
-            # The event of a sending is written with what came of it.
+            # The event of a send is written with its outcome.
             sent = [(shard, Move.SEND.value)] if self.states[shard] is ShardState.SUBMITTING else []
             self.states[shard] = to
             self.happened += sent + ([] if move is Move.SEND else [(shard, move.value)])
             if fields:
                 self.batches[shard] = batch_id
             elif to is ShardState.PLANNED:
-                self.batches.pop(shard, None)  # it ran nothing, and can be sent again
+                self.batches.pop(shard, None)  # the batch ran no request, so the shard can be sent again
 
     @rule()
     def start_again(self):

@@ -1,4 +1,4 @@
-"""Several runs and sensors on one ledger at once, and a database that goes away: each request is paid once."""
+"""Several runs and sensors on one ledger at once, and database outages: each request is paid once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def emulator() -> Iterator[Emulator]:
 
 
 def assert_paid_once(mine: Engine, emulator: Emulator, requests: int) -> None:
-    """Every request was answered well, and billed, in exactly one batch, and the ledger knows all batches."""
+    """Check that every request was answered and billed in exactly one batch, and that the ledger has all batches."""
     billed = Counter(execution.body_digest for execution in emulator.books.executions if execution.billed)
     assert len(billed) == requests
     assert set(billed.values()) == {1}
@@ -52,7 +52,7 @@ def assert_paid_once(mine: Engine, emulator: Emulator, requests: int) -> None:
 
 
 def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emulator, tmp_path):
-    """Its workers are processes that import the package, and work for as long as it takes to meet."""
+    """Run slowly: the workers are processes that import the package, and run until they have met."""
     # so that each day has a second wave
     emulator.inject(*(RowFault(status_code=503, containing=f"Ticket {day}-3.", times=1) for day in DAYS))
     acts = [run_until_settled] * 3 + [watch_until_settled] * 2
@@ -85,7 +85,7 @@ def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emula
 
 
 def what_is_known(ledger: Ledger, failures: list[LedgerError]) -> str:
-    """Return what a submission that does not end waits for, a line each."""
+    """Return the waits of a submission that does not end, one on each line."""
     lines = [f"failed: {error}" for error in failures]
     for submission in ledger.submissions.list_all(NAMESPACE):
         lines += [str(shard) for shard in ledger.shards.of_submission(submission.submission_id)]
@@ -94,7 +94,7 @@ def what_is_known(ledger: Ledger, failures: list[LedgerError]) -> str:
 
 
 class Outage:
-    """What goes wrong with the database, and how long: until somebody has noticed, where somebody must."""
+    """Outages of the database, each for some time: until a worker has noticed it, if one must."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -119,7 +119,7 @@ MOMENTS = {"create": "POST /v1/batches", "poll": "GET /v1/batches/*", "download"
 def test_a_database_that_goes_away_costs_time_only(
     postgres_cluster: Cluster, emulator: Emulator, tmp_path, moment: str, outage: Callable[[Outage], None]
 ):
-    """Its workers wait for PostgreSQL to come back, and then for leases of the dead, which last minutes."""
+    """Run slowly: workers wait for PostgreSQL to return, and then minutes for the leases of dead processes."""
     in_the_middle = WireFault(kind="slow", route=MOMENTS[moment], seconds=0.5)
     emulator.inject(in_the_middle)
     url, skipped = postgres_cluster.new_database(), [timedelta()]
@@ -171,7 +171,7 @@ def test_what_the_ledger_commits_survives_a_server_that_is_set_up_to_forget(post
 
 @pytest.mark.parametrize(("own", "shown"), [(None, "1min"), ("0", "1min"), ("5min", "1min"), ("7s", "7s")])
 def test_the_server_ends_a_session_that_is_frozen_in_a_transaction(postgres_cluster: Cluster, own, shown):
-    """Else all others would wait for its locks. A shorter time of the database's own stays."""
+    """Check that other sessions do not wait for its locks; a shorter timeout of the database stays."""
     url = postgres_cluster.new_database()
     if own is not None:
         name = url.partition("@/")[2].partition("?")[0]

@@ -1,6 +1,6 @@
 """The rest of a spending limit goes to the work that completes other paid work first; the remainder is reported.
 
-On both ledgers: a cascade whose model comes before its oracle in every order but that of use.
+On both ledgers: a cascade whose model precedes its oracle in every order except the right one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SureLabel(BaseModel):
 
 
 def answer(body: Any, _url: str) -> Reply:
-    """Both are right, at a price above what was expected of either."""
+    """Answer right as either model, at a higher price than expected."""
     [number] = set(re.findall(r"invoice (\d+)", str(body)))
     label = {"topic": TOPICS[int(number) % 3], "confidence": 0.9}
     if "confidence" not in str(body["response_format"]):
@@ -80,7 +80,7 @@ def definition(**changes: Any) -> Labeling:
 
 
 class Place:
-    """One deployment on a ledger, in which uploads are made one at a time: in the order in which they are begun."""
+    """One deployment on a ledger; it uploads one file at a time, in the order in which uploads begin."""
 
     def __init__(self, ledger_url: str, tmp_path: Path, emulator: Emulator) -> None:
         self.url, self.folder = ledger_url, tmp_path / "payloads"
@@ -108,7 +108,7 @@ class Place:
         return found
 
     def finish(self, labels: Labeling, submission_id: str, limit: SpendLimit | None = None, **rules: Any) -> Status:
-        """Take it to its end; at no time more is committed than the limit has."""
+        """Run the submission to its end; check that commitments never exceed the limit."""
         for _ in range(60):
             self.emulator.settle()
             self.skipped += timedelta(hours=1)
@@ -133,7 +133,7 @@ def place(ledger_url: str, tmp_path: Path, emulator: Emulator) -> Place:
 
 
 def sent(shards: list[Shard]) -> dict[str, int]:
-    """How many requests were sent, by model."""
+    """Count the sent requests by model."""
     counts = {MODEL: 0, ORACLE: 0}
     for shard in shards:
         counts[shard.model] += shard.requests if shard.batch.sent_at is not None else 0
@@ -160,7 +160,7 @@ def test_the_model_waits_for_all_of_the_sample_and_is_asked_then(place: Place) -
     counts = sent(shards)
     assert 0 < counts[ORACLE] < SAMPLE
     assert not counts[MODEL]
-    # A run that has nothing to do says so, and no other is requested.
+    # A run that has no work reports that, and no further run is requested.
     assert sent(engine.submit(labels, submission_id).shards) == counts
     [waiting] = engine.ledger.submissions.progress("n")
     assert not engine.activity.can_advance(waiting)
@@ -189,7 +189,7 @@ def test_a_model_is_not_asked_in_vain_where_its_sample_is_given_up_and_a_person_
         "given up for money, so that none of these would be taken. Raise the limit; then `dagster-llm-batch retry "
         "labels` asks for the rows without a label"
     ) in told
-    # As it says: what was answered is not asked again, and the model is.
+    # The reported command works: answered requests are not asked again, and the model is.
     again = definition(max_cost_usd=bound)
     next_id = engine.plan(again, rows(), again=True).submission_id
     engine.submit(again, next_id)
@@ -204,7 +204,7 @@ def test_what_a_killed_process_has_kept_for_the_model_does_not_change_the_order(
     engine = place.engine()
     submission_id = engine.plan(labels, rows()).submission_id
     limit = SpendLimit(most, "n", submission_id=submission_id)
-    # All that a process has recorded which is killed right before it sends.
+    # The ledger of a process that was killed right before it sent.
     left = most - engine.ledger.money.committed_usd(limit)
     [model] = [shard for shard in engine.ledger.shards.of_submission(submission_id) if shard.model == MODEL]
     assert engine.ledger.money.reserve({model.shard_id: left}, [limit])
@@ -241,7 +241,7 @@ def test_the_next_turn_uses_the_money_that_a_killed_process_has_kept(place: Plac
     limit = SpendLimit(most, "n", submission_id=submission_id)
     assert {shard.state.value for shard in engine.ledger.shards.of_submission(submission_id)} == {"planned"}
     kept = engine.ledger.money.committed_usd(limit)
-    # All of the limit: no more could be kept beside it.
+    # The reservation takes the whole limit: a second one would not fit.
     assert kept > most / 2
     assert engine.activity.can_advance(engine.ledger.submissions.progress("n")[0])
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: ROWS, ORACLE: 0}
@@ -293,8 +293,8 @@ def fill_queue(engine: Engine, requests: int) -> str:
     return submission_id
 
 
-# There is money for 57 requests and not for 3. These alone would have a place in the second queue; in the third and
-# fourth they, or the model that waits for its sample, would hold the place before what has money.
+# There is money for 57 requests and not for 3. Alone, these 3 would have a place in the second queue. In the third and
+# fourth, they, or the model that waits for its sample, would hold the place of the affordable requests.
 @pytest.mark.parametrize(
     ("queue", "limit", "cascade"),
     [
@@ -327,12 +327,13 @@ def test_no_run_is_requested_where_what_has_money_has_no_place_in_its_queue(
     assert not engine.activity.can_advance(waiting())
     why = engine.activity.outlook().waits_for_money(submission_id) or ""
     assert "for the provider's queue, or for its time; the rest for money: " in why
-    # Whoever asks for a run all the same is told once.
+    # A run that is requested all the same adds one event.
     events = len(engine.ledger.events.of_submission(submission_id))
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
     assert len(engine.ledger.events.of_submission(submission_id)) == events
     assert not engine.activity.can_advance(waiting())
-    # When there is a place, one run sends what there is money for, and no other is requested until that is billed.
+    # Once the queue has a place, one run sends the affordable requests; the next run is requested when these are
+    # billed.
     place.emulator.settle()
     place.skipped += timedelta(hours=1)
     engine.advance(definition(asset="other", cascade=None, model=f"openai/{ORACLE}"), other)
@@ -384,7 +385,7 @@ def test_of_processes_that_share_a_budget_none_asks_a_model_whose_sample_has_no_
 
 
 def test_a_model_is_asked_again_before_a_fallback_has_the_room(place: Place) -> None:
-    """In the second wave both are asked. The fallback is the first in the order of names."""
+    """Ask both in the second wave; the fallback's name comes first."""
     resend = Resend(max_waves=2, invalid_waves=1, fallback=[f"openai/{MODEL}"])
     labels = definition(cascade=None, resend=resend, model=f"openai/{ORACLE}", max_cost_usd="0.335")
 

@@ -1,7 +1,7 @@
-"""PostgreSQL: transactions that change the same rows lock them in one order, so that none waits for another for ever.
+"""PostgreSQL transactions that change the same rows lock them in one order, so that they cannot deadlock.
 
-Two threads meet behind a row that a third transaction has locked: where the first takes the rows in another order than
-the second, each then holds what the other needs, and the database ends one of them.
+Two threads meet behind a row that a third transaction has locked. If the first takes the rows in another order than the
+second, each then holds a row that the other needs, and the database ends one of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Any files of a settled partition may be lost: plans answer, rows have one outcome each, no stored answer is paid."""
+"""Any files of a settled partition may be lost: plans work, rows have one outcome each, stored answers cost nothing."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Place:
             self.skipped += timedelta(hours=1)
 
     def land(self) -> str:
-        """A settled submission of two waves."""
+        """Make a settled submission of two waves."""
         self.emulator.inject(RowFault(status_code=500, containing="number 3.", times=1))
         submission_id = self.engine.plan(LABELS, rows()).submission_id
         self.finish(submission_id)
@@ -88,7 +88,7 @@ class Place:
         return submission_id
 
     def outcomes(self, submission_id: str) -> dict[str, str]:
-        """The outcome of each row; it has exactly one."""
+        """Return the outcome of each row, and check that it has exactly one."""
         labeled = self.engine.labels(LABELS, submission_id)
         found = dict.fromkeys(labeled.labels["id"].to_pylist(), "succeeded")
         rejects = dict(zip(*(labeled.rejects[name].to_pylist() for name in ("id", "llm_outcome")), strict=True))
@@ -102,7 +102,7 @@ class Place:
         return sum(execution.billed for execution in self.emulator.books.executions)
 
     def surviving(self, submission_id: str) -> int:
-        """Count the requests with a good result that costs nothing while the provider is away."""
+        """Count the requests with a good result that is free while the provider is away."""
         found: set[str] = set()
         for shard in self.engine.ledger.shards.of_submission(submission_id):
             for path in (shard.results_path or "", shard.raw_path or ""):
@@ -134,7 +134,7 @@ def test_any_files_of_a_settled_partition_may_be_lost(
     if not has_vendor:
         emulator.inject(GONE)
     paid, kept = place.billed, ROWS if has_vendor else place.surviving(submission_id)
-    # A plan answers, of the same rows and of more, and a look at them bills nothing.
+    # Plans of the same rows, and of more rows, work; their preview bills no request.
     preview = place.engine.preview(LABELS, rows())
     assert preview.known is not None
     assert (preview.known.submission_id, preview.lost >= ROWS - kept) == (submission_id, True)
@@ -143,7 +143,7 @@ def test_any_files_of_a_settled_partition_may_be_lost(
     outcomes = place.outcomes(submission_id)
     assert sorted(outcomes.values()) == ["missing"] * (ROWS - kept) + ["succeeded"] * kept
     assert place.billed == paid
-    # A person asks for the rest: it is paid again, and nothing else.
+    # A person asks for the lost rows: only they are paid again.
     emulator.clear_faults()
     assert place.engine.preview(LABELS, rows(), again=True).to_send == ROWS - kept
     again = place.engine.plan(LABELS, rows(), again=True)
@@ -163,7 +163,7 @@ def test_with_a_batch_in_flight_whose_requests_are_unknown_a_plan_stops_and_says
     for act in (place.engine.preview, place.engine.plan):
         with pytest.raises(PayloadError, match=r"unknown which requests batch .* has.*resolve .* --lost"):
             act(LABELS, rows(ROWS + 1))
-    # When it has ended, its answers land by their own ids, and a plan goes on.
+    # When it has ended, its answers become labels by their own ids, and planning continues.
     place.finish(submission_id)
     assert set(place.outcomes(submission_id).values()) == {"succeeded"}
     assert place.engine.preview(LABELS, rows(ROWS + 1)).to_send == 1
@@ -220,7 +220,7 @@ def test_no_builtin_exception_leaves_a_verb(tmp_path: Path, emulator: Emulator, 
             harm(path)
     emulator.inject(GONE)
     refused = set()
-    # `cancel` at last, after which nothing is left to do.
+    # `cancel` comes last, since it ends all work.
     for name in sorted(ARGUMENTS, key=lambda name: (name == "cancel", name)):
         try:
             done = attrgetter(name)(place.engine)(*ARGUMENTS[name](place, submission_id))

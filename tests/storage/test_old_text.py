@@ -1,4 +1,4 @@
-"""What code before version 10 of the ledger told by text is columns after the migration."""
+"""Facts that older code derived from texts are columns after the migration to version 10 of the ledger."""
 
 from __future__ import annotations
 

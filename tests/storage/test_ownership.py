@@ -1,4 +1,4 @@
-"""Nothing of others is touched: files and batches stay whatever their names are; ours go by their record."""
+"""Foreign files and batches stay, whatever their names are; ours are deleted by their record."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def definition(prompt: str = "{{ text }}") -> Labeling:
 
 
 class Site:
-    """A namespace with a submission that another one replaced, one that was pruned, and one that lives on."""
+    """A namespace with three submissions: a replaced one, a pruned one, and one that stays."""
 
     def __init__(self, folder: Path, root: str, **options: Any) -> None:
         self.folder, self.root, self.options = folder, root, options
@@ -76,13 +76,13 @@ class Site:
             Path(full).write_bytes(content)
 
     def read(self) -> dict[str, bytes]:
-        """All that is stored, by path."""
+        """Return all stored files, by path."""
         store: Any = PayloadStore(self.root, **self.options)
         root = store._root.path.rstrip("/")
         return {file.path: store._fs.cat_file(f"{root}/{file.path}") for file in store.files("prod")}
 
     def do_all(self) -> None:
-        """Whatever deletes: erase a key that is there, one that is not, prune, and what the schedule calls."""
+        """Do everything that deletes: erase an existing key and an unknown one, prune, and run the schedule's work."""
         self.skipped = timedelta(days=400)
         for key in ("t1", "no such key"):
             eraser = self.engine().eraser
@@ -137,7 +137,7 @@ def parquet() -> bytes:
 def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
     filled: Site, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """It draws many names and depths, and takes a deployment through its life for each."""
+    """Draw many names and depths, and take a deployment through its life for each."""
     site = copied(filled, tmp_path_factory.mktemp("planted"))
     before = site.read()
     own_folders = sorted({path.rpartition("/")[0] for path in before})
@@ -148,7 +148,7 @@ def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
             st.one_of(
                 st.lists(SEGMENTS, max_size=5).map(lambda parts: "/".join(["prod", *parts])),
                 st.sampled_from(own_folders).map(lambda own: own + "/deeper"),
-                # Somebody's copy of a submission's folder.
+                # A user's copy of a submission's folder.
                 st.sampled_from(own_folders).map(lambda own: f"prod/backup/2026-01/{own.rpartition('/')[2]}"),
                 st.just("prod/labels/2026-01/merged"),
                 *([] if name.startswith("wave-1-") else [st.sampled_from(own_folders)]),
@@ -157,7 +157,7 @@ def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
         bodies = [st.binary(max_size=64), st.just(parquet())]
         if folder not in own_folders and not folder.endswith("merged"):
             bodies.append(st.sampled_from(sorted(before.values())))
-        # What is read there as this package's own record, and is none, is told as damaged, and ends the erasure.
+        # A foreign file in the place of our own record is reported as damaged, and ends the erasure.
         is_record = folder in own_folders and name in ("manifest.parquet", "erasing.ids.lz4")
         if (path := f"{folder}/{name}") not in before and not is_record:
             planted[path] = data.draw(st.one_of(bodies))
@@ -167,7 +167,7 @@ def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
     site.do_all()
     after = site.read()
     assert {path: after.get(path) for path in planted} == planted
-    # Of ours, what is to go is gone all the same.
+    # All of our files that are due are gone.
     assert [path for path in after.keys() - planted.keys() if site.pruned in path] == []
     assert len(after.keys() - planted.keys()) < len(before)
 
@@ -232,7 +232,7 @@ def test_what_has_the_place_of_a_receipt_and_is_none_stops_an_erasure_and_stays(
     assert site.read()[path] == b"theirs"
 
 
-# Who deletes in a payload store or at a provider, and by which record.
+# Modules that delete in a payload store or at a provider, with the record that they use.
 DELETES = {
     "files/ownership.py": "the rule itself",
     "upkeep/erase.py": "its own list of what it erases; a batch that `owns_batch` allows",
@@ -255,7 +255,7 @@ NO_STORE = ("testing/", "storage/", "providers/", "exports/", "distributed/", "r
 
 
 def deletions() -> Iterator[tuple[str, int, str]]:
-    """Each call that deletes something of a payload store or a provider: module, line, name."""
+    """Yield each call that deletes in a payload store or at a provider: module, line, name."""
     root = Path(dagster_llm_batch.__file__).parent
     names = {"remove", "delete", "delete_request_file", "keep_only", "rm_file", "rmtree", "unlink"}
     for path in sorted(root.rglob("*.py")):
@@ -263,7 +263,7 @@ def deletions() -> Iterator[tuple[str, int, str]]:
         if module.startswith(NO_STORE):
             continue
         text = path.read_text()
-        # To parse every module would take longer than a quick test may.
+        # Parsing every module would take too long for a quick test.
         if not any(f".{name}(" in text for name in names):
             continue
         for node in ast.walk(ast.parse(text)):
@@ -274,7 +274,7 @@ def deletions() -> Iterator[tuple[str, int, str]]:
 def test_who_removes_what_a_listing_gave_asks_the_rule() -> None:
     found = list(deletions())
     assert {module for module, _, _ in found} - {"io.py"} <= DELETES.keys()
-    # A file that was found by listing a folder, rather than by a record.
+    # The file was found by listing a folder, not by a record.
     assert {module for module, _, name in found if name == "remove"} <= {"files/ownership.py", "engine/label_files.py"}
     assert {module for module, _, name in found if name == "keep_only"} == {"io.py"}
     for module in ("upkeep/uploads.py", "upkeep/erase.py"):

@@ -1,4 +1,4 @@
-"""The policies of the payload bucket in docs/policies allow the calls that the store makes, and no other."""
+"""The policies of the payload bucket in docs/policies allow exactly the calls that the store makes."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def work(root: str, options: dict[str, Any], emulator: Emulator, folder: Path) -
 
 
 def upload_in_parts(payloads: PayloadStore) -> None:
-    """Write a file of so many bytes that s3fs sends it in parts: from twice 50 MiB on."""
+    """Write a file large enough that s3fs sends it in parts: from twice 50 MiB on."""
     with payloads.writer("large") as file:
-        # Random bytes stay as many when they are compressed.
+        # Random bytes do not compress.
         for _ in range(101):
             file.write(os.urandom(1 << 20))
 
@@ -80,13 +80,13 @@ _S3 = {
 
 @pytest.mark.slow
 def test_the_policy_of_an_s3_bucket_allows_what_the_store_calls_and_nothing_else(tmp_path: Path) -> None:
-    """The upload in parts is 101 MiB, twice."""
+    """Run slowly: the upload in parts is 101 MiB, twice."""
     called: set[tuple[str, str]] = set()
     broken: list[str] = []
     session = AioSession()
 
     def note(model: Any, params: Any, **_: Any) -> None:
-        # A listing names its prefix beside the path.
+        # A listing has its prefix in the query, next to the path.
         listed = params["query_string"].get("prefix")
         path = params["url_path"].partition("?")[0].lstrip("/").removeprefix(f"{BUCKET}/")
         called.add((model.name, path if listed is None else listed))
@@ -108,7 +108,7 @@ def test_the_policy_of_an_s3_bucket_allows_what_the_store_calls_and_nothing_else
     needed = set().union(*(_S3.get(name, {f"s3:{name}"}) for name in names))
     files, bucket = json.loads((POLICIES / "payloads-s3.json").read_text(encoding="utf-8"))["Statement"]
     assert {*files["Action"], bucket["Action"]} == needed
-    # Nothing outside of the prefix is called, which is all that the policy names.
+    # Calls stay within the prefix, which is the only one that the policy names.
     assert files["Resource"] == "arn:aws:s3:::BUCKET/llm-batch/*"
     assert bucket["Condition"] == {"StringLike": {"s3:prefix": "llm-batch/*"}}
     assert [call for call in called if not call[1].startswith("llm-batch/")] == []

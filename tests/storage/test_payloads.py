@@ -58,7 +58,7 @@ def _blake2b(data):
 
 
 def names(root):
-    """Every file below the root, around the code under test."""
+    """Yield every file below the root."""
     return sorted(path.rsplit("/", 1)[-1] for path in root.fs.find(root.path))
 
 
@@ -206,7 +206,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, path):
     good = _read(store, path)
     assert store.is_whole(path)
     errors = 0
-    # All in the last bytes, where the digest is and what says where; elsewhere some.
+    # Flip every bit of the last bytes, which hold the digest and its position, and some bits elsewhere.
     tail = range(max(0, len(whole) - 60) * 8, len(whole) * 8)
     for bit in [*random.Random(5).sample(range(len(whole) * 8), min(300, len(whole) * 8)), *tail]:
         (tmp_path / path).write_bytes(_flipped(whole, bit))
@@ -285,7 +285,7 @@ def test_a_batch_of_long_rows_has_fewer_of_them(tmp_path):
 def test_what_another_process_wrote_is_seen_although_this_one_has_listed_before(request, kind):
     url, options = request.getfixturevalue(kind)
     here = PayloadStore(f"{url}/{uuid.uuid4().hex}", **options)
-    there = PayloadStore(here._root, skip_instance_cache=True)  # a file system of its own, as another process has
+    there = PayloadStore(here._root, skip_instance_cache=True)  # a separate file system, like that of another process
     assert here._root.fs is not there._root.fs
     write(there, "a/x.zst", b"1\n")
     assert names(here._root) == ["x.zst"]
@@ -493,7 +493,7 @@ def test_a_folder_that_cannot_be_made_says_so(tmp_path):
 def test_a_table_that_is_written_leaves_no_memory_held_that_nobody_uses(store):
     with store.table_writer("a.parquet", pa.schema([("a", pa.int64())])) as out:
         out.write_table(pa.table({"a": [1]}))
-        blocks = [bytes(2_000) for _ in range(50_000)]  # C's allocator gives back only what lies above all in use
+        blocks = [bytes(2_000) for _ in range(50_000)]  # C's allocator gives back only memory above all blocks in use
         held = blocks[-1]
         blocks.clear()
         before = _resident_bytes()

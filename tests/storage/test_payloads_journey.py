@@ -1,4 +1,4 @@
-"""From rows to labels with the payloads in an object store, each step by an engine with connections of its own."""
+"""From rows to labels with payloads in an object store; each step has an engine with its own connections."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_journey_with_payloads_in_an_object_store(request, tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "gcs"])
 def test_in_an_object_store_days_are_settled_together_merged_and_erased(request, tmp_path, kind):
-    """Results are merged from so many days on, and each day makes calls to a store over HTTP."""
+    """Run slowly: results are merged only after many days, and each day calls a store over HTTP."""
     url, options = request.getfixturevalue(kind)
     root = f"{url}/{uuid.uuid4().hex}"
     definition = Labeling(

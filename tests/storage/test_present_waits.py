@@ -213,7 +213,7 @@ def test_results_that_cannot_be_read_wait_since_the_first_attempt(engine: Engine
 
 
 def end(engine: Engine, emulator: Emulator, cause: Cause | None) -> None:
-    """Let the batch end: by itself, or since somebody has canceled it at the provider."""
+    """Let the batch end normally, or because it was canceled at the provider."""
     running = engine.ledger.shards.in_flight("test")
     if cause is Cause.CANCELED:
         engine.deployment.provider_of(running[0]).cancel(running[0].batch.batch_id)
@@ -256,13 +256,13 @@ def test_results_of_an_account_that_is_not_configured_any_more_wait_for_it_and_a
 def test_results_of_an_account_that_is_not_configured_any_more_are_given_up_when_no_vendor_has_them(
     engine: Engine, ledger_url: str, tmp_path: Path, emulator: Emulator, clock: Clock, cause: Cause | None
 ) -> None:
-    """Some storages keep results for longer, and the account may be configured again: then they are read after all."""
+    """Check that they are read later: some storages keep results longer, and the account may be configured again."""
     submission_id = submit(engine)
     end(engine, emulator, cause)
     other = engine_of(ledger_url, tmp_path, emulator, clock, account="another")
 
     def shards() -> list[Shard]:
-        """Do the part of a tick that gives up results; return the shards."""
+        """Do the part of a tick that abandons results; return the shards."""
         of_former = other.ledger.shards.of_submission(submission_id)
         other.give_up_forgotten(of_former)
         return other.ledger.shards.of_submission(submission_id)

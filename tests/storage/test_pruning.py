@@ -1,4 +1,4 @@
-"""What pruning keeps and what it removes, on both databases, and when the process is killed between."""
+"""Files and records that pruning keeps and removes, on both databases, and after a kill of the process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Store:
             self.age(self.root / path, days_old)
 
     def plan_and_die(self, submission_id, number=0, days_old=0):
-        """A request file as a plan writes it before the ledger knows its submission."""
+        """Write a request file as a plan does before the ledger has its submission."""
         path = self.path(submission_id, f"wave-1-{number:04d}.requests.jsonl.lz4")
         self.write(path, days_old, f"{shard_nonce(submission_id, 1, number)}-{'0' * 40}\n".encode())
         return path
@@ -58,7 +58,7 @@ class Store:
         os.utime(path, (at, at))
 
     def submit(self, partition="2026-01-01", state=ShardState.COLLECTED, settled=True, delivered=True, **changes):
-        """A submission with one shard and its files, as of now; the clock goes on by a minute."""
+        """Add a submission with one shard and its files, dated now; then move the clock by a minute."""
         self.made += 1
         submission_id = f"s{self.made}"
         paths = {

@@ -1,7 +1,7 @@
-"""What is read before a lease is read again under it: real leases of two processes' ledgers, in one order, always.
+"""Values read before a lease are read again under it: two processes with real leases, always in one order.
 
-One process holds a submission's lease. The other reads, and comes to the lease: the clock of its ledger tells the test
-so. Then the first one changes what was read, and gives the lease back.
+One process holds a submission's lease. The other one reads, and comes to the lease; the clock of its ledger signals
+that to the test. Then the first one changes the values, and gives the lease back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
 from tests.storage.labelings import LABELS
 
-# Longer than any machine takes for what is waited for; no test waits that long where the code is right.
+# Longer than any wait on any machine; with correct code, tests never wait that long.
 PATIENCE_SECONDS = 120.0
 
 
@@ -50,14 +50,14 @@ class Place:
         return Engine(Deployment({"openai": provider}, ledger, payloads, "test", lease_wait_seconds=PATIENCE_SECONDS))
 
     def _now_of_second(self) -> datetime:
-        # Its ledger asks for the time first where it makes a lease, and has read by then.
+        # The ledger asks for the time only when it makes a lease, after its reads.
         if threading.current_thread() is self._watched:
             self._waits.set()
         return datetime.now(UTC)
 
     @contextmanager
     def while_second(self, act: Callable[[], object], submission_id: str) -> Iterator[Future[object]]:
-        """Hold a submission's lease; let `act` of the second come to it; run the block under it, then give it back."""
+        """Hold a lease until `act` of the second process waits for it; run the block under it, then release it."""
         with ThreadPoolExecutor(1) as pool, self.first.deployment.leased(submission_id):
             yield self.begin_second(pool, act)
 
@@ -91,7 +91,7 @@ def place(ledger_url: str, tmp_path: Path, emulator: Emulator) -> Iterator[Place
 
 
 def settle(place: Place, submission_id: str) -> None:
-    """Settle a submission as its process would that holds the lease."""
+    """Settle a submission, as the process with the lease would."""
     settlement = {"outcomes": {"succeeded": 2}, "cost_usd": None, "realtime_usd": None, "price_basis": None}
     place.first.ledger.submissions.settle_all({submission_id: settlement})  # type: ignore[dict-item]  # the keys it needs
 
@@ -133,7 +133,7 @@ def test_a_second_plan_of_other_rows_waits_for_the_first_and_is_refused(place: P
 
 
 def in_doubt(place: Place, emulator: Emulator) -> Shard:
-    """Send rows by a call whose reply is lost, at a provider that cannot be asked."""
+    """Send rows by a call with a lost reply, at an unreachable provider."""
     emulator.inject(WireFault(kind="close", route="POST /v1/batches", when="after"))
     emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None))
     submission_id = place.first.plan(LABELS, rows("a", "b")).submission_id

@@ -1,4 +1,4 @@
-"""A stored table that several runs replace and read at once: on a local disk, in S3 and in Cloud Storage."""
+"""Several runs replace and read a stored table at once: on a local disk, in S3 and in Cloud Storage."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def root(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "local":
         return str(tmp_path / "tables")
     url, options = request.getfixturevalue(request.param)
-    # As a user gives them who configures no IO manager.
+    # The options of a user who configures no IO manager.
     monkeypatch.setitem(fsspec.config.conf, url.partition(":")[0], options)
     return f"{url}/{uuid.uuid4().hex}"
 
 
 def store(manager: HiveParquetIOManager, day: str, number: int, rows: int = ROWS) -> None:
-    """Store a table all of whose rows have this number."""
+    """Store a table with this number in all rows."""
     table = pa.table({"key": range(rows), "number": [number] * rows, "text": [uuid.uuid4().hex for _ in range(rows)]})
     with dg.build_output_context(
         asset_key=LABELS, partition_key=day, asset_spec=dg.AssetSpec(LABELS, partitions_def=PARTS)
@@ -50,7 +50,7 @@ def store(manager: HiveParquetIOManager, day: str, number: int, rows: int = ROWS
 
 
 def load(manager: HiveParquetIOManager, day: str) -> int:
-    """Return the number that a table has in all its rows, which are all there."""
+    """Return the number in all rows of a table, and check that all rows exist."""
     with dg.build_input_context(asset_key=LABELS, partition_key=day, asset_partitions_def=PARTS) as context:
         table = manager.load_input(context)
     assert sorted(table["key"].to_pylist()) == list(range(ROWS))
@@ -59,7 +59,7 @@ def load(manager: HiveParquetIOManager, day: str) -> int:
 
 
 def visible(manager: HiveParquetIOManager, day: str) -> list[str]:
-    """The files of a partition that Spark and others would read."""
+    """List the files of a partition that Spark and other readers would read."""
     folder = UPath(manager.folder(LABELS, day), **({} if "://" not in manager.root else {"use_listings_cache": False}))
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "_")))
 
@@ -126,7 +126,7 @@ def test_what_others_stored_there_is_read_until_a_table_is_stored_and_removed_th
     store(manager, day, 8)
     assert load(manager, day) == 8
     assert len(visible(manager, day)) == 1
-    # As a run leaves them that is killed before it removes them.
+    # A run that is killed before it removes its files leaves these.
     whole.write_parquet(folder / "part-0.parquet")
     # A name that no file of this package has.
     whole.write_parquet(folder / "août 1.parquet")
@@ -167,7 +167,7 @@ def test_the_version_of_an_open_file_is_of_what_it_reads_whatever_has_its_name_b
 
 
 def write_half(folder: str) -> None:
-    """Begin a table, and never end it."""
+    """Begin a table without finishing it."""
     with PayloadStore(folder).table_writer("table.parquet", pa.schema([("text", pa.string())])) as out:
         out.write_table(pa.table({"text": [uuid.uuid4().hex for _ in range(20_000)]}))
         os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""A ledger restored from a backup has no record of what was sent since. That is noticed, and not paid again."""
+"""A ledger restored from a backup lacks the requests sent since; they are found, and not paid again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
 
 
 class Site:
-    """A deployment whose ledger can be copied, and be put back from the copy while nobody works."""
+    """A deployment whose ledger can be copied, and restored from the copy while it is closed."""
 
     def __init__(self, emulator: Emulator, url: str, copy: Callable[[str], str], folder: Path) -> None:
         self.emulator = emulator
@@ -45,7 +45,7 @@ class Site:
         return datetime.now(UTC) + self.skipped
 
     def engine(self) -> Engine:
-        """As another process makes one."""
+        """Return an engine as another process would make it."""
         ledger = Ledger(self._url, self.now)
         self._ledgers.append(ledger)
         provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=5.0)
@@ -74,7 +74,7 @@ class Site:
         return submission.submission_id
 
     def finish(self, submission_id: str, labeling: Labeling = LABELS) -> dict[str, int]:
-        """Go on as the sensor and its runs do, until it is settled; return the outcomes."""
+        """Run as the sensor and its runs do, until the submission is settled; return the outcomes."""
         for _ in range(8):
             self.emulator.settle()
             self.skipped += timedelta(hours=1)
@@ -153,7 +153,7 @@ def test_the_money_of_receipts_is_recovered(site: Site) -> None:
 
 
 def test_receipts_have_all_that_version_0_1_0_reads_in_them(site: Site, tmp_path: Path) -> None:
-    """A backup may be restored for it: without the time of a sending or the batch, it would send again."""
+    """Check for fields that the older version needs: without the send time or the batch, it would send again."""
     unpack_archive(STORES / f"{STORE}.tar.gz", tmp_path / "then")
     then = list(read_receipts(PayloadStore(str(tmp_path / "then" / "payloads"))))
     known = {name for receipt in then for name in receipt["shard"]}
@@ -168,7 +168,7 @@ def test_receipts_have_all_that_version_0_1_0_reads_in_them(site: Site, tmp_path
     assert now.keys() == sent.keys()
     [first] = [key for key, shard in sent.items() if shard.batch.place == 0]
     for key, shard in now.items():
-        # The first shard of a batch names no other one.
+        # The first shard of a batch does not name another one.
         assert known - {"carrier"} <= shard.keys()
         assert shard.get("carrier") == (None if key == first else first)
         assert shard["sent_at"] is not None
@@ -256,7 +256,7 @@ def test_a_batch_that_partitions_share_is_found_for_all_of_them(site: Site) -> N
 
 
 def forget(site: Site, backed_up: str, restored: str) -> str:
-    """Let a shard be split, and put back a ledger of before when `restored` of it were sent."""
+    """Restore an older ledger after a shard was split, once all halves are collected or some are sent."""
     backup = site.back_up()
     labeling = replace(LABELS, limits=Limits())
     submission_id = site.engine().plan(labeling, ROWS).submission_id
@@ -317,7 +317,7 @@ def test_what_shared_a_batch_that_ran_nothing_with_what_was_split_is_not_asked_a
     "emulator", [VendorLimits(enqueued_tokens=8, fails_fast=True)], indirect=True, ids=["small queue"]
 )
 def test_what_was_split_by_a_process_that_was_killed_then_is_not_lost_either(site: Site) -> None:
-    """Between the commit of the split and the receipts of its halves; one of these was sent before the restoring."""
+    """Kill it between the commit of the split and the receipts of its halves; one half was sent before the restore."""
     labeling = replace(LABELS, limits=Limits())
     submission_id = site.engine().plan(labeling, ROWS).submission_id
     site.engine().advance(labeling, submission_id)
@@ -399,7 +399,7 @@ def test_calls_in_real_time_of_unknown_end_are_asked_again_in_the_next_wave_and_
     site.emulator.clear_faults()
     site.restore(backup)
     assert site.engine().plan(URGENT, URGENT_ROWS).submission_id == submission_id
-    # What was stored of the shard before it was put back serves.
+    # The results stored before the shard was put back are used.
     assert site.finish(submission_id, URGENT) == {"succeeded": 6}
     assert site.restored(submission_id)
     assert answered <= len(site.emulator.books.executions) == 6
@@ -436,7 +436,7 @@ CASCADING = replace(
 
 
 def unsure_answer(body: Any, _url: str) -> Any:
-    """The model is not sure of every third row, and wrong there."""
+    """Answer as the oracle, or as the model, unsure and wrong for every third row."""
     is_wrong = body["model"] == "gpt-4o-mini" and int(body["messages"][-1]["content"].split()[-1]) % 3 == 0
     return {"topic": "bug" if is_wrong else "billing", "confidence": 0.2 if is_wrong else 0.9}
 

@@ -1,6 +1,6 @@
-"""Partitions that share one batch, on both ledgers: all of it judges them, few rows each, but one vendor's failure.
+"""Partitions that share one batch, on both ledgers: the circuit breaker judges all of them together.
 
-Several processes that collect them at once download it once.
+Each has few rows, but a failure is the vendor's. Several processes that collect them at once download it once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ALTERED = FileFault(kind="renamed", times=None)
 
 
 class Partitions:
-    """Submissions of a few rows each, which are sent together, and collected one after another."""
+    """Submissions of a few rows each, sent together and collected one after another."""
 
     def __init__(self, ledger_url: str, emulator: Emulator, folder: Path) -> None:
         self._emulator = emulator
@@ -56,7 +56,7 @@ class Partitions:
         return datetime.now(UTC) + self._skipped
 
     def run(self, sizes: list[int]) -> list[Submission]:
-        """From rows to settled submissions, by the steps of the assets of Dagster."""
+        """Take rows to settled submissions, by the steps of the Dagster assets."""
         ids = []
         for number, size in enumerate(sizes):
             names = [f"p{number}-{row}" for row in range(size)]
@@ -160,7 +160,7 @@ CONTENT = "GET /v1/files/*/content"
 
 
 def sent_together(engine: Engine, partitions: int) -> list[str]:
-    """Submissions of one row each, in one batch."""
+    """Send submissions of one row each in one batch; return their ids."""
     tables = (pa.table({"id": [f"r{n}"], "text": [f"Ticket {n}."]}) for n in range(partitions))
     ids = [engine.plan(definition(), rows, partition=f"p{n}").submission_id for n, rows in enumerate(tables)]
     engine.submit_together(replace(definition(), limits=Limits()), ids)
@@ -173,7 +173,7 @@ def downloads(emulator: Emulator) -> int:
 
 @contextmanager
 def collecting(given: Sequence[Any], ids: Sequence[str], answers: Any) -> Iterator[list[BaseProcess]]:
-    """A process for each submission, all let go at the same moment."""
+    """Start a process for each submission, and release all at the same moment."""
     barrier = PROCESSES.Barrier(len(ids) + 1)
     processes = [
         PROCESSES.Process(target=collect_until_settled, args=(*given, one, barrier, answers), daemon=True)
@@ -199,7 +199,7 @@ def test_eight_processes_that_collect_one_batch_at_once_download_it_once(
     ids = sent_together(mine, 8)
     assert len(emulator.books.batches) == 1
     emulator.settle()
-    # So long that all of them come while the first one downloads.
+    # So slow that all others arrive while the first one downloads.
     emulator.inject(WireFault(kind="slow", route=CONTENT, seconds=2.0, times=None))
     with collecting(given, ids, answers):
         assert [answers.get(timeout=240) for _ in ids] == ["settled"] * 8
@@ -248,7 +248,7 @@ def test_who_waits_too_long_for_another_download_does_it_by_itself(
 
 
 class Overtaken(Ledger):
-    """Another process has done something with the batch while this one waited for it to be downloaded."""
+    """Lets another process change the batch while this one waits for the download."""
 
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
 

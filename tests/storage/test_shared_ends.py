@@ -31,7 +31,7 @@ GONE = replace(GONE, reason="not known", cause=Cause.GONE)
 
 @pytest.fixture
 def shared(ledger: Ledger) -> Ledger:
-    """Three shards of three submissions that run in one batch."""
+    """Return a ledger with three shards of three submissions in one batch."""
     for number, (name, requests) in enumerate({"h1": 6, "h2": 2, "h3": 2}.items()):
         of = a_submission(f"s{name}", partition=name, fingerprint=name)
         ledger.submissions.open(of, [a_shard(name, f"s{name}", nonce=f"n{number}", requests=requests)])
@@ -139,7 +139,7 @@ def test_a_count_that_no_batch_can_have_is_not_known(shared: Ledger) -> None:
 
 
 class Older:
-    """Shards of one submission in a ledger of version 9, which had a batch in each of them."""
+    """Shards of one submission in a ledger of version 9, which had a batch in each shard."""
 
     def __init__(self, url: str) -> None:
         self._url, self._database = url, Database(url, version=9)

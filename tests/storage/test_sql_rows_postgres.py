@@ -1,4 +1,4 @@
-"""Rows by a query, of a real PostgreSQL: by a cursor on the server, whichever way the connection commits."""
+"""Rows of a query in a real PostgreSQL: read by a cursor on the server, in either commit mode of the connection."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What a ledger shows of models that were asked, on both ledgers: real runs over the emulator, and plans by them."""
+"""Histories of models, on both ledgers: real runs over the emulator, and plans derived from them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SureLabel(BaseModel):
 
 
 def topic_of(model: str, number: int) -> str:
-    """The dear model is mostly right; the cheap one is wrong in a quarter of the hard rows, and less sure of these."""
+    """Label by the expensive model, mostly right, or the cheap one, wrong and less sure for a quarter of hard rows."""
     wrong = random.Random(f"{model} {number}").random() < {CHEAP: 0.5 if number % 4 == 0 else 0.0, DEAR: 0.02}[model]
     return TOPICS[(number + wrong) % 3]
 
@@ -125,18 +125,18 @@ def plans(deployment: Deployment, labelings: Any, gold_rows: pa.Table | None = N
     made = Chooser(deployment, records, wanted(**changes), hours, gold_rows)
     found: dict[Any, Any] = {}
     for plan in made.plans():
-        # Of cascades that differ in their sample alone, the cheapest.
+        # Several cascades differ only in their sample: the cheapest one.
         found.setdefault((plan.record.model, plan.lane, plan.agreement), plan)
     return found
 
 
 @pytest.mark.slow
 def test_records_and_plans_are_what_the_runs_were(deployment):
-    # One deployment for all of it: its runs take longer than what is looked at.
+    # The checks share one deployment, since its runs take longer than the checks.
     check_records(deployment)
     check_figures(deployment)
     check_judgments(deployment)
-    # Nothing of all this was written.
+    # The checks wrote no record.
     assert len(deployment.ledger.submissions.list_all("test")) == 7
     check_lost_files(deployment)
 
@@ -163,7 +163,7 @@ def check_records(deployment):
     assert {int(key): row["label"] for key, row in answers.items()} == {n: topic_of(CHEAP, n) for n in range(3 * ROWS)}
     assert all(row["is_drawn"] and row["score"] == (0.6 if int(key) % 4 == 0 else 0.9) for key, row in answers.items())
 
-    # Of a cascade both models have a record, and of the oracle's rows its sample alone stands for all.
+    # Both models of a cascade have a record; only the oracle's sample represents all of its rows.
     own, oracle = track_records(deployment, CASCADE, "topic", "confidence")
     assert (own.model, oracle.model) == (f"openai/{CHEAP}", f"openai/{DEAR}")
     assert len(own.answers) == ROWS
@@ -172,7 +172,7 @@ def check_records(deployment):
     assert all(row["label"] == topic_of(DEAR, int(row["row"])) for row in drawn)
     assert oracle.runs[0].billed.replies == len(oracle.answers)
 
-    # What asked otherwise is counted, and is no evidence; what is only in the ledger is found there.
+    # Runs with another prompt are counted, but are not evidence; assets found only in the ledger have records too.
     [other] = track_records(deployment, definition(prompt=Prompt(user="Label: {{ body }}")), "topic", None)
     assert (other.runs, other.answers, other.otherwise) == ((), None, 3)
     other_model = track_records(deployment, replace(definition(), model="openai/gpt-5"), "topic", None)
@@ -219,7 +219,7 @@ def check_figures(deployment):
 def check_judgments(deployment):
     both, alone = (definition(), DEARER), f"openai/{DEAR}"
     found = plans(deployment, both, gold())
-    # Time and money drop what breaks them, and say so.
+    # Plans that break a limit of time or money are dropped, with the reason.
     late = plans(deployment, both, gold(), by=datetime(2026, 2, 1, 5, tzinfo=UTC))
     assert [key for key, plan in late.items() if plan.state == "feasible"] == [
         (alone, Lane.BATCH, None),
@@ -236,7 +236,7 @@ def check_judgments(deployment):
 
     check_samples_gold_and_deadlines(deployment, both)
 
-    # What is not known is no figure.
+    # Unknown quality has no value.
     few = plans(deployment, both, gold(15))[alone, Lane.BATCH, None]
     assert (few.state, few.quality.value, few.quality.low) == ("open", None, None)
     assert few.unknown == ("quality: too few rows: 15 have gold and an answer",)
@@ -262,7 +262,7 @@ def check_samples_gold_and_deadlines(deployment, both):
     costs = [plan.cost.expected for plan in several]
     assert all(later > earlier * Decimal("1.02") for earlier, later in pairwise(costs))
 
-    # Earlier partitions spare the sample, under an assumption that is told; what assumes less stands before it.
+    # Earlier partitions replace the sample, under a stated assumption; plans that assume less come first.
     *_, rolling = cascades(against=f"openai/{DEAR}", rolls=True)
     assert (rolling.rolling, rolling.sample, rolling.state) == (Rolling(), None, "feasible")
     assert "if a value of 'confidence' means in a partition what it meant in the last ones" in rolling.quality.basis
@@ -271,7 +271,7 @@ def check_samples_gold_and_deadlines(deployment, both):
     assert rolling.cost.expected < min(plan.cost.expected for plan in sampled)
     assert not [plan for plan in cascades(gold(), rolls=True) if plan.rolling is not None]
 
-    # By gold a cascade may be so far below its oracle that it still reaches what is wanted.
+    # Against gold, a cascade may be below its oracle by the margin that still reaches the wanted quality.
     [below, *_] = [plan for plan in cascades(gold(), "people", quality=0.85) if plan.within is not None]
     alone = plans(deployment, both, gold(), quality=0.85)[f"openai/{DEAR}", Lane.BATCH, None]
     assert below.within == pytest.approx(alone.quality.low - 0.85, abs=0.001)
@@ -283,12 +283,12 @@ def check_samples_gold_and_deadlines(deployment, both):
     assert below.accepted > 0.5
     assert not [plan for plan in cascades(gold(), None, quality=0.85) if plan.within is not None]
     assert not [plan for plan in cascades(gold(), "people", quality=0.97) if plan.within is not None]
-    # A sample that is drawn with weights is none of all rows.
+    # A weighted sample does not represent all rows.
     weights = pa.array([1.0 + n % 2 for n in range(3 * ROWS)])
     weighed = gold().append_column("sample_weight", weights).append_column("sample_round", pa.array([1] * 3 * ROWS))
     assert not [plan for plan in cascades(weighed, "people", quality=0.8) if plan.within is not None]
 
-    # Where two waves of batches are too late, the second is in real time from the moment that the first should be over.
+    # If two waves of batches are too late, the second is in real time, from the expected end of the first.
     by = datetime(2026, 2, 1, 5, tzinfo=UTC)
     late, urgent = [
         next(plan for plan in cascades(against=f"openai/{DEAR}", by=by) if plan.lane is lane) for lane in Lane
@@ -346,12 +346,12 @@ def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url
     known = end(500)
     assert known.p95 == timedelta(hours=3)
     assert known.basis == f"by 20 batches of openai/{CHEAP}"
-    # The last of several takes longer than is known of any; real time is another lane.
+    # The last of several takes longer than the known ones; real time is another lane.
     assert end(1_000_000).p95 is None
     assert "take longer than is known of 20 batches" in end(1_000_000).basis
     assert end(1_000_000).basis.endswith(" such days are needed")
     assert end(500, Lane.REALTIME).p95 is None
-    # What still runs counts: the next one may take as long.
+    # A running batch counts: the next one may take as long.
     take("runs", None)
     clock.now += timedelta(days=2)
     assert end(500).p95 is None

@@ -1,4 +1,4 @@
-"""What the ledger remembers of waves and of full queues, on both databases."""
+"""The ledger's history of waves and of full queues, on both databases."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_each_wave_has_what_it_was_asked_again_for_and_what_it_answered(ledger):
         ledger.shards.move(shard_id, move, status=status, cause=cause)
         ledger.shards.move(shard_id, Move.COLLECTED, answered=1)
     place = ("prod", "tickets", "c1", THEN - DAY)
-    # What is not settled may be answered still.
+    # Rows of an open submission may still be answered.
     assert ledger.history.retries(*place, 10) == []
     ledger.submissions.settle("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
     second = ("s1", submission.created_at, 5, 2, {"errored": 2, "invalid": 1}, 1)
-    # A batch that expired does not tell what it would have answered.
+    # The missing answers of an expired batch are unknown.
     third = ("s1", submission.created_at, 5, 3, {"errored": 2}, None)
     assert ledger.history.retries(*place, 10) == [second, third]
     assert ledger.history.retries(*place, 1) == [second]
@@ -57,7 +57,7 @@ def test_what_a_queue_had_no_room_for_is_remembered_when_it_was_taken(ledger):
     assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([], [(refused_at, 400)])
     ledger.shards.move_all(["h1", "h2"], Move.SEND)
     ledger.shards.move_all(["h1", "h2"], Move.ACCEPTED, batch_id="b1")
-    # Whether a queue has taken what it has not begun, is not known.
+    # Until a batch has begun, it is unknown whether the queue accepted it.
     assert ledger.history.queue_attempts(*QUEUE, before, 10)[0] == []
     ended_at = THEN + 9 * DAY
     ledger.shards.move_all(["h1", "h2"], Move.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)

@@ -1,4 +1,4 @@
-"""Which request files the ledger has as due to be deleted at providers, on both databases."""
+"""Request files due to be deleted at providers, according to the ledger, on both databases."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ _ENDS = {
 
 
 def waiting(engine: Engine, emulator: Emulator, state: ShardState) -> Shard:
-    """A shard that waits in this state: ended ones since their results could not be read."""
+    """Return a shard that waits in this state; if ended, because its results could not be read."""
     submission = engine.plan(LABELS, pa.table({"id": ["a"], "text": ["Ticket a."]}))
     if state is ShardState.SUBMITTING:
         emulator.inject(WireFault(kind="close", route="POST /v1/batches", when="after"))
@@ -142,7 +142,7 @@ def plan_one(engine: Engine, key: str) -> str:
 def test_a_declared_queue_that_stays_full_has_a_condition_that_is_told_again(
     ledger_url: str, tmp_path: Path, emulator: Emulator, holder: str
 ) -> None:
-    """Whatever is in the way of the batch that waits: one of the conditions names it."""
+    """Check that one of the conditions names whatever blocks the waiting batch."""
     skipped = timedelta()
 
     def engine_of(namespace: str) -> Engine:

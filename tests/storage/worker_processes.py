@@ -1,4 +1,4 @@
-"""What runs and sensors do with one ledger, as processes of their own. The provider is emulated by the parent."""
+"""Runs and sensors on one ledger, as separate processes. The parent emulates the provider."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def engine(url: str, base_url: str, folder: Path) -> Engine:
 
 
 def run_until_settled(url: str, base_url: str, folder: Path, number: int, barrier, answers) -> None:
-    """A run worker: plans and takes forward every partition, in an order of its own, until all are settled."""
+    """Run as a worker: plan and advance every partition, in a random order, until all are settled."""
     mine, order = engine(url, base_url, folder), random.Random(number)
     barrier.wait()
     refused, open_days = 0, set(DAYS)
@@ -68,7 +68,7 @@ def run_until_settled(url: str, base_url: str, folder: Path, number: int, barrie
 
 
 def watch_until_settled(url: str, base_url: str, folder: Path, number: int, barrier, answers) -> None:
-    """A sensor: asks how batches are and looks for lost ones, until all submissions are settled."""
+    """Run as a sensor: poll batches and look for lost ones, until all submissions are settled."""
     mine = engine(url, base_url, folder)
     barrier.wait()
     try:
@@ -90,7 +90,7 @@ def watch_until_settled(url: str, base_url: str, folder: Path, number: int, barr
 
 
 def advance_until_settled(mine: Engine, failures: list[LedgerError], wait_out) -> None:
-    """One submission, again and again; `wait_out` is called where the ledger could not be reached."""
+    """Advance one submission until it is settled; call `wait_out` after each error of the ledger."""
     while True:
         try:
             submission = mine.plan(definition(), rows(DAYS[0]), partition=DAYS[0])
@@ -103,7 +103,7 @@ def advance_until_settled(mine: Engine, failures: list[LedgerError], wait_out) -
 
 
 def collect_until_settled(url: str, base_url: str, folder: Path, submission_id: str, barrier, answers) -> None:
-    """A run of one partition: collects it, until it is settled."""
+    """Run for one partition: collect it until it is settled."""
     mine = engine(url, base_url, folder)
     barrier.wait()
     try:
