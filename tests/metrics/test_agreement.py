@@ -1,4 +1,4 @@
-"""Agreement among many: published examples, the library's own alpha, and the definitions written out in loops."""
+"""Agreement among several labelers: published examples, the library's own alpha, and the definitions as loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOMINAL, ORDINAL = Target("t"), Target("t", kappa_weights="quadratic")
 
 
 def labels(*said, target=NOMINAL):
-    """One sequence a labeler; None is no label."""
+    """Return labels with one sequence for each labeler; None is a missing label."""
     kind = pa.array([one for each in said for one in each]).type
     keys = pa.array(range(len(said[0])), pa.int64())
     return Labels.of(target, {f"l{i}": (keys, pa.array(each, kind)) for i, each in enumerate(said)})
@@ -136,7 +136,7 @@ column = st.lists(st.none() | st.integers(0, 3), min_size=6, max_size=6)
 
 
 def alpha_by_definition(said, distance):
-    """Observed over expected disagreement of all pairs of labels, in loops."""
+    """Compute observed over expected disagreement of all pairs of labels, in loops."""
     units = [[one for one in unit if one is not None] for unit in zip(*said, strict=True)]
     units = [unit for unit in units if len(unit) > 1]
     every = [one for unit in units for one in unit]
@@ -159,7 +159,7 @@ def test_alpha_is_its_definition_and_that_of_the_library(said, target):
         return
     distance = (lambda x, y: (x - y) ** 2) if target.kappa_weights else (lambda x, y: x != y)
     assert got.alpha == pytest.approx(alpha_by_definition(said, distance))
-    assert rows.alpha() == pytest.approx(got.alpha)  # what the interval is made of
+    assert rows.alpha() == pytest.approx(got.alpha)  # the interval uses these values
     level = "interval" if target.kappa_weights else "nominal"
     data = [[float("nan") if x is None else x for x in row] for row in said]
     assert got.alpha == pytest.approx(krippendorff.alpha(reliability_data=data, level_of_measurement=level))

@@ -1,4 +1,4 @@
-"""One label of several people's: the majority, and Dawid and Skene's model as the library has it."""
+"""One label from several people's: the majority, and Dawid and Skene's model, compared with a library."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LIBRARY = (
     "011000011010000020002020011001020002111112000002101001020110001110211020010000000100201110001200000110110110211011"
     "110111001002000100011020000001000100002001100101011110001000110011122110"
 )
-"""What crowd-kit 1.4.2 makes of `drawn()`: DawidSkene(n_iter=200).fit_predict."""
+"""Labels by crowd-kit 1.4.2 for `drawn()`: DawidSkene(n_iter=200).fit_predict."""
 
 
 def drawn() -> tuple[Votes, np.ndarray]:
-    """Five people, the worst of whom mostly guesses, judge most of 300 rows; and what the rows are."""
+    """Draw votes of five people on most of 300 rows, and the true labels; the worst person mostly guesses."""
     rng = np.random.default_rng(7)
     truth, right = rng.choice(3, 300, p=[0.6, 0.3, 0.1]), [0.95, 0.9, 0.8, 0.7, 0.4]
     said = []
@@ -52,7 +52,7 @@ def test_it_is_right_more_often_than_the_majority_and_knows_who_errs():
 
 
 def test_what_all_who_saw_a_row_said_stays_however_rare_it_is():
-    """One row of a class that nobody else has, said by one person who is often wrong elsewhere."""
+    """Add one row of a class that occurs only there, labeled by one person who is often wrong elsewhere."""
     said = [(row, rater, 0) for row in range(100) for rater in range(3)]
     said += [(row, 3, row % 2) for row in range(100)] + [(100, 3, 1)]
     agreed = agreed_labels(votes(said, 101, 4, 2))

@@ -1,4 +1,4 @@
-"""Confidence against correctness: figures by hand, by scikit-learn, and what must hold for any labels."""
+"""Confidence against correctness: figures by hand and by scikit-learn, and properties for any labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SURE = Target("t", confidence_column="sure")
 
 
 def joined(rows, target=SURE):
-    """From (gold, said, confidence)."""
+    """Join rows of (gold, label, confidence)."""
     gold, said, sure = zip(*rows, strict=True) if rows else ((), (), ())
     ids = pa.array(range(len(rows)), pa.int64())
     truth = pa.table({"id": ids, "t": pa.array(gold, pa.string())})

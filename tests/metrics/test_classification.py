@@ -23,7 +23,7 @@ from dagster_llm_batch.metrics.crosstab import Crosstab
 
 
 def joined(gold, predicted, target="t", **columns):
-    """Rows in order; None in `predicted` is a row without a value."""
+    """Join rows in order; None in `predicted` is a row without a value."""
     kind = pa.array([*gold, *predicted]).type
     keys = range(len(gold))
     truth = pa.table({"id": pa.array(keys, pa.int64()), "t": pa.array(gold, kind)})
@@ -31,8 +31,8 @@ def joined(gold, predicted, target="t", **columns):
     return join(truth, candidate, key="id", target=target, candidate_name="c")
 
 
-# By hand. gold a: 2 right, 1 said b, 1 unlabeled; gold b: 1 right, 1 said c; c is never gold.
-#              said a  b  c
+# By hand. Gold a: 2 right, 1 labeled b, 1 unlabeled. Gold b: 1 right, 1 labeled c. Gold never has c.
+#             label a  b  c
 #     gold a:      2   1  0      precision a 1, b 1/2, c 0      recall a 2/3, b 1/2, c -
 #     gold b:      0   1  1      f1 a 4/5, b 1/2, c 0
 HAND = joined(["a", "a", "a", "a", "b", "b"], ["a", "a", "b", None, "b", "c"])
@@ -229,7 +229,7 @@ def test_few_errors_leave_an_interval_of_some_width(wrong):
     gold = ["a", "b", "c"] * 17
     got = evaluate(joined(gold, ["b"] * wrong + gold[wrong:]))
     for low, high in ((got.kappa_low, got.kappa_high), (got.macro_f1_low, got.macro_f1_high)):
-        # what the truth may be: 5 % of the rows wrong shows at most one error of 51 in a quarter of the samples
+        # for a true error rate of 5 %, a quarter of the samples of 51 rows show at most one error
         assert low < 0.94
         assert high >= 1 - wrong / 51
 
@@ -359,7 +359,7 @@ finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 @pytest.mark.parametrize("rows", [30, 100])
 @pytest.mark.parametrize("together", [1, 5])
 def test_intervals_of_errors_cover_by_the_unit(rows, together):
-    """Student's interval of squared errors misses in 10 % at 30 rows; one by rows, of five alike, in 40 %."""
+    """Miss in 10 % at 30 rows with Student's interval of squared errors; in 40 % by rows, if five are alike."""
     random, draws, missed, given_of = np.random.default_rng(2), 300, Counter(), Counter()
     target, truth = Target("t", kind="numeric"), {"mae": math.sqrt(2 / math.pi), "rmse": 1.0}
     ids = np.repeat(np.arange(rows), together).astype(str)
@@ -372,9 +372,9 @@ def test_intervals_of_errors_cover_by_the_unit(rows, together):
             missed[figure] += low is not None and not low <= value <= high
             given_of[figure] += low is not None
     assert got.mae_interval == "Student, corrected for skewness (Hall)"
-    # whether there is one depends on the number of units alone
+    # the number of units alone decides whether an interval is given
     assert given_of == {"mae": draws, **({"rmse": draws} if rows >= 100 else {"rmse": 0})}
-    # 7 % is promised, as far as so many draws can tell.
+    # The guarantee is 7 %; so many draws have this margin.
     assert max(missed.values(), default=0) <= draws * 0.07 + 2 * (draws * 0.07) ** 0.5
 
 
@@ -382,7 +382,7 @@ def test_intervals_of_errors_cover_by_the_unit(rows, together):
 @pytest.mark.parametrize(("rows", "figure"), [(30, "mae"), (100, "mae"), (100, "rmse"), (300, "rmse")])
 @pytest.mark.parametrize("shape", ["lognormal", "student 3"])
 def test_intervals_of_skewed_errors_are_given_and_hold(rows, figure, shape):
-    """Before, of 100 rows those of rmse were given in a tenth of the samples, and missed in 57 to 64 % of these."""
+    """Compare with earlier rmse intervals: of 100 rows, given in a tenth of the samples, missed in 57 to 64 %."""
     random, draws, missed = np.random.default_rng(4), 400, 0
     truth = {
         ("lognormal", "mae"): math.exp(0.5),

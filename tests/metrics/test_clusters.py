@@ -1,4 +1,4 @@
-"""What counts as one: identical requests, or the column that the user names, in joins, agreement and parts."""
+"""Rows that count as one unit: identical requests, or the user's column, in joins, agreement and parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABELS = pa.table({"id": [4, 3, 2, 1], "topic": ["a", "b", "a", "b"], "llm_reque
 
 
 def together(numbers):
-    """Which rows are one unit, whatever its number."""
+    """Return the groups of rows that are one unit, whatever its number."""
     return {frozenset(i for i, n in enumerate(numbers.tolist()) if n == number) for number in numbers.tolist()}
 
 

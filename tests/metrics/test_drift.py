@@ -1,4 +1,4 @@
-"""Shifts of label shares: sizes and p-values by hand, what counts as drift, and what the online detector sees."""
+"""Shifts of label shares: sizes and p-values by hand, the definition of drift, and the online detector."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from dagster_llm_batch.metrics.drift import recent_partitions
 from dagster_llm_batch.metrics.looks import look_level
 
 CALM = [{"a": 50, "b": 50}, {"a": 57, "b": 43}, {"a": 43, "b": 57}] * 10
-"""Earlier partitions, which vary as chance does."""
+"""Earlier partitions with chance variation only."""
 
 
 def compared(here, reference, *, max_psi=0.25, level=0.01, earlier=CALM, lasts=3, follows=True, visible=False):
-    """Compare a partition that is the last of so many in a row with the same classes."""
+    """Compare a partition, the last of `lasts` in a row with the same classes."""
     return drift_between(
         here,
         reference if isinstance(reference, list) else [reference],
@@ -84,7 +84,7 @@ def test_a_class_that_is_new_or_gone_is_a_shift_of_finite_size():
 
 @pytest.mark.slow
 def test_classes_of_few_rows_are_tested_too():
-    # Half of the classes are gone, and of no class are there five rows to expect: all of it was once "too few rows".
+    # Half of the classes are gone, and every class has fewer than five expected rows: that was once "too few rows".
     ten, fifty = (
         compared(
             dict.fromkeys(range(n // 2), 8),
@@ -147,7 +147,7 @@ def test_a_single_partition_is_no_drift_however_far_off_it_is_and_the_third_in_a
 
 
 def life(rng, shares_of_day, days, rows=300):
-    """Return the days with an alarm, where each day has shares of its own."""
+    """Return the days with an alarm; each day has separate shares."""
     counts = [dict(enumerate(rng.multinomial(rows, shares_of_day(day)).tolist())) for day in range(days)]
     return [
         day
@@ -165,7 +165,7 @@ def life(rng, shares_of_day, days, rows=300):
 @pytest.mark.simulation
 @pytest.mark.parametrize("kind", ["one day in ten is wild", "Student's t", "Dirichlet"])
 def test_independent_days_raise_few_alarms_however_wild_they_are(kind):
-    """One in ten wild raised alarms in a fifth of the years, since the tail that few wild days show is too short."""
+    """Allow few alarms: one wild day in ten once raised them in a fifth of the years, from a too short tail."""
     rng = np.random.default_rng(4)
 
     def shares(_day):
@@ -188,7 +188,7 @@ def test_a_class_that_turns_is_seen_within_three_days():
 
 def test_a_day_of_more_rows_or_of_fewer_is_held_to_the_same_variation():
     rng = np.random.default_rng(7)
-    # Each day has shares of its own. Held to what 300 rows are off, a day of 3,000 was always drift.
+    # Each day has separate shares. Compared with the variation of 300 rows, a day of 3,000 rows was always drift.
     for rows in (30, 3_000):
         explained = []
         for _ in range(100):
@@ -301,7 +301,7 @@ def test_classes_are_counted_without_nulls_and_kept_as_they_are():
 
 
 def test_rows_of_one_unit_are_one_label_of_each_of_their_classes():
-    """Rows that share a request were counted as independent."""
+    """Count units: rows that share a request were once counted as independent."""
     said = pa.chunked_array([["a", "a", "a"], ["b", "a", "a", None, None]])
     ids = pa.array(["x", "x", "x", "x", None, None, "y", None], pa.large_string())
     assert class_counts(said, "t", "labels", ids) == {"a": 3, "b": 1}

@@ -1,4 +1,4 @@
-"""Figures of a whole table from few gold rows and many labels: right whatever the labels are, and covered."""
+"""Figures of a whole table from few gold rows and many labels: intervals cover the truth, for any labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AMOUNT = Target("amount", kind="numeric", minimum=0, maximum=10_000)
 
 
 def amounts(rng, n_rows, n_gold, *, wrong):
-    """Amounts, of which a share of the labels is ten times too large, and gold that shows none of these."""
+    """Return amounts with a share of labels ten times too large, and gold without these rows."""
     y = np.exp(rng.normal(3.8, 1, n_rows))
     is_wrong = rng.random(n_rows) < wrong
     labels = pa.table({"id": range(n_rows), "amount": np.where(is_wrong, np.minimum(10 * y, 10_000), y)})
@@ -48,7 +48,7 @@ class TestUnseenMistakes:
         gold = pa.table({"id": range(50), "amount": [0.0] * 50})
         [found] = estimate(gold, labels, key="id", target=AMOUNT, candidate_name="c")
         assert (found.powered_low, found.gold_only_low) == (0, 0)
-        # about three rows of fifty could be as large as they can be
+        # about three rows of fifty could have the maximum
         assert 0.04 * 10_000 < found.powered_high < 0.08 * 10_000
 
     def test_a_number_without_ends_is_refused_and_the_message_tells_what_to_declare(self):
@@ -57,8 +57,10 @@ class TestUnseenMistakes:
             estimate(gold, labels, key="id", target=Target("amount", kind="numeric"), candidate_name="c")
 
     def test_scores_without_ends_are_refused_and_with_them_hold_what_no_row_shows(self):
-        """Before, they had the ends that occur: of thirty rows of which one in fifty is 1 and the others are 5, most
-        samples show no 1, and their interval was a point.
+        """Declare the ends of scores, which were once the observed ones.
+
+        If one row in fifty is 1 and the others are 5, most samples of thirty rows show only 5. Their interval was a
+        point.
         """
         table = pa.table({"id": range(600), "score": [5] * 600})
         gold = table.slice(0, 30)
@@ -70,7 +72,7 @@ class TestUnseenMistakes:
     @pytest.mark.simulation
     @pytest.mark.parametrize("n", [30, 100])
     def test_large_values_that_no_label_shows_are_in_the_interval(self, n):
-        """Before, labels that hide them made intervals that missed in 64 % at 30 gold rows, 18 % at 100."""
+        """Include hidden values: intervals once missed in 64 % at 30 gold rows, and in 18 % at 100."""
         found = measure_mean(MeanCell("labels hide the large values", n), 200)
         assert (found.given, found.missed <= 22) == (200, True)
 
@@ -98,7 +100,7 @@ class TestUnseenMistakes:
         ("data", "n"), [("97 % zeros, all right", 30), ("rare large values, all right", 50), ("ties, 3 % wrong", 30)]
     )
     def test_intervals_of_means_hold_and_are_no_wider_than_those_of_gold_alone(self, data, n):
-        """Before, they missed in 74 to 86 % where values are rare and labels right."""
+        """Cover rare values with right labels, for which intervals once missed in 74 to 86 %."""
         found = measure_mean(MeanCell(data, n), 500)
         assert found.given == 500
         assert found.missed <= 45
@@ -107,7 +109,7 @@ class TestUnseenMistakes:
 
 class TestByHand:
     def test_a_share_is_that_of_the_labels_corrected_by_what_gold_shows(self):
-        """Ten rows, of which the first four have gold. Labels say a in 6 of 10; gold finds one of them wrong."""
+        """Compute for ten rows, four with gold: labels have a in 6 of 10, and gold finds one of these wrong."""
         labels = pa.table({"id": range(10), "topic": list("aaabaaabbb")})
         gold = pa.table({"id": range(4), "topic": list("aabb")})
         found = estimate(gold, labels, key="id", target="topic", candidate_name="c")
@@ -167,7 +169,7 @@ class TestByHand:
         assert estimates_png(found).startswith(b"\x89PNG")
 
     def test_answers_to_the_same_row_are_one_unit_of_a_difference(self):
-        """People find one candidate a point better in every row: rows differ much, the difference does not."""
+        """Rate one candidate a point better in every row: rows differ much, the difference does not."""
         rng, n = np.random.default_rng(1), 60
         of_row = rng.integers(1, 5, n)
         score = np.concatenate([of_row, of_row + 1])
@@ -212,14 +214,14 @@ def test_intervals_cover_in_1000_draws(cell):
     found = measure_cell(cell, 1000)
     assert {name: one.missed for name, one in found.items() if one.missed > 73} == {}
     if "powered" in found:
-        # Labels that know something are worth something, and useless ones cost nothing.
+        # Good labels narrow the interval, and useless ones do not widen it.
         assert found["powered"].width <= found["gold only"].width * 1.001
         assert found["powered"].given > 900
 
 
 @pytest.mark.simulation
 def test_labels_alone_and_gold_without_its_weights_do_not_cover():
-    """What the intervals are for."""
+    """Show the need for the corrected intervals."""
     found = measure_cell(Cell("share of 30 %, biased labels", "mistakes", 1_000), 300)
     assert found["powered"].labels_off > 0.1
     assert found["gold only"].missed_once > 150

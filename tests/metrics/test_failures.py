@@ -1,4 +1,4 @@
-"""What goes wrong is grouped: each group with its share, an interval that covers, what tells it apart, and examples."""
+"""Failures in groups: each with its share, an interval that covers, its typical words, and examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def found(gold, labels, *targets, keep=("text",)):
 
 
 def tickets(n=400, seed=1):
-    """Bugs that mention an invoice are taken for billing, and one reply in ten was cut."""
+    """Return tickets: bugs with the word "invoice" are labeled as billing, and one reply in ten was cut off."""
     rng = random.Random(seed)
     common = ["please", "help", "the", "app", "again", "today", "since", "update"]
     rows = []
@@ -49,7 +49,7 @@ def test_groups_are_label_pairs_and_reasons_with_share_words_and_examples():
     assert (pair.share_low, pair.share_high) == pytest.approx((0.0942, 0.1615), abs=1e-4)
     assert pair.examples == ("0", "8", "16", "24", "32")
     assert set(pair.words) == {"invoice", "screen"}
-    # What was cut was cut by chance.
+    # Replies were cut off at random.
     assert cut.words == ()
 
 

@@ -1,4 +1,4 @@
-"""Rows worth a human label: signals worked out by hand, exact probabilities, and estimates that hold for all rows."""
+"""Rows worth a human label: signals computed by hand, exact probabilities, and estimates that hold for all rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def votes(*columns):
 
 
 def table(labels, **more):
-    """Keys 0, 1, … with these labels."""
+    """Return a table with keys 0, 1, … and these labels."""
     return pa.table({"id": list(range(len(labels))), "topic": pa.array(labels, pa.string()), **more})
 
 
@@ -31,13 +31,13 @@ class TestSignals:
         assert three.tolist() == pytest.approx([0, 2 / 3, 1, 1])
 
     def test_a_class_is_rare_by_how_far_it_is_below_an_even_share(self):
-        # 8 rows, 2 classes: 4 each if they were alike; b has 2, so 1 - 2/4
+        # 8 rows, 2 classes: an even share is 4; b has 2, so 1 - 2/4
         assert rare_class(votes("aaaaaabb")).tolist() == [0] * 6 + [0.5, 0.5]
         assert rare_class(votes("abcabc")).tolist() == [0] * 6
         assert rare_class([pa.array([None, None], pa.string())]).tolist() == [0, 0]
 
     def test_the_candidate_for_whom_a_class_is_rarest_counts(self):
-        # the second has 4 of a and 1 of b: even is 2.5; the first has 2 of b, which is more than half
+        # the second candidate has 4 a and 1 b, with an even share of 2.5; the first has 2 b, more than half of it
         assert rare_class(votes("ababa", "aaaab")).tolist() == pytest.approx([0, 0, 0, 0, 0.6])
 
     def test_classes_that_are_about_even_are_not_rare_and_have_not_grown(self):
@@ -46,7 +46,7 @@ class TestSignals:
         assert not drift(of, votes("a" * 68 + "b" * 70 + "c" * 62)).any()
 
     def test_drift_is_the_part_of_a_class_that_its_earlier_share_does_not_explain(self):
-        # b: here 2 of 4, before 1 of 5: (0.5 - 0.2) / 0.5; a has become rarer; c is new
+        # b has 2 of 4 here, and 1 of 5 before: (0.5 - 0.2) / 0.5; a is rarer now; c is new
         assert drift(votes("aabb"), votes("aaaab")).tolist() == pytest.approx([0, 0, 0.6, 0.6])
         assert drift(votes("aac"), votes("a")).tolist() == [0, 0, 1]
         assert drift(votes("ab"), [pa.array([], pa.string())]).tolist() == [0, 0]
@@ -114,7 +114,7 @@ class TestProposals:
     @given(st.lists(st.floats(0, 1), min_size=200, max_size=200))
     @settings(max_examples=30, deadline=None)
     def test_forty_proposals_have_at_most_the_variance_of_thirty_random_rows_by_default(self, strength):
-        """Of any figure: each row is as likely to be drawn as among 30 random ones, or likelier."""
+        """Check each probability, for any figure: a row is at least as likely to be drawn as among 30 random ones."""
         drawn = propose(pa.array(range(200)), {"disagreement": np.array(strength)}, key="id", sample_size=40)
         assert min(drawn["probability"].to_pylist()) >= 30 / 200 * (1 - 1e-9)
 
@@ -133,7 +133,7 @@ class TestProposals:
         signals = {
             "disagreement": np.array([1.0] * 50 + [0] * 50),
             "drift": np.array([0] * 90 + [1.0] * 10),
-            "rare_class": np.zeros(100),  # says nothing, so it has no share
+            "rare_class": np.zeros(100),  # constant, so it gets no share
         }
         found = propose(pa.array(range(100)), signals, key="id", sample_size=10, random_share=0.4)
         chance = {row["id"]: row["probability"] for row in found.to_pylist()}
@@ -189,7 +189,7 @@ class TestProposals:
         assert (np.abs(drawn / seeds - expected) <= five_sigma + 1e-12).all()
 
     def test_weighted_accuracy_holds_for_all_rows_where_the_plain_one_is_pulled_down(self):
-        """Labels are wrong exactly where candidates disagree: 10 of 100 rows."""
+        """Make labels wrong exactly where candidates disagree: in 10 of 100 rows."""
         wrong, plain, weighted = set(range(10)), [], []
         for seed in range(400):
             found = proposals(n=100, sample_size=20, strong=wrong, seed=seed).to_pylist()

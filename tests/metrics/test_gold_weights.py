@@ -1,4 +1,4 @@
-"""Gold that was drawn with unequal probabilities: figures are those of all rows, and intervals cover them."""
+"""Gold drawn with unequal probabilities: figures estimate all rows, and intervals cover them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_figures_are_those_of_a_table_in_which_each_row_stands_as_often_as_its_w
         assert one.mae is None or one.mae_low < one.mae < one.mae_high
     for column in ("precision", "recall", "f1"):
         assert got.per_class[column].to_pylist() == pytest.approx(expected.per_class[column].to_pylist())
-    assert got.per_class["support"].to_pylist() != expected.per_class["support"].to_pylist()  # counts stay counts
+    assert got.per_class["support"].to_pylist() != expected.per_class["support"].to_pylist()  # counts are not weighted
     [pair], [pair_of_all] = got.agreements, expected.agreements
     assert pair.accuracy_difference == pytest.approx(pair_of_all.accuracy_difference)
     assert pair.kappa == pytest.approx(pair_of_all.kappa)
@@ -66,7 +66,7 @@ def test_figures_are_those_of_a_table_in_which_each_row_stands_as_often_as_its_w
 
 @pytest.mark.simulation
 def test_a_sample_of_hard_rows_tells_the_accuracy_of_all_rows():
-    """Before, .715 was said for .883, and covered in 0 of 300 draws."""
+    """Correct the estimate, which was once .715 for .883 and covered in 0 of 300 draws."""
     rng, n = np.random.default_rng(3), 1000
     hard = rng.random(n) < 0.2
     right = rng.random(n) > np.where(hard, 0.4, 0.05)
@@ -89,7 +89,7 @@ def test_a_sample_of_hard_rows_tells_the_accuracy_of_all_rows():
 
 @pytest.mark.simulation
 def test_rounds_that_follow_what_earlier_ones_found_are_combined_without_bias_and_their_variance_is_known():
-    """The second round goes where the first one found mistakes: the truth of a row decides whether others are drawn."""
+    """Draw the second round at the mistakes of the first: the truth of a row affects the draw of others."""
     rng, n, totals, variances = np.random.default_rng(1), 60, [], []
     value = np.concatenate([np.ones(12), np.zeros(48)])
     group = np.repeat([0, 1, 2], 20)
@@ -135,7 +135,7 @@ def test_intervals_come_from_how_figures_change_with_each_row_and_with_rows_that
         got = figure(Survey(gold, predicted, rows, 3))
 
         def added(code, label, figure=figure, value=got.value):
-            """By how much the figure changes with the weight of a further row of this cell."""
+            """Return the change of the figure by the weight of a further row in this cell."""
             more = (np.append(gold, code), np.append(predicted, label))
             all_rows = SampledRows(np.append(weight, 1e-6), np.append(spread, 0), np.arange(n + 1))
             return (figure(Survey(*more, all_rows, 3)).value - value) / 1e-6 * weight.sum()
@@ -153,7 +153,7 @@ class TestWhatRowsStandFor:
     def test_rows_of_one_round_stand_for_one_by_their_probability(self):
         got = gold_weights(gold_of(sample_weight=[1.0, 4.0, 5.0]))
         assert got.weight.to_pylist() == [1, 4, 5]
-        assert got.spread.to_pylist() == pytest.approx([0, 16 * 0.75 * 2, 25 * 0.8 * 2])  # a certain row adds nothing
+        assert got.spread.to_pylist() == pytest.approx([0, 16 * 0.75 * 2, 25 * 0.8 * 2])  # a certain row adds zero
 
     def test_rounds_count_by_their_rows_and_rows_from_before_count_once(self):
         got = gold_weights(gold_of(sample_weight=[1, 6.0, 4.0, 4.0, 4.0], sample_round=[0, 1, 2, 2, 2]))
@@ -233,5 +233,5 @@ def test_parts_of_weighted_gold_have_the_figures_of_the_whole():
     [stars, _] = whole.evaluations
     assert stars.accuracy_low < stars.accuracy < stars.accuracy_high
     assert stars.accuracy_all_low < stars.accuracy_all < stars.accuracy_all_high
-    # Three rows a request are one unit: the rows tell at most as much as twenty.
+    # Three rows a request are one unit: the rows are worth at most twenty independent ones.
     assert stars.n_eff <= 20

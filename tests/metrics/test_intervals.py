@@ -1,4 +1,4 @@
-"""Intervals of values of any size, of which most are alike: they are given where enough others are, and hold."""
+"""Intervals of values of any size, most of them equal: enough different values give one, and it covers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def interval(values, of, unit=None):
 
 
 def some_off(rng, expected, *, least):
-    """Return how many rows are off, where so many are expected and chance made at least `least`."""
+    """Return the number of rows that are off: drawn with mean `expected`, given at least `least`."""
     share = expected / ROWS
     lost = binom.cdf(least - 1, ROWS, share)
     return int(max(least, binom.ppf(lost + (1 - lost) * rng.random(), ROWS, share)))
@@ -35,7 +35,7 @@ def test_where_most_rows_are_alike_enough_others_are_needed_whatever_their_size_
             values = np.zeros(ROWS)
             values[:count] = size * rng.lognormal(size=count)
             assert (interval(values, of).low is not None) is has_one
-    # Errors that are all the same but for some are as few as those.
+    # Errors that are equal except for 19 rows count as only 19.
     assert interval(5 + values * (np.arange(ROWS) < 19), of).method == (
         "none: below 20 independent units that differ from most"
     )
@@ -49,8 +49,9 @@ def test_where_most_rows_are_alike_enough_others_are_needed_whatever_their_size_
 @pytest.mark.parametrize("sizes", ["lognormal", "one", "normal"])
 @pytest.mark.parametrize("expected", [10, 15, 20, 40])
 def test_squares_have_an_interval_where_enough_rows_are_wrong_and_it_holds(sizes, expected):
-    """Before, of 100 rows of which 1 % are wrong by lognormal sizes, 27 % of the intervals that were given missed. Data
-    sets to which chance gives enough wrong rows are counted alone.
+    """Cover squared errors; only data sets with enough wrong rows are counted.
+
+    With 1 % of 100 rows wrong by lognormal sizes, 27 % of the given intervals once missed.
     """
     rng, draws, missed = np.random.default_rng(5), 200, 0
     draw = {"lognormal": rng.lognormal, "one": lambda size: np.full(size, 1.0), "normal": rng.standard_normal}[sizes]
@@ -68,7 +69,7 @@ def test_squares_have_an_interval_where_enough_rows_are_wrong_and_it_holds(sizes
 @pytest.mark.parametrize("worse", [0.5, 0.9])
 @pytest.mark.parametrize("expected", [15, 30])
 def test_changes_have_an_interval_where_enough_rows_change_and_it_holds(sizes, worse, expected):
-    """Before, with 3 of 100 rows that change, 14 to 21 % of the intervals that were given missed."""
+    """Cover changes: with 3 changing rows of 100, 14 to 21 % of the given intervals once missed."""
     rng, draws, missed = np.random.default_rng(6), 200, 0
     truth = expected / ROWS * (2 * worse - 1) * (math.exp(0.5) if sizes == "lognormal" else 1)
     for _ in range(draws):

@@ -1,4 +1,4 @@
-"""Gold meets candidates: what counts as a label, and every way in which two tables cannot be compared."""
+"""Joins of gold and candidates: valid labels, and every way in which two tables cannot be compared."""
 
 from __future__ import annotations
 

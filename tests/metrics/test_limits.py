@@ -1,4 +1,4 @@
-"""Gates judge what users mean: all rows, bounds that few rows do not reach by luck, and no error that chance makes."""
+"""Gates judge as users expect: all rows, bounds that few rows do not reach by luck, and no alarms by chance."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TestAllRows:
     def test_no_label_is_as_far_as_the_farthest_class(self):
         gold, said = [1, 2, 3, 5], [1, 2, 3, None]
         one = evaluate(joined(gold, said, kappa_weights="linear"))
-        # Observed: 4 of the last row. By chance: each gold class against 1, 2, 3 and none.
+        # Observed: 4 for the last row. By chance: each gold class against 1, 2, 3 and a missing label.
         by_chance = [0 + 1 + 2 + 4, 1 + 0 + 1 + 3, 2 + 1 + 0 + 2, 4 + 3 + 2 + 4]
         assert one.kappa_all == pytest.approx(1 - 4 * 4 / sum(by_chance))
 
@@ -119,12 +119,12 @@ class TestCalibration:
         assert miscalibration_p(shared, 0.1) > 0.05
 
     def test_the_worst_that_labels_can_show_says_whether_they_are_too_few(self):
-        # Two wrong labels of those that are said to be 90 % sure, by a candidate that may be off by a tenth: 0.2 ** 2.
+        # Two wrong labels with 90 % confidence, by a candidate that may be off by a tenth: 0.2 ** 2.
         few, many = (calibration_of(joined(["a"] * n, ["b"] * n, confidence=[0.9] * n)) for n in (2, 7))
         assert least_miscalibration_p(few, 0.1) == pytest.approx(0.04)
         assert miscalibration_p(few, 0.1) == pytest.approx(0.04, abs=0.005)
         assert least_miscalibration_p(many, 0.1) == pytest.approx(0.2**7)
-        # However they turn out: it is of the confidences alone.
+        # The bound depends on the confidences alone, and not on the labels.
         right = calibration_of(joined(["a"] * 7, ["a"] * 7, confidence=[0.9] * 7))
         assert least_miscalibration_p(right, 0.1) == pytest.approx(0.2**7)
 
@@ -137,7 +137,7 @@ class TestCalibration:
 @pytest.mark.parametrize("n", [10, 30, 100, 300])
 @pytest.mark.parametrize("limit", [0.9, 0.98])
 def test_a_share_that_keeps_its_limit_is_blamed_no_more_often_than_is_meant(n, limit):
-    """All that can be drawn, with its chance. Where the upper end of Wilson's interval decided, it was up to 8.6 %."""
+    """Sum the chances of all possible samples; the upper end of Wilson's interval gave up to 8.6 %."""
     chance = binom.pmf(np.arange(n + 1), n, limit)
     blamed = np.array([share_p_below(same, n, limit) < 0.025 for same in range(n + 1)])
     assert chance[blamed].sum() <= 0.025

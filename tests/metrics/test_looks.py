@@ -1,4 +1,4 @@
-"""Looks share 5 %: what a place has, what evidence is, and how often a life of equal versions is blamed."""
+"""Interim looks share 5 %: the share of each look, the evidence, and the rate of false alarms for equal versions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_bet_pays_what_a_fair_coin_owes():
     paid = log_payoffs(np.array([1.0, 1.0, -1.0, 0.0]))
     by_hand = [math.exp(bet) ** 2 * math.exp(-bet) / math.cosh(bet) ** 3 for bet in BETS]
     assert np.exp(paid) == pytest.approx(by_hand)
-    # Over both signs of each of several sizes it pays 1 on average: it is fair, whatever the sizes.
+    # Over both signs of each of several sizes, the payoff is 1 on average: the bet is fair, whatever the sizes.
     sizes = np.array([0.1, 2.0, 30.0])
     outcomes = [
         log_payoffs(sizes * np.array(signs)) for signs in np.ndindex(2, 2, 2) for signs in [2 * np.array(signs) - 1]
@@ -65,7 +65,7 @@ def test_a_year_of_equal_versions_is_seldom_blamed_in_any_order(order):
             if life_evidence(seen, int(place)) >= 1 / ALPHA:
                 blamed += 1
                 break
-    assert blamed <= 5  # at most 5 %, of which 40 years may show five
+    assert blamed <= 5  # at most 5 %, so that 40 years may show five
 
 
 @pytest.mark.simulation
@@ -74,7 +74,7 @@ def test_a_fall_of_five_points_is_found_within_ten_looks(before):
     rng = np.random.default_rng(6)
     found, lives = 0, 60
     for _ in range(lives):
-        # Of 300 rows 15 % change; after the fall 10 % get worse and 5 % better.
+        # Of 300 rows, 15 % change; after the fall, 10 % get worse and 5 % better.
         shares = [(0.075, 0.075)] * before + [(0.1, 0.05)] * 10
         drawn = [rng.multinomial(300, [worse, better, 1 - worse - better]) for worse, better in shares]
         paid = {place: log_payoffs(np.repeat([1.0, -1.0], counts[:2])) for place, counts in enumerate(drawn)}
@@ -92,7 +92,7 @@ def test_the_sign_test_is_exact_where_all_sizes_are_one_and_right_where_they_are
     many = rng.exponential(1, 5_000) * rng.choice([-1, 1], 5_000, p=[0.48, 0.52])
     normal = 0.5 * math.erfc(many.sum() / math.sqrt((many**2).sum()) / math.sqrt(2))
     assert sign_flip_p(many) == pytest.approx(normal, rel=0.2)
-    # What no draw is as large as can be as small as any look needs, with many comparisons late in a life.
+    # A sum above all draws can have a p-value as small as any look needs, with many comparisons late in a life.
     surely = rng.exponential(1, 200)
     assert sign_flip_p(surely) < look_level(LOOKS - 1, 50)
 

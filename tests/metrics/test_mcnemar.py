@@ -25,7 +25,7 @@ def joined(gold, predicted, name, target="t"):
 
 
 def pair(both_right, only_a, only_b, both_wrong):
-    """Two candidates with these counts on a gold of only "x"; wrong is "y"."""
+    """Return two candidates with these counts for gold of only "x"; wrong is "y"."""
     a = "x" * both_right + "x" * only_a + "y" * only_b + "y" * both_wrong
     b = "x" * both_right + "y" * only_a + "x" * only_b + "y" * both_wrong
     gold = ["x"] * len(a)

@@ -1,4 +1,4 @@
-"""The rows behind the figures: all that a candidate got wrong, with what it was asked, and nothing that was right."""
+"""The table of mistakes: all rows that a candidate labeled wrong, with their input, and only these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importing needs pyarrow and numpy; computing and drawing say which extra to install. Each in a fresh interpreter."""
+"""Imports need pyarrow and numpy; functions that compute or draw name their extra. Each test has a new interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judged answers: what is asked, and what verdicts and scores add up to. Expected figures are worked out by hand."""
+"""Judged answers: the judge's questions, and sums of verdicts and scores. Expected figures are computed by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cases(kind=pairwise_cases, rows=ROWS, target=("answer",), sample=None, **ans
 
 
 def verdicts_of(pairs):
-    """Cases and verdicts of candidates a and b: for each row, the verdict with a shown first, and with b."""
+    """Return cases and verdicts of candidates a and b: for each row, the verdict with a shown first, and with b."""
     rows = [
         (f"{first}/{second}/{n}", n, first, second, False, pair[at])
         for n, pair in enumerate(pairs)
@@ -126,8 +126,8 @@ class TestPairwise:
                 ("A", "B"),
                 ("B", "A"),  # b, b
                 ("tie", "tie"),
-                ("A", "A"),  # whoever is first
-                ("B", "B"),  # whoever is second
+                ("A", "A"),  # the first shown wins
+                ("B", "B"),  # the second shown wins
                 ("A", "tie"),
                 ("A", None),
                 (None, None),
@@ -237,7 +237,7 @@ class TestRubric:
         assert (mine.lowest, mine.highest) == (3, 5)
         assert 1 < mine.mean_low < mine.mean < mine.mean_high < 5
         assert (other.n_cases, other.n_scored, other.mean) == (2, 1, 2.0)
-        assert other.mean_high - other.mean_low > 3  # one score of the four steps says little
+        assert other.mean_high - other.mean_low > 3  # one score of the four steps is little evidence
 
     def test_scores_at_the_ceiling_leave_an_interval_of_some_width(self):
         [mine, _] = self.scored(true=[5, 5, 5, 2, 1])

@@ -1,4 +1,4 @@
-"""The front: who is beaten on quality and cost together, and who is not judged."""
+"""The Pareto front: candidates beaten on quality and cost together, and candidates that are not judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: what they show, that row data cannot break them, and that drawing leaves no traces."""
+"""Pictures: their content, robustness against any row data, and drawing without side effects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def opened(png):
 
 
 def blue_share(image, box):
-    """Share of strongly blue pixels in a box given as fractions of the picture."""
+    """Return the share of strongly blue pixels in a box given as fractions of the picture."""
     left, top, right, bottom = box
     part = image.crop(
         (int(left * image.width), int(top * image.height), int(right * image.width), int(bottom * image.height))

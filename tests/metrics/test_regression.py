@@ -1,4 +1,4 @@
-"""Accepted against current: exact p-values by hand, whose rows count, and when something is called worse."""
+"""Accepted against current: exact p-values by hand, the counted rows, and the decision that a version is worse."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def joined(said, *, gold=None, target="t", version="v1", ids=None):
 
 
 def versions(fixed, broken, same_right=0, same_wrong=0):
-    """Two versions with these counts; gold is "x", wrong is "y"."""
+    """Return two versions with these counts; gold is "x", wrong is "y"."""
     before = "y" * fixed + "x" * broken + "x" * same_right + "y" * same_wrong
     after = "x" * fixed + "y" * broken + "x" * same_right + "y" * same_wrong
     return joined(list(before)), joined(list(after), version="v2")
 
 
 def at_least(k, n):
-    """Chance of k or more heads in n tosses."""
+    """Return the chance of k or more heads in n tosses."""
     return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
 
 
@@ -52,7 +52,7 @@ def test_the_p_value_is_the_exact_one_sided_mcnemar():
     assert got.p_worse == pytest.approx(at_least(9, 11))
     assert (got.accepted, got.current) == (29 / 34, 22 / 34)
     assert got.change == pytest.approx(-7 / 34)
-    # By a test of both sides 2 of 11 may be chance, so that no change is within the interval.
+    # In a two-sided test, 2 of 11 may be chance, so zero is within the interval.
     assert got.change_low < got.change < 0 < got.change_high < 0.01
     assert (got.accepted_versions, got.current_versions) == (("v1",), ("v2",))
 
@@ -61,7 +61,7 @@ def test_better_is_not_worse_and_the_same_is_neither():
     assert regression_between(*versions(fixed=9, broken=2)).p_worse == pytest.approx(at_least(2, 11))
     same = regression_between(*versions(fixed=0, broken=0, same_right=5, same_wrong=5))
     assert (same.p_worse, same.change) == (1.0, 0)
-    # Ten rows that are as before do not show that none changes; the bootstrap's interval was a point.
+    # Ten unchanged rows do not prove that a change is impossible; the bootstrap's interval was a point.
     assert same.change_low == pytest.approx(-same.change_high)
     assert 0.1 < same.change_high < 0.4
 
@@ -69,7 +69,7 @@ def test_better_is_not_worse_and_the_same_is_neither():
 @pytest.mark.simulation
 @pytest.mark.parametrize(("rows", "broken"), [(20, 0.12), (100, 0.02), (300, 0.1)])
 def test_the_interval_of_a_change_covers_where_few_rows_change(rows, broken):
-    """The bootstrap's missed in 13 % with 20 rows of which 12 % change, nearly all for the worse."""
+    """Cover rare changes: the bootstrap missed in 13 % with 20 rows, if 12 % change, nearly all for the worse."""
     random, missed = np.random.default_rng(5), 0
     for _ in range(150):
         after = np.where(random.random(rows) < broken, "y", "x").tolist()
@@ -158,7 +158,7 @@ def test_equal_versions_are_seldom_called_worse_at_any_number_of_rows(error, row
         "mostly the same": lambda: random.standard_normal((2, rows)) * (random.random(rows) < 0.2),
     }[error]
     found = [compared(*draw()) for _ in range(200)]
-    # 5 % is meant, of which 200 draws may show 9 %. The bootstrap had .48 at one row, .23 at two, .08 at ten.
+    # The level is 5 %, and 200 draws may show 9 %. The bootstrap had .48 with one row, .23 with two, .08 with ten.
     assert sum(one.p_worse < 0.05 for one in found) / len(found) < 0.09
 
 

@@ -1,4 +1,4 @@
-"""What a cascade is expected to accept, and why no choice may rest on the sample that certifies it: by simulation."""
+"""The expected accepted share of a cascade; a simulation of why the certifying sample must not choose the pair."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ AGREEMENT, CONFIDENCE = 0.95, 0.95
 
 
 def population(rows, generator, sharpness=6.0):
-    """Scores that are calibrated: the surer, the more often right."""
+    """Draw calibrated scores: the surer, the more often right."""
     scores = generator.beta(sharpness, 1.0, rows)
     return scores, generator.random(rows) > scores
 
 
 def accepted_by_a_run(scores, wrong, sample, generator):
-    """The share that a real cascade accepts of these rows."""
+    """Return the share of these rows that a real cascade accepts."""
     rows = len(scores)
     digests = generator.integers(0, 1 << 63, rows).astype(np.uint64)
     drawn = generator.choice(rows, sample, replace=False)
@@ -70,23 +70,23 @@ def test_a_sample_that_is_too_small_accepts_nothing():
     scores, _ = population(300, np.random.default_rng(3))
     told = replay(Pool(scores, np.zeros(300, bool)), 58, 5_000, AGREEMENT, CONFIDENCE)
     assert (told.share, told.high, told.mask.any()) == (0.0, 0.0, False)
-    # Nothing is wrong, so that one more row in the sample accepts all.
+    # All rows are right, so one more row in the sample accepts all.
     assert replay(Pool(scores, np.zeros(300, bool)), 59, 5_000, AGREEMENT, CONFIDENCE).low == 1.0
 
 
 def test_a_pair_that_is_chosen_by_the_sample_that_certifies_it_breaks_its_promise_and_by_earlier_data_not():
     pairs, sample, runs = 10, 124, 4_000
     generator = np.random.default_rng(20_261_128)
-    # Ten cheap models with scores that say nothing, each of which is wrong a little more often than is allowed.
+    # Ten cheap models with uninformative scores, each wrong a little more often than allowed.
     certifying, earlier = generator.random((2, runs, pairs, sample)) < 0.0505
 
     def accepted(wrong):
-        """The share of rows above the first wrong sampled row too many: all that is known of such a model."""
+        """Return the share of rows above the first excess error in the sample: the only evidence about such a model."""
         allowed = count_allowed(wrong.shape[-1], 10**6, AGREEMENT, CONFIDENCE)
         return (wrong.cumsum(axis=-1) <= allowed).mean(axis=-1)
 
     def broken(certificate, evidence):
-        """How often the pair that looks best by the evidence is certified to accept all, which is too much."""
+        """Return how often the pair with the best evidence is certified to accept all, which is too much."""
         return (accepted(certificate) == 1)[np.arange(runs), accepted(evidence).argmax(axis=1)].mean()
 
     most = 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5

@@ -1,4 +1,4 @@
-"""Labels in real time against those of batches: figures worked out by hand, and rows that cannot be compared."""
+"""Labels in real time against labels in batches: figures computed by hand, and rows that cannot be compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dagster_llm_batch.metrics.skew import side_by_side, skew_between, skew_mark
 
 
 def batch(labels, column="topic", model="small-1"):
-    """Labels of rows 0, 1, …, each made from a request of its own."""
+    """Return labels of rows 0, 1, …, each from a separate request."""
     n = len(labels)
     ids = [f"request-{at}" for at in range(n)]
     table = {"id": list(range(n)), column: labels, "llm_request_id": ids, "llm_model": [model] * n}

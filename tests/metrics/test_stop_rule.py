@@ -1,4 +1,4 @@
-"""The rounds of labeling share the chance of an interval that misses, and forecasts meet what is asked for."""
+"""Rounds of labeling share the error rate of an interval, and forecasts reach the required width."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student: what it answers, that nothing it learned answers itself, and that a stored one runs nothing."""
+"""The student: its answers, texts answered by classifiers that did not learn them, and loading without running code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def texts(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Texts whose topic their words give away, and their topics."""
+    """Draw texts whose words identify their topic; return texts and topics."""
     draw = random.Random(seed)
     topics = [list(WORDS)[n % 3] for n in range(count)]
     lines = [draw.choices(WORDS[topic], k=4) + draw.choices(FILLER, k=4) for topic in topics]
@@ -89,7 +89,7 @@ def test_a_classifier_says_what_scikit_learns_own_would_that_learned_the_texts_o
 
 
 def population(seed: int) -> tuple[list[str], list[str]]:
-    """Texts of eight of 300 words, whose label is what most of the words say, but for one in twenty."""
+    """Draw texts of eight of 300 words; most words decide the label, except for one text in twenty."""
     drawn = np.random.default_rng(seed)
     says, words = drawn.normal(size=300), drawn.integers(0, 300, (1_500, 8))
     is_a = (says[words].sum(axis=1) > 0) ^ (drawn.random(1_500) < 0.05)
@@ -97,7 +97,7 @@ def population(seed: int) -> tuple[list[str], list[str]]:
 
 
 def answers_of_the_wrong_classifiers(one: Student, lines: list[str]) -> list[Answer]:
-    """Answer each text by a classifier that has learned it, where the student has."""
+    """Answer each learned text by a classifier that has learned it, against the rule."""
     analyzed = list(map(student_module._analyzer(), lines))
     place = np.array([student_module._identity(words) % 5 for words in analyzed])
     answers: dict[int, Answer] = {}
@@ -108,7 +108,7 @@ def answers_of_the_wrong_classifiers(one: Student, lines: list[str]) -> list[Ans
 
 
 def test_a_text_is_answered_by_what_has_not_learned_it():
-    """A student is as often right of what it learned as of other texts; what has learned them is much more."""
+    """Compare accuracy: equal on learned and other texts; a classifier is far better on its learned ones."""
     lines, labels = population(0)
     one = learned(lines[:600], labels[:600])
     right = np.array([answer.label == label for answer, label in zip(one.answers(lines), labels, strict=True)])
@@ -120,9 +120,10 @@ def test_a_text_is_answered_by_what_has_not_learned_it():
 
 @pytest.mark.slow
 def test_a_threshold_calibrated_on_the_very_rows_that_the_student_learned_keeps_its_promise():
-    """The oracle labels the sample of a partition, the student learns it, and then answers the partition. At most one
-    in ten labels may be wrong. Where texts are answered by what learned them, the sample looks perfect, all else is
-    accepted, and a quarter of it is wrong.
+    """Let the oracle label the sample of a partition; the student learns it, and then answers the partition.
+
+    At most one in ten labels may be wrong. If texts were answered by classifiers that learned them, the sample would
+    look perfect: all other rows would be accepted, a quarter of them wrong.
     """
     allowed = count_allowed(300, 1_500, 0.9, 0.95)
 
@@ -151,7 +152,7 @@ def test_a_text_that_came_often_or_in_capitals_is_one_text():
 
 
 def test_a_student_is_calibrated_on_texts_that_it_has_not_seen():
-    """Ten rows with one text say once how sure it may be. Labels here are chance: it is right half of the time."""
+    """Count ten rows with one text as one calibration point. Labels are random, so half of the answers are right."""
     drawn, words = random.Random(1), [f"word{n}" for n in range(30)]
     seen, new = ([" ".join(drawn.choices(words, k=6)) for _ in range(n)] for n in (80, 200))
     one = learned(seen * 10, [drawn.choice("ab") for _ in seen] * 10)
@@ -184,7 +185,7 @@ def test_a_stored_student_answers_the_same_from_whatever_frame_it_comes():
 
 
 class _Hostile:
-    """Unpickled, it leaves a file."""
+    """When unpickled, it leaves a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -211,7 +212,7 @@ def test_a_pickle_that_poses_as_a_student_is_refused_and_not_run(tmp_path):
 
 
 def _with(name: str, change: Any) -> pa.Table:
-    """Change what the first classifier has of a column."""
+    """Change a value of the first classifier in this column."""
     table = usual().to_arrow()
     at = table.column_names.index(name)
     values = table[name].to_pylist()

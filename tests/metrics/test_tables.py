@@ -1,4 +1,4 @@
-"""Evaluations as Arrow and as markdown in which row data stays data."""
+"""Evaluations as Arrow and as Markdown, which shows row data as plain text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REPORT = ev.compare(
 
 
 def parsed_cells(markdown):
-    """Cells of each row as (text, kinds of inline tokens), by a parser that allows HTML, links and strikethrough."""
+    """Parse cells of each row as (text, kinds of inline tokens); allow HTML, links and strikethrough."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(markdown)
     rows = []
     for token in tokens:
@@ -110,7 +110,7 @@ def test_numeric_targets_have_a_table_of_their_own():
 )
 def test_cost_says_whether_it_is_all(cost, unknown, shown):
     one = dataclasses.replace(REPORT.evaluations[0], cost_usd=cost, n_cost_unknown=unknown)
-    shown = shown.replace("$", r"\$")  # which Markdown would else take for mathematics
+    shown = shown.replace("$", r"\$")  # else Markdown would take it for mathematics
     assert f"| {shown} |" in ev.evaluations_markdown([one])
 
 
@@ -164,7 +164,7 @@ def test_row_data_never_becomes_markup(values):
         ((text, inline),) = row
         assert inline <= {"text", "text_special"}
         assert text.replace("\u200b", "") == ev.plain_text(value)
-        assert not re.search(r"https?://|www\.|[-.\w+]+@[-\w]+\.[-\w]+", text, re.IGNORECASE)  # what GFM makes a link
+        assert not re.search(r"https?://|www\.|[-.\w+]+@[-\w]+\.[-\w]+", text, re.IGNORECASE)  # links in GFM
 
 
 def test_names_and_classes_are_row_data_too():

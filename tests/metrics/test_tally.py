@@ -1,4 +1,4 @@
-"""A table in parts has the figures that it has in one piece, to the last digit, whatever the parts are."""
+"""Figures of a table in parts equal the figures of the whole table, to the last digit, for any parts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 
 def table(rows):
-    """Rows whose ids are their places; ids from 30 have no gold."""
+    """Return rows whose ids are their positions; ids from 30 have no gold."""
     times = [{"llm_submitted_at": BEGAN, "llm_completed_at": BEGAN + timedelta(microseconds=r["wait"])} for r in rows]
     filled = [{"id": n, **r, **t} for n, (r, t) in enumerate(zip(rows, times, strict=True))]
     return pa.Table.from_pylist(filled, schema=SCHEMA)

@@ -1,4 +1,4 @@
-"""Pictures to choose by and over time: what they show, and that row data cannot break them."""
+"""Pictures of trade-offs and of time: their content, and robustness against any row data."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def opened(png):
 
 
 def pixels(png, color):
-    """How many pixels have exactly this color."""
+    """Count the pixels with exactly this color."""
     image = opened(png)
     return {c: n for n, c in image.getcolors(image.width * image.height)}.get(color, 0)
 
 
 def bake_off(*candidates, name=None, kind="categorical"):
-    """Evaluations of (share of 20 rows that are right, cost of a row)."""
+    """Evaluate candidates given as (share of 20 rows that are right, cost of a row)."""
     target = name or "t"
     right, wrong = (1.0, 3.0) if kind == "numeric" else ("a", "b")
     gold = pa.table({"id": range(20), target: [right] * 20})
@@ -74,7 +74,7 @@ class TestPareto:
         for kind in ("categorical", "numeric"):
             image = opened(pareto_png(bake_off((0.9, "1"), (0.5, "2"), kind=kind), "t"))
             discs = [y for y in range(image.height // 2) for x in (0, 1) if _blue_run(image, y, x)]
-            assert discs  # the front's disc, the dear and worse candidate being hollow
+            assert discs  # the front's disc; the expensive and worse candidate is hollow
             assert min(discs) < image.height * 0.35
 
     def test_without_a_known_cost_there_is_nothing_to_draw(self):
@@ -218,7 +218,7 @@ class TestCosts:
     "text", [r"$\frac$ costs $5", "\x1b[31mred\x1b[0m", "long " * 500, "発注 🎉", "\u202eabc", " ", "_x"]
 )
 def test_any_text_can_be_drawn_without_a_warning(text):
-    # The oldest matplotlib warns while it is imported, of another package: what we draw is meant here, not that.
+    # Draw once first: the oldest matplotlib warns about another package while it is imported.
     assert opened(pareto_png(bake_off((0.5, "1"), name="first"), "first"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
