@@ -1,4 +1,4 @@
-"""Thresholds of earlier partitions, and what their audits say. `benchmarks/truth/cascade.py` simulates how often."""
+"""Thresholds of earlier partitions, and results of audits; `benchmarks/truth/cascade.py` simulates error rates."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -67,7 +67,7 @@ def test_a_window_is_of_the_last_twenty_partitions():
 
 
 def evidence_by_definition(counts, rows, agreement):
-    """The recursion of the specification, in plain floats."""
+    """Compute the recursion of the specification in plain floats."""
     promised = 1 - agreement
     bets, found = dict.fromkeys((1.3, 1.6, 2, 3, 5), 0.0), []
     for wrong in counts:
@@ -90,7 +90,7 @@ def test_the_evidence_is_that_of_the_specification_and_begins_anew_after_an_alar
         first = int(np.argmax(found >= ALARM))
         assert found[first] >= ALARM > found[first + 1]
         assert find_alarm(audits_of(counts), agreement) == f"{np.flatnonzero(found >= ALARM)[-1]:03}"
-    # Many lives at once are each as if alone.
+    # Several lives computed at once are independent.
     both = evidence_after(np.full((2, 90), 20), np.stack([counts, counts * 0]), agreement)
     assert both[0] == pytest.approx(expected)
     assert both[1].max() < 5
@@ -120,7 +120,7 @@ def test_the_threshold_of_earlier_rows_is_that_of_a_sample_of_an_endless_table()
     assert (found.earlier, found.rows, found.wrong) == (("1", "2"), 400, int(wrong.sum()))
     assert allowed == count_allowed(400, 10**9, 0.9, 0.95) == int(stats.binom.ppf(0.05, 400, 0.1)) - 1
     assert found.bound == pytest.approx(stats.beta.ppf(0.95, allowed + 1, 400 - allowed), abs=1e-6)
-    # As many wrong ones are above as are allowed, and the next is the threshold: digests keep all their bits.
+    # Exactly the allowed wrong rows are above the threshold, which is the next wrong one: digests keep all their bits.
     assert int((are_above(scores, digests, threshold) & wrong).sum()) == allowed
     assert threshold.digest in digests.tolist()
     assert calibrate_points([Point(0.5, n, False) for n in range(400)], ("1", "2"), 100, 0.9, 0.95).threshold == ALL
@@ -144,7 +144,7 @@ def test_of_few_rows_fewer_earlier_ones_may_be_wrong(points, rows):
 
 @pytest.mark.parametrize("rows", [20, 50, 200, 1_000])
 def test_a_partition_of_few_rows_is_below_what_was_promised_as_seldom_as_one_of_many(rows):
-    """Nothing changes, but of few rows chance alone makes more wrong: by the share of all rows 7 to 20 % broke it."""
+    """Count partitions below the guarantee: with the share of all rows, 7 to 20 % were, as few rows vary by chance."""
     rng, runs, broken = np.random.default_rng(8), 1_000, 0
 
     def drawn(count):
@@ -221,7 +221,7 @@ def test_an_audited_row_without_an_answer_of_the_oracle_counts_as_wrong_and_one_
     assert (levels.threshold, levels.wrong) == (Place(0.5, 0), 9)
     assert levels.audit.counts == {"history": "h", "rows": 7, "wrong": 3, "points": 7}
     assert [point.is_wrong for point in levels.audit.points] == [False, True, True, True, True, False, False]
-    # In a partition with a sample of its own, what is sampled is right: the oracle has labeled it.
+    # In a partition with a separate sample, sampled rows are right: the oracle has labeled them.
     own = replace(planned, sampled=["wrong", "right"], sample=2, agreement=0.01, confidence=0.01)
     own = own.calibrate([cheap], [oracle])
     assert own.threshold == ALL

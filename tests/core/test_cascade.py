@@ -48,7 +48,7 @@ def test_the_least_samples_and_the_useful_ones_are_those_of_the_tables():
     for agreement, confidence in product((0.01, 0.25, 0.5, 0.9, 0.999), (0.01, 0.5, 0.75, 0.9999)):
         counted = next(n for n in count(1) if agreement**n <= 1 - confidence)
         assert count_least(agreement, confidence) == counted
-    # At once, though there are three thousand millions.
+    # Fast, although there are three thousand million rows.
     assert count_least(0.999999999, 0.95) == 2_995_732_357
     steps = [n for n in range(1, 210) if count_allowed(n, 10**6, 0.95, 0.95) > count_allowed(n - 1, 10**6, 0.95, 0.95)]
     assert steps == [59, 93, 124, 153, 181, 208]
@@ -78,11 +78,11 @@ def test_the_level_is_exact_where_the_errors_are_just_too_many(sample):
         drawn = generator.choice(rows, sample, replace=False)
         threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
         failures += int((are_above(scores, digests, threshold) & wrong).sum() > 0.05 * rows)
-    # One off in what is allowed fails in 200 to 400 of them, or in 20.
+    # An `allowed` that is off by one fails in 200 to 400 of them, or in 20.
     assert 63 <= failures <= 131
 
 
-# Of the oracle's share, what may be lost beside a threshold that knows all: the table of the simulations, and 0.03.
+# The lost share of the oracle's rows, compared with an ideal threshold: from the table of the simulations, plus 0.03.
 LOST = {(0.95, 100): 0.25, (0.95, 200): 0.21, (0.95, 500): 0.15, (0.9, 200): 0.25, (0.9, 500): 0.21}
 
 
@@ -145,7 +145,7 @@ def test_a_sampled_row_without_an_answer_counts_as_wrong_since_those_may_be_the_
     requests = np.arange(rows)
 
     def lost(generator, drawn):
-        # The oracle refuses what the model gets wrong more often than the rest.
+        # The oracle refuses rows with a wrong label of the model more often than others.
         return generator.random(len(drawn)) < np.where(wrong[drawn], 0.25, 0.01)
 
     draw = lambda generator: generator.choice(rows, 208, replace=False)  # noqa: E731
@@ -174,7 +174,7 @@ def test_a_threshold_is_set_once_since_one_that_is_looked_at_again_and_again_bre
         return accepted(scores, wrong, generator.choice(len(scores), most, replace=False))
 
     def peeking(scores, wrong):
-        # After each ten labels, and the most that was ever accepted is kept.
+        # Look after each ten labels, and keep the largest accepted share.
         drawn = generator.choice(len(scores), most, replace=False)
         looks = (accepted(scores, wrong, drawn[:count]) for count in range(60, most + 1, 10))
         return max(looks, key=np.count_nonzero)
@@ -184,10 +184,10 @@ def test_a_threshold_is_set_once_since_one_that_is_looked_at_again_and_again_bre
 
 
 def share_broken_by_looks(confidence_of, runs=1_500):
-    """Return how often who raises the sample until the oracle's share pleases delivers a broken promise.
+    """Return how often a user who raises the sample until the oracle's share pleases delivers a broken promise.
 
-    The model is wrong of 6 in 100 rows, and its scores tell nothing: who accepts more than 5 of 6 rows is wrong of more
-    than 5 %. He stops at the first look that accepts 9 of 10.
+    The model is wrong for 6 in 100 rows, and its scores are uninformative. If more than 5 of 6 rows are accepted, more
+    than 5 % are wrong. The user stops at the first look that accepts 9 of 10.
     """
     sizes, generator, broken = (100, 200, 300, 400, 600, 800), np.random.default_rng(11), 0
     allowed = {n: count_allowed(n, 10**6, 0.95, confidence_of(look)) for look, n in enumerate(sizes, start=1)}
@@ -206,7 +206,7 @@ def share_broken_by_looks(confidence_of, runs=1_500):
 @pytest.mark.simulation
 def test_who_raises_the_sample_until_it_pleases_does_not_break_the_promise_more_often_than_allowed():
     assert share_broken_by_looks(lambda look: look_confidence(CONFIDENCE, look)) <= 0.05 + 3 * (0.0475 / 1_500) ** 0.5
-    # The negative control: each look with all of the 5 %.
+    # The negative control: each look takes all of the 5 %.
     assert share_broken_by_looks(lambda look: CONFIDENCE) > 0.08
 
 

@@ -1,4 +1,4 @@
-"""A set that takes less room is a set."""
+"""A set that takes less memory equals a plain set."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def digests(values: Sequence[int]) -> bytes:
 
 
 def colliding(values: Sequence[int]) -> bytes:
-    """Few heads, and tails that end in zeros: what must not be taken for each other."""
+    """Return digests with few heads, and tails that end in zeros, which must stay distinct."""
     return b"".join((value % 3).to_bytes(8, "big") + value.to_bytes(4, "big") + bytes(4) for value in values)
 
 
-@pytest.mark.parametrize("filter_bits", [8, 1 << 10])  # all are perhaps there, or some
+@pytest.mark.parametrize("filter_bits", [8, 1 << 10])  # the filter passes all digests, or some
 @pytest.mark.parametrize("make", [digests, colliding])
 @pytest.mark.parametrize(("recent", "piece", "block"), [(0, 1, 2), (0, 1_000, 1), (1, 3, 3), (5, 2, 32), (1_000, 1, 1)])
 @given(batches=st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=30))
@@ -41,7 +41,7 @@ def test_what_is_new_is_what_a_set_does_not_hold(make, filter_bits, recent, piec
 
 def test_two_digests_are_no_third_one_that_their_file_spells() -> None:
     first, second, across = b"a" * 8 + b"b" * 8, b"c" * 16, b"b" * 8 + b"c" * 8
-    seen = Seen(b"".join, few=1, new_runs=partial(Runs, filter_bits=8))  # so small a filter says perhaps of all
+    seen = Seen(b"".join, few=1, new_runs=partial(Runs, filter_bits=8))  # so small a filter passes all digests
     assert all(seen.new([first, second]))
     assert seen.new([across, second, first]) == [True, False, False]
 

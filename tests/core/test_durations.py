@@ -1,5 +1,7 @@
-"""Forecasts of the end, held to scipy's Kaplan-Meier. That half end by their p50, and nine in ten by their p90, is held
-to simulated vendors in `benchmarks.truth`, whose quick part is a test (tests/test_truth.py).
+"""Forecasts of the end, compared with scipy's Kaplan-Meier.
+
+`benchmarks.truth` checks on simulated vendors that half end by their p50, and nine in ten by their p90; its quick part
+is a test (tests/test_truth.py).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 
 def spans_at(now: datetime, hours: npt.NDArray[np.float64], gap: timedelta) -> list[Span]:
-    """What a ledger has at a time of submissions that begin one after the other and take so many hours."""
+    """Return the spans in a ledger at `now`, of submissions that begin one after the other and take so many hours."""
     spans = []
     for number, taken in enumerate(hours.tolist()):
         began = START + number * gap
@@ -33,7 +35,7 @@ def spans_at(now: datetime, hours: npt.NDArray[np.float64], gap: timedelta) -> l
 
 
 def spans_of(began: datetime, hours: Sequence[float]) -> list[Span]:
-    """What was submitted at a time and has ended after so many hours each."""
+    """Return spans that began together and ended after so many hours each."""
     return [Span(began, began + taken * HOUR, has_ended=True, requests=100) for taken in hours]
 
 
@@ -57,7 +59,7 @@ def test_what_still_runs_is_not_left_out() -> None:
     true_median = 20 * 24.0
     hours = np.exp(rng.normal(np.log(true_median), 1, 2_000))
     with_running, ended_only = [], []
-    # Each day one begins, so that about half of the last 40 run still.
+    # One begins each day, so about half of the last 40 are still running.
     for end in range(400, 2_000, 20):
         now = START + end * DAY
         spans = spans_at(now, hours[:end], DAY)[-40:]
@@ -73,7 +75,7 @@ def test_what_still_runs_is_not_left_out() -> None:
 
 def test_fewer_than_ten_days_with_ends_give_no_figure() -> None:
     now = START + 30 * DAY
-    # Twenty of each day are no more days.
+    # Twenty on each day do not make more days.
     spans = [span for day in range(FEWEST - 1) for span in spans_of(START + day * DAY, [2.0] * 20)]
     running = Span(now - HOUR, None, has_ended=False, requests=1)
     assert forecast_end([*spans, running], now) == EndForecast(ended=180, running=1, days=FEWEST - 1)
@@ -85,7 +87,7 @@ def test_fewer_than_ten_days_with_ends_give_no_figure() -> None:
 
 def test_each_day_counts_as_one_whatever_was_submitted_on_it() -> None:
     now = START + 400 * DAY
-    # Of eleven days two were slow, and one of these had a backfill of two hundred.
+    # Two of eleven days were slow, and one of these had a backfill of two hundred.
     hours = [[8.0] * 200, [9.0], *[[1.0]] * 9]
     spans = [span for day, of_day in enumerate(hours) for span in spans_of(START + day * DAY, of_day)]
     said = forecast_end(spans, now)
@@ -93,9 +95,9 @@ def test_each_day_counts_as_one_whatever_was_submitted_on_it() -> None:
 
 
 def replay_backfills(forecast: Forecast, a_day: int, lives: int = 40, days: int = 40) -> tuple[float, float]:
-    """Return which share of submissions ended by their p90, and of how many days there was one, from the twentieth on.
+    """Return the share of submissions that ended by their p90, and the share of days with a p90, from day twenty on.
 
-    Each vendor's days differ (log sd .8), and so many are submitted on each.
+    Each vendor's days differ (log sd .8), and `a_day` submissions begin on each.
     """
     rng, held = np.random.default_rng(a_day), []
     asked = range(20, days, 4)
@@ -113,7 +115,7 @@ def replay_backfills(forecast: Forecast, a_day: int, lives: int = 40, days: int 
 @pytest.mark.parametrize("a_day", [1, 5, 20, 40])
 def test_nine_in_ten_of_a_backfill_end_by_their_p90_however_many_share_a_day(a_day: int) -> None:
     held, told = replay_backfills(lambda spans, now: forecast_end(spans, now).p90, a_day)
-    # Of 200 days that are forecast, chance takes two standard errors, four points.
+    # For 200 forecast days, the margin is two standard errors, four points.
     assert 0.85 - 0.04 <= held <= 0.95 + 0.04
     assert told >= 0.98
 
@@ -123,7 +125,7 @@ def test_submissions_taken_as_independent_are_forecast_too_early() -> None:
     def of_the_last_forty(spans: list[Span], now: datetime) -> timedelta:
         return sorted(span.until - span.began for span in spans[-40:] if span.until is not None)[36]
 
-    # The negative control: forty of one day, each as evidence of its own.
+    # The negative control: forty of one day, each counted as evidence.
     assert replay_backfills(of_the_last_forty, 40)[0] < 0.75
 
 
@@ -162,5 +164,5 @@ def test_the_last_of_several_batches_ends_later_than_one() -> None:
     assert said[0].p50 is not None
     assert said[1].p50 is not None
     assert said[0].p50 < said[1].p50
-    # Of three, nine in ten ask for the 29th of 30: more than forty can tell, but for one that was seen.
+    # For three batches, the p90 is the 29th of 30 durations. For 30 batches, forty durations are too few.
     assert forecast_end(spans, now, basis="batches", batches=30).p90 is None

@@ -1,6 +1,6 @@
-"""What earlier submissions say of the next one, held to simulated submissions whose true mean is known.
+"""Forecasts from earlier submissions, compared with simulated submissions with a known true mean.
 
-Seeded: each figure is one that came, with room beside it.
+Seeded: each limit is an observed value, plus a margin.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Level = Callable[[int], float]
 
 
 def submissions(rng: np.random.Generator, count: int, level: Level, rows: int | None = None) -> Iterator[Billed]:
-    """Yield submissions of some hundred rows, whose replies differ, and whose mean differs from day to day.
+    """Yield submissions of some hundred rows; replies differ, and their mean differs from day to day.
 
-    `level(n)` is the true mean of the replies of submission `n`. `rows`: all have so many, and one mean.
+    `level(n)` is the true mean of the replies of submission `n`. With `rows`, all have so many rows, and one mean.
     """
     for number in range(count):
         size = int(np.clip(np.exp(rng.normal(np.log(300), 1)), 20, 20_000)) if rows is None else rows
@@ -46,7 +46,7 @@ def true_cost(level: float) -> float:
 
 
 def forecasts(seed: int, count: int, level: Level, rows: int | None = None) -> Iterator[tuple[int, Learned, Billed]]:
-    """Yield the forecast of each submission from those before it, and what came."""
+    """Yield the forecast of each submission from the earlier ones, and the actual bill."""
     earlier: list[Billed] = []
     for number, came in enumerate(submissions(np.random.default_rng(seed), count, level, rows)):
         if (learned := learn(earlier[-80:], [], RATES)) is not None:
@@ -96,7 +96,7 @@ def test_fewer_than_three_give_no_interval() -> None:
 @pytest.mark.simulation
 @pytest.mark.parametrize("rows", [50, 250, 1_000])
 def test_from_a_thousand_rows_on_the_expected_cost_is_within_a_tenth(rows: int) -> None:
-    """Of one distribution, whether they came in one submission or in twenty."""
+    """Draw from one distribution, in one submission or in twenty."""
     off = [
         abs(expected_of(learned) / true_cost(60.0) - 1)
         for seed in range(12)
@@ -142,7 +142,7 @@ def test_some_replies_tell_nothing() -> None:
 
 
 def test_replies_without_a_word_and_rows_without_a_token_are_no_error() -> None:
-    """As of embeddings, which have no output, and of what older code has counted no tokens of."""
+    """Accept embeddings, which have no output, and records of older code without a count of tokens."""
     learned = learn([Billed(100, 0, 100, 0, 0, 1.0)] * 25, [], RATES)
     assert learned is not None
     assert (learned.input_ratio, learned.output_tokens) == (0.0, 0.0)

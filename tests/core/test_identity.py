@@ -1,4 +1,4 @@
-"""Equal content, equal id; anything else that decides an answer, another one."""
+"""Equal content has an equal id; any change that affects an answer has another id."""
 
 from __future__ import annotations
 

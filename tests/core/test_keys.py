@@ -1,4 +1,4 @@
-"""A row has a key, and a key has one row; what a table gets wrong is told."""
+"""A row has a key, and a key has one row; errors of a table are reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check(*batches: list[Any], **bounds: int) -> None:
         pa.array(["a"], pa.large_string()),
         pa.array([1], pa.uint8()),
         pa.array([1_700_000_000], pa.timestamp("s", "UTC")),
-        pa.array([1_000, 2_000], pa.int64()).cast(pa.time64("ns")),  # as polars has its times
+        pa.array([1_000, 2_000], pa.int64()).cast(pa.time64("ns")),  # times in the form of polars
     ],
 )
 def test_text_integers_and_times_are_keys(keys: Any) -> None:
@@ -157,7 +157,7 @@ def test_times_of_the_night_in_which_the_clock_goes_back_are_different_keys(unit
     check(keys)
     assert len({*keys}) == 2
     assert keys == times
-    # By this text a person names a row, and an erased one is known.
+    # This text is a row's name in commands, and identifies an erased row.
     assert [str(key) for key in keys] == ["2026-10-25 02:30:00+02:00", "2026-10-25 02:30:00+01:00"]
 
 

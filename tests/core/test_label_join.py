@@ -1,4 +1,4 @@
-"""Labeling is total: whatever lines come, every row lands in exactly one table, and the costs add up."""
+"""Labeling is total: for any result lines, every row is in exactly one table, and the costs add up."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ def test_every_row_lands_once_whatever_lines_come(
     assert labeled.labels.column_names == ["id", "x", *PROVENANCE]
     assert labeled.rejects.column_names == ["id", *REJECT_COLUMNS]
     spread = added(labeled.labels["llm_cost_usd"].to_pylist() + labeled.rejects["llm_cost_usd"].to_pylist())
-    if spread is None:  # of a request that no line named nobody knows whether it was billed
+    if spread is None:  # without a line for a request, it is unknown whether it was billed
         assert None in costs
     elif None not in costs:
         assert abs(spread - added(costs)) < Decimal("1e-9")
 
 
 def added(costs: list[Decimal | None]) -> Decimal | None:
-    """The sum, or None where one of them is not known."""
+    """Return the sum, or None if a cost is unknown."""
     return None if None in costs else sum((cost for cost in costs if cost is not None), Decimal(0))
 
 
@@ -135,14 +135,14 @@ def added(costs: list[Decimal | None]) -> Decimal | None:
         (BatchStatus.EXPIRED, "expired", True),
         (BatchStatus.CANCELED, "canceled", True),
         (BatchStatus.FAILED, "errored", False),
-        (BatchStatus.RUNNING, "missing", True),  # said of a batch that had ended, late, and recorded
+        (BatchStatus.RUNNING, "missing", True),  # reported for a batch that had ended, late, and recorded
     ],
 )
 def test_the_end_of_the_batch_explains_what_no_line_names(status: BatchStatus, outcome: str, retryable: bool) -> None:
     table, _ = reconciled([line(A)], [A, B], status)
     assert table["llm_outcome"].to_pylist() == ["succeeded", outcome]
     assert table["llm_retryable"].to_pylist() == [False, retryable]
-    # What the vendor says did not run costs nothing; what it lost may have run, and nobody knows.
+    # Requests that did not run, by the vendor's report, cost zero; the cost of lost ones is unknown.
     assert table["llm_cost_usd"].to_pylist()[1] == (None if outcome == "missing" else 0)
     assert table["llm_reason"].to_pylist()[1]
     told, _ = reconciled([], [A], status, reason="the queue is full", retryable=True)

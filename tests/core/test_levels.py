@@ -1,4 +1,4 @@
-"""What the levels of a cascade promise of the labels that are delivered, by simulation over tables of results."""
+"""Guarantees of a cascade for the delivered labels, by simulation over tables of results."""
 
 from collections import Counter
 from dataclasses import replace
@@ -44,18 +44,18 @@ def results(places, labels, scores, are_good=None):
 
 
 def wrong_as_often(generator, truth, share):
-    """Labels that are wrong in this share of the rows, each as probably as `share` says."""
+    """Return labels that are wrong in this share of the rows, each with the probability in `share`."""
     return np.where(generator.random(len(truth)) < share, (truth + 1) % CLASSES, truth)
 
 
 def models(generator):
-    """Yield gold, the labels of the model with its scores, and those of the oracle: kinds of both."""
+    """Yield gold, the model's labels and scores, and the oracle's labels, for several kinds of both."""
     truth = generator.integers(0, CLASSES, ROWS)
     hard = generator.beta(1, 4, ROWS)
     for name, of_oracle in (("good", 0.02 + hard / 8), ("no better than the model", hard), ("often wrong", 0.3)):
         yield name, truth, wrong_as_often(generator, truth, hard), 1 - hard, wrong_as_often(generator, truth, of_oracle)
     cheap = wrong_as_often(generator, truth, hard)
-    # Of the surest rows the model is wrong where the oracle is right.
+    # Among the surest rows, the model is wrong and the oracle right.
     surest = hard < np.quantile(hard, 0.1)
     yield "surely wrong", truth, np.where(surest, (truth + 1) % CLASSES, cheap), 1 - hard, truth
 
@@ -77,10 +77,10 @@ def test_labels_are_hardly_ever_further_below_the_oracle_than_was_promised():
             accepted.append(above.mean())
             right = np.where(above, cheap, oracle) == gold
             failures[name] += int(right.mean() < of_oracle - within)
-    # What the model has right where the oracle is wrong helps, which no promise needs: .3 % of such tables fail.
+    # Rows with the model right and the oracle wrong help, beyond the guarantee: .3 % of such tables fail.
     of_others = sum(failures[name] for name in failures if name != "surely wrong")
     assert of_others <= 1
-    # One of twenty may, where the oracle is always right.
+    # If the oracle is always right, one in twenty may fail.
     assert failures["surely wrong"] <= 8
     assert np.mean(accepted) > 0.15
 
@@ -116,7 +116,7 @@ def test_a_label_that_gold_has_is_no_loss_whatever_the_oracle_says():
         levels(0.9, 4, generator, within=0.1), sampled=IDS[:4].tolist(), gold=["a", "a", "a", "a"], rows=10_000
     )
     own = results(np.arange(4), ["a", "b", "b", "b"], np.full(4, 0.9))
-    # The oracle has no answer of the first two, is wrong of the third, and right of the last.
+    # The oracle has no answer for the first two, is wrong for the third, and right for the last.
     oracles = results(np.arange(4), ["a", "a", "b", "a"], np.full(4, 0.9), np.array([False, False, True, True]))
     assert asked.calibrate([own], [oracles]).wrong == 2
 
@@ -124,7 +124,7 @@ def test_a_label_that_gold_has_is_no_loss_whatever_the_oracle_says():
 def test_a_sampled_row_of_which_the_oracle_gave_no_answer_counts_as_wrong():
     asked = replace(levels(0.9, 4, np.random.default_rng(1)), sampled=IDS[:4].tolist(), rows=10_000)
     own = results(np.arange(4), ["a", "a", "a", "a"], np.array([0.9, 0.9, 0.9, -np.inf]))
-    # Of the first there is a result that is none, of the second nothing at all; the last has no score.
+    # The first has a result without a label, and the second has no result; the last has no score.
     oracles = results(np.array([0, 2, 3]), ["a", "a", "b"], np.full(3, 0.9), np.array([False, True, True]))
     assert asked.calibrate([own], [oracles]).wrong == 2
 

@@ -1,4 +1,4 @@
-"""`llm_logprob` is the sum over the tokens of the label, and nothing where these are not known."""
+"""`llm_logprob` is the sum over the tokens of the label, and null if these are unknown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dagster_llm_batch.types import TokenLogprob
 
 
 def tokens(*texts: str) -> list[TokenLogprob]:
-    """The n-th token has the logprob -2**n: each sum is of one set of tokens."""
+    """Give the n-th token the logprob -2**n: each sum identifies a set of tokens."""
     return [TokenLogprob(text.encode(), -float(2**at)) for at, text in enumerate(texts)]
 
 
@@ -26,7 +26,7 @@ def places(logprob: float | None) -> list[int]:
     ("texts", "of_values"),
     [
         (["{", '"topic', '":"', "bill", "ing", '"', "}"], [3, 4]),
-        # A token that holds the value and what frames it counts as a whole.
+        # A token with a part of the value and of its frame counts as a whole.
         (['{"topic', '":"bill', 'ing"}'], [1, 2]),
         (['{"a":', "1", ', "b": ', "true", "}"], [1, 3]),
         (["{", '"tags": [', '"x"', ",", ' "y"', "]", "}"], [2, 3, 4]),
@@ -34,7 +34,7 @@ def places(logprob: float | None) -> list[int]:
         (['{"a": "', '"}'], []),
         (["```json\n", '{"a":"', "x", '"}', "\n```"], [2]),
         (['{ "a" : "', "é", "中", '" }'], [1, 2]),
-        # What looks like JSON within a text is text.
+        # Text that looks like JSON within a value is text.
         (['{"a":"', '{\\"b\\":', "1}", '"', "}"], [1, 2]),
     ],
 )
@@ -94,7 +94,7 @@ values = st.recursive(
     st.sampled_from([(",", ":"), (", ", ": "), (" , ", "  :\n")]),
 )
 def test_whatever_stands_in_keys_and_values_exactly_the_values_count(reply, is_ascii, separators):
-    """Each character is a token; what the values have is known from writing each of them by itself."""
+    """Make each character a token, and compute the values' tokens by writing each value separately."""
 
     def written(value: object) -> str:
         return json.dumps(value, ensure_ascii=is_ascii, separators=separators)

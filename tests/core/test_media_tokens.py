@@ -1,4 +1,4 @@
-"""Images by the vendors' formulas, with figures from their documents or reckoned by hand; sizes from real files."""
+"""Images by the vendors' formulas, with figures from their documents or computed by hand; sizes from real files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def file_of(kind: str, size: tuple[int, int], **options: Any) -> bytes:
 
 
 def header_of(width: int, height: int) -> bytes:
-    """The start of a PNG file of this size, which no test has to draw."""
+    """Return the start of a PNG file of this size, without drawing it."""
     return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big")
 
 
@@ -132,7 +132,7 @@ def test_a_document_or_a_film_by_its_address_has_no_bound(name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "name", "resolution", "tokens"),
     [
-        # Ten pages; a minute of sound, 32 tokens a second; a minute of film, a frame a second and its sound.
+        # Ten pages; a minute of sound, 32 tokens a second; a minute of film, a frame a second, and its sound.
         ("gemini-3.5-flash", "a.pdf", None, 10 * 560),
         ("gemini-3.5-flash", "a.pdf", "MEDIA_RESOLUTION_HIGH", 10 * 1_120),
         ("gemini-2.5-flash", "a.pdf", None, 10 * 258),

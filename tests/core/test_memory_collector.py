@@ -1,4 +1,4 @@
-"""Python's garbage collector, which some work keeps from running, runs again after it, whatever other threads do."""
+"""Python's garbage collector is paused for some work, and always resumes after it, whatever other threads do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_garbage_collector_runs_again_where_two_threads_held_it_up_and_one_b
     def end_first(frame: FrameType, event: str, _: Any) -> Any:
         if event == "line" and frame.f_code.co_name == "uncollected":
             seen.append(frame.f_lineno)
-            # The first line looks, and the second is about to act on that.
+            # The first line checks, and the second acts on that.
             if len(seen) == 2:
                 first.close()
         return end_first if frame.f_code.co_name == "uncollected" else None

@@ -1,4 +1,4 @@
-"""The quicker reader of replies gives what pydantic gives, or leaves the reply to it."""
+"""The quick reader of replies gives the same values as pydantic, or leaves the reply to pydantic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.tables import table
 
 
 def decoder_of(model: type[BaseModel]) -> Callable[[str], dict[str, Any]] | None:
-    """What the decoder reads, by field."""
+    """Return a function that decodes a reply to its fields, or None."""
     decode = plain_decoder(model, list(model.model_fields))
     return None if decode is None else lambda text: msgspec.to_builtins(decode(text))
 
@@ -141,7 +141,7 @@ OWN: dict[str, tuple[type, ...]] = {
     "tags": (list,),
     "rank": (int, type(None)),
 }
-"""Of these types both decide the same; where pydantic takes one type for another, the quick reader takes nothing."""
+"""Both readers agree on these types; the quick reader leaves replies that pydantic coerces."""
 
 
 @given(
@@ -322,7 +322,7 @@ class Score(BaseModel):
 
 
 class Scores(BaseModel):
-    """What has a choice of texts and numbers is a column of JSON text."""
+    """A column of JSON text, because its fields allow texts and numbers."""
 
     scores: list[list[Score]]
 
@@ -446,7 +446,7 @@ def models_and_replies(draw: st.DrawFn) -> tuple[type[BaseModel], list[str]]:
 
 
 def test_any_plain_model_gives_the_columns_and_reasons_of_pydantic() -> None:
-    """Of drawn schemas, nested and with choices and defaults, all are plain, and a reply is what pydantic makes of it.
+    """Compare drawn schemas, nested and with choices and defaults; all are plain, and both readers agree.
 
     By hand with more: HYPOTHESIS_EXAMPLES=20000.
     """

@@ -1,4 +1,4 @@
-"""Prices to the cent, each with its basis; what is not known is null."""
+"""Prices to the cent, each with its basis; unknown prices are null."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_an_unknown_price_is_null_and_never_zero() -> None:
 @pytest.mark.parametrize(
     ("model", "input_usd", "output_usd"),
     [
-        # in real time, a million tokens: the price book's, or that of the second table, whichever is higher
+        # in real time, per million tokens: the higher of the price book's and the second table's
         ("mistral-large-latest", "2", "6"),
         ("mistral-medium", "1.5", "7.5"),
         ("open-mistral-nemo", "0.3", "0.3"),
@@ -360,7 +360,7 @@ def test_of_many_replies_each_has_its_own_price_and_basis() -> None:
 
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
-    """Usages that can be: the parts are within the whole."""
+    """Draw possible usages: the parts are within the whole."""
     fresh, read, write = (draw(st.integers(0, 300_000)) for _ in range(3))
     hour = draw(st.integers(0, write))
     return Usage(fresh + read + write, draw(st.integers(0, 50_000)), read, write, hour)
@@ -411,7 +411,7 @@ def test_the_shortcut_agrees_with_the_library(provider: str, model: str, usage: 
         tariff("anthropic", "claude-haiku-4-5", NOW),
         tariff("anthropic", "claude-3-opus-20240229", NOW),
         tariff("google", "gemini-2.5-pro", NOW),  # has tiers
-        tariff("any", "any", NOW, TokenPrice(Decimal("0.123456789"), Decimal("1.5"))),  # no whole picodollars a token
+        tariff("any", "any", NOW, TokenPrice(Decimal("0.123456789"), Decimal("1.5"))),  # fractions of picodollars
         FREE,
         UNKNOWN,
     ],
@@ -447,7 +447,7 @@ def test_an_estimate_adds_up() -> None:
     assert estimate.cost_usd == Decimal("0.01175")
     assert (estimate.requests, estimate.input_tokens) == (5, 6_000)
     assert estimate.add(counts([], 1)) == (0, 0)
-    # 1.3 times the input and 200 tokens of output for each: 1.25 and 5 USD a million, twice that in real time.
+    # 1.3 times the input, and 200 tokens of output for each: 1.25 and 5 USD a million, doubled in real time.
     assert estimate.p95_usd == Decimal("1.3") * (5_000 + 2 * 1_000) * Decimal("1.25e-6") + 6 * 200 * Decimal("5e-6")
     assert estimate.bound_usd == 6 * of_one
 
@@ -498,7 +498,7 @@ def test_what_is_paid_beside_the_requests_is_in_all_three_numbers() -> None:
     # Copies of the request that fill a batch up.
     estimate.add_surcharge(Costs(9 * (estimate.cost_usd or Decimal(0)), 9 * (estimate.bound_usd or Decimal(0))))
     assert (estimate.cost_usd, estimate.p95_usd, estimate.bound_usd) == tuple(10 * (each or 0) for each in before)
-    # A second model, of which nobody knows how dear its replies can be, leaves no bound for both.
+    # The maximum cost of the second model is unknown, so both together have no bound.
     estimate.add_surcharge(Costs(Decimal(1), None))
     assert estimate.bound_usd is None
     assert estimate.cost_usd == 10 * (before[0] or 0) + 1

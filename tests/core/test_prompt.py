@@ -1,4 +1,4 @@
-"""Row data is data; what can be known before the first row is refused then."""
+"""Row data stays data; errors that are known before the first row are raised then."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ GROWING = [
     "{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}",
     "{% set y %}{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}{% endset %}{{ y | length }}",
     "{% macro m() %}{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}{% endmacro %}{{ m() | length }}",
-    # Each part is allowed by itself.
+    # Each part alone is allowed.
     "{{ x.ljust(40000000) }}" * 120,
     "{% set y %}" + "{{ x.ljust(40000000) }}" * 120 + "{% endset %}{{ y | length }}",
     "{% macro m() %}" + "{{ x.ljust(40000000) }}" * 120 + "{% endmacro %}{{ m() | length }}",
@@ -235,7 +235,7 @@ def test_of_a_wide_table_only_the_columns_are_read_that_a_template_names() -> No
         "a",
         "odd name",
     )
-    # A loop over the row, or a filter of it, may come to any column.
+    # A loop over the row, or a filter of it, may reach any column.
     assert set(Prompt("{{ a }}{{ row | length }}").renderer(columns).columns) == columns
     assert set(Prompt("{{ a }}", system="{{ row | length }}").renderer(columns).columns) == columns
 
@@ -376,9 +376,9 @@ def test_lists_given_as_text_are_refused() -> None:
     st.one_of(st.none(), st.text(), st.integers(), st.floats(), st.booleans(), st.lists(st.integers())),
 )
 def test_a_template_of_columns_alone_renders_as_jinja_renders_it(parts: list[str], value: object) -> None:
-    """The second one has a branch that says nothing, so that Jinja itself renders it."""
+    """Add an empty branch to the second template, so that Jinja itself renders it."""
     row, template = {"a": value, "b": "B"}, "".join(parts)
-    # A method has the address of a row, which is another one each time.
+    # The text of a method holds the address of the row, which differs each time.
     plain, jinja = (
         re.sub("0x[0-9a-f]+", "", render(source, row))
         for source in (template, f"{{% if false %}}{{% endif %}}{template}")

@@ -1,4 +1,4 @@
-"""How many requests a measured limit lets out: what is billed exceeds it no more often than is said."""
+"""The requests that a measured limit releases: the bill exceeds it no more often than stated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COSTS = {
 @pytest.mark.simulation
 @pytest.mark.parametrize("kind", COSTS)
 def test_limits_are_exceeded_no_more_often_than_is_said(kind: str) -> None:
-    """Of 300 times at 20 %, for which one in a thousand would have to be drawn much more often. Rows are drawn anew."""
+    """Draw 300 times at 20 %; one in a thousand would need far more draws. Rows are shuffled each time."""
     draw, exceeded, rows, allowed = np.random.default_rng(7), 0, 300, 0.2
     for _ in range(300):
         costs = draw.permutation(COSTS[kind](draw, rows))

@@ -1,4 +1,4 @@
-"""A reply is read into typed columns, or there is a reason: never an exception."""
+"""A reply becomes typed columns or a reason, and never raises an exception."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ NOT_FENCED = [
 
 
 class Loose(BaseModel):
-    """Plain, so that msgspec reads it."""
+    """A plain class, so that msgspec reads it."""
 
     topic: Literal["a", "b"]
     count: int
@@ -249,7 +249,7 @@ def test_a_text_that_stands_in_fences_stays_as_it_is() -> None:
 
 
 class Measured(BaseModel):
-    """Of all shapes in which a number comes, and not plain, for its default."""
+    """All shapes that hold a number; not plain, because of its default."""
 
     score: float = 0.5
     scores: list[float] = []
@@ -327,7 +327,7 @@ PIECES = [
 
 @given(st.lists(st.none() | st.lists(st.sampled_from(PIECES), max_size=3).map("".join), max_size=40))
 def test_replies_read_together_are_read_as_each_by_itself(texts: list[str | None]) -> None:
-    """Whatever one of them holds, be it the end of one reply and the start of the next."""
+    """Draw any replies, such as the end of one reply and the start of the next."""
     reader = Reader(Everything)
     together = reader.read(texts, [None] * len(texts))
     apart = [reader.read([text], [None]) for text in texts]

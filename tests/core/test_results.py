@@ -1,4 +1,4 @@
-"""What is expected of a shard, held against a plain set of texts."""
+"""The expected requests of a shard, compared with a plain set of texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever holds rows gives the same rows; what has no identity is refused."""
+"""Every container of rows gives the same rows; values without an identity are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABLE = pa.Table.from_pylist(ROWS)
 
 
 def stored(table: pa.Table, **options: Any) -> pq.ParquetFile:
-    """The table as an open file."""
+    """Return the table as an open file."""
     pq.write_table(table, sink := io.BytesIO(), **options)
     return pq.ParquetFile(sink)
 
@@ -83,7 +83,7 @@ def test_text_comes_as_text_from_every_kind() -> None:
 
 
 def test_text_and_bytes_inside_of_lists_and_structs_come_plain_too() -> None:
-    """Arrow's functions, such as filter, know no views; polars hands over nothing else."""
+    """Convert views, which polars returns and Arrow functions such as filter do not accept."""
     headers = pl.List(pl.Struct({"name": pl.String, "value": pl.Binary}))
     rows = [[{"name": "a", "value": b"x"}], [], None]
     [batch] = record_batches(pl.DataFrame({"h": rows}, schema={"h": headers}))
@@ -151,7 +151,7 @@ def test_categories_are_texts():
 
 
 def test_runs_are_the_values_that_they_stand_for():
-    """No file of Parquet holds them as runs."""
+    """Start from a table in memory, since Parquet files do not hold runs."""
     runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["a", "b"]))
     [batch] = record_batches(pa.table({"k": runs}))
     assert batch.schema.field("k").type == pa.string()

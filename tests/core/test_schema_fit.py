@@ -1,4 +1,4 @@
-"""Schemas that may be somebody else's: nothing is fetched for them, and no pattern runs without end."""
+"""Schemas may come from others: references are not fetched, and patterns have bounded time."""
 
 from __future__ import annotations
 

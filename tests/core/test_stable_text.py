@@ -1,4 +1,4 @@
-"""What is sent of a row is the same in every process; what has no such text is refused by name, before it is paid."""
+"""The text of a row is the same in every process; types without such a text are refused by name, before any cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UUID = uuid.UUID(int=7)
 
 
 class Thing:
-    """Its text holds an address."""
+    """A class whose text holds an address."""
 
 
 def labeling(user: str = "{{ x }}", **changes: Any) -> Labeling:
@@ -39,7 +39,7 @@ def labeling(user: str = "{{ x }}", **changes: Any) -> Labeling:
 
 
 def texts(rows: Any, definition: Labeling | None = None) -> list[str]:
-    """What is sent, as planning renders it."""
+    """Return the texts to send, as planning renders them."""
     asked = definition or labeling()
     found: list[str] = []
     for batch in record_batches(rows, asked.columns_read):

@@ -1,4 +1,4 @@
-"""One text is the same text wherever people read it: in messages, cells, Markdown, previews and on a terminal."""
+"""A text looks the same everywhere: in messages, cells, Markdown, previews and on a terminal."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Token counts are held to those of real tokenizers, and bounds to the vendors' documents.
+"""Token counts are compared with real tokenizers, and bounds with the vendors' documents.
 
-`token_counts.json` has texts with how many tokens each tokenizer makes of them, counted on 2026-11-27 by tiktoken
-0.14.0 (o200k_base) and tokenizers 0.23.3 (Claude's of 2023, Gemma 3's, Llama 3.1's): the Universal Declaration of Human
-Rights in many languages, made-up CSV, JSON, URLs, base64, digits and emoji, and texts that are as hard for a tokenizer
-as can be.
+`token_counts.json` has texts with the number of tokens of each tokenizer, counted on 2026-11-27 by tiktoken 0.14.0
+(o200k_base) and tokenizers 0.23.3 (Claude's of 2023, Gemma 3's, Llama 3.1's). The texts are the Universal Declaration
+of Human Rights in many languages, made-up CSV, JSON, URLs, base64, digits and emoji, and texts as hard as possible for
+a tokenizer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_no_tokenizer_makes_more_tokens_of_a_text_than_its_bound(tokenizer: str)
     bounds = most_text_tokens([text["text"] for text in TEXTS], tokenizer).tolist()
     over = [text["name"] for text, bound in zip(TEXTS, bounds, strict=True) if text[tokenizer] > bound]
     assert not over
-    # The bytes alone would not do for Claude, whose tokenizer makes a text longer before it looks at it.
+    # The bytes alone are not enough for Claude, whose tokenizer lengthens a text before it splits it.
     in_bytes = [text["name"] for text in TEXTS if text["claude"] > len(text["text"].encode())]
     assert {"Lao", "Punjabi", "one long ligature"} <= set(in_bytes)
 
@@ -81,11 +81,11 @@ def test_expected_tokens_are_near_those_of_the_real_tokenizer(tokenizer: str) ->
 
 @table("name", [*ORDINARY, "emoji"])
 def test_a_quarter_of_the_bytes_is_no_count_of_tokens(name: str) -> None:
-    """What was estimated of these before, per row: 0.26 of the tokens (digits) to 4.3 times as many (Hindi)."""
+    """Compare with the earlier estimate, per row: from 0.26 of the tokens (digits) to 4.3 times as many (Hindi)."""
     text = next(text for text in TEXTS if text["name"] == name)
     (count,) = InputCounter("openai", spec_of(), None).count(make_requests(None, [text["text"]] * 1)).expected
     frame = 7
-    # Looked at in one stretch alone: over many rows the errors of that even out.
+    # The text is one stretch only: over many rows, errors even out.
     assert 0.5 <= (count - frame) / text["o200k"] <= 2
 
 
@@ -99,7 +99,7 @@ def test_a_quarter_of_the_bytes_is_no_count_of_tokens(name: str) -> None:
 def test_a_quarter_of_the_lines_bytes_was_far_off_where_the_rates_are_near(
     name: str, tokenizer: str, before: float
 ) -> None:
-    """`before` was measured on other texts of these kinds, so that theirs are within a fifth of it."""
+    """Use `before` with a margin of a fifth, since it was measured on other texts of these kinds."""
     text = next(text for text in TEXTS if text["name"] == name)
     assert len(json.dumps(text["text"])) / 4 / text[tokenizer] == pytest.approx(before, rel=0.2)
     (count,) = expected_text_tokens([text["text"]], tokenizer).tolist()
@@ -126,13 +126,13 @@ def test_counts_of_any_text(texts: list[str], tokenizer: str) -> None:
     counter = InputCounter(book, spec_of(model), None)
     counts = counter.count(make_requests("Answer.", texts))
     assert all(expected <= (bound or 0) for expected, bound in zip(counts.expected, counts.bounds, strict=True))
-    # The same, whichever others are counted beside it.
+    # Other requests in the same call do not change the count.
     alone = [counter.count([request]) for request in make_requests("Answer.", texts)]
     assert [(*one.expected, *one.bounds) for one in alone] == list(zip(counts.expected, counts.bounds, strict=True))
 
 
 def counted(texts: Sequence[str]) -> list[int]:
-    """A tokenizer that makes a token of every second character."""
+    """Count a token for every second character."""
     return [len(text) // 2 for text in texts]
 
 
@@ -144,7 +144,7 @@ def test_a_tokenizer_that_is_at_hand_tells_how_far_the_rates_are_off() -> None:
     by_rates, by_tokenizer = (
         [each for chunk in chunks for each in counter.count(chunk).expected] for counter in (rated, exact)
     )
-    # With the instruction and what frames a request.
+    # With the instruction, and the frame of a request.
     assert sum(by_tokenizer) == pytest.approx(900 * (150 + 3 + 11), rel=0.04)
     assert sum(by_rates) != pytest.approx(sum(by_tokenizer), rel=0.2)
     bounds = [counter.count(requests).bounds for counter in (rated, exact)]
@@ -163,7 +163,7 @@ def test_a_tokenizer_looks_at_some_texts_alone_and_stays_where_it_is() -> None:
     for _ in range(5):
         counter.count(make_requests(None, ["word " * 20_000] * 300))
     assert seen < 110_000
-    # A worker has the rates; pickled, a tokenizer may load what it needs from the network.
+    # A worker gets the rates: a pickled tokenizer may load files from the network.
     copy = pickle.loads(pickle.dumps(InputCounter("openai", spec_of(), None, counted)))
     texts = make_requests(None, ["word " * 20])
     assert copy.count(texts) == InputCounter("openai", spec_of(), None).count(texts)
@@ -290,9 +290,9 @@ def test_each_model_has_a_tokenizer(book: str | None, model: str, tokenizer: str
         ("us.amazon.nova-lite-v1:0", {"inferenceConfig": {"max_new_tokens": 91}}, 91),
         ("amazon.titan-text-express-v1", {"textGenerationConfig": {"maxTokenCount": 92}}, 92),
         ("meta.llama3-3-70b-instruct-v1:0", {"max_gen_len": 93}, 93),
-        # One of them is what holds, and which one is up to the vendor.
+        # The vendor decides which of the two limits holds.
         ("gpt-4o", {"max_tokens": 50, "max_completion_tokens": 60}, 60),
-        # Thinking is inside of it.
+        # Thinking is within the limit.
         ("claude-opus-4-5", {"max_tokens": 4_000, "thinking": {"type": "enabled", "budget_tokens": 2_000}}, 4_000),
     ],
 )
@@ -327,7 +327,7 @@ def test_the_callers_maximum_is_the_bound(model: str, params: dict[str, Any], bo
 def test_the_models_maximum_is_the_bound_without_the_callers(model: str, most: int | None) -> None:
     assert model_max_output(model) == most
     assert output_tokens(spec_of(model), None).bound == most
-    # What a model takes in all bounds the replies of one that the table does not know.
+    # The model's input limit bounds replies, if the table does not have the model.
     assert output_tokens(spec_of(model), 1_000_000).bound == (most or 1_000_000)
 
 
