@@ -42,7 +42,7 @@ class Label(BaseModel):
 
 
 def number_of(text: str) -> int:
-    """Return the number of the row whose text this is, or which is asked about in it."""
+    """Return the number of the row in this text, or in a prompt about it."""
     return int(_NUMBER.findall(text)[-1])
 
 
@@ -80,10 +80,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind: what changes in the labeling, by the oracle's name, and its partitions.
+    """A kind of dataset: the changes in its labeling, from the oracle's name, and its partitions.
 
     is_together: its partitions are sent in one batch.
-    batches_at_once: how many the provider's queue is declared to take.
+    batches_at_once: the declared limit of the provider's queue.
     """
 
     changes: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})

@@ -1,4 +1,4 @@
-"""What must hold at any moment and in the end: of rows, money, waits and what belongs to others."""
+"""Guarantees at any moment and at the end: about rows, money, waits and the data of others."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Neighbor:
         return records, {str(path): path.read_bytes() for path in [*others, self._note] if path.exists()}
 
     def check(self) -> None:
-        """Demand that nothing of it has changed."""
+        """Check that its data has not changed."""
         now = self._look()
         assert now == self._before, (now, self._before)
 
     def finish(self) -> None:
-        """Demand that its batch was left alone at the vendor, too: its results are there."""
+        """Check that its batch was left alone at the vendor, too: its results can be read."""
         self.check()
         status = self._engine().advance(self._labeling, self._submission_id)
         assert status.submission.outcomes == {"succeeded": self._rows.count}, status
@@ -84,7 +84,7 @@ def check_records(world: World) -> None:
 
 
 def check_money(world: World) -> None:
-    """Demand that each request was billed once for each model, but for those that may be paid again."""
+    """Check that each request was billed once for each model, except those that may be paid again."""
     again: Counter[str] = Counter()
     for (dataset, _, _), times in list(world.answered.items()):
         again[dataset] += times - 1
@@ -93,7 +93,7 @@ def check_money(world: World) -> None:
 
 
 def finish(world: World, neighbor: Neighbor | None = None) -> None:
-    """Let faults end and go on, as a sensor does, until all is settled; then judge."""
+    """End the faults and continue as a sensor does, until all is settled; then judge."""
     world.thaw()
     world.ahead = timedelta()
     world.end_faults(lasting=False)
@@ -103,7 +103,7 @@ def finish(world: World, neighbor: Neighbor | None = None) -> None:
             world.erase(place, number)
     _go_on(world)
     if world.lasting:
-        # With the rows of what was given up, before answers come after all.
+        # With the rows of abandoned batches, before late answers arrive.
         _judge(world)
     world.end_faults(lasting=True)
     _take_late_answers(world)
@@ -113,7 +113,7 @@ def finish(world: World, neighbor: Neighbor | None = None) -> None:
 
 
 def _go_on(world: World) -> None:
-    """Take turns until all is settled. Whatever does not go on by itself, a person is told, and does what it says."""
+    """Take turns until all is settled. A person gets a report of each wait that needs one, and follows it."""
     log: list[str] = []
     waits = _Waits(world)
     for turn in range(_MOST_TURNS):
@@ -135,7 +135,7 @@ def _go_on(world: World) -> None:
 
 
 def _advance_all(world: World) -> list[str]:
-    """Advance all that is not delivered, as runs do that the sensor asks for; return how each went."""
+    """Advance all undelivered submissions, as the sensor's runs do; return how each run ended."""
     log = []
     for progress in world.engine().ledger.submissions.progress(NAMESPACE):
         one = progress.submission
@@ -145,17 +145,17 @@ def _advance_all(world: World) -> list[str]:
 
 
 class _Waits:
-    """Since when each submission stands still."""
+    """The time since which each submission stands still."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._since: dict[str, tuple[Any, datetime]] = {}
 
     def check(self) -> None:
-        """Demand that a person is told of each wait within its limit, and that the message names what to do."""
+        """Check that each wait is reported within its limit, and that the message names the next step."""
         engine = self._world.engine()
         conditions = find_conditions(read_facts(engine, None, self._world.definitions))
-        # Of a declared queue that others hold, a person is told once for each dataset.
+        # For a declared queue that others hold, each dataset gets one report.
         told = {condition.submission.asset for condition in conditions if condition.is_due(engine.now())}
         assert all(condition.advice.problem and condition.advice.then for condition in conditions), conditions
         waiting = [
@@ -178,13 +178,13 @@ class _Waits:
 
 
 def _limit(engine: Engine, shards: list[Shard]) -> timedelta:
-    """Return how long a submission may stand still untold: an hour, or as long as its vendor may take, and a turn."""
+    """Return how long a submission may stand still without a report: an hour, or the vendor's limit, plus a turn."""
     running = [shard for shard in shards if shard.state in (ShardState.PLANNED, ShardState.SUBMITTED)]
     return max([HOUR, *(engine.deployment.patience(shard) for shard in running)]) + _LONG_TURN
 
 
 def _take_late_answers(world: World) -> None:
-    """Demand that what was given up, and has ended after all, is used."""
+    """Check that answers of abandoned batches that ended late are used."""
     for _ in range(_SHORT_TURNS):
         ledger = world.engine().ledger
         shards = [
@@ -204,12 +204,12 @@ def _take_late_answers(world: World) -> None:
 
 
 def _may_be_read(shard: Shard) -> bool:
-    """Return whether the vendor may have answers of a shard: an erasure removes those of the whole batch there."""
+    """Return whether the vendor may have answers of a shard: an erasure deletes a whole batch there."""
     return shard.batch.batch_id is not None and shard.batch.erased_there_at is None
 
 
 def _judge(world: World) -> None:
-    """Hold what became of rows and money to what is promised."""
+    """Compare rows and money with the guarantees."""
     engine = world.engine()
     for place in world.places:
         newest = engine.latest(*place)
@@ -248,7 +248,7 @@ def _judge_rows(world: World, engine: Engine, place: Place, newest: Submission) 
 
 
 def _judge_costs(engine: Engine, place: Place, newest: Submission, costs: list[Any]) -> None:
-    """Demand that the costs of rows add up to those of the submissions that have asked them, erased rows beside."""
+    """Check that the costs of rows add up to the costs of the submissions that asked them, except erased rows."""
     of_rows = sum(map(_money, costs))
     if newest.cost_usd is None:
         assert None in costs, (place, costs)
@@ -260,7 +260,7 @@ def _judge_costs(engine: Engine, place: Place, newest: Submission, costs: list[A
 
 
 def _stored(world: World) -> str:
-    """Return all that the payload files hold, unpacked."""
+    """Return the content of all payload files, unpacked."""
     root = world.folder / "payloads" / NAMESPACE
     payloads, found = PayloadStore(str(root)), []
     for path in root.rglob("*"):

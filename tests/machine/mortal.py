@@ -1,8 +1,8 @@
 """A worker process that can die, freeze or be interrupted at any arrow that leaves it, within the test's own process.
 
-Arrows are transactions of the ledger, files of the payload store, and calls of a provider. Nothing leaves a dead one
-any more: its clean-up code runs, as it does not after SIGKILL, and each arrow of that raises Dead. An interrupted one,
-as by Ctrl-C or a run that somebody terminates, cleans up.
+Arrows are transactions of the ledger, files of the payload store, and calls of a provider. A dead process has no
+further effect: its clean-up code runs, unlike after SIGKILL, but each arrow of it raises Dead. A process interrupted by
+Ctrl-C, or by a terminated run, cleans up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Dead(BaseException):
 
 
 class How(StrEnum):
-    """How a process ends."""
+    """The ways in which a process ends."""
 
     DIES = "dies"
     FREEZES = "freezes"
@@ -38,7 +38,7 @@ class How(StrEnum):
 
 @dataclass(frozen=True)
 class End:
-    """At which of its arrows a process ends, and how."""
+    """The number of the arrow at which a process ends, and the way it ends."""
 
     arrow: int
     how: How
@@ -48,7 +48,7 @@ class End:
 
 
 class Mortal:
-    """What crosses the border of one process. Without `end` it lives."""
+    """The arrows across the border of one process. Without `end`, it lives."""
 
     def __init__(self, end: End | None) -> None:
         self.end = end
@@ -58,7 +58,7 @@ class Mortal:
         self._lock = threading.Lock()
 
     def cross(self, arrow: str, *, may_freeze: bool = True) -> None:
-        """Count an arrow, and end here where it is the one. `may_freeze`: nothing is locked that others wait for."""
+        """Count an arrow, and end at the chosen one. `may_freeze`: this process holds no lock that others wait for."""
         if self.is_dead:
             raise Dead(arrow)
         with self._lock:
@@ -73,12 +73,12 @@ class Mortal:
             if may_freeze:
                 self.frozen.set()
         if self.frozen.is_set() and not self.thawed.is_set() and may_freeze:
-            # All threads of a process freeze.
+            # A process freezes with all its threads.
             self.thawed.wait(120)
 
 
 def mortal_ledger(ledger: Ledger, mortal: Mortal) -> Ledger:
-    """Let the transactions of a ledger cross."""
+    """Let the transactions of a ledger cross the border."""
     database = ledger._database
     real: Callable[[], AbstractContextManager[Any]] = database.write
 
@@ -95,7 +95,7 @@ def mortal_ledger(ledger: Ledger, mortal: Mortal) -> Ledger:
 
 
 def mortal_store(root: str, mortal: Mortal) -> PayloadStore:
-    """Return a payload store whose files cross."""
+    """Return a payload store whose files cross the border."""
 
     class Store(PayloadStore):
         @contextmanager

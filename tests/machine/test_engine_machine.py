@@ -1,4 +1,4 @@
-"""Any sequence of steps, kills, freezes, faults and decisions keeps what is promised of rows, money and waits."""
+"""Any sequence of steps, kills, freezes, faults and decisions keeps the guarantees about rows, money and waits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXPLORES = os.environ.get("DLB_EXPLORE") == "1"
 PLACES = st.integers(0, 3)
 NUMBERS = st.integers(0, 5)
 CALLS = st.sampled_from(["upload", "create", "find", "poll", "list", "download", "respond"])
-# A clock is wrong by a few minutes or, as after a flat battery, by months.
+# A clock is wrong by a few minutes or, after a flat battery, by months.
 SPANS = [timedelta(minutes=-20), timedelta(minutes=20), timedelta(hours=3), timedelta(days=100)]
 
 
@@ -196,7 +196,7 @@ def new_database() -> Iterator[Callable[[], str]]:
 def test_any_sequence_of_steps_loses_nothing_and_pays_nothing_twice(
     ledger: str, running: Servers, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Each program has 25 steps, and then the days of a sensor and a person until all is settled."""
+    """Run programs of 25 steps, and then the days of a sensor and a person until all is settled."""
 
     def make(vendor: str, datasets: Sequence[str]) -> World:
         folder = tmp_path / uuid.uuid4().hex[:8]

@@ -32,7 +32,7 @@ def take(world: World, step: str, end: End | None = None) -> str:
 @pytest.mark.parametrize("how", [How.DIES, How.INTERRUPTED], ids=["killed", "interrupted"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_may_end_at_any_of_its_arrows(step: str, how: How, running: Servers, tmp_path: Path) -> None:
-    """It takes the same way once for each arrow that leaves a process."""
+    """Take the same way once for each arrow that leaves a process."""
     arrow = 0
     while True:
         arrow += 1 if step == "plan" else 3

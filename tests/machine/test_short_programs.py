@@ -18,8 +18,8 @@ from tests.machine.world import HOUR, World
 
 WAITS_A_MINUTE = "a lease that a wrong clock took ends"
 Program = tuple[str, str, str, Callable[[Machine], object]]
-# The vendor, the kind of dataset, how far it is, and the steps: arrow 11 follows the first create call, and arrow 31
-# comes before the first call in real time.
+# The vendor, the kind of dataset, the steps that are done, and the program: arrow 11 follows the first create call, and
+# arrow 31 comes before the first call in real time.
 PROGRAMS: dict[str, Program] = {
     "a person resolves what a dead process sent": (
         *("openai", "rounds", "plan"),
@@ -80,7 +80,7 @@ def running() -> Iterator[Servers]:
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name == WAITS_A_MINUTE else []) for name in PROGRAMS]
 )
 def test_a_short_program_keeps_what_is_promised(name: str, running: Servers, tmp_path: Path) -> None:
-    """A lease that lies ahead is taken after a minute of waiting, by the real clock, in which nobody renews it."""
+    """Wait a minute by the real clock, without a renewal, before a lease that lies ahead is taken."""
     vendor, kind, steps, act = PROGRAMS[name]
     url = f"sqlite:///{tmp_path}/ledger.sqlite"
     machine = Machine(lambda chosen, datasets: World(chosen, running, tmp_path, url, datasets))

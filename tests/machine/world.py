@@ -1,6 +1,6 @@
-"""One deployment with some datasets, its vendor's emulator, and the witnesses of what became of rows and money.
+"""One deployment with some datasets, its vendor's emulator, and the records of rows and money.
 
-Each step is taken by a new engine, as by another process.
+Each step is taken by a new engine, like one of another process.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ OTHERS = "others"
 HOUR = timedelta(hours=1)
 # A command's batches end by themselves, and its books are a file: the matrices have it.
 VENDOR_NAMES = tuple(vendor.name for vendor in MATRIX_VENDORS if vendor.name != "command")
-# Nothing stops a batch there.
+# Batches cannot be stopped there.
 _UNSTOPPABLE = "openrouter"
 _REAL_TIME = ("POST *v1/chat/completions", "POST /v1/messages", "POST /*:generateContent", "POST /bedrock/model/*")
-# Answers that are paid for, and from which no label can be read.
+# Replies that are paid for, without a readable label.
 _BAD_REPLIES = ("truncated", "refusal")
 _LOST_LINES = ("missing", "malformed")
 _RESOLVES = re.compile(r"resolve (\w+) --lost")
@@ -71,21 +71,21 @@ class World:
         self.vendor: Vendor = next(vendor for vendor in MATRIX_VENDORS if vendor.name == vendor_name)
         self.folder, self.ledger_url = folder, ledger_url
         self._skipped = 0.0
-        # By how much the engine's clock, and not the vendor's, is ahead.
+        # The lead of the engine's clock; the vendor's is right.
         self.ahead = timedelta()
         files = {"bedrock": {"s3_url": servers.s3_url}, "vertex": {"gcs_url": servers.gcs_url}}.get(vendor_name, {})
         limits = VendorLimits(bedrock_min_records=1)
         self.emulator = Emulator(answer=self._answer, clock=self.seconds, limits=limits, **files).start()
         self.provider: Any = self.vendor.provider(self.emulator, folder, 10.0)
-        # How many answers were billed, by dataset, model and text of the row.
+        # The number of billed answers, by dataset, model and text of the row.
         self.answered: Counter[tuple[str, str, str]] = Counter()
-        # For how many requests of a dataset a person has said, or nobody can prevent, that they are paid again.
+        # The number of requests of a dataset that may be paid again: because a person decided so, or unavoidably.
         self.may_pay_again: Counter[str] = Counter()
         self.frozen: list[tuple[Mortal, threading.Thread]] = []
         self.backup: str | None = None
         self.told: list[str] = []
         self.erased: defaultdict[Place, set[int]] = defaultdict(set)
-        # Faults that end when a person has done what the messages say, and not before.
+        # Faults that end only after a person has done what the messages ask.
         self.lasting: list[Fault] = []
         self.arrows: list[str] = []
         at_once = [most for name in datasets if (most := KINDS[name].batches_at_once) is not None]
@@ -103,14 +103,14 @@ class World:
         dataset, row = source_of(text)
         self.answered[dataset, str(body.get("model", "")), row] += 1
         reply = answer(number_of(text))
-        # As long as `params` allow: each costs as much as it can.
+        # As long as `params` allow, for the highest cost.
         is_limited = self.definitions.get(dataset) is not None and self.definitions[dataset].max_cost_usd is not None
         return Reply(text=json.dumps(reply), output_tokens=50) if is_limited else reply
 
     # time -------------------------------------------------------------------------------------------------------------
 
     def seconds(self) -> float:
-        """The vendor's time, which is the engine's, too, unless that is wrong."""
+        """Return the vendor's time, which is also the engine's, unless its clock is wrong."""
         return time.time() + self._skipped
 
     def now(self) -> datetime:
@@ -128,7 +128,7 @@ class World:
             self._allow_for_deadlines()
 
     def _allow_for_deadlines(self) -> None:
-        """What runs when a deadline passes is stopped and asked in real time; where nothing stops it, it is billed."""
+        """Allow for deadlines: running requests are stopped and asked in real time; if unstoppable, both are billed."""
         if self.vendor.name == _UNSTOPPABLE and "late" in self.definitions:
             self.may_pay_again["late"] += self.rows[Place("late", "")].count
 
@@ -152,7 +152,7 @@ class World:
         )
 
     def step(self, act: Callable[[Engine], object], end: End | None = None) -> str:
-        """Take one step in a process of its own; return how it ended. What it refuses, it has told a person."""
+        """Take one step in a separate process; return how it ended. Errors are kept as reports to a person."""
         mortal, ended = Mortal(end), []
 
         def run() -> None:
@@ -203,7 +203,7 @@ class World:
         return self.step(act, end)
 
     def _allow_for_retry(self, engine: Engine, place: Place) -> None:
-        """A person's retry asks again for what was, or will be, billed where nobody sees an answer."""
+        """Allow for a person's retry: it repeats requests that were, or will be, billed without a stored answer."""
         for submission in engine.ledger.submissions.of_partition(NAMESPACE, *place):
             shards = engine.ledger.shards.of_submission(submission.submission_id)
             unseen = sum(shard.requests for shard in shards if shard.cause is not None)
@@ -211,7 +211,7 @@ class World:
             self.may_pay_again[place.dataset] += max(unseen, bad)
 
     def send(self, place: Place, end: End | None = None) -> str:
-        """Send what is planned of a partition; of a dataset whose partitions share batches, of all at once."""
+        """Send the planned shards of a partition, or of all partitions if the dataset shares batches."""
         definition = self.definitions[place.dataset]
         if KINDS[place.dataset].is_together:
             how = self.step(lambda engine: engine.submit_together(definition, self._newest(engine, place.dataset)), end)
@@ -224,7 +224,7 @@ class World:
         return [submission.submission_id for submission in found if submission is not None]
 
     def poll(self, end: End | None = None) -> str:
-        """Ask about all batches, stop late ones, and look for what was given up, as a tick of the sensor does."""
+        """Poll all batches, stop late ones, and look for abandoned ones, as a tick of the sensor does."""
 
         def tell(_: Sequence[Shard], error: Exception) -> None:
             if not isinstance(error, LLMBatchError):
@@ -242,7 +242,7 @@ class World:
         return self.step(act, end)
 
     def collect(self, place: Place, end: End | None = None) -> str:
-        """Collect what has ended, and send nothing."""
+        """Collect ended batches, without sending any."""
         definition = self.definitions[place.dataset]
         return self._allow(
             place.dataset,
@@ -250,7 +250,7 @@ class World:
         )
 
     def advance(self, place: Place, end: End | None = None, *, submission_id: str | None = None) -> str:
-        """Take the newest submission of a partition, or the named one, as far as it goes; then land its labels."""
+        """Advance the newest submission of a partition, or the named one, as far as it goes; then materialize it."""
         definition = self.definitions[place.dataset]
 
         def act(engine: Engine, key: str) -> None:
@@ -263,9 +263,9 @@ class World:
         return self._allow(place.dataset, self.on_latest(place, act, end))
 
     def _allow(self, dataset: str, how: str) -> str:
-        """Allow for what no client can prevent: a call in real time, or one to create a batch that nothing stops."""
+        """Allow for unavoidable repeats: a call in real time, or a create call of an unstoppable batch."""
         if how in ("died", "froze", "interrupted"):
-            # Of the answers in real time that the process had, some may not be stored yet.
+            # Some answers in real time that the process had may not be stored yet.
             self.may_pay_again[dataset] += self.arrows.count("respond: before")
             if how == "froze" and self.vendor.name == _UNSTOPPABLE and "submit: before" in self.arrows:
                 self.may_pay_again[dataset] += max(shard.requests for shard in self._shards(dataset))
@@ -279,7 +279,7 @@ class World:
         return self.on_latest(place, lambda engine, key: engine.cancel(key), end)
 
     def abandon(self, place: Place, end: End | None = None) -> str:
-        """Give up a batch that runs, as a person may at any time."""
+        """Give up a running batch, as a person may at any time."""
 
         def act(engine: Engine, key: str) -> None:
             for shard in engine.ledger.shards.of_submission(key):
@@ -290,7 +290,7 @@ class World:
         return self.on_latest(place, act, end)
 
     def erase(self, place: Place, number: int, end: End | None = None) -> str:
-        """Erase a row for good, as a person asks; what a dead process left of that, finish() repeats."""
+        """Erase a row for good, as a person asks; finish() repeats an erasure that a dead process left unfinished."""
         self.erased[place].add(number)
         partitions = [place.partition] if place.partition else None
 
@@ -302,7 +302,7 @@ class World:
         return self.step(act, end)
 
     def on_latest(self, place: Place, act: Callable[[Engine, str], object], end: End | None = None) -> str:
-        """Take a step with the newest submission of a partition, where it has one."""
+        """Take a step with the newest submission of a partition, if it has one."""
 
         def chosen(engine: Engine) -> None:
             newest = engine.latest(*place)
@@ -317,7 +317,7 @@ class World:
             self.backup = copy_ledger(self.ledger_url)
 
     def restore(self) -> None:
-        """Go on with a copy of the ledger from before; nobody works meanwhile."""
+        """Restore an earlier copy of the ledger; all processes are stopped meanwhile."""
         if self.backup is not None and not self.frozen:
             self.ledger_url, self.backup = self.backup, None
             self.pass_time(HOUR)
@@ -330,7 +330,7 @@ class World:
             self._inject(WireFault(kind="status", route=route, status=status, times=3))
 
     def lose_reply(self, call: str) -> None:
-        """Let the vendor do what the next call asks, and the reply get lost."""
+        """Let the vendor execute the next call, and lose the reply."""
         for route in self._routes(call):
             self._inject(WireFault(kind="close", route=route, when="after"))
         if call == "respond":
@@ -357,12 +357,12 @@ class World:
             self.may_pay_again[name] += 1
 
     def spoil_batch(self, kind: str) -> None:
-        """Let the batch that is created next end badly, or never."""
+        """Let the next batch end badly, or never."""
         fault = BatchFault(kind=kind, batches={len(self.emulator.books.batches)})  # type: ignore[arg-type]
         self._inject(fault, lasts=kind == "stuck")
 
     def hide_results(self, status: int) -> None:
-        """Let nobody read results."""
+        """Make all results unreadable."""
         for route in self._routes("download"):
             self._inject(WireFault(kind="status", route=route, status=status, times=None), lasts=True)
 
@@ -372,7 +372,7 @@ class World:
             self.lasting.append(fault)
 
     def end_faults(self, *, lasting: bool) -> None:
-        """End the faults, or all but those that last."""
+        """End the faults, or all except lasting ones."""
         self.emulator.clear_faults()
         if lasting:
             self.lasting.clear()
@@ -381,7 +381,7 @@ class World:
     # people -----------------------------------------------------------------------------------------------------------
 
     def resolve(self, end: End | None = None) -> str:
-        """Say of what is in doubt what the vendor's console shows; nothing where that leaves it open."""
+        """Resolve shards in doubt by the vendor's console; skip those that it leaves open."""
         engine = self.engine()
         how = "done"
         for submission in engine.ledger.submissions.list_all(NAMESPACE):
@@ -393,7 +393,7 @@ class World:
         return how
 
     def give_up(self, end: End | None = None) -> str:
-        """Do what messages about batches and results that a person waits for in vain say."""
+        """Follow the messages about batches and results that will not come."""
         how = "done"
         for condition, shard in find_undecided(self.engine()):
             if condition.kind is not ConditionKind.IN_DOUBT:
@@ -402,7 +402,7 @@ class World:
         return how
 
     def _look_up(self, shard: Shard, engine: Engine) -> tuple[str | None, bool]:
-        """Return the batch that the console shows with a shard's tag, if any, and whether that is for sure.
+        """Return the batch with a shard's tag in the console, if any, and whether that is certain.
 
         The tag is on the batch, on its request file, or in its results.
         """
@@ -422,7 +422,7 @@ class World:
 
 
 def _names_exit(condition: Condition, shard: Shard) -> bool:
-    """Return whether a message says how to give its shard up, in words that can be copied."""
+    """Return whether a message holds the command that gives up its shard, ready to copy."""
     return shard.shard_id in _RESOLVES.findall(str(condition.advice))
 
 
