@@ -154,7 +154,7 @@ def test_a_sampled_row_without_an_answer_counts_as_wrong_since_those_may_be_the_
 
 
 def failures_of(generator, choose, runs=300, rows=4_000, agreement=0.95):
-    """Return how often a table breaks the promise whose accepted rows `choose` returns, given scores and errors."""
+    """Return how often a table breaks the promise; `choose` returns the accepted rows, given scores and errors."""
     failures = 0
     for _ in range(runs):
         hard = generator.beta(1, 4, rows)

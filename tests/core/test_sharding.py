@@ -52,7 +52,7 @@ def test_shards_cover_the_lines_once_under_all_limits(
         most = min(max_requests, max_inputs or max_requests)
         assert 0 < len(shard) <= most
         assert sum(shard) <= max_bytes
-        if after is not None:  # none was closed with room for the next line
+        if after is not None:  # each shard was closed because the next line did not fit
             assert len(shard) == most or sum(shard) + after[0] > max_bytes
 
 

@@ -311,7 +311,7 @@ def test_what_is_kept_for_a_submission_is_there_for_the_one_that_comes_in_its_pl
         shard.bill.estimated_usd or 0
         for shard in workspace.engine().ledger.shards.of_submission(submission.submission_id)
     )
-    # Enough for either, and not for both: nothing of the first was sent.
+    # The budget is enough for either submission, but not for both: the first one has sent no request.
     budget = Budget((planned + (submission.reserved_usd or 0)) * Decimal("1.2"), "ever")
     engine = workspace.engine(budgets=[budget])
     assert not engine.preview(definition(), tickets(ROWS + 1)).refused
@@ -332,7 +332,7 @@ def test_within_the_tightest_limit_that_a_plan_fits_the_second_wave_is_sent_and_
     assert oracle.later_usd is not None
     kept = oracle.reserved_usd
     assert kept is not None
-    # As if nothing of the model were accepted.
+    # The limit covers the case in which all of the model's labels are rejected.
     most = expected + kept - oracle.later_usd
     tight = definition(max_cost_usd=most, spend=Spend(limit=kind))
     with pytest.raises(BudgetError, match="exceeds max_cost_usd"):
@@ -444,7 +444,7 @@ def test_a_second_wave_that_a_budget_refuses_leaves_no_cheap_label(workspace: Wo
     submission_id = engine.plan(asked_for, tickets(ROWS)).submission_id
     engine.submit(asked_for, submission_id)
     workspace.emulator.settle()
-    # A limit that somebody has lowered meanwhile.
+    # The limit was lowered meanwhile.
     expect_no_cheap_label(
         workspace, definition(max_cost_usd="0.000001"), submission_id, "openai/gpt-4o was to answer it and has not"
     )
@@ -668,7 +668,7 @@ def test_a_promise_against_gold_is_set_by_where_the_model_is_wrong_and_the_oracl
     accepted = [int(row["ticket_id"][1:]) for row in rows if row["llm_why"] == "accepted"]
     assert sum(is_wrong(n) and not is_models[n] for n in accepted) <= 0.1 * ROWS
     assert "by gold" in known.promise_text
-    # A correction of the gold changes none of the decisions.
+    # A correction of the gold leaves all decisions unchanged.
     again = workspace.engine().plan(against(gold()), tickets(ROWS))
     assert again.submission_id == status.submission.submission_id
 
@@ -702,7 +702,7 @@ def test_a_preview_lists_all_rows_that_people_have_to_label_first(workspace: Wor
     preview = workspace.engine().preview(against(gold()[:0]), tickets(ROWS))
     assert preview.refused is not None
     assert len(preview.missing_gold) == 60
-    # With these alone it goes on: they stay the same.
+    # A run continues with only these: they stay the same.
     of_sample = gold().filter(pl.col("ticket_id").is_in(preview.missing_gold))
     assert not workspace.engine().preview(against(of_sample), tickets(ROWS)).refused
 
@@ -854,8 +854,7 @@ def test_where_a_model_does_not_tell_how_probable_its_label_is_that_is_no_score(
         definition(cascade(score="llm_logprob"), model=model, params={"max_tokens": 9}, response=Topic)
 
 
-# promises that are refused
-# ---------------------------------------------------------------------------------------------
+# refused promises -----------------------------------------------------------------------------------------------------
 
 
 class Loose(BaseModel):

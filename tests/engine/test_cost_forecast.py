@@ -112,7 +112,7 @@ def test_what_is_in_flight_is_expected_and_adds_the_error_of_its_estimate() -> N
     estimate = {"state": ShardState.SUBMITTED, "cost_usd": None, "known_usd": None, "unpriced": None}
     whole = {"expected_usd": Decimal(100), "p05_usd": Decimal(80), "p95_usd": Decimal(150)}
     flying = sent(now.date(), 0, **estimate, estimated_usd=Decimal(10), **whole)
-    # Today it is more than a usual day, so nothing more is expected.
+    # Today's batch in flight costs more than a usual day, so further spending is not expected.
     told = forecast(usual, now, flying)
     assert (told.so_far_usd, told.expected_usd) == (66, 66)
     assert (told.low_usd, told.high_usd) == (64, 71)

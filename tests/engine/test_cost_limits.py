@@ -420,7 +420,7 @@ def test_of_submissions_that_are_sent_together_one_goes_where_a_budget_has_room_
 
 
 def test_a_model_without_room_stops_no_other_that_has_some(tmp_path: Any) -> None:
-    """Ask the same model and a fallback in the second wave; the budget is too small for the fallback's only request."""
+    """Ask the same model and a fallback in the second wave; the budget cannot pay one request of the fallback."""
     resend = Resend(max_waves=3, invalid_waves=1, fallback=[Fallback("openai/gpt-4", params={"max_tokens": 8_000})])
     definition = labeling(params={"max_tokens": 500}, max_cost_usd="0.1", spend=spend("hard"), resend=resend)
 

@@ -16,7 +16,7 @@ from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, lo
 VERTEX_JOBS = "POST /vertex/*/batchPredictionJobs"
 CREATES = {"vertex": VERTEX_JOBS, "tables": VERTEX_JOBS, "gemini": "POST /gemini/*:batchGenerateContent"}
 BATCHES = 3
-# The table in tests/faults/table.py has the faults of Vertex AI with files, and of the Gemini API.
+# tests/faults/table.py has the effects of faults at Vertex AI with files and at the Gemini API, as for all vendors.
 in_tables = pytest.mark.parametrize("kind", ["tables"])
 
 

@@ -1,4 +1,4 @@
-"""Erased rows are in none of our stores and never return, and all other data is unchanged."""
+"""Erased rows disappear from all of our stores and never return; all other data is unchanged."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_what_a_killed_erasure_left_of_a_settled_submission_goes_when_a_run_come
     # It was killed after this.
     engine.eraser.add_tombstones("ticket_labels", ["t3"], None)
     assert SECRET.encode() in stored_files(workspace)
-    # As a run does that lands the newer one.
+    # A run that materializes the newer one also advances the older one.
     assert engine.advance(ECHO, older.submission_id).is_settled
     assert SECRET.encode() not in stored_files(workspace)
 
@@ -423,12 +423,12 @@ def test_of_pruned_submissions_what_was_left_goes_and_what_others_need_stays(wor
     first = workspace.run(ECHO, rows()).submission
     second = workspace.run(ECHO, rows(12)).submission
     engine = workspace.engine()
-    # As where a prune, and a plan that reuses its answers, came at once: the event is there, and the files stay.
+    # Store the event of a prune without deleting files, as if a plan reused its answers at the same time.
     engine.ledger.submissions.mark_pruned(first.submission_id, files=1, size=1)
     assert erase(workspace, "t3") == []
     assert len(table(workspace, ECHO, second.submission_id)) == 11
     assert not holds(workspace)
-    # As where a prune was killed between two files.
+    # Leave the state of a prune that was killed between two files.
     third = workspace.run(ECHO, rows(), partition="z").submission
     engine.ledger.submissions.mark_pruned(third.submission_id, files=1, size=1)
     (workspace.tmp_path / "payloads" / third.manifest_path).unlink()

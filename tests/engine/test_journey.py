@@ -76,7 +76,7 @@ def test_moderations_become_columns_and_cost_nothing(workspace: Workspace) -> No
         prompt=Prompt("{{ body }}", images=["photo"]),
         response=Moderation(["hate", "self-harm/intent"]),
         params={},
-        # The model is free, so a limit of zero stops none of its requests.
+        # The model is free, so a limit of zero lets all requests through.
         max_cost_usd=0,
     )
     status = workspace.run(definition, rows)

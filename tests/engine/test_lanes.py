@@ -415,7 +415,7 @@ def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace:
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
     submission = engine.plan(definition, tickets(8))
     later, first = sorted(shard.shard_id for shard in engine.ledger.shards.of_submission(submission.submission_id))
-    # As where the other was recovered by its receipt: in the queue it comes later then.
+    # Make the other one later in the queue, as after a recovery by its receipt.
     database = sa.create_engine(f"sqlite:///{workspace.tmp_path / 'ledger.sqlite'}")
     with database.begin() as connection:
         earlier = workspace.now() - timedelta(minutes=5)
@@ -502,7 +502,7 @@ def test_requests_in_flight_are_not_asked_again_when_rows_are_added(workspace: W
     assert second.reused == 5
     workspace.engine().submit(definition, second.submission_id)
     workspace.emulator.settle()
-    # It advances the first one as well, whose answers are due.
+    # It also advances the first one, whose answers are due.
     assert workspace.engine().advance(definition, second.submission_id).is_settled
     status = workspace.finish(definition, second.submission_id)
     assert status.submission.outcomes == {"succeeded": 8}

@@ -342,7 +342,7 @@ def test_partitions_that_are_sent_together_keep_to_the_queue_limit(workspace: Wo
         ]
         ready = [one.submission.submission_id for one in waiting if engine.activity.can_advance(one)]
         runs += len(ready)
-        assert runs < 40  # a run is only asked for where it does something
+        assert runs < 40  # runs are requested only if they have work
         for one in ready:
             before = engine.activity.outlook().attempt(one)
             engine.activity.note_turns([one])

@@ -1,4 +1,4 @@
-"""Rows go only where the deployment allows it, also those that were planned before its rules or settings changed."""
+"""Rows go only to allowed destinations, even if they were planned before the rules or settings changed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_shards_that_were_planned_before_are_not_sent_and_stay_planned(workspace
 
 
 def assert_held(workspace, submission_id):
-    """Check the reason that is shown once the rest is given up."""
+    """Check the reason that is shown once the rest is abandoned."""
     held = workspace.engine().unsent(submission_id).held or ""
     assert "'ticket_labels' would send rows to openai/gpt-4o, which runs in 'us'. Allowed by allowed_regions" in held
     assert held.endswith(

@@ -23,7 +23,7 @@ CHAT = "POST /v1/chat/completions"
 
 
 class Run:
-    """An engine whose sleep lets time pass; `slept` is how long it was held."""
+    """An engine whose sleep lets time pass; `slept` is the total pause."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.slept = 0.0

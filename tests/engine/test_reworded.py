@@ -41,9 +41,9 @@ SQL = re.compile(r"\s*(SELECT|UPDATE|INSERT)\b")
 SENTENCE = re.compile(r"[a-z]{2,} [a-z]{2,}")
 OTHER = "other words"
 
-# The columns of text that people or vendors wrote, or that is for people: each is reworded, but for these.
+# Columns of text written by people or vendors, or written for people: all of them are reworded, except these.
 NOT_OURS = {("judgment", "comment"), ("judgment", "annotator"), ("batch", "batch_id")}
-# Fields of events that are text for people, and those that are names.
+# Fields of events that are text for people, and fields that are names.
 FIELDS_OF_WORDS = {"words", "problem", "then", "source", "money"}
 FIELDS_OF_NAMES = {
     *("batch_id", "before", "after", "cause", "by", "old", "new", "half", "unit", "sent_since", "kind"),

@@ -123,7 +123,7 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
             if why == "accepted":
                 sampled = 1 - 60 / ROWS if submission is first else 1.0
                 assert row["llm_sample_probability"] == pytest.approx(1 - sampled * 0.5)
-    # The threshold was set before the results of its own audit.
+    # The threshold was set before its own audit had results.
     assert first.audit is not None
     assert first.audit["points"] == 60
     assert second.audit is not None
@@ -176,7 +176,7 @@ def test_a_plan_says_what_it_assumes_and_asks_for_no_sample(workspace: Workspace
     assert alone.estimated_usd is not None
     assert preview.estimated_usd < alone.estimated_usd
     assert (preview.levels.relative_cost or 0) < (alone.levels.relative_cost or 0)
-    # A sample for partitions to come is drawn also where it costs more than the oracle alone would.
+    # A sample for later partitions is drawn even if it costs more than the oracle alone.
     few = definition(sample="auto", calibrate=Rolling(rows=300, audit=0.05))
     first = workspace.engine().preview(few, tickets(30, 9_000), partition=key(1)).levels
     assert first is not None

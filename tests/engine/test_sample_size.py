@@ -1,4 +1,4 @@
-"""The sample of a cascade is sized by other partitions alone, where that saves something, and keeps its promise."""
+"""Other partitions decide the sample size of a cascade, if that saves money, and its promise holds."""
 
 from __future__ import annotations
 

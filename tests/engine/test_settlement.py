@@ -24,7 +24,7 @@ PARTITIONS = 4
 
 @contextmanager
 def synced(monkeypatch: pytest.MonkeyPatch, then: list[str]) -> Iterator[None]:
-    """Note the names of files as they are synced, among what else is noted."""
+    """Add the names of files to `then` as they are synced."""
     real = os.fsync
 
     def fsync(descriptor: int) -> None:

@@ -541,7 +541,7 @@ def test_of_many_batches_those_that_cannot_be_read_are_told_and_the_others_recor
     assert told[flying[1].shard_id] == "ZeroDivisionError"
     left = engine.ledger.shards.in_flight("test")
     assert {shard.shard_id for shard in left} == told.keys()
-    with pytest.raises(ZeroDivisionError):  # without somebody to tell, when all else is done
+    with pytest.raises(ZeroDivisionError):  # without a callback, after the rest is done
         engine.poll(left)
     odd.broken = odd.strange = ""
     engine.poll(left)

@@ -45,7 +45,7 @@ def test_no_more_is_sent_at_once_than_was_taken_where_more_was_refused_and_it_sa
         days(14, refused=4),
         days(9, refused=9),
         [Attempt(START + HOUR * number, 900, was_refused=number % 2 == 1) for number in range(20)],
-        # Refused by chance, whatever is in flight.
+        # Refusals by chance, at any load.
         [Attempt(START + day * DAY, 500 + 37 * day % 400, was_refused=day % 2 == 1) for day in range(40)],
         # The queue has room by now for a batch that it refused.
         [*days(14, refused=6), Attempt(START + 30 * DAY, 1_000, was_refused=False)],

@@ -53,7 +53,7 @@ def test_a_wave_that_answered_next_to_nothing_is_asked_no_more_and_the_evidence_
         [retry(day) for day in range(13)],
         [retry(0, submission_id=f"s{number}") for number in range(50)],
         [retry(day, answered=4 if day == 5 else 0) for day in range(20)],
-        # The answered ones are unknown: perhaps these had the error.
+        # It is unknown which ones were answered: perhaps those with the error.
         [retry(day, asked={"errored": 2, "invalid": 300}, answered=2) for day in range(20)],
         [retry(day, answered=None) for day in range(20)],
         [retry(day, asked={"expired": 300}) for day in range(20)],
@@ -75,7 +75,7 @@ def test_a_later_wave_alone_may_be_of_no_use() -> None:
 
 
 def test_what_is_of_use_on_more_than_one_of_five_days_is_hardly_ever_cut() -> None:
-    # A look on each of the first 60 days counts the days, so far, on which the wave was sent.
+    # The history is checked on each of the first 60 days; it has the days on which the wave was sent.
     random = np.random.default_rng(20_260_101)
     most = cache(lambda useful, days: bound_share(useful, days, 0.95)[1])
     cut = 0

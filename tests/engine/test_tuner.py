@@ -211,7 +211,7 @@ def test_smaller_batches_are_sent_as_they_were_planned_whoever_sends_them(
     shards = engine.ledger.shards.of_submission(submission.submission_id)
     assert [shard.requests for shard in shards] == [shard.requests for shard in preview.shards] == [1_000, 1_000, 100]
     assert len({shard.batch.batch_id for shard in shards}) == 3
-    # The same rows are the same submission, whatever is known by now.
+    # The same rows are the same submission, even if the history has grown.
     assert engine.plan(definition, tickets(2_100)).submission_id == submission.submission_id
 
 

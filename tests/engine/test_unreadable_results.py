@@ -166,7 +166,7 @@ def test_a_person_gives_up_what_cannot_be_read_and_the_rest_lands(workspace: Wor
     submission = engine.plan(definition, tickets(6))
     engine.submit(definition, submission.submission_id)
     workspace.emulator.settle()
-    # One download is tried so often, by the SDK as well: downloads of the other two batches succeed.
+    # The fault lasts for all tries of one download, with the SDK's retries: the other two downloads succeed.
     fault = replace(broken(status), times=9 if status >= 500 else 1)
     workspace.emulator.inject(fault)
     with pytest.raises(LLMBatchError):

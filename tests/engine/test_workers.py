@@ -1,4 +1,4 @@
-"""Planning, collecting and labeling by workers: the same as by one process, whatever the rows and the definition."""
+"""Planning, collecting and labeling by workers equal the work of one process, for any rows and definition."""
 
 from __future__ import annotations
 

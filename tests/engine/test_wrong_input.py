@@ -256,7 +256,7 @@ def test_wrong_rows_are_refused_with_a_message_that_helps_and_leave_nothing(work
 
 
 _OBJECTS = ("limits", "realtime", "resend", "spend")
-"""Refused where they are made, so these are made in the test."""
+"""Their constructors refuse wrong values, so the test constructs them."""
 _BACK = timedelta(hours=-1)
 
 WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -439,7 +439,7 @@ def test_an_image_is_read_below_its_root_and_nowhere_else(workspace: Workspace, 
     (tmp_path / "secret.png").write_bytes(png)
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     pictures = Prompt("What is it?", images=["picture"], image_root=str(root))
-    # a row whose path is blank is empty, and else not sent
+    # otherwise, a row with a blank path is empty, and is not sent
     definition = labeling(prompt=pictures, response=None, empty="ask")
 
     def rows(path: str) -> pl.DataFrame:

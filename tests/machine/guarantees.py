@@ -31,7 +31,7 @@ _OUTCOMES = {outcome.value for outcome in Outcome}
 class Neighbor:
     """Another deployment on the same ledger, payload store and account, with a batch whose results it has not read.
 
-    A file of somebody else's lies among the deployment's own, too.
+    A foreign file lies among the deployment's own, too.
     """
 
     def __init__(self, world: World) -> None:

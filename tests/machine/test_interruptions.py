@@ -1,4 +1,4 @@
-"""Ctrl-C, a terminated run or a kill at any arrow of a step: other processes go on, and all rows get their labels."""
+"""Ctrl-C, a terminated run or a kill at any arrow of a step: other processes continue; all rows get labels."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class World:
         return str(how)
 
     def thaw(self) -> None:
-        """Let frozen processes go on; they find that others have taken their leases."""
+        """Let frozen processes continue; they find that others have taken their leases."""
         for mortal, thread in self.frozen:
             mortal.thawed.set()
             thread.join(60)
@@ -250,7 +250,7 @@ class World:
         )
 
     def advance(self, place: Place, end: End | None = None, *, submission_id: str | None = None) -> str:
-        """Advance the newest submission of a partition, or the named one, as far as it goes; then materialize it."""
+        """Advance a partition's newest submission, or the named one, as far as possible; then deliver its labels."""
         definition = self.definitions[place.dataset]
 
         def act(engine: Engine, key: str) -> None:

@@ -95,7 +95,7 @@ def test_classes_of_few_rows_are_tested_too():
     )
     assert (ten.p_chance < 0.001, fifty.p_chance < 0.0001) == (True, True)
     assert (ten.drifted, fifty.drifted) == (True, True)
-    assert compared({"a": 30}, {"a": 20}).p_chance is None  # one class has nothing to shift to
+    assert compared({"a": 30}, {"a": 20}).p_chance is None  # with one class, the shares cannot shift
 
 
 def test_by_chance_means_the_share_of_permutations():

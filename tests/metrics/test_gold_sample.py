@@ -37,7 +37,7 @@ class TestSignals:
         assert rare_class([pa.array([None, None], pa.string())]).tolist() == [0, 0]
 
     def test_the_candidate_for_whom_a_class_is_rarest_counts(self):
-        # the second candidate has 4 a and 1 b, with an even share of 2.5; the first has 2 b, more than half of it
+        # the second has 4 a and 1 b, and an even share is 2.5; the first has 2 b, more than half of it
         assert rare_class(votes("ababa", "aaaab")).tolist() == pytest.approx([0, 0, 0, 0, 0.6])
 
     def test_classes_that_are_about_even_are_not_rare_and_have_not_grown(self):

@@ -92,7 +92,7 @@ def test_the_sign_test_is_exact_where_all_sizes_are_one_and_right_where_they_are
     many = rng.exponential(1, 5_000) * rng.choice([-1, 1], 5_000, p=[0.48, 0.52])
     normal = 0.5 * math.erfc(many.sum() / math.sqrt((many**2).sum()) / math.sqrt(2))
     assert sign_flip_p(many) == pytest.approx(normal, rel=0.2)
-    # A sum above all draws can have a p-value as small as any look needs, with many comparisons late in a life.
+    # If the sum is above all draws, its p-value is low enough for any look, even with many comparisons late in a life.
     surely = rng.exponential(1, 200)
     assert sign_flip_p(surely) < look_level(LOOKS - 1, 50)
 

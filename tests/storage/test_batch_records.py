@@ -1,4 +1,4 @@
-"""Records of shards and their batches agree: each rule finds its violation, and moves cause none of them."""
+"""Records of shards and their batches agree: each rule finds its violation, and moves never cause one."""
 
 from __future__ import annotations
 

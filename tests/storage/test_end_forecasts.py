@@ -91,7 +91,7 @@ def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> N
     assert end_text(said, DAY) == (
         "1 of 2 within 6 h 0 m, 9 of 10 within 10 h 0 m (by 10 earlier submissions of similar size)"
     )
-    # No submission has another size, so single batches of the model are used, of a similar size or of any.
+    # The history has one size and one asset; other questions use single batches of the model, of similar or any size.
     assert site.history.forecast_end("tickets", ASKED._replace(requests=8_000)).basis == "batches"
     assert site.history.forecast_end("other", ASKED).basis == "batches"
     assert site.history.forecast_end("other", ASKED._replace(is_simple=False)).basis == "none"
@@ -183,7 +183,7 @@ def test_a_forecast_is_stored_and_scored_when_its_time_has_come(site: Site) -> N
     kept = site.ledger.submissions.get(name)
     assert kept.end_basis == {"basis": "submissions", "ended": 29, "running": 0}
     assert "by 29 earlier submissions of similar size" in told_text(kept, DAY)
-    # One that is late is judged before it has ended; one whose time has not come is not, though it has.
+    # A late submission is judged before it ends; one that ended before its time is judged only at that time.
     late = site.begin(**stored(site.history.forecast_end("tickets", ASKED), site.clock.now))
     assert site.history.score("tickets") == score
     site.clock.now += 20 * HOUR

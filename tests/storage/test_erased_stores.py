@@ -136,7 +136,7 @@ def erase_and_die(place: Place, key: int, at: int) -> bool:
 
 @pytest.mark.slow
 def test_a_killed_erasure_is_gone_on_with(ledger_url, tmp_path):
-    """An erasure is killed at each of its steps, in an object store behind HTTP."""
+    """Kill an erasure at each of its steps, in an object store behind HTTP."""
     place = Place(ledger_url, PayloadStore(str(tmp_path / "payloads")))
     place.label(40)
     before, ended, key = place.labels(), False, -1

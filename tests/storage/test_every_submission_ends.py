@@ -150,7 +150,7 @@ class Place:
         self.ledger = Ledger(self.url, self.now)
         self.engine = self.engine_with(self.provider)
         self.engine.recovery.recover_all()
-        # It goes on from there, and can be restored once more.
+        # The restored ledger is the new backup, and can be restored again.
         self.back_up()
 
     def run(self) -> dict[str, LLMBatchError]:
@@ -168,7 +168,7 @@ class Place:
 
 
 class Frozen:
-    """The provider of a process that is frozen in its SDK while others go on."""
+    """The provider of a process that is frozen in its SDK while other processes run."""
 
     def __init__(self, place: Place) -> None:
         self._place = place

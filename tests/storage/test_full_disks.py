@@ -25,7 +25,7 @@ NO_SPACE = "No space left on device"
 
 @contextmanager
 def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
-    """Mount something for the block; skip the test where this process may not."""
+    """Mount a file system for the block; skip the test if this process may not."""
     folder.mkdir()
     if sys.platform != "linux" or os.geteuid():
         pytest.skip("only root mounts disks, and these are Linux's")

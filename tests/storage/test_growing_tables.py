@@ -1,4 +1,4 @@
-"""A table that grows each day, on both ledgers: earlier submissions, whose answers are reused, cost no query each."""
+"""A table that grows each day, on both ledgers: earlier submissions with reused answers add no queries."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Site:
         self.rng, self.count = np.random.default_rng(5), 0
 
     def settle(self, labeling: Labeling, output_tokens: float, times: float = 1.0, **changes: Any) -> tuple[Any, Any]:
-        """Settle a submission whose replies have so many tokens on average; return its estimate and cost."""
+        """Settle a submission with `output_tokens` for each reply on average; return its estimate and cost."""
         deployment = self.deployment
         estimate = deployment.estimate(labeling, learned=deployment.learned(labeling))
         estimate.add(InputCounts([TOKENS] * ROWS, [600] * ROWS))

@@ -24,7 +24,7 @@ def rows(ledger):
 
 
 def put(ledger, owner, expires_at, name="collect"):
-    """Insert the lease of another process."""
+    """Insert the lease of another process, without the code under test."""
     with ledger._database.write() as connection:
         connection.execute(sa.delete(LEASE).where(LEASE.c.name == name))
         connection.execute(sa.insert(LEASE).values(name=name, owner=owner, expires_at=expires_at))

@@ -447,7 +447,7 @@ def test_the_newest_audit_of_each_partition_is_found_whatever_is_in_flight(ledge
         "p1": ("s3/manifest.parquet", {**found, "wrong": 3}),
         "p2": ("s2/manifest.parquet", {**found, "wrong": 2}),
     }
-    # Settled again without one, as when somebody has canceled it, the one before counts.
+    # If s3 is settled again without an audit, as after a cancellation, the audit of the submission before it counts.
     ledger.submissions.settle("s3", **nothing)
     assert ledger.history.audits("prod", "tickets")["p1"][0] == "s1/manifest.parquet"
     assert ledger.history.audits("dev", "tickets") == ledger.history.audits("prod", "other") == {}
@@ -937,7 +937,7 @@ def test_who_is_before_a_shard_in_its_queue_is_told_by_submission_and_what_is_in
     ]
     elsewhere = ledger.queues.places_before(
         "staging", ledger.shards.get("s3-1"), **asked
-    )  # what is sent fills its queue, too
+    )  # batches sent by prod fill the queue of staging, too
     assert [place.submission_id for place in elsewhere] == ["s2"]
     assert ledger.queues.places_before("prod", ledger.shards.get("s3-1"), model="another", **asked) == []
 

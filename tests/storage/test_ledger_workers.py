@@ -52,7 +52,7 @@ def assert_paid_once(mine: Engine, emulator: Emulator, requests: int) -> None:
 
 
 def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emulator, tmp_path):
-    """Run slowly: the workers are processes that import the package, and run until they have met."""
+    """Wait for the workers: processes that import the package, and run until they have met."""
     # so that each day has a second wave
     emulator.inject(*(RowFault(status_code=503, containing=f"Ticket {day}-3.", times=1) for day in DAYS))
     acts = [run_until_settled] * 3 + [watch_until_settled] * 2
@@ -119,7 +119,7 @@ MOMENTS = {"create": "POST /v1/batches", "poll": "GET /v1/batches/*", "download"
 def test_a_database_that_goes_away_costs_time_only(
     postgres_cluster: Cluster, emulator: Emulator, tmp_path, moment: str, outage: Callable[[Outage], None]
 ):
-    """Run slowly: workers wait for PostgreSQL to return, and then minutes for the leases of dead processes."""
+    """Wait for the workers: they wait for PostgreSQL, and then minutes for the leases of dead processes."""
     in_the_middle = WireFault(kind="slow", route=MOMENTS[moment], seconds=0.5)
     emulator.inject(in_the_middle)
     url, skipped = postgres_cluster.new_database(), [timedelta()]
@@ -147,8 +147,8 @@ def test_a_database_that_goes_away_costs_time_only(
     for _ in range(8):
         worker.join(30)
         if worker.is_alive():
-            # A create call that came to nothing is made again when the provider would list its batch for certain: five
-            # minutes later, by the clock of the worker.
+            # A failed create call is repeated once the provider would certainly list its batch: five minutes later, by
+            # the worker's clock.
             skipped[0] += timedelta(minutes=5)
     assert not worker.is_alive(), what_is_known(ledger, failures)
     assert bool(failures) or outage is Outage.connections_killed

@@ -204,7 +204,7 @@ def test_what_a_killed_process_has_kept_for_the_model_does_not_change_the_order(
     engine = place.engine()
     submission_id = engine.plan(labels, rows()).submission_id
     limit = SpendLimit(most, "n", submission_id=submission_id)
-    # The ledger of a process that was killed right before it sent.
+    # Reserve the rest of the limit, as a process does that is killed right before it sends.
     left = most - engine.ledger.money.committed_usd(limit)
     [model] = [shard for shard in engine.ledger.shards.of_submission(submission_id) if shard.model == MODEL]
     assert engine.ledger.money.reserve({model.shard_id: left}, [limit])
@@ -241,7 +241,7 @@ def test_the_next_turn_uses_the_money_that_a_killed_process_has_kept(place: Plac
     limit = SpendLimit(most, "n", submission_id=submission_id)
     assert {shard.state.value for shard in engine.ledger.shards.of_submission(submission_id)} == {"planned"}
     kept = engine.ledger.money.committed_usd(limit)
-    # The reservation takes the whole limit: a second one would not fit.
+    # More than half of the limit is reserved, so a second reservation would not fit.
     assert kept > most / 2
     assert engine.activity.can_advance(engine.ledger.submissions.progress("n")[0])
     assert sent(engine.submit(labels, submission_id).shards) == {MODEL: ROWS, ORACLE: 0}

@@ -35,7 +35,7 @@ def ledger(postgres_cluster: Cluster, clock: Any) -> Iterator[Ledger]:
 
 
 def meet(ledger: Ledger, row: Any, *works: Callable[[], object]) -> list[LLMBatchError]:
-    """Let each work begin and wait, one after the other, behind a row; return what they raised after it was free."""
+    """Let each work begin and wait behind a row, one after the other; free the row, and return the raised errors."""
     raised: list[LLMBatchError] = []
 
     def run(work: Callable[[], object]) -> None:
@@ -60,7 +60,7 @@ def meet(ledger: Ledger, row: Any, *works: Callable[[], object]) -> list[LLMBatc
 
 
 def move_to_the_end(ledger: Ledger, table: sa.Table, column: sa.Column[Any], name: str, **values: Any) -> None:
-    """Have a row stored behind the others, where a statement without an order comes to it last."""
+    """Move a row to the end of its table, so that a statement without an order reaches it last."""
     with ledger._database.write() as connection:
         connection.execute(sa.update(table).where(column == name).values(**values))
 

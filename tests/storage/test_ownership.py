@@ -62,7 +62,7 @@ class Site:
                     emulator.settle()
                 engine.ledger.submissions.mark_delivered(submission.submission_id)
                 self.pruned = self.pruned or submission.submission_id
-        # As where a prune was killed after its first file.
+        # Leave the state of a prune that was killed after its first file.
         engine.ledger.submissions.mark_pruned(self.pruned, files=1, size=1)
         engine.payloads.delete(engine.ledger.submissions.get(self.pruned).manifest)
 

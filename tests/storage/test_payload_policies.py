@@ -80,7 +80,7 @@ _S3 = {
 
 @pytest.mark.slow
 def test_the_policy_of_an_s3_bucket_allows_what_the_store_calls_and_nothing_else(tmp_path: Path) -> None:
-    """Run slowly: the upload in parts is 101 MiB, twice."""
+    """Upload 101 MiB in parts, twice."""
     called: set[tuple[str, str]] = set()
     broken: list[str] = []
     session = AioSession()

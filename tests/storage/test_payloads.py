@@ -58,7 +58,7 @@ def _blake2b(data):
 
 
 def names(root):
-    """Yield every file below the root."""
+    """List every file below the root, without the code under test."""
     return sorted(path.rsplit("/", 1)[-1] for path in root.fs.find(root.path))
 
 

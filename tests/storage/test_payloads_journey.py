@@ -72,7 +72,7 @@ def test_a_journey_with_payloads_in_an_object_store(request, tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "gcs"])
 def test_in_an_object_store_days_are_settled_together_merged_and_erased(request, tmp_path, kind):
-    """Run slowly: results are merged only after many days, and each day calls a store over HTTP."""
+    """Label many days, since results are merged only after these; each day calls a store over HTTP."""
     url, options = request.getfixturevalue(kind)
     root = f"{url}/{uuid.uuid4().hex}"
     definition = Labeling(

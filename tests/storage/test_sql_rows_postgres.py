@@ -47,7 +47,7 @@ def test_a_function_that_writes_is_refused_and_what_the_owner_has_not_committed_
 
 @pytest.mark.parametrize("autocommit", [False, True])
 def test_no_transaction_is_open_while_the_rows_are_used(postgres_cluster, autocommit):
-    """Planning may take hours; servers end sessions that do nothing within a transaction."""
+    """Check this, since planning may take hours, and servers end sessions that are idle in a transaction."""
     connection = psycopg2.connect(postgres_cluster.new_database().replace("postgresql+psycopg2", "postgresql"))
     connection.autocommit = autocommit
     context = SimpleNamespace(resources=SimpleNamespace(warehouse=connection), partition_key=None)

@@ -279,7 +279,7 @@ def check_samples_gold_and_deadlines(deployment, both):
     assert (below.state, below.quality.is_promised, below.quality.rows) == ("feasible", True, 3 * ROWS)
     assert 0.85 <= below.quality.low < 0.851
     assert f"at most {below.within} below openai/{DEAR}, certified by gold" in below.quality.basis
-    # It is the model's word where the oracle is no better, too.
+    # The model's label is also accepted if the oracle is no better.
     assert below.accepted > 0.5
     assert not [plan for plan in cascades(gold(), None, quality=0.85) if plan.within is not None]
     assert not [plan for plan in cascades(gold(), "people", quality=0.97) if plan.within is not None]
