@@ -1,4 +1,4 @@
-"""The pace of a submission, and the estimate of its end, which needs enough progress."""
+"""The pace of a submission, and the forecast of its end, if there is one."""
 
 from __future__ import annotations
 

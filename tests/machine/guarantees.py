@@ -204,7 +204,7 @@ def _take_late_answers(world: World) -> None:
 
 
 def _may_be_read(shard: Shard) -> bool:
-    """Return whether the vendor may have answers of a shard: an erasure deletes a whole batch there."""
+    """Return whether the vendor may have answers of a shard: an erasure deletes all of a batch's answers."""
     return shard.batch.batch_id is not None and shard.batch.erased_there_at is None
 
 
@@ -248,7 +248,7 @@ def _judge_rows(world: World, engine: Engine, place: Place, newest: Submission) 
 
 
 def _judge_costs(engine: Engine, place: Place, newest: Submission, costs: list[Any]) -> None:
-    """Check that the costs of rows add up to the costs of the submissions that asked them, except erased rows."""
+    """Check that the costs of rows add up to the costs of the submissions that asked them, apart from erased rows."""
     of_rows = sum(map(_money, costs))
     if newest.cost_usd is None:
         assert None in costs, (place, costs)

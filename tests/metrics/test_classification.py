@@ -359,7 +359,7 @@ finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 @pytest.mark.parametrize("rows", [30, 100])
 @pytest.mark.parametrize("together", [1, 5])
 def test_intervals_of_errors_cover_by_the_unit(rows, together):
-    """Miss in 10 % at 30 rows with Student's interval of squared errors; in 40 % by rows, if five are alike."""
+    """Student's interval of squared errors misses in 10 % at 30 rows. By rows, with five alike, it misses in 40 %."""
     random, draws, missed, given_of = np.random.default_rng(2), 300, Counter(), Counter()
     target, truth = Target("t", kind="numeric"), {"mae": math.sqrt(2 / math.pi), "rmse": 1.0}
     ids = np.repeat(np.arange(rows), together).astype(str)

@@ -40,7 +40,7 @@ class SureLabel(BaseModel):
 
 
 def topic_of(model: str, number: int) -> str:
-    """Label by the expensive model, mostly right, or the cheap one, wrong and less sure for a quarter of hard rows."""
+    """Label as the expensive model, mostly right, or the cheap one, wrong for half of the hard rows."""
     wrong = random.Random(f"{model} {number}").random() < {CHEAP: 0.5 if number % 4 == 0 else 0.0, DEAR: 0.02}[model]
     return TOPICS[(number + wrong) % 3]
 
