@@ -63,7 +63,7 @@ class EmulatorClient:
 
 @pytest.fixture
 def connect() -> Iterator[Callable[..., EmulatorClient]]:
-    """Connect to a new emulator; takes what `Emulator` takes."""
+    """Connect to a new emulator, made with these arguments of `Emulator`."""
     made: list[EmulatorClient] = []
 
     def make(**options: Any) -> EmulatorClient:

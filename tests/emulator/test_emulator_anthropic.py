@@ -1,4 +1,4 @@
-"""Anthropic's emulated protocol through the unchanged SDK: what is said at once, and what only hours later."""
+"""Anthropic's emulated protocol through the unchanged SDK: immediate errors, and errors that come hours later."""
 
 from __future__ import annotations
 

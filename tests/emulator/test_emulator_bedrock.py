@@ -25,7 +25,7 @@ BUCKET, MODEL = "bucket", "anthropic.claude-haiku-4-5-20251001-v1:0"
 ROLE = "arn:aws:iam::123456789012:role/batch"
 BODY = {"anthropic_version": "bedrock-2023-05-31", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
 CHAT_BODY = {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}
-OBJECT_SCHEMA = {"type": "json_schema", "structure": {"jsonSchema": {"schema": {}}}}  # where a string is wanted
+OBJECT_SCHEMA = {"type": "json_schema", "structure": {"jsonSchema": {"schema": {}}}}  # the API wants a string here
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ class EmulatorClient:
 
 @pytest.fixture
 def connect(s3_url) -> Iterator[Any]:
-    """Connect to a new emulator over an empty bucket; takes what `Emulator` takes."""
+    """Connect to a new emulator over an empty bucket, made with these arguments of `Emulator`."""
     made: list[Emulator] = []
 
     def make(least: int = 1, **options: Any) -> EmulatorClient:

@@ -1,4 +1,4 @@
-"""The emulated prompt cache counts what the vendors' documents say, and no more."""
+"""The emulated prompt cache counts exactly the tokens that the vendors document."""
 
 from __future__ import annotations
 

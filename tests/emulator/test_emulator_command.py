@@ -1,4 +1,4 @@
-"""The emulator as a command: every vendor and both storages, and ids that no ledger knows from an earlier start."""
+"""The emulator as a command: it serves every vendor and both storages, and each start gives new ids."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ids_are_others_at_each_start_unless_a_seed_is_given(seed, is_repeated):
 
 
 def first_file_id(seed):
-    """Start `dagster-llm-batch emulate`; the id of the first file that is uploaded to it."""
+    """Start `dagster-llm-batch emulate`, upload a file, and return its id."""
     command = [Path(sys.executable).parent / "dagster-llm-batch", "emulate", "--json", *seed]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -60,7 +60,7 @@ def first_file_id(seed):
 
 
 def answers(url: str) -> int | None:
-    """The status of a GET; None where nobody listens."""
+    """Return the status of a GET, or None if the address refuses connections."""
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             return response.status

@@ -11,7 +11,7 @@ from tests.tables import table
 
 
 class Batch:
-    """Moves by "due" everywhere, and counts its steps."""
+    """A batch that takes the edge "due" from every state, and counts its steps."""
 
     def __init__(self, at: float = 0.0) -> None:
         self.life = Life(OPENAI, at)

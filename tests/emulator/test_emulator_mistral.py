@@ -1,4 +1,4 @@
-"""Mistral's wire: what was seen live on 2026-09-02 (OpenRouterTeam/docs, batch-research/mistral) is what it answers."""
+"""Mistral's wire: it answers as Mistral did live on 2026-09-02 (OpenRouterTeam/docs, batch-research/mistral)."""
 
 from __future__ import annotations
 

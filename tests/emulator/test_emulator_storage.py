@@ -1,4 +1,4 @@
-"""The storage servers beside the emulator, and the relay through which faults reach their calls."""
+"""The emulator's storage servers, and the relay through which faults reach their calls."""
 
 from __future__ import annotations
 

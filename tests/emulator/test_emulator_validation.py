@@ -9,7 +9,7 @@ from dagster_llm_batch.testing.emulator import BatchFault, VendorLimits
 
 
 def bad_batch(connect, change=None, *, raw=None, limits=None, endpoint="/v1/chat/completions"):
-    """The failed batch of three good lines of which the second was changed."""
+    """Return the failed batch of three good lines after a change of the second."""
     client = connect(limits=limits)
     lines = client.lines(3)
     if change is not None:

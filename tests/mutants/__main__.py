@@ -1,11 +1,11 @@
-"""Find what the ten-minute run misses: change a line of the package, and see which of the tests that execute it fail.
+"""Find mutants that the ten-minute run misses: change a line of the package, and run the tests that execute it.
 
-python3 -m tests.mutants lines             # run all tests but simulations, and note the lines of each; two hours
-python3 -m tests.mutants run               # 150 mutants of one seed; hours, and goes on where it was ended
+python3 -m tests.mutants lines             # run all tests but simulations, and note the lines of each; takes two hours
+python3 -m tests.mutants run               # try 150 mutants of one seed; takes hours, and resumes after an interruption
 python3 -m tests.mutants run --count 20 --seed 7
 
-Both sides run only the tests that execute the changed line, and stop at the first that fails: first those of the
-ten-minute run, and then, where all of these pass, the others. Reads and writes `.mutants`.
+Only the tests that execute the changed line run, and the first failure stops them. Tests of the ten-minute run come
+first. If all of these pass, the other tests follow. Reads and writes `.mutants`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MISSED, FOUND, NEVER, UNDECIDED = "missed", "found", "found by no test", "not de
 
 def note_lines(chosen: Sequence[str]) -> int:
     """Run the tests, by default all but simulations, and note which lines each executes and how long it takes."""
-    # Here and below: their packages are in an environment of their own.
+    # Imported here and below since their packages are in a separate environment.
     from tests.mutants.executed_lines import FOLDER
 
     shutil.rmtree(KEPT, ignore_errors=True)
@@ -96,7 +96,7 @@ def _judge(text: str, module: str, tests: Sequence[str], short: frozenset[str]) 
 
 
 def _fails(copy: Path, tests: Sequence[str]) -> bool | None:
-    """Return whether one of the tests fails on this copy; None where they take too long to tell."""
+    """Return whether one of the tests fails on this copy, or None if they exceed the time limit."""
     if not tests:
         return False
     chosen = copy / "chosen.txt"
@@ -127,7 +127,7 @@ def _seconds() -> Mapping[str, float]:
 
 
 def main(arguments: Iterable[str]) -> int:
-    """Take one of the two steps, in an environment that has what they need beside that of development."""
+    """Run one of the two steps in an environment with the packages for mutants and for development."""
     if Path(sys.prefix).resolve() != _VENV.resolve():
         pins = (REQUIREMENTS / "dev.txt", f"-r{REQUIREMENTS / 'mutants.txt'}")
         python = make_environment(_VENV.name, Path(sys.executable), *pins)

@@ -1,8 +1,7 @@
-"""Pytest plugin: the lines of the package that each test executes in its own process
-(`-p tests.mutants.executed_lines`).
+"""Pytest plugin `-p tests.mutants.executed_lines`: the lines of the package that each test executes in its process.
 
 DLB_EXECUTED_LINES names the folder that gets a file of coverage.py for each process of pytest, with tests as contexts.
-Lines that run in a process which a test starts are not noted.
+Lines that run in a subprocess of a test are not noted.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def tests_by_line(folder: Path, root: Path, modules: Sequence[str]) -> Mapping[L
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to note lines; the process that only hands out tests has none."""
+    """Begin to note lines, except in the process that only distributes tests."""
     if getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
     file = Path(os.environ[FOLDER], f"lines.{os.getpid()}")
@@ -64,7 +63,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Write what was noted."""
+    """Write the noted lines."""
     if noted := config.stash.get(_COVERAGE, None):
         noted.stop()
         noted.save()

@@ -21,7 +21,7 @@ ROOMS = ("states.py", "storage/ledger", *_ENGINE, "core")
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change: the operator at its nth place in a module, which is in a line of it."""
+    """One change: the operator at its nth place in a module, and the line of that place."""
 
     module: str
     line: int
@@ -50,7 +50,7 @@ def _mutants_of(root: Path, module: str) -> Iterator[Mutant]:
     nodes = list(ast_nodes(get_ast((root / module).read_text(encoding="utf-8"))))
     for name in operator_names():
         operator = get_operator(name)
-        # Those that take arguments make changes that a person has to name.
+        # Operators with arguments need a person to choose the change.
         if operator.arguments():
             continue
         made = operator()

@@ -1,4 +1,4 @@
-"""Run one platform, and print what does not hold:
+"""Run one platform, and print each property that fails:
 
 python -m tests.platforms 'a.partitions=daily b.partitions=weekly'
 python -m tests.platforms --shrink '…'    # with the fewest differences from the plain one that still fail
@@ -25,14 +25,14 @@ from tests.platforms.vendors import BUCKET
 
 @contextmanager
 def servers(*, with_postgres: bool) -> Iterator[Servers]:
-    """Start what platforms share."""
+    """Start the servers that platforms share."""
     with ExitStack() as stack:
         new_database = stack.enter_context(postgres()) if with_postgres else None
         yield Servers(stack.enter_context(local_s3(BUCKET)), new_database)
 
 
 def set_variable(name: str, value: str | None) -> None:
-    """Set a variable of this process, or take it away."""
+    """Set a variable of this process, or remove it."""
     if value is None:
         os.environ.pop(name, None)
     else:
@@ -40,15 +40,15 @@ def set_variable(name: str, value: str | None) -> None:
 
 
 def run(platform: Platform, shared: Servers) -> list[str]:
-    """Return what does not hold of a platform, in a folder of its own."""
+    """Run a platform in a temporary folder, and return its problems."""
     with tempfile.TemporaryDirectory(prefix="platform") as folder:
         return problems_of(platform, Path(folder), shared, set_variable)
 
 
 def shrink(platform: Platform, shared: Servers) -> Platform:
-    """Return the platform with the fewest differences that fails at the same stage; this one where it does not fail.
+    """Return the platform with the fewest differences that fails at the same stage, or this one if it does not fail.
 
-    First it has fewer datasets, then each difference is taken away that the failure does not need.
+    Removes datasets first, and then each difference that the failure does not need.
     """
     found = run(platform, shared)
     if not found:

@@ -162,7 +162,7 @@ def _around(platform: Platform, places: Places) -> dg.Definitions:
 
 
 SENSORS = ("llm_batch_sensor", "first", "second", *(f"sensor_of_llm_batch{end}" for end in ("", "_b", "_c")))
-"""Names of the sensors that land labels; Dagster adds one of its own."""
+"""Names of the sensors that materialize labels. Dagster adds its own sensor."""
 TOLD: list[str] = []
 
 

@@ -1,4 +1,4 @@
-"""Platforms that failed once, each by the fewest differences from the plain one, with what was wrong then."""
+"""Platforms that failed once, each with the fewest differences from the plain one, and with the problem it had."""
 
 from __future__ import annotations
 
@@ -39,4 +39,4 @@ REFUSED: dict[str, str] = {
     "datasets=1 evaluation=annotation a.response=embedding": "vector",
     "datasets=1 evaluation=student a.response=text": "topic",
 }
-"""Platforms that cannot be, with a word of the reason: definitions do not load, or `doctor` has a problem."""
+"""Platforms that cannot work, with a word of the reason: definitions do not load, or `doctor` has a problem."""

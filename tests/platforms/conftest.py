@@ -1,4 +1,4 @@
-"""What platforms share in one process: an S3 server, and PostgreSQL where it is wanted."""
+"""Servers that the platforms of a process share: an S3 server, and PostgreSQL if a platform needs it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def new_database() -> Iterator[Callable[[], str]]:
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
-    """Give what the processes of this run share of the platforms that they take."""
+    """Give the sample of platforms that the processes of this run share."""
     folder = tmp_path_factory.getbasetemp()
-    # A process of several has a folder of its own in that of all.
+    # Each pytest-xdist worker has its own folder in the common one.
     return Sample((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "platforms.json")
 
 
@@ -49,7 +49,7 @@ def servers(request: pytest.FixtureRequest, s3_url: str) -> Callable[[str], Serv
 
 @pytest.fixture
 def set_variable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None]:
-    """Set a variable for this test, or take it away."""
+    """Set a variable for this test, or remove it."""
 
     def set_one(name: str, value: str | None) -> None:
         if value is None:

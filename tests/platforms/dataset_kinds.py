@@ -41,7 +41,7 @@ from tests.platforms.vendors import VENDORS
 
 __all__ = ["EMPTY", "attributes", "dataset", "key_prefix", "name_of", "rows_function", "upstream", "write_files"]
 
-# Of a platform without rows the columns are still known.
+# The columns are known even if a platform has no rows.
 EMPTY = pa.schema(
     [
         ("ticket_id", pa.string()),
@@ -69,12 +69,12 @@ def key_prefix(platform: Platform) -> list[str]:
 
 
 def ledger_name(platform: Platform, slot: str) -> str:
-    """Return what ledger and command line call a dataset."""
+    """Return the name of a dataset in the ledger and on the command line."""
     return "/".join([*key_prefix(platform), name_of(slot)])
 
 
 def resource_key(platform: Platform, slot: str) -> str:
-    """Return the key of a dataset's LLMBatchResource: with a sensor each, every dataset has its own."""
+    """Return the key of a dataset's LLMBatchResource: with one sensor per dataset, every dataset has its own."""
     return f"llm_batch_{slot}" if platform["sensors"] == "each" and slot != "a" else "llm_batch"
 
 
@@ -101,7 +101,7 @@ def _params(own: dict[str, str], most: int = 300) -> dict[str, Any]:
 
 
 def _prompt(own: dict[str, str], slot: str) -> dict[str, str]:
-    """Return the parts of the prompt; a vector and a moderation are of one text."""
+    """Return the parts of the prompt. A vector and a moderation have one text."""
     if own["response"] in {"embedding", "moderation"}:
         return {"user": f"Dataset {slot}: {{{{ body }}}}"}
     return {"system": f"{_SYSTEM} This is dataset {slot}.", "user": "{{ body }}"}
@@ -266,7 +266,7 @@ def rows_function(platform: Platform, slot: str, folder: Path) -> Callable[[Any]
         tickets = tickets_of(own["partitions"], context.partition_key, own["content"], own["id"])
         table = table_of(tickets, platform, own, context.partition_key)
         if platform["io"] == "delta" and not tickets and own["rows"] in {"function", "csv"}:
-            # Neither an empty list nor an empty file tells types, and this store wants that of the column of time.
+            # An empty list or file carries no types, and this store needs the type of the time column.
             return table
         if own["rows"] == "function":
             return table.to_pylist() if platform["io"] == "delta" else tickets
@@ -301,7 +301,7 @@ def rows_function(platform: Platform, slot: str, folder: Path) -> Callable[[Any]
 def table_of(
     tickets: list[dict[str, Any]], platform: Platform, own: dict[str, str], partition: str | None = None
 ) -> pa.Table:
-    """Return tickets as Arrow, with their columns also where there are none."""
+    """Return tickets as Arrow, with all columns even for an empty list."""
     schema = EMPTY
     if own["id"] == "integer":
         schema = schema.set(0, pa.field("ticket_id", pa.int64()))

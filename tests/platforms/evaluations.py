@@ -1,4 +1,4 @@
-"""What measures the datasets of a platform: each factory of evaluations, over datasets of any partitions."""
+"""Evaluations of a platform's datasets: each factory of evaluations, over datasets of any partitions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _COMPONENTS = {
 
 
 def gold_and_tickets(platform: Platform) -> list[dg.AssetsDefinition]:
-    """Return the gold of the tickets, and the tickets for a judge; without partitions, as an evaluation reads them."""
+    """Return the gold of the tickets, and the tickets for a judge. Both are unpartitioned, as evaluations read them."""
     if platform["evaluation"] == "none":
         return []
     own = platform.of_dataset("a")
@@ -85,9 +85,9 @@ def partitions_of(platform: Platform) -> str:
 
 
 def candidates(platform: Platform) -> list[str]:
-    """Return the datasets that are measured beside each other: those with classes and the same keys.
+    """Return the datasets that one evaluation compares: those with classes and the same keys.
 
-    An evaluation with partitions reads others of the same partitions, and those without any.
+    A partitioned evaluation reads datasets with the same partitions, and unpartitioned ones.
     """
     first = platform.of_dataset("a")
     found = []
@@ -160,7 +160,7 @@ def evaluation(platform: Platform, datasets: Mapping[str, list[dg.AssetsDefiniti
 
 
 def evaluation_attributes(platform: Platform) -> tuple[str, dict[str, Any]] | None:
-    """Return the evaluation's component in YAML, and its attributes; None where there is none."""
+    """Return the evaluation's component in YAML, and its attributes, or None for a platform without an evaluation."""
     word = platform["evaluation"]
     if word == "none":
         return None

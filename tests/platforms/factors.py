@@ -1,6 +1,6 @@
 """The factors of an ordinary platform, their values, and which of them do not go together.
 
-The first value of a factor is the plain one, from which descriptions of platforms name their differences.
+The first value of a factor is the plain one. A platform's description lists only its other values.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ STOPPING = frozenset(
         *("rule=low_limit", "rule=low_budget"),
     }
 )
-"""Values that stop their dataset before it sends: of its other values they show how they are refused, and no more."""
+"""Values that stop their dataset before it sends. Its other values then only show how they are refused."""
 
 STRUCTURED = frozenset({"literal", "nested", "list", "schema"})
 _WITH_EMBEDDINGS = frozenset({"openai", "openai_named", "gemini", "bedrock"})
@@ -89,7 +89,7 @@ def defaults() -> dict[str, str]:
 
 
 def names() -> dict[str, tuple[str, ...]]:
-    """Return all factors, those of each dataset by its slot, with their values."""
+    """Return all factors with their values; each dataset's factors have its slot as a prefix."""
     own = {f"{slot}.{name}": values for slot in SLOTS for name, values in DATASET.items()}
     return {**PLATFORM, **own}
 
@@ -105,9 +105,9 @@ def is_stopped(values: Mapping[str, str], slot: str) -> bool:
 
 
 def void(values: Mapping[str, str]) -> str | None:
-    """Return why these values are no platform of this test, in which all that is not stopped lands; None if they are.
+    """Return why this test cannot have a platform of these values, or None if it can.
 
-    A factor that is not in `values` is not decided yet.
+    All datasets of a platform that are not stopped must materialize. A factor that is not in `values` is still open.
     """
     return next(_reasons(values), None)
 
@@ -165,7 +165,7 @@ def _of_storage(store: str, own: Mapping[str, str]) -> Iterator[str]:
 
 
 def _of_evaluation(values: Mapping[str, str]) -> Iterator[str]:
-    """An evaluation is of the first dataset, beside which the others are further candidates."""
+    """Yield the rules of evaluations. They measure the first dataset, and the others are further candidates."""
     evaluation, apart = values.get("evaluation", ""), values.get("evaluated") == "apart"
     if apart and values.get("io") == "delta":
         yield "evaluations have their partition as text, of which this store cannot make a time"
@@ -193,7 +193,7 @@ def _of_evaluation(values: Mapping[str, str]) -> Iterator[str]:
 
 
 def _of_skew(values: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:
-    """Skew asks the first dataset again, partition by partition."""
+    """Yield the rules of skew, which asks the first dataset again, partition by partition."""
     if own["vendor"] in _OWN or own["rule"] in {"realtime", "cascade", "fallback"}:
         yield "skew asks again in real time what came in batches"
     if values.get("io") == "delta" and own["partitions"] not in {"", "none"}:
@@ -201,7 +201,7 @@ def _of_skew(values: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]
 
 
 def _of_second(values: Mapping[str, str], first: Mapping[str, str], *, apart: bool) -> Iterator[str]:
-    """A judge compares the first two datasets."""
+    """Yield the rules of a judge, which compares the first two datasets."""
     own = {name: values.get(key, "") for name, key in _OWN_NAMES["b"]}
     if values.get("datasets") == "1":
         yield "a comparison needs two"

@@ -1,4 +1,4 @@
-"""Run a platform: load it, plan and send, let batches end, tick the sensors, land, measure, and send again."""
+"""Run a platform: load it, plan and send, let batches end, tick the sensors, materialize, measure, and send again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 @dataclass(frozen=True)
 class Servers:
-    """What platforms share: an S3 server, and a place for ledgers in PostgreSQL where there is one."""
+    """Servers that platforms share: an S3 server, and a place for ledgers in PostgreSQL if it runs."""
 
     s3_url: str
     new_database: Any = None
@@ -49,7 +49,7 @@ class Servers:
 
 @dataclass(frozen=True)
 class Command:
-    """How a command of the command line ended."""
+    """The result of a command of the command line."""
 
     code: int
     output: str
@@ -58,7 +58,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Tick:
-    """One look of a sensor: what it asked for, or how it failed."""
+    """One tick of a sensor: the runs it requested, or its error."""
 
     sensor: str
     requests: tuple[Any, ...] = ()
@@ -67,7 +67,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a step of a run failed, or a check of an asset: `step` names which."""
+    """The reason why a step of a run failed, or a check of an asset. `step` names the step or check."""
 
     step: str
     why: str
@@ -75,7 +75,7 @@ class Failure:
 
 @dataclass
 class Journey:
-    """One platform on its way, and all that was seen."""
+    """One platform on its way, and all that was observed."""
 
     platform: Platform
     folder: Path
@@ -92,7 +92,7 @@ class Journey:
     @classmethod
     @contextmanager
     def begin(cls, platform: Platform, folder: Path, servers: Servers, setenv: Any) -> Iterator[Journey]:
-        """Start the emulator and the instance, and write the project. `setenv` sets a variable, or takes it away."""
+        """Start the emulator and the instance, and write the project. `setenv` sets a variable, or removes it."""
         home = folder / "home"
         home.mkdir(parents=True)
         (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
@@ -132,12 +132,12 @@ class Journey:
             attribute=None,
             working_directory=str(self.folder),
         )
-        # Each job is made when it is asked for, and would fail only then.
+        # Dagster makes a job on first use, and errors in it would come only then.
         for job in self.repository.get_all_jobs():
             assert job.name
 
     def command(self, *arguments: str, as_json: bool = True) -> Command:
-        """Run a command of the command line in this process. What it raises is raised."""
+        """Run a command of the command line in this process. Raises the command's own exceptions."""
         forget(self.folder)
         given = [*arguments, "-f", str(self.file), *(["--json"] if as_json else [])]
         result = CliRunner().invoke(main, given, prog_name="dagster-llm-batch")
@@ -149,7 +149,7 @@ class Journey:
         return Command(result.exit_code, result.output, document)
 
     def on_resource(self, slot: str) -> tuple[str, ...]:
-        """Return the option that names the resource of a dataset, where there are several."""
+        """Return the option that names the resource of a dataset, or nothing if all datasets share one resource."""
         if self.platform["sensors"] != "each" or len(self.platform.slots) == 1:
             return ()
         return ("--resource", resource_key(self.platform, slot))
@@ -170,13 +170,13 @@ class Journey:
     def run(
         self, names: list[str], partition: str | None = None, tags: dict[str, str] | None = None, config: Any = None
     ) -> str | None:
-        """Run these assets in this process; return why that failed."""
+        """Run these assets in this process, and return why the run failed."""
         return _joined(self._run({self.key(name) for name in names}, partition, tags or {}, config))
 
     def _run(self, keys: set[dg.AssetKey], partition: str | None, tags: dict[str, str], config: Any) -> list[Failure]:
         job = self.repository.get_implicit_global_asset_job_def().get_subset(asset_selection=keys)
-        # Each run has a process of its own in Dagster. In one, it would give the keys of a time window for another one
-        # with the same local times, as there are where the clock goes back.
+        # In production, Dagster runs each run in a separate process. In a single process, its cache would return the
+        # keys of another time window with the same local times, which exists when the clock goes back.
         dg.TimeWindowPartitionsDefinition.get_partition_keys_in_time_window.cache_clear()
         own = {name: value for name, value in (config or {}).items() if name != "execution"}
         with self._moving():
@@ -193,7 +193,7 @@ class Journey:
         failures = {event.step_key: event.step_failure_data for event in result.all_events if event.is_step_failure}
         failed = [one for one in result.get_asset_check_evaluations() if not one.passed]
         by_checks = all("DagsterAssetCheckFailedError" in str(one.error_display_string) for one in failures.values())
-        # Such a check has told of rows; what it speaks of is materialized.
+        # Such a check only reports rows; its asset is materialized.
         errors = [one for one in failed if one.severity is dg.AssetCheckSeverity.ERROR]
         if failures and by_checks and errors and all(self._may_fail(one) for one in errors):
             return []
@@ -206,7 +206,7 @@ class Journey:
         return told or [Failure("", "failed")]
 
     def _may_fail(self, check: Any) -> bool:
-        """Return whether a check is that of a cascade's promise, which labels of a part of the rows cannot keep.
+        """Return whether a check is a cascade's guarantee, which partial labels cannot keep.
 
         Datasets here ask for no coverage and no parse rate.
         """
@@ -242,7 +242,7 @@ class Journey:
         return dg.partition_loading_context(dynamic_partitions_store=self.instance)
 
     def materialize_upstreams(self) -> None:
-        """Make what datasets and evaluations read."""
+        """Materialize the assets that datasets and evaluations read."""
         for slot in self.platform.slots:
             if self.platform[f"{slot}.rows"] == "upstream":
                 for key in self.keys(slot):
@@ -253,11 +253,12 @@ class Journey:
             assert (why := self.run(["gold", "all_tickets"])) is None, why
 
     def send(self) -> None:
-        """Submit all partitions of all datasets; in "wait" they land too.
+        """Submit all partitions of all datasets; in "wait", labels are materialized too.
 
         A run has all partitions of a dataset, or one, or one of several datasets together.
         """
-        # No sensor looks here while a run waits: it would wait until other datasets lose their places in a full queue.
+        # Sensors do not tick here while a run waits: it would wait until other datasets lose their places in a full
+        # queue.
         by_mode = {"wait": 0, "deferred": 1 if self.platform["queue"] != "none" else 0}
         slots = sorted(self.platform.slots, key=lambda slot: by_mode[self.platform[f"{slot}.mode"]])
         if self.platform["runs"] == "together":
@@ -278,7 +279,7 @@ class Journey:
                 self._send([slot], key)
 
     def _groups(self, slots: list[str]) -> list[list[str]]:
-        """Return the datasets of one run: those of the same partitions, each time with those that have none."""
+        """Return the datasets of each run: those of the same partitions, together with all unpartitioned ones."""
         kinds = {slot: self.platform[f"{slot}.partitions"] for slot in slots}
         without = [slot for slot in slots if kinds[slot] == "none"]
         groups = [
@@ -299,12 +300,12 @@ class Journey:
                 self.failures.setdefault(slot, []).append(why)
 
     def tick(self) -> list[Tick]:
-        """Let each sensor look once, and launch what it asks for, as Dagster's daemon does."""
+        """Let each sensor tick once, and launch the runs it requests, like Dagster's daemon."""
         looks = [self._look(sensor) for sensor in self.repository.sensor_defs if sensor.name in SENSORS]
         self.ticks += looks
         for look in looks:
             for request in look.requests:
-                # Dagster launches a run key of a sensor once.
+                # Dagster launches each run key of a sensor only once.
                 if (look.sensor, str(request.run_key)) not in self._run_keys:
                     self._run_keys.add((look.sensor, str(request.run_key)))
                     self._launch(look.sensor, request)
@@ -347,7 +348,7 @@ class Journey:
         return set(self.keys(slot)) <= self.materialized(name_of(slot))
 
     def land(self) -> int:
-        """Let batches end and sensors look until all that nothing stops has landed; return how many looks that took."""
+        """Let batches end and sensors tick until each dataset is materialized or stopped. Return the count of ticks."""
         for number in range(_ROUNDS):
             if all(self.has_landed(slot) for slot in self.platform.landing):
                 return number
@@ -356,7 +357,7 @@ class Journey:
         return _ROUNDS
 
     def load_rows(self, name: str, partition: str | None) -> list[dict[str, Any]]:
-        """Return the rows of a table, as its IO manager loads it. Tables are looked at when they no longer change."""
+        """Return the rows of a table through its IO manager. Call this only when tables no longer change."""
         place = name, partition
         if place not in self._tables:
             self._tables[place] = self._load_rows(name, partition)
@@ -368,12 +369,12 @@ class Journey:
             with self._partitions():
                 loaded = self.repository.load_asset_value(key, instance=self.instance, partition_key=partition)
         except duckdb.CatalogException:
-            # Dagster's DuckDB IO manager makes no table of a frame without rows. Rows that are lost are missed later.
+            # Dagster's DuckDB IO manager makes no table of a frame without rows. A later check finds lost rows.
             return []
         return [row for batch in record_batches(loaded) for row in pa.Table.from_batches([batch]).to_pylist()]
 
     def measure(self) -> dict[str | None, str]:
-        """Make the evaluation; return why runs of it failed, by partition. A judge's partitions go on by themselves."""
+        """Materialize the evaluation, and return its failures by partition. Sensors advance a judge's partitions."""
         word = self.platform["evaluation"]
         if word == "none":
             return {}
@@ -404,7 +405,7 @@ class Journey:
 
 
 def _answer(body: dict[str, Any], endpoint: str) -> Any:
-    """Answer as the emulator does by itself, in batches and in real time; refuse or garble a text that is marked so."""
+    """Answer like the plain emulator, in batches and in real time, but refuse or garble a marked text."""
     asked = json.dumps(body)
     if "REFUSED" in asked:
         return Reply(status_code=400, message="This text is refused.")
@@ -418,7 +419,7 @@ def _joined(failures: list[Failure]) -> str | None:
 
 
 def with_causes(error: BaseException) -> str:
-    """Return what an error says, and all that caused it."""
+    """Return an error's message with those of all its causes."""
     said, cause = [], error
     while cause is not None:
         said.append(f"{type(cause).__name__}: {cause}")

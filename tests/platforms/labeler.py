@@ -1,8 +1,8 @@
-"""The command of the command provider here: answers each line by its schema, and writes down what it was asked.
+"""The program of the command provider here. It answers each line by its schema, and records the requests.
 
     labeler.py IN OUT ANSWERS
 
-It refuses what is marked as refused, and garbles what is marked so. The answers' file is its book.
+It refuses or garbles marked texts. The file of answers is its book.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What must hold of a platform, at each stage of its way. What does not is one sentence."""
+"""Checks of a platform at each stage of its way. Each failed check yields one sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRACEBACK = "Traceback (most recent call last)"
 def problems_of(
     platform: Platform, folder: Path, servers: Servers, setenv: Any, *, only_load: bool = False
 ) -> list[str]:
-    """Take the platform through all stages; return what does not hold. A stage that fails ends it."""
+    """Take the platform through all stages, and return its problems. A stage with problems is the last one."""
     with Journey.begin(platform, folder, servers, setenv) as journey:
         problems = list(_loading(journey))
         if problems or only_load:
@@ -43,7 +43,7 @@ def problems_of(
 
 
 def refusal_of(platform: Platform, folder: Path, servers: Servers, setenv: Any) -> str:
-    """Return why a platform does not load, or else what `doctor` has against it."""
+    """Return why a platform does not load, or else the problems that `doctor` finds."""
     with Journey.begin(platform, folder, servers, setenv) as journey:
         if problems := list(_loading(journey)):
             return "\n".join(problems)
@@ -59,7 +59,7 @@ def _loading(journey: Journey) -> Iterator[str]:
 
 
 def _before(journey: Journey) -> Iterator[str]:
-    """`doctor` and `plan` say what follows."""
+    """Check the forecasts of `doctor` and `plan`."""
     journey.materialize_upstreams()
     yield from _doctor(journey)
     for slot in journey.platform.slots:
@@ -119,7 +119,7 @@ def _plan(journey: Journey, slot: str) -> Iterator[str]:
 
 
 def _names_cause(platform: Platform, slot: str, text: str) -> bool:
-    """Return whether a message names what stops a dataset: the provider, its variable or its program, or the limit."""
+    """Return whether a message names the cause that stops a dataset: its provider, variable, program or limit."""
     reason = platform.stopped_by(slot) or ""
     vendor = platform[f"{slot}.vendor"]
     if reason.startswith("key="):
@@ -152,7 +152,7 @@ def _sending(journey: Journey) -> Iterator[str]:
         if reason is None and why:
             yield f"the run that sends {slot} failed: {_essence(why)}"
         if reason is not None and _has_rows(platform, slot):
-            # What comes in real time is asked by the run that lands it.
+            # Requests in real time are sent by the run that materializes their labels.
             is_sent = not why and platform[f"{slot}.rule"] != "realtime"
             if is_sent:
                 yield f"{slot} was sent, though it is stopped by {reason}"
@@ -170,7 +170,7 @@ def _landing(journey: Journey) -> Iterator[str]:
             why = "\n".join([*journey.failures.get("landing", []), *errors[-1:]]) or "no word of it"
             yield f"{slot} has not landed in {sorted(map(str, missing))}: {_essence(why)}"
     for slot in platform.slots:
-        # A partition without rows asks nothing, and lands whatever would stop it.
+        # A partition without rows sends nothing, and is materialized despite anything that would stop it.
         landed = {key for key in journey.materialized(name_of(slot)) if _asks(platform, slot, key)}
         if platform.stopped_by(slot) is not None and landed:
             yield f"{slot} landed in {sorted(map(str, landed))}, though it is stopped by {platform.stopped_by(slot)}"
@@ -178,8 +178,8 @@ def _landing(journey: Journey) -> Iterator[str]:
     if not expected:
         yield from (f"a tick failed: {_essence(tick.error)}" for tick in journey.ticks if tick.error is not None)
         yield from (f"a landing run failed: {_essence(why)}" for why in journey.failures.get("landing", []))
-    # One run lands the first time; a partition that is asked again has one more each time. The oracle of a cascade asks
-    # again, too.
+    # The first time, one run materializes the labels; each retry of a partition adds one. The oracle of a cascade
+    # retries, too.
     asked_by_two = {
         f"{name_of(slot)}{part}"
         for slot in platform.slots
@@ -196,7 +196,7 @@ def _landing(journey: Journey) -> Iterator[str]:
 
 
 def _more_sends(platform: Platform, slot: str, key: str | None) -> int:
-    """Return how many runs more must send a partition, since the queue has no room for all of its requests at once."""
+    """Return how many more runs a partition needs because its requests do not all fit into the queue at once."""
     rows = len(_tickets(platform, slot, key))
     small = 2 if platform[f"{slot}.rule"] == "small_batches" else rows
     room = {"batches": small, "requests": 5}.get(platform["queue"], rows)
@@ -204,7 +204,7 @@ def _more_sends(platform: Platform, slot: str, key: str | None) -> int:
 
 
 def _rows(journey: Journey) -> Iterator[str]:
-    """Every row has one outcome."""
+    """Check that every row has one outcome."""
     for slot in journey.platform.landing:
         for key in journey.keys(slot):
             tables = {}
@@ -224,7 +224,7 @@ def _rows(journey: Journey) -> Iterator[str]:
 
 
 def _contents(platform: Platform, slot: str, key: str | None, tables: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Rows are rejected where their content says so, and nowhere else."""
+    """Check that rows are rejected exactly if their content is marked so."""
     rejected = {str(row["ticket_id"]) for row in tables["_rejects"]}
     marks = ("REFUSED", "GARBLED")
     expected = {
@@ -238,11 +238,11 @@ def _contents(platform: Platform, slot: str, key: str | None, tables: dict[str, 
 
 
 def _billing(journey: Journey) -> Iterator[str]:
-    """Each request is billed once, and costs add up from rows to `cost`."""
+    """Check that each request is billed once, and that the costs of rows add up to those of `cost`."""
     platform = journey.platform
     counts = Counter(one.body_digest for one in journey.emulator.books.executions if one.billed)
     twice = {digest: count for digest, count in counts.items() if count > 1}
-    # A reply that does not fit is asked for a second time, and a cascade's or fallback's oracle is another body.
+    # A reply that does not fit is requested again. The oracle of a cascade or fallback gets another body.
     rows_again = any(platform[f"{slot}.content"] == "garbled" for slot in platform.slots)
     # A request that two partitions share is one body in two submissions.
     shared = any(platform[f"{slot}.content"] == "duplicates" for slot in platform.slots)
@@ -310,7 +310,7 @@ def _evaluation(journey: Journey) -> Iterator[str]:
                 journey.load_rows(name, key)
             except Exception as error:  # noqa: BLE001 - of any IO manager
                 yield f"{name} {key} is not there: {type(error).__name__}: {str(error)[:300]}"
-    # Where every dataset was stopped, or has no rows, nothing has cost anything.
+    # If every dataset was stopped or has no rows, costs are zero.
     sent = any(_has_rows(journey.platform, slot) for slot in journey.platform.landing)
     is_empty = word == "annotation" or (word == "costs" and not sent)
     if not is_empty and not _columns_of_first(journey) and len(refused) < len(_keys_of_evaluation(journey)):
@@ -332,14 +332,14 @@ def _can_compare(journey: Journey, key: str | None) -> bool:
 
 
 def _can_learn(journey: Journey) -> bool:
-    """Return whether a student has different texts enough for sure: four of two classes, as a fifth goes.
+    """Return whether a student certainly has enough different texts: four of two classes, since a fifth is held out.
 
-    A text with several labels counts for one of them alone, which the student chooses.
+    A text with several labels counts for only one of them, which the student chooses.
     """
     rows = [row for key in journey.keys("a") for row in journey.load_rows(name_of("a"), key)]
-    # Of a cascade it learns what the oracle has answered.
+    # From a cascade, the student learns only the oracle's answers.
     rows = [row for row in rows if row.get("llm_level", "oracle") == "oracle"]
-    # It sees words of two characters and more.
+    # It reads words of two or more characters.
     topics: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
         topics.setdefault(tuple(re.findall(r"\w\w+", row["body"].lower())), set()).add(row["topic"])
@@ -358,10 +358,10 @@ def _columns_of_first(journey: Journey) -> list[dict[str, Any]]:
 
 
 def _again(journey: Journey) -> Iterator[str]:
-    """What has landed is neither asked nor sent again."""
+    """Check that materialized labels are not requested or sent again."""
     platform = journey.platform
     before = journey.emulator.books.executions
-    # One that is stopped in real time is tried again, as often as lost runs are.
+    # A dataset that is stopped in real time is tried again, up to the limit for lost runs.
     late = [
         slot
         for slot in platform.slots
@@ -391,7 +391,7 @@ def _again(journey: Journey) -> Iterator[str]:
     for slot in platform.landing:
         asked = journey.plan(slot)
         plans = [] if asked.document is None else asked.document["plans"]
-        # Where every request was refused nothing was billed, and whoever materializes the rows again asks once more.
+        # If every request was refused, nothing was billed, and materializing the rows again sends them once more.
         to_send = [one for one in plans if one["requests_to_send"]]
         again = [one["partition"] for one in to_send if _asks(platform, slot, one["partition"], without="REFUSED")]
         if asked.document is None or again:
@@ -400,6 +400,6 @@ def _again(journey: Journey) -> Iterator[str]:
 
 
 def _essence(text: str | None) -> str:
-    """Return the lines of a failure that are no stack trace."""
+    """Return the lines of a failure without its stack trace."""
     lines = [line for line in (text or "").splitlines() if line.strip() and not line.startswith((" ", "Stack Trace"))]
     return "\n".join(dict.fromkeys(lines))[:1500]

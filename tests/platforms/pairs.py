@@ -1,8 +1,8 @@
 """Platforms that cover every pair of values, by a greedy covering array. The same seed gives the same platforms.
 
-Datasets are alike, so a pair is one of four kinds, whatever the slots: two values of one dataset, two values of two
-datasets, a value of a dataset with one of the platform, and two values of the platform. Of a dataset that is stopped
-before it sends, only pairs with the reason count: its other values are not tried by it.
+Datasets are alike, so slots do not matter and a pair is one of four kinds: two values of one dataset, two values of two
+datasets, a value of a dataset and one of the platform, and two values of the platform. If a dataset is stopped before
+it sends, only its pairs with the reason count, since the run does not try its other values.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _tried(own: list[str]) -> str | None:
 
 
 def _counted(own: list[str]) -> list[str]:
-    """Return the values of a dataset that its neighbours meet: where it is stopped, why, and what it is."""
+    """Return the values of a dataset that matter to its neighbors: if it is stopped, only the reason and its kind."""
     stopped = _tried(own)
     if stopped is None:
         return own
@@ -77,7 +77,7 @@ def all_pairs() -> set[Pair]:
 
 
 def _completed(pair: Pair) -> dict[str, str] | None:
-    """Return the plain platform with this pair and what it needs; None where there is none."""
+    """Return the plain platform with this pair and the values it needs, or None if that is impossible."""
     for start in _placed(pair):
         if (found := _repaired(start)) is not None:
             return found
@@ -109,7 +109,7 @@ def _placed(pair: Pair) -> Iterator[dict[str, str]]:
 
 
 def _repaired(chosen: Mapping[str, str]) -> dict[str, str] | None:
-    """Fill in the other factors with plain values, or with the first that goes; None where none does."""
+    """Fill in the other factors with plain values, or with the first that fits. Return None if a factor has none."""
     plain, every = defaults(), names()
     result = dict(chosen)
     result.setdefault("datasets", str(max(_least(chosen), 2)))
@@ -126,12 +126,12 @@ def _repaired(chosen: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _least(chosen: Mapping[str, str]) -> int:
-    """Return how many datasets there are at least, where these factors are chosen."""
+    """Return the least number of datasets that these factors need."""
     return max((SLOTS.index(name[0]) + 1 for name in chosen if "." in name), default=1)
 
 
 def platforms(seed: int) -> Iterator[Platform]:
-    """Yield platforms that cover every pair, those with the most new pairs first, as far as greed finds them."""
+    """Yield platforms that together cover every pair, in greedy order: those with the most new pairs first."""
     random = Random(seed)
     left = all_pairs()
     order = sorted(left)
@@ -139,7 +139,7 @@ def platforms(seed: int) -> Iterator[Platform]:
     while left:
         order = [pair for pair in order if pair in left]
         made = [grown for pair in order[:_TRIES] if (grown := _grown(pair, left, random)) is not None]
-        # Where greed has lost the pair on its way, the plain platform around it has it.
+        # If the greedy search lost the pair on its way, the plain platform around the pair still has it.
         whole = _completed(order[0])
         assert whole is not None
         best = max((*made, whole), key=lambda one: len(_pairs(one, datasets_of(one)) & left))
@@ -158,7 +158,7 @@ def _grown(pair: Pair, left: set[Pair], random: Random) -> dict[str, str] | None
         slots = datasets_of(result)
         open_names = [name for name in names() if name not in result and ("." not in name or name[0] in slots)]
         random.shuffle(open_names)
-        # Whether a dataset is stopped decides which of its other pairs count.
+        # The other pairs of a dataset count only if it is not stopped.
         open_names.sort(key=lambda name: not name.endswith((".key", ".rule")))
         if _fill(result, open_names, left, random) and pair in _pairs(result, slots):
             return _repaired(result)

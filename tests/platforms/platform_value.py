@@ -1,4 +1,4 @@
-"""One platform, as a value: frozen, printed as the differences from the plain one, and read again from that."""
+"""One platform as a value: frozen, printed as its differences from the plain one, and parsed from that text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Platform:
 
     @classmethod
     def of(cls, changes: Mapping[str, str]) -> Platform:
-        """Return the plain platform with these changes. Raises ValueError for what is none."""
+        """Return the plain platform with these changes. Raises ValueError for impossible changes."""
         known = names()
         for name, value in changes.items():
             if value not in known.get(name, ()):
@@ -31,13 +31,13 @@ class Platform:
 
     @classmethod
     def unchecked(cls, text: str) -> Platform:
-        """Return the platform that `str` has written, also of values that do not go together."""
+        """Return the platform of a text from `str`, even if its values do not go together."""
         changes = dict(part.split("=") for part in text.split())
         return cls(MappingProxyType({**defaults(), **changes}))
 
     @classmethod
     def parse(cls, text: str) -> Platform:
-        """Return the platform that `str` has written."""
+        """Return the platform of a text from `str`."""
         pairs = (part.partition("=") for part in text.split())
         return cls.of({name: value for name, _, value in pairs})
 
@@ -52,7 +52,7 @@ class Platform:
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The datasets that there are."""
+        """The slots of its datasets."""
         return datasets_of(self.values)
 
     def of_dataset(self, slot: str) -> dict[str, str]:
@@ -60,17 +60,17 @@ class Platform:
         return {name: self.values[f"{slot}.{name}"] for name in DATASET}
 
     def stopped_by(self, slot: str) -> str | None:
-        """Return the value that stops a dataset before it sends, as in "key=wrong"; None where it lands."""
+        """Return the value that stops a dataset before it sends, as in "key=wrong", or None if it is materialized."""
         own = [f"{name}={value}" for name, value in self.of_dataset(slot).items()]
         return next((value for value in own if value in STOPPING), None)
 
     @property
     def landing(self) -> tuple[str, ...]:
-        """The datasets that nothing stops."""
+        """The datasets that are not stopped."""
         return tuple(slot for slot in self.slots if not is_stopped(self.values, slot))
 
     def described(self) -> str:
-        """Return every factor in a line of its own."""
+        """Return a text with one line per factor."""
         rows = [f"  {name}: {value}" for name, value in self.values.items() if "." not in name]
         rows += [f"  {slot}: {', '.join(f'{k}={v}' for k, v in self.of_dataset(slot).items())}" for slot in self.slots]
         return "\n".join(rows)

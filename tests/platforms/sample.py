@@ -1,7 +1,7 @@
-"""Which platforms run: all under DLB_EXPLORE, else the first of the same order, as many as fit the processor time.
+"""The platforms that run: all under DLB_EXPLORE, else as many of the same order as fit the processor time.
 
-Each test takes the next platform that no other process of the run has taken, and writes down what it has used. One more
-begins only while it fits by what those before have used at most; so those that run are always the first ones.
+Each test takes the next platform that is free in this run, and records the time that it used. Another platform begins
+only while the longest time so far still fits. So the ones that run are always the first of the order.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["SEED", "Sample", "Taken", "count_of_sample", "summary"]
 
 SEED = 1
 _SECONDS = 60
-"""Of processor time. DLB_PLATFORM_SECONDS gives another amount."""
+"""Seconds of processor time. DLB_PLATFORM_SECONDS sets another limit."""
 _SECONDS_FIRST = 45.0
-"""What the first platform may use; of the next ones those before tell."""
+"""Estimated seconds of the first platform. Later estimates come from the platforms before."""
 _SECONDS_LEAST = 5
-"""Platforms use more, so more of them than this do not fit."""
+"""Least seconds of a platform: it bounds the number of platforms."""
 _ALL = 160
-"""More than there are."""
+"""More than the number of platforms."""
 
 
 def _is_whole() -> bool:
@@ -53,14 +53,14 @@ def _nth_platform(number: int) -> Platform | None:
 
 
 def used_seconds() -> float:
-    """Return the processor time of this process, and of those that it has waited for."""
+    """Return the processor time of this process and its finished child processes."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A platform that is this process's to run, and the processor time that the process had used before."""
+    """A platform that this process runs, and the processor time that the process had used before."""
 
     platform: Platform
     began: float
@@ -74,13 +74,13 @@ class Sample:
     """The platforms of one run of the tests, which its processes share in a file."""
 
     def __init__(self, file: Path, seconds: float | None = None) -> None:
-        """Share `file`; with `seconds`, use so much processor time, and else what the environment gives."""
+        """Share `file`, and use this many `seconds` of processor time, or by default the environment's limit."""
         self._file = file
         self._seconds = _seconds() if seconds is None else seconds
 
     @contextmanager
     def _used(self) -> Iterator[list[float | None]]:
-        """Yield what each platform has used, None of one that runs; what is changed is kept. One process at a time."""
+        """Yield the seconds of each platform, with None for one that runs, and store changes. One process at a time."""
         with self._file.open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -91,7 +91,7 @@ class Sample:
             file.write(json.dumps(used))
 
     def take(self) -> int | None:
-        """Return the number of the next platform; None where it does not fit the time any more."""
+        """Return the number of the next platform, or None if it does not fit into the rest of the time."""
         with self._used() as used:
             known = [seconds for seconds in used if seconds is not None]
             each = max(known, default=_SECONDS_FIRST)
@@ -102,13 +102,13 @@ class Sample:
             return len(used) - 1
 
     def note(self, number: int, seconds: float) -> None:
-        """Write down what a platform has used."""
+        """Record the processor time of a platform."""
         with self._used() as used:
             used[number] = seconds
 
     @contextmanager
     def next_platform(self) -> Iterator[Taken | None]:
-        """Yield the next platform, and write down what the body uses; yield None where none is left or fits."""
+        """Yield the next platform, and record the time of the body. Yield None if none fits."""
         began = used_seconds()
         number = self.take()
         platform = None if number is None else _nth_platform(number)

@@ -1,4 +1,4 @@
-"""Ordinary platforms work in combination: what holds for one dataset holds for any set of them.
+"""Ordinary platforms work in combination: every property of one dataset holds for any set of datasets.
 
 A platform is a value of each factor (`factors`). Those that run cover pairs of values, and all pairs under DLB_EXPLORE.
 """
@@ -25,7 +25,7 @@ SetVariable = Callable[[str, str | None], None]
 
 
 def run(platform: Platform, folder: Path, servers: ServersFor, set_variable: SetVariable) -> None:
-    """Take a platform through its way; what does not hold fails the test, with the command that repeats it."""
+    """Take a platform through its way. Each problem fails the test, with the command that repeats it."""
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     problems = problems_of(platform, folder, servers(platform["ledger"]), set_variable)
     if problems:
@@ -43,7 +43,7 @@ def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_p
     set_variable: SetVariable,
     record_property: Callable[..., None],
 ) -> None:
-    """A platform has several datasets, each of which is planned, sent, landed and evaluated in Dagster."""
+    """Plan, send, materialize and evaluate the datasets of a platform in Dagster."""
     with sample.next_platform() as taken:
         if taken is None:
             pytest.skip("no platform is left, or none fits DLB_PLATFORM_SECONDS any more")
@@ -59,7 +59,7 @@ def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_p
 def test_a_platform_that_failed_once_works(
     text: str, tmp_path: Path, servers: ServersFor, set_variable: SetVariable
 ) -> None:
-    """A platform has several datasets, each of which is planned, sent, landed and evaluated in Dagster."""
+    """Plan, send, materialize and evaluate the datasets of a platform in Dagster."""
     run(Platform.parse(text), tmp_path / "platform-case", servers, set_variable)
 
 
@@ -77,10 +77,10 @@ def test_a_sample_takes_the_first_platforms_in_their_order_and_no_more_than_fit_
     tmp_path: Path,
 ) -> None:
     one, other = (Sample(tmp_path / "used.json", seconds=90) for _ in range(2))
-    assert (one.take(), other.take()) == (0, 1)  # 45 s each are expected, as long as none is known
+    assert (one.take(), other.take()) == (0, 1)  # 45 s each are expected until a first time is known
     assert one.take() is None
     one.note(0, 35.0)
-    assert one.take() is None  # one runs yet, and may use as much
+    assert one.take() is None  # one still runs, and may use as much
     other.note(1, 20.0)
     assert other.take() == 2  # 35 s more at most
     other.note(2, 1.0)

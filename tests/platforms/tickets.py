@@ -31,7 +31,7 @@ _BERLIN = "Europe/Berlin"
 _REFUSED, _GARBLED = "REFUSED", "GARBLED"
 CRON = {"cron_schedule": "0 0 * * 1-5", "fmt": "%Y-%m-%d"}
 
-# As defs.yaml has them: Python's are made of the same.
+# In the form of defs.yaml; Python's partitions are made from them.
 PARTITIONS: Mapping[str, Mapping[str, Any] | None] = {
     "none": None,
     "daily": {"type": "daily", "start_date": "2025-10-25", "end_date": "2025-10-28"},
@@ -67,8 +67,9 @@ PARTITIONS: Mapping[str, Mapping[str, Any] | None] = {
 
 
 class _Strict(BaseModel):
-    # Without bounds, which some vendors take out of schemas: the emulated model would not keep them.
-    # As servers that check schemas as OpenAI does want it, also where the package does not know that they do.
+    # Without bounds: some vendors remove them from schemas, and the emulated model would not keep them. Servers with
+    # OpenAI's schema check require that extra fields are forbidden, even servers for which the package does not know
+    # this.
     model_config = ConfigDict(extra="forbid")
 
 
@@ -150,7 +151,7 @@ def _made(settings: Mapping[str, Any]) -> dg.PartitionsDefinition[Any]:
 
 
 def partition_keys(kind: str, instance: dg.DagsterInstance) -> list[str | None]:
-    """Return the partitions of this kind; None once where there are none."""
+    """Return the partitions of this kind; an unpartitioned dataset has the single key None."""
     definition = partitions_def(kind)
     if definition is None:
         return [None]
@@ -170,7 +171,7 @@ def partition_column(kind: str) -> Any:
 
 
 def partition_expr(kind: str) -> Any:
-    """Return the expressions by which DuckDB finds the partition in a table that has the partition's key alone."""
+    """Return DuckDB's expressions for the partition in a table that has only the partition's key."""
     first, second = (f"split_part(partition, '|', {part})" for part in (1, 2))
     exprs = {
         "none": None,
@@ -183,7 +184,7 @@ def partition_expr(kind: str) -> Any:
 
 
 def first_day(kind: str, partition: str | None) -> date | None:
-    """Return the first day of a partition of time; None for other partitions."""
+    """Return the first day of a time partition, or None for other partitions."""
     definition = partitions_def(kind)
     if partition is None or not isinstance(definition, dg.TimeWindowPartitionsDefinition):
         return None
@@ -238,7 +239,7 @@ def _is_in(definition: Any, partition: str | None, at: datetime, ticket: Ticket)
 
 
 def gold(id_kind: str) -> list[Ticket]:
-    """Return what people say of every ticket; of one it is not what the emulated model says."""
+    """Return human labels of every ticket. One of them differs from the emulated model's label."""
     return [
         {"ticket_id": ticket["ticket_id"], "topic": TOPICS[0] if number == 1 else TOPICS[number % 3]}
         for number, (_, ticket) in enumerate(_all("plain", id_kind))

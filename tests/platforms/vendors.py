@@ -19,7 +19,7 @@ _TIMEOUT = {"timeout_seconds": 20.0, "settle_seconds": 1.0}
 
 @dataclass(frozen=True)
 class Vendor:
-    """One vendor in one form. `kind` is the word of `defs.yaml`, `named` whether it is one of `providers=`."""
+    """One vendor in one form. `kind` is its word in `defs.yaml`; `named` is true for a provider in `providers=`."""
 
     provider: str
     kind: str
@@ -58,7 +58,7 @@ VENDORS: Mapping[str, Vendor] = {
 
 @dataclass(frozen=True)
 class Places:
-    """Where the servers of a platform are, and its folder."""
+    """The addresses of a platform's servers, and its folder."""
 
     folder: str
     ledger_url: str
@@ -103,7 +103,7 @@ def variable(vendor: str) -> str:
 
 
 def environment(keys: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the vendors' keys, by what is the matter with each key."""
+    """Return the variables with the vendors' keys, by the state of each key: right, empty or wrong."""
     values = {"right": DEFAULT_KEY, "empty": "", "wrong": "sk-of-another-account"}
     return {variable(vendor): values[key] for vendor, key in keys.items() if key in values}
 
