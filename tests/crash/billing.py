@@ -1,4 +1,4 @@
-"""The providers' books: which batches exist, what was answered in them, what was paid. They are the witnesses."""
+"""The providers' books: existing batches, answered requests and payments. Tests judge by them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.crash.clouds import Cloud
 
 
 class Answered(NamedTuple):
-    """One request that reached the model. `body` tells it from others, whatever its custom_id."""
+    """One request that reached the model. `body` identifies it, whatever its custom_id."""
 
     batch_id: str | None
     custom_id: str
@@ -22,7 +22,7 @@ class Answered(NamedTuple):
 
 
 def read_billing(cloud: Cloud, emulator: Emulator, folder: Path) -> tuple[set[str], list[Answered]]:
-    """The batches that exist at the provider, and what was answered in them; of a command, what it wrote down."""
+    """Return the provider's batches and answered requests. The command of the command provider records them itself."""
     if cloud.name == "command":
         jobs = {path.parent.name for path in folder.glob("jobs/*/job.json")}
         file = folder / "answers.jsonl"
@@ -34,7 +34,7 @@ def read_billing(cloud: Cloud, emulator: Emulator, folder: Path) -> tuple[set[st
 
 
 class Money(NamedTuple):
-    """What the provider's books say was paid."""
+    """Payments in the provider's books."""
 
     billed: int
     twice: int
@@ -42,10 +42,12 @@ class Money(NamedTuple):
 
 
 def money_of(answered: Iterable[Answered], waves: Mapping[str, int], most_waves: int) -> Money:
-    """A request may be billed once in each wave: in its batch once, and in all no more often than there were waves.
+    """Count billed requests, and those billed twice.
 
-    `waves`: the wave of each shard, by its nonce. What a custom_id of no shard is billed for is billed twice. In real
-    time there is no custom_id.
+    A request may be billed once in its batch in each retry round, and at most `most_waves` times in all.
+
+    `waves`: the retry round of each shard, by its nonce. A request whose custom_id belongs to no shard counts as billed
+    twice. Requests in real time have no custom_id.
     """
     in_batches: Counter[tuple[int, str]] = Counter()
     in_all: Counter[str] = Counter()

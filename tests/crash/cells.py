@@ -1,6 +1,6 @@
-"""One cell of the matrix: a crash, at a provider, over a kind of ledger; what became of rows and money.
+"""One cell of the matrix: a crash, at a provider, over a kind of ledger, with its effect on rows and money.
 
-The emulator's books and the final table are the witnesses. The ledger is only asked which batches it knows.
+The emulator's books and the final table are the evidence. The ledger is only asked for the batches it contains.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _HOLDS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Where in the matrix."""
+    """A place in the matrix."""
 
     crash: Crash
     cloud: Cloud
     ledger: str
-    freezes: bool = False  # it is stopped there for longer than its lease, and wakes when others are done
+    freezes: bool = False  # it is stopped there for longer than its lease, and resumes when others are done
 
     def __str__(self) -> str:
         frozen = ", frozen" if self.freezes else ""
@@ -64,7 +64,7 @@ class Cell:
 
 @dataclass
 class CellResult:
-    """What became of it. `problems` is empty where nothing was lost and nothing paid twice."""
+    """The result of a cell. `problems` is empty if all rows arrived and each was paid once."""
 
     rows: int = 0
     lost: int = 0
@@ -73,12 +73,12 @@ class CellResult:
     kills: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
-    arrows: list[str] = field(default_factory=list)  # of the process that came to the end
+    arrows: list[str] = field(default_factory=list)  # of the process that finished
 
 
 @dataclass(frozen=True)
 class Servers:
-    """What all cells share. `databases` makes an empty PostgreSQL database."""
+    """Servers that all cells share. `databases` makes an empty PostgreSQL database."""
 
     s3_url: str | None
     gcs_url: str | None
@@ -87,7 +87,7 @@ class Servers:
 
 @contextmanager
 def servers(clouds: set[str], ledgers: set[str]) -> Iterator[Servers]:
-    """Start what these clouds and ledgers need."""
+    """Start the servers that these clouds and ledgers need."""
     with ExitStack() as stack:
         yield Servers(
             stack.enter_context(local_s3(BUCKET)) if "bedrock" in clouds else None,
@@ -97,14 +97,15 @@ def servers(clouds: set[str], ledgers: set[str]) -> Iterator[Servers]:
 
 
 def run_cell(cell: Cell, around: Servers, folder: Path) -> CellResult:
-    """Kill, restart until all is settled, and look at what is there."""
+    """Kill the process, restart it until all is complete, and judge the result."""
     began = time.monotonic()
     result = CellResult(rows=cell.crash.scenario.rows)
     with Emulator(
         answer=cell.crash.scenario.answer,
         pace=dict.fromkeys(RUNNING, 3600.0) if cell.crash.scenario.runs_on else _SECONDS_A_STATE,
         faults=cell.crash.scenario.faults,
-        # At OpenRouter each batch has its results on pages, also the small one of a second wave: a call of its own.
+        # OpenRouter's results come on pages, even for a small batch of a second round, and each page is a separate
+        # call.
         limits=VendorLimits(
             bedrock_min_records=1, enqueued_tokens=cell.crash.scenario.enqueued_tokens, inline_results=0
         ),
@@ -129,10 +130,10 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> CellResult:
                 result.kills += 1
                 if cell.freezes and point.holds_a_transaction and cell.ledger == "sqlite":
                     result.problems += _not_locked(folder / "ledger.sqlite")
-                    # Nobody can take the file's lock from it: the others come to their turn once it has woken.
+                    # The frozen process keeps the file's lock. The others get the lock once it has resumed.
                     frozen.close()
             settled = not result.problems and _finish(job, result)
-        # Those that were frozen have woken, and done what they would.
+        # The frozen processes have resumed and done their work by now.
         if settled:
             _judge(cell, job, emulator, folder, result)
     result.seconds = time.monotonic() - began
@@ -148,7 +149,7 @@ def _start(job: Job) -> tuple[multiprocessing.process.BaseProcess, multiprocessi
 
 
 def _kill_at(point: Point, job: Job, emulator: Emulator) -> bool:
-    """Run a process until it has killed itself there, or hangs there and is killed; whether it came so far."""
+    """Run a process until it kills itself there, or hangs there and is killed. Return whether it reached the point."""
     process, pipe = _start(replace(job, point=point))
     try:
         told = pipe.recv() if pipe.poll(SECONDS_A_RUN) else None
@@ -172,7 +173,7 @@ def _kill_at(point: Point, job: Job, emulator: Emulator) -> bool:
 
 @contextmanager
 def _frozen_at(point: Point, job: Job) -> Iterator[bool]:
-    """Run a process until it stops itself there; give whether it came so far. It wakes, and ends, after the block."""
+    """Run a process until it stops itself there, and yield whether it did. It resumes and ends after the block."""
     process, pipe = _start(replace(job, point=point, ends_by=signal.SIGSTOP))
     try:
         came = pipe.poll(SECONDS_A_RUN) and isinstance(pipe.recv(), Reached)
@@ -209,7 +210,7 @@ def _wait_until(holds: Callable[[], bool]) -> None:
 
 
 def _finish(job: Job, result: CellResult) -> bool:
-    """Run processes that nobody kills until one ends well."""
+    """Run processes without kills until one ends well."""
     for _ in range(_MOST_RESTARTS):
         process, pipe = _start(job)
         try:
@@ -250,7 +251,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
             asked = judge_oracle(ledger, PayloadStore(f"{folder}/payloads"), submissions)
             result.problems += asked.problems
             waves = asked.waves
-            # What the model refuses costs nothing, and strikes it alone: the oracle is asked after it.
+            # A row that only the model refuses costs nothing there; the oracle answers it.
             least = most = scenario.rows - len(scenario.faults) + asked.requests
     finally:
         ledger.close()
@@ -258,7 +259,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
     for shard in shards:
         by_wave[shard.wave].update({shard.batch.batch_id} if shard.batch.batch_id else ())
     batches, answered = read_billing(cell.cloud, emulator, folder)
-    # A wave of a cascade asks both models of some rows, and not every provider's requests name the model.
+    # A round of a cascade sends some rows to both models, and some providers' requests do not name the model.
     places = {shard.nonce: shard.wave + 1000 * (shard.model == cell.cloud.other_model) for shard in shards}
     money = money_of(answered, places, max(one.waves for one in submissions))
     result.billed, result.billed_twice = money.billed, money.twice
@@ -291,7 +292,7 @@ def _is_free(ledger: Ledger, submission_id: str) -> bool:
 
 
 def cells(clouds: list[str], ledgers: list[str], crashes: list[Crash]) -> list[Cell]:
-    """All cells of this part of the matrix, crash by crash."""
+    """Return all cells of this part of the matrix, crash by crash."""
     return [
         Cell(crash, CLOUDS[cloud], ledger)
         for crash in crashes

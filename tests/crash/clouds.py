@@ -1,4 +1,4 @@
-"""The providers, each in front of its emulator, and what the matrix must know of each: its calls, and its books."""
+"""The providers, each before its emulator, with their calls and the settings that the matrix needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dagster_llm_batch.types import Absent, FindHints
 from tests import folder_servers
 
 BUCKET = "bucket"
-SETTLE_SECONDS = 0.3  # how long a create call that got lost may still arrive; here it cannot
+SETTLE_SECONDS = 0.3  # time until a lost create call can no longer arrive; here it never does
 _TIMEOUT_SECONDS = 60.0
 _BATCH_CALLS = frozenset({"create", "find", "poll", "fetch", "cancel", "respond"})
 _LABELER = Path(__file__).with_name("labeler.py")
@@ -61,9 +61,10 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Cloud:
-    """One provider. `create` and `download` are patterns of "METHOD path"; see `interceptor.install`.
+    """One provider. `create` and `download` are patterns of "METHOD path" (`interceptor.install`).
 
-    `held`: the calls that go to the emulator, which can hold them; the others go to a store of files or stay here.
+    `held`: the calls that go to the emulator, which can hold them. The others go to a store of files, or stay in this
+    process.
     """
 
     name: str
@@ -85,7 +86,7 @@ def _openai(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
 
 
 def _azure(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
-    """A batch shows no metadata there: it is found by its request file."""
+    """Return Azure's provider. Azure's batches show no metadata, so the provider finds them by their request files."""
     return OpenAIProvider(
         DEFAULT_KEY,
         place.urls["azure"],
@@ -97,13 +98,13 @@ def _azure(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
 
 
 def _own_server(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
-    """A gateway before vLLM: the wire is OpenAI's, and nobody knows whether it keeps metadata."""
+    """Return the provider of a gateway before vLLM: the wire is OpenAI's, and it may not keep metadata."""
     return OpenAIProvider(
         DEFAULT_KEY,
         place.urls["openai"],
         name="own",
         price_book=SERVERS["vllm"].price_book.value,
-        # Of schemas the emulator takes what OpenAI takes.
+        # The emulator takes the same schemas as OpenAI.
         server=replace(SERVERS["vllm"], strict_schemas=True),
         timeout_seconds=_TIMEOUT_SECONDS,
         settle_seconds=SETTLE_SECONDS,
@@ -111,7 +112,7 @@ def _own_server(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
 
 
 class Forgetful(OpenAIProvider):
-    """A provider that calls every batch absent, and so has it paid twice: the matrix must see that."""
+    """A provider that reports every batch as absent, and thus pays it twice: the matrix must notice."""
 
     def find(self, tag: str, hints: FindHints) -> Absent:
         del tag, hints
@@ -167,14 +168,14 @@ def _gemini(place: Place, _options: tuple[str, ...]) -> GeminiProvider:
 
 
 def _openrouter(place: Place, _options: tuple[str, ...]) -> OpenRouterProvider:
-    """Nothing is attached to a batch there, and nothing stops one."""
+    """Return OpenRouter's provider. Its batches carry no metadata and cannot be stopped."""
     return OpenRouterProvider(
         DEFAULT_KEY, place.urls["openrouter"], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
     )
 
 
 def _folder_provider(name: str, place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
-    """A server with a folder. At Mistral, a row that never ran is in no file."""
+    """Return the provider of a server with a folder. At Mistral, a row that never ran is in no file."""
     return folder_servers.provider_of(
         name, place.urls[name], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
     )
@@ -274,6 +275,6 @@ CLOUDS = {
         Cloud("command", "m", "m2", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
     )
 }
-# What differs there is how a batch is found: the others of OpenAI's wire stand for the rest.
+# Servers on OpenAI's wire differ only in how a batch is found, so these represent the others.
 OWN_SERVER = Cloud("own", "m", "m2", _MAX_TOKENS, _own_server, CLOUDS["openai"].create)
 FORGETFUL = Cloud("openai", "gpt-4o", "gpt-4o-mini", _MAX_TOKENS, _forgetful, CLOUDS["openai"].create)

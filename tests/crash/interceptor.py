@@ -1,10 +1,11 @@
-"""Where a worker process can die: each arrow that leaves it, cut at the boundary of a class, in that process alone.
+"""The places where a worker process can die: each arrow that leaves it, cut at the boundary of a class.
 
     file: …     a payload: begun, half written, whole but without its name, named
     ledger: …   a transaction: not begun, run but not committed, committed; named after the ledger's method or move
     call: …     a call to a provider: not sent, sent and not acted on, acted on and its reply unread, answered
 
-The package has no hooks for this. A new file, transaction or call shows up here under a name of its own.
+The cut is in that process alone. The package has no hooks for this. A new file, transaction or call appears here under
+its own name.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _VERBS = {
     "submit": "call: upload",
     **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
 }
-# What the transactions of these methods are called where crash points name them.
+# The names of these methods' transactions in crash points.
 _TRANSACTIONS = {
     ("Submissions", "open"): "open_submission",
     ("Submissions", "settle_all"): "settle_submission",
@@ -56,20 +57,20 @@ class When(StrEnum):
     """The moment at an arrow."""
 
     BEFORE = "before"  # nothing has left
-    HALFWAY = "halfway"  # some of its bytes have
-    UNSEEN = "unseen"  # all is written, and no one else can see it: without its name, or not committed
+    HALFWAY = "halfway"  # some of its bytes are out
+    UNSEEN = "unseen"  # all is written but not visible to others: without its name, or not committed
     ARRIVED = "arrived"  # the provider has the call, and never acts on it
     ACTED = "acted"  # the provider has acted, and its reply is not read
-    AFTER = "after"  # it is done and its end is known here; nothing else has happened
+    AFTER = "after"  # it is complete and this process has its result; nothing else has happened
 
 
 HELD = frozenset({When.ARRIVED, When.ACTED, When.HALFWAY})
-"""Moments of a call that are not of this process: the emulator holds the call there, and the parent kills."""
+"""Moments of a call outside this process: the emulator holds the call there, and the parent kills."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The `nth` time that a process comes to this moment of this arrow, within a wave."""
+    """The `nth` time that a process reaches this moment of this arrow, within a retry round."""
 
     arrow: str
     when: When
@@ -78,7 +79,7 @@ class Point:
 
     @property
     def holds_a_transaction(self) -> bool:
-        """Whether the process is between two statements of a transaction there, the last of which is the commit."""
+        """Whether the process is between two statements of a transaction there, the last of them the commit."""
         return self.arrow.startswith("ledger: ") and self.when is When.UNSEEN
 
     def __str__(self) -> str:
@@ -86,11 +87,11 @@ class Point:
 
 
 class Interceptor:
-    """Counts what crosses, and dies, or freezes, at one point.
+    """Counts crossed arrows, and kills or freezes the process at one point.
 
-    `told` tells the parent; it returns once the next call will be held.
+    `told` notifies the parent, and returns once the emulator will hold the next call.
 
-    A parent of many processes reads exit codes from several threads, which the standard library does not make safe.
+    A parent of many processes reads exit codes from several threads, which is not thread-safe in the standard library.
     """
 
     def __init__(self, point: Point | None, told: Callable[[bool], None], ends_by: signal.Signals) -> None:
@@ -102,7 +103,7 @@ class Interceptor:
         self._ends_by = ends_by
 
     def cross(self, arrow: str, when: When, wave: int | None = None) -> None:
-        """Say that the process is at this moment; it may be its last."""
+        """Count that the process is at this moment, and end or freeze the process at the chosen one."""
         key = (arrow, when, wave or self.wave)
         self.crossed[key] += 1
         point = self._point
@@ -111,11 +112,11 @@ class Interceptor:
         is_held = arrow.startswith("call: ") and when in HELD
         self._told(is_held)
         if not is_held:
-            # To this thread: a signal to the process may be taken by another one, while this one runs on for a while.
+            # To this thread: another thread could take a signal to the process, while this one runs on for a while.
             signal.pthread_kill(threading.get_ident(), self._ends_by)
 
     def around(self, arrow: str, act: Callable[[], Any]) -> Any:
-        """Before, the act, after."""
+        """Cross the moments before and after an act, and return its result."""
         self.cross(arrow, When.BEFORE)
         result = act()
         self.cross(arrow, When.AFTER)
@@ -123,7 +124,7 @@ class Interceptor:
 
 
 def install(interceptor: Interceptor, create: str, download: str, emulator_port: int) -> None:
-    """Intercept this process. `create` and `download` are patterns of "METHOD path" that tell these calls apart."""
+    """Intercept this process. `create` and `download` are patterns of "METHOD path" that identify these calls."""
     _intercept_files(interceptor)
     _intercept_transactions(interceptor)
 
@@ -154,7 +155,7 @@ def install(interceptor: Interceptor, create: str, download: str, emulator_port:
 
 
 def intercept_verbs(interceptor: Interceptor, provider: Any) -> Any:
-    """The provider, telling the interceptor which of its verbs is at work. Without network, its verbs are calls."""
+    """Return the provider, which now reports its running verb. If it has no network, its verbs count as calls."""
     has_network = not isinstance(provider, command.CommandProvider)
     if not has_network:
         _intercept_command(interceptor)
@@ -186,7 +187,7 @@ def _wrap(owner: Any, name: str, tapped: Callable[..., Any]) -> None:
 def _intercept_files(interceptor: Interceptor) -> None:
     def named(path: str) -> tuple[str, int | None]:
         found = _FILE.search(path)
-        # An IO manager's, or a worker's part of one.
+        # A part file becomes the table of an IO manager or a worker.
         kind = "table" if found and found["kind"] == "part" else found and found["kind"]
         return (f"file: {kind}", int(found["wave"] or 1)) if found else (f"file: {Path(path).name}", None)
 
@@ -248,7 +249,7 @@ def _intercept_transactions(interceptor: Interceptor) -> None:
             interceptor.wave += 1
 
     def write(self: database.Database) -> Any:
-        caller = sys._getframe(1)  # the method of the ledger or lease whose transaction this is
+        caller = sys._getframe(1)  # the method of the ledger or lease that opened this transaction
         verb = caller.f_code.co_name
         move, member = caller.f_locals.get("move"), type(caller.f_locals.get("self")).__name__
         verb = _TRANSACTIONS.get((member, verb), verb) if move is None else move.value
@@ -264,11 +265,11 @@ def _intercept_transactions(interceptor: Interceptor) -> None:
 
 
 def _intercept_command(interceptor: Interceptor) -> None:
-    """What leaves the process here is a batch's request file, and the process that it starts."""
+    """Intercept the request file of a batch, and the process that the provider starts."""
 
     def counted(real: Any, path: Path) -> int | None:
         if path.name == "in.jsonl" and interceptor.verb == "submit":
-            interceptor.cross("call: upload", When.UNSEEN)  # the file is there, the plan that names it is not
+            interceptor.cross("call: upload", When.UNSEEN)  # the file exists, but not the plan that names it
         return real(path)
 
     def run(real: Any, *arguments: Any, **options: Any) -> Any:

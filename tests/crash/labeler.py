@@ -1,8 +1,8 @@
-"""The command of the command provider in these tests: labels each line, and writes down what it was asked.
+"""The program of the command provider in these tests: it labels each line, and records the requests.
 
     labeler.py IN OUT ANSWERS [fails once: TEXT]
 
-A line with TEXT is answered 503 the first time, as a server does that is overloaded.
+The first time, a line with TEXT gets the status 503, like a line at an overloaded server.
 """
 
 import json

@@ -1,7 +1,7 @@
 """`python -m tests.crash.matrix`: kill a worker process at every crash point, for every provider, on both ledgers.
 
-Prints each cell as it is done, then the matrix; with --write, also into docs/fault-matrix.md: what is chosen of it as a
-part of its own, beside the whole. Ends with 1 if anything was lost or paid twice.
+Prints each cell when it is done, then the matrix. With --write, also writes it into docs/fault-matrix.md, and keeps a
+chosen part apart from the whole. Ends with 1 if anything was lost or paid twice.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Results = Mapping[Cell, CellResult]
 
 
 def run(chosen: Sequence[Cell], around: Servers, at_once: int) -> Iterator[tuple[Cell, CellResult]]:
-    """The cells in their order, some of them at the same time."""
+    """Yield the cells with their results, in order. `at_once` cells run at the same time."""
 
     def one(cell: Cell) -> CellResult:
         with tempfile.TemporaryDirectory(prefix="crash-") as folder:
@@ -57,7 +57,7 @@ def run(chosen: Sequence[Cell], around: Servers, at_once: int) -> Iterator[tuple
 
 
 def table(results: Results) -> list[str]:
-    """Markdown: by provider and ledger, then by crash point, seconds in each cell."""
+    """Return the matrix in Markdown: by provider and ledger, then by crash point, with seconds in each cell."""
     clouds = [name for name in CLOUDS if any(cell.cloud.name == name for cell in results)]
     lines = [
         "| provider | ledger | crash points | rows | lost | billed | billed twice | seconds |",
@@ -106,7 +106,7 @@ def _logged(file: Path | None, chosen: Sequence[Cell]) -> dict[Cell, CellResult]
 
 
 def _part(providers: Sequence[str], ledgers: Sequence[str], point: str) -> str:
-    """Name what is chosen of the matrix; empty where that is all of it."""
+    """Name the chosen part of the matrix; the name of the whole matrix is empty."""
     words = [", ".join(providers), ", ".join(ledgers), point and f"points with '{point}'"]
     return "; ".join(word for word in words if word)
 

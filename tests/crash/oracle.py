@@ -1,4 +1,4 @@
-"""What a cascade was to ask of its oracle: reckoned anew from what both models said, beside what the engine did."""
+"""The requests that a cascade owes its oracle, computed from both models' answers, independently of the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 
 
 class Asked(NamedTuple):
-    """How many requests the oracle was to be asked in all, how many batches each wave has, and what went otherwise."""
+    """Requests owed to the oracle in all, batches of each retry round, and differences from the engine."""
 
     requests: int
     waves: tuple[int, int]
@@ -22,18 +22,18 @@ class Asked(NamedTuple):
 
 
 class _Said(NamedTuple):
-    """What one model said of a request: its label, and how sure it was."""
+    """One model's answer to a request: its label and confidence."""
 
     label: str
     score: float
 
 
 def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submission]) -> Asked:
-    """Compare for each submission, in the order of partitions, what the oracle was asked with what it was to be.
+    """Compare the oracle's requests of each submission with the expected ones, in the order of partitions.
 
-    At once: what was drawn. In wave 2: {score at or below the threshold} + invalid - drawn. The threshold is the surest
-    sampled row of which the two say different things, since with a sample of four none may be wrong (agreement .5,
-    confidence .9); with `Rolling` it is that of the sample of the partition before.
+    Sent at once: the drawn rows. Sent in the second round: {score at or below the threshold} + invalid - drawn. The
+    threshold is the surest sampled row on which the two models differ: of a sample of four, all must agree (agreement
+    .5, confidence .9). With `Rolling`, the threshold comes from the sample of the previous partition.
     """
     requests, waves, problems = 0, [0, 0], []
     threshold = (-math.inf, 0)
@@ -56,7 +56,7 @@ def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submi
         drawn = set(levels.drawn)
         rest = {one for one in _ids(payloads, of[False, 1]) if one not in places or places[one] <= threshold} - drawn
         requests += len(drawn) + len(rest)
-        # An audit may have drawn no row at all.
+        # An audit may have drawn zero rows.
         waves = [waves[0] + 1 + bool(drawn), waves[1] + bool(rest)]
         checks = {
             f"rolling: {levels.is_rolling}": levels.is_rolling is (levels.audit is not None and number > 0),
@@ -74,7 +74,7 @@ def _ids(payloads: PayloadStore, shards: list[Shard]) -> list[str]:
 
 
 def _said(payloads: PayloadStore, shards: list[Shard]) -> dict[str, _Said]:
-    """What was said of each request that has a good reply."""
+    """Return the answer of each request that has a good reply."""
     rows = [row for s in shards for row in payloads.read_table(s.results_path or "").to_pylist()]
     good = [row for row in rows if row["llm_outcome"] == "succeeded"]
     return {row["llm_request_id"]: _Said(row["topic"], row["urgency"]) for row in good}

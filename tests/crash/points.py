@@ -1,6 +1,6 @@
-"""The crash points, in the order of the journey: each arrow that leaves a worker process, and the moments at it.
+"""The crash points, in the order of the journey: each arrow that leaves a worker process, and its moments.
 
-Where three batches make a wave, the second one's arrow is the point: one is done, one is in doubt, one is yet to come.
+If a retry round has three batches, the point is the second one's arrow: one batch is done, one in doubt, one to come.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FILE, _TRANSACTION, _CALL = (_B, _H, _U, _A), (_B, _U, _A), (_B, _U, _R, _C, _H
 
 @dataclass(frozen=True)
 class Crash:
-    """In one scenario, the points at which its first process dies, its second one, …; the one after them lives."""
+    """The points in one scenario at which the first process dies, the second one, and so on. The next process lives."""
 
     scenario: Scenario
     points: tuple[Point, ...]
@@ -49,7 +49,7 @@ class Crash:
         return ", then ".join(map(str, self.points))
 
     def can_happen_at(self, cloud: Cloud) -> bool:
-        """Whether the provider makes this call, and in this way."""
+        """Return whether the provider makes these calls, and in this way."""
         return cloud.name in self.scenario.clouds and all(_is_of(point, cloud) for point in self.points)
 
 
@@ -117,7 +117,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(AT_ONCE, "call: create", _CALL),
     *_at(AT_ONCE, "ledger: accepted", _TRANSACTION),
     *_at(AT_ONCE, "call: download", (_C, _H)),
-    # what a provider's answer can lead to
+    # effects of a provider's answer
     *_at(DOUBT, "ledger: add_event", _TRANSACTION),
     *_at(DOUBT, "call: find", _CALL),
     *_at(BUSY, "ledger: not_sent", _TRANSACTION),
@@ -170,7 +170,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(FALLBACK, "ledger: add_wave", (_U, _A)),
     *_at(FALLBACK, "call: create", (_R, _C, _A), wave=2),
     *_at(FALLBACK, "ledger: accepted", (_U,), wave=2),
-    # a sample, a threshold, and what is asked for it
+    # a sample, a threshold, and the requests that follow from it
     *_at(CASCADE, "file: cascade.json", _FILE),
     *_at(CASCADE, "file: cascade.json", (_U, _A), nth=_SECOND),
     *_at(CASCADE, "ledger: add_wave", _TRANSACTION),
@@ -182,7 +182,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(CASCADE, "file: results", _FILE, wave=2),
     *_at(CASCADE, "ledger: collected", _TRANSACTION, wave=2),
     *_at(CASCADE, "ledger: settle_submission", _TRANSACTION, wave=2),
-    # what settling one partition records, the next one's plan rests on
+    # records of one complete partition, on which the plan of the next one depends
     *_at(ROLLING, "ledger: settle_submission", _TRANSACTION, wave=2),
     *_at(ROLLING, "file: cascade.json", (_B, _U, _A), wave=2),
     *_at(LATE, "ledger: set_cause", (_U, _A)),
@@ -195,11 +195,11 @@ CRASHES: tuple[Crash, ...] = (
     *_at(CANCELED, "ledger: set_cause", _TRANSACTION),
     *_at(CANCELED, "call: cancel", _CALL, nth=_SECOND),
     *_at(CANCELED, "ledger: record_endings", _TRANSACTION),
-    # results that cannot be read, and are given up
+    # unreadable results, which are abandoned
     *_at(UNREAD, "ledger: note", _TRANSACTION),
     *_at(UNREAD, "ledger: wait", _TRANSACTION, nth=_SECOND),
     *_at(UNREAD, "ledger: given_up", _TRANSACTION, nth=_SECOND),
-    # killed again while it makes good for the first time
+    # killed again during the first recovery
     *(
         Crash(PLAIN, (Point("call: create", first, nth=_SECOND), second))
         for first in (_R, _C)
@@ -215,6 +215,7 @@ CRASHES: tuple[Crash, ...] = (
 )
 
 ARROWS = {point.arrow for crash in CRASHES for point in crash.points} | {"ledger: renew"}
-"""All that have a crash point, and a lease's heartbeat, which comes by time and not by the way. One that shows up in a
-worker and is not here has yet to be thought of.
+"""All arrows that have a crash point, and a lease's heartbeat, which depends on time.
+
+A worker's arrow that is missing here needs a point.
 """

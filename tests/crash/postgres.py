@@ -20,9 +20,9 @@ _CARELESS = f"{_LOCAL} -c fsync=off -c synchronous_commit=off -c full_page_write
 
 @contextmanager
 def postgres(*, durable: bool = False) -> Iterator[Callable[[], str]]:
-    """Gives a function that makes an empty database; its URL.
+    """Give a function that makes an empty database and returns its URL.
 
-    A kill of a client needs no fsync of the server's; who measures asks for a `durable` one.
+    The server needs no fsync to survive kills of clients. Measurements ask for a `durable` one.
     """
     import psycopg2
 
@@ -60,7 +60,7 @@ def postgres(*, durable: bool = False) -> Iterator[Callable[[], str]]:
 
 
 def end_idle_transactions(url: str) -> None:
-    """Let the server end a session of this database that does nothing within a transaction for two seconds."""
+    """Let the server end sessions of this database that are idle within a transaction for two seconds."""
     import psycopg2
 
     connection = psycopg2.connect(url)
@@ -71,7 +71,7 @@ def end_idle_transactions(url: str) -> None:
 
 
 def copy_database(url: str) -> str:
-    """Copy a database, to which connections are ended; return the URL of the copy."""
+    """Copy a database, after ending its connections, and return the URL of the copy."""
     import psycopg2
 
     source, name = urlsplit(url).path.strip("/"), f"t{uuid.uuid4().hex}"

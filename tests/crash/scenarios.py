@@ -1,4 +1,4 @@
-"""What is being labeled when the process dies, and what must have come of it in the end.
+"""The labelings that run when the process dies, and their required results.
 
 A new way through the engine is a new Scenario in SCENARIOS, and points on its way in `points.py`.
 """
@@ -23,7 +23,7 @@ from tests.crash.clouds import CLOUDS, Cloud
 from tests.folder_servers import routes_of
 
 ANSWER = {"topic": "billing", "urgency": 3}
-"""What every emulated model says; the schemas that some providers take have no bounds to simulate by."""
+"""The answer of every emulated model. Some providers take schemas only without bounds, which simulation would need."""
 
 _CREATES = (
     "POST /v1/batches",
@@ -35,10 +35,10 @@ _CREATES = (
     *(routes_of(name)["create"] for name in SERVER_FOLDERS),
 )
 _EMULATED = frozenset(CLOUDS) - {"command"}
-# Of which a batch can be stopped.
+# The clouds on which a batch can be stopped.
 _STOPPABLE = _EMULATED - {"openrouter"}
 RUNNING = ("in_progress", "InProgress", "JOB_STATE_RUNNING", "BATCH_STATE_RUNNING", "RUNNING")
-"""The providers' words for a batch that runs."""
+"""The providers' words for a running batch."""
 DEADLINE = timedelta(minutes=5)
 
 
@@ -50,7 +50,7 @@ class TicketLabel(BaseModel):
 
 
 def _always(_body: Any, _url: str) -> Any:
-    """Say ANSWER. A function with a name: scenarios are pickled to the processes that are killed."""
+    """Return ANSWER. It is a named function, since scenarios are pickled to the processes that are killed."""
     return ANSWER
 
 
@@ -58,18 +58,20 @@ def _always(_body: Any, _url: str) -> Any:
 class Scenario:
     """One labeling.
 
-    waves: how many batches each wave has in the end; of a cascade, at most.
-    faults, command_options: what goes wrong at the emulator, and at the command.
-    changes: of the labeling. urgent: how many rows are answered in real time.
-    cascade: what sets the threshold of a cascade of two models. in_turn: a partition is planned when the one before it
-        is settled.
-    runs_on: batches run until somebody stops them. is_given_up: a person gives up what cannot be read.
-    outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once, and
-        of a cascade what `judge_oracle` reckons.
-    at_once: how many batches are sent, or downloaded, at once.
-    answer: what the emulated models say; default: ANSWER, always.
-    spare_batches: batches that the provider has, that ran nothing, and that no shard has.
-    enqueued_tokens: the most that the provider's queue takes.
+    - waves: batches of each retry round in the end; the most of them for a cascade.
+    - faults, command_options: faults at the emulator, and options of the command.
+    - in_turn: a partition is planned once the one before it is complete.
+    - changes: changes of the labeling.
+    - cascade: source of the threshold of a cascade of two models.
+    - urgent: number of rows that are answered in real time.
+    - runs_on: batches run until they are stopped.
+    - is_given_up: a person abandons unreadable results.
+    - outcomes: the possible outcomes of rows.
+    - billed: the least and the most requests that may be billed. Default: each row once, or `judge_oracle`'s count.
+    - at_once: number of batches that are sent or downloaded at once.
+    - answer: the emulated models' answers; always ANSWER by default.
+    - spare_batches: batches at the provider that ran nothing and belong to no shard.
+    - enqueued_tokens: the most tokens that the provider's queue takes.
     """
 
     name: str
@@ -97,7 +99,7 @@ class Scenario:
     enqueued_tokens: int | None = None
 
     def with_changes(self, *changes: tuple[str, Any]) -> Scenario:
-        """The same with more changes of the labeling."""
+        """Return the same scenario with more changes of the labeling."""
         return replace(self, changes=(*self.changes, *changes))
 
     def labeling(self, cloud: Cloud) -> Labeling:
@@ -120,7 +122,7 @@ class Scenario:
         return Labeling(**{**usual, **dict(self.changes)})
 
     def tickets(self, partition: int) -> Iterator[Any]:
-        """A partition's rows in two pieces: planning has a middle."""
+        """Yield a partition's rows in two pieces, so that planning can be interrupted between them."""
         rows = self.rows // self.partitions
         numbers = range(partition * rows, (partition + 1) * rows)
         columns = {
@@ -183,7 +185,7 @@ TOO_LARGE = Scenario(
 LIMITED = Scenario(
     "a limit lets out a sample first",
     waves=(2,),
-    # Of nine requests that can cost 0.0186 at most.
+    # Below the most that nine requests can cost, 0.0186.
     changes=(("limits", Limits(max_requests_per_batch=9)), ("max_cost_usd", "0.0114")),
     clouds=frozenset({"openai"}),
 )
@@ -200,7 +202,7 @@ TURNED_AWAY = Scenario(
         WireFault(kind="status", status=429, retry_after="3600", route=route, skip=2)
         for route in ("POST *v1/chat/completions", "POST /v1/messages", "POST /*:generateContent")
     ),
-    clouds=_EMULATED - {"bedrock"},  # which names no time
+    clouds=_EMULATED - {"bedrock"},  # its batches show no time
     billed=(9, 12),
 )
 FALLBACK = Scenario(
@@ -213,21 +215,21 @@ FALLBACK = Scenario(
 
 
 def _disagree(body: Any, _endpoint: str) -> Any:
-    """The models say something else, at providers whose requests name the model."""
+    """Let the two models give different answers, at providers whose requests name the model."""
     is_oracle = body.get("model") in {cloud.other_model for cloud in CLOUDS.values()}
     return {**ANSWER, "topic": "bug"} if is_oracle else ANSWER
 
 
 def _refused_by_model(*numbers: int) -> tuple[RowFault, ...]:
-    """Have these rows refused once: by the model, of which all rows are asked first, and not by the oracle."""
+    """Return faults that refuse each of these rows once: the model, which is asked first, and not the oracle."""
     return tuple(RowFault(containing=f"number {number}?", status_code=400, times=1) for number in numbers)
 
 
 CASCADE = Scenario(
     "an oracle answers what a model is not sure of",
-    # The model and the oracle of four sampled rows; then of what is not accepted.
+    # The model, and the oracle for four sampled rows; then the oracle for rows that are not accepted.
     waves=(2, 1),
-    # Which four rows are drawn depends on the models; of five that the model refuses, one at least is not.
+    # The four drawn rows depend on the models. At least one of the five that the model refuses is not drawn.
     faults=_refused_by_model(1, 3, 5, 6, 8),
     changes=(("limits", Limits(max_requests_per_batch=9)),),
     cascade="partition",
@@ -237,13 +239,13 @@ CASCADE = Scenario(
 CAPPED = replace(
     CASCADE.with_changes(("max_cost_usd", "5")),
     name="a limit of money keeps what a sample and its model may cost",
-    # The sample goes first, and would be refused in the place of the model.
+    # The sample goes first, and would be refused in place of the model.
     faults=(),
     clouds=frozenset({"openai"}),
 )
 ROLLING = Scenario(
     "the sample of one partition sets the threshold of the next",
-    # Of each partition: the model and the oracle of what is drawn; then of what is not accepted.
+    # In each partition: the model, and the oracle for drawn rows; then the oracle for rows that are not accepted.
     waves=(4, 2),
     rows=18,
     partitions=2,
@@ -269,7 +271,7 @@ UNREAD = Scenario(
     is_given_up=True,
     clouds=frozenset({"openai"}),
     outcomes=frozenset({"missing"}),
-    # All of it ran, and nobody sees its results.
+    # All requests ran, but their results are never read.
     billed=(9, 9),
 )
 SCENARIOS = (

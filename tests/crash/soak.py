@@ -1,9 +1,9 @@
 """`python -m tests.crash.soak`: many requests through five vendors' emulators, with faults, and kills all the while.
 
-Two rows in a hundred fail, one call in a hundred does, and every so often a worker process is killed with SIGKILL, and
-followed by another one. When the time is up no partition is begun any more; those that have begun are finished. Ends
-with 1 if a row was lost, or a request paid twice within a wave. Calls to the stores of files (S3, Cloud Storage) have
-no faults, only the kills.
+Two rows in a hundred fail, and one call in a hundred. From time to time a worker process is killed with SIGKILL, and
+another one follows it. When the time is up, running partitions are finished and the rest stay unstarted. Ends with 1 if
+a row was lost, or a request paid twice within a retry round. Calls to the stores of files (S3, Cloud Storage) have no
+faults, only the kills.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ moments. Written by `python -m tests.crash.soak --write`.
 
 @dataclass
 class Soak:
-    """One soak: what is to be done, what runs, and what has happened."""
+    """One soak: its open tasks, running workers and results."""
 
     tasks: deque[Task]
     workers: int
     batch_rows: int
     kill_every_seconds: float
-    until: float  # of the monotonic clock
+    until: float  # on the monotonic clock
     running: dict[Task, tuple[Any, Connection]] = field(default_factory=dict)
     done: list[Task] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
-        """Until all is done, or the time is up and all that has begun is done."""
+        """Run until all tasks are done, or the time is up and the running ones are done."""
         next_kill = time.monotonic() + self.kill_every_seconds
         told = 0
         while self.tasks or self.running:
@@ -111,14 +111,14 @@ class Soak:
 
 
 def _end(process: Any, pipe: Connection) -> None:
-    """Let a vendor close its servers: it ends when nobody is there to ask it."""
+    """Let a vendor close its servers: it ends when its parent closes the pipe."""
     pipe.close()
     process.join(60)
     process.kill()
 
 
 def judge(soak: Soak, billing: Mapping[str, Billing], ledger: Ledger, seconds: float) -> tuple[list[str], bool]:
-    """The table, and whether all is well. The tables of rows and the vendors' billing are the witnesses."""
+    """Return the table, and whether all is well. The tables of rows and the vendors' billing are the evidence."""
     rows: dict[str, dict[str, int]] = {}
     well = True
     for vendor, bill in billing.items():
@@ -164,7 +164,7 @@ def judge(soak: Soak, billing: Mapping[str, Billing], ledger: Ledger, seconds: f
 
 
 def _lost(task: Task) -> int:
-    """Rows that are not there, labeled, exactly once."""
+    """Count the rows that are not labeled exactly once."""
     found = pq.read_table(task.table).to_pydict()
     times = Counter(found["ticket_id"])
     good = {key for key, outcome in zip(*found.values(), strict=True) if outcome == "succeeded" and times[key] == 1}

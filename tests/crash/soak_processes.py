@@ -1,4 +1,4 @@
-"""What runs in the soak's processes: vendors, each an emulator with its faults, and workers, each at one partition."""
+"""The soak's processes: vendors, each an emulator with its faults, and workers, each at one partition."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMESPACE = "soak"
 _PIECE_ROWS = 5_000
 _SECONDS_A_STATE = 0.3
 _LOOK_SECONDS = 0.5
-_MOST_WAVES = 8  # so that chance leaves no row without an answer
+_MOST_WAVES = 8  # enough that chance leaves no row without an answer
 
 ROW_FAULTS = (RowFault(fraction=0.02, status_code=503),)
 CALL_FAULTS = tuple(
@@ -43,11 +43,11 @@ CALL_FAULTS = tuple(
         (0.001, {"kind": "cut"}),
     )
 )
-"""One call in a hundred: refused for now, failed, done without a word of it, or its answer cut off."""
+"""One call in a hundred: refused for now, failed, done without a reply, or its answer cut off."""
 
 
 class Billing(NamedTuple):
-    """A vendor's billing in the end."""
+    """A vendor's final billing."""
 
     batches: set[str]
     billed_batches: set[str]
@@ -58,7 +58,7 @@ class Billing(NamedTuple):
 
 
 def serve(cloud: str, folder: str, pipe: Connection) -> None:
-    """A vendor: says where it is, and serves; given the waves of all shards, it shows its billing, and ends."""
+    """Run a vendor: send its address, serve until the waves of all shards arrive, send its billing, and end."""
     with ExitStack() as servers:
         s3_url = servers.enter_context(local_s3(BUCKET)) if cloud == "bedrock" else None
         gcs_url = servers.enter_context(local_gcs(BUCKET)) if cloud == "vertex" else None
@@ -92,7 +92,7 @@ def serve(cloud: str, folder: str, pipe: Connection) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A partition to be labeled."""
+    """A partition to label."""
 
     cloud: str
     number: int
@@ -123,7 +123,7 @@ class Task:
 
 
 def label(task: Task, batch_rows: int, pipe: Connection) -> None:
-    """A worker: from rows to a delivered table. It may be killed anywhere; another one goes on."""
+    """Run a worker, from rows to a delivered table. It may be killed anywhere, and another one then continues."""
     log = os.open(f"{task.place.folder}/workers.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 2)
     cloud = CLOUDS[task.cloud]

@@ -1,9 +1,9 @@
-"""SIGKILL at every arrow that leaves a worker process: no row is lost, none is paid twice, no batch is left over.
+"""SIGKILL at every arrow that leaves a worker process: all rows arrive, each is paid once, and every batch has a shard.
 
-Here: each moment of each arrow at one provider, on SQLite, and of an arrow that further scenarios cross, the one moment
-that tells most; where a call hangs, at another provider too, and between create and record at all of them; uncommitted
-transactions on PostgreSQL too, each once, and those of further scenarios on the two ledgers by turns. The whole matrix:
-`python -m tests.crash.matrix`.
+Here, each moment of each arrow runs at one provider, on SQLite. An arrow that only further scenarios cross runs at its
+most telling moment. A hanging call runs at another provider too, and the gap between create and record at every
+provider. Each uncommitted transaction runs once on PostgreSQL too; in further scenarios, the two ledgers take turns.
+The whole matrix: `python -m tests.crash.matrix`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tests.crash.points import CRASHES, Crash
 from tests.crash.scenarios import AT_ONCE, PLAIN, URGENT, Scenario
 
 _TELLING = {"call": When.ACTED, "file": When.UNSEEN, "ledger": When.UNSEEN, "table": When.UNSEEN}
-"""The moment at which the world and the ledger differ most: what a call did is not known, what was written not seen."""
+"""The moment of the largest difference between world and ledger: a call's effect is unknown, or a write invisible."""
 
 
 def _crashes() -> list[Crash]:
-    """Return the crashes in which several processes die, and of the others each moment of an arrow once.
+    """Return all crashes in which several processes die, and each moment of an arrow once from the others.
 
-    A scenario in which an arrow has no moment of its own by then has the one that tells most.
+    If all moments of an arrow in a scenario are covered by then, the scenario has the most telling one.
     """
     moments: set[tuple[str, When]] = set()
     ways: set[tuple[Scenario, str]] = set()
@@ -60,10 +60,10 @@ def _selected() -> Iterator[Cell]:
         others = [cloud for name, cloud in able.items() if name != "openai"]
         is_created = (last.arrow, last.when) == ("call: create", When.ACTED)
         if is_created and crash.scenario == PLAIN and len(crash.points) == 1:
-            # The batch exists, and nobody has its id.
+            # The batch exists, and its id is not recorded.
             yield from (Cell(crash, cloud, "sqlite") for cloud in (*others, OWN_SERVER))
         elif is_created and crash.scenario == AT_ONCE and len(crash.points) == 1:
-            # Threads are the engine's. Two ways to find a batch: by a mark that it carries, and by its results.
+            # Threads belong to the engine. There are two ways to find a batch: by a mark on it, and by its results.
             yield from (Cell(crash, able[name], "sqlite") for name in ("azure", "anthropic"))
         elif others and any(point.arrow.startswith("call:") and point.when in HELD for point in crash.points):
             yield Cell(crash, others[number % len(others)], LEDGERS[number // 3 % 2])
@@ -97,7 +97,7 @@ def test_nothing_is_lost_or_paid_twice_where_a_process_is_killed(cell: Cell, tmp
     assert (result.lost, result.billed_twice, result.kills) == (0, 0, len(cell.crash.points))
 
 
-# Not in the SDK's own call: what is sent then cannot be taken back, and is canceled (the next test).
+# Not within the SDK's own call: a batch that is sent then can only be canceled (the next test).
 _FROZEN = [
     (PLAIN, Point("file: requests", When.AFTER)),
     (PLAIN, Point("ledger: open_submission", When.AFTER)),
@@ -132,7 +132,7 @@ def test_nothing_is_lost_or_paid_twice_where_a_process_is_frozen_for_longer_than
 def test_a_batch_that_a_frozen_process_created_beside_another_ones_is_canceled_and_told(tmp_path, files) -> None:
     crash = Crash(PLAIN, (Point("call: create", When.BEFORE),))
     result = run_cell(Cell(crash, CLOUDS["openai"], "sqlite", freezes=True), files, tmp_path)
-    # what was answered before it was canceled is billed
+    # requests answered before the cancellation are billed
     assert result.lost == 0
     assert 9 <= result.billed <= 12
     [unknown] = [problem for problem in result.problems if "batches that no shard has" in problem]

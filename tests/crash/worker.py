@@ -1,6 +1,6 @@
-"""A worker process: labels one table from rows to a delivered file, as runs do, and dies where it is told to.
+"""A worker process: labels one table from rows to a delivered file, like a run, and dies at its crash point.
 
-It remembers nothing. What a killed one left is in the ledger, the payload store and the provider's books.
+It keeps no state. A killed worker leaves its traces in the ledger, the payload store and the provider's books.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _PAUSE_SECONDS = 0.01
 
 
 class Reached(NamedTuple):
-    """The process is at its point: it kills itself now, or is about to make a call that shall be held."""
+    """The process is at its point: it kills itself now, or is about to make a call that the emulator holds."""
 
     is_held: bool
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker process is given."""
+    """The arguments of a worker process."""
 
     cloud: Cloud
     scenario: Scenario
@@ -63,7 +63,7 @@ class Job:
 
 
 def work(job: Job, parent: Connection) -> None:
-    """The whole journey. Tells the parent what was crossed on the way."""
+    """Run the whole journey. Sends the parent the arrows that were crossed."""
     log = os.open(f"{job.place.folder}/worker.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 2)
     faulthandler.dump_traceback_later(SECONDS_A_RUN - 5, exit=True)
@@ -112,7 +112,8 @@ def _settle(engine: Engine, scenario: Scenario, labeling: Labeling, ids: list[st
         skipped.to(skipped.now() + DEADLINE)
     while open_ids := [one for one in ids if not engine.status(one).is_settled]:
         if len(open_ids) > 1 and not scenario.is_canceled:
-            # As a run over partitions does. What is in the way of one is told when it is advanced by itself.
+            # Like a run over several partitions. An error of a single partition is raised when the partition is
+            # advanced alone.
             engine.collect_together(labeling, open_ids)
         for one in open_ids:
             if scenario.is_canceled:
@@ -128,7 +129,7 @@ def _settle(engine: Engine, scenario: Scenario, labeling: Labeling, ids: list[st
 
 
 def _send_together(engine: Engine, labeling: Labeling, ids: list[str]) -> None:
-    """As the sensor and its runs do: a partition is sent when it is known that it was not, and with the others."""
+    """Submit like the sensor and its runs: a partition is sent with the others once it is certainly unsent."""
     while True:
         engine.submit_together(labeling, ids)
         if not any(shard.state is ShardState.SUBMITTING for one in ids for shard in engine.status(one).shards):
@@ -137,7 +138,7 @@ def _send_together(engine: Engine, labeling: Labeling, ids: list[str]) -> None:
 
 
 class Skipped:
-    """A clock on which time can be skipped, for waits of minutes. What one process skipped is past for all."""
+    """A clock on which time can be skipped, for waits of minutes. A skip in one process counts in all."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -147,7 +148,7 @@ class Skipped:
         return datetime.now(UTC) + timedelta(seconds=skipped)
 
     def to(self, moment: datetime) -> None:
-        """Let that moment come."""
+        """Skip to that moment."""
         missing = (moment - self.now()).total_seconds()
         if missing > 0:
             skipped = float(self._file.read_text()) if self._file.exists() else 0.0
@@ -157,14 +158,14 @@ class Skipped:
 
 
 def _planned(engine: Engine, scenario: Scenario, labeling: Labeling, number: int) -> str:
-    """The submission of a partition; of a canceled one the same again, which a plan would follow up."""
+    """Return the submission of a partition. For a canceled one, return the last: a plan would follow it up."""
     partition = str(number)
     known = engine.latest(labeling.asset, partition) if scenario.is_canceled else None
     return (known or engine.plan(labeling, scenario.tickets(number), partition=partition)).submission_id
 
 
 def _materialize(interceptor: Interceptor, rows: pa.Table, path: Path) -> None:
-    """Write the table as an IO manager does: as a whole, or not at all."""
+    """Write the table like an IO manager: all of it or nothing."""
     interceptor.cross("table: labels", When.BEFORE)
     part = path.with_suffix(".part")
     pq.write_table(rows, part)
