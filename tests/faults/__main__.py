@@ -1,7 +1,7 @@
 """`python -m tests.faults`: run both tables, print them, and write them into docs/fault-matrix.md.
 
 python -m tests.faults                 every fault and every trouble, at every provider, troubles on both ledgers
-python -m tests.faults 429 --dry-run   those whose name has these words; writes nothing
+python -m tests.faults 429 --dry-run   only rows with these words in the name; writes nothing
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _table(
     run: Callable[[Any, Path], Mapping[str, Ending]],
     folder: str,
 ) -> tuple[list[str], int]:
-    """Run the rows that have one of these words; return them as Markdown, and how many cells are not as expected."""
+    """Run the rows with one of these words. Return them as Markdown, and the number of unexpected cells."""
     names = [vendor.name for vendor in MATRIX_VENDORS]
     lines = ["| fault | " + " | ".join(names) + " | hours until told |", "|" + " --- |" * (len(names) + 2)]
     wrong, notes = 0, dict[str, int]()
@@ -92,7 +92,7 @@ def _table(
 def _both_ledgers(
     trouble: Trouble, running: Servers, folder: Path, new_database: Callable[[], str]
 ) -> dict[str, Ending]:
-    """What becomes of a trouble at every vendor; the worse of the two ledgers' endings."""
+    """Run a trouble at every vendor on both ledgers, and return the worse ending of the two."""
 
     def run(vendor: Any) -> Ending:
         endings = []
@@ -108,7 +108,7 @@ def _both_ledgers(
 
 
 def _hours(endings: Iterable[Ending]) -> str:
-    """The hours until a person was told, at the fastest and the slowest vendor; nothing where nobody was."""
+    """Return the hours until an alert, at the fastest and the slowest vendor; empty without an alert."""
     hours = sorted({f"{one.told_hours:.1f}" for one in endings if one.told_hours is not None}, key=float)
     return " to ".join(dict.fromkeys([hours[0], hours[-1]])) if hours else ""
 

@@ -1,4 +1,4 @@
-"""What the tests of faults share: the object stores, and a workspace of each vendor."""
+"""Fixtures of the tests of faults: the object stores, and a workspace of each vendor."""
 
 from __future__ import annotations
 

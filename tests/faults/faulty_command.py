@@ -1,7 +1,7 @@
-"""A command with the file contract of `vllm run-batch` that does what `FOLDER/faults` says, in its first run only.
+"""A command with the file contract of `vllm run-batch` and the faults in `FOLDER/faults`, in its first run only.
 
-`faulty_command.py INPUT OUTPUT FOLDER`; what it answered well is in `FOLDER/answered.jsonl`, one pair of batch and
-request a line. Faults of rows strike those that are marked.
+`faulty_command.py INPUT OUTPUT FOLDER` writes its good answers to `FOLDER/answered.jsonl`, one pair of batch and
+request a line. Faults of rows strike marked rows.
 """
 
 from __future__ import annotations
@@ -69,6 +69,6 @@ end = "\r\n\n" if "odd-lines" in faults else "\n"
 if "absent" not in faults:
     target.write_bytes((("\ufeff" if "odd-lines" in faults else "") + "".join(line + end for line in written)).encode())
 if "killed" in faults:
-    os.kill(os.getppid(), signal.SIGKILL)  # its supervisor: as where the machine restarts
+    os.kill(os.getppid(), signal.SIGKILL)  # the supervisor, like a restart of the machine
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(1 if faults & {"half", "fails"} else 0)

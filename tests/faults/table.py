@@ -1,6 +1,6 @@
-"""The matrix: every fault that can be made at a provider, and what must become of twelve rows, four of them struck.
+"""The matrix: every fault that can be made at a provider, and its expected effect on twelve rows, four of them struck.
 
-A row of the table is a fault; a cell is what is scripted for one provider, or why it cannot happen there.
+A row of the table is a fault. A cell is one provider's script, or the reason why the fault cannot happen there.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ STRUCK_ROWS: dict[str, Any] = {"containing": MARK, "times": STRUCK, **FIRST}
 
 @dataclass(frozen=True)
 class Expected:
-    """What must come out. `twice`: requests that are billed again, since the vendor billed them and gave no answer."""
+    """The expected ending. `twice`: requests that are billed again, since the vendor billed them without an answer."""
 
     outcomes: Mapping[str, int] = field(default_factory=lambda: {"succeeded": ROWS})
     twice: int = 0
-    reason: str = ""  # part of what rejects say
-    stopped: str = ""  # part of why no second wave was paid for; empty: there was no reason for that
+    reason: str = ""  # part of the rejects' reasons
+    stopped: str = ""  # part of the reason against paying for a second round; empty if no reason is expected
 
 
 @dataclass(frozen=True)
 class Never:
-    """It cannot happen at this provider."""
+    """The fault cannot happen at this provider."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of the table. `lasts`: steps after which it ends; without, it ends by itself. `limits`: of the vendors.
+    """One row of the table.
 
-    `script` gives a vendor's faults, for the command the words that `faulty_command.py` takes. `but` holds what differs
-    at a vendor: the expectation, or that it never happens.
+    `lasts` is the number of steps after which the fault is removed; without it, the fault ends on its own. `limits` are
+    the vendors' limits. `script` returns a vendor's faults, or the words for `faulty_command.py`. `but` holds the
+    vendors with another expectation, or at which the fault never happens.
     """
 
     name: str
@@ -68,12 +69,12 @@ LOCAL_FILE = {"command": Never("its results are a file on this machine")}
 
 
 def scripted(*faults: Any, command: str = "", **at: Sequence[Any]) -> Callable[[Vendor], Sequence[Any]]:
-    """The same faults everywhere, but for the vendors that are named."""
+    """Script the same faults everywhere, except for the named vendors."""
     return lambda vendor: command.split() if vendor.name == "command" else at.get(vendor.name, faults)
 
 
 def every_call(**fault: Any) -> Callable[[Vendor], Sequence[Any]]:
-    """Each of the vendor's calls goes wrong once. Then a create's reply is lost, so that its batch is looked for."""
+    """Let each of the vendor's calls fail once. Then lose a create's reply, so that its batch must be found."""
 
     def script(vendor: Vendor) -> Sequence[Any]:
         if vendor.name == "command":
@@ -85,7 +86,7 @@ def every_call(**fault: Any) -> Callable[[Vendor], Sequence[Any]]:
 
 
 def all_calls(**fault: Any) -> Callable[[Vendor], Sequence[Any]]:
-    """Each call goes wrong each time."""
+    """Let each call fail each time."""
     return lambda vendor: [WireFault(route=route, times=None, **fault) for route in vendor.calls.values()]
 
 
@@ -93,12 +94,13 @@ def at_download(*faults: Mapping[str, Any]) -> Callable[[Vendor], Sequence[Any]]
     return lambda vendor: [WireFault(route=vendor.download, **fault) for fault in faults if "download" in vendor.calls]
 
 
-# In S3's own words: what is not its own, as a proxy's 404, passes. The other vendors' are in their emulators.
+# S3's own error: a 404 in other words, such as a proxy's, is temporary. The other vendors' errors are in their
+# emulators.
 NO_KEY = b"<Error><Code>NoSuchKey</Code><Message>The specified key does not exist.</Message></Error>"
 
 
 def not_there(vendor: Vendor) -> Sequence[Any]:
-    """The vendor has no results any more."""
+    """Let the vendor lose its results."""
     own = {"body": NO_KEY, "media_type": "application/xml"} if vendor.name == "bedrock" else {}
     route = vendor.calls.get("download")
     return [WireFault(kind="status", status=404, route=route, times=None, **own)] if route else []
@@ -117,7 +119,7 @@ def queue_is_full(vendor: Vendor) -> Sequence[Any]:
 
 
 WEB_PAGE = b"<!DOCTYPE html><html><head><title>Welcome</title></head><body>It works!</body></html>"
-# what tests/providers/odd_answers.py gives to each verb alone, here on the way of a whole submission
+# answers that tests/providers/odd_answers.py gives to single verbs, here during a whole submission
 ODD_BODIES = {
     "a web page": ("text/html", WEB_PAGE),
     "nothing": ("application/json", b""),
@@ -179,7 +181,7 @@ FAULTS = (
         ALL_MISSING,
         but={
             "command": Expected({"errored": ROWS}, reason="wrote no output"),
-            # Who may have deleted it is the owner of the bucket.
+            # The owner of the bucket may have deleted it.
             **dict.fromkeys(("bedrock", "vertex"), GONE),
         },
     ),
@@ -237,7 +239,7 @@ FAULTS = (
         scripted(BatchFault(kind="cancels", fraction=0.5, **FIRST)),
         Expected({"succeeded": ROWS // 2, "canceled": ROWS // 2}, reason="not by this package"),
         but={
-            # its emulator keeps no answer of a batch that was canceled
+            # its emulator keeps no answer of a canceled batch
             "gemini": Expected({"canceled": ROWS}, reason="not by this package"),
             "command": Never("nothing ends it but itself and its user"),
         },
@@ -325,7 +327,7 @@ FAULTS = (
 
 
 def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> Ending:
-    """What becomes of one cell."""
+    """Run one cell, and return its ending."""
     limits = fault.limits.get(vendor.name, {})
     with closing(VendorWorkspace(vendor, servers, folder, fault.timeout_seconds, **limits)) as workspace:
         return workspace.run(fault.script(vendor), lasts=fault.lasts)
@@ -334,7 +336,7 @@ def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> En
 def run_row(
     fault: Fault, servers: Servers, folder: Path, among: Sequence[Vendor] = MATRIX_VENDORS
 ) -> dict[str, Ending]:
-    """What becomes of a fault at those vendors where it can happen; by vendor, all at once."""
+    """Run a fault at every vendor where it can happen, all at once, and return the endings by vendor."""
     vendors = [vendor for vendor in among if not isinstance(fault.at(vendor), Never)]
     with ThreadPoolExecutor(len(vendors)) as pool:
         endings = pool.map(lambda vendor: run_cell(fault, vendor, servers, _made(folder / vendor.name)), vendors)
@@ -342,7 +344,7 @@ def run_row(
 
 
 def count_problems(expected: Expected, ending: Ending) -> list[str]:
-    """In what the outcomes of rows, and what was billed, are not as expected."""
+    """List the differences from the expected outcomes of rows and from the expected billing."""
     found = [f"{ending.lost} rows lost"] if ending.lost else []
     if ending.outcomes != expected.outcomes:
         found.append(f"{dict(ending.outcomes)} in place of {dict(expected.outcomes)}")
@@ -352,7 +354,7 @@ def count_problems(expected: Expected, ending: Ending) -> list[str]:
 
 
 def problems(fault: Fault, vendor: Vendor, ending: Ending) -> list[str]:
-    """In what a cell is not as expected."""
+    """List the differences of a cell from its expectation."""
     expected = fault.at(vendor)
     assert isinstance(expected, Expected)
     found = count_problems(expected, ending)

@@ -1,4 +1,4 @@
-"""Row data is data whatever it looks like; files are for their owner; servers listen on this machine alone."""
+"""Row data is data, whatever it looks like. Files are for their owner; servers listen only on this machine."""
 
 import os
 import re
@@ -73,7 +73,7 @@ def test_rows_that_look_like_code_paths_or_markup_reach_the_llm_and_come_back_as
             Deployment({"openai": provider}, ledger, PayloadStore(str(root)), HOSTILE[5], sleep=lambda _: None)
         )
         for partition in HOSTILE[3:7]:
-            if "\0" in partition:  # PostgreSQL stores no such text, and a name is stored exactly or not at all
+            if "\0" in partition:  # PostgreSQL cannot store such a text, and a name is stored exactly or is rejected
                 with pytest.raises(LedgerError, match=r"U\+0000, which no database stores"):
                     engine.plan(definition, hostile, partition=partition)
                 continue
@@ -121,7 +121,7 @@ def test_what_a_vendor_quotes_of_a_row_steers_no_terminal(capfd: Any, fault: Any
             said += [str(event.message) for event in result.all_events]
             emulator.settle()
     told = "\n".join([*said, *capfd.readouterr()])
-    assert "link" in told or not isinstance(fault, WireFault)  # others speak in the table of rejects
+    assert "link" in told or not isinstance(fault, WireFault)  # the others report in the table of rejects
     assert "\x1b[2J" not in told
     assert "\x1b]8;;" not in told
 
@@ -144,7 +144,7 @@ def test_files_are_for_their_owner_alone_under_the_usual_umask(tmp_path: Path, n
 
 
 def listening() -> set[str]:
-    """Addresses on which this process and its children listen."""
+    """Return the addresses on which this process and its children listen."""
     inodes = {inode for pid in family(os.getpid()) for inode in sockets_of(pid)}
     found = set()
     for table in ("tcp", "tcp6"):

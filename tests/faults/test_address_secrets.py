@@ -1,4 +1,4 @@
-"""Keys in the path of an address, and credentials in that of a bucket: refused, or hidden wherever it is shown."""
+"""Keys in the path of an address, and credentials in a bucket's address: refused, or hidden wherever it is shown."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_bucket_by_its_name_alone_is_refused_with_credentials_too() -> None:
 
 
 def resource_at(name: str, url: str) -> Any:
-    """The settings of a vendor with the key in each address that it takes."""
+    """Return the settings of a vendor, with the key in each of its addresses."""
     at = f"{url}/{KEY}"
     common = {"timeout_seconds": 10.0}
     match name:
@@ -268,7 +268,7 @@ def test_the_key_in_an_address_is_in_no_text_of_the_ledger_and_no_payload(
         payloads = PayloadStore(str(tmp_path / "payloads"))
         recorder = Recorder(tmp_path / "dialogue.jsonl", {"vendor": "openai"})
         provider = resource.provider()
-        # The account stays what it was: fingerprints and batches in flight are known by it.
+        # The account does not change: fingerprints and running batches are identified by it.
         assert provider.account == f"{server.url.removeprefix('http://')}/{KEY}/v1"
         engine = Engine(Deployment({"openai": provider}, ledger, payloads, "x", sleep=lambda _: None))
         definition = Labeling(
@@ -286,7 +286,7 @@ def test_the_key_in_an_address_is_in_no_text_of_the_ledger_and_no_payload(
     assert shards
     told.said += [str(shard).replace(provider.account, "ACCOUNT") for shard in shards]
     told.said += [text.replace(provider.account, "ACCOUNT") for text in stored(payloads, tmp_path / "payloads")]
-    # Another account is configured: each face names both.
+    # Another account is configured: each message names both.
     other = resource.model_copy(update={"base_url": resource.base_url.replace("/v1", "/v2")}).provider()
     moved = Engine(Deployment({"openai": other}, ledger, payloads, "x", sleep=lambda _: None))
     with pytest.raises(ConfigError, match="was made with the openai account") as refused:
@@ -327,5 +327,5 @@ def test_dagster_shows_and_keeps_neither_keys_nor_credentials_of_addresses() -> 
         assert resource.get_resource_definition() is resource.get_resource_definition()
     assert MARK not in repr(ray.provider())
     assert ray.provider().console_url("job") is None
-    # Those that a run gets have their addresses whole.
+    # Resources that a run receives have complete addresses.
     assert KEY in vendors["openai"].base_url

@@ -1,4 +1,4 @@
-"""A batch that was sent elsewhere is adopted: its answers land where the bodies are equal. Nothing is sent, ever."""
+"""A batch that was sent elsewhere is adopted: its answers become labels for equal bodies. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def openai(running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
 
 
 def sent_elsewhere(workspace: VendorWorkspace, texts: Sequence[str] | None = None) -> tuple[str, Path]:
-    """A batch that a script has sent under ids of its own, and the file that it has kept."""
+    """Return a batch that a script has sent with its own ids, and the file that the script has kept."""
     spec = workspace.definition.spec
     codec = workspace.provider.codec(spec)
     asked = rows()["text"].to_list() if texts is None else texts
     lines = [codec.encode(make_request(None, text), f"theirs-{number}") for number, text in enumerate(asked)]
     kept = workspace.folder / "kept.jsonl"
-    # As somebody else's program writes the same JSON.
+    # Another program writes the same JSON in this way.
     kept.write_text("".join(json.dumps(json.loads(line), sort_keys=True) + "\n" for line in lines))
     return workspace.provider.submit(io.BytesIO(b"".join(lines)), spec, "a-script-of-theirs"), kept
 
@@ -90,7 +90,7 @@ def stored(workspace: VendorWorkspace) -> list[str]:
 
 
 def refusal(workspace: VendorWorkspace, batch_id: str, kept: Path, **more: Any) -> str:
-    """What adopting is answered, when it is refused; nothing is left behind then."""
+    """Return the error of a refused adoption, and assert that it leaves no files or submissions."""
     files, submissions = stored(workspace), workspace.engine().ledger.submissions.list_all("faults")
     with pytest.raises(LLMBatchError) as refused:
         adopt(workspace, batch_id, kept, **more)
@@ -112,10 +112,10 @@ def test_answers_of_a_batch_that_was_sent_elsewhere_land_and_nothing_is_sent(the
     labeled = engine.labels(there.definition, submission.submission_id)
     assert (labeled.labels.num_rows, labeled.rejects.num_rows) == (ROWS, 0)
     assert set(labeled.labels["llm_batch_id"].to_pylist()) == {batch_id}
-    # The same rows have their submission now, and the vendor was asked for no other batch.
+    # The same rows have their submission now, and the vendor got no further batch.
     assert engine.plan(there.definition, rows()).submission_id == submission.submission_id
     assert created(there) == before
-    # Its files are the sender's.
+    # The sender owns the files of the batch.
     there.pass_time(40 * 86_400.0)
     remover = UploadRemover(there.engine().deployment)
     assert remover.remove_files() == remover.remove_results(timedelta(days=1)) == Removal()
@@ -140,7 +140,7 @@ def test_rows_without_an_equal_body_land_without_a_label_and_wait_for_a_person(t
     assert sorted(labeled.rejects["id"].to_pylist()) == ["t0", "t1", "t2"]
     assert set(labeled.rejects["llm_outcome"].to_pylist()) == {"missing"}
     assert "sent elsewhere and adopted, and has no answer" in labeled.rejects["llm_reason"][0].as_py()
-    # Not by itself, but where a person says so, and only for these.
+    # Only on request, and only for these rows.
     assert engine.plan(there.definition, rows()).submission_id == submission.submission_id
     assert created(there) == before
     assert engine.preview(there.definition, rows(), again=True).to_send == 3
@@ -162,7 +162,7 @@ def test_another_accounts_batch_a_wrong_file_and_other_bodies_are_told_apart(the
     # Another prompt: equal ids, other bodies.
     other = replace(there.definition, prompt=replace(there.definition.prompt, user="Say: {{ text }}"))
     assert "so none of its answers can be theirs" in refusal(there, batch_id, kept, definition=other)
-    # Another model, where the lines say it, and where only the batch does.
+    # Another model, named in the lines, or only in the batch.
     vendor = there.vendor.name
     other = replace(there.definition, model=f"{vendor}/{OTHER_MODELS[vendor]}")
     said = (
@@ -212,13 +212,13 @@ def test_what_a_killed_process_has_adopted_goes_on_and_what_it_had_not_can_be_ad
     openai.settle()
     submission = adopt(openai, batch_id, kept)
     left = stored(openai)
-    # As where it was killed before the ledger knew: the files are there.
+    # The process was killed before the ledger's record: the files exist.
     with sqlite3.connect(openai.folder / "ledger.sqlite") as ledger:
         for table in ("bill", "shard", "batch", "event", "submission"):
             ledger.execute(f"DELETE FROM {table}")
     assert adopt(openai, batch_id, kept).submission_id == submission.submission_id
     assert stored(openai) == left
-    # Killed right after that: whoever comes next collects. There is nothing that could be sent.
+    # Killed right after the record: the next run collects the batch. Nothing is left to send.
     before = created(openai)
     shards = openai.engine().ledger.shards.of_submission(submission.submission_id)
     assert {(shard.cause, shard.state.value) for shard in shards} == {(Cause.ADOPTED, "ended")}
@@ -276,7 +276,7 @@ def test_a_partition_that_a_run_plans_while_a_person_is_asked_is_refused(
         files = [path for path in stored(openai) if adoption.submission.submission_id not in path]
         with pytest.raises(ConfigError, match="asked already" if is_landed else "under way"):
             adopter.store(adoption)
-    # Its own files are gone, and what was planned goes on.
+    # The adoption's own files are gone, and the planned submission continues.
     assert stored(openai) == files
     assert [one.submission_id for one in engine.ledger.submissions.list_all("faults")] == [submission_id]
     assert engine.ledger.submissions.get(submission_id).state.value == ("settled" if is_landed else "open")
@@ -290,7 +290,7 @@ def test_ids_that_name_two_requests_name_none_and_a_file_of_another_size_is_refu
     assert f"has {ROWS - 1} requests, batch {batch_id} has {ROWS}: it is another batch's file" in refusal(
         openai, batch_id, kept
     )
-    # As a server may take it: what came under this id can be the answer to either.
+    # A server may accept equal ids. The answer with this id could then belong to either request.
     lines[1]["custom_id"] = lines[0]["custom_id"]
     kept.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with looked(openai, batch_id, kept) as (_, adoption):
@@ -331,6 +331,6 @@ def test_an_erasure_leaves_what_the_vendor_has_of_an_adopted_batch_and_says_so(
     assert (copy.batch_id, copy.is_ours) == (batch_id, False)
     assert "adopted" in (copy.left or "")
     assert stored_there(there, running, batch_id) == before
-    # Here it is gone, and the others are as they were.
+    # In the labels, the row is gone, and the others are unchanged.
     labeled = there.engine().labels(there.definition, submission.submission_id)
     assert sorted(labeled.labels["id"].to_pylist()) == sorted(set(rows()["id"]) - {"t5"})

@@ -1,4 +1,4 @@
-"""Each vendor's replies are read by the definition that asked for them, when the code says another one by now."""
+"""Each vendor's replies are read by the definition that requested them, even if the code has another one by now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of an erased row nothing is left at any vendor, in flight or ended, and other rows keep their labels."""
+"""An erased row leaves no trace at any vendor, whether in flight or ended, and other rows keep their labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECRET = "Ines Quispe of 7 Rua do Ouro"
 
 
 def stored_here(workspace: VendorWorkspace) -> str:
-    """All that payload store and ledger hold, unpacked."""
+    """Return the whole content of payload store and ledger, unpacked."""
     payloads = workspace.engine().payloads
     found = [path.read_bytes().decode("latin-1") for path in workspace.folder.glob("ledger.sqlite*")]
     for file in payloads.files("faults"):
@@ -35,7 +35,7 @@ def stored_here(workspace: VendorWorkspace) -> str:
 
 
 def stored_there(workspace: VendorWorkspace, running: Servers, batch_id: str) -> str:
-    """All that the vendor, or the user's bucket, gives to somebody who asks for it."""
+    """Return everything that the vendor, or the user's bucket, gives to an account with access."""
     provider: Any = workspace.provider
     found: list[bytes] = []
     with suppress(ProviderError):
@@ -47,7 +47,7 @@ def stored_there(workspace: VendorWorkspace, running: Servers, batch_id: str) ->
         files = provider._client(retries=0).files
         found += [files.content(file.id).read() for file in files.list().data]
     elif name in ("anthropic", "openrouter"):
-        # Nobody is given its requests back, but where the batch is, they are.
+        # Requests cannot be fetched, but an existing batch contains them.
         client = provider._client(retries=0)
         if name == "anthropic":
             listed = client.messages.batches.list()
@@ -85,7 +85,7 @@ def test_of_an_erased_row_nothing_is_left_anywhere(workspace: VendorWorkspace, r
     if when == "ended":
         finish(workspace, submission_id)
         assert SECRET in stored_here(workspace)
-        # What travels in the create call of Gemini, nobody is given back.
+        # Requests in Gemini's create call cannot be fetched later.
         assert workspace.vendor.name == "gemini" or SECRET in stored_there(
             workspace, running, shard.batch.batch_id or ""
         )

@@ -1,7 +1,7 @@
-"""Every fault of the table, at each vendor where it can happen: no row lost, none billed twice, in a bounded time.
+"""Every fault of the table, at each vendor where it can happen: all rows arrive, each is billed once, in bounded time.
 
-At Azure and the servers with folders, whose provider is OpenAI's, in turn; `python -m tests.faults` has every vendor in
-every row.
+Azure and the servers with folders share OpenAI's provider, and take turns here; `python -m tests.faults` has every
+vendor in every row.
 """
 
 from __future__ import annotations

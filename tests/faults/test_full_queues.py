@@ -1,6 +1,6 @@
-"""Queues with no room: what is too large by itself is split, what is not waits, and each set of requests is bounded.
+"""Full queues: a batch that alone is too large is split, other batches wait, and sets of requests stay bounded.
 
-The vendor's books are the witnesses: which batches were asked for, with which requests, and what was billed.
+The vendor's books are the evidence: the requested batches, their requests and the billing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.faults.vendors import VENDORS
 HOUR = 3_600.0
 BY_NAME = {vendor.name: vendor for vendor in VENDORS}
 
-# Three of the twelve rows fit at once; some tens of tokens are one, by each vendor's own count.
+# Three of the twelve rows fit at once. A row has some tens of tokens, by each vendor's own count.
 SMALL_QUEUES: dict[str, tuple[str, dict[str, Any]]] = {
     "openai": ("openai", {"enqueued_tokens": 24}),
     "openai, refused at create, as Azure does": ("openai", {"enqueued_tokens": 24, "fails_fast": True}),
@@ -55,7 +55,7 @@ def make(running: Servers, tmp_path: Path) -> Iterator[Make]:
 
 
 def creates(workspace: VendorWorkspace) -> int:
-    """How many batches were asked for."""
+    """Return the number of create calls."""
     calls = workspace.emulator.books.calls
     return sum(fnmatchcase(f"{call.method} {call.path}", workspace.vendor.create) for call in calls)
 
@@ -68,7 +68,7 @@ def advance(workspace: VendorWorkspace, submission_id: str) -> Any:
 
 
 def go_on(workspace: VendorWorkspace, submission_id: str, hours: int) -> Any:
-    """What runs do in so many hours, with one each hour, while the vendor ends what it has taken."""
+    """Run once an hour, while the vendor finishes the batches that it has taken. Return the last status."""
     for _ in range(hours):
         status = advance(workspace, submission_id)
         if status.is_settled:
@@ -79,7 +79,7 @@ def go_on(workspace: VendorWorkspace, submission_id: str, hours: int) -> Any:
 
 
 def tried(workspace: VendorWorkspace, submission_id: str, times: int) -> None:
-    """As if the submission's batch had been refused so often before."""
+    """Set the number of times that the submission's batch was refused before."""
     [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     workspace.engine().ledger.shards.move(shard.shard_id, Move.SEND)
     workspace.engine().ledger.shards.move(shard.shard_id, Move.NOT_SENT, refusals=times)
@@ -115,15 +115,15 @@ def test_what_is_alone_over_the_vendors_queue_is_split_until_it_flows(
     shards = status.shards
     assert sum(shard.requests for shard in shards) == ROWS
     assert len(shards) <= 8
-    # Each batch once, each split once, and one more try where a batch was sent beside another; thrice before the first
-    # split where the vendor does not say what is too much.
+    # Each batch and each split needs one try, and each batch that met a running one another try. A vendor that does not
+    # report the excess needs three tries before the first split.
     assert creates(workspace) <= 3 * len(shards) + 2
     stored = {path.name for path in workspace.folder.rglob("*.requests.*")}
     assert stored == {Path(shard.path).name for shard in shards}
 
 
 def starved(workspace: VendorWorkspace) -> list[str]:
-    """The shards for which a person is told that their queue has no room."""
+    """Return the shards for which an alert reports a full queue."""
     engine = workspace.engine()
     found = find_conditions(read_facts(engine, None, ()))
     due = [one for one in found if one.kind is ConditionKind.NO_ROOM and one.is_due(engine.now())]
@@ -145,14 +145,14 @@ def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_
     assert (status.states, creates(workspace)) == ({"submitted": 1, "planned": 1}, 2)
     assert starved(workspace) == []
     status = go_on(workspace, submission.submission_id, 3)
-    [shard_id] = starved(workspace)  # now a person is told
+    [shard_id] = starved(workspace)  # now there is an alert
     assert (workspace.engine().ledger.shards.get(shard_id).state, creates(workspace)) == ("planned", 2)
     workspace.clear()
     status = go_on(workspace, submission.submission_id, 5)
     assert status.submission.outcomes == {"succeeded": 6}
     assert creates(workspace) == 3
     assert billed_twice(workspace.answered()) == 0
-    # Later ones are told how much was too much, also when it was taken.
+    # Later batches know the rejected number of tokens, even after that number was accepted.
     refused = {shard.room.refused_tokens for shard in status.shards if shard.room.refused_at is not None}
     assert refused == {sum(shard.tokens for shard in status.shards)}
 
@@ -174,13 +174,13 @@ def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_
     assert (left[1].cause, left[1].requests) == (Cause.NOT_TAKEN, 1)
     assert len(list(workspace.answered())) == ROWS
     again = workspace.engine().plan(workspace.definition, pl.concat([rows(), long]))
-    assert again.submission_id == submission.submission_id  # nothing is sent again by itself
+    assert again.submission_id == submission.submission_id  # nothing is sent again without a request
 
 
 @pytest.mark.parametrize("waves", [1, 3])
 @pytest.mark.parametrize("vendor", ["bedrock", "vertex", "gemini"])
 def test_a_batch_that_fails_for_now_is_sent_as_often_as_may_be(make: Make, vendor: str, waves: int) -> None:
-    """`max_waves=1` means never again, also where the vendor itself had the trouble."""
+    """`max_waves=1` means never again, even if the vendor itself had the trouble."""
     workspace = make(vendor)
     workspace.definition = replace(workspace.definition, resend=Resend(max_waves=waves))
     workspace.inject([BatchFault(kind="fails", code="13", message="Internal error, try again.")])
@@ -233,7 +233,7 @@ def test_partitions_that_are_together_over_the_queue_are_sent_in_fewer_at_once(m
         for submission_id in ids:
             engine.collect(workspace.definition, submission_id)
     assert all(engine.status(each).submission.outcomes == {"succeeded": 2} for each in ids)
-    assert all(len(engine.status(each).shards) == 1 for each in ids)  # none is too large by itself
+    assert all(len(engine.status(each).shards) == 1 for each in ids)  # alone, each fits
     assert creates(workspace) < 2 * len(ids) + 2
     assert billed_twice(workspace.answered()) == 0
 

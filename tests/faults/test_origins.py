@@ -1,7 +1,7 @@
-"""Whatever a server answers, credentials go to the configured address alone, and rows to where the protocol says.
+"""Credentials go only to the configured address, and rows where the protocol sends them, whatever a server answers.
 
-The configured server is a small one on loopback that sends every provider elsewhere; elsewhere is another port, by
-https with a certificate of its own or by http, and writes down what it gets.
+The configured server is a small one on loopback that sends every provider elsewhere. Elsewhere is another port, over
+http, or over https with its own certificate, and records its requests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by `answer` and writes down what it was asked."""
+    """A server that answers by `answer` and records its requests."""
 
     daemon_threads = True
 
@@ -78,7 +78,7 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Ignore errors: in some tests, the client hangs up on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of 127.0.0.1, signed by itself; with its key."""
+    """Return a self-signed certificate for 127.0.0.1, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
@@ -160,7 +160,7 @@ def elsewhere(scheme: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def provider(name: str, url: str, bigquery: str | None = None) -> Provider:
-    """With all its addresses at `url`, and KEY in all of its credentials."""
+    """Return a provider with all its addresses at `url`, and KEY in all of its credentials."""
     match name:
         case "openai":
             headers = {"api-key": KEY, "X-Of-The-User": KEY}
@@ -259,7 +259,7 @@ def test_redirects_of_every_call_take_no_credential_and_no_row(name: str, scheme
         for call in calls:
             with suppress(LLMBatchError):
                 call()
-        assert any(KEY in asked.headers for asked in server.asked)  # what could have gone on was there
+        assert any(KEY in asked.headers for asked in server.asked)  # the server had it, and could have passed it on
     assert_clean(elsewhere)
     assert not [asked for asked in elsewhere.asked if asked.body or asked.method not in ("GET", "HEAD")]
     assert scheme == "https" or not elsewhere.asked
@@ -277,7 +277,7 @@ def test_a_redirect_says_where_it_would_have_led_and_is_no_lost_reply(
 
 
 def downloads(name: str, away: str) -> Callable[[Asked], Answer]:
-    """Answers of a server whose batch has ended, and whose results are elsewhere."""
+    """Return the answers of a server whose batch has ended, with its results elsewhere."""
 
     def answer(asked: Asked) -> Answer:
         path = asked.path.partition("?")[0]
@@ -351,7 +351,7 @@ def test_a_file_goes_where_the_start_of_the_upload_names_without_credentials(
 
 
 def test_a_listed_address_of_an_object_is_not_where_it_is_read(scheme: str, elsewhere: Server) -> None:
-    """Cloud Storage names one in every listing; behind another endpoint it is still the public one."""
+    """Cloud Storage names one in every listing. Behind another endpoint, it is still the public one."""
     del scheme
 
     def answer(asked: Asked) -> Answer:

@@ -1,4 +1,4 @@
-"""A request in real time is one call, with every vendor's SDK: a second one, made by the SDK, would be paid again."""
+"""A request in real time is one call, with every vendor's SDK: a second call by the SDK would be paid again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.faults.vendors import VENDORS, Vendor
     ids=["the answer never comes", "the connection breaks", "500", "429"],
 )
 def test_a_request_is_sent_and_billed_no_more_than_once(vendor: Vendor, fault: WireFault, tmp_path: Path) -> None:
-    addresses = {"s3_url": "http://127.0.0.1:1", "gcs_url": "http://127.0.0.1:1"}  # no files are needed
+    addresses = {"s3_url": "http://127.0.0.1:1", "gcs_url": "http://127.0.0.1:1"}  # files are not needed
     with Emulator(faults=[fault], **addresses) as emulator:
         provider = vendor.provider(emulator, tmp_path, 0.5)
         codec = provider.codec(RequestSpec(vendor.model, params=vendor.params))
@@ -40,7 +40,7 @@ def test_a_request_is_sent_and_billed_no_more_than_once(vendor: Vendor, fault: W
     "vendor", [one for one in VENDORS[:-1] if one.name != "bedrock"], ids=lambda vendor: vendor.name
 )
 def test_a_wait_that_the_vendor_names_comes_with_the_answer(vendor: Vendor, tmp_path: Path) -> None:
-    """Bedrock names none."""
+    """Bedrock's answers contain no wait, so it is left out."""
     with Emulator(faults=[WireFault(kind="status", status=429, retry_after="7")], s3_url=None) as emulator:
         provider = vendor.provider(emulator, tmp_path, 5.0)
         codec = provider.codec(RequestSpec(vendor.model, params=vendor.params))

@@ -1,4 +1,4 @@
-"""Request files at vendors go when nobody needs them: after a grace, and never before their results are stored."""
+"""Unneeded request files at vendors are deleted: after a grace period, and never before their results are stored."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def openai(running: Servers, tmp_path: Path) -> Any:
 
 
 def request_files(workspace: VendorWorkspace, running: Servers) -> list[str]:
-    """The names of the request files that are at the vendor, or in the user's bucket, by a way of the test's own."""
+    """List the names of the request files at the vendor, or in the user's bucket, independently of the package."""
     provider: Any = workspace.provider
     name, folder = workspace.vendor.name, workspace.folder.name
     if name in ("openai", *SERVER_FOLDERS):
         listed = [file for file in provider._client(retries=0).files.list().data if file.purpose == "batch"]
-        # Mistral's files of results have the same purpose, and another type.
+        # Mistral's result files have the same purpose, and another type.
         return [file.id for file in listed if getattr(file, "sample_type", "batch_request") == "batch_request"]
     if name == "gemini":
         address = f"{workspace.emulator.gemini_base_url}/v1beta/files"
@@ -151,7 +151,7 @@ def test_a_batch_of_two_submissions_keeps_its_file_until_both_are_collected(
 
 
 class _Killed(BaseException):
-    """As kill -9: nothing catches it."""
+    """An uncatchable end, like kill -9."""
 
 
 class _DiesAfterDeleting:
@@ -195,7 +195,7 @@ def test_a_provider_that_refuses_is_asked_once_and_named(openai: VendorWorkspace
 
 
 def replace_partition(workspace: VendorWorkspace) -> VendorWorkspace:
-    """The same workspace, with another prompt: its rows are asked anew."""
+    """Return the same workspace with another prompt, so that its rows are requested again."""
     prompt = workspace.definition.prompt
     workspace.definition = replace(workspace.definition, prompt=replace(prompt, user=f"{prompt.user} "))
     return workspace

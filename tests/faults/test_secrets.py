@@ -1,4 +1,4 @@
-"""Keys that can be recognised, in every credential field: they are in no message, log, ledger, payload or Dagster.
+"""Recognizable keys in every credential field: they are in no message, log, ledger, payload or Dagster.
 
 The vendors echo them in every error, as some do.
 """
@@ -54,7 +54,7 @@ from tests.faults.vendors import VENDORS, Vendor
 from tests.folder_servers import provider_of
 
 MARK = "RECOGNISE"
-# AWS names its request, else an answer is no word of AWS.
+# AWS puts its request's id into an answer; without it, the answer is not from AWS.
 JSON = {"content-type": "application/json", "x-amzn-RequestId": "r"}
 API_KEYS = {
     name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini", "openrouter", *SERVER_FOLDERS)
@@ -113,14 +113,14 @@ def secrets_of(name: str) -> list[str]:
 
 
 class Told:
-    """All that was said anywhere; `assert_clean` looks for the mark in it."""
+    """All text that was written anywhere; `assert_clean` looks for the mark in it."""
 
     def __init__(self, folder: Path, caplog: Any, capfd: Any) -> None:
         self._folder, self._caplog, self._capfd = folder, caplog, capfd
         self.said: list[str] = []
 
     def error(self, error: BaseException) -> None:
-        """With all that stands behind it."""
+        """Collect an error with all its causes."""
         self.said += ["".join(traceback.format_exception(error)), repr(error), str(error)]
 
     def assert_clean(self, *also: str) -> None:
@@ -135,7 +135,7 @@ class Told:
 
 
 def stored(payloads: PayloadStore, folder: Path) -> Iterator[str]:
-    """The payloads, uncompressed."""
+    """Yield the payloads, uncompressed."""
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
         if name.endswith(".zst"):
@@ -145,7 +145,7 @@ def stored(payloads: PayloadStore, folder: Path) -> Iterator[str]:
 
 
 def journey(vendor: Vendor, provider: Provider, folder: Path, told: Told, emulator: Emulator) -> None:
-    """From rows as far as it goes; what the steps raise is told, and all that is stored by then."""
+    """Run as many steps from rows on as possible. Collect their errors, and everything stored by then."""
     payloads = PayloadStore(str(folder / "payloads"))
     engine = Engine(
         Deployment({vendor.name: provider}, Ledger(folder / "ledger.sqlite"), payloads, "x", sleep=lambda _: None)
@@ -167,7 +167,7 @@ def journey(vendor: Vendor, provider: Provider, folder: Path, told: Told, emulat
 @pytest.fixture
 def told(tmp_path: Path, caplog: Any, capfd: Any) -> Told:
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.INFO, logger="botocore")  # it logs the session token at DEBUG, as SECURITY.md says
+    caplog.set_level(logging.INFO, logger="botocore")  # at DEBUG, it logs the session token (see SECURITY.md)
     return Told(tmp_path, caplog, capfd)
 
 
@@ -207,7 +207,7 @@ def test_no_credential_is_shown_where_nobody_answers(tmp_path: Path, told: Told,
         emulator.inject(WireFault(kind="hang", times=None))
         provider = resources(emulator, tmp_path, timeout_seconds=0.2)[vendor.name].provider()
         ask(provider)
-    ask(provider)  # the same address, where nobody listens now
+    ask(provider)  # the same address, which now refuses connections
     told.assert_clean()
 
 
@@ -236,7 +236,7 @@ def test_an_address_that_holds_a_password_is_refused_and_not_shown(
 
 
 def echoing(secret: str, *, fails: bool) -> Callable[[Asked], Answer]:
-    """A server of OpenAI's batches that puts what it was sent as a key into all that it says of batches and rows."""
+    """Return the answers of an OpenAI-like server that puts the received key into all fields of batches and rows."""
     custom_ids: list[str] = []
 
     def answer(asked: Asked) -> Answer:
@@ -299,7 +299,7 @@ HELD = {
 
 
 def holding(name: str, url: str) -> Provider:
-    """A provider with each secret of HELD where a user gives it."""
+    """Return a provider with each secret of HELD in a place where a user gives it."""
     first, *more = HELD[name]
     headers = {"X-Gateway": f"Bearer {HELD['openai'][1]}"}
     match name:
@@ -332,7 +332,7 @@ def holding(name: str, url: str) -> Provider:
 
 @CLOUDS
 def test_every_secret_of_a_provider_is_masked_in_all_that_its_verbs_give(vendor: Vendor) -> None:
-    """In whatever form a server writes it: as it is, escaped as JSON or as a part of an address."""
+    """The server writes it in any form: plain, escaped as JSON, or as a part of an address."""
     said = " ".join(form for secret in HELD[vendor.name] for form in (secret, json.dumps(secret), quote(secret, "")))
     body = json.dumps({"error": {"message": said, "code": 400, "status": "INVALID_ARGUMENT"}, "message": said})
     spec = RequestSpec(vendor.model, params=vendor.params)
@@ -353,7 +353,7 @@ def test_every_secret_of_a_provider_is_masked_in_all_that_its_verbs_give(vendor:
 
 
 def test_a_key_that_is_in_ordinary_words_too_masks_none_of_them() -> None:
-    """Servers on one's own machine take `x` or `none` for a key."""
+    """Keep ordinary words unmasked: users of their own servers often set `x` or `none` as the key."""
     body = json.dumps({"error": {"message": "Rate limit exceeded: none left."}}).encode()
     for key in ("x", "none", "Rate limit"[:15].replace(" ", "-")):
         with Server(lambda _asked: (429, JSON, body)) as server:
@@ -375,7 +375,7 @@ def test_a_secret_is_masked_also_where_a_text_was_cut_in_it(cut: int, text: str)
 
 
 class _Token(BaseHTTPRequestHandler):
-    """Refuses to give a token, and echoes the signed assertion that was to get it."""
+    """A server that refuses to give a token, and echoes the signed assertion of the request."""
 
     def do_POST(self) -> None:
         sent = self.rfile.read(int(self.headers["content-length"]))

@@ -1,4 +1,4 @@
-"""The same keys in a real Dagster instance, in all resources: none is in its databases, logs, files or messages."""
+"""The same keys in a real Dagster instance, in all resources: they are in no database, log, file or message."""
 
 import logging
 import sqlite3
@@ -99,7 +99,7 @@ def definitions(emulator: Emulator, folder: Path) -> dg.Definitions:
 
 
 def everything(home: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of the instance; what its databases hold compressed, plain."""
+    """Yield every file of the instance, and the uncompressed values of its databases."""
     for path in home.rglob("*"):
         if not path.is_file():
             continue
@@ -115,7 +115,7 @@ def everything(home: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def test_no_credential_field_of_a_provider_is_left_out() -> None:
-    """A new one shows here, and wants its own test."""
+    """A new field appears here, and needs its own test."""
     elsewhere = {"service_account_json": "test_secrets.py", "token": "tests/providers/test_ray.py"}
     told = {
         field
@@ -131,7 +131,8 @@ def test_no_credential_field_of_a_provider_is_left_out() -> None:
         for field, info in one.model_fields.items()
         if not info.repr
     }
-    # The first two hold secrets sometimes. What makes tokens is no text: tests/providers/test_servers.py has it.
+    # The first two hold secrets sometimes. A function that makes tokens is not a text
+    # (tests/providers/test_servers.py).
     assert hidden - told == {"ledger_url", "runtime_env", "token_provider"}
     assert told <= hidden
     assert told - elsewhere.keys() == {field for fields in FIELDS.values() for field in fields}
@@ -192,7 +193,7 @@ def test_dagster_holds_no_credential_of_any_resource(
         told = Told(work, caplog, capfd)
 
         def run(*names: str) -> set[str]:
-            """One run over these assets; the steps that failed."""
+            """Run these assets, and return the failed steps."""
             job = defs.resolve_implicit_global_asset_job_def()
             job = job.get_subset(asset_selection={dg.AssetKey(name) for name in names})
             result = job.execute_in_process(instance=instance, raise_on_error=False)
@@ -206,7 +207,7 @@ def test_dagster_holds_no_credential_of_any_resource(
                 told.said.append(str(repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context)))
 
         def echo(status: int) -> None:
-            """Every call of every vendor is answered so, with what was sent to it."""
+            """Answer every call of every vendor so, including the received keys."""
             for vendor in VENDORS[:-1]:
                 said = f"You sent {', '.join(secrets_of(vendor.name))}."
                 fault = {"kind": "status", "status": status, "message": said, "times": None}
@@ -229,4 +230,4 @@ def test_dagster_holds_no_credential_of_any_resource(
         assert {key for call in emulator.books.calls if (key := call.key)} >= {*API_KEYS.values(), TOKEN, ACCESS_KEY}
         found = sorted({name for name, data in everything(home) if MARK.encode() in data})
     assert found == []
-    assert list(home.rglob("compute_logs/*.err"))  # they are among what was looked at
+    assert list(home.rglob("compute_logs/*.err"))  # they are among the searched files

@@ -1,6 +1,6 @@
-"""Batches that never end, whose results are gone, or that somebody canceled at the vendor: each ends, with a cause.
+"""Batches that never end, that lost their results, or that were canceled at the vendor: each ends, with a cause.
 
-Only what a batch that ended by itself left out is sent again by itself. All else waits for a person's `retry`.
+Automatic retries only send the rows that a normally ended batch left out. All others wait for a person's `retry`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HOUR = 3_600.0
 
 
 def hang(workspace: VendorWorkspace) -> None:
-    """Let no batch end: the emulators' stand still anyway."""
+    """Let no batch end. The emulators' batches stand still in any case."""
     if (workspace.folder / "faults").parent.exists():
         (workspace.folder / "faults").write_text("hangs")
 
@@ -54,7 +54,7 @@ def advance(workspace: VendorWorkspace, submission_id: str) -> Any:
 
 
 def outcomes(workspace: VendorWorkspace, submission_id: str) -> Counter[str]:
-    """The outcomes of all rows, each in exactly one of labels and rejects."""
+    """Return the outcomes of all rows, each in exactly one of labels and rejects."""
     labeled = workspace.engine().labels(workspace.definition, submission_id)
     keys = [key for table in (labeled.labels, labeled.rejects) for key in table["id"].to_pylist()]
     assert sorted(keys) == sorted(rows()["id"])
@@ -71,13 +71,13 @@ def batches(workspace: VendorWorkspace, submission_id: str) -> int:
 
 
 def assert_waits_for_a_person(workspace: VendorWorkspace, submission_id: str, asked_again: int) -> str:
-    """Nothing sends the rest again but a retry, which knows its price before; return the retry's submission."""
+    """Assert that only a retry sends the rest again, and shows its price first. Return the retry's submission."""
     again = workspace.engine().plan(workspace.definition, rows())
-    assert again.submission_id == submission_id  # a schedule materializes the same rows: nothing
+    assert again.submission_id == submission_id  # a schedule materializes the same rows: nothing is sent
     more = rows().extend(rows().tail(1).with_columns(id=rows()["id"].tail(1) + "-more"))
     assert (
         workspace.engine().preview(workspace.definition, more).to_send == 0
-    )  # nor does another row of a known request
+    )  # another row of a known request sends nothing either
     preview = workspace.engine().preview(workspace.definition, rows(), again=True)
     assert preview.to_send == asked_again
     if workspace.provider.price_book is not None:
@@ -94,7 +94,7 @@ def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_ret
     [shard] = engine.ledger.shards.of_submission(submission_id)
     assert not engine.deployment.is_overdue(shard)
     workspace.pass_time(1.5 * workspace.provider.window.total_seconds())
-    assert advance(workspace, submission_id).states == {"submitted": 1}  # it waits, and nothing is lost by that
+    assert advance(workspace, submission_id).states == {"submitted": 1}  # it waits, without losses
     [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
     assert workspace.engine().deployment.is_overdue(shard)
     workspace.engine().give_up(shard.shard_id)
@@ -104,7 +104,7 @@ def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_ret
     assert status.shards[0].cause is Cause.GIVEN_UP
     assert all("given up" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
     if workspace.provider.price_book is not None:
-        assert status.submission.cost_usd is None  # nobody knows what is billed
+        assert status.submission.cost_usd is None  # the amount billed is unknown
         spent = workspace.engine().ledger.money.spent_usd("faults")
         assert spent == shard.bill.estimated_usd  # its money stays reserved
         workspace.budgets = [Budget(spent, "ever")]
@@ -136,10 +136,10 @@ def test_answers_that_come_after_a_batch_was_given_up_land_and_are_not_paid_agai
     assert workspace.engine().status(submission_id).is_settled  # it runs still
     go_on(workspace)
     ask()
-    assert workspace.engine().status(submission_id).is_settled  # it was asked about just now
+    assert workspace.engine().status(submission_id).is_settled  # it was polled just now
     workspace.pass_time(2 * HOUR)
     ask()
-    [progress] = workspace.engine().ledger.submissions.progress("faults")  # its labels are to land again
+    [progress] = workspace.engine().ledger.submissions.progress("faults")  # its labels can be materialized again
     assert workspace.engine().activity.can_advance(progress)
     status = advance(workspace, submission_id)
     assert status.is_settled
@@ -203,12 +203,12 @@ def test_results_that_are_deleted_from_the_users_own_bucket_are_gone_too(
 
 
 def assert_gone_after_an_hour(workspace: VendorWorkspace, submission_id: str) -> None:
-    """Look three times within an hour; then retry."""
-    for _ in range(2):  # it may be the vendor's trouble of a moment
+    """Advance three times within an hour, then retry."""
+    for _ in range(2):  # it may be a brief trouble of the vendor
         try:
             assert not advance(workspace, submission_id).is_settled
         except TransientError as error:
-            assert "asked for until" in str(error)  # noqa: PT017 - some know it at the poll, and raise nothing
+            assert "asked for until" in str(error)  # noqa: PT017 - some find out at the poll, and raise nothing
         workspace.pass_time(HOUR / 2)
     status = advance(workspace, submission_id)
     assert status.is_settled
@@ -231,7 +231,7 @@ def test_a_batch_that_somebody_cancels_at_the_vendor_stays_canceled(workspace: V
     hang(workspace)
     submission_id = sent(workspace)
     [batch_id] = workspace.engine().status(submission_id).batch_ids
-    workspace.provider.cancel(batch_id)  # as at its console: past the engine
+    workspace.provider.cancel(batch_id)  # at the vendor's console, without the engine
     workspace.settle()
     status = advance(workspace, submission_id)
     assert status.is_settled
@@ -258,12 +258,12 @@ def test_cancel_stops_what_runs_also_where_the_vendor_cannot_be_asked_at_first(w
     status = workspace.engine().cancel(submission_id)
     assert status.shards[0].cause is Cause.STOPPED
     workspace.clear()
-    advance(workspace, submission_id)  # as the sensor's next run or tick: it is asked now
+    advance(workspace, submission_id)  # by the sensor's next run or tick: it is polled now
     workspace.settle()
     status = advance(workspace, submission_id)
     assert status.is_settled
-    assert not workspace.engine().ledger.submissions.left_shards("faults")  # whoever canceled here needs not be told
-    if workspace.vendor.name == "openrouter":  # nothing stops a batch there: it was paid for, so its answers are kept
+    assert not workspace.engine().ledger.submissions.left_shards("faults")  # no alert for a person's own cancel
+    if workspace.vendor.name == "openrouter":  # a batch cannot be stopped there: it is paid, so its answers are kept
         assert outcomes(workspace, submission_id) == {"succeeded": ROWS}
         return
     assert outcomes(workspace, submission_id) == {"canceled": ROWS}

@@ -1,6 +1,6 @@
-"""Every trouble of the table, at each vendor, on one of the two ledgers in turn: nothing lost, told where it must be.
+"""Every trouble of the table, at each vendor, on one of the two ledgers in turn: all rows arrive, and alerts are right.
 
-At Azure and the servers with folders, whose provider is OpenAI's, in turn, too. `python -m tests.faults` runs each
+Azure and the servers with folders share OpenAI's provider, and take turns, too. `python -m tests.faults` runs each
 everywhere, on both.
 """
 

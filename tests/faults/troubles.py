@@ -1,7 +1,7 @@
-"""What files, clocks, processes, backups and people do to a submission, whatever the vendor answers.
+"""Troubles of a submission from files, clocks, processes, backups and people, whatever the vendor answers.
 
-A row of the table strikes at one moment of twelve rows' way. Then some hours pass at a time, as between runs and ticks,
-until a person is told or the submission is settled. A person does what was said, and it is settled in any case.
+A row of the table strikes at one moment of twelve rows' way. Then the clock moves on by some hours at a time, like
+between runs and ticks, until an alert or the submission's end. A person follows the alert, and the submission ends.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_STEPS = 40
 
 @dataclass(frozen=True)
 class Trouble:
-    """One row. `moment` is when it strikes; `person` is what a person does who was told. `but`: as in `Fault`."""
+    """One row. `moment` is its time; `person` is the reaction to an alert. `but`: as in `Fault`."""
 
     name: str
     moment: Literal["planned", "sent", "ended", "settled"]
@@ -36,7 +36,7 @@ class Trouble:
     person: Callable[[VendorWorkspace, str], None] | None = None
     before: Callable[[VendorWorkspace], None] = lambda _: None
     but: Mapping[str, Expected | Never] = field(default_factory=dict)
-    untold: tuple[str, ...] = ()  # vendors at which there is nothing to tell
+    untold: tuple[str, ...] = ()  # vendors at which no alert is expected
     step_hours: int = 1
 
     def at(self, vendor: Vendor) -> Expected | Never:
@@ -51,7 +51,7 @@ def _files(workspace: VendorWorkspace, *endings: str) -> Iterator[Path]:
 
 
 def lose(*endings: str) -> Callable[[VendorWorkspace, str], None]:
-    """Delete stored files, as a rule of the bucket does."""
+    """Delete stored files, like a lifecycle rule of the bucket."""
 
     def strike(workspace: VendorWorkspace, _: str) -> None:
         for file in _files(workspace, *endings):
@@ -73,7 +73,7 @@ def damage(*endings: str) -> Callable[[VendorWorkspace, str], None]:
 
 
 def lose_everywhere(workspace: VendorWorkspace, submission_id: str) -> None:
-    """The stored answers are lost, and the vendor has them no more."""
+    """Lose the stored answers, both here and at the vendor."""
     lose(".raw.jsonl.zst", ".results.parquet")(workspace, submission_id)
     workspace.inject(not_there(workspace.vendor))
     if workspace.vendor.name == "command":
@@ -81,12 +81,12 @@ def lose_everywhere(workspace: VendorWorkspace, submission_id: str) -> None:
 
 
 def hang(workspace: VendorWorkspace) -> None:
-    """Let no batch end: an emulator's stands still until it is settled."""
+    """Let no batch end. An emulator's batch stands still until it is settled."""
     (workspace.folder / "faults").write_text("hangs")
 
 
 def nothing(_workspace: VendorWorkspace, _submission_id: str) -> None:
-    """It has happened before."""
+    """Do nothing: the strike was before."""
 
 
 def cancel_at_console(workspace: VendorWorkspace, submission_id: str) -> None:
@@ -113,27 +113,27 @@ def materialize(workspace: VendorWorkspace, _: str) -> None:
 
 
 def set_clock_ahead(workspace: VendorWorkspace, submission_id: str) -> None:
-    """One step is made by a clock that is a year ahead."""
+    """Make one step with a clock that is a year ahead."""
     workspace.ahead_seconds = 365 * 24 * HOUR
     workspace.engine().advance(workspace.definition, submission_id)
     workspace.ahead_seconds = 0.0
 
 
 def send_and_forget(workspace: VendorWorkspace, submission_id: str) -> None:
-    """Restore the ledger to before anything was sent."""
+    """Restore the ledger to its state before the submit call."""
     workspace.back_up()
     workspace.engine().submit(workspace.definition, submission_id)
     workspace.restore()
 
 
 def forget_all(workspace: VendorWorkspace, submission_id: str) -> None:
-    """Restore the ledger to before anything was planned; `<name>_batch` is materialized by its schedule."""
+    """Restore the ledger to its state before the plan; a schedule then materializes `<name>_batch`."""
     workspace.restore()
     materialize(workspace, submission_id)
 
 
 class Frozen:
-    """A provider in whose SDK this process is frozen for longer than its lease, while another one goes on."""
+    """A provider in whose SDK this process freezes for longer than its lease, while another process continues."""
 
     def __init__(self, workspace: VendorWorkspace, submission_id: str) -> None:
         self._workspace = workspace
@@ -197,7 +197,7 @@ TROUBLES = (
 
 
 def run_trouble(trouble: Trouble, vendor: Vendor, servers: Servers, folder: Path, ledger_url: str | None) -> Ending:
-    """What becomes of one cell. `told_hours` is how long after the strike a person was told; None: nobody was."""
+    """Run one cell, and return its ending. `told_hours` is the time from the strike to an alert, if any."""
     with closing(VendorWorkspace(vendor, servers, folder, 10.0, ledger_url)) as workspace:
         workspace.inject([])
         trouble.before(workspace)
@@ -239,7 +239,7 @@ def _go_on(workspace: VendorWorkspace, trouble: Trouble, submission_id: str) -> 
 
 
 def problems(trouble: Trouble, vendor: Vendor, ending: Ending) -> list[str]:
-    """In what a cell is not as expected."""
+    """List the differences of a cell from its expectation."""
     expected = trouble.at(vendor)
     assert isinstance(expected, Expected)
     found = count_problems(expected, ending)

@@ -1,6 +1,6 @@
-"""One submission of twelve rows through the engine while a fault holds, and what became of rows and money.
+"""One submission of twelve rows through the engine while a fault holds, and its effect on rows and money.
 
-The emulator's books and the final table are the witnesses. Each step is taken by a new engine, as by another process.
+The emulator's books and the final table are the evidence. Each step is taken by a new engine, like in a new process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.faults.vendors import BUCKET, Vendor
 
 ROWS, STRUCK = 12, 4
 MARK = "[struck]"
-"""In the text of four rows: those that faults of rows strike."""
+"""The mark in the text of four rows, which faults of rows strike."""
 
 MOST_STEPS = 20
 _STEP_SECONDS = 600.0
@@ -63,8 +63,10 @@ def servers() -> Iterator[Servers]:
 
 @dataclass
 class Ending:
-    """What became of a submission. `errors` is what the steps raised; `twice` counts requests billed in two batches;
-    `stopped` is why nothing more was sent; `cost_usd` is None where nobody knows it.
+    """The ending of a submission.
+
+    `errors` are the steps' exceptions. `twice` counts requests billed in two batches. `stopped` is the reason why
+    nothing more was sent. `cost_usd` is None if the cost is unknown.
     """
 
     rows: int = 0
@@ -79,7 +81,7 @@ class Ending:
     cost_usd: Decimal | None = None
     errors: list[LLMBatchError] = field(default_factory=list)
     unstruck: list[WireFault] = field(default_factory=list)
-    told_hours: float | None = None  # from the beginning until a run, a tick or a check said that something is wrong
+    told_hours: float | None = None  # hours from the start until a run, tick or check reported a problem
     said: str | None = None
     in_order: bool = False  # whether the raw lines of the first batch are in the order of its requests
 
@@ -99,8 +101,8 @@ class VendorWorkspace:
         self.vendor = vendor
         self.folder = folder
         self.ledger_url = ledger_url or f"sqlite:///{folder}/ledger.sqlite"
-        self.failed: LLMBatchError | None = None  # what a run said that is over
-        self.ahead_seconds = 0.0  # by how much the clock of this machine, and not the vendor's, is ahead
+        self.failed: LLMBatchError | None = None  # the error of the last run
+        self.ahead_seconds = 0.0  # difference of this machine's clock to the vendor's
         self._backup: str | None = None
         self._skipped_seconds = 0.0
         self.budgets: Sequence[Budget] = ()
@@ -121,23 +123,23 @@ class VendorWorkspace:
         )
 
     def close(self) -> None:
-        # A command that hangs goes on, and ends: no process outlives its test.
+        # A hanging command continues and ends, so that all processes end with their test.
         (self.folder / "go-on").touch()
         self.emulator.close()
 
     def _now(self) -> float:
-        """One time for engine and vendor; it passes between steps."""
+        """Return the time of both engine and vendor. It moves only between steps."""
         return time.time() + self._skipped_seconds
 
     def now(self) -> float:
-        """The vendor's time, in seconds."""
+        """Return the vendor's time, in seconds."""
         return self._now()
 
     def _clock(self) -> datetime:
         return datetime.fromtimestamp(self._now() + self.ahead_seconds, UTC)
 
     def engine(self, provider: Any = None) -> Engine:
-        """A new engine, as another process makes one."""
+        """Return a new engine, like a new process."""
         return Engine(
             Deployment(
                 {self.vendor.name: provider or self.provider},
@@ -153,7 +155,7 @@ class VendorWorkspace:
         )
 
     def run(self, faults: Sequence[Any], *, lasts: int | None = None) -> Ending:
-        """From rows to a settled submission, or to the last step. Faults end by themselves, or after `lasts` steps."""
+        """Run from rows to a complete submission, or to the last step. Faults end alone, or after `lasts` steps."""
         ending = Ending()
         self.inject(faults)
         engine = self.engine()
@@ -187,9 +189,9 @@ class VendorWorkspace:
         return (self._now() - seconds) / 3600
 
     def land(self, submission_id: str) -> tuple[bool, str | None]:
-        """What a run and a tick do; return whether labels have landed, and what a person was told.
+        """Do the work of a run and a tick. Return whether the submission is complete, and the alert, if any.
 
-        A run that fails, an error tick and a failed check tell; that a provider does not answer now is only logged.
+        Failed runs, error ticks and failed checks are alerts. An unavailable provider is only logged.
         """
         engine = self.engine()
         told: list[str] = [] if self.failed is None else [str(self.failed)]
@@ -217,13 +219,13 @@ class VendorWorkspace:
         self._backup = copy_ledger(self.ledger_url)
 
     def restore(self) -> None:
-        """Go on with the copy, hours later."""
+        """Continue with the copy, hours later."""
         assert self._backup is not None
         self.ledger_url = self._backup
         self.pass_time(_STEP_SECONDS)
 
     def inject(self, faults: Sequence[Any]) -> None:
-        """Let these faults hold, for the command its words."""
+        """Inject these faults; for the command, write its words."""
         if self.vendor.name == "command":
             (self.folder / "faults").write_text(" ".join(faults))
         else:
@@ -235,7 +237,7 @@ class VendorWorkspace:
         self.emulator.clear_faults()
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass for engine and vendor, while no batch does anything."""
+        """Let time pass for engine and vendor, while all batches stand still."""
         self._skipped_seconds += seconds
 
     def _let_time_pass(self) -> None:
@@ -243,7 +245,7 @@ class VendorWorkspace:
         self.pass_time(_STEP_SECONDS)
 
     def settle(self) -> None:
-        """Let the vendor do all that it has to do."""
+        """Let the vendor finish its work."""
         self.emulator.settle()
         if self.vendor.name == "command":
             jobs = [path.name for path in (self.folder / "jobs").iterdir()]
@@ -251,7 +253,7 @@ class VendorWorkspace:
                 pass
 
     def told(self, ending: Ending, submission_id: str) -> Ending:
-        """Add to `ending` what the ledger, the tables and the books tell."""
+        """Add the content of the ledger, the tables and the books to `ending`."""
         engine = self.engine()
         status = engine.status(submission_id)
         ending.waves, ending.batches = status.submission.waves, len(set(status.batch_ids))
@@ -272,7 +274,7 @@ class VendorWorkspace:
         return ending
 
     def answered(self) -> Iterable[tuple[str, str]]:
-        """Batch and request of each answer that was billed."""
+        """Return the batch and request of each billed answer."""
         if self.vendor.name == "command":
             file = self.folder / "answered.jsonl"
             return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
@@ -288,7 +290,7 @@ class VendorWorkspace:
 
 
 def copy_ledger(url: str) -> str:
-    """Copy a ledger, to which nobody is connected; return the URL of the copy."""
+    """Copy a ledger that is not connected, and return the URL of the copy."""
     if not url.startswith("sqlite"):
         return copy_database(url)
     file = url.removeprefix("sqlite:///")
@@ -298,7 +300,7 @@ def copy_ledger(url: str) -> str:
 
 
 def codec_id(workspace: VendorWorkspace, line: bytes) -> str | None:
-    """The id in a request line or a result line; None where there is none."""
+    """Return the id in a request line or a result line, or None if the line has none."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -312,7 +314,7 @@ def rows() -> pl.DataFrame:
 
 
 def billed_twice(answered: Iterable[tuple[str, str]]) -> int:
-    """Requests that were answered, and billed, in more than one batch."""
+    """Count the requests that were answered and billed in more than one batch."""
     batches: dict[str, set[str]] = {}
     for batch_id, body in answered:
         batches.setdefault(body, set()).add(batch_id)

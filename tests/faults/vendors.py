@@ -1,4 +1,4 @@
-"""The providers, each in front of what stands for its vendor here, and the calls that each makes."""
+"""The providers, each before the emulator or command of its vendor, and the calls that each makes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_OUTPUT_TOKENS = {"max_output_tokens": 50}
 
 @dataclass(frozen=True, eq=False)
 class Vendor:
-    """One provider. `calls` are the routes that its provider uses, as globs over "METHOD /path", by what they do."""
+    """One provider. `calls` are the routes that it uses, by purpose, as globs over "METHOD /path"."""
 
     name: str
     model: str
@@ -191,13 +191,13 @@ VENDORS = (
     *map(_folder_server, SERVER_FOLDERS),
     Vendor("command", "m", _MAX_TOKENS, _command),
 )
-# Azure's provider is OpenAI's, and its answers differ in the create call and in what finds a batch: the matrices alone
-# have it. The emulator takes the beginning of its paths off before faults look at them.
+# Azure's provider is OpenAI's. Azure's answers differ in the create call and in finding a batch, so only the matrices
+# include Azure. The emulator removes the beginning of its paths before faults match them.
 MATRIX_VENDORS = (VENDORS[0], Vendor("azure", "gpt-4o", _MAX_TOKENS, _azure, _OPENAI_CALLS), *VENDORS[1:])
 _IN_TURN = ("azure", *SERVER_FOLDERS)
 
 
 def take_turn(number: int) -> list[Vendor]:
-    """Return the vendors for a test of this number: of those that share OpenAI's provider, its own and one more."""
+    """Return the vendors for a test of this number; of those with OpenAI's provider, OpenAI and one other."""
     kept = _IN_TURN[(number + 1) % len(_IN_TURN)]
     return [vendor for vendor in MATRIX_VENDORS if vendor.name == kept or vendor.name not in _IN_TURN]
