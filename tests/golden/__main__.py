@@ -1,7 +1,7 @@
-"""Golden files: what every provider is asked, what it cost, and what was stored and landed, byte for byte.
+"""Golden files: requests to every provider, their costs, and stored and delivered data, byte for byte.
 
-python -m tests.golden           # which differ
-python -m tests.golden --write   # make them what the code does now; then read `git diff tests/golden`
+python -m tests.golden           # list the files that differ
+python -m tests.golden --write   # write the current code's files; then read `git diff tests/golden`
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
                 texts[name] = CASES[name](Path(folder), servers).encode()
     finally:
         servers.close()
-    for name, text in texts.items():  # all were made: nothing is half written
+    for name, text in texts.items():  # all texts exist by now, so the files are never half written
         shown = difference(name, golden(name), text)
         changed += bool(shown)
         print(shown or f"{name}: same")

@@ -1,7 +1,8 @@
 """The cases: each makes the text of one golden file.
 
-Journeys go from rows to landed labels through the official SDKs and the emulator, with waves, fallbacks and what a
-changed row reuses. Replays give documented result lines to each codec, those of own machines and all families included.
+Journeys go from rows to labels through the official SDKs and the emulator, with retry rounds, fallbacks and labels that
+a changed row reuses. Replays give each codec documented result lines, including the lines of the user's own machines
+and of all families.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ _STEP_SECONDS = 3600.0
 
 
 class Servers:
-    """The servers of files, which are started when a case first needs them."""
+    """The servers of files. Each starts when a case first needs it."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._urls: dict[str, str] = {}
 
     def url(self, kind: str) -> str | None:
-        """Of "s3" or "gcs"."""
+        """Return the URL of the server "s3" or "gcs"."""
         if kind and kind not in self._urls:
             server = {"s3": local_s3, "gcs": local_gcs}[kind](BUCKET)
             self._urls[kind] = self._stack.enter_context(server)
@@ -104,7 +105,7 @@ def _gemini(emulator: Emulator | None, _url: str | None, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Journey:
-    """From rows to landed labels at the emulator. `files` names the server of files that the provider needs."""
+    """A journey from rows to labels at the emulator. `files` names the server of files that the provider needs."""
 
     model: str
     provider: Callable[[Emulator, str | None], Any]
@@ -131,7 +132,7 @@ class Journey:
 
 
 def _said(body: dict[str, Any], endpoint: str) -> Any:
-    """What the emulated model says: what a mark in the row asks for, else what fits."""
+    """Return the emulated model's answer: as a mark in the row asks, or else one that fits."""
     text = json.dumps(body)
     if ODD in text:
         return {"odd": True}
@@ -153,7 +154,7 @@ def _travel(
     *,
     changes_rows: bool,
 ) -> str:
-    """Two partitions at once; and, where rows change, one of them again with a changed row, and then as it was."""
+    """Label two partitions at once. With `changes_rows`, then label one with a changed row, and again unchanged."""
     tables: dict[str, pa.Table] = {}
 
     def land(partition: str, name: str, submission_id: str) -> None:
@@ -188,7 +189,7 @@ def _travel(
 
 
 def command(folder: Path, _servers: Servers) -> str:
-    """A command on this machine. Its process reads a clock of its own: what it wrote of the end is set back."""
+    """Run a command on this machine. Its process reads the real clock, so its time of the end is set back."""
     workspace = FixedWorkspace(folder)
     answers = folder / "answers.jsonl"
     words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", str(answers), BUSY]
@@ -274,7 +275,7 @@ JOURNEYS = {
 
 @dataclass(frozen=True)
 class Replay:
-    """Documented result lines through the engine, each as the answer to one request, and more that nobody asked for."""
+    """Documented result lines through the engine: each answers one request, and some answer no request."""
 
     model: str
     provider: Callable[[Path], Any]
@@ -312,13 +313,13 @@ class Replay:
 
 
 def _distinct(definition: Any, count: int, key: str) -> pa.Table:
-    """Rows that ask so many things: one asks what another does."""
+    """Return rows with this many different requests: two rows share one."""
     del definition
     return tickets(range(count + 1), key)
 
 
 def _replies(lines: list[dict[str, Any]], custom_ids: list[str]) -> Iterator[bytes]:
-    """The last request has no answer; the first has two; and one line is a stranger's."""
+    """Yield answers: none for the last request, two for the first, and one with a foreign custom_id."""
     for wire, custom_id in zip(lines, custom_ids, strict=False):
         yield answer(wire, custom_id)
     yield answer(lines[0], custom_ids[0])
@@ -408,4 +409,4 @@ CASES: dict[str, Callable[[Path, Servers], str]] = {
     "journey-command": command,
     **{f"replay-{name}": case for name, case in REPLAYS.items()},
 }
-"""Name of the golden file: what makes it."""
+"""Golden files by name, each with the case that makes it."""

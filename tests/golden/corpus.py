@@ -1,4 +1,4 @@
-"""What is labeled: few rows, with all that rows can have in them, and the definitions that label them."""
+"""The labeled rows, few but with every kind of content, and the definitions that label them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from tests.golden.package import Labeling, Prompt, Realtime
 
 ODD, CUT, REFUSED, BUSY, WRONG = "[odd]", "[cut]", "[refused]", "[busy]", "[wrong]"
-"""In the body of a row: what becomes of it at the emulator."""
+"""Marks in the body of a row, each for another ending at the emulator."""
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -64,7 +64,7 @@ class TicketLabel(BaseModel):
 
 
 def tickets(numbers: range, key: str = "text", *, changed: bool = False) -> pa.Table:
-    """Rows of these numbers; `changed` rewrites one of them."""
+    """Return rows of these numbers; `changed` rewrites one of them."""
     kind, key_of = KEYS[key]
     bodies = [_BODIES[n] if n < len(_BODIES) else f"Where is invoice {n}?" for n in numbers]
     if changed:
@@ -104,7 +104,7 @@ BARE = Prompt(user="{{ body }} {{ subject }}", version="two words")
 
 
 def labeling(model: str, **changes: Any) -> Labeling:
-    """A definition, with changes."""
+    """Return a definition with these changes."""
     usual: dict[str, Any] = {
         "asset": "ticket_labels",
         "model": model,

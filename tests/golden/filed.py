@@ -21,19 +21,19 @@ _CUSTOM_ID = re.compile(rb"r[0-9a-f]{16}-[0-9a-f]{40}")
 
 @cache
 def recorded(vendor: str) -> list[dict[str, Any]]:
-    """The documented result lines of a vendor, as its provider's tests have them."""
+    """Return the documented result lines of a vendor from its provider's tests."""
     return [json.loads(line) for line in (WIRE / f"{vendor}.jsonl").read_text(encoding="ascii").splitlines()]
 
 
 def answer(wire: Mapping[str, Any], custom_id: str) -> bytes:
-    """The documented line as the answer to this request; one that names none as it is."""
+    """Return the documented line as the answer to this request. A line without a custom_id stays unchanged."""
     line: str = wire["line"]
     named = wire["result"]["custom_id"]
     return (line if named is None else line.replace(json.dumps(named), json.dumps(custom_id), 1)).encode() + b"\n"
 
 
 class KilledError(BaseException):
-    """The process ends here, and nobody in it learns of it."""
+    """The process ends here. Code in it must not catch this."""
 
 
 class Filed:
@@ -45,7 +45,7 @@ class Filed:
         self._now = now
         self._dies: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        # What the engine asks for by isinstance, which does not see what `__getattr__` gives.
+        # The engine tests for these methods by isinstance, which ignores `__getattr__`.
         for verb in ("delete", "delete_request_file", "count_files", "respond", "console_url", "check_setup"):
             if hasattr(provider, verb) and not hasattr(type(self), verb):
                 setattr(self, verb, getattr(provider, verb))
@@ -92,18 +92,18 @@ class Filed:
         return sorted((path.name for path in self._folder.iterdir()), key=lambda name: int(name.split("-")[1]))
 
     def request_file(self, batch_id: str) -> Path:
-        """What was sent."""
+        """Return the file with the sent requests."""
         return self._folder / batch_id / "requests.jsonl"
 
     def has_ended(self, batch_id: str) -> bool:
         return (self._folder / batch_id / "results.jsonl").exists()
 
     def asked(self, batch_id: str) -> list[str]:
-        """The custom_ids of a batch."""
+        """Return the custom_ids of a batch."""
         return [found.decode() for found in _CUSTOM_ID.findall(self.request_file(batch_id).read_bytes())]
 
     def asked_ever(self) -> list[str]:
-        """What was asked in all batches, without the shards' nonces."""
+        """Return the custom_ids of all batches, without the shards' nonces."""
         return [one.partition("-")[2] for batch_id in self.batches() for one in self.asked(batch_id)]
 
     def end(self, answers: Callable[[list[str]], Iterable[bytes]], batch_ids: Iterable[str] | None = None) -> None:

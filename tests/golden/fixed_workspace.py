@@ -1,4 +1,4 @@
-"""A workspace in which everything is said in advance: ids, clock, and what vendors answer."""
+"""A workspace with fixed ids, clock and answers of vendors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START = 1_767_323_045.5
 
 
 class FixedWorkspace:
-    """One deployment in a folder. Time stands still but where it is moved; ids are `ids` and a number."""
+    """One deployment in a folder. Time stands still unless a test moves it; ids are `ids` and a number."""
 
     def __init__(self, folder: Path, ledger_url: str | None = None, start: float = START, ids: str = "s") -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ class FixedWorkspace:
         return datetime.fromtimestamp(self.clock(), UTC)
 
     def engine(self) -> Engine:
-        """A new one, as another process would make it."""
+        """Return a new engine, like a new process."""
         engine = Engine(
             Deployment(
                 self.providers,
@@ -58,7 +58,7 @@ class FixedWorkspace:
         self._engines.clear()
 
     def text(self, tables: dict[str, pa.Table], versions: dict[str, Any]) -> str:
-        """All that is stored, and these tables, in sections of one line each thing."""
+        """Return the text of everything stored, and of these tables: sections with one line per thing."""
         page = Page()
         page.write("versions", [as_json(versions)])
         for name, rows in self._ledger():
@@ -75,19 +75,19 @@ class FixedWorkspace:
         names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'")
         for (name,) in sorted(map(tuple, names)):
             rows = [self._checked(dict(row)) for row in connection.execute(f"SELECT * FROM {name} ORDER BY 1")]
-            # Which machine it was, the files must not say.
+            # The files must not name the machine.
             yield name, [row for row in rows if (name, row.get("name")) != ("lease", "machine")]
         connection.close()
 
     def _checked(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A file's digest follows from the compressor's version: it is compared with the file, here, and left out."""
+        """Compare a file's digest with the file, and leave it out, since it depends on the compressor's version."""
         if "digest" in row and (self.folder / "payloads" / row["path"]).exists():
             with PayloadStore(str(self.folder / "payloads")).checked(row["path"], row["digest"]):
                 row["digest"] = f"{row['digest'].rpartition(':')[0]}: that of the file"
         return row
 
     def _write_payloads(self, page: Page) -> None:
-        """Every stored file. Raw lines are the emulator's, or given: results tell of them."""
+        """Write every stored file. Raw lines are only counted: they are given, and the results show them."""
         root = self.folder / "payloads"
         payloads = PayloadStore(str(root))
         for path in sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()):
@@ -106,7 +106,7 @@ class FixedWorkspace:
 
 
 def _receipt(receipt: dict[str, Any]) -> str:
-    """What a receipt has beside what is in the ledger."""
+    """Return the content of a receipt that the ledger lacks."""
     submission, shard = receipt["submission"], receipt["shard"]
     return as_json(
         [submission["submission_id"], shard["shard_id"], shard["state"], shard["sent_at"], *receipt["batch"]]

@@ -1,4 +1,4 @@
-"""The golden files, and how what differs from them is shown."""
+"""The golden files, and the text that shows differences from them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _SHOWN, _WIDTH, _BEFORE = 12, 220, 60
 
 
 def golden(name: str) -> bytes:
-    """What the file holds; nothing where there is none."""
+    """Return the content of a file, or nothing if it does not exist."""
     path = FILES / f"{name}.txt"
     return path.read_bytes() if path.exists() else b""
 
 
 def difference(name: str, then: bytes, now: bytes) -> str:
-    """The first lines that differ, each under its section, around its first difference; empty where there is none."""
+    """Return the first different lines, each under its section and around its first difference; "" for equal texts."""
     if then == now:
         return ""
     old, new = (text.decode().split("\n") for text in (then, now))

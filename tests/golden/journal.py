@@ -22,7 +22,7 @@ _DAY = re.compile(r"/\d{8}/")
 
 
 class Journal:
-    """Entries of [time, kind, content]: a call's method, path, headers and body, or the ticks that passed."""
+    """Entries of [time, kind, content]: a call's method, path, headers and body, or the number of ticks."""
 
     def __init__(self, entries: list[Any] | None = None) -> None:
         self.entries: list[Any] = entries or []
@@ -35,7 +35,7 @@ class Journal:
         return cls([json.loads(line) for line in path.read_text(encoding="ascii").splitlines()])
 
     def keep(self, emulator: Emulator, clock: Callable[[], float]) -> None:
-        """Add from now on each call that arrives. A call that a fault replaces before it arrives changes nothing."""
+        """Record each call that arrives from now on. A call that a fault replaces before it arrives changes nothing."""
         emulator.asgi_app._app = _Kept(emulator.asgi_app._app, self.entries, clock)
 
     def tick(self, emulator: Emulator, clock: Callable[[], float], times: int | None = None) -> None:
@@ -93,7 +93,7 @@ class _Kept:
 
 
 def _without_chance(headers: dict[str, str], body: str) -> tuple[dict[str, str], str]:
-    """Take out what an SDK draws, and a signature, which has the time in it: two journals of the same are equal."""
+    """Remove an SDK's random values, and a signature, since it contains the time: equal calls make equal journals."""
     if found := _BOUNDARY.match(headers.get("content-type", "")):
         headers["content-type"] = headers["content-type"].replace(found[1], "boundary")
         body = body.replace(found[1], "boundary")

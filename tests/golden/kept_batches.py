@@ -1,13 +1,13 @@
-"""A kept store with batches of every kind: shared, padded, sent twice, split, given up, in doubt, or waiting.
+"""A kept store with batches of every kind: shared, padded, sent twice, split, abandoned, in doubt, or waiting.
 
     python -m tests.golden.kept_batches COMMIT
 
 This makes `stores/batches-<version>.tar.gz` with the code of a commit, in a work tree of that commit. The store of
 0.1.0 is made with 777d705d: its package is the one that made `stores/0.1.0.tar.gz`. The same commit gives the same
-bytes. A store of a released version is never made anew to make a test pass; see `kept_stores`.
+bytes. Never rewrite the store of a released version to make a test pass (`kept_stores`).
 
-Requests go through the vendors' SDKs to the commit's own emulator. The archive holds the ledger, the payload store, the
-emulator's journal, and the labels that the commit's code gets when it goes on with a copy of the store.
+Requests go through the vendors' SDKs to the commit's own emulator. The archive holds the ledger, the payload store, and
+the emulator's journal. It also has the labels that the commit's code gets from a copy of the store.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[str, int, int]] = {
     "shared, in doubt, lost": ("labels", 2, 2),
     "canceled": ("labels", 1, 2),
     "planned": ("labels", 1, 2),
-    "queue, landed": ("queue_labels", 1, 4),  # that of which the queue is full
+    "queue, landed": ("queue_labels", 1, 4),  # it fills the queue
     "put back, sent again, landed": ("queue_labels", 2, 2),
     "put back, sent again, running": ("queue_labels", 2, 2),
     "put back, without room": ("queue_labels", 2, 2),
@@ -76,7 +76,7 @@ KINDS: dict[str, tuple[str, int, int]] = {
     "too large": ("large_labels", 1, 8),  # put back, and about to be split
     "its turn, running": ("turn_labels", 1, 2),
     "its turn, waiting": ("turn_labels", 1, 2),
-    "sample, running": ("money_labels", 1, 9),  # the rest waits for what the sample costs
+    "sample, running": ("money_labels", 1, 9),  # the rest waits for the sample's cost
     "budget, running": ("budget_labels", 1, 2),
     "budget, waiting": ("budget_labels", 1, 2),
     "real time, landed": ("urgent_labels", 1, 4),
@@ -88,7 +88,7 @@ KINDS: dict[str, tuple[str, int, int]] = {
     "padded, shared, running": ("padded_labels", 2, 2),
     "padded, in doubt": ("padded_labels", 1, 4),
 }
-"""Each kind of shards, named after the state that they are left in: its dataset, partitions, and rows in each."""
+"""Each kind of shards, named after its final state: its dataset, partitions, and rows in each."""
 
 _HAIKU = "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0"
 _MODELS = {
@@ -102,7 +102,7 @@ _MODELS = {
     "urgent_labels": "openai/gpt-4.1",
     "padded_labels": _HAIKU,
 }
-"""A model has a queue of its own at OpenAI."""
+"""At OpenAI, each model has its own queue."""
 _CHANGES: dict[str, dict[str, Any]] = {
     "money_labels": {"max_cost_usd": "0.02"},
     "urgent_labels": {"realtime": Realtime(urgent="urgent", concurrency=1)},
@@ -119,13 +119,13 @@ _LARGE = ("queue_labels", "split_labels", "large_labels")
 _BUSY = "[busy]"
 _BUCKET = "kept-batches"
 _LEAST, _MOST_TOKENS = 6, 2_000
-_BUDGET_USD = 0.016  # of what two requests can cost at most, it has room for one at a time
+_BUDGET_USD = 0.016  # room for one request at a time, of two at their highest cost
 _HOUR, _STEPS = 3600.0, 10
 
 
 @cache
 def labeling(asset: str) -> Labeling:
-    """Return the definition of a dataset. It must never change: the store holds its fingerprint."""
+    """Return the definition of a dataset. It must never change, since the store holds its fingerprint."""
     return Labeling(
         asset,
         _MODELS[asset],
@@ -143,7 +143,7 @@ def partitions(kind: str) -> list[str]:
 
 
 def rows(kind: str, partition: str) -> pa.Table:
-    """Return the rows of a partition. The first row of a second wave fails once; large rows have 300 tokens."""
+    """Return the rows of a partition. The first row of a second round fails once; large rows have 300 tokens."""
     asset, _, count = KINDS[kind]
     text = " Nothing works." * 80 if asset in _LARGE else ""
     bodies = [f"Ticket {number} of {partition}.{text}" for number in range(count)]
@@ -195,7 +195,7 @@ class Mortal:
 
 @contextmanager
 def open_vendors(workspace: FixedWorkspace) -> Iterator[Emulator]:
-    """Give the workspace its providers, and the emulator that they ask."""
+    """Give the workspace its providers, and their emulator."""
     with local_s3(_BUCKET) as s3_url:
         _empty(s3_url)  # all servers of a process have the same buckets
         with Emulator(
@@ -223,7 +223,7 @@ def open_vendors(workspace: FixedWorkspace) -> Iterator[Emulator]:
 
 
 def _empty(s3_url: str) -> None:
-    # The vendor's own client: the emulator of another commit has no module in common with this one's.
+    # The vendor's own client: the emulator of another commit shares no module with this one.
     keys = {"aws_access_key_id": "any", "aws_secret_access_key": "any"}
     client = boto3.client("s3", endpoint_url=s3_url, region_name="us-east-1", **keys)
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=_BUCKET):
@@ -277,7 +277,7 @@ class Maker:
         for kind in (landed, running, doubtful):
             self._submit(kind)
         self._tick()
-        # The last one put back is the only one that has to go alone: nothing was in flight beside it any more.
+        # The last one put back is the only one that has to go alone, since by then all batches have ended.
         for kind in (doubtful, landed, running):
             self._poll(kind)
         self._end()
@@ -339,7 +339,7 @@ class Maker:
         self._submit("its turn, running")
         self._submit("its turn, waiting", queue_limits={_MODELS["turn_labels"]: QueueLimit(max_batches=1).rule()})
         self._submit("sample, running")
-        self._submit("sample, running")  # what is left of it
+        self._submit("sample, running")  # the rest of it
         budget = Budget(max_usd=_BUDGET_USD, period="ever", asset="budget_labels")
         for kind in ("budget, running", "budget, waiting"):
             self._submit(kind, budgets=[budget.rule()])
@@ -368,7 +368,7 @@ class Maker:
         return [self._ids[partition] for partition in only or partitions(kind)]
 
     def _submit(self, kind: str, **rules: Any) -> None:
-        """Send a kind; `rules`: of the deployment."""
+        """Send a kind, with these `rules` of the deployment."""
         engine = Engine(replace(self._engine.deployment, **rules)) if rules else self._engine
         engine.submit_together(labeling(KINDS[kind][0]), self._plan(kind))
 
@@ -406,7 +406,7 @@ class Maker:
 
 
 class Landed(NamedTuple):
-    """A partition in the end: its labels and its rejects as rows, the outcomes of its requests, and what it cost."""
+    """The result of a partition: its labels and rejects as rows, the outcomes of its requests, and its cost."""
 
     labels: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
@@ -415,7 +415,7 @@ class Landed(NamedTuple):
 
 
 def go_on(engine: Engine, emulator: Emulator, workspace: FixedWorkspace) -> dict[str, Landed]:
-    """Take every partition to its labels, as the sensor would; return them by partition."""
+    """Take every partition to its labels, like the sensor, and return them by partition."""
     ids, before = {}, list[tuple[str, str]]()
     for kind, (asset, *_) in KINDS.items():
         for partition in partitions(kind):

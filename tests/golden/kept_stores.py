@@ -2,9 +2,9 @@
 
     python -m tests.golden.kept_stores --write
 
-makes `stores/<version>.tar.gz` with the code of now. It is run once for each release, last thing before it; what was
-released is never written anew, for stores like it are in use. `stores/before.tar.gz` is of before the first release.
-Each partition is left in the state that it is named after; a store says itself which it has.
+makes `stores/<version>.tar.gz` with the current code. Run it once for each release, as the last step before it. Never
+rewrite a released store, since users have stores like it. `stores/before.tar.gz` is from before the first release. Each
+partition is left in the state that it is named after. A store contains the list of its partitions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OF_BEFORE = (
     "planned",
     "submitted",
     "ended",
-    "collected",  # and settled, but not landed
+    "collected",  # and complete, but not delivered
     "landed",
     "second wave planned",
     "second wave submitted",
@@ -50,17 +50,17 @@ OF_BEFORE = (
 )
 """The states that every store has, in the order in which they are left."""
 OF_0_1_0 = (
-    "adopted",  # a batch that a script had sent, and not yet collected
-    "forecast",  # submitted when enough had ended to say when it will end
+    "adopted",  # a script's batch, not yet collected
+    "forecast",  # submitted once enough batches had ended for a forecast of its end
     "cascade submitted",
     "cascade, second wave planned",
     "cascade landed",
     "rolling 1 landed",
-    "rolling 2 submitted",  # with the threshold that the rows of the first gave
+    "rolling 2 submitted",  # with a threshold from the rows of the first
 )
-"""The states of what 0.1.0 brought."""
+"""The states that 0.1.0 added."""
 OF_ALL_VENDORS = ("submitted", "landed", "second wave planned")
-"""The states that every vendor's work is left in; the first's is left in all."""
+"""The states in which every vendor's work is left; the first vendor's is left in all states."""
 
 _ENDED_BEFORE_A_FORECAST = 10
 _STEP_SECONDS = 3600.0
@@ -72,7 +72,7 @@ MODELS = {
     "vertex": ("vertex/gemini-2.5-flash", "vertex success", "vertex status 429"),
     "gemini": ("gemini/gemini-2.5-flash", "gemini success", "gemini error 14"),
 }
-"""Of each vendor: a model, and which documented lines say that a request was answered, and that it may be later."""
+"""A model of each vendor, with the documented lines of an answered request and of one that may succeed later."""
 
 
 SURE_LABEL = {
@@ -102,13 +102,13 @@ JUDGMENTS = [
 
 
 def cases(states: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Each vendor with the states that its work is left in."""
+    """Return each vendor with the states in which its work is left."""
     first, *others = MODELS
     return [*((first, state) for state in states), *((other, state) for other in others for state in OF_ALL_VENDORS)]
 
 
 def provider(name: str) -> Any:
-    """One that is never called by its own means."""
+    """Return a provider whose own calls are never used."""
     if name == "bedrock":
         role = "arn:aws:iam::123456789012:role/batch"
         return provider_class(name)("us-east-1", role, "s3://bucket/llm", read_quotas=False, min_requests=1)
@@ -118,7 +118,7 @@ def provider(name: str) -> Any:
 
 
 def definition(vendor: str, state: str = "") -> Labeling:
-    """What was labeled; it must never change."""
+    """Return the definition of the labels; it must never change."""
     model, *_ = MODELS[vendor]
     output = "max_output_tokens" if vendor in ("vertex", "gemini") else "max_tokens"
     prompt = Prompt(system="You label support tickets.", user="{{ subject }}\n\n{{ body }}")
@@ -138,12 +138,12 @@ def definition(vendor: str, state: str = "") -> Labeling:
 
 
 def rows(state: str, *, changed: bool = False) -> pa.Table:
-    """The rows of a partition: two of them ask the same."""
+    """Return the rows of a partition; two of them share a request."""
     return tickets(range(CASCADE_ROWS if state.startswith(("cascade", "rolling")) else ROWS), changed=changed)
 
 
 def open_workspace(folder: Path, ledger_url: str | None = None, **more: Any) -> FixedWorkspace:
-    """The workspace in this folder."""
+    """Return the workspace in this folder."""
     workspace = FixedWorkspace(folder, ledger_url, **more)
     for name in MODELS:
         workspace.providers[name] = Filed(provider(name), folder / "vendors" / name, workspace.now)
@@ -151,7 +151,7 @@ def open_workspace(folder: Path, ledger_url: str | None = None, **more: Any) -> 
 
 
 def end(filed: Filed, vendor: str, busy: int = 0, batch_ids: list[str] | None = None) -> None:
-    """End these batches, or all that run, with documented lines; the first `busy` requests are to be asked again."""
+    """End these batches, or all that run, with documented lines. The first `busy` requests must be sent again."""
     good, bad = (next(w for w in recorded(vendor_file(vendor)) if w["name"] == name) for name in MODELS[vendor][1:])
 
     def replies(batch_id: str, custom_ids: list[str]) -> Iterator[bytes]:
@@ -167,7 +167,7 @@ def end(filed: Filed, vendor: str, busy: int = 0, batch_ids: list[str] | None = 
 
 
 def _sure(custom_id: str, *, is_oracle: bool) -> str:
-    """What a model says of a cascade's row: the cheap one is wrong, and less sure, of every other request."""
+    """Return a model's answer to a cascade's row: for every other request, the cheap model is wrong, and less sure."""
     if is_oracle:
         return json.dumps({"topic": "bug", "confidence": 0.99})
     is_right = int(custom_id[-1], 16) % 2 == 0
@@ -220,7 +220,7 @@ def leave(workspace: FixedWorkspace, vendor: str, state: str) -> None:
 
 
 def adopt(workspace: FixedWorkspace, vendor: str, partition: str) -> None:
-    """Take what a script has asked of the same rows: its requests are those of the partition "submitted"."""
+    """Adopt a script's batch over the same rows: it has the requests of the partition "submitted"."""
     labeling, filed, engine = definition(vendor), workspace.providers[vendor], workspace.engine()
     [theirs] = [
         shard.batch.batch_id
@@ -238,14 +238,14 @@ def adopt(workspace: FixedWorkspace, vendor: str, partition: str) -> None:
 
 
 class Kept(NamedTuple):
-    """What a store says of itself: when it was left, and each vendor with a state that its work is in."""
+    """The list in a store: its time, and each vendor with a state of its work."""
 
     at: float
     cases: list[tuple[str, str]]
 
 
 def names() -> list[str]:
-    """The stores that are kept, the oldest first."""
+    """Return the versions of the kept stores, the oldest first."""
     releases = sorted(path.name.removesuffix(".tar.gz") for path in STORES.glob("[0-9]*.tar.gz"))
     return ["before", *sorted(releases, key=lambda name: [int(part) for part in name.split(".")])]
 

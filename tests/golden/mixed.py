@@ -1,14 +1,14 @@
-"""Code of an older commit and the code of now at work on one PostgreSQL ledger and one store, as while a team upgrades.
+"""Code of an older commit and the current code at work on one PostgreSQL ledger and one store, as during an upgrade.
 
     python -m tests.golden.mixed OLD_COMMIT
 
-Each partition is planned, sent, polled, collected, sent again where a row was refused for now, and landed by two
-processes, old and new, which hand it over to each other at every step; then both work on the same partitions at once.
-Nothing may be lost, nothing billed twice, and both read the same labels. Its exit status says whether that holds.
+An old and a new process label each partition in turns, and hand it over at every step. The steps include the retry of a
+row that was refused for now. Then both work on the same partitions at once. All rows must arrive, each must be billed
+once, and both processes must read the same labels; otherwise the exit status is 1.
 
-Where the new code has a newer schema of the ledger, it opens the ledger when the old code has left a partition at every
-step. Then the old process must be refused at its next step, and so must one that starts. The new code goes on from each
-step alone.
+If the new code has a newer schema of the ledger, it first opens the ledger after the old code has left a partition at
+every step. Then the old process must be refused at its next step, and a new process of the old code, too. The new code
+continues alone from each step.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from tests.golden.package import Ledger
 ROWS = 6
 VENDORS = ("openai", "anthropic", "gemini")
 STEPS = ("plan", "submit", "poll", "collect", "submit", "poll", "collect", "land")
-"""What is done of a partition; batches end after each `submit`. The second ones are of the row that was refused."""
+"""The steps of a partition. Batches end after each `submit`; the second `submit` sends the refused row."""
 
 _HERE = Path(__file__).parents[2]
 _WORKER, _DOOR = "tests/golden/worker.py", "tests/golden/package.py"
 _AT_ONCE = 6
 _REFUSAL = "this package knows versions up to"
-# A process that had the ledger open before may read first, in tables that are no longer there.
+# A process that had the ledger open before may first read tables that no longer exist.
 _UNCHANGED = "Nothing was changed."
 
 
@@ -59,7 +59,7 @@ class Landed(NamedTuple):
 
 
 Who = dict[tuple[str, str], tuple[str, str]]
-"""Of each vendor's partition: who took its steps, and the trouble that came of it."""
+"""For each vendor's partition: the code of its steps, and its trouble."""
 
 
 class Process:
@@ -80,7 +80,7 @@ class Process:
         assert Path(found) == tree, f"the {name} worker runs the code in {found}"
 
     def do(self, verb: str, vendor: str, partition: str) -> Any:
-        """What came of it; raises RuntimeError with what it raised."""
+        """Run a verb and return its result. Raises RuntimeError with the verb's error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([verb, vendor, partition]) + "\n")
@@ -97,7 +97,7 @@ class Process:
 
 
 def patterns() -> Iterator[tuple[str, list[int]]]:
-    """Who does each step: 0 is the old code, 1 the new."""
+    """Yield the code that does each step: 0 is the old code, 1 the new."""
     count = len(STEPS)
     for at in range(count + 1):
         name = {0: "new alone", count: "old alone"}.get(at) or f"old, new from {STEPS[at]} {at + 1}"
@@ -109,12 +109,12 @@ def patterns() -> Iterator[tuple[str, list[int]]]:
 
 
 def hand_over(processes: list[Process], emulator: Emulator, vendor: str, partition: str, who: list[int]) -> str:
-    """Take a partition through all steps; what went wrong, or nothing."""
+    """Take a partition through all steps, and return the error or an empty text."""
     return _take([processes[one] for one in who], STEPS, emulator, vendor, partition)
 
 
 def _take(processes: list[Process], steps: Sequence[str], emulator: Emulator, vendor: str, partition: str) -> str:
-    """Take a partition through these steps, each by its process; return what went wrong, or nothing."""
+    """Take a partition through these steps, each by its process. Return the error or an empty text."""
     try:
         for step, process in zip(steps, processes, strict=True):
             process.do(step, vendor, partition)
@@ -126,7 +126,7 @@ def _take(processes: list[Process], steps: Sequence[str], emulator: Emulator, ve
 
 
 def at_once(processes: list[Process], emulator: Emulator, work: list[tuple[str, str]]) -> dict[str, str]:
-    """Both take all these partitions from rows to landed; what went wrong, by partition."""
+    """Let both processes take all these partitions from rows to labels at once, and return the errors by partition."""
     done = threading.Event()
 
     def run(process: Process, order: list[tuple[str, str]]) -> dict[str, str]:
@@ -154,7 +154,7 @@ def at_once(processes: list[Process], emulator: Emulator, work: list[tuple[str, 
 
 
 def read_by_both(processes: list[Process], vendor: str, partition: str) -> tuple[int, str]:
-    """How many rows landed, and what is wrong with them: both read them, and both find them planned already."""
+    """Return the number of labeled rows, and an error unless both processes read them, and find them planned."""
     try:
         landed = [process.do("land", vendor, partition) for process in processes]
         plans = {process.do("plan", vendor, partition) for process in processes}
@@ -172,7 +172,7 @@ def read_by_both(processes: list[Process], vendor: str, partition: str) -> tuple
 
 @contextmanager
 def tree_of(commit: str) -> Iterator[Path]:
-    """A work tree of the commit. It gets the worker of now; one from before these tests gets their first door, too."""
+    """Make a work tree of the commit, with the current worker, and with the first `package.py` if it has none."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(_HERE), *words], check=True, capture_output=True, text=True).stdout
@@ -197,7 +197,7 @@ def _refused_once(partition: str) -> RowFault:
 
 
 def work(old: Path, ledger_url: str, folder: Path) -> list[Landed]:
-    """All of it; what came of each partition."""
+    """Run everything, and return a line of the table for each partition."""
     with ExitStack() as stack:
         emulator = stack.enter_context(Emulator())
         urls = {
@@ -246,7 +246,7 @@ def _side_by_side(processes: list[Process], emulator: Emulator) -> Who:
 
 
 def _upgraded_midway(old: Process, new: Process, start: Callable[[str], Process], emulator: Emulator) -> Who:
-    """Let the old code take partitions up to each step, then the new code all the rest, and the old code be refused."""
+    """Let the old code take partitions up to each step and the new code the rest; the old code must then be refused."""
     ways = product(VENDORS, range(len(STEPS) + 1))
     at = {(vendor, f"p{number:02d}"): step for number, (vendor, step) in enumerate(ways)}
     emulator.inject(*(_refused_once(partition) for _, partition in at))
@@ -263,7 +263,7 @@ def _upgraded_midway(old: Process, new: Process, start: Callable[[str], Process]
 
 
 def _refused(process: Process, verb: str, vendor: str, partition: str, *, words: str) -> str:
-    """Return the trouble where a step does not end with an error of these words; nothing where it does."""
+    """Return an error if a step does not end with an error of these words, and otherwise an empty text."""
     try:
         process.do(verb, vendor, partition)
     except RuntimeError as error:
@@ -274,7 +274,7 @@ def _refused(process: Process, verb: str, vendor: str, partition: str, *, words:
 def _found(
     who: Who, read: dict[tuple[str, str], tuple[int, str]], partition_of: dict[str, tuple[str, str]], emulator: Emulator
 ) -> list[Landed]:
-    """Return what came of each partition, with the requests that were billed."""
+    """Return a line for each partition, with its billed requests."""
     billed: dict[tuple[str, str], Counter[str]] = {one: Counter() for one in who}
     for one in emulator.books.executions:
         if one.billed:

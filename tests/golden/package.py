@@ -1,4 +1,4 @@
-"""The only door from these tests to the package: a module that moves is a line here, and nothing else.
+"""The only module here that imports the package: a moved module changes one line here, and nothing else.
 
 `mixed` runs this file of an older commit against the code of that commit.
 """

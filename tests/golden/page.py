@@ -1,14 +1,14 @@
-"""Values as the text of a golden file: exact, and small where much is the same.
+"""Values as the text of a golden file: exact, and small if much repeats.
 
     == <name>                     a section
-    {"types": …}                  of a table's columns; one without a type has that of the section before that has it
-    {"all": …}                    what all rows of the section say, nulls left out
-    {"rows": …}                   the names of what they do not all say, or of which section they are the same
+    {"types": …}                  the types of a table's columns; one without a type has that of an earlier section
+    {"all": …}                    columns with one value in all rows of the section, without nulls
+    {"rows": …}                   the names of the other columns, or the section with the same names
     […]                           a row
-    {"each": [before, …, after]}  of request lines: what is around the custom_id, and at the end, of each
-    r0123…-4567… …                a request line: its custom_id, and what it has between those
+    {"each": [before, …, after]}  the text around the custom_id, and at the end, of each request line
+    r0123…-4567… …                a request line: its custom_id, and its text between those
 
-Nothing is left out: each line of a file of requests can be put together again, to the byte.
+The text is complete: it gives back each line of a file of requests, to the byte.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Page:
         self._around: dict[_Around, str] = {}
 
     def write(self, name: str, lines: Sequence[str]) -> None:
-        """A section of these lines."""
+        """Write a section of these lines."""
         self.text += "".join(f"{line}\n" for line in (f"== {name}", *lines))
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]], *first: str) -> None:
-        """A section of rows."""
+        """Write a section of rows."""
         rows = [{column: _plain(value) for column, value in row.items()} for row in rows]
         same = {
             column: value
@@ -63,19 +63,19 @@ class Page:
         )
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """A section of a table's types and rows."""
+        """Write a section of a table's types and rows."""
         types = {field.name: str(field.type) + ("" if field.nullable else " not null") for field in table.schema}
         said = [column if self._types.get(column) == kind else f"{column}: {kind}" for column, kind in types.items()]
         self._types |= types
         self.write_rows(name, table.to_pylist(), as_json({"types": self._once(said, name)}))
 
     def _once(self, names: list[str], section: str) -> list[str] | str:
-        """The names, or the section that has the same."""
+        """Return the names, or the section that has the same."""
         known = self._names.setdefault(as_json(names), section)
         return names if known == section else f"as in {known}"
 
     def write_requests(self, name: str, lines: Sequence[str]) -> None:
-        """A section of request lines, each with its line end."""
+        """Write a section of request lines, each with its line end."""
         around = next((one for one in self._around if all(_between(line, one) is not None for line in lines)), None)
         if around is None:
             around = _around(lines)
@@ -87,7 +87,7 @@ class Page:
 
 
 def _around(lines: Sequence[str]) -> _Around:
-    """What is before the custom_id, after it, and at the end of all lines, to the next quotation mark."""
+    """Return the common text before the custom_id, after it, and at the end of all lines, up to a quotation mark."""
     [(before, *_), *_] = halves = [_halves(line) for line in lines]
     after = _start([rest for _, _, rest in halves])
     after = after[: after.rfind('"') + 1]
@@ -96,7 +96,7 @@ def _around(lines: Sequence[str]) -> _Around:
 
 
 def _start(texts: Sequence[str]) -> str:
-    """What all of them start with."""
+    """Return the common start of all texts."""
     first, last = min(texts), max(texts)
     return next((first[:at] for at, char in enumerate(first) if char != last[at : at + 1]), first)
 
@@ -108,7 +108,7 @@ def _halves(line: str) -> tuple[str, str, str]:
 
 
 def _between(line: str, around: _Around) -> str | None:
-    """The custom_id and what is in the middle; None where the line is not of this kind."""
+    """Return the custom_id and the text in the middle, or None if the line does not have these surroundings."""
     (before, custom_id, rest), (wanted, after, end) = _halves(line), around
     fits = before == wanted and rest.startswith(after) and rest.endswith(end) and len(rest) >= len(after) + len(end)
     middle = rest[len(after) : len(rest) - len(end)]
@@ -116,7 +116,7 @@ def _between(line: str, around: _Around) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it, and no two values alike."""
+    """Return a value that JSON can hold, and that differs for different values."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, list):

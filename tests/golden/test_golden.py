@@ -1,6 +1,6 @@
-"""What is asked, stored, landed and paid is what it was, byte for byte. `tests/golden/page.py` says how to read a file.
+"""Requests, stored files, labels and costs are the same as before, byte for byte (format: `tests/golden/page.py`).
 
-Where a change is meant: `python -m tests.golden --write`, and read what git says of tests/golden before you commit it.
+After an intended change, run `python -m tests.golden --write`, and read git's diff of tests/golden before you commit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def servers():
 JOURNEYS = [name for name in CASES if name.startswith("journey-")]
 
 
-# Each is a test of its own, so that the tests of ten minutes have some of both.
+# Separate tests, so that the ten-minute run has some of both.
 @pytest.mark.parametrize("name", JOURNEYS)
 def test_a_journey_asks_stores_lands_and_pays_what_its_golden_file_has(name, tmp_path, servers):
     shown = difference(name, golden(name), CASES[name](tmp_path, servers).encode())

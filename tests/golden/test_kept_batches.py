@@ -1,6 +1,7 @@
-"""The code of now goes on with batches of every kind that 0.1.0 left, as 0.1.0 would: same labels, same calls, no more.
+"""The current code continues with batches of every kind from 0.1.0, as 0.1.0 would: same labels, same calls, no more.
 
-Of the old ledger's columns the tests read the file as 0.1.0 left it. All else goes through the engine and the emulator.
+The tests read the columns of the old ledger from the unchanged file of 0.1.0. The rest goes through the engine and the
+emulator.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ LEFT = {
     "padded, shared, running": "padded shared submitted",
     "padded, in doubt": "padded submitting",
 }
-"""What a shard of each kind is in the ledger of 0.1.0."""
+"""The state of each kind's shards in the ledger of 0.1.0."""
 ASKED_AGAIN = 1
-"""Requests that may be paid twice: nobody knows whether the call of the frozen process in real time was answered."""
+"""Requests that may be paid twice: it is unknown whether the frozen process's call in real time was answered."""
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """The store, unpacked, which nobody opens."""
+    """Unpack the store, which stays unopened."""
     folder = tmp_path_factory.mktemp("store")
     unpack_archive(STORES / f"{STORE}.tar.gz", folder)
     return folder
@@ -100,7 +101,7 @@ _SHARDS = """
 
 
 def _words(shard, store):
-    """What the ledger of 0.1.0 says of a shard."""
+    """Describe a shard in the ledger of 0.1.0."""
     is_planned = shard["state"] == "planned"
     found = {
         "shared": shard["carrier"] is not None or shard["carries"] > 0,
@@ -149,7 +150,7 @@ _AS_BEFORE = (
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def upgraded(request, tmp_path):
-    """The ledger of the store, upgraded."""
+    """Upgrade the ledger of the store."""
     unpack_archive(STORES / f"{STORE}.tar.gz", tmp_path)
     if request.param == "sqlite":
         with closing(Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")) as ledger:
@@ -200,7 +201,7 @@ def test_a_lost_ledger_gets_its_batches_back_from_receipts_of_0_1_0(store, tmp_p
 
 
 class End(NamedTuple):
-    """What came of the store, and what 0.1.0 made of it."""
+    """The end of the store's work, by the current code and by 0.1.0."""
 
     landed: dict[str, Landed]
     batches: list[Any]
@@ -212,7 +213,7 @@ class End(NamedTuple):
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def end(request, tmp_path_factory):
-    """The end of the work, by the code of now; the ledger in SQLite as it was left, or its rows in PostgreSQL."""
+    """Finish the work with the current code; the ledger stays in SQLite, or its rows move to PostgreSQL."""
     folder = tmp_path_factory.mktemp("end")
     unpack_archive(STORES / f"{STORE}.tar.gz", folder)
     if request.param == "sqlite":

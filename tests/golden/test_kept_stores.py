@@ -1,4 +1,4 @@
-"""What each release left (`kept_stores.py`) goes on with the code of now; nothing that was answered is asked again."""
+"""The current code continues with each release's store (`kept_stores.py`), and never repeats an answered request."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ASKED = {
     "second wave planned": 1,
     "doubtful, and lost": 3,
     "superseded": 1,
-    "cascade submitted": 1,  # the rows of which the cheap model is not sure enough
+    "cascade submitted": 1,  # the rows on which the cheap model is not sure enough
     "cascade, second wave planned": 4,
     "rolling 2 submitted": 1,
 }
-"""How many requests are still to be sent in a state; in the others all were. Two of the rows ask the same."""
+"""Number of unsent requests by state; the other states have sent all. Two of the rows share a request."""
 
 _DAY_SECONDS, _STEP_SECONDS, _MOST_STEPS = 86_400.0, 3_600.0, 6
 
@@ -40,7 +40,7 @@ def new_database():
     ids=" in ".join,
 )
 def left(request, tmp_path):
-    """The workspace, a day later, and its cases; the ledger in SQLite as it was left, or moved to PostgreSQL."""
+    """Open the workspace a day later, with its cases; the ledger stays in SQLite, or moves to PostgreSQL."""
     name, database = request.param
     kept = unpack(name, tmp_path)
     url = f"sqlite:///{tmp_path}/ledger.sqlite"
@@ -71,7 +71,7 @@ def test_work_that_a_release_left_lands_in_every_state_and_no_answered_row_is_as
                 break
             end(filed, vendor)
             workspace.clock.advance(_STEP_SECONDS)
-            if state == "superseded":  # what it waits for
+            if state == "superseded":  # it waits for this one
                 engine.advance(labeling, submission.reused_from[0])
         labeled = engine.labels(labeling, submission.submission_id)
         assert labeled.labels["ticket_id"].to_pylist() == partition["ticket_id"].to_pylist(), case
@@ -82,11 +82,11 @@ def test_work_that_a_release_left_lands_in_every_state_and_no_answered_row_is_as
         assert known.submission_id == submission.submission_id, case
         asked = filed.asked_ever()[already:]
         assert len(asked) == ASKED.get(state, 0), case
-        if state == "rolling 2 submitted":  # the rows of the first gave its threshold, so it has no sample of its own
+        if state == "rolling 2 submitted":  # its threshold comes from the rows of the first, so it takes no sample
             assert "sampled" not in labeled.labels["llm_why"].to_pylist()
             assert engine.ledger.history.audits("golden", labeling.asset).keys() == {"rolling 1 landed", state}
     assert engine.ledger.submissions.progress("golden") == []
-    if ("openai", "forecast") in cases:  # as in every store since 0.1.0
+    if ("openai", "forecast") in cases:  # like in every store since 0.1.0
         assert engine.ledger.judgments.read("golden", "labels_openai") == JUDGMENTS
         engine.ledger.judgments.add(replace(JUDGMENTS[0], form_id="new"))
         assert len(engine.ledger.judgments.read("golden", "labels_openai")) == len(JUDGMENTS) + 1

@@ -1,6 +1,6 @@
-"""One process of `mixed`: does what it is told, a line of JSON each, with the code of the tree that it is started in.
+"""One process of `mixed`: it runs commands, a line of JSON each, with the code of the tree in which it was started.
 
-`mixed` puts this file into the tree of the older commit: it imports from that tree's `package.py` alone.
+`mixed` puts this file into the tree of the older commit: it imports only from that tree's `package.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SECONDS_A_PARTITION = 120.0
 
 
 class Worker:
-    """The verbs, each of one partition."""
+    """The verbs, each for one partition."""
 
     def __init__(self, ledger: str, payloads: str, urls: dict[str, str], key: str, rows: int) -> None:
         self._rows = rows
@@ -48,7 +48,7 @@ class Worker:
         }
         own = (providers, Ledger(ledger), PayloadStore(payloads), "mixed")
         rules = {"sleep": lambda _: None, "lease_wait_seconds": 10.0}
-        # An Engine of before 2026-11-27 takes these itself, and its tree's package.py knows of no Deployment.
+        # An Engine from before 2026-11-27 takes these arguments itself, and its tree's package.py has no Deployment.
         deployment = getattr(package, "Deployment", None)
         self._engine = Engine(*own, **rules) if deployment is None else Engine(deployment(*own, **rules))
 
@@ -56,7 +56,7 @@ class Worker:
         return str(Path(dagster_llm_batch.__file__).parents[1])
 
     def schema(self, _vendor: str, _partition: str) -> int:
-        """Return the version of the ledger's schema that this code makes, and opens at most."""
+        """Return the version of the ledger's schema that this code makes, and the newest that it opens."""
         return LATEST
 
     def plan(self, vendor: str, partition: str) -> str:
@@ -83,7 +83,7 @@ class Worker:
         return self._engine.advance(_labeling(vendor), self._id(vendor, partition)).is_settled
 
     def land(self, vendor: str, partition: str) -> dict[str, Any]:
-        """How many rows there are, and a digest of all that does not name the run."""
+        """Return the number of rows, and a digest of all values that do not depend on the run."""
         labeled = self._engine.labels(_labeling(vendor), self._id(vendor, partition))
         mark_delivered(self._engine.ledger, self._id(vendor, partition))
         rows = [row for table in (labeled.labels, labeled.rejects) for row in table.to_pylist()]
@@ -97,7 +97,7 @@ class Worker:
         }
 
     def run(self, vendor: str, partition: str) -> dict[str, Any]:
-        """From rows to landed, beside whoever else is at it."""
+        """Label a partition from rows to labels, possibly while another process does the same."""
         end = time.monotonic() + _SECONDS_A_PARTITION
         planned = False
         while time.monotonic() < end:
@@ -132,7 +132,7 @@ def _labeling(vendor: str) -> Labeling:
 
 
 def _batches_of(requests: int) -> dict[str, Any]:
-    # A Labeling of before 2026-11-27 takes these itself, and its tree's package.py knows of no Limits.
+    # A Labeling from before 2026-11-27 takes these arguments itself, and its tree's package.py has no Limits.
     limits = getattr(package, "Limits", None)
     given = {"max_requests_per_batch": requests}
     return given if limits is None else {"limits": limits(**given)}
@@ -144,7 +144,7 @@ def main() -> None:
         verb, vendor, partition = json.loads(line)
         try:
             answer: dict[str, Any] = {"value": getattr(worker, verb)(vendor, partition)}
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is what this code says to what the other left
+        except Exception as error:  # noqa: BLE001 -- any error is this code's reaction to the other's work
             answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
