@@ -8,7 +8,7 @@ from pyflink.table import EnvironmentSettings, Table, TableEnvironment
 def environment(settings: EnvironmentSettings) -> TableEnvironment:
     env = TableEnvironment.create(settings)
     env.get_config().set("parallelism.default", "1")
-    for name in ("python.executable", "python.client.executable"):  # else the python of PATH
+    for name in ("python.executable", "python.client.executable"):  # otherwise Flink uses the python of PATH
         env.get_config().set(name, sys.executable)
     env.get_config().set_local_timezone("UTC")
     env.get_config().set("python.fn-execution.arrow.batch.size", "1000")
@@ -16,14 +16,14 @@ def environment(settings: EnvironmentSettings) -> TableEnvironment:
 
 
 def tickets(partition: str) -> Table:
-    """Rows of a partition."""
+    """Return the rows of a partition."""
     env = environment(EnvironmentSettings.in_batch_mode())
     rows = [(f"{partition}-{n}", f"Where is invoice {n}?", n % 2 == 0) for n in range(2_500)]
     return env.from_elements(rows, ["ticket_id", "body", "is_even"])
 
 
 def times(partition: str) -> Table:
-    """All that an LLM may be asked about that is no text."""
+    """Return a row with each kind of value besides text that a request may contain."""
     env = environment(EnvironmentSettings.in_batch_mode())
     return env.sql_query(
         "SELECT 'a' AS ticket_id, TIMESTAMP '2026-01-01 10:00:00.500' AS wall, DATE '2026-01-02' AS day_of, "
@@ -32,7 +32,7 @@ def times(partition: str) -> Table:
 
 
 def immense(partition: str) -> Table:
-    """More rows than this machine holds."""
+    """Return a table with more rows than this machine holds."""
     env = environment(EnvironmentSettings.in_batch_mode())
     env.execute_sql(
         "CREATE TEMPORARY TABLE numbers (n BIGINT) WITH ('connector' = 'datagen', 'number-of-rows' = '2000000000')"
@@ -49,7 +49,7 @@ def broken(partition: str) -> Table:
 
 
 def windows() -> Table:
-    """A stream of messages in windows of a minute, each message with the window it belongs to, in their order."""
+    """Return a stream of messages in windows of a minute, each with its window, in order."""
     env = environment(EnvironmentSettings.in_streaming_mode())
     env.execute_sql(
         "CREATE TEMPORARY VIEW messages AS SELECT * FROM (VALUES "

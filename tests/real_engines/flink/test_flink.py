@@ -40,7 +40,7 @@ def emulator() -> Iterator[Emulator]:
 
 
 def test_the_environment_of_flink_cannot_be_ours() -> None:
-    """Why it has a process of its own: should it fail one day, this can be simpler."""
+    """Show why Flink has a separate environment. If this test fails one day, the set-up can be simpler."""
     said = subprocess.run([PYTHON, "-c", "import pyarrow; print(pyarrow.__version__)"], capture_output=True, check=True)
     assert int(said.stdout.split(b".")[0]) < 17
     assert "pyflink" not in sys.modules
@@ -48,7 +48,7 @@ def test_the_environment_of_flink_cannot_be_ours() -> None:
 
 def test_a_flink_table_comes_in_batches_with_all_of_its_rows() -> None:
     batches = list(record_batches(rows("tickets")("eu")))
-    assert len(batches) == 3  # of 1,000 rows: what the table's environment is set to
+    assert len(batches) == 3  # of 1,000 rows: the setting of the table's environment
     table = pl.from_arrow(pa.Table.from_batches(batches))
     assert isinstance(table, pl.DataFrame)
     assert table.schema == {"ticket_id": pl.String, "body": pl.String, "is_even": pl.Boolean}
@@ -56,7 +56,7 @@ def test_a_flink_table_comes_in_batches_with_all_of_its_rows() -> None:
 
 
 def test_a_table_is_streamed_and_never_held_whole_and_its_job_ends_with_its_reader() -> None:
-    """Whoever collected two thousand million rows first would not come to the first of them within the time-out."""
+    """Two thousand million rows cannot be collected within the time-out, so the first must come before the rest."""
     stream = iter(record_batches(rows("immense")("eu")))
     some = [next(stream) for _ in range(30)]
     assert {batch.num_rows for batch in some} == {1_000}
@@ -132,7 +132,7 @@ def test_each_window_is_a_partition_that_is_labeled_once(tmp_path: Path, emulato
     defs = dg.Definitions(assets=labels, jobs=[job], sensors=[new_minutes], resources={"llm_batch": resource})
     asked: list[str] = []
     with dg.DagsterInstance.ephemeral() as instance:
-        for _ in range(2):  # the second time, the Flink job starts anew and hands over the same windows
+        for _ in range(2):  # the second time, the Flink job starts again and delivers the same windows
             command = [PYTHON, flink_bridge.__file__, "windows", JOB, "windows", "minute_of", folder]
             subprocess.run(command, check=True, capture_output=True)
             assert not list(folder.glob(".*"))

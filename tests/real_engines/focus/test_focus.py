@@ -1,7 +1,7 @@
 """The FinOps Foundation's own validator accepts `cost --format focus`: `python3 -m tests focus` installs it.
 
-Its newest release, 1.0.0, calls four columns by names of a draft, has a rule about a column of FOCUS 0.5, and takes
-the list of currencies from a path below the current folder. The test gives it these, and nothing else.
+Its newest release, 1.0.0, calls four columns by names of a draft, and has a rule about a column of FOCUS 0.5. It also
+takes the list of currencies from a path below the current folder. The test provides these, and nothing else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DRAFT_NAMES = {
 
 @pytest.fixture
 def charges(tmp_path: Path) -> list[dict[str, str]]:
-    """The CSV that the command writes of a ledger with two collected batches."""
+    """Return the command's CSV of a ledger with two collected batches."""
     with Emulator() as emulator:
         ledger = Ledger(tmp_path / "ledger.db")
         provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
@@ -56,7 +56,7 @@ def charges(tmp_path: Path) -> list[dict[str, str]]:
 
 def validate(charges: list[dict[str, str]], folder: Path) -> subprocess.CompletedProcess[str]:
     renamed = [{DRAFT_NAMES.get(name, name): value for name, value in row.items()} for row in charges]
-    # Its rule of SkuPriceId asks for this column, which FOCUS 1.0 calls ChargeCategory.
+    # The validator's rule of SkuPriceId needs this column, which FOCUS 1.0 calls ChargeCategory.
     renamed = [{**row, "ChargeType": row["ChargeCategory"]} for row in renamed]
     data = folder / "charges.csv"
     with data.open("w", newline="", encoding="utf-8") as file:

@@ -1,7 +1,6 @@
-"""A real broker on loopback, as a process of its own: noida-db, which keeps topics, groups and transactions on disk.
+"""A real broker on loopback, in a separate process: noida-db, which keeps topics, groups and transactions on disk.
 
-It writes what it holds about once a second: `kill` waits for that, as a broker that has acknowledged messages keeps
-them.
+It writes to disk about once a second. `kill` waits for this, since a broker keeps the messages that it acknowledged.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def free_port() -> int:
 
 
 class Broker:
-    """One broker. `start` again after `kill` goes on with what it had."""
+    """One broker. A `start` after `kill` continues with its old data."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,7 +71,7 @@ class Broker:
         raise RuntimeError(f"noida-db does not listen on {self.address}")
 
     def kill(self) -> None:
-        """kill -9, after its next write to disk."""
+        """Kill with SIGKILL, after its next write to disk."""
         assert self._process is not None
         file, now = self.folder / "kafka.json", time.time()
         until = time.monotonic() + 10
@@ -98,7 +97,7 @@ class Broker:
         return name
 
     def produce(self, topic: str, values: Iterable[Any], partition: int = 0, **more: Any) -> None:
-        """Texts and bytes as they are, None as a tombstone, everything else as JSON."""
+        """Produce texts and bytes unchanged, None as a tombstone, and everything else as JSON."""
         producer = Producer(self.conf)
         for value in values:
             plain = value if value is None or isinstance(value, str | bytes) else json.dumps(value)
@@ -106,13 +105,13 @@ class Broker:
         assert producer.flush(10) == 0
 
     def delete_before(self, topic: str, offset: int, partition: int = 0) -> None:
-        """What retention does."""
+        """Delete records like retention."""
         admin = AdminClient(self.conf)
         [done] = admin.delete_records([TopicPartition(topic, partition, offset)]).values()
         done.result(10)
 
     def consume(self, topic: str, isolation: str = "read_committed") -> list[Any]:
-        """All messages that a consumer sees from the beginning to the end, now."""
+        """Return all messages that a consumer can read now, from the beginning to the end."""
         settings = {"group.id": "look", "enable.partition.eof": True, "isolation.level": isolation}
         consumer = Consumer({**self.conf, **settings, "auto.offset.reset": "earliest", "enable.auto.commit": False})
         numbers = set(consumer.list_topics(topic, timeout=10).topics[topic].partitions)

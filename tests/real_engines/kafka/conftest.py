@@ -1,4 +1,4 @@
-"""One real broker for all tests; each test makes topics of its own."""
+"""One real broker for all tests; each test makes separate topics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture
 def own_broker(tmp_path: Path) -> Iterator[Broker]:
-    """One that may be killed."""
+    """Start a broker that the test may kill."""
     one = Broker(tmp_path / "broker").start()
     one.topic("written")
     yield one
@@ -34,7 +34,7 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture
 def topic(broker: Broker) -> Callable[..., str]:
-    """Make a topic that no other test has."""
+    """Make a topic that is unique to the test."""
 
     def make(name: str = "topic", partitions: int = 1, **config: str) -> str:
         return broker.topic(f"{name}-{next(_NUMBERS)}", partitions, **config)
@@ -44,7 +44,7 @@ def topic(broker: Broker) -> Callable[..., str]:
 
 @pytest.fixture
 def stored() -> Iterator[dg.DagsterInstance]:
-    """An instance on disk. Sensors see dynamic partitions only there."""
+    """Return an instance on disk. Sensors see dynamic partitions only there."""
     with dg.instance_for_test() as one:
         yield one
 

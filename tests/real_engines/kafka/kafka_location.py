@@ -20,7 +20,7 @@ class Topic(BaseModel):
 
 
 def labeled(topic: Any, **changes: Any) -> list[dg.AssetsDefinition]:
-    """Labels of a topic's windows."""
+    """Return the labels of a topic's windows."""
     usual: dict[str, Any] = {
         "name": "labels",
         "rows": topic.rows(),
@@ -36,7 +36,7 @@ def labeled(topic: Any, **changes: Any) -> list[dg.AssetsDefinition]:
 
 
 class CodeLocation:
-    """Runs and ticks by hand what a daemon would."""
+    """Runs and ticks by hand, in place of a daemon."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class CodeLocation:
         self.repository = self.defs.get_repository_def()
 
     def tick(self, name: str, cursor: str | None = None) -> Any:
-        """What a tick of the sensor asks for; nothing of it is done."""
+        """Return the requests of a sensor's tick, without acting on them."""
         with dg.build_sensor_context(
             instance=self.instance,
             instance_ref=self.instance.get_ref() if self.instance.is_persistent else None,
@@ -66,7 +66,7 @@ class CodeLocation:
             return self.repository.get_sensor_def(name).evaluate_tick(context)
 
     def add(self, ticked: Any) -> list[str]:
-        """The first thing that a daemon does with it."""
+        """Add the requested partitions, like a daemon's first step."""
         added = []
         for request in ticked.dynamic_partitions_requests or ():
             self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
@@ -74,7 +74,7 @@ class CodeLocation:
         return added
 
     def launch(self, ticked: Any) -> list[dg.ExecuteInProcessResult]:
-        """The second: runs, each key once."""
+        """Launch the requested runs, each key once, like a daemon's second step."""
         done = []
         for request in ticked.run_requests or ():
             known = self.instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": request.run_key}), limit=1)

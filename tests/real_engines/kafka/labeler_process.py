@@ -36,7 +36,7 @@ def main(address: str, topic: str, messages: str, how: str = "") -> None:
     def produce_and_die(producer, name, outgoing) -> None:  # type: ignore[no-untyped-def]
         real(producer, name, outgoing)
         if name.endswith("-results") and one.counts.messages >= int(messages):
-            producer.flush(5)  # they are in the log, and not committed
+            producer.flush(5)  # they are in the log, but not committed
             die()
 
     def enough(counts: labeler.Counts) -> bool:

@@ -1,4 +1,4 @@
-"""Produces numbers once, and dies by kill -9 where it is told: `python producing_process.py ADDRESS TOPIC WHEN`."""
+"""Produces numbers once, and dies by kill -9 at WHEN: `python producing_process.py ADDRESS TOPIC WHEN`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def die() -> None:
 
 
 def numbers(when: str) -> Iterator[Outgoing]:
-    """They are asked for when a transaction has been committed, before the next one begins."""
+    """Yield messages. The producer takes them after the commit of a transaction and before the next one begins."""
     for n in range(COUNT):
         if when == "between transactions" and n == 2 * AT_ONCE:
             die()
@@ -38,7 +38,7 @@ def main(address: str, topic: str, when: str) -> int:
     def produce_and_die(producer: Any, topic: str, messages: Sequence[Outgoing]) -> None:
         if messages[0].value == str(3 * AT_ONCE).encode():
             real(producer, topic, messages[:20])
-            producer.flush(5)  # they are in the log, and not committed
+            producer.flush(5)  # they are in the log, but not committed
             die()
         real(producer, topic, messages)
 

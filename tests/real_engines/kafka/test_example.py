@@ -34,7 +34,7 @@ def test_the_journey_ends_in_a_dashboard_of_all_messages_and_pays_for_each_reque
 
 
 def test_the_broker_ends_with_a_process_that_is_killed(tmp_path):
-    """Or each interrupted journey would leave one behind."""
+    """Otherwise each interrupted journey would leave one behind."""
     code = (
         "import pathlib, sys, time; from example_project import stream\n"
         "with stream.broker(pathlib.Path(sys.argv[1])) as address: print(address, flush=True); time.sleep(60)"

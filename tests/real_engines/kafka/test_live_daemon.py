@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "dagster"))  # its `dagster dev`, and who kills it
+sys.path.append(str(Path(__file__).parents[2] / "dagster"))  # for its `dagster dev` and its Killer
 
 from dagster_dev import dagster_dev, marked, until
 from test_live_kills import Killer
@@ -57,7 +57,7 @@ def test_each_message_is_labeled_once_whenever_the_daemon_is_killed(own_broker, 
                 before = len(windows())
                 produce()
                 dev.until("a new window", lambda known=before: len(windows()) > known)
-                Killer(dev, emulator, str(tmp_path)).daemon()  # with what it, and its runs, are doing
+                Killer(dev, emulator, str(tmp_path)).daemon()  # together with its runs
                 killed_at.append((len(windows()), len(there("labels_batch"))))
         with dagster_dev(tmp_path, definitions, env, SETTINGS) as dev:
             log = dev.log

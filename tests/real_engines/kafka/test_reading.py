@@ -85,7 +85,7 @@ def test_aborted_messages_and_markers_are_passed_over_and_an_open_transaction_is
     assert (marks.begin, marks.end) == (0, 6)  # three messages, three markers; the open one is at 6
     good, _ = read(broker, KafkaTopic(name), f"{name}@0.0-6")
     assert [row["text"] for row in good] == ["a", "c"]
-    assert read(broker, KafkaTopic(name), f"{name}@0.2-4") == ([], [])  # nothing but what was aborted
+    assert read(broker, KafkaTopic(name), f"{name}@0.2-4") == ([], [])  # only aborted messages
     producer.abort_transaction(10)
 
 

@@ -19,7 +19,7 @@ NOW = timedelta(0)
 
 @pytest.fixture
 def make(broker, emulator, stored):
-    """A code location with the messages' asset, labels of them (or straight of the topic), and a sensor named kafka."""
+    """Make a code location: the messages' asset, labels of them or straight of the topic, and a sensor named kafka."""
 
     def with_topic(name, *, on_lost="stop", straight=False, **sensor):
         topic = KafkaTopic(name, Ticket, on_lost=on_lost)

@@ -1,4 +1,4 @@
-"""The stream layer on a real broker: the student answers, the rest is sent on, changes are told; once each."""
+"""The stream layer on a real broker: the student answers, the rest is sent on, and changes are reported; each once."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_two_processes_share_the_partitions_and_say_everything_once(broker, topi
 
 
 def test_a_process_that_comes_goes_and_comes_back_in_the_middle_loses_and_repeats_nothing(broker, topic):
-    """Each time, partitions go to another process. (This broker waits for ever for a name that does not come back.)"""
+    """Move partitions to another process each time. (This broker waits forever for a name that stays away.)"""
     stream = Stream(broker, topic("moving") + "-stream", partitions=2)
     first, second, again = (stream.labeler(instance=name, at_once=5) for name in ("a", "b", "b"))
     sent, all_sent = [0], threading.Event()
@@ -240,7 +240,7 @@ def test_a_seen_change_has_its_windows_labeled_and_no_others(stream, emulator, s
     assert windows[-1] in asked
     assert windows[0] not in asked
     assert location.launch(ticked)[-1].success
-    for cursor in (ticked.cursor, None):  # none: all events are read again
+    for cursor in (ticked.cursor, None):  # with None, all events are read again
         assert not location.tick("drift", cursor).run_requests
     assert SeenEvents.model_validate_json(ticked.cursor).open == {}
 
@@ -269,7 +269,7 @@ def test_a_change_is_read_once_and_waits_for_its_windows_to_be_made(stream, emul
 
 
 def test_what_the_student_is_unsure_of_goes_to_the_next_batch_and_comes_back_as_labels(stream, llm, stored):
-    """One student, and no lane in real time: the review topic is a source of the batch layer like any other."""
+    """Use one student, without a lane in real time: the review topic is an ordinary source of the batch layer."""
     lines = [*(text for text, _ in texts(30, seed=5)), *strange(4), "refund quantum lagoon nebula"]
     stream.produce(*lines)
     stream.broker.produce(stream.name, ["no json"])
@@ -287,7 +287,7 @@ def test_what_the_student_is_unsure_of_goes_to_the_next_batch_and_comes_back_as_
     windows = build_kafka_sensor(stream.review, target=labels, max_messages=4, max_wait=timedelta(0), name="next_batch")
     location = CodeLocation(stream.broker, llm, stored, [*labels, sink], [windows])
     cursor = None
-    for _ in range(2):  # the second time, nothing is new
+    for _ in range(2):  # the second time, all windows are known
         ticked = location.tick("next_batch", cursor)
         cursor, keys = ticked.cursor, location.add(ticked)
         assert all(run.success for run in location.launch(ticked))
@@ -330,7 +330,7 @@ def test_what_retention_took_from_the_stream_layer_is_told_or_counted(stream):
 
 
 class Killed(BaseException):
-    """As kill -9 would, between two statements."""
+    """Die between two statements, like kill -9."""
 
 
 def engine(llm, folder, **more):

@@ -1,4 +1,4 @@
-"""The figures of a stream: pure, no broker; and a student beside them, as an asset."""
+"""The statistics of a stream: pure, no broker; and a student with them, as an asset."""
 
 from __future__ import annotations
 

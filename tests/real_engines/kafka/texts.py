@@ -40,7 +40,7 @@ def strange(count: int, seed: int = 0) -> list[str]:
 
 
 def topic_of(text: str) -> str:
-    """What an LLM would say: by the words."""
+    """Return an LLM's topic, by the words."""
     counts = {topic: sum(text.count(word) for word in words) for topic, words in WORDS.items()}
     return max(counts, key=lambda topic: counts[topic])
 

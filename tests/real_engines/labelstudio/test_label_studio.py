@@ -125,7 +125,7 @@ def test_rows_come_back_from_label_studio_as_they_went_with_who_when_and_weight(
     ]
     before = datetime.now(UTC)
     for task in tasks:
-        # Who takes a prediction over sends its result.
+        # A person who accepts a prediction sends its result.
         result = task["predictions"][0]["result"] if task["predictions"] else undecidable
         skipped = {"was_cancelled": True} if task["data"]["id"] == "00123" else {}
         studio.ask("POST", f"/api/tasks/{task['id']}/annotations/", {"result": result, "lead_time": 3.5, **skipped})

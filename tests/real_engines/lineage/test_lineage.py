@@ -1,6 +1,6 @@
-"""What docs/how-to/lineage.md configures sends labels to a collector of OpenLineage: `python3 -m tests lineage`.
+"""The configuration in docs/how-to/lineage.md sends labels to a collector of OpenLineage: `python3 -m tests lineage`.
 
-The collector is a small server of this file, Dagster's storage is a PostgreSQL server for these tests.
+The collector is a small server of this file, and Dagster's storage is a PostgreSQL server for these tests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def block(language: str, having: str = "") -> str:
 
 
 class Collector:
-    """A collector of OpenLineage, with all that was posted to it."""
+    """A collector of OpenLineage, with all its posts."""
 
     def __init__(self) -> None:
         self.status = 201
@@ -80,7 +80,7 @@ def server() -> Iterator[Callable[[], str]]:
 
 @pytest.fixture
 def database(server: Callable[[], str]) -> str:
-    """An empty database for Dagster's storage."""
+    """Return the URL of an empty database for Dagster's storage."""
     return server().replace("postgresql:", "postgresql+psycopg2:")
 
 
@@ -89,7 +89,7 @@ class Ticket(BaseModel):
 
 
 def rows() -> pl.DataFrame:
-    """The asset upstream."""
+    """Return the upstream rows."""
     return pl.DataFrame({"id": ["a", "b"], "body": [SECRET, "The page stays white."], "day": [DAY] * 2})
 
 
@@ -138,7 +138,7 @@ def project(emulator: Emulator, instance: dg.DagsterInstance, io_manager: Any, f
 def instance(
     database: str, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dg.DagsterInstance]:
-    """An instance as the page configures it, which sends to the collector."""
+    """Give an instance with the page's configuration, which sends to the collector."""
     folder = tmp_path / "code"
     folder.mkdir()
     folder.joinpath("lineage_storage.py").write_text(block("py", having="class InputsAdapter"), encoding="utf-8")
@@ -204,7 +204,7 @@ def test_a_collector_that_fails_is_asked_once_for_each_event_and_stops_no_run(
 def test_automation_and_pools_work_with_the_storage_of_the_page_and_not_with_the_plain_one(
     collector: Collector, instance: dg.DagsterInstance, emulator: Emulator, tmp_path: Path
 ) -> None:
-    """The module of the page can go when the plain one passes."""
+    """Show that the page's module is necessary. It can go once the plain storage passes."""
     storage = instance.event_log_storage
     assert storage.supports_global_concurrency_limits
     made = project(emulator, instance, HiveParquetIOManager(root=str(tmp_path)), tmp_path)
@@ -224,7 +224,7 @@ def test_the_sensor_of_the_page_sends_the_same_facets_without_inputs(
 
     names: dict[str, Any] = {}
     exec(compile(block("py", having="include_asset_events=True"), str(GUIDE), "exec"), names)
-    # It makes its client when it is imported, and other tests have other collectors.
+    # It makes its client on import, and other tests have other collectors.
     monkeypatch.setattr(module, "_ADAPTER", module.OpenLineageAdapter())
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", database)
     configured = yaml.safe_load(block("yaml"))

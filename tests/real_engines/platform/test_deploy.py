@@ -1,7 +1,7 @@
 """docs/deploy, run without containers: the processes of compose.yaml with its commands and its environment.
 
-Only what a container network gives is other: the names of hosts, and ports that may be taken here. PostgreSQL asks for
-the passwords; the bucket is a real S3 server, and OpenAI is the emulator.
+Only the container network is replaced: the names of hosts, and ports that may be taken here. PostgreSQL requires the
+passwords; the bucket is a real S3 server, and OpenAI is the emulator.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset { asse
 
 
 def filled_in(text: str, variables: Mapping[str, str]) -> str:
-    """Put values in the place of `${NAME}`, `${NAME:?}` and `${NAME-}`, as compose does."""
+    """Substitute `${NAME}`, `${NAME:?}` and `${NAME-}` like compose."""
 
     def value(found: re.Match[str]) -> str:
         given = variables.get(found[1], "")
@@ -61,7 +61,7 @@ def filled_in(text: str, variables: Mapping[str, str]) -> str:
 
 @contextmanager
 def postgres(environment: Mapping[str, str]) -> Iterator[int]:
-    """Run the service `postgres` as its image does, with its password and the mounted script; give the port."""
+    """Run the service `postgres` like its image, with its password and the mounted script, and give the port."""
     binaries = (_binaries() / "initdb").resolve().parent
     home = Path(tempfile.mkdtemp(prefix="dlb-deploy-", dir="/tmp"))
     who: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def back_up_and_restore(deployment: Deployment) -> None:
 
 
 class Deployment:
-    """The services as processes, in the folders that the Dockerfile makes."""
+    """The services as processes, in the Dockerfile's folders."""
 
     def __init__(self, folder: Path, variables: Mapping[str, str], places: Mapping[str, str]) -> None:
         self.folder, self.variables, self.places = folder, variables, places
@@ -152,7 +152,7 @@ class Deployment:
 
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[bytes]]]:
-    """The address of a webhook, and what was posted to it."""
+    """Give the address of a webhook, and its posts."""
     posted: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -172,7 +172,7 @@ def webhook() -> Iterator[tuple[str, list[bytes]]]:
 
 @pytest.fixture
 def deployment(tmp_path: Path, webhook: tuple[str, list[bytes]]) -> Iterator[Deployment]:
-    """What stands around the processes: a bucket, a provider and a PostgreSQL server; and `.env`, filled in."""
+    """Give the surroundings of the processes: a bucket, a provider, a PostgreSQL server, and `.env`, filled in."""
     with ExitStack() as stack:
         s3_url = stack.enter_context(local_s3("bucket"))
         exported = stack.enter_context(emulator(tmp_path))
@@ -199,7 +199,7 @@ def deployment(tmp_path: Path, webhook: tuple[str, list[bytes]]) -> Iterator[Dep
 
 @contextmanager
 def running(deployment: Deployment) -> Iterator[DagsterDev]:
-    """Start the services as they depend on each other; end them."""
+    """Start the services in the order of their dependencies, and end them."""
     with ExitStack() as stack:
         assert SERVICES["code"]["depends_on"].keys() == {"ledger", "instance"}
         deployment.run("ledger")
@@ -250,7 +250,7 @@ def test_the_deployment_comes_up_and_labels_arrive_in_the_bucket(
         assert [name for name in bucket.find("bucket/llm-batch/tables/ticket_labels") if name.endswith(".parquet")]
         assert bucket.find("bucket/llm-batch/payloads")
 
-        # What the page runs after that: doctor and smoke in the code location's container, and the upgrade again.
+        # The page's later steps: doctor and smoke in the code location's container, and the upgrade again.
         assert "PROBLEM" not in deployment.run("code", "dagster-llm-batch", "doctor", "-f", "definitions.py").upper()
         smoke = ("smoke", "openai", "--max-usd", "0.05", "--poll-seconds", "1", "-f", "definitions.py")
         deployment.run("code", "dagster-llm-batch", *smoke)

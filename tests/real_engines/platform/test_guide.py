@@ -1,4 +1,4 @@
-"""What docs/how-to/embed.md configures, with the real packages and without accounts: `python3 -m tests platform`."""
+"""The configuration in docs/how-to/embed.md, with real packages and without accounts: `python3 -m tests platform`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_run_launcher_is_configured_as_its_schema_wants() -> None:
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    """What was posted to an OTLP collector, by path."""
+    """Give the posts to an OTLP collector, by path."""
     posted: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A real Ray, of one node or more, in a network of its own that has only a loopback: Ray listens on every address."""
+"""A real Ray of one node or more, in a separate network with only a loopback, since Ray listens on every address."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SET_ADDRESS = 0x8916
 
 
 def alone_on_loopback() -> None:
-    """Put this process into a new network with nothing but a loopback."""
+    """Put this process into a new network that has only a loopback."""
     uid = os.getuid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_NEW_NETWORK | (0 if uid == 0 else _NEW_USER)) != 0:
@@ -35,14 +35,14 @@ def alone_on_loopback() -> None:
 
 
 def have_an_address() -> None:
-    """Give this process's own network an address besides 127.0.0.1: without one, getaddrinfo finds no host's name."""
+    """Give this process's network an address other than 127.0.0.1, without which getaddrinfo finds no host's name."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         address = struct.pack("16sHH4s8x", b"lo:1", socket.AF_INET, 0, socket.inet_aton("192.0.2.1"))
         fcntl.ioctl(one, _SET_ADDRESS, address)
 
 
 class Cluster:
-    """Started and stopped as process groups. `logical_cpus` are what Ray shares out of each node, whatever is there."""
+    """A cluster, started and stopped as process groups. Ray shares out `logical_cpus` of each node, not real CPUs."""
 
     def __init__(self, logical_cpus: int = 2) -> None:
         self._logical_cpus = logical_cpus
@@ -61,7 +61,7 @@ class Cluster:
             time.sleep(0.2)
 
     def add_node(self) -> subprocess.Popen[bytes]:
-        """One more, with an address of its own; it comes when it is ready."""
+        """Start one more node with its own address, and wait until it is ready."""
         number = len(self._nodes) + 1
         return self._ray(
             f"127.0.0.{number}", "--address=127.0.0.1:6379", f"--dashboard-agent-listen-port={52365 + number}"
@@ -71,10 +71,10 @@ class Cluster:
         ray = Path(sys.executable).with_name("ray")
         environment = {
             **os.environ,
-            "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}",  # a job's `python` is that of the workers
+            "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}",  # a job's `python` is the workers' one
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_memory_monitor_refresh_ms": "0",  # it kills workers for what other processes of the machine take
+            "RAY_memory_monitor_refresh_ms": "0",  # it kills workers because of other processes' memory
         }
         command = [str(ray), "start", "--block", f"--node-ip-address={address}", *words]
         command += [f"--num-cpus={self._logical_cpus}", "--object-store-memory=150000000"]
@@ -86,7 +86,7 @@ class Cluster:
         return node
 
     def kill(self) -> None:
-        """End all of it as machines that fail do: nothing is told anything."""
+        """End everything at once, like failing machines, without notice to other processes."""
         for node in self._nodes:
             kill_node(node)
         self._nodes.clear()
@@ -94,7 +94,7 @@ class Cluster:
 
 
 def kill_node(node: subprocess.Popen[bytes]) -> None:
-    """As a power cut: the node's daemons and all that they have started are gone at once."""
+    """Kill the node's daemons and all processes that they have started, like a power cut."""
     for pid in family(node.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -111,7 +111,7 @@ def _answers() -> bool:
 
 
 def family(pid: int) -> list[int]:
-    """The process and all that it has started, by the tree of parents."""
+    """Return the process and all processes that it has started, by the tree of parents."""
     found = [pid]
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = [tuple(map(int, line.split())) for line in listed.splitlines()]

@@ -1,4 +1,4 @@
-"""What the tests of Ray share: providers, requests, and patience without timing."""
+"""Helpers of the tests of Ray: providers, requests, and waits without timing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SPEC = RequestSpec("m")
 def shouting(
     storage: Path, call: str = "shouting:shout", headers: Mapping[str, str] | None = None, **more: Any
 ) -> RayProvider:
-    """The provider over the callables of these tests."""
+    """Return the provider over the callables of these tests."""
     answers = RayAnswers(call=call, requests_at_once=more.pop("at_once", 4), rows_per_file=more.pop("rows", 5), **more)
     environment = {"working_dir": str(JOBS), "env_vars": {"SHOUTING": str(storage.parent)}}
     return RayProvider(ADDRESS, str(storage), answers, runtime_env=environment, headers=headers)
 
 
 def asked(folder: Path) -> list[tuple[int, str]]:
-    """Process and text of each row that a worker was asked for."""
+    """Return process and text of each row that a worker was asked for."""
     path = folder / "asked"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(int(pid), text) for pid, text in (line.split(" ", 1) for line in lines)]
@@ -45,7 +45,7 @@ def submit(provider: RayProvider, texts: Iterable[str], tag: str, spec: RequestS
 
 
 def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait until it holds; the limit only ends a hopeless test."""
+    """Wait until it holds. The limit only ends a hopeless test."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it never came to hold"

@@ -203,7 +203,7 @@ def test_a_cluster_whose_head_was_lost_leaves_what_was_finished(cluster: Cluster
     cluster.kill()
     with pytest.raises(TransientError):
         report(provider, running)
-    assert report(done, ended).status is BatchStatus.ENDED  # its files say so
+    assert report(done, ended).status is BatchStatus.ENDED  # by its files
     assert len(results(done, ended)) == 2
     cluster.start()
     lost = report(provider, running)

@@ -1,4 +1,4 @@
-"""A Ray of two nodes: a shard's rows are answered on both, and a node that is gone costs time."""
+"""A Ray of two nodes: a shard's rows are answered on both, and a lost node costs only time."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def test_rows_are_answered_on_all_nodes_and_a_node_that_dies_loses_none(cluster:
     assert (ended.status, ended.done) == (BatchStatus.ENDED, 12)
     assert {result.text for result in results(provider, batch_id).values()} == {text.upper() for text in texts}
     again = [text for pid, text in asked(tmp_path) if pid not in there]
-    assert sorted(again) == sorted(texts)  # those of the dead node once more, no other twice
+    assert sorted(again) == sorted(texts)  # rows of the dead node once more, other rows only once
     assert lost
     assert lost <= set(again)

@@ -1,4 +1,4 @@
-"""Ray's own SDK waits for no answer for ever. It needs no cluster: a server that drips stands for a sick one."""
+"""Ray's own SDK does not wait forever for an answer. A server that drips replaces a sick cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\nc
 
 
 class Sick:
-    """A job server that tells its version, knows no job, and drips its other answers, a byte each 10 ms."""
+    """A job server that sends its version, lacks every job, and drips its other answers, a byte each 10 ms."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

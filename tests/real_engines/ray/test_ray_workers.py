@@ -1,4 +1,4 @@
-"""Ray datasets in, and Ray Data as workers: the same requests and labels as by one process."""
+"""Ray datasets as input, and Ray Data as workers: the same requests and labels as one process makes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def data(cluster: Cluster) -> Iterator[Any]:
     import ray
     import ray.data
 
-    path = os.pathsep.join([str(TESTS / "engine"), str(TESTS.parent)])  # what workers import
+    path = os.pathsep.join([str(TESTS / "engine"), str(TESTS.parent)])  # for the workers' imports
     ray.init(
         "127.0.0.1:6379", runtime_env={"env_vars": {"PYTHONPATH": path}}, log_to_driver=False, logging_level="ERROR"
     )
@@ -63,7 +63,7 @@ def workspace(tmp_path: Any, emulator: Emulator) -> Workspace:
 
 
 def dataset(data: Any) -> Any:
-    """Blocks of multiples of 256 rows, planned at once: files of two lanes are numbered as they are begun."""
+    """Return blocks of multiples of 256 rows, planned at once: files of two lanes are numbered when they are begun."""
     return data.from_arrow([tickets(768, 0), tickets(1_024, 768), tickets(512, 1_792), tickets(696, 2_304)])
 
 

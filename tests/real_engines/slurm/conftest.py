@@ -1,4 +1,4 @@
-"""One cluster without accounting and one with it, for all tests here; each test has a directory of its own."""
+"""One cluster without accounting and one with it, for all tests here; each test has a separate directory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def clusters(tmp_path_factory) -> Iterator[dict[str, Cluster]]:
 
 @pytest.fixture
 def cluster(request, clusters, monkeypatch) -> Iterator[Cluster]:
-    """The one without accounting, or that which the test asks for by a parameter."""
+    """Give the cluster without accounting, or the one that the test chooses by a parameter."""
     chosen = clusters[getattr(request, "param", "plain")]
     for name, value in chosen.environment.items():
         monkeypatch.setenv(name, value)

@@ -26,13 +26,13 @@ TWEETS = [
 
 
 class Sentiment(BaseModel):
-    """What the lexicon answers."""
+    """The lexicon's answer."""
 
     label: Literal["positive", "negative", "neutral"]
 
 
 def label(folder: Path) -> dict[str, str]:
-    """Labels by tweet; what an earlier call had sent is not sent again."""
+    """Return labels by tweet. A later call does not repeat the requests of an earlier one."""
     labels = llm_batch_assets(
         name="labels",
         rows=lambda _: TWEETS,

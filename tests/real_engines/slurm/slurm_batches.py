@@ -1,4 +1,4 @@
-"""What the tests of Slurm share: the provider over the labeler of all providers' tests, and patience."""
+"""Helpers of the tests of Slurm: the provider over the labeler of all providers' tests, and waits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dagster_llm_batch.types import BatchReport
 
 
 def tag_of(provider: SlurmProvider) -> str:
-    """A tag for each test, as each shard has its own: a controller remembers the jobs of all."""
+    """Return a separate tag for each test, like each shard's tag, since a controller keeps the jobs of all tests."""
     return f"dlb-00000000-{hashlib.blake2b(bytes(provider._workdir), digest_size=6).hexdigest()}"
 
 

@@ -1,8 +1,8 @@
-"""A real Slurm of two nodes on loopback, with or without accounting, in a folder of its own: started, broken, stopped.
+"""A real Slurm of two nodes on loopback, with or without accounting, in a separate folder: started, broken, stopped.
 
-Needs root and Debian's packages (see ENGINES in tests/__main__.py); no systemd and no cgroups. The nodes are two slurmd
-on this host. Memory is watched by polling, so that a job can run out of it. All daemons are ended by the ids in their
-own files.
+Needs root and Debian's packages (ENGINES in tests/__main__.py), but neither systemd nor cgroups. The nodes are two
+slurmd on this host. Slurm polls the memory of jobs, so that a job can run out of it. All daemons are ended by the ids
+in their own files.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _NODES = 2
 
 
 class Cluster:
-    """A context manager. `environment` is what Slurm's commands need to reach it; `memory_mb` is what each node has to
-    give, whatever the machine has.
+    """A context manager. `environment` has the variables that Slurm's commands need to reach the cluster.
+
+    `memory_mb` is the memory that each node offers, whatever the machine has.
     """
 
     def __init__(self, folder: Path, *, accounting: bool = False, memory_mb: int = 4_000, config: str = "") -> None:
@@ -51,28 +52,28 @@ class Cluster:
         self._stop()
 
     def call(self, *words: str, check: bool = True) -> str:
-        """What one of Slurm's commands prints."""
+        """Run one of Slurm's commands, and return its output."""
         done = subprocess.run(words, env=self._env(), capture_output=True, text=True, check=False, timeout=60)
         assert not check or done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout.strip()
 
     def forget_jobs(self) -> None:
-        """What MinJobAge does in time: the controller knows no job any more. Here at once, by its saved state."""
+        """Let the controller lose all jobs, as MinJobAge does in time. Here it happens at once, in the saved state."""
         self.kill_controller()
         for path in (self.folder / "ctld").glob("job*"):
             path.unlink()
-        self._first_job_id += 1_000  # ids are not given twice in a real life either
+        self._first_job_id += 1_000  # real ids are never given twice either
         (self.folder / "slurm.conf").write_text(self._slurm_conf())
         self.start_controller()
 
     def clear(self) -> None:
-        """Nothing runs and all nodes are there, for the next test."""
+        """Cancel all jobs and wait for all nodes, for the next test."""
         self.call("scancel", "--me")
         _until(lambda: not self.call("squeue", "-h"))
         self._wait_for_nodes()
 
     def kill_controller(self, number: int = signal.SIGKILL) -> None:
-        """With SIGTERM it saves first what it knows."""
+        """End the controller. With SIGTERM, it first saves its state."""
         self._end("slurmctld.pid", number)
 
     def start_controller(self, *, idle: bool = True) -> None:
@@ -81,7 +82,7 @@ class Cluster:
             self._wait_for_nodes()
 
     def wait_for_requeue(self, name: str) -> None:
-        """Wait until the job was put back and nothing of its first run is left: it waits, or runs again already."""
+        """Wait until the job was put back and its first run has ended: it waits, or already runs again."""
 
         # Asking for PENDING alone is a race: the job waits only until its old credential has expired.
         def is_put_back() -> bool:
@@ -98,7 +99,7 @@ class Cluster:
             raise
 
     def kill_node(self, name: str) -> None:
-        """As a power cut: the node's daemon and all that runs below it are gone at once."""
+        """Kill the node's daemon and all processes below it, like a power cut."""
         doomed = [int((self.folder / "run" / f"slurmd.{name}.pid").read_text())]
         marks = (f"SLURMD_NODENAME={name}", f"SLURM_CONF={self.environment['SLURM_CONF']}")
         for pid, parent in _parents().items():
@@ -237,7 +238,7 @@ class Cluster:
             raise
 
     def _daemon(self, *words: str, **more: str) -> None:
-        """Start a daemon; it goes to the background by itself."""
+        """Start a daemon. Slurm's daemons go to the background."""
         done = subprocess.run(
             words, env={**self._env(), **more}, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
@@ -246,7 +247,7 @@ class Cluster:
     def _stop(self) -> None:
         with suppress(AssertionError, subprocess.TimeoutExpired):
             if (self.folder / "run" / "slurmctld.pid").exists():
-                self.call("scancel", "--me", check=False)  # else what they started would outlive the daemons
+                self.call("scancel", "--me", check=False)  # otherwise their processes would outlive the daemons
                 _until(lambda: not self.call("squeue", "-h", check=False), seconds=10)
         for name in (
             *(f"slurmd.{node}.pid" for node in self.nodes),
@@ -254,7 +255,7 @@ class Cluster:
             "slurmdbd.pid",
             "munge/munged.pid",
         ):
-            self._end(name, signal.SIGKILL)  # nothing of it is wanted any more
+            self._end(name, signal.SIGKILL)  # its state is not needed any more
         if hasattr(self, "_mariadb"):
             self._mariadb.kill()
             self._mariadb.wait()
@@ -271,7 +272,7 @@ class Cluster:
 
 
 def missing_programs() -> list[str]:
-    """What has to be installed first."""
+    """Return the programs that are not installed."""
     needed = (*NEEDED, *NEEDED_FOR_ACCOUNTING)
     return [program for program in needed if shutil.which(program, path=_PATH) is None]
 
@@ -295,7 +296,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether the process is dead; one that only waits for its parent to look is."""
+    """Return whether the process is dead; a zombie counts as dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

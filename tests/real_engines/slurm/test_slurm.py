@@ -1,4 +1,4 @@
-"""Batches on a real Slurm: found again whatever died, ended as what they are, run once."""
+"""Batches on a real Slurm: found again after any crash, reported with their real ending, and run once."""
 
 from __future__ import annotations
 
@@ -204,13 +204,13 @@ def test_a_node_that_dies_is_a_retryable_failure_where_nothing_is_started_again_
     node = cluster.call("squeue", "-h", f"--name={batch_id}", "-o", "%N")
     cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     failed = wait_for_end(provider, batch_id)
-    # A node that has come back by itself has nothing to resume.
+    # A node that has come back alone does not need to be resumed.
     cluster.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)
     assert (failed.status, failed.retryable, failed.done) == (BatchStatus.FAILED, True, 2)
     assert "NODE_FAIL" in (failed.reason or "")
     assert texts(provider, batch_id) == {"n-0": "ONE", "n-1": "TWO"}
     cluster.forget_jobs()
-    later = report(provider, batch_id)  # what Slurm said was noted; the log, whose end is told too, may have grown
+    later = report(provider, batch_id)  # Slurm's reason was noted; the log, whose end is reported too, may have grown
     assert "NODE_FAIL" in (later.reason or "")
     assert replace(later, reason=None) == replace(failed, reason=None)
 
@@ -388,7 +388,7 @@ def test_an_answer_in_real_time_tells_what_went_wrong_and_leaves_nothing(cluster
 
 
 def holding(folder: Path, *words: bytes) -> list[str]:
-    """The files that hold one of these words."""
+    """Return the files that hold one of these words."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(path.name for path in files if any(word in path.read_bytes() for word in words))
 

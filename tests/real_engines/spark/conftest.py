@@ -12,8 +12,8 @@ import pytest
 
 TESTS = Path(__file__).parents[2]
 sys.path[:0] = [str(TESTS / "engine")]  # its workspace and its comparison
-os.environ["PYSPARK_PYTHON"] = sys.executable  # else workers run the python3 of PATH, which has no pyarrow
-os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS / "engine"), str(TESTS.parent)])  # what workers import
+os.environ["PYSPARK_PYTHON"] = sys.executable  # otherwise workers run the python3 of PATH, which has no pyarrow
+os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS / "engine"), str(TESTS.parent)])  # for the workers' imports
 os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
 
 from dagster_llm_batch.testing.emulator import Emulator  # noqa: E402 - the environment comes first

@@ -1,4 +1,4 @@
-"""Spark frames in, and Spark as workers: the same requests and labels as by one process."""
+"""Spark frames as input, and Spark as workers: the same requests and labels as one process makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorFlow itself reads what was exported: `python3 -m tests tensorflow`."""
+"""TensorFlow itself reads exported files: `python3 -m tests tensorflow`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TABLE = pa.table(
 
 
 def write(by: str, path: Path) -> None:
-    """With TensorFlow, or in a process that knows nothing of it, as the small library needs."""
+    """Write with TensorFlow, or with the small library in a process without TensorFlow."""
     if by == "tensorflow":
         assert write_table(TABLE, path) == ROWS
         return

@@ -92,13 +92,13 @@ def evaluate(asset: dg.AssetsDefinition, resources: dict[str, Any], folder: Path
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """MLflow's own server; its address."""
+    """Start MLflow's own server, and give its address."""
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     address, log = f"http://127.0.0.1:{port}", tmp_path / "mlflow.log"
     place = ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.sqlite"]
     command = [sys.executable, "-m", "mlflow", "server", *place, "--artifacts-destination", str(tmp_path / "artifacts")]
-    # Jobs are for evaluations within MLflow, and each kind has a process of its own.
+    # Jobs are for evaluations within MLflow, and each kind has a separate process.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with log.open("wb") as output:
         process = subprocess.Popen(

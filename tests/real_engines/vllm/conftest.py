@@ -23,7 +23,7 @@ os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 
 @pytest.fixture(scope="session")
 def weights() -> Path:
-    """A folder with the model, made once."""
+    """Return a folder with the model, made once."""
     folder = ROOT / ".example" / "smollm2-hf"
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
@@ -33,7 +33,7 @@ def weights() -> Path:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory) -> dict[str, str]:
-    """The environment in which vLLM runs on two CPUs and asks nobody."""
+    """Return the environment in which vLLM runs on two CPUs, without contact to other servers."""
     named = tmp_path_factory.mktemp("named")
     try:
         version("vllm")
@@ -57,7 +57,7 @@ def settings(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def mark() -> str:
-    """What the environment of every process of a test holds, so that one that is left behind is seen."""
+    """Return a mark for the environment of a test's processes, which makes processes that stay behind visible."""
     return f"MARK_{uuid.uuid4().hex}"
 
 
@@ -73,7 +73,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory) -> Iterator[SlurmCluster]:
-    """Two nodes; it needs root, and Slurm's programs."""
+    """Start two nodes; this needs root, and Slurm's programs."""
     if os.environ.get("DLB_TEST_SLURM") == "0":
         pytest.skip("left out: DLB_TEST_SLURM=0")
     have_an_address()  # Slurm looks for its nodes by name

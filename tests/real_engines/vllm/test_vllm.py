@@ -1,4 +1,4 @@
-"""Real vLLM with real weights, by `command`, on Ray and under Slurm: what its lines say, and that it leaves nothing."""
+"""Real vLLM with real weights, by `command`, on Ray and under Slurm: its lines are read, and all processes end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GUIDED = RequestSpec(
 
 
 def run_batch(weights: Path) -> list[str]:
-    """The documented command, with what two CPUs need."""
+    """Return the documented command, with options for two CPUs."""
     vllm = str(Path(sys.executable).with_name("vllm"))
     words = [vllm, "run-batch", "-i", "{input}", "-o", "{output}", "--model", str(weights)]
     return [
@@ -59,14 +59,14 @@ def run_batch(weights: Path) -> list[str]:
 
 
 def line(provider: Provider, custom_id: str, text: str, spec: RequestSpec = SPEC, **changes) -> bytes:
-    """A request line, with changes to its body that no definition would make."""
+    """Return a request line, with changes to its body that definitions do not make."""
     value = json.loads(provider.codec(spec).encode(Request("r", None, text), custom_id))
     value["body"].update(changes.pop("body", {}))
     return json.dumps({**value, **changes}).encode() + b"\n"
 
 
 def shard(provider: Provider) -> io.BytesIO:
-    """Rows that are answered, and rows that cannot be."""
+    """Return rows that are answered, and rows that cannot be."""
     return io.BytesIO(
         line(provider, "good", "What is the capital of France?")
         + line(provider, "guided", "I love this. Is that positive or negative?", GUIDED)
@@ -87,7 +87,7 @@ def results(provider: Provider, batch_id: str) -> dict[str | None, Result]:
 
 
 def left(mark: str) -> dict[int, str]:
-    """The processes that hold the mark in their environment, but for idle workers that Ray keeps for the next job."""
+    """Return the processes with the mark in their environment, except idle workers that Ray keeps for the next job."""
     found = {}
     for process in Path("/proc").iterdir():
         if process.name.isdecimal() and int(process.name) != os.getpid():
@@ -136,7 +136,7 @@ def test_a_run_that_is_ended_early_leaves_no_engine_running_and_no_result(weight
         os.kill(json.loads((tmp_path / "tag" / "group.json").read_text())["group"], signal.SIGTERM)
     ended = finished(provider, "tag")
     assert ended.status is (BatchStatus.CANCELED if how == "canceled" else BatchStatus.FAILED)
-    assert list(provider.fetch("tag")) == []  # vLLM writes its output at the end, as a whole
+    assert list(provider.fetch("tag")) == []  # vLLM writes its whole output at the end
     until(lambda: not left(mark))
 
 
@@ -176,14 +176,14 @@ def test_rays_own_vllm_processor_answers_rows_keeps_bad_ones_as_rows_and_leaves_
     assert_good(read)
     assert {name for name, one in read.items() if one.outcome is Outcome.ERRORED} == {"url", "long"}
     assert "1024" in (read["long"].reason or "")
-    assert read["length"].outcome is Outcome.SUCCEEDED  # asked for more than there is room for, it says what it can
+    assert read["length"].outcome is Outcome.SUCCEEDED  # a request for more tokens than fit gets as many as fit
     assert len(read) == 6
     until(lambda: not left(mark))
 
 
 @pytest.fixture
 def on_slurm(slurm, weights, settings, tmp_path, mark, monkeypatch) -> SlurmProvider:
-    """A job gets of the environment what is exported by name."""
+    """Return a provider whose jobs get only variables that are exported by name."""
     exported = {**settings, "MARK": mark}
     for name, value in {**exported, **slurm.environment}.items():
         monkeypatch.setenv(name, value)
@@ -216,7 +216,7 @@ def test_a_run_under_slurm_that_is_canceled_leaves_no_engine_running_and_no_resu
 
 
 def test_what_it_takes(weights, settings, tmp_path, mark):
-    """Prints figures, for whoever runs this."""
+    """Print measurements for a person who runs this."""
     provider = CommandProvider(run_batch(weights), str(tmp_path), env={**settings, "MARK": mark})
     rows = 100
     lines = b"".join(line(provider, f"n-{n}", f"Is {n} a large number? Answer yes or no.") for n in range(rows))

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as vLLM loads it: the pinned weights are stored for llama.cpp, and are written anew once.
+"""SmolLM2-135M-Instruct as vLLM loads it: the pinned weights are stored for llama.cpp, and are rewritten once.
 
 python weights.py FOLDER
 """
@@ -24,7 +24,7 @@ def convert(folder: Path) -> None:
     settings = {
         name: value
         for name, value in stored.config.to_dict().items()
-        if name not in ("quantization_config", "_name_or_path")  # else the library refuses to save
+        if name not in ("quantization_config", "_name_or_path")  # otherwise the library refuses to save
     }
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict({name: value.to(torch.float32) for name, value in stored.state_dict().items()})

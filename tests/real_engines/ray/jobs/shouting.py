@@ -13,9 +13,9 @@ def shout(bodies: Sequence[dict]) -> list[dict | str]:
 
 
 class Slow:
-    """Writes its process and each text that it answers to a file, waits for another file, and knows bad rows.
+    """A callable that records its process and texts in a file, waits for another file, and fails for bad rows.
 
-    A text that starts with "later" waits only where others were asked before it.
+    A text that starts with "later" waits only if other texts came before it.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Slow:
                 asked.write(f"{os.getpid()} {text}\n")
                 is_first = asked.tell() == len(f"{os.getpid()} {text}\n")
             if text.startswith("wait") or (text.startswith("later") and not is_first):
-                hopeless = time.monotonic() + 120  # a failed test leaves nothing behind for ever
+                hopeless = time.monotonic() + 120  # a failed test leaves no process behind forever
                 while not (self._folder / "gate").exists() and time.monotonic() < hopeless:
                     time.sleep(0.05)
             if text.startswith("bad"):
