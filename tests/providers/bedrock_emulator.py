@@ -24,12 +24,12 @@ SPEC = SPECS["claude"]
 
 
 def emulator_over(s3_url: str, least: int = 1, **options: Any) -> Emulator:
-    """An emulator whose models take batches of `least` records on."""
+    """Return an emulator whose models take batches of at least `least` records."""
     return Emulator(s3_url=s3_url, limits=VendorLimits(bedrock_min_records=least), **options)
 
 
 def over(emulator: Emulator, s3_url: str, **changes: Any) -> BedrockProvider:
-    """The provider, with changes."""
+    """Return the provider with these changes."""
     usual: dict[str, Any] = {
         "region_name": "us-east-1",
         "role_arn": "arn:aws:iam::123456789012:role/batch",

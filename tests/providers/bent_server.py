@@ -1,6 +1,6 @@
-"""The emulator as servers that speak OpenAI's Batch API answer: what is recorded of each, and no more.
+"""The emulator with answers like other servers of OpenAI's Batch API: recorded differences of each, and no more.
 
-The facts are those of `dagster_llm_batch.providers.openai_api.servers`, read a second time from the same records.
+The facts equal those in `dagster_llm_batch.providers.openai_api.servers`, read a second time from the same records.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Bend = Callable[[Call, Answer], Answer]
 
 
 def each_batch(answer: Answer, change: Callable[[dict[str, Any]], None]) -> Answer:
-    """The answer, with each batch in it changed."""
+    """Return the answer after a change of each batch in it."""
     value = json.loads(answer.body)
     found = value["data"] if value.get("object") == "list" else [value]
     for one in found:
@@ -61,8 +61,10 @@ EMPTY = "file-empty"
 
 
 def deepinfra(call: Call, answer: Answer) -> Answer:
-    """Captures of 2026-09-21: counts are null until the file is validated and in a failed batch, an error file is named
-    where no row failed, errors are {"detail": …}.
+    """Answer like captures of 2026-09-21.
+
+    Counts are null until the file is validated, and in a failed batch. An error file is named even if all rows
+    succeeded. Errors are {"detail": …}.
     """
     if call.path == f"/files/{EMPTY}/content":
         return Answer(200, {"content-type": "application/octet-stream"}, b"")
@@ -81,8 +83,10 @@ def deepinfra(call: Call, answer: Answer) -> Answer:
 
 
 def parasail(call: Call, answer: Answer) -> Answer:
-    """Captures of 2026-09: expires_at is null, a file's content is a redirect, a 401 is plain text, and deleting a file
-    that never was answers that it is deleted. The redirect leads to another host there; here it stays on this one.
+    """Answer like captures of 2026-09.
+
+    expires_at is null, a file's content is a redirect, and a 401 is plain text. Deleting an unknown file reports that
+    it is deleted. The redirect leads to another host there; here it stays on this one.
     """
     if call.path.startswith("/files/") and call.path.endswith("/content") and answer.status == 200:
         return Answer(302, {"location": f"/v1/signed{call.path}"}, b"")
@@ -98,7 +102,7 @@ def parasail(call: Call, answer: Answer) -> Answer:
 
 
 def without_metadata(call: Call, answer: Answer) -> Answer:
-    """A server that is not known to keep metadata, at its worst."""
+    """Answer like a server without metadata, the worst case of a server that may keep it."""
 
     def change(batch: dict[str, Any]) -> None:
         batch["metadata"] = None
@@ -107,17 +111,17 @@ def without_metadata(call: Call, answer: Answer) -> Answer:
 
 
 def as_openai(_call: Call, answer: Answer) -> Answer:
-    """Documented as OpenAI's, and nothing else is recorded."""
+    """Answer like OpenAI: the server is documented so, and other differences are not recorded."""
     return answer
 
 
 BENDS: dict[str, Bend] = {"groq": groq, "deepinfra": deepinfra, "parasail": parasail}
-"""Of the servers that are known to differ; the others answer as OpenAI does."""
+"""The known differences of servers; the others answer like OpenAI."""
 
 
 @contextmanager
 def bent(emulator: Emulator, bend: Bend) -> Iterator[str]:
-    """The address of the emulator, answering so."""
+    """Give the address of the emulator with these answers."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

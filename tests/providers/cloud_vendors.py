@@ -1,4 +1,4 @@
-"""The vendors behind an API, each with what the tests of all of them need to know: its provider, spec and routes."""
+"""The vendors behind an API, each with the facts that all tests need: its provider, spec and routes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FOLDERS = itertools.count()
 
 @dataclass(frozen=True)
 class Vendor:
-    """How a vendor is reached. Routes are those of the emulator; `answer` is that of a request in real time.
+    """The access to a vendor. Routes are the emulator's; `answer` is the route of a request in real time.
 
     `download` is the route of a results file, `framings` how it can be cut; `file_options` make a provider use files.
     `with_key` gives the options for another key, and `other_key` is one that a message of the vendor may hold.
@@ -47,11 +47,11 @@ class Vendor:
     download: str = ""
     framings: tuple[str, ...] = ()
     file_options: Callable[[Emulator], Mapping[str, Any]] = field(default=lambda _: {})
-    silent_statuses: tuple[int, ...] = ()  # beyond those of every vendor: they say nothing of what a call has done
+    silent_statuses: tuple[int, ...] = ()  # in addition to every vendor's: the effect of the call stays unknown
 
 
 def _bedrock(emulator: Emulator, s3_url: str, **options: Any) -> Provider:
-    # every emulator gives the same ids, so each provider has a folder of its own in the bucket of all
+    # every emulator gives the same ids, so each provider has a separate folder in the common bucket
     usual = {"s3_uri": f"s3://{BUCKET}/folder-{next(_FOLDERS)}", "s3_endpoint_url": s3_url}
     return bedrock_over(emulator, s3_url, **{**usual, **options})
 
@@ -148,7 +148,7 @@ class EmulatedVendor:
     s3_url: str
 
     def provider_with(self, **options: Any) -> ProviderUnderTest:
-        """A provider with other options."""
+        """Return a provider with other options."""
         provider = self.vendor.make(self.emulator, self.s3_url, **options)
         return ProviderUnderTest(provider, self.vendor.spec, self.emulator.settle, [DEFAULT_KEY, SECRET])
 
@@ -163,9 +163,9 @@ class EmulatedVendor:
         return self.provider_with(**self.vendor.file_options(self.emulator))
 
     def calls_to(self, route: str) -> int:
-        """How many calls came to this route."""
+        """Count the calls to this route."""
         return sum(fnmatch(f"{call.method} {call.path}", route) for call in self.emulator.books.calls)
 
     def gets(self) -> int:
-        """How many calls read something."""
+        """Count the calls that read."""
         return sum(call.method == "GET" for call in self.emulator.books.calls)

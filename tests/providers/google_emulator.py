@@ -27,7 +27,7 @@ def vertex(emulator: Emulator, storage_url: str, **changes: Any) -> VertexProvid
 
 
 def vertex_in_tables(emulator: Emulator, **changes: Any) -> VertexProvider:
-    """The same with a BigQuery dataset in place of the bucket."""
+    """Return the provider with a BigQuery dataset in place of the bucket."""
     places = {"bucket": None, "bigquery_dataset": "emulator", "bigquery_url": emulator.bigquery_url}
     return vertex(emulator, emulator.gemini_base_url, **{**places, **changes})
 

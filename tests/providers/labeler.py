@@ -74,7 +74,7 @@ if not options.no_output:
                     options.o.with_name(options.o.name + ".progress").write_text(
                         json.dumps({"done": number, "total": 99})
                     )
-                hopeless = time.monotonic() + 120  # a failed test leaves nothing behind for ever
+                hopeless = time.monotonic() + 120  # a failed test leaves no process behind forever
                 while options.gate and not options.gate.exists() and time.monotonic() < hopeless:
                     time.sleep(0.01)
             output.write(json.dumps(answer(line), ensure_ascii=False) + "\n")

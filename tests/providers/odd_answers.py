@@ -1,8 +1,8 @@
-"""A server that answers as the vendor did before, but for one call, which it answers with any bytes.
+"""A server that repeats a vendor's answers, except for one call, which it answers with any bytes.
 
-A verb runs once in front of the emulator, through a relay that keeps what each call was answered. Then the relay gives
-the same answers, but for one call of the verb: so a thousand odd answers cost little more than their sockets. The SDKs
-are the real ones.
+A verb runs once before the emulator, through a relay that keeps each call's answer. Then the relay gives the same
+answers, except for one call of the verb. So a thousand odd answers cost little more than their sockets. The SDKs are
+the real ones.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ TAG, NONCE = "odd", "n"
 VERBS = ("submit", "find", "poll one", "poll many", "fetch", "cancel", "respond")
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_BESIDE = "?fields=name&"  # what the SDK of Cloud Storage asks of a bucket in a thread of its own
+_BESIDE = "?fields=name&"  # Cloud Storage's SDK asks for this of a bucket, in a separate thread
 _TO_ITSELF = frozenset({"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"})
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as it goes over the wire. `name` says what is odd about it."""
+    """An answer as it goes over the wire. `name` describes its oddity."""
 
     name: str
     status: int = 200
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
-    raw: bytes | None = None  # in the place of all of it
-    closes: bool = False  # the connection, which its reader is told
+    raw: bytes | None = None  # in place of the whole answer
+    closes: bool = False  # the connection; the answer announces this
 
     @property
     def wire(self) -> bytes:
@@ -71,7 +71,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Call:
-    """A call that a verb made, and what it was answered."""
+    """A call that a verb made, and its answer."""
 
     method: str
     path: str
@@ -83,7 +83,7 @@ UNKNOWN = Answer("unknown", 404, b'{"error": {"code": 404, "message": "unknown"}
 
 
 class Relay:
-    """Passes on to `upstream` and keeps the calls, until `replay` tells what to answer."""
+    """Passes calls on to `upstream` and keeps them, until `replay` sets the answers."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = urlsplit(upstream).netloc
@@ -124,12 +124,12 @@ class Relay:
         self._server.server_close()
 
     def keep(self) -> None:
-        """Pass on from now on, and keep what was answered."""
+        """Pass calls on from now on, and keep their answers."""
         with self._lock:
             self._kept, self.calls = None, []
 
     def replay(self, kept: Sequence[Call], odd_at: int, odd: Answer) -> None:
-        """Answer as before, each call as its like, but for the one of this number."""
+        """Repeat the kept answers, each for a similar call, except for the call of this number."""
         place = _place(kept[odd_at].method, kept[odd_at].path)
         before = sum(_place(call.method, call.path) == place for call in kept[:odd_at])
         with self._lock:
@@ -138,12 +138,12 @@ class Relay:
 
     @property
     def has_been_odd(self) -> bool:
-        """Whether the odd answer was given: on a busy machine a call before it may have taken too long."""
+        """True once the odd answer was given: on a busy machine, an earlier call may have exceeded its time-out."""
         place, before = self._odd_at
         return self._seen[place] > before
 
     def _answered(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[bytes, bool]:
-        """The answer's bytes, and whether the connection ends with them."""
+        """Return the answer's bytes, and whether the connection ends with them."""
         with self._lock:
             if self._kept is None:
                 call = Call(method, path, self._passed_on(method, path, headers, body))
@@ -169,7 +169,7 @@ class Relay:
 
 
 def _place(method: str, path: str) -> str:
-    """What a call is for, without the ids that an SDK makes up."""
+    """Return the purpose of a call, without the ids that an SDK makes up."""
     return f"{method} {_UUID.sub('*', urlsplit(path).path)}"
 
 
@@ -186,7 +186,7 @@ def _body(handler: BaseHTTPRequestHandler) -> bytes:
 
 @dataclass(frozen=True)
 class RecordedProvider:
-    """A provider behind the relay, the ids of its batches, and each verb as a call of no arguments."""
+    """A provider behind the relay, the ids of its batches, and each verb as a call without arguments."""
 
     name: str
     provider: Provider
@@ -194,7 +194,7 @@ class RecordedProvider:
     relay: Relay
     verbs: Mapping[str, Callable[[], Any]]
     kept: Mapping[str, Sequence[Call]]
-    made: Mapping[str, int]  # how many of the kept calls are the verb's own; those that may follow come behind
+    made: Mapping[str, int]  # number of kept calls of the verb itself; calls that may follow it come after these
     truth: Mapping[str, Any]
 
 
@@ -216,20 +216,20 @@ _GOOGLE = RequestSpec("gemini-2.5-flash")
 
 @contextmanager
 def storage() -> Iterator[Mapping[str, Any]]:
-    """A Cloud Storage and an S3 server, as options of an emulator."""
+    """Give a Cloud Storage and an S3 server, as options of an emulator."""
     with local_s3(BUCKET) as s3_url, local_gcs(BUCKET) as gcs_url:
         yield {"s3_url": s3_url, "gcs_url": gcs_url}
 
 
 @contextmanager
 def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedProvider]:
-    """A provider with batches that have ended and one that runs, and what its verbs were answered."""
+    """Give a provider with ended batches and a running one, and its verbs' answers."""
     with ExitStack() as stack:
         emulator = stack.enter_context(Emulator(**stored, limits=VendorLimits(bedrock_min_records=1)))
         relay = Relay(emulator.openai_base_url)
         stack.callback(relay.close)
         seen, spec = _Seen(emulator, relay), _SPECS.get(name, _GOOGLE)
-        # What is recorded must be the truth, however busy the machine is.
+        # The record must be correct, however busy the machine is.
         provider = _provider(name, seen, google_seconds=60.0, retries=2)
         codec = provider.codec(spec)
         lines = [codec.encode(Request(f"r{i}", None, f"text {i}"), f"{NONCE}-{i}") for i in range(ROWS)]
@@ -249,13 +249,13 @@ def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedPr
                 "cancel": lambda: provider.cancel(running),
                 "respond": lambda: provider.respond(lines[0]),
             }
-            if name == "openrouter":  # which has no call that stops a batch
+            if name == "openrouter":  # it has no call that stops a batch
                 del verbs["cancel"]
             return verbs
 
         beside = {
-            "cancel": [running],  # what is looked up where a cancel fails: that the batch runs
-            "poll many": ended,  # what is read one by one where the list is odd
+            "cancel": [running],  # after a failed cancel, the provider reads that the batch runs
+            "poll many": ended,  # after an odd list, the provider reads each batch
         }
         kept, truth, made = {}, {}, {}
         for verb, call in verbs_of(provider).items():
@@ -267,13 +267,13 @@ def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedPr
             truth[verb] = call()
             own = [call for call in relay.calls if _BESIDE not in call.path]
             kept[verb], made[verb] = [*own, *looked_up], len(own)
-        # An SDK that tries again waits before, for seconds; Google's until the time is over.
+        # Before a retry, an SDK waits for seconds; Google's retries until its time is over.
         hasty = _provider(name, seen, google_seconds=0.2, retries=0)
         yield RecordedProvider(name, hasty, spec, relay, verbs_of(hasty), kept, made, truth)
 
 
 class _Seen:
-    """The emulator's addresses, by way of the relay."""
+    """The emulator's addresses, through the relay."""
 
     def __init__(self, emulator: Emulator, relay: Relay) -> None:
         self._emulator, self._relay = emulator, relay
@@ -318,7 +318,7 @@ def _provider(name: str, seen: Any, *, google_seconds: float, retries: int) -> P
 
 
 def is_clean(text: str) -> bool:
-    """Whether any ledger, log and terminal can hold the text: no controls, no halves of pairs, no other line ends."""
+    """Return whether any ledger, log and terminal can hold the text: no controls, half pairs or other line ends."""
     return not {unicodedata.category(char) for char in text} & {"Cc", "Cs", "Zl", "Zp"}
 
 
@@ -394,7 +394,7 @@ _ODD_VALUES: tuple[Any, ...] = (
 
 
 def mutants(answer: Answer, seed: int, count: int) -> Iterator[Answer]:
-    """The answer with some of its values replaced, or some of its bytes. The same for the same seed."""
+    """Yield the answer with some values or bytes replaced; the same answers for the same seed."""
     chance = random.Random(seed)
     try:
         value = json.loads(answer.body)

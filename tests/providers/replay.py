@@ -1,7 +1,7 @@
-"""A server that says what a vendor said in a recorded dialogue, in the same order, to whoever asks the same.
+"""A server that repeats a vendor's answers from a recorded dialogue, in the same order, for the same calls.
 
-A call is known by its method and path; the last answer to one is given again, as a batch's that has ended. What is new
-in each submission, the nonce in names and custom_ids, stands in the answers as it stands in the calls of now.
+A call is identified by its method and path. The last answer to a call is repeated, like an ended batch's. Each
+submission has a new nonce in names and custom_ids; the answers contain the nonce of the current calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NONCE = re.compile(r"\br[0-9a-f]{16}(?=[-\"./_]|$)")
 
 @dataclass
 class Replay:
-    """A dialogue, and how far it has gone. `unknown` are calls that it does not have, `url` is the server's address."""
+    """A dialogue and the place in it. `unknown` are calls that it does not have, `url` is the server's address."""
 
     about: dict[str, Any]
     url: str = ""

@@ -1,4 +1,4 @@
-"""What the tests of providers share: requests, and patience without timing."""
+"""Helpers of the tests of providers: requests, and waits without timing."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def batch_file(codec: Codec, texts: Iterable[str] = ("one", "two", "three")) -> 
 
 
 def labeler(workdir: Path, *options: str, **more) -> CommandProvider:
-    """The command provider over the labeler of these tests."""
+    """Return the command provider over the labeler of these tests."""
     words = [sys.executable, "-S", str(LABELER), "-i", "{input}", "-o", "{output}", "--model", "{model}", *options]
     return CommandProvider(words, str(workdir), **more)
 
 
 @contextmanager
 def odd_server(answer: Callable[[str, str], Any], seen: list[Mapping[str, str]] | None = None) -> Iterator[str]:
-    """A compatible server that answers (method, path with query) with a JSON value, or bytes as they are."""
+    """Serve `answer`, a function of method and path with query, whose result is a JSON value, or bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""What a response schema can be made of, and what each provider does with it: takes it, or says what it cannot take.
+"""Constructs of response schemas, and each provider's reaction: it takes the construct, or names it in a refusal.
 
 One table for the tests and for docs/reference/providers.md.
 """
@@ -108,19 +108,20 @@ class _Pair(BaseModel):
 
 @dataclass(frozen=True)
 class Construct:
-    """`refused` says, by a target's name or "*" for all, what its message names; `reply` is one that fits.
+    """A construct of response schemas.
 
-    `in_words` are targets whose schemas cannot say it, so that the LLM is told in the description.
+    `refused` has the name in each target's message, by the target's name or "*" for all. `reply` is a fitting one.
+    `in_words` are targets whose schemas cannot express it, so that the description explains it to the LLM.
     """
 
     name: str
     response: Any
     refused: Mapping[str, str]
-    reply: Any = None  # default: what the emulator makes of the schema
+    reply: Any = None  # default: the emulator makes one from the schema
     in_words: frozenset[str] = frozenset()
 
     def refusal(self, target: Target) -> str | None:
-        """What the target's refusal names; None where it takes the construct."""
+        """Return the name in the target's refusal, or None if it takes the construct."""
         if target.unstructured:
             return target.unstructured
         return self.refused.get(target.name, self.refused.get("*"))
@@ -156,7 +157,7 @@ CONSTRUCTS = (
 
 @dataclass(frozen=True)
 class Target:
-    """A provider with a kind of model. `unstructured`: what its message names, where it takes no schema at all."""
+    """A provider with a kind of model. `unstructured`: the name in its message if it takes no schema."""
 
     name: str
     model: str

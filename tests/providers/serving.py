@@ -1,4 +1,4 @@
-"""A server of a test's own, on loopback."""
+"""A server for a test, on loopback."""
 
 from __future__ import annotations
 

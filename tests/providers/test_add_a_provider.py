@@ -22,14 +22,14 @@ def python_blocks(text):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The names that the page's program has: its folder was written, its line run, and its assets made."""
+    """Run the page's program, and return its names: its folder is written, its line is run, and its assets are made."""
     folder = tmp_path_factory.mktemp("page")
     program = ModuleType("page")
     program.__file__ = str(folder / "page.py")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
-        patch.setitem(PROVIDERS, "dice", PROVIDERS["command"])  # the page adds it: it is gone after these tests
+        patch.setitem(PROVIDERS, "dice", PROVIDERS["command"])  # the page adds it, and these tests remove it
         del PROVIDERS["dice"]
         patch.setitem(sys.modules, "page", program)
         for block in python_blocks(PAGE.read_text(encoding="utf-8")):
@@ -46,7 +46,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture
 def registered(page):
-    """The provider as the resource gives it."""
+    """Return the provider of the resource."""
     resource = page["LLMBatchResourceOfAll"](dice=page["DiceBatchResource"]())
     return resource.make_providers(Path.cwd())["dice"]
 

@@ -1,4 +1,4 @@
-"""The Anthropic provider through the official SDK over a socket: when a batch may exist, it is never said not to."""
+"""The Anthropic provider through the official SDK over a socket: a batch that may exist is never reported as absent."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_sampling_parameters_pass_under_the_first_version_and_would_fail_every_r
     old = over(emulator, anthropic_version="2023-06-01")
     batch_id = submit(old, spec=spec)
     lines = batch_file(old.codec(spec), ["a"])
-    trapped = over(emulator).submit(lines, spec, "tag")  # past the lint: what the vendor would do
+    trapped = over(emulator).submit(lines, spec, "tag")  # without the check, as at the vendor
     emulator.settle()
     assert {result.outcome for result in results(old, batch_id, spec)} == {Outcome.SUCCEEDED}
     (row,) = results(old, trapped, spec)
@@ -254,7 +254,7 @@ def test_find_reads_pages_until_one_is_older_than_the_create_call():
         provider = AnthropicProvider("sk-x", url.removesuffix("/v1"))
         found = provider.find("tag", hints(datetime(2026, 9, 9, tzinfo=UTC)))
     assert found == Undecided(("b0", "b1", "b2"))
-    assert len(seen) == 3  # two new; a new and an old; two old
+    assert len(seen) == 3  # two new, a new and an old, then two old ones
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -393,7 +393,7 @@ print(before, peak_bytes())
 
 
 def memory_of_a_submit(url: str, rows: int, chars: int) -> int:
-    """By how many bytes the memory of a process grows while it creates a batch."""
+    """Return the growth of a process's memory in bytes while it creates a batch."""
     words = [sys.executable, "-c", _SUBMIT, url, str(rows), str(chars)]
     env = {"PYTHONPATH": ":".join(sys.path)}
     out = subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
@@ -408,7 +408,7 @@ def test_a_large_create_body_is_streamed_in_constant_memory(emulator):
 
 
 class _Sink(BaseHTTPRequestHandler):
-    """Counts the bytes of a body and keeps none."""
+    """Counts the bytes of a body without keeping them."""
 
     received = 0
 

@@ -1,4 +1,4 @@
-"""Request lines of Anthropic: what is sent, what is refused before it is sent, and that row data stays data."""
+"""Request lines of Anthropic: their content, refusals before sending, and row data as mere data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Response schemas: what Anthropic takes is lowered, and what its subset lacks is told in the description."""
+"""Response schemas: each becomes a schema of Anthropic's subset, and the description explains the rest."""
 
 from __future__ import annotations
 

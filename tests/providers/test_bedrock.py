@@ -54,7 +54,7 @@ def s3_client(url: str):
 
 @pytest.fixture
 def s3_url(s3_server) -> str:
-    """The server with an empty bucket: each emulator gives the same ids."""
+    """Return the URL of the server after emptying its bucket, since each emulator gives the same ids."""
     for key in keys(s3_server):
         s3_client(s3_server).delete_object(Bucket=BUCKET, Key=key)
     return s3_server
@@ -278,7 +278,7 @@ def test_a_failed_job_tells_why_and_whether_it_can_pass_later(emulator, provider
     assert (found.status, found.reason, found.retryable) == (BatchStatus.FAILED, message, retryable)
 
 
-# Ends that are none: what finished is kept
+# Early ends: finished rows are kept
 
 
 def test_a_job_whose_time_is_over_has_ended_with_what_finished(s3_url):

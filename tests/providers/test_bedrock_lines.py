@@ -1,4 +1,4 @@
-"""Records for Bedrock: each family's own body, row data as data, and a refusal for what would fail hours later."""
+"""Records for Bedrock: each family's own body, row data as data, and refusals of values that would fail hours later."""
 
 from __future__ import annotations
 

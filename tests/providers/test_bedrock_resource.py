@@ -1,4 +1,4 @@
-"""A deployment's AWS settings serve Bedrock too, and stay as secret as they were."""
+"""A deployment's AWS settings also serve Bedrock, and remain secret."""
 
 from __future__ import annotations
 

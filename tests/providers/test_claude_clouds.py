@@ -63,7 +63,7 @@ class TestClaudeOnGoogleCloud(ProviderContract):
 
 
 class Cloud:
-    """What stands at a cloud's own address; it answers each call with a batch that has ended, and notes it."""
+    """A cloud's server: it answers each call with an ended batch, and notes the call."""
 
     def __init__(self, results_url: str | None = None) -> None:
         self.asked: list[httpx2.Request] = []
@@ -84,7 +84,7 @@ class Cloud:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the SDK would read: of another account, at another address."""
+    """Set environment variables that the SDK would read: another account, at another address."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
 

@@ -53,7 +53,7 @@ def texts(provider: CommandProvider, tag: str = TAG):
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that is dead and only not waited for does not."""
+    """Return whether a process runs; a zombie does not count as running."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
 
@@ -183,7 +183,7 @@ def test_the_supervisor_leads_a_session_of_its_own_and_holds_nothing_of_the_star
     provider = labeler(tmp_path / "work", "--gate", str(gate))
     submit(provider)
     os.close(writing)
-    assert os.read(reading, 1) == b""  # the end: nobody else holds the pipe
+    assert os.read(reading, 1) == b""  # the end: the last holder of the pipe is gone
     os.close(reading)
     assert os.getsid(group(tmp_path / "work")["supervisor"]) != os.getsid(0)
     gate.touch()

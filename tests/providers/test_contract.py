@@ -56,7 +56,7 @@ class TestAzure(ProviderContract):
 
 
 class TestOwnServer(ProviderContract):
-    """A gateway before vLLM, which is documented as OpenAI's wire: without a key of anybody's."""
+    """A gateway before vLLM, documented with OpenAI's wire, without a key."""
 
     @pytest.fixture
     def subject(self) -> Iterator[ProviderUnderTest]:
@@ -70,12 +70,12 @@ OWN_PATHS = [
 ]
 
 
-# Fields of a batch that a vendor with a folder does not have; see ProviderUnderTest.
+# Fields of a batch that a vendor with a folder lacks (ProviderUnderTest).
 UNREPORTED: dict[str, list[str]] = {}
 
 
 class TestServersWithFolders(ProviderContract):
-    """OpenAI's lines over paths of a vendor's own: each at the vendor's emulator, by each API that answers batches."""
+    """OpenAI's lines over a vendor's own paths: each at the vendor's emulator, by each API that answers batches."""
 
     @pytest.fixture(params=OWN_PATHS, ids="-".join)
     def subject(self, request) -> Iterator[ProviderUnderTest]:
@@ -133,7 +133,7 @@ TRACED: dict[str, Callable[[Emulator], tuple[Provider, RequestSpec]]] = {
 
 
 class TestTraced(ProviderContract):
-    """With a span for each call, a provider holds the contract as without."""
+    """With a span for each call, a provider still holds the contract."""
 
     @pytest.fixture(params=[*TRACED, "command"])
     def subject(self, request, tmp_path) -> Iterator[ProviderUnderTest]:
@@ -150,7 +150,7 @@ class TestTraced(ProviderContract):
             )
 
 
-# A field that calls of a vendor's own leave out, and the case that says so.
+# A field that a vendor's own calls leave out, and the case that fails then.
 LEFT_OUT = {
     "id": ProviderContract.test_poll_a_batch_is_reported_until_it_ends,
     "status": ProviderContract.test_poll_a_batch_is_reported_until_it_ends,
@@ -164,7 +164,7 @@ LEFT_OUT = {
 }
 
 
-# A status that has no translation, and the case that says so.
+# A status without translation, and the case that fails then.
 STATUSES = {
     "SUCCESS": ProviderContract.test_poll_a_batch_is_reported_until_it_ends,
     "FAILED": ProviderContract.test_poll_3_a_rejected_batch_has_failed_for_the_vendors_reason,
@@ -211,7 +211,7 @@ def test_a_traced_provider_shows_the_verbs_of_the_one_that_it_wraps_and_no_other
 
 
 class Wrapper:
-    """All that the other provider does, but a batch is canceled here."""
+    """Acts like the other provider, but a batch is canceled here."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider

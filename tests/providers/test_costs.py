@@ -1,6 +1,6 @@
-"""What a documented reply costs at each provider, to the last digit: cache reads and writes, thinking, cached tokens.
+"""The cost of documented replies at each provider, to the last digit: cache reads and writes, thinking, cached tokens.
 
-The unit prices are those of the vendors' batch price lists, in USD per million tokens, and the sums are made here.
+The unit prices come from the vendors' batch price lists, in USD per million tokens, and the sums are made here.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_responses(line: bytes) -> Result:
             read_chat,
             WIRE["openai", "chat with cached and reasoning tokens"],
             ("azure", "gpt-4o"),
-            [(1_200, "1.25"), (80, "5.00")],  # what is cached costs half in real time, and no less in a batch
+            [(1_200, "1.25"), (80, "5.00")],  # cached tokens cost half in real time, and no less in a batch
             PriceBasis.BATCH,
             id="azure-cached",
         ),

@@ -1,4 +1,4 @@
-"""Where the requests of each kind of provider run, as its settings show it."""
+"""The destinations of requests of each kind of provider, by its settings."""
 
 from __future__ import annotations
 

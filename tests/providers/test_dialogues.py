@@ -1,4 +1,4 @@
-"""Recorded dialogues: each is replayed to the provider that held it, and none of them says who that was."""
+"""Recorded dialogues: each is replayed to the provider that held it, and its account stays unknown."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RESOURCES: dict[str, Any] = {
     "azure": partial(preset, "azure"),
     "mistral": partial(preset, "mistral"),
 }
-# Where the path of a call begins, below the address that a provider is given.
+# The first part of the path of a call, below the address that a provider is given.
 FIRST_PATHS = {
     "openai": ("/files", "/batches"),
     "azure": ("/files", "/batches"),
@@ -110,7 +110,7 @@ def test_no_recorded_file_has_anything_in_the_form_of_a_secret_or_an_account(dia
 
 @pytest.mark.parametrize("kind", RESOURCES)
 def test_what_is_recorded_of_a_provider_now_is_replayed_and_has_no_key(kind: str, tmp_path: Path) -> None:
-    """What `--record` writes while an account has batches of others, too."""
+    """Record like `--record`, even in an account with other batches."""
     model, params = MODELS[kind]
     about = {"kind": kind, "model": model, "params": params, "endpoint": None, "round": 1}
     file = tmp_path / "dialogue.jsonl"

@@ -1,7 +1,7 @@
-"""Batches of embeddings of Gemini: the lines that are documented, and what would be paid and not be what was asked.
+"""Batches of embeddings of Gemini: the documented lines, and refusals of requests with wrong but paid answers.
 
-https://docs.cloud.google.com/vertex-ai/generative-ai/docs/embeddings/batch-prediction-genai-embeddings, 2026-09-15;
-google-genai 3.6.1; the recorded facts, 2026-11
+https://docs.cloud.google.com/vertex-ai/generative-ai/docs/embeddings/batch-prediction-genai-embeddings, 2026-09-15,
+google-genai 3.6.1, and the recorded facts, 2026-11
 """
 
 from __future__ import annotations

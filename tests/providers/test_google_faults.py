@@ -258,7 +258,7 @@ def test_results_in_several_files_are_all_read(make):
 
 @contextmanager
 def cut_downloads(storage_url: str, at: int, *, ignores_ranges: bool) -> Iterator[tuple[str, list[str | None]]]:
-    """Cloud Storage, whose answers with a file break off after `at` bytes; the ranges that were asked."""
+    """Serve Cloud Storage so that files break off after `at` bytes. Give its address and the requested ranges."""
     asked: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -368,7 +368,7 @@ def test_the_resources_build_the_providers_of_an_engine(tmp_path):
 
 
 def test_files_of_other_batches_with_the_same_name_are_never_deleted():
-    """A script may call all of its batches alike, and Gemini does not tell which file a batch was made of."""
+    """Use one name for several batches, as a script may; Gemini does not show the file of a batch."""
     with Emulator() as emulator:
         subject = ProviderUnderTest(gemini(emulator, inline_bytes=0), SPEC, emulator.settle)
 
@@ -387,7 +387,7 @@ def test_files_of_other_batches_with_the_same_name_are_never_deleted():
 
 
 def test_what_others_have_beside_a_job_that_a_script_has_sent_is_neither_read_nor_deleted(make):
-    """Where it ended early, it names the place of results that the script gave: that of all of its jobs, say."""
+    """Let a job end early: it then names the script's place of results, which all of the script's jobs may share."""
     service = make("vertex")
     provider, files = service.provider, Storage(service.storage_url)
     shared = f"gs://{BUCKET}/{service.prefix}/shared"

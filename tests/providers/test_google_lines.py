@@ -1,4 +1,4 @@
-"""Google's lines: what is sent, and what is refused beforehand."""
+"""Google's lines: their content, and refusals before sending."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every vendor's schema rules have in common: the shapes that no reply may have, refused by name and path."""
+"""Rules of all vendors' schemas: shapes that replies cannot have are refused by name and path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOWER = {
     **{rules.vendor: partial(lower_schema, rules=rules) for rules in RULES},
     "Claude on Vertex AI": claude_on_vertex_schema,
 }
-RECURSION = ["Anthropic", "Bedrock", "Gemini", "Claude on Vertex AI"]  # where it is refused
+RECURSION = ["Anthropic", "Bedrock", "Gemini", "Claude on Vertex AI"]  # these refuse it
 
 
 class Open(BaseModel):

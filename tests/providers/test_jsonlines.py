@@ -51,7 +51,7 @@ def test_the_head_is_cut_off_each_line_that_starts_with_it_and_nowhere_else(line
 
 
 class Piece(bytes):
-    """A piece of a file that counts how many bytes it is put behind."""
+    """A piece of a file that counts the bytes that are copied in front of it."""
 
     copied = 0
 

@@ -89,10 +89,10 @@ def test_a_secret_is_masked_also_where_a_text_was_cut_in_one_of_its_escapes(
     form: str, secret: str, share: float, end: str
 ) -> None:
     """It cuts each form of a secret at each character."""
-    # Backslashes that stand together count as one character, and Base64 drops what it is filled up with.
+    # Adjacent backslashes count as one character, and Base64 drops its padding.
     assume(not set(secret[:7]) & set("\\="))
     written = FORMS[form](secret)
-    # six characters tell that it is one
+    # six characters suffice to recognize it
     least = len(FORMS[form](secret[:6]).rstrip("="))
     cut = written[: least + int(share * (len(written) - 1 - least))]
     assert Mask([secret]).text(f"You sent §{cut}{end}").removesuffix("…") == "You sent §***"

@@ -1,4 +1,4 @@
-"""Mistral: OpenAI's files and rows, and jobs of its own. The contract: `test_contract.py`."""
+"""Mistral: OpenAI's files and rows, but Mistral's own jobs. The contract: `test_contract.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a server answers, a verb of a provider gives what it promises or one of our errors, in clean words."""
+"""For any answer of a server, a provider's verb returns a valid value or raises one of our errors, in clean words."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MUTANTS = 10
 """Of each answer."""
 _MOST = 1 << 62
 _OF_CLIENT, _OF_SERVER = 400, 500
-# How often a call is made until the odd answer was given: patience with a busy machine.
+# The most calls until the odd answer was given; on a busy machine, it may take several.
 _TRIES = 5
 
 
@@ -43,20 +43,20 @@ def stored() -> Iterator[Mapping[str, Any]]:
 
 @pytest.fixture(scope="module", params=PROVIDERS)
 def one(request: pytest.FixtureRequest, stored: Mapping[str, Any]) -> Iterator[RecordedProvider]:
-    """A provider, whose SDK makes a call once."""
+    """Give a provider whose SDK makes each call once."""
     with record_provider(request.param, stored) as found:
         yield found
 
 
 def _places(one: RecordedProvider) -> Iterator[tuple[str, int]]:
-    """Each call that a verb makes. Claude on Vertex AI differs from Gemini there in its rows alone."""
+    """Yield each call that a verb makes. Claude on Vertex AI differs from Gemini there only in its rows."""
     for verb in VERBS if one.name != "vertex claude" else ("fetch", "respond"):
         for number in range(one.made.get(verb, 0)):
             yield verb, number
 
 
 def _told(one: RecordedProvider, verb: str, number: int, odd: Answer) -> Any:
-    """What the verb gives where this call is answered oddly: a value, or the error that it raises."""
+    """Return the verb's value or error after an odd answer to this call."""
     told: Any = None
     for _ in range(_TRIES):
         one.relay.replay(one.kept[verb], number, odd)
@@ -70,7 +70,7 @@ def _told(one: RecordedProvider, verb: str, number: int, odd: Answer) -> Any:
 
 
 def _unclean(value: Any) -> list[str]:
-    """What a ledger, a log or a table cannot hold of it."""
+    """List the parts of a value that a ledger, log or table cannot hold."""
     match value:
         case ProviderError():
             return _unclean(str(value))
@@ -94,7 +94,7 @@ def _unclean(value: Any) -> list[str]:
 
 
 def _wrong(one: RecordedProvider, verb: str, number: int, odd: Answer, told: Any) -> str | None:
-    """Why this is not what may come of nonsense."""
+    """Return the reason why a verb must not give this after nonsense, or None."""
     truth, is_error = one.truth[verb], isinstance(told, ProviderError)
     match verb:
         case "submit":
@@ -132,8 +132,8 @@ def test_nonsense_is_never_taken_for_an_answer(one: RecordedProvider) -> None:
     found = []
     for verb, number in _places(one):
         for odd in NONSENSE:
-            # On a busy machine a call that its client gave up can come late, and take the odd answer away from the next
-            # one. What is really wrong is so each time.
+            # On a busy machine, a call that its client abandoned can come late, and take the odd answer from the next
+            # one. A real error comes each time.
             for _ in range(_TRIES):
                 told = _told(one, verb, number, odd)
                 problems = _unclean(told) + ([wrong] if (wrong := _wrong(one, verb, number, odd, told)) else [])
@@ -149,7 +149,7 @@ def test_an_answer_with_odd_values_gives_clean_values_or_one_of_our_errors(one: 
         seed = zlib.crc32(f"{one.name} {verb} {number}".encode())
         for odd in mutants(one.kept[verb][number].answer, seed, MUTANTS):
             told = _told(one, verb, number, odd)
-            if verb == "respond" and isinstance(told, bytes):  # what is in a row is the reader's
+            if verb == "respond" and isinstance(told, bytes):  # the content of a row belongs to the reader
                 assert one.provider.codec(one.spec).decode(told).custom_id in ("n-0", None)
             if verb.startswith("poll") and isinstance(told, Mapping):
                 assert set(told) <= set(one.truth[verb])
@@ -172,7 +172,7 @@ def test_a_list_that_gives_one_page_again_and_again_ends_and_what_is_on_it_is_fo
 
 
 def _with_more(answer: Answer) -> Answer:
-    """The answer, where it is a page of a list, as one that more pages follow: in each vendor's own words."""
+    """Return a page of a list with the vendor's mark that more pages follow; return other answers unchanged."""
     try:
         page = json.loads(answer.body)
     except ValueError:

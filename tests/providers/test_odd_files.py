@@ -1,4 +1,4 @@
-"""Whatever is in the files and outputs that own machines give: what a verb promises, or one of our errors."""
+"""For any files and outputs of the user's machines, a verb returns a valid value or raises one of our errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def is_kept(report: BatchReport) -> bool:
 
 
 def told(provider: Any, batch_id: str) -> list[Any]:
-    """What the verbs that only look give, or the errors that they raise."""
+    """Return the values of the reading verbs, or the errors that they raise."""
     found: list[Any] = []
     for look in (
         lambda: provider.poll([batch_id]),
@@ -69,12 +69,12 @@ def test_a_file_of_a_command_may_hold_anything(tmp_path: Path, name: str) -> Non
         told(provider, batch_id)
         file.with_name("cancel").unlink(missing_ok=True)
     file.unlink()
-    file.mkdir()  # and where it is no file at all
+    file.mkdir()  # a folder in place of the file
     told(provider, batch_id)
 
 
 def printing(source: Path, folder: Path) -> CommandProvider:
-    """A provider whose command gives this file as its output."""
+    """Return a provider whose command gives this file as its output."""
     return CommandProvider(["sh", "-c", 'cp "$1" "$2"', "{input}", str(source), "{output}"], str(folder / "jobs"))
 
 
@@ -99,7 +99,7 @@ def test_among_other_output_the_answer_to_the_request_is_taken(tmp_path: Path) -
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SlurmProvider:
-    """A provider whose Slurm is programs that print the file `said`."""
+    """Return a provider whose Slurm consists of programs that print the file `said`."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sbatch", "squeue", "sacct", "scancel", "srun"):
@@ -144,7 +144,7 @@ def test_a_file_of_a_batch_on_slurm_may_hold_anything(slurm: SlurmProvider, tmp_
 
 @contextmanager
 def ray_at(folder: Path) -> Iterator[RayProvider]:
-    """A provider of a cluster at which nothing listens."""
+    """Give a provider of a cluster that refuses connections."""
     with odd_server(lambda *_: {}) as url:
         yield RayProvider(url.removesuffix("/v1"), str(folder), RayAnswers(call="a:b"), timeout_seconds=1.0)
 

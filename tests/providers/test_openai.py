@@ -1,4 +1,4 @@
-"""The OpenAI provider through the official SDK over a socket: when a batch may exist, it is never said not to."""
+"""The OpenAI provider through the official SDK over a socket: a batch that may exist is never reported as absent."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def batch(number: int, created_at: object, **more):
 
 
 def listing(batches: list, size: int):
-    """The list route over `batches`, in this order."""
+    """Return the answers of the list route over `batches`, in this order."""
 
     def answer(_method: str, path: str):
         after = path.partition("after=")[2].partition("&")[0]
@@ -176,7 +176,7 @@ def test_find_reads_pages_until_one_is_older_than_the_create_call():
     with odd_server(listing([*new, *old, ours], 2), seen) as url:
         provider = OpenAIProvider("sk-x", url)
         assert provider.find(TAG, hints(at(1_750_000_000))) == Absent()
-        assert len(seen) == 3  # two new; a new and an old; two old
+        assert len(seen) == 3  # two new, a new and an old, then two old ones
         assert provider.find(TAG, hints(at(1_600_000_000))) == Found("batch_9")
         assert len(seen) == 3 + 5
 

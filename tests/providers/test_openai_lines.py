@@ -1,4 +1,4 @@
-"""Request lines: what is sent, what is refused, and that row data stays data."""
+"""Request lines: their content, refusals, and row data as mere data."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_images_become_parts_of_the_user_message():
     assert data == {"type": "input_image", "image_url": f"{prefix},{encoded}", "detail": "auto"}
     assert url == {"type": "input_image", "image_url": "https://example.com/a.png", "detail": "auto"}
     for part in (data, url):
-        TypeAdapter(ResponseInputImageParam).validate_python(part, strict=True)  # what the SDK says is required
+        TypeAdapter(ResponseInputImageParam).validate_python(part, strict=True)  # the SDK's required fields
 
 
 def test_an_image_without_anything_is_an_input_error():

@@ -1,4 +1,4 @@
-"""Strict mode takes every schema that comes out, and no reply it allows has another shape than the caller's schema."""
+"""Strict mode takes every schema that comes out, and each reply that it allows has the shape of the caller's schema."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Node(BaseModel):
 
 
 def assert_strict(node: Any) -> None:
-    """What the vendor checks: objects closed, all properties required, only words of the subset."""
+    """Check the vendor's rules: closed objects, all properties required, only words of the subset."""
     allowed = {
         "type", "description", "enum", "const", "anyOf", "properties", "required", "additionalProperties", "items",
         "$ref", "$defs", "pattern", "format", "multipleOf", "minimum", "maximum", "exclusiveMinimum",

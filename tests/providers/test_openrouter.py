@@ -1,4 +1,4 @@
-"""OpenRouter's inline batches, and gateways that speak its API: what is documented of them, and the traps in it.
+"""OpenRouter's inline batches, and gateways that speak its API: their documents, and the traps in them.
 
 https://openrouter.ai/docs/api-reference/batches; the recorded facts, 2026-11
 """
@@ -85,7 +85,7 @@ def at(url: str, server: str = "openrouter", **more: Any) -> Provider:
 
 
 def recorded(server: str = "openrouter", **more: Any) -> tuple[list[tuple[str, str, bytes]], Callable[..., Any]]:
-    """All that a server was asked, and how to ask it."""
+    """Return a server's list of received requests, and a function that sends some."""
     asked: list[tuple[str, str, bytes]] = []
 
     def ask(answer: tuple[int, Any], act: Callable[[Provider], Any]) -> Any:
@@ -232,7 +232,7 @@ def test_results_that_are_withheld_are_waited_for_and_never_asked_again(emulator
     assert "Results are withheld until the batch charge is covered." in (report.reason or "")
     with pytest.raises(TransientError, match="withheld until the account is topped up"):
         list(provider.fetch(batch_id))
-    # a batch in doubt is no other one because nobody has paid for it
+    # an unpaid batch in doubt is still the same batch
     with pytest.raises(TransientError, match="topped up"):
         provider.find("tag", hints())
     emulator.clear_faults()
@@ -287,7 +287,7 @@ def test_rows_in_the_batch_that_may_not_be_all_of_them_are_not_taken_for_all(row
     page = {"data": [ROW, {**ROW, "custom_id": "n-1"}], "has_more": False, "next_cursor": None}
     with odd_server(lambda _method, path: page if "/results" in path else batch) as url:
         assert len(list(at(url).fetch("b"))) == 2
-        # where there are no pages, that is all there is: the engine sees that rows are missing
+        # without pages, these rows are all there are: the engine notices missing rows
         assert len(list(at(url, "opper").fetch("b"))) == len(rows)
 
 
@@ -304,7 +304,7 @@ def test_a_row_that_is_written_over_several_lines_is_one_line() -> None:
 def test_a_batch_that_was_cut_short_gives_what_it_has_or_nothing(status: str) -> None:
     _, ask = recorded()
     batch = {**ENDED, "status": status, "results": None}
-    # every call is answered alike: so the page is none
+    # the server gives every call the same answer, so it sends no page
     with pytest.raises(TransientError):
         ask((200, batch), lambda one: list(one.fetch("b")))
     page = {"data": [ROW], "has_more": False, "next_cursor": None}
@@ -386,12 +386,12 @@ def test_a_running_batch_is_not_deleted_and_no_other_server_is_asked_to(emulator
     assert "cannot delete its stored data here" in (at("http://127.0.0.1:9/v3", "opper").delete("b") or "")
 
 
-# What is known, and prices
+# Known facts, and prices
 
 
 @pytest.mark.parametrize("server", ["opper", "merge"])
 def test_a_batch_is_created_polled_and_fetched_at_each_server(server: str) -> None:
-    """Their documents name the create call and the batch; OpenRouter's house takes no metadata, so it is asked so."""
+    """Answer without metadata: the documents name only the create call and the batch. OpenRouter takes no metadata."""
     batch = {**ENDED, "request_counts": {"total": 1, "completed": 1, "failed": 0}, "results": [ROW]}
     with odd_server(lambda _method, _path: batch) as url:
         provider = at(url, server)

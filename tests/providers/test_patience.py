@@ -1,4 +1,4 @@
-"""An answer that comes in drips is given up by every SDK; a slow one that comes on is read to its end."""
+"""Every SDK abandons an answer that comes in drips, and reads a slow but steady one to its end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Slow:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __getattr__(self, name: str) -> str:
-        """Any address of an emulator: this one."""
+        """Any address of an emulator is this server's."""
         return self.url
 
     def _accept(self) -> None:
@@ -167,7 +167,7 @@ def test_a_slow_answer_that_comes_on_is_read_to_its_end_and_a_drip_is_not(name: 
     with slow(steady) as server:
         began = time.monotonic()
         assert READERS[name](server.url) == PIECE * 60
-        # It took longer than the patience: it is its speed that let it pass.
+        # It took longer than the time limit, and passed because of its speed.
         assert time.monotonic() - began > _PATIENCE
     for pieces in (dripping_body, dripping_headers):
         with slow(pieces) as server, pytest.raises(Exception, match=r"(?i)timed? ?out|bytes came in"):

@@ -1,4 +1,4 @@
-"""The policies in docs/policies allow the calls that the providers make: nothing is missing, nothing too much."""
+"""The policies in docs/policies allow exactly the calls that the providers make."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = POLICIES.parent / "how-to" / "permissions.md"
 
 
 def live(provider: Provider, spec: RequestSpec, emulator: Emulator, word: str, create: str) -> None:
-    """Do all that a provider can: two batches, one of them canceled, one refused, an answer in real time, a deletion.
+    """Use all abilities of a provider: two batches (one canceled), a refused one, an answer in real time, a deletion.
 
     `create` is the route of the create call.
     """
@@ -57,7 +57,7 @@ _AWS = {
     ("s3", "ListObjectsV2"): {"s3:ListBucket"},
     ("bedrock", "CreateModelInvocationJob"): {
         "bedrock:CreateModelInvocationJob",
-        # It hands the role over, and sets tags.
+        # It passes on the role, and sets tags.
         "iam:PassRole",
         "bedrock:TagResource",
     },
@@ -128,7 +128,7 @@ _GOOGLE = (
 def test_vertex_roles_allow_what_is_called_and_nothing_else() -> None:
     with local_gcs(BUCKET) as storage_url, Emulator(gcs_url=storage_url) as emulator:
         provider = vertex(emulator, emulator.gcs_relay_url)
-        # The SDK looks at the bucket in the background, for its tracing: that it may not changes nothing.
+        # The SDK reads the bucket in the background, for its tracing, which works without this permission, too.
         look = f"GET /gcs/storage/v1/b/{BUCKET}"
         emulator.inject(WireFault(kind="status", status=403, route=look, times=None))
         live(provider, RequestSpec("gemini-2.5-flash"), emulator, "v", "POST /vertex/*/batchPredictionJobs")
@@ -139,7 +139,7 @@ def test_vertex_roles_allow_what_is_called_and_nothing_else() -> None:
     assert all(permission.startswith("storage.") for permission in roles[1])
 
 
-# Microsoft Foundry's documents of roles, and published templates; see docs/how-to/permissions.md
+# Microsoft Foundry's documents of roles, and published templates (docs/how-to/permissions.md)
 _ACCOUNT = "Microsoft.CognitiveServices/accounts/OpenAI/"
 _AZURE = (
     (r"POST /v1/batches", f"{_ACCOUNT}batch-jobs/write"),
@@ -168,7 +168,7 @@ def test_the_page_names_every_policy() -> None:
 
 
 def _permissions(calls: Iterable[str], table: Iterable[tuple[str, str]]) -> set[str]:
-    """Return what these calls need; a call that the table does not have is an error."""
+    """Return the permissions that these calls need. A call that the table lacks is an error."""
     found = {call: next((name for form, name in table if re.fullmatch(form, call)), None) for call in calls}
     assert None not in found.values(), [call for call, name in found.items() if name is None]
     return {name for name in found.values() if name is not None}

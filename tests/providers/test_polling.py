@@ -1,4 +1,4 @@
-"""Many batches are read from lists, the rest one by one, and never more of those than a tick has time for."""
+"""Many batches are read from lists, the rest one by one, and at most as many of these as a tick has time for."""
 
 from __future__ import annotations
 

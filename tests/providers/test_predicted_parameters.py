@@ -1,4 +1,4 @@
-"""What a codec takes without a warning no emulator refuses, and what a vendor certainly refuses is refused before."""
+"""Parameters: emulators accept all that a codec takes without a warning, and certain refusals come before sending."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required":
 CLOSED = {**SCHEMA, "additionalProperties": False}
 FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
 
-# Beside the names of the tables: those of bodies that no table has, and some that are nobody's.
+# Names that the tables lack: some from bodies without a table, and some that are wrong everywhere.
 OTHER_NAMES = [
     "maxTokens",
     "max_gen_len",
@@ -73,7 +73,7 @@ VALUES: dict[str, list[Any]] = {
     "metadata": [{"user_id": "u"}],
     "thinking": [{"type": "enabled", "budget_tokens": 1_024}],
 }
-# What is sent at each: provider, model and response, and what no request goes without.
+# The requests at each: provider, model and response, and required parameters.
 CASES: dict[str, tuple[Callable[[Emulator], Provider], RequestSpec]] = {
     "openai chat": (lambda one: OpenAIProvider(DEFAULT_KEY, one.openai_base_url), RequestSpec("gpt-x")),
     "openai responses": (
@@ -127,7 +127,7 @@ def values_of(name: str) -> list[Any]:
 
 
 def drawn(spec: RequestSpec, singles: list[tuple[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Each parameter by itself, then some together."""
+    """Yield each parameter alone, then some together."""
     chance = random.Random(35)
     yield spec.params
     for name, value in singles:
@@ -170,7 +170,7 @@ def test_what_is_taken_without_a_warning_is_refused_by_no_emulator(emulator, cas
             try:
                 results.append(codec.decode(provider.respond(line)))
             except RefusedError as error:
-                # boto3's own check, in real time alone: no emulator was asked.
+                # boto3's own check, only in real time: the request never left.
                 assert "Parameter validation failed" in str(error)  # noqa: PT017
                 results.append(Result("", Outcome.SUCCEEDED))
     refused = [
@@ -206,7 +206,7 @@ def test_what_is_taken_without_a_warning_is_refused_by_no_emulator(emulator, cas
 )
 def test_another_vendors_parameter_is_refused_with_the_right_name(emulator, case, params, said):
     make, spec = CASES[case]
-    # It also reads what was sent before the parameter was refused.
+    # It also reads the results of requests that were sent before the parameter was refused.
     codec = make(emulator).codec(RequestSpec(spec.model, spec.response, spec.endpoint, params=params))
     with pytest.raises(ConfigError, match=said) as caught:
         codec.check_parameters()
@@ -257,7 +257,7 @@ def test_the_tables_have_every_name_of_the_installed_sdk(form):
         pytest.importorskip("mistralai")
     found = getattr(import_module(module), attribute)
     names = set(getattr(found, "model_fields", None) or found.__annotations__)
-    # A header, and a speed that no batch has; settings of the SDK's own client.
+    # A header, a speed that batches lack, and settings of the SDK's own client.
     not_in_requests = {"workspace_id", "speed", "http_options", "mime_type"}
     assert names - form.names - form.lacks <= not_in_requests
     assert not form.names & form.lacks

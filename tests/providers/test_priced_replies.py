@@ -1,8 +1,8 @@
-"""What replies of every vendor cost, by hand: each field that has a price, at the prices of the vendor's own list.
+"""The cost of every vendor's replies, by hand: each field that has a price, at the prices of the vendor's own list.
 
-A case is a reply's usage, and what it costs, written out: `1000@0.025` are tokens at US dollars a million, `2x0.01` is
-what is billed apiece, `?` is a cost that nobody can know, with what the basis must name. `doc` is where the prices
-stand, and the day on which that was so.
+A case is a reply's usage, and its cost, written out. `1000@0.025` are tokens at US dollars a million, and `2x0.01` are
+units with a price each. `?` is an unknown cost; its basis must then contain `names`. `doc` is the source of the prices,
+with its date.
 """
 
 # ruff: noqa: E501 -- a reply a line: they are a table
@@ -50,7 +50,7 @@ NOWHERE = "no document has its price"
 
 @dataclass(frozen=True)
 class Case:
-    """One reply. `cost` as in the module's docstring; `names` is what the basis of an unknown cost says."""
+    """One reply. `cost` as in the module's docstring; `names` is a part of the basis of an unknown cost."""
 
     name: str
     model: str
@@ -61,7 +61,7 @@ class Case:
     names: str = ""
     book: str | None = None
     reply: Mapping[str, Any] = field(default_factory=dict)
-    """What the reply holds beside usage and text."""
+    """The fields of the reply other than usage and text."""
 
 
 REAL = Lane.REALTIME
@@ -178,7 +178,7 @@ def read_tokens(before: int, after: int, cached: int = 0, written: int = 0, **mo
 
 
 def used(fresh: int, after: int, read: int = 0, short: int = 0, hour: int = 0, **more: Any) -> dict[str, Any]:
-    """Return Claude's usage: cached tokens stand beside the fresh ones."""
+    """Return Claude's usage: cached tokens and fresh ones are separate."""
     return {
         "input_tokens": fresh,
         "cache_creation_input_tokens": short + hour,
@@ -631,7 +631,7 @@ ALL = [
 
 
 def by_hand(cost: str) -> Decimal:
-    """Return what the parts of a case come to."""
+    """Return the sum of the parts of a case."""
     total = Decimal(0)
     for part in cost.split():
         count, _, usd = part.partition("@")

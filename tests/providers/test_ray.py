@@ -1,4 +1,4 @@
-"""What a shard on Ray is, without a cluster: settings, files, how a worker answers. Jobs: tests/real_engines/ray."""
+"""A shard on Ray, without a cluster: settings, files, and a worker's answers. Jobs: tests/real_engines/ray."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def provider(answers: RayAnswers | None = None, **more) -> RayProvider:
 
 
 def answered(answers: RayAnswers, lines: list[bytes], spec: RequestSpec = SPEC) -> list[Result]:
-    """What a worker makes of the lines, read."""
+    """Return a worker's answers to the lines, decoded."""
     codec = provider(answers).codec(spec)
     given = answerer(answers.plan(spec.model)["answer"])(lines)
     assert not any(b"\n" in line for line in given)
@@ -51,7 +51,7 @@ def lines_of(*texts: str) -> list[bytes]:
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Answers in capitals; a text says what happens first: "429 twice", "500 always", "hang up"."""
+    """Answers in capitals. A text may ask for another reaction first: "429 twice", "500 always", "hang up"."""
 
     seen: ClassVar[Counter[str]] = Counter()
     keys: ClassVar[set[str | None]] = set()
@@ -96,7 +96,7 @@ def test_every_line_to_a_server_gets_one_line_whatever_becomes_of_it(server):
     assert [(r.custom_id, r.outcome, r.retryable) for r in read] == [
         ("n-0", Outcome.SUCCEEDED, False),
         ("n-1", Outcome.SUCCEEDED, False),
-        ("n-2", Outcome.ERRORED, True),  # the next wave may have more luck
+        ("n-2", Outcome.ERRORED, True),  # the next retry round may have more luck
         ("n-3", Outcome.ERRORED, False),
         ("n-4", Outcome.ERRORED, True),
         ("n-5", Outcome.INVALID, True),
@@ -130,7 +130,7 @@ def test_the_servers_key_comes_from_the_workers_environment_alone(server, monkey
 
 
 class Moody:
-    """Built once; fails for a batch with "bad" in it, and gives what the text asks for."""
+    """A callable that is built once. It fails for a batch with "bad" in it, and else answers as the text asks."""
 
     built = 0
 

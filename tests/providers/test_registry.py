@@ -1,4 +1,4 @@
-"""The registry is the one list of providers: what it says is so, and nobody else keeps another."""
+"""The registry is the one list of providers: its entries are correct, and other modules keep no such list."""
 
 import ast
 import math
@@ -26,7 +26,7 @@ FEW = 2
 def parsed_modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         place = path.relative_to(PACKAGE)
-        # the emulator is a second reading, which knows nothing of the providers
+        # the emulator is a second reading, independent of the providers
         if place.parts[:2] != ("providers", "registry.py") and place.parts[0] != "testing":
             yield place, ast.parse(path.read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Every documented result line of every vendor is read as exactly one Result, at its price, and nothing raises."""
+"""Every documented result line of every vendor is read as exactly one Result, at its price, without an exception."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ READERS: dict[str, Read] = {
     "claude": CLAUDE_ON_VERTEX.decode,
     **{endpoint: lambda line, endpoint=endpoint: read_openai(line, endpoint) for endpoint in Endpoint},
 }
-"""By what a documented line names as its reader or endpoint, or by its vendor where there is one reader."""
+"""Readers of documented lines, by the line's reader or endpoint, or by its vendor if that has a single reader."""
 
 
 def reader(vendor: str, wire: Wire) -> Read:
@@ -72,7 +72,7 @@ READERS_OF_MANY: list[tuple[Read, ReadAll]] = [
 
 
 def assert_same_together(read: Read, lines: Sequence[bytes]) -> None:
-    """Check that whatever reads lines like these at once gives what `read` gives for each."""
+    """Check that reading many such lines at once gives the same as `read` for each."""
     for of_one, read_all in READERS_OF_MANY:
         if of_one is read:
             columns = read_all(lines)
@@ -142,7 +142,7 @@ PRICED = [
 def test_a_documented_reply_costs_what_the_price_table_says(book, model, basis, wire):
     """Check all that is read of usage against its price.
 
-    claude-haiku-4-5 in a batch, USD a million tokens: 0.50 in, 2.50 out; reads x 0.1, 5-minute writes x 1.25, 1-hour
+    claude-haiku-4-5 in a batch, USD a million tokens: 0.50 in, 2.50 out; reads x 0.1, 5-minute writes x 1.25 and 1-hour
     writes x 2. Bedrock: half of the price table.
     """
     read = read_anthropic if book == "anthropic" else read_bedrock
@@ -257,7 +257,7 @@ BENDABLE = {vendor: [wire for wire in WIRE[vendor] if _is_object(wire["line"])] 
 
 @st.composite
 def bent_lines(draw, vendor):
-    """A documented line with one value anywhere in it replaced, and what reads it."""
+    """Draw a documented line with one value anywhere in it replaced, and its reader."""
     wire = draw(st.sampled_from(BENDABLE[vendor]))
     value = json.loads(wire["line"])
     node = value

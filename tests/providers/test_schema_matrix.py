@@ -15,7 +15,7 @@ from dagster_llm_batch.types import Outcome
 
 
 class Answers:
-    """What the emulated models answer: `reply`, or what the schema asks for."""
+    """The emulated models' answers: `reply`, or else a value that fits the schema."""
 
     reply: Any = None
 

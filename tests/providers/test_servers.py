@@ -1,4 +1,4 @@
-"""Servers that speak OpenAI's Batch API: what is known of each is kept to, before anything is sent where it can be."""
+"""Servers that speak OpenAI's Batch API: the package respects the known facts of each, if possible before sending."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ TAG = "dlb-0a1b2c3d-r0123456789abcdef"
 OTHER_TAG = "dlb-0a1b2c3d-rfedcba9876543210"
 TOKENS = ("eyJ0eXAi.the-first-token.of-entra-id", "eyJ0eXAi.the-second-token.of-entra-id")
 
-# Their wire is emulated by that of OpenAI.
+# Their wire is emulated by OpenAI's emulator.
 OPENAI_PATHS = [name for name in SERVERS if name not in ("openai", "azure") and SERVERS[name].calls is None]
 
 
@@ -80,7 +80,7 @@ def hints(*known: str) -> FindHints:
     return FindHints(datetime.now(UTC) - timedelta(seconds=1), 3, "n", frozenset(known))
 
 
-# The contract, by one row of it for each server. What a server was seen to do, its answers do here.
+# The contract, by one row of it for each server, with answers that were observed at the server.
 
 SMOKE: dict[str, Callable[[ProviderContract, ProviderUnderTest], None]] = {
     "find": ProviderContract.test_submit_2_the_tag_is_attached_so_that_find_sees_it,
@@ -110,7 +110,7 @@ def test_a_list_without_pages_is_read_once(emulator: Emulator) -> None:
         assert emulator.books.calls_to("GET", "/v1/batches") == 1
         assert provider.find("tag-5", hints()) == Found(ids[5])
         assert provider.find("tag-6", hints()) == Absent()
-        # what is not known to be one list has an end only by what it says
+        # a list that may have pages only ends with a page that marks the end
         assert isinstance(OpenAIProvider(DEFAULT_KEY, url).find("tag-6", hints()), CannotTell)
 
 
@@ -222,7 +222,7 @@ def test_an_ended_batch_of_azure_has_an_empty_error_file_and_a_new_one_empty_ids
 
 
 def test_a_failed_batch_of_azure_gives_what_its_files_hold() -> None:
-    """The documented sample: failed, with both files, completed_at, and counts that are null."""
+    """Use the documented sample: failed, with both files, completed_at, and counts that are null."""
     reply = b'{"body":{"choices":[{"message":{"content":"x"}}]},"status_code":200}'
     line = b'{"custom_id":"n-0","response":' + reply + b',"error":null}\n'
     files = {"output_file_id": "file-out", "error_file_id": "file-err"}
@@ -257,7 +257,7 @@ def test_a_token_is_asked_for_at_each_call_and_no_token_is_shown(emulator: Emula
 
 
 def test_the_first_token_is_masked_in_the_first_results_that_are_read() -> None:
-    """In a process that has asked for nothing yet."""
+    """Read in a process that has not requested a token yet."""
     line = b'{"custom_id":"n-0","response":{"status_code":400,"body":"' + TOKENS[0].encode() + b'"},"error":null}\n'
     batch = {"id": "batch_1", "object": "batch", "status": "completed", "output_file_id": "file-1"}
     with odd_server(lambda _, path: line if path.endswith("/content") else batch) as url:
@@ -301,7 +301,7 @@ def test_a_token_provider_goes_through_dagster(emulator: Emulator, tmp_path, giv
     assert len(seen) == 2
 
 
-# What is refused when definitions load
+# Refusals when definitions load
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_an_endpoint_that_a_preset_lacks_is_refused_when_its_assets_are_declared
     asked = {"rows": list, "key": "id", "prompt": Prompt(user="{{ text }}"), "response": str}
     with pytest.raises(ConfigError, match="'responses' are not supported here at Groq; supported: chat"):
         llm_batch_assets(name="labels", model="groq/llama", endpoint="responses", **asked)
-    # A fallback's, too; and a name of one's own tells nothing before the plan.
+    # A fallback's endpoint, too. A name of the user's own shows its server only at the plan.
     fallback = Fallback("azure/mine", endpoint="embeddings")
     embedding = {**asked, "response": Embedding()}
     with pytest.raises(ConfigError, match="Azure OpenAI"):

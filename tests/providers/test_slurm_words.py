@@ -1,4 +1,4 @@
-"""Slurm without Slurm: which options are taken, what its words mean, and what the script on the nodes does alone."""
+"""Slurm without Slurm: accepted options, the meaning of its words, and the script on the nodes."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_the_script_for_the_nodes_is_python_3_6():
 
 
 def task(folder: Path, *, row_by_row: bool, start: int = 0, code: int = 0) -> subprocess.CompletedProcess[bytes]:
-    """One task by itself: its command answers what it is asked, row by row."""
+    """Run one task alone; its command answers the requests row by row."""
     script = (
         "import json, sys\n"
         "out = open(sys.argv[2], 'w')\n"

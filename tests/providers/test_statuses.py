@@ -1,4 +1,4 @@
-"""Every status that a vendor documents is one of ours; a word never seen before is RUNNING: waiting loses nothing."""
+"""Every status that a vendor documents is one of ours. An unknown word is RUNNING, since waiting loses nothing."""
 
 from __future__ import annotations
 

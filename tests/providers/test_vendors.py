@@ -1,4 +1,4 @@
-"""What holds of every vendor when things go wrong: no batch is paid twice, no row is lost, no key is shown."""
+"""Properties of every vendor in failures: each batch is paid once, all rows arrive, and keys stay hidden."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_create_whose_reply_is_lost_is_ambiguous_made_once_and_found(emulated,
         impatient.submit(TEXTS, TAG)
     [batch] = emulated.emulator.books.batches
     assert emulated.calls_to(emulated.vendor.create) == 1
-    # a vendor without tags knows a batch by its results
+    # a vendor without tags recognizes a batch by its results
     assert subject.provider.find(TAG, hints()) in (Found(batch.id), Undecided((batch.id,)))
     emulated.emulator.settle()
     assert subject.provider.find(TAG, hints()) == Found(batch.id)
@@ -149,10 +149,10 @@ def test_a_wrong_key_is_a_credentials_error_that_names_its_provider_and_never_sh
     ):
         with pytest.raises(CredentialsError) as caught:
             call()
-        # Of two accounts of one vendor, the address tells nothing.
+        # Two accounts of one vendor have the same address.
         assert f"provider '{subject.provider.name}' (" in str(caught.value)
         shown = "".join(traceback.format_exception(caught.value))
-        # of Vertex AI, the SDK first tries to get another token, which a ready one cannot
+        # the SDK of Vertex AI first tries to get another token, which a ready-made one does not support
         assert "*** is no key" in shown or "refresh the access token" in shown
         assert key not in shown
         assert emulated.vendor.other_key[-6:] not in shown

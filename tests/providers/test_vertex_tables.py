@@ -1,4 +1,4 @@
-"""Vertex AI by way of BigQuery tables, over the SDKs and a socket: what a bucket does, without one."""
+"""Vertex AI by way of BigQuery tables, over the SDKs and a socket: the same abilities as with a bucket."""
 
 from __future__ import annotations
 
