@@ -1,13 +1,13 @@
 """`python3 -m tests`: the tests of ten minutes, or all that CI runs, on a fresh machine with only git and Python.
 
-python3 -m tests            style, types, import contracts, and of each test some cases: ten minutes on two cores
-python3 -m tests all        style, types, import contracts, every case on the built wheel, slow tests, the pure ones
-                            on the machine's other Pythons, some on the lowest versions, small engines
-python3 -m tests rest       what all has beside the tests of ten minutes: after those, as CI runs it, and no test twice
+python3 -m tests            style, types, import contracts, and some cases of each test: ten minutes on two cores
+python3 -m tests all        style, types, import contracts, every case on the built wheel, and slow tests. Also the pure
+                            tests on the machine's other Pythons, some on the lowest versions, and small engines.
+python3 -m tests rest       all except the tests of ten minutes; CI runs it after them, without running a test twice
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 
-Two steps run side by side, since much of what each does is to wait; the output of a step is shown whole when it ends.
-What the machine lacks and this command cannot install is left out, and named at the end.
+Two steps run side by side, since each of them waits for much of its time. The output of a step is shown when it ends.
+If the machine lacks a program that this command cannot install, its tests are left out, and named at the end.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _SAME_ON_EACH_PYTHON = (
     "tests/metrics/test_plots.py",
     "tests/metrics/test_timeline_plots.py",
 )
-"""Of these, what takes long: arrays and pictures, which numpy and matplotlib make."""
-# Whether a promise of statistics is kept does not depend on the Python, and few random examples find what does.
+"""The pure tests that take long: arrays and pictures, which depend on numpy and matplotlib, not on the Python."""
+# Guarantees of statistics do not depend on the Python, and a few random examples find differences that do.
 _WITHOUT_SIMULATIONS = ("-m", "not slow and not simulation")
 _NOT_AGAIN = (*_WITHOUT_SIMULATIONS, "--hypothesis-profile=few")
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider", "-p", "tests.use_of_time")
-# Beside another step, on two cores: half of what the fast and the slow tests do is to wait, the pure ones never do. A
-# worker that has nothing left takes half of what the busiest still has.
+# For two steps at once on two cores: fast and slow tests wait for half of their time, pure ones never. An idle worker
+# takes half of the busiest one's remaining tests.
 FAST_AT_ONCE, SLOW_AT_ONCE = ("-n", "3", "--dist", "worksteal"), ("-n", "3", "--dist", "worksteal")
 PURE_AT_ONCE = ("-n", "2", "--dist", "worksteal")
 SHORT = ("-p", "tests.sampled_cases", "--hypothesis-profile=few")
 PLATFORM_SECONDS = "240"
-"""Of processor time, for the ordinary platforms of the complete run."""
+"""Seconds of processor time for the ordinary platforms of the complete run."""
 STEPS_AT_ONCE = 2
 HEARTBEAT_SECONDS = 60.0
 
@@ -74,12 +74,12 @@ def imports() -> bool:
 
 
 def short() -> bool:
-    """Of each test that takes less than a second some cases, and one journey through a real Dagster."""
+    """Run some cases of each test that takes less than a second, and one journey through a real Dagster."""
     return _run(*PYTEST, *FAST_AT_ONCE, *SHORT, "tests")
 
 
 def pythons() -> bool:
-    """The pure tests on the machine's other Pythons, and the types on the oldest, which has another numpy."""
+    """Run the pure tests on the machine's other Pythons, and the types on the oldest, which has another numpy."""
     found = {version: _find_python(version) for version in _other_versions()}
     for version, python in found.items():
         print(f"Python {version}: {python or 'not on this machine'}", flush=True)
@@ -90,12 +90,12 @@ def pythons() -> bool:
 
 
 def wheel() -> bool:
-    """The wheel as users get it: built, installed into an environment of its own, and put under the fast tests."""
+    """Build the wheel, install it into a separate environment like a user, and run the fast tests on it."""
     return _on_wheel()
 
 
 def others() -> bool:
-    """The wheel under the fast tests and cases that the ten-minute run leaves out."""
+    """Run the fast tests and cases that the ten-minute run leaves out, on the wheel."""
     return _on_wheel("-p", "tests.other_cases")
 
 
@@ -129,9 +129,9 @@ def _on_wheel(*selection: str) -> bool:
             shutil.rmtree(WHEEL_VENV, ignore_errors=True)
 
 
-# not s3 and export: what they need lifts fsspec, and with it pyarrow, above the lowest
+# without s3 and export: their packages lift fsspec, and with it pyarrow, above the lowest
 _LOWEST_EXTRAS = ("anthropic", "openai", "bedrock", "bigquery", "evaluation", "drift", "emulator", "postgres", "gcs")
-_ON_LOWEST = (  # of each part what touches the packages below it, and is quick
+_ON_LOWEST = (  # quick tests of each part that touch the packages below it
     "tests/test_imports.py",
     "tests/core/test_label_join.py",
     "tests/core/test_plain_replies.py",
@@ -154,7 +154,7 @@ _ON_LOWEST = (  # of each part what touches the packages below it, and is quick
 
 
 def lowest() -> bool:
-    """The lowest versions that pyproject.toml allows, on the oldest Python: imports, and some tests of each part."""
+    """Run imports and some tests of each part on the lowest versions in pyproject.toml and the oldest Python."""
     oldest = ".".join(map(str, bootstrap.OLDEST))
     base = _find_python(oldest)
     if base is None:
@@ -166,7 +166,7 @@ def lowest() -> bool:
     if not (
         _run("-m", "uv", "venv", "--quiet", "--clear", f"--python={base}", str(LOWEST_VENV))
         and _run(*install, "--resolution", "lowest-direct", "-r", "pyproject.toml", *extras)
-        and _run(*install, "--group", "tests")  # which leaves what is there as it is
+        and _run(*install, "--group", "tests")  # it leaves installed packages unchanged
         and _run(*install, "--no-deps", "-e", str(ROOT))
     ):
         return False
@@ -178,23 +178,23 @@ def lowest() -> bool:
 
 
 def slow() -> bool:
-    """The slow tests: a real Dagster, real models, kill -9, and what takes more than a second."""
+    """Run the slow tests: a real Dagster, real models, kill -9, and other tests of more than a second."""
     return _run(*PYTEST, *SLOW_AT_ONCE, "-m", "slow", "tests")
 
 
 def docs() -> bool:
-    """Each page's code in an environment with what the page installs, and nothing else."""
+    """Run each page's code in an environment with only the packages that the page installs."""
     return docs_step.run()
 
 
 class Engine(NamedTuple):
     """A real engine, and the tests in `tests/real_engines/<name>` that start and stop it; in CI without the slow ones.
 
-    `apt` are Debian packages, `programs` what they bring. With `own_environment`, requirements/<name>.txt is
-    installed into an environment of its own; without, the engine's Python packages are among those of development.
-    `torch`: its pins name torch's builds for CPUs; they come from where pip looks for links, or from torch's own index.
-    `beside` that environment is for the engine alone: this package does not go into it, and its tests run outside.
-    `python` is the version that its pins are for, where they are not for all. `as_root`: only root can start it.
+    `apt` are Debian packages, `programs` are programs in them. With `own_environment`, requirements/<name>.txt is
+    installed into a separate environment; without it, the engine's Python packages belong to the development
+    environment. `torch`: its pins name torch's builds for CPUs. These come from pip's links, or from torch's own index.
+    With `beside`, the environment is only for the engine: this package stays out of it, and the tests run outside.
+    `python` is the one version that its pins are for. `as_root`: only root can start it.
     """
 
     apt: tuple[str, ...] = ()
@@ -216,12 +216,12 @@ ENGINES: dict[str, Engine] = {
     "labelstudio": Engine(own_environment=True, beside=True, python="3.11"),
     # the validator of FOCUS, too
     "focus": Engine(own_environment=True, beside=True, python="3.11"),
-    "lineage": Engine(own_environment=True),  # a collector of OpenLineage gets what the guide configures
-    "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
+    "lineage": Engine(own_environment=True),  # a collector of OpenLineage, with the guide's configuration
+    "platform": Engine(own_environment=True),  # the guide's configuration: warehouses, Kubernetes, OpenTelemetry
     "presidio": Engine(own_environment=True),  # finds the names that a mask hides
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), programs=("java",), own_environment=True),
-    "tensorflow": Engine(own_environment=True),  # reads what was exported
+    "tensorflow": Engine(own_environment=True),  # reads exported files
     "slurm": Engine(_SLURM, _SLURM_PROGRAMS, in_ci=True, as_root=True),
     "tracking": Engine(own_environment=True),  # MLflow's server, and Weights & Biases offline
     # by a command, on Ray, under Slurm
@@ -230,7 +230,7 @@ ENGINES: dict[str, Engine] = {
 
 
 def engine(name: str) -> bool:
-    """A real engine, started and stopped by its tests."""
+    """Run the tests of a real engine, which start and stop it."""
     what, python = ENGINES[name], Path(sys.executable)
     base = _find_python(what.python) if what.python else python
     if base is None:
@@ -251,7 +251,7 @@ def engine(name: str) -> bool:
 
 
 def make_environment(name: str, base: Path, requirements: Path, *more: str, package: bool = True) -> Path | None:
-    """The Python of an environment with these pins, made where it is missing or of another version; None: it failed."""
+    """Return the Python of an environment with these pins, made if missing or outdated; None if that failed."""
     venv = ROOT / name
     python = venv / "bin" / "python"
     install = ("-m", "uv", "pip", "install", "--quiet", "--python", str(python), "--no-deps")
@@ -264,13 +264,13 @@ def make_environment(name: str, base: Path, requirements: Path, *more: str, pack
 
 
 def _other_versions() -> list[str]:
-    """The versions that the package supports, but for this one."""
+    """Return the versions that the package supports, except for this one."""
     (major, oldest), (_, newest) = bootstrap.OLDEST, bootstrap.NEWEST
     return [f"{major}.{minor}" for minor in range(oldest, newest + 1) if minor != sys.version_info.minor]
 
 
 def _find_python(version: str) -> Path | None:
-    """A Python of that version which runs: this one, one on the PATH (pyenv's there may not), or one of pyenv or uv."""
+    """Return a working Python of that version: this one, one on the PATH (pyenv's may fail), or one of pyenv or uv."""
     homes = {
         Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions"): f"{version}.*",
         Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python")): f"cpython-{version}.*",
@@ -282,7 +282,7 @@ def _find_python(version: str) -> Path | None:
 
 
 def _version(python: Path) -> str | None:
-    """As in 3.13; None if it does not run."""
+    """Return a version such as 3.13, or None if the program does not run."""
     code = "import ssl, sqlite3, sys; print(*sys.version_info[:2], sep='.')"
     try:
         asked = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
@@ -296,7 +296,7 @@ def _on_python(version: str, base: Path) -> bool:
     python = make_environment(f".venv-{version}", base, REQUIREMENTS / "dev.txt")
     if python is None:
         return False
-    # Ruff and the import contracts read text, and say the same on each.
+    # Ruff and the import contracts read text, so they have the same result on each.
     well_typed = version != ".".join(map(str, bootstrap.OLDEST)) or _types(python)
     ignored = [f"--ignore={path}" for path in _SAME_ON_EACH_PYTHON]
     return _run(*PYTEST, *PURE_AT_ONCE, *_NOT_AGAIN, *ignored, *PURE, python=python) and well_typed
@@ -322,8 +322,8 @@ def _torch_wheels() -> list[str]:
     return [f"--find-links={place}" for place in links] or ["--torch-backend=cpu"]
 
 
-# In the order in which they begin: what fails in seconds first, then the longest beside all others. What has work for
-# both cores comes last.
+# In starting order: quick failures come first, then the longest steps beside the others. A step that uses both cores
+# comes last.
 _READING: dict[str, Callable[[], bool]] = {"style": style, "types": types, "imports": imports}
 TEN_MINUTES: dict[str, Callable[[], bool]] = {"short": short, **_READING}
 _BESIDE: dict[str, Callable[[], bool]] = {
@@ -336,7 +336,7 @@ _BESIDE: dict[str, Callable[[], bool]] = {
 REST: dict[str, Callable[[], bool]] = {"others": others, **_BESIDE}
 ALL: dict[str, Callable[[], bool]] = {**_READING, "wheel": wheel, **_BESIDE}
 GROUPS = {"all": ALL, "rest": REST}
-# What takes longer than the rest together, with what it does in CONTRIBUTING.md.
+# Runs that take longer than all others together; CONTRIBUTING.md describes them.
 LONGER = {
     "every crash point": "python -m tests.crash.matrix",
     "a million requests with kills": "python -m tests.crash.soak",
@@ -350,7 +350,7 @@ KNOWN = TEN_MINUTES | ALL | REST | HEAVY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the steps that the arguments name, by default those of the command line; returns the exit status."""
+    """Run the steps that the arguments name, by default the command line's; return the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
     parser.epilog = f"heavy engines, not among all: {', '.join(HEAVY) or 'none'}"
     steps_help = f"some of: {', '.join(TEN_MINUTES | ALL | REST)} (default: {', '.join(TEN_MINUTES)}); " + "; ".join(
@@ -385,7 +385,7 @@ def find_failures(output: str) -> list[str]:
 
 
 def _print_what_is_left_out(of: set[str]) -> None:
-    """Print which tests a run of many steps did not have, and what runs them."""
+    """Print the tests that a run of many steps left out, and the commands that run them."""
     if not any(set(steps) <= of for steps in (TEN_MINUTES, _BESIDE)):
         return
     if not set(_BESIDE) <= of:
@@ -397,7 +397,7 @@ def _print_what_is_left_out(of: set[str]) -> None:
 
 
 def _run_here(name: str) -> bool:
-    """Run one step in this process, and say how long it took and how much of the processors."""
+    """Run one step in this process, and print its time and its share of the processors."""
     print(f"== {name}: {_summary(KNOWN[name])}", flush=True)
     began = time.monotonic()
     passed = KNOWN[name]()
@@ -408,7 +408,7 @@ def _run_here(name: str) -> bool:
 
 
 def _run_side_by_side(names: list[str], outputs: dict[str, str]) -> dict[str, bool]:
-    """Run each step in a process of its own, some at once; print its output when it has ended, and put it in `outputs`.
+    """Run each step in a separate process, some at once. Print its output when it has ended, and add it to `outputs`.
 
     Ctrl-C reaches the steps, too: they are in the terminal's process group.
     """
@@ -450,7 +450,7 @@ def _run(*arguments: str, python: Path | str = sys.executable) -> bool:
 
 
 def _copy_without_package(to: Path) -> None:
-    """The repository but for the package itself, so that only the installed one can be imported."""
+    """Copy the repository without the package itself, so that only the installed one can be imported."""
     hidden = shutil.ignore_patterns(".*", "__pycache__")
 
     def ignored(folder: str, names: list[str]) -> set[str]:
@@ -461,13 +461,13 @@ def _copy_without_package(to: Path) -> None:
 
 
 def find_daemons() -> None:
-    """Look for programs where Debian keeps its daemons, too: a user's PATH, and cron's, has no sbin."""
+    """Search Debian's folders of daemons, too: a user's PATH, and cron's, has no sbin."""
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(dict.fromkeys([*path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
 
 
 def prepare_machine(chosen: list[str]) -> dict[str, str]:
-    """Install the programs that the steps need, where that can be done; else tell what is left out, by step."""
+    """Install the programs that the steps need, if possible. Return the parts that are left out, with reasons."""
     absences = {name: f"DLB_TEST_{name.upper()}=0" for name in ENGINES if _is_refused(name) and name in chosen}
     if (
         {"short", "wheel", "others", "lowest", "slow"} & set(chosen)
@@ -476,7 +476,7 @@ def prepare_machine(chosen: list[str]) -> dict[str, str]:
     ):
         _apt_install(("postgresql",), "the ledger's tests")
         if not _has_postgres():
-            # Read by the tests: those of the ledger then run on SQLite alone.
+            # The tests read this: the ledger's tests then run only on SQLite.
             os.environ["DLB_TEST_POSTGRES"] = "0"
             absences["PostgreSQL"] = "its server's programs are not here (Debian and Ubuntu: postgresql)"
     if {"short", "slow"} & set(chosen) and not browser.chromium():
@@ -505,7 +505,7 @@ def _has_postgres() -> bool:
 
 
 def _apt_install(packages: tuple[str, ...], purpose: str) -> None:
-    """Install Debian packages where that can be done without asking."""
+    """Install Debian packages if that needs no password."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return
     print(f"[set-up] installing {' '.join(packages)}, for {purpose}", flush=True)
@@ -522,5 +522,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        # The steps' processes were interrupted as well: they have their own servers to stop, and say what they did.
+        # The steps' processes were interrupted as well. They stop their own servers, and report.
         sys.exit(130)

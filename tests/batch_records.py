@@ -1,4 +1,4 @@
-"""What must hold of the ledger's tables `shard` and `batch` after every transaction."""
+"""Rules that the ledger's tables `shard` and `batch` keep after every transaction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 
 __all__ = ["broken_records"]
 
-# Each finds what breaks the rule.
+# Each query finds the rows that break the rule.
 _RULES = {
     "a sent shard has a batch that is not void": """
         SELECT shard.shard_id FROM shard LEFT JOIN batch ON batch.batch_key = shard.batch_key
@@ -50,7 +50,7 @@ _RULES = {
 
 
 def broken_records(ledger: Ledger) -> list[str]:
-    """Return each rule that does not hold, with the rows that break it."""
+    """Return each broken rule, with the rows that break it."""
     with ledger._database.read() as connection:
         found = {rule: connection.execute(sa.text(query)).scalars().all() for rule, query in _RULES.items()}
     return [f"{rule}: {', '.join(map(str, rows))}" for rule, rows in found.items() if rows]

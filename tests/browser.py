@@ -1,6 +1,7 @@
 """Dagster's pages as a person sees them: in a real Chromium, photographed.
 
-`.venv/bin/python -m tests.browser --write` takes those of docs/images, of what `python3 -m example_project` has made.
+`.venv/bin/python -m tests.browser --write` takes the pictures of docs/images, from the data of `python3 -m
+example_project`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _WAITING = """query ($sensor: SensorSelector!, $asset: AssetKeyInput!) {
 
 @dataclass(frozen=True)
 class Page:
-    """A page, what must be seen on it, and what is clicked on before."""
+    """A page, the texts that it must show, and the clicks before them."""
 
     name: str
     path: str
@@ -41,13 +42,13 @@ class Page:
     click: str | None = None
     size: tuple[int, int] = (1400, 1000)
     clip: tuple[int, int, int, int] | None = None
-    """Left, top, width and height, where not all of it is the picture."""
+    """Left, top, width and height of the picture, if it is a part of the page."""
 
 
 def pages(
     ask: Callable[..., dict[str, Any]], *, labels: str, partition: str, evaluation: str, location: str
 ) -> list[Page]:
-    """Of a labeled dataset with partitions, and of an evaluation without. `ask` is Dagster's GraphQL."""
+    """Return pages of a labeled dataset with partitions, and of an evaluation without. `ask` is Dagster's GraphQL."""
     sensor = {"repositoryName": "__repository__", "repositoryLocationName": location, "sensorName": "llm_batch_sensor"}
     known = ask(_WAITING, sensor=sensor, asset={"path": [labels]})
     ticks = known["sensorOrError"]["sensorState"]["ticks"]
@@ -99,12 +100,12 @@ def pages(
 
 
 def chromium() -> str | None:
-    """A Chromium or Chrome of this machine."""
+    """Return a Chromium or Chrome of this machine."""
     return next((found for name in _PROGRAMS if (found := shutil.which(name))), None)
 
 
 def review_pages(url: str, *, labels: str, evaluation: str, key: str, row: str) -> list[Page]:
-    """Of the page of `dagster-llm-batch review`, whose printed address is `url`: it opens once."""
+    """Return pages of `dagster-llm-batch review`, whose printed address is `url`: it opens once."""
     _, _, token = url.partition("#")
     return [
         Page("review-overview", f"/#{token}", ("right", "Last materialized"), size=(1280, 620)),
@@ -121,7 +122,7 @@ def review_pages(url: str, *, labels: str, evaluation: str, key: str, row: str) 
 
 
 def photograph(url: str, wanted: Sequence[Page], folder: Path) -> list[str]:
-    """A PNG of each page. Gives what is wrong: errors on the console, what a dialog cuts off, keys over values."""
+    """Write a PNG of each page. Return defects: console errors, text that a dialog cuts off, keys over values."""
     from playwright.sync_api import sync_playwright
 
     from dagster_llm_batch.evaluation.builder import reduced
@@ -132,7 +133,7 @@ def photograph(url: str, wanted: Sequence[Page], folder: Path) -> list[str]:
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=chromium(), args=[*_QUIET, *sandbox]) as browser,
     ):
-        # What waits for a page evaluates text in it, which a strict page forbids.
+        # Waiting for a page evaluates text in it, which a strict page forbids.
         context = browser.new_context(bypass_csp=True)
         for one in wanted:
             page = context.new_page()

@@ -1,7 +1,7 @@
-"""What the packages of this environment are compiled to, shared with a new one: `python tests/byte_code.py VENV`.
+"""The compiled byte code of this environment's packages, shared with a new one: `python tests/byte_code.py VENV`.
 
-To compile a whole environment takes longer than a room of tests. Python takes what is linked only where the file
-beside it has the size and the time of the one that was compiled, and compiles the others when they are used.
+Compiling a whole environment takes longer than the tests of a folder. Python uses a linked file only if its source has
+the size and time of the compiled source. It compiles other files on first use.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 
 def share_byte_code(venv: Path) -> None:
-    """Link it beside the same files in `venv`. One with another Python, or on another disk, stays as it is."""
+    """Link the byte code to the same files in `venv`. An environment with another Python or disk stays unchanged."""
     ours = Path(sysconfig.get_path("purelib"))
     theirs = venv / ours.relative_to(sys.prefix)
-    # To another disk the packages were copied, and have times of their own.
+    # On another disk, the packages are copies with different times.
     if not theirs.is_dir() or theirs.stat().st_dev != ours.stat().st_dev:
         return
     for compiled in ours.rglob("__pycache__"):

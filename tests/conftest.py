@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Set-up for all tests."""
 
 import functools
 import gc
@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 
-with suppress(ModuleNotFoundError):  # engines with an environment of their own do without it
+with suppress(ModuleNotFoundError):  # engines with a separate environment do without it
     from hypothesis import settings
 
     settings.register_profile("untimed", deadline=None)  # a machine that does other work is no defect
-    settings.register_profile("few", deadline=None, max_examples=20)  # for what another Python has been through
+    settings.register_profile("few", deadline=None, max_examples=20)  # for a second Python, after a complete run
     settings.load_profile("untimed")
 
 with suppress(ModuleNotFoundError):
     import botocore.session
 
-    # Each session reads and parses the same megabytes of JSON, AWS's service models, which no test changes. Here they
-    # share one loader; all else of a session is its own, as everywhere.
+    # Each session reads and parses the same megabytes of JSON, AWS's service models, which the tests never change. Here
+    # they share one loader; everything else of a session is separate, as usual.
     botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 with suppress(ModuleNotFoundError):
     from alembic.script import ScriptDirectory
 
-    # So with the hundred migrations of Dagster's databases, which it reads up to seven times to make an instance.
+    # The same holds for Dagster's hundred database migrations, which it reads up to seven times to make an instance.
     ScriptDirectory.from_config = functools.cache(ScriptDirectory.from_config)
 
 with suppress(ModuleNotFoundError):
@@ -34,8 +34,9 @@ with suppress(ModuleNotFoundError):
     from sqlalchemy.engine import Engine
     from sqlalchemy.util import LRUCache
 
-    # An engine of SQLAlchemy compiles each statement once. A deployment has few engines and tests make thousands, of
-    # Dagster's databases and of ledgers: a fifth of their time. Here all engines of SQLite share what was compiled.
+    # An engine of SQLAlchemy compiles each statement once. A deployment has few engines, but tests make thousands, of
+    # Dagster's databases and of ledgers: a fifth of their time. Here all engines of SQLite share the compiled
+    # statements.
     _statements = LRUCache(2_000)
 
     def _equals(dialect: SQLiteDialect_pysqlite, other: object) -> bool:
@@ -51,14 +52,14 @@ with suppress(ModuleNotFoundError):
     SQLiteDialect_pysqlite.__eq__ = _equals
     Engine._compiled_cache = property(_get_statements, _set_statements)
 
-os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bucket's kind at Google itself
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # otherwise gcsfs asks Google for each bucket's kind
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Collect without the garbage collector, and let it never look again at what collection has made.
+    """Collect tests without the garbage collector, and exempt their objects from later searches.
 
-    Nothing of the modules and tests that are collected is garbage; looking for it took two fifths of the time.
+    Collected modules and tests contain no garbage, and looking for it took two fifths of the time.
     """
     gc.disable()
     try:
@@ -69,14 +70,14 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import no file without slow tests where those alone are wanted: a few files of hundreds, in every worker."""
+    """If only slow tests are wanted, import only files that have some: a few of hundreds, in every worker."""
     if config.option.markexpr == "slow" and collection_path.suffix == ".py":
         return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
     return None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many pairs of values the platforms have covered that ran, in whichever processes."""
+    """Print the number of value pairs that the platforms have covered, in all processes."""
     reports = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
     told = [dict(getattr(one, "user_properties", ())) for one in reports]
     ran = [(one["platform"], one["platform_seconds"]) for one in told if "platform_seconds" in one]

@@ -1,8 +1,8 @@
-"""The pages' code as their readers run it: in environments with what each page installs, and nothing else.
+"""The pages' code as their readers run it: in environments with only the packages that each page installs.
 
-Pages that install the same share an environment. The package is the built wheel; versions are those of
-requirements/dev.txt. An engine of hundreds of megabytes is left out: the page's code defines what runs there, and the
-engine's own step runs it.
+Pages with equal packages share an environment. The package is the built wheel; versions come from requirements/dev.txt.
+An engine of hundreds of megabytes is left out: the page's code defines the engine's part, and the engine's own step
+runs it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ PINS = ROOT / "requirements" / "dev.txt"
 HEAVY_EXTRAS = {"ray", "spark"}
 # Their packages are large, too; tests/real_engines/lineage and tracking run the code of these pages.
 _IN_STEPS_OF_THEIR_OWN = {"lineage.md", "mask-names.md", "track-evaluations.md"}
-# What a reader may have set, and what leads to this checkout.
+# Variables that a reader may have set, and variables that lead to this checkout.
 _DROPPED = ("PYTHONPATH", "VIRTUAL_ENV", "DAGSTER_HOME", "PYTHONDONTWRITEBYTECODE", "OPENAI_BASE_URL")
 
 
 def runnable() -> list[Path]:
-    """Return the pages that have code; commands follow Python on all of them but the reference."""
+    """Return the pages that have code. Commands follow Python on all of them except the reference."""
     every = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [page for page in every if pages.blocks(page, "python", "csv") and page.name not in _IN_STEPS_OF_THEIR_OWN]
 
 
 def run(named: Sequence[Path] = ()) -> bool:
-    """Run these pages, or all; print each with its time, and what a failed one printed."""
+    """Run these pages, or all. Print each with its time, and the output of failed ones."""
     groups: dict[tuple[str, ...], list[Path]] = {}
     for page in named or runnable():
         groups.setdefault(_light(pages.packages(page)), []).append(page)
@@ -64,7 +64,7 @@ def _runs(members: Sequence[Path], venv: Path, wheel: Path, packages: tuple[str,
 
 
 def _additions(named: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
-    """Lines that add packages to those of the start, of which some want a Dagster of their version."""
+    """Yield lines that add packages to the start page's, since some need a Dagster of their version."""
     for page in named:
         if page == pages.START:
             [line] = pages.install_lines(page)
@@ -74,13 +74,13 @@ def _additions(named: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _keeps_dagster_together(page: Path, words: Sequence[str], folder: Path, wheel: Path) -> bool:
-    """Install the start's packages as of the release of Dagster before, then what the page adds."""
+    """Install the start page's packages with the previous release of Dagster, then the page's additional ones."""
     lines = PINS.read_text(encoding="utf-8").splitlines()
     [pin] = re.findall(r"^dagster==(\S+)", "\n".join(lines), re.MULTILINE)
     before, after = folder / "before.txt", folder / "after.txt"
     others = [line for line in lines if not line.startswith("dagster")]
     before.write_text("\n".join([f"dagster<{pin}", *others]), encoding="utf-8")
-    # As of an index: what needs no other Dagster leaves the one that is there.
+    # Like an index: packages that accept the installed Dagster leave it in place.
     dagsters = [line.replace("==", "<=") for line in lines if line.startswith("dagster")]
     after.write_text("\n".join([*dagsters, *others]), encoding="utf-8")
     venv = folder / "later"
@@ -123,7 +123,7 @@ def _install(venv: Path, wheel: Path, packages: Sequence[str], constraints: Path
 
 
 def _run_pages(python: Path, pages_: Sequence[Path]) -> bool:
-    """Run the pages in this environment, in folders that are not of this checkout."""
+    """Run the pages in this environment, in folders outside this checkout."""
     environment = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     environment |= {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "OPENAI_API_KEY": "sk-emulator"}
     command = [str(python), "-W", "ignore", str(ROOT / "tests" / "page.py"), *map(str, pages_)]

@@ -1,4 +1,4 @@
-"""When an emulator's batches end, where a test waits in its own process for something else."""
+"""The end of an emulator's batches, for tests that wait in their own process for something else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOOK_SECONDS = 0.01
 
 @contextmanager
 def settles_after(emulator: Emulator, holds: Callable[[], object]) -> Iterator[None]:
-    """Let all batches end once it holds, from a thread beside the block, which has to see that through."""
+    """Let all batches end once it holds, from another thread. The block must last until then."""
     is_over = threading.Event()
 
     def settle() -> None:

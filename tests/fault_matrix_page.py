@@ -10,7 +10,7 @@ PAGE = ROOT / "docs" / "fault-matrix.md"
 
 
 def write(name: str, title: str, lines: Sequence[str]) -> None:
-    """Put the lines between the marks of this name, and the marks at the page's end where they are not there yet."""
+    """Put the lines between the marks of this name. Missing marks are added at the page's end."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     page = PAGE.read_text(encoding="utf-8")
     if begin not in page:
@@ -21,7 +21,7 @@ def write(name: str, title: str, lines: Sequence[str]) -> None:
 
 
 def _run_on() -> str:
-    """Say when and of which commit: the matrices take too long for every change, so a reader has to know how old."""
+    """Return the day and commit of the run: matrices take too long for every change, so readers need their age."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

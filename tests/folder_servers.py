@@ -1,6 +1,6 @@
-"""Servers with OpenAI's request lines and a folder of their own, for tests: models, price, address and routes.
+"""Servers with OpenAI's request lines and a separate folder, for tests: models, price, address and routes.
 
-A line of `SERVER_FOLDERS` and its emulator are all that these tests read, so that a new vendor needs no line in them.
+These tests read only the line of `SERVER_FOLDERS` and its emulator, so that a new vendor needs no line in them.
 """
 
 from __future__ import annotations

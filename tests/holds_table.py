@@ -1,4 +1,4 @@
-"""`python -m tests.holds_table`: the table of what waits, made from the rules in `loop/holds.py`.
+"""`python -m tests.holds_table`: the table of reasons to wait, made from the rules in `loop/holds.py`.
 
 With --write, into docs/design/ledger.md, between its two marks.
 """
@@ -17,7 +17,7 @@ BEGIN, END = "<!-- holds: begin -->", "<!-- holds: end -->"
 
 
 def table() -> str:
-    """All reasons to wait, each with its rule."""
+    """Return all reasons to wait, each with its rule."""
     header = ["State of the shard", "Reason", "Waits for", "Limit", "Message", "Exits"]
     rows = [header, ["---"] * len(header), *(_row(reason) for reason in HoldReason)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -42,7 +42,7 @@ def _limit_text(limit: timedelta | str) -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with the table of today."""
+    """Return the page with the current table."""
     head, _, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not end:

@@ -1,4 +1,4 @@
-"""`python -m tests.house_page`: the tree of the package, its rooms by who imports whom, the walk and the way of a row.
+"""`python -m tests.house_page`: the tree of the package, the imports between rooms, the walk and the way of a row.
 
 With --write, into docs/design/house.md, between its marks. Rooms and arrows come from the import graph, the first lines
 of docstrings from the modules, the way from `benchmarks.journey`.
@@ -21,13 +21,13 @@ from tests.house_walk import walk
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "dagster_llm_batch"
 FOLDER = Path(dagster_llm_batch.__file__).parent
-"""Of the package under test, which may be an installed one."""
+"""The folder of the package under test, which may be an installed one."""
 PAGE = ROOT / "docs" / "design" / "house.md"
 MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("tree", "rooms", "walk", "way")}
 
 
 def tree() -> str:
-    """Every folder with its docstring's first line, and its modules with theirs."""
+    """Return every folder with its docstring's first line, and its modules with theirs."""
     lines = []
     for folder in sorted(path.parent for path in FOLDER.rglob("__init__.py")):
         modules = [path for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
@@ -46,7 +46,7 @@ def _first_line(path: Path) -> str:
 
 
 def rooms() -> str:
-    """Who imports whom, by room, as a Mermaid diagram from the top down. An arrow that others imply is left out."""
+    """Return the imports between rooms as a Mermaid diagram from the top down, without arrows that others imply."""
     graph = grimp.build_graph(PACKAGE, exclude_type_checking_imports=True)
     room = {module: module.split(".")[1] for module in graph.modules if module != PACKAGE}
     arrows: dict[str, set[str]] = {name: set() for name in sorted(set(room.values()))}
@@ -64,7 +64,7 @@ def rooms() -> str:
 
 
 def _reached(arrows: dict[str, set[str]], start: str, seen: set[str]) -> set[str]:
-    """All rooms that imports lead to from `start`."""
+    """Return all rooms that imports lead to from `start`."""
     found: set[str] = set()
     waiting = [start]
     while waiting:
@@ -75,8 +75,8 @@ def _reached(arrows: dict[str, set[str]], start: str, seen: set[str]) -> set[str
 
 
 def way() -> str:
-    """The modules that one row enters, in their order; neighbours in one room on one line."""
-    # In a process of its own, since it keeps optional packages from being imported.
+    """Return the modules that one row enters, in order, with adjacent ones of one room on one line."""
+    # In a separate process, since it keeps optional packages from being imported.
     command = [sys.executable, "-m", "benchmarks.journey", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     parts = []
@@ -90,7 +90,7 @@ def way() -> str:
 
 
 def with_part(page: str, name: str, text: str) -> str:
-    """The page with `text` between the marks of this name."""
+    """Return the page with `text` between the marks of this name."""
     begin, end = MARKS[name]
     head, found, rest = page.partition(begin)
     _, closed, tail = rest.partition(end)

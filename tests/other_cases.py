@@ -1,4 +1,4 @@
-"""Pytest plugin for what the ten-minute run leaves out: other tests, cases and examples (`-p tests.other_cases`)."""
+"""Pytest plugin for the rest of the ten-minute run: other tests, cases and examples (`-p tests.other_cases`)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from tests.sampled_cases import of_ten_minutes
 
 
-# After the tests are gone that -m leaves out.
+# Called after -m has left out tests.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that the ten-minute run has, but for those of which it draws few examples."""
+    """Leave out the tests of the ten-minute run, except those with few random examples there."""
     had = {item for item in of_ten_minutes(items) if not _draws_examples(item)}
     if had:
         config.hook.pytest_deselected(items=list(had))

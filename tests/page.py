@@ -1,7 +1,7 @@
 """Pages of the docs, run as a reader would: `python tests/page.py PAGE…`, each in an empty folder.
 
-The Python blocks are one program, in their order; a block with a title is a file, too. The commands run after them. It
-needs the standard library alone, since a page's environment has the packages that the page lists and no others.
+The Python blocks are one program, in their order; a block with a title is a file, too. The commands run after them.
+This module needs only the standard library, since a page's environment has just the packages that the page lists.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 START = ROOT / "docs" / "start.md"
 CLI = ROOT / "docs" / "reference" / "cli.md"
-# Tests of their own run these pages' commands, those of the first four in an environment with what the page installs;
-# `run_cli_page` runs the reference's, and those about rows, which need a project of one's own, are only read.
+# Other tests run these pages' commands: the first four pages' in an environment with the packages that the page
+# installs, and the reference's in `run_cli_page`. Commands about rows need a user's project, so they are only read.
 COMMANDS_RUN_ELSEWHERE = {
     *("README.md", "docs/start.md", "docs/tutorial.md", "docs/how-to/components.md"),
     *("docs/reference/cli.md", "docs/how-to/look-at-rows.md"),
@@ -83,7 +83,7 @@ def install_lines(page: Path) -> list[list[str]]:
 
 
 def packages(page: Path) -> tuple[str, ...]:
-    """Return what the page installs, with what the start installs where the page links to that; this package first."""
+    """Return the packages that the page installs, with the start page's if it links there. This package comes first."""
     lines = install_lines(page)
     if f"({os.path.relpath(START, page.parent)}#install)" in page.read_text(encoding="utf-8"):
         lines += install_lines(START)
@@ -120,7 +120,7 @@ def run_python(page: Path, folder: Path) -> Mapping[str, Any]:
 
 
 def run_commands(page: Path) -> None:
-    """Run the page's commands in the current folder, line by line. Raises AssertionError where one fails."""
+    """Run the page's commands in the current folder, line by line. Raises AssertionError if one fails."""
     for block in blocks(page, "sh"):
         for line in block.content.splitlines():
             if not _NOT_RUN.match(line):
@@ -129,7 +129,7 @@ def run_commands(page: Path) -> None:
 
 
 def _run_command(words: list[str]) -> str:
-    """Run it in this process where it is a script of a package: starting one takes longer than what it does."""
+    """Run a package's script in this process, since starting one takes longer than its work. Run `python` outside."""
     if words[0] == "python":
         subprocess.run([sys.executable, *words[1:]], check=True, env={**os.environ, "PYTEST_ADDOPTS": ""})
         return ""
@@ -188,7 +188,7 @@ def _run_cli_line(words: list[str], emulator: Emulator) -> None:
 
 
 def _materialize(words: list[str]) -> None:
-    """Run `dg launch` where it is installed; else, in this process, the command of Dagster that does the same."""
+    """Run `dg launch` if it is installed; otherwise run, in this process, the equivalent command of Dagster."""
     if find_spec("dagster_dg_cli"):
         subprocess.run(words, check=True)
     else:
@@ -198,7 +198,7 @@ def _materialize(words: list[str]) -> None:
 
 @contextmanager
 def _settled_all_the_time(emulator: Emulator) -> Iterator[None]:
-    """Batches end by themselves meanwhile: the command waits for one."""
+    """Let batches end meanwhile, since the command waits for one."""
     is_over = threading.Event()
 
     def settle() -> None:
@@ -215,7 +215,7 @@ def _settled_all_the_time(emulator: Emulator) -> Iterator[None]:
 
 
 def _run_until_interrupted(words: list[str]) -> dict[str, str]:
-    """Return what the command prints first, as JSON."""
+    """Return the first output of the command, as JSON."""
     script = Path(sys.executable).with_name(words[0])
     with subprocess.Popen([script, *words[1:]], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -226,7 +226,7 @@ def _run_until_interrupted(words: list[str]) -> dict[str, str]:
 
 
 def _leave_a_shard_in_doubt(source: Path, emulator: Emulator) -> str:
-    """Submit another row, whose create call is not answered, and whose batch cannot be looked for."""
+    """Submit another row, whose create call gets no answer, and whose batch cannot be searched."""
     from dagster_llm_batch.testing.emulator import WireFault
 
     text = source.read_text(encoding="utf-8")
@@ -241,7 +241,7 @@ def _leave_a_shard_in_doubt(source: Path, emulator: Emulator) -> str:
 
 
 def run(page: Path, folder: Path) -> None:
-    """Run the page in this process, in a folder of its own."""
+    """Run the page in this process, in a separate folder."""
     os.chdir(folder)
     sys.path[0] = str(folder)
     run_python(page, folder)
@@ -256,7 +256,7 @@ def run(page: Path, folder: Path) -> None:
 
 
 def passes(page: Path) -> bool:
-    """Run the page in a child process; print its name and its time, and what it printed where it fails."""
+    """Run the page in a child process. Print its name and its time, and its output if it fails."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         log, folder = Path(name, "log"), Path(name, "folder")
@@ -286,8 +286,8 @@ def passes(page: Path) -> bool:
 
 
 def main(pages: Sequence[str]) -> int:
-    """Run the pages, each in a process of its own that has imported Dagster already; return the exit status."""
-    # Dagster, too: to import it takes longer than most pages.
+    """Run the pages, each in a separate process that has already imported Dagster; return the exit status."""
+    # Dagster, too: importing it takes longer than most pages.
     import_module("dagster_llm_batch")
     passed = [passes(Path(page).resolve()) for page in pages]
     return 0 if all(passed) else 1

@@ -1,4 +1,4 @@
-"""Processes of tests, on Linux and macOS: fresh ones, what others do, and how much memory one has taken.
+"""Processes of tests, on Linux and macOS: fresh ones, the state of others, and the memory that one has taken.
 
 Fresh ones do not pay the imports again: each is a fork of one server that has imported all.
 """
@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
-# A test process has one such server, and what was set last holds for it: so it is set here alone.
+# A test process has one such server, and the last setting holds for it, so it is set only here.
 PROCESSES.set_forkserver_preload(["tests.warm"])
 
-# What getrusage counts memory in.
+# Bytes of getrusage's unit of memory.
 _BYTES_A_UNIT = 1 if sys.platform == "darwin" else 1 << 10
 
 
@@ -23,7 +23,7 @@ def peak_bytes() -> int:
 
 
 def state_of(pid: int) -> str:
-    """Return what a process does, in a letter: T is stopped, Z has ended and is not yet waited for."""
+    """Return the state of a process as a letter: T is stopped, Z has ended and is not yet waited for."""
     stat = Path(f"/proc/{pid}/stat")
     if stat.exists():  # the name before the state may hold spaces and parentheses
         return stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
@@ -47,7 +47,7 @@ def command_lines() -> dict[int, tuple[str, str]]:
 
 
 def _listed_by_ps() -> dict[int, tuple[str, str]]:
-    """`ps` tells both in one line, the environment last."""
+    """Read both from one line of `ps`, the environment last."""
     found = {}
     for options in (["-axww"], ["-axwwE"] if sys.platform == "darwin" else ["axwwe"]):
         told = subprocess.run(

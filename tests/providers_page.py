@@ -21,7 +21,7 @@ from dagster_llm_batch.types import Usage
 from tests.providers.schema_matrix import CONSTRUCTS, TARGETS, Construct, Target
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "providers.md"
-_AT = datetime(2026, 11, 24, tzinfo=UTC)  # the page must not change by itself
+_AT = datetime(2026, 11, 24, tzinfo=UTC)  # the page must not change on its own
 _NOBODY = "http://127.0.0.1:9"
 _ADDRESSES = SimpleNamespace(
     **{f"{name}_base_url": _NOBODY for name in ("openai", "anthropic", "vertex", "gemini", "openrouter")},

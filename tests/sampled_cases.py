@@ -1,10 +1,10 @@
-"""Pytest plugin of the ten-minute run: of a test with many cases some run, chosen alike each time
-(`-p tests.sampled_cases`). It leaves out tests with the mark `slow`, but for a `journey`, and `simulation`.
+"""Pytest plugin of the ten-minute run, `-p tests.sampled_cases`: it runs some cases of each test, the same each time.
 
-All cases run of a test that needs no server, ledger or Dagster, since its fixtures are pytest's own. Of another one two
-run, or as many as its mark `sample` gives, `sample()` for all. The first case is drawn by its
-id, the next is one that brings the most values of parameters that no chosen one has: a test of each vendor on both
-ledgers runs with two vendors, on both ledgers, and its neighbour with two others.
+It leaves out tests with the marks `slow` (except for a `journey`) and `simulation`. A test that needs no server, ledger
+or Dagster runs with all cases: its fixtures are pytest's own. Other tests run two cases, or the number in their mark
+`sample`; `sample()` runs all. The first case is drawn by its id. The next case is the one with the most parameter
+values that are not chosen yet: a test of each vendor on both ledgers runs with two vendors, on both ledgers, and the
+next test with two others.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _Case = TypeVar("_Case")
 
 
 def choose_cases(cases: Mapping[_Case, set[_Value]], count: int) -> set[_Case]:
-    """Return `count` of the cases that have as many different values as can be had one case after the other.
+    """Return `count` of the cases, each chosen for the most new values.
 
-    `cases` are in the order in which they are taken where they bring as much.
+    `cases` are in the order in which equal ones are taken.
     """
     left, chosen, seen = list(cases), set[_Case](), set[_Value]()
     while left and len(chosen) < count:
@@ -80,7 +80,7 @@ def of_ten_minutes(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     return set[pytest.Item]().union(*map(_drawn, by_function.values()))
 
 
-# After the tests are gone that -m leaves out.
+# Called after -m has left out tests.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the ten minutes, and count the others as deselected."""

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- states: begin -->", "<!-- states: end -->"
 
 
 def diagrams() -> str:
-    """The states and moves of batches, and those of shards."""
+    """Return the states and transitions of batches, and those of shards."""
     begun = {move: (sources, to) for move, (sources, to) in BATCH_MOVES.items() if sources}
     sent_by = next(move for move, (sources, _) in BATCH_MOVES.items() if not sources)
     batches = _diagram(BatchState, begun, f"{BATCH_MOVES[sent_by][1]}: {sent_by}")
@@ -27,10 +27,10 @@ def diagrams() -> str:
 
 
 def _diagram(states: type[StrEnum], moves: Mapping[Move, tuple[Collection[StrEnum], StrEnum]], first: str) -> str:
-    """All states and moves; moves between the same two states share an arrow."""
+    """Return all states and transitions; transitions between the same two states share an arrow."""
     arrows: dict[tuple[StrEnum, StrEnum], list[str]] = defaultdict(list)
     for move, (origins, target) in moves.items():
-        for origin in states:  # in its order: a frozenset has none
+        for origin in states:  # a frozenset has no order
             if origin in origins:
                 arrows[origin, target].append(move.value)
     lines = [f"    [*] --> {first}"]
@@ -39,7 +39,7 @@ def _diagram(states: type[StrEnum], moves: Mapping[Move, tuple[Collection[StrEnu
 
 
 def with_diagram(page: str) -> str:
-    """The page with the diagrams of today."""
+    """Return the page with the current diagrams."""
     head, _, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not end:

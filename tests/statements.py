@@ -1,4 +1,4 @@
-"""What databases are asked during a part of a test."""
+"""Statements that databases receive during a part of a test."""
 
 import threading
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """Keep the statements of this thread during the block: a lease's heartbeat asks in another one."""
+    """Keep the statements of this thread during the block. A lease's heartbeat runs in another thread."""
     asked: list[str] = []
     own = threading.current_thread()
 

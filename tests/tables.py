@@ -1,4 +1,4 @@
-"""A table of rows that one test checks: a failure names its row, and the rows after it are checked all the same."""
+"""A table of rows that one test checks: a failure names its row, and the rows after it are still checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(
     named = list(_name(list(rows), columns, ids))
 
     def decorate(check: Callable[..., None]) -> Callable[[], None]:
-        # What another table below this one has made holds the check itself, and its rows.
+        # If another table is below this one, it holds the check itself, and its rows.
         inner_check, inner_rows = getattr(check, "table_of", (check, [("", {})]))
         product = [
             (f"{inner}-{name}".strip("-"), {**inner_values, **values})
@@ -48,7 +48,7 @@ def _failure_of(check: Callable[..., None], name: str, values: dict[str, Any]) -
     try:
         check(**values)
     except pytest.skip.Exception:
-        # The rows after it would be left out, too.
+        # Otherwise the rows after it would be left out, too.
         raise AssertionError(f"row {name} is skipped: give it a test of its own") from None
     except _FAILURES as error:
         error.add_note(f"row: {name}")

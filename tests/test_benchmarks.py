@@ -1,4 +1,4 @@
-"""The benchmark runs: small, so that it never rots. No figure is asserted."""
+"""The benchmark runs: small, so that it never rots. Measured values are not asserted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TOLD = {
     "scale": ["| statements that write |", "| all have ended |", "| CPU of PostgreSQL | ms |"],
     "money": ["| batch, identical rows once |"],
 }
-"""Of each part of the benchmark, what its tables hold."""
+"""Contents of the tables of each part of the benchmark."""
 
 
 def test_the_page_of_scale_has_the_arithmetic_of_the_figures_that_are_kept() -> None:
@@ -72,7 +72,7 @@ def test_floor_and_package_land_the_same_labels(form: str, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("part", _TOLD)
 def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> None:
-    """A benchmark measures, and takes long by itself; here it has its fewest rows."""
+    """Use the fewest rows: a benchmark measures, and takes long."""
     small = ["--rows", "300", "--big-rows", "0", "--runs", "1", "--services", "openai", "--days", "5"]
     small += ["--only", "1 KB", "embeddings", "again", "--runs-of-days", "2"]
     small += ["--growing", "1", "2", "--rows-a-day", "10"]
@@ -87,7 +87,7 @@ def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_path: Path) -> None:
-    """The benchmark starts engines whose workers each import the package."""
+    """Start engines whose workers each import the package, which takes long."""
     figures = tmp_path / "figures"
     command = [sys.executable, "-m", "benchmarks.engines", "python", "--rows", "30000", "--keep", str(figures)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -102,10 +102,10 @@ def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_
     assert "| plain Python |" in done.stdout
 
 
-# The ledger's one class of 73 methods is ten members, and a plan has its steps apart: more modules, each a small
-# part of one before. So functions are bounded, too: such a split does not multiply them. A batch and a bill are
-# records of their own, with one module and a dozen functions that write and read them. A batch ends for all of its
-# shards at once, which takes four more. That rows go to an allowed region is checked before each batch, by one module.
+# The ledger's one class of 73 methods is now ten members, and the steps of a plan are separate: more modules, each a
+# small part of an earlier one. So functions are bounded, too, since such a split does not multiply them. A batch and a
+# bill are separate records, with one module and a dozen functions that write and read them. A batch ends for all of its
+# shards at once, which takes four more. One module checks before each batch that rows go to an allowed region.
 def test_a_row_enters_few_modules_and_functions_to_be_submitted_and_to_land() -> None:
     command = [sys.executable, "-m", "benchmarks.journey", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -31,7 +31,7 @@ _SERVICE = {
     "depends_on": dict,
     "ports": list,
 }
-# The keys that are used of the values.yaml of Dagster's chart. Dots lead into mappings; an item of a list has the name
+# The keys of the values.yaml of Dagster's chart that are used. Dots lead into mappings; an item of a list has the name
 # of its list.
 _HELM = {
     "serviceAccount.create": bool,
@@ -101,7 +101,7 @@ def test_the_image_is_built_in_two_stages_from_files_that_are_there_and_runs_as_
     copied = [
         name for words in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE) for name in words.split()
     ]
-    # Wheels may be there, or not.
+    # The folder of wheels is optional.
     assert [name for name in copied if "*" not in name and not (DEPLOY / name).is_file()] == []
     [start] = re.findall(r"^CMD (.+)$", DOCKERFILE, re.MULTILINE)
     assert yaml.safe_load(start) == COMPOSE["services"]["code"]["command"]
@@ -136,7 +136,7 @@ def test_what_the_instance_the_workspace_and_the_definitions_read_is_in_the_envi
     source = (DEPLOY / "definitions.py").read_text(encoding="utf-8")
     read |= set(re.findall(r'(?:EnvVar\(|environ\[|environ\.get\()"(\w+)"', source))
     given = set(COMPOSE["services"]["code"]["environment"])
-    # boto's own variables are read by no file here.
+    # The files here do not read boto's own variables.
     assert read == {name for name in given if not name.startswith("AWS_")}
 
 

@@ -39,12 +39,12 @@ def _blocks(page, language):
 
 
 def _run_python(page, monkeypatch, folder):
-    """The blocks of a page as one module, and what it imports, gone after the test."""
+    """Run the blocks of a page as one module; the test removes the module and its imports again."""
     monkeypatch.setitem(sys.modules, "page", ModuleType("page"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-emulator")
-    # What a page registers is gone after the test.
+    # The test removes the page's registrations again.
     for registry, name in ((PROVIDERS, "dice"), (SERVER_FOLDERS, "acme"), (VENDORS, "acme")):
         monkeypatch.setitem(registry, name, None)
         del registry[name]
@@ -80,7 +80,7 @@ def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page
 
 @table("page", ["README.md", *SITE])
 def test_the_code_of_a_page_is_found_without_a_parser_of_markdown(page):
-    """`tests.page` runs where only the page's packages are."""
+    """The environment of `tests.page` has only the page's packages."""
     read = [
         (line, token.info.split()[0], token.content)
         for language in ("python", "sh")
@@ -91,7 +91,7 @@ def test_the_code_of_a_page_is_found_without_a_parser_of_markdown(page):
 
 
 def test_a_line_that_installs_both_names_dagsters_command_before_its_web_page():
-    """Where the index has no `dagster-dg-cli` for the newest web page yet, pip otherwise tries all of its releases."""
+    """Otherwise pip tries all releases while the index lacks a `dagster-dg-cli` for the newest web page."""
     lines = [line for page in ("README.md", *SITE) for line in install_lines(ROOT / page) if "dagster-dg-cli" in line]
     assert len(lines) >= 5
     assert [line for line in lines if line.index("dagster-dg-cli") > line.index("dagster-webserver")] == []
@@ -103,7 +103,7 @@ def test_readme_and_start_install_the_same():
 
 @table("page", WITH_CODE)
 def test_a_page_with_code_installs_what_it_needs_or_links_to_the_page_that_does(page):
-    """`python3 -m tests docs` runs it in an environment with these packages alone."""
+    """`python3 -m tests docs` runs it in an environment with only these packages."""
     assert packages(ROOT / page)
 
 
@@ -117,7 +117,7 @@ def test_pictures_and_links_of_the_documents_lead_to_files_that_exist(page):
 
 @table("page", [*PAGES, *SITE])
 def test_the_modules_that_a_page_names_exist(page):
-    """A path is relative to the repository or to the package."""
+    """Paths may be relative to the repository or to the package."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for path in re.findall(r"`([\w.]+/[\w./]+\.py)`", text):
         assert any((root / path).is_file() for root in (ROOT, ROOT / "dagster_llm_batch")), path
@@ -201,7 +201,7 @@ def test_the_site_leads_to_every_page():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
-    """The site has every page, and the reference of every public name."""
+    """Build the site, which has every page, and the reference of every public name."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr

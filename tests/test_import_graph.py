@@ -19,7 +19,7 @@ def test_modules_import_each_other_in_no_circle_not_even_when_they_are_called_or
 
 @pytest.mark.parametrize("room", ["providers", "testing"])
 def test_the_folders_of_a_room_import_each_other_in_no_circle(room):
-    """A vendor's folder knows what all vendors share, which knows no vendor: it finds them by a line in a registry."""
+    """Vendors' folders import the shared modules, and these import no vendor: they find vendors in a registry."""
     graph = grimp.build_graph("dagster_llm_batch", exclude_type_checking_imports=True, cache_dir=None)
     inside = [module for module in graph.modules if module.startswith(f"dagster_llm_batch.{room}.")]
     folders = {module for module in inside if graph.find_children(module)}

@@ -1,5 +1,6 @@
-"""Each module below the Dagster face can be the first one that a process imports: where a worker of Spark or Ray
-unpickles a function, it is.
+"""Each module below the Dagster layer can be the first one that a process imports.
+
+It is the first one in a worker of Spark or Ray that unpickles a function.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ print(json.dumps([names, wrong]))
 
 @pytest.mark.slow
 def test_a_module_can_be_imported_first():
-    """Each module of the package is imported in a process that has imported no other."""
+    """Import each module of the package in a process that has imported no other one."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     names, wrong = json.loads(done.stdout)
     assert wrong == {}
@@ -64,7 +65,7 @@ def test_a_module_can_be_imported_first():
 
 @pytest.mark.slow
 def test_schemas_are_compared_by_one_module_alone_which_fetches_nothing() -> None:
-    """`jsonschema` as it is fetches references, and runs patterns without an end."""
+    """Plain `jsonschema` fetches references, and runs patterns without an end."""
     package = Path(dagster_llm_batch.__file__).parent
     importing = {
         str(path.relative_to(package))
@@ -76,7 +77,7 @@ def test_schemas_are_compared_by_one_module_alone_which_fetches_nothing() -> Non
 
 
 def test_no_module_of_the_tests_hides_one_of_python_or_of_a_package() -> None:
-    """Each of their folders comes to be on the path, and in front in the processes that tests start."""
+    """Check this, since each of their folders comes to be on the path, and in front in processes that tests start."""
     tests = Path(__file__).parent
     taken = sys.stdlib_module_names | packages_distributions().keys()
     assert [str(path.relative_to(tests)) for path in tests.rglob("*.py") if path.stem in taken] == []

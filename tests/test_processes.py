@@ -1,4 +1,4 @@
-"""What tests ask of processes is told without /proc, too, as on macOS."""
+"""Tests get the same facts about processes without /proc, as on macOS."""
 
 import os
 import subprocess

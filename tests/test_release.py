@@ -1,4 +1,4 @@
-"""What is said of versions is what is declared, pinned, run and kept."""
+"""Versions in the documents equal the declared, pinned, tested and kept ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_pythons_of_the_page_are_those_of_the_workflow_and_of_the_classifier
     workflow = ROOT / ".github" / "workflows" / "ci.yml"
     said = _versions("Python")
     assert said == [word.rpartition(" ")[2] for word in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d", word)]
-    if workflow.exists():  # not where the wheel is under test: hidden folders stay behind
+    if workflow.exists():  # the tests of the wheel have no hidden folders
         assert said == sorted(set(re.findall(r"\b3\.1\d\b", workflow.read_text(encoding="utf-8"))))
 
 
@@ -58,7 +58,7 @@ def test_the_changelog_has_this_version_with_its_schema_of_the_ledger_and_names_
     assert version == dagster_llm_batch.__version__
     [released] = re.findall(r"schema version (\d+)", section)
     assert f"{version} has {released}" in SUPPORT
-    # What is not released yet may have a newer one.
+    # An unreleased version may have a newer one.
     newest, *_ = re.findall(r"schema version (\d+)", CHANGELOG)
     assert int(newest) == LATEST
 

@@ -1,4 +1,4 @@
-"""The ten-minute run has of each test cases that differ, and has them alike each time."""
+"""The ten-minute run chooses different cases of each test, and the same ones each time."""
 
 import pytest
 

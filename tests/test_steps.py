@@ -1,4 +1,4 @@
-"""`python3 -m tests` leaves out what the machine lacks and it cannot install, passes without it, and names it."""
+"""`python3 -m tests` leaves out tests whose programs it cannot install, passes without them, and names them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What docs/truth.md promises is kept in the quick part of each section; `python -m benchmarks.truth` does it all."""
+"""The quick part of each section keeps the guarantees of docs/truth.md; `python -m benchmarks.truth` runs all parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.truth.widths import Width, check_widths, read_bounds
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_quick_part_of_each_section_keeps_its_promises(name: str) -> None:
-    """Each section draws populations by the hundred."""
+    """Draw populations by the hundred for each section, which takes long."""
     measured = with_bounds(name, SECTIONS[name].measure(QUICK_DRAWS, True))
     assert not measured.broken
     assert measured.text.count("\n") > 2  # a table with rows

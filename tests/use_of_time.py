@@ -1,7 +1,7 @@
-"""Pytest plugin: what the tests have used, by folder, and which took longest (`-p tests.use_of_time`).
+"""Pytest plugin `-p tests.use_of_time`: the time that tests have used, by folder, and the longest tests.
 
-Processor time is that of the worker and of the processes that it waited for, in seconds. `DLB_TEST_TIMES` names a CSV
-file that gets a line for each test.
+Processor time counts the worker and the processes that it waited for, in seconds. `DLB_TEST_TIMES` names a CSV file
+that gets a line for each test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to the report of each phase what it used."""
+    """Add the used time to the report of each phase."""
     report = yield
     now = _processor_seconds()
     report.processor_seconds = now - item.stash[_BEGAN]
@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def used_by_test(reports: Iterable[pytest.TestReport]) -> dict[str, tuple[float, float]]:
-    """Return the wall and processor time of each test, by its id; set-up and end of its fixtures are in it."""
+    """Return the wall and processor time of each test, by its id, with set-up and end of its fixtures."""
     used: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     for report in reports:
         wall, processor = used[report.nodeid]

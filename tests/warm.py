@@ -30,4 +30,4 @@ _LATE = (
 )
 for _name in _LATE:
     importlib.import_module(_name)
-gc.freeze()  # no worker looks through all this for garbage, and copies its pages by doing so
+gc.freeze()  # otherwise a worker looks through all this for garbage, and thereby copies its pages
