@@ -99,7 +99,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(PLAIN, "ledger: settle_submission", _TRANSACTION),
     *_at(PLAIN, "table: labels", (_B, _U, _A)),
     *_at(PLAIN, "ledger: mark_delivered", _TRANSACTION),
-    # the next wave
+    # the next retry round
     *_at(TWO_WAVES, "file: requests", _FILE, wave=2),
     *_at(TWO_WAVES, "ledger: add_wave", _TRANSACTION),
     *_at(TWO_WAVES, "ledger: send", _TRANSACTION, wave=2),

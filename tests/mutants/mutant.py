@@ -39,7 +39,7 @@ class Mutant:
 
 
 def modules_in(root: Path) -> list[str]:
-    """Return the modules of the rooms that are changed, relative to the root of the repository."""
+    """Return the modules that are changed, relative to the root of the repository."""
     package = root / "dagster_llm_batch"
     places = [package / room for room in ROOMS]
     files = [file for place in places for file in ([place] if place.suffix else sorted(place.rglob("*.py")))]
@@ -60,9 +60,9 @@ def _mutants_of(root: Path, module: str) -> Iterator[Mutant]:
 
 
 def choose_mutants(root: Path, executed: Mapping[Line, frozenset[str]], count: int, seed: int) -> list[Mutant]:
-    """Return `count` mutants of lines that tests execute, each of another line, alike for a seed and a source.
+    """Return `count` mutants of lines that tests execute, each on another line, the same for a seed and a source.
 
-    Lines are drawn before changes are: a line with many operators is not more likely than one with a single one.
+    Lines are drawn before changes, so a line with many operators is as likely as a line with one.
     """
     of_line: dict[Line, list[Mutant]] = {}
     for module in sorted({module for module, _ in executed}):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import tests.conftest  # noqa: F401 - what tests share, so that it takes as long as it does there
+import tests.conftest  # noqa: F401 - the tests' set-up, so that it takes as long as in tests
 from dagster_llm_batch.testing.emulator import local_s3
 from tests.crash.postgres import postgres
 from tests.platforms.factors import SLOTS

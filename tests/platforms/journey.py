@@ -321,7 +321,7 @@ class Journey:
         ) as context:
             try:
                 found = sensor.evaluate_tick(context)
-            except Exception as error:  # noqa: BLE001 - what a tick says is looked at
+            except Exception as error:  # noqa: BLE001 - a tick's error is a result here
                 return Tick(sensor.name, error=with_causes(error))
         return Tick(sensor.name, tuple(found.run_requests or ()))
 

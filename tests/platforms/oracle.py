@@ -54,7 +54,7 @@ def refusal_of(platform: Platform, folder: Path, servers: Servers, setenv: Any) 
 def _loading(journey: Journey) -> Iterator[str]:
     try:
         journey.load()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the platform does not load
+    except Exception as error:  # noqa: BLE001 - any error means that the platform does not load
         yield f"loading: {with_causes(error)[-1500:]}"
 
 
@@ -268,7 +268,7 @@ def _costs(journey: Journey, slot: str) -> Iterator[str]:
         for part in ("", "_rejects"):
             try:
                 rows += journey.load_rows(f"{name_of(slot)}{part}", key)
-            except Exception:  # noqa: BLE001 - told of by `_rows`
+            except Exception:  # noqa: BLE001 - `_rows` reports it
                 return
     name = ledger_name(journey.platform, slot)
     asked = journey.command("cost", "--asset", name, *journey.on_resource(slot))
@@ -352,7 +352,7 @@ def _columns_of_first(journey: Journey) -> list[dict[str, Any]]:
     for key in _keys_of_evaluation(journey):
         try:
             rows += journey.load_rows(NAME, key)
-        except Exception:  # noqa: BLE001 - told of above
+        except Exception:  # noqa: BLE001 - reported above
             continue
     return rows
 

@@ -195,7 +195,7 @@ def _new_pairs(result: Mapping[str, str], name: str, value: str) -> set[Pair]:
     stopped = {one: _tried([f"{part}={result.get(f'{one}.{part}', '')}" for part in ("key", "rule")]) for one in SLOTS}
     reason = new if new in STOPPING else stopped.get(slot)
     if reason is not None and not _meets(new, reason):
-        # A stopped dataset tries this value with the reason alone.
+        # A stopped dataset pairs this value only with the reason.
         return {_pair("within", new, reason)} if slot else set()
     for other, chosen in result.items():
         other_slot, _, other_own = other.rpartition(".")

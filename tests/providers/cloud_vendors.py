@@ -154,7 +154,7 @@ class EmulatedVendor:
 
     @cached_property
     def subject(self) -> ProviderUnderTest:
-        """The provider as it usually is."""
+        """The provider with its usual options."""
         return self.provider_with()
 
     @cached_property

