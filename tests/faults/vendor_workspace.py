@@ -81,7 +81,7 @@ class Ending:
     cost_usd: Decimal | None = None
     errors: list[LLMBatchError] = field(default_factory=list)
     unstruck: list[WireFault] = field(default_factory=list)
-    told_hours: float | None = None  # hours from the start until a run, tick or check reported a problem
+    told_hours: float | None = None  # hours from the start, or the strike of a trouble, until an alert
     said: str | None = None
     in_order: bool = False  # whether the raw lines of the first batch are in the order of its requests
 
@@ -102,7 +102,7 @@ class VendorWorkspace:
         self.folder = folder
         self.ledger_url = ledger_url or f"sqlite:///{folder}/ledger.sqlite"
         self.failed: LLMBatchError | None = None  # the error of the last run
-        self.ahead_seconds = 0.0  # difference of this machine's clock to the vendor's
+        self.ahead_seconds = 0.0  # lead of this machine's clock over the vendor's
         self._backup: str | None = None
         self._skipped_seconds = 0.0
         self.budgets: Sequence[Budget] = ()
@@ -290,7 +290,7 @@ class VendorWorkspace:
 
 
 def copy_ledger(url: str) -> str:
-    """Copy a ledger that is not connected, and return the URL of the copy."""
+    """Copy a ledger without connections, and return the URL of the copy."""
     if not url.startswith("sqlite"):
         return copy_database(url)
     file = url.removeprefix("sqlite:///")

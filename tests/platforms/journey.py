@@ -419,7 +419,7 @@ def _joined(failures: list[Failure]) -> str | None:
 
 
 def with_causes(error: BaseException) -> str:
-    """Return an error's message with those of all its causes."""
+    """Return an error's message, and the messages of all its causes."""
     said, cause = [], error
     while cause is not None:
         said.append(f"{type(cause).__name__}: {cause}")

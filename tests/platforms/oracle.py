@@ -337,7 +337,7 @@ def _can_learn(journey: Journey) -> bool:
     A text with several labels counts for only one of them, which the student chooses.
     """
     rows = [row for key in journey.keys("a") for row in journey.load_rows(name_of("a"), key)]
-    # From a cascade, the student learns only the oracle's answers.
+    # A cascade's student learns from the oracle's answers only.
     rows = [row for row in rows if row.get("llm_level", "oracle") == "oracle"]
     # It reads words of two or more characters.
     topics: dict[tuple[str, ...], set[str]] = {}

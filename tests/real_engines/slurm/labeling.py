@@ -26,7 +26,7 @@ TWEETS = [
 
 
 class Sentiment(BaseModel):
-    """The lexicon's answer."""
+    """What the lexicon answers."""
 
     label: Literal["positive", "negative", "neutral"]
 
