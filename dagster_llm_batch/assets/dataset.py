@@ -1,4 +1,4 @@
-"""What the assets of one labeled dataset share, and how they get their engine and rows."""
+"""The parts that the assets of one labeled dataset share, with access to their engine and rows."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """What ledger and command line call it: prefix and name as declared, whatever its key is translated to."""
+        """The name in ledger and command line: prefix and name as declared, whatever a translator makes of the key."""
         return self.labeling.asset
 
     @property
     def key(self) -> dg.AssetKey:
-        """Of the labels."""
+        """The key of the labels."""
         return self.labels_spec.key
 
     @property
@@ -78,14 +78,14 @@ class Dataset:
 
     @cached_property
     def batch_spec(self) -> dg.AssetSpec:
-        """Of what submits."""
+        """The spec of the asset that submits."""
         query = self.rows if isinstance(self.rows, SqlRows) else None
         return self._spec(
             "batch",
             code_version=self.labeling.code_version + ("" if query is None else f"-{query.code_version}"),
             metadata={} if query is None else {"llm_batch/sql": dg.MetadataValue.md(fenced(query.sql))},
             deps=self.upstreams,
-            # A submission is no table; kinds are of tables.
+            # A submission is not a table, and kinds describe tables.
             kinds=set(),
             automation_condition=self.options.condition(None),
             description=(
@@ -96,16 +96,16 @@ class Dataset:
 
     @cached_property
     def labels_spec(self) -> dg.AssetSpec:
-        """Of the labeled table."""
+        """The spec of the labeled table."""
         schema = self.labeling.reader.format.json_schema
         described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
         return self._spec(
             "labels",
-            # What is restored changes the table, and nothing that is asked.
+            # Restored columns change the table, but not the requests.
             code_version="-".join(
                 [self.labeling.code_version, *(["restored"] if self.restored else []), *self.restored]
             ),
-            # Where values are restored, the rows are read again, and gold is not.
+            # To restore values, the rows are read again, but not the gold.
             deps=[self.batch_key, *(self._read_for_rows if self.restored else [])],
             kinds=self._kinds("table"),
             description=self.options.description or f"Rows labeled by {self.labeling.model}.",
@@ -114,7 +114,7 @@ class Dataset:
 
     @cached_property
     def rejects_spec(self) -> dg.AssetSpec:
-        """Of the rows without a label."""
+        """The spec of the table of rows without a label."""
         return self._spec(
             "rejects",
             deps=[self.batch_key],
@@ -124,17 +124,17 @@ class Dataset:
 
     @property
     def restored(self) -> list[str]:
-        """Columns of the labels in which values take the place of placeholders."""
+        """The label columns in which values replace placeholders."""
         return sorted({*self.labeling.mask.restore}) if self.labeling.mask else []
 
     @property
     def rows_key(self) -> dg.AssetKey | None:
-        """The upstream asset, or None where a function gives the rows."""
+        """The upstream asset, or None if a function returns the rows."""
         return self.rows if isinstance(self.rows, dg.AssetKey) else None
 
     @property
     def upstreams(self) -> list[dg.AssetDep]:
-        """What the submission reads, as far as it is known."""
+        """The assets that the submission reads, as far as they are known."""
         own = (self.rows_key, self.gold_key)
         return self.options.all_deps([key for key in own if key is not None])
 
@@ -144,24 +144,24 @@ class Dataset:
 
     @property
     def gold_key(self) -> dg.AssetKey | None:
-        """The asset of the gold that a cascade's promise rests on; None where there is none, or it is a table."""
+        """The gold asset of a cascade's guarantee; None without such gold, or if the gold is a table."""
         gold = None if self.labeling.cascade is None else self.labeling.cascade.gold
         if isinstance(gold, str | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec):
             return upstream_key(gold)
-        # A list of rows is a table.
+        # Any other list is a table of rows.
         if isinstance(gold, list | tuple) and all(isinstance(part, str) for part in gold):
             return dg.AssetKey(gold)
         return None
 
     def with_gold(self, upstream: UpstreamReader) -> Labeling:
-        """Return the labeling with the gold of a cascade as one partition reads it."""
+        """Return the labeling with the cascade's gold for one partition."""
         cascade = self.labeling.cascade
         if self.gold_key is None or cascade is None:
             return self.labeling
         return replace(self.labeling, cascade=replace(cascade, gold=upstream.table(self.gold_key)))
 
     def computed_by(self, function: _Function) -> _Function:
-        """Remember that `function` computes the labels, so that `dataset_of` finds the way back."""
+        """Register `function` as the one that computes the labels, so that `dataset_of` finds this dataset by it."""
         _DECLARED[function] = self
         return function
 
@@ -179,7 +179,7 @@ class Dataset:
         )
 
     def _kinds(self, *more: str) -> set[str]:
-        # A provider of the user's own is not in the registry.
+        # The registry lacks providers that users define.
         entry = PROVIDERS.get(self.labeling.provider)
         return {*more, (entry and entry.kind) or self.labeling.provider}
 
@@ -192,16 +192,17 @@ class Dataset:
         return resource
 
     def check_destinations(self, bound: dg.ResourceDefinition) -> None:
-        """Raise ConfigError where the resource that Dagster binds to the dataset does not allow its destinations."""
-        # One that is configured at the launch is known in the run.
+        """Raise ConfigError if the resource that Dagster binds to the dataset does not allow its destinations."""
+        # A resource that is configured at launch is only known in the run.
         resource = getattr(bound, "llm_batch_resource", None)
         if isinstance(resource, LLMBatchResource):
             resource.check_destinations(self.labeling)
 
     def check_former_names(self, datasets: Mapping[str, Dataset]) -> None:
-        """Raise ConfigError where a former name of this dataset is that of another one, now or formerly.
+        """Raise ConfigError if another dataset has, or had, one of this dataset's former names.
 
-        The one would be emptied, and of two that take over the same the second would pay for all again.
+        A dataset that still has the name would be emptied. If two datasets took over the same name, the second would
+        pay for all rows again.
         """
         for name in self.labeling.resend.former_names:
             if name in datasets:
@@ -219,17 +220,17 @@ class Dataset:
                 )
 
     def engine(self, context: dg.AssetExecutionContext) -> Engine:
-        """Return the engine of that resource."""
+        """Return the engine of the configured LLMBatchResource."""
         return self.resource(context).engine()
 
     def upstream(self, context: dg.AssetExecutionContext, partition: str | None) -> UpstreamReader:
-        """Return what reads the rows of one partition in a run."""
+        """Return the reader for the rows of one partition in a run."""
         return UpstreamReader.of_run(context, partition, self.upstreams)
 
     def check_sink(self, manager: Any, partition: str | None, instance: dg.DagsterInstance, graph: AssetGraph) -> None:
-        """Raise InputError where the IO manager of the labels cannot store a partition, as far as that is known.
+        """Raise InputError if the labels' IO manager is known to be unable to store this partition.
 
-        Raises ConfigError where it can store none. `graph` has the assets as the code location has them.
+        Raises ConfigError if it cannot store any partition. `graph` holds the assets as the code location has them.
         """
         columns = {self.labeling.key, *self.labeling.keep}
         check_database([self.labels_spec, self.rejects_spec], graph, manager, self.frame, columns)
@@ -242,7 +243,7 @@ class Dataset:
             check_place("/".join([folder, *self.key.path, partition]), what)
 
     def _earlier(self, partition: str, instance: dg.DagsterInstance) -> Iterator[str]:
-        """Yield the keys before a partition's; none of times, which differ in more than letters."""
+        """Yield the keys before a partition's key. Keys of time are skipped: they differ in more than letters."""
         if self.partitions_def is None or isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
             return
         for key in self.partitions_def.get_partition_keys(dynamic_partitions_store=instance):
@@ -252,7 +253,7 @@ class Dataset:
 
     @contextmanager
     def read_rows(self, context: dg.AssetExecutionContext, upstream: UpstreamReader) -> Iterator[Any]:
-        """Give the rows of one partition, from the upstream asset or from the function. Read them within the block."""
+        """Yield the rows of one partition, from the upstream asset or the function. Read them within the block."""
         if isinstance(self.rows, dg.AssetKey):
             with upstream.rows(self.rows, self.labeling.key, self.labeling.columns_read) as rows:
                 yield rows
@@ -261,17 +262,17 @@ class Dataset:
 
 
 def compute_function(definition: dg.AssetsDefinition) -> Callable[..., Any] | None:
-    """Return the function that computes these assets, which stays the same in Dagster's copies; None without one."""
+    """Return the function that computes these assets, or None. Dagster's copies of the definition share it."""
     node = definition.node_def if definition.is_executable else None
     function = getattr(node.compute_fn, "decorated_fn", None) if isinstance(node, dg.OpDefinition) else None
-    # a component may run the function by its `execute`
+    # A component may wrap the function in its `execute`.
     return None if function is None else inspect.unwrap(function)
 
 
 def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
-    """Find the Dataset that `llm_batch_assets` made these definitions of. Raises ConfigError for others.
+    """Find the Dataset behind these definitions. Raises ConfigError if `llm_batch_assets` did not make them.
 
-    Dagster copies definitions (with other groups, tags or conditions); the function that computes stays the same.
+    Dagster copies definitions (with other groups, tags or conditions), but the copies keep the function that computes.
     """
     for definition in definitions:
         function = compute_function(definition)
@@ -282,8 +283,8 @@ def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
 
 
 def datasets_in(definitions: Iterable[dg.AssetsDefinition]) -> dict[str, Dataset]:
-    """Return the labeled datasets among the assets, by name. Raises ConfigError where two have the same one: the ledger
-    would take the rows of one for those of the other.
+    """Return the labeled datasets among the assets, by name. Raises ConfigError if two share a name, since the ledger
+    would mix their rows.
     """
     datasets: dict[str, Dataset] = {}
     for definition in definitions:
@@ -291,7 +292,7 @@ def datasets_in(definitions: Iterable[dg.AssetsDefinition]) -> dict[str, Dataset
             dataset = dataset_of([definition])
             other = datasets.setdefault(dataset.name, dataset)
             if other.key != dataset.key:
-                # Dagster lists assets in no order of its own: sorted, the same mistake reads the same each time.
+                # Dagster lists assets in varying order. They are sorted so that the message stays the same.
                 first, second = sorted(each.key.to_user_string() for each in (other, dataset))
                 raise ConfigError(
                     f"{first} and {second} are both declared as {dataset.name}, their name in the ledger: answers of "

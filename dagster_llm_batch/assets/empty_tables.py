@@ -1,4 +1,4 @@
-"""Tables without rows: some IO managers store nothing of them, and fail where they are read."""
+"""Tables without rows: some IO managers store nothing for them, and fail to load them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _DECIMAL = re.compile(r"decimal(128|256)\((\d+), (\d+)\)")
 
 
 def find_empty_table(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> pa.Table | None:
-    """Return a table of no rows where the newest materialization of an asset has none; None where it has, or no count.
+    """Return an empty table if the newest materialization of an asset has 0 rows.
 
-    Its columns are those of the materialization. Of a type that is not known the column is text.
+    Returns None if it has rows or lacks a count. The materialization's schema gives the columns. A column of an unknown
+    type becomes text.
     """
     wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition])
     newest = next(iter(instance.fetch_materializations(wanted, limit=1).records), None)

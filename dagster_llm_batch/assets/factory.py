@@ -36,7 +36,7 @@ __all__ = ["llm_batch_assets"]
 
 Rows = Upstream | RowsFunction | SqlRows | FileRows
 
-# Each is before the next one, and later than it in one of its parts.
+# Each moment is earlier than the next, but larger in one of its parts, such as the day.
 _MOMENTS = (
     *(datetime(2025, 9, 10, 23, 59, tzinfo=UTC), datetime(2025, 10, 9, 22, 58, tzinfo=UTC)),
     *(datetime(2025, 12, 31, 21, 57, tzinfo=UTC), datetime(2026, 1, 2, 3, 4, tzinfo=UTC)),
@@ -73,53 +73,54 @@ def llm_batch_assets(
     backfill_policy: dg.BackfillPolicy | None = None,
     **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Declare a labeled dataset: an asset that submits, and one that lands labels and rejects.
+    """Declare a labeled dataset: one asset submits the rows, another materializes labels and rejects.
 
         rows ─▶ <name>_batch ─▶ <name>            the labels
                  (submits)      <name>_rejects    rows without a label, and why
 
-    Partitions are apart, also when one run covers many: each has its own submission, outcome, metadata, data version
-    and checks, and one that fails does not take its neighbours along. Only batches are shared, as far as they hold.
+    Partitions are independent, even in multi-partition runs. Each has its own submission, outcome, metadata, data
+    version and checks, and a failed partition does not stop the others. They only share batches, if these have room.
 
     Args:
         name: Name of the labeled asset.
         rows: An upstream asset (loaded through its IO manager, one partition at a time), a CSV or Parquet file
-            (`FileRows`), a query (`SqlRows`), or a function of RowsContext (whose `load` loads what `deps` names) that
-            gives the rows: a polars, pandas or arrow frame, a DuckDB relation, anything narwhals reads, an iterator of
-            Arrow record batches, or an open `pyarrow.parquet.ParquetFile`, of which some MB are in memory at once,
-            however long its rows are.
+            (`FileRows`), a query (`SqlRows`), or a function of RowsContext. The function's context loads the assets in
+            `deps` by `load`. The function returns a polars, pandas or arrow frame, a DuckDB relation, any other frame
+            that narwhals reads, an iterator of Arrow record batches, or an open `pyarrow.parquet.ParquetFile`. The file
+            takes some MB of memory, however long its rows are.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
         limits, realtime, resend, spend, cascade: See Labeling.
-        partitions_def: Any Dagster partitions, of all three assets. Of an upstream asset, those are read that Dagster's
-            partition mapping names. Default: no partitions.
-        mode: "deferred": materializing the labels takes what is there, and a sensor (`build_llm_batch_sensor`) does it
-            when batches end. "wait": the run waits for them, for development and small submissions; it looks as often
-            as `LLMBatchResource(poll_seconds=…)` says.
-        checks: Least coverage and parse rate, and whether a failed check holds back what is downstream.
-        frame: What the IO manager is given: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
-            record batches (`pyarrow.RecordBatchReader`, as HiveParquetIOManager takes it) that no memory need hold.
+        partitions_def: Any Dagster partitions, for all three assets. Dagster's partition mapping selects the partitions
+            of an upstream asset. Default: no partitions.
+        mode: "deferred": the run does not wait for batches; a sensor (`build_llm_batch_sensor`) materializes the labels
+            when the batches end. "wait": the run waits for the batches, and polls them every
+            `LLMBatchResource(poll_seconds=…)` seconds. Use it for development and small submissions.
+        checks: Minimum coverage and parse rate, and whether a failed check blocks the assets downstream.
+        frame: The type that the IO manager gets: a table of "arrow", "polars" or "pandas", or "batches", a stream of
+            Arrow record batches (`pyarrow.RecordBatchReader`) that need not fit into memory. HiveParquetIOManager takes
+            such streams.
         io_manager_key: Key of the IO manager that stores labels and rejects.
         resource_key: Key of the LLMBatchResource.
-        required_resource_keys: Keys of the resources that a function of rows uses.
-        backfill_policy: How many runs a backfill is. Default: one run for all partitions.
-        deps: More assets that a query or a function of rows reads, or that the submission is to come after. Of the
-            rows' own asset, its partition mapping says which partitions are read, and its `metadata` what is not
-            refused then: `allow_missing_partitions` leaves out what is not materialized, `repeated_keys: last` takes
-            the last row of a key that several partitions have.
-        metadata: Metadata of all three assets, as the IO manager may want it (`partition_expr`, a column of `keep`).
-        automation_condition: When the submission is made without a person. "default": never, since it costs. Labels and
-            rejects land by the sensor.
-        tags: Tags of all three assets. They are stored with each submission, so that costs are summed by them:
+        required_resource_keys: Keys of the resources that the function of rows uses.
+        backfill_policy: The number of runs of a backfill. Default: one run for all partitions.
+        deps: More assets that a query or a function of rows reads, or that must come before the submission. If an
+            AssetDep names the rows' own asset, its partition mapping selects the partitions, and its `metadata` allows
+            exceptions: `allow_missing_partitions` skips partitions that are not materialized, and
+            `repeated_keys: last` takes the last row of a key that several partitions have.
+        metadata: Metadata of all three assets, for the IO manager (`partition_expr`, a column of `keep`).
+        automation_condition: The rule that triggers the submission automatically. "default": never, since it costs
+            money. The sensor materializes labels and rejects.
+        tags: Tags of all three assets. They are stored with each submission, to sum costs by tag:
             `dagster-llm-batch cost --by tag:team`.
-        op_tags: Tags of both ops, the one that submits and the one that lands, for executors that size a step by them.
-        pool: Concurrency pool of the op that submits. Landing needs none.
-        retry_policy: How often the op that submits is tried again, and when. What was sent is found in the ledger, and
-            not paid again. A run over several partitions records its failures by partition and is not tried again as
-            a whole. Landing needs none: the sensor asks for it again.
-        options: Dagster's other ones, of all three assets; see `DagsterOptions`.
+        op_tags: Tags of both ops, for executors that size a step by its tags.
+        pool: Concurrency pool of the op that submits. The other op does not need a pool.
+        retry_policy: The retries of the op that submits: their number and delay. The ledger has the requests that were
+            sent, so they are not paid again. A run over several partitions records its failures by partition and is not
+            retried as a whole. The op of the labels does not need a policy, since the sensor requests it again.
+        options: Dagster's other options, for all three assets; see `DagsterOptions`.
 
     Returns:
-        The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
+        The assets, for `Definitions(assets=[...])`. Raises ConfigError for arguments that cannot work.
     """
     own = DagsterOptions(**options)
     resource_keys = set(required_resource_keys or ())
@@ -159,7 +160,7 @@ def llm_batch_assets(
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
         options=own,
     )
-    # A platform's translator is where it says whose money it is.
+    # A platform's translator may set the tags by which costs are summed.
     if own.translator is not None and (tags := _users_own(dataset.labels_spec.tags)) != dataset.labeling.tags:
         dataset = replace(dataset, labeling=replace(dataset.labeling, tags=tags))
     if cascade is not None and isinstance(cascade.calibrate, Rolling):
@@ -172,7 +173,7 @@ def llm_batch_assets(
 
 
 def _check_order(partitions_def: dg.PartitionsDefinition[Any] | None) -> None:
-    """Raise ConfigError where nobody can say which partitions came before one, as `Rolling` has to."""
+    """Raise ConfigError if the partitions have no order in time: `Rolling` needs the earlier partitions of each."""
     then = (
         'Rolling takes the threshold of a partition from earlier ones. Give partitions_def such windows, or calibrate="'
         'partition".'
@@ -191,7 +192,7 @@ def _check_order(partitions_def: dg.PartitionsDefinition[Any] | None) -> None:
 
 
 def _users_own(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags without those of Dagster and of this package, as of kinds and roles."""
+    """Return the tags without Dagster's and this package's tags, such as kinds and roles."""
     return {name: value for name, value in tags.items() if not name.startswith(("dagster/", "llm_batch/"))}
 
 

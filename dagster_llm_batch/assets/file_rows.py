@@ -207,7 +207,7 @@ class FileRows:
     def _check_end(self) -> None:
         """Raise InputError unless the file, whose last value has several lines, ends with the quote of that value.
 
-        Arrow reads a quote that is not closed to the end of the file, as one value.
+        If a quote is not closed, Arrow reads the rest of the file into one value.
         """
         from upath import UPath  # noqa: PLC0415 - as above
 
@@ -215,7 +215,7 @@ class FileRows:
             size = file.seek(0, 2)
             file.seek(max(0, size - _LAST_BYTES))
             end = file.read().rstrip()
-        # Two quotes are one within the value.
+        # Within the value, a quote is written as two.
         if (len(end) - len(end.rstrip(b'"'))) % 2 == 0:
             raise InputError(
                 f"rows: {self.path} ends within a quote that is not closed. Nothing was sent. Close it, or save the "
@@ -233,7 +233,7 @@ class FileRows:
             names = first.schema.names
         # Arrow would guess numbers, dates and nulls, and read 007 as 7.
         text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-        # Each reader has a file of its own: Arrow reads ahead.
+        # Each reader gets its own file, since Arrow reads ahead.
         file = files.enter_context(UPath(self.path).open("rb"))
         return files.enter_context(csv.open_csv(file, read, parsed, text))
 
@@ -244,7 +244,7 @@ def _has_days(context: RowsContext) -> bool:
 
 
 def _check_days(partitions_def: dg.DailyPartitionsDefinition) -> None:
-    """Raise ConfigError for days whose rows a date does not tell."""
+    """Raise ConfigError for days whose rows cannot be found by a date."""
     if partitions_def.fmt != _DAY_FORMAT:
         raise ConfigError(
             f"rows: FileRows(partition_column=…) takes days that are named as 2026-01-31; fmt={partitions_def.fmt!r} "

@@ -1,4 +1,4 @@
-"""Which asset is meant, however it was named, and what the assets beside it are called."""
+"""Asset keys: of an asset that the user names in any form, and of the assets that belong to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Upstream = str | Sequence[str] | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpe
 
 
 def upstream_key(upstream: Upstream) -> dg.AssetKey:
-    """Return the key of one asset. Raises ConfigError for a definition of several."""
+    """Return the key of one asset. Raises ConfigError for a definition of several assets."""
     if isinstance(upstream, dg.AssetKey):
         return upstream
     if isinstance(upstream, str):
@@ -27,7 +27,7 @@ def upstream_key(upstream: Upstream) -> dg.AssetKey:
 
 
 def only_key(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
-    """Return the only key. Raises ConfigError for none or several."""
+    """Return the only key. Raises ConfigError unless there is exactly one."""
     if len(keys) != 1:
         names = ", ".join(key.to_user_string() for key in keys)
         raise ConfigError(f"Expected one asset, got {len(keys)}: {names}. Name the one to read by its asset key.")
@@ -35,13 +35,11 @@ def only_key(keys: Sequence[dg.AssetKey]) -> dg.AssetKey:
 
 
 def prefixed_key(key_prefix: Sequence[str] | str, name: str) -> dg.AssetKey:
-    """Return the key of an asset that is declared with these two arguments. A prefix that is a text is one part of the
-    key.
-    """
+    """Return the key of an asset that is declared with these two arguments. A prefix given as text is one part."""
     return dg.AssetKey([*([key_prefix] if isinstance(key_prefix, str) else key_prefix), name])
 
 
 def key_beside(key: dg.AssetKey, suffix: str) -> dg.AssetKey:
-    """Return the key of `<name>_<suffix>` beside `<name>`."""
+    """Return the key of `<name>_<suffix>`, with the same prefix as `<name>`."""
     *prefix, name = key.path
     return dg.AssetKey([*prefix, f"{name}_{suffix}"])

@@ -1,4 +1,4 @@
-"""Labels and rejects of one partition: as tables in memory, or as streams that are spooled to the local disk."""
+"""Labels and rejects of one partition: tables in memory, or streams that are spooled to the local disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LabeledTables:
 def labeled_tables(
     engine: Engine, known: KnownSubmission, look: Callable[[pa.Table], None], *, run_id: str, reread: bool
 ) -> LabeledTables:
-    """Return labels and rejects of a settled submission. `look` is shown the labels."""
+    """Return labels and rejects of a settled submission. `look` is called with the labels."""
     labeled = engine.assembler(known, reread=reread).labels(run_id=run_id, reread=reread)
     figures = LabelStats(known.sent.labeling)
     figures.add(labeled)
@@ -43,16 +43,16 @@ def labeled_tables(
 def labeled_streams(
     engine: Engine, known: KnownSubmission, look: Callable[[pa.Table], None], *, run_id: str, reread: bool
 ) -> Iterator[LabeledTables]:
-    """Give the same as streams, which are spooled to the local disk; their rows have no order.
+    """Yield the same as streams, spooled to the local disk. The order of their rows is undefined.
 
-    `look` is shown each part of the labels before the first of them can be read.
+    `look` is called with each part of the labels before the streams can be read.
     """
     figures = LabelStats(known.sent.labeling)
     with temporary_folder() as folder, ExitStack() as files:
         paths = [str(folder / name) for name in ("labels", "rejects")]
         batches = engine.assembler(known, reread=reread).batches(run_id=run_id, reread=reread)
         with closing(batches) as parts:
-            # a full disk gets its files back before the next partition
+            # After an error such as a full disk, the files are deleted before the next partition.
             spool(parts, paths, figures, look)
         labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
         yield LabeledTables(labels, rejects, figures)
@@ -61,14 +61,14 @@ def labeled_streams(
 def spool(
     parts: Iterable[Labeled], paths: list[str], figures: LabelStats, look: Callable[[pa.Table], None] | None = None
 ) -> None:
-    """Write labels and rejects into a file each; `figures` tells of both before the first of them is stored."""
+    """Write labels and rejects into a file each. `figures` is complete before the IO manager stores either of them."""
     with ExitStack() as files:
         writers: list[pa.RecordBatchWriter] = []
         for part in parts:
             figures.add(part)
             if look is not None:
                 look(part.labels)
-            # else each slice is a batch
+            # Without this, each slice would become a batch.
             tables = [table.combine_chunks() for table in (part.labels, part.rejects)]
             if not writers:
                 sinks = [files.enter_context(pa.OSFile(path, "wb")) for path in paths]
@@ -76,5 +76,5 @@ def spool(
                 writers = [files.enter_context(pa.ipc.new_stream(sink, table.schema)) for sink, table in made]
             for writer, table in zip(writers, tables, strict=True):
                 writer.write_table(table)
-            # before the next is made
+            # Free their memory before the next part is made.
             del part, tables

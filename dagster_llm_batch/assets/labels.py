@@ -1,6 +1,6 @@
-"""The asset that lands labels, and rejects beside it. Materialized too early it is a green run with an observation.
+"""The assets of labels and rejects. If materialized too early, the run succeeds and records an observation.
 
-Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as streams, which no memory needs to hold.
+The IO manager gets tables, or streams with `frame="batches"`, which need not fit into memory.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -69,16 +69,16 @@ if TYPE_CHECKING:
 
 __all__ = ["labels_asset"]
 
-# Few enough that a sensor's tick finds the materializations of all of them, should the run die.
+# If the run dies, a sensor's tick must find the materializations of all of these.
 _DELIVERED_AT_ONCE = 25
 
 
 def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
-    """Return the asset of `<name>` and `<name>_rejects`."""
+    """Return the definition of `<name>` and `<name>_rejects`."""
     labels, rejects = dataset.labels_spec, dataset.rejects_spec
     landing = _Landing(dataset, labels, rejects)
 
-    # `can_subset=True`: checks of an output that is skipped would else fail the step.
+    # Without `can_subset=True`, checks of a skipped output would fail the step.
     @dg.multi_asset(
         name=dataset.key.to_python_identifier(),
         specs=stored_by(dataset.io_manager_key, labels, rejects),
@@ -87,7 +87,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         required_resource_keys={
             dataset.resource_key,
             dataset.io_manager_key,
-            # What is restored is read from the rows.
+            # Restored values are read from the rows.
             *(dataset.rows_resource_keys if dataset.restored else ()),
         },
         backfill_policy=dataset.backfill_policy,
@@ -122,13 +122,13 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
 @dataclass(frozen=True)
 class _Settled:
-    """A submission that is to land.
+    """A settled submission whose labels are to be materialized.
 
     Attributes:
-        status: It is settled.
-        reread: It was settled before this run: its raw results are read again.
-        all_sent: None of its requests is held back, as the ledger has said already.
-        tombstones: How many its asset has; None: the ledger was not asked.
+        status: Its status, which is settled.
+        reread: True: it was settled before this run, so its raw results are read again.
+        all_sent: True: the ledger is known to hold back no requests of it.
+        tombstones: The number of tombstones of its asset; None: not read from the ledger.
     """
 
     status: Status
@@ -139,10 +139,10 @@ class _Settled:
 
 @dataclass(frozen=True)
 class _NotReady:
-    """Why nothing of a partition can land yet, and the metadata of the observation that says so.
+    """The reason why a partition cannot be materialized yet, and the metadata of the observation that records it.
 
     Attributes:
-        status: As far as this run could advance it; None where it did not try.
+        status: The status after this run advanced the submission; None if it did not try.
     """
 
     text: str
@@ -152,20 +152,20 @@ class _NotReady:
 
 @dataclass
 class _Run:
-    """What holds for all partitions of one run.
+    """The state that all partitions of one run share.
 
     Attributes:
         sent: The checks of submissions that failed, and that pass when their batches are sent.
-        provenance: The tags by which Dagster tells whether a partition is stale.
-        settled: By partition, what this run settled before it landed any; in the order in which they land.
-        refused: By partition, what is in the way of one: its provider tells it the first time alone.
-        unsent: The submissions among the settled of which some requests are not sent.
-        looked_up: Those that the ledger was asked about last, together.
-        replaced: Those of `looked_up` whose partition has a newer submission.
-        tombstones: How many the asset had then.
-        landed: The submissions that the ledger does not know as delivered yet.
-        learned: What the ledger says of estimates, by definition. It is the sum of many submissions, and stays the
-            same while these land.
+        provenance: The tags by which Dagster finds stale partitions.
+        settled: By partition, the submissions that this run settled first, in the order of their materializations.
+        refused: By partition, the error that stops it. The provider reports it only the first time.
+        unsent: The settled submissions with requests that were not sent.
+        looked_up: The submissions of the last common query to the ledger.
+        replaced: The submissions in `looked_up` whose partition has a newer submission.
+        tombstones: The asset's number of tombstones at the time of that query.
+        landed: The submissions that are materialized, but not yet marked as delivered in the ledger.
+        learned: The ledger's experience with estimates, by definition. It sums up many submissions, so this run
+            does not change it.
     """
 
     writer: OutputWriter
@@ -181,9 +181,9 @@ class _Run:
     learned: "dict[tuple[str, ...], Learned | None]" = field(default_factory=dict)
 
     def take_settled(self, engine: "Engine", asset: str, partition: str) -> _Settled | None:
-        """Take out what this run has settled of a partition; None where it has not, or a newer submission is there.
+        """Take out the submission that this run settled for a partition; None without one, or if a newer one exists.
 
-        The ledger is asked once about all partitions that are begun together.
+        One query to the ledger covers all partitions that are begun together.
         """
         if partition not in self.settled:
             return None
@@ -192,17 +192,17 @@ class _Run:
             group = {status.submission.submission_id for status in next_ones}
             self.replaced = engine.ledger.submissions.find_newer(group)
             self.tombstones = len(engine.ledger.tombstones.list_all(engine.namespace, asset))
-            # Last: of a group that the ledger could not be asked about, nothing is known.
+            # This comes last, so that a group whose query failed does not count as looked up.
             self.looked_up = group
         status = self.settled.pop(partition)
         submission_id = status.submission.submission_id
-        # Older labels would take the place of those of another run.
+        # Older labels would replace another run's newer labels.
         if submission_id in self.replaced:
             return None
         return _Settled(status, all_sent=submission_id not in self.unsent, tombstones=self.tombstones)
 
     def learn(self, engine: "Engine", labeling: "Labeling") -> "Learned | None":
-        """Return what earlier submissions say of estimates; see Deployment.learned."""
+        """Return the experience of earlier submissions with estimates; see Deployment.learned."""
         deployment = engine.deployment
         key = (labeling.model, deployment.configuration(labeling), labeling.prompt_version)
         if key not in self.learned:
@@ -210,20 +210,20 @@ class _Run:
         return self.learned[key]
 
     def add_landed(self, engine: "Engine", submission_id: str) -> None:
-        """Note that Dagster has taken the materialization. The ledger is told of many at once: each commit is synced.
+        """Note that Dagster has stored the materialization. The ledger is updated for many at once: commits are slow.
 
-        A run that dies before leaves them undelivered, and the sensor finds the materializations by their metadata.
+        If the run dies before, they stay undelivered, and the sensor finds the materializations by their metadata.
         """
         self.landed.append(submission_id)
         if len(self.landed) >= _DELIVERED_AT_ONCE:
-            # The labels have landed all the same; the ledger is told of them again with the next ones.
+            # On an error, the labels are materialized all the same. The next update of the ledger includes them.
             with suppress(LLMBatchError):
                 self.mark_delivered(engine)
 
     def mark_delivered(self, engine: "Engine") -> None:
-        """Mark what has landed as delivered, in one transaction; what is superseded by now is left to the sensor."""
+        """Mark the materialized submissions as delivered, in one transaction; leave superseded ones to the sensor."""
         if self.landed:
-            # Another run may have landed newer labels after this one had looked for them, and before it stored its own.
+            # Another run may have materialized newer labels between this run's query and its own materialization.
             newer = engine.ledger.submissions.find_newer(self.landed)
             if newer:
                 engine.ledger.submissions.take_back_delivery({*newer, *set().union(*newer.values())})
@@ -233,7 +233,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Begun:
-    """Tables of a partition that the writer has; each function in `waits` returns when its asset's table is stored."""
+    """Tables of a partition that the writer got. Each function in `waits` returns when its asset's table is stored."""
 
     figures: LabelStats
     waits: Mapping[dg.AssetKey, Callable[[], Mapping[str, Any]]]
@@ -241,9 +241,10 @@ class _Begun:
 
 
 def _shards_behind(engine: "Engine", submission: Submission, figures: LabelStats) -> list[Shard]:
-    """Return the shards that may have the results of rows without an answer, as the ledger has them now.
+    """Return the shards that may have the results of unanswered rows, in their present state in the ledger.
 
-    Answers are taken from earlier submissions, too; and shards whose files are lost have a cause since they were read.
+    Earlier submissions count, too, since their answers are reused. The present state is needed because reading the
+    results may have set a cause, for shards whose files are lost.
     """
     if not figures.unanswered:
         return []
@@ -252,7 +253,7 @@ def _shards_behind(engine: "Engine", submission: Submission, figures: LabelStats
 
 
 class _Landing:
-    """Lands one partition after the other."""
+    """Materializes one partition after the other."""
 
     def __init__(self, dataset: Dataset, labels: dg.AssetSpec, rejects: dg.AssetSpec) -> None:
         self._dataset = dataset
@@ -263,10 +264,10 @@ class _Landing:
     def land(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, run: _Run
     ) -> Iterator[Any]:
-        """Return the events of one partition: its tables if it is settled, else an observation of how far it is.
+        """Return the events of one partition: its tables if it is settled, else an observation of its progress.
 
-        What was settled before this run has its raw results read again. Tables may be given to the writer before the
-        first event is asked for; the events wait until they are stored.
+        If it was settled before this run, its raw results are read again. The writer may get the tables before the
+        first event is requested; the events wait until the tables are stored.
         """
         if (refusal := run.refused.pop(partition or "", None)) is not None:
             raise refusal
@@ -280,7 +281,7 @@ class _Landing:
         try:
             return self._land(context, engine, partition, found, run)
         except DefinitionChangedError as error:
-            # Each further run would end here, so the sensor need not ask for one.
+            # A further run would fail in the same way, so the sensor stops requesting runs.
             engine.activity.note_stranded(found.status.submission.submission_id, str(error))
             raise
 
@@ -290,14 +291,14 @@ class _Landing:
         """Advance the newest submission of a partition as far as it goes now."""
         dataset = self._dataset
         history = engine.ledger.submissions.of_partition(engine.namespace, dataset.name, partition or "")
-        # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
+        # "Materialize all" must not fail if it comes too early. With skipped outputs and an observation, it succeeds.
         if not history:
             text = "nothing was submitted yet"
             context.log.warning(f"{partition or 'labels'}: {text}; materialize {dataset.batch_key.to_user_string()}.")
             return _NotReady(text, {"llm_batch/progress": text})
         submission, *older = history
-        # A run that plans many partitions sends them together. To send one of them here would leave the others a
-        # batch that may be too small.
+        # A run that plans many partitions sends them together. If one of them were sent here, the batch of the others
+        # might be too small.
         if self._is_being_sent(context, engine, submission):
             text = f"run {short_run(submission.run_id)} is at work on its submission"
             context.log.info(f"Not ready: {text}.")
@@ -305,7 +306,8 @@ class _Landing:
         self._finish_superseded(context, engine, older)
         status = advance(context, dataset, engine, submission.submission_id)
         if status.is_settled:
-            # Nobody lands what is settled when it is superseded: a run that finds it unsettled need wait for no other.
+            # Superseded submissions are not materialized once they are settled. A run that finds one unsettled
+            # therefore does not need to wait for other runs.
             if not submission.is_settled and engine.ledger.submissions.find_newer([submission.submission_id]):
                 return self._settle(context, engine, partition)
             return _Settled(status, reread=submission.is_settled)
@@ -318,7 +320,7 @@ class _Landing:
         return _NotReady(text, metadata, status)
 
     def _observe(self, context: dg.AssetExecutionContext, partition: str | None, found: _NotReady) -> Iterator[Any]:
-        """Yield what is seen of a partition whose labels cannot land yet."""
+        """Yield the observation and check results of a partition whose labels cannot be materialized yet."""
         yield from progress_observations(context.instance, self._dataset.key, partition, found.metadata)
         yield from unjudged_evaluations(context, partition, f"Nothing has landed yet: {found.text}.")
 
@@ -330,7 +332,7 @@ class _Landing:
         settled: _Settled,
         run: _Run,
     ) -> Iterator[Any]:
-        """Give the tables to the writer, or streams when the events are asked for; return the events."""
+        """Pass the tables to the writer and return the events. Streams are passed when the events are requested."""
         known = self._known(engine, settled)
         run_id, reread = context.run.run_id, settled.reread
         restored = self._restored(context, partition, known.sent.labeling)
@@ -348,29 +350,29 @@ class _Landing:
         return begin(labeled_tables(engine, known, restored.look, run_id=run_id, reread=reread))
 
     def _restored(self, context: dg.AssetExecutionContext, partition: str | None, sent: "Labeling") -> RestoredValues:
-        """Return the values to put in the place of placeholders."""
+        """Return the values that replace placeholders."""
         columns = self._dataset.restored if self._labels.key in context.selected_asset_keys and sent.mask else []
-        # Rejects, whose key may be the first, read no rows.
+        # The labels are the reader, since rejects do not read rows, and their key may be the first.
         upstream = replace(self._dataset.upstream(context, partition), reader=self._dataset.key)
         return RestoredValues(sent, columns, lambda: self._dataset.read_rows(context, upstream))
 
     def _known(self, engine: "Engine", settled: _Settled) -> "KnownSubmission":
-        """Return what is known of a submission, by which its labels are made. Raises DefinitionChangedError where they
-        cannot land by the present definition.
+        """Return the facts from which a submission's labels are made. Raises DefinitionChangedError if they do not fit
+        the present definition.
         """
-        # A code location that is only read loads no engine.
+        # Loading a code location must not import the engine.
         from dagster_llm_batch.engine.engine import KnownSubmission  # noqa: PLC0415
 
         submission = settled.status.submission
         sent = engine.deployment.sent_definition(self._dataset.labeling, submission)
         self._refuse_other_columns(submission, sent.labeling)
-        # A table of rejects alone would take the place of labels that are there.
+        # A result with only rejects would replace existing labels.
         if sent.changes and set(submission.outcomes) == {Outcome.CANCELED.value}:
             raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
         return KnownSubmission(settled.status, sent, settled.tombstones)
 
     def _refuse_other_columns(self, submission: Submission, sent: "Labeling") -> None:
-        """Raise DefinitionChangedError for labels of other columns: they would break the table, and who reads it."""
+        """Raise DefinitionChangedError for labels with other columns, which would break the table and its readers."""
         gap = self._dataset.labeling.column_gap(sent)
         if gap is None:
             return
@@ -391,7 +393,7 @@ class _Landing:
         run: _Run,
         restored: RestoredValues,
     ) -> _Begun:
-        """Give the tables that are asked for to the writer."""
+        """Pass the selected tables to the writer."""
         both = ((self._rejects, tables.rejects), (self._labels, tables.labels))
         wanted = context.selected_asset_keys
         waits = {spec.key: run.writer.begin(spec, partition, table) for spec, table in both if spec.key in wanted}
@@ -408,9 +410,9 @@ class _Landing:
         *,
         all_sent: bool,
     ) -> Iterator[Any]:
-        """Wait until each table is stored, and yield what there is to say of it.
+        """Wait until each table is stored, and yield its events.
 
-        With `all_sent`, the ledger is not asked whether requests are not sent.
+        With `all_sent`, the ledger is not queried for requests that were not sent.
         """
         dataset, figures, status, sent = self._dataset, begun.figures, known.status, known.sent
         labeling, submission_id = sent.labeling, status.submission.submission_id
@@ -448,7 +450,7 @@ class _Landing:
                     context.log.error(f"{partition or 'labels'}: {name}: {reason}")
             conditions = find_conditions(of_holds(status.submission, holds, engine.now()))
             if not sent.changes:
-                # What was held back for a definition that is put back by now is no news.
+                # Requests held back for a changed definition do not matter once that definition is restored.
                 conditions = [condition for condition in conditions if condition.kind is not ConditionKind.HELD]
             if sent.changes:
                 metadata["llm_batch/changed_since_sent"] = ", ".join(sent.changes)
@@ -495,10 +497,10 @@ class _Landing:
     def send_together(
         self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]
     ) -> tuple[dict[str, Status], dict[str, LLMBatchError]]:
-        """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
+        """Advance all partitions as far as possible without sending, then send retryable requests in few batches.
 
-        Returns what was settled by it, by partition, and what is in the way of others, which is raised when they are to
-        land. What passes by itself is looked at again then.
+        Returns the submissions that are settled now, and the errors that stop others, both by partition. Such an error
+        is raised when its partition is to be materialized. Temporary errors are left out, and tried again then.
         """
         labeling = self._dataset.labeling
         histories = engine.ledger.submissions.of_partitions(engine.namespace, labeling.asset, partitions)
@@ -525,18 +527,18 @@ class _Landing:
         return {partition: settled[partition] for partition in partitions if partition in settled}, refused
 
     def _collect_together(self, engine: "Engine", submission_ids: list[str]) -> dict[str, Status | Exception]:
-        """Collect submissions; return how far each is, or what is in its way."""
+        """Collect submissions; return the status of each, or the error that stops it."""
         labeling = self._dataset.labeling
         outcomes: dict[str, Status | Exception] = {}
         try:
             outcomes = engine.collect_together(labeling, submission_ids)
         except LeaseError:
-            # Another process works on one of them, and not on its neighbours.
+            # Another process works on one of them, but not on the others.
             for submission_id in submission_ids:
                 with suppress(LLMBatchError):
                     outcomes[submission_id] = engine.collect(labeling, submission_id)
         except LLMBatchError:
-            # The ledger cannot be asked, say.
+            # For example, the ledger is unavailable.
             pass
         return outcomes
 
@@ -547,7 +549,7 @@ class _Landing:
         submission: Submission,
         shards: Sequence[Shard] | None = None,
     ) -> bool:
-        """Return whether another run has planned it and is to send it, together with others that it still plans."""
+        """Return whether another run has planned it and will send it together with others that it still plans."""
         if submission.is_settled or submission.run_id in (None, context.run.run_id):
             return False
         shards = engine.ledger.shards.of_submission(submission.submission_id) if shards is None else shards
@@ -563,9 +565,9 @@ class _Landing:
     def _finish_superseded(
         self, context: dg.AssetExecutionContext, engine: "Engine", earlier: Sequence[Submission]
     ) -> None:
-        """Collect what earlier submissions of a partition were billed for: their answers can be used again.
+        """Collect the billed results of a partition's earlier submissions: their answers can be reused.
 
-        One that another run may be landing is left to the sensor, which sees the end of that run.
+        A submission that another run may be materializing is left to the sensor, which sees the end of that run.
         """
         labeling = self._dataset.labeling
         for older in earlier:
@@ -577,13 +579,13 @@ class _Landing:
             except LeaseError:
                 continue
             except ConfigError as error:
-                # Of another definition, which older code has not stored; its raw results are archived already.
+                # Older code did not store the submission's definition. Its raw results are archived already.
                 context.log.info(str(error))
                 done = not any(
                     shard.state in IN_FLIGHT for shard in engine.ledger.shards.of_submission(older.submission_id)
                 )
             except ProviderError as error:
-                # Of this one alone: the newest waits for it where it uses its answers, and lands else.
+                # The error concerns only this submission. The newest waits for it only if it uses its answers.
                 context.log.warning(f"Submission {older.submission_id}, which is superseded, waits: {error}")
                 continue
             if done:

@@ -1,4 +1,4 @@
-"""Takes a submission as far as it goes in a run; in `wait` mode until it is settled, or needs a person."""
+"""Advances a submission in a run; in `wait` mode until it is settled, or needs a person."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ _TELL_EVERY = timedelta(minutes=10)
 
 
 def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine, submission_id: str) -> Status:
-    """Advance the submission as far as it goes now; in `wait` mode until it is settled."""
+    """Advance the submission as far as it goes now; in `wait` mode, wait until it is settled."""
     note, is_first, queues = "", True, _QueueLog(context)
     while True:
         try:
-            # Whoever starts a run may have mended what was in the way; after that, it keeps to the pauses of a sensor.
+            # The user may have fixed the cause before the run. So the first attempt is immediate; later ones keep to
+            # the sensor's pauses.
             status = engine.advance(dataset.labeling, submission_id, keeps_pauses=not is_first)
         except LeaseError as error:
             if dataset.mode == "deferred":
@@ -38,11 +39,11 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
                 return engine.status(submission_id)
             status = engine.status(submission_id)
         except UnreadableError as error:
-            # When it is tried again is noted already.
+            # The ledger already has the time of the next attempt.
             context.log.warning(str(error))
             status = engine.status(submission_id)
         except TransientError as error:
-            # Nothing is lost but time: the note in the ledger makes the sensor try again later.
+            # Only time is lost: the note in the ledger makes the sensor try again later.
             engine.activity.note_unavailable(submission_id, error)
             context.log.warning(f"The provider does not answer now, to be tried again: {error}")
             status = engine.status(submission_id)
@@ -50,7 +51,8 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
         if status.is_settled or dataset.mode == "deferred":
             return status
         _refuse_stuck(engine, {submission_id, *status.submission.reused_from})
-        # It may wait for batches of others, about which perhaps nobody else asks, and for what nobody else sends.
+        # The submission may wait for batches of others that are not polled elsewhere, or for unsent requests of others.
+        # So this run polls and sends them.
         waits = find_waits(engine, status)
         queues.tell(waits, engine.now())
         engine.poll_beside(status)
@@ -63,7 +65,7 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
 
 
 class _QueueLog:
-    """Log what a run waits for in declared queues, at the start and then regularly."""
+    """Logs the requests that a run waits for in declared queues, at the start and then regularly."""
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._log = context.log
@@ -71,7 +73,7 @@ class _QueueLog:
         self._told_at: datetime | None = None
 
     def tell(self, waits: Sequence[QueueWait], now: datetime) -> None:
-        """Log who is before the requests that wait."""
+        """Log the requests that are ahead in the queue."""
         if not waits:
             self._told_at = None
         elif self._told_at is None or abs(now - self._told_at) >= _TELL_EVERY:
@@ -80,14 +82,14 @@ class _QueueLog:
                 self._log.info(str(wait))
 
     def tell_of_trouble(self, why: str) -> None:
-        """Log once why something that is before them could not be sent."""
+        """Log once why requests that are ahead could not be sent."""
         if why not in self._troubles:
             self._troubles.add(why)
             self._log.info(f"Requests that wait before it cannot be sent now: {why}")
 
 
 def _refuse_stuck(engine: Engine, awaited: set[str]) -> None:
-    """Raise LLMBatchError where one of the awaited submissions waits in vain until a person acts."""
+    """Raise LLMBatchError if one of the awaited submissions waits in vain until a person acts."""
     undelivered = [
         one for one in engine.ledger.submissions.progress(engine.namespace) if one.submission.submission_id in awaited
     ]

@@ -1,4 +1,4 @@
-"""Dagster's own options, by its own names: every factory takes them all, and they mean the same in each.
+"""Dagster's own options, by Dagster's names. Every factory takes all of them, with the same meaning.
 
 factory: **options ─▶ DagsterOptions ─ spec ─▶ every asset of the factory
 ─ op   ─▶ its op
@@ -19,13 +19,13 @@ from dagster_llm_batch.assets.translator import LLMBatchTranslator, LLMBatchTran
 __all__ = ["AssetOptions", "Automation", "DagsterOptions"]
 
 Automation = dg.AutomationCondition[Any] | Literal["default"] | None
-"""When assets are made without a person. "default": what costs nothing follows what it reads; what asks a model waits
-for a person. None: always when a person says so.
+"""The rule that triggers automatic materialization. "default": an asset that costs nothing follows its upstream assets,
+and only a person materializes an asset that asks a model. None: a person materializes all assets.
 """
 
 
 class AssetOptions(TypedDict, total=False):
-    """What every factory takes, with the defaults of DagsterOptions."""
+    """The options that every factory takes, with the defaults of DagsterOptions."""
 
     key_prefix: Sequence[str] | str
     group_name: str | None
@@ -49,25 +49,26 @@ class DagsterOptions:
     """Dagster's own options of one factory.
 
     Args:
-        key_prefix: What the keys of all its assets begin with: one part as a text, or a list of parts.
+        key_prefix: The prefix of all its asset keys: one part as text, or a list of parts.
         group_name: Group of all its assets.
-        description: Description of its main asset; those beside it say what they are.
+        description: Description of its main asset. The other assets have their own descriptions.
         owners: Owners of all its assets.
         tags: Tags of all its assets.
-        kinds: Kinds of all its assets, in the place of ours. Dagster takes three at most.
-        metadata: Metadata of all its assets, as the IO manager may want it (`partition_expr`).
-        code_version: Added to our own code version, which changes with the arguments: for what we cannot see, such as a
-            function that you call.
-        freshness_policy: When its assets are late.
-        deps: More assets that are read, for order and lineage. They are neither waited for nor followed. One that is
-            read anyway takes the place of our own: its partition mapping says which partitions are read.
-        automation_condition: When the assets are made without a person. "default": what costs nothing is made when
-            what it reads is new, and what asks a model waits for a person. None (in YAML null): only when a person says
-            so.
+        kinds: Kinds of all its assets, instead of the default ones. Dagster takes three at most.
+        metadata: Metadata of all its assets, for the IO manager (`partition_expr`).
+        code_version: Added to the default code version, which changes with the arguments. Change it for other changes,
+            as in a function that you call.
+        freshness_policy: The time after which its assets are late.
+        deps: More assets that are read, for order and lineage. They do not delay or trigger a materialization. For an
+            asset that is read anyway, an AssetDep replaces the default one: its partition mapping selects the
+            partitions.
+        automation_condition: The rule that triggers automatic materialization. "default": an asset that costs nothing
+            is materialized when its upstream data is new, and an asset that asks a model only by a person. None (in
+            YAML null): a person materializes all assets.
         pool: Concurrency pool of the op that computes the assets.
         op_tags: Tags of that op, for executors that size a step by them.
-        retry_policy: How often that op is tried again, and when. A step that covers several partitions is not retried:
-            the others have landed, and those that failed are named.
+        retry_policy: The retries of that op: their number and delay. A step over several partitions is not retried: it
+            has materialized the others, and names the failed ones.
         translator: Changes the specs from Python, one by one: see LLMBatchTranslator.
     """
 
@@ -89,7 +90,7 @@ class DagsterOptions:
 
     @property
     def op(self) -> dict[str, Any]:
-        """The options of an op, as Dagster's decorators take them."""
+        """The options of an op, for Dagster's decorators."""
         return {"pool": self.pool, "op_tags": self.op_tags, "retry_policy": self.retry_policy}
 
     def asset_spec(
@@ -105,9 +106,10 @@ class DagsterOptions:
         code_version: str | None = None,
         **more: Any,
     ) -> dg.AssetSpec:
-        """Return the spec of one asset: what is given here is ours, and `more` is what the user cannot say.
+        """Return the spec of one asset, with the package's values besides the user's options.
 
-        `role` and `dataset` are for the translator: see LLMBatchTranslatorData.
+        `more` has the attributes that the user cannot set. `role` and `dataset` are for the translator: see
+        LLMBatchTranslatorData.
         """
         versions = [version for version in (code_version, self.code_version) if version is not None]
         spec = dg.AssetSpec(
@@ -127,15 +129,15 @@ class DagsterOptions:
         return translate_spec(self.translator, LLMBatchTranslatorData(spec=spec, role=role, dataset=dataset))
 
     def condition(self, follow: dg.AutomationCondition[Any] | None) -> dg.AutomationCondition[Any] | None:
-        """Return the condition of an asset that would by default be made as `follow` says; None: by a person."""
+        """Return the asset's automation condition, which defaults to `follow`; None: only a person materializes it."""
         return follow if self.automation_condition == "default" else self.automation_condition
 
     def all_deps(self, own: Sequence[dg.AssetKey | dg.AssetDep]) -> list[dg.AssetDep]:
-        """Return what we know to be read and what the user names; of both, the user's."""
+        """Return the assets that are known to be read and those in `deps`. The user's AssetDep replaces the default."""
         named = (dep if isinstance(dep, dg.AssetDep) else dg.AssetDep(upstream_key(dep)) for dep in self.deps)
         read = (dep if isinstance(dep, dg.AssetDep) else dg.AssetDep(dep) for dep in own)
         return list(({dep.asset_key: dep for dep in read} | {dep.asset_key: dep for dep in named}).values())
 
     def more_deps(self, own: Sequence[dg.AssetKey]) -> list[dg.AssetKey]:
-        """Return what the user alone names."""
+        """Return the assets that only the user's `deps` name."""
         return [dep.asset_key for dep in self.all_deps(own) if dep.asset_key not in own]

@@ -1,6 +1,6 @@
-"""Tables leave through the user's own IO manager, one call for each partition.
+"""Tables are stored by the user's own IO manager, one call for each partition.
 
-A run over several partitions would otherwise hand the IO manager all of them as one object, which many refuse.
+Otherwise a run over several partitions would pass all of them as one object, which many IO managers refuse.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Frame", "OutputWriter", "stored_by", "write_output"]
 
 _Rows = TypeVar("_Rows", pa.Table, pa.RecordBatchReader)
 
-# Delta's IO manager finds partitions of time in no other type.
+# Delta's IO manager finds partitions of time only in this type.
 _TIME = pa.timestamp("us", "UTC")
 
 
@@ -34,7 +34,7 @@ def stored_by(io_manager_key: str, *specs: dg.AssetSpec) -> list[dg.AssetSpec]:
 
 
 def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame, *, exact: bool = False) -> Any:
-    """Convert the whole table, for `batches` too: an IO manager that keeps it in memory has it read more than once.
+    """Convert the whole table, even for `batches`: a table that an IO manager keeps in memory is read more than once.
 
     With `exact`, columns of a pandas frame keep the types that plain pandas does not have.
     """
@@ -52,8 +52,8 @@ def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame, *, exact: bo
 def _exact_type(kind: pa.DataType) -> Any:
     """Return the type of a column in a pandas frame for DuckDB, which guesses the types of plain objects.
 
-    A column without values would get no type there, and a column of amounts below a dollar a type too small for others.
-    DuckDB could then not store the next partition.
+    DuckDB would leave a column without values untyped, and give a column of amounts below a dollar a type that is too
+    small for others. It could then not store the next partition.
     """
     import pandas as pd  # noqa: PLC0415 - optional
 
@@ -62,9 +62,7 @@ def _exact_type(kind: pa.DataType) -> Any:
 
 
 def _in_named_zones(table: pa.Table) -> pa.Table:
-    """Convert to the same moments in UTC, where a column has an offset such as +05:30 for its zone: polars takes names
-    alone.
-    """
+    """Convert columns whose time zone is an offset such as +05:30 to UTC: polars only takes named zones."""
     for at, field in enumerate(table.schema):
         if pa.types.is_timestamp(field.type) and (field.type.tz or "")[:1] in ("+", "-"):
             named = field.with_type(pa.timestamp(field.type.unit, "UTC"))
@@ -73,7 +71,7 @@ def _in_named_zones(table: pa.Table) -> pa.Table:
 
 
 def _with_types(table: _Rows, times: Collection[str]) -> _Rows:
-    """Give a type to each column without one, as a frame without rows may have: databases cannot read such columns.
+    """Set a type for each column without one, which an empty frame may have. Databases cannot read such columns.
 
     The columns in `times` become times, all others text.
     """
@@ -86,8 +84,8 @@ def _with_types(table: _Rows, times: Collection[str]) -> _Rows:
 
 
 class _Stream(Iterator[pa.RecordBatch]):
-    """The batches behind a RecordBatchReader. Has one batch at least, be it without rows: polars and others take the
-    columns from a batch.
+    """The batches behind a RecordBatchReader. There is at least one, perhaps without rows, since polars and others take
+    the columns from a batch.
     """
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
@@ -99,11 +97,11 @@ class _Stream(Iterator[pa.RecordBatch]):
         return next(self._rest)
 
     def reader(self) -> pa.RecordBatchReader:
-        """Return the reader that an IO manager is given."""
+        """Return the reader for an IO manager."""
         return pa.RecordBatchReader.from_batches(self._schema, self)
 
     def outlive_source(self) -> None:
-        """Take what was not read yet into memory: the files behind a stream are gone once its table has landed."""
+        """Load the unread batches into memory: the files of a stream are deleted once its table is materialized."""
         self._rest = iter(list(self._rest))
 
 
@@ -112,22 +110,23 @@ def _dagster_type(kind: type) -> dg.DagsterType:
     return dg.PythonObjectDagsterType(kind)
 
 
-# Few, since they mostly wait for the disk, and each takes time from the thread that tells Dagster.
+# A few are enough: they mostly wait for the disk, and each takes time from the thread that reports to Dagster.
 _THREADS = 4
 
-# So many tables at most are begun before Dagster is told of the first of them.
+# At most this many tables are begun before the first of them is reported to Dagster.
 _MOST_AHEAD = 64
 
-# A larger table is stored by the step's own thread: to write it takes longer than to wait for the disk. So some 16 MB
-# of tables are in memory at most.
+# The step's own thread stores a larger table, since writing it takes longer than waiting for the disk. So at most some
+# 16 MB of tables are in memory.
 _AHEAD_BYTES = 1 << 18
 
 
 class OutputWriter:
-    """Gives the tables of a step to its IO manager, until the end of `with`.
+    """Passes the tables of a step to its IO manager, until the end of `with`.
 
-    The package's own IO manager, which mostly waits for the disk, stores small tables in other threads, while tables of
-    further partitions are made and Dagster is told of earlier ones. Any other is called by the step's own thread alone.
+    The package's own IO manager mostly waits for the disk. It stores small tables in other threads, while the step
+    makes the tables of further partitions and reports earlier ones to Dagster. Any other IO manager is called only by
+    the step's own thread.
     """
 
     def __init__(self, context: dg.AssetExecutionContext, io_manager_key: str, frame: Frame) -> None:
@@ -136,7 +135,7 @@ class OutputWriter:
         self._manager = getattr(context.resources, io_manager_key)
         self._around = io_manager_surroundings(context, io_manager_key)
         self._store = partial(_store, context.instance, self._manager)
-        # A derived class may do what is not safe in several threads.
+        # A derived class may not be safe in several threads.
         self._is_own = type(self._manager) is HiveParquetIOManager
         self._pool = Threads(_THREADS, "dagster-llm-batch store")
         self._ahead: set[Future[Mapping[str, Any]]] = set()
@@ -150,20 +149,19 @@ class OutputWriter:
 
     @property
     def partitions_at_once(self) -> int:
-        """How many partitions, with two tables each, are begun at most before Dagster is told of the first."""
+        """The maximum number of partitions, with two tables each, that are begun before the first is reported."""
         return _MOST_AHEAD // 2 if self._is_own else 1
 
     def may_begin(self) -> bool:
-        """Return whether another partition may be begun before Dagster is told of those that were."""
+        """Return whether another partition may be begun before the earlier ones are reported to Dagster."""
         return self._was_begun and len(self._ahead) < _MOST_AHEAD
 
     def begin(
         self, spec: dg.AssetSpec, partition: str | None, table: pa.Table | pa.RecordBatchReader
     ) -> Callable[[], Mapping[str, Any]]:
-        """Begin to store one partition's table; return a function that ends when it is stored, and returns what `write`
-        does.
+        """Begin to store one partition's table; return a function that waits until it is stored.
 
-        What cannot be stored in another thread is stored by that function.
+        The function returns the same as `write`. It also stores tables that cannot be stored in another thread.
         """
         self._was_begun = self._is_own and isinstance(table, pa.Table) and table.nbytes <= _AHEAD_BYTES
         if not self._was_begun:
@@ -181,7 +179,7 @@ class OutputWriter:
     def write(
         self, spec: dg.AssetSpec, partition: str | None, table: pa.Table | pa.RecordBatchReader
     ) -> Mapping[str, Any]:
-        """Give one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
+        """Pass one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
         database = database_of(self._manager)
         if database is not None:
             table = _with_types(table, time_columns(asset_graph(self._context).get(spec.key)))
@@ -207,31 +205,31 @@ def write_output(
     table: pa.Table | pa.RecordBatchReader,
     frame: Frame,
 ) -> Mapping[str, Any]:
-    """Give one table of a step to its IO manager; see OutputWriter.write."""
+    """Pass one table of a step to its IO manager; see OutputWriter.write."""
     with OutputWriter(context, io_manager_key, frame) as writer:
         return writer.write(spec, partition, table)
 
 
 def _store(instance: dg.DagsterInstance, manager: Any, output: dg.OutputContext, value: Any) -> Mapping[str, Any]:
-    # An IO manager is called here, once a partition, and not by Dagster at the end of the step: it would be given all
-    # partitions as one object. Those of databases look for the dynamic partitions of a dimension without an instance.
+    # The IO manager is called here, once a partition. At the end of the step, Dagster would pass all partitions as one
+    # object. The loading context is for IO managers of databases, which look up dynamic partitions without an instance.
     with dg.partition_loading_context(dynamic_partitions_store=instance):
         reported = manager.handle_output(output, value)
         for metadata in reported if isinstance(reported, Iterator) else filter(None, [reported]):
             _tell(output, metadata)
     logged = output.get_logged_metadata()
-    # Those of databases tell `dagster/table_name` themselves; those of files tell a path.
+    # IO managers of databases log `dagster/table_name` themselves; IO managers of files log a path.
     path = logged.get("path")
     if URI_KEY not in logged and isinstance(path, dg.PathMetadataValue) and path.value:
         return {URI_KEY: storage_uri(path.value), **logged}
     if URI_KEY in logged and not {"path", "uri"} & logged.keys():
-        # dagster-openlineage reads the place of a table under these two names alone.
+        # dagster-openlineage reads a table's location only from these two names.
         return {**logged, "uri": logged[URI_KEY]}
     return logged
 
 
 def _tell(output: dg.OutputContext, reported: Any) -> None:
-    """Dagster lets an IO manager yield or return metadata and materializations of other assets."""
+    """Log one event of an IO manager, which may yield or return metadata and materializations of other assets."""
     if isinstance(reported, dg.AssetMaterialization):
         output.log_event(reported)
     else:

@@ -1,7 +1,7 @@
-"""Runs over several partitions: each is computed by itself, and one that fails does not take its neighbours along.
+"""Runs over several partitions: each partition is computed separately, and a failed one does not stop the others.
 
-Dagster fails a step as a whole. Here every partition is tried, those that succeed are materialized, and one dg.Failure
-at the end names those that failed.
+Dagster fails a step as a whole. Here every partition is tried, the successful ones are materialized, and one dg.Failure
+at the end names the failed ones.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/@]+@")
 
 
 def partitions_of(context: dg.AssetExecutionContext) -> Sequence[str]:
-    """Return the partitions of this step's asset that this run is over; none of an asset that has no partitions.
+    """Return this run's partitions of this step's asset; an empty sequence for an unpartitioned asset.
 
-    A job over assets with partitions and without has runs of a partition, which the ones without do not have.
+    In a job of partitioned and unpartitioned assets, the run has a partition that the unpartitioned ones lack.
     """
     own = context.assets_def.partitions_def
     if own is None:
@@ -49,10 +49,10 @@ def partitions_of(context: dg.AssetExecutionContext) -> Sequence[str]:
 
 
 def _times(context: dg.AssetExecutionContext, own: dg.TimeWindowPartitionsDefinition) -> Sequence[str]:
-    """Return the partitions of time that this run is over.
+    """Return this run's time partitions.
 
-    Dagster keeps the keys of a time window by its local times. Where the clock goes back two windows have the same
-    ones, and where one process has several runs Dagster may give the keys of the other.
+    Dagster caches the keys of a time window by its local times. When the clock goes back, two windows have the same
+    local times. In a process with several runs, Dagster may then return the keys of the wrong window.
     """
     if context.has_partition_key:
         return [context.partition_key]
@@ -69,17 +69,16 @@ def _times(context: dg.AssetExecutionContext, own: dg.TimeWindowPartitionsDefini
 
 
 def is_of_range(context: dg.AssetExecutionContext) -> bool:
-    """Return whether this run is over a range, perhaps of one, of the partitions of this step's asset."""
+    """Return whether this run covers a range, perhaps of one, of the partitions of this step's asset."""
     is_range = context.has_partition_key_range and not context.has_partition_key
     return is_range and context.assets_def.partitions_def is not None
 
 
 def begin_downstream(context: dg.AssetExecutionContext, mode: str, events: Iterator[Any]) -> Iterator[Any]:
-    """Yield the events. Then let the downstream steps of this run begin, for assets whose partitions are all
-    materialized by these events.
+    """Yield the events. Then let the downstream steps of this run begin, for assets with all partitions materialized.
 
-    In a run over a range each partition is materialized by itself, and Dagster skips the downstream steps. With mode
-    "deferred" that is right: the labels come later.
+    In a run over a range, each partition has its own materialization, and Dagster skips the downstream steps. In mode
+    "deferred" that is right, since the labels come later.
     """
     partitions: Counter[dg.AssetKey] = Counter()
     for event in events:
@@ -94,9 +93,9 @@ def begin_downstream(context: dg.AssetExecutionContext, mode: str, events: Itera
 
 
 class EachPartition:
-    """The partitions of this run, in order, or None of an asset without partitions; those that fail are left out.
+    """The partitions of this run, in order, without those that fail. An unpartitioned asset has the one key None.
 
-    `failed` is called with each of these, and why.
+    `failed` is called with each failed partition and the reason.
     """
 
     def __init__(self, context: dg.AssetExecutionContext, failed: _Told | None = None) -> None:
@@ -105,7 +104,7 @@ class EachPartition:
         self._instance = context.instance
 
     def map(self, step: Callable[[str | None], _T]) -> dict[str | None, _T]:
-        """Return what `step` gives, by partition; a partition for which it fails has no value."""
+        """Return the results of `step`, by partition, without the partitions where it fails."""
         done: dict[str | None, _T] = {}
         for partition in self.keys:
             with self._apart(partition):
@@ -114,7 +113,7 @@ class EachPartition:
 
     @contextmanager
     def _apart(self, partition: str | None) -> Iterator[None]:
-        """Keep what is raised inside to the partition: its neighbours go on."""
+        """Record an error of the block as this partition's failure, so that the other partitions go on."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
@@ -141,7 +140,7 @@ class EachPartition:
         for partition in self.keys:
             with self._apart(partition):
                 begun[partition] = begin(partition)
-            # Of the last one there are no further ones.
+            # The last partition has no further ones to begin.
             if not may_begin() or partition == self.keys[-1]:
                 yield from self._tell(begun)
                 begun.clear()
@@ -150,7 +149,7 @@ class EachPartition:
     def _tell(self, begun: Mapping[str | None, Iterator[Any]]) -> Iterator[Any]:
         """Yield the events of some partitions, and then evaluations for their `CheckOutcomes`.
 
-        An iterator goes on after its `CheckOutcomes` when these are stored.
+        An iterator continues after its `CheckOutcomes` once these are stored.
         """
         unjudged: dict[str | None, CheckOutcomes] = {}
         for partition, events in begun.items():
@@ -163,7 +162,8 @@ class EachPartition:
         targets: dict[str | None, CheckTarget | None] = {}
         for partition, verdicts in unjudged.items():
             with self._apart(partition):
-                # Once for all of them; where Dagster's storage does not answer, one fails and the next asks again.
+                # One query serves all of them. If Dagster's storage does not answer, this partition fails, and the
+                # next one tries again.
                 if partition not in targets:
                     targets = check_targets(self._instance, verdicts.asset, unjudged)
                 yield from verdicts.evaluations(targets[partition])
@@ -198,11 +198,12 @@ def materialize_result(
     checks: Sequence[dg.AssetCheckSpec] = (),
     verdicts: Sequence[CheckOutcome] = (),
 ) -> Iterator[Any]:
-    """Yield the events that say that a partition is stored, with its data version and the verdicts on it.
+    """Yield the events that record a partition as stored, with its data version and check results.
 
-    To be yielded through EachPartition, which makes events of `CheckOutcomes`; at most once a partition with verdicts.
+    Yield them through EachPartition, which turns `CheckOutcomes` into events. Call it at most once a partition with
+    `verdicts`.
     """
-    # in a run over a range, even of one partition, a MaterializeResult would speak of all of the range
+    # In a run over a range, even of one partition, a MaterializeResult would cover the whole range.
     if is_of_range(context):
         versions = {**(tags or {}), "dagster/data_version": version}
         yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=versions)
@@ -229,9 +230,9 @@ def materialize_result(
 
 
 def others_at_work(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> bool:
-    """Return whether another run that has begun, and has not ended, may materialize some partition of this asset."""
+    """Return whether another unfinished run may materialize some partition of this asset."""
     at_work = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-    # A run in somebody's own process has no selection.
+    # An in-process run has no selection.
     return any(
         run.run_id != context.run.run_id and (not run.asset_selection or asset in run.asset_selection)
         for run in context.instance.get_runs(dg.RunsFilter(statuses=at_work))
@@ -239,7 +240,7 @@ def others_at_work(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> boo
 
 
 class _Failures:
-    """Collects what went wrong in each partition of a run over `partitions` of them."""
+    """Collects the errors of the partitions of a run; `partitions` is the number of all its partitions."""
 
     def __init__(self, context: dg.AssetExecutionContext, partitions: int, failed: _Told | None) -> None:
         self._context = context
@@ -248,7 +249,7 @@ class _Failures:
         self._errors: dict[str | None, Exception] = {}
 
     def add(self, partition: str | None, error: Exception) -> None:
-        """Remember and log one."""
+        """Record and log the error of a partition."""
         self._errors[partition] = error
         where = "" if partition is None else f"{partition}: "
         is_ours = isinstance(error, LLMBatchError)
@@ -261,7 +262,7 @@ class _Failures:
                 self._context.log.warning(f"{where}the failure could not be recorded: {another}")
 
     def verdicts(self) -> Iterator[Any]:
-        """Yield verdicts for the checks that Dagster has planned on them, and that would have none."""
+        """Yield evaluations for the planned checks of the failed partitions, which would lack them otherwise."""
         run = short_run(self._context.run.run_id)
         for partition, error in self._errors.items():
             yield from unjudged_evaluations(
@@ -269,10 +270,10 @@ class _Failures:
             )
 
     def raise_if_any(self) -> None:
-        """Raise one dg.Failure for all of them. Dagster marks the partitions that did not land as failed.
+        """Raise one dg.Failure for all errors. Dagster marks the partitions without a materialization as failed.
 
-        Where nothing else is in the run, an error that is not ours goes on as it is: the traceback of the user's own
-        code is what a person needs, and a dg.Failure would hide it.
+        With one partition, an error that is not an LLMBatchError is raised unchanged: a dg.Failure would hide the
+        traceback of the user's own code.
         """
         if not self._errors:
             return
@@ -285,12 +286,12 @@ class _Failures:
         else:
             lines = "\n".join(f"- {partition}: {text}" for partition, text in failures)
             description = f"{len(failures)} of {self._partitions} partitions failed; the others are done.\n{lines}"
-        # A retry of a run over several partitions would make those that have landed again.
-        # Ours say what to do, and their causes only how it was found out: that would be three traces for one message.
+        # A retry of a run over several partitions would materialize the successful ones again.
+        # An LLMBatchError is raised without its cause: its message is enough, and three tracebacks would hide it.
         cause = None if isinstance(first, LLMBatchError) else first
         raise dg.Failure(description, allow_retries=self._partitions == 1) from cause
 
 
 def _text_of(error: Exception) -> str:
-    """Return what goes to the ledger, to a check, and from there to people, without the password of an address."""
+    """Return the error's text for the ledger and checks, without the passwords of addresses."""
     return plain_words(_PASSWORD.sub(r"\1:***@", f"{type(error).__name__}: {error}"))

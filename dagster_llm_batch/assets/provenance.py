@@ -1,4 +1,4 @@
-"""The tags by which Dagster tells whether a partition of labels is of the present definition."""
+"""The tags by which Dagster detects that a partition's labels belong to an earlier definition."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CODE_VERSION = "dagster/code_version"
 
 
 class Provenance:
-    """The provenance of the partitions that one run lands.
+    """The provenance of the partitions that one run materializes.
 
-    Dagster adds these tags by itself, but not to what a run over several partitions reports: each such partition would
-    look fresh under any definition. Nor does it know that labels were asked by an earlier definition.
+    Dagster adds these tags, but not in a run over several partitions: such partitions would look fresh under any
+    definition. Dagster also cannot detect that labels were requested by an earlier definition.
     """
 
     def __init__(self, context: dg.AssetExecutionContext, batch: dg.AssetKey) -> None:
@@ -36,7 +36,7 @@ class Provenance:
     def tags(
         self, asset: dg.AssetKey, partition: str | None, submission: Submission, sent: SentDefinition
     ) -> Mapping[str, str]:
-        """Return the tags of one materialization, whose labels were asked by the definition `sent`."""
+        """Return the tags of one materialization, whose labels were requested by the definition `sent`."""
         version = None
         if sent.changes:
             version = sent.labeling.code_version if sent.is_known else submission.config_fingerprint
@@ -46,7 +46,7 @@ class Provenance:
         if version is None:
             return {}
         own = (submission.fingerprint, self._pointers.get(partition or ""))
-        # Where values are restored, labels depend on the rows, too.
+        # With restored values, labels depend on the rows, too.
         return provenance_tags(version, {self._batch: own, **input_versions(self._context, asset, self._batch)})
 
     @cached_property

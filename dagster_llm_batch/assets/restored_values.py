@@ -94,7 +94,7 @@ class RestoredValues:
     def version(self, version: str) -> str:
         """Return the data version of a table whose labels have this one.
 
-        It has only numbers of values: a digest of few values would show them to whoever tries all.
+        It only contains the numbers of values, since a digest of few possible values can be guessed by trying all.
         """
         if not self.restored:
             return version
@@ -217,7 +217,7 @@ class RestoredValues:
 def _reason(error: Exception) -> str:
     if isinstance(error, LLMBatchError):
         return cell_text(str(error), limit=_LONGEST_REASON).rstrip(".")
-    # The message of a driver may hold values of rows, which no log shows.
+    # A driver's message may contain values of rows, which must not be logged.
     return f"an error of the type {type(error).__name__}. Materialize the labels again when the rows can be read"
 
 

@@ -1,4 +1,4 @@
-"""What a function that gives rows may ask of the run."""
+"""The context of a function of rows: its partition, its run, and the assets that it can load."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["RowsContext", "RowsFunction"]
 
 @dataclass(frozen=True)
 class RowsContext:
-    """What a function that gives rows may ask. `partition_key` is None for an unpartitioned dataset; `upstream` is what
-    `load` reads by.
+    """The context that a function of rows gets. `partition_key` is None for an unpartitioned dataset; `load` reads by
+    `upstream`.
     """
 
     partition_key: str | None
@@ -26,8 +26,9 @@ class RowsContext:
     upstream: UpstreamReader
 
     def load(self, asset: Upstream) -> pa.Table:
-        """Load an asset that `deps` names: all of an unpartitioned one, else the partitions that its mapping names for
-        this one, below each other. Raises ConfigError for another asset, InputError for what is not materialized.
+        """Load an asset in `deps`: the whole asset, or the stacked partitions that its mapping selects for this one.
+
+        Raises ConfigError for another asset, InputError if the data is not materialized.
         """
         return self.upstream.table(asset)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Frame", "check_database", "time_columns"]
 
 Frame = Literal["arrow", "polars", "pandas", "batches"]
-"""What an IO manager is given. `batches` is a `pyarrow.RecordBatchReader`, to be read once: no table is held whole."""
+"""The type that an IO manager gets. `batches` is a `pyarrow.RecordBatchReader`: a stream that can be read once."""
 
 _FRAMES: Mapping[Frame, str] = {
     "arrow": "pyarrow.Table",
@@ -38,17 +38,17 @@ def check_database(
     frame: Frame,
     columns: Collection[str] | None = None,
 ) -> None:
-    """Raise ConfigError where one of Dagster's IO managers of databases cannot store these tables.
+    """Raise ConfigError if one of Dagster's IO managers for databases cannot store these tables.
 
-    Such an IO manager takes some kinds of frames only. It keeps all partitions in one table and finds them by a column.
+    Such an IO manager only takes some kinds of frames. It keeps all partitions in one table and finds them by a column.
 
     Args:
         specs: The tables.
-        graph: The assets as the code location has them: specs may have been changed after they were made. A job in
-            somebody's own process may know its own assets alone; of others no partitions are checked.
-        manager: The IO manager. One of another kind passes.
+        graph: The assets as the code location has them, since specs may change after their creation. An in-process job
+            may have only its own assets; the partitions of others are not checked.
+        manager: The IO manager. Other kinds of IO managers pass.
         frame: The kind of frame for it.
-        columns: The columns of the rows that may tell their partition. None: the tables have a column `partition`.
+        columns: The columns that can identify a row's partition. None: the tables have a column `partition`.
     """
     if (database := database_of(manager)) is None:
         return
@@ -64,7 +64,7 @@ def check_database(
 
 
 def time_columns(table: BaseAssetNode) -> list[str]:
-    """Return the `partition_expr` of each dimension whose partitions are times, as the code location has the table."""
+    """Return the `partition_expr` of each dimension whose partitions are times, from the code location's table."""
     if table.partitions_def is None:
         return []
     dimensions = _dimensions(table.partitions_def, table.metadata.get("partition_expr"))
@@ -99,7 +99,7 @@ def _class_of(frame: Frame) -> type:
 def _dimensions(
     partitions_def: dg.PartitionsDefinition[Any], given: Any
 ) -> Iterable[tuple[str, dg.PartitionsDefinition[Any], Any]]:
-    """Return each dimension with its partitions and what is given of it; "" where there is one alone."""
+    """Return each dimension's name, partitions and `partition_expr`. The name of an only dimension is ""."""
     if not isinstance(partitions_def, dg.MultiPartitionsDefinition):
         return [("", partitions_def, given)]
     by_name = given if isinstance(given, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Rows by a query, streamed: whatever the table holds, a few thousand rows of it are in memory."""
+"""Rows by a query, streamed: only a few thousand rows are in memory, however large the table is."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["SqlRows"]
 
 _PARTITION_KEY = re.compile(r"(?<!:):partition_key\b|\$partition_key\b|%\(partition_key\)s")
-"""How drivers write a named parameter: sqlite3 and Oracle, DuckDB, PostgreSQL and Snowflake. `::` is a cast."""
+"""Named parameters of the drivers: sqlite3 and Oracle, DuckDB, PostgreSQL and Snowflake. `::` is a cast."""
 _QUOTED = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"[^"]*"|`[^`]*`|\$(\w*)\$.*?\$\1\$""", re.DOTALL)
-"""Comments, texts and names in quotes, whichever begins first: no parameter is bound and no statement ends in them."""
+"""Comments, texts and quoted names, whichever begins first. A parameter or a `;` in them does not count."""
 _CHANGES = re.compile(
     r"\W*(alter|analyze|attach|begin|checkpoint|commit|copy|create|delete|detach|drop|export|grant|import|insert|install"
     r"|load|lock|merge|optimize|reindex|release|rename|replace|revoke|rollback|savepoint|set|start|truncate|undrop|unset"
     r"|update|upsert|use|vacuum)\b",
     re.IGNORECASE,
 )
-"""First words of statements that are no query in any dialect."""
+"""First words of statements that are not queries in any dialect."""
 _DUCKDB_QUERIES = frozenset(["SELECT", "MULTI", "CALL"])
-"""DuckDB's kinds of statements that only read. `show` and `describe` are a SELECT to it, and `pivot` is a MULTI."""
+"""DuckDB's kinds of read-only statements. It counts `show` and `describe` as SELECT, and `pivot` as MULTI."""
 _SERVER_SIDE = {"psycopg": "read_only", "psycopg2": "readonly"}
-"""Drivers of PostgreSQL, which hold the whole result unless the cursor has a name; and what sets them to read alone."""
+"""PostgreSQL drivers, which load the whole result unless the cursor has a name, with their read-only attributes."""
 
 
 @checked
@@ -43,28 +43,28 @@ _SERVER_SIDE = {"psycopg": "read_only", "psycopg2": "readonly"}
 class SqlRows:
     """Rows by a query: `rows=SqlRows(sql="select id, body from tickets", resource="warehouse")`.
 
-    The query is a constant of the definition. Partitions reach it as a bound parameter alone, never as text: it names
-    `partition_key` as its driver writes parameters, `$partition_key` (DuckDB), `:partition_key` (sqlite3, Oracle) or
-    `%(partition_key)s` (PostgreSQL, Snowflake); a driver that knows only `?` is given the key for the one `?`. What the
-    query reads is named in `deps=`, for lineage and order.
+    The query is a constant of the definition. The partition is always a bound parameter, never part of the text. Write
+    it in the form of the driver: `$partition_key` (DuckDB), `:partition_key` (sqlite3, Oracle) or `%(partition_key)s`
+    (PostgreSQL, Snowflake). A driver with unnamed parameters gets the key for the one `?`. Name the assets that the
+    query reads in `deps=`, for lineage and order.
 
-    Rows are read, never changed: a statement that is no query is refused before it runs, and what a query changes all
-    the same (a function with side effects) is refused or rolled back, as far as its database can: SQLite and PostgreSQL
-    read in read-only mode, other drivers of the DB-API roll back, and what commits by itself there stays.
+    Rows are read, never changed. A statement that is not a query is refused before it runs. Changes by a query (through
+    a function with side effects) are refused or rolled back, as far as the database can: SQLite and PostgreSQL read in
+    read-only mode, and other drivers of the DB-API roll back. Changes that commit on their own there stay.
 
     Args:
-        sql: One query, whose columns are the rows' columns. Its result is read once, in batches: DuckDB's as Arrow,
-            that of other drivers by `fetchmany`, through a file on the local disk. PostgreSQL gives it from a cursor
-            on the server; a driver that fetches everything at once needs the memory for it.
-        resource: Key of the Dagster resource with the connection: one whose `get_connection()` gives it for a `with`
-            block, as those of dagster-duckdb and dagster-snowflake do, or a connection of the DB-API itself.
+        sql: One query, whose columns are the rows' columns. Its result is read once, in batches: from DuckDB as Arrow,
+            from other drivers by `fetchmany` and through a file on the local disk. PostgreSQL uses a cursor on the
+            server. A driver that fetches everything at once needs the memory for it.
+        resource: Key of the Dagster resource with the connection. The resource is a connection of the DB-API, or its
+            `get_connection()` opens one for a `with` block, like the resources of dagster-duckdb and dagster-snowflake.
     """
 
     sql: str
     resource: str
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where there is no query, or more than one, or a statement that changes something."""
+        """Raise ConfigError unless there is exactly one statement, which does not change anything."""
         if not self.sql.strip() or not self.resource:
             raise ConfigError(f"SqlRows(sql={self.sql!r}, resource={self.resource!r}): give a query and a resource.")
         statements = [part for part in _bare(self.sql).split(";") if part.strip()]
@@ -78,11 +78,11 @@ class SqlRows:
 
     @property
     def code_version(self) -> str:
-        """A part of the code version of the submission: with another query, Dagster shows it as out of date."""
+        """A part of the submission's code version: after a change of the query, Dagster shows it as out of date."""
         return hashlib.sha256(self.sql.encode()).hexdigest()[:12]
 
     def check_partitions(self, *, are_there: bool) -> None:
-        """Raise ConfigError where the query and the dataset do not agree on whether there are partitions."""
+        """Raise ConfigError if only the query or only the dataset has partitions."""
         sql = _bare(self.sql)
         named = _PARTITION_KEY.search(sql) is not None
         if named and not are_there:
@@ -98,14 +98,14 @@ class SqlRows:
             )
 
     def __call__(self, context: RowsContext) -> Iterator[pa.RecordBatch | pa.Table]:
-        """Yield the rows of one partition. Raises InputError where the query fails, with what the database said."""
+        """Yield the rows of one partition. Raises InputError with the database's message if the query fails."""
         source = getattr(context.resources, self.resource)
         try:
             with _connection(source, self.resource) as connection:
                 yield from _batches(connection, self.sql, self._parameters(context.partition_key))
         except LLMBatchError:
             raise
-        # a database raises whatever its driver has
+        # Each driver has its own exceptions.
         except Exception as error:
             said = cell_text(f"{type(error).__name__}: {error}", limit=1_000)
             raise InputError(
@@ -126,7 +126,7 @@ def _bare(sql: str) -> str:
 
 @contextmanager
 def _connection(source: Any, resource: str) -> Iterator[Any]:
-    """Give the connection of a resource; one that it opens is closed again."""
+    """Yield the connection of a resource. If the resource opens it, it is closed at the end."""
     if hasattr(source, "get_connection"):
         with source.get_connection() as connection:
             yield connection
@@ -140,12 +140,12 @@ def _connection(source: Any, resource: str) -> Iterator[Any]:
 
 
 def _batches(connection: Any, sql: str, parameters: Any) -> Iterator[pa.RecordBatch | pa.Table]:
-    """Yield the result. One without rows is one empty batch: it has columns."""
+    """Yield the result. A result without rows is one empty batch, which has the columns."""
     driver = type(connection).__module__.partition(".")[0]
     if driver in ("duckdb", "_duckdb"):
         _refuse_changes(connection, sql)
         relation = connection.sql(sql, params=parameters)
-        # DuckDB 2 has renamed it
+        # DuckDB 2 renamed the method.
         read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
         reader = read(BATCH_ROWS)
         yield next(reader, pa.RecordBatch.from_pylist([], schema=reader.schema))
@@ -153,11 +153,11 @@ def _batches(connection: Any, sql: str, parameters: Any) -> Iterator[pa.RecordBa
         return
     from dagster_llm_batch.storage.payloads import temporary_folder  # noqa: PLC0415 - a file system takes a while
 
-    # where each statement commits, such a cursor needs to be told to stay
+    # With autocommit, such a cursor only survives its statement with `withhold`.
     named = {"name": "llm_batch_rows", "withhold": connection.autocommit} if driver in _SERVER_SIDE else {}
     with temporary_folder() as folder:
         path = str(folder / "rows")
-        # No transaction is open while rows are used, which may take hours: servers end those in which nothing happens.
+        # The transaction ends before the rows are used, which may take hours: servers end idle transactions.
         with _read_only(connection, driver):
             cursor = connection.cursor(**named)
             with _undone(cursor.close):
@@ -167,7 +167,7 @@ def _batches(connection: Any, sql: str, parameters: Any) -> Iterator[pa.RecordBa
 
 
 def _refuse_changes(connection: Any, sql: str) -> None:
-    """Raise InputError where DuckDB takes a statement for something else than a query: it would run it at once."""
+    """Raise InputError if DuckDB does not read the statement as one query: it would run it immediately."""
     kinds = [statement.type.name for statement in connection.extract_statements(sql)]
     if len(kinds) != 1 or kinds[0] not in _DUCKDB_QUERIES:
         raise InputError(
@@ -178,17 +178,17 @@ def _refuse_changes(connection: Any, sql: str) -> None:
 
 @contextmanager
 def _read_only(connection: Any, driver: str) -> Iterator[None]:
-    """Keep nothing that a statement changes within the block, and leave what its owner has not committed as it is."""
+    """Undo changes of a statement within the block, and keep its owner's uncommitted changes."""
     if driver == "sqlite3":
         cursor = connection.cursor()
-        # the owner's may give dicts
+        # The owner's row factory may return dicts.
         cursor.row_factory = None
         [was] = cursor.execute("pragma query_only").fetchone()
         with _executed(connection, "pragma query_only = 1", f"pragma query_only = {was}"):
             yield
-    # a transaction of the owner's own is open unless the status is 0, which is idle
+    # The owner has an open transaction unless the status is 0, which is idle.
     elif driver in _SERVER_SIDE and connection.info.transaction_status:
-        # The setting is undone with the savepoint: what the owner does next may write again.
+        # The setting ends with the savepoint, so that the owner's next statements may write.
         before = "savepoint llm_batch_rows; set local transaction_read_only = on"
         with _executed(connection, before, "rollback to savepoint llm_batch_rows"):
             yield
@@ -204,7 +204,7 @@ def _read_only(connection: Any, driver: str) -> Iterator[None]:
         try:
             yield
         finally:
-            # The DB-API lets a driver have no transactions, and refuse this or lack it.
+            # The DB-API allows drivers without transactions, which may refuse or lack a rollback.
             with suppress(Exception):
                 connection.rollback()
 
@@ -219,7 +219,7 @@ def _executed(connection: Any, before: str, after: str) -> Iterator[None]:
 
 @contextmanager
 def _undone(undo: Callable[[], object]) -> Iterator[None]:
-    """Call `undo` at the end. Where the block has failed, its own error is told, not that of a connection now gone."""
+    """Call `undo` at the end. If the block fails, raise its own error, and not a later one from a lost connection."""
     try:
         yield
     except BaseException:
@@ -231,10 +231,10 @@ def _undone(undo: Callable[[], object]) -> Iterator[None]:
 
 def _fetched(cursor: Any) -> Iterator[pa.RecordBatch]:
     rows = cursor.fetchmany(BATCH_ROWS)
-    # of a server-side cursor, the columns are known once it has fetched
+    # A server-side cursor has its columns once it has fetched.
     names = [column[0] for column in cursor.description]
     while True:
-        # some drivers and settings give dicts, which are their keys to zip
+        # Some drivers and settings return dicts, and `zip` would take their keys.
         values = [row.values() for row in rows] if rows and isinstance(rows[0], Mapping) else rows
         columns = list(zip(*values, strict=True)) or [()] * len(names)
         yield pa.RecordBatch.from_arrays([pa.array(column, from_pandas=True) for column in columns], names=names)
@@ -254,8 +254,8 @@ def _store(batches: Iterator[pa.RecordBatch], path: str) -> list[pa.Schema]:
 
 
 def _in_one_schema(path: str, schemas: Sequence[pa.Schema]) -> Iterator[pa.Table]:
-    """Yield stored batches with the types that hold for all of them. The DB-API gives values without types: a column
-    that is null at first is text, a number or a date later on. So all of them pass through the local disk.
+    """Yield stored batches with types that fit all of them. The DB-API returns values without types: a column that is
+    null at first may be text, a number or a date later. So all batches are stored on the local disk first.
     """
     whole = pa.unify_schemas(schemas, promote_options="permissive")
     with pa.OSFile(path) as file:

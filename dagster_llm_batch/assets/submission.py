@@ -1,4 +1,4 @@
-"""The asset that submits. One materialization says what was sent, in which batches, and what it may cost."""
+"""The asset that submits. Its materialization records the requests, their batches and their expected cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SubmitConfig", "newest_submission", "submission_asset"]
 
-# How the folder is called that `dagster dev` makes where DAGSTER_HOME is not set. Its instance is not `is_ephemeral`.
+# Begins the name of the folder that `dagster dev` makes without DAGSTER_HOME. Its instance is not `is_ephemeral`.
 _TEMPORARY_HOME = ".tmp_dagster_home_"
 
 
@@ -70,7 +70,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         required_resource_keys={
             dataset.resource_key,
             *dataset.rows_resource_keys,
-            # The rows may be in its memory; and it is asked what it can store.
+            # The IO manager may hold the rows in memory. It is also checked for the tables that it can store.
             dataset.io_manager_key,
         },
         backfill_policy=dataset.backfill_policy,
@@ -102,7 +102,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             return submission, upstream
 
-        # All are planned before the first of them is told of, so it is the same for all.
+        # All partitions are planned before the first is reported, so they share one result.
         learned = cache(lambda: engine.deployment.learned(dataset.labeling))
 
         def sent(partition: str | None, planned: tuple[Submission, UpstreamReader]) -> Iterator[Any]:
@@ -152,17 +152,17 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
         partitions = EachPartition(context)
         are_sent = False
-        # All partitions are planned before any is sent, so that they can share batches. The lease of `at_work` tells
-        # the sensor that what is planned here is about to be sent by this run.
+        # All partitions are planned before any is sent, so that they can share batches. Because of the lease of
+        # `at_work`, the sensor leaves the planned requests to this run.
         with engine.activity.at_work(context.run.run_id):
             planned = partitions.map(plan)
             if len(planned) > 1:
-                # each partition says for itself what is in its way
+                # Each partition reports its own error later.
                 with suppress(LLMBatchError):
                     engine.submit_together(
                         dataset.labeling, [submission.submission_id for submission, _ in planned.values()]
                     )
-                    # Partitions that wait for room in the queue wait together: alone, one may be too few for a batch.
+                    # Partitions that wait for room in the queue wait together: one alone may be too small for a batch.
                     are_sent = True
                 _log_batches(context, engine, [submission.submission_id for submission, _ in planned.values()])
             yield from begin_downstream(context, dataset.mode, partitions.events(planned, sent))
@@ -171,7 +171,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
 
 def _code_location(context: dg.AssetExecutionContext, dataset: Dataset) -> "AssetGraph":
-    """Return the assets as the code location has them. Raises ConfigError for a former name that another one has."""
+    """Return the code location's assets. Raises ConfigError if another dataset has a former name of this one."""
     if (repository := repository_of(context)) is None:
         return asset_graph(context)
     dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
@@ -194,7 +194,7 @@ def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:
 
 
 def _warn_of_images(context: dg.AssetExecutionContext, dataset: Dataset, partition: str | None, rows: int) -> None:
-    """Log how many rows are not sent since their images cannot be read."""
+    """Log the number of rows that are not sent since their images cannot be read."""
     if rows:
         have = (
             "1 row has an image that cannot be read, and is"
@@ -206,9 +206,9 @@ def _warn_of_images(context: dg.AssetExecutionContext, dataset: Dataset, partiti
 
 
 def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", dataset: Dataset) -> None:
-    """Raise LedgerError where Dagster knows of a submission that is nowhere in this ledger, nor in the payload store.
+    """Raise LedgerError if a submission recorded by Dagster is missing from both the ledger and the payload store.
 
-    What is sent into a ledger that others do not see is paid, never lands, and is paid again by the next.
+    Then other processes probably use another ledger. They would not find this run's batches, and would pay again.
     """
     if (newest := newest_submission(context.instance.get_latest_materialization_event(dataset.batch_key))) is None:
         return
@@ -227,7 +227,7 @@ def _warn_of_parameters(context: dg.AssetExecutionContext, engine: "Engine", dat
 
 
 def _warn_of_temporary_home(context: dg.AssetExecutionContext, dataset: Dataset) -> None:
-    """Warn where ledger or payloads go with Dagster's temporary folder: what was paid for would be paid for again."""
+    """Warn if ledger or payloads are in Dagster's temporary folder: without them, all rows would be paid again."""
     resource = dataset.resource(context)
     lost = [
         what
@@ -246,7 +246,7 @@ def _warn_of_temporary_home(context: dg.AssetExecutionContext, dataset: Dataset)
 
 
 def newest_submission(event: dg.EventLogEntry | None) -> tuple[str, str] | None:
-    """Return the submission and the partition that a materialization of `<name>_batch` is of, if it says so."""
+    """Return submission and partition from a materialization of `<name>_batch`, if its metadata has them."""
     stored = None if event is None else event.asset_materialization
     value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)
     return None if stored is None or value is None else (str(value.value), stored.partition or "")
@@ -257,7 +257,7 @@ def _where(partition: str | None) -> str:
 
 
 def _log_batches(context: dg.AssetExecutionContext, engine: "Engine", submission_ids: Sequence[str]) -> None:
-    """Log how many batches several partitions have in flight: each shows its own, shared or not."""
+    """Log the number of batches that several partitions have in flight. Each partition shows all batches it is in."""
     if batches := engine.ledger.batches.count_in_flight(engine.namespace, submission_ids):
         counted = "1 batch is" if batches == 1 else f"{batches:,} batches are"
         context.log.info(f"{counted} in flight for these {len(submission_ids):,} partitions.")

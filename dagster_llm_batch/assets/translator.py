@@ -1,9 +1,9 @@
-"""Specs changed from Python, as Dagster's own integrations let users do it (`DagsterDbtTranslator` and its kin).
+"""Changes of asset specs from Python, like the translators of Dagster's own integrations (`DagsterDbtTranslator`).
 
     factory: own spec ─▶ LLMBatchTranslator.get_asset_spec ─▶ the spec that Dagster gets
 
-The ledger knows a dataset by the `key_prefix=` and `name=` of its factory, whatever its asset key is translated to: a
-translator that is added, changed or taken away makes no rows be asked, or paid for, again.
+The ledger identifies a dataset by the `key_prefix=` and `name=` of its factory, not by the translated asset key. So
+rows are not sent or paid again if a translator is added, changed or removed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ __all__ = [
 ]
 
 ROLE_TAG = "llm_batch/role"
-"""Tag that says what an asset is here: `batch`, `labels`, `rejects`, `evaluation` or `annotation`. The sensor finds
-labels and gold by it.
+"""Tag with an asset's role: `batch`, `labels`, `rejects`, `evaluation` or `annotation`. The sensor finds labels and
+gold by it.
 """
 
 ANNOTATES_KEY = "llm_batch/annotates"
-"""Metadata of gold that the sensor asks for: what ledger and command line call the dataset whose rows people judge."""
+"""Metadata of gold that the sensor requests: the name, in ledger and command line, of the dataset to be judged."""
 
 DATASET_KEY = "llm_batch/dataset"
-"""Metadata of labels: what ledger and command line call the dataset."""
+"""Metadata of labels: the dataset's name in ledger and command line."""
 
 TABLE_KEY = "llm_batch/table"
-"""Metadata of a table beside the main one of an evaluation, as in `mistakes`: what it is, whatever its key."""
+"""Metadata of an evaluation's further tables: the kind, such as `mistakes`, which does not depend on the asset key."""
 
 
 @checked
@@ -46,12 +46,12 @@ class LLMBatchTranslatorData:
     """One asset of a factory, before it is translated.
 
     Attributes:
-        spec: As it is without a translator. Assets of the same factory that it reads have their translated keys.
-        role: What it is: `labels`, `batch`, `rejects`; `evaluation` for the figures of any evaluation; `annotation` for
-            gold; for a table beside the main one the end of its name, as in `mistakes`, `per_class`, `accepted`,
-            `cases`, `sample`, `raters`; and `messages`, `sink` or `student`.
-        dataset: The dataset or evaluation that it belongs to, by the `key_prefix` and `name` of its factory, as in
-            `crm/ticket_labels`. The verdicts of a judge are a dataset of their own, `<name>_verdicts`.
+        spec: The spec without a translator. In its deps, assets of the same factory have their translated keys.
+        role: The asset's role: `labels`, `batch` or `rejects`; `evaluation` for the statistics of any evaluation;
+            `annotation` for gold; `messages`, `sink` or `student`. For a further table, the end of its name:
+            `mistakes`, `per_class`, `accepted`, `cases`, `sample` or `raters`.
+        dataset: The asset's dataset or evaluation, by the `key_prefix` and `name` of its factory, as in
+            `crm/ticket_labels`. The verdicts of a judge are a separate dataset, `<name>_verdicts`.
     """
 
     spec: dg.AssetSpec
@@ -60,7 +60,7 @@ class LLMBatchTranslatorData:
 
 
 class LLMBatchTranslator:
-    """Changes the specs of a factory's assets, each by itself. Override `get_asset_spec`:
+    """Changes the specs of a factory's assets, one by one. Override `get_asset_spec`:
 
     ```python
     class Ours(LLMBatchTranslator):
@@ -76,14 +76,14 @@ class LLMBatchTranslator:
 
 
 def translate_spec(translator: LLMBatchTranslator, data: LLMBatchTranslatorData) -> dg.AssetSpec:
-    """Return the translated spec, with the marks that sensor and command line find it by. Raises ConfigError."""
+    """Return the translated spec, with the tags and metadata that identify it. Raises ConfigError."""
     own, spec = data.spec, translator.get_asset_spec(data)
     place = f"translator={type(translator).__name__}: the spec of {own.key.to_user_string()} (role '{data.role}')"
     if not isinstance(spec, dg.AssetSpec):
         raise ConfigError(
             f"{place} became a {type(spec).__name__}. Return an AssetSpec, as of super().get_asset_spec(data)."
         )
-    # Runs, checks and the ledger go by the partitions of the factory.
+    # Runs, checks and the ledger rely on the factory's partitions.
     if spec.partitions_def != own.partitions_def:
         raise ConfigError(
             f"{place} got other partitions: {spec.partitions_def} for {own.partitions_def}. Give partitions_def= to "
@@ -96,5 +96,6 @@ def translate_spec(translator: LLMBatchTranslator, data: LLMBatchTranslatorData)
         )
     tags = {name: own.tags[name] for name in (ROLE_TAG,) if name in own.tags}
     metadata = {name: own.metadata[name] for name in (DATASET_KEY, TABLE_KEY) if name in own.metadata}
-    # A run over several partitions says by itself which have landed, and labels that are not there yet are no failure.
+    # `skippable` stays: a run over several partitions reports its materializations itself, and must not fail if labels
+    # are not ready.
     return spec.replace_attributes(skippable=own.skippable).merge_attributes(tags=tags, metadata=metadata)

@@ -1,7 +1,7 @@
-"""What one partition of an asset reads of the assets upstream of it: the partitions that Dagster's mapping names.
+"""The upstream data that one partition of an asset reads: the partitions that Dagster's mapping selects.
 
-Several partitions are read one after the other, in their order: by time, oldest first, else as Dagster lists them. What
-is missing among them, and a key that several of them have, is refused unless `metadata` of the `AssetDep` allows it.
+Several partitions are read one after the other: by time, oldest first, or else in Dagster's order. Missing partitions,
+and a key in several of them, are refused unless the `AssetDep` allows them by its `metadata`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,10 @@ __all__ = [
 ]
 
 ALLOW_MISSING = "allow_missing_partitions"
-"""Metadata of an AssetDep, by Dagster's own name: whether partitions that are not materialized are left out."""
+"""Metadata of an AssetDep, under Dagster's own name: whether to skip partitions that are not materialized."""
 
 REPEATED_KEYS = "repeated_keys"
-"""Metadata of an AssetDep: what becomes of a key that several partitions have. "refuse", or "last": the row of the last
-partition is taken.
-"""
+"""Metadata of an AssetDep: the rule for a key in several partitions. "refuse", or "last": the last partition's row."""
 
 _RULES = ("refuse", "last")
 _SHOWN = 5
@@ -52,7 +50,7 @@ _MAP = (
 
 
 def check_deps(deps: Sequence[dg.AssetDep]) -> None:
-    """Raise ConfigError for metadata of an AssetDep that means something here and has another value."""
+    """Raise ConfigError if this package's metadata of an AssetDep has a value that is not allowed."""
     for dep in deps:
         for name, allowed in ((ALLOW_MISSING, (True, False)), (REPEATED_KEYS, _RULES)):
             if (value := dep.metadata.get(name, allowed[0])) not in allowed:
@@ -68,7 +66,7 @@ def check_partitions(
     upstream: object,
     deps: Sequence[dg.AssetDep] = (),
 ) -> None:
-    """Raise ConfigError where definitions in `upstream` have partitions that cannot be mapped to the reader's."""
+    """Raise ConfigError if definitions in `upstream` have partitions that cannot be mapped to the reader's."""
     static = dg.StaticPartitionsDefinition
     for spec in known_specs(upstream):
         if spec.partitions_def is None:
@@ -77,7 +75,7 @@ def check_partitions(
         mapping = inferred_mapping(named, partitions_def, spec.partitions_def)
         try:
             mapping.validate_partition_mapping(spec.partitions_def, partitions_def)
-            # Of those that time or people add to, only a run knows the keys.
+            # The keys of other, growing partitions are only known in a run.
             if isinstance(partitions_def, static) and isinstance(spec.partitions_def, static):
                 for key in partitions_def.get_partition_keys():
                     _mapped(mapping, key, partitions_def, spec.partitions_def, None)
@@ -86,10 +84,8 @@ def check_partitions(
 
 
 def known_specs(upstream: object) -> Iterator[dg.AssetSpec]:
-    """Yield the assets of definitions, also in lists and mappings. Of what is named by its key, only a run knows
-    more.
-    """
-    # AssetSpec and AssetKey are tuples, too; the latter does not let itself be iterated.
+    """Yield the specs of definitions, also in lists and mappings. Assets named by key are only resolved in a run."""
+    # AssetSpec and AssetKey are tuples, too; an AssetKey cannot be iterated.
     if isinstance(upstream, dg.AssetSpec):
         yield upstream
     elif isinstance(upstream, dg.AssetKey):
@@ -104,9 +100,9 @@ def known_specs(upstream: object) -> Iterator[dg.AssetSpec]:
 def mapped_partitions(
     graph: Any, instance: dg.DagsterInstance, reader: dg.AssetKey, upstream: dg.AssetKey, partition: str | None
 ) -> list[str | None]:
-    """Return which partitions of `upstream` a partition of `reader` reads, in order; [None] if it has none.
+    """Return the partitions of `upstream` that a partition of `reader` reads, in order; [None] if unpartitioned.
 
-    Raises ConfigError where Dagster cannot map them, or names one that the asset does not have.
+    Raises ConfigError if Dagster cannot map them, or maps to a partition that the asset does not have.
     """
     own, node = graph.get(upstream).partitions_def, graph.get(reader)
     if own is None:
@@ -131,7 +127,7 @@ def _mapped(
 ) -> list[str]:
     subset = None
     if partitions_def is not None and partition is not None:
-        # A multi-partition key knows its dimensions, which the text does not.
+        # A multi-partition key contains its dimensions; its text does not.
         if isinstance(partitions_def, dg.MultiPartitionsDefinition):
             partition = partitions_def.get_partition_key_from_str(partition)
         subset = partitions_def.empty_subset().with_partition_keys([partition])
@@ -161,7 +157,7 @@ def _other_partitions(
 
 
 def _ordered(own: dg.PartitionsDefinition[Any], keys: Sequence[str], instance: dg.DagsterInstance) -> list[str]:
-    """Sort by time where there is any, then as Dagster lists them."""
+    """Sort by time if a dimension is one, then in Dagster's order."""
     if len(keys) <= 1:
         return list(keys)
     if not isinstance(own, dg.MultiPartitionsDefinition):
@@ -183,18 +179,18 @@ def _ordered(own: dg.PartitionsDefinition[Any], keys: Sequence[str], instance: d
 
 @dataclass
 class UpstreamReader:
-    """Reads for one partition of one asset, and remembers what is to be told of it.
+    """Reads for one partition of one asset, and collects metadata and notes on it.
 
     Attributes:
-        graph: The assets, as Dagster knows them.
-        instance: What is materialized.
-        reader: The asset that reads; its mappings count.
+        graph: Dagster's graph of the assets.
+        instance: The instance with the materializations.
+        reader: The asset that reads; its mappings apply.
         partition: Its partition, or None.
-        deps: What it may read.
+        deps: The assets that it may read.
         load: Loads an asset, or one partition of it, through its IO manager.
-        hint: Added where something is not materialized.
-        metadata: Counts of what was read and left out, once it was.
-        notes: The same for a person.
+        hint: A text for the message about an asset that is not materialized.
+        metadata: After the read: counts of partitions and rows that were read or skipped.
+        notes: The same as text for the log.
     """
 
     graph: Any
@@ -211,13 +207,13 @@ class UpstreamReader:
     def of_run(
         cls, context: dg.AssetExecutionContext, partition: str | None, deps: Sequence[dg.AssetDep]
     ) -> UpstreamReader:
-        """Return that of the asset that a run computes."""
+        """Return the reader for the asset that a run computes."""
         # All assets of a step read the same, by the same mappings.
         reader = min(context.selected_asset_keys)
         return cls(asset_graph(context), context.instance, reader, partition, deps, partial(load_asset, context))
 
     def table(self, upstream: Upstream) -> pa.Table:
-        """Return what this partition reads of an asset that deps= names. Raises ConfigError and InputError."""
+        """Return the table that this partition reads from an asset in deps=. Raises ConfigError and InputError."""
         dep = self._dep(upstream_key(upstream))
         parts = [list(record_batches(value)) for _, value in self._loaded(dep, self._there(dep))]
         tables = [pa.Table.from_batches(batches) for batches in parts if batches]
@@ -225,15 +221,14 @@ class UpstreamReader:
 
     @contextmanager
     def rows(self, asset: dg.AssetKey, key: str, read: Collection[str] | None) -> Iterator[Any]:
-        """Give the rows of an asset: those of one partition as they were loaded, of several as a stream, to be read
-        once.
+        """Yield the rows of an asset: one partition as loaded, several partitions as a stream that can be read once.
 
         Args:
             asset: The asset.
-            key: The column that names a row.
-            read: The columns that are read, None for all.
+            key: The column that identifies a row.
+            read: The columns to read; None for all.
 
-        Raises ConfigError and InputError, within the block too: for a key that several partitions have.
+        Raises ConfigError and InputError. A key in several partitions raises InputError within the block.
         """
         dep = self._dep(asset)
         there = self._there(dep)
@@ -245,7 +240,7 @@ class UpstreamReader:
         except InputError:
             if dep.metadata.get(REPEATED_KEYS) == "last":
                 raise
-            # The partitions of a key that several have are known here alone.
+            # The partitions of a repeated key are only known here.
             keys = [(part, _column(record_batches(value, {key}), key)) for part, value in self._loaded(dep, there)]
             take_last = f"deps=[AssetDep({asset.to_user_string()!r}, metadata={{{REPEATED_KEYS!r}: 'last'}})]"
             todo = f"Choose a key that names one row in all of them, or take the row of the last one: {take_last}."
@@ -261,12 +256,12 @@ class UpstreamReader:
         )
 
     def _there(self, dep: dg.AssetDep) -> list[str | None]:
-        """Return the partitions to read. Raises InputError where one is missing, unless that is allowed, or all are."""
+        """Return the partitions to read. Raises InputError if all are missing, or one that `deps` does not allow."""
         asset, name = dep.asset_key, dep.asset_key.to_user_string()
         wanted = mapped_partitions(self.graph, self.instance, self.reader, asset, self.partition)
         if not wanted:
             raise InputError(f"{self.partition} reads no partition of {name}. {_MAP}")
-        # Where none was materialized here, the data may come from elsewhere: the IO manager says what is there.
+        # Without any materialization, the data may come from elsewhere, and the IO manager finds the partitions.
         stored = self.instance.get_materialized_partitions(asset) or wanted
         missing = [partition for partition in wanted if partition is not None and partition not in stored]
         there = [partition for partition in wanted if partition not in missing]
@@ -299,7 +294,7 @@ class UpstreamReader:
         self.metadata[f"llm_batch/{name}"] = self.metadata.get(f"llm_batch/{name}", 0) + count
 
     def _loaded(self, dep: dg.AssetDep, there: Sequence[str | None]) -> Iterator[tuple[str | None, Any]]:
-        """Yield the partitions with what their IO manager gives."""
+        """Yield the partitions with the values that their IO manager loads."""
         found = 0
         for at, partition in enumerate(there, start=1):
             try:
@@ -312,13 +307,13 @@ class UpstreamReader:
                 raise self._absent(dep.asset_key.to_user_string(), f"{where}: {error}") from error
             found += 1
             yield partition, value
-            # Or it would be in memory while the next one is read.
+            # Free its memory before the next one is read.
             del value
 
     def _load(self, key: dg.AssetKey, partition: str | None) -> Any:
         try:
             return self.load(key, partition)
-        # An IO manager raises whatever its store does where it has stored nothing of a table without rows.
+        # Each IO manager raises its own exception for an empty table that it did not store.
         except Exception:
             if (empty := find_empty_table(self.instance, key, partition)) is None:
                 raise
@@ -327,15 +322,17 @@ class UpstreamReader:
     def _rows(
         self, dep: dg.AssetDep, there: Sequence[str | None], key: str, read: Collection[str] | None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of all these partitions; with `repeated_keys: last` the last partition first, without rows
-        whose key was there. A table without rows has no say in the types, unless none has any.
+        """Yield the rows of all these partitions.
+
+        With `repeated_keys: last`, the last partition comes first, and rows with a key that was seen are skipped. The
+        types come from tables with rows, or from an empty one if all are empty.
         """
         is_last, name = dep.metadata.get(REPEATED_KEYS) == "last", dep.asset_key.to_user_string()
         seen, empty = None, None
         is_empty, dropped = True, 0
         for _, value in self._loaded(dep, there[::-1] if is_last else there):
             batches: Iterable[pa.RecordBatch] = record_batches(value, read)
-            # Or it would be in memory while the next one is read.
+            # Free its memory before the next one is read.
             del value
             if is_last:
                 held = list(batches)
@@ -356,10 +353,10 @@ class UpstreamReader:
 
 
 def stack_tables(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
-    """Stack tables of one asset below each other.
+    """Stack tables of one asset.
 
-    A table without rows has no say in the types, but for columns that no other table has: labels, where all rows are
-    rejects.
+    The types come from tables with rows. An empty table only adds the columns that all others lack, such as labels if
+    all rows are rejects.
     """
     filled = [table for table in tables if len(table)] or tables[:1]
     try:
@@ -378,7 +375,7 @@ def stack_tables(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
 def _unseen(
     batches: list[pa.RecordBatch], seen: pa.ChunkedArray | None, key: str, name: str
 ) -> tuple[list[pa.RecordBatch], pa.ChunkedArray | None]:
-    """Return the rows without those whose key was seen in a later partition, and what is seen now."""
+    """Return the rows whose key was not seen in a later partition, and all keys seen by now."""
     table = pa.Table.from_batches(batches) if batches else pa.table({})
     if key not in table.column_names or not len(table):
         return batches, seen
@@ -399,7 +396,7 @@ def _unseen(
 def refuse_repeated(
     keys: Sequence[tuple[str | None, pa.ChunkedArray]], asset: dg.AssetKey, key: str, todo: str
 ) -> None:
-    """Raise InputError where several of these partitions, or one of them twice, have the same key; it names them."""
+    """Raise InputError if these partitions have a key more than once. The message names the keys and partitions."""
     tables = [pa.table({key: column.drop_null()}) for _, column in keys if len(column)]
     if not tables:
         return
@@ -407,7 +404,7 @@ def refuse_repeated(
         whole = pa.concat_tables(tables, promote_options="permissive")[key]
         counts = pc.value_counts(whole)
     except pa.ArrowException:
-        # Types that differ, or are none of a key, are refused where the tables are put together.
+        # Types that differ or do not fit a key are refused later, when the tables are combined.
         return
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if not len(repeated):
@@ -427,6 +424,6 @@ def _column(batches: Iterator[pa.RecordBatch], name: str) -> pa.ChunkedArray:
 
 
 def _listed(partitions: Sequence[str | None]) -> str:
-    """Return their names, of many the first and the last."""
+    """Return their names; of many, only the first and the last."""
     names = [str(partition) for partition in partitions]
     return ", ".join(names) if len(names) <= _SHOWN + 2 else f"{len(names)} partitions, {names[0]} to {names[-1]}"
