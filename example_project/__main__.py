@@ -1,11 +1,11 @@
 """`python3 -m example_project`: sets itself up, labels three days of tweets in a real Dagster instance, evaluates them.
 
-python3 -m example_project       all of it; a second run goes on from the first
-python3 -m example_project ui    only Dagster's UI, on what is there
-python3 -m example_project review       a page to look at every tweet: prompt, reply, label, what people said
-python3 -m example_project cascade      the lexicon, and the model where it is unsure, with a promise held to
-python3 -m example_project providers    the same labeling through eight emulated clouds, in one process
-python3 -m example_project stream       batch, a student and real time over a Kafka topic, in one definition
+python3 -m example_project       run everything; a second run continues from the first
+python3 -m example_project ui    start only Dagster's UI, with the existing data
+python3 -m example_project review       open a page of every tweet: prompt, reply, label, human label
+python3 -m example_project cascade      label with the lexicon, and with the model if it is unsure, with a guarantee
+python3 -m example_project providers    label through eight emulated clouds, in one process
+python3 -m example_project stream       label a Kafka topic by batch, student and real time, in one definition
 """
 
 from example_project import bootstrap

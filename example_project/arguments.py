@@ -1,4 +1,4 @@
-"""The command line of `python3 -m example_project`: read before the set-up, so with the standard library alone."""
+"""The command line of `python3 -m example_project`. It is read before the set-up, with only the standard library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMMANDS = {
 
 
 def read_command() -> str:
-    """Return the command that was asked for. Ends the process where it is unknown, or where help was asked for."""
+    """Return the command from the command line. Ends the process for an unknown command or for help."""
     told = "\n".join(f"  {name:<11}{what}" for name, what in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python3 -m example_project",

@@ -1,8 +1,8 @@
-"""Makes `.venv` beside the repository's files, installs the pinned requirements, and goes on inside it.
+"""Creates `.venv` in the repository, installs the pinned requirements, and continues inside it.
 
-Only the standard library, as nothing else is there yet. It needs git's checkout, a Python and a package index. What is
-already done is not done again: a stamp in the environment holds the digest of all that was installed. Refuses to guess:
-where the system cannot make a virtual environment, it says which package is missing.
+It only uses the standard library, since nothing else is installed yet. It needs a git checkout, Python and a package
+index. A stamp in the environment holds the digest of everything installed, so finished steps are not repeated. If the
+system cannot make a virtual environment, the error names the missing package.
 
     python3 -m example_project.bootstrap [example | dev]
 """
@@ -30,11 +30,11 @@ _GOLD = "vaderSentiment-2.5.tar.gz"
 _BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 _PYTHON = _BIN / ("python.exe" if os.name == "nt" else "python")
 _SYSTEM_CERTS = VENV / ".bootstrap-system-certs"
-"""Made where only the system's certificates, and not those of uv, know the package index, as behind a proxy."""
+"""Created if uv's own certificates do not fit the package index, for example behind a proxy, but the system's do."""
 
 
 class BootstrapError(Exception):
-    """Set-up cannot go on; the message says what to do."""
+    """Set-up cannot continue; the message contains the next step."""
 
 
 def enter(module: str, requirements: str = "example") -> None:
@@ -48,18 +48,18 @@ def enter(module: str, requirements: str = "example") -> None:
         sys.exit(f"Set-up stopped: {error}")
     except KeyboardInterrupt:
         print("\nSet-up interrupted. The same command goes on with it.", file=sys.stderr)
-        sys.exit(130)  # as a shell says it
+        sys.exit(130)  # a shell's code for Ctrl-C
     if _inside() and not changed:
         return
     command = [str(_PYTHON), "-m", module, *sys.argv[1:]]
     sys.stdout.flush()
-    if os.name == "nt":  # execve there returns to the shell at once
+    if os.name == "nt":  # execve returns to the shell immediately there
         sys.exit(subprocess.run(command, env=_environment(), check=False).returncode)
     os.execve(command[0], command, _environment())  # noqa: S606 - the same command, inside the environment
 
 
 def ensure(requirements: str = "example") -> bool:
-    """Make the environment ready and say whether anything had to be done. Raises BootstrapError."""
+    """Prepare the environment and return whether anything had to be done. Raises BootstrapError."""
     if requirements not in REQUIREMENT_SETS:
         raise BootstrapError(f"there are no requirements {requirements!r}; known: {', '.join(REQUIREMENT_SETS)}.")
     if _SYSTEM_CERTS.exists():
@@ -76,7 +76,7 @@ def ensure(requirements: str = "example") -> bool:
     uv = _uv()
     _say(f"installing requirements/{requirements}.txt (a minute on the first run)")
     install = [*uv, "pip", "install", "--quiet", "--python", str(_PYTHON), "--compile-bytecode"]
-    # An installation that was killed leaves packages that look whole to uv and are not: those are installed again.
+    # A killed installation leaves incomplete packages that uv takes for complete, so everything is installed again.
     unfinished = VENV / ".bootstrap-unfinished"
     if unfinished.exists():
         install.append("--reinstall")
@@ -113,7 +113,7 @@ def _make_venv() -> None:
         virtualenv = [sys.executable, "-m", "virtualenv", "-q", "--clear", str(VENV)]
         if _quiet(virtualenv).returncode == 0:
             return
-    shutil.rmtree(VENV, ignore_errors=True)  # a half-made one would look like a whole one next time
+    shutil.rmtree(VENV, ignore_errors=True)  # next time, a half-made one would look complete
     raise BootstrapError(
         f"{sys.executable} cannot make a virtual environment:\n{said}\n"
         "Install Python's venv module (Debian and Ubuntu: `apt-get install python3-venv`), then run this again."
@@ -125,7 +125,7 @@ def _try_venv() -> subprocess.CompletedProcess[str]:
 
 
 def _uv() -> list[str]:
-    """uv inside the environment, put there by pip; else a uv that the machine has."""
+    """Return the command of uv: inside the environment, installed by pip if need be, or else the machine's uv."""
     inside = [str(_PYTHON), "-m", "uv"]
     if _quiet([*inside, "--version"]).returncode == 0:
         return inside
@@ -183,7 +183,7 @@ def _works(python: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONHOME")  # without byte code every start compiles every import anew
+    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONHOME")  # without bytecode, every start compiles every import
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
     return {**kept, "VIRTUAL_ENV": str(VENV), "PATH": f"{_BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 

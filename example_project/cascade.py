@@ -1,9 +1,10 @@
-"""A cascade in Dagster: the lexicon labels all tweets, the model those of which the lexicon is not sure enough.
+"""A cascade in Dagster: the lexicon labels all tweets, and the model labels the tweets where the lexicon is unsure.
 
-    one run: rows, gold, submissions ─▶ the lexicon, and the model on a sample ─▶ the sensor sets the threshold, and
-    asks the model of the rest ─▶ labels land ─▶ automation evaluates them
+    one run: rows, gold, submissions ─▶ the lexicon, and the model on a sample ─▶ the sensor sets the threshold,
 
-Beside it the model is asked of all tweets, and people said what each is: what was promised is held against what came.
+    and sends the rest to the model ─▶ labels are materialized ─▶ automation evaluates them
+
+To check the guarantee, the model also labels all tweets, and all have human labels.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _WHERE = {"repositoryName": "__repository__", "repositoryLocationName": "example
 
 
 def travel(running: RunningDagster) -> None:
-    """Send, watch, report. Raises DagsterError where a run fails."""
+    """Send, watch, report. Raises DagsterError if a run fails."""
     began = datetime.now(UTC)
     with dg.DagsterInstance.get() as instance, Screen() as screen:
         screen.say(f"[1/3] Dagster {'found running' if running.found else 'started'}: {running.url}")
@@ -77,15 +78,16 @@ def _send(running: RunningDagster, instance: dg.DagsterInstance, screen: Screen,
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cascade. Shares are of rows with a label of both, or of a label and gold; None without such rows.
+    """The result of a cascade. Shares count rows with both labels, or with a label and gold; None without such rows.
 
     Attributes:
-        rows: That have a label of the cascade.
-        sampled, escalated, invalid: Rows that the oracle answered, and why.
-        agreement: Share of labels that are the oracle's, which was asked of all rows to know it.
-        cheap_agreement: The same of the cheap labeler alone.
-        accuracy: Of the cheap labeler, the cascade and the oracle, against people.
-        cost_usd, alone_usd: Of the cascade, and of the oracle alone on all rows. None: a price is unknown.
+        rows: The number of rows with a label of the cascade.
+        sampled, escalated, invalid: The numbers of rows that the oracle answered, by reason.
+        agreement: The share of labels that agree with the oracle, which labels all rows for this comparison.
+        cheap_agreement: The same for the cheap labeler alone.
+        accuracy: The accuracy of the cheap labeler, the cascade and the oracle, against human labels.
+        cost_usd: The cost of the cascade. None: a price is unknown.
+        alone_usd: The cost of the oracle alone on all rows. None: a price is unknown.
     """
 
     rows: int
@@ -100,17 +102,17 @@ class Outcome:
 
     @property
     def asked(self) -> int:
-        """Rows of which the oracle was asked."""
+        """The number of rows that the oracle answered."""
         return self.sampled + self.escalated + self.invalid
 
 
 def measure(labels: pl.DataFrame, alone: pl.DataFrame, gold: pl.DataFrame) -> Outcome:
-    """Hold the labels of a cascade against those of its oracle alone, and against people's."""
+    """Compare the labels of a cascade with the labels of its oracle alone, and with human labels."""
     both = labels.select(
         "text_id",
         "llm_why",
         cascade="label",
-        # What the cheap labeler said where the oracle has the last word; it said nothing where it was not asked.
+        # The cheap labeler's own label, also for rows with the oracle's; null for rows that it was not asked.
         cheap=pl.when(pl.col("llm_level") == "cheap").then("label").otherwise("llm_cheap_label"),
     )
     both = both.join(alone.select("text_id", oracle="label"), on="text_id", how="left")
@@ -139,7 +141,7 @@ def _sum(labels: pl.DataFrame) -> Decimal | None:
 
 
 def show(found: Outcome, planned: str, console: Console) -> None:
-    """Print what was promised, what came out, what it took, and whether it paid; `planned` is the plan's own word."""
+    """Print the guarantee, the result, its effort and the savings. `planned` is the text of the plan."""
     model, rows = settings.MODEL, f"{found.rows:,}"
     console.print()
     lines = Table.grid(padding=(0, 2))
@@ -190,7 +192,7 @@ def _table(found: Outcome) -> Table:
 
 
 def _warnings(found: Outcome) -> list[str]:
-    """Say what a promise of agreement does not say."""
+    """Return the limits of a guarantee of agreement, as lines; empty if the oracle is better than the lexicon."""
     cheap, _, oracle = found.accuracy
     if cheap is None or oracle is None or cheap <= oracle or found.cheap_agreement is None:
         return []

@@ -4,7 +4,7 @@
                     └─▶ oracle_sentiment_batch ──▶ oracle_sentiment ──┼─▶ cascade_eval   the model alone, to compare
     cascade_gold ─────────────────────────────────────────────────────┘
 
-The comparison asks the model of all tweets, so that it is seen what came of the promise. Who uses a cascade does not.
+For the comparison, the model labels all tweets, to check the guarantee. A real cascade does without this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from example_project.settings import LEXICON, MODEL, cascade_rows
 __all__ = ["AGREEMENT", "CONFIDENCE", "cascade_assets"]
 
 AGREEMENT, CONFIDENCE = 0.9, 0.95
-"""What is promised: at least so many labels are the model's, as probably as that."""
+"""The guarantee: the minimum share of labels that agree with the model, and its confidence."""
 
 
 class SureSentiment(BaseModel):
@@ -34,21 +34,21 @@ class SureSentiment(BaseModel):
 
 @dg.asset(kinds={"polars"})
 def cascade_tweets() -> Any:
-    """Tweets of other days: enough of them that a cascade can pay."""
+    """Further tweets, from other days: enough for a cascade to pay."""
     return data.between(cascade_rows()).select("text_id", "text")
 
 
 @dg.asset(kinds={"polars"})
 def cascade_gold() -> Any:
-    """What people said of them."""
+    """Human labels of the cascade's tweets."""
     return data.between(cascade_rows()).select("text_id", "label")
 
 
 def cascade_assets(ask: Prompt, params: Mapping[str, Any], oracle: str = MODEL) -> list[dg.AssetsDefinition]:
-    """The assets of the cascade and of its comparison; none where the lexicon itself is the example's model."""
+    """Return the assets of the cascade and its comparison; empty if the lexicon itself is the example's model."""
     if oracle == LEXICON:
         return []
-    # SmolLM2 runs on this machine, for nothing. A small hosted model's price shows in dollars what is saved.
+    # SmolLM2 runs on this machine for free. The price of a small hosted model shows the savings in dollars.
     price = TokenPrice("0.05", "0.40") if oracle.startswith("command/") else None
     asked: dict[str, Any] = {
         "rows": cascade_tweets,

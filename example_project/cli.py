@@ -1,4 +1,4 @@
-"""The six commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
+"""The six commands of `python3 -m example_project`, with their handling of Ctrl-C and errors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["main"]
 
 _LOOK_SECONDS = 1.0
 _INTERRUPTED = 130
-"""What a shell says of a command that Ctrl-C ended."""
+"""A shell's exit code for a command that Ctrl-C ended."""
 
 
 def main() -> None:
     """Run the command line."""
     command = read_command()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # even if a shell ignores them
         signal.signal(number, _interrupt)
     os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")
     what_of_dagster = "Dagster is stopped."
@@ -93,7 +93,7 @@ def _stream() -> None:
 
 
 def _in_process(go: Callable[[], None]) -> None:
-    """Runs of Dagster in this process have an interrupt of their own."""
+    """Run `go`. In-process runs of Dagster raise their own exception for Ctrl-C, which becomes KeyboardInterrupt."""
     import dagster as dg  # noqa: PLC0415 - as above
 
     try:
@@ -109,7 +109,7 @@ def _accept_beta() -> None:
 def _stay(running: RunningDagster) -> None:
     how = "it was started elsewhere, and stops there" if running.found else "Ctrl-C stops it"
     print(f"Dagster's UI: {running.url}  ({how})", flush=True)
-    # The sensor makes the ledger, and a run the first table: without one there is no row to look at.
+    # The sensor creates the ledger, but only a run creates the first table. Without a table, there are no rows to show.
     if not any((settings.HOME / "tables").glob("*")):
         print(
             "Nothing is labeled yet: `python3 -m example_project` in another terminal does it, and tells.", flush=True
@@ -127,7 +127,7 @@ def _stay(running: RunningDagster) -> None:
 
 
 def _end_with(running: RunningDagster) -> None:
-    """End the page when Dagster ends: it would show for ever what nobody moves."""
+    """End the page when Dagster ends: it would otherwise show an unchanging state forever."""
     while not running.has_ended():
         time.sleep(_LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

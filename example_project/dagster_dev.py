@@ -1,8 +1,8 @@
-"""A real Dagster on loopback: `dagster dev` with its webserver, its daemon and a home of its own, as a child process.
+"""A real Dagster on loopback: `dagster dev` with webserver, daemon and a separate home, as a child process.
 
-Invariants: one Dagster a home, since two daemons would do everything twice. One that runs already is used, and left
-running; one whose example was killed is stopped first, since nobody else would. What is started here is stopped here,
-with all its processes. Batches are not among them: they are detached.
+Invariants: a home has one Dagster, since two daemons would do everything twice. A Dagster that is already running is
+used and left running. If its example was killed, it is stopped first, since nothing else stops it. A Dagster that was
+started here is stopped here, with all its processes, but without the batches, which are detached.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _LOCATIONS = """{ workspaceOrError { __typename ... on PythonError { message } .
 
 
 class DagsterError(Exception):
-    """Dagster cannot go on; the message says why and where to look."""
+    """Dagster cannot continue; the message contains the reason and the place of details."""
 
 
 @dataclass(frozen=True)
 class RunningDagster:
-    """Where it is, whether it was there before, its log, and whether it has ended meanwhile."""
+    """A running Dagster: its address, whether it was running before, its log, and a test whether it has ended."""
 
     url: str
     found: bool
@@ -49,12 +49,12 @@ class RunningDagster:
     has_ended: Callable[[], bool]
 
     def check(self) -> None:
-        """Raise DagsterError where it has ended: nothing that is waited for would ever come."""
+        """Raise DagsterError if it has ended, since waiting would never end."""
         if self.has_ended():
             raise DagsterError(f"Dagster at {self.url} has ended.\n{end_of(self.log)}")
 
     def query(self, query: str, **variables: Any) -> dict[str, Any]:
-        """Ask GraphQL, as the UI does. Raises DagsterError."""
+        """Send a GraphQL query, like the UI. Raises DagsterError."""
         content = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", content, {"Content-Type": "application/json"})
         try:
@@ -73,12 +73,12 @@ class RunningDagster:
 def dagster(
     home: Path, *, answer_seconds: float = _ANSWER_SECONDS, ask_seconds: float = _ASK_SECONDS
 ) -> Iterator[RunningDagster]:
-    """Dagster for this home until the block ends.
+    """Run Dagster for this home until the block ends.
 
     Args:
-        home: Where it keeps all that it has.
-        answer_seconds: So long one that runs already may take to answer; a busy one takes its time.
-        ask_seconds: So long each question to it waits.
+        home: The folder for all its files.
+        answer_seconds: The time in which a Dagster that is already running must answer. A busy one is slow.
+        ask_seconds: The timeout of each request to it.
     """
     dagster_home = home / "dagster_home"
     try:
@@ -107,7 +107,7 @@ def dagster(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C comes to us alone, and we stop it in order
+            start_new_session=True,  # only this process gets Ctrl-C, and stops it in order
         )
     url = f"http://127.0.0.1:{port}"
     running = RunningDagster(url, found=False, log=log, has_ended=lambda: process.poll() is not None)
@@ -121,8 +121,8 @@ def dagster(
 
 
 def end_dead_runs(dagster_home: Path) -> None:
-    """Say of runs that were killed with their Dagster that they are over: automation would wait for them for ever."""
-    import dagster as dg  # noqa: PLC0415 - one that runs already is found without
+    """Mark runs that were killed with their Dagster as canceled: automation would wait for them forever."""
+    import dagster as dg  # noqa: PLC0415 - a Dagster that is already running is found without it
 
     status = dg.DagsterRunStatus
     alive = dg.RunsFilter(statuses=[status.STARTING, status.STARTED, status.CANCELING])
@@ -132,7 +132,7 @@ def end_dead_runs(dagster_home: Path) -> None:
 
 
 def end_of(log: Path, lines: int = 20) -> str:
-    """Return the last lines of a log, or why there are none."""
+    """Return the last lines of a log, or the reason why it cannot be read."""
     try:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
     except OSError as error:
@@ -160,7 +160,7 @@ def _wait(running: RunningDagster, process: subprocess.Popen[bytes], log: Path) 
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End it and all its processes: runs and code servers are in its process group."""
+    """End Dagster and all its processes: runs and code servers are in its process group."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -171,7 +171,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _stop_orphan(pid: int) -> None:
-    """The same for one that is not our child."""
+    """End a Dagster that is not a child of this process, with all its processes."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + _STOP_SECONDS
@@ -182,17 +182,17 @@ def _stop_orphan(pid: int) -> None:
 
 
 def _write_note(note: Path, written: dict[str, Any]) -> None:
-    # whole or not at all: another example that reads half a note would start a second Dagster on this home
+    # The file is replaced as a whole. An example that reads half a note would start a second Dagster on this home.
     half = note.with_suffix(".tmp")
     half.write_text(json.dumps(written), encoding="utf-8")
     half.replace(note)
 
 
 def _answering(note: Path, answer_seconds: float, ask_seconds: float) -> dict[str, Any] | None:
-    """Find a Dagster that runs on this home already: its address, its process, and that of the example it belongs to.
+    """Find a Dagster that already runs on this home: its address, its process id and its example's process id.
 
-    One that is there and too busy to answer is waited for: a second one on the same home would do everything twice.
-    Raises DagsterError where it never answers.
+    Wait for one that is too busy to answer, since a second one on the same home would do everything twice. Raises
+    DagsterError if it does not answer in time.
     """
     try:
         written: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
@@ -207,7 +207,7 @@ def _answering(note: Path, answer_seconds: float, ask_seconds: float) -> dict[st
         except TimeoutError:
             pass
         except urllib.error.URLError as error:
-            # nobody listens there, or somebody else: the process has the number of a Dagster that is gone
+            # Dagster does not listen there, so another process has the id of a Dagster that is gone.
             if not isinstance(error.reason, TimeoutError):
                 return None
         except (OSError, ValueError):
@@ -222,14 +222,14 @@ def _answering(note: Path, answer_seconds: float, ask_seconds: float) -> dict[st
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # nothing is sent
+        os.kill(pid, 0)  # 0 does not send a signal
     except ProcessLookupError:
         return False
     return True
 
 
 def _free_port() -> int:
-    """A port of the system's choice: two examples that start at once must not meet on a usual one."""
+    """Return a port that the system chooses: two examples that start together must not choose the same one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,10 +1,11 @@
 """The VADER gold standard: 4200 tweets, each rated by 20 to 99 people from -4 (most negative) to 4 (most positive).
 
 Hutto & Gilbert (ICWSM 2014), MIT licence. It is read straight from the source distribution of vaderSentiment 2.5,
-which set-up downloads to `.example/` and which is never committed. The file's digest is checked at each reading.
+which set-up downloads to `.example/` and which is never committed. Each read checks the file's digest and refuses any
+other file.
 
-The days are ours: the tweets carry no dates. A tweet's day and its rank within the day are taken from a hash of its
-id, so they never change, whatever else is loaded. Refuses a file that is not the one named here.
+The tweets do not have dates, so the example assigns days. A tweet's day and its rank within the day come from a hash of
+its id, so they do not depend on other tweets.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # where Dagster only looks at the definitions, nobody waits for it
+if TYPE_CHECKING:  # Dagster can load the definitions without it
     import polars as pl
 
 __all__ = [
@@ -43,25 +44,30 @@ DAYS = tuple(date(2026, 1, 1) + timedelta(days=n) for n in range(30))
 """The 30 days over which the texts are spread; the first three are the example's daily partitions."""
 ROWS_PER_DAY, CASCADE_ROWS = 100, 600
 NEUTRAL_BAND = 0.2
-"""Neutral is a mean rating from -0.2 to 0.2, both ends included."""
+"""A mean rating from -0.2 to 0.2, both ends included, is neutral."""
 
 _INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 _FOLDER = "hutto_ICWSM_2014"
 
 
 def label_of(mean: float) -> str:
-    """The gold label of a mean rating."""
+    """Return the gold label of a mean rating."""
     if mean > NEUTRAL_BAND:
         return "positive"
     return "negative" if mean < -NEUTRAL_BAND else "neutral"
 
 
 def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
-    """All texts of one part, in the order of the file.
+    """Return all texts of one part, in the order of the file.
 
-    Columns: text_id (unique over all parts, `tweets-17`), text, day, mean (of the ratings, as published), ratings
-    (each person's, -4 to 4; for 196 tweets they do not quite give the published mean, which changes no label),
-    n_ratings, label (gold; see `NEUTRAL_BAND`), rank (hex; orders the rows of a day).
+    Columns:
+        text_id: Unique over all parts, as in `tweets-17`.
+        text, day: The text and its assigned day.
+        mean: The published mean of the ratings.
+        ratings, n_ratings: Each person's rating, -4 to 4. For 196 tweets, their mean differs slightly from the
+            published one, without effect on the label.
+        label: The gold label; see `NEUTRAL_BAND`.
+        rank: Hex digits that order the rows of a day.
     """
     import polars as pl
 
@@ -99,7 +105,7 @@ def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
 
 
 def rated(days: Collection[str], rows: int = ROWS_PER_DAY) -> pl.DataFrame:
-    """The subsets of some days, given as in 2026-01-01."""
+    """Return the subsets of some days, written like 2026-01-01."""
     import polars as pl
 
     texts = load()
@@ -107,14 +113,14 @@ def rated(days: Collection[str], rows: int = ROWS_PER_DAY) -> pl.DataFrame:
 
 
 def subset(texts: pl.DataFrame, day: date, rows: int = ROWS_PER_DAY) -> pl.DataFrame:
-    """The first `rows` texts of a day by rank, or all where it has fewer; a larger subset holds every smaller one."""
+    """Return the first `rows` texts of a day by rank, or all if it has fewer. A larger subset contains the smaller."""
     import polars as pl
 
     return texts.filter(pl.col("day") == day).sort("rank").head(rows)
 
 
 def between(rows: int = CASCADE_ROWS) -> pl.DataFrame:
-    """The first `rows` texts by rank of the days between the example's own and those held out: for the cascade."""
+    """Return the cascade's texts: the first `rows` by rank of the days between the example's and the held-out days."""
     import polars as pl
 
     texts = load()
@@ -122,7 +128,7 @@ def between(rows: int = CASCADE_ROWS) -> pl.DataFrame:
 
 
 def held_out(texts: pl.DataFrame, days: int = 10) -> pl.DataFrame:
-    """The last days' texts, for choosing a prompt. The example's own partitions are the first three days."""
+    """Return the texts of the last days, for choosing a prompt. The example itself labels the first three days."""
     import polars as pl
 
     return texts.filter(pl.col("day") >= DAYS[-days]).sort("rank")

@@ -1,4 +1,4 @@
-"""The example's Dagster code: tweets, labeled by two LLM batch datasets, evaluated against what people said.
+"""The example's Dagster code: tweets, labeled by two LLM batch datasets, evaluated against human labels.
 
     tweets ──▶ tweet_sentiment_batch ─────────▶ tweet_sentiment ──────────┐
        └─────▶ tweet_sentiment_lexicon_batch ─▶ tweet_sentiment_lexicon ──┼─▶ sentiment_eval
@@ -8,13 +8,13 @@
 
 and the cascade of cascade_definitions.py.
 
-Without any setting all of it runs on this machine. Environment variables put another model in SmolLM2's place:
+By default, everything runs on this machine. These environment variables choose another model and other sizes:
 
-    EXAMPLE_MODEL          openai/gpt-5-nano, …   default: command/smollm2
-    OPENAI_API_KEY         for openai/… models
-    OPENAI_BASE_URL        any server that speaks OpenAI's Batch API, such as this package's emulator
-    EXAMPLE_ROWS_PER_DAY   default: 100
-    EXAMPLE_CASCADE_ROWS   default: 600, of `python3 -m example_project cascade`
+    EXAMPLE_MODEL: openai/gpt-5-nano, …   default: command/smollm2
+    OPENAI_API_KEY: for openai/… models
+    OPENAI_BASE_URL: any server with OpenAI's Batch API, such as this package's emulator
+    EXAMPLE_ROWS_PER_DAY: tweets of each day   default: 100
+    EXAMPLE_CASCADE_ROWS: tweets of `python3 -m example_project cascade`   default: 600
 """
 
 import sys
@@ -42,26 +42,26 @@ from example_project.cascade_definitions import cascade_assets
 from example_project.parquet import ParquetIOManager
 from example_project.settings import EXAMPLE_DAYS, HOME, LEXICON, MODEL, OPENAI_BASE_URL, rows_per_day
 
-# Only the days that the example labels: more would look unfinished on Dagster's pages for ever.
+# Only the days that the example labels: other days would always look unfinished in Dagster's UI.
 daily = dg.DailyPartitionsDefinition(start_date=EXAMPLE_DAYS[0], end_date=data.DAYS[len(EXAMPLE_DAYS)].isoformat())
 one_run = dg.BackfillPolicy.single_run()
 
 
 @dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
 def tweets(context: dg.AssetExecutionContext) -> Any:
-    """Tweets of a day. The days are ours: the tweets carry no dates."""
+    """Daily tweets. The tweets do not have dates, so the example assigns days."""
     return data.rated(context.partition_keys, rows_per_day()).select("text_id", "text", "day")
 
 
 @dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
 def tweet_gold(context: dg.AssetExecutionContext) -> Any:
-    """What 20 to 99 people made of each tweet: the mean of their ratings from -4 to 4, and the label it stands for."""
+    """Human labels: for each tweet, the mean rating of 20 to 99 people from -4 to 4, and its label."""
     return data.rated(context.partition_keys, rows_per_day()).select("text_id", "day", "label", "mean", "n_ratings")
 
 
 @dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
 def tweet_gold_few(context: dg.AssetExecutionContext) -> Any:
-    """A fifth of the ratings, drawn by chance: what there is where people can look at a few rows only."""
+    """Few human labels: a random fifth, for the case that people can only judge a few rows."""
     return data.rated(context.partition_keys, max(1, rows_per_day() // 5)).select("text_id", "day", "label")
 
 
@@ -146,7 +146,7 @@ llm_batch = LLMBatchResource(
             *(sys.executable, "-m", "example_project.labelers"),
             *("--model", "{model}", "-i", "{input}", "-o", "{output}"),
         ],
-        account="example",  # the same answers from whichever folder the interpreter is started
+        account="example",  # reuse answers wherever the interpreter is
     ),
     openai=OpenAIBatchResource(api_key=dg.EnvVar("OPENAI_API_KEY"), base_url=OPENAI_BASE_URL)
     if MODEL.startswith("openai/")
@@ -155,7 +155,7 @@ llm_batch = LLMBatchResource(
 
 
 def in_group(name: str, assets: Sequence[dg.AssetsDefinition]) -> Sequence[dg.AssetsDefinition]:
-    """Put assets into a group of Dagster's pages, which show each as a box of its own."""
+    """Put assets into a group, which Dagster's UI shows as a separate box."""
     return dg.map_asset_specs(lambda spec: spec.replace_attributes(group_name=name), assets)
 
 
@@ -176,5 +176,5 @@ defs = dg.Definitions(
         ),
     ],
     resources={"llm_batch": llm_batch, "io_manager": ParquetIOManager(folder=str(HOME / "tables"))},
-    executor=dg.in_process_executor,  # small tables: starting a process for each step would take longer
+    executor=dg.in_process_executor,  # for small tables, a process for each step would take longer
 )

@@ -1,8 +1,8 @@
-"""The example's way through Dagster, as a person would go it in the UI: one backfill, then watching.
+"""The example's steps in Dagster, like a user's in the UI: one backfill, then watching.
 
-    backfill: rows, ratings, submissions ─▶ (batches run) ─▶ the sensor lands labels ─▶ automation evaluates them
+    backfill: rows, ratings, submissions ─▶ (batches run) ─▶ the sensor materializes labels ─▶ automation evaluates them
 
-This only asks and looks: what happens is done by Dagster's daemon. It can be stopped and started at any point.
+This module only requests and watches; Dagster's daemon does the work. It can be stopped and started at any point.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["DATASETS", "JourneyState", "runs_since", "stop_at_failures", "submit
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
 EVALUATIONS = {"sentiment_eval": "tweet_gold", "sentiment_shares": "tweet_gold_few"}
-"""By name, and the gold that each reads."""
+"""The evaluations by name, with the gold that each reads."""
 _LOOK_SECONDS = 1.0
 _AT_VENDOR_SECONDS = 26 * 3600.0
-"""A hosted batch may take a day, in which nothing moves."""
+"""A hosted batch may take a day without any visible progress."""
 _BACKFILL = """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) { __typename
     ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
 _BACKFILL_STATUS = """query ($id: String!) { partitionBackfillOrError(backfillId: $id) { __typename
@@ -39,7 +39,7 @@ _BACKFILL_STATUS = """query ($id: String!) { partitionBackfillOrError(backfillId
 
 
 def travel(running: RunningDagster) -> None:
-    """Backfill, watch, report. Raises DagsterError where a run fails."""
+    """Backfill, watch, report. Raises DagsterError if a run fails."""
     began = datetime.now(UTC)
     days = f"{settings.EXAMPLE_DAYS[0]} to {settings.EXAMPLE_DAYS[-1]}"
     with dg.DagsterInstance.get() as instance, Screen() as screen:
@@ -82,7 +82,7 @@ def _backfill(running: RunningDagster, instance: dg.DagsterInstance, screen: Scr
 
 
 def watch(screen: Screen, running: RunningDagster, state: JourneyState, began: datetime) -> None:
-    """Show how far it is until all has landed and is evaluated. Raises DagsterError where that does not come."""
+    """Show progress until all labels are materialized and evaluated. Raises DagsterError if progress stops."""
 
     def obstacles() -> str:
         return f"{describe_submissions(state.engine)}\n{describe_dagster(state.instance, began, running.log)}"
@@ -108,13 +108,13 @@ def watch(screen: Screen, running: RunningDagster, state: JourneyState, began: d
 
 
 def runs_since(instance: dg.DagsterInstance, began: datetime) -> list[tuple[str, str]]:
-    """Return the runs since then, each with its state: what moves where nothing else does."""
+    """Return the runs since `began` with their states. They change even while nothing else is visible."""
     records = instance.get_run_records(dg.RunsFilter(created_after=began))
     return [(record.dagster_run.run_id, record.dagster_run.status.value) for record in records]
 
 
 def stop_at_failures(instance: dg.DagsterInstance, began: datetime) -> None:
-    """Raise DagsterError where a run since then has failed or was canceled."""
+    """Raise DagsterError if a run since `began` has failed or was canceled."""
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED], created_after=began)
     for record in instance.get_run_records(ended, limit=1):
         run = record.dagster_run
@@ -133,7 +133,7 @@ def _reasons(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Progress:
-    """How far a dataset's submissions are, all days together."""
+    """The progress of a dataset's submissions, over all days."""
 
     name: str
     state: str
@@ -145,11 +145,11 @@ class _Progress:
 
 @dataclass(frozen=True)
 class JourneyState:
-    """What the ledger and Dagster know of some datasets and their evaluations.
+    """The state of some datasets and their evaluations in the ledger and Dagster.
 
     Attributes:
-        partitions: Of the datasets, and of the gold; `("",)` where they have none.
-        evaluations: By name, and the gold that each reads.
+        partitions: The partitions of the datasets and the gold; `("",)` if they are unpartitioned.
+        evaluations: The evaluations by name, with the gold that each reads.
     """
 
     instance: dg.DagsterInstance
@@ -167,7 +167,7 @@ class JourneyState:
         found = [engine.latest(name, day) for day in self.partitions]
         submissions = [one for one in found if one is not None]
         statuses = [engine.status(one.submission_id) for one in submissions]
-        # a cascade asks two models of some requests, and each time counts
+        # A cascade sends some requests to two models, and both count.
         requests = sum(status.total + status.submission.reused for status in statuses)
         unsettled = sum(status.total - status.done for status in statuses if not status.is_settled)
         landed = sum(self._landed(name, one.partition, one.submission_id) for one in submissions)
@@ -192,7 +192,7 @@ class JourneyState:
         return next(iter(self.instance.fetch_materializations(wanted, limit=1).records), None)
 
     def is_evaluated(self) -> bool:
-        """Whether each evaluation is of a run that began after all that it reads was there."""
+        """Return whether each evaluation's run began after everything it reads was materialized."""
         return all(self._is_newest(name, (gold, *self.datasets)) for name, gold in self.evaluations.items())
 
     def _is_newest(self, evaluation: str, upstreams: Sequence[str]) -> bool:
@@ -203,7 +203,7 @@ class JourneyState:
         return began is not None and all(one is not None and one.timestamp <= began for one in read)
 
     def submitted_since(self, began: datetime) -> str:
-        """What this run sent, and what was there already."""
+        """Return a text about the requests that this run sent and the earlier ones."""
         engine = self.engine
         submissions = [engine.latest(name, day) for name in self.datasets for day in self.partitions]
         statuses = [engine.status(submission.submission_id) for submission in submissions if submission is not None]
@@ -211,7 +211,7 @@ class JourneyState:
 
 
 def submitted_text(statuses: Sequence[Status], began: datetime) -> str:
-    """Say what has become of the requests of these submissions; what was opened since `began` is new.
+    """Return a text about the requests of these submissions. A submission that was created since `began` is new.
 
     A shard is planned until the provider's queue has room for it: its requests are neither sent nor paid yet.
     """

@@ -1,4 +1,4 @@
-"""Where the example's tables live: polars frames, one Parquet file for each partition of each asset.
+"""Storage of the example's tables: polars frames, one Parquet file for each partition of each asset.
 
 A stand-in for the IO manager of your own platform (DuckDB, Snowflake, BigQuery, Delta, Iceberg, …).
 """
@@ -17,7 +17,7 @@ __all__ = ["ParquetIOManager"]
 
 
 class ParquetIOManager(dg.ConfigurableIOManager):
-    """A run over several partitions hands over one frame; metadata `partition_expr` names the column that splits it."""
+    """Stores polars frames. In a multi-partition run, the column in metadata `partition_expr` splits the frame."""
 
     folder: str
 
@@ -34,7 +34,7 @@ class ParquetIOManager(dg.ConfigurableIOManager):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_parquet(path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
-        # Where tools, such as `dagster-llm-batch review`, find the table: a file, or the folder of all partitions.
+        # Tools such as `dagster-llm-batch review` find the table by this address: a file, or the partitions' folder.
         path = self._path(context, None) if keys == [None] else self._path(context, keys[0]).parent
         context.add_output_metadata({"dagster/uri": path.as_uri()})
 

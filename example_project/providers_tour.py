@@ -3,9 +3,9 @@
     tweets ──▶ tour_<provider>_batch ─▶ tour_<provider>  (eight of them) ─┬─▶ tour_eval
     tweet_gold ─────────────────────────────────────────────────────────┘
 
-Real: the assets, the engine, each vendor's own SDK, and the S3 and Cloud Storage protocols that files go through.
-Simulated: what the models answer, by one rule for all, and how many tokens that is. So accuracy says nothing about the
-models, and costs are of the right kind, not to the cent. Each tour starts anew, and leaves nothing behind.
+Real: the assets, the engine, each vendor's own SDK, and the S3 and Cloud Storage protocols for files. Simulated: the
+answers, by one rule for all models, and their numbers of tokens. So the accuracy is meaningless for the models, and
+costs are only approximate. Each tour starts from scratch and deletes its files.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "openrouter/openai/gpt-4o-mini": {"max_tokens": 64},
     "mistral/mistral-small-2603": {"max_tokens": 64},
 }
-"""What is asked, and with which parameters; each vendor has its own names for them."""
+"""The models with their parameters, under each vendor's names."""
 LEAST_ROWS = 100
-"""Bedrock refuses smaller batches, and so does its emulator."""
+"""Bedrock refuses smaller batches, like its emulator."""
 SIMULATED = "simulated answers: accuracy says nothing about these models"
 _DAY = settings.EXAMPLE_DAYS[0]
 _BUCKET = "tour"
@@ -74,7 +74,7 @@ class Clouds:
     gcs_url: str
 
     def resource(self) -> LLMBatchResource:
-        """What a deployment would be given: all of them, here with other addresses."""
+        """Return the resource with all providers. In a deployment, only the addresses and keys differ."""
         emulator, key = self.emulator, DEFAULT_KEY
         return LLMBatchResource(
             openai=OpenAIBatchResource(api_key=key, base_url=emulator.openai_base_url),
@@ -108,7 +108,7 @@ class Clouds:
 
 @contextmanager
 def clouds() -> Iterator[Clouds]:
-    """Start all of it on loopback, and stop it."""
+    """Start the emulated vendors and storage on loopback, and stop them at the end."""
     with (
         local_s3(_BUCKET) as s3_url,
         local_gcs(_BUCKET) as gcs_url,
@@ -118,10 +118,10 @@ def clouds() -> Iterator[Clouds]:
 
 
 def tour(around: Clouds, folder: Path) -> pl.DataFrame:
-    """Submit a day's tweets everywhere, let the batches end, land and evaluate; one row a provider.
+    """Submit a day's tweets to all providers, let the batches end, evaluate the labels; return one row a provider.
 
     Columns: provider, model, labeled, rows, accuracy, cost_usd and realtime_usd (null: unknown price), basis.
-    Raises SettingError, and what made a run fail.
+    Raises SettingError, or the error of a failed run.
     """
     if settings.rows_per_day() < LEAST_ROWS:
         raise settings.SettingError(
@@ -152,7 +152,7 @@ def tour(around: Clouds, folder: Path) -> pl.DataFrame:
                 resources=resources,
                 run_config=_QUIET,
             )
-            around.emulator.settle()  # hours, in the clouds; a sensor waits there
+            around.emulator.settle()  # takes hours in the clouds, where a sensor waits
         with dg.Definitions(assets=assets, resources=resources).get_asset_value_loader(instance) as loader:
             return _by_provider(lambda name: loader.load_asset_value(name, partition_key=_DAY))
 
@@ -202,7 +202,7 @@ def _sum(amounts: pl.Series) -> Decimal | None:
 
 
 def show(rows: pl.DataFrame) -> Table:
-    """The table that the tour ends with."""
+    """Return the tour's final table."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
     table.title = f"One labeling through {len(MODELS)} providers\n({SIMULATED})"
     table.add_column("provider", no_wrap=True)
@@ -227,7 +227,7 @@ def show(rows: pl.DataFrame) -> Table:
 
 
 def go() -> None:
-    """The whole tour, printed."""
+    """Make the whole tour, and print it."""
     console = Console(highlight=False)
     console.print(
         f"{len(MODELS)} providers, emulated on this machine; {_DAY}'s tweets to each. Some 30 seconds.", soft_wrap=True

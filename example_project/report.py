@@ -1,4 +1,4 @@
-"""What the example ends with: labels, the evaluation, the shares of all rows, the money, and where to look further."""
+"""The example's final report: labels, the evaluation, the shares of all rows, the cost, and links."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from example_project.definitions import defs
 __all__ = ["show"]
 
 _HOSTED = ("openai", "gpt-5-nano")
-"""For the what-if."""
+"""The model for the line "What if"."""
 _ROWS = 6
 _LOOK: dict[str, Any] = {
     "box": box.SIMPLE_HEAD,
@@ -32,11 +32,11 @@ _LOOK: dict[str, Any] = {
     "padding": (0, 1, 0, 0),
 }
 _OTHERS_WIDTH = 46
-"""What the table's other columns and its lines take."""
+"""The width of the table's other columns and its lines."""
 
 
 def show(running: RunningDagster) -> None:
-    """Print it all."""
+    """Print the report."""
     console = Console(highlight=False)
     labels, lexicon = _load("tweet_sentiment"), _load("tweet_sentiment_lexicon")
     console.print()
@@ -55,7 +55,7 @@ def show(running: RunningDagster) -> None:
 
 
 def _load(asset: str, *, partitioned: bool = True) -> pl.DataFrame:
-    """A table as Dagster's IO manager gives it back; of a partitioned one the example's days."""
+    """Load a table through Dagster's IO manager; of a partitioned one, load the example's days."""
     with defs.get_asset_value_loader() as loader:
         days = settings.EXAMPLE_DAYS if partitioned else (None,)
         return pl.concat([loader.load_asset_value(asset, partition_key=day) for day in days])
@@ -96,7 +96,7 @@ def _evaluation(evaluation: pl.DataFrame) -> Table:
 
 
 def _shares(estimates: pl.DataFrame, gold: pl.DataFrame) -> Table:
-    """What few people and many labels say of the whole table; here it is known what all people say."""
+    """Show shares of the whole table, estimated from few human labels and many model labels, and the true shares."""
     shares = estimates.filter(pl.col("figure") == "share", pl.col("candidate") == "tweet_sentiment").to_dicts()
     few = shares[0]["n_gold"] if shares else 0
     table = Table(title=f"sentiment_shares: what all {len(gold)} tweets hold (95 % intervals)", **_LOOK)

@@ -1,4 +1,4 @@
-"""What a waiting person sees: bars that move on a terminal, a line for each change elsewhere."""
+"""The display while waiting: moving bars on a terminal, or a line for each change without one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rich.table import Table
 __all__ = ["Bar", "Screen"]
 
 _STEPS = 5
-"""Without a terminal, a bar is told again at each fifth of its way."""
+"""Without a terminal, a bar is printed again after each fifth of its total."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One thing in progress. A total of 0 means that nobody knows how long it takes."""
+    """One thing in progress. A total of 0 means that the duration is unknown."""
 
     name: str
     state: str | None
@@ -30,7 +30,7 @@ class Bar:
 
 
 class Screen:
-    """Lines above, bars below."""
+    """A display with lines above and bars below."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
@@ -47,11 +47,11 @@ class Screen:
         self._live.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(line, markup=False)
 
     def show(self, bars: Sequence[Bar], *, last: bool = False) -> None:
-        """The bars as they are now; the last ones stay."""
+        """Show the bars in their present state. With `last`, they stay."""
         if not self._console.is_terminal:
             for bar in bars:
                 self._tell(bar)
@@ -64,7 +64,7 @@ class Screen:
     def _drawn(self, bars: Sequence[Bar]) -> Table:
         table = Table.grid(padding=(0, 1))
         for is_bar in (False, False, True, False, False):
-            table.add_column(no_wrap=not is_bar)  # where the terminal is narrow, the bars give way, and no word
+            table.add_column(no_wrap=not is_bar)  # on a narrow terminal, only the bars shrink
         for bar in bars:
             if bar.total:
                 count = f"{bar.done:>4} of {bar.total}"

