@@ -1,10 +1,10 @@
-"""How fast the package is, how much memory it takes, and what it saves: beside the floor, in the same minutes.
+"""Benchmarks of the package's speed, memory and savings, compared with the floor in the same minutes.
 
-python -m benchmarks                         all of it, into docs/performance.md
-python -m benchmarks shapes money            some of its parts; printed only
-python -m benchmarks shapes --write          these parts into the page, whose other sections stay
-python -m benchmarks sensor --keep here      a part kept in a folder, for a later call with --keep and --write
-python -m benchmarks shapes --floors folder  other floors beside, which the folder holds
+- python -m benchmarks: measure everything, into docs/performance.md
+- python -m benchmarks shapes money: measure some parts, and only print them
+- python -m benchmarks shapes --write: measure these parts, and replace their sections of the page
+- python -m benchmarks sensor --keep here: keep a part in a folder, for a later call with --keep and --write
+- python -m benchmarks shapes --floors folder: also measure other floors, which the folder holds
 
-Whether what is said of figures is true is `benchmarks.truth`, into docs/truth.md.
+`benchmarks.truth` measures whether the statistics keep their guarantees, into docs/truth.md.
 """

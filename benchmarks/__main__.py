@@ -64,7 +64,7 @@ def main() -> None:
 
     keep = options.keep or Path(tempfile.mkdtemp())
     keep.mkdir(parents=True, exist_ok=True)
-    # The sensor and the runs of Dagster are measured with these alone, too.
+    # Sensor and Dagster runs are only measured with these services, too.
     floors = [one for one in options.services if one in shapes.FLOORS]
 
     def measured_shapes() -> str:
@@ -114,7 +114,7 @@ def _when() -> str:
 
 
 def _write(keep: Path) -> None:
-    """Write the page, its picture, and what the README says of it."""
+    """Write the page, its picture, and the README's quote from it."""
     machine = f"{os.cpu_count()} cores, {platform.system()}"
     sections = {name: path.read_text(encoding="utf-8") for name in page.TEXTS if (path := keep / f"{name}.md").exists()}
     written = page.page_with(page.PAGE.read_text(encoding="utf-8"), sections, machine)

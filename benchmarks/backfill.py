@@ -1,4 +1,4 @@
-"""A backfill of daily partitions by Dagster: one run for all, or one for each. In this process, by the emulator."""
+"""A backfill of daily partitions by Dagster: one run for all, or one for each, in this process with the emulator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_
 
 @dataclass(frozen=True)
 class Backfill:
-    """What it took."""
+    """The effort of a backfill."""
 
     runs: int
     batches: int
@@ -32,7 +32,7 @@ class Backfill:
 
 
 def backfill(days: int, *, together: bool) -> Backfill:
-    """Submit and land so many days, in one run each or in one run for each day."""
+    """Submit `days` and materialize their labels: in one run each, or in a run each for every day."""
     keys = [str(_FIRST + dt.timedelta(days=number)) for number in range(days)]
 
     def rows(context: Any) -> pa.Table:
@@ -81,7 +81,7 @@ def backfill(days: int, *, together: bool) -> Backfill:
 
 
 def table(days: int, runs_of_days: int) -> str:
-    """As Markdown: all days in one run, and the first of them in a run each."""
+    """Return the table as Markdown: all days in one run, and the first `runs_of_days` in a run each."""
     lines = ["| Days | | Runs | Batches | API calls | Seconds | A day, ms |", "| ---: | --- |" + " ---: |" * 5]
     for name, count, together in (("one run", days, True), ("a run for each day", min(days, runs_of_days), False)):
         took = backfill(count, together=together)

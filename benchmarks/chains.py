@@ -1,4 +1,4 @@
-"""A table that grows each day, and is labeled anew each day: what came before is not asked again, whoever asked it.
+"""A table that grows each day and is labeled each day: earlier rows reuse the answers of earlier submissions.
 
 python -m benchmarks.chains folder '{"url": …}' first-day last-day rows-a-day
 """
@@ -23,7 +23,7 @@ _SERVICE = "openai"
 
 
 def main(folder: str, addresses: str, first: str, last: str, a_day: str) -> None:
-    """Label the table as it is on each of these days, and report what each step took on all of them."""
+    """Label the table of each of these days, and report the CPU seconds of each step over all of them."""
     engine = package.engine(_SERVICE, Path(folder), json.loads(addresses))
     definition = Labeling(
         asset="labels", model=package.MODELS[_SERVICE], key="id", prompt=Prompt(user="#ROW:{{ row.row }}#\n{{ text }}")
@@ -53,7 +53,7 @@ def _rows(count: int) -> pa.Table:
 
 
 def table(days: Sequence[int], a_day: int, runs: int) -> str:
-    """As Markdown: of each of the days, in a process of its own; the least of the runs."""
+    """Return the table as Markdown. Each day runs in a separate process; the row shows the cheapest of the runs."""
     best: dict[int, Cost] = {}
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder, mock() as addresses:

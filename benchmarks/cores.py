@@ -1,4 +1,4 @@
-"""Several shards at once: wall seconds and share of a core, by phase and by how many go and come at once."""
+"""Several shards at once: wall seconds and share of a core, by phase and number of simultaneous transfers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHARDS = 8
 
 
 def table(rows: int, caps: Sequence[int], inputs: Path) -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     lines = [
         f"| Batches at once | {' | '.join(f'{name}, s (cores)' for name in PHASES)} | All, s |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",

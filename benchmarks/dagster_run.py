@@ -1,4 +1,4 @@
-"""The pipeline inside a Dagster run, in this process, beside a run of assets of the same shape that do nothing.
+"""The pipeline inside a Dagster run, in this process, compared with a run of empty assets of the same shape.
 
 python -m benchmarks.dagster_run openai|anthropic rows.parquet|nothing folder '{"url": …}'
 """
@@ -36,7 +36,7 @@ _OFTEN = 100_000
 
 
 def main(service: str, rows: str, folder: str, addresses: str) -> None:
-    """Run it, and report what the run alone took."""
+    """Run it, and report the cost of the run alone."""
     load_package(service)
     url = json.loads(addresses)["url"]
     if service == "openai":
@@ -53,7 +53,7 @@ def main(service: str, rows: str, folder: str, addresses: str) -> None:
     }
     assets = empty_run.assets() if rows == _NOTHING else _labeled(service, rows)
     with dg.DagsterInstance.local_temp(folder) as instance:
-        instance.get_runs(limit=1)  # its tables are there
+        instance.get_runs(limit=1)  # creates its tables
         work = Work()
         done = dg.materialize(assets, instance=instance, resources=resources)
         assert done.success
@@ -81,7 +81,7 @@ def _labeled(service: str, rows: str) -> Sequence[dg.AssetsDefinition]:
 
 
 def table(services: Sequence[str], sizes: Sequence[int], runs: int, inputs: Path) -> str:
-    """As Markdown: floor, empty run and run take turns."""
+    """Return the table as Markdown. Floor, empty run and run take turns."""
     titles = ["Service", "Rows", "Run CPU s", "Empty run", "Dagster run, less an empty one", "Floor"]
     titles += ["Run less empty, times the floor", "Run peak MB", "Empty run MB"]
     lines = [f"| {' | '.join(titles)} |", "| --- |" + " ---: |" * (len(titles) - 1)]

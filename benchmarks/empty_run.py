@@ -1,4 +1,4 @@
-"""A Dagster run of assets that do nothing, of the shape of a labeled dataset's, in a process without this package.
+"""A Dagster run of empty assets with the shape of a labeled dataset, in a process without this package.
 
 python -m benchmarks.empty_run folder
 """
@@ -18,7 +18,7 @@ _CHECKS = ("coverage", "parse_rate", "spend")
 
 
 def assets() -> Sequence[dg.AssetsDefinition]:
-    """Return a submission, labels with three checks, and rejects: what Dagster itself takes for as much."""
+    """Return empty assets: a submission, labels with three checks, and rejects. Their run is Dagster's own share."""
 
     @dg.asset(name="labels_batch")
     def batch() -> dg.MaterializeResult[Any]:
@@ -37,9 +37,9 @@ def assets() -> Sequence[dg.AssetsDefinition]:
 
 
 def main(folder: str) -> None:
-    """Run them, and report what the run alone took."""
+    """Run them, and report the cost of the run alone."""
     with dg.DagsterInstance.local_temp(folder) as instance:
-        instance.get_runs(limit=1)  # its tables are there
+        instance.get_runs(limit=1)  # creates its tables
         work = Work()
         assert dg.materialize(assets(), instance=instance).success
         work.report()

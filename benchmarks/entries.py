@@ -1,6 +1,6 @@
-"""Entries: the functions of the package that a piece of work enters, in the order in which they are entered first.
+"""Entries: the functions of the package that a piece of work enters, in the order of their first calls.
 
-Python's profiler counts them, in this thread and in those that start meanwhile.
+Python's profiler counts them, in this thread and in threads that start meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def record_entries() -> Iterator[list[tuple[str, str]]]:
             return
         seen.add(code)
         path = Path(code.co_filename)
-        # Functions without a name of their own (comprehensions, lambdas, class bodies) belong to those around them.
+        # Functions without a name (comprehensions, lambdas, class bodies) belong to the function around them.
         if path.is_relative_to(PACKAGE) and not code.co_name.startswith("<"):
             module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
             entered.append((module, code.co_qualname))

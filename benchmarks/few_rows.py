@@ -1,4 +1,4 @@
-"""Some rows by a script of one's own: nothing is imported before it is needed.
+"""Some rows in a user's script, which imports modules only when they are needed.
 
 python -m benchmarks.few_rows openai|anthropic|vertex rows.parquet folder '{"url": …}'
 """
@@ -14,7 +14,7 @@ from benchmarks.package import bare_engine, label, labeling
 
 
 def main(service: str, rows: str, folder: str, addresses: str) -> None:
-    """Label the rows, and say what it took."""
+    """Label the rows, and report the cost."""
     work = Work(imports_later=True)
     home = Path(folder)
     count, _ = label(bare_engine(service, home, json.loads(addresses)), labeling(service), rows, home)

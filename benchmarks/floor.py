@@ -1,10 +1,10 @@
-"""The floor: the same rows through the same service by a client that is written for this one case.
+"""The floor: the same rows through the same service, by a client written for this one case.
 
 python -m benchmarks.floor openai|anthropic rows.parquet url folder [form]
 
-The constant parts of a request are encoded once, replies are decoded and checked by msgspec into columns, and the
-request files and raw results are kept, compressed as the package keeps them. There is no ledger, no reconciliation, no
-retry, no price and no provenance. Nothing is held whole but the keys. Forms of answers: `benchmarks.floor_forms`.
+The constant parts of a request are encoded once, and msgspec decodes and checks replies into columns. Request files and
+raw results are stored, compressed like the package's. There is no ledger, no reconciliation, no retry, no price and no
+provenance. Only the keys are in memory as a whole. Forms of answers: `benchmarks.floor_forms`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _DOWNLOAD_PIECE = 1 << 21
 
 
 def main(service: str, rows: str, url: str, folder: str, form: str = "label") -> None:
-    """Label the rows, and say what it took."""
+    """Label the rows, and report the cost."""
     load(*FLOOR)
     work = Work()
     work.report(rows=label(WIRES[service](FORMS[form]), rows, url, Path(folder)))
 
 
 def label(wire: Wire, rows: str, url: str, folder: Path) -> int:
-    """Label the rows, from one file into another. Return how many there are."""
+    """Label the rows, from one file into another. Return their number."""
     client = httpx.Client(base_url=url, timeout=600, headers={"Authorization": "Bearer x"})
     keys: list[pa.Array] = []
     batches = []
@@ -64,7 +64,7 @@ def label(wire: Wire, rows: str, url: str, folder: Path) -> int:
 
 
 def _request_files(wire: Wire, rows: str, folder: Path, keys: list[pa.Array]) -> Iterator[Path]:
-    """Write the rows as the files of as many batches as they need, and append their keys."""
+    """Write the rows into the request files of their batches, and append their keys."""
     pieces = wire.pieces()
     number, held, size = 0, 0, 0
     path, file = folder / "requests.lz4", None
@@ -81,7 +81,7 @@ def _request_files(wire: Wire, rows: str, folder: Path, keys: list[pa.Array]) ->
             if file is None:
                 path = folder / f"requests-{number}.lz4"
                 file = pa.CompressedOutputStream(str(path), "lz4")
-                # The first line of a file follows its head, and no separator.
+                # The first line of a file has the head before it instead of a separator.
                 lines = wire.head + lines[len(wire.separator) :]
             file.write(lines)
             number, held, size = number + part.num_rows, held + part.num_rows, size + len(lines)
@@ -93,7 +93,7 @@ def _request_files(wire: Wire, rows: str, folder: Path, keys: list[pa.Array]) ->
 
 
 def _encoded(pieces: Sequence[bytes], rows: pa.RecordBatch, number: int) -> bytes:
-    """Return lines, each after the constant pieces: the request's number, the row's, its text."""
+    """Return lines that join the constant pieces with the request's number, the row's number and the row's text."""
     before_number, before_row, before_text, after = pieces
     encode = msgspec.json.Encoder().encode
     parts: list[bytes] = []
@@ -110,7 +110,7 @@ def _closed(file: Any, wire: Wire, path: Path) -> Path:
 
 
 def _result_lines(wire: Wire, client: httpx.Client, batch: str, folder: Path) -> Iterator[list[bytes]]:
-    """Yield whole lines, some megabytes at a time, and keep what comes."""
+    """Yield whole lines, some megabytes at a time, and store the raw results."""
     while (url := wire.results_url(client, batch)) is None:
         time.sleep(0.01)
     rest = b""

@@ -1,4 +1,4 @@
-"""The forms of answers that the floor reads, by name: as msgspec checks them, and as columns."""
+"""The forms of answers that the floor reads, by name: types for msgspec, and columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Struct
 
-# As in `benchmarks.labels`, which loads pydantic: the floor does without.
+# The same as in `benchmarks.labels`, which the floor does not import because it loads pydantic.
 _TOPIC_NAMES = tuple(f"topic_{number:02d}" for number in range(50))
 _TEXT, _INTEGER, _NUMBER = {"type": "string"}, {"type": "integer"}, {"type": "number"}
 
@@ -34,7 +34,7 @@ class _Choice(Struct, gc=False):
 
 
 class _Item(TypedDict):
-    """What Arrow takes as it is."""
+    """A dict, which Arrow takes without conversion."""
 
     name: str
     tags: list[str]
@@ -64,7 +64,10 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Form:
-    """`fields`: its columns; `schema`: as it is sent; `read`: replies' texts to columns. A vector has no schema."""
+    """A form of answers: `fields` are its columns, and `read` converts the texts of replies to them.
+
+    `schema` is the JSON schema in requests; a vector does not have one.
+    """
 
     fields: Sequence[tuple[str, pa.DataType]]
     schema: dict[str, Any] | None

@@ -1,4 +1,4 @@
-"""What the floor knows of a service: how a request, a batch and a result line look on the wire."""
+"""The services of the floor: the formats of a request, a batch and a result line."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class _MessageLine(Struct, gc=False):
 class Wire(ABC):
     """One service, and the form of its answers.
 
-    `head` and `tail` are around all lines of a file, `separator` is before each line.
+    `head` and `tail` enclose all lines of a file, and `separator` precedes each line.
     """
 
     most_requests: int
@@ -105,7 +105,7 @@ class Wire(ABC):
 
     @abstractmethod
     def pieces(self) -> tuple[bytes, bytes, bytes, bytes]:
-        """Return what stands before a request's number, before the row's, before its text, and after it."""
+        """Return the constant pieces before the request's number, the row's number and the row's text, and after it."""
 
     @abstractmethod
     def send(self, client: httpx.Client, lines: io.BufferedReader) -> str:
@@ -113,19 +113,19 @@ class Wire(ABC):
 
     @abstractmethod
     def results_url(self, client: httpx.Client, batch: str) -> str | None:
-        """Return where the results are; None while the batch runs."""
+        """Return the address of the results; None while the batch runs."""
 
     @abstractmethod
     def line_type(self) -> type[Any]:
-        """Return what a result line is."""
+        """Return the type of a result line."""
 
     @abstractmethod
     def columns(self, lines: Sequence[Any]) -> list[pa.Array]:
-        """Return the answers' columns, and those of their tokens."""
+        """Return the columns of the answers and of their tokens."""
 
 
 class OpenAI(Wire):
-    """A file, and a batch of it."""
+    """A batch is created from an uploaded file."""
 
     most_requests = 50_000
     most_bytes = 199 << 20
@@ -172,7 +172,7 @@ class OpenAI(Wire):
 
 
 class Anthropic(Wire):
-    """A batch, whose requests are the body of the call that creates it."""
+    """The call that creates a batch contains its requests."""
 
     most_requests = 100_000
     most_bytes = 255 << 20

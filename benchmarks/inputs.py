@@ -1,4 +1,4 @@
-"""Rows to label: a key, a row number, and a text, of one kind or another. Always the same."""
+"""Rows to label, of several kinds: a key, a row number and a text. They are the same in each call."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ _WORDS_OF_LONG = 3_300
 _SLICE = 4_096
 
 KINDS = ("plain", "long", "foreign", "wide", "repeated")
-"""Of rows: about 900 bytes of text that no two share; 20 KB of it; characters beyond ASCII in it; 17 further columns
-of text that the prompt does not name; and each fifth row's text four times more."""
+"""Kinds of rows. `plain`: about 900 bytes of unique text. `long`: 20 KB. `foreign`: with characters beyond ASCII.
+`wide`: with 17 further columns of text, which the prompt does not use. `repeated`: each text in five rows."""
 
 _WIDE_COLUMNS, _WIDE_TEXTS, _WIDE_WORDS = 17, 500, 20
 _TIMES_REPEATED = 5
 
 
 def read_rows(path: str) -> Any:
-    """Open the rows, of which as little is in memory as Parquet allows."""
+    """Open the rows with the least memory that Parquet allows."""
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
 
 
 def read_batches(path: str) -> Iterator[Any]:
-    """Yield what a request needs as record batches, as a client written by hand reads them."""
+    """Yield the columns of requests as record batches, like a hand-written client."""
     file = read_rows(path)
     rows = min(_SLICE, file.metadata.row_group(0).num_rows)
     return iter(file.iter_batches(rows, columns=["id", "row", "text"], use_threads=False))
 
 
 def rows_file(folder: Path, rows: int, kind: str = "plain") -> Path:
-    """Return a Parquet file with so many rows of a kind; make it where it is not there yet."""
+    """Return a Parquet file with `rows` rows of a kind; create it if it does not exist."""
     path = folder / (f"rows-{rows}.parquet" if kind == "plain" else f"{kind}-{rows}.parquet")
     if not path.exists():
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder.mkdir(parents=True, exist_ok=True)
-        # Row groups are what is read at a time: of long texts as many bytes as of short ones.
+        # One row group is read at a time. With fewer rows, groups of long texts have about the usual bytes.
         group = 256 if kind == "long" else 4 * _SLICE
         part = path.with_suffix(".part")
         writer = None
@@ -65,7 +65,7 @@ def rows_file(folder: Path, rows: int, kind: str = "plain") -> Path:
 
 
 def _columns(kind: str, rows: int, group: int) -> Iterator[dict[str, Any]]:
-    """Yield the columns of a group of rows after the other."""
+    """Yield the columns of one group of rows after another."""
     dice = random.Random(rows)
 
     def text(words: int) -> str:
@@ -78,7 +78,7 @@ def _columns(kind: str, rows: int, group: int) -> Iterator[dict[str, Any]]:
         numbers = range(start, min(start + group, rows))
         columns: dict[str, Any] = {"id": [f"r{n:08d}" for n in numbers], "row": list(numbers)}
         if kind == "repeated":
-            # Equal texts with equal row numbers: the requests are identical, too.
+            # With equal texts and row numbers, the requests are identical, too.
             columns["row"] = [n % unique for n in numbers]
             columns["text"] = [repeated[n % unique] for n in numbers]
         else:

@@ -1,10 +1,10 @@
-"""The way of one row: which modules and functions it enters to be submitted, and which until its label has landed.
+"""The way of one row: the modules and functions that it enters, for its submission and until its label is stored.
 
 python -m benchmarks.journey [--functions] [--json]
 
-A row of OpenAI goes through the engine before the mock, which runs in a process of its own. What Python enters on the
-way is counted by its profiler, in this thread and in those that transfer files. Importing is done before: a first row
-warms the process up.
+One row goes through the engine with OpenAI's mock, which runs in a separate process. Python's profiler counts the
+functions, in this thread and in the threads that transfer files. An earlier row warms the process up, so imports do not
+count.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from benchmarks.measure import mock
 SERVICE = "openai"
 
 Entered = dict[str, list[str]]
-"""Functions by module, both in the order in which they are entered first."""
+"""Functions by module, both in the order of their first calls."""
 
 
 def journey() -> dict[str, Entered]:
-    """What one row enters, for a submission and for a landing."""
+    """Return the functions that one row enters, for its submission and for its label."""
     with tempfile.TemporaryDirectory() as name, mock() as addresses:
         folder = Path(name)
         rows = str(rows_file(folder, 1))
@@ -54,7 +54,7 @@ def _by_module(entries: Iterable[tuple[str, str]]) -> Entered:
 
 
 def report(ways: dict[str, Entered], *, functions: bool) -> str:
-    """As text: a line a module, in the order of the way."""
+    """Return the ways as text, with a line for each module, in order."""
     lines = []
     for way, entered in ways.items():
         count = sum(len(names) for names in entered.values())

@@ -1,4 +1,4 @@
-"""What a label is, here: the form of an answer, by its name."""
+"""The forms of labels, by name."""
 
 from typing import Literal
 
@@ -43,4 +43,4 @@ class Choice(BaseModel):
 
 FORMS: dict[str, type[BaseModel]] = {"label": Label, "nested": Nested, "choice": Choice}
 EMBEDDING = "embedding"
-"""The form that has no class: a vector."""
+"""The form without a class: a vector."""

@@ -1,4 +1,4 @@
-"""From "the vendor says ended" to landed labels in a live Dagster: a daemon, its sensors, a process for each run.
+"""The time from a batch's end to materialized labels in a live Dagster, with daemon, sensors and a process a run.
 
 python -m benchmarks.latency days ...
 """
@@ -30,7 +30,7 @@ _TICK_SECONDS = 30
 
 @dataclass(frozen=True)
 class Landing:
-    """Seconds from the end of a batch, or from a flag, until a sensor asked for a run, and so on."""
+    """Seconds from the end of a batch, or from a flag, until a run is requested, started, and done."""
 
     asked_s: float
     started_s: float
@@ -38,13 +38,13 @@ class Landing:
 
     @property
     def run_s(self) -> float:
-        """What the run itself took, from its start to its last materialization."""
+        """Seconds of the run itself, from its start to its last materialization."""
         return self.landed_s - self.started_s
 
 
 def measure(days: int) -> tuple[Landing, Landing]:
-    """Land so many partitions in one run; and have a run of as many, and the same events, that does nothing."""
-    # A run's process may still write its log when all is measured.
+    """Materialize `days` partitions in one run; compare an empty run with the same partitions and events."""
+    # A run's process may still write its log at the end.
     with Emulator() as emulator, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         home, flag = Path(folder) / "home", Path(folder) / "flag"
         home.mkdir()
@@ -72,7 +72,7 @@ def measure(days: int) -> tuple[Landing, Landing]:
 
 
 def submit() -> None:
-    """Send all days in one run, in this process."""
+    """Submit all days in one run, in this process."""
     from benchmarks import latency_location
 
     whole = latency_location.defs.resolve_implicit_global_asset_job_def()
@@ -88,7 +88,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> None:
 
 @contextmanager
 def _daemon(environment: dict[str, str], home: Path) -> Iterator[None]:
-    """A daemon at work, with the code location."""
+    """Run a daemon with the code location."""
     command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(home / "workspace.yaml")]
     with (home / "daemon.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=log, stderr=log)
@@ -100,7 +100,7 @@ def _daemon(environment: dict[str, str], home: Path) -> Iterator[None]:
 
 
 def _ticks(instance: dg.DagsterInstance) -> int:
-    """How many ticks of the package's sensor have ended."""
+    """Return the number of finished ticks of the package's sensor."""
     states = instance.all_instigator_state()
     return sum(
         tick.end_timestamp is not None
@@ -111,7 +111,7 @@ def _ticks(instance: dg.DagsterInstance) -> int:
 
 
 def _landing(instance: dg.DagsterInstance, asset: str, days: int, since: float) -> Landing:
-    """Wait until all partitions are there, and say when what was."""
+    """Wait until all partitions are materialized, and return the times."""
     key = dg.AssetKey(asset)
     _wait(lambda: len(instance.get_materialized_partitions(key)) == days)
     newest = instance.fetch_materializations(key, limit=1).records[0]
@@ -131,7 +131,7 @@ def _wait(until: Callable[[], bool]) -> None:
 
 
 def table(sizes: Sequence[int]) -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     titles = ["Partitions", "", "A run is asked for after, s", "It starts after, s", "The run, s", "Ended to landed, s"]
     titles += ["A partition more than empty, ms", "Less an interval and the empty run, ms a partition"]
     lines = [f"| {' | '.join(titles)} |", "| ---: | --- |" + " ---: |" * (len(titles) - 2)]

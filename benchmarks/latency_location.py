@@ -1,8 +1,12 @@
-"""A code location for `benchmarks.latency`: a labeled dataset, its sensor, and assets like it that do nothing.
+"""A code location for `benchmarks.latency`: a labeled dataset, its sensor, and empty assets of the same shape.
 
-The environment says how many days there are (LATENCY_DAYS), how many seconds a sensor waits (LATENCY_TICK), where the
-emulator is (LATENCY_URL), and when the sensor of what does nothing asks for its run: once a file is there
-(LATENCY_FLAG).
+Environment variables:
+
+- LATENCY_DAYS: the number of days
+- LATENCY_TICK: the sensors' interval in seconds
+- LATENCY_URL: the address of the emulator
+- LATENCY_FLAG: a file; once it exists, the sensor of the empty assets requests their run
+- LATENCY_TABLES: the folder of the tables
 """
 
 import datetime as dt
@@ -39,7 +43,7 @@ _CHECKS = [
 
 
 def where(keys: list[str]) -> dict[str, Any]:
-    """The partition, or the tags of the range, of a run."""
+    """Return the arguments of a run for these keys: the partition, or the tags of the range."""
     if len(keys) == 1:
         return {"partition_key": keys[0]}
     return {"tags": dict(zip(RANGE, (keys[0], keys[-1]), strict=True))}
@@ -57,7 +61,7 @@ def _rows(context: Any) -> pa.Table:
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def empty(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    """Tell of each partition what `labels` tells, and do nothing."""
+    """Report the same events for each partition as `labels`, without any work."""
     for key in context.partition_keys:
         for name in ("empty_rejects", "empty"):
             yield dg.AssetMaterialization(name, partition=key, tags={"dagster/data_version": "1"})
@@ -80,7 +84,7 @@ _empty_job = dg.define_asset_job(
 
 @dg.sensor(job=_empty_job, minimum_interval_seconds=SENSOR_SECONDS, default_status=dg.DefaultSensorStatus.RUNNING)
 def empty_sensor() -> Iterator[dg.RunRequest]:
-    """Ask for the run once the file is there."""
+    """Request the run once the file exists."""
     if Path(os.environ["LATENCY_FLAG"]).exists():
         yield dg.RunRequest(run_key="once", **where(KEYS))
 

@@ -1,11 +1,11 @@
-"""Whether limits of money are kept, and what they cost in time. Simulated replies; prices of the bundled price book.
+"""Tests of spending limits: whether they hold, and their delay. Simulated replies, prices of the bundled price book.
 
     python -m benchmarks.limits [--rows 40] [--draws 2000] [--services openai,anthropic,bedrock,vertex,gemini]
 
-1. Rows of several kinds through the vendors' emulators: what was billed of the limit, in how many steps, and which
-   share of the rows was let through. Lengths of replies go up to the documented maximum.
-2. The rule alone, on costs that are drawn: how often what is billed exceeds a measured limit that all rows together
-   would exceed.
+1. Rows of several kinds go through the vendors' emulators. The table shows the billed amount, the number of steps, and
+   the share of rows that were sent. Lengths of replies go up to the documented maximum.
+2. The rule alone runs on random costs. The table shows how often the bill exceeds a measured limit that is below the
+   cost of all rows.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ _GOOD = '{"topic": "bug"}'
 
 _BUCKET = "bucket"
 
-# Bedrock takes 100 requests at least, which are all rows here: then there would be no steps.
+# Bedrock's minimum of 100 requests is more than all rows here, so everything would go in one step.
 _BEDROCK_LEAST = 1
 
 
 @dataclass(frozen=True)
 class Service:
-    """A vendor's model. `image_tokens`: of a picture of 1,024 by 1,024 pixels by its formula; `most`: of a reply."""
+    """A vendor's model. `most` is the maximum of tokens of a reply.
+
+    `image_tokens` is the number of tokens of a picture of 1,024 by 1,024 pixels, by the vendor's formula.
+    """
 
     model: str
     most: int
@@ -80,7 +83,7 @@ _SERVICES = {
 }
 
 Lengths = Callable[[int, random.Random], int]
-"""Returns how many tokens the reply to the row of this number has, of a maximum that is cut off elsewhere."""
+"""Returns the reply's number of tokens for the row with this number. The caller cuts it off at the maximum."""
 
 
 def _heavy(_: int, draw: random.Random) -> int:
@@ -91,7 +94,8 @@ def _heavy(_: int, draw: random.Random) -> int:
 class Case:
     """Rows of one kind.
 
-    `times`: the limit, as a multiple of what all rows do cost; `most`: the maximum of tokens that params give a reply.
+    `times` is the limit, as a multiple of the actual cost of all rows. `most` is the maximum of tokens of a reply in
+    params.
     """
 
     name: str
@@ -216,7 +220,7 @@ def _providers(emulator: Emulator, files: dict[str, str]) -> dict[str, Any]:
 
 
 def _run(labeling: Labeling, table: pa.Table, answer: Any, files: dict[str, str]) -> tuple[Decimal, int, float]:
-    """Return what was billed, in how many steps, and the share of requests that were sent in the first wave."""
+    """Return the billed amount, the number of steps, and the share of requests that were sent in wave 1."""
     skipped, vendor = timedelta(), VendorLimits(bedrock_min_records=_BEDROCK_LEAST)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -257,7 +261,7 @@ _DRAWN: dict[str, Callable[[np.random.Generator, int], Costs]] = {
 
 
 def _drawn_lines(draws: int, rows: int = 2_000) -> Iterator[str]:
-    """Yield how often limits are exceeded that are 10, 20 or 50 % below what all rows cost together."""
+    """Yield lines with the frequency of exceeded limits. Limits are 10, 20 or 50 % below the cost of all rows."""
     draw = np.random.default_rng(1)
     for name, make in _DRAWN.items():
         for share in (0.9, 0.8, 0.5):
@@ -272,7 +276,7 @@ def _drawn_lines(draws: int, rows: int = 2_000) -> Iterator[str]:
 
 
 def _released(costs: Costs, limit: float) -> int:
-    """Return how many requests, of which all that is sent is billed before the next step, are sent in the end."""
+    """Return the number of requests sent in the end, if each step is billed before the next."""
     sent = 0
     while sent < len(costs):
         more = int(limit - costs[:sent].sum())

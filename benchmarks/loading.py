@@ -1,4 +1,4 @@
-"""What else a process imports at its first call, imported before the clock starts: floor, engine and run alike."""
+"""Imports that would come with the first call. Floor, engine and run all make them before the measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGE = (
 )
 _SERVICES = {
     "openai": (
-        # Where it is installed, as Google's SDK does: see providers/http.py.
+        # Used if it is installed, for example with Google's SDK: see providers/http.py.
         "httpx",
         "httpcore2",
         "openai.resources.batches",
@@ -33,7 +33,7 @@ _SERVICES = {
 
 
 def load(*names: str) -> None:
-    """Import these."""
+    """Import these modules."""
     for name in names:
         import_module(name)
 

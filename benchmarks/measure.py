@@ -1,4 +1,4 @@
-"""One measurement: a module in a process of its own, the CPU seconds and memory that it took. Linux and macOS."""
+"""One measurement: the CPU seconds and memory of a module in a separate process. Linux and macOS."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took, and what it did from the end of its imports on; `said` is what it printed last."""
+    """The cost of a process. `work_cpu_s` and `wall_s` begin after its imports; `said` is its last printed line."""
 
-    cpu_s: float  # all of it: also to start, to import, and to take down again what was imported
+    cpu_s: float  # the whole process, including start, imports and end
     work_cpu_s: float
     wall_s: float
     peak_mb: float
@@ -30,7 +30,7 @@ class Cost:
 
 
 def usual_environment() -> dict[str, str]:
-    """That of this process, but Python keeps the bytecode that it compiles, as an installed package has it."""
+    """Return this process's environment, but let Python store bytecode, since an installed package has it."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {**kept, "DAGSTER_DISABLE_TELEMETRY": "1"}
 
@@ -51,23 +51,23 @@ def child(module: str, *arguments: object) -> Cost:
 
 
 class Work:
-    """In the child: made when the imports are done and work begins, or, with `imports_later`, before most of them."""
+    """The measurement in the child. Create it after the imports or, with `imports_later`, before most of them."""
 
     def __init__(self, *, imports_later: bool = False) -> None:
         if not imports_later:
             import pyarrow as pa
 
-            pa.array([0])  # with its first array it imports pandas
-            gc.collect()  # else the first full collection, of what was imported, falls into the work or not by chance
+            pa.array([0])  # the first array imports pandas
+            gc.collect()  # else the first full collection of the imports falls into the work only by chance
         self._imports = _cpu()
         self._start = time.perf_counter()
 
     def cpu_s(self) -> float:
-        """CPU seconds until now."""
+        """Return the CPU seconds until now."""
         return _cpu() - self._imports
 
     def report(self, **more: Any) -> None:
-        """The last thing that the child does."""
+        """Print the cost, as the child's last line."""
         cpu, wall = self.cpu_s(), time.perf_counter() - self._start
         print(json.dumps({"work_cpu_s": cpu, "wall_s": wall, "peak_mb": _peak_mb(), **more}), flush=True)
 
@@ -78,7 +78,7 @@ def _cpu() -> float:
 
 
 def _peak_mb() -> float:
-    """Of this process alone: what rusage says includes the parent that it was forked from."""
+    """Return the peak of this process alone. The value in rusage includes the parent that it was forked from."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
@@ -87,7 +87,7 @@ def _peak_mb() -> float:
 
 @contextmanager
 def mock(*services: str) -> Iterator[dict[str, str]]:
-    """The mock in a process of its own; its addresses."""
+    """Run the mock in a separate process, and yield its addresses."""
     command = [sys.executable, "-m", "benchmarks.mock", *services]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdin is not None

@@ -1,6 +1,6 @@
 """Dollars for a thousand labeled rows: identical rows once, batch price, a cached prefix, and all of it together.
 
-Simulated replies; cached tokens as `testing.emulator.PromptCache` counts them; prices of the bundled price book.
+Replies are simulated, `testing.emulator.PromptCache` counts cached tokens, and prices come from the bundled price book.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MODELS = {"openai": "openai/gpt-5-mini", "anthropic": "anthropic/claude-sonnet-
 
 
 def table(rows: int = 1_000) -> str:
-    """As Markdown: 20 % of the rows repeat another one's text, below a shared prefix of 2,000 tokens."""
+    """Return the table as Markdown. 20 % of the rows repeat another row's text; all share a prefix of 2,000 tokens."""
     lines = [
         "| Model | How | Requests | USD for 1,000 rows | Of real time |",
         "| --- | --- | ---: | ---: | ---: |",

@@ -1,10 +1,10 @@
-"""A floor of somebody else's: a script in a folder of its own, run as ours is, so that both are measured alike.
+"""A floor by another author: a script in a separate folder. It runs like our floor, for the same measurement.
 
 python -m benchmarks.other_floor script.py arguments…
 
-Such a script reads `data/rows_N.parquet` beside it (with `--n N`), asks OpenAI's API at `--base`, writes into `--out`,
-and ends with a line `BENCH {json}`, whose `work_cpu` are CPU seconds without its imports. `command` puts our
-rows there.
+Such a script reads `data/rows_N.parquet` in its folder (with `--n N`), calls OpenAI's API at `--base`, and writes into
+`--out`. Its last line is `BENCH {json}`, with the CPU seconds without its imports as `work_cpu`. `command` puts our
+rows into the folder.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _SHAPES = {
     ("plain", "nested"): ("nested", "rows_{n}"),
     ("plain", "embedding"): ("embed", "rows_{n}"),
 }
-"""What the scripts call these kinds of rows and forms of answers, and where they look for the rows."""
+"""The scripts' names for these kinds of rows and forms of answers, and for the files of the rows."""
 
 
 def command(floors: Path, to: Path, rows: Path, count: int, kind: str, form: str) -> list[str] | None:
-    """Copy the scripts, with our rows beside them. Return how to run the one for them; None where there is none."""
+    """Copy the scripts and our rows. Return the command of the script for these rows, or None without one."""
     if (kind, form) in _SHAPES:
         script = _SHAPED
         option, name = _SHAPES[kind, form]
@@ -51,7 +51,7 @@ def command(floors: Path, to: Path, rows: Path, count: int, kind: str, form: str
 
 
 def main(script: str, *arguments: str) -> None:
-    """Run the script, and say what it took: as work what it counts itself, from the end of its imports."""
+    """Run the script, and report the cost. The work is the script's own figure, from the end of its imports."""
     load(*FLOOR)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))

@@ -1,8 +1,8 @@
-"""The package without Dagster: from a Parquet file to labeled rows in another, with all that it promises between.
+"""The package without Dagster: from a Parquet file to labeled rows in another, with all its guarantees.
 
 python -m benchmarks.package service rows.parquet folder '{"url": …}' ['{fields of Limits}' [form]]
 
-Services are openai, anthropic, bedrock and vertex; forms are those of `benchmarks.labels`.
+Services are openai, anthropic, bedrock and vertex; `benchmarks.labels` has the forms.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PROMPT = Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}")
 
 
 def provider(service: str, addresses: dict[str, str]) -> Provider:
-    """The provider, before the mock."""
+    """Return the service's provider, which calls the mock."""
     url = addresses["url"]
     if service == "openai":
         from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -76,7 +76,7 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
 
 
 def labeling(service: str, asset: str = "labels", form: str = "label", **more: Any) -> Labeling:
-    """What is asked of each row: an answer of that form."""
+    """Return the definition, which requests an answer of this form for each row."""
     if form == EMBEDDING:
         return Labeling(asset=asset, model=_EMBEDDING_MODEL, key="id", prompt=PROMPT, response=Embedding(), **more)
     return Labeling(
@@ -91,13 +91,13 @@ def labeling(service: str, asset: str = "labels", form: str = "label", **more: A
 
 
 def engine(service: str, folder: Path, addresses: dict[str, str]) -> Engine:
-    """With its ledger and payloads in the folder."""
+    """Return an engine with its ledger and payloads in the folder."""
     load_package(service)
     return bare_engine(service, folder, addresses)
 
 
 def bare_engine(service: str, folder: Path, addresses: dict[str, str]) -> Engine:
-    """The same, which imports what it needs at its first calls."""
+    """Return the same engine, which imports further modules at its first calls."""
     asked = provider(service, addresses)
     return Engine(
         Deployment({service: asked}, Ledger(folder / "ledger.sqlite"), PayloadStore(folder / "payloads"), "benchmark")
@@ -105,7 +105,7 @@ def bare_engine(service: str, folder: Path, addresses: dict[str, str]) -> Engine
 
 
 def label(engine: Engine, definition: Labeling, rows: str, folder: Path) -> tuple[int, Status]:
-    """Label the rows, from one file into others. How many have a label."""
+    """Label the rows, from one file into others. Return the number of labels, and the status."""
     submission_id = engine.plan(definition, read_rows(rows)).submission_id
     while not (status := engine.advance(definition, submission_id)).is_settled:
         pass
@@ -122,7 +122,7 @@ def label(engine: Engine, definition: Labeling, rows: str, folder: Path) -> tupl
 
 
 def main(service: str, rows: str, folder: str, addresses: str, limits: str = "{}", form: str = "label") -> None:
-    """Label the rows, and say what it took."""
+    """Label the rows, and report the cost."""
     home = Path(folder)
     one = engine(service, home, json.loads(addresses))
     definition = labeling(service, form=form, limits=Limits(**json.loads(limits)))

@@ -1,4 +1,4 @@
-"""The page of figures, docs/performance.md: a section a part, and what the README quotes of it."""
+"""The page of measurements, docs/performance.md, with a section for each part, and the README's quote from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MILLION = 1_000_000
 
 
 def page_with(page: str, sections: Mapping[str, str], machine: str) -> str:
-    """Return the page with these sections, by part; those of other parts stay as they are, dates included."""
+    """Return the page with these sections, by part. Sections of other parts stay unchanged, with their dates."""
     kept = {f"## {text.partition(chr(10))[0]}": text for text in page.split("\n## ")[1:]}
     written = [_HEAD.format(machine=machine)]
     for part, text in TEXTS.items():
@@ -40,7 +40,7 @@ def page_with(page: str, sections: Mapping[str, str], machine: str) -> str:
 
 
 def readme_with(readme: str, page: str) -> str:
-    """Return the README with what it says of memory as the page has it: of a million rows, rounded up to ten MB."""
+    """Return the README with the page's figure of memory for a million rows, rounded up to 10 MB."""
     section = page.partition(TEXTS["shapes"].partition("\n")[0])[2].partition("\n## ")[0]
     peaks = [float(row["Peak MB"]) for row in _rows(section) if row["Rows"] == f"{_MILLION:,}"]
     date = re.search(r"^(\S+) \S+ UTC; load", section, re.MULTILINE)
@@ -74,7 +74,7 @@ OTHERS = """
 *floor_fast* is not part of this repository. Others wrote it as a reference for this package; it does the work of the
 floor, always with OpenAI's API. For plain rows and duplicates it stores the same files; for other shapes it is a loop
 with pydantic that stores no files."""
-"""Of the first section, where there are other floors."""
+"""The text for the first section, with other floors."""
 
 BACKFILL = """The second table uses Dagster's runs, one that submits and one that materializes: for all days
 together, as in a default backfill, or for each of some days. The runs are executed in one process; a launcher that
@@ -172,4 +172,4 @@ The figures are for whole processes, including imports and the end of Python. *B
 over the import of the vendor's SDK alone. In a Dagster run, it is the extra time over that import and a run of empty
 assets, in a process without this package.""",
 }
-"""What stands above the tables of each part, in the order of the page."""
+"""The texts above the tables of each part, in the order of the page."""

@@ -1,4 +1,4 @@
-"""A year of daily partitions: sent together, and each by itself. Against the emulator, in this process."""
+"""A year of daily partitions: sent together, and sent separately. Against the emulator, in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROWS_A_DAY = 5
 
 @dataclass(frozen=True)
 class Year:
-    """What a backfill took."""
+    """The effort of a backfill."""
 
     batches: int
     calls: int
@@ -29,7 +29,7 @@ class Year:
 
 
 def backfill(days: int, *, together: bool) -> Year:
-    """Plan, send, collect and label so many days."""
+    """Plan, send, collect and label `days` days."""
     definition = Labeling(asset="labels", model="openai/gpt-4o-mini", key="id", prompt=Prompt(user="{{ text }}"))
     with Emulator() as emulator, tempfile.TemporaryDirectory() as folder:
         provider = OpenAIProvider(DEFAULT_KEY, base_url=emulator.openai_base_url)
@@ -59,7 +59,7 @@ def _rows(day: int) -> pa.Table:
 
 
 def table(days: int) -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     lines = ["| Days | | Batches | API calls | Seconds |", "| ---: | --- | ---: | ---: | ---: |"]
     for name, together in (("sent together, as one run does", True), ("each by itself", False)):
         year = backfill(days, together=together)

@@ -2,7 +2,7 @@
 
 python -m benchmarks.phases openai rows.parquet folder '{"url": …}' downloads-at-once requests-a-shard
 
-Connections carry so many bytes a second, as over the internet: at the speed of a loopback nothing waits for a network.
+Connections have the speed of the internet, since a loopback is too fast for any waiting.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_s
     with phase("labels"):
         count = sum(len(part.labels) for part in engine.label_batches(definition, submission_id, run_id="benchmark"))
     shards = engine.ledger.shards.of_submission(submission_id)
-    reader = Collector(definition, engine.deployment)  # what no caller does: raw results read by threads
+    reader = Collector(definition, engine.deployment)  # the package itself does not read raw results by threads
     for threads in THREADS:
         with phase(f"read by {threads}"), ThreadPoolExecutor(threads) as pool:
             list(pool.map(reader.read, shards))

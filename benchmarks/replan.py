@@ -1,4 +1,4 @@
-"""Rows that are planned again, all of which are answered: in a process of its own, beside one that only reads them.
+"""Answered rows that are planned again, in a separate process. A process that only reads the rows is the comparison.
 
 python -m benchmarks.replan rows.parquet [folder '{"url": …}']
 """
@@ -18,7 +18,7 @@ _SERVICE = "openai"
 
 
 def main(rows: str, *where: str) -> None:
-    """Plan the rows; without a folder read them, in a process that does not import the package."""
+    """Plan the rows; without a folder, only read them, in a process that does not import the package."""
     plan = _planning(*where) if where else _read
     work = Work()
     work.report(rows=plan(rows))

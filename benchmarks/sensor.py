@@ -1,9 +1,9 @@
-"""One tick of the sensor over many batches in flight, each of a partition of its own: seconds, calls, run requests.
+"""One tick of the sensor over many batches in flight, each of a different partition: seconds, calls, run requests.
 
 python -m benchmarks.sensor openai|anthropic batches folder '{"url": …}' [ledger URL]
 
-A call takes the vendor a fifth of a second here. What Dagster takes to launch the runs that a tick asks for is not in
-it: half a second each, twenty at most.
+A call takes the vendor 0.2 seconds here. Dagster's time to launch the requested runs is not included: half a second
+each, for at most twenty runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CALL_SECONDS = 0.2
 
 
 def main(service: str, batches: str, folder: str, addresses: str, ledger_url: str | None = None) -> None:
-    """Fill a ledger, then tick: all running, nothing due, all ended."""
+    """Fill a ledger, then tick: with all running, with nothing due, and with all ended."""
     url, count = json.loads(addresses)["url"], int(batches)
     keys = [f"p{number:05d}" for number in range(count)]
     assets = llm_batch_assets(
@@ -109,7 +109,7 @@ def main(service: str, batches: str, folder: str, addresses: str, ledger_url: st
 def evaluate_tick(
     instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, resources: Mapping[str, object]
 ) -> Any:
-    """Let the batch sensor tick once, as Dagster's daemon does. Return Dagster's record of it: its class is private."""
+    """Tick the batch sensor once, like Dagster's daemon. Return Dagster's record of the tick: its class is private."""
     with dg.build_sensor_context(
         instance=instance,
         instance_ref=instance.get_ref(),
@@ -121,7 +121,7 @@ def evaluate_tick(
 
 
 def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence[str]) -> None:
-    """A submission with one shard for each partition, sent an hour ago; written at once, as nobody else does."""
+    """Write a submission with one shard for each partition, sent an hour ago, directly into the ledger's tables."""
     provider, model = engine.provider(service), _MODELS[service]
     then = utc_now() - timedelta(hours=1)
     submissions, shards = [], []
@@ -183,7 +183,7 @@ def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(services: Sequence[str], sizes: Sequence[int], ledgers: Sequence[str]) -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     titles = ("Service", "Ledger", "In flight", "Tick", "Seconds", "List calls", "Single calls", "Left for the next")
     lines = [
         f"| {' | '.join(titles)} | Runs asked for | Cursor bytes |",

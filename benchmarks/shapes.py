@@ -1,6 +1,6 @@
-"""Rows to labels, for all services and shapes of rows and answers: the package beside the floor, in turns.
+"""Rows to labels, for all services and shapes of rows and answers: package and floor take turns.
 
-Each run is a process of its own. `measure` yields a row of the table for each case; `table`, `facts` and `plot` show
+Each run is a separate process. `measure` yields a row of the table for each case; `table`, `facts` and `plot` show
 them.
 """
 
@@ -22,23 +22,23 @@ from benchmarks.labels import EMBEDDING
 from benchmarks.measure import Cost, child, mock
 
 FLOORS = ("openai", "anthropic")
-"""Services that the floor knows. Others are beside the floor of OpenAI."""
+"""The services with a floor. Others are compared with OpenAI's floor."""
 
 _NAMES = {"package": "package", "floor": "floor", "other": "floor_fast"}
-"""How the page calls those who label the rows."""
+"""The clients' names on the page."""
 
-# Up to so many rows a case is run often.
+# A case with at most this number of rows runs several times.
 _OFTEN = 200_000
 
-# Labeling is long, planning short: each labeled folder is planned so often.
+# Labeling takes longer than planning, so each labeled folder is planned this number of times.
 _TIMES_AGAIN = 2
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table. `kind`: of rows (`benchmarks.inputs`); `form`: of answers (`benchmarks.labels`).
+    """One row of the table, with the kind of rows (`benchmarks.inputs`) and the form of answers (`benchmarks.labels`).
 
-    `is_again`: what is measured is that rows which are answered are planned again; the floor then only reads them.
+    With `is_again`, answered rows are planned again, and the floor only reads them.
     """
 
     service: str
@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a case took, by who did it: `package`, `floor`, and `other` where there is another floor; one Cost a run."""
+    """The costs of a case, one Cost for each run, by client: `package`, `floor`, and `other` for another floor."""
 
     case: Case
     costs: dict[str, list[Cost]] = field(default_factory=lambda: defaultdict(list))
@@ -78,13 +78,20 @@ _SHAPES = (
     ("embeddings, 1,536", "plain", EMBEDDING, 0.1),
     ("80 % duplicates", "repeated", "label", 1),
 )
-"""Title, kind of rows, form of answers, and how many of the usual rows."""
+"""Title, kind of rows, form of answers, and share of the usual rows."""
 
 PLAIN, AGAIN = "1 KB", "planned again, unchanged"
 
 
 def cases(services: Sequence[str], sizes: Sequence[int], rows: int, big: int | None) -> list[Case]:
-    """Return all cases. `sizes`: of plain rows of services with a floor; `rows`: of all else; `big`: of few."""
+    """Return all cases.
+
+    Args:
+        services: The services.
+        sizes: The numbers of plain rows for services with a floor.
+        rows: The number of rows for all other cases.
+        big: A large number of rows for a few cases.
+    """
     found = []
     for service in services:
         mine = sorted({*sizes, *([] if big is None else [big])}) if service in FLOORS else [rows]
@@ -97,7 +104,7 @@ def cases(services: Sequence[str], sizes: Sequence[int], rows: int, big: int | N
 
 
 def measure(some: Iterable[Case], runs: int, big_runs: int, inputs: Path, others: Path | None) -> Iterator[Measured]:
-    """Have package and floor take turns, so that what slows the machine slows both."""
+    """Measure package and floor in turns, so that other load on the machine slows both."""
     for case in some:
         path = rows_file(inputs, case.rows, case.kind)
         measured = Measured(case)
@@ -138,13 +145,13 @@ def _turn_again(case: Case, path: Path, addresses: dict[str, str], _: Any) -> It
 
 
 def _whole(case: Case, cost: Cost) -> Cost:
-    """Return the cost of all rows; raise RuntimeError where one has no label."""
+    """Return the cost of all rows; raise RuntimeError if a row has no label."""
     if cost.said["rows"] != case.rows:
         raise RuntimeError(f"{case}: {cost.said['rows']} of {case.rows} rows have a label")
     return cost
 
 
-# how it is shown ------------------------------------------------------------------------------------------------------
+# output ---------------------------------------------------------------------------------------------------------------
 
 _TITLES = ("CPU s", "µs a row", "Process, CPU s", "Peak MB")
 
@@ -160,7 +167,7 @@ def _figures(row: Measured, who: str) -> list[str]:
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """As Markdown. Ratios are those of the medians."""
+    """Return the table as Markdown. Ratios are ratios of medians."""
     floors = [who for who in ("floor", "other") if any(who in row.costs for row in rows)]
     titles = ["Service", "Shape", "Rows", *_TITLES]
     for name in (_NAMES[who] for who in floors):
@@ -180,7 +187,7 @@ def table(rows: Sequence[Measured]) -> str:
 
 
 def facts(rows: Sequence[Measured]) -> str:
-    """Return what the table says, in sentences: of a row more, of the clock, of memory."""
+    """Return sentences about the table: the cost of a further row, the speed by the clock, and the memory."""
     told = []
     for service in FLOORS:
         plain = [row for row in rows if row.case.service == service and row.case.shape == PLAIN]
@@ -195,7 +202,7 @@ def facts(rows: Sequence[Measured]) -> str:
 
 
 def _more_rows(less: Measured, most: Measured) -> str:
-    """Say what a row more takes, and how fast most rows went by the clock."""
+    """Return a sentence about the cost of a further row, and the speed of the larger case by the clock."""
     more_rows = most.case.rows - less.case.rows
     more = {
         who: (most.middle(who, "work_cpu_s") - less.middle(who, "work_cpu_s")) / more_rows * 1e6
@@ -215,7 +222,7 @@ def _more_rows(less: Measured, most: Measured) -> str:
 
 
 def plot(rows: Sequence[Measured], to: Path) -> None:
-    """Draw CPU a row, of package and floor, and beside it how many times the floor that is; a line a case."""
+    """Draw a line for each case: the CPU for a row by package and floor, and their ratio."""
     import matplotlib as mpl
 
     mpl.use("Agg")

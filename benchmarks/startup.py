@@ -1,4 +1,4 @@
-"""What it costs to start: imports, the command line, ten rows in a fresh process, and a project that is validated."""
+"""The cost of a start: imports, the command line, ten rows in a fresh process, and the validation of a project."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine.engine", "
 _COMMAND = "from dagster_llm_batch.cli.main import main; main()"
 _FEW_ROWS = 10
 _IN_DAGSTER = ("openai",)
-# The modules whose import is the vendor's own share of what ten rows cost.
+# The modules whose import is the vendor's own share of the cost of ten rows.
 _SDK_OF = {"openai": "openai", "anthropic": "anthropic", "vertex": "google.genai, google.cloud.storage"}
 
 
 def table() -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     lines = [f"| What | CPU seconds, median of {_RUNS} | Beyond | SDKs loaded |", "| --- | ---: | ---: | --- |"]
     codes = [
         f"import sys, {module}; print(','.join(n for n in {_SDKS} if n in sys.modules) or 'none')"
@@ -51,7 +51,7 @@ def table() -> str:
 
 
 def _command_lines() -> list[str]:
-    """What the command line costs where no code location has to be loaded."""
+    """Return lines with the cost of commands that do not load a code location."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = str(Path(folder) / "ledger.sqlite")
         opened = Ledger(ledger)
@@ -63,8 +63,9 @@ def _command_lines() -> list[str]:
 
 
 def _few_rows_lines() -> list[str]:
-    """Ten rows from a file to their labels in a fresh process, beside the import of the vendor's SDK alone; and in a
-    Dagster run, beside one of assets that do nothing.
+    """Return lines with the cost of ten rows, from a file to their labels in a fresh process.
+
+    The import of the vendor's SDK alone is the comparison and, in a Dagster run, also a run of empty assets.
     """
     lines, alone = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -88,16 +89,16 @@ def _few_rows_lines() -> list[str]:
 
 
 def _median_of(module: str, given: Sequence[object], folder: str, *addresses: str) -> float:
-    """CPU seconds of whole processes of a benchmark, each with a new folder; the first is not counted."""
+    """Return the median CPU seconds of whole processes of a benchmark, each with a new folder; skip the first."""
     places = (tempfile.mkdtemp(dir=folder) for _ in range(1 + _RUNS))
     return median([child(module, *given, place, *addresses).cpu_s for place in places][1:])
 
 
 def _medians(commands: Sequence[list[str]], **environment: str) -> list[tuple[float, str]]:
-    """What each takes and says. They take turns, so that what slows the machine slows all."""
+    """Return the median CPU seconds and the output of each. They take turns, so that other load slows all of them."""
     took: list[list[float]] = [[] for _ in commands]
     said = [""] * len(commands)
-    # The first of each compiles what has no bytecode yet, and is not counted.
+    # The first turn compiles missing bytecode, and is not counted.
     for turn in range(1 + _RUNS):
         for number, command in enumerate(commands):
             before = _children_cpu_s()

@@ -1,4 +1,4 @@
-"""What the ledger writes: statements and rows, by rows to label and by shards. It grows with the shards alone."""
+"""The ledger's writes: statements and rows, by rows to label and by shards. They only grow with the shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from benchmarks.inputs import rows_file
 from benchmarks.measure import child, mock
 
-_SHARDS_AT_MOST = 20  # each takes as long as its writes need to be on disk
+_SHARDS_AT_MOST = 20  # each waits until its writes are on disk
 _VERBS = ("INSERT", "UPDATE", "DELETE")
 
 
@@ -27,7 +27,7 @@ class Writes:
     rows: int = 0
 
     def count(self, _connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        """Of SQLAlchemy, after each statement."""
+        """Count a statement. SQLAlchemy calls this after each one."""
         if statement.lstrip().upper().startswith(_VERBS):
             self.statements += 1
             self.rows += max(cursor.rowcount, 0)
@@ -35,7 +35,7 @@ class Writes:
 
 @contextmanager
 def counted() -> Iterator[Writes]:
-    """Count what is written to any database in this process."""
+    """Count the writes to any database in this process."""
     writes = Writes()
     sa.event.listen(sa.Engine, "after_cursor_execute", writes.count)
     try:
@@ -45,7 +45,7 @@ def counted() -> Iterator[Writes]:
 
 
 def table(sizes: Sequence[int], shard_sizes: Sequence[int], inputs: Path) -> str:
-    """As Markdown."""
+    """Return the table as Markdown."""
     lines = [
         "| Rows | Requests a shard, at most | Shards | Statements that write | Rows of the ledger written | A shard |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -1,9 +1,9 @@
 """`python -m benchmarks.engines`: see the package. Needs the engines' environments, and root for Ray's network.
 
-python -m benchmarks.engines                          all, printed
-python -m benchmarks.engines --write                  and written to docs/engines/measured.md with its picture
-python -m benchmarks.engines ray spark --rows 50000   some, with another number of rows
-python -m benchmarks.engines flink --keep FOLDER      one by one; the tables show all that is in the folder
+- python -m benchmarks.engines: measure all, and print the tables
+- python -m benchmarks.engines --write: also write docs/engines/measured.md and its picture
+- python -m benchmarks.engines ray spark --rows 50000: measure some, with another number of rows
+- python -m benchmarks.engines flink --keep FOLDER: measure one; the tables show all engines in the folder
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _read(path: Path) -> Runs:
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of the engine's environment; `python3 -m tests <name>` makes it."""
+    """Return the interpreter of the engine's environment, which `python3 -m tests <name>` creates."""
     python = Path(sys.executable) if name == "python" else ROOT / f".venv-{name}" / "bin" / "python"
     if not python.exists():
         sys.exit(f"There is no {python}. Make it with: python3 -m tests {name}")
@@ -101,7 +101,7 @@ def _environment(lib: Path) -> dict[str, str]:
 
 
 def _prepared(folder: Path, rows: int) -> tuple[Path, Path, Path]:
-    """A folder with the workload's modules for all environments, the input, and a small input."""
+    """Create a folder with the workload's modules for all environments, the input, and a small input."""
     lib, source, small = folder / "lib", folder / "source", folder / "small"
     spec = find_spec("vaderSentiment")
     assert spec is not None, "vaderSentiment is among the packages of development"

@@ -1,4 +1,4 @@
-"""The figures as tables, as a picture and as a page of the documents."""
+"""The measurements: tables, a picture and a page of the documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PUBLISHED = {"ray": ("800,000", "50"), "spark": ("100,000", "150"), "flink": ("
 
 
 def tables(runs: Mapping[str, Runs], rows: int) -> str:
-    """Speed, latency and memory beside the published figures, then what a killed worker cost."""
+    """Return tables of speed, latency and memory with the published figures, and of the cost of a killed worker."""
     return "\n\n".join((_speed(runs, rows), _latency(runs), _memory(runs), _killed(runs)))
 
 
@@ -79,13 +79,13 @@ def _killed(runs: Mapping[str, Runs]) -> str:
 
 
 def _table(head: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:
-    """In Markdown; numbers are on the right."""
+    """Return a table in Markdown, with numbers on the right."""
     rule = ["---"] + ["---" if name == "The job" else "---:" for name in head[1:]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
 def plot(runs: Mapping[str, Runs], path: Path) -> None:
-    """Memory over time, an engine each: left alone, and with a worker killed."""
+    """Plot memory over time for each engine: undisturbed, and with a killed worker."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2), layout="constrained")
@@ -106,14 +106,14 @@ def plot(runs: Mapping[str, Runs], path: Path) -> None:
             axes.plot(killed.killed_after, memory[-1] if memory else 0, "x", color="tab:red", label="killed here")
         axes.set(title=_TITLES[name], xlabel="seconds since the start", xlim=(0, None))
         axes.grid(alpha=0.3)
-    panels[0].set_ylim(0)  # when all are drawn, for they share it
+    panels[0].set_ylim(0)  # after all plots, since they share it
     panels[0].set_ylabel("memory of all processes, MB")
     panels[0].legend(frameon=False, loc="upper left", fontsize="small")
     figure.savefig(path, dpi=110)
 
 
 def write(runs: Mapping[str, Runs], rows: int, machine: str, docs: Path) -> None:
-    """The measured part of docs/engines/measured.md; what is said about it is not touched."""
+    """Write the measured part of docs/engines/measured.md; its other text stays."""
     plot(runs, docs / "images" / "engines-measured.png")
     path = docs / "engines" / "measured.md"
     start, end = "<!-- measured -->\n", "<!-- /measured -->"

@@ -1,4 +1,4 @@
-"""Plain Python: a pool of two processes, results written by the parent as they come."""
+"""Plain Python: a pool of two processes; the parent writes results when they arrive."""
 
 from __future__ import annotations
 

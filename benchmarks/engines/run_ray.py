@@ -1,4 +1,4 @@
-"""Ray Data: two actors of a pool, which is how a model is kept in memory."""
+"""Ray Data: two actors of a pool, the usual way to keep a model in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def job(source: str, target: str) -> None:
 def main() -> None:
     source, small, target, latency = work.places()
     ray.init(
-        num_cpus=8,  # logical ones: with two, the actors leave none for reading
+        num_cpus=8,  # logical CPUs; with two, the actors would take both, and reading could not start
         _node_ip_address="127.0.0.1",
         include_dashboard=False,
         object_store_memory=200 * 1024 * 1024,

@@ -1,4 +1,4 @@
-"""A run of one engine, from outside: its memory and CPU over time, and one of its workers killed in the middle."""
+"""A run of one engine, watched from outside: memory and CPU over time, also with one worker killed in the middle."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 _LOOK_SECONDS = 0.25
-_PATIENCE_SECONDS = 90.0  # with a job one of whose workers was killed and that labels nothing any more
+_PATIENCE_SECONDS = 90.0  # for a job that does not label any more after a worker was killed
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
 class Run:
-    """What was seen. `memory` is (seconds since the start, MB) of all processes together, shared pages counted once."""
+    """The measurements of a run.
+
+    `memory` has pairs of seconds since the start and MB of all processes together; shared pages count once.
+    """
 
     code: int = 0
-    load: float = 0.0  # of the machine, over the minute before
+    load: float = 0.0  # the machine's load in the minute before
     seconds_up: float = 0.0
     seconds: float = 0.0
-    cpu_seconds: float = 0.0  # while rows were labeled, of all processes
+    cpu_seconds: float = 0.0  # all processes, during labeling
     latencies: list[float] = field(default_factory=list)
     memory: list[tuple[float, float]] = field(default_factory=list)
     killed_at: float | None = None
@@ -39,7 +42,7 @@ class Run:
 
     @property
     def steady(self) -> list[float]:
-        """Memory while rows were labeled, MB."""
+        """Memory during labeling, in MB."""
         return [mb for at, mb in self.memory if self.seconds_up <= at <= self.seconds_up + self.seconds] or [0.0]
 
     @property
@@ -52,7 +55,7 @@ class Run:
 
 
 class Runs(NamedTuple):
-    """Of one engine: left alone, with a worker killed, and with rows that cost next to nothing."""
+    """The runs of one engine: undisturbed, with a worker killed, and with almost free rows."""
 
     whole: Run
     killed: Run
@@ -60,7 +63,7 @@ class Runs(NamedTuple):
 
 
 def watch(command: list[str], environment: dict[str, str], folder: Path, target: str, rows: int, *, kill: bool) -> Run:
-    """Run it to its end. With `kill`, the worker that wrote last is killed when 40 % of the rows are labeled."""
+    """Run the command to its end. With `kill`, kill the latest worker to write when 40 % of the rows are labeled."""
     mark, log = uuid.uuid4().hex, folder / "batches.log"
     log.touch()
     environment = {**environment, "DLB_BENCH_MARK": mark, "DLB_BENCH_LOG": str(log)}
@@ -82,7 +85,7 @@ def watch(command: list[str], environment: dict[str, str], folder: Path, target:
                     break
                 time.sleep(_LOOK_SECONDS)
         finally:
-            for pid in _marked(mark):  # what it left behind
+            for pid in _marked(mark):  # processes that are left
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
@@ -99,20 +102,20 @@ def watch(command: list[str], environment: dict[str, str], folder: Path, target:
 
 
 def _last_sign(log: Path, killed_at: float) -> float:
-    """Return when the job last labeled a batch, or was struck.
+    """Return the time when the job last labeled a batch or lost its worker.
 
-    A pool of processes hangs for ever where the one that was killed held the lock of its queue.
+    A pool of processes hangs forever if the killed worker held the lock of its queue.
     """
     return max(killed_at, log.stat().st_mtime)
 
 
 def _spent_at(spent: list[tuple[float, float]], when: float) -> float:
-    """CPU seconds till then, by the next look."""
+    """Return the CPU seconds until then, by the next measurement."""
     return next((seconds for at, seconds in spent if at >= when), spent[-1][1])
 
 
 def _count(run: Run, batches: list[dict[str, Any]], written: list[int], rows: int) -> None:
-    """Rows without a label in the output; rows labeled more than once, as paid work would be."""
+    """Count rows without a label in the output, and rows labeled more than once, which would be paid twice."""
     main = [batch for batch in batches if batch["ids"] and batch["ids"][-1][1] < rows]
     labeled = [one for batch in main for first, last in batch["ids"] for one in range(first, last + 1)]
     run.rows_lost = rows - len(set(written))
@@ -145,7 +148,7 @@ def _written(target: Path) -> list[int]:
 
 
 def _marked(mark: str) -> list[int]:
-    """All processes of the run, also those that have another parent by now."""
+    """Return the ids of all processes of the run, even if they have another parent by now."""
     found, wanted = [], f"DLB_BENCH_MARK={mark}".encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
@@ -162,7 +165,7 @@ def _cpu_seconds(pid: int) -> float | None:
 
 
 def _memory_mb(pid: int) -> float:
-    """Proportional set size: a page that several share counts for each of them in part."""
+    """Return the proportional set size, which divides a shared page among its processes."""
     with suppress(OSError, ValueError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -1,6 +1,6 @@
-"""The workload, for all engines: imported in each one's own environment and in its workers. Standard library and VADER.
+"""The workload of all engines, imported in each engine's environment and workers. Needs the standard library and VADER.
 
-Every batch that was labeled is one line in a log that outlives its process: who, when, which rows.
+Each labeled batch is one line in a log that survives its process, with process id, time and rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _lexicon() -> Any:
 
 
 def label(texts: Sequence[str]) -> list[str]:
-    """A label for each text. With DLB_BENCH_CHEAP set, one that costs next to nothing."""
+    """Return a label for each text. If DLB_BENCH_CHEAP is set, labels are almost free."""
     if os.environ.get("DLB_BENCH_CHEAP"):
         return ["long" if len(text) > 80 else "short" for text in texts]
     scores = [_lexicon().polarity_scores(text)["compound"] for text in texts]
@@ -36,7 +36,7 @@ def label(texts: Sequence[str]) -> list[str]:
 
 
 def label_and_log(ids: Sequence[int], texts: Sequence[str]) -> list[str]:
-    """The same, noted in the log that DLB_BENCH_LOG names. Rows are numbered, and batches mostly without gaps."""
+    """Label, and write the batch into the log at DLB_BENCH_LOG. Most batches have consecutive row numbers."""
     labels = label(texts)
     line = json.dumps({"pid": os.getpid(), "at": time.time(), "ids": _ranges(ids)}) + "\n"
     descriptor = os.open(os.environ["DLB_BENCH_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -58,18 +58,18 @@ def _ranges(ids: Sequence[int]) -> list[list[int]]:
 
 
 def say(**facts: object) -> None:
-    """Tell the process that measures."""
+    """Report to the measuring process."""
     print("BENCH " + json.dumps({"at": time.time(), **facts}), flush=True)
 
 
 def places() -> tuple[str, str, str, bool]:
-    """Input folder, folder of a small input, output folder, and whether small jobs are timed after the large one."""
+    """Return the folders of input, small input and output, and whether to time small jobs after the large one."""
     source, small, target, latency = sys.argv[1:5]
     return source, small, target, latency == "latency"
 
 
 def timed(job: Callable[[int], None]) -> None:
-    """Time small jobs on the warm engine; the first is not counted."""
+    """Time small jobs on the warm engine; the first does not count."""
     seconds = []
     for number in range(SMALL_JOBS):
         began = time.perf_counter()
@@ -79,5 +79,5 @@ def timed(job: Callable[[int], None]) -> None:
 
 
 def read(folder: str) -> list[dict[str, Any]]:
-    """All rows of a folder of JSON lines."""
+    """Read all rows of a folder of JSON lines."""
     return [json.loads(line) for path in sorted(Path(folder).glob("*.json")) for line in path.open(encoding="utf-8")]

@@ -1,8 +1,8 @@
-"""Serve the mock until its standard input closes; the first line printed is a JSON object of addresses.
+"""Serves the mock until its standard input closes. The first printed line is a JSON object of addresses.
 
 python -m benchmarks.mock [openai] [anthropic] [bedrock] [vertex] [nested|choice]
 
-The last word is the form of OpenAI's answers, where it is not the usual label.
+The last word is the form of OpenAI's answers; the default is the usual label.
 """
 
 from __future__ import annotations

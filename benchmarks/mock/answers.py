@@ -1,4 +1,4 @@
-"""What the mock answers: a label that names the row it is for, so that a client can show that it joined them right."""
+"""The mock's answers. A label contains the number of its row, so that a client can check its join."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROW = re.compile(rb"#ROW:(\d+)#")
 
 
 class Answer(NamedTuple):
-    """A reply: the JSON text, and that text as a JSON string; tokens as a vendor would count them, one for 4 bytes."""
+    """A reply: the JSON text, the text as a JSON string, and the numbers of tokens, one for each 4 bytes."""
 
     text: bytes
     quoted: bytes
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 
 def label(row: int) -> dict[str, object]:
-    """The label of a row: always the same."""
+    """Return the label of a row, which never changes."""
     number = zlib.crc32(b"%d" % row)
     return {
         "row": row,
@@ -42,7 +42,7 @@ def label(row: int) -> dict[str, object]:
 
 
 def nested(row: int) -> dict[str, object]:
-    """An answer with lists of objects and of lists, and one of fifty topics."""
+    """Return an answer with lists of objects, lists of lists, and one of fifty topics."""
     number = zlib.crc32(b"%d" % row)
     scores = [0.1, 0.25, number % 100 / 100]
     items = [{"name": f"item {k}", "tags": ["a", f"b{number % 9}", "c"], "scores": scores} for k in range(4)]
@@ -51,7 +51,7 @@ def nested(row: int) -> dict[str, object]:
 
 
 def choice(row: int) -> dict[str, object]:
-    """The label of a row, which is one of fifty."""
+    """Return the label of a row, which is one of fifty."""
     return label(row) | {"label": f"topic_{zlib.crc32(b'%d' % row) % 50:02d}"}
 
 
@@ -59,14 +59,14 @@ FORMS: dict[str, Callable[[int], dict[str, object]]] = {"label": label, "nested"
 
 
 def answer(request: bytes, form: str = "label") -> Answer:
-    """The answer to a request, whatever its form."""
+    """Return the answer to a request in any vendor's format."""
     found = ROW.search(request)
     text = msgspec.json.encode(FORMS[form](int(found[1]) if found else 0))
     return Answer(text, msgspec.json.encode(text.decode()), len(request) // 4, len(text) // 4)
 
 
 def embedding(request: bytes) -> bytes:
-    """A vector as long as those of small models, as JSON: one of sixteen, by the row."""
+    """Return a vector with the length of a small model's, in JSON: one of sixteen, chosen by the row."""
     found = ROW.search(request)
     return _vectors()[int(found[1]) % 16 if found else 0]
 

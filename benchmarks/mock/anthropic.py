@@ -38,7 +38,7 @@ class Anthropic:
     def __init__(self, mock: Mock) -> None:
         self._results: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
-        self._numbers = count()  # calls come at once
+        self._numbers = count()  # safe for simultaneous calls
         mock.route("POST", r"/v1/messages/batches", self.create)
         mock.route("GET", r"/v1/messages/batches", self.page)
         mock.route("GET", r"/v1/messages/batches/([^/]+)", self.batch)
@@ -47,7 +47,7 @@ class Anthropic:
         mock.route("POST", r"/finish/anthropic", self.finish)
 
     def create(self, request: Any) -> Reply:
-        """A batch, which has ended."""
+        """Create a batch, which ends immediately."""
         out = []
         for number, one in enumerate(_BODY.decode(request.body).requests):
             reply = answer(bytes(one.params))
@@ -58,7 +58,7 @@ class Anthropic:
         return batch | {"processing_status": "in_progress"}
 
     def batch(self, request: Any, name: str) -> Reply:
-        """A batch; results are where it was asked for."""
+        """Return a batch. The address of its results has the host of the call."""
         ended = self._batches[name]["processing_status"] == "ended"
         url = f"http://{request.headers['host']}/v1/messages/batches/{name}/results"
         return self._batches[name] | {"results_url": url if ended else None}
@@ -82,19 +82,19 @@ class Anthropic:
         return batch
 
     def seed(self, request: Any) -> Reply:
-        """So many batches that are running."""
+        """Create running batches, in the number of the call."""
         made = [self._new(100, "in_progress") for _ in range(request.json()["count"])]
         return {"ids": [batch["id"] for batch in made]}
 
     def finish(self, _request: Any) -> Reply:
-        """All batches have ended."""
+        """End all batches."""
         for batch in self._batches.values():
             counts = {**batch["request_counts"], "processing": 0, "succeeded": 100}
             batch |= {"processing_status": "ended", "ended_at": _TIME, "request_counts": counts}
         return {}
 
     def page(self, request: Any) -> Reply:
-        """The newest first, by `after_id` and `limit`."""
+        """Return a page of batches, newest first, by `after_id` and `limit`."""
         names = list(reversed(self._batches))
         after = request.query.get("after_id")
         start = names.index(after) + 1 if after else 0

@@ -34,18 +34,18 @@ class Bedrock:
     def __init__(self, mock: Mock, s3_url: str) -> None:
         self._s3 = S3(s3_url)
         self._jobs: dict[str, dict[str, Any]] = {}
-        self._numbers = count()  # calls come at once
+        self._numbers = count()  # safe for simultaneous calls
         mock.route("POST", r"/model-invocation-job", self.create)
         mock.route("GET", r"/model-invocation-jobs", self.listed)
         mock.route("GET", r"/model-invocation-job/(.+)", lambda _request, name: self._jobs[unquote(name)])
 
     def listed(self, request: Any) -> Reply:
-        """The jobs of which the name is asked for."""
+        """Return the jobs whose names contain the requested text."""
         name = request.query.get("nameContains", "")
         return {"invocationJobSummaries": [job for job in self._jobs.values() if name in job["jobName"]]}
 
     def create(self, request: Any) -> Reply:
-        """A job, which has ended."""
+        """Create a job, which ends immediately."""
         asked = request.json()
         bucket, _, key = asked["inputDataConfig"]["s3InputDataConfig"]["s3Uri"].removeprefix("s3://").partition("/")
         out = []
@@ -73,17 +73,17 @@ class Vertex:
     def __init__(self, mock: Mock, storage_url: str) -> None:
         self._storage = Storage(storage_url)
         self._jobs: dict[str, dict[str, Any]] = {}
-        self._numbers = count()  # calls come at once
+        self._numbers = count()  # safe for simultaneous calls
         mock.route("POST", r"/v1/(projects/[^/]+/locations/[^/]+)/batchPredictionJobs", self.create)
         mock.route("GET", r"/v1/projects/[^/]+/locations/[^/]+/batchPredictionJobs", self.listed)
         mock.route("GET", r"/v1/(projects/.+)", lambda _request, name: self._jobs[name])
 
     def listed(self, _request: Any) -> Reply:
-        """All jobs, the newest first."""
+        """Return all jobs, newest first."""
         return {"batchPredictionJobs": list(reversed(self._jobs.values()))}
 
     def create(self, request: Any, parent: str) -> Reply:
-        """A job, which has ended."""
+        """Create a job, which ends immediately."""
         asked = request.json()
         out = []
         for line in self._storage.read(asked["inputConfig"]["gcsSource"]["uris"][0]).splitlines():

@@ -32,7 +32,7 @@ _EMBEDDING_LINE = (
 
 
 def results(requests: bytes, form: str = "label") -> bytes:
-    """The output file of a request file."""
+    """Return the output file for a request file."""
     out = []
     for number, line in enumerate(requests.splitlines()):
         found = _CUSTOM_ID.search(line)
@@ -48,16 +48,16 @@ def results(requests: bytes, form: str = "label") -> bytes:
 
 
 class OpenAI:
-    """Files and batches by id. `form`: of the answers."""
+    """Files and batches by id. `form` is the form of the answers."""
 
     def __init__(self, mock: Mock, form: str = "label") -> None:
         self._form = form
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
-        self._held: dict[str, bytes] | None = None  # the inputs of batches that run until they are told to end
-        self._billed: Counter[bytes] = Counter()  # how often each row was in one of these
+        self._held: dict[str, bytes] | None = None  # inputs of batches that run until `finish`
+        self._billed: Counter[bytes] = Counter()  # the number of these batches that had each row
         self._lock = threading.Lock()
-        self._numbers = count()  # calls come at once
+        self._numbers = count()  # safe for simultaneous calls
         mock.route("POST", r"/v1/files", self.upload)
         mock.route("GET", r"/v1/files/([^/]+)/content", self.content)
         mock.route("POST", r"/v1/batches", self.create)
@@ -69,7 +69,7 @@ class OpenAI:
         mock.route("GET", r"/bill/openai", self.bill)
 
     def upload(self, request: Any) -> Reply:
-        """A file in a multipart form; the part named "file" is the one that counts."""
+        """Store the file from a multipart form, which is the part named "file"."""
         found = _BOUNDARY.search(request.headers["content-type"].encode())
         assert found is not None
         parts = request.body.split(b"--" + found[1])
@@ -79,7 +79,7 @@ class OpenAI:
         return {"id": name, "object": "file", "bytes": len(content), "purpose": "batch", "filename": "f"} | _TIMES
 
     def create(self, request: Any) -> Reply:
-        """A batch, which has ended. Its input is gone, and its output goes when it is read: memory is for clients."""
+        """Create a batch, which ends immediately. Input, and output once read, are deleted to save memory."""
         asked = request.json()
         if self._held is not None:
             return self._hold(asked, self._held)
@@ -99,18 +99,18 @@ class OpenAI:
         return batch
 
     def content(self, _request: Any, name: str) -> Reply:
-        """A file. Of a batch that was held it can be read again, as by who follows one that was killed."""
+        """Return a file. The output of a held batch stays, since the successor of a killed worker reads it again."""
         if self._held is not None and name in self._held:
             return results(self._held[name], self._form)
         return self._files.pop(name)
 
     def hold(self, _request: Any) -> Reply:
-        """From now on batches run until `finish`, and what each row is billed is counted."""
+        """Let batches run until `finish` from now on, and count the bills of each row."""
         self._held = {}
         return {}
 
     def bill(self, _request: Any) -> Reply:
-        """What the batches that were held cost: each row that is in two of them is billed twice."""
+        """Return the bill of the held batches. A row in two of them is billed twice."""
         twice = sum(times - 1 for times in self._billed.values())
         return {"batches": len(self._held or ()), "rows": len(self._billed), "rows_billed_twice": twice}
 
@@ -131,12 +131,12 @@ class OpenAI:
         return batch
 
     def seed(self, request: Any) -> Reply:
-        """So many batches that are running."""
+        """Create running batches, in the number of the call."""
         made = [self._new("file-seed", {}, 100) for _ in range(request.json()["count"])]
         return {"ids": [batch["id"] for batch in made]}
 
     def finish(self, _request: Any) -> Reply:
-        """All batches have ended."""
+        """End all batches."""
         for batch in self._batches.values():
             output = f"{batch['id']}-output" if self._held is not None else "file-none"
             batch |= {"status": "completed", "output_file_id": output, "completed_at": int(time.time())}
@@ -144,7 +144,7 @@ class OpenAI:
         return {}
 
     def page(self, request: Any) -> Reply:
-        """The newest first, by `after` and `limit`."""
+        """Return a page of batches, newest first, by `after` and `limit`."""
         names = list(reversed(self._batches))
         after = request.query.get("after")
         start = names.index(after) + 1 if after else 0

@@ -1,4 +1,4 @@
-"""The server: routes by method and path, bodies whole, a count of calls for each route."""
+"""The server: routes by method and path, whole bodies, and a count of calls for each route."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 Reply = Any
-"""Bytes, or what becomes JSON."""
+"""Bytes, or a value for JSON."""
 
 _PIECE_BYTES = 1 << 20
 
@@ -28,15 +28,15 @@ class Request:
     body: bytes
 
     def json(self) -> Any:
-        """The body, read."""
+        """Parse the body."""
         return json.loads(self.body)
 
 
 class Mock:
-    """An ASGI application; services add their routes. `GET /calls` says how often each route was called.
+    """An ASGI application; services add their routes. `GET /calls` returns the number of calls of each route.
 
-    `POST /pause` with `seconds` makes every further call take that much longer, and with `bytes_a_second` no connection
-    faster than that.
+    `POST /pause` with `seconds` delays every further call by this time; with `bytes_a_second`, it limits the speed of
+    each connection.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Mock:
         self.route("POST", "/pause", self._pause)
 
     def route(self, method: str, path: str, answer: Callable[..., Reply]) -> None:
-        """`answer` is called with the request and the groups of `path`, a regular expression."""
+        """Add a route. `answer` is called with the request and the groups of `path`, a regular expression."""
         self._routes.append((method, re.compile(path), answer))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -83,7 +83,7 @@ class Mock:
         return {}
 
     async def _carry(self, piece: bytes) -> None:
-        """As long as a connection of that speed takes."""
+        """Wait for the time that a connection of this speed takes."""
         if self._bytes_a_second is not None:
             await asyncio.sleep(len(piece) / self._bytes_a_second)
 

@@ -1,6 +1,6 @@
-"""What grows past one machine: many shards of four workers on one PostgreSQL ledger, and the arithmetic from there.
+"""Scaling past one machine: many shards, four workers and one PostgreSQL ledger, and estimates from these figures.
 
-python -m benchmarks.scale [--workers ray]   10,000 shards, a worker killed in the middle; and what a row takes
-python -m benchmarks.scale --write           the same, kept in measured.json, and docs/design/scale.md written from it
-python -m benchmarks.scale.day --write       the tables of docs/design/scale.md alone, from measured.json
+- python -m benchmarks.scale [--workers ray]: measure 10,000 shards, with a worker killed, and the cost of a row
+- python -m benchmarks.scale --write: also store the figures in measured.json, and write docs/design/scale.md
+- python -m benchmarks.scale.day --write: only write the tables of docs/design/scale.md, from measured.json
 """

@@ -14,7 +14,7 @@ from benchmarks.scale.shards import Size, run
 
 
 def measured(size: Size) -> dict[str, Any]:
-    """Return all figures, and when and where they were taken."""
+    """Return all figures, with time and number of cores."""
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     return {"when": when, "cores": os.cpu_count(), "shards": run(size), "rows": rows.measure()}
 

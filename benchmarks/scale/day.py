@@ -1,7 +1,7 @@
-"""The arithmetic of docs/design/scale.md: what was measured, taken to a hundred million rows a day.
+"""The estimates of docs/design/scale.md: the measurements, extrapolated to a hundred million rows a day.
 
-python -m benchmarks.scale.day           print the tables
-python -m benchmarks.scale.day --write   put them into the page
+- python -m benchmarks.scale.day: print the tables
+- python -m benchmarks.scale.day --write: write them into the page
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ PARTITIONS_A_DAY = 240
 """Ten tables, each with a partition an hour."""
 
 KEPT_DAYS = 30
-"""How long requests and raw results stay in the payload store: `prune` with `raw_older_than`."""
+"""Days that requests and raw results stay in the payload store: `prune` with `raw_older_than`."""
 
 CALL_SECONDS = 0.2
-"""What a list call takes at a vendor: assumed."""
+"""The assumed time of a vendor's list call."""
 
 CORE_HOUR_USD = 0.05
-"""A core of a machine with 4 GB for it, on demand: assumed."""
+"""The assumed on-demand price of a core with 4 GB."""
 
-PRICED_AT = datetime(2026, 11, 28, tzinfo=UTC)  # the page must not change by itself
+PRICED_AT = datetime(2026, 11, 28, tzinfo=UTC)  # fixed, so that the page does not change with the date
 
 
 @dataclass(frozen=True)
 class Vendor:
-    """What one account may do, by docs/reference/providers.md; of quotas the highest that is documented."""
+    """The limits of one account, from docs/reference/providers.md. Quotas are the highest documented ones."""
 
     name: str
     max_requests: int
@@ -93,12 +93,12 @@ def tables(figures: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def shard_tables(found: Mapping[str, Any]) -> str:
-    """Return the tables of what a shard takes, as Markdown."""
+    """Return the tables of a shard's cost, as Markdown."""
     return "\n".join([*_shard_table(found), "", *_tick_table(found["ticks"])])
 
 
 def written(page: str, figures: Mapping[str, Any]) -> str:
-    """Return the page with its tables as these figures have them."""
+    """Return the page with its tables made from these figures."""
     for name, lines in tables(figures).items():
         before, begin, rest = page.partition(f"<!-- {name}: begin -->\n")
         _, end, after = rest.partition(f"<!-- {name}: end -->")
@@ -202,7 +202,7 @@ def _vendor_table(rows: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _longest(vendor: Vendor, rows_a_shard: int, tokens_a_day: float) -> str:
-    """How long batches may take, for so many rows a day to go through a queue of that size (Little's law)."""
+    """Return the longest average duration of batches at which the vendor's queue takes all rows (Little's law)."""
     if vendor.most_requests is not None:
         hours = vendor.most_requests / ROWS_A_DAY * 24
         return f"{_hours(hours)}: {vendor.most_requests:,} requests in its queue"
@@ -302,7 +302,7 @@ def _cpu_us(one: Mapping[str, Any]) -> float:
 
 
 def _cores(one: Mapping[str, Any], shards: float, found: Mapping[str, Any]) -> float:
-    """Those that rows keep busy, and what each shard takes beside, which holds its ten rows once more."""
+    """Return the cores for all rows and shards. A shard's share includes its ten rows again."""
     a_shard: float = (found["send"]["cpu_s"] + found["land"]["cpu_s"]) / _shards(found)
     return (_cpu_us(one) * 1e-6 * ROWS_A_DAY + shards * a_shard) / 86_400
 

@@ -1,4 +1,4 @@
-"""Four workers, of Ray or processes of their own. One is killed in the middle; another one takes what it was at."""
+"""Four workers, in Ray or in plain processes. One is killed in the middle, and another one takes over its work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Chunk = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Done:
-    """What all chunks took together. Of a worker that was killed nothing is counted but its time on the clock."""
+    """The cost of all chunks together. A killed worker only counts with its wall-clock time."""
 
     taken: Taken
     wall_s: float
@@ -32,7 +32,7 @@ class Done:
 
 
 class Processes:
-    """Workers that are processes of Python's own."""
+    """Workers in Python's own processes."""
 
     def __init__(self, setup: Setup, count: int) -> None:
         self._setup = setup
@@ -47,7 +47,7 @@ class Processes:
         return ours, process
 
     def run(self, step: str, chunks: Sequence[Chunk], kill_after: int | None) -> Done:
-        """Do a step for all chunks; kill a worker after so many of them."""
+        """Do a step for all chunks; kill a worker after `kill_after` of them."""
         began, taken, done, kills = time.monotonic(), Taken(), 0, 0
         waiting = deque(chunks)
         busy: dict[Connection, Chunk] = {}
@@ -88,7 +88,7 @@ def _serve(setup: Setup, pipe: Connection) -> None:
 
 
 class Ray:
-    """Workers of a Ray of this machine: a chunk is a task, which Ray itself gives to another worker after a kill."""
+    """Workers in a local Ray. A chunk is a task, which Ray gives to another worker after a kill."""
 
     def __init__(self, setup: Setup, count: int) -> None:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes longer than 30
@@ -124,7 +124,7 @@ class Ray:
 
 
 def _kill(busy: Path) -> int:
-    """Kill, with SIGKILL, the worker that is at work for the longest; return how many were killed."""
+    """Kill the worker with the oldest task, by SIGKILL; return the number of killed workers."""
     notes = sorted(busy.iterdir(), key=lambda note: note.stat().st_mtime)
     if not notes:
         return 0

@@ -1,4 +1,4 @@
-"""What a row takes, by how long its text is: CPU of each step, bytes on the wire and bytes that stay.
+"""The cost of a row, by the length of its text: CPU of each step, bytes on the wire and stored bytes.
 
 python -m benchmarks.scale.rows bytes rows folder '{"url": …}'
 """
@@ -27,7 +27,7 @@ from benchmarks.package import engine, labeling
 __all__ = ["SIZES", "measure"]
 
 SIZES = {300: 50_000, 1_000: 50_000, 20_000: 5_000}
-"""Bytes of a row's text, and how many rows are measured."""
+"""Bytes of a row's text, with the number of measured rows."""
 
 _PIECE_BYTES = 4 << 20
 
@@ -42,7 +42,7 @@ def measure() -> dict[str, dict[str, Any]]:
 
 
 def main(size: str, rows: str, path: str, addresses: str) -> None:
-    """Label so many rows of that size; the first thousand of them before, so that all is loaded."""
+    """Label `rows` rows of this size, after a thousand others that load all modules."""
     folder, count = Path(path), int(rows)
     one, definition = engine("openai", folder, json.loads(addresses)), labeling("openai")
     work = Work()
@@ -87,7 +87,7 @@ def _label(one: Any, definition: Any, rows: Iterator[pa.RecordBatch], folder: Pa
 
 
 def _rows(size: int, count: int) -> Iterator[pa.RecordBatch]:
-    """Texts of so many bytes, cut out of the prose of this package's documentation."""
+    """Yield rows with texts of this size, cut from the package's documentation."""
     prose = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))
     dice, step = random.Random(size), max(1, _PIECE_BYTES // size)
     for start in range(0, count, step):

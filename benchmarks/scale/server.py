@@ -1,4 +1,4 @@
-"""What PostgreSQL's server took for the ledger: CPU, transactions, log and disk."""
+"""The cost of PostgreSQL's server for the ledger: CPU, transactions, log and disk."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _TABLES = ("submission", "shard", "event", "lease")
 
 @dataclass(frozen=True)
 class ServerCost:
-    """Since the server began, or between two such moments."""
+    """The cost since the server's start, or between two such moments."""
 
     cpu_s: float
     transactions: int
     wal_bytes: int
-    whole_scans: dict[str, int]  # how often a table was read from its start to its end
-    bytes: dict[str, int]  # of each table, indexes included
+    whole_scans: dict[str, int]  # full scans of each table
+    bytes: dict[str, int]  # of each table, with indexes
     rows: dict[str, int]
 
     def __sub__(self, other: ServerCost) -> ServerCost:
@@ -42,7 +42,7 @@ class ServerCost:
 
 
 def read_server(url: str) -> ServerCost:
-    """Read what the server of a ledger's database took so far. On this machine, of Linux."""
+    """Read the cost so far of a ledger's database server, which must be on this machine. Linux only."""
     home = Path(parse_qs(urlsplit(url).query)["host"][0])
     connection = psycopg2.connect(url)
     with connection, connection.cursor() as cursor:
@@ -66,8 +66,8 @@ def read_server(url: str) -> ServerCost:
 
 
 def _cpu_s(postmaster: int) -> float:
-    """CPU seconds of the server: its own, those of sessions that have ended, and those of its processes now."""
-    ticks = sum(_fields(postmaster)[11:15])  # utime, stime, and the same of children that are gone
+    """Return the server's CPU seconds, including ended sessions and present processes."""
+    ticks = sum(_fields(postmaster)[11:15])  # utime and stime, of the process and of ended children
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             with suppress(OSError):
@@ -78,6 +78,6 @@ def _cpu_s(postmaster: int) -> float:
 
 
 def _fields(process: int) -> list[int]:
-    """The numbers of a process after its name and state: [1] is its parent."""
+    """Return the numbers in a process's `stat` file after its name and state. Number [1] is its parent."""
     text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return [0, *map(int, text[1:15])]

@@ -1,6 +1,6 @@
-"""The rows, the definition and the engine of the benchmark; and what a worker does with some partitions.
+"""The rows, the definition and the engine of the benchmark, and a worker's steps for some partitions.
 
-A worker may be killed anywhere: another one takes the same partitions, and goes on from what the ledger says.
+A worker may be killed at any point. Another worker takes its partitions and continues from the ledger's state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["MODELS", "PROMPT", "Setup", "Taken", "work"]
 
 NAMESPACE = "scale"
 SETTLE_SECONDS = 5.0
-"""A batch of which nobody knows is looked for at least so long; 300 at a vendor. The mock lists what it has at once."""
+"""Minimum seconds for the search of a batch in doubt; 300 at a vendor. The mock lists new batches immediately."""
 
 _WORDS = "late cable broke after two weeks but the replacement arrived quick and the new cover fits the old box".split()
 _UNSENT = (ShardState.PLANNED, ShardState.SUBMITTING)
@@ -37,7 +37,7 @@ _UNSENT = (ShardState.PLANNED, ShardState.SUBMITTING)
 
 @dataclass(frozen=True)
 class Setup:
-    """Where everything is, and how large. Travels to workers."""
+    """The places and sizes of the benchmark. It is sent to workers."""
 
     url: str
     ledger_url: str
@@ -48,12 +48,12 @@ class Setup:
 
     @property
     def busy(self) -> Path:
-        """A file for each worker that is at work: its name is the worker's process id."""
+        """The folder with a file for each working worker, which is named by the worker's process id."""
         return Path(self.folder) / "busy"
 
     @property
     def tables(self) -> Path:
-        """Labels, a file for each partition."""
+        """The folder of the labels, with a file for each partition."""
         return Path(self.folder) / "tables"
 
     @property
@@ -64,7 +64,7 @@ class Setup:
         return f"p{partition:05d}"
 
     def input(self, partition: int) -> pa.Table:
-        """The rows of a partition: some 100 bytes of text each. Always the same."""
+        """Return the rows of a partition, with some 100 bytes of text each. They are the same in each call."""
         dice, count = random.Random(partition), self.shards * self.rows
         numbers = range(partition * count, (partition + 1) * count)
         texts = [" ".join(dice.choices(_WORDS, k=20)) for _ in numbers]
@@ -88,7 +88,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a process took: CPU seconds, and statements and transactions on the ledger."""
+    """The cost of a process: CPU seconds, and statements and transactions on the ledger."""
 
     cpu_s: float = 0.0
     reads: int = 0
@@ -107,7 +107,7 @@ class Taken:
 
 
 class _Statements:
-    """Counts what this process does to any database."""
+    """Counts this process's statements and transactions on any database."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -127,7 +127,7 @@ class _Statements:
 
 @cache
 def statements() -> _Statements:
-    """The counts of this process, from the first call on."""
+    """Return the counts of this process, which begin with the first call."""
     return _Statements()
 
 
@@ -137,7 +137,7 @@ def _engine(setup: Setup) -> Engine:
 
 
 def work(setup: Setup, step: str, partitions: tuple[int, ...]) -> Taken:
-    """Do a step for some partitions, "send" or "land"; say what it took."""
+    """Do a step for some partitions, "send" or "land"; return its cost."""
     counts = statements()
     note = setup.busy / str(os.getpid())
     note.touch()
@@ -152,7 +152,7 @@ def _send(engine: Engine, setup: Setup, partition: int) -> None:
     definition = setup.labeling()
     submission = engine.plan(definition, setup.input(partition), partition=setup.key(partition))
     status = engine.submit(definition, submission.submission_id)
-    # What one that was killed was sending is looked for, and sent again only once it certainly was not.
+    # If a killed worker was sending a batch, the engine looks for it, and only sends it again if it is surely absent.
     while any(shard.state in _UNSENT for shard in status.shards):
         time.sleep(0.5)
         status = engine.submit(definition, submission.submission_id)

@@ -1,6 +1,6 @@
-"""Many shards, small ones: what a shard takes of workers, ledger, payload store and sensor, and whether all comes home.
+"""Many small shards: a shard's cost for workers, ledger, payload store and sensor, and a check that all rows arrive.
 
-The rows of a shard are few on purpose: what is looked for is what a shard takes, whatever is in it.
+Shards have few rows, so that the figures show the cost of a shard, not of its rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _POOLS: dict[str, type[Processes | Ray]] = {"processes": Processes, "ray": Ray}
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is to do, and who does it."""
+    """The amount of work, and its workers."""
 
     partitions: int = 1_000
     shards: int = 10
@@ -47,7 +47,7 @@ def run(size: Size) -> dict[str, Any]:
         for place in (setup.busy, setup.tables):
             place.mkdir()
         _call(setup.url, "POST", "/hold/openai")
-        setup.engine().ledger.submissions.list_all("nobody")  # so that its tables are there
+        setup.engine().ledger.submissions.list_all("nobody")  # creates its tables
         chunks = [
             tuple(range(start, min(start + size.chunk, size.partitions)))
             for start in range(0, size.partitions, size.chunk)
@@ -102,7 +102,7 @@ def _call(url: str, method: str, path: str) -> dict[str, Any]:
 
 
 def _rows_lost(setup: Setup) -> int:
-    """Rows that are not there exactly once, with a label that is theirs."""
+    """Count the rows that are missing, repeated, or labeled with another row's answer."""
     good, seen = set(), 0
     for path in sorted(setup.tables.glob("*.parquet")):
         for key, row, outcome in zip(*pq.read_table(path).to_pydict().values(), strict=True):
@@ -114,7 +114,7 @@ def _rows_lost(setup: Setup) -> int:
 
 
 def _objects(payloads: Path) -> dict[str, dict[str, int]]:
-    """How many files there are, and their bytes, by what they are: all that follows the first dot of a name."""
+    """Count files and their bytes by kind, which is the part of a name after its first dot."""
     kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"objects": 0, "bytes": 0})
     for path in payloads.rglob("*"):
         if path.is_file():

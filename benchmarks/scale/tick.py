@@ -1,4 +1,4 @@
-"""Ticks of the sensor over what the workers sent: all in flight, none due, all ended.
+"""Ticks of the sensor over the workers' batches: with all in flight, with nothing due, and with all ended.
 
 python -m benchmarks.scale.tick '{fields of Setup}'
 """
@@ -23,7 +23,7 @@ from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, build_llm_b
 
 
 def main(fields: str) -> None:
-    """Tick until all were asked about; once more; and until all that have ended are known to have."""
+    """Tick until all batches were polled, once more, and until the end of all batches is recorded."""
     setup = Setup(**json.loads(fields))
     keys = [setup.key(number) for number in range(setup.partitions)]
     assets = llm_batch_assets(
@@ -81,7 +81,7 @@ def main(fields: str) -> None:
 
 
 def _set_unasked(url: str) -> None:
-    """As if all had been sent an hour ago and nobody had asked since."""
+    """Change the ledger so that all batches were sent an hour ago and not polled since."""
     connection = psycopg2.connect(url)
     with connection, connection.cursor() as cursor:
         cursor.execute(
@@ -102,7 +102,7 @@ def _unasked(url: str) -> int:
 
 def _calls(url: str) -> dict[str, int]:
     with urllib.request.urlopen(f"{url}/calls") as reply:
-        # The count that we ask for is no call of the sensor's.
+        # The request for the counts is not a call of the sensor.
         return {name: count for name, count in json.load(reply).items() if name != "GET /calls"}
 
 
