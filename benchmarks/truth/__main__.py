@@ -10,7 +10,7 @@ from benchmarks.truth.widths import set_bounds
 
 _ALL = (intervals, samples, means, gates, annotators, cascade, dollars, ends)
 SECTIONS = {module.SECTION.name: module.SECTION for module in _ALL}
-"""By name, in the order of the page."""
+"""The sections by name, in the order of the page."""
 
 QUICK_DRAWS = 200
 

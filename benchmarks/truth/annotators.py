@@ -1,4 +1,4 @@
-"""People who err in known ways judge rows until the rule says that it is enough: are gold, rule and figures right?"""
+"""Tests of gold, stopping rule and statistics: simulated people with known errors judge rows until the rule stops."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dagster_llm_batch.metrics.stop_rule import more_rows, next_size, unseen_par
 from dagster_llm_batch.metrics.survey import Survey
 
 MOST_MISSES = 0.07
-"""Promised: the interval that one stops with misses in no more of the lives, in any cell."""
+"""The guarantee: in each cell, the final interval misses in at most this share of the lives."""
 
 ROWS = 5_000
 CLASSES = 3
 FIRST = 100
-"""Rows of the first round, as `gold_sample_assets` draws by default."""
+"""Rows of the first round, the default of `gold_sample_assets`."""
 
 MOST_ROUNDS = 12
 
@@ -33,8 +33,9 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Cell:
-    """`people`: of PEOPLE. `right`: share of the labels that are. `figure`: accuracy of the labels, or the share of a
-    class from gold and labels. `half_width` is asked for.
+    """A key of PEOPLE, the share of right labels, the statistic, and the requested half width.
+
+    `figure` is the accuracy of the labels, or the share of a class from gold and labels.
     """
 
     people: str
@@ -49,10 +50,10 @@ PEOPLE: dict[str, tuple[float, ...]] = {
     "five, two of whom guess half": (0.98, 0.97, 0.95, 0.65, 0.65),
     "one, right in 90 %": (0.9,),
 }
-"""How often each is right; who is not says the next class twice as often as the one after."""
+"""The accuracy of each person. Two thirds of the errors name the next class, and one third the class after it."""
 
 NOT_PROMISED = "one, right in 90 %"
-"""What one person gets wrong nobody sees: the figures are those of what they say."""
+"""An exception: the errors of a single person cannot be detected, so they are part of the statistics."""
 
 CELLS = [
     Cell(people, right, figure, half_width)
@@ -74,7 +75,7 @@ QUICK = [
 
 @dataclass
 class Lives:
-    """What became of all lives of a cell."""
+    """The results of all lives of a cell."""
 
     missed: int = 0
     missed_plain: int = 0
@@ -88,7 +89,7 @@ class Lives:
 
 @dataclass(frozen=True, eq=False)
 class _World:
-    """The rows: what they are, what labels say, and where a signal looks."""
+    """The rows: their true classes, their labels, and the strength of a signal."""
 
     truth: Codes
     labels: Codes
@@ -119,7 +120,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
                 100 * found.majority_wrong / max(1, found.rows),
             )
         )
-        # what chance makes of a true 7 %
+        # The share that chance allows for a true 7 %.
         most = MOST_MISSES + 2 * (MOST_MISSES * (1 - MOST_MISSES) / draws) ** 0.5
         if misses > most and cell.people != NOT_PROMISED:
             broken.append(f"{cell}: misses in {misses:.1%}; the limit is {MOST_MISSES:.0%}.")
@@ -131,7 +132,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
 
 
 def measure_cell(cell: Cell, draws: int) -> Lives:
-    """Let people judge so many times until it is enough, and compare what is said then with what is true."""
+    """Simulate `draws` lives in which people judge until the rule stops; compare the final interval with the truth."""
     rng, lives, world = np.random.default_rng(seed_of(cell)), Lives(), _world(cell.right)
     truth = _truth(cell, world)
     for _ in range(draws):
@@ -147,7 +148,7 @@ def _truth(cell: Cell, world: _World) -> float:
 
 
 def _live(cell: Cell, rng: np.random.Generator, world: _World, truth: float, lives: Lives) -> None:
-    """One life: rounds are drawn, judged and looked at, as `gold_sample_assets` does with a StopRule."""
+    """Simulate one life: draw rounds, judge them and test the rule, like `gold_sample_assets` with a StopRule."""
     drawn: list[Codes] = []
     weights: list[Numbers] = []
     rounds: list[Codes] = []
@@ -172,7 +173,7 @@ def _live(cell: Cell, rng: np.random.Generator, world: _World, truth: float, liv
             lives.missed += not ends[0] <= truth <= ends[1]
             lives.rows += len(gold_at)
             lives.rounds += number
-            # What a single look of 95 % would have taken, had one known.
+            # The rows that a single look of 95 % would have needed, with perfect foresight.
             lives.rows_once += len(gold_at) * min(1.0, (half / cell.half_width) ** 2)
             lives.gold_wrong += int((gold != world.truth[gold_at]).sum())
             lives.majority_wrong += int((majority != world.truth[gold_at]).sum())
@@ -193,14 +194,14 @@ def _sampled(weights: list[Numbers], rounds: list[Codes]) -> SampledRows:
 
 
 def _judged(rng: np.random.Generator, people: tuple[float, ...], truth: Codes) -> Codes:
-    """Return what each person would say of each row."""
+    """Return each person's judgment of each row."""
     shape = (len(people), len(truth))
     off = np.where(rng.random(shape) < 2 / 3, 1, 2)
     return np.where(rng.random(shape) < np.array(people)[:, None], truth, (truth + off) % CLASSES)
 
 
 def _agreed(said: Codes) -> tuple[Codes, Codes]:
-    """Return the agreed label of each row, and that of the majority; a tie is what the first one said."""
+    """Return the agreed label and the majority's label of each row. In a tie, the first person's label counts."""
     n_people, n = said.shape
     votes = Votes(
         np.tile(np.arange(n), n_people), np.repeat(np.arange(n_people), n), said.ravel(), n, n_people, CLASSES
@@ -224,8 +225,8 @@ def _interval(cell: Cell, world: _World, at: Codes, gold: Codes, rows: SampledRo
 
 
 def _look_often(cell: Cell, rng: np.random.Generator, world: _World, truth: float) -> bool:
-    """Return whether the interval of 95 % misses of one who looks every 20 rows from FIRST on, drawn alike, and stops
-    when it is narrow enough by the usual formula. People are always right here.
+    """Return whether a naive 95 % interval misses. It is computed every 20 equally drawn rows from FIRST on, and the
+    sampling stops when the usual formula is narrow enough. People are always right here.
     """
     hit = world.truth == (world.labels if cell.figure == "accuracy" else 1)
     seen = hit[rng.permutation(ROWS)]

@@ -1,6 +1,6 @@
-"""Whether a cascade keeps what it promises: its level, in one partition and over many, and what tells that it does not.
+"""Tests of a cascade's guarantees: its level in one partition and over many, its alarm, and its forecasts.
 
-Scores are simulated; no model was asked.
+Scores are simulated, without a model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dagster_llm_batch.metrics.gold_weights import SampledRows
 CONFIDENCE = 0.95
 
 FIRST = look_confidence(CONFIDENCE, 1)
-"""What the first sample of a partition needs, since looks at the same rows share the 5 %."""
+"""The confidence of a partition's first sample, since looks at the same rows share the 5 %."""
 
 LEAST_SPARED = {
     (0.95, 60): 0.37,
@@ -50,25 +50,27 @@ LEAST_SPARED = {
     (0.9, 200): 0.65,
     (0.9, 500): 0.67,
 }
-"""Promised: so much of the rows that the best threshold spares the oracle is spared, by agreement and sample."""
+"""The guarantee, by agreement and sample: the spared rows, as a share of the rows that the best threshold spares."""
 
 WIDEST_MARGIN = 1.6
-"""Promised: the bound of a window is above the truth by at most so many times as with a known variance."""
+"""The guarantee: the bound's distance from the truth, at most this multiple of the distance with a known variance."""
 
 WIDEST_FORECAST = 1.6
-"""Promised: the 95th percentile of costs is above their mean by at most so many times as who knows the law has it."""
+"""The guarantee: the 95th percentile's distance from the mean cost, at most this multiple of the true distance."""
 
 WIDEST_FIGURES = {50: 2.0, 200: 1.9}
-"""Promised of the mean width of intervals of a class's share, as a multiple of that by the true variance, by sample."""
+"""The guarantee, by sample: the mean width for a class's share, at most this multiple of the width by true variance."""
 
 LEAST_COVERED = 0.927
-"""Promised: an interval or bound of 95 % holds in so many of 1,000, three standard errors below."""
+"""The guarantee: at least this share of 1,000 intervals or bounds of 95 % hold, three standard errors below 95 %."""
 
 MOST_FALSE_ALARMS = {0.05: 0.5, 0.03: 0.02}
-"""Promised: at most so many years of a dataset have an alarm, by the share that disagrees, where 5 % was promised."""
+"""The guarantee, by the share of disagreements: the maximum share of years with an alarm, if 5 % may disagree."""
 
 LATEST_ALARM = 25
-"""Promised: of changes from 3 % to 10 %, nine in ten are told of within so many partitions of 20 audited rows."""
+"""The guarantee: after changes from 3 % to 10 %, nine in ten alarms come within this number of partitions of 20
+audited rows.
+"""
 
 DAYS, AUDITS = 365, 20
 
@@ -78,14 +80,14 @@ Digests = npt.NDArray[np.uint64]
 
 
 class Part(NamedTuple):
-    """One table of the section, and each promise of it that was not kept."""
+    """One table of the section, with its broken guarantees."""
 
     text: str
     broken: list[str]
 
 
 def measure(draws: int, quick: bool) -> Measured:  # a section's form
-    """Measure all tables, or those of what no other test has simulated (tests/core/test_cascade.py has the first)."""
+    """Measure all tables, or only those without another simulated test (tests/core/test_cascade.py has the first)."""
     alone = () if quick else (measure_level(2 * draws), measure_populations(max(40, draws * 2 // 5)))
     parts = (
         *alone,
@@ -106,7 +108,7 @@ def _random(cell: object) -> np.random.Generator:
 
 
 def _uncovered(what: str, covered: float, of: int) -> list[str]:
-    # What chance makes of 95 % in so many: three standard errors below, as 927 of 1,000 are.
+    # The share that chance allows for 95 %: three standard errors below, such as 927 of 1,000.
     least = CONFIDENCE - (CONFIDENCE - LEAST_COVERED) * (1_000 / of) ** 0.5
     return [f"{what}: holds in {covered:.1%}; the guarantee is {CONFIDENCE:.0%}."] if covered < least else []
 
@@ -119,7 +121,7 @@ def _too_wide(what: str, width: float, most: float) -> list[str]:
 
 
 def measure_level(runs: int) -> Part:
-    """Measure how often a promise breaks where it is hardest to keep: one score, and just one error too many."""
+    """Measure the share of broken guarantees in the hardest case: one score, and exactly one error too many."""
     rows, wrong = 20_000, np.arange(20_000) < 1_001
     lines, broken = [], []
     for sample in (60, 95, 210):
@@ -152,7 +154,7 @@ def _fails(
 
 
 def populations(rows: int, rng: np.random.Generator) -> Iterator[tuple[str, Scores, Flags]]:
-    """Yield a name, scores, and whether the label is wrong: kinds of models that a cascade may meet."""
+    """Yield kinds of models that a cascade may meet: a name, scores, and whether each label is wrong."""
     hard = rng.beta(1, 4, rows)
     wrong = rng.random(rows) < hard
     yield "calibrated", 1 - hard, wrong
@@ -169,7 +171,7 @@ def populations(rows: int, rng: np.random.Generator) -> Iterator[tuple[str, Scor
 
 
 def measure_populations(runs: int) -> Part:
-    """Measure how often the promise breaks, and how much the oracle answers, by kind of model and size of sample."""
+    """Measure the share of broken guarantees, and the oracle's share of rows, by kind of model and size of sample."""
     rows, lines, broken = 5_000, [], []
     for agreement, sample in ((0.95, 60), (0.95, 100), (0.95, 200), (0.95, 500), (0.9, 200), (0.9, 500)):
         rng = _random(("populations", agreement, sample))
@@ -185,7 +187,7 @@ def measure_populations(runs: int) -> Part:
                 fails[name] += int((accepted & wrong).sum() > (1 - agreement) * rows)
                 accepted[drawn] = False
                 asked.append(1 - accepted.mean())
-                # As many wrong labels as the sample's own share allows, which is what one would do without statistics.
+                # The naive method: the sample's own share of wrong labels sets the limit.
                 own = are_above(scores, digests, find_threshold(*of, int((1 - agreement) * sample)))
                 naive[name] += int((own & wrong).sum() > (1 - agreement) * rows)
         worst, worst_naive = (max(of.values()) / runs for of in (fails, naive))
@@ -213,13 +215,13 @@ def measure_populations(runs: int) -> Part:
 
 
 LOOKED_AT = (("useless", 0.06), ("useless", 0.08), ("calibrated", 0.0))
-"""Scores, and the share of labels that is wrong where scores tell nothing."""
+"""Kinds of scores, with the share of wrong labels if the scores are useless."""
 
 _LOOK_SIZES = (100, 200, 300, 400, 600, 800)
 
 
 def measure_looks(draws: int, kinds: Sequence[tuple[str, float]]) -> Part:
-    """Measure how often a promise breaks where the sample is raised until the oracle's share pleases."""
+    """Measure the share of broken guarantees if the user raises the sample until the oracle's share looks good."""
     rows, lines, broken = 5_000, [], []
     for kind, share in kinds:
         failures, looks = np.zeros(2), np.zeros(2)
@@ -239,7 +241,7 @@ def measure_looks(draws: int, kinds: Sequence[tuple[str, float]]) -> Part:
                     drawn = order[:size]
                     place = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed[look])
                     accepted = are_above(scores, digests, place)
-                    # It accepts more than the best threshold may.
+                    # The sample accepts more labels than the best threshold may.
                     if accepted.sum() > pleases:
                         break
                 looks[way] += look + 1
@@ -259,7 +261,7 @@ def measure_looks(draws: int, kinds: Sequence[tuple[str, float]]) -> Part:
 
 
 def most_accepted(scores: Scores, digests: Digests, wrong: Flags, agreement: float) -> int:
-    """Return how many rows could be accepted by somebody who knows which are wrong."""
+    """Return the number of rows that the best threshold accepts, if wrong labels are known."""
     order = np.lexsort((digests, scores))[::-1]
     may = np.flatnonzero(np.cumsum(wrong[order]) <= (1 - agreement) * len(scores))
     return min(len(may), int(np.isfinite(scores).sum()))
@@ -273,7 +275,7 @@ _ROLLING = "Rolling(rows=400, audit=0.01)"
 
 
 def _wrong_sure(change: str, day: int) -> float:
-    """Return which share of the labels is wrong whatever the score says, on a day."""
+    """Return a day's share of labels that are wrong at any score."""
     return {
         "none": 0.0,
         "step": 0.05 * (day >= _LIFE // 2),
@@ -283,7 +285,7 @@ def _wrong_sure(change: str, day: int) -> float:
 
 
 def measure_partitions(lives: int) -> Part:
-    """Measure lives of a dataset whose model gets worse: how many partitions break the promise, by what sets it."""
+    """Measure lives of a dataset whose model gets worse: the share of broken partitions, by source of the threshold."""
     lines, broken = [], []
     for calibrate in ("partition, 60 rows", "partition, 200 rows", _ROLLING, "once, 400 rows"):
         for change in _CHANGES:
@@ -300,7 +302,7 @@ def measure_partitions(lives: int) -> Part:
             )
             if calibrate.startswith("partition") and np.mean(fails) > 0.05 + 3 * (0.0475 / len(fails)) ** 0.5:
                 broken.append(f"{calibrate}, {change}: {np.mean(fails):.1%} of the days fail; the limit is 5 %.")
-            # Windows share days: as many are apart as there are windows in a life.
+            # Windows overlap, so only the disjoint windows of a life count as independent.
             if windows is not None:
                 broken += _uncovered(f"window, {change}", windows, lives * _LIFE // WINDOW)
     head = ("calibrate", "change", "days below 95 %", "oracle's share", "windows that hold", "days with a sample")
@@ -309,8 +311,11 @@ def measure_partitions(lives: int) -> Part:
 
 
 class _Life(NamedTuple):
-    """What came of one life: of each day whether it broke the promise, and the oracle's share; of windows whether the
-    bound held; and how many days had a sample of their own.
+    """The results of one life.
+
+    - `fails`, `asked`: for each day, whether it broke the guarantee, and the oracle's share.
+    - `covered`: for each window, whether the bound held.
+    - `own_samples`: the number of days with their own sample.
     """
 
     fails: list[bool]
@@ -345,7 +350,7 @@ def _live(rng: np.random.Generator, change: str, calibrate: str) -> _Life:
             threshold = calibrate_points(known, ("", ""), _ROWS, 0.95, CONFIDENCE).threshold
         accepted = are_above(scores, digests, threshold)
         if is_own:
-            # What the sample holds is the oracle's. What is audited is not yet, where its labels are judged.
+            # Rows in the sample have the oracle's labels. Audited rows do not have them yet when labels are judged.
             accepted[drawn] = False
         shares.append(float((accepted & wrong).mean()))
         life.fails.append(shares[-1] > 0.05)
@@ -360,7 +365,7 @@ def _live(rng: np.random.Generator, change: str, calibrate: str) -> _Life:
 
 
 def _last_points(audits: list[Audited], points: list[list[Point]]) -> list[Point] | None:
-    """Return the rows of the last days that set the threshold; None where there are too few since the last alarm."""
+    """Return the rows of the last days that set the threshold; None if they are too few since the last alarm."""
     alarm = find_alarm(audits, 0.95)
     known: list[Point] = []
     for one, of in zip(reversed(audits), reversed(points), strict=True):
@@ -383,7 +388,7 @@ _WINDOWS = (
 
 
 def measure_window(draws: int) -> Part:
-    """Measure how often the bound of a window holds, whatever has changed within it."""
+    """Measure the share of windows whose bound holds, for several changes within the window."""
     lines, broken = [], []
     for kind in _WINDOWS:
         rng, covered, bounds, truths, sizes = _random(("window", kind)), 0, 0.0, 0.0, 0
@@ -416,10 +421,10 @@ def measure_window(draws: int) -> Part:
 
 
 def measure_detector(lives: int) -> Part:
-    """Measure how often there is an alarm without cause, and how soon with one."""
+    """Measure the share of false alarms, and the delay of true ones."""
     rows, broken = np.full((lives, DAYS), AUDITS), []
     lines: list[tuple[object, ...]] = []
-    # A test of each day by itself, at 5 %.
+    # A separate test of each day, at 5 %.
     daily = next(k for k in range(AUDITS) if binom.sf(k - 1, AUDITS, 0.05) <= 0.05)
     for share, most in MOST_FALSE_ALARMS.items():
         wrong = _random(("detector", share)).binomial(AUDITS, share, rows.shape)
@@ -456,7 +461,7 @@ def measure_detector(lives: int) -> Part:
 
 
 def measure_figures(draws: int) -> Part:
-    """Measure how often intervals hold of the share that the oracle would give a class, in tables of a cascade."""
+    """Measure the share of intervals that hold, for a class's share by the oracle, in tables of a cascade."""
     rows, lines, broken = 2_000, [], []
     for kind, share, sample in [(k, p, n) for k in ("calibrated", "useless") for p in (0.02, 0.3) for n in (50, 200)]:
         rng, covered, once = _random((kind, share, sample)), 0, 0
@@ -464,7 +469,7 @@ def measure_figures(draws: int) -> Part:
         for draw in range(draws):
             hard = rng.beta(1, 4, rows)
             y = (rng.random(rows) < share).astype(float)
-            # A label that is wrong says the class, as often as not.
+            # Half of the wrong labels are the class.
             f = np.where(rng.random(rows) < hard, rng.random(rows) < 0.5, y).astype(float)
             score = 1 - hard if kind == "calibrated" else rng.random(rows)
             is_oracles = score <= np.quantile(score, 0.5)
@@ -482,7 +487,7 @@ def measure_figures(draws: int) -> Part:
             widths[draw], errors[draw] = figure.high - figure.low, figure.value - y.mean()
             delivered = np.where(is_oracles, y, f).mean()
             once += bool(abs(delivered - y.mean()) <= 1.96 * (delivered * (1 - delivered) / rows) ** 0.5)
-        # With the true variance of these estimates, an interval is as wide as this.
+        # The denominator is the width of an interval by the true variance of these estimates.
         width = float(widths.mean() / (2 * norm.ppf(0.975) * np.sqrt(np.mean(errors**2))))
         most = WIDEST_FIGURES[sample]
         lines.append((kind, 100 * share, sample, 100 * covered / draws, width, most, 100 * once / draws))
@@ -503,7 +508,7 @@ _RATES, _TOKENS = Rates(1.0, 4.0), 120
 
 
 def measure_forecasts(lives: int) -> Part:
-    """Measure how often a submission costs at most what is told as its 95th percentile."""
+    """Measure the share of submissions that cost at most their forecast 95th percentile."""
     days, step, lines, broken = 120, 80, [], []
     for kind, after in (("stays the same", 1.0), ("35 % longer replies after 80 days", 1.35)):
         held: dict[str, list[bool]] = defaultdict(list)
@@ -543,7 +548,7 @@ def measure_forecasts(lives: int) -> Part:
 
 
 def _submission(rng: np.random.Generator, words: float) -> Billed:
-    """Return a submission of some hundred requests whose replies have so many tokens, more or less by the day."""
+    """Return a submission of some hundred requests. `words` is the mean length of replies, which varies by the day."""
     size = int(np.clip(np.exp(rng.normal(np.log(300), 1)), 20, 20_000))
     level = words * np.exp(rng.normal(0, 0.1))
     written = rng.gamma(1.2, level / 1.2, min(size, 4_000)).mean() * size
@@ -552,7 +557,7 @@ def _submission(rng: np.random.Generator, words: float) -> Billed:
 
 
 def _law(words: float) -> tuple[float, float]:
-    """Return the mean of what a submission costs a request, and its 95th percentile."""
+    """Return the mean of a submission's cost for each request, and the 95th percentile."""
     rng = _random(("law of costs", words))
     costs = [_cost(_submission(rng, words)) for _ in range(2_000)]
     return float(np.mean(costs)), float(np.quantile(costs, 0.95))

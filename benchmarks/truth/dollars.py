@@ -1,4 +1,4 @@
-"""What a thousand labels cost by a cascade, beside its oracle alone, its cheap model alone, and a threshold by eye."""
+"""The cost of a thousand labels by a cascade, its oracle alone, its cheap model alone, and a naive threshold."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Flags = NDArray[np.bool_]
 CONFIDENCE, ROWS = 0.95, 5_000
 FIRST = look_confidence(CONFIDENCE, 1)
 AGREEMENTS, GAPS = (0.9, 0.95, 0.98), (20, 10, 4)
-"""What is promised, and how many times as much as the cheap model the oracle costs."""
+"""The guarantees, and the oracle's price as a multiple of the cheap model's."""
 
 ORACLE_USD = 1.0
-"""Of a thousand labels by the oracle."""
+"""The price of a thousand labels by the oracle."""
 
 Population = Callable[[int, np.random.Generator], tuple[Floats, Flags]]
 
@@ -81,7 +81,7 @@ POPULATIONS: dict[str, Population] = {
     "good": _good,
     "a fifth invalid": _invalid,
 }
-"""Scores, and whether the cheap label is wrong: kinds of models that a cascade may meet."""
+"""Kinds of models that a cascade may meet: their scores, and whether each cheap label is wrong."""
 
 
 _LEAST_SPARED = {
@@ -98,15 +98,15 @@ LEAST_SPARED = {
     for name, of in _LEAST_SPARED.items()
     for agreement, least in zip(AGREEMENTS, of, strict=True)
 }
-"""Promised: so much of the rows that the best threshold spares the oracle is spared."""
+"""The guarantee: the minimum of spared rows, as a share of the rows that the best threshold spares."""
 
 QUICK_LEAST_SPARED = {(0.9, name): of[0] * 0.8 for name, of in _LEAST_SPARED.items()}
-"""The same of the smaller tables of the quick part, of which the sample is a larger part."""
+"""The same for the quick part, whose smaller tables have a larger share of sampled rows."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Tables of one kind of cheap model, and what is promised of them."""
+    """Tables of one kind of cheap model, with their guarantee."""
 
     population: str
     agreement: float
@@ -115,9 +115,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Found:
-    """Shares, means over tables: of rows that the oracle was asked, and of tables that broke what was promised.
+    """Shares, as means over tables: `…_asked` of rows that the oracle answers, and `…_fails` of broken guarantees.
 
-    `spared`: the rows that the oracle was spared, of those that the best threshold spares it.
+    `spared` is the share of spared rows among the rows that the best threshold spares.
     """
 
     cascade_asked: float
@@ -129,11 +129,11 @@ class Found:
 
 
 def measure_cell(cell: Cell, tables: int) -> Found:
-    """Draw tables, and let each be labeled in three ways."""
+    """Draw tables, and label each in three ways."""
     rng, rows = np.random.default_rng(seed_of(cell)), cell.rows
     sample = choose_sample(rows, cell.agreement, FIRST)
     allowed = count_allowed(sample, rows, cell.agreement, FIRST)
-    # By eye: as many of the sample may be wrong as of the table.
+    # The naive threshold: the sample may have the table's share of wrong labels.
     by_eye = int((1 - cell.agreement) * sample + 1e-9)
     most = (1 - cell.agreement) * rows
     asked, broken, cheap, ideal = np.zeros(2), np.zeros(2), 0, 0
@@ -159,7 +159,7 @@ def measure(draws: int, quick: bool) -> Measured:
     rows = ROWS // 5 if quick else ROWS
     cells = [Cell(name, agreement, rows) for agreement in agreements for name in POPULATIONS]
     found = measured_cells(measure_cell, cells, draws, processes=1 if quick else 2)
-    # So many breaks are chance where 5 % is true, in one of a thousand such cells.
+    # If 5 % is true, chance exceeds this number in one of a thousand cells.
     most = binom.ppf(0.999, draws, 1 - CONFIDENCE)
     broken = [
         f"{cell.population}, {cell.agreement:.0%}: {one.cascade_fails:.1%} of tables break the guarantee"

@@ -1,4 +1,4 @@
-"""Forecasts of the end, told of submissions to vendors whose law is known, one after the other as a ledger has them."""
+"""Tests of the forecasts of the end: submissions to vendors with known distributions, in the order of a ledger."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dagster_llm_batch.core.durations import FEWEST, forecast_end
 from dagster_llm_batch.types import Span
 
 WITHIN = 0.05
-"""Promised: of the submissions of which a time is told, half end by their p50 and nine in ten by their p90, so near."""
+"""The guarantee: of submissions with a forecast, half end by their p50 and nine in ten by their p90, within this."""
 
 DAYS, SHORT = 160, 60
-"""Of one vendor's life, and where many are submitted each afternoon."""
+"""Days of one vendor's life, and of a life with many submissions each afternoon."""
 
 KNOWN = 20
-"""Days that are known before any is forecast."""
+"""Days that are known before the first forecast."""
 
 _DAY, _AFTERNOON = 24.0, 4.0
-"""Hours; those of one day begin within an afternoon."""
+"""Hours of a day, and of the afternoon in which a day's submissions begin."""
 
 _WITHIN_DAY = 0.3
-"""By so much submissions of one day differ among themselves: the standard deviation of the logarithm."""
+"""The variation among submissions of one day: the standard deviation of the logarithm."""
 
 _LIVES_OF_LAW = 400
-"""Draws by which the true p90 of each submission is known."""
+"""Draws for the true p90 of each submission."""
 
 Numbers = NDArray[np.float64]
 Law = Callable[[np.random.Generator, int], Numbers]
@@ -38,10 +38,15 @@ Law = Callable[[np.random.Generator, int], Numbers]
 
 @dataclass(frozen=True)
 class Cell:
-    """`law`: of LAWS. `gap`: hours from one submission to the next. `batches`: of each; `basis`: what is asked.
+    """One kind of vendor.
 
-    `a_day`: the law is that of days, and so many are submitted in each day's afternoon. `widest`: the mean p90 is
-    promised to be at most so many times that of somebody who knows the law.
+    Attributes:
+        law: A key of LAWS.
+        gap: Hours between submissions.
+        batches: The number of batches of each submission.
+        basis: The basis of the forecast.
+        a_day: The number of submissions in each day's afternoon. If it is more than 1, the law applies to days.
+        widest: The guarantee: the mean p90, at most this multiple of the true one.
     """
 
     law: str
@@ -53,35 +58,36 @@ class Cell:
 
     @property
     def days(self) -> int:
-        """Of one life."""
+        """Days of one life."""
         return DAYS if self.a_day == 1 else SHORT
 
     @property
     def submissions(self) -> int:
-        """Of one life."""
+        """Submissions of one life."""
         return self.days * (self.a_day if self.a_day > 1 else round(_DAY / self.gap))
 
     def began(self, number: int) -> timedelta:
-        """Return when a submission begins, from the first one on."""
+        """Return the beginning of a submission, relative to the first one."""
         day, place = divmod(number, self.a_day)
         hours = day * _DAY + place * _AFTERNOON / self.a_day
         return timedelta(hours=hours if self.a_day > 1 else number * self.gap)
 
     def draw(self, rng: np.random.Generator) -> Numbers:
-        """Draw how many hours each batch of each submission of one life takes."""
+        """Draw the hours of each batch of each submission in one life."""
         if self.a_day > 1:
             of_day = np.repeat(LAWS[self.law](rng, self.days), self.a_day)
             whole = of_day * np.exp(rng.normal(0, _WITHIN_DAY, len(of_day)))
         else:
             whole = LAWS[self.law](rng, self.submissions)
-        # Batches of one submission share their hour, half of what there is of chance.
+        # Batches of one submission share their hour, which is half of the variation.
         return whole[:, None] * np.exp(rng.normal(0, 0.5, (len(whole), self.batches)) * (self.batches > 1))
 
 
 @dataclass(frozen=True)
 class Held:
-    """How often what was told held, of a vendor's submissions together, and how many of them were asked about. `width`:
-    the mean p90 that was told, as a multiple of the true one.
+    """The results over a vendor's submissions: the numbers of queries, of forecasts, and of forecasts that held.
+
+    `width` is the mean forecast p90, as a multiple of the true one.
     """
 
     asked: int
@@ -117,7 +123,7 @@ def _rising(rng: np.random.Generator, count: int) -> Numbers:
 
 
 def _alike(rng: np.random.Generator, count: int) -> Numbers:
-    """Each like the one before it: a vendor's bad week."""
+    """Draw durations that resemble the one before, like a vendor's bad week."""
     level = rng.normal(0, 1, count)
     for before, at in pairwise(range(count)):
         level[at] = 0.8 * level[before] + 0.6 * level[at]
@@ -135,7 +141,7 @@ LAWS: dict[str, Law] = {
 }
 
 WIDEST_AFTER_FALL = 2.0
-"""As `widest`, of a vendor that became quicker: its slow days are among the last forty for a while."""
+"""`widest` for a vendor that became faster, since its slow days are among the last forty for a while."""
 
 A_DAY = (5, 20, 40)
 
@@ -143,7 +149,7 @@ CELLS = [
     *(Cell(law, gap) for law in LAWS for gap in (24, 3)),
     *(Cell("lognormal", 24, a_day=a_day) for a_day in A_DAY),
     Cell("lognormal", 24, 4),
-    # As if independent, the last of four is late.
+    # If batches are treated as independent, the forecast for the last of four is too late.
     Cell("lognormal", 24, 4, "batches", widest=3.5),
 ]
 QUICK = [
@@ -156,7 +162,7 @@ QUICK = [
 
 
 def measure(draws: int, quick: bool) -> Measured:  # a section's form
-    """Measure all cells, or the quick ones in this process. `draws` is how many submissions each is told of."""
+    """Measure all cells, or the quick ones in this process. `draws` is the number of forecasts for each."""
     cells = QUICK if quick else CELLS
     found = measured_cells(replay, cells, draws, processes=1 if quick else 2)
     broken = [text for cell, held in zip(cells, found, strict=True) for text in _broken(cell, held)]
@@ -175,7 +181,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
 
 
 def replay(cell: Cell, draws: int) -> Held:
-    """Return what became of the forecasts of vendors' submissions, each by what was known when it was planned."""
+    """Return the results of forecasts of vendors' submissions, each made from the data at its planning."""
     told, held = [0, 0], [0, 0]
     widths: list[tuple[float, float]] = []
     asked = life = 0
@@ -204,7 +210,7 @@ def replay(cell: Cell, draws: int) -> Held:
 
 
 def _asked(cell: Cell, rng: np.random.Generator) -> list[int]:
-    """Return which submissions are forecast: one of each day, since those of one day may end alike."""
+    """Return the submissions to forecast: one a day, since submissions of one day may end alike."""
     each_day = cell.submissions // cell.days
     days = np.arange(KNOWN, cell.days)
     return [int(at) for at in days * each_day + rng.integers(each_day, size=len(days))]
@@ -239,7 +245,7 @@ def _broken(cell: Cell, held: Held) -> list[str]:
     texts = []
     for name, level, share in zip(("p50", "p90"), (0.5, 0.9), _shares(held), strict=True):
         room = WITHIN + 2 * float(np.sqrt(level * (1 - level) / held.asked))
-        # By single batches as if independent it is late rather than early.
+        # A forecast from single batches, treated as independent, is too late rather than too early.
         is_off = share < level - room or (share > level + room and cell.basis == "submissions")
         if is_off:
             texts.append(f"{cell}: {share:.3f} ended by their {name}")

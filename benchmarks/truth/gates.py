@@ -1,4 +1,4 @@
-"""How often gates raise a false alarm in a life of 365 looks, and how often they find what they are for."""
+"""Tests of gates: the share of false alarms in a life of 365 looks, and the share of detected changes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from dagster_llm_batch.metrics.looks import (
 )
 
 MOST_FALSE = 0.05
-"""Promised: at most so many lives of LOOKS looks at nothing have an alarm."""
+"""The guarantee: at most this share of lives has an alarm, if there is no change in LOOKS looks."""
 
 LEAST_POWER = 0.8
-"""Promised: so many falls of five points are found within ten looks, with 300 rows a look."""
+"""The guarantee: this share of falls by five points is found within ten looks, with 300 rows a look."""
 
 LEAST_SEEN = 0.99
-"""Promised: so many turns of a class are found within _DAYS_TO_SEE, after 60 steady days of 300 rows."""
+"""The guarantee: this share of reversals is found within _DAYS_TO_SEE days, after 60 steady days of 300 rows."""
 
 _DAYS_TO_SEE = 3
 
 _EARLIER = 90
-"""As many days before one as `drift_assets` looks at."""
+"""The number of earlier days that `drift_assets` uses."""
 
 QUICK_LIVES, FULL_LIVES = 30, 1_000
 
@@ -47,9 +47,9 @@ _MAX_PSI = 0.25
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of life. `rows` a look; `kind` says what `setting` is.
+    """One kind of life, with the number of rows a look. The meaning of `setting` depends on `kind`.
 
-    `wanted`: the share of falls that must be found, 0 where nothing is promised; None where there is no fall.
+    `wanted` is the share of falls that must be found, or 0 without a guarantee. None: there is no fall.
     """
 
     gate: str
@@ -96,10 +96,10 @@ QUICK = [
 ]
 
 Alarms = NDArray[np.bool_]
-"""Of each life, whether there is an alarm."""
+"""For each life, whether there is an alarm."""
 
 Lives = Callable[[Cell, int, np.random.Generator], tuple[Alarms, Alarms]]
-"""So many lives of a cell: alarms of our gate, and of an ordinary test of 5 % at each look."""
+"""Simulates lives of a cell: returns the alarms of our gate, and of an ordinary test of 5 % at each look."""
 
 
 def measure(draws: int, quick: bool) -> Measured:  # a section's form
@@ -112,7 +112,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         promised = f"{MOST_FALSE:.0%} at most" if cell.wanted is None else f"{cell.wanted:.0%} at least"
         promised = "-" if cell.wanted == 0 else promised
         rows.append((cell.gate, cell.kind, setting, cell.rows, promised, 100 * ours / lives, 100 * ordinary / lives))
-        # What is promised is broken where chance does not explain the lives that were drawn.
+        # A guarantee is broken if chance does not explain the result.
         if cell.wanted is None:
             kept = binom.sf(ours - 1, lives, MOST_FALSE) > 0.01
         else:
@@ -149,11 +149,11 @@ def _regression(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarm
     changed = rng.binomial(cell.rows, cell.setting, (lives, looks))
     worse = np.full(looks, 0.5)
     if falls:
-        # So many points more get worse than better.
+        # The share that gets worse exceeds the share that gets better by five points of all rows.
         worse[before:] += 0.05 / cell.setting / 2
     broken = rng.binomial(changed, worse)
     if cell.kind == "growing gold":
-        # Gold without partitions, to which each look adds rows.
+        # Each look adds rows to the gold, which is not partitioned.
         p_values = binom.sf(broken.cumsum(axis=1) - 1, changed.cumsum(axis=1), 0.5)
         levels = np.array([look_level(place) for place in range(looks)])
         return _any_look(p_values < levels), _any_look(p_values < ALPHA)
@@ -168,7 +168,7 @@ def _regression(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarm
 
 
 def _any_look(alarms: Alarms) -> Alarms:
-    """Return of each life whether it has an alarm at any look."""
+    """Return whether each life has an alarm at any look."""
     found: Alarms = np.logical_or.reduce(alarms, axis=1)
     return found
 
@@ -179,7 +179,7 @@ def _paid(broken: int, changed: int) -> tuple[float, ...]:
 
 
 def _in_order(paid: NDArray[np.float64], order: Sequence[int]) -> bool:
-    """Return whether there is an alarm where the looks are seen in this order."""
+    """Return whether there is an alarm if the looks come in this order."""
     seen: dict[int, Sequence[float]] = {}
     for place in order:
         seen[place] = paid[place]
@@ -235,7 +235,7 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
 
 
 def _before(values: NDArray[Any], window: int) -> NDArray[np.float64]:
-    """Return the sums over so many days before each one, or as many as there are."""
+    """Return the sums over the `window` days before each day, or over fewer if there are fewer."""
     sums = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0)])
     day = np.arange(len(values))
     summed: NDArray[np.float64] = sums[day] - sums[np.maximum(0, day - window)]
@@ -243,7 +243,7 @@ def _before(values: NDArray[Any], window: int) -> NDArray[np.float64]:
 
 
 def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the PSI of each day against the seven before it; 0 of the first one."""
+    """Return the PSI of each day against the seven before it; 0 for the first day."""
     here, there = ((side + 0.5) / (side + 0.5).sum(axis=1, keepdims=True) for side in (days, _before(days, 7)))
     psi: NDArray[np.float64] = ((here - there) * np.log(here / there)).sum(axis=1)
     psi[0] = 0
@@ -252,12 +252,12 @@ def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @cache
 def _judged_together(day: int) -> int | None:
-    """Return how many days are judged together on this one."""
+    """Return the number of days that are judged together on this day."""
     return recent_partitions(min(day, _EARLIER) + 1, look_level(day))
 
 
 def _recent_psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the PSI of the days that are judged together on each day against the seven before them; 0 for none."""
+    """Return the PSI, for each day, of the days judged together against the seven before them; 0 without such days."""
     psi = np.zeros(len(days))
     for day in range(len(days)):
         recent = _judged_together(day)
@@ -270,7 +270,7 @@ def _recent_psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _by_group(alone: NDArray[np.int64], groups: NDArray[np.int64]) -> Counts:
-    """Count the labels of one day, of which ten each are of one group."""
+    """Count the labels of one day. Grouped labels are in groups of ten."""
     codes = np.arange(len(alone))
     values = np.concatenate([np.repeat(codes, alone), np.repeat(codes, 10 * groups)])
     ids = [None] * int(alone.sum()) + np.repeat(np.arange(int(groups.sum())), 10).astype(str).tolist()

@@ -1,4 +1,4 @@
-"""How often the intervals miss, how wide they are, and when there is none: a grid of data sets whose truth is known."""
+"""Tests of the intervals on a grid of data sets with known truth: share of misses, widths, and missing intervals."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ from dagster_llm_batch.metrics.crosstab import Crosstab
 from dagster_llm_batch.metrics.intervals import Interval, mean_interval, share_interval, unbounded_interval
 
 MOST_MISSES = 0.07
-"""Promised: of the intervals that are given so many miss, at most, in any cell."""
+"""The guarantee: in each cell, at most this share of the reported intervals misses."""
 
 _LEAST_GIVEN = 0.9
-"""Promised of numbers: an interval is given so often, wherever enough rows are wrong (`unbounded_interval`)."""
+"""The guarantee for numbers: at least this share of data sets with enough wrong rows has an interval
+(`unbounded_interval`).
+"""
 
 WIDEST = 1.5
-"""Promised: the mean width is at most so many times that of the reference, where that covers."""
+"""The guarantee: the mean width, at most this multiple of the reference's, if the reference covers."""
 
 COVERS = 0.93
-"""A reference that holds the truth so often is taken to cover."""
+"""The minimum share of intervals with the truth at which a reference counts as covering."""
 
 ENOUGH_OF_A_CLASS = 10
-"""Promised: there is an interval where each class has so many rows."""
+"""The guarantee: there is an interval if each class has this number of rows."""
 
 REFERENCE_DRAWS = 100
-"""Data sets of a cell that the reference measures too, of which a bootstrap takes most of the time."""
+"""Data sets of a cell that the reference measures, too. It takes few, since a bootstrap takes most of the time."""
 
 _WRONG_ENOUGH, _LEAST_OFF = 5, 20
-"""Wrong rows from which there is nearly always one, and those that squares and changes need."""
+"""Minimum wrong rows for an interval in nearly all data sets, and for intervals of squares and changes."""
 
 _NOT_KEPT: dict[tuple[float | str, str], float] = {
     ("small, 1 % large", "mae"): 0.45,
     ("small, 1 % large", "rmse"): 0.6,
     ("small, 1 % large", "change of mae"): 0.6,
 }
-"""Data and figures of which more miss than is promised, with the bound: what gold does not show, it cannot bound."""
+"""Exceptions, with their bounds: gold cannot bound large errors that it does not contain."""
 
 _RESAMPLES = 200
 _BASES: dict[str, tuple[int, float | None]] = {
@@ -57,14 +59,14 @@ _BASES: dict[str, tuple[int, float | None]] = {
     "10, even": (10, None),
     "50, even": (50, None),
 }
-"""Number of classes, and the share of the rarer of two."""
+"""The number of classes, and the share of the rarer of two."""
 
 Ends = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of data set. `quality`: the accuracy, or, of scores and numbers, how they are spread."""
+    """One kind of data set. `quality` is the accuracy or, for scores and numbers, their distribution."""
 
     kind: Literal["classes", "ordinal", "requests", "customers", "weighted", "labelers", "rubric", "numbers"]
     n: int
@@ -74,7 +76,7 @@ class Cell:
 
 @dataclass
 class Tallied:
-    """What became of the intervals of one figure in one cell."""
+    """The results for the intervals of one statistic in one cell."""
 
     given: int = 0
     missed: int = 0
@@ -84,13 +86,13 @@ class Tallied:
     width: float = 0.0
     values: list[float] = field(default_factory=list)
     reference: list[tuple[bool, float, float | None]] = field(default_factory=list)
-    """Of data sets that the reference measured: whether it held the truth, its width, and ours."""
+    """For each data set that the reference measured: whether it held the truth, its width, and our width."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One figure of one data set: its truth, what it is here, our interval, the reference's, and the rows of the rarest
-    class.
+    """One statistic of one data set: the truth, the estimate, our interval, the reference's interval, and the number of
+    rows of the rarest class.
     """
 
     figure: str
@@ -230,7 +232,7 @@ def _macro_f1(joint: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _middle(values: NDArray[np.float64]) -> Ends:
-    """Return what the middle 95 % of what is defined span: the percentile bootstrap."""
+    """Return the range of the middle 95 % of the defined values: the percentile bootstrap."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
@@ -241,7 +243,7 @@ def _middle(values: NDArray[np.float64]) -> Ends:
 def _bootstrap(
     tables: NDArray[np.int64], figure: Callable[[NDArray[np.float64]], NDArray[np.float64]], rng: np.random.Generator
 ) -> Callable[[], Ends]:
-    """Return the percentile bootstrap of a figure over units: (units, classes, classes), or of one table of rows."""
+    """Return the percentile bootstrap of a statistic, over units (units, classes, classes) or one table of rows."""
 
     def drawn() -> Ends:
         n, k = (int(tables.sum()), tables.shape[-1]) if tables.ndim == 2 else (len(tables), tables.shape[-1])
@@ -264,7 +266,7 @@ def _wilson(right: int, n: int) -> Callable[[], Ends]:
 
 
 def _of_classes(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
-    """Independent rows: accuracy, kappa, macro F1, and precision and recall of the last class."""
+    """Draw independent rows: accuracy, kappa, macro F1, and precision and recall of the last class."""
     joint = _joint(cell.classes, float(cell.quality))
     k = len(joint)
     counts = rng.multinomial(cell.n, joint.ravel()).reshape(k, k)
@@ -294,7 +296,7 @@ def _of_classes(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
 
 
 def _ordinal(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
-    """Five classes, whose errors are mostly a step away: kappa with squared distances."""
+    """Draw five classes with errors that are mostly one step away: kappa with squared distances."""
     steps = np.arange(5)
     near = np.exp(-1.0 * np.abs(steps[:, None] - steps)) * (1 - np.eye(5))
     right = float(cell.quality)
@@ -315,8 +317,10 @@ def _ordinal(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
 
 
 def _clustered(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
-    """Half of the rows in groups of ten: identical requests, right or wrong together; or customers, of whom some are
-    harder than others (a correlation of 0.1).
+    """Draw rows, with half of them in groups of ten.
+
+    A group has identical requests, which are right or wrong together, or one customer's rows. Customers differ in
+    difficulty, with a correlation of 0.1.
     """
     sizes = np.array([10] * (cell.n // 20) + [1] * (cell.n - 10 * (cell.n // 20)))
     unit = np.repeat(np.arange(len(sizes)), sizes)
@@ -332,7 +336,7 @@ def _clustered(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     np.add.at(tables, (unit, gold, predicted), 1)
     joint, apart = _joint("2, even", mean), 1 - np.eye(2)
     hits = share_interval((crosstab.gold == crosstab.predicted).astype(float), crosstab.units)
-    # Few classes by rows are few by units too, and then an interval may be left out.
+    # Rows count as units here: with few units of a class, an interval may be missing.
     fewest = float(min(np.bincount(np.unique(unit[gold == code])).sum() for code in (0, 1)))
     figures: list[tuple[str, Any, Interval]] = [
         ("accuracy", lambda shares: np.einsum("...ii->...", shares), hits),
@@ -345,7 +349,7 @@ def _clustered(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
 
 
 def _weighted(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
-    """Gold of which half was drawn nine times as often as the other, where more is wrong: accuracy of all rows."""
+    """Draw gold that has a harder half of its rows nine times too often: accuracy of all rows."""
     n, hard = cell.n, rng.random(cell.n) < 0.5
     wrong_hard, share_hard = min(0.5, 3 * (1 - float(cell.quality))), 0.1
     easy_right = (float(cell.quality) - share_hard * (1 - wrong_hard)) / (1 - share_hard)
@@ -363,7 +367,7 @@ def _weighted(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
 
 
 def _labelers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
-    """Labelers of three classes who leave out a fifth of the rows: Krippendorff's alpha."""
+    """Draw labels by labelers of three classes who skip a fifth of the rows: Krippendorff's alpha."""
     m, right = int(cell.classes), float(cell.quality)
     share = np.array([0.5, 0.3, 0.2])
     truth = rng.choice(3, cell.n, p=share)
@@ -372,7 +376,7 @@ def _labelers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     labels = Labels(Target("t"), tuple(map(str, range(m))), (0, 1, 2), said, np.arange(cell.n))
     found = agreement_among(labels, "all", library_cells=0)
     interval = Interval(found.alpha_low, found.alpha_high, found.alpha_interval or "none: no row with two labels")
-    # Two labels of a row are equal where both are those of the truth, or else by chance.
+    # Two labels of a row are equal if both follow the truth, or else by chance.
     agree = right**2 + (1 - right**2) * float((share**2).sum())
     expected = float((share**2).sum())
     by_class = np.stack([(said == code).sum(axis=0) for code in range(3)], axis=1)
@@ -392,7 +396,7 @@ def _labelers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
 
 
 def _rubric(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
-    """Scores from 1 to 5: nearly all the best, or around the middle."""
+    """Draw scores from 1 to 5: nearly all 5, or around the middle."""
     spread = {"ceiling": [0.005, 0.0, 0.005, 0.02, 0.97], "middle": [0.02, 0.18, 0.6, 0.18, 0.02]}[str(cell.quality)]
     scores = rng.choice(np.arange(1.0, 6.0), cell.n, p=spread)
     units = Units(np.ones(cell.n), np.full(cell.n, -1))
@@ -406,15 +410,15 @@ def _rubric(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
 
 
 _WRONG = {"nine in ten 0": 0.1, "1 in 10 lognormal": 0.1, "1 % lognormal": 0.01}
-"""Shapes of which so many rows alone are wrong; of the others all are."""
+"""The share of wrong rows, by shape. In other shapes, all rows are wrong."""
 
 
 _LARGE, _SMALL, _CENT = 0.01, 0.6, 0.01
-"""Shares of large and of small errors, and the size of the small ones."""
+"""The shares of large and small errors, and the size of the small ones."""
 
 
 def _has_none(cell: Cell, figure: str) -> bool:
-    """Return whether so few rows may have no interval of this figure: by their number, or by that of the wrong ones."""
+    """Return whether this statistic may lack an interval, because the cell has too few rows or too few wrong rows."""
     wrong = cell.n * _WRONG.get(str(cell.quality), 1.0)
     if figure == "mae":
         return wrong < _WRONG_ENOUGH
@@ -439,8 +443,10 @@ def _errors(shape: str, z: Any, rng: np.random.Generator) -> tuple[Any, float, f
 
 
 def _numbers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
-    """Errors of two versions: of rows alone, of rows of which half are in groups of ten that are alike (0.3), or of
-    gold of which half was drawn nine times as often. The second version's errors are larger by a fifth.
+    """Draw the errors of two versions; the second version's are larger by a fifth.
+
+    Rows are independent. In `customers`, half are in similar groups of ten (0.3). In `weighted`, half of the gold was
+    drawn nine times as often.
     """
     n, at = cell.n, np.arange(cell.n)
     unit = np.concatenate([np.repeat(at[: n // 20], 10), at[n // 20 :][: n - 10 * (n // 20)]])
@@ -449,7 +455,7 @@ def _numbers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     errors, mean, square = _errors(str(cell.quality), z, rng)
     weight = np.ones(n)
     if cell.classes == "weighted":
-        # The half that was drawn more often stands for a tenth of all rows, and has errors twice as large.
+        # The half that was drawn more often represents a tenth of all rows, and its errors are twice as large.
         often = rng.random(n) < 0.5
         weight, errors = np.where(often, 0.2, 1.8), errors * np.where(often, 2, 1)
         mean, square = 1.1 * mean, 1.3 * square
@@ -462,11 +468,11 @@ def _numbers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
         of_roots = Interval(low, high, of_squares.method)
     shares, m = weight / weight.sum(), int(unit.max()) + 1
     sizes = np.bincount(unit, shares, m)
-    # one set of resamples for all three figures
+    # All three statistics share one set of resamples.
     again = cache(lambda: rng.multinomial(m, np.full(m, 1 / m), _RESAMPLES))
 
     def bootstrapped(figure: Callable[[NDArray[np.float64]], NDArray[np.float64]], values: Any) -> Callable[[], Ends]:
-        """Return the percentile bootstrap over units of a figure of a mean."""
+        """Return the percentile bootstrap over units, for a function of a mean."""
         return lambda: _middle(figure((again() @ np.bincount(unit, shares * values, m)) / (again() @ sizes)))
 
     means = unbounded_interval(errors[0], weighed)

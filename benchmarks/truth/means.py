@@ -1,4 +1,4 @@
-"""Means of numbers from gold and labels: how often intervals miss, and how wide they are beside those of gold alone."""
+"""Means of numbers from gold and labels: the share of misses, and widths compared with intervals by gold alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.likelihood import likelihood_interval
 
 MOST_MISSES = 0.07
-"""Promised: so many of the intervals that are given miss, at most, in any cell."""
+"""The guarantee: in each cell, at most this share of the reported intervals misses."""
 
 WIDEST = 1.1
-"""Promised: the mean width is at most so many times that of the narrowest method by gold alone that keeps as much."""
+"""The guarantee: the mean width, at most this multiple of the narrowest method that keeps the error rate by gold alone.
+"""
 
 _RESAMPLES = 200
 
@@ -28,7 +29,7 @@ Ends = tuple[Numbers, Numbers]
 
 @dataclass(frozen=True)
 class Cell:
-    """`data`: of DATA. `n` gold rows."""
+    """A key of DATA, and the number of gold rows."""
 
     data: str
     n: int
@@ -45,7 +46,7 @@ class World:
 
 @dataclass
 class Found:
-    """What became of the intervals of a cell. `methods`: misses and mean width of each by gold alone."""
+    """The results for the intervals of a cell. `methods` has misses and mean width of each method by gold alone."""
 
     given: int
     missed: int
@@ -55,7 +56,7 @@ class Found:
 
     @property
     def narrowest(self) -> tuple[str, float] | None:
-        """The narrowest method by gold alone that keeps what is promised, and its mean width."""
+        """The narrowest method by gold alone that keeps the guarantee, and its mean width."""
         kept = {name: width for name, (misses, width) in self.methods.items() if misses <= MOST_MISSES}
         return min(kept.items(), key=lambda one: one[1], default=None)
 
@@ -135,7 +136,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
 
 
 def measure_cell(cell: Cell, draws: int) -> Found:
-    """Draw a table and gold from it so many times, and compare what is estimated with what is true."""
+    """Draw `draws` tables with their gold, and compare the estimates with the truth."""
     rng = np.random.default_rng(seed_of(cell))
     sampled = draw_alike(np.arange(cell.n), ROWS)
     ours, by_ends, drawn, truths, off = [], [], [], [], []
@@ -184,7 +185,7 @@ def _student(y: Numbers) -> Ends:
 
 
 def _hall(y: Numbers) -> Ends:
-    """Student's interval, corrected for skewness."""
+    """Return Student's interval, corrected for skewness."""
     n, mean, deviation = y.shape[1], y.mean(axis=1), y.std(axis=1, ddof=1) + 1e-12
     skewness = (((y - mean[:, None]) / deviation[:, None]) ** 3).mean(axis=1)
     skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)

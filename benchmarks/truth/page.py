@@ -1,4 +1,4 @@
-"""What the sections share: their form, their tables, and the page that they are written to, each in its own place."""
+"""The parts that sections share: their form, their tables, and the page with a place for each section."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _SELDOM = 0.02
 
 @dataclass(frozen=True)
 class Measured:
-    """What a section found: its tables as Markdown, each promise that was not kept, in words, and the width of each row
-    that has a bound of its own.
+    """The results of a section: its tables as Markdown, a sentence for each broken guarantee, and the width of each row
+    with a bound.
     """
 
     text: str
@@ -40,9 +40,10 @@ class Measured:
 class Section:
     """One section of the page.
 
-    - `name`: of its module, and its mark on the page. `text`: heading and what it is about, above the tables.
-    - `measure`: called with the number of draws of each cell, and with whether only the quick part is asked for: cells
-      that take some seconds together, the same in every run.
+    - `name`: The name of its module, and its mark on the page.
+    - `text`: The heading and introduction above the tables.
+    - `measure`: A function of the number of draws of each cell, and of whether to measure only the quick part. That
+      part takes some seconds, and is the same in every run.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Section:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a Markdown table. Columns whose first cell is a number stand at the right."""
+    """Return a Markdown table. Columns whose first cell is a number are right-aligned."""
     shown = [[_cell(value) for value in row] for row in rows]
     right = [bool(rows) and isinstance(value, int | float) for value in (rows[0] if rows else head)]
     rule = ["---:" if at else "---" for at in right]
@@ -187,8 +188,8 @@ In this way, {len(HELD)} earlier statements were found to be wrong. Each has a t
 def measured_cells(
     measure: Callable[[Cell, int], Result], cells: Sequence[Cell], draws: int, *, processes: int = 2
 ) -> list[Result]:
-    """Measure each cell with so many draws, in order. `measure` seeds itself by the cell, so that the number of
-    processes changes no figure.
+    """Measure each cell with `draws` draws, in order. `measure` takes its seed from the cell, so the results do not
+    depend on the number of processes.
     """
     if processes == 1:
         return [measure(cell, draws) for cell in cells]
@@ -197,17 +198,17 @@ def measured_cells(
 
 
 def miss_more(missed: int, given: int, most: float) -> bool:
-    """Return whether more of the intervals that were given miss than chance makes of `most` once in 50."""
+    """Return whether more of the reported intervals miss than chance explains for `most`, at a level of 1 in 50."""
     return given > 0 and missed / given > most and float(binom.sf(missed - 1, given, most)) < _SELDOM
 
 
 def with_bounds(section: str, measured: Measured) -> Measured:
-    """Return it with each width that is over its bound as a promise that was not kept."""
+    """Return the results with each width above its bound as a broken guarantee."""
     return replace(measured, broken=(*measured.broken, *check_widths(section, measured.widths)))
 
 
 def miss_less(missed: int, given: int, least: float) -> bool:
-    """Return whether fewer of the intervals that were given miss than chance makes of `least` once in 50."""
+    """Return whether fewer of the reported intervals miss than chance explains for `least`, at a level of 1 in 50."""
     return given > 0 and missed / given < least and float(binom.cdf(missed, given, least)) < _SELDOM
 
 
@@ -225,5 +226,5 @@ def write(section: Section, measured: Measured, draws: int) -> None:
 
 
 def seed_of(cell: object) -> int:
-    """Return a seed that depends on the cell alone, so that leaving cells out changes no other one."""
+    """Return a seed that depends only on the cell, so that other cells do not affect its results."""
     return int.from_bytes(hashlib.blake2b(repr(cell).encode(), digest_size=4).digest(), "big")

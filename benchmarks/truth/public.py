@@ -1,9 +1,9 @@
-"""Cascades and estimates on public data sets, beside BARGAIN, ppi-python and glide-py, where these are installed.
+"""Cascades and estimates on public data sets, compared with BARGAIN, ppi-python and glide-py if they are installed.
 
 python -m benchmarks.truth public --data FOLDER
 
-Each `NAME.csv` in the folder is a data set: a row for each item, with `label`, 0 or 1, by the expensive model, and
-`proxy_score`, how probable the cheap one has 1. It is the form of the data sets of SUPG, and none of them is here.
+Each `NAME.csv` in the folder is a data set with a row for each item. Its column `label` is 0 or 1, by the expensive
+model, and `proxy_score` is the cheap model's probability of 1. SUPG's data sets have this form, but are not included.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class DataSet:
-    """What the expensive model says of each item, and how probable the cheap one has it."""
+    """The expensive model's label of each item, and the cheap model's probability of it."""
 
     name: str
     label: Flags
@@ -45,17 +45,17 @@ class DataSet:
 
     @property
     def wrong(self) -> Flags:
-        """Where the cheap model's label is not the expensive one's."""
+        """Flags of the items whose labels differ between the models."""
         return np.asarray((self.proxy >= 0.5) != self.label)
 
     @property
     def score(self) -> Numbers:
-        """How sure the cheap model is."""
+        """The cheap model's confidence."""
         return np.maximum(self.proxy, 1 - self.proxy)
 
 
 def read_folder(folder: Path) -> list[DataSet]:
-    """Read all data sets of a folder, by name. Raises SystemExit with what is wrong, since it is a command's input."""
+    """Read all data sets of a folder, by name. Raises SystemExit for a wrong file, which is a command's input."""
     found = []
     for path in sorted(folder.glob("*.csv")):
         values = pl.read_csv(path)
@@ -71,13 +71,13 @@ def read_folder(folder: Path) -> list[DataSet]:
 
 
 def section_of(folder: Path) -> Section:
-    """Return the section that measures what a folder has."""
+    """Return the section that measures the data sets of a folder."""
     sets = read_folder(folder)
     return Section(NAME, TEXT, lambda draws, _quick: measure(sets, min(draws, MOST_DRAWS)))
 
 
 def measure(sets: Sequence[DataSet], draws: int) -> Measured:
-    """Measure each data set with so many samples."""
+    """Measure each data set with `draws` samples."""
     cascades, estimates = [], []
     bargain, ppi, glide = map(_installed, ("BARGAIN", "ppi_py", "glide.estimators"))
     for data in sets:
@@ -122,7 +122,7 @@ def _rng(data: DataSet, *what: object) -> np.random.Generator:
 
 
 def _cascade(data: DataSet, agreement: float, seed: int) -> tuple[float, float]:
-    """Return the share of rows that our cascade spares the oracle, and whether fewer labels agree."""
+    """Return the share of rows that our cascade spares the oracle, and whether it breaks the guarantee."""
     rng, rows = _rng(data, agreement, seed), len(data.label)
     first = look_confidence(CONFIDENCE, 1)
     drawn = rng.choice(rows, choose_sample(rows, agreement, first), replace=False)
@@ -135,7 +135,7 @@ def _cascade(data: DataSet, agreement: float, seed: int) -> tuple[float, float]:
 
 
 def _bargain(data: DataSet, agreement: float, seed: int) -> tuple[float, float]:
-    """Return the same of BARGAIN, of which a record is the number of its row."""
+    """Return the same for BARGAIN. Its records are the row numbers."""
     package = importlib.import_module("BARGAIN")
     cheap = data.proxy >= 0.5
 
@@ -160,7 +160,7 @@ def _judged(data: DataSet, low: float, high: float) -> tuple[float, float]:
 
 
 def _ours(data: DataSet, labels: int, seed: int) -> tuple[float, float]:
-    """Return whether the interval of the share of 1 misses, and its width: ours, of rows that are drawn alike."""
+    """Return whether our interval of the share of 1 misses, and its width, for equally drawn rows."""
     rows, drawn = len(data.label), _drawn(data, labels, seed)
     y, f = data.label[drawn].astype(float), (data.proxy >= 0.5).astype(float)
     weight = np.full(labels, rows / labels)
@@ -173,7 +173,7 @@ def _ours(data: DataSet, labels: int, seed: int) -> tuple[float, float]:
 
 
 def _ppi(data: DataSet, labels: int, seed: int) -> tuple[float, float]:
-    """Return the same of ppi-python, with the same rows."""
+    """Return the same for ppi-python, with the same rows."""
     drawn = _drawn(data, labels, seed)
     f, rest = (data.proxy >= 0.5).astype(float), np.ones(len(data.label), np.bool_)
     rest[drawn] = False
@@ -183,7 +183,7 @@ def _ppi(data: DataSet, labels: int, seed: int) -> tuple[float, float]:
 
 
 def _asi(data: DataSet, labels: int, seed: int) -> tuple[float, float]:
-    """Return the same of glide-py's active statistical inference, which draws rows of which the model is not sure."""
+    """Return the same for glide-py's active statistical inference, which draws rows where the model is unsure."""
     sampler = importlib.import_module("glide.samplers").ActiveSampler()
     unsure = np.maximum(1 - data.score, 0.01)
     pi, xi = sampler.sample(unsure, labels, random_seed=seed_of((data.name, labels, seed)))

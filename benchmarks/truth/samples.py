@@ -1,4 +1,4 @@
-"""Gold that was drawn with unequal probabilities, and figures of a whole table: how often their intervals miss."""
+"""Tests of intervals with unequally drawn gold, and for statistics of a whole table: the share of misses."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from dagster_llm_batch.metrics.gold_weights import SampledRows, gold_weights
 from dagster_llm_batch.metrics.survey import Survey
 
 MOST_MISSES = 0.07
-"""Promised: of the intervals that are given so many miss, at most, in any cell."""
+"""The guarantee: in each cell, at most this share of the reported intervals misses."""
 
 WIDEST, WIDEST_OF_FEW = 1.15, 1.5
-"""Promised: the mean width of intervals is at most so many times that of an oracle, which knows the variance; the first
-where gold tells as much as 100 rows drawn alike, and 10 of these are in either class.
+"""The guarantee: the mean width, at most these multiples of an oracle's width, which uses the true variance. The first
+applies if gold is worth 100 equally drawn rows with 10 in either class.
 """
 
 LEAST_MISSES = 0.025
-"""Promised where gold shows so much: at least so many miss, since an interval that never misses is too wide."""
+"""The guarantee for such gold: at least this share misses, since an interval that never misses is too wide."""
 
 _ROWS_SEEN, _EVENTS_SEEN = 100, 10
 
 ROWS = 2_000
-"""Of the table that gold is drawn from."""
+"""Rows of the table that the gold comes from."""
 
 
 Numbers = NDArray[np.float64]
@@ -40,7 +40,10 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cell:
-    """`data`: of _CLASSES, evaluated, or of _TABLES, estimated. `drawn`: how the `n` gold rows are; see SECTION."""
+    """A data set, with the way to draw `n` gold rows; see SECTION.
+
+    `data` in _CLASSES is for evaluation, in _TABLES for estimates.
+    """
 
     data: str
     drawn: Literal["alike", "mistakes", "misled", "two rounds", "some certain", "weights to 100"]
@@ -49,7 +52,10 @@ class Cell:
 
 @dataclass
 class Missed:
-    """What became of the intervals of one figure in one cell. `missed_once`: if each gold row counted once."""
+    """The results for the intervals of one statistic in one cell.
+
+    `missed_once` counts the misses if each gold row had the same weight.
+    """
 
     given: int = 0
     missed: int = 0
@@ -62,7 +68,7 @@ class Missed:
 
     @property
     def widths(self) -> Width:
-        """The mean width, also beside that of an interval by the deviation of the figure over all samples."""
+        """The mean width, alone and as a multiple of the width by the statistic's deviation over all samples."""
         return of_oracle(self.width / max(1, self.given), self.given, self.values)
 
     @property
@@ -75,7 +81,7 @@ _CLASSES: dict[str, tuple[int, float | None, float]] = {
     "3 even classes, .98 right": (3, None, 0.98),
     "a class of 2 %, .95 right": (2, 0.02, 0.95),
 }
-"""Number of classes, share of the rarer of two, accuracy."""
+"""The number of classes, the share of the rarer of two, and the accuracy."""
 
 _TABLES = (
     *("share of 2 %, good labels", "share of 2 %, said too often", "share of 2 %, useless labels"),
@@ -126,7 +132,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
                 broken.append(f"{named}: misses in {misses:.1%} of those given; the minimum is {LEAST_MISSES:.1%}.")
             widths[named] = width
             widest = WIDEST if found.is_well_seen else WIDEST_OF_FEW
-            # the deviation of so many draws is known to a part of itself
+            # The deviation itself varies with the number of draws.
             if width.of_oracle is not None and width.of_oracle > widest * (1 + 1 / found.given**0.5):
                 broken.append(f"{named}: {width.of_oracle:.2f} times as wide as an oracle's; the limit is {widest}.")
     head = ("data", "gold is drawn", "gold rows", "figure", "misses % of given", "given %", "width", "of an oracle's")
@@ -134,7 +140,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
 
 
 def measure_cell(cell: Cell, draws: int) -> dict[str, Missed]:
-    """Draw so many samples of gold from one table, and compare what is said with what is true."""
+    """Draw `draws` samples of gold from one table, and compare the intervals with the truth."""
     rng = np.random.default_rng(seed_of(cell))
     found: dict[str, Missed] = defaultdict(Missed)
     samples = _evaluated if cell.data in _CLASSES else _estimated
@@ -159,11 +165,11 @@ Told = tuple[str, float, tuple[float, Ends, float], Ends | None, float | None]
 
 
 def _evaluated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Told]:
-    """Yield the figures of `evaluation_assets`."""
+    """Yield the statistics of `evaluation_assets`."""
     classes, rare, accuracy = _CLASSES[cell.data]
     gold = rng.choice(classes, ROWS, p=None if rare is None else [1 - rare, rare])
     hard = rng.random(ROWS) < 0.15
-    # Seven of ten mistakes are in the hard rows.
+    # The hard rows have seven of ten mistakes.
     wrong = rng.random(ROWS) < np.where(hard, 0.7 * (1 - accuracy) / 0.15, 0.3 * (1 - accuracy) / 0.85)
     predicted = np.where(wrong, (gold + rng.integers(1, classes, ROWS)) % classes, gold)
     whole = Survey(gold, predicted, draw_alike(np.arange(ROWS), ROWS), classes)
@@ -181,7 +187,7 @@ def _evaluated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Tol
 
 
 def _estimated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Told]:
-    """Yield the figures of `estimate_assets`: from gold alone, and from gold and labels."""
+    """Yield the statistics of `estimate_assets`: from gold alone, and from gold and labels."""
     y, f, ends = _table(cell.data, rng)
     wrong = f != y
     truth, off = float(y.mean()), float(f.mean() - y.mean())
@@ -197,7 +203,7 @@ def _estimated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Tol
 
 
 def _table(data: str, rng: np.random.Generator) -> tuple[Numbers, Numbers, tuple[float, float]]:
-    """Return the truth of each row, what labels say of it, and the ends of what it may be."""
+    """Return the true value and the label of each row, and the range of possible values."""
     if data.startswith("share of 2 %"):
         y = (rng.random(ROWS) < 0.02).astype(np.float64)
         said = {
@@ -218,7 +224,7 @@ def _table(data: str, rng: np.random.Generator) -> tuple[Numbers, Numbers, tuple
 
 
 def draw_alike(at: NDArray[np.int64], n_rows: int) -> SampledRows:
-    """Return rows as if they had been drawn alike."""
+    """Return the rows with equal weights, for an equal draw."""
     n = len(at)
     weight = np.full(n, n_rows / n)
     return SampledRows(weight, weight**2 * (1 - n / n_rows) * n / (n - 1), np.arange(n))
@@ -227,7 +233,7 @@ def draw_alike(at: NDArray[np.int64], n_rows: int) -> SampledRows:
 def _sample(
     cell: Cell, rng: np.random.Generator, hard: NDArray[np.bool_], wrong: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], SampledRows]:
-    """Draw gold, and return which rows it is and what each stands for."""
+    """Draw gold, and return the rows with their weights."""
     if cell.drawn == "alike":
         at = rng.choice(ROWS, cell.n, replace=False)
         return at, draw_alike(at, ROWS)
@@ -252,7 +258,7 @@ def _sample(
             weights.append(np.divide(1, chance, out=np.zeros(ROWS), where=chance > 0))
             rounds.append(number)
             left = np.setdiff1d(left, at)
-            # The next round goes where this one has found mistakes.
+            # The next round prefers hard rows if this one has found mistakes.
             signal = signal * (1 + wrong[at].mean() * hard)
     gold = pa.table(
         {
@@ -267,7 +273,7 @@ def _sample(
 
 
 def draw_systematic(rng: np.random.Generator, chance: Numbers) -> NDArray[np.int64]:
-    """Draw rows with these probabilities, as `propose` does: in steps, in an order of chance."""
+    """Draw rows with these probabilities, like `propose`: systematically, in random order."""
     order = rng.permutation(len(chance))
     steps = chance[order].cumsum()
     passed = np.floor(steps * max(1, round(steps[-1])) / steps[-1] + rng.random())

@@ -1,6 +1,6 @@
-"""Thresholds of earlier partitions where rows share requests, and the promise against gold: how often each breaks.
+"""The share of broken guarantees: by thresholds of earlier partitions if rows share requests, and against gold.
 
-Scores are simulated; no model was asked. A part of the section `cascade`.
+Scores are simulated, without a model. A part of the section `cascade`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ KINDS = (
     "few of many rows, the same every day",
     "few of many rows, others than before",
 )
-"""Which rows share requests. `few of many rows`: the second request has half of the rows of the first, and so on; they
-are new every day, or the same every day, or the same every day until yesterday.
+"""The rows that share requests.
+
+In `few of many rows`, the n-th request has an n-th of the first one's rows. These requests are new every day, the same
+every day, or the same on all days until yesterday.
 """
 
 
 def _sizes(kind: str) -> Numbers:
-    """Return how many rows each request of a partition has."""
+    """Return the number of rows of each request of a partition."""
     if kind.startswith("few"):
         sizes = np.maximum(1, _ROWS // 8 // np.arange(1, _ROWS))
         sizes = sizes[np.cumsum(sizes) <= _ROWS]
@@ -68,7 +70,7 @@ class _Requests(NamedTuple):
 
 
 def _requests(sizes: Numbers, rng: np.random.Generator, lasting: _Requests | None = None) -> _Requests:
-    """Draw the requests of a partition; those that rows share are the `lasting` ones."""
+    """Draw the requests of a partition. Shared requests come from `lasting`, if given."""
     hard = rng.beta(1, 4, len(sizes))
     drawn = 1 - hard, rng.random(len(sizes)) < hard
     digests, names = (rng.integers(0, 1 << 63, len(sizes)).astype(np.uint64) for _ in range(2))
@@ -82,8 +84,8 @@ def _requests(sizes: Numbers, rng: np.random.Generator, lasting: _Requests | Non
 
 
 class Lives(NamedTuple):
-    """The share of partitions that break the promise, of rows that the oracle answers, and of partitions that have a
-    sample of their own, since by the earlier rows nothing would be accepted.
+    """The shares of partitions that break the guarantee, of rows that the oracle answers, and of partitions with their
+    own sample. They need one if the earlier rows would not accept any label.
     """
 
     broken: float
@@ -92,7 +94,7 @@ class Lives(NamedTuple):
 
 
 def live(kind: str, runs: int, *, as_rows: bool = False) -> Lives:
-    """Draw partitions with those before them. `as_rows` counts each row as independent, beside it."""
+    """Draw partitions with their earlier partitions. With `as_rows`, each row counts as independent."""
     rng, sizes = np.random.default_rng(seed_of(("shared", kind))), _sizes(kind)
     rows = np.repeat(np.arange(len(sizes)), sizes)
     independent = _ROWS if as_rows else count_independent(sizes)
@@ -103,7 +105,7 @@ def live(kind: str, runs: int, *, as_rows: bool = False) -> Lives:
         while len(points) < _EARLIER:
             day = _requests(sizes, rng, lasting)
             audited = rows[rng.random(_ROWS) < _AUDIT]
-            # Each of another name is a request of its own.
+            # Rows with different names count as separate requests.
             names = rng.integers(0, 1 << 63, len(audited)) if as_rows else day.names[audited]
             of = day.scores[audited], day.digests[audited], day.wrong[audited], names
             points += [Point(*one) for one in zip(*(values.tolist() for values in of), strict=True)]
@@ -117,7 +119,7 @@ def live(kind: str, runs: int, *, as_rows: bool = False) -> Lives:
             allowed = count_allowed(len(drawn), _ROWS, AGREEMENT, FIRST)
             threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
         accepted = are_above(scores, digests, threshold)
-        # All rows of a request have the answer of the oracle where one of them was drawn.
+        # If one row of a request was drawn, all of its rows have the oracle's answer.
         accepted &= ~np.isin(rows, rows[drawn])
         broken[run] = (accepted & wrong).sum() > (1 - AGREEMENT) * _ROWS
         asked[run] = 1 - accepted.mean()
@@ -125,7 +127,7 @@ def live(kind: str, runs: int, *, as_rows: bool = False) -> Lives:
 
 
 def measure_shared(runs: int) -> tuple[str, list[str]]:
-    """Return a table of how often partitions break the promise by what rows share, and each cell that is not kept."""
+    """Return a table of the share of broken partitions, by the kind of shared requests, and a text for each failure."""
     lines, broken = [], []
     for kind in KINDS:
         found, before = live(kind, runs), live(kind, runs, as_rows=True)
@@ -141,7 +143,7 @@ def measure_shared(runs: int) -> tuple[str, list[str]]:
 
 
 def measure_gold(runs: int) -> tuple[str, list[str]]:
-    """Return a table of how often labels are further below the oracle's, by gold, than was promised."""
+    """Return a table of the share of tables whose accuracy is further below the oracle's than guaranteed."""
     rows, within, lines, broken = 5_000, 0.03, [], []
     sample = choose_sample(rows, 1 - within, FIRST)
     allowed = count_allowed(sample, rows, 1 - within, FIRST)
@@ -151,7 +153,7 @@ def measure_gold(runs: int) -> tuple[str, list[str]]:
             hard = rng.beta(1, 4, rows)
             cheap = rng.random(rows) < hard
             if kind == "one that is never wrong":
-                # And of the rows of which the model is surest, it has a tenth wrong.
+                # The model is also wrong on the tenth of the rows where it is surest.
                 cheap |= hard < np.quantile(hard, 0.1)
             shares = {"a good oracle": 0.02 + hard / 8, "one no better than the model": hard}
             oracle = rng.random(rows) < shares.get(kind, np.full(rows, 0.3 * (kind == "one that is often wrong")))

@@ -1,6 +1,6 @@
-"""Bounds on the mean width of each row of the page: one of its own, half as wide again as what was measured.
+"""Bounds on the mean width of each row of the page: 1.5 times the measured width.
 
-They are in widths.csv. A change that doubles a width passes no bound; one that is meant sets them anew:
+They are in widths.csv. A change that doubles a width exceeds them. After an intended change, set them again with
 `python -m benchmarks.truth SECTION --set-widths`, and again with `--quick`.
 """
 
@@ -19,18 +19,19 @@ __all__ = ["FILE", "Width", "check_widths", "of_oracle", "read_bounds", "set_bou
 FILE = Path(__file__).parent / "widths.csv"
 
 _FEWEST = 30
-"""Intervals of a row below which their mean width is no figure."""
+"""The minimum number of intervals for a mean width."""
 
 _ROOM = 1.5
-"""Times that a width may be what was measured: room for the chance of some hundred draws, and none for a doubling."""
+"""The bound, as a multiple of the measured width. It allows for chance in some hundred draws, not for a doubling."""
 
 _HEAD = ("section", "row", "of", "measured", "most")
 
 
 @dataclass(frozen=True)
 class Width:
-    """The mean width of the intervals of a row, and as a multiple of an oracle's; None where too few were given, or the
-    figure never varied.
+    """The mean width of a row's intervals, alone and as a multiple of an oracle's width.
+
+    None if there are too few intervals; the multiple is also None if the statistic does not vary.
     """
 
     mean: float | None
@@ -38,14 +39,14 @@ class Width:
 
     @property
     def figure(self) -> tuple[str, float] | None:
-        """What has the bound: the multiple, or else the width."""
+        """The bounded value: the multiple, or else the width."""
         if self.of_oracle is not None:
             return "oracle's", self.of_oracle
         return None if self.mean is None else ("1", self.mean)
 
 
 def of_oracle(width: float, given: int, values: Sequence[float]) -> Width:
-    """Return a mean width beside that of an oracle, which knows how much the figures vary over all samples."""
+    """Return a mean width, also as a multiple of an oracle's, which uses the deviation of `values` over all samples."""
     if given < _FEWEST:
         return Width(None, None)
     oracle = 2 * 1.96 * float(np.std(values))
@@ -54,7 +55,7 @@ def of_oracle(width: float, given: int, values: Sequence[float]) -> Width:
 
 @cache
 def read_bounds() -> Mapping[tuple[str, str], tuple[str, float, float]]:
-    """Return by section and row: what is bounded, what was measured, and the bound."""
+    """Return the bounds by section and row: the kind of value, the measured value, and the bound."""
     if not FILE.exists():
         return {}
     with FILE.open(encoding="utf-8", newline="") as file:
@@ -65,7 +66,7 @@ def read_bounds() -> Mapping[tuple[str, str], tuple[str, float, float]]:
 
 
 def check_widths(section: str, widths: Mapping[str, Width]) -> list[str]:
-    """Return in words each row whose width is over its bound, or has none."""
+    """Return a sentence for each row whose width exceeds its bound, or lacks one."""
     broken = []
     for row, width in widths.items():
         if width.figure is None:
@@ -80,7 +81,7 @@ def check_widths(section: str, widths: Mapping[str, Width]) -> list[str]:
 
 
 def set_bounds(section: str, widths: Mapping[str, Width], *, keep: bool) -> None:
-    """Write the bounds of these rows; `keep` those of others of the section, and of these that have one."""
+    """Write the bounds of these rows. With `keep`, existing bounds of the section stay."""
     mine = {
         (section, row): (width.figure[0], width.figure[1], _ROOM * width.figure[1])
         for row, width in widths.items()
