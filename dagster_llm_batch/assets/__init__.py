@@ -1,4 +1,4 @@
-"""Labeled datasets as Dagster assets. A run that ends, however it ends, never cancels a batch."""
+"""Labeled datasets as Dagster assets. A run never cancels a batch, however it ends."""
 
 from dagster_llm_batch.assets.factory import llm_batch_assets
 from dagster_llm_batch.assets.file_rows import FileRows

@@ -1,4 +1,4 @@
-"""Rows of a CSV or Parquet file, streamed: a few megabytes of the file are in memory."""
+"""Rows of a CSV or Parquet file, streamed: only a few megabytes of the file are in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["FileRows"]
 _DAY = r"^\d{4}-\d{2}-\d{2}"
 _DAY_CHARS = 10
 _DAY_FORMAT = "%Y-%m-%d"
-# Bytes of a CSV that are read at once. Arrow wants each row within two blocks, so a longer row is read in larger ones.
+# Bytes of a CSV that are read at once. For Arrow, a row must fit into two blocks, so longer rows need larger blocks.
 _BLOCKS = (1 << 20, 1 << 24, 1 << 28)
 _TOO_LONG = "straddling"
 _QUOTED_ROW = re.compile(r"(got \d+): .*", re.DOTALL)
@@ -66,7 +66,7 @@ class FileRows:
             raise ConfigError(f"FileRows.delimiter={self.delimiter!r} must be one character, such as ',' or ';'.")
 
     def check_partitions(self, partitions_def: dg.PartitionsDefinition[Any] | None) -> None:
-        """Raise ConfigError where the file and the dataset do not agree on partitions."""
+        """Raise ConfigError if the partition column and the dataset's partitions do not fit each other."""
         if partitions_def is None and self.partition_column is not None:
             raise ConfigError(
                 "rows: FileRows has a partition_column, and the dataset has no partitions. Give partitions_def=, or "
@@ -99,12 +99,12 @@ class FileRows:
                 yield batch if context.partition_key is None else self._of(batch, context.partition_key, is_daily)
 
     def read(self) -> pa.Table:
-        """Return the whole file as a table, as an asset may: `return FileRows(path="gold.csv").read()`."""
+        """Return the whole file as a table, for example in an asset: `return FileRows(path="gold.csv").read()`."""
         with self._batches() as (schema, batches):
             return pa.Table.from_batches(batches, schema)
 
     def beside(self, folder: str) -> FileRows:
-        """Return the same rows, of a path that starts at this folder."""
+        """Return the same rows, with a path that starts at this folder."""
         return replace(self, path=_joined(folder, self.path))
 
     def _of(self, batch: pa.RecordBatch, partition: str, is_daily: bool) -> pa.RecordBatch:
@@ -138,7 +138,7 @@ class FileRows:
 
             with UPath(self.path).open("rb") as file:
                 table = parquet.ParquetFile(file)
-                # Categories and views come as plain text, in a table without rows, too.
+                # Categories and views become plain text, even in a table without rows.
                 [nothing] = record_batches(iter([pa.RecordBatch.from_pylist([], schema=table.schema_arrow)]))
                 yield nothing.schema, record_batches(table)
         except FileNotFoundError as error:
@@ -147,7 +147,7 @@ class FileRows:
                 "folder in which Dagster was started."
             ) from error
         except (pa.ArrowInvalid, OSError) as error:
-            # Arrow quotes the row, which may have values that a mask hides.
+            # Arrow's message quotes the row, which may have values that a mask hides.
             words = _QUOTED_ROW.sub(r"\1.", str(error))
             raise InputError(
                 f"rows: {self.path} cannot be read: {cell_text(words, limit=500)} Nothing was sent. Save it again "
@@ -156,7 +156,7 @@ class FileRows:
 
     @contextmanager
     def _csv(self) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-        """Give the columns and the rows of a CSV. A row that is too long has the file read again in larger blocks."""
+        """Yield the columns and rows of a CSV. If a row is too long, read the file again in larger blocks."""
         blocks = iter(_BLOCKS)
         with ExitStack() as files:
 
@@ -181,7 +181,7 @@ class FileRows:
                             skipped -= len(batch) - len(rest)
                             done += len(rest)
                             yield rest
-                            # Or they would be in memory while the next ones are read.
+                            # Free their memory before the next ones are read.
                             del batch, rest
                     except pa.ArrowInvalid as error:
                         self._refuse(error, block)

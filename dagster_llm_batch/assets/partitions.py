@@ -122,7 +122,7 @@ class EachPartition:
     def events(self, values: Mapping[str | None, _T], land: Callable[[str | None, _T], Iterator[Any]]) -> Iterator[Any]:
         """Yield the events of `land` for each partition that has a value.
 
-        Raises one dg.Failure at the end for all that failed; Dagster marks partitions that did not land as failed.
+        Raises one dg.Failure at the end for all failed partitions, which Dagster marks as failed.
         """
         for partition, value in values.items():
             with self._apart(partition):
@@ -132,7 +132,7 @@ class EachPartition:
     def events_in_turn(
         self, begin: Callable[[str | None], Iterator[Any]], may_begin: Callable[[], bool]
     ) -> Iterator[Any]:
-        """Yield the events that `begin` returns for each partition; raises as `events` does.
+        """Yield the events that `begin` returns for each partition; raises like `events`.
 
         While `may_begin` is true, further partitions are begun before the events of the earlier ones are yielded.
         """
@@ -182,7 +182,7 @@ def each_partition(
 ) -> Iterator[Any]:
     """Yield the events of `land` for each partition of this run; see EachPartition.events_in_turn.
 
-    Raises one dg.Failure at the end for all that fail.
+    Raises one dg.Failure at the end for all failed partitions.
     """
     yield from EachPartition(context, failed).events_in_turn(land, may_begin)
 

@@ -1,11 +1,11 @@
-"""Values in labels where answers name placeholders: `Mask(restore=[…])`.
+"""Values in labels instead of the placeholders in answers: `Mask(restore=[…])`.
 
-    labels ─▶ which rows name placeholders ─▶ these rows are read again, and masked ─▶ labels with their values
+    labels ─▶ the rows with placeholders ─▶ these rows are read again, and masked ─▶ labels with their values
 
-1. Only the table that is stored has values. Figures, previews and data of the ledger are made before.
-2. A placeholder becomes the value of the label's own row, also if the answer is that to the request of another row.
-3. A row whose request is another one by now has no values, since its placeholders may stand for others. Rows of one key
-   with different values are left out, too.
+1. Only the stored table has values. Statistics, previews and data of the ledger are made before.
+2. A placeholder becomes the value of the label's own row, even if another row's request got the answer.
+3. A row does not get values if its request has changed, since its placeholders may mean other values. Rows with one key
+   and different values do not get them either.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _LONGEST_REASON = 300
 
 
 class RestoredValues:
-    """Puts values in the place of placeholders in the labels of one partition. `look` is shown all of them first.
+    """Replaces placeholders by values in the labels of one partition. Call `look` with all labels first.
 
-    Only values of rows whose answers name placeholders stay in memory.
+    Only values of rows with placeholders in their answers stay in memory.
 
     Args:
         labeling: The definition of the submission.
-        columns: The columns of labels to put values in.
-        rows: Gives the rows as they are now.
+        columns: The label columns that get values.
+        rows: Yields the present rows.
 
     Attributes:
         restored: The number of placeholders that became values.
@@ -62,7 +62,7 @@ class RestoredValues:
         self._values: tuple[pa.Array, list[str | None]] | None = None
 
     def look(self, labels: pa.Table) -> None:
-        """Note which rows of these labels name placeholders."""
+        """Record the rows of these labels that contain placeholders."""
         if not self._columns:
             return
         named = labels.filter(self._naming(labels))
@@ -92,7 +92,7 @@ class RestoredValues:
         return f"{self.unresolved:,} placeholders in {', '.join(self._columns)} stay: {why}."
 
     def version(self, version: str) -> str:
-        """Return the data version of a table whose labels have this one.
+        """Return the data version of the table. `version` is the version of the labels without values.
 
         It only contains the numbers of values, since a digest of few possible values can be guessed by trying all.
         """
@@ -104,7 +104,7 @@ class RestoredValues:
     def _stream(self, labels: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         for batch in labels:
             yield from self._filled(pa.Table.from_batches([batch])).to_batches()
-            # Or it would be in memory while the next one is read.
+            # Free its memory before the next one is read.
             del batch
 
     def _filled(self, labels: pa.Table) -> pa.Table:
@@ -116,7 +116,7 @@ class RestoredValues:
         keys, values = self._values
         at = pc.index_in(labels[self._labeling.key].take(places), value_set=keys).to_pylist()
         own: list[dict[str, str]] = [json.loads(values[one] or "{}") for one in at]
-        # All rows as they are, and behind them those that are filled.
+        # The filled rows are appended to all rows, and take the places of the original ones.
         order = np.arange(len(labels))
         order[places] = len(labels) + np.arange(len(places))
         for name in self._columns:
@@ -130,7 +130,7 @@ class RestoredValues:
         return labels
 
     def _naming(self, labels: pa.Table) -> pa.Array:
-        """Return for each row whether one of the columns names a placeholder."""
+        """Return for each row whether one of the columns contains a placeholder."""
         named: Any = pa.array(np.zeros(len(labels), bool))
         for name in self._columns:
             column = labels[name]
@@ -161,7 +161,7 @@ class RestoredValues:
         return value
 
     def _read(self) -> tuple[pa.Array, list[str | None]]:
-        """Return the keys of rows whose answers name placeholders, and their values as JSON: null if unknown."""
+        """Return the keys of rows with placeholders in their answers, and their values as JSON: null if unknown."""
         keys, ids = pa.concat_arrays(self._keys), pa.concat_arrays(self._ids).to_pylist()
         values: list[str | None] = [None] * len(keys)
         ambiguous: set[int] = set()
@@ -178,7 +178,7 @@ class RestoredValues:
                         values[place] = text
         except TransientError:
             raise
-        # Rows come from drivers and functions of the user. The answers are paid, so they land whatever these raise.
+        # Rows come from the user's drivers and functions. The answers are paid, so an error must not lose them.
         except Exception as error:  # noqa: BLE001 - anything may come
             self.trouble = f"the rows cannot be read again: {_reason(error)}"
             return keys, [None] * len(keys)
@@ -187,8 +187,8 @@ class RestoredValues:
         return keys, values
 
     def _found(self, rows: Any, keys: pa.Array) -> Iterator[tuple[int, str | None, dict[str, str]]]:
-        """Yield the place of each row among the keys, the id of the request that it makes now, and its values."""
-        # They load Jinja and more, and most datasets restore nothing.
+        """Yield each row's place among the keys, the id of its present request, and its values."""
+        # These modules load Jinja and more, and most datasets do not restore values.
         from dagster_llm_batch.files.request_parts import ImagesBelow  # noqa: PLC0415
         from dagster_llm_batch.files.row_renderer import RowRenderer  # noqa: PLC0415
         from dagster_llm_batch.types import Request  # noqa: PLC0415
