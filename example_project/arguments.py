@@ -7,14 +7,14 @@ import argparse
 __all__ = ["read_command"]
 
 _DESCRIPTION = """Labels human-rated tweets in batches, in a real Dagster instance, and evaluates the labels.
-Everything stays on this machine, below .example/; delete that folder to start anew."""
+Everything stays on this machine, below .example/. Delete that folder to start again."""
 _COMMANDS = {
-    "run": "all of it; a second run goes on from the first",
-    "ui": "only Dagster's UI, on what is there",
-    "review": "a page to look at every tweet: prompt, reply, label, what people said",
-    "cascade": "the lexicon, and the model where it is unsure, with a promise held to",
-    "providers": "the same labeling through eight emulated clouds, in one process",
-    "stream": "batch, a student and real time over a Kafka topic, in one definition",
+    "run": "everything; a second run continues from the first",
+    "ui": "only Dagster's UI, with the existing data",
+    "review": "a page of every tweet: prompt, reply, label, human label",
+    "cascade": "label with the lexicon, and with the model if it is unsure, with a guarantee",
+    "providers": "label through eight emulated clouds, in one process",
+    "stream": "label a Kafka topic by batch, student and real time, in one definition",
 }
 
 
