@@ -128,8 +128,8 @@ def all_partitions_evaluations(
     if context.selected_asset_keys:
         names = ", ".join(sorted(key.to_user_string() for key in context.selected_asset_keys))
         raise ConfigError(
-            f"{names} has partitions, and this run is of none of them. Nothing was sent or stored. Start the run with "
-            "a partition, or a range of them: in the UI by Materialize, in a test by partition_key=."
+            f"{names} has partitions, but this run was started without one. Nothing was sent or stored. Start the run "
+            "with a partition, or a range of them: in the UI by Materialize, in a test by partition_key=."
         )
     keys = partitions_def.get_partition_keys(dynamic_partitions_store=context.instance)
     return _summaries(context, keys)
@@ -147,7 +147,7 @@ def _summaries(context: dg.AssetExecutionContext, partitions: Sequence[str]) -> 
 def _summary_of(name: str, judged: Mapping[str, dg.AssetCheckEvaluation], partitions: int) -> CheckOutcome:
     """Judge a check over all partitions by the result on each. It sends no alert: each result has sent its own."""
     failed = {partition: one for partition, one in judged.items() if not one.passed}
-    told = [f"{len(failed):,} of {len(judged):,} judged partitions fail; {partitions - len(judged):,} have no verdict."]
+    told = [f"{len(failed):,} of {len(judged):,} judged partitions fail; {partitions - len(judged):,} have no result."]
     told += [
         f"{partition}: {one.description or 'failed'}" for partition, one in islice(failed.items(), _FAILURES_SHOWN)
     ]
@@ -183,7 +183,7 @@ def unjudged_evaluations(
             metadata = {**last.metadata, NOT_JUDGED: _NotJudged.LAST.value}
             outcome = CheckOutcome(spec.name, last.passed, last.severity, last.description or "", metadata)
         else:
-            text = f"Nothing has landed; the check {main} says why." if failed else reason
+            text = f"Nothing was materialized; the check {main} shows the reason." if failed else reason
             outcome = CheckOutcome(
                 spec.name, passed=True, severity=_ERROR, description=text, metadata={NOT_JUDGED: _NotJudged.EMPTY.value}
             )

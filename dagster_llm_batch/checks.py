@@ -198,7 +198,7 @@ def final_check(labels: dg.AssetKey) -> dg.AssetCheckKey:
 
 def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] | None) -> dg.AssetCheckSpec:
     """Return the spec of the check of a submission."""
-    description = "The provider took every batch that the run sent."
+    description = "The provider accepted every batch that the run sent."
     with warnings.catch_warnings():
         # As above.
         warnings.simplefilter("ignore", category=dg.PreviewWarning)
@@ -278,7 +278,7 @@ def _judge_parse_rate(check: Check, facts: PartitionFacts) -> CheckOutcome:
 
 
 def _describe_spend(_wanted: Checks, _cascade: Cascade | None) -> str:
-    return "The submission cost no more than max_cost_usd, and what the vendor says that it cost, if it does."
+    return "The submission cost at most max_cost_usd, and our prices match the cost that the vendor reports, if any."
 
 
 def _judge_spend(check: Check, facts: PartitionFacts) -> CheckOutcome:
@@ -297,7 +297,7 @@ def _describe_promise(_wanted: Checks, cascade: Cascade | None) -> str | None:
     if cascade is None:
         return None
     promised = cascade.oracle, cascade.target, cascade.agreement, cascade.confidence, cascade.within
-    return f"{promise_text(*promised)} What the oracle was to answer has no other label."
+    return f"{promise_text(*promised)} Rows for the oracle have only its labels."
 
 
 def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
@@ -306,7 +306,7 @@ def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
     delivered, lacking = figures.labeled, figures.rejected - figures.skipped
     # An empty partition, or one that was canceled before a threshold was set, has no labels of the model.
     if levels is None or levels.threshold is None:
-        why = "No threshold was set, so nothing is promised." if delivered else "There is no label."
+        why = "The threshold was not set, so these labels lack a guarantee." if delivered else "There is no label."
         return check.outcome(
             passed=not delivered, description=why if levels is None else f"{levels.promise_text} {why}"
         )
@@ -315,11 +315,11 @@ def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
     if not levels.asks_oracle_alone:
         told.append(f"{levels.wrong or 0:,} of {levels.calibrated_on:,} sampled labels of the model are wrong by it.")
     if lacking:
-        verb = "row has no label, and is" if lacking == 1 else "rows have no label, and are"
-        told.append(f"{lacking:,} {verb} in no promise.")
+        verb = "row lacks a label, and is" if lacking == 1 else "rows lack a label, and are"
+        told.append(f"{lacking:,} {verb} outside the guarantee.")
     if most is not None:
-        keeps = "so it holds of them" if passed else "which is more than was promised: too few of the rows are there"
-        told.append(f"Of the {delivered:,} labels that are there at most {most:.2%} are wrong, {keeps}.")
+        keeps = "so the guarantee holds" if passed else "more than the guarantee allows: too few rows have a label"
+        told.append(f"At most {most:.2%} of the {delivered:,} delivered labels are wrong, {keeps}.")
     metadata = {} if most is None else {"llm_batch/disagreement_bound": most}
     return check.outcome(passed=passed, description=" ".join(told), metadata=metadata)
 
@@ -361,15 +361,15 @@ def _judge_window(check: Check, facts: PartitionFacts) -> CheckOutcome:
     promised = 1 - levels.agreement
     is_broken = tracked.low > promised
     if tracked.high <= promised:
-        so = "That holds what was promised"
+        so = "So the guarantee holds"
     elif is_broken:
-        so = f"At least {tracked.low:.1%} do, so what was promised does not hold"
+        so = f"At least {tracked.low:.1%} differ, so the guarantee does not hold"
     else:
-        so = "So many audited rows do not tell whether that is held"
+        so = "The audited rows are too few to decide whether the guarantee holds"
     window = (
-        f"{len(tracked.window)} partitions from {tracked.window[0]} on: {tracked.wrong:,} of {tracked.rows:,} audited "
-        f"rows have a label of the model that is not that of {levels.oracle}. With a confidence of "
-        f"{levels.confidence:.0%} at most {tracked.high:.1%} of all labels are such; {promised:.1%} may be. {so}."
+        f"{len(tracked.window)} partitions from {tracked.window[0]} on: in {tracked.wrong:,} of {tracked.rows:,} "
+        f"audited rows, the model's label differs from {levels.oracle}'s. With a confidence of "
+        f"{levels.confidence:.0%}, at most {tracked.high:.1%} of all labels differ; {promised:.1%} may. {so}."
     )
     return check.outcome(passed=not is_broken, description=window, metadata=track_metadata(tracked))
 
@@ -377,7 +377,7 @@ def _judge_window(check: Check, facts: PartitionFacts) -> CheckOutcome:
 def _describe_drift(_wanted: Checks, cascade: Cascade | None) -> str | None:
     if cascade is None or not isinstance(cascade.calibrate, Rolling):
         return None
-    return "A score still means what it meant in earlier partitions, as far as audits tell."
+    return "According to the audits, scores mean the same as in earlier partitions."
 
 
 def _judge_drift(check: Check, facts: PartitionFacts) -> CheckOutcome:
@@ -388,20 +388,20 @@ def _judge_drift(check: Check, facts: PartitionFacts) -> CheckOutcome:
     from dagster_llm_batch.core.audit import ALARM  # noqa: PLC0415 - few datasets have an audit
 
     is_alarm = tracked.alarm == facts.status.submission.partition
-    drift = f"The evidence that more labels disagree than may is {tracked.evidence:,.1f}; {ALARM} is an alarm."
+    drift = f"The evidence that too many labels disagree is {tracked.evidence:,.1f}; {ALARM} is an alarm."
     if is_alarm:
         drift += (
-            " A score no longer means what it meant. The next partitions take samples of their own, until there are "
-            "enough rows from after this one. Labels of this partition may disagree more than was promised: with "
-            'calibrate="partition" it is labeled anew, and all answers are used again.'
+            " Scores do not mean the same any more. Each of the next partitions takes its own sample, until there are "
+            "enough rows from after this one. Labels of this partition may disagree more often than the guarantee "
+            'allows. To label it again, set calibrate="partition": all answers are reused.'
         )
     elif tracked.alarm is not None:
-        drift += f" The last one was at {tracked.alarm}: what was before it sets no threshold any more."
+        drift += f" The last alarm was at {tracked.alarm}: only partitions after it set a threshold."
     return check.outcome(passed=not is_alarm, description=drift, metadata=track_metadata(tracked))
 
 
 def _unaudited(check: Check) -> CheckOutcome:
-    return check.outcome(passed=True, description="Nothing was audited: no label of the model was taken.")
+    return check.outcome(passed=True, description="Nothing was audited: the model's labels were not used.")
 
 
 def _tell_of_silent_model(levels: Levels | None, figures: LabelStats) -> str | None:
@@ -417,9 +417,9 @@ def _tell_of_silent_model(levels: Levels | None, figures: LabelStats) -> str | N
     if silent <= asked * _MOST_SILENT:
         return None
     return (
-        f"Of {asked:,} rows beside the sample, the model has no good reply to {silent:,} ({silent / asked:.0%}), so "
-        f"the oracle was asked. See why: a program that is missing or fails, a response that the model does not give, "
-        f"a student that has not learned yet. Their `llm_why` is '{INVALID}'."
+        f"For {silent:,} of {asked:,} rows outside the sample ({silent / asked:.0%}), the model has no valid reply, so "
+        f"the oracle was asked. Their `llm_why` is '{INVALID}'. Find the cause: a program that is missing or fails, a "
+        "response that the model does not give, or a student that has not learned yet."
     )
 
 
@@ -432,9 +432,9 @@ def _beside_reported(spend: CheckOutcome, status: Status) -> CheckOutcome:
     if abs(theirs - ours) <= _TOLERANCE * theirs:
         return replace(spend, metadata=metadata)
     description = (
-        f"{spend.description} The vendor says {money_text(theirs)} of what costs {money_text(ours)} by our prices: "
-        f"more than {_TOLERANCE:.0%} off. Look at the vendor's bill, and give Spend(price=TokenPrice(…)) where ours "
-        "is wrong."
+        f"{spend.description} The vendor reports {money_text(theirs)} for replies that cost {money_text(ours)} by our "
+        f"prices: they differ by more than {_TOLERANCE:.0%}. Look at the vendor's bill, and give "
+        "Spend(price=TokenPrice(…)) if our price is wrong."
     )
     return replace(spend, passed=False, description=description, metadata=metadata)
 
@@ -446,7 +446,7 @@ def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int, least: flo
     """
     metadata = {**coverage.metadata, "llm_batch/rows_skipped": skipped}
     if not asked:
-        reason = "All rows are empty, so none was sent. Look at what fills the columns that the prompt reads."
+        reason = "All rows are empty; nothing was sent. Check the columns that the prompt reads."
         return {"passed": not least, "description": reason, "metadata": {**metadata, f"llm_batch/{COVERAGE}": 0.0}}
     text = f"{coverage.description} {skipped:,} more {'is' if skipped == 1 else 'are'} empty and not sent."
     return {"description": text, "metadata": metadata}

@@ -90,27 +90,30 @@ COLUMNS_KEY = "llm_batch/columns"
 _WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 
 _PROVENANCE_DOCS = {
-    "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing, or skipped: not sent, being empty",
-    "llm_provider": "who was asked",
+    "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing; or skipped: an empty row, not sent",
+    "llm_provider": "the provider that was asked",
     "llm_model": "the LLM that answered, as the provider names it",
     "llm_prompt_version": "version of the prompt's wording",
     "llm_request_id": "digest of the request; rows with equal requests share it",
     "llm_batch_id": "the provider's batch",
-    "llm_attempt": "wave that gave this outcome, from 1",
-    "llm_lane": "batch, or realtime: how it was answered",
+    "llm_attempt": "number of the round that gave this outcome; 1 is the first, later ones are retries",
+    "llm_lane": "lane of the request: batch or realtime",
     "llm_finish_reason": "why the reply ended",
-    "llm_logprob": "log-probability of the label's tokens, where the parameters ask for it",
-    "llm_input_tokens": "of the request, cached ones included",
-    "llm_output_tokens": "of the reply, reasoning included",
+    "llm_logprob": "log-probability of the label's tokens, if the parameters ask for it",
+    "llm_input_tokens": "tokens of the request, including cached ones",
+    "llm_output_tokens": "tokens of the reply, including reasoning",
     "llm_cache_read_tokens": "input tokens read from the provider's prompt cache",
-    "llm_cost_usd": "this row's part of what its request cost, all attempts together",
-    "llm_realtime_usd": "the same in real time",
-    "llm_price_basis": "batch, rule:half, rule:half-but-cached, realtime, tier, free; or unknown, and of what",
-    "llm_submitted_at": "when the provider had taken the batch, or in real time, when it was asked",
+    "llm_cost_usd": "this row's share of the cost of its request, all attempts together",
+    "llm_realtime_usd": "the same, at the price of real time",
+    "llm_price_basis": (
+        "source of the price: batch, rule:half, rule:half-but-cached, realtime, tier, free or unknown; details come "
+        "after a colon"
+    ),
+    "llm_submitted_at": "when the provider had accepted the batch, or, in real time, when it was asked",
     "llm_completed_at": "when the batch ended",
-    "llm_run_id": "Dagster run that stored this row; empty where none did, as in an export",
-    "llm_reason": "why it is no label",
-    "llm_reply": "the reply as it came",
+    "llm_run_id": "Dagster run that stored this row; empty outside of runs, for example in an export",
+    "llm_reason": "reason for the rejection",
+    "llm_reply": "the raw reply",
 }
 
 
@@ -179,11 +182,11 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
 
 
 _LEVEL_DOCS = {
-    "llm_level": "whose label it is: that of the model (cheap), or the oracle's",
-    "llm_why": "accepted; or why it is the oracle's: sampled, audit, escalated or invalid",
-    "llm_score": "how sure the model said that it was",
-    "llm_cheap_label": "what the model said of a row that is the oracle's",
-    "llm_sample_probability": "how probable it was that the oracle answers the row",
+    "llm_level": "the model that gave the label: cheap or oracle",
+    "llm_why": "accepted; or why the oracle gave the label: sampled, audit, escalated or invalid",
+    "llm_score": "the cheap model's confidence in its label",
+    "llm_cheap_label": "the cheap model's label for a row that the oracle labeled",
+    "llm_sample_probability": "probability with which the row was drawn for the oracle",
 }
 
 

@@ -148,7 +148,7 @@ def test_every_check_that_dagster_has_planned_on_a_landing_ends(make, emulator, 
         [text] = {told.description for _, status, told in check_records(location, "coverage") if status == "FAILED"}
         assert text == f"Run {result.run_id[:8]} failed: OSError: No space left on device"
         others = {told.description for partition, _, told in check_records(location, "spend") if partition in bad}
-        assert others == {"Nothing has landed; the check coverage says why."}
+        assert others == {"Nothing was materialized; the check coverage shows the reason."}
         assert bad & {*location.landed()} == set()
 
 
@@ -458,7 +458,7 @@ def test_execute_all_without_a_partition_fails_for_each_partition_that_failed(ma
         "parse_rate": True,
         "spend": True,
     }
-    assert f"1 of 3 judged partitions fail; {len(DAYS) - 3} have no verdict. {DAYS[1]}: 2 of 3 rows" in (
+    assert f"1 of 3 judged partitions fail; {len(DAYS) - 3} have no result. {DAYS[1]}: 2 of 3 rows" in (
         told["coverage"].description
     )
     assert execute_all(location, BATCH)["sent"].description.startswith("0 of 3 judged partitions fail")

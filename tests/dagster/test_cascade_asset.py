@@ -76,7 +76,7 @@ def test_the_promise_is_told_and_judged(location: CodeLocation) -> None:
     assert judged["promise"].passed
     assert judged["promise"].blocking
     assert not judged["saves"].blocking
-    assert "no good reply" not in (judged["saves"].description or "")
+    assert "no valid reply" not in (judged["saves"].description or "")
     assert judged["saves"].passed is (told["llm_batch/oracle_cost_avoided_usd"] >= 0)
 
 
@@ -98,7 +98,9 @@ def test_the_promise_fails_where_the_oracle_does_not_answer(location: CodeLocati
     told = judged["promise"].description or ""
     assert not judged["promise"].passed
     assert re.search(
-        r"\d+ rows have no label, and are in no promise\. Of the \d+ labels .* more than was promised", told
+        r"\d+ rows lack a label, and are outside the guarantee\. At most .* of the \d+ delivered labels .* more than "
+        r"the guarantee allows",
+        told,
     )
 
 
@@ -106,9 +108,10 @@ def test_the_promise_fails_where_the_oracle_does_not_answer(location: CodeLocati
 def test_the_promise_holds_of_the_labels_that_are_there_where_the_oracle_refuses_a_row(location: CodeLocation) -> None:
     judged = land_after(location, RowFault(containing='"gpt-4o"', status_code=400, times=1))
     told = judged["promise"].description or ""
-    assert "1 row has no label, and is in no promise. Of the 119 labels that are there at most" in told
+    assert "1 row lacks a label, and is outside the guarantee. At most" in told
+    assert "of the 119 delivered labels are wrong" in told
     assert judged["promise"].passed
-    assert told.endswith("so it holds of them.")
+    assert told.endswith("so the guarantee holds.")
     assert judged["promise"].metadata["llm_batch/disagreement_bound"].value <= 0.1
 
 
@@ -120,7 +123,7 @@ def test_a_model_that_answers_hardly_anything_is_told_of_though_its_oracle_answe
     assert not judged["saves"].passed
     assert judged["saves"].severity is dg.AssetCheckSeverity.WARN
     told = judged["saves"].description or ""
-    assert "Of 70 rows beside the sample, the model has no good reply to 70 (100%), so the oracle was asked." in told
+    assert "For 70 of 70 rows outside the sample (100%), the model has no valid reply, so the oracle was asked." in told
 
 
 def gold_until(number: int) -> dg.AssetsDefinition:

@@ -207,6 +207,6 @@ def test_a_dataset_with_partitions_is_refused_in_a_run_without_one(make, emulato
     location = make(*labeled(partitions_def=DAILY))
     result = location.run(*assets)
     assert not result.success
-    assert "has partitions, and this run is of none of them" in failure(result)
+    assert "has partitions, but this run was started without one" in failure(result)
     assert emulator.books.creates_seen == 0
     assert location.engine().ledger.submissions.list_all("default") == []

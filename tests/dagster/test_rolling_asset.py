@@ -87,15 +87,15 @@ def test_a_threshold_of_earlier_partitions_is_told_and_judged_until_it_means_not
             assert first[name].passed
             assert second[name].passed
             assert not second[name].blocking
-        assert "That holds what was promised" in (second["window_agreement"].description or "")
+        assert "So the guarantee holds" in (second["window_agreement"].description or "")
         third = land(location, DAYS[2])
         assert not third["drift_alarm"].passed
         assert not third["window_agreement"].passed
         assert third["drift_alarm"].metadata["llm_batch/drift_alarm_at"].value == DAYS[2]
-        assert "was promised does not hold" in (third["window_agreement"].description or "")
+        assert "so the guarantee does not hold" in (third["window_agreement"].description or "")
         fourth = land(location, DAYS[3])
         assert fourth["drift_alarm"].passed
-        assert f"The last one was at {DAYS[2]}" in (fourth["drift_alarm"].description or "")
+        assert f"The last alarm was at {DAYS[2]}" in (fourth["drift_alarm"].description or "")
         told = location.metadata(BATCH, DAYS[3])
         assert (
             f"they have 0 of 30 rows that the oracle has answered since the alarm of {DAYS[2]}"

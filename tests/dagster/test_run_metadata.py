@@ -237,8 +237,8 @@ def test_columns_have_types_and_provenance_is_described(make):
     columns = {column.name: column for column in location.metadata()["dagster/column_schema"].columns}
     assert columns["urgency"].type == "int64"
     assert columns["urgency"].description == "1 can wait, 5 is now."
-    assert columns["llm_cost_usd"].description.startswith("this row's part")
-    assert columns["llm_run_id"].description.endswith("empty where none did, as in an export")
+    assert columns["llm_cost_usd"].description.startswith("this row's share")
+    assert columns["llm_run_id"].description.endswith("empty outside of runs, for example in an export")
     assert all(column.description for name, column in columns.items() if name.startswith("llm_"))
 
 
