@@ -104,9 +104,9 @@ def _without_key(
                 warn()
             if repeats and not is_key:
                 raise InputError(
-                    f"The table has a column '{column}' that first repeats the key of its partition, '{key}', so that "
-                    "it was left out, and has other values in later rows. Rows are read once, so nothing is stored. "
-                    "Rename the column, or give the keys another name: "
+                    f"The column '{column}' repeats the key of the partition, '{key}', in the first rows, and has "
+                    "other values in later ones. The table was not stored: rows can be read only once, and the first "
+                    "ones were written without the column. Rename the column, or give the keys another name: "
                     "HiveParquetIOManager(root=…, partition_column=…)."
                 )
             repeats = is_key if repeats is None else repeats
@@ -202,9 +202,9 @@ class HiveParquetIOManager(CheckedIOManager):
             except Exception as error:  # noqa: BLE001 -- the table is stored
                 if not _is_too_long(error):
                     context.log.warning(
-                        f"The table of {_named(context.asset_key, partition)} is stored in {folder}. Whether version "
-                        f"0.1.0 left an older one in {place} cannot be told: {type(error).__name__}: {error}. If there "
-                        "is one, remove that folder, or those who read all partitions have the rows of both."
+                        f"The table of {_named(context.asset_key, partition)} is stored in {folder}. Cannot check "
+                        f"whether version 0.1.0 left an older table in {place}: {type(error).__name__}: {error}. If it "
+                        "did, remove that folder; otherwise readers of all partitions get the rows of both tables."
                     )
 
     def _partition_of(self, context: dg.OutputContext) -> str | None:
@@ -276,10 +276,10 @@ class HiveParquetIOManager(CheckedIOManager):
         def warn() -> None:
             context.log.warning(
                 f"The table of {_named(context.asset_key, key)} has a column '{column}' with other values than the "
-                "key, which is the column of that name to readers of all partitions. It is stored as it is: DuckDB and "
-                "Polars and Spark with Hive's partitions, show the key in its place; PyArrow and pandas mostly refuse "
-                "the table, and so do assets that load it. Rename the column, or give the keys another name, "
-                "HiveParquetIOManager(root=…, partition_column=…), and store the partitions again."
+                "key. Readers of all partitions expect the key in the column of that name. The table is stored "
+                "unchanged. DuckDB, and Polars and Spark with Hive's partitions, show the key instead of the values. "
+                "PyArrow and pandas mostly refuse the table, and assets cannot load it. Rename the column, or give the "
+                "keys another name, HiveParquetIOManager(root=…, partition_column=…), and store the partitions again."
             )
 
         repeats: bool | None = None
@@ -323,7 +323,7 @@ class HiveParquetIOManager(CheckedIOManager):
             if not _are_all(table[self.partition_column], partition):
                 raise InputError(
                     f"The table of {_named(asset, partition)} has a column '{self.partition_column}' with other values "
-                    f"than the key, which is the column '{self.partition_column}' of what is loaded. Read the files in "
+                    "than the key, but a loaded table has the key in the column of this name. Read the files in "
                     f"{place} themselves; or give the keys another name, HiveParquetIOManager(root=…, "
                     "partition_column=…), or rename the column, and materialize it again."
                 )

@@ -239,8 +239,8 @@ def _submission(engine: "Engine", config: CancelConfig) -> Submission:
 def _resolve(context: dg.OpExecutionContext, engine: "Engine", config: ResolveConfig) -> None:
     if [bool(config.batch_id), config.no_batch, config.lost].count(True) != 1:
         msg = (
-            "Give one of batch_id (the provider has this batch), no_batch: true (it has none) and lost: true (it never "
-            "ends)."
+            "Give one of batch_id (the provider has this batch), no_batch: true (the provider lacks the batch) and "
+            "lost: true (the batch never ends)."
         )
         raise dg.Failure(msg, metadata=_undecided_metadata(engine), allow_retries=False)
     try:
