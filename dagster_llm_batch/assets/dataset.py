@@ -215,8 +215,8 @@ class Dataset:
             ]
             if others:
                 raise ConfigError(
-                    f"'{name}' is among resend.former_names of '{self.name}' and of '{others[0]}'. One asset alone can "
-                    "take over what was submitted as it: take it out of the other."
+                    f"'{name}' is among resend.former_names of '{self.name}' and of '{others[0]}'. Only one asset "
+                    "can take over its submissions: remove the name from the other asset."
                 )
 
     def engine(self, context: dg.AssetExecutionContext) -> Engine:
@@ -278,7 +278,7 @@ def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
         function = compute_function(definition)
         if function is not None and (declared := _DECLARED.get(function)):
             return declared
-    msg = "These are no labels of llm_batch_assets. Give what it returned, as in candidates=ticket_labels."
+    msg = "These are not labels of llm_batch_assets. Give its return value, for example candidates=ticket_labels."
     raise ConfigError(msg)
 
 
@@ -296,7 +296,7 @@ def datasets_in(definitions: Iterable[dg.AssetsDefinition]) -> dict[str, Dataset
                 first, second = sorted(each.key.to_user_string() for each in (other, dataset))
                 raise ConfigError(
                     f"{first} and {second} are both declared as {dataset.name}, their name in the ledger: answers of "
-                    "one would be taken for the other's. Give one of them another name= or key_prefix=; what a "
-                    "translator makes of a key does not count."
+                    "one would be taken for the other's. Give one of them another name= or key_prefix=. A "
+                    "translator does not change the name in the ledger."
                 )
     return datasets

@@ -59,8 +59,8 @@ class FileRows:
         """Raise ConfigError for a file of another kind, or a delimiter of several characters."""
         if not self.path.lower().endswith(tuple(end for ends in _ENDS.values() for end in ends)):
             raise ConfigError(
-                f"FileRows.path={self.path!r} has none of these ends: .csv, .tsv, .txt, .parquet. Save the table as "
-                "CSV or Parquet, and give that file."
+                f"FileRows.path={self.path!r} must end in .csv, .tsv, .txt or .parquet. Save the table as CSV or "
+                "Parquet, and give that file."
             )
         if len(self.delimiter) != 1:
             raise ConfigError(f"FileRows.delimiter={self.delimiter!r} must be one character, such as ',' or ';'.")

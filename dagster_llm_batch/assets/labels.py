@@ -368,7 +368,7 @@ class _Landing:
         self._refuse_other_columns(submission, sent.labeling)
         # A result with only rejects would replace existing labels.
         if sent.changes and set(submission.outcomes) == {Outcome.CANCELED.value}:
-            raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
+            raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing was materialized.")
         return KnownSubmission(settled.status, sent, settled.tombstones)
 
     def _refuse_other_columns(self, submission: Submission, sent: "Labeling") -> None:
@@ -379,8 +379,9 @@ class _Landing:
         submission_id, batch_key = submission.submission_id, self._dataset.batch_key.to_user_string()
         raise DefinitionChangedError(
             f"The labels of submission {submission_id} have other columns than {self._dataset.key.to_user_string()} "
-            f"has by its present definition: {gap}. Nothing landed, and nothing is lost. `dagster-llm-batch export "
-            f"{self._dataset.name} --submission {submission_id} -o {submission_id[:8]}.parquet` writes them to a file. "
+            f"has by its present definition: {gap}. The labels were not materialized, and nothing is lost. "
+            f"`dagster-llm-batch export {self._dataset.name} --submission {submission_id} "
+            f"-o {submission_id[:8]}.parquet` writes them to a file. "
             f"Materialize {batch_key}{f' for {submission.partition}' if submission.partition else ''} for labels by "
             "the present definition; or put the earlier one back, and materialize the labels."
         )
@@ -455,7 +456,7 @@ class _Landing:
             if sent.changes:
                 metadata["llm_batch/changed_since_sent"] = ", ".join(sent.changes)
                 context.log.warning(
-                    f"{partition or 'labels'}: these labels are of an earlier definition, by which they were asked; "
+                    f"{partition or 'labels'}: these labels follow the earlier definition of their submission; "
                     f"changed since: {', '.join(sent.changes)}.{'' if unsent.held is None else f' {unsent.held}.'}"
                 )
             facts = PartitionFacts(

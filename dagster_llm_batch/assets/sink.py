@@ -120,10 +120,10 @@ def _check_partition_expr(
     if not isinstance(expr, str) or not expr:
         raise ConfigError(
             f"{table} has partitions, which its IO manager keeps in one table of a database. It finds them by "
-            f'metadata={{"partition_expr": {form}}}, and none is given. {fitting}'
+            f'metadata={{"partition_expr": {form}}}, which is missing. {fitting}'
         )
     if columns is not None and not _words(expr) & {one.casefold() for one in columns}:
-        raise ConfigError(f"partition_expr of {table} is '{expr}', which does not tell the partition. {fitting}")
+        raise ConfigError(f"partition_expr of {table} is '{expr}', which does not identify the partition. {fitting}")
     if columns is None and is_time and expr.casefold() == "partition":
         raise ConfigError(
             f"partition_expr of {table} is '{expr}', which is text: a database finds no time in it. {fitting}"

@@ -171,8 +171,8 @@ def _refuse_changes(connection: Any, sql: str) -> None:
     kinds = [statement.type.name for statement in connection.extract_statements(sql)]
     if len(kinds) != 1 or kinds[0] not in _DUCKDB_QUERIES:
         raise InputError(
-            f"rows: one query is taken, which changes nothing; DuckDB reads {' and '.join(kinds) or 'nothing'} here. "
-            f"Nothing was run, and nothing was sent. Got: {cell_text(sql, limit=500)}"
+            f"rows: give one query that changes nothing; DuckDB reads {' and '.join(kinds) or 'nothing'} here. "
+            f"Nothing was run or sent. Got: {cell_text(sql, limit=500)}"
         )
 
 

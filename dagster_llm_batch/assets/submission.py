@@ -270,11 +270,11 @@ def _log(context: dg.AssetExecutionContext, partition: str | None, status: Statu
     waiting = status.states[ShardState.PLANNED.value]
     if waiting:
         reasons = sorted({shard.reason for shard in status.shards if shard.reason})
-        reason = "; ".join(reasons) or "what is in flight leaves them no room within queue_limits, or limits of money"
+        reason = "; ".join(reasons) or "the batches in flight use up queue_limits, or limits of money"
         shards = "1 shard waits" if waiting == 1 else f"{waiting} shards wait"
         context.log.warning(
-            f"{where}{shards}, since nothing more is taken now: {reason.rstrip('.')}. "
-            "Nothing is lost; the sensor sends what waits when it can."
+            f"{where}{shards}, since nothing more is accepted now: {reason.rstrip('.')}. "
+            "The sensor sends waiting shards as soon as it can."
         )
     refused = [s.reason for s in status.shards if s.state is ShardState.FAILED]
     if refused:

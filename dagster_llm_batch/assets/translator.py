@@ -87,11 +87,11 @@ def translate_spec(translator: LLMBatchTranslator, data: LLMBatchTranslatorData)
     if spec.partitions_def != own.partitions_def:
         raise ConfigError(
             f"{place} got other partitions: {spec.partitions_def} for {own.partitions_def}. Give partitions_def= to "
-            "the factory where it takes one; else they follow from what the asset reads."
+            "the factory, if it has this argument; otherwise the partitions follow from the asset's inputs."
         )
     if spec.key in {dep.asset_key for dep in spec.deps}:
         raise ConfigError(
-            f"{place} got the key {spec.key.to_user_string()}, which is that of an asset it reads. Make each key of "
+            f"{place} got the key {spec.key.to_user_string()}, which belongs to an asset it reads. Build each key from "
             "data.spec.key, which differs."
         )
     tags = {name: own.tags[name] for name in (ROLE_TAG,) if name in own.tags}

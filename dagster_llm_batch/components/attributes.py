@@ -340,8 +340,8 @@ class DepSettings(Block):
 class Example(Block):
     """A few-shot example."""
 
-    user: str = Field(description="What is asked, as plain text.")
-    reply: str = Field(description="What the model should reply.")
+    user: str = Field(description="The question, as plain text.")
+    reply: str = Field(description="The reply that the model should give.")
 
 
 class _PromptBlock(Block):
@@ -452,8 +452,8 @@ FORMS |= {
             {"type": "moderation"},
         ],
         _response,
-        "In YAML it is the import path of a class (`.schema.TicketLabel` is in schema.py beside it), a JSON Schema, "
-        "`type: embedding`, or `type: moderation`.",
+        "In YAML it is the import path of a class (`.schema.TicketLabel` is in schema.py in the same folder), a JSON "
+        "Schema, `type: embedding`, or `type: moderation`.",
     ),
     RowsFunction: Form(
         FunctionSettings, [{"function": ".rows.tickets"}], note="In YAML `function` is the import path of a function."

@@ -47,8 +47,8 @@ Translation = Annotated[
     | None,
     dg.Resolver.default(
         description=(
-            "Changes the specs of the assets, one by one: `spec` is the spec so far, `role` what the asset is (batch, "
-            "labels, rejects, evaluation, mistakes, …), `dataset` what it belongs to."
+            "Changes the specs of the assets, one by one. `spec` is the current spec, `role` the role of the asset "
+            "(batch, labels, rejects, evaluation, mistakes, …), and `dataset` the dataset that it belongs to."
         ),
         examples=[{"kinds": ["snowflake"]}, {"key_prefix": "staging"}],
     ),
@@ -168,7 +168,9 @@ class FactoryComponent(dg.Component, dg.Resolvable):
         main = translator.main
         if (wanted := self.get_asset_spec(main).partitions_def) != main.spec.partitions_def:
             if "partitions_def" not in arguments:
-                raise ConfigError("translation changes partitions_def, which follows from what the asset reads.")
+                raise ConfigError(
+                    "translation changes partitions_def, which follows from the asset's inputs. Leave it unchanged."
+                )
             made = self.factory(**{**arguments, "partitions_def": wanted}, translator=translator)
         if type(self).execute is not FactoryComponent.execute:
             for definition in made:

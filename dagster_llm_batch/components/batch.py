@@ -89,7 +89,7 @@ def _kind(annotation: Any) -> Any:
 
 def _any_provider() -> Any:
     """Return the YAML form of a provider of any kind: Python distinguishes kinds by class, YAML by the word `kind`."""
-    described = Field(description="Which provider it is, or which preset; all else is a setting of it.")
+    described = Field(description="Kind of the provider, or a preset; the other fields are its settings.")
     settings = [
         settings_of(class_at(entry.resource), kind=(Literal[_PRESETS.get(kind, (kind,))], described))
         for kind, entry in PROVIDERS.items()

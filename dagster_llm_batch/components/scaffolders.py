@@ -198,8 +198,8 @@ def _provider(wanted: str | None, shared: _Resource | None) -> tuple[str, str]:
     if shared is None or shared.kinds is None:
         if shared is not None and wanted is None:
             raise click.ClickException(
-                f"Which providers this project's {shared.place} has cannot be read off it. Say which to write for: "
-                "--provider NAME."
+                f"Cannot read the providers of this project's {shared.place} from its definition. Name the provider to "
+                "write for: --provider NAME."
             )
         kind = wanted or _WITHOUT_KEY
         return kind, kind
@@ -381,7 +381,7 @@ def _target(dataset: Mapping[str, Any]) -> str:
 
 
 _JUDGED = """\
-  rows: $rows  # the asset with what was asked about
+  rows: $rows  # the asset with the labeled rows
   candidates: [$CANDIDATES]
   key: $key
   target: $target

@@ -51,7 +51,7 @@ class AllowedDestinations:
     def __post_init__(self) -> None:
         for what, names in (("allowed_regions", self.regions), ("allowed_providers", self.providers)):
             if names is not None and not names:
-                raise ConfigError(f"{what} is empty, and would allow nothing. Name what is allowed, or leave it out.")
+                raise ConfigError(f"{what} is empty, and would allow nothing. List the allowed names, or leave it out.")
         for region in self.regions or ():
             check_region("allowed_regions", region, may_be_group=True)
 
@@ -92,7 +92,7 @@ class AllowedDestinations:
         found = self._find(model, params) or _UNREPORTED
         if found.region is None:
             return f"region: unknown, since {found.reason}"
-        return f"region: {found.region}" + (", since its settings name none" if found.is_assumed else "")
+        return f"region: {found.region}" + (" (the default: its settings lack a region)" if found.is_assumed else "")
 
     def _find(self, model: str, params: Mapping[str, Any]) -> Destination | None:
         """Return the destination of a model; None if its provider does not report it."""

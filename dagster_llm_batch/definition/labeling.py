@@ -237,15 +237,15 @@ class Labeling:
     def _check_cascade(self, cascade: Cascade) -> None:
         if cascade.score == LOGPROB.name and logprob_params(self.model) is None:
             raise ConfigError(
-                f"Cascade.score={LOGPROB.name!r} is how probable the model itself held its label, which {self.model} "
-                "does not tell. Ask a model that does, as OpenAI's gpt-4.1 family and vLLM; or give the response a "
-                "field such as `confidence: float`, and name that."
+                f"Cascade.score={LOGPROB.name!r} is the model's own probability of its label, which {self.model} does "
+                "not report. Use a model that reports it, such as OpenAI's gpt-4.1 family and vLLM. Or give the "
+                "response a field such as `confidence: float`, and name that."
             )
         cascade.check_response(self.reader, self.result_schema)
         if self.resend.fallback:
             raise ConfigError(
-                "resend.fallback does not go with cascade: what the model does not answer is asked of the oracle, and "
-                f"another model in the place of {cascade.oracle} would void the promise. Leave resend.fallback out."
+                "resend.fallback does not go with cascade: the oracle answers the rows that the model does not. "
+                f"Another model instead of {cascade.oracle} would void the guarantee. Leave resend.fallback out."
             )
 
     @cached_property

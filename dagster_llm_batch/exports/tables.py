@@ -116,7 +116,9 @@ def form_of(path: Path) -> str:
         return _ENDINGS[path.suffix]
     except KeyError:
         endings, forms = ", ".join(_ENDINGS), ", ".join(FORMATS)
-        raise ConfigError(f"{path.name} tells no format by its ending ({endings}); name one: {forms}.") from None
+        raise ConfigError(
+            f"{path.name} has an unknown ending; known are {endings}. Or name the format: {forms}."
+        ) from None
 
 
 def json_line(value: Any) -> bytes:
@@ -143,7 +145,9 @@ def _table(rows: Any) -> pa.Table:
         return rows
     batches = list(record_batches(rows))
     if not batches:
-        raise InputError("There are no rows, and nothing says which columns they would have.")
+        raise InputError(
+            "There are no rows, so the columns are unknown. Give a table that has columns, even if it is empty."
+        )
     return pa.Table.from_batches(batches)
 
 

@@ -90,7 +90,7 @@ def test_labels_are_exported_as_records_of_tensorflow_and_as_a_dataset_of_huggin
         (["-o", "x.csv", "--what", "fine-tuning"], 2, "written as openai or anthropic"),
         (["-o", "-", "--format", "parquet"], 2, "Parquet is not for standard output"),
         (["-o", "-", "--json"], 2, "both write to standard output"),
-        (["-o", "labels.xlsx"], 2, "labels.xlsx tells no format by its ending (.parquet, .csv, .jsonl, .tfrecord)"),
+        (["-o", "labels.xlsx"], 2, "labels.xlsx has an unknown ending; known are .parquet, .csv, .jsonl, .tfrecord."),
         (["-o", "no/such/folder.csv"], 2, "There is no folder no/such"),
         (["-o", "x.csv"], 1, "not settled; it has no labels yet"),
     ],

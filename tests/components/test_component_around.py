@@ -197,7 +197,7 @@ class TestTranslationOfThem(TestTranslation):
 
     def test_translation(self, attributes, assertion, key_modifier, word):
         given, kind = around(word, translation=attributes)
-        refused = {"Cost": "costs are summed by the time of sending", "Skew": "follows from what the asset reads"}
+        refused = {"Cost": "costs are summed by the time of sending", "Skew": "follows from the asset's inputs"}
         if "partitions_def" in attributes and word in refused:
             assert refused[word] in refusal(given, kind, files=THEIRS)
             return

@@ -232,9 +232,7 @@ def test_a_provider_that_the_resource_in_python_does_not_have_or_does_not_tell_i
         with pytest.raises(Exception, match=r"LLMBatchResource in resources.py has no provider 'openai'; it has: comm"):
             scaffold(LLMBatchComponent, "first", provider="openai")
         in_python(sandbox, settings="**settings")
-        with pytest.raises(
-            Exception, match=r"LLMBatchResource in resources.py has cannot be read off it. .* --provider"
-        ):
+        with pytest.raises(Exception, match=r"LLMBatchResource in resources.py from its definition. .* --provider"):
             scaffold(LLMBatchComponent, "first")
         assert scaffold(LLMBatchComponent, "first", provider="gemini")["attributes"]["model"].startswith("gemini/")
 
@@ -247,7 +245,7 @@ def test_a_dataset_is_scaffolded_for_a_provider_under_the_name_that_the_project_
         in_python(sandbox, settings="providers={'az': preset('azure', base_url='https://r/v1', api_key='k')}")
         assert scaffold(LLMBatchComponent, "preset")["attributes"]["model"] == "az/gpt-5-nano"
         in_python(sandbox, settings="providers={**more}")
-        with pytest.raises(Exception, match=r"in resources.py has cannot be read off it"):
+        with pytest.raises(Exception, match=r"in resources.py from its definition"):
             scaffold(LLMBatchComponent, "second")
     with project() as (sandbox, scaffold):
         path = sandbox.scaffold_component(component_cls=LLMBatchComponent, defs_path="first") / "defs.yaml"

@@ -286,7 +286,7 @@ def test_rows_of_a_file_start_at_the_folder_of_the_yaml_or_of_the_project():
         assert path.parent in project.folder.resolve().parents
     with loaded(labels(rows={"path": "s3://bucket/comments.parquet"})) as project:
         assert project.component.rows.path == "s3://bucket/comments.parquet"
-    assert "has none of these ends" in refusal(labels(rows={"path": "comments.xlsx"}))
+    assert "must end in .csv, .tsv, .txt or .parquet" in refusal(labels(rows={"path": "comments.xlsx"}))
 
 
 @pytest.mark.parametrize(

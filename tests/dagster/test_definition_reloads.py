@@ -60,7 +60,7 @@ def test_labels_of_other_columns_do_not_land_and_a_failed_check_says_what_to_do(
     assert not verdict.passed
     assert verdict.partition == DAYS[0]
     for told in (verdict.description, failure(refused)):
-        assert "without mood, with urgency. Nothing landed, and nothing is lost" in told
+        assert "without mood, with urgency. The labels were not materialized, and nothing is lost" in told
         assert f"`dagster-llm-batch export {LABELS} --submission {submission_id}" in told
         assert f"Materialize ticket_labels_batch for {DAYS[0]}" in told
     result = tick(location)  # such a run would end in the same way

@@ -183,7 +183,7 @@ def test_partitions_that_a_file_cannot_give_are_refused_when_they_are_declared(r
 
 
 def test_another_kind_of_file_and_a_delimiter_of_two_characters_are_refused():
-    with pytest.raises(ConfigError, match="has none of these ends"):
+    with pytest.raises(ConfigError, match=r"must end in \.csv, \.tsv, \.txt or \.parquet"):
         FileRows(path="comments.xlsx")
     with pytest.raises(ConfigError, match="must be one character"):
         FileRows(path="comments.csv", delimiter="||")

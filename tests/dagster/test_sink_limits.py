@@ -119,8 +119,8 @@ def on_duckdb(make, tmp_path):
     ("changes", "word"),
     [
         ({"frame": "arrow"}, 'stores pandas.DataFrame, and frame="arrow" gives it pyarrow.Table. Give frame="pandas".'),
-        ({"metadata": {}}, 'metadata={"partition_expr": "…"}, and none is given. Give one of ticket_id, or an'),
-        ({"metadata": {"partition_expr": "subject"}}, "'subject', which does not tell the partition"),
+        ({"metadata": {}}, 'metadata={"partition_expr": "…"}, which is missing. Give one of ticket_id, or an'),
+        ({"metadata": {"partition_expr": "subject"}}, "'subject', which does not identify the partition"),
         ({"partitions_def": BOTH, "metadata": {"partition_expr": {"day": "ticket_id"}}}, '{"land": "…", …}'),
     ],
     ids=["frame", "no column", "another column", "a dimension without one"],
@@ -155,7 +155,7 @@ def test_metadata_that_a_project_adds_to_finished_assets_counts(on_duckdb):
     ("given", "word"),
     [
         ({"partitions_def": PARTS, "frame": "arrow"}, 'frame="arrow" gives it pyarrow.Table'),
-        ({"partitions_def": PARTS}, 'and none is given. Its column partition has the key as text. Give "partition".'),
+        ({"partitions_def": PARTS}, 'which is missing. Its column partition has the key as text. Give "partition".'),
         ({"partitions_def": DAILY, "metadata": {"partition_expr": "partition"}}, "a database finds no time in it"),
     ],
     ids=["frame", "no column", "text for a day"],

@@ -274,7 +274,7 @@ class TestRefusals:
                 "realtime.deadline=datetime.timedelta(seconds=3600) is not",
             ),
             ({"max_cost_usd": "much"}, "no amount of US dollars"),
-            ({"candidates": [dg.asset(name="mine")(lambda: None)]}, "no labels of llm_batch_assets"),
+            ({"candidates": [dg.asset(name="mine")(lambda: None)]}, "not labels of llm_batch_assets"),
         ],
     )
     def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):

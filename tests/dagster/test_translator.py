@@ -226,7 +226,7 @@ def test_partitions_are_computed_each_by_itself_under_translated_keys(tmp_path):
             lambda spec: spec.replace_attributes(partitions_def=DAILY),
             "got other partitions: .* Give partitions_def= to",
         ),
-        (lambda spec: spec.replace_attributes(key="x"), "got the key x, which is that of an asset it reads"),
+        (lambda spec: spec.replace_attributes(key="x"), "got the key x, which belongs to an asset it reads"),
     ],
 )
 def test_what_cannot_work_is_refused_when_definitions_load(spec, message):

@@ -178,7 +178,7 @@ def test_any_frame_is_written_in_any_format_and_nothing_else_is_left(form, tmp_p
 def test_what_is_no_format_or_no_table_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ConfigError, match="the formats are parquet, csv, jsonl, huggingface, hub, tfrecord"):
         write_table(TABLE, tmp_path / "t", "xml")
-    with pytest.raises(ConfigError, match="tells no format by its ending"):
+    with pytest.raises(ConfigError, match="has an unknown ending"):
         write_table(TABLE, tmp_path / "t.xml")
     with pytest.raises(InputError, match="no rows"):
         write_table([], tmp_path / "t.csv")

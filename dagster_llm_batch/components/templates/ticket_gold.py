@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 
-@dg.asset(description="What people say that the tickets are about.")
+@dg.asset(description="Human labels of the tickets.")
 def ticket_gold() -> pa.Table:
     return pa.Table.from_pylist(
         [
