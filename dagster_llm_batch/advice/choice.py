@@ -217,11 +217,11 @@ class Chooser:
                 "logprobs"
             )
         if not self._pairs:
-            dearer = "" if self._wanted.against == GOLD else f", the dearer being {self._wanted.against}"
-            return f"no two models of different, known prices have answered by the same prompt{dearer}"
+            dearer = "" if self._wanted.against == GOLD else f", the more expensive one being {self._wanted.against}"
+            return f"it takes two models with different, known prices and the same prompt{dearer}"
         if all(not len(_both(*pair)[0]) for pair in self._pairs):
-            return "no two models have answered the same rows"
-        return f"of {self._wanted.rows:,} rows a sample would be nearly all"
+            return "it takes two models that have answered the same rows"
+        return f"a sample would take nearly all of the {self._wanted.rows:,} rows"
 
     def _each_usd(self, record: TrackRecord) -> Decimal | None:
         return self._cost(record, Lane.BATCH).expected
@@ -248,8 +248,8 @@ class Chooser:
         pool, promised = Pool(pair.scores, pair.are_wrong), (wanted.quality, wanted.confidence)
         accepted = replay(pool, rolling.rows, independent, *promised, is_earlier=True)
         basis = (
-            f"promised against {oracle.model}, if a value of '{wanted.score}' means in a partition what it meant in "
-            f"the last ones before it; {rolling.audit:.0%} of all rows is audited for ever, and tells when it does not"
+            f"guaranteed against {oracle.model}, if values of '{wanted.score}' mean the same as in the partitions "
+            f"before; a permanent audit of {rolling.audit:.0%} of all rows detects a change"
         )
         quality = Quality(None, wanted.quality, None, len(pair.mine), basis, is_promised=True)
         audit = rolling.audit
@@ -275,8 +275,8 @@ class Chooser:
         if low is None or known is None or within < _LEAST_WITHIN:
             return
         basis = (
-            f"promised, at most {within:g} below {name}, certified by gold for the sample of the run; {name} itself is "
-            f"right in at least {low:.3f} by earlier gold"
+            f"guaranteed to be at most {within:g} below {name}, by gold for the sample of the run ({name} itself is "
+            f"right in at least {low:.3f} by earlier gold)"
         )
         quality = Quality(None, low - within, None, len(known.mine), basis, is_promised=True)
         for plan, _ in self._of_sizes(known, float(1 - Fraction(str(within))), within):

@@ -69,7 +69,7 @@ class EndScore:
 
     def __str__(self) -> str:
         if not self.judged_p90 and not self.judged_p50:
-            return "no forecast has come true or false yet"
+            return "forecasts have not been checked yet"
         if self.judged_p90 < FEWEST:
             return f"too few forecasts ({self.judged_p90}) to measure how often they held"
         return (

@@ -173,12 +173,12 @@ def choose_batch_size(batches: Iterable[BatchSize], least: int = 1) -> Choice:
     if not tests:
         return Choice(
             None,
-            f"batches as large as limits allow: too few days to compare sizes by (needed are {_FEWEST_LARGER} with "
-            f"batches of more than {_SIZES[0]:,} requests, or a larger size, and {_FEWEST_OTHERS} with others)",
+            f"batches of the largest allowed size: too few days to compare sizes (it takes {_FEWEST_LARGER} with more "
+            f"than {_SIZES[0]:,} requests in a batch, or a larger size, and {_FEWEST_OTHERS} with others)",
         )
     chance, size, evidence = min(tests)
     if chance * len(tests) > _LEVEL:
-        return Choice(None, "batches as large as limits allow: no larger ones expired more often than smaller ones")
+        return Choice(None, "batches of the largest allowed size: these did not expire more often than smaller ones")
     return Choice(-size, f"batches of at most {-size:,} requests: {evidence}")
 
 
@@ -431,7 +431,7 @@ class Tuner:
         limits, deployment = self._deployment.batch_limits(labeling), self._deployment
         queue, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
         if queue is not None and queue.max_batches is not None:
-            return Choice(None, "batches as large as limits allow: more of them would not fit into the queue's limit")
+            return Choice(None, "batches of the largest allowed size: the queue's limit has no space for more batches")
         owner = deployment.owner(labeling)
         known = deployment.ledger.history.batch_sizes(
             owner.provider, owner.account, owner.model, self._now - _REMEMBERED, _READ
@@ -439,6 +439,6 @@ class Tuner:
         choice = choose_batch_size([BatchSize(*batch) for batch in known], limits.min_requests)
         if choice.value is not None and choice.value >= limits.max_requests:
             return Choice(
-                None, f"batches as large as limits allow, {limits.max_requests:,} requests: {choice.evidence}"
+                None, f"batches of the largest allowed size, {limits.max_requests:,} requests: {choice.evidence}"
             )
         return choice

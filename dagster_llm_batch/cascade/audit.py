@@ -96,15 +96,15 @@ def _damage_text(paths: Sequence[str]) -> str:
         return ""
     named = ", ".join(paths[:_NAMED]) + (f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else "")
     return (
-        f" ({named} cannot be read: damaged. Restore what is damaged from a backup, and partitions that are planned "
-        "after that count it again; until then each takes a sample of its own, which is paid for)"
+        f" ({named} cannot be read: damaged. Restore the files from a backup; then the next partitions count them "
+        "again. Until then, each partition pays for its own sample)"
     )
 
 
 def _too_alike(points: int, independent: int) -> str:
     return (
-        f"{points:,} earlier rows could accept none of this partition, whose rows count as {independent:,} independent "
-        "ones: rows of one request are right or wrong together"
+        f"{points:,} earlier rows cannot accept any row of this partition, whose rows count as {independent:,} "
+        "independent ones: rows of one request are right or wrong together"
     )
 
 

@@ -42,8 +42,8 @@ def read_gold(labeling: Labeling, cascade: Cascade, keys: Sequence[object]) -> l
         shown = ", ".join(f"{text[:60]!r}" for text in dict.fromkeys(twice[:_SHOWN]))
         raise InputError(
             f"Cascade.gold has several rows for each of {len(set(twice)):,} rows that were sampled: {shown}. "
-            "Nothing was asked. Which label is right would be chance: give one row for each key, such as the gold "
-            "that `annotation_assets` makes of several people's labels."
+            "Nothing was sent. The right label is ambiguous: give one row for each key, such as the gold that "
+            "`annotation_assets` makes of several people's labels."
         )
     if lacking := [one for one in keys if found.get(str(one)) is None]:
         raise _missing_gold(labeling.asset, target, lacking, len(keys))
@@ -59,8 +59,9 @@ def read_gold(labeling: Labeling, cascade: Cascade, keys: Sequence[object]) -> l
     # The oracle would count as wrong for each such row, so the model could not be worse.
     if choices and (others := sorted({str(one) for one in labels.to_pylist()} - {str(one) for one in choices})):
         raise InputError(
-            f"Cascade.gold has labels in '{target}' that no model can give: {', '.join(map(repr, others[:5]))}. "
-            f"The response allows {', '.join(repr(one) for one in choices)}. Write them as it does."
+            f"Cascade.gold has labels in '{target}' that the response does not allow: "
+            f"{', '.join(map(repr, others[:5]))}. It allows {', '.join(repr(one) for one in choices)}. Change the gold "
+            "to these."
         )
     said: list[Any] = labels.to_pylist()
     return said
@@ -72,8 +73,8 @@ def _missing_gold(asset: str, target: str, keys: Sequence[object], sampled: int)
     more = f", and {len(keys) - _SHOWN:,} more" if len(keys) > _SHOWN else ""
     message = (
         f"Cascade.gold has no '{target}' for {len(keys):,} of the {sampled:,} rows of '{asset}' that were sampled: "
-        f"{shown}{more}. Nothing was asked, and nothing is paid. `dagster-llm-batch plan {asset} --json` lists all "
-        "their keys as missing_gold; they stay the same until the rows, the prompt or a model change. Have people "
-        "label them, or promise against the oracle: leave gold and within out."
+        f"{shown}{more}. Nothing was sent or billed. `dagster-llm-batch plan {asset} --json` lists all their keys as "
+        "missing_gold; they stay the same until the rows, the prompt or a model change. Have people label them. Or "
+        "leave gold and within out, for a guarantee against the oracle."
     )
     return MissingGoldError(message, keys)

@@ -384,8 +384,8 @@ class Sampling:
         needed = count_least(cascade.least_share, confidence)
         raise ConfigError(
             f"'{self._labeling.asset}': Cascade.sample={cascade.sample!r} is too small for look {look} at the same "
-            f"rows. Looks share the {1 - cascade.confidence:.1%} of which a promise may fail, so that this one needs "
-            f"{needed:,} rows. Nothing was sent. Give more, or 'auto', or go back to what an earlier look asked for."
+            f"rows. All looks share the {1 - cascade.confidence:.1%} risk that the guarantee fails, so this one needs "
+            f"{needed:,} rows. Nothing was sent. Give more, or 'auto', or go back to the definition of an earlier look."
         )
 
     def _tune_size(self, size: int, rows: int, at_least: int, usd: tuple[Decimal | None, Decimal | None]) -> int:
@@ -405,10 +405,10 @@ class Sampling:
         """Raise ConfigError if the oracle's vendor would not take the sample: the model's requests would be useless."""
         if 0 < requests < least and self._labeling.limits.below_minimum == "refuse":
             raise ConfigError(
-                f"'{self._labeling.asset}': the sample of the cascade is asked of {_cascade(self._labeling).oracle}, "
-                f"which takes at least {least} requests in a batch; these are {requests}. Nothing was sent. Give "
-                "Cascade(sample=…) more rows, or set Limits(below_minimum='pad') (copies that are paid for fill it "
-                "up) or 'realtime' (answered at once, at the price of real time)."
+                f"'{self._labeling.asset}': the sample of the cascade goes to {_cascade(self._labeling).oracle}, which "
+                f"takes at least {least} requests in a batch; these are {requests}. Nothing was sent. Give "
+                "Cascade(sample=…) more rows. Or set Limits(below_minimum='pad') (billed copies fill the batch) or "
+                "'realtime' (answered at once, at the price of real time)."
             )
 
     def _expect_accepted(self, cascade: Cascade) -> float:

@@ -176,7 +176,7 @@ def test_of_daily_partitions_earlier_ones_may_set_the_threshold_which_assumes_so
     assert pasted.pop("calibrate") == {"rows": 400, "audit": 0.01}
     declared = eval(f"dict({rolling['python']})", {"Cascade": Cascade, "Rolling": Rolling})["cascade"]
     assert declared == Cascade(**pasted, calibrate=Rolling(rows=400, audit=0.01))
-    assert "means in a partition what it meant" in rolling["rolling"]["assumes"]
+    assert "mean the same as in the partitions before" in rolling["rolling"]["assumes"]
 
 
 @pytest.mark.slow

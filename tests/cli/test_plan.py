@@ -487,13 +487,13 @@ def test_a_plan_says_when_it_ends_by_what_and_how_often_that_was_right(project, 
         shard_id="h", submission_id="s", wave=1, number=1, nonce="n", requests=9, bytes=9, path="p", digest="d"
     )
     money = {"estimated_usd": None, "realtime_usd": None, "price_basis": PriceBasis.BATCH}
-    tuning = {"most_requests": {}, "lead_seconds": 0, "evidence": ["batches as large as limits allow: too few days"]}
+    tuning = {"most_requests": {}, "lead_seconds": 0, "evidence": ["batches of the largest allowed size: too few days"]}
     preview = Preview(9, 0, 0, 9, 0, (shard,), 9, 9, **money, end=end, tuning=tuning)
     plan = Planned("labels", None, "m/m", "a", None, preview, timedelta(days=1), EndScore(20, 11, 19, 17))
     print_plan([plan])
     printed = " ".join(capsys.readouterr().out.split())
     assert "1 of 2 within 2 h 0 m, 9 of 10 within 7 h 30 m (by 34 earlier submissions of similar size, 2" in printed
-    assert "tuned batches as large as limits allow: too few days" in printed
+    assert "tuned batches of the largest allowed size: too few days" in printed
     assert (plan.document["tuning"], document["tuning"]) == (tuning, None)
     assert "17 of 19 ended by their p90, 11 of 20 by their p50" in printed
     told = {name: plan.document[name] for name in ("end_p50_seconds", "end_p90_seconds", "end_basis")}

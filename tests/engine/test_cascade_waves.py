@@ -681,7 +681,7 @@ def test_a_promise_against_gold_is_set_by_where_the_model_is_wrong_and_the_oracl
         (gold().rename({"topic": "label"}), "has no column topic"),
         (
             gold(topic=["Billing"] * ROWS),
-            "no model can give: 'Billing'. The response allows 'billing', 'bug', 'how_to'",
+            "that the response does not allow: 'Billing'. It allows 'billing', 'bug', 'how_to'",
         ),
         (
             # Two chunks, each without a key that stands twice: the last label won.
@@ -850,7 +850,7 @@ def test_each_provider_is_asked_for_logprobs_in_its_own_words(
     ["anthropic/claude-haiku-4-5", "bedrock/amazon.nova-lite-v1:0", "vertex/publishers/anthropic/models/claude-haiku"],
 )
 def test_where_a_model_does_not_tell_how_probable_its_label_is_that_is_no_score(model: str) -> None:
-    with pytest.raises(ConfigError, match=f"which {model} does not tell"):
+    with pytest.raises(ConfigError, match=f"which {model} does not report"):
         definition(cascade(score="llm_logprob"), model=model, params={"max_tokens": 9}, response=Topic)
 
 
@@ -880,7 +880,7 @@ class Loose(BaseModel):
         ({"cascade": {"agreement": 1.0}}, "make it the model"),
         ({"cascade": {"oracle": "gpt-4o"}}, "names no provider"),
         ({"cascade": {"oracle": f"openai/{CHEAP}"}}, "cascade.oracle names a model twice"),
-        ({"cascade": {}, "resend": Resend(fallback=["openai/gpt-4.1"])}, "void the promise"),
+        ({"cascade": {}, "resend": Resend(fallback=["openai/gpt-4.1"])}, "void the guarantee"),
         ({"cascade": {}, "response": None}, "does not have"),
     ],
 )

@@ -147,7 +147,7 @@ def test_rows_that_share_requests_are_as_many_as_there_are_of_one_that_is_indepe
     own = levels(workspace, submission)
     assert (own.is_rolling, own.sample) == (False, 60)
     assert audit(workspace, submission).why_not == (
-        "60 earlier rows could accept none of this partition, whose rows count as 4 independent ones: "
+        "60 earlier rows cannot accept any row of this partition, whose rows count as 4 independent ones: "
         "rows of one request are right or wrong together"
     )
     points = audit(workspace, submission).points
@@ -366,7 +366,7 @@ def test_a_partition_whose_file_is_damaged_keeps_none_from_its_plan_and_is_told(
         assert audit(workspace, plan(workspace, 3 if lost is second else 4)).earlier == earlier
     said = audit(workspace, plan(workspace, 4)).why_not or ""
     both = f"{second.folder}/{CALIBRATION}, {first.folder}/{CALIBRATION}"
-    assert f"of which 0 are stored still ({both} cannot be read: damaged. Restore what is damaged from a backup" in said
+    assert f"of which 0 are stored still ({both} cannot be read: damaged. Restore the files from a backup" in said
     # Pruned files do not count as damaged.
     for lost in (first, second):
         (workspace.tmp_path / "payloads" / (lost.folder or "") / CALIBRATION).unlink()
