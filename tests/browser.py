@@ -83,7 +83,7 @@ def pages(
         Page(
             "sensor",
             f"/locations/__repository__@{location}/sensors/llm_batch_sensor",
-            ("Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels.",),
+            ("Polls LLM batches. When the batches of a partition have ended, requests the run that materializes",),
         ),
         Page(
             "tick",

@@ -94,14 +94,14 @@ def build_llm_batch_alert_sensor(
         if refused and not count:
             raise refused[0][1]
         for failure, reason in refused:
-            context.log.error(f"notify raised {type(reason).__name__}: {reason}. It is told later: {failure.text}")
+            context.log.error(f"notify raised {type(reason).__name__}: {reason}. It is sent later: {failure.text}")
         # All unsent failures have to be newer than this time.
         untold = [*later, *(failure for failure, _ in refused)]
         oldest = max(since, min([now - _LATE_SECONDS, *(math.nextafter(failure.at, 0) for failure in untold)]))
         told = {known: at for known, at in told.items() if at > oldest}
         context.update_cursor(json.dumps([oldest, told]))
-        rest = f"; {len(later)} are told at the next tick" if later else ""
-        return dg.SkipReason(f"told {count}{rest}" if new else "nothing to tell")
+        rest = f"; {len(later)} follow at the next tick" if later else ""
+        return dg.SkipReason(f"sent {count}{rest}" if new else "nothing to send")
 
     return alert_sensor
 

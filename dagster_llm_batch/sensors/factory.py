@@ -92,8 +92,8 @@ def bounded_sensor(
         default_status=default_status,
         required_resource_keys={resource_key},
         description=(
-            "Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels. When "
-            "people have judged rows, asks for the run that makes gold of it."
+            "Polls LLM batches. When the batches of a partition have ended, requests the run that materializes its "
+            "labels. When people have judged rows, requests the run that makes gold of the judgments."
         ),
     )
     def llm_batch_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
@@ -144,9 +144,9 @@ def _remarks(resource_key: str, chosen: Collection[str], taken: Mapping[str, str
     """Yield notes on the datasets: `chosen` are in the sensor's target, and other sensors handle the `taken` ones."""
     for other in sorted(set(taken.values())):
         names = ", ".join(dataset for dataset in sorted(taken) if taken[dataset] == other)
-        yield f"the sensor '{other}' looks after {names}"
+        yield f"the sensor '{other}' handles {names}"
     if not chosen:
-        yield f"this sensor looks after no dataset: none of the resource '{resource_key}' is in its target"
+        yield f"this sensor handles nothing: its target lacks datasets of the resource '{resource_key}'"
 
 
 def _default_run_config(context: dg.SensorEvaluationContext) -> Mapping[str, Any]:

@@ -132,12 +132,12 @@ def test_a_tick_that_needs_a_person_is_told_with_its_reason_and_the_next_command
 @pytest.mark.slow
 def test_a_failed_check_is_told_once_with_what_it_says(location):
     alerts = Alerts(location)
-    assert "nothing to tell" in alerts.tick().skip_message
+    assert "nothing to send" in alerts.tick().skip_message
     location.land()
-    assert "told 1" in alerts.tick().skip_message
+    assert "sent 1" in alerts.tick().skip_message
     [text] = alerts.told
     assert text.startswith(f"{LABELS}: the check coverage failed. 2 of 3 rows have a label")
-    assert "nothing to tell" in alerts.tick().skip_message
+    assert "nothing to send" in alerts.tick().skip_message
 
 
 @pytest.mark.slow
@@ -168,12 +168,12 @@ def test_a_text_that_is_refused_holds_up_no_other_and_makes_none_be_told_twice(l
     for reason in ("first", "refused", "last"):
         failed_tick(location.instance, "llm_batch_sensor", reason)
     alerts.refused = "refused"
-    assert "told 2" in alerts.tick().skip_message
+    assert "sent 2" in alerts.tick().skip_message
     with pytest.raises(ConnectionError):
         alerts.tick()
     alerts.refused = None
-    assert "told 1" in alerts.tick().skip_message
-    assert "nothing to tell" in alerts.tick().skip_message
+    assert "sent 1" in alerts.tick().skip_message
+    assert "nothing to send" in alerts.tick().skip_message
     assert [text.rpartition(" ")[2] for text in alerts.told] == ["first", "last", "refused"]
 
 
@@ -193,11 +193,11 @@ def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_tim
         copy = f"INSERT INTO job_ticks ({columns}) SELECT {columns} FROM job_ticks LIMIT 1"
         connection.execute(sa.text(copy), [{}] * 204)
     alerts.tell_seconds = 0.0
-    assert "told 1; 409 are told at the next tick" in alerts.tick().skip_message
+    assert "sent 1; 409 follow at the next tick" in alerts.tick().skip_message
     alerts.tell_seconds = 30.0
-    assert "told 409" in alerts.tick().skip_message
+    assert "sent 409" in alerts.tick().skip_message
     assert [text.split(":")[0] for text in alerts.told].count(LABELS) == 205
-    assert "nothing to tell" in alerts.tick().skip_message
+    assert "nothing to send" in alerts.tick().skip_message
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_verdict_that_a_run_without_news_repeats_is_not_told_again(location, e
     alerts.tick()
     location.submit(run_config={"ops": {"ticket_labels_batch": {"config": {"again": True}}}})
     assert location.collect().success  # too early
-    assert "nothing to tell" in alerts.tick().skip_message
+    assert "nothing to send" in alerts.tick().skip_message
     assert len(alerts.told) == 1
 
 

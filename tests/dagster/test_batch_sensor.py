@@ -60,7 +60,9 @@ def test_a_code_location_without_labeled_assets_loads_and_ticks(make):
     for location in (make(something), make()):
         result = location.tick()
         assert result.run_requests == []
-        assert result.skip_message.startswith("no batches in flight; this sensor looks after no dataset")
+        assert result.skip_message.startswith(
+            "no batches in flight; this sensor handles nothing: its target lacks datasets"
+        )
 
 
 def test_nothing_in_flight_is_said(make):

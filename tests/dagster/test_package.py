@@ -137,7 +137,7 @@ def test_another_resource_key_serves_another_provider_account(emulator, instance
     location = CodeLocation(emulator, instance, *labeled(resource_key="second_llm"), resources={"second_llm": own})
     assert location.land().success
     skipped = location.tick().skip_message
-    assert "this sensor looks after no dataset: none of the resource 'llm_batch' is in its target" in skipped
+    assert "this sensor handles nothing: its target lacks datasets of the resource 'llm_batch'" in skipped
     assert location.metadata(LABELS)["dagster/partition_row_count"] == 3
     assert location.metadata(BATCH)["llm_batch/requests"] == 3
 

@@ -152,7 +152,7 @@ def test_each_resource_has_a_sensor_that_looks_after_its_datasets_alone(make, em
 
 def test_a_sensor_whose_target_holds_no_dataset_says_so(make):
     location = with_sensors(make(*of_kind("daily")), build_llm_batch_sensor("ours", target="group:nothing"))
-    assert "looks after no dataset: none of the resource 'llm_batch' is in its target" in (
+    assert "handles nothing: its target lacks datasets of the resource 'llm_batch'" in (
         tick_of(location, "ours").skip_message
     )
 
@@ -179,7 +179,7 @@ def test_of_two_sensors_that_see_a_partition_at_once_one_asks_for_its_run(make, 
     location = both_sensors(make(*of_kind("daily")), target="daily_labels")
     ticks = {name: tick_of(location, name) for name in order}
     assert [len(ticks[name].run_requests) for name in ("first", "second")] == [1, 0]
-    assert "the sensor 'first' looks after daily_labels" in ticks["second"].skip_message
+    assert "the sensor 'first' handles daily_labels" in ticks["second"].skip_message
 
 
 def test_of_two_sensors_the_one_that_ticks_more_often_asks(make):
