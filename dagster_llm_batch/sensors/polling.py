@@ -50,7 +50,7 @@ def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
 
     Returns the undelivered submissions, which are read again after a recovery.
     """
-    with apart(state, "what Dagster has as sent"):
+    with apart(state, "submissions in Dagster's records"):
         keys = [labels.dataset.batch_key for labels in state.labels.values()]
         records = state.context.instance.get_asset_records(keys) if keys else []
         entries = [record.asset_entry for record in records]
@@ -77,7 +77,7 @@ def poll_batches(state: TickState, before: _Before) -> list[Shard]:
     _stop_late(state, before, flying)
     seconds_left = _poll_due(state, before, flying)
     if is_within(state, seconds_left):
-        with apart(state, "batches that were given up"):
+        with apart(state, "abandoned batches"):
             state.engine.poll_awaited(list(state.labels), state.now - _AWAITED_EVERY)
     with apart(state, "request files at providers"):
         in_time = partial(is_within, state, state.bounds.poll_seconds)

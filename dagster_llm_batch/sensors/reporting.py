@@ -73,7 +73,7 @@ def report_conditions(
     found.
     """
     conditions: list[Condition] | None = None
-    with apart(state, "what may need a person"):
+    with apart(state, "conditions of submissions"):
         names = {progress.submission.asset for progress in undelivered.own}
         facts = read_facts(
             state.engine,
@@ -170,7 +170,7 @@ def report_progress(
     others = [submission for submission in moved if submission.submission_id not in landing]
     few = [submission for submission in moved if submission.submission_id in landing]
     shown = [*others, *few[: state.bounds.observed_landings]][: state.bounds.observations]
-    with apart(state, "what has moved"):
+    with apart(state, "progress of submissions"):
         known = state.ledger.submissions.get_all_with_shards([submission.submission_id for submission in shown])
         for submission in shown:
             if not has_time(state):
