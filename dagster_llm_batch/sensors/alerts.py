@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import dagster as dg
@@ -19,6 +19,7 @@ from dagster_llm_batch._dagster_private import failed_evaluations, failed_ticks,
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.check_events import NOT_JUDGED
+from dagster_llm_batch.sensors.target import SensorTarget
 from dagster_llm_batch.text import plain_text
 
 __all__ = ["build_llm_batch_alert_sensor"]
@@ -43,7 +44,7 @@ def build_llm_batch_alert_sensor(
     notify: Callable[[str], Any],
     name: str = "llm_batch_alert_sensor",
     *,
-    sensor_names: tuple[str, ...] = ("llm_batch_sensor",),
+    sensor_names: tuple[str, ...] | None = None,
     minimum_interval_seconds: int = 60,
     tell_seconds: float = 30.0,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
@@ -54,7 +55,8 @@ def build_llm_batch_alert_sensor(
         notify: Sends a text of one line to people: to Slack, by e-mail. If it raises, the text is tried again at the
             next tick. If it raises for all texts, the tick fails.
         name: Its name.
-        sensor_names: The sensors whose failed ticks are reported, made by `build_llm_batch_sensor`.
+        sensor_names: Names of the sensors whose failed ticks are reported. Default: all sensors of this code location
+            that `build_llm_batch_sensor` returned, and "llm_batch_sensor" in any code location.
         minimum_interval_seconds: The least number of seconds between two ticks.
         tell_seconds: The number of seconds in which one tick sends texts; the rest waits for the next tick. Dagster
             ends a tick after 60 seconds, and all its texts would be sent again.
@@ -71,7 +73,8 @@ def build_llm_batch_alert_sensor(
         now = time.time()
         # Failures before the first tick are history, perhaps years of it.
         since, told = json.loads(context.cursor) if context.cursor else (now, {})
-        failures = [*_failed_checks(context, since), *_failed_ticks(context, since, sensor_names)]
+        names = _polling_sensors(context) if sensor_names is None else sensor_names
+        failures = [*_failed_checks(context, since), *_failed_ticks(context, since, names)]
         new = sorted(
             (failure for failure in failures if failure.at > since and failure.name not in told),
             key=lambda failure: failure.at,
@@ -121,8 +124,15 @@ def _failed_checks(context: dg.SensorEvaluationContext, since: float) -> Iterato
                     yield _Failure(f"check {number}", at, plain_text(text, _MOST_CHARS))
 
 
+def _polling_sensors(context: dg.SensorEvaluationContext) -> Collection[str]:
+    """Return the names of this code location's sensors that poll batches, and the default name of such a sensor."""
+    assert context.repository_def is not None
+    sensors = context.repository_def.sensor_defs
+    return {"llm_batch_sensor", *(one.name for one in sensors if isinstance(one.asset_selection, SensorTarget))}
+
+
 def _failed_ticks(
-    context: dg.SensorEvaluationContext, since: float, sensor_names: tuple[str, ...]
+    context: dg.SensorEvaluationContext, since: float, sensor_names: Collection[str]
 ) -> Iterator[_Failure]:
     """Yield ticks of these sensors that failed since then."""
     for state in context.instance.all_instigator_state():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -31,7 +32,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from test_batch_sensor import change
 from test_landing_runs import FullDisk
 
-from dagster_llm_batch import Resend, build_llm_batch_alert_sensor
+from dagster_llm_batch import LLMBatchResource, Resend, build_llm_batch_alert_sensor, build_llm_batch_sensor
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.testing.emulator import RowFault
 
@@ -115,6 +116,24 @@ def test_a_failed_tick_is_told_once_with_its_reason_and_those_of_other_sensors_a
     alerts.tick()
     alerts.tick()
     assert [text.rpartition(" ")[2] for text in alerts.told] == ["overdue", "again"]
+
+
+def test_failed_ticks_of_all_sensors_of_the_code_location_that_poll_are_told_whatever_their_names(location):
+    @dg.sensor(name="another_sensor")
+    def another(_context: dg.SensorEvaluationContext) -> None:
+        pass
+
+    sensors = [build_llm_batch_sensor("support_llm_batches"), build_llm_batch_sensor("sales_llm_batches"), another]
+    resources = {"llm_batch": LLMBatchResource()}
+    repository = dg.Definitions(sensors=sensors, resources=resources).get_repository_def()
+    alerts = Alerts(SimpleNamespace(instance=location.instance, repository=repository))
+    alerts.tick()
+    for name in ("support_llm_batches", "another_sensor", "sales_llm_batches", "elsewhere"):
+        failed_tick(location.instance, name, f"reason of {name}")
+    alerts.tick()
+    assert sorted(alerts.told) == [
+        f"{name}: its tick failed. reason of {name}" for name in ("sales_llm_batches", "support_llm_batches")
+    ]
 
 
 def test_a_tick_that_needs_a_person_is_told_with_its_reason_and_the_next_command(location):
