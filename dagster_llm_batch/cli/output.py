@@ -32,6 +32,7 @@ __all__ = [
     "money",
     "print_json",
     "print_table",
+    "sparse_table",
     "table",
     "when",
 ]
@@ -61,9 +62,11 @@ class FittingTable:
     A name that is broken in the middle (`openai/gpt-5-na` and `no` below it) can neither be read nor copied.
     """
 
-    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None) -> None:
+    def __init__(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None, *, has_dashes: bool = True
+    ) -> None:
         self._columns = columns
-        self._rows = [[cell(value) for value in row] for row in rows]
+        self._rows = [[cell(value if has_dashes or value is not None else "") for value in row] for row in rows]
         self._is_known = [[value is not None for value in row] for row in rows]
         self._title = title
         self._right = [
@@ -124,6 +127,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     if not any(columns):
         rows = [row for row in rows if row[-1] is not None]
     return FittingTable(columns, rows, title)
+
+
+def sparse_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> FittingTable:
+    """Make a table in which a column without a value is left out, and a cell without one is empty."""
+    some = [number for number in range(len(columns)) if any(row[number] is not None for row in rows)]
+    kept = [[row[number] for number in some] for row in rows]
+    return FittingTable([columns[number] for number in some], kept, title, has_dashes=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:

@@ -13,7 +13,17 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
-from dagster_llm_batch.cli.output import SHORT_ID, cell, console, counted, money, print_json, print_table, table
+from dagster_llm_batch.cli.output import (
+    SHORT_ID,
+    cell,
+    console,
+    counted,
+    money,
+    print_json,
+    print_table,
+    sparse_table,
+    table,
+)
 from dagster_llm_batch.cli.selection import find_submission, nothing_submitted, partition_option
 from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.progress import shared_text, states_cell
@@ -185,11 +195,12 @@ def show_command(
     out.print(table(["", ""], _facts(ledger, submission, levels, kept, _batches_text(shards, beside))))
     if waits:
         rows: list[list[object]] = [[wait.reason.value, wait.since, *wait.advice] for wait in waits]
-        out.print(table(["reason", "since (UTC)", "what", "next step"], rows, title="\nWaits"))
-    out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nShards"))
+        out.print(sparse_table(["reason", "since (UTC)", "what", "next step"], rows, title="\nWaits"))
+    if shards:
+        out.print(sparse_table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nShards"))
     if events:
         shown = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
-        out.print(table(["at (UTC)", "shard", "what", "then", "detail"], shown, title="\nEvents"))
+        out.print(sparse_table(["at (UTC)", "shard", "what", "then", "detail"], shown, title="\nEvents"))
 
 
 def _find_waits(deployment: DeploymentAccess, submission_id: str) -> list[Wait]:

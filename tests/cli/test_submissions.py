@@ -127,6 +127,25 @@ def test_a_target_that_is_not_one_submission_is_answered_with_what_there_is(proj
     assert said in project.on_file("show", *arguments, code=code).stderr
 
 
+def test_show_has_no_dash_for_what_an_event_or_a_shard_does_not_have_and_no_column_of_nothing(project, monkeypatch):
+    project.land()
+    project.submit("daily_labels", DAYS[0])
+    for width in ("80", "240"):
+        monkeypatch.setenv("COLUMNS", width)
+        landed, flying = (project.on_file("show", name).stdout for name in ("ticket_labels", "daily_labels"))
+        for told in (landed, flying):
+            assert "-" not in told.split()
+        events = [line.split() for line in landed.partition("\nEvents")[2].splitlines()]
+        assert ["at", "(UTC)", "shard", "what", "then", "detail"] in events
+        assert ["opened", "open"] in [words[2:] for words in events]
+        assert ["status", "unknown", "->", "ended"] in [words[3:] for words in events]
+        events = [line.split() for line in flying.partition("\nEvents")[2].splitlines()]
+        assert ["at", "(UTC)", "shard", "what", "then"] in events
+        shards = flying.partition("\nShards")[2].partition("\nEvents")[0]
+        assert "submitted" in shards
+        assert not {"done", "failed", "cost", "cause", "reason"} & set(shards.split())
+
+
 def test_what_a_provider_says_stays_one_line_of_plain_text(project):
     nasty = "bad [bold]line[/]\x1b[31m\nwith \u202ean end"
     project.emulator.inject(BatchFault(kind="fails", message=nasty))
@@ -182,6 +201,9 @@ def test_of_rows_that_are_all_answered_watch_says_that_there_is_nothing_to_send(
     project.submit()
     told, *_ = project.on_file("watch", "--until", "ended").stdout.splitlines()
     assert told == "ticket_labels: wave 1: nothing to send"
+    shown = project.on_file("show", "ticket_labels").stdout
+    assert "Events" in shown
+    assert "Shards" not in shown
 
 
 def test_watch_says_when_nothing_is_under_way(project):
