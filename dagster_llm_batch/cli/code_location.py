@@ -18,6 +18,7 @@ from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+from urllib.request import url2pathname
 
 import click
 import dagster as dg
@@ -249,12 +250,26 @@ class CodeLocation:
         event = self._instance.get_latest_materialization_event(key)
         return datetime.fromtimestamp(event.timestamp, UTC) if event else None
 
-    def figures_before(self, key: dg.AssetKey) -> dict[str, float]:
-        """Return the numbers in the metadata of the materialization before the last; none where it is the first."""
-        records = self._instance.fetch_materializations(key, limit=2).records
+    def figures_before(self, key: dg.AssetKey, partition: str) -> dict[str, float]:
+        """Return the numbers in the metadata of the materialization before the last of a partition ("" for an asset
+        without partitions); none where it is the first.
+        """
+        wanted = dg.AssetRecordsFilter(key, asset_partitions=[partition] if partition else None)
+        records = self._instance.fetch_materializations(wanted, limit=2).records
         materialization = records[1].asset_materialization if len(records) > 1 else None
         values = materialization.metadata if materialization else {}
         return {name: float(value.value) for name, value in values.items() if isinstance(value.value, int | float)}
+
+    def partitions_before(self, key: dg.AssetKey, partition: str) -> list[str]:
+        """Return the materialized partitions of an asset before one in time, the newest first. They have the same key
+        in each dimension that is not time. Empty for partitions without an order in time.
+        """
+        partitions_def = self._repository.asset_graph.get(key).partitions_def
+        if partitions_def is None or (own := _time_of(partitions_def, partition)) is None:
+            return []
+        found = [(each, _time_of(partitions_def, each)) for each in self._instance.get_materialized_partitions(key)]
+        earlier = [(time[1], each) for each, time in found if time and time[0] == own[0] and time[1] < own[1]]
+        return [each for _, each in sorted(earlier, reverse=True)]
 
     def told(self, key: dg.AssetKey, name: str) -> str:
         """Return a metadata value of an asset's newest materialization as text, or ""."""
@@ -370,13 +385,33 @@ class CodeLocation:
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
 
 
+def _time_of(partitions_def: dg.PartitionsDefinition[Any], partition: str) -> tuple[Mapping[str, str], datetime] | None:
+    """Return a partition's keys in the dimensions that are not time, and when its time begins; None without a time."""
+    others: dict[str, str] = {}
+    try:
+        if isinstance(partitions_def, dg.MultiPartitionsDefinition):
+            others = dict(partitions_def.get_partition_key_from_str(partition).keys_by_dimension)
+            dimensions = {each.name: each.partitions_def for each in partitions_def.partitions_defs}
+            times = [name for name, each in dimensions.items() if isinstance(each, dg.TimeWindowPartitionsDefinition)]
+            if len(times) != 1:
+                return None
+            partitions_def, partition = dimensions[times[0]], others.pop(times[0])
+        if not isinstance(partitions_def, dg.TimeWindowPartitionsDefinition):
+            return None
+        return others, partitions_def.time_window_for_partition_key(partition).start
+    # A partition may have been materialized by an older definition.
+    except (dg.DagsterError, ValueError):
+        return None
+
+
 def _place_of(materialization: dg.AssetMaterialization) -> str | None:
     """Return the Parquet file or Hive folder that an IO manager reported to Dagster."""
     for name in (URI_KEY, "uri", "path"):
         value = materialization.metadata.get(name)
         text = getattr(value, "value", None)
         if isinstance(text, str) and (text.endswith(".parquet") or (name == URI_KEY and not PurePath(text).suffix)):
-            return text
+            # Addresses of files have percent-encoded signs, such as the "=" of a Hive folder.
+            return url2pathname(text.removeprefix("file://")) if text.startswith("file://") else text
     return None
 
 

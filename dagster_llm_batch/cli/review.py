@@ -154,7 +154,8 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             keys=keys.get(key, ()),
             # Each partition has its own metadata.
             at=code.materialized_at(key),
-            before=code.figures_before(key) if spec.tags.get(ROLE_TAG) == "evaluation" and list(places) == [""] else {},
+            before=partial(code.figures_before, key),
+            earlier=partial(code.partitions_before, key),
             told=code.told(key, TO_LABEL_KEY) if WANTED_KEY in spec.metadata and list(places) == [""] else "",
         )
 

@@ -8,6 +8,7 @@ variance is the variance of the sums by unit, for any units (rows, requests, cus
                                          independent rows as have the figure's variance
     means without bounds (errors)        Student's interval, by units, corrected for skewness (Hall), and widened by the
                                          contribution of one more unit like the farthest
+    differences between two sets of rows the distances to both intervals' ends, squared and added (Newcombe)
 
 A normal or bootstrapped interval fails where it matters most: with few or no errors the rows show no variance, and the
 interval is too narrow or a point. The binomial's tails work without an observed error. They need the possible weight of
@@ -37,6 +38,7 @@ __all__ = [
     "EXACT",
     "SKEWED",
     "Interval",
+    "difference_ends",
     "effective_interval",
     "mean_interval",
     "share_interval",
@@ -251,6 +253,18 @@ def _clopper_pearson(successes: float, n: float, confidence: float) -> tuple[flo
     low = 0.0 if successes <= _NOTHING * n else float(betaincinv(successes, failures + 1, tail))
     high = 1.0 if failures <= _NOTHING * n else float(betaincinv(successes + 1, failures, 1 - tail))
     return low, high
+
+
+def difference_ends(
+    now: float, now_ends: tuple[float, float], before: float, before_ends: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the ends of the interval of `now - before`, two figures of different rows with their intervals' ends.
+
+    The interval has the confidence of both, and is wider than necessary if the rows are the same.
+    """
+    low = math.hypot(now - now_ends[0], before_ends[1] - before)
+    high = math.hypot(now_ends[1] - now, before - before_ends[0])
+    return now - before - low, now - before + high
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -1,5 +1,5 @@
 """One evaluation as a page: each candidate's statistics in words, which classes it confuses, and the change since last
-time. The tables that it is read from stay a click away.
+time or since the partition before. The tables that it is read from stay a click away.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from dagster_llm_batch.addresses import Filter, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metrics.intervals import difference_ends
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.label_pages import ShowPage
 from dagster_llm_batch.review.tables import StoredAsset, StoredRow, View, status_of
@@ -26,6 +27,8 @@ EVALUATION_COLUMNS = {"candidate", "target", "n_gold", "coverage"}
 
 _PARTS = ("per_class", "failures", "mistakes", "calibration", "versions")
 _MOST_CLASSES = 12
+_MOST_EARLIER = 10
+"""Earlier partitions that are read, the newest first, until one has the candidate."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """The accuracy, or a number's mean error, in an earlier partition, and its change since.
+
+    `ends` are the ends of the 95 % interval of the change; None if one of the two figures has no interval.
+    """
+
+    partition: str
+    measure: float
+    change: float
+    ends: tuple[float, float] | None
+    is_error: bool
+
+    @property
+    def is_chance(self) -> bool:
+        """Return whether chance alone can explain the change."""
+        return self.ends is not None and self.ends[0] <= 0 <= self.ends[1]
+
+
+@dataclass(frozen=True)
 class Evaluated:
-    """One candidate and target. `figures` is the row of the evaluation; `before` its accuracy last time."""
+    """One candidate and target. `figures` is the row of the evaluation, `earlier` its change since an earlier
+    partition. Without one, `before` is its accuracy last time.
+    """
 
     figures: Mapping[str, Any]
+    earlier: Earlier | None
     before: float | None
     classes: Sequence[Mapping[str, Any]]
     matrix: Sequence[tuple[str, Sequence[Cell]]]
@@ -73,6 +98,7 @@ class EvaluationPage:
         if not set(page.columns) >= EVALUATION_COLUMNS:
             return self._show(request, "nothing.html", 404, words=f"{asset.key} is no evaluation.")
         parts = {name: self._deployment.asset(f"{asset.key}_{name}") for name in _PARTS}
+        earlier = [] if partition is None else [each for each in asset.earlier(partition) if each in asset.partitions]
         return self._show(
             request,
             "evaluation.html",
@@ -80,24 +106,45 @@ class EvaluationPage:
             partition=partition,
             parts=[(name.replace("_", " "), part.key) for name, part in parts.items() if part],
             failures=parts["failures"],
-            evaluated=[self._evaluated(asset, row, parts, partition) for row in page.rows],
+            evaluated=[self._evaluated(asset, row, parts, partition, earlier[:_MOST_EARLIER]) for row in page.rows],
         )
 
     def _evaluated(
-        self, asset: StoredAsset, row: StoredRow, parts: Mapping[str, StoredAsset | None], partition: str | None
+        self,
+        asset: StoredAsset,
+        row: StoredRow,
+        parts: Mapping[str, StoredAsset | None],
+        partition: str | None,
+        partitions_before: Sequence[str],
     ) -> Evaluated:
         found = {name: self._rows(parts[name], row, partition) for name in _PARTS if name != "mistakes"}
         keys = [figure_key("accuracy", row["candidate"], row["target"]), figure_key("accuracy", row["candidate"])]
         groups = [group for group in found["failures"] if group["reason"] is None]
+        earlier = self._earlier(asset, row, partitions_before)
+        before = asset.before(partition or "") if earlier is None else {}
         return Evaluated(
             row,
-            next((asset.before[key] for key in keys if key in asset.before), None),
+            earlier,
+            next((before[key] for key in keys if key in before), None),
             found["per_class"],
             _matrix(row, found["per_class"], groups, parts["mistakes"], partition),
             [each for each in found["calibration"] if each["n"]],
             found["failures"][:5],
             next(iter(found["versions"]), None),
         )
+
+    def _earlier(self, asset: StoredAsset, row: StoredRow, partitions: Sequence[str]) -> Earlier | None:
+        """Compare a candidate with the first of these partitions in which it was evaluated."""
+        name = next((name for name in ("accuracy", "mae") if row.get(name) is not None), None)
+        if name is None:
+            return None
+        for each in partitions:
+            for old in self._rows(asset, row, each):
+                if old.get(name) is not None:
+                    now, then = (_ends(figures, name) for figures in (row, old))
+                    ends = None if now is None or then is None else difference_ends(row[name], now, old[name], then)
+                    return Earlier(each, old[name], row[name] - old[name], ends, is_error=name == "mae")
+        return None
 
     def _rows(self, part: StoredAsset | None, row: StoredRow, partition: str | None) -> Sequence[Mapping[str, Any]]:
         """Return all rows of the same candidate and target from another table of the evaluation."""
@@ -113,6 +160,11 @@ class EvaluationPage:
         except LLMBatchError:
             return []
         return rows
+
+
+def _ends(figures: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+    low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
+    return None if low is None or high is None else (low, high)
 
 
 def _matrix(

@@ -63,7 +63,8 @@ class StoredAsset:
     `others`. `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
     `hide_sent` replaces it in a request or a reply. `keys` are the keys of datasets that the table is connected with.
     `told` is the number of rows that people still have to label, from the table's metadata. `at` is the time of the
-    last materialization. `before` are the numbers in the metadata of the materialization before the last.
+    last materialization. `before` returns the numbers in the metadata of a partition's materialization before the last,
+    and `earlier` the materialized partitions before one in time, the newest first.
     """
 
     key: str
@@ -78,7 +79,8 @@ class StoredAsset:
     keys: tuple[str, ...] = ()
     told: str = ""
     at: datetime | None = None
-    before: Mapping[str, float] = field(default_factory=dict)
+    before: Callable[[str], Mapping[str, float]] = lambda _partition: {}
+    earlier: Callable[[str], Sequence[str]] = lambda _partition: ()
 
     @property
     def partitions(self) -> list[str]:

@@ -104,7 +104,7 @@ def landed(project, home, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     project.change(
         '"plain": "no LLMBatchResource",',
-        f'"io_manager": HiveParquetIOManager(root="{project.folder}/tables"),',
+        f'"io_manager": HiveParquetIOManager(root="{project.folder}/tables of [all]"),',
     )
     project.change("    Limits,\n", "    HiveParquetIOManager,\n    Limits,\n")
     materialize(project, "ticket_labels")
@@ -175,6 +175,70 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         assert "Traceback" not in server.process.stderr.read()
         refused = landed.cli("review", "--link", "--port", port, code=1)
         assert f"No page of yours is served on port {port}" in refused.stderr
+
+
+EVALUATED = """
+import pyarrow as pa
+
+from dagster_llm_batch import evaluation_assets
+
+regions = dg.MultiPartitionsDefinition({"day": daily, "region": dg.StaticPartitionsDefinition(["north", "south"])})
+
+
+@dg.asset(partitions_def=regions)
+def gold() -> pa.Table:
+    return pa.table({"id": list(range(40)), "topic": ["bug"] * 40})
+
+
+@dg.asset(partitions_def=regions)
+def guess(context: dg.AssetExecutionContext) -> pa.Table:
+    right = int(context.run.tags["right"])
+    return pa.table({"id": list(range(40)), "topic": ["bug"] * right + ["billing"] * (40 - right)})
+
+
+defs = dg.Definitions.merge(
+    defs,
+    dg.Definitions(
+        [gold, guess, *evaluation_assets(
+            name="quality", gold=gold, candidates=[guess], key="id", target="topic", partitions_def=regions
+        )]
+    ),
+)
+"""
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_compared_with_the_newest_earlier_day_of_its_region_else_with_its_last_time(project, home):
+    """Four runs of evaluations in a real instance, then the command."""
+    project.submit()
+    project.change('"plain": "no LLMBatchResource",', f'"io_manager": HiveParquetIOManager(root="{home}/tables"),')
+    project.change("    Limits,\n", "    HiveParquetIOManager,\n    Limits,\n")
+    project.file.write_text(project.file.read_text() + EVALUATED)
+    definitions = project.module()["defs"]
+    order = [(DAYS[2], "north", 30), (DAYS[0], "north", 20), (DAYS[1], "south", 40), (DAYS[0], "north", 10)]
+    with dg.DagsterInstance.get() as instance:
+        job = definitions.resolve_implicit_global_asset_job_def().get_subset(
+            asset_selection={dg.AssetKey(name) for name in ("gold", "guess", "quality")}
+        )
+        for day, region, right in order:
+            tags = {"right": str(right)}
+            assert job.execute_in_process(instance=instance, partition_key=f"{day}|{region}", tags=tags).success
+    with Server(project) as server:
+        words = {
+            (day, region): " ".join(
+                re.sub(
+                    "<[^>]+>", "", server.get(f"/evaluation/quality?in={day}%7C{region}").partition("<main")[2]
+                ).split()
+            )
+            for day, region, _ in order
+        }
+    earlier = f"In {DAYS[0]}|north, the newest earlier partition with such an evaluation, 25% were right: +50.0"
+    assert earlier in words[DAYS[2], "north"]
+    assert "Last time, 50% were right: -25.0 percentage points since." in words[DAYS[0], "north"]
+    alone = words[DAYS[1], "south"]
+    assert "100% of the labels are right" in alone
+    assert "Last time" not in alone
+    assert "earlier" not in alone
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Intervals of values of any size, most of them equal: enough different values give one, and it covers."""
+"""Intervals of values of any size, most of them equal: enough different values give one, and it covers. Intervals of
+differences, too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pytest
 from scipy.stats import binom
 
 from dagster_llm_batch.metrics.clusters import Units
-from dagster_llm_batch.metrics.intervals import unbounded_interval
+from dagster_llm_batch.metrics.intervals import difference_ends, share_interval, unbounded_interval
 
 ROWS = 300
 
@@ -80,3 +82,33 @@ def test_changes_have_an_interval_where_enough_rows_change_and_it_holds(sizes, w
         found = interval(np.concatenate([apart, np.zeros(ROWS - off)]), "changes")
         missed += not found.low <= truth <= found.high
     assert missed <= draws * 0.07 + 2 * (draws * 0.07) ** 0.5
+
+
+def wilson(hits: int, rows: int) -> tuple[float, float]:
+    z, share = 1.959964, hits / rows
+    half = z * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    return tuple((share + z**2 / (2 * rows) + side * half) / (1 + z**2 / rows) for side in (-1, 1))
+
+
+def test_a_difference_of_shares_has_the_ends_that_newcombe_published():
+    ends = difference_ends(56 / 70, wilson(56, 70), 48 / 80, wilson(48, 80))
+    assert ends == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+@pytest.mark.parametrize(("rows", "rows_before"), [(10, 10), (20, 30), (15, 100)])
+def test_the_interval_of_a_difference_of_shares_covers(rows, rows_before):
+    def ends_of(hits: int, count: int) -> tuple[float, float]:
+        values = (np.arange(count) < hits).astype(np.float64)
+        return share_interval(values, Units(np.ones(count), np.full(count, -1))).ends
+
+    now = [(hits / rows, ends_of(hits, rows)) for hits in range(rows + 1)]
+    before = [(hits / rows_before, ends_of(hits, rows_before)) for hits in range(rows_before + 1)]
+    ends = np.array([[difference_ends(*one, *other) for other in before] for one in now])
+    # Over all samples, each with its probability: no draws.
+    for share in np.linspace(0.02, 0.98, 13):
+        for share_before in np.linspace(0.02, 0.98, 13):
+            likely = np.outer(
+                binom.pmf(range(rows + 1), rows, share), binom.pmf(range(rows_before + 1), rows_before, share_before)
+            )
+            change = share - share_before
+            assert likely[(ends[..., 0] <= change) & (change <= ends[..., 1])].sum() >= 0.95

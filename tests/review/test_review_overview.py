@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dagster_llm_batch.metrics import compare, evaluations_to_arrow
+from dagster_llm_batch.metrics import Target, compare, evaluations_to_arrow
 from dagster_llm_batch.metrics.failures import failures_to_arrow, find_failures
 from dagster_llm_batch.review.access import Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
@@ -69,7 +69,10 @@ def desk(serve, tmp_path):
         ),
         StoredAsset("rules", "rules", "labels", "id", {"": places["rules"]}),
         StoredAsset("shop/tickets_rejects", "tickets", "rejects", "id", {"d2": places["rejects"]}),
-        *(StoredAsset(name, role="evaluation", files={"": places[name]}, before=BEFORE) for name in stored),
+        *(
+            StoredAsset(name, role="evaluation", files={"": places[name]}, before=lambda _partition: BEFORE)
+            for name in stored
+        ),
     ]
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
 
@@ -204,6 +207,86 @@ def test_an_evaluation_is_a_page_of_sentences_with_its_confusions_classes_and_ch
     assert "Summary" in words_of(client, "/table/quality")
     assert client.get("/evaluation/quality_mistakes", X_User="ada").status == 404
     assert client.get("/evaluation/none", X_User="ada").status == 404
+
+
+@pytest.fixture
+def by_day(serve, tmp_path):
+    """Serves an evaluation of several days. `open_page` takes the labels of each day, in the order of time."""
+
+    def open_page(days, *, kind="categorical", gold=GOLD, before=None, is_ordered=True):
+        stored = {}
+        ids = [f"t{number}" for number in range(len(gold))]
+        for day, candidates in days.items():
+            labels = {name: pa.table({"id": ids, "value": values}) for name, values in candidates.items()}
+            report = compare(
+                pa.table({"id": ids, "value": gold}), labels, key="id", targets=[Target("value", kind=kind)]
+            )
+            pq.write_table(evaluations_to_arrow(report.evaluations), tmp_path / f"{day}.parquet")
+            stored[day] = str(tmp_path / f"{day}.parquet")
+        order = list(days)
+        asset = StoredAsset(
+            "quality",
+            role="evaluation",
+            files=stored,
+            before=lambda partition: (before or {}).get(partition, {}),
+            earlier=lambda partition: order[: order.index(partition)][::-1] if is_ordered else [],
+        )
+        nothing = SimpleNamespace()  # neither ledger nor payloads are asked for an evaluation
+        deployment = ReviewedDeployment("here", nothing, nothing, "test", lambda: [asset])
+        return serve(review_app(deployment, Door(user_header="X-User")))
+
+    return open_page
+
+
+def right(count: int) -> list[str]:
+    """Labels of which so many are right."""
+    return [*GOLD[:count], *(["other"] * (len(GOLD) - count))]
+
+
+def test_a_partition_is_compared_with_the_newest_earlier_one_that_was_evaluated(by_day):
+    days = {"d1": {"tickets": right(10)}, "d2": {"tickets": right(36)}, "d3": {"rules": right(1)}}
+    client = by_day({**days, "d4": {"tickets": right(37), "rules": right(40)}})
+    words = words_of(client, "/evaluation/quality?in=d4")
+    # d3 lacks this candidate.
+    assert (
+        "In d2 , the newest earlier partition with such an evaluation, 90% were right: +2.5 percentage points since "
+        "then, and between -12.3 and +17.4 with 95% confidence. Chance alone can explain this change."
+    ) in words
+    assert "In d3 , the newest earlier partition with such an evaluation, 2% were right: +97.5" in words
+    words = words_of(client, "/evaluation/quality?in=d2")
+    assert "In d1 " in words
+    assert "25% were right: +65.0 percentage points since then, and between +43.8 and +79.3 with 95%" in words
+    assert "Chance alone does not explain this change." in words
+    assert "earlier partition" not in words_of(client, "/evaluation/quality?in=d1")
+    text = client.get("/evaluation/quality?in=d2", X_User="ada").text
+    assert 'href="/evaluation/quality?in=d1"' in text
+
+
+def test_a_number_is_compared_by_its_mean_error_and_a_missing_interval_is_said(by_day):
+    gold = [float(number % 7) for number in range(40)]
+    off = {
+        "d1": {"tickets": [each + 0.1 * (number % 5) for number, each in enumerate(gold)]},
+        "d2": {"tickets": [each + 0.2 * (number % 5) for number, each in enumerate(gold)]},
+        "d3": {"tickets": [each + 1 for each in gold]},
+    }
+    client = by_day(off, kind="numeric", gold=gold)
+    words = words_of(client, "/evaluation/quality?in=d2")
+    assert "In d1 , the newest earlier partition with such an evaluation, the mean error was 0.2: +0.2 since" in words
+    assert "Chance alone does not explain this change." in words
+    # All errors of d3 are alike, which has no interval.
+    words = words_of(client, "/evaluation/quality?in=d3")
+    assert "the mean error was 0.4: +0.6 since then. An interval is missing, so chance cannot be excluded." in words
+
+
+def test_a_partition_without_an_order_in_time_is_compared_with_its_last_materialization(by_day):
+    regions = {name: {"tickets": right(37)} for name in ("north", "south")}
+    client = by_day(regions, before={"north": BEFORE}, is_ordered=False)
+    words = words_of(client, "/evaluation/quality?in=north")
+    assert "Last time, 90% were right: +2.5 percentage points since." in words
+    words = words_of(client, "/evaluation/quality?in=south")
+    assert "of the labels are right" in words
+    assert "Last time" not in words
+    assert "earlier partition" not in words
 
 
 def test_a_sample_shows_the_texts_of_its_rows_and_each_judgment_with_its_author(desk):
