@@ -390,6 +390,9 @@ def _time_of(partitions_def: dg.PartitionsDefinition[Any], partition: str) -> tu
     others: dict[str, str] = {}
     try:
         if isinstance(partitions_def, dg.MultiPartitionsDefinition):
+            # Dagster joins the keys of dimensions with this sign, and excludes it from them.
+            if partition.count("|") != len(partitions_def.partitions_defs) - 1:
+                return None
             others = dict(partitions_def.get_partition_key_from_str(partition).keys_by_dimension)
             dimensions = {each.name: each.partitions_def for each in partitions_def.partitions_defs}
             times = [name for name, each in dimensions.items() if isinstance(each, dg.TimeWindowPartitionsDefinition)]

@@ -50,7 +50,7 @@ _SHELL = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>Review</title><link rel="icon" href="data:,">
 <link rel="stylesheet" href="/static/review.css"><script src="/static/review.js" defer></script></head>
-<body data-shell><main id="main"><p class="quiet">Opening …</p>
+<body data-shell><main id="main"><h1>Review</h1><p class="quiet">Opening …</p>
 <noscript>This page needs JavaScript.</noscript></main></body></html>"""
 _HEADERS = {
     "content-security-policy": (

@@ -27,6 +27,7 @@ EVALUATION_COLUMNS = {"candidate", "target", "n_gold", "coverage"}
 
 _PARTS = ("per_class", "failures", "mistakes", "calibration", "versions")
 _MOST_CLASSES = 12
+_LEAST_SHOWN = 0.0005
 _MOST_EARLIER = 10
 """Earlier partitions that are read, the newest first, until one has the candidate."""
 
@@ -55,6 +56,11 @@ class Earlier:
     change: float
     ends: tuple[float, float] | None
     is_error: bool
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Return whether the change is 0 with the digits that are shown."""
+        return self.change == 0 if self.is_error else abs(self.change) < _LEAST_SHOWN
 
     @property
     def is_chance(self) -> bool:

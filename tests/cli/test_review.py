@@ -19,6 +19,8 @@ import pytest
 from project import DAYS
 
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.cli.code_location import CodeLocation
+from dagster_llm_batch.cli.pointer import Pointer
 from dagster_llm_batch.review.access import SECRET_HEADER, SESSION_PATH
 from dagster_llm_batch.review.evidence import read_attempts
 from dagster_llm_batch.storage.ledger.records import Judgment
@@ -175,6 +177,37 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         assert "Traceback" not in server.process.stderr.read()
         refused = landed.cli("review", "--link", "--port", port, code=1)
         assert f"No page of yours is served on port {port}" in refused.stderr
+
+
+def test_earlier_partitions_are_those_before_in_time_and_partitions_of_an_older_definition_are_left_out():
+    days = dg.DailyPartitionsDefinition("01-01-2026", fmt="%d-%m-%Y")
+    regions = dg.StaticPartitionsDefinition(["north", "south"])
+    kinds = {"daily": days, "regional": regions, "both": dg.MultiPartitionsDefinition({"day": days, "region": regions})}
+    stored = {
+        "daily": ["31-01-2026", "02-02-2026", "01-02-2026", "2026-01-05"],
+        "regional": ["north", "south"],
+        "both": ["01-02-2026|north", "31-01-2026|north", "30-01-2026|south", "29-01-2026", "28-01-2026|a|b"],
+    }
+    assets = [dg.AssetSpec(name, partitions_def=kind) for name, kind in kinds.items()]
+    repository = dg.Definitions([*assets, dg.AssetSpec("whole")]).get_repository_def()
+    with dg.DagsterInstance.ephemeral() as instance:
+        for number, (name, keys) in enumerate(stored.items()):
+            for key in [*keys, keys[0]]:
+                told = {"accuracy": number, "words": "many"}
+                instance.report_runless_asset_event(dg.AssetMaterialization(name, partition=key, metadata=told))
+        code = CodeLocation(Pointer("here"), repository, instance)
+
+        def before(name, partition):
+            return code.partitions_before(dg.AssetKey(name), partition)
+
+        assert before("daily", "02-02-2026") == ["01-02-2026", "31-01-2026"]
+        assert before("daily", "31-01-2026") == before("daily", "2026-01-05") == []
+        assert before("both", "01-02-2026|north") == ["31-01-2026|north"]
+        assert before("both", "29-01-2026") == before("both", "30-01-2026|south") == before("regional", "south") == []
+        assert before("whole", "") == []
+        assert code.figures_before(dg.AssetKey("both"), "01-02-2026|north") == {"accuracy": 2.0}
+        assert code.figures_before(dg.AssetKey("both"), "31-01-2026|north") == {}
+        assert code.figures_before(dg.AssetKey("whole"), "") == {}
 
 
 EVALUATED = """

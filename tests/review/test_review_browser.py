@@ -238,6 +238,9 @@ def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
         assert min(box.bounding_box()["height"] for box in pressed.all()) >= 44
         assert not any(key.is_visible() for key in page.locator("kbd").all())
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        # A link within text must not be known by its color alone.
+        path = page.locator("header nav a").first
+        assert path.evaluate("link => getComputedStyle(link).textDecorationLine") == "underline"
         page.get_by_role("button", name="Save").tap()
         page.get_by_text("1 row judged by you").wait_for()
     assert judgments(tmp_path) == [("t0", "ada", {"topic": "billing"})]
@@ -312,3 +315,4 @@ def test_a_browser_comes_back_and_no_other_server_of_the_machine_learns_how(tmp_
             page.goto(f"{urls[0]}/table/labels")
             page.get_by_text(f"dagster-llm-batch review --link --port {first.port}").wait_for()
             assert "t1" not in page.content()
+            assert page.locator("h1").count() == 1

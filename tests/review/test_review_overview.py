@@ -252,6 +252,9 @@ def test_a_partition_is_compared_with_the_newest_earlier_one_that_was_evaluated(
         "In d2 , the newest earlier partition with such an evaluation, 90% were right: +2.5 percentage points since "
         "then, and between -12.3 and +17.4 with 95% confidence. Chance alone can explain this change."
     ) in words
+    assert "no change since then, and between" in words_of(
+        by_day({**days, "d4": days["d2"]}), "/evaluation/quality?in=d4"
+    )
     assert "In d3 , the newest earlier partition with such an evaluation, 2% were right: +97.5" in words
     words = words_of(client, "/evaluation/quality?in=d2")
     assert "In d1 " in words

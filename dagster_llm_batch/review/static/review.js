@@ -65,10 +65,12 @@ function show(text) {
 }
 
 function tell(text) {
+  const heading = document.createElement("h1");
+  heading.textContent = "Review";
   const words = document.createElement("pre");
   words.className = "told";
   words.textContent = text;
-  document.getElementById("main").replaceChildren(words);
+  document.getElementById("main").replaceChildren(heading, words);
   start();
 }
 
