@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property, partial
 from types import UnionType
@@ -24,9 +23,9 @@ from dagster_llm_batch.core.logprobs import INCLUDED_LOGPROBS, LOGPROB, asks_log
 from dagster_llm_batch.core.masks import Mask, mask_as_of
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
 from dagster_llm_batch.core.token_counts import MAXIMA, given_settings
+from dagster_llm_batch.definition.settings import Fallback, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
@@ -36,123 +35,6 @@ from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, Respo
 __all__ = ["EmptyRows", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend"]
 
 EmptyRows = Literal["skip", "ask"]
-
-
-@checked
-@dataclass(frozen=True)
-class Limits:
-    """Limits for the size of a batch, and the handling of batches that are too small.
-
-    Args:
-        max_requests_per_batch: Most requests in one batch, at least 1. Default: the provider's limit.
-        max_bytes_per_batch: Largest request file of one batch, in bytes. Default: the provider's limit.
-        below_minimum: The handling of fewer requests than the provider's least number for a batch (Bedrock's 100).
-            "refuse" rejects them before anything is sent, "pad" fills the batch with copies that are paid for, and
-            "realtime" answers them in real time. First they are merged with others of the same run. The estimate
-            assumes that each partition is sent alone. If retries are refused, their requests keep their answers.
-    """
-
-    max_requests_per_batch: int | None = None
-    max_bytes_per_batch: int | None = None
-    below_minimum: Literal["refuse", "pad", "realtime"] = "refuse"
-
-    def __post_init__(self) -> None:
-        _at_least(self, max_requests_per_batch=1, max_bytes_per_batch=1)
-
-
-@checked
-@dataclass(frozen=True)
-class Realtime:
-    """Requests to answer in real time, at its price, and how.
-
-    Args:
-        deadline: Time limit for batches, from planning. Unanswered requests are then answered in real time: running
-            batches are stopped, and their finished rows kept. Default: the provider's own limit.
-        urgent: A boolean column of the rows, or one of 1 and 0: rows in which it is true are answered in real time from
-            the start. Default: none are urgent.
-        concurrency: Number of simultaneous calls.
-        patience: Longest total wait of calls in one process for a provider that turns them away (429 with or without
-            Retry-After, overload, no connection). Each answer earns a second back. After that, the rest waits in the
-            ledger for a later run. It does so at once if the provider asks for a longer wait.
-    """
-
-    deadline: timedelta | None = None
-    urgent: str | None = None
-    concurrency: int = 8
-    patience: timedelta = timedelta(minutes=5)
-
-    def __post_init__(self) -> None:
-        _at_least(self, deadline=timedelta(0), concurrency=1, patience=timedelta(0))
-
-
-@checked
-@dataclass(frozen=True)
-class Fallback:
-    """Another model for requests that the models before it did not answer.
-
-    Args:
-        model: The provider, a slash, and the provider's own name for the model.
-        params: Parameters for it. Default: the dataset's parameters.
-        endpoint: API of that provider. Default: the dataset's endpoint.
-        price: Your own price of it. Default: the price book's.
-    """
-
-    model: str
-    params: Mapping[str, Any] | None = None
-    endpoint: Endpoint | str | None = None
-    price: TokenPrice | None = None
-
-
-@checked
-@dataclass(frozen=True)
-class Resend:
-    """Rules for retrying requests, and for fallback models. Only requests that can succeed are retried.
-
-    Dagster's own `retry_policy` is unrelated: it restarts a failed step, and sends nothing twice.
-
-    Args:
-        max_waves: Most sendings of a request to one model. 1 disables retries.
-        invalid_waves: Most sendings of a request whose replies did not fit. Each such reply was paid for.
-        fallback: Models, in this order, for requests that the model before refuses or does not answer well. If its
-            provider has been down for `fallback_after`, all unsent requests go to the next model, too. Default: none.
-        fallback_after: How long a provider may be down before the next model is asked.
-        former_names: Assets that this one was before, the latest first. Their submissions are taken over, so that a new
-            name does not repeat, and pay for, requests. Each partition comes from the first name that has it. The names
-            must be absent from the definitions, and must not be former names of other assets.
-    """
-
-    max_waves: int = 3
-    invalid_waves: int = 2
-    fallback: Sequence[str | Fallback] = ()
-    fallback_after: timedelta = timedelta(hours=1)
-    former_names: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        _at_least(self, max_waves=1, invalid_waves=1, fallback_after=timedelta(0))
-
-
-@checked
-@dataclass(frozen=True)
-class Spend:
-    """Prices and tokens for estimates, and the way to keep a spending limit.
-
-    Args:
-        price: Your own price, in US dollars per million tokens, for models that the price book lacks or a negotiated
-            rate. Default: the price book's.
-        expected_output_tokens: Tokens of one reply, for the estimate, until replies have come. Default: the maximum in
-            `params`. Without a maximum: the usual length of the response and of the model's thinking.
-        limit: Way to keep `max_cost_usd`. With "measured", the bill exceeds it with a probability of at most 0.1 %: a
-            sample goes first, and then as much as its cost allows. With "hard", the bill never exceeds it. That can
-            take many steps, and each waits for the bill of the one before. If the highest possible cost of all requests
-            is below the limit, all are sent at once.
-    """
-
-    price: TokenPrice | None = None
-    expected_output_tokens: int | None = None
-    limit: LimitKind = "measured"
-
-    def __post_init__(self) -> None:
-        _at_least(self, expected_output_tokens=0)
 
 
 # Names, kinds and least values of numeric parameters, each with a description and an example for messages.
@@ -586,15 +468,6 @@ def _check_params(where: str, model: str, params: Mapping[str, Any], line: str) 
             f"{where} has no 'max_tokens', the most tokens of a reply, for which Claude has no default. "
             f"Got {dict(params)}. Write: {line.format(model=model, params=written)}"
         )
-
-
-def _at_least(settings: Any, **least: int | timedelta) -> None:
-    """Raise ConfigError for a field that is set, and is less than this."""
-    for name, allowed in least.items():
-        given = getattr(settings, name)
-        if given is not None and given < allowed:
-            field_name = f"{type(settings).__name__}.{name}"
-            raise ConfigError(f"{field_name}={given!r} is not allowed; it is at least {allowed}, or left out.")
 
 
 def _digest(content: Any) -> str:
