@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.masks import Mask
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
+    from dagster_llm_batch.core.quoted_columns import Evidence
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
         AtLeast,
@@ -94,6 +95,7 @@ __all__ = [
     "CommandBatchResource",
     "ComponentOp",
     "Embedding",
+    "Evidence",
     "Fallback",
     "FileRows",
     "GeminiBatchResource",
@@ -160,6 +162,7 @@ _MODULES = {
     "Checks": "checks",
     "ComponentOp": "components",
     "Embedding": "core.fixed_responses",
+    "Evidence": "core.quoted_columns",
     "Fallback": "engine",
     "FileRows": "assets",
     "HiveParquetIOManager": "io",

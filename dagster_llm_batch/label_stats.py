@@ -66,6 +66,8 @@ class LabelStats:
         self.labeled = self.rejected = 0
         # labels that were read out of Markdown fences
         self.fenced = 0
+        # quotes of each kind of match
+        self.quotes: Counter[str] = Counter()
         # rows of each
         self.outcomes: Counter[str] = Counter()
         # rejects that may have no answer, by outcome and origin
@@ -81,8 +83,9 @@ class LabelStats:
         self.first_rejects: list[dict[str, Any]] = []
         self.labels_schema = self.rejects_schema = pa.schema([])
         # of labels, but for provenance
-        self.columns = [labeling.key, *labeling.keep, *labeling.reader.schema.names]
+        self.columns = labeling.label_columns
         self.reject_columns = [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]
+        self._quoted_columns = labeling.quoted_columns
         self._provider, self._model = labeling.provider, labeling.spec.model
         self._version = hashlib.blake2b(digest_size=12)
 
@@ -142,6 +145,8 @@ class LabelStats:
         if "llm_level" in labels.column_names:
             counted = labels.group_by(["llm_level", "llm_why"]).aggregate([([], "count_all")])
             self.levels.update({(row["llm_level"], row["llm_why"]): row["count_all"] for row in counted.to_pylist()})
+        if self._quoted_columns is not None:
+            self.quotes += self._quoted_columns.count(labels)
         self._add_rejects(rejects)
         self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))
         self.first_rejects += first_rows(rejects.select(self.reject_columns), PREVIEW_ROWS - len(self.first_rejects))

@@ -198,6 +198,8 @@ def _described(labeling: Labeling) -> dict[str, str | None]:
     }
     if labeling.cascade is not None:
         descriptions |= _LEVEL_DOCS
+    if labeling.quoted_columns is not None:
+        descriptions |= labeling.quoted_columns.descriptions
     of_rows = {labeling.key: "the row's key", **dict.fromkeys(labeling.keep, "carried over from the rows")}
     return {**of_rows, **descriptions, **_PROVENANCE_DOCS}
 
@@ -209,7 +211,11 @@ def column_lineage(labeling: Labeling, rows: dg.AssetKey) -> dg.TableColumnLinea
     read = sorted(labeling.prompt.columns() or ())
     own = {name: [dg.TableColumnDep(rows, name)] for name in (labeling.key, *labeling.keep)}
     asked = {name: [dg.TableColumnDep(rows, column) for column in read] for name in labeling.reader.schema.names}
-    return dg.TableColumnLineage(deps_by_column={**own, **asked})
+    quoted = {} if labeling.quoted_columns is None else labeling.quoted_columns.sources
+    places = {
+        name: [dg.TableColumnDep(rows, column) for column in sorted({*read, source})] for name, source in quoted.items()
+    }
+    return dg.TableColumnLineage(deps_by_column={**own, **asked, **places})
 
 
 def data_version(table: pa.Table) -> str:

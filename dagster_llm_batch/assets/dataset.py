@@ -101,10 +101,7 @@ class Dataset:
         described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
         return self._spec(
             "labels",
-            # Restored columns change the table, but not the requests.
-            code_version="-".join(
-                [self.labeling.code_version, *(["restored"] if self.restored else []), *self.restored]
-            ),
+            code_version=self._labels_code_version,
             # To restore values, the rows are read again, but not the gold.
             deps=[self.batch_key, *(self._read_for_rows if self.restored else [])],
             kinds=self._kinds("table"),
@@ -121,6 +118,13 @@ class Dataset:
             kinds=self._kinds("table"),
             description=f"Rows of {self.name} that have no label, each with the reason and the reply.",
         )
+
+    @property
+    def _labels_code_version(self) -> str:
+        """The code version of the labels. Restored values and evidence change the table, but not the requests."""
+        restored = ["restored", *self.restored] if self.restored else []
+        evidence = [] if self.labeling.evidence is None else ["evidence", self.labeling.evidence.digest]
+        return "-".join([self.labeling.code_version, *restored, *evidence])
 
     @property
     def restored(self) -> list[str]:

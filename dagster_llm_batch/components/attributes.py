@@ -36,6 +36,7 @@ from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.masks import Masker
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.quoted_columns import Evidence
 from dagster_llm_batch.core.response import Response, response_format
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
@@ -490,6 +491,10 @@ FORMS |= {
             {"oracle": "openai/gpt-5", "target": "topic", "gold": "ticket_gold", "within": 0.03},
             {"oracle": "openai/gpt-5", "target": "topic", "calibrate": {"rows": 400, "audit": 0.01}},
         ],
+    ),
+    Evidence: Form(
+        block_of(Evidence),
+        [{"quotes": {"quote": "text"}}, {"quotes": {"claims.quote": "text"}, "min_score": 0.9}],
     ),
     AtLeast: Form(block_of(AtLeast), [{"least": 0.9, "confidence": 0.95}, {"least": 0.9, "on": "labeled"}]),
     StopRule: Form(block_of(StopRule), [{"half_width": 0.02}, {"half_width": 0.05, "figure": "kappa"}]),

@@ -23,6 +23,7 @@ from dagster_llm_batch.core.logprobs import INCLUDED_LOGPROBS, LOGPROB, asks_log
 from dagster_llm_batch.core.masks import Mask, mask_as_of
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.quoted_columns import Evidence, QuotedColumns
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
 from dagster_llm_batch.core.token_counts import MAXIMA, given_settings
 from dagster_llm_batch.definition.settings import Fallback, Limits, Realtime, Resend, Spend
@@ -76,6 +77,8 @@ class Labeling:
             guarantees how many labels agree with that model. Default: none.
         workers: Machines that render, encode and write the requests, and read the results, instead of this process:
             `SparkWorkers` or `RayWorkers`. The result is the same.
+        evidence: Fields of the response that quote a column of the rows: the labeled table has the place of each quote.
+            Default: none.
         tags: Tags for attributing the cost, as in {"team": "support"}: `dagster-llm-batch cost --by tag:team` sums by
             it. They are stored with each submission when it is opened, and do not affect requests.
     """
@@ -96,6 +99,7 @@ class Labeling:
     spend: Spend = field(default_factory=Spend)
     cascade: Cascade | None = None
     workers: Workers | None = None
+    evidence: Evidence | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> Any:
@@ -114,7 +118,7 @@ class Labeling:
         if self.cascade is not None:
             self._check_cascade(self.cascade)
         # Computed now, so that errors in them are raised where the dataset is declared.
-        _ = self.spec, self.budget_usd, self.models
+        _ = self.spec, self.budget_usd, self.models, self.quoted_columns
 
     def _check_cascade(self, cascade: Cascade) -> None:
         if cascade.score == LOGPROB.name and logprob_params(self.model) is None:
@@ -187,6 +191,18 @@ class Labeling:
     @cached_property
     def reader(self) -> Reader:
         return Reader(self.response)
+
+    @cached_property
+    def quoted_columns(self) -> QuotedColumns | None:
+        """The columns that evidence adds to labels. They are no part of what is asked, or of stored results."""
+        evidence = self.evidence
+        return None if evidence is None else QuotedColumns(evidence, self.key, self.keep, self.reader.schema)
+
+    @property
+    def label_columns(self) -> list[str]:
+        """The columns of labels, but for those of a cascade and provenance."""
+        quoted = [] if self.quoted_columns is None else self.quoted_columns.schema.names
+        return [self.key, *self.keep, *self.reader.schema.names, *quoted]
 
     @cached_property
     def result_schema(self) -> pa.Schema:
@@ -360,6 +376,7 @@ class Labeling:
             given = asked["response"]
             form = ResponseFormat(**{**given, "kind": ResponseKind(given["kind"])})
             response = StoredResponse(form, _in_order(definition["columns"] or given["json_schema"], self.reader))
+        evidence = self.evidence and self.evidence.fitting(definition["keep"], Reader(response).schema)
         return replace(
             self,
             model=asked["model"],
@@ -367,6 +384,7 @@ class Labeling:
             keep=definition["keep"],
             prompt=prompt,
             response=response,
+            evidence=evidence,
             params=asked["params"],
             endpoint=asked["endpoint"],
             cascade=_cascade_of_json(asked.get("cascade"), None if self.cascade is None else self.cascade.gold),

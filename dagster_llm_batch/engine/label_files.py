@@ -33,6 +33,7 @@ from dagster_llm_batch.storage.stored_files import is_own_name, own_name
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.quoted_columns import QuotedColumns
 
 __all__ = ["WrittenLabels", "write_labels"]
 
@@ -107,6 +108,7 @@ class _LabelPart:
     run_id: str
     levels: Levels | None
     are_oracles: Sequence[bool]
+    quoted_columns: QuotedColumns | None
 
     def __call__(self, number: int) -> WrittenLabels:
         [manifest] = self._part(number, 0)
@@ -116,7 +118,14 @@ class _LabelPart:
             results += (tables := self._part(number, wave))
             are_oracles += [self.are_oracles[wave - 1]] * len(tables)
         labeled = label_results(
-            manifest, results, self.response, self.levels, are_oracles, version=self.prompt_version, run_id=self.run_id
+            manifest,
+            results,
+            self.response,
+            self.levels,
+            are_oracles,
+            self.quoted_columns,
+            version=self.prompt_version,
+            run_id=self.run_id,
         )
         for store, table in ((self.labels, labeled.labels), (self.rejects, labeled.rejects)):
             with store.table_writer(_begun(self.name, number), table.schema) as out:
@@ -166,6 +175,7 @@ def _write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Payl
             run_id=run_id,
             levels=assembler.levels,
             are_oracles=assembler.are_oracles,
+            quoted_columns=assembler.labeling.quoted_columns,
         )
         written = list(spread(label_part, range(len(names))))
     except BaseException:

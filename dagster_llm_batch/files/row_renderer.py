@@ -48,6 +48,8 @@ class RowRenderer:
                 absent, columns = ", ".join(lacking), ", ".join(rows.names)
                 msg = f"{argument} names {absent}, which the rows do not have. Columns of the rows: {columns}."
                 raise InputError(msg)
+        if labeling.quoted_columns is not None:
+            labeling.quoted_columns.check_rows(rows)
         self._urgent = labeling.realtime.urgent
         self._renderer = labeling.prompt.renderer(rows.names, load_image)
         self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)

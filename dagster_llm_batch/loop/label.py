@@ -40,6 +40,7 @@ from dagster_llm_batch.types import Lane, Outcome, PriceBasis
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.quoted_columns import QuotedColumns
 
 __all__ = [
     "ROWS_AT_ONCE",
@@ -123,6 +124,7 @@ def label_results(
     response: pa.Schema,
     levels: Levels | None,
     are_oracles: Iterable[bool],
+    quoted_columns: QuotedColumns | None,
     *,
     version: str,
     run_id: str,
@@ -131,7 +133,8 @@ def label_results(
     if levels is not None:
         results = levels.apply(manifest, zip(are_oracles, results, strict=True))
         response = pa.schema([*response, *levels.columns(response)])
-    return label(manifest, results, response, prompt_version=version, run_id=run_id)
+    labeled = label(manifest, results, response, prompt_version=version, run_id=run_id)
+    return labeled if quoted_columns is None else replace(labeled, labels=quoted_columns.add_to(labeled.labels))
 
 
 SHARD = pa.field("llm_shard", pa.int32())
@@ -441,7 +444,10 @@ class LabelAssembler(Answers):
         self, manifest: pa.Table, results: Iterable[pa.Table], are_oracles: Iterable[bool], run_id: str
     ) -> Labeled:
         version, response = self.labeling.prompt_version, self.labeling.result_schema
-        return label_results(manifest, results, response, self.levels, are_oracles, version=version, run_id=run_id)
+        quoted = self.labeling.quoted_columns
+        return label_results(
+            manifest, results, response, self.levels, are_oracles, quoted, version=version, run_id=run_id
+        )
 
     def _shared(self) -> pa.Table:
         """Return the values that all results of a shard share: one row for each shard, in order."""

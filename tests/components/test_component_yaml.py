@@ -16,6 +16,7 @@ from yaml_project import BATCH, EVAL, evaluation, labels, loaded, refusal
 from dagster_llm_batch import (
     CommandBatchResource,
     Embedding,
+    Evidence,
     Fallback,
     FileRows,
     Limits,
@@ -383,6 +384,13 @@ def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
         assert component.limits == Limits(10, 1000, "realtime")
     with loaded(labels(realtime={"deadline": {"days": 1, "hours": 12}})) as project:
         assert project.component.realtime == Realtime(timedelta(days=1.5))
+
+
+def test_evidence_is_said_in_yaml():
+    quoting = {"type": "object", "properties": {"topic": {"type": "string"}, "quote": {"type": "string"}}}
+    given = {"quotes": {"quote": "subject"}, "min_score": 0.9}
+    with loaded(labels(evidence=given, response=quoting, keep=["subject"])) as project:
+        assert project.component.evidence == Evidence({"quote": "subject"}, min_score=0.9)
 
 
 @pytest.mark.parametrize(
