@@ -16,7 +16,8 @@ import dagster as dg
 
 from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.core.cascade import Cascade, Rolling
+from dagster_llm_batch.core.cascade import Rolling
+from dagster_llm_batch.core.evidence import Match
 from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_text
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.conditions import Condition, ConditionKind
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHECKS",
     "COVERAGE",
+    "GROUNDED",
     "PARSE_RATE",
     "PROMISE",
     "SENT",
@@ -55,6 +57,7 @@ __all__ = [
 ]
 
 COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
+GROUNDED = "grounded"
 PROMISE, SAVES = "promise", "saves"
 WINDOW_AGREEMENT, DRIFT_ALARM = "window_agreement", "drift_alarm"
 
@@ -78,15 +81,18 @@ class Checks:
         min_coverage: Least share of rows with a label, 0 to 1. Empty rows, which are skipped, do not count, unless all
             rows are empty: that is a share of 0. With 0, every share passes.
         min_parse_rate: Least share of replies that fit the response, 0 to 1.
+        min_grounded: Least share of quotes that are found in their texts, 0 to 1, if the dataset has `evidence`. A
+            smaller share warns.
         blocking: True to stop downstream assets if the coverage or parse rate fails.
     """
 
     min_coverage: float = 0.95
     min_parse_rate: float = 0.95
+    min_grounded: float = 0.95
     blocking: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("min_coverage", "min_parse_rate"):
+        for name in ("min_coverage", "min_parse_rate", "min_grounded"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"Checks.{name}={value!r} is not allowed; a share is between 0 and 1.")
@@ -151,7 +157,7 @@ class Check:
     """
 
     name: str
-    describe: Callable[[Checks, Cascade | None], str | None]
+    describe: Callable[[Checks, Labeling], str | None]
     judge: Callable[[Check, PartitionFacts], CheckOutcome]
     severity: dg.AssetCheckSeverity
     may_block: bool = False
@@ -166,7 +172,7 @@ def check_specs(
     asset: dg.AssetKey,
     wanted: Checks,
     partitions_def: dg.PartitionsDefinition[Any] | None,
-    cascade: Cascade | None = None,
+    labeling: Labeling,
 ) -> list[dg.AssetCheckSpec]:
     """Return the specs of the checks that a dataset has."""
     with warnings.catch_warnings():
@@ -181,13 +187,13 @@ def check_specs(
                 partitions_def=partitions_def,
             )
             for check in CHECKS
-            if (description := check.describe(wanted, cascade)) is not None
+            if (description := check.describe(wanted, labeling)) is not None
         ]
 
 
-def checks_of(wanted: Checks, cascade: Cascade | None) -> list[Check]:
+def checks_of(wanted: Checks, labeling: Labeling) -> list[Check]:
     """Return a dataset's checks in the order in which their results are reported: `final_check` last."""
-    own = [check for check in CHECKS if check.describe(wanted, cascade) is not None]
+    own = [check for check in CHECKS if check.describe(wanted, labeling) is not None]
     return sorted(own, key=lambda check: check.name == _FINAL)
 
 
@@ -239,7 +245,7 @@ def fail_with(outcome: CheckOutcome, reason: str) -> CheckOutcome:
     return replace(outcome, passed=False, severity=severity, description=f"{outcome.description} {reason}")
 
 
-def _describe_coverage(wanted: Checks, _cascade: Cascade | None) -> str:
+def _describe_coverage(wanted: Checks, _labeling: Labeling) -> str:
     return f"At least {wanted.min_coverage:.0%} of the rows that are not empty have a label."
 
 
@@ -265,7 +271,7 @@ def _judge_coverage(check: Check, facts: PartitionFacts) -> CheckOutcome:
     return coverage
 
 
-def _describe_parse_rate(wanted: Checks, _cascade: Cascade | None) -> str:
+def _describe_parse_rate(wanted: Checks, _labeling: Labeling) -> str:
     return f"At least {wanted.min_parse_rate:.0%} of the replies fit the response format."
 
 
@@ -277,7 +283,7 @@ def _judge_parse_rate(check: Check, facts: PartitionFacts) -> CheckOutcome:
     return _with_reason(parse_rate, facts, invalid)
 
 
-def _describe_spend(_wanted: Checks, _cascade: Cascade | None) -> str:
+def _describe_spend(_wanted: Checks, _labeling: Labeling) -> str:
     return "The submission cost at most max_cost_usd, and our prices match the cost that the vendor reports, if any."
 
 
@@ -293,8 +299,29 @@ def _judge_spend(check: Check, facts: PartitionFacts) -> CheckOutcome:
     return _beside_reported(outcome, facts.status)
 
 
-def _describe_promise(_wanted: Checks, cascade: Cascade | None) -> str | None:
-    if cascade is None:
+def _describe_grounded(wanted: Checks, labeling: Labeling) -> str | None:
+    if labeling.evidence is None:
+        return None
+    fields = ", ".join(f"{path} (of {column})" for path, column in labeling.evidence.quotes.items())
+    return f"At least {wanted.min_grounded:.0%} of the quotes are found in their texts: {fields}."
+
+
+def _judge_grounded(check: Check, facts: PartitionFacts) -> CheckOutcome:
+    """Judge the share of quotes that are found. Labels without quotes pass: there was nothing to find."""
+    quotes = facts.figures.quotes
+    found = quotes.total() - quotes[Match.MISSING.value]
+    grounded = _share(check, found, quotes.total(), facts.wanted.min_grounded, "quotes are found")
+    kinds = [match.value for match in Match]
+    if quotes:
+        told = ", ".join(f"{quotes[kind]:,} {kind}" for kind in kinds)
+        grounded = replace(grounded, description=f"{grounded.description} By kind: {told}.")
+    return replace(
+        grounded, metadata={**grounded.metadata, **{f"llm_batch/quotes_{kind}": quotes[kind] for kind in kinds}}
+    )
+
+
+def _describe_promise(_wanted: Checks, labeling: Labeling) -> str | None:
+    if (cascade := labeling.cascade) is None:
         return None
     promised = cascade.oracle, cascade.target, cascade.agreement, cascade.confidence, cascade.within
     return f"{promise_text(*promised)} Rows for the oracle have only its labels."
@@ -324,8 +351,8 @@ def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
     return check.outcome(passed=passed, description=" ".join(told), metadata=metadata)
 
 
-def _describe_saves(_wanted: Checks, cascade: Cascade | None) -> str | None:
-    if cascade is None:
+def _describe_saves(_wanted: Checks, labeling: Labeling) -> str | None:
+    if (cascade := labeling.cascade) is None:
         return None
     return f"The cascade cost no more than {cascade.oracle} alone would have, and most replies of its model are good."
 
@@ -344,7 +371,8 @@ def _judge_saves(check: Check, facts: PartitionFacts) -> CheckOutcome:
     return saves if why is None else fail_with(saves, why)
 
 
-def _describe_window(_wanted: Checks, cascade: Cascade | None) -> str | None:
+def _describe_window(_wanted: Checks, labeling: Labeling) -> str | None:
+    cascade = labeling.cascade
     if cascade is None or not isinstance(cascade.calibrate, Rolling):
         return None
     return (
@@ -374,7 +402,8 @@ def _judge_window(check: Check, facts: PartitionFacts) -> CheckOutcome:
     return check.outcome(passed=not is_broken, description=window, metadata=track_metadata(tracked))
 
 
-def _describe_drift(_wanted: Checks, cascade: Cascade | None) -> str | None:
+def _describe_drift(_wanted: Checks, labeling: Labeling) -> str | None:
+    cascade = labeling.cascade
     if cascade is None or not isinstance(cascade.calibrate, Rolling):
         return None
     return "According to the audits, scores mean the same as in earlier partitions."
@@ -516,6 +545,13 @@ CHECKS: tuple[Check, ...] = (
         judge=_judge_spend,
         severity=_WARN,
         rows=RowsBehind("labels", order="-llm_cost_usd"),
+    ),
+    Check(
+        name=GROUNDED,
+        describe=_describe_grounded,
+        judge=_judge_grounded,
+        severity=_WARN,
+        rows=RowsBehind("labels"),
     ),
     Check(name=PROMISE, describe=_describe_promise, judge=_judge_promise, severity=_ERROR, may_block=True),
     Check(name=SAVES, describe=_describe_saves, judge=_judge_saves, severity=_WARN),

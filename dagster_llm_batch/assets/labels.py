@@ -259,7 +259,7 @@ class _Landing:
         self._dataset = dataset
         self._labels = labels
         self._rejects = rejects
-        self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def, dataset.labeling.cascade)
+        self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def, dataset.labeling)
 
     def land(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, run: _Run
@@ -481,7 +481,7 @@ class _Landing:
                 checks=self.checks,
                 verdicts=[
                     self._judge(check, facts, partial(links.table, partition=partition))
-                    for check in checks_of(dataset.checks, dataset.labeling.cascade)
+                    for check in checks_of(dataset.checks, dataset.labeling)
                 ],
             )
             run.add_landed(engine, submission_id)

@@ -306,7 +306,7 @@ def test_an_empty_partition_passes_its_checks(make):
         assert f"llm_batch/{name}" not in told[name].metadata
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_coverage", 95), ("min_parse_rate", -0.1)])
+@pytest.mark.parametrize(("name", "value"), [("min_coverage", 95), ("min_parse_rate", -0.1), ("min_grounded", 1.5)])
 def test_a_share_that_is_none_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value}"):
         Checks(**{name: value})

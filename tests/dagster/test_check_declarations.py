@@ -31,7 +31,7 @@ def judge_fences(check: Check, facts: PartitionFacts) -> CheckOutcome:
 
 FENCES = Check(
     name="fences",
-    describe=lambda wanted, cascade: "No label was read out of fences.",
+    describe=lambda wanted, labeling: "No label was read out of fences.",
     judge=judge_fences,
     severity=dg.AssetCheckSeverity.WARN,
     rows=RowsBehind("rejects"),

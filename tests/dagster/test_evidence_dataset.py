@@ -1,0 +1,222 @@
+"""`evidence=`: labels land with the places of their quotes in each lane and round, and it asks no row again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from code_location import BATCH, LABELS, REJECTS, CodeLocation, labeled
+from pydantic import BaseModel
+
+from dagster_llm_batch import Cascade, Checks, Evidence, HiveParquetIOManager, Mask, Prompt, Realtime, Resend
+from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.testing.emulator import Emulator
+from dagster_llm_batch.testing.emulator.answers import last_user_text
+
+
+class Claim(BaseModel):
+    text: str
+
+
+class Answer(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+    confidence: float
+    quote: str
+    claims: list[Claim]
+
+
+EVIDENCE = Evidence({"quote": "body", "claims.text": "body"})
+
+
+def answer(body: Any, _endpoint: str) -> Any:
+    """Quote the words after "of" with other white space, and a word from elsewhere."""
+    text = last_user_text(body)
+    if "fails once" in text and body["model"] == "gpt-4o-mini":
+        return {"topic": "none of them"}
+    number = int(re.findall(r"number (\d+)", text)[0]) if "number" in text else 0
+    is_wrong = body["model"] == "gpt-4o-mini" and number % 8 == 0
+    words = re.findall(r"of (\S+ \S+)", text)[0]
+    return {
+        "topic": ("billing", "bug", "how_to")[(number + is_wrong) % 3],
+        "confidence": 0.2 if is_wrong else 0.9,
+        "quote": words.replace(" ", "\n"),
+        "claims": [{"text": words}, {"text": "nowhere"}],
+    }
+
+
+def quoted(rows: Any, **changes: Any) -> list[dg.AssetsDefinition]:
+    usual = {
+        "model": "openai/gpt-4o-mini",
+        "prompt": Prompt(user="{{ subject }} {{ body }}"),
+        "keep": ["body"],
+        "response": Answer,
+        "rows": lambda _context: rows,
+        "evidence": EVIDENCE,
+    }
+    return labeled(**{**usual, **changes})
+
+
+def tickets(*bodies: str) -> pl.DataFrame:
+    numbers = range(len(bodies))
+    return pl.DataFrame({"ticket_id": [f"t{n}" for n in numbers], "subject": "Hello", "body": list(bodies)})
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator(answer=answer) as running:
+        yield running
+
+
+@pytest.fixture
+def place(emulator: Emulator, instance: dg.DagsterInstance, tmp_path: Path) -> Any:
+    def with_assets(*assets: Any) -> CodeLocation:
+        store = {"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))}
+        stored = {"payload_root": str(tmp_path / "payloads"), "ledger_url": str(tmp_path / "ledger.db")}
+        return CodeLocation(emulator, instance, *assets, resources=store, **stored)
+
+    return with_assets
+
+
+def labels_of(location: CodeLocation) -> dict[str, dict[str, Any]]:
+    found = location.repository.load_asset_value(LABELS, instance=location.instance)
+    shown = found.read_all() if isinstance(found, pa.RecordBatchReader) else found
+    rows = shown.to_dicts() if isinstance(shown, pl.DataFrame) else shown.to_pylist()
+    return {row["ticket_id"]: row for row in rows}
+
+
+def land(location: CodeLocation, times: int = 1) -> dg.ExecuteInProcessResult:
+    assert location.submit().success
+    for _ in range(times):
+        location.emulator.settle()
+        result = location.collect()
+        assert result.success
+    return result
+
+
+ROWS = tickets("number 1 of red cars", "number 2 of blue bikes, fails once")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (ROWS, {}),
+        (ROWS, {"frame": "batches"}),
+        (ROWS.with_columns(urgent=pl.col("ticket_id") == "t0"), {"realtime": Realtime(urgent="urgent")}),
+    ],
+)
+def test_labels_have_places_in_each_lane_and_round(place, rows, changes):
+    """It runs a Dagster. The second row is answered by the fallback."""
+    location = place(*quoted(rows, resend=Resend(fallback=["openai/gpt-4o"]), **changes))
+    result = land(location, times=4)
+    labels = labels_of(location)
+    assert [(labels[key]["quote_start"], labels[key]["quote_end"]) for key in ("t0", "t1")] == [(12, 20), (12, 23)]
+    assert labels["t0"]["llm_lane"] == ("realtime" if "realtime" in changes else "batch")
+    assert (labels["t1"]["llm_lane"], labels["t1"]["llm_model"].startswith("gpt-4o-mini")) == ("batch", False)
+    for row in labels.values():
+        assert row["quote_match"] == "folded"
+        assert row["quote_score"] == 1.0
+        assert row["body"][row["quote_start"] : row["quote_end"]] == row["quote"].replace("\n", " ")
+        assert list(row["claims_text_match"]) == ["exact", "missing"]
+        assert list(row["claims_text_start"]) == [row["quote_start"], None]
+    checks = {one.check_name: one for one in result.get_asset_check_evaluations()}
+    grounded = checks["grounded"]
+    assert (grounded.passed, grounded.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert grounded.description == (
+        "4 of 6 quotes are found (66.7%); at least 95% wanted. By kind: 2 exact, 2 folded, 0 near, 2 missing."
+    )
+    shown = {key: value.value for key, value in grounded.metadata.items()}
+    assert {name: shown[f"llm_batch/quotes_{name}"] for name in ("exact", "folded", "near", "missing")} == {
+        "exact": 2,
+        "folded": 2,
+        "near": 0,
+        "missing": 2,
+    }
+    assert shown["llm_batch/grounded"] == pytest.approx(4 / 6)
+
+
+@pytest.mark.slow
+def test_a_cascade_has_places_of_quotes_of_both_models(place):
+    """It runs a Dagster, and lands 120 rows in three rounds."""
+    rows = tickets(*(f"number {n} of red cars" for n in range(120)))
+    cascade = Cascade(oracle="openai/gpt-4o", target="topic", agreement=0.9, sample=50)
+    location = place(*quoted(rows, cascade=cascade))
+    land(location, times=3)
+    labels = labels_of(location)
+    assert len({row["llm_model"] for row in labels.values()}) == 2
+    assert {row["body"][row["quote_start"] : row["quote_end"]] for row in labels.values()} == {"red cars"}
+
+
+@pytest.mark.slow
+def test_files_that_workers_write_have_places(place, tmp_path):
+    """It runs a Dagster."""
+    assets = quoted(ROWS[:1])
+    location = place(*assets)
+    land(location)
+    engine, labeling = location.engine(), dataset_of(assets).labeling
+    submission_id = location.metadata(LABELS)["llm_batch/submission_id"]
+    engine.write_labels(labeling, submission_id, str(tmp_path / "files"), str(tmp_path / "rejected"))
+    engine.ledger.close()
+    [row] = pq.read_table(tmp_path / "files").to_pylist()
+    assert (row["quote_start"], row["quote_end"], row["claims_text_match"]) == (12, 20, ["exact", "missing"])
+
+
+@pytest.mark.slow
+def test_with_a_mask_a_quote_is_located_in_the_text_that_the_model_saw(place):
+    """It runs a Dagster. The quote has the value, the text its placeholder."""
+    prompt = Prompt(user="{{ subject }} {{ body }}", mask=Mask(columns=["body"], restore=["quote"]))
+    location = place(*quoted(tickets("Mine of ann@x.org here"), prompt=prompt))
+    land(location)
+    row = labels_of(location)["t0"]
+    assert row["quote"] == "ann@x.org\nhere"
+    assert row["body"][row["quote_start"] : row["quote_end"]] == "[EMAIL_1] here"
+    assert row["quote_match"] == "folded"
+
+
+@pytest.mark.slow
+def test_evidence_asks_nothing_again_and_is_part_of_the_code_version_of_labels_alone(place):
+    """It runs a Dagster. Labels that landed without evidence have it when they land again."""
+    before = place(*quoted(ROWS[:1], evidence=None, checks=Checks(min_grounded=0.5)))
+    result = land(before)
+    assert "grounded" not in {one.check_name for one in result.get_asset_check_evaluations()}
+    assert "quote_start" not in labels_of(before)["t0"]
+    versions = []
+    for evidence in (None, EVIDENCE, Evidence({"quote": "body"}), Evidence({"quote": "body"}, min_score=0.9)):
+        graph = place(*quoted(ROWS[:1], evidence=evidence)).repository.asset_graph
+        versions.append([graph.get(dg.AssetKey(name)).code_version for name in (BATCH, REJECTS, LABELS)])
+    assert len({tuple(version[:2]) for version in versions}) == 1
+    assert len({version[2] for version in versions}) == 4
+    after = place(*quoted(ROWS[:1], checks=Checks(min_grounded=0.5)))
+    sent = len(after.emulator.books.batches)
+    earlier = before.materializations()[None].tags["dagster/data_version"]
+    assert after.submit().success
+    landed = after.collect()
+    assert landed.success
+    assert len(after.emulator.books.batches) == sent
+    assert labels_of(after)["t0"]["quote_match"] == "folded"
+    assert after.materializations()[None].tags["dagster/data_version"] != earlier
+    [grounded] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "grounded"]
+    assert grounded.passed
+    schema = after.metadata(LABELS)["dagster/column_schema"]
+    described = {column.name: column.description for column in schema.columns}
+    assert described["quote_start"] == "beginning of the quote in body, in characters from 0"
+
+
+@pytest.mark.slow
+def test_a_quoted_column_that_is_no_text_is_refused_before_anything_is_sent(place):
+    """It runs a Dagster."""
+    location = place(*quoted(tickets("1").with_columns(body=pl.lit(1))))
+    result = location.submit()
+    assert not result.success
+    failure = result.failure_data_for_node(result.get_step_failure_events()[0].node_name)
+    assert failure is not None
+    assert InputError.__name__ in str(failure.error)
+    assert not location.emulator.books.batches
