@@ -182,9 +182,10 @@ def test_with_a_mask_a_quote_is_located_in_the_text_that_the_model_saw(place):
 
 
 @pytest.mark.slow
-def test_evidence_asks_nothing_again_and_is_part_of_the_code_version_of_labels_alone(place):
-    """It runs a Dagster. Labels that landed without evidence have it when they land again."""
-    before = place(*quoted(ROWS[:1], evidence=None, checks=Checks(min_grounded=0.5)))
+@pytest.mark.parametrize("keep", [["body"], []])
+def test_evidence_asks_nothing_again_and_is_part_of_the_code_version_of_labels_alone(place, keep):
+    """It runs a Dagster. Labels that landed without evidence, or without its column, have it when they land again."""
+    before = place(*quoted(ROWS[:1], evidence=None, keep=keep, checks=Checks(min_grounded=0.5)))
     result = land(before)
     assert "grounded" not in {one.check_name for one in result.get_asset_check_evaluations()}
     assert "quote_start" not in labels_of(before)["t0"]
