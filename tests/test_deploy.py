@@ -14,6 +14,7 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config_schema
+from dagster._core.launcher import DefaultRunLauncher
 
 DEPLOY = Path(__file__).resolve().parents[1] / "docs" / "deploy"
 PAGE = DEPLOY.parent / "how-to" / "deploy.md"
@@ -153,6 +154,19 @@ def test_the_instance_file_is_one_that_dagster_reads() -> None:
     config = yaml.safe_load((DEPLOY / "dagster.yaml").read_text(encoding="utf-8"))
     assert set(config) <= set(dagster_instance_config_schema())
     assert config["concurrency"]["pools"]["default_limit"] == HELM["concurrency"]["pools"]["defaultLimit"]
+
+
+def test_a_run_that_dies_with_its_container_does_not_keep_its_place_for_ever() -> None:
+    """The launcher of Compose does not see that a worker is gone, and Kubernetes does: only a time ends such a run."""
+    config = yaml.safe_load((DEPLOY / "dagster.yaml").read_text(encoding="utf-8"))
+    assert config["run_monitoring"]["enabled"]
+    assert config["run_monitoring"]["max_runtime_seconds"] > 0
+    assert "run_launcher" not in config
+    assert not DefaultRunLauncher().supports_check_run_worker_health
+    assert HELM["dagsterDaemon"]["runMonitoring"]["enabled"]
+    with dg.instance_for_test(overrides={"run_monitoring": config["run_monitoring"]}) as instance:
+        assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_max_runtime_seconds == config["run_monitoring"]["max_runtime_seconds"]
 
 
 def test_the_values_are_of_the_charts_keys_and_types() -> None:
