@@ -185,7 +185,7 @@ class Engine:
                         continue
                     own = dispatcher.of_present_models(own)
                     if Breaker(labeling, self.deployment).stops_rest(submission, shards):
-                        words = "its submission is stopped: what came so far does not fit"
+                        words = "its submission is stopped: nearly all answers so far do not fit"
                         drop(self.deployment, own, Reason.STOPPED, words)
                         continue
                     planned += dispatcher.give_up(own, late=self.deployment.is_late(submission))

@@ -129,7 +129,9 @@ class MergedResults:
         """
         read = list(tables)
         if not all(table.schema.equals(self.schema) for table in read):
-            raise PayloadError("No merged copy is made: its results have other columns than those of today.")
+            raise PayloadError(
+                "The merged copy was not written: its results have other columns than the response has now."
+            )
         whole = pa.concat_tables(reversed(read)).combine_chunks()
         with self.payloads.table_writer(copy.path, self.schema, repeating=REPEATING) as out:
             out.write_table(whole)
@@ -144,7 +146,7 @@ class MergedResults:
 
     def _refuse_changed(self, copy: _Copy) -> None:
         if self._versions(copy.shards) != list(copy.versions):
-            raise PayloadError("No merged copy is made: its results have changed since they were read.")
+            raise PayloadError("The merged copy was not written: its results have changed since they were read.")
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,9 @@ def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
             return packed(chain.from_iterable(batch.column(0).to_pylist() for batch in batches))
         raise LostError(
             f"The list of the {shard.requests:,} requests of shard {shard.shard_id} is lost or damaged: {shard.path} "
-            f"and {beside(shard, IDS)}. So it is unknown which requests batch {shard.batch.batch_id} has. Nothing is "
-            "sent again before that batch has ended and is collected, as the sensor does. Run again then, or restore "
-            "one of the two files from a backup. "
-            f"`dagster-llm-batch resolve {shard.shard_id} --lost` gives the batch up."
+            f"and {beside(shard, IDS)}. So it is unknown which requests batch {shard.batch.batch_id} has. They are "
+            "sent again only after the sensor has collected that batch. Run again then, or restore one of the two "
+            f"files from a backup. `dagster-llm-batch resolve {shard.shard_id} --lost` abandons the batch."
         ) from error
 
 

@@ -129,7 +129,7 @@ def _unkept(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> s
     for name, _, limit in limits_of(deployment, labeling):
         if estimate.row_bound_usd is None:
             return (
-                f"nobody knows how much they can cost at most, so {name} cannot be kept. Give params a maximum of "
+                f"their maximum cost is unknown, so {name} cannot be enforced. Give params a maximum of "
                 "output tokens, leave out tools that run at the vendor, or leave the limit out."
             )
         least = least_requests(deployment, labeling)
@@ -149,7 +149,7 @@ def exceeded(
     for budget in budgets_of(deployment, labeling):
         if cost_usd is None:
             gap = deployment.price_gap(labeling) or ""
-            problem = f"no price is known for '{labeling.model}', so the {budget} cannot be kept. {gap}"
+            problem = f"the price of '{labeling.model}' is unknown, so the {budget} cannot be enforced. {gap}"
             return Advice(problem.rstrip(". "), "Correct the model's name, or give Spend(price=TokenPrice(…))")
         since = budget.since(deployment.clock())
         spent = deployment.ledger.money.spent_usd(
@@ -158,7 +158,7 @@ def exceeded(
         left = max(Decimal(budget.max_usd) - spent, Decimal(0))
         if cost_usd > left:
             problem = (
-                f"the {budget} has {money_text(left)} left beside the {money_text(spent)} already committed, and they "
+                f"the {budget} has {money_text(left)} left, after the {money_text(spent)} already committed, and they "
                 f"are expected to cost {money_text(cost_usd)}"
             )
             return Advice(problem, "Raise it" if since is None else f"Raise it, or wait for the next {budget.period}")
@@ -313,7 +313,7 @@ class Allowance:
         rows = [self._row_bound(shard, lane) for shard in planned]
         known, known_rows = [b for b in bounds if b is not None], [row for row in rows if row is not None]
         if len(known) < len(planned) or len(known_rows) < len(planned):
-            why = f"nobody knows how much they cost at most at {labeling.model}, so no limit can be kept"
+            why = f"their maximum cost at {labeling.model} is unknown, so limits cannot be enforced"
             then = "Give params a maximum of output tokens, or leave the limit out"
             return Pick((), over_budget=self._given_up(first.submission_id, requests, Advice(why, then)))
         most = max(known_rows)
@@ -325,7 +325,7 @@ class Allowance:
             return Pick(answered)
         siblings = self._ledger.shards.of_submission(first.submission_id)
         if not all_due or any(s.state not in (ShardState.PLANNED, ShardState.COLLECTED) for s in siblings):
-            return Pick((), waits_for="what is in flight to be billed")
+            return Pick((), waits_for="the bills of requests in flight")
         sample: _Sample | None = None
         # A hard limit counts the highest cost of requests in flight, so the full amount is reserved under it.
         if lane is Lane.BATCH and all(entry.kind == "measured" for _, entry in rooms):
@@ -385,8 +385,8 @@ class Allowance:
         if lost <= count_allowed(levels.sample, levels.rows, levels.agreement, levels.look_confidence):
             return None
         why = (
-            f"{lost:,} requests of the sample that judges the labels of {judged[0].asked_of} were given up for money, "
-            "so that none of these would be taken"
+            f"{lost:,} requests of the sample that judges the labels of {judged[0].asked_of} were abandoned for lack "
+            "of money, so these labels could not be used"
         )
         return self._given_up(submission_id, count_requests(judged), Advice(why, "Raise the limit"))
 
@@ -408,7 +408,7 @@ class Allowance:
         is_padded = lane is Lane.BATCH and labeling.limits.below_minimum == "pad"
         least = self._deployment.codec(labeling).limits.min_requests if is_padded else 0
         if not self.reserve(pick.going, padding=max(0, least - count_requests(pick.going)), lane=lane):
-            return Pick((), waits_for="others have taken at this moment what a limit had left", wait=BUDGET_PAUSE)
+            return Pick((), waits_for="other submissions have just reserved the rest of a limit", wait=BUDGET_PAUSE)
         self._kept += pick.going
         return pick
 
@@ -467,8 +467,8 @@ class Allowance:
 
     def _without_room(self, tightest: _Limit, room: Decimal, submission_id: str, requests: int, most: Decimal) -> Pick:
         left = (
-            f"{tightest.name} has {money_text(room)} left beside what was billed and what can still be, and each of "
-            f"the {requests:,} can cost {money_text(most)}"
+            f"{tightest.name} has {money_text(room)} left after bills and the maximum cost of requests in flight, "
+            f"and each of the {requests:,} can cost {money_text(most)}"
         )
         if self._may_have_room(tightest, requests, most):
             return Pick((), waits_for=left, wait=BUDGET_PAUSE)

@@ -367,7 +367,7 @@ class Collector:
             raise PayloadError(
                 f"The results of shard {shard.shard_id} of '{self._labeling.asset}' have other columns than its "
                 "response now, and its raw results are kept no longer (`prune --raw-older-than`): they cannot be read "
-                "again. Nothing was changed. Restore the earlier response, or submit again to ask anew."
+                "again. Nothing was changed. Restore the earlier response, or submit the rows again."
             )
         if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
             results_path, totals = self.read(shard)

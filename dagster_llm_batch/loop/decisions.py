@@ -33,8 +33,8 @@ def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shar
         if present.batch.sent_at != seen.batch.sent_at:
             raise IllegalMoveError(
                 f"Shard {shard_id} was sent again while this decision waited for the process that sent it: it is "
-                f"'{present.state.value}' now, and the decision was on another create call. Nothing was changed. Look "
-                "again: `dagster-llm-batch resolve` alone lists what is in doubt."
+                f"'{present.state.value}' now, and the decision was on another create call. Nothing was changed. To "
+                "list the shards in doubt now, run `dagster-llm-batch resolve` without a shard."
             )
         ids, key = [other.shard_id for other in together], present.batch.batch_key
         if batch_id is None:

@@ -191,8 +191,7 @@ class SentDefinition:
         raise ConfigError(
             f"Submission {self.submission.submission_id} of '{self.submission.asset}' was made with another model, "
             "parameters, response schema or account than the present definition has, so its replies are not read with "
-            "it. What came is stored as it is. Restore the earlier definition to label with it, or submit again to ask "
-            "anew."
+            "it. They stay stored unchanged. Restore the earlier definition to label with it, or submit the rows again."
         )
 
 
@@ -463,9 +462,9 @@ class Deployment:
         if provider.account != shard.account:
             former, now = hide_secrets(shard.account), hide_secrets(provider.account)
             msg = (
-                f"Shard {shard.shard_id} was made with the {shard.provider} account '{former}'; configured is "
-                f"'{now}', which cannot see its batches. Configure the former again until its submission "
-                f"{shard.submission_id} is settled, or submit again to ask anew."
+                f"Shard {shard.shard_id} was made with the {shard.provider} account '{former}'; the configured "
+                f"account '{now}' cannot see its batches. Configure '{former}' again until its submission "
+                f"{shard.submission_id} is complete, or submit the rows again."
             )
             raise ConfigError(msg)
         return provider

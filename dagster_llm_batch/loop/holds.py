@@ -205,7 +205,7 @@ RULES: dict[HoldReason, Rule] = {
         exits=("they are fixed", "`resolve --lost` of what was sent", _CANCEL),
         told="failed tick, at once",
         told_after=_AT_ONCE,
-        limit="that of `overdue`, or 30 days after its end; what is not sent costs nothing and has none",
+        limit="the limit of `overdue`, or 30 days after its end; unsent requests cost nothing and have no limit",
     ),
     HoldReason.REUSES: Rule(
         "an earlier submission whose answers it uses",
@@ -277,7 +277,6 @@ def reason_to_hold(
 
     Either its definition has changed, or it has a parameter that the provider now refuses. Or the deployment no longer
     allows a destination, and some of it was sent. `shards` are all shards of the submission.
-    not allow a destination any more, and some of it was sent. `shards` are all of the submission.
     """
     if sent.changes:
         return advise_on_change(sent.submission, sent.changes)

@@ -308,7 +308,7 @@ class LabelAssembler(Answers):
         Raises PayloadError if the manifest is lost, which only the rows can restore, or the decisions of a cascade.
         """
         if not self.payloads.is_whole(self.submission.manifest):
-            meanwhile = "It says which row has which answer. No label was changed"
+            meanwhile = "It maps rows to their answers. Nothing was changed"
             raise PayloadError(str(advise_on_lost_manifest(self.submission, meanwhile)))
         is_canceled = self.submission.state is SubmissionState.CANCELED
         if self.labeling.cascade is not None and self.levels is None and not is_canceled:

@@ -320,7 +320,7 @@ def _same_of_others(planning: Planning, submission: Submission) -> Submission | 
             return other
         raise LeaseError(
             f"'{other.asset}' {other.partition}: another process planned other rows meanwhile, or changed submission "
-            f"{other.submission_id}. Nothing was sent for these. Run again if these are the newer rows."
+            f"{other.submission_id}. Your rows were not sent. Run again if yours are the newer ones."
         )
     return None
 

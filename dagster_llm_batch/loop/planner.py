@@ -54,7 +54,7 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
         budget = one.budget_usd
         if (gap := deployment.price_gap(one)) is not None and budget is not None:
             msg = (
-                f"No price is known for '{one.model}', so max_cost_usd={budget} cannot be kept. {gap} Correct "
+                f"The price of '{one.model}' is unknown, so max_cost_usd={budget} cannot be enforced. {gap} Correct "
                 "the model's name, give spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), or leave "
                 "max_cost_usd out."
             )
@@ -127,7 +127,7 @@ class Planner:
         if newer:
             raise LeaseError(
                 f"'{newer[0].asset}' {newer[0].partition}: another process planned other rows meanwhile, as submission "
-                f"{newer[0].submission_id}. Nothing was sent for these. Run again if these are the newer rows."
+                f"{newer[0].submission_id}. Your rows were not sent. Run again if yours are the newer ones."
             )
 
     def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:

@@ -256,10 +256,12 @@ class Poller:
         """Return the end of a batch that its provider has not known for long; None while the provider may lag."""
         since = self._unknown_since(shard)
         if since is None or since > self._deployment.clock():
-            since = self._deployment.noted_since(shard, NotKnown("the provider knows no such batch"))
+            since = self._deployment.noted_since(shard, NotKnown("the provider does not find this batch"))
         if since is None or self._deployment.clock() - since < GONE_AFTER:
             return None
-        reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
+        reason = (
+            f"{report.reason or 'The provider does not find this batch.'} Reported since {since:%Y-%m-%d %H:%M} UTC."
+        )
         ending = self._ending(replace(report, reason=reason), shard)
         return replace(ending, move=Move.GONE, cause=Cause.GONE, reason_kind=Reason.GONE)
 

@@ -309,8 +309,8 @@ class NextWave:
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
             problem = (
-                f"max_cost_usd={most:f} has {money_text(max(most - spent, Decimal(0)))} left beside what was billed, "
-                f"or can still be, and to ask again is expected to cost {money_text(more)}"
+                f"max_cost_usd={most:f} has {money_text(max(most - spent, Decimal(0)))} left after bills and the "
+                f"maximum cost of requests in flight, and the retry is expected to cost {money_text(more)}"
             )
             reason: Advice | None = Advice(problem, "Raise the limit")
         else:

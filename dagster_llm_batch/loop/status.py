@@ -87,7 +87,7 @@ _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
     Cause.CANCELED: "was canceled at the provider, and not by this package",
     Cause.GONE: "or its results are gone at the provider",
-    Cause.GIVEN_UP: "was given up; what it may still bring within a month is used",
+    Cause.GIVEN_UP: "was given up (answers that arrive within a month are still used)",
     Cause.ADOPTED: "was sent elsewhere, and adopted",
     Cause.NOT_TAKEN: "was not taken, however often it was sent: the provider had no room for it, or failed it for now",
 }
@@ -131,7 +131,7 @@ def advise_on_account(provider: str, former: str, now: str | None) -> Advice:
 
 def advise_on_no_answer(error: str) -> Advice:
     """Return the advice for a provider that refuses its credentials, or whose settings are invalid."""
-    return Advice(error.rstrip("."), "Set right what it names; the sensor goes on by itself then")
+    return Advice(error.rstrip("."), "Fix the cause; then the sensor continues")
 
 
 def advise_on_reuse(sources: Collection[str]) -> Advice:
@@ -139,14 +139,14 @@ def advise_on_reuse(sources: Collection[str]) -> Advice:
     named = ", ".join(sorted(sources))
     return Advice(
         f"it uses answers of an earlier submission, which is not complete: {named}",
-        "A run for this one also advances the earlier one. `dagster-llm-batch show` shows what that waits for",
+        "A run for this one also advances the earlier one. `dagster-llm-batch show` shows why that one waits",
     )
 
 
 def advise_on_left(submission: Submission, shard: Shard) -> Advice:
     """Return the advice for rows that are not sent again automatically."""
     return Advice(
-        f"of {submission.place} {cause_text(shard)}: its rows without a label are not sent again automatically",
+        f"in {submission.place}, {cause_text(shard)}: its rows without a label are not sent again automatically",
         f"To label them, run {retry_command(submission)}. It shows the price first",
     )
 
@@ -167,7 +167,7 @@ def advise_on_doubt(shard: Shard) -> Advice:
     """Return the advice for a shard in doubt."""
     since = "" if shard.batch.sent_at is None else f" since {shard.batch.sent_at:%Y-%m-%d %H:%M} UTC"
     return Advice(
-        f"shard {shard.shard_id} is in doubt{since}: nobody knows whether {shard.provider} has its batch",
+        f"shard {shard.shard_id} is in doubt{since}: it is unknown whether {shard.provider} has its batch",
         "Dagster's sensor looks for it again; if that does not find it, look at the provider's console, then: "
         "dagster-llm-batch resolve",
     )
@@ -178,9 +178,9 @@ def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
     since = timedelta() if shard.batch.submitted_at is None else now - shard.batch.submitted_at
     return Advice(
         f"batch {shard.batch.batch_id} of {shard.provider} runs for {age_text(since)}, which is overdue",
-        f"Look at the provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` gives it up: the rest "
-        f"lands without its {shard.requests:,} requests, nothing is sent again by itself, and answers that still come "
-        "are used",
+        f"Look at the provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` abandons it: the "
+        f"other labels are materialized without its {shard.requests:,} requests, which are not sent again "
+        "automatically. Answers that still arrive are used",
     )
 
 
@@ -190,9 +190,10 @@ def advise_on_unreadable(unread: UnreadShard) -> Advice:
     return Advice(
         f"the results of batch {shard.batch.batch_id} of {shard.provider}, which has ended, cannot be read since "
         f"{since:%Y-%m-%d %H:%M} UTC: {why.rstrip('.')}",
-        "They are asked for at least every hour until 30 days after its end; set right what the provider names. "
-        f"`dagster-llm-batch resolve {shard.shard_id} --lost` gives them up: the rest lands without its "
-        f"{shard.requests:,} requests, nothing is sent again by itself, and results that can be read later are used",
+        "Fix the cause: reading is tried at least every hour until 30 days after its end. "
+        f"`dagster-llm-batch resolve {shard.shard_id} --lost` abandons them: the other labels are materialized without "
+        f"its {shard.requests:,} requests, which are not sent again automatically. Results that can be read later are "
+        "used",
     )
 
 
@@ -210,7 +211,7 @@ def advise_on_refusal(submission: Submission, model: str, refusal: str) -> Advic
     return Advice(
         f"{model} would refuse it, so nothing more of submission {submission.submission_id} is sent: "
         f"{refusal.rstrip('.')}",
-        f"Then materialize {submission.submitter}: what has no answer is asked again",
+        f"Then materialize {submission.submitter}: the rows without an answer are asked again",
     )
 
 
@@ -228,8 +229,8 @@ def advise_on_lost_manifest(submission: Submission, meanwhile: str) -> Advice:
     """Return the advice for a lost manifest, with a sentence on its effect `meanwhile`."""
     return Advice(
         f"The manifest of submission {submission.submission_id} is lost or damaged: {submission.manifest}. {meanwhile}",
-        f"Materialize {submission.submitter} again: from the same rows it is written anew, and nothing is asked or "
-        "paid again. Or restore it from a backup",
+        f"Materialize {submission.submitter} again: this writes it from the same rows, without asking or paying again. "
+        "Or restore it from a backup",
     )
 
 
@@ -237,10 +238,10 @@ def advise_on_lost_levels(submission: Submission) -> Advice:
     """Return the advice for the lost decisions of a cascade."""
     first = "" if submission.is_settled else f"`dagster-llm-batch cancel {submission.selector}`, and "
     return Advice(
-        f"The sample and the threshold of the cascade of submission {submission.submission_id} are lost, a file beside "
-        f"{submission.manifest}. They say which model's label a row has. No label was changed",
-        f"Restore it from a backup. Or {first}materialize {submission.submitter} again: they are found anew, from the "
-        "answers that are stored, and what was answered is not asked or paid again",
+        f"The sample and the threshold of the cascade of submission {submission.submission_id} are lost: a file next "
+        f"to {submission.manifest}. They decide which model's label a row gets. Nothing was changed",
+        f"Restore it from a backup. Or {first}materialize {submission.submitter} again: they are computed from the "
+        "stored answers, and answered requests are not asked or paid again",
     )
 
 
@@ -265,7 +266,7 @@ def advise_on_not_sent(count: int, since: datetime, reason: str) -> Advice:
     shards = "1 shard is" if count == 1 else f"{count:,} shards are"
     return Advice(
         f"{shards} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(reason).rstrip('.')}",
-        "The sensor goes on trying; set right what it names",
+        "Fix the cause; the sensor keeps trying",
     )
 
 
@@ -274,7 +275,7 @@ def advise_on_refused(submission: Submission, refused: Sequence[Shard], count: i
     reasons = plain_words("; ".join(sorted({shard.reason for shard in refused if shard.reason})))
     return Advice(
         f"{len(refused):,} of {count:,} shards were not sent: {reasons.rstrip('.')}. Nothing is paid twice",
-        f"Set right what it names; then `{retry_command(submission)}`, or a run with `again: true`, sends them",
+        f"Fix the cause; then send them with `{retry_command(submission)}`, or with a run that has `again: true`",
     )
 
 
@@ -294,9 +295,9 @@ def advise_on_no_dataset(asset: str, submissions: int, unsent: int) -> Advice:
     waiting = f", with {shards} not sent yet" if unsent else ""
     return Advice(
         f"{counted} under way for {asset}{waiting}, and these definitions have no such labeled asset",
-        "Unless another code location of this namespace has it, its labels never land: put it back; or, where it has a "
-        f"new name, `dagster-llm-batch rename {asset} NEW`; or end each: `dagster-llm-batch list` shows them, "
-        "`dagster-llm-batch cancel SUBMISSION` ends one",
+        "Unless another code location of this namespace has it, its labels are never materialized. Restore it. If it "
+        f"has a new name, run `dagster-llm-batch rename {asset} NEW`. To end its submissions, run `dagster-llm-batch "
+        "cancel SUBMISSION` for each that `dagster-llm-batch list` shows",
     )
 
 
@@ -328,32 +329,32 @@ def advise_on_holders(queue: str, limit: object, holders: Sequence[QueueHolder])
     )
     last = max(holder.leaves_at for holder in holders)
     return Advice(
-        f"batches wait since {limit} of {queue} is used up, in part by batches that nobody has asked about for an "
+        f"batches wait because {limit} of {queue} is used up, in part by batches that have not been polled for an "
         f"hour: {held}",
-        "Turn on the sensor of that namespace, which takes them home, or give each up with `dagster-llm-batch resolve "
-        f"{holders[0].shard_ids[0]} --lost`, which does not stop it. If nobody does, none of them counts any more from "
-        f"{last:%Y-%m-%d %H:%M} UTC on",
+        "Turn on the sensor of that namespace, which collects them, or abandon each with `dagster-llm-batch resolve "
+        f"{holders[0].shard_ids[0]} --lost`, which does not stop it. Otherwise they count until "
+        f"{last:%Y-%m-%d %H:%M} UTC",
     )
 
 
 def advise_on_recovered(recovered: events.Recovered) -> Advice:
     """Return the advice for recovered sendings that were missing from the ledger."""
     return Advice(
-        f"the ledger had no record of what was sent of it: {recovered.detail}. It was restored from a backup, or a "
-        "process of this deployment has another ledger",
-        "It was recovered, and is not paid again. `dagster-llm-batch recover` does that for all partitions "
-        "at once; processes with ledgers of their own need one that they share (ledger_url)",
+        f"the ledger had no record of its sent requests: {recovered.detail}. The ledger was restored from a backup, or "
+        "a process of this deployment has another ledger",
+        "They were recovered, and are not paid again. `dagster-llm-batch recover` does that for all partitions "
+        "at once. Give processes with separate ledgers a shared one (ledger_url)",
     )
 
 
 def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
     """Return the advice for a submission in Dagster's records that the ledger and the payload store do not have."""
     return Advice(
-        f"Dagster has {batch} as sent in submission {submission_id}, of which the ledger {ledger} and the payload "
-        "store know nothing: it was sent with others, as where each pod has an SQLite file of its own, or both were "
-        "restored from a backup",
+        f"Dagster recorded that {batch} was sent in submission {submission_id}, but the ledger {ledger} and the "
+        "payload store do not have it. Either other ones were used, for example an SQLite file in each pod, or both "
+        "were restored from a backup",
         "Give all processes of the deployment one ledger and one payload store (LLMBatchResource(ledger_url=…, "
-        f"payload_root=…)). Where what was sent is given up for good, run {batch} once with the tag "
+        f"payload_root=…)). If you abandon its requests for good, run {batch} once with the tag "
         f"{NEW_LEDGER_TAG}: true; its rows are asked, and paid, again",
     )
 

@@ -87,7 +87,7 @@ def _planned(stack: ExitStack, payloads: PayloadStore, shard: Shard) -> Callable
         return stack.enter_context(payloads.checked(shard.path, shard.digest))
     except OSError as error:
         msg = (
-            f"The request file {shard.path} cannot be read as it was planned, so nothing was sent: {error} "
+            f"The request file {shard.path} cannot be read as it was planned: {error} Nothing was sent. "
             "Restore it in the payload store, or cancel the submission and plan it again."
         )
         raise LLMBatchError(msg) from error
@@ -334,7 +334,7 @@ class Sender:
         most = None if None in estimates else sum((cost for cost in estimates if cost is not None), Decimal(0))
         cost = "at an unknown cost" if most is None else f"and costs at most {money_text(most)}"
         other = known or "one that is being sent"
-        return f"Batch {batch_id}, beside {other}, {done}, {cost}; its answers are not used."
+        return f"Batch {batch_id}, in addition to {other}, {done}, {cost}; its answers are not used."
 
     def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
         """Plan shards again after a full queue; end them after too many tries."""
@@ -412,9 +412,9 @@ class Sender:
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
-                f"Shard {first.shard_id} was being sent at {first.batch.sent_at.isoformat()}, and nobody knows whether "
-                f"its batch exists: {answer.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
-                f"provider's console, then run `dagster-llm-batch resolve {first.shard_id} --batch-id …` if it "
+                f"Shard {first.shard_id} was being sent at {first.batch.sent_at.isoformat()}, and it is unknown "
+                f"whether its batch exists: {answer.reason}. Candidates: {candidates}. It is not sent again. Look at "
+                f"the provider's console, then run `dagster-llm-batch resolve {first.shard_id} --batch-id …` if it "
                 "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
             )
             raise CannotTellError(msg)

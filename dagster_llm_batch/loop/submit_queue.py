@@ -207,7 +207,7 @@ class Dispatcher:
                 if pick.wait is not None:
                     self._pause_for_money(due_now, pick.wait, pick.waits_for)
                 if pick.waits_for is not None or count_requests(pick.going) < count_requests(due_now):
-                    self._for_money[submission_id] = pick.waits_for or "what goes before it to be billed"
+                    self._for_money[submission_id] = pick.waits_for or "the bills of requests that go first"
         self._affordable_ids.update(shard.shard_id for shard in going)
         if again := [shard.shard_id for shard in going if shard.reason_kind is Reason.LACKS_MONEY]:
             self._deployment.ledger.queues.take_places_back(again)

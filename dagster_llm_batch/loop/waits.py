@@ -113,9 +113,9 @@ class Unread:
         batch = f"batch {shard.batch.batch_id}" if shard.batch.batch_id else f"shard {shard.shard_id}"
         unread = UnreadableError(
             f"The results of {batch} of {shard.provider}, which has ended, cannot be read since "
-            f"{since:%Y-%m-%d %H:%M} UTC: {str(error).rstrip('.')}. They are asked for again from "
-            f"{until:%Y-%m-%d %H:%M} UTC on; nothing is sent again. `dagster-llm-batch resolve {shard.shard_id} "
-            "--lost` gives them up."
+            f"{since:%Y-%m-%d %H:%M} UTC: {str(error).rstrip('.')}. Reading is tried again from "
+            f"{until:%Y-%m-%d %H:%M} UTC on; the requests are not sent again. `dagster-llm-batch resolve "
+            f"{shard.shard_id} --lost` abandons the results."
         )
         unread.__cause__ = error
         return unread

@@ -88,7 +88,8 @@ class DamagedError(PayloadError, OSError):
 
     def __init__(self, path: str, harm: str = "its bytes are not those that were written") -> None:
         super().__init__(
-            f"The payload {path} is damaged: {harm}. Restore it from a backup, or run again: what can be made anew is."
+            f"The payload {path} is damaged: {harm}. Restore it from a backup, or run again, which recreates it if "
+            "possible."
         )
 
 
@@ -110,7 +111,7 @@ def reading_errors(path: str, *, verb: Literal["read", "removed"] = "read") -> I
     except FileNotFoundError as error:
         lost = LostError(
             f"The payload {path} is lost: the store has no such file. Restore it from a backup, or materialize the "
-            "asset that submits these rows again: what can be made anew is."
+            "asset that submits these rows again, which recreates it if possible."
         )
         lost.errno = error.errno
         raise lost from error
@@ -442,8 +443,8 @@ def temporary_errors() -> Iterator[None]:
         if error.errno not in _NO_ROOM:
             raise
         raise PayloadError(
-            f"The temporary folder {tempfile.gettempdir()} has no room: {os.strerror(error.errno or 0)}. What was "
-            "stored before is as it was. Make room there, or name another folder in the environment variable TMPDIR, "
+            f"The temporary folder {tempfile.gettempdir()} has no room: {os.strerror(error.errno or 0)}. Files "
+            "stored before are unchanged. Make room there, or name another folder in the environment variable TMPDIR, "
             "then run again."
         ) from error
 
@@ -456,7 +457,7 @@ def payload_errors(full: str | Path) -> Iterator[None]:
     except OSError as error:
         folder, _, name = str(full).rpartition("/")
         raise PayloadError(
-            f"Could not write {name} in {folder}: {error.strerror or error}. What was stored before is as it was. Make "
+            f"Could not write {name} in {folder}: {error.strerror or error}. Files stored before are unchanged. Make "
             "room there, or let it be written, then run again."
         ) from error
 

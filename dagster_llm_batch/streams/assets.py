@@ -29,7 +29,7 @@ _DOCS = {
     "kafka_headers": "headers of the message",
     "kafka_value": "what came",
     "offsets": "1, or how many offsets are gone",
-    "reason": "why it cannot be read",
+    "reason": "the reason why it cannot be read",
 }
 
 

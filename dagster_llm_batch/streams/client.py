@@ -59,7 +59,7 @@ def as_ours(error: Any, doing: str) -> LLMBatchError:
             "it."
         )
     if error.name() == "_INVALID_ARG":
-        return ConfigError(f"{message} A setting of KafkaResource is not one that its client knows.")
+        return ConfigError(f"{message} Correct the settings of KafkaResource: its client does not support one of them.")
     if error.name() in ("_FENCED", "INVALID_PRODUCER_EPOCH", "FENCED_INSTANCE_ID"):
         return TransientError(f"{message} Another process produces the same partition now; this one has stopped.")
     return TransientError(f"{message} Nothing was lost; the same can be tried again.")

@@ -170,9 +170,9 @@ class WindowReader:
         if marks.end < wanted.end:
             raise InputError(
                 f"Partition {wanted.partition} of topic '{topic}' ends at offset {marks.end} now, before the end of "
-                f"the window {self._window.key}. The topic was made anew, or has lost messages: these are not the "
-                "messages that the window was made for. Delete this dynamic partition, and give a topic that was made "
-                "anew another partitions_name."
+                f"the window {self._window.key}. The topic was recreated, or has lost messages: these are not the "
+                "messages that the window was made for. Delete this dynamic partition, and give a recreated topic "
+                "another partitions_name."
             )
         if marks.begin > wanted.start:
             lost = wanted._replace(end=min(marks.begin, wanted.end))
@@ -207,7 +207,7 @@ class WindowReader:
                 left = "_".join(map(str, self._open.values()))
                 raise TransientError(
                     f"{self._window.key}: no message for {self._connection.timeout_seconds:g} s, with {left} left to "
-                    "read. Nothing was kept of it; read it again when the broker answers."
+                    "read. Its messages were not kept; read it again when the broker answers."
                 )
 
     def _take(self, consumer: Consumer, message: Message) -> bool:

@@ -29,8 +29,8 @@ _DOCS = {
     "per_second": "results, from the first to the last",
     "p50_ms": "from the message's own time to its result",
     "p99_ms": "from the message's own time to its result",
-    "n_student": "answered by the LLM, where the student had said something",
-    "student_agreement": "of these, where both said the same",
+    "n_student": "answered by the LLM, and also by the student",
+    "student_agreement": "of these, where both answers are the same",
     "n_truth": "messages that the truth has",
     "truth_agreement": "of these, where the label is the same",
     "cost_usd": "of the LLM",
@@ -78,7 +78,7 @@ def stream_dashboard_asset(
     source = None if truth is None else upstream_key(truth)
     builder = EvaluationBuilder(name=name, **options)
     spec = builder.spec(
-        f"What the results in the Kafka topic {results} add up to.",
+        f"Summary of the results in the Kafka topic {results}.",
         deps=[] if source is None else [source],
         kinds={"kafka", "report"},
         follow=None if source is None else builder.follow([source]),

@@ -27,7 +27,9 @@ class KafkaResource(CheckedResource):
         default={},
         description="More of librdkafka's settings, by their own names, as in {'client.rack': 'eu-1a'}.",
     )
-    timeout_seconds: float = Field(default=30.0, description="For one answer of the broker, or none while reading.")
+    timeout_seconds: float = Field(
+        default=30.0, description="Longest wait for the broker's answer, or for the next message."
+    )
 
     def connection(self) -> Connection:
         """Return the factory of clients; makes no call."""

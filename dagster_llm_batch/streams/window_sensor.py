@@ -165,8 +165,8 @@ def _check(topic: KafkaTopic, ended: Mapping[int, int], marks: Mapping[int, Wate
         if watermark is None or watermark.end < at:
             now = "is gone" if watermark is None else f"ends at {watermark.end} now"
             raise InputError(
-                f"Windows of topic '{topic.name}' have gone to offset {at} of partition {number}, and it {now}: the "
-                "topic was made anew, or has lost messages. Nothing is cut. Give the KafkaTopic another "
+                f"Windows of topic '{topic.name}' end at offset {at} of partition {number}, and it {now}: the "
+                "topic was recreated, or has lost messages. Nothing is cut. Give the KafkaTopic another "
                 "partitions_name to start again with this one."
             )
         if watermark.begin > at and topic.on_lost == "stop":

@@ -102,8 +102,8 @@ def positions(topic: str, keys: Iterable[str]) -> dict[int, int]:
             if after.start < before.end:
                 raise InputError(
                     f"The windows {first} and {second} both hold offset {after.start} of partition {partition}, so its "
-                    "message would be labeled twice. Delete one of these dynamic partitions; what the other does not "
-                    "hold of it can be added as a window of its own."
+                    "message would be labeled twice. Delete one of these dynamic partitions. Its messages that "
+                    "the other does not hold can be added as another window."
                 )
         ends[partition] = ranges[-1][0].end
     return ends

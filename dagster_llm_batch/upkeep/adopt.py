@@ -96,8 +96,9 @@ class Adopter:
         provider = self._deployment.provider(self._labeling.provider)
         if self._labeling.cascade is not None:
             raise ConfigError(
-                f"'{self._labeling.asset}' is a cascade, which decides by samples of its own what its oracle is asked: "
-                "another's batch cannot stand in. Nothing was changed. Adopt it for an asset of that model alone."
+                f"'{self._labeling.asset}' is a cascade, which draws its own samples for its oracle: "
+                "a batch that was sent elsewhere cannot replace them. Nothing was changed. Adopt it for an asset of "
+                "that model alone."
             )
         check_definition(self._deployment, self._labeling, is_sent=True)
         writer = SubmissionWriter(self._labeling, self._deployment)
@@ -177,7 +178,7 @@ class Adopter:
     def _ended(self, provider: Provider, batch_id: str) -> BatchReport:
         report = provider.poll([batch_id]).get(batch_id)
         if report is None:
-            raise TransientError(f"Batch {batch_id} could not be read now. Nothing was changed; try again.")
+            raise TransientError(f"Batch {batch_id} could not be read now. Nothing was changed. Try again.")
         if report.status is BatchStatus.NOT_FOUND:
             raise ConfigError(
                 f"The account {hide_secrets(provider.account)} of '{provider.name}' has no batch {batch_id}: it is "
@@ -202,9 +203,9 @@ class Adopter:
             sender, body = _id_and_body(line)
             if body is None:
                 raise InputError(
-                    f"Line {number} of {request_file} is no request: it has none of the fields {', '.join(_BODIES)}. "
-                    "Give the file that was uploaded, or, for Anthropic, the requests of the create call. Nothing was "
-                    "changed."
+                    f"Line {number} of {request_file} is not a request: it must have one of the fields "
+                    f"{', '.join(_BODIES)}. Give the file that was uploaded, or, for Anthropic, the requests of the "
+                    "create call. Nothing was changed."
                 )
             told, asked = report.model, self._labeling.spec.model
             if "model" not in body and told is not None and not _is_model(told, asked):
@@ -238,10 +239,10 @@ class Adopter:
         if not names:
             theirs = _id_and_body(next(_lines(request_file)))[1]
             raise InputError(
-                f"No line of {request_file} has the body of a request of these rows, so none of its answers can be "
-                f"theirs. Nothing was changed. Here a request is {_shown(example)}; there the first is "
-                f"{_shown(theirs)}. Make prompt, parameters and response of the asset what was asked, or give the file "
-                "of this batch."
+                f"All lines of {request_file} differ from the requests of these rows, so its answers are for other "
+                f"rows. Nothing was changed. Here a request is {_shown(example)}; there the first is {_shown(theirs)}. "
+                "Give the asset the prompt, parameters and response that the batch was sent with, or give the file of "
+                "this batch."
             )
         return names
 
@@ -261,7 +262,7 @@ class Adopter:
                     raw[own.partition("-")[0]].write(_renamed(line, own))
         if not answered:
             raise InputError(
-                f"The results of batch {batch_id} name none of the request file's ids: it is another batch's file. "
+                f"The results of batch {batch_id} have other ids than the request file: it is another batch's file. "
                 "Nothing was changed. Give the file of this batch."
             )
         return len(answered)
@@ -285,8 +286,8 @@ def _refuse_asked(history: Iterable[Submission], submission: Submission) -> None
             )
         if one.created_at >= submission.created_at:
             raise ConfigError(
-                f"{one.place} was planned meanwhile, as submission {one.submission_id}: its labels would not be those "
-                "of this batch. Nothing was changed. Look again."
+                f"{one.place} was planned meanwhile, as submission {one.submission_id}: its labels would come from "
+                "there, not from this batch. Nothing was changed. Look at that submission first."
             )
 
 

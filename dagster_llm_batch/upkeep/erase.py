@@ -292,7 +292,9 @@ class Eraser:
         for submission in self._ledger.submissions.list_all(self._namespace, assets=[asset]):
             if submission.has_applied(tombstones):
                 continue
-            reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
+            reason: str | None = (
+                "its batches have not ended: collecting them also erases, and then materializes the rest"
+            )
             try:
                 with self._deployment.leased(submission.submission_id):
                     if self.erase_submission(submission.submission_id, {submission.submission_id}):
@@ -324,8 +326,8 @@ class Eraser:
             return True
         if not self._payloads.is_whole(path):
             meanwhile = (
-                f"Rows of '{submission.asset}' were erased since, and it alone says which requests were theirs. "
-                "Nothing is sent or landed before"
+                f"Rows of '{submission.asset}' were erased since, and only the manifest shows which requests were "
+                "theirs. Sending and materializing wait for the manifest"
             )
             raise PayloadError(str(advise_on_lost_manifest(submission, meanwhile)))
         # Unrecorded sendings have files of shards that the ledger lacks until now.
@@ -558,7 +560,9 @@ class Eraser:
         if (requests := self._count_unread(others)) and not also_unread:
             return ProviderCopy(first.provider, batch_id, _UNREAD.format(requests=requests))
         if not self._deployment.providers:
-            return ProviderCopy(first.provider, batch_id, "no provider is known here: give the definitions (-m or -f)")
+            return ProviderCopy(
+                first.provider, batch_id, "the providers are unknown here: give the definitions (-m or -f)"
+            )
         try:
             left = delete_batch(self._deployment.provider_of(first), batch_id)
         except (ProviderError, ConfigError) as error:

@@ -78,7 +78,7 @@ def test_doctor_counts_the_shared_batch_in_which_erased_rows_are_stored_once(sha
     shared.settle()
     keys = [argument for day in DAYS for argument in ("--key", f"{day}-0")]
     erased = shared.cli("erase", "daily_labels", *keys, "--delete", "--yes", *shared.by_address, code=4)
-    assert erased.stdout.count("no provider is known here") == 1
+    assert erased.stdout.count("the providers are unknown here") == 1
     assert "providers store 1 batch with such rows" in findings(shared)["erased rows"]["said"]
 
 

@@ -394,7 +394,7 @@ def test_what_is_not_asked_again_for_money_fails_the_coverage_and_says_which_lim
     assert "3 of 4 rows have a label" in coverage.description
     assert "Given up for money: 1 requests are not sent: max_cost_usd=0.0" in coverage.description
     assert (
-        "left beside what was billed, or can still be, and to ask again is expected to cost $0.00"
+        "left after bills and the maximum cost of requests in flight, and the retry is expected to cost $0.00"
         in coverage.description
     )
     assert "Raise the limit; then `dagster-llm-batch retry ticket_labels` asks" in coverage.description
@@ -417,7 +417,7 @@ def test_a_run_whose_batches_were_not_sent_says_so_in_a_check(make, emulator, wh
         assert not one.passed
         assert one.severity is dg.AssetCheckSeverity.WARN
         assert "429" in one.description
-        assert "The sensor goes on trying" in one.description
+        assert "the sensor keeps trying" in one.description
     emulator.clear_faults()
     partitions = {one.partition for one in sent_check(waits)}
     assert partitions == ({None} if not where else {where.get("partition")} if "partition" in where else set(DAYS[:4]))

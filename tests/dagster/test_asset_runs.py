@@ -276,7 +276,7 @@ def test_in_wait_mode_a_batch_that_is_overdue_fails_the_run_and_says_what_to_do(
     location = make(*labeled(mode="wait"), poll_seconds=0.01, overdue_after_hours=1e-6)
     told = failure(location.run(BATCH, *LANDING))
     assert "which is overdue" in told
-    assert "--lost` gives it up" in told
+    assert "--lost` abandons it" in told
 
 
 def test_labels_in_markdown_fences_are_read_counted_and_not_asked_again(instance):

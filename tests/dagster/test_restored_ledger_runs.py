@@ -37,7 +37,7 @@ def test_a_restored_ledger_is_told_by_the_next_tick_and_what_was_sent_since_land
     put_back(location, backup)
     told = failing_tick(location)
     for day in DAYS[1:3]:
-        assert f"{LABELS} {day} needs a person: the ledger had no record of what was sent of it: 1 shard(s)" in told
+        assert f"{LABELS} {day} needs a person: the ledger had no record of its sent requests: 1 shard(s)" in told
     assert "restored from a backup" in told
     assert "dagster-llm-batch recover" in told
     emulator.settle()
@@ -59,7 +59,7 @@ def test_a_batch_asset_that_is_materialized_again_fails_its_check_and_sends_noth
     assert result.success
     [verdict] = [each for each in result.get_asset_check_evaluations() if each.check_name == "sent"]
     assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert verdict.description.startswith("The ledger had no record of what was sent of it: 1 shard(s), sent since")
+    assert verdict.description.startswith("The ledger had no record of its sent requests: 1 shard(s), sent since")
     assert len(emulator.books.batches) == 1
 
 
@@ -69,16 +69,16 @@ def test_a_process_with_a_ledger_of_its_own_sends_nothing_until_a_person_says_so
     pod = make(*assets, ledger_url=f"sqlite:///{tmp_path}/pod.sqlite", payload_root=str(tmp_path / "pod"))
     for day in DAYS[:2]:
         told = failure(pod.submit(partition=day))
-        assert f"Dagster has {BATCH} as sent in submission" in told
-        assert "each pod has an SQLite file of its own" in told
+        assert f"Dagster recorded that {BATCH} was sent in submission" in told
+        assert "an SQLite file in each pod" in told
         assert "Nothing was sent" in told
-    assert f"Dagster has {BATCH} as sent in submission" in failing_tick(pod)
-    assert "as sent in submission" in tick(pod).skip_message  # it was reported just now
+    assert f"Dagster recorded that {BATCH} was sent in submission" in failing_tick(pod)
+    assert "was sent in submission" in tick(pod).skip_message  # it was reported just now
     assert len(emulator.books.batches) == 1
     assert pod.submit(partition=DAYS[1], tags={"dagster_llm_batch/new_ledger": "true"}).success
     assert pod.submit(partition=DAYS[2]).success
     assert len(emulator.books.batches) == 3
-    assert "as sent in submission" not in tick(pod).skip_message
+    assert "was sent in submission" not in tick(pod).skip_message
 
 
 def test_processes_with_ledgers_of_their_own_and_one_payload_store_pay_nothing_twice(make, emulator, tmp_path):
@@ -88,4 +88,4 @@ def test_processes_with_ledgers_of_their_own_and_one_payload_store_pay_nothing_t
     assert pods[0].submit().success
     assert pods[1].submit().success
     assert len(emulator.books.batches) == 1
-    assert "the ledger had no record of what was sent of it" in failing_tick(pods[1])
+    assert "the ledger had no record of its sent requests" in failing_tick(pods[1])

@@ -90,7 +90,7 @@ def test_a_wrong_key_starts_no_landing_run_and_what_waits_is_sent_when_it_is_men
     told = failing_tick(broken)
     assert f"{OTHER} needs a person" in told
     assert "does not accept the API key" in told
-    assert "the sensor goes on by itself then" in told
+    assert "then the sensor continues" in told
     assert WRONG not in told
     assert ticks(broken, 9) == 0
     mended = place(DEFAULT_KEY)

@@ -152,7 +152,7 @@ def test_an_upload_that_a_web_page_answers_is_seen_and_an_hour_later_the_tick_fa
     assert (
         f"{LABELS} {DAYS[0]} needs a person: 1 shard is not sent since 2026-01-01 00:00 UTC: Could not upload" in told
     )
-    assert "The sensor goes on trying" in told
+    assert "the sensor keeps trying" in told
     emulator.clear_faults()
     change(location, "at = '2026-01-01 00:00:00.000000'", "event")
     assert location.launch(tick(location).run_requests[0]).success

@@ -371,11 +371,11 @@ def test_under_a_hard_budget_a_sample_lets_out_nothing(tmp_path: Any) -> None:
 
 def test_a_limit_that_nobody_can_keep_is_refused(workspace: Workspace) -> None:
     searching = {"max_tokens": 50, "tools": [{"type": "web_search"}]}
-    with pytest.raises(BudgetError, match="nobody knows how much they can cost at most, so max_cost_usd=5 cannot be"):
+    with pytest.raises(BudgetError, match="their maximum cost is unknown, so max_cost_usd=5 cannot be"):
         workspace.engine().plan(labeling(params=searching, max_cost_usd=5), tickets(2))
     with pytest.raises(BudgetError, match=r"one of them can cost \$0.082.*, which is more than max_cost_usd=0.08"):
         workspace.engine().plan(labeling(**FREE_TEXT, max_cost_usd="0.08", spend=spend("measured")), tickets(2))
-    with pytest.raises(BudgetError, match="nobody knows how much they can cost at most, so the budget of"):
+    with pytest.raises(BudgetError, match="their maximum cost is unknown, so the budget of"):
         workspace.engine(budgets=[Budget(5)]).plan(labeling(params=searching), tickets(2))
     assert not workspace.emulator.books.batches
 

@@ -298,7 +298,7 @@ def test_a_batch_in_flight_is_not_called_lost_by_another_account(tmp_path: Path)
         emulator.settle()
         workspace.providers = {"openai": workspace.openai(api_key="sk-b", account="b")}
         for verb in (workspace.engine().advance, workspace.engine().submit):
-            with pytest.raises(ConfigError, match="account 'a'; configured is 'b'"):
+            with pytest.raises(ConfigError, match="account 'a'; the configured account 'b'"):
                 verb(definition, first.submission_id)
         workspace.providers = {"openai": workspace.openai(api_key="sk-a", account="a")}
         assert workspace.finish(definition, first.submission_id).submission.outcomes == {"succeeded": 3}

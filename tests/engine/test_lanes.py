@@ -457,7 +457,7 @@ def test_a_budget_of_a_period_holds_over_submissions_and_ends_with_the_period(wo
     engine.plan(definition, tickets(40), partition="1")
     with pytest.raises(
         BudgetError,
-        match=r"the budget of .* per day has .* left beside .* Nothing was sent. Raise it, or wait for the next day",
+        match=r"the budget of .* per day has .* left, after .* Nothing was sent. Raise it, or wait for the next day",
     ):
         engine.plan(definition, tickets(40, start=40), partition="2")
     assert len(engine.ledger.submissions.list_all("test")) == 2
@@ -486,7 +486,7 @@ def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(workspace: Work
     status = engine.advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"errored": 5}
     told = engine.unsent(submission.submission_id).over_budget or ""
-    left = "has $0.00 left beside the $0.00"
+    left = "has $0.00 left, after the $0.00"
     assert f"5 requests are not sent: the budget of $0.000001 for all labeled datasets together {left}" in told
     assert "Raise it; then `dagster-llm-batch retry ticket_labels` asks for the rows without a label" in told
 

@@ -410,7 +410,7 @@ def test_a_fallback_without_a_known_price_is_not_asked_under_a_budget(workspace:
         for event in engine.ledger.events.of_submission(submission.submission_id)
         if event.kind == "over_budget"
     ]
-    assert ["no price is known for 'openai/of-unknown-price'" in str(one) for one in told] == [True]
+    assert ["the price of 'openai/of-unknown-price' is unknown" in str(one) for one in told] == [True]
 
 
 def test_a_next_wave_waits_for_another_process_that_commits_money(workspace: Workspace) -> None:

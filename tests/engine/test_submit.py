@@ -353,7 +353,7 @@ def doubtful(workspace: Workspace, *faults: Any) -> tuple[Any, str, str]:
     workspace.emulator.inject(*faults)
     definition = labeling()
     submission = workspace.engine().plan(definition, tickets(3))
-    with pytest.raises(CannotTellError, match="Nothing is sent again") as caught:
+    with pytest.raises(CannotTellError, match="It is not sent again") as caught:
         workspace.engine().submit(definition, submission.submission_id)
     [shard] = workspace.engine().status(submission.submission_id).shards
     for told in (shard.shard_id, "batch_1, batch_2", "Engine.resolve"):

@@ -212,7 +212,7 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         {"max_cost_usd": 5, "model": "openai/in-house"},
         tickets(1),
         ConfigError,
-        ["No price is known for 'openai/in-house'", "TokenPrice", "leave max_cost_usd out"],
+        ["The price of 'openai/in-house' is unknown", "TokenPrice", "leave max_cost_usd out"],
     ),
     "a schema that OpenAI cannot take": (
         {"response": {"type": "object", "properties": {"scores": {"type": "object", "additionalProperties": True}}}},

@@ -74,7 +74,7 @@ def test_rows_that_look_like_code_paths_or_markup_reach_the_llm_and_come_back_as
         )
         for partition in HOSTILE[3:7]:
             if "\0" in partition:  # PostgreSQL cannot store such a text, and a name is stored exactly or is rejected
-                with pytest.raises(LedgerError, match=r"U\+0000, which no database stores"):
+                with pytest.raises(LedgerError, match=r"U\+0000, which databases cannot store"):
                     engine.plan(definition, hostile, partition=partition)
                 continue
             submission = engine.plan(definition, hostile, partition=partition)

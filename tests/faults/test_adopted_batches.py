@@ -161,12 +161,12 @@ def test_another_accounts_batch_a_wrong_file_and_other_bodies_are_told_apart(the
     assert "another account's, or its id is wrong" in refusal(there, wrong_id, kept)
     # Another prompt: equal ids, other bodies.
     other = replace(there.definition, prompt=replace(there.definition.prompt, user="Say: {{ text }}"))
-    assert "so none of its answers can be theirs" in refusal(there, batch_id, kept, definition=other)
+    assert "so its answers are for other rows" in refusal(there, batch_id, kept, definition=other)
     # Another model, named in the lines, or only in the batch.
     vendor = there.vendor.name
     other = replace(there.definition, model=f"{vendor}/{OTHER_MODELS[vendor]}")
     said = (
-        "so none of its answers can be theirs"
+        "so its answers are for other rows"
         if vendor in ("openai", "anthropic", "openrouter", *SERVER_FOLDERS)
         else "The batch asked the model"
     )

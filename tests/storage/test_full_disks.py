@@ -108,7 +108,7 @@ def test_a_full_disk_is_named_whatever_is_written(small: Path, name: str) -> Non
             with payloads.writer(name) as file:
                 file.write(os.urandom(2_000_000))
 
-    with pytest.raises(PayloadError, match=rf"^Could not write b\.\w+ in {small}/a: {NO_SPACE}\. What was stored"):
+    with pytest.raises(PayloadError, match=rf"^Could not write b\.\w+ in {small}/a: {NO_SPACE}\. Files stored before"):
         write()
     assert files(small) == []
 

@@ -87,7 +87,7 @@ def test_a_person_is_told_which_batches_of_which_namespace_hold_the_queue_and_ho
     place.skipped += 2 * HOUR
     [told] = place.told()
     shard_id = place.left.shard_id
-    assert "the queue limit of 1 batches of openai is used up, in part by batches that nobody has asked about" in told
+    assert "the queue limit of 1 batches of openai is used up, in part by batches that have not been polled" in told
     assert "1 of namespace 'former', the oldest sent 20" in told
     assert f"(shards {shard_id})" in told
     assert f"`dagster-llm-batch resolve {shard_id} --lost`" in told

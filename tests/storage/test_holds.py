@@ -47,7 +47,7 @@ SUBJECTS: dict[HoldReason, tuple[Any, ...]] = {
     HoldReason.FULL_QUEUE: (a_submission(), [SHARD], NOW),
     HoldReason.NOT_SENT: (1, NOW, "503: down"),
     HoldReason.TURNED_AWAY: (1, NOW, "429: later"),
-    HoldReason.MONEY: (a_submission(), "for what is in flight to be billed"),
+    HoldReason.MONEY: (a_submission(), "for money: the bills of requests in flight"),
     HoldReason.IN_DOUBT: (SHARD,),
     HoldReason.UNKNOWN: (SHARD,),
     HoldReason.OVERDUE: (SHARD, NOW),

@@ -186,8 +186,8 @@ def test_a_model_is_not_asked_in_vain_where_its_sample_is_given_up_and_a_person_
     assert f"{lost} requests are not sent: max_cost_usd={most:f} has " in told
     assert (
         f"{ROWS} requests are not sent: {lost} requests of the sample that judges the labels of openai/{MODEL} were "
-        "given up for money, so that none of these would be taken. Raise the limit; then `dagster-llm-batch retry "
-        "labels` asks for the rows without a label"
+        "abandoned for lack of money, so these labels could not be used. Raise the limit; then `dagster-llm-batch "
+        "retry labels` asks for the rows without a label"
     ) in told
     # The reported command works: answered requests are not asked again, and the model is.
     again = definition(max_cost_usd=bound)

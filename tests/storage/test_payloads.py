@@ -444,7 +444,7 @@ def test_a_full_disk_says_so_whenever_it_is_noticed_and_keeps_what_was_there(tmp
     for size in (0, 1_000, 2_000_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limit[1]))  # a write past this fails, as on a full disk
         try:
-            said = rf"^Could not write a\.jsonl\.zst in {tmp_path}/f: File too large\. What was"
+            said = rf"^Could not write a\.jsonl\.zst in {tmp_path}/f: File too large\. Files stored"
             with pytest.raises(PayloadError, match=said), store.writer(file) as out:
                 out.write(os.urandom(size) + b"\n")
         finally:

@@ -196,7 +196,7 @@ def _parse(url: str | PathLike[str]) -> sa.URL:
 
 def _refuse_memory() -> sa.URL:
     raise LedgerError(
-        "A ledger in memory would forget what was paid. Give it a path, sqlite:///path, or postgresql://…"
+        "A ledger in memory would lose the records of paid batches. Give it a path, sqlite:///path, or postgresql://…"
     )
 
 
@@ -240,7 +240,7 @@ def _refuse_wrong_clock(connection: Any, clock: Callable[[], datetime]) -> None:
     connection.commit()
     if not before - _CLOCKS_APART <= theirs <= ours + _CLOCKS_APART:
         raise LedgerError(
-            f"This machine's clock says {ours:%Y-%m-%d %H:%M:%S} UTC, and that of the ledger's database "
+            f"This machine's clock shows {ours:%Y-%m-%d %H:%M:%S} UTC, but the clock of the ledger's database shows "
             f"{theirs.astimezone(UTC):%H:%M:%S}. Processes that disagree about the time would work on the same "
             "batches at once. Nothing was done. Set the clocks (NTP), then run again."
         )

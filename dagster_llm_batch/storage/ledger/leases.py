@@ -98,8 +98,8 @@ class Lease:
         if self._lost or self._clock() >= self._expires_at:
             raise LeaseError(
                 f"The lease '{hide_secrets(str(self))}' was lost: it could not be renewed before "
-                f"{self._expires_at.isoformat()}, or another process took it. Nothing more was done here; "
-                "run again to go on from what the ledger says."
+                f"{self._expires_at.isoformat()}, or another process took it. Nothing more was done here. "
+                "Run again to continue from the state in the ledger."
             )
 
     def renew(self) -> None:
@@ -206,8 +206,8 @@ def hold_leases(
         if left_seconds <= 0:
             raise LeaseError(
                 f"The lease '{hide_secrets(holder.name)}' is held by {holder.owner} until "
-                f"{holder.expires_at.isoformat()}. Nothing was done. Wait for that process to end, or stop it: a dead "
-                "one's lease passes on by itself."
+                f"{holder.expires_at.isoformat()}. Nothing was done. Wait for that process to end, or stop it: the "
+                "lease of a dead process becomes free automatically."
             )
         time.sleep(min(pause_seconds, left_seconds))
         # Each try is a write: processes that wait for minutes must not slow down those that work.
@@ -284,9 +284,9 @@ def _watch_other_machines(database: Database, clock: Callable[[], datetime]) -> 
 def _two_machines(database: Database, owner: str) -> LedgerError:
     return LedgerError(
         f"Two machines work on the ledger {database.shown_url}: {_host()} and {_host_of(owner)}. "
-        "SQLite keeps a file safe between the processes of one machine only; on a shared volume it can forget "
-        "what was paid for. Nothing was done. Give the deployment a ledger in PostgreSQL (ledger_url), or let "
-        "all of it run on one machine; a process that began before the ledger was moved here is to be started again."
+        "SQLite keeps a file safe between the processes of one machine only. On a shared volume it can lose the "
+        "records of paid batches. Nothing was done. Give the deployment a ledger in PostgreSQL (ledger_url), or run "
+        "all of it on one machine. If the ledger was moved here, restart the processes that began before."
     )
 
 

@@ -353,7 +353,7 @@ def refuse_other_version(connection: sa.Connection, version: int) -> None:
     now = _checked_version(connection, version)
     raise LedgerError(
         f"The ledger has schema version {now}; when this process opened it, it had {version}: it was restored from an "
-        "older backup meanwhile. Nothing was changed. Start this process anew."
+        "older backup meanwhile. Nothing was changed. Restart this process."
     )
 
 

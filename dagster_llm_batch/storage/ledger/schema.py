@@ -155,8 +155,8 @@ class _Name(TypeDecorator[str]):
             return value
         name = f"The {self.column.replace('_', ' ')} {ascii(value)[:200]}"
         raise LedgerError(
-            f"{name} has the character U+{ord(match[0]):04X}, which no database stores. A name is stored exactly or "
-            "not at all. Nothing was changed. Take that character out."
+            f"{name} has the character U+{ord(match[0]):04X}, which databases cannot store, and a name must "
+            "be stored exactly. Nothing was changed. Take that character out."
         )
 
 

@@ -405,10 +405,10 @@ def take_move(
             raise
         raise LedgerError(
             f"Batch {changes[first].get('batch_id')} already belongs to another shard than {first}. "
-            "The ledger stays as it was. A provider gives no id twice, so this is an emulator that was started again "
-            "with the same --seed (start it without), a ledger that was put back from a backup, or a wrong "
-            "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
-            f"dagster-llm-batch resolve {first} --no-batch sends it anew."
+            "The ledger is unchanged. Providers never give an id twice. So an emulator was restarted with the same "
+            "--seed (start it without), the ledger was restored from a backup, or --batch-id is wrong. Look at the "
+            "provider's console. If the batch there is not this shard's: "
+            f"`dagster-llm-batch resolve {first} --no-batch` sends it again."
         ) from error
 
     if move is Move.SEND:

@@ -108,8 +108,8 @@ class Submissions(Member):
                 # A process that was frozen for longer than its lease has outdated values.
                 if known is not None and get_waves_beside(connection, submission) != known:
                     raise LeaseError(
-                        f"'{submission.asset}' {submission.partition}: another process planned it meanwhile. Nothing "
-                        "was sent for these rows. Run again if these are the newer rows."
+                        f"'{submission.asset}' {submission.partition}: another process planned it meanwhile. Your "
+                        "rows were not sent. Run again if yours are the newer ones."
                     )
                 insert_shards(connection, self._clock, submission, shards)
                 opened = event_row(submission.submission_id, events.Opened(), after=submission.state)

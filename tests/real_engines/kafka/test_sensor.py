@@ -171,7 +171,7 @@ def test_a_topic_that_was_made_anew_is_noticed(make, broker, topic):
     broker.produce(name, tickets(4))
     location = make(name)
     cursor = json.dumps({name: {"0": 50}})
-    with pytest.raises(InputError, match=r"gone to offset 50 of partition 0, and it ends at 4 now"):
+    with pytest.raises(InputError, match=r"end at offset 50 of partition 0, and it ends at 4 now"):
         location.tick("kafka", cursor)
     with pytest.raises(InputError, match=r"of partition 7, and it is gone"):
         location.tick("kafka", json.dumps({name: {"7": 5}}))
