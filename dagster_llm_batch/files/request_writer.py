@@ -332,8 +332,8 @@ class Draft:
         self._keys.check(self._keys_again)
         if (count := self._unreadable.rows) and not self._seen.count:
             msg = (
-                f"All rows were left out: {count:,} of {self._source.digest.rows:,} have an image that cannot be read. "
-                f"The first: {self._unreadable.reason}. Nothing was sent. Correct the column, or "
+                f"All rows were left out: {count:,} of {self._source.digest.rows:,} rows have an image that cannot be "
+                f"read. The first: {self._unreadable.reason}. Nothing was sent. Correct the column, or "
                 "Prompt(image_root=...), or put the images there, and plan again."
             )
             raise InputError(msg)

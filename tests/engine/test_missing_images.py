@@ -137,7 +137,7 @@ def test_without_any_image_a_partition_fails_before_anything_is_sent(
         rows = pictures(b"one", None, b"two") if kind == "bytes" else pictures("gone.png", None, "gone.png")
         for call in (workspace.engine().plan, workspace.engine().preview):
             with pytest.raises(
-                InputError, match=r"All rows were left out: 2 of 3 have .* The first: the image in column"
+                InputError, match=r"All rows were left out: 2 of 3 rows .* The first: the image in column"
             ):
                 call(seeing(root), rows)
     assert (workspace.files(), billed(workspace)) == (set(), [])
