@@ -28,8 +28,8 @@ from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 
 __all__ = ["Evidence", "QuotedColumns"]
 
-# Texts are Python objects while quotes are located in them.
-_ROWS_AT_ONCE = 1_024
+# Texts are Python objects while quotes are located in them, so fewer rows are read at once if these are long.
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 1_024, 1 << 23
 
 _LEAST_LEAST_SCORE = 0.5
 
@@ -172,7 +172,8 @@ class QuotedColumns:
         columns = sorted({*(field.column for field in self._fields.values()), *self._evidence.quotes.values()})
         read = labels.select(columns)
         chunks: dict[str, list[pa.Array]] = {name: [] for name in self.schema.names}
-        for batch in read.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        fit = _BYTES_AT_ONCE * len(read) // max(read.nbytes, 1)
+        for batch in read.to_batches(max_chunksize=max(min(fit, _ROWS_AT_ONCE), 1)):
             for name, array in self._located(batch):
                 chunks[name].append(array)
         at = labels.schema.get_field_index(self._last)
@@ -181,19 +182,19 @@ class QuotedColumns:
         return labels
 
     def _located(self, rows: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
-        texts: dict[str, list[SourceText | None]] = {
-            name: [None if text is None else SourceText(str(text)) for text in rows.column(name).to_pylist()]
-            for name in {*self._evidence.quotes.values()}
-        }
+        values = {name: rows.column(name).to_pylist() for name in rows.schema.names}
+        places: dict[str, list[Any]] = {path: [] for path in self._fields}
+        for at in range(rows.num_rows):
+            # One for each row: a folded text takes several times the memory of the text.
+            sources = {name: SourceText(str(values[name][at] or "")) for name in self._evidence.quotes.values()}
+            for path, field in self._fields.items():
+                source = sources[self._evidence.quotes[path]]
+                places[path].append(self._places(values[field.column][at], field.steps, source))
         for path, field in self._fields.items():
-            values = rows.column(field.column).to_pylist()
-            sources = texts[self._evidence.quotes[path]]
-            places = [self._places(value, field.steps, source) for value, source in zip(values, sources, strict=True)]
             for number, (name, kind) in enumerate(zip(_names(path), _TYPES.values(), strict=True)):
-                array = pa.array([_part(place, number) for place in places], _in_lists(kind, field.lists))
-                yield name, array
+                yield name, pa.array([_part(place, number) for place in places[path]], _in_lists(kind, field.lists))
 
-    def _places(self, value: Any, steps: Sequence[str], source: SourceText | None) -> Any:
+    def _places(self, value: Any, steps: Sequence[str], source: SourceText) -> Any:
         """Return the place of a quote, or the places of all quotes in lists as lists."""
         if value is None:
             return None
@@ -201,8 +202,7 @@ class QuotedColumns:
             return [self._places(each, steps, source) for each in value]
         if steps:
             return self._places(value[steps[0]], steps[1:], source)
-        # Without a text, the quote is missing.
-        return (source or SourceText("")).locate(value, self._evidence.min_score)
+        return source.locate(value, self._evidence.min_score)
 
     def count(self, labels: pa.Table) -> Counter[str]:
         """Return the number of quotes of each kind of match."""
