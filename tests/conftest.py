@@ -12,8 +12,11 @@ import pytest
 with suppress(ModuleNotFoundError):  # engines with a separate environment do without it
     from hypothesis import settings
 
-    settings.register_profile("untimed", deadline=None)  # a machine that does other work is no defect
-    settings.register_profile("few", deadline=None, max_examples=20)  # for a second Python, after a complete run
+    # Examples are the same each time, so that a failure comes from a change; DLB_EXPLORE=1 tries others. They have no
+    # time limit: a machine that does other work is no defect.
+    settings.register_profile("untimed", deadline=None, derandomize="DLB_EXPLORE" not in os.environ)
+    # For a second Python, after a complete run.
+    settings.register_profile("few", settings.get_profile("untimed"), max_examples=20)
     settings.load_profile("untimed")
 
 with suppress(ModuleNotFoundError):
