@@ -280,7 +280,7 @@ def test_a_request_file_that_was_changed_is_not_sent(workspace: Workspace) -> No
     [shard] = workspace.engine().status(submission.submission_id).shards
     with workspace.engine().payloads.writer(shard.path) as out:
         out.write(b'{"custom_id":"other"}\n')
-    with pytest.raises(LLMBatchError, match=r"nothing was sent: .* its digest differs\."):
+    with pytest.raises(LLMBatchError, match=r": .* its digest differs\. Nothing was sent\. Restore it"):
         workspace.engine().submit(definition, submission.submission_id)
     assert workspace.engine().status(submission.submission_id).states == {"planned": 1}
     workspace.engine().payloads.delete(shard.path)
