@@ -104,7 +104,8 @@ class EvaluationPage:
         if not set(page.columns) >= EVALUATION_COLUMNS:
             return self._show(request, "nothing.html", 404, words=f"{asset.key} is no evaluation.")
         parts = {name: self._deployment.asset(f"{asset.key}_{name}") for name in _PARTS}
-        earlier = [] if partition is None else [each for each in asset.earlier(partition) if each in asset.partitions]
+        stored = {*asset.partitions}
+        earlier = [] if partition is None else [each for each in asset.earlier(partition) if each in stored]
         return self._show(
             request,
             "evaluation.html",

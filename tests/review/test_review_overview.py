@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections import Counter
+from collections import Counter, UserDict
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from urllib.parse import urlencode
@@ -263,6 +263,34 @@ def test_a_partition_is_compared_with_the_newest_earlier_one_that_was_evaluated(
     assert "earlier partition" not in words_of(client, "/evaluation/quality?in=d1")
     text = client.get("/evaluation/quality?in=d2", X_User="ada").text
     assert 'href="/evaluation/quality?in=d1"' in text
+
+
+class ListedFiles(UserDict[str, str]):
+    """Counts how often its partitions are listed."""
+
+    times = 0
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
+
+
+def test_partitions_are_listed_as_often_for_many_earlier_ones_as_for_few(serve, tmp_path):
+    gold = pa.table({"id": [f"t{number}" for number in range(len(GOLD))], "topic": GOLD})
+    path = str(tmp_path / "evaluated.parquet")
+    report = compare(gold, {"tickets": gold}, key="id", targets=[Target("topic", kind="categorical")])
+    pq.write_table(evaluations_to_arrow(report.evaluations), path)
+    times = []
+    for count in (20, 200):
+        days = [f"d{number:03}" for number in range(count)]
+        files = ListedFiles(dict.fromkeys(days, path))
+        asset = StoredAsset("quality", role="evaluation", files=files, earlier=lambda _last, days=days: days[-2::-1])
+        nothing = SimpleNamespace()  # neither ledger nor payloads are asked for an evaluation
+        deployment = ReviewedDeployment("here", nothing, nothing, "test", lambda asset=asset: [asset])
+        client = serve(review_app(deployment, Door(user_header="X-User")))
+        assert "no change since then" in words_of(client, f"/evaluation/quality?in={days[-1]}")
+        times.append(files.times)
+    assert times[0] == times[1]
 
 
 def test_a_number_is_compared_by_its_mean_error_and_a_missing_interval_is_said(by_day):
