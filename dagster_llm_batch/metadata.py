@@ -186,7 +186,7 @@ _LEVEL_DOCS = {
     "llm_why": "accepted; or why the oracle gave the label: sampled, audit, escalated or invalid",
     "llm_score": "the cheap model's confidence in its label",
     "llm_cheap_label": "the cheap model's label for a row that the oracle labeled",
-    "llm_sample_probability": "probability with which the row was drawn for the oracle",
+    "llm_sample_probability": "probability that the row was sent to the oracle; 1 below the threshold",
 }
 
 

@@ -218,7 +218,7 @@ class Chooser:
             )
         if not self._pairs:
             dearer = "" if self._wanted.against == GOLD else f", the more expensive one being {self._wanted.against}"
-            return f"it takes two models with different, known prices and the same prompt{dearer}"
+            return f"it takes answers to the same prompt by two models with different, known prices{dearer}"
         if all(not len(_both(*pair)[0]) for pair in self._pairs):
             return "it takes two models that have answered the same rows"
         return f"a sample would take nearly all of the {self._wanted.rows:,} rows"

@@ -381,7 +381,7 @@ def _target(dataset: Mapping[str, Any]) -> str:
 
 
 _JUDGED = """\
-  rows: $rows  # the asset with the labeled rows
+  rows: $rows  # the asset whose rows were labeled
   candidates: [$CANDIDATES]
   key: $key
   target: $target
