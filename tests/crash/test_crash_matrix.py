@@ -140,7 +140,7 @@ def test_a_batch_that_a_frozen_process_created_beside_another_ones_is_canceled_a
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
         [(told,)] = ledger.execute("select detail from event where kind = 'stray_batch'").fetchall()
     assert "was canceled, and costs at most $" in told
-    assert f"Batch {unknown.partition(chr(39))[2].partition(chr(39))[0]}, beside batch_" in told
+    assert f"Batch {unknown.partition(chr(39))[2].partition(chr(39))[0]}, in addition to batch_" in told
 
 
 def test_the_matrix_sees_what_is_paid_twice_and_the_batch_that_is_left_over(tmp_path, files) -> None:
