@@ -134,7 +134,7 @@ def test_a_manifest_is_written_anew_from_the_same_rows(workspace: Workspace, how
     definition, submission_id, labels = landed(workspace)
     manifest = workspace.engine().ledger.submissions.get(submission_id).manifest_path or ""
     HARMS[how](workspace.tmp_path / "payloads" / manifest)
-    with pytest.raises(PayloadError, match=r"submits 'ticket_labels' again.* nothing is asked"):
+    with pytest.raises(PayloadError, match=r"submits 'ticket_labels' again: .* without asking or paying again"):
         workspace.engine().labels(definition, submission_id)
     assert workspace.engine().plan(definition, tickets(ROWS)).submission_id == submission_id
     assert values(workspace.engine().labels(definition, submission_id).labels) == labels
