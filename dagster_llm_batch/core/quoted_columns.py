@@ -79,12 +79,16 @@ class Evidence:
         content = [[*map(list, sorted(self.quotes.items()))], self.min_score]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
-    def fitting(self, keep: Sequence[str], response: pa.Schema) -> Evidence | None:
-        """Return the evidence with the fields and columns of an earlier definition; None if nothing is left."""
+    def fitting(self, key: str, keep: Sequence[str], response: pa.Schema) -> Evidence | None:
+        """Return the evidence with the fields and columns of an earlier definition; None if nothing is left.
+
+        Fields are left out, too, if a column of the earlier definition has the name of one that they add.
+        """
+        taken = {key, *keep, *response.names}
         quotes = {
             path: column
             for path, column in self.quotes.items()
-            if column in keep and isinstance(_found(path, response), _Field)
+            if column in keep and isinstance(_found(path, response), _Field) and taken.isdisjoint(_names(path))
         }
         return replace(self, quotes=quotes) if quotes else None
 

@@ -376,7 +376,9 @@ class Labeling:
             given = asked["response"]
             form = ResponseFormat(**{**given, "kind": ResponseKind(given["kind"])})
             response = StoredResponse(form, _in_order(definition["columns"] or given["json_schema"], self.reader))
-        evidence = self.evidence and self.evidence.fitting(definition["keep"], Reader(response).schema)
+        evidence = self.evidence and self.evidence.fitting(
+            definition["key"], definition["keep"], Reader(response).schema
+        )
         return replace(
             self,
             model=asked["model"],

@@ -193,11 +193,17 @@ def test_an_earlier_definition_has_the_part_of_the_evidence_that_fits_it():
         quote: str
         claims: list[str]
 
+    class WithPlaces(Review):
+        quote_start: int
+
     own = labeling()
     for earlier, expected in (
         (labeling(evidence=None), {"quote": "text", "claims.quote": "text"}),
         (labeling(response=Older, evidence=None), {"quote": "text"}),
         (labeling(keep=[], evidence=None), None),
+        (labeling(response=WithPlaces, evidence=None), {"claims.quote": "text"}),
+        (labeling(keep=["text", "quote_end"], evidence=None), {"claims.quote": "text"}),
+        (labeling(key="claims_quote_match", evidence=None), {"quote": "text"}),
     ):
         as_sent = own.as_of(earlier.definition)
         assert (as_sent.evidence and dict(as_sent.evidence.quotes)) == expected
