@@ -15,6 +15,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from itertools import chain, pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -38,15 +39,12 @@ _MANY_TRIES = 100
 _PART = 200
 # A part may be less alike than the whole quote.
 _PART_LEEWAY = 0.15
-# Unicode's limit of combining marks in a text that is processed as a stream.
-_MOST_MARKS = 30
 
 _DROPPED = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 # Single and double quotation marks of many languages; hyphens, dashes and the minus sign.
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b\u2032\u02bc\u2039\u203a", "\u201c\u201d\u201e\u201f\u00ab\u00bb"
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 _PLAIN = str.maketrans(dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"') | dict.fromkeys(_DASHES, "-"))
-_SPACES = re.compile(r"\s+")
 # Words with one blank between them stay as they are. A run of white space is one character of the folded text.
 _TOKEN = re.compile(rf"(?P<same>[!-~]+(?: [!-~]+)*)|(?P<space>[\s{_DROPPED}]+)|(?P<other>.)", re.DOTALL)
 
@@ -115,7 +113,19 @@ def fold(text: str) -> str:
     Compatible characters are one (Unicode's NFKD), quotation marks and dashes are plain, a run of white space is one
     blank, and soft hyphens and other invisible characters are gone. The case stays.
     """
-    return _FoldedText(text).text.strip()
+    start, end = 0, len(text)
+    while start < end and _is_blank(text[start]):
+        start += 1
+    while start < end and _is_blank(text[end - 1]):
+        end -= 1
+    # A folded character may begin with a blank: that of an accent without a letter, such as U+00B4.
+    if start < end and _folded_character(text[start])[1]:
+        start = 0
+    return _FoldedText(text[start:end]).text
+
+
+def _is_blank(character: str) -> bool:
+    return character.isspace() or character in _DROPPED
 
 
 class _FoldedText:
@@ -126,11 +136,12 @@ class _FoldedText:
     """
 
     def __init__(self, original: str) -> None:
-        parts: list[str] = []
         # of each piece: where it begins in the folded and in the original text, and whether its characters correspond
         self._at: list[int] = []
         self._original_at: list[int] = []
         self._corresponds: list[bool] = []
+        # of each piece that is whole; the others are as in the original
+        self._wholes: list[str] = []
         length = position = 0
         while position < len(original):
             token = _TOKEN.match(original, position)
@@ -141,36 +152,39 @@ class _FoldedText:
                 piece = " " if piece.strip(_DROPPED) else ""
             elif token.lastgroup == "other":
                 piece, is_mark = _folded_character(piece)
-                if is_mark and parts:
-                    while end < len(original) and end - start < _MOST_MARKS and _folded_character(original[end])[1]:
-                        end += 1
-                    start = self._take_back(parts, start)
-                    length = sum(map(len, parts[-1:])) + (self._at[-1] if parts else 0)
-                    piece = _SPACES.sub(" ", _decomposed(original[start:end]))
+                if is_mark:
+                    end = _end_of_marks(original, end)
+                    marks = original[start:end]
+                    base, start, length = self._take_back(original, start, length)
+                    piece = _with_marks(base, marks)
                 corresponds = piece == original[start:end]
-            if corresponds and parts and self._corresponds[-1]:
-                parts[-1] += piece
-            else:
-                parts.append(piece)
-                self._at.append(length)
-                self._original_at.append(start)
-                self._corresponds.append(corresponds)
+            if not (corresponds and self._corresponds and self._corresponds[-1]):
+                self._append(length, start, "" if corresponds else piece, corresponds=corresponds)
             length += len(piece)
             position = end
-        self.text = "".join(parts)
-        self._at.append(length)
-        self._original_at.append(len(original))
-        self._corresponds.append(False)
+        self._append(length, len(original), "", corresponds=False)
+        pieces = zip(self._corresponds, self._wholes, pairwise(self._original_at), strict=False)
+        self.text = "".join(original[slice(*place)] if corresponds else piece for corresponds, piece, place in pieces)
 
-    def _take_back(self, parts: list[str], start: int) -> int:
-        """Take the last character of the last piece, or all of a piece that is whole; return where it begins."""
-        if self._corresponds[-1] and len(parts[-1]) > 1:
-            parts[-1] = parts[-1][:-1]
-            return start - 1
-        parts.pop()
-        self._at.pop()
-        self._corresponds.pop()
-        return self._original_at.pop()
+    def _append(self, at: int, original_at: int, whole: str, *, corresponds: bool) -> None:
+        self._at.append(at)
+        self._original_at.append(original_at)
+        self._wholes.append(whole)
+        self._corresponds.append(corresponds)
+
+    def _take_back(self, original: str, start: int, length: int) -> tuple[str, int, int]:
+        """Take back what the marks at `start` belong to: the last character, or all of a piece that is whole.
+
+        Return it folded, where it begins in the original, and the length of the folded text before it.
+        """
+        base = ""
+        while self._at and not base:
+            if self._corresponds[-1] and length - self._at[-1] > 1:
+                return original[start - 1], start - 1, length - 1
+            length, start, base = self._at.pop(), self._original_at.pop(), self._wholes.pop()
+            if self._corresponds.pop():
+                base = original[start]
+        return base, start, length
 
     def find(self, folded: str) -> tuple[int, int] | None:
         """Return the place in the original text of the first whole match; None without one."""
@@ -216,6 +230,26 @@ def _folded_character(character: str) -> tuple[str, bool]:
     """Return a character folded, and whether it is a mark of the character before it."""
     folded = _decomposed(character)
     return folded, bool(unicodedata.combining(folded[0])) if folded else False
+
+
+def _end_of_marks(text: str, at: int) -> int:
+    """Return where the marks that go on here end. Dropped characters between marks do not end them."""
+    end = at
+    while at < len(text) and ((is_mark := _folded_character(text[at])[1]) or text[at] in _DROPPED):
+        at += 1
+        if is_mark:
+            end = at
+    return end
+
+
+def _with_marks(base: str, marks: str) -> str:
+    """Return a folded character with its marks in Unicode's order.
+
+    `unicodedata` sorts them in time that grows with the square of their number, and some texts have thousands.
+    """
+    folded = [*base, *chain.from_iterable(_folded_character(mark)[0] for mark in marks if mark not in _DROPPED)]
+    first = next((at for at in reversed(range(len(folded))) if not unicodedata.combining(folded[at])), -1) + 1
+    return "".join([*folded[:first], *sorted(folded[first:], key=unicodedata.combining)])
 
 
 def _decomposed(text: str) -> str:

@@ -148,6 +148,35 @@ def test_whole_words_come_before_parts_of_words(source, quote, start):
     assert place.start == start
 
 
+@table(
+    "source, quote, found",
+    [
+        # An accent without a letter begins with a blank once it is folded.
+        ("Er sagte \u00b4Hallo\u00a0du\u00b4 zu", "\u00b4Hallo du\u00b4", "\u00b4Hallo\u00a0du\u00b4"),
+        # An invisible character stands between a letter and its mark, as in Bengali.
+        (
+            "\u098f\u0987 \u09b0\u200d\u09cd\u09af\u09be\u09ac",
+            "\u09b0\u09cd\u09af\u09be\u09ac",
+            "\u09b0\u200d\u09cd\u09af\u09be\u09ac",
+        ),
+        ("un caf\u0065\u200b\u0301 noir", "caf\u00e9", "caf\u0065\u200b\u0301"),
+    ],
+)
+def test_marks_and_accents_are_found_where_the_text_has_them(source, quote, found):
+    place = SourceText(source).locate(quote, None)
+    assert place is not None
+    assert place.match is Match.FOLDED
+    assert source[place.start : place.end] == found
+
+
+@table("run", ["中" * 300_000, "a" + "\u0301\u0323" * 100_000, "a" + "\u0301\u200b\u0323" * 100_000])
+def test_a_long_run_without_blanks_takes_time_in_proportion_to_it(run):
+    """Otherwise one text would hold up a table for minutes or hours."""
+    place = SourceText(f"{run} three\u00a0days").locate("three days", None)
+    assert place is not None
+    assert (place.match, place.start) == (Match.FOLDED, len(run) + 1)
+
+
 @pytest.mark.parametrize("words", [60, 400])
 def test_a_long_quote_is_found_nearly_wherever_it_was_changed(words):
     source = " ".join(f"word{number * 7919 % 10007}" for number in range(3_000))
