@@ -27,12 +27,11 @@ _NOW = "llm_asked_in_real_time"
 def in_real_time(labeling: Labeling, asset: str, realtime: Realtime | None = None, **changes: Any) -> Labeling:
     """Return the labeling under the name `asset`, which sends `marked` rows to its first model, in real time only.
 
-    `realtime` replaces the settings of the labeling.
+    `realtime` replaces the settings of the labeling. No columns of the rows are kept, so quotes are not located.
     """
     how = replace(realtime or labeling.realtime, urgent=_NOW, deadline=None)
-    return replace(
-        labeling, asset=asset, keep=(), realtime=how, resend=replace(labeling.resend, fallback=()), **changes
-    )
+    resend = replace(labeling.resend, fallback=())
+    return replace(labeling, asset=asset, keep=(), evidence=None, realtime=how, resend=resend, **changes)
 
 
 def marked(rows: pa.RecordBatch) -> pa.RecordBatch:

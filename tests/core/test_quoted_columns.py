@@ -14,6 +14,7 @@ from dagster_llm_batch.core import quoted_columns
 from dagster_llm_batch.core.quoted_columns import QuotedColumns
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.engine.realtime_sample import in_real_time
 from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 from tests.tables import table
 
@@ -207,6 +208,13 @@ def test_an_earlier_definition_has_the_part_of_the_evidence_that_fits_it():
     ):
         as_sent = own.as_of(earlier.definition)
         assert (as_sent.evidence and dict(as_sent.evidence.quotes)) == expected
+
+
+def test_a_sample_in_real_time_asks_the_same_and_locates_no_quotes():
+    own = labeling()
+    sample = in_real_time(own, "sample")
+    assert sample.quoted_columns is None
+    assert sample.definition["asked"] == own.definition["asked"]
 
 
 def test_a_labeling_with_evidence_goes_to_workers():
