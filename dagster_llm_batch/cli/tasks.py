@@ -148,7 +148,7 @@ def _tasks(
     # A table without partitions may be of rows of a dataset that has some.
     by_key = {row_key: row for (_, row_key), row in known.items()}
     prompts = _prompts(deployment, dataset, {partition for partition, _ in known}, known.values())
-    hidden = {field.path[0] for field in form.fields} | {_PARTITION, form.key}
+    hidden = form.hidden | {_PARTITION, form.key}
     tasks, code = [], deployment.code
     mask = row_masks(code.specs, code.all_datasets.values()).get(dataset.key)
     hide = hidden_row(mask, is_ours=True) if mask else None

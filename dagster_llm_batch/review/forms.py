@@ -55,13 +55,20 @@ class LabelForm:
         dataset: Its name in the ledger.
         key: Its column that names a row.
         schema: JSON Schema of the response; None for one of text.
-        columns: The response's columns, if there is no schema.
+        columns: The response's columns, which are the questions if there is no schema.
+        derived: Further columns of the labeled table that tell of answers, such as the places of quotes.
     """
 
     dataset: str
     key: str
     schema: Mapping[str, Any] | None
     columns: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+
+    @property
+    def hidden(self) -> set[str]:
+        """Columns of the labeled table that a person who judges its rows must not see: they tell a model's answer."""
+        return {*(field.path[0] for field in self.fields), *self.columns, *self.derived}
 
     @property
     def fields(self) -> list[Field]:
@@ -187,7 +194,9 @@ def form_of_labeling(dataset: str, labeling: Labeling) -> LabelForm | None:
     reader = labeling.reader
     if reader.format.kind is ResponseKind.EMBEDDING:
         return None
-    return LabelForm(dataset, labeling.key, reader.format.json_schema, tuple(field.name for field in reader.fields))
+    derived = () if labeling.quoted_columns is None else labeling.quoted_columns.schema.names
+    columns = tuple(field.name for field in reader.fields)
+    return LabelForm(dataset, labeling.key, reader.format.json_schema, columns, tuple(derived))
 
 
 def _shown(value: Any) -> str:

@@ -214,7 +214,7 @@ class LabelPages:
         partition, key = address
         columns: dict[str, Any] = {}
         parts: list[Part] = []
-        hidden = {field.name for field in form.fields} | {PARTITION}
+        hidden = form.hidden | {PARTITION}
         for asset in self._deployment.assets():
             if asset.dataset != form.dataset:
                 continue

@@ -45,7 +45,7 @@ def _texts(
 
     A partition that the dataset does not have leaves the key alone, which counts if one partition contains it.
     """
-    hidden = {field.name for field in form.fields} | {PARTITION, form.key}
+    hidden = form.hidden | {PARTITION, form.key}
     assets = [asset for asset in deployment.assets() if asset.dataset == form.dataset]
     partitions = {partition for asset in assets for partition in asset.partitions}
     keys: dict[str, list[str]] = {}

@@ -16,6 +16,7 @@ from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.realtime_sample import in_real_time
 from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
+from dagster_llm_batch.review.forms import form_of_labeling
 from tests.tables import table
 
 TEXT = "The battery died after three days. Support was kind."
@@ -215,6 +216,12 @@ def test_a_sample_in_real_time_asks_the_same_and_locates_no_quotes():
     sample = in_real_time(own, "sample")
     assert sample.quoted_columns is None
     assert sample.definition["asked"] == own.definition["asked"]
+
+
+def test_who_judges_a_row_sees_neither_the_models_answer_nor_the_places_of_its_quotes():
+    form = form_of_labeling("reviews", labeling())
+    assert form is not None
+    assert form.hidden == {*labeling().label_columns} - {"id", "text"}
 
 
 def test_a_labeling_with_evidence_goes_to_workers():

@@ -46,7 +46,12 @@ class Ticket(BaseModel):
     others: list[Inner] = []
 
 
-TOPIC = LabelForm("tickets", "id", {"properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]})
+TOPIC = LabelForm(
+    "tickets",
+    "id",
+    {"properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]},
+    derived=("quote_match",),
+)
 ROWS = 12
 
 
@@ -55,7 +60,13 @@ def desk(serve, tmp_path):
     """Serve a sample of rows to judge. Yield the ledger, and a function that opens a person's client."""
     rows = [f"t{number}" for number in range(ROWS)]
     labels = pa.table(
-        {"id": rows, "body": [f"Text of {row}" for row in rows], "topic": ["bug"] * ROWS, "llm_model": ["m"] * ROWS}
+        {
+            "id": rows,
+            "body": [f"Text of {row}" for row in rows],
+            "topic": ["bug"] * ROWS,
+            "quote_match": ["folded"] * ROWS,
+            "llm_model": ["m"] * ROWS,
+        }
     )
     pq.write_table(labels, tmp_path / "labels.parquet")
     sample = pa.table(
@@ -114,6 +125,7 @@ def test_a_row_is_asked_without_what_candidates_said_or_why_it_was_proposed(desk
     assert "310" not in text
     shown = text.partition('<section class="card" aria-label="Row">')[2].partition("</section>")[0]
     assert "bug" not in shown
+    assert "folded" not in shown
     assert "disagreement" not in text
     assert "sample_weight" not in text
 
