@@ -40,7 +40,9 @@ _PART = 200
 # A part may be less alike than the whole quote.
 _PART_LEEWAY = 0.15
 
-_DROPPED = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+# Invisible: soft hyphens, joiners, marks of the direction of writing, and choices between text and emoji.
+_DROPPED = "\u00ad\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f"
+_DROPPED += "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 # Single and double quotation marks of many languages; hyphens, dashes and the minus sign.
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b\u2032\u02bc\u2039\u203a", "\u201c\u201d\u201e\u201f\u00ab\u00bb"
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"

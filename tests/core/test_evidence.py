@@ -160,9 +160,12 @@ def test_whole_words_come_before_parts_of_words(source, quote, start):
             "\u09b0\u200d\u09cd\u09af\u09be\u09ac",
         ),
         ("un caf\u0065\u200b\u0301 noir", "caf\u00e9", "caf\u0065\u200b\u0301"),
+        # The choice of an emoji, and the direction of writing.
+        ("I \u2764\ufe0f it.", "I \u2764 it", "I \u2764\ufe0f it"),
+        ("call \u206612-34\u2069 now", "call 12-34 now", "call \u206612-34\u2069 now"),
     ],
 )
-def test_marks_and_accents_are_found_where_the_text_has_them(source, quote, found):
+def test_marks_and_invisible_characters_are_found_where_the_text_has_them(source, quote, found):
     place = SourceText(source).locate(quote, None)
     assert place is not None
     assert place.match is Match.FOLDED
