@@ -194,7 +194,7 @@ def form_of_labeling(dataset: str, labeling: Labeling) -> LabelForm | None:
     reader = labeling.reader
     if reader.format.kind is ResponseKind.EMBEDDING:
         return None
-    derived = () if labeling.quoted_columns is None else labeling.quoted_columns.schema.names
+    derived = [] if labeling.quoted_columns is None else labeling.quoted_columns.schema.names
     columns = tuple(field.name for field in reader.fields)
     return LabelForm(dataset, labeling.key, reader.format.json_schema, columns, tuple(derived))
 
