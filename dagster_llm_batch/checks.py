@@ -19,6 +19,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.cascade import Rolling
 from dagster_llm_batch.core.evidence import Match
 from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_text
+from dagster_llm_batch.core.quoted_columns import Evidence
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.conditions import Condition, ConditionKind
 from dagster_llm_batch.errors import ConfigError
@@ -81,13 +82,15 @@ class Checks:
         min_coverage: Least share of rows with a label, 0 to 1. Empty rows, which are skipped, do not count, unless all
             rows are empty: that is a share of 0. With 0, every share passes.
         min_parse_rate: Least share of replies that fit the response, 0 to 1.
-        min_grounded: Least share of quotes that are found in their texts, 0 to 1, if the dataset has `evidence`. A
-            smaller share warns.
+        evidence: Fields of the response that quote a column of the rows: the labeled table has the place of each quote.
+            Default: none.
+        min_grounded: Least share of quotes that are found in their texts, 0 to 1. A smaller share warns.
         blocking: True to stop downstream assets if the coverage or parse rate fails.
     """
 
     min_coverage: float = 0.95
     min_parse_rate: float = 0.95
+    evidence: Evidence | None = None
     min_grounded: float = 0.95
     blocking: bool = True
 

@@ -25,7 +25,6 @@ from dagster_llm_batch.assets.upstream import check_deps, check_partitions
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.quoted_columns import Evidence
 from dagster_llm_batch.core.response import Response
 from dagster_llm_batch.definition.labeling import EmptyRows
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend
@@ -65,7 +64,6 @@ def llm_batch_assets(
     resend: Resend | None = None,
     spend: Spend | None = None,
     cascade: Cascade | None = None,
-    evidence: Evidence | None = None,
     checks: Checks | None = None,
     workers: Workers | None = None,
     frame: Frame = "arrow",
@@ -91,13 +89,14 @@ def llm_batch_assets(
             that narwhals reads, an iterator of Arrow record batches, or an open `pyarrow.parquet.ParquetFile`. The file
             takes some MB of memory, however long its rows are.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
-        limits, realtime, resend, spend, cascade, evidence: See Labeling.
+        limits, realtime, resend, spend, cascade: See Labeling.
         partitions_def: Any Dagster partitions, for all three assets. Dagster's partition mapping selects the partitions
             of an upstream asset. Default: no partitions.
         mode: "deferred": the run does not wait for batches; a sensor (`build_llm_batch_sensor`) materializes the labels
             when the batches end. "wait": the run waits for the batches, and polls them every
             `LLMBatchResource(poll_seconds=…)` seconds. Use it for development and small submissions.
-        checks: Minimum coverage and parse rate, and whether a failed check blocks the assets downstream.
+        checks: Minimum coverage and parse rate, quotes to find in the rows, and whether a failed check blocks the
+            assets downstream.
         frame: The type that the IO manager gets: a table of "arrow", "polars" or "pandas", or "batches", a stream of
             Arrow record batches (`pyarrow.RecordBatchReader`) that need not fit into memory. HiveParquetIOManager takes
             such streams.
@@ -149,7 +148,7 @@ def llm_batch_assets(
             spend=spend or Spend(),
             cascade=cascade,
             workers=workers,
-            evidence=evidence,
+            evidence=None if checks is None else checks.evidence,
             tags=_users_own(own.tags or {}),
         ),
         rows=_rows(rows),

@@ -14,6 +14,7 @@ from dagster.components.testing.test_cases import TestTranslation
 from yaml_project import BATCH, EVAL, evaluation, labels, loaded, refusal
 
 from dagster_llm_batch import (
+    Checks,
     CommandBatchResource,
     Embedding,
     Evidence,
@@ -389,8 +390,8 @@ def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
 def test_evidence_is_said_in_yaml():
     quoting = {"type": "object", "properties": {"topic": {"type": "string"}, "quote": {"type": "string"}}}
     given = {"quotes": {"quote": "subject"}, "min_score": 0.9}
-    with loaded(labels(evidence=given, response=quoting, keep=["subject"])) as project:
-        assert project.component.evidence == Evidence({"quote": "subject"}, min_score=0.9)
+    with loaded(labels(checks={"evidence": given}, response=quoting, keep=["subject"])) as project:
+        assert project.component.checks == Checks(evidence=Evidence({"quote": "subject"}, min_score=0.9))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`evidence=`: labels land with the places of their quotes in each lane and round, and it asks no row again."""
+"""`Checks(evidence=…)`: labels land with the places of their quotes in each lane and round, without asking again."""
 
 from __future__ import annotations
 
@@ -52,14 +52,16 @@ def answer(body: Any, _endpoint: str) -> Any:
     }
 
 
-def quoted(rows: Any, **changes: Any) -> list[dg.AssetsDefinition]:
+def quoted(
+    rows: Any, *, evidence: Evidence | None = EVIDENCE, min_grounded: float = 0.95, **changes: Any
+) -> list[dg.AssetsDefinition]:
     usual = {
         "model": "openai/gpt-4o-mini",
         "prompt": Prompt(user="{{ subject }} {{ body }}"),
         "keep": ["body"],
         "response": Answer,
         "rows": lambda _context: rows,
-        "evidence": EVIDENCE,
+        "checks": Checks(evidence=evidence, min_grounded=min_grounded),
     }
     return labeled(**{**usual, **changes})
 
@@ -185,7 +187,7 @@ def test_with_a_mask_a_quote_is_located_in_the_text_that_the_model_saw(place):
 @pytest.mark.parametrize("keep", [["body"], []])
 def test_evidence_asks_nothing_again_and_is_part_of_the_code_version_of_labels_alone(place, keep):
     """It runs a Dagster. Labels that landed without evidence, or without its column, have it when they land again."""
-    before = place(*quoted(ROWS[:1], evidence=None, keep=keep, checks=Checks(min_grounded=0.5)))
+    before = place(*quoted(ROWS[:1], evidence=None, keep=keep, min_grounded=0.5))
     result = land(before)
     assert "grounded" not in {one.check_name for one in result.get_asset_check_evaluations()}
     assert "quote_start" not in labels_of(before)["t0"]
@@ -195,7 +197,7 @@ def test_evidence_asks_nothing_again_and_is_part_of_the_code_version_of_labels_a
         versions.append([graph.get(dg.AssetKey(name)).code_version for name in (BATCH, REJECTS, LABELS)])
     assert len({tuple(version[:2]) for version in versions}) == 1
     assert len({version[2] for version in versions}) == 4
-    after = place(*quoted(ROWS[:1], checks=Checks(min_grounded=0.5)))
+    after = place(*quoted(ROWS[:1], min_grounded=0.5))
     sent = len(after.emulator.books.batches)
     earlier = before.materializations()[None].tags["dagster/data_version"]
     assert after.submit().success
