@@ -138,11 +138,11 @@ class _FoldedText:
     """
 
     def __init__(self, original: str) -> None:
-        # of each piece: where it begins in the folded and in the original text, and whether its characters correspond
+        # Of each piece: its beginning in the folded and in the original text, and whether its characters correspond.
         self._at: list[int] = []
         self._original_at: list[int] = []
         self._corresponds: list[bool] = []
-        # of each piece that is whole; the others are as in the original
+        # The folded text of each whole piece, and "" for the others, which are as in the original.
         self._wholes: list[str] = []
         length = position = 0
         while position < len(original):

@@ -31,7 +31,7 @@ __all__ = ["Evidence", "QuotedColumns"]
 # Texts are Python objects while quotes are located in them, so fewer rows are read at once if these are long.
 _ROWS_AT_ONCE, _BYTES_AT_ONCE = 1_024, 1 << 23
 
-_LEAST_LEAST_SCORE = 0.5
+_LOWEST_MIN_SCORE = 0.5
 
 _MEANINGS = {
     "start": "beginning of the quote in {source}, in characters from 0",
@@ -45,7 +45,7 @@ _TYPES = {"start": pa.int64(), "end": pa.int64(), "match": pa.string(), "score":
 @checked
 @dataclass(frozen=True)
 class Evidence:
-    """Fields of the response that quote a column of the rows. Each quote is located there when labels land.
+    """Fields of the response that quote a column of the rows. Each quote is located there when labels are materialized.
 
     The labeled table gets four columns for each field: `<field>_start` and `<field>_end` (characters from 0, as Python
     slices them), `<field>_match` (exact, folded, near or missing) and `<field>_score`. They are null without a quote. A
@@ -65,9 +65,9 @@ class Evidence:
     def __post_init__(self) -> None:
         if not self.quotes:
             raise ConfigError('Evidence.quotes is empty. Name a field and the column it quotes: {"quote": "text"}.')
-        if self.min_score is not None and not _LEAST_LEAST_SCORE <= self.min_score <= 1:
+        if self.min_score is not None and not _LOWEST_MIN_SCORE <= self.min_score <= 1:
             raise ConfigError(
-                f"Evidence.min_score={self.min_score!r} is not allowed; a least score is between {_LEAST_LEAST_SCORE} "
+                f"Evidence.min_score={self.min_score!r} is not allowed; a least score is between {_LOWEST_MIN_SCORE} "
                 "and 1, or None for quotes with the same words alone."
             )
         if self.min_score is not None and find_spec("rapidfuzz") is None:
