@@ -1,10 +1,11 @@
 """Pytest plugin of the ten-minute run, `-p tests.sampled_cases`: it runs some cases of each test, the same each time.
 
-It leaves out tests with the marks `slow` (except for a `journey`) and `simulation`. A test that needs no server, ledger
-or Dagster runs with all cases: its fixtures are pytest's own. Other tests run two cases, or the number in their mark
-`sample`; `sample()` runs all. The first case is drawn by its id. The next case is the one with the most parameter
-values that are not chosen yet: a test of each vendor on both ledgers runs with two vendors, on both ledgers, and the
-next test with two others.
+It leaves out tests with the marks `slow` (except for a `journey`) and `simulation`. It leaves out the functions in
+`tests/left_out.txt`, too: for each, quicker tests execute the same lines, as `python3 -m tests.mutants choose` found. A
+test that needs no server, ledger or Dagster runs with all cases: its fixtures are pytest's own. Other tests run two
+cases, or the number in their mark `sample`; `sample()` runs all. The first case is drawn by its id. The next case is
+the one with the most parameter values that are not chosen yet: a test of each vendor on both ledgers runs with two
+vendors, on both ledgers, and the next test with two others.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-__all__ = ["choose_cases", "of_ten_minutes"]
+__all__ = ["LEFT_OUT", "choose_cases", "of_ten_minutes"]
 
+LEFT_OUT = Path(__file__).with_name("left_out.txt")
+"""The test functions that only `python3 -m tests rest` and `all` run, one a line."""
 CASES = 2
 _PYTESTS_OWN = {
     "request",
@@ -73,10 +77,12 @@ def _drawn(items: Sequence[pytest.Item]) -> set[pytest.Item]:
 def of_ten_minutes(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     """Return the tests of the ten-minute run among these."""
     by_function: dict[str, list[pytest.Item]] = defaultdict(list)
+    left_out = frozenset(LEFT_OUT.read_text(encoding="utf-8").splitlines())
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
-        if "simulation" not in marks and ("slow" not in marks or "journey" in marks):
-            by_function[item.nodeid.partition("[")[0]].append(item)
+        function = item.nodeid.partition("[")[0]
+        if function not in left_out and "simulation" not in marks and ("slow" not in marks or "journey" in marks):
+            by_function[function].append(item)
     return set[pytest.Item]().union(*map(_drawn, by_function.values()))
 
 

@@ -1,8 +1,12 @@
 """The ten-minute run chooses different cases of each test, and the same ones each time."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from tests.sampled_cases import choose_cases
+from tests.mutants.selection import choose_functions
+from tests.sampled_cases import LEFT_OUT, choose_cases
 
 pytest_plugins = ["pytester"]
 
@@ -93,3 +97,36 @@ def test_simulation(): ...
     assert sorted([*short, *others]) == sorted(_ran_with(pytester))
     assert "test_journey" in short
     assert {"test_slow", "test_simulation"} <= set(others)
+
+
+def test_functions_are_chosen_by_the_new_lines_that_they_execute_for_their_time():
+    lines = {"long": {"a": 0b1111}, "two": {"a": 0b0011}, "same": {"a": 0b0011}, "other": {"b": 0b1}, "none": {}}
+    seconds = {"long": 8.0, "two": 1.0, "same": 1.0, "other": 1.0, "none": 1.0, "journey": 2.0}
+    assert choose_functions(lines, seconds, (), 1.0) == {"same"}
+    assert choose_functions(lines, seconds, {"journey"}, 4.0) == {"journey", "other", "same"}
+    assert choose_functions(lines, seconds, {"journey"}, 5.0) == {"journey", "other", "same", "two"}
+    assert choose_functions(lines, seconds, (), 100.0) == {"long", "other", "same", "two"}
+    assert choose_functions(lines, seconds, {"journey"}, 1.0) == {"journey"}
+
+
+def test_a_line_counts_for_three_functions_and_less_each_time():
+    lines = {name: {"a": 0b1} for name in "abcd"} | {"few": {"b": 0b1}}
+    seconds = dict.fromkeys("abcd", 1.0) | {"few": 3.0}
+    # The fourth function of a line brings nothing. A third of a line a second is less than half, more than a quarter.
+    assert [sorted(choose_functions(lines, seconds, (), limit)) for limit in (1, 2, 5, 6, 100)] == [
+        ["a"],
+        ["a", "b"],
+        ["a", "b", "few"],
+        ["a", "b", "c", "few"],
+        ["a", "b", "c", "few"],
+    ]
+
+
+def test_each_function_that_the_ten_minutes_leave_out_is_there():
+    listed = LEFT_OUT.read_text(encoding="utf-8").splitlines()
+    assert listed == sorted(set(listed))
+    for name in listed:
+        file, *_, function = name.split("::")
+        assert re.search(rf"^ *(async )?def {function}\(", Path(LEFT_OUT.parents[1], file).read_text(), re.MULTILINE), (
+            name
+        )

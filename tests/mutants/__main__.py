@@ -3,6 +3,7 @@
 python3 -m tests.mutants lines             # run all tests but simulations, and note the lines of each; takes two hours
 python3 -m tests.mutants run               # try 150 mutants of one seed; takes hours, and resumes after an interruption
 python3 -m tests.mutants run --count 20 --seed 7
+python3 -m tests.mutants choose 700        # choose tests of 700 s of processor time for the ten-minute run
 
 Only the tests that execute the changed line run, and the first failure stops them. Tests of the ten-minute run come
 first. If all of these pass, the other tests follow. Reads and writes `.mutants`.
@@ -27,12 +28,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from example_project import bootstrap  # noqa: E402 - set-up is shared with the example
 from tests.__main__ import REQUIREMENTS, SHORT, make_environment  # noqa: E402
+from tests.sampled_cases import LEFT_OUT  # noqa: E402
 
 KEPT = ROOT / ".mutants"
 _LINES, _TIMES, _RESULTS = KEPT / "lines", KEPT / "times.csv", KEPT / "results.jsonl"
 _VENV = ROOT / ".venv-mutants"
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 _SECONDS_A_SIDE = 1_200.0
+_ALWAYS_BELOW = 0.05
+"""A function that takes less processor time than these seconds is always in the ten-minute run."""
 MISSED, FOUND, NEVER, UNDECIDED = "missed", "found", "found by no test", "not decided"
 
 
@@ -112,9 +116,9 @@ def _fails(copy: Path, tests: Sequence[str]) -> bool | None:
     return done.returncode != 0
 
 
-def _ids_of_ten_minutes() -> frozenset[str]:
+def _ids_of_ten_minutes(*options: str) -> frozenset[str]:
     listed = subprocess.run(
-        [*_PYTEST, *SHORT, "--collect-only", "tests"], cwd=ROOT, check=False, capture_output=True, text=True
+        [*_PYTEST, *SHORT, "--collect-only", *options, "tests"], cwd=ROOT, check=False, capture_output=True, text=True
     )
     return frozenset(line for line in listed.stdout.splitlines() if "::" in line)
 
@@ -124,6 +128,27 @@ def _seconds() -> Mapping[str, float]:
         return {}
     with _TIMES.open(newline="") as file:
         return {test: float(wall) for test, wall, _ in csv.reader(file)}
+
+
+def choose(limit: float) -> int:
+    """Write the functions that the ten-minute run leaves out, so that the others take at most `limit` seconds.
+
+    Tests with the mark `journey` or `sample` stay. So does a test that executes no line of the package in its own
+    process, since its lines are not known.
+    """
+    from tests.mutants.selection import choose_functions, lines_of_functions, seconds_of_functions
+
+    LEFT_OUT.write_text("")
+    cases = _ids_of_ten_minutes()
+    lines, seconds = lines_of_functions(_LINES, cases), seconds_of_functions(_TIMES, cases)
+    staying = _ids_of_ten_minutes("-m", "journey or sample")
+    always = {name.partition("[")[0] for name in staying} & set(seconds)
+    always |= {name for name, cost in seconds.items() if cost < _ALWAYS_BELOW or not lines.get(name)}
+    chosen = choose_functions(lines, seconds, always, limit)
+    LEFT_OUT.write_text("".join(f"{name}\n" for name in sorted(set(seconds) - chosen)), encoding="utf-8")
+    used, among = (sum(seconds[name] for name in names) for names in (chosen, seconds))
+    print(f"{len(chosen):,} of {len(seconds):,} functions, {used:.0f} of {among:.0f} s, are in the ten-minute run")
+    return 0
 
 
 def main(arguments: Iterable[str]) -> int:
@@ -140,9 +165,13 @@ def main(arguments: Iterable[str]) -> int:
     run.add_argument("--count", type=int, default=150)
     run.add_argument("--seed", type=int, default=1)
     run.add_argument("--at-once", type=int, default=2, help="mutants at once (default: 2)")
+    selection = steps.add_parser("choose", help="choose the tests of the ten-minute run by their lines and times")
+    selection.add_argument("seconds", type=float, help="processor time of the run, as noted with the lines")
     chosen = parser.parse_args(list(arguments))
     if chosen.step == "lines":
         return note_lines(chosen.pytest)
+    if chosen.step == "choose":
+        return choose(chosen.seconds)
     return run_mutants(chosen.count, chosen.seed, chosen.at_once)
 
 
