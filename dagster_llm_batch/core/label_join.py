@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rates import PICODOLLAR
-from dagster_llm_batch.core.result_schema import FENCED, RESULT_SCHEMA
+from dagster_llm_batch.core.result_schema import RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import SKIPPED, Outcome
 
@@ -261,10 +261,11 @@ def with_shared(results: pa.Table, shared: pa.Table | None, by: str) -> pa.Table
 
 
 def _count_fenced(results: pa.Table, places: pa.Array) -> int:
-    are_fenced = pc.fill_null(pc.equal(results["llm_reason"], FENCED), fill_value=False)
-    if not pc.any(are_fenced, min_count=0).as_py():
+    """Return the number of rows with labels that were read out of fences: of all labels, only these have a reason."""
+    reasons = results["llm_reason"]
+    if reasons.null_count == len(reasons):
         return 0
-    are_fenced = pc.and_(are_fenced, _is_good(results))
+    are_fenced = pc.and_(pc.is_valid(reasons), _is_good(results))
     return int(pc.sum(are_fenced.combine_chunks().take(places), min_count=0).as_py())
 
 

@@ -40,4 +40,7 @@ SHARED = RESULT_SCHEMA.names[RESULT_SCHEMA.get_field_index("llm_provider") :]
 """Columns with one value in all results of a shard."""
 
 FENCED = "read out of the Markdown fences in which the reply stood"
-"""The reason of a reply that fits without its fences. Its outcome is SUCCEEDED; the raw line still has the fences."""
+"""The reason of a reply that fits without its fences. Its outcome is SUCCEEDED; the raw line still has the fences.
+
+No other result has both that outcome and a reason, so the wording decides nothing.
+"""

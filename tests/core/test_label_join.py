@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -265,6 +266,20 @@ def test_a_row_whose_request_has_no_result_any_more_is_missing_and_says_why() ->
     assert labeled.rejects["id"].to_pylist() == [1, 3, 4]
     assert labeled.rejects["llm_outcome"].to_pylist() == ["missing", "skipped", "missing"]
     assert "retry" in labeled.rejects["llm_reason"][0].as_py()
+
+
+def test_labels_out_of_fences_are_counted_whatever_words_their_results_store() -> None:
+    table, _ = reconciled([line(A), line(B, text='```json\n{"x": 1}\n```')], [A, B], BatchStatus.ENDED)
+    bad, _ = reconciled([], [A], BatchStatus.EXPIRED)
+    assert bad["llm_reason"].null_count == 0
+    assert [bool(reason) for reason in table["llm_reason"].to_pylist()] == [False, True]
+    other = pc.if_else(pc.is_valid(table["llm_reason"]), "read in other words", None)
+    place = table.schema.get_field_index("llm_reason")
+    reworded = table.set_column(place, table.schema.field(place), other.cast(pa.string()))
+    manifest = pa.table({"id": [1, 2, 3], "llm_request_id": [A, B, B]})
+    for tables in ([table], [reworded], [reworded, bad]):
+        assert label(manifest, tables, Reader(SCHEMA).schema, prompt_version="v", run_id="").fenced == 2
+    assert label(manifest[:1], [bad], Reader(SCHEMA).schema, prompt_version="v", run_id="").fenced == 0
 
 
 def test_two_sources_cannot_claim_a_column() -> None:
