@@ -36,12 +36,15 @@ NOT_JUDGED = "llm_batch/not_judged"
 
 
 class _NotJudged(StrEnum):
-    """Reasons that are stored with evaluations, and compared when they are read: their wording is fixed."""
+    """Reasons that are stored with evaluations, and compared when they are read: words of a key, not sentences."""
 
-    EMPTY = "nothing has landed"
-    LAST = "the last verdict stands"
-    SUMMARY = "the verdicts on partitions stand"
+    EMPTY = "nothing_materialized"
+    LAST = "last_result"
+    SUMMARY = "results_of_partitions"
 
+
+# Dagster keeps evaluations that earlier code stored, with a sentence.
+_EMPTY = (_NotJudged.EMPTY, "nothing has landed")
 
 _FAILURES_SHOWN = 10
 
@@ -200,4 +203,4 @@ def _find_main_checks(planned: Sequence[dg.AssetCheckSpec]) -> dict[dg.AssetKey,
 
 def _is_empty(evaluation: dg.AssetCheckEvaluation) -> bool:
     """Return whether it only records that the asset is not materialized yet."""
-    return NOT_JUDGED in evaluation.metadata and evaluation.metadata[NOT_JUDGED].value == _NotJudged.EMPTY
+    return NOT_JUDGED in evaluation.metadata and evaluation.metadata[NOT_JUDGED].value in _EMPTY

@@ -10,6 +10,7 @@ from test_landing_runs import FullDisk
 
 from dagster_llm_batch import Checks, Realtime, Resend, Spend, on_labels_ready
 from dagster_llm_batch._dagster_private import check_history
+from dagster_llm_batch.check_events import NOT_JUDGED, _is_empty
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
 
@@ -463,6 +464,21 @@ def test_execute_all_without_a_partition_fails_for_each_partition_that_failed(ma
     )
     assert execute_all(location, BATCH)["sent"].description.startswith("0 of 3 judged partitions fail")
     assert len(emulator.books.batches) == 1
+
+
+def test_partitions_without_labels_count_as_not_judged_by_a_key_and_not_by_a_sentence(make, emulator):
+    location = make(*labeled(partitions_def=DAILY))
+    location.submit(span=(DAYS[0], DAYS[1]))
+    assert location.collect(span=(DAYS[0], DAYS[1])).success
+    for _, _, evaluation in check_records(location, "coverage"):
+        assert evaluation.metadata[NOT_JUDGED].value == "nothing_materialized"
+        # Evaluations that earlier code stored are read likewise.
+        former = {NOT_JUDGED: "nothing has landed"}
+        assert _is_empty(dg.AssetCheckEvaluation(evaluation.asset_key, "coverage", passed=True, metadata=former))
+    assert execute_all(location, LABELS)["coverage"].description.startswith("0 of 0 judged partitions fail")
+    emulator.settle()
+    assert location.collect(partition=DAYS[0]).success
+    assert execute_all(location, LABELS)["coverage"].description.startswith("0 of 1 judged partitions fail")
 
 
 def sent_verdicts(location: CodeLocation) -> dict[str | None, tuple[bool, str]]:
