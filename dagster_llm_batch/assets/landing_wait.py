@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine.condition_facts import read_facts
 from dagster_llm_batch.engine.conditions import WAITS_IN_VAIN, find_conditions
-from dagster_llm_batch.engine.queue_places import QueueWait, find_waits, send_before
+from dagster_llm_batch.engine.queue_places import QueueWait, find_queue_waits, send_before
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError, UnreadableError
 from dagster_llm_batch.loop.status import Status
 from dagster_llm_batch.progress import pace_of, progress_text
@@ -53,7 +53,7 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
         _refuse_stuck(engine, {submission_id, *status.submission.reused_from})
         # The submission may wait for batches of others that are not polled elsewhere, or for unsent requests of others.
         # So this run polls and sends them.
-        waits = find_waits(engine, status)
+        waits = find_queue_waits(engine, status)
         queues.tell(waits, engine.now())
         engine.poll_beside(status)
         for why in send_before(engine, dataset.labeling, waits):

@@ -16,7 +16,7 @@ from dagster_llm_batch.types import Lane
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["QueueWait", "find_waits", "send_before"]
+__all__ = ["QueueWait", "find_queue_waits", "send_before"]
 
 _NAMED = 3
 
@@ -46,7 +46,7 @@ class QueueWait(NamedTuple):
         return f"{text} {then}"
 
 
-def find_waits(engine: Engine, status: Status) -> list[QueueWait]:
+def find_queue_waits(engine: Engine, status: Status) -> list[QueueWait]:
     """Return the declared queues in which planned shards of a submission wait behind others."""
     deployment, namespace = engine.deployment, engine.namespace
     queues: dict[tuple[str, str, str | None], list[Shard]] = {}
