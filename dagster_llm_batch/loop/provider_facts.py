@@ -6,9 +6,10 @@ import uuid
 from datetime import datetime, timedelta
 
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Provider
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import CannotTell, FindHints
 
-__all__ = ["account_of", "ask_provider", "window_of"]
+__all__ = ["account_of", "ask_provider", "is_of_account", "window_of"]
 
 
 def account_of(provider: Provider | None) -> str | None:
@@ -19,6 +20,11 @@ def account_of(provider: Provider | None) -> str | None:
         return provider.account
     except Exception:  # noqa: BLE001 - it cannot be made, or is the user's own; that is told where it is used
         return None
+
+
+def is_of_account(shard: Shard, account: str | None) -> bool:
+    """Return whether this account of a provider can be asked about a shard. Another would report its batch as lost."""
+    return account == shard.account
 
 
 def window_of(provider: Provider | None) -> timedelta:

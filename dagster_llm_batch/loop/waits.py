@@ -25,7 +25,7 @@ from dagster_llm_batch.errors import (
     UnreadableError,
 )
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
-from dagster_llm_batch.loop.provider_facts import account_of, ask_provider
+from dagster_llm_batch.loop.provider_facts import account_of, ask_provider, is_of_account
 from dagster_llm_batch.states import ENDED, Move, Reason
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
@@ -211,7 +211,7 @@ def refuse_readable(deployment: Deployment, shard: Shard) -> None:
 def can_ask(deployment: Deployment, shard: Shard) -> bool:
     """Return whether the account of a shard is the configured one, as far as that is known."""
     # A command without definitions has no providers.
-    return not deployment.providers or account_of(deployment.providers.get(shard.provider)) == shard.account
+    return not deployment.providers or is_of_account(shard, account_of(deployment.providers.get(shard.provider)))
 
 
 def needs_provider(shard: Shard) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
 from dagster_llm_batch.loop.holds import RULES
-from dagster_llm_batch.loop.provider_facts import ask_provider
+from dagster_llm_batch.loop.provider_facts import ask_provider, is_of_account
 from dagster_llm_batch.loop.status import advise_on_no_answer
 from dagster_llm_batch.loop.waits import needs_provider
 from dagster_llm_batch.states import HoldReason, ShardState
@@ -47,10 +47,11 @@ class ProviderAccess:
     def reason_not_to_ask(self, shard: Shard) -> str | None:
         """Return why a shard's provider cannot be asked about its batch, for a person to fix; None if it can."""
         account = self.account(shard.provider)
-        # Another account would report the batch as lost.
-        if account is not None and account != shard.account:
-            return str(RULES[HoldReason.CANNOT_ASK].message(shard.provider, shard.account, account))
-        return self.reason_not_to_use(shard.provider)
+        if account is None:
+            return self.reason_not_to_use(shard.provider)
+        if is_of_account(shard, account):
+            return None
+        return str(RULES[HoldReason.CANNOT_ASK].message(shard.provider, shard.account, account))
 
     def reason_not_to_use(self, name: str) -> str | None:
         """Return why a provider cannot be made, for a person to fix; None if it can."""
