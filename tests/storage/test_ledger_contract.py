@@ -16,6 +16,7 @@ from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
 from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.batch_rows import record_same_reports
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import Other, Turn, Waits
 from dagster_llm_batch.storage.ledger.records import Bill, Ending, Presence, SpendLimit, SubmissionState
@@ -316,6 +317,50 @@ def test_a_report_that_comes_after_the_end_changes_nothing(ledger):
     )  # asked for before, and late
     assert ledger.shards.get("h1") == ended
     assert ledger.events.of_submission("s1") == events
+
+
+def test_a_report_without_news_is_one_write_for_a_shared_batch_and_does_not_read_its_shards(ledger, clock):
+    shards = [f"h{n}" for n in range(6)]
+    for n, shard_id in enumerate(shards):
+        ledger.submissions.open(a_submission(f"s{n}", partition=str(n)), [a_shard(shard_id, f"s{n}")])
+    ledger.shards.move_all(shards, Move.SEND)
+    ledger.shards.move_all(shards, Move.ACCEPTED, batch_id="b")
+    ledger.shards.record_reports(dict.fromkeys(shards, BatchReport("b", BatchStatus.RUNNING, total=48, done=6)))
+    clock.pass_seconds(9)
+    with statements() as asked:
+        ledger.shards.record_reports(dict.fromkeys(shards, BatchReport("b", BatchStatus.RUNNING, total=48, done=12)))
+    told = [statement for statement in asked if "batch" in statement]
+    assert [statement.split()[0] for statement in told] == ["SELECT", "UPDATE"]
+    assert "bill" not in told[0]
+    assert [(s.batch.done, s.polled_at) for s in ledger.shards.in_flight("prod")] == [(2, clock.now)] * 6
+    # The batch ended after it was read.
+    ledger.shards.record_endings({"h3": an_ending("b", done=48)})
+    ended = ledger.shards.get("h0")
+    with ledger._database.write() as connection:
+        record_same_reports(
+            connection,
+            {"h0-1": BatchReport("b", BatchStatus.RUNNING), "other": BatchReport("o", BatchStatus.RUNNING)},
+            clock.now,
+        )
+    assert ledger.shards.get("h0") == ended
+
+
+def test_reports_of_one_poll_are_recorded_with_and_without_news_and_none_for_an_unknown_shard(ledger, clock):
+    ledger.submissions.open(a_submission(), [a_shard(f"h{n}", number=n, nonce=f"n{n}") for n in range(2)])
+    for shard_id in ("h0", "h1"):
+        bring_to(ledger, shard_id, ShardState.SUBMITTED)
+    ledger.shards.record_reports({"h0": BatchReport("batch-h0", BatchStatus.RUNNING, done=1)})
+    clock.pass_seconds(9)
+    reports = {f"h{n}": BatchReport(f"batch-h{n}", BatchStatus.RUNNING, done=2) for n in range(2)}
+    with pytest.raises(LedgerError, match="h9"):
+        ledger.shards.record_reports({**reports, "h9": BatchReport("b9", BatchStatus.RUNNING)})
+    assert [ledger.shards.get(key).batch.done for key in reports] == [1, None]
+    before = len(ledger.events.of_submission("s1"))
+    ledger.shards.record_reports(reports)
+    assert [(s.batch.done, s.polled_at) for s in ledger.shards.in_flight("prod")] == [(2, clock.now)] * 2
+    assert [(one.shard_id, one.detail) for one in ledger.events.of_submission("s1")[before:]] == [
+        ("h1", "unknown -> running")
+    ]
 
 
 def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):

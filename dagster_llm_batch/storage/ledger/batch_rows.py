@@ -42,6 +42,7 @@ __all__ = [
     "other_batch",
     "record_ends",
     "record_reports",
+    "record_same_reports",
     "refuse_part",
     "sent_beside",
     "shard_row",
@@ -178,15 +179,29 @@ _REPORT = UPDATE_BATCH.values(
         name: sa.func.coalesce(sa.bindparam(f"new_{name}", type_=BATCH.c[name].type), BATCH.c[name]) for name in _COUNTS
     },
 )
+_SAME_REPORT = _REPORT.where(
+    BATCH.c.state == BatchState.RUNNING,
+    BATCH.c.batch_id == sa.bindparam("reported_id"),
+    BATCH.c.status == sa.bindparam("reported"),
+)
 
 
 def record_reports(connection: sa.Connection, reports: Mapping[str, BatchReport], now: datetime) -> None:
     """Record reports by the keys of batches, and the time of the poll."""
+    connection.execute(_REPORT, [_report_row(key, report, now) for key, report in sorted(reports.items())])
+
+
+def record_same_reports(connection: sa.Connection, reports: Mapping[str, BatchReport], now: datetime) -> None:
+    """Record reports by the keys of batches that run with the reported status. Other batches are unchanged."""
     rows = [
-        {"key": key, "now": now, "reported": report.status} | {f"new_{name}": getattr(report, name) for name in _COUNTS}
-        for key, report in sorted(reports.items())
+        {**_report_row(key, report, now), "reported_id": report.batch_id} for key, report in sorted(reports.items())
     ]
-    connection.execute(_REPORT, rows)
+    connection.execute(_SAME_REPORT, rows)
+
+
+def _report_row(key: str, report: BatchReport, now: datetime) -> dict[str, Any]:
+    counts = {f"new_{name}": getattr(report, name) for name in _COUNTS}
+    return {"key": key, "now": now, "reported": report.status, **counts}
 
 
 _OF_THESE = SHARD_ROW.c.shard_id.in_(sa.bindparam("ids", expanding=True))

@@ -18,6 +18,7 @@ from dagster_llm_batch.storage.ledger.batch_rows import (
     find_sharing,
     record_ends,
     record_reports,
+    record_same_reports,
     sent_beside,
 )
 from dagster_llm_batch.storage.ledger.events import Ambiguous, FetchAgain, NotThere, Unavailable, Unreadable
@@ -87,6 +88,10 @@ _SHARING = (
     SHARDS.where(SHARD.c.batch_key.in_(sa.select(SHARD.c.batch_key).where(_BEING_SENT)))
     .where(in_state(ShardState.SUBMITTING))
     .order_by(SHARD.c.place, SHARD.c.wave, SHARD.c.number)
+)
+
+_RUNNING = sa.select(SHARD.c.shard_id, SHARD.c.batch_key, SHARD.c.batch_id, SHARD.c.status).where(
+    SHARD.c.shard_id.in_(sa.bindparam("ids", expanding=True)), in_state(ShardState.SUBMITTED)
 )
 
 _OF_BATCH = SHARDS.where(SHARD.c.batch_key == sa.bindparam("batch_key")).order_by(SHARD.c.place, SHARD.c.shard_id)
@@ -278,26 +283,47 @@ class Shards(Member):
         batch. A report on an earlier batch of the shard is dropped, and so is one after the batch's recorded end.
         """
         now = self._clock()
-        with self._database.write() as connection:
-            shards = get_shards(connection, find_sharing(connection, reports))
+        same = self._find_same_reports(reports)
+        if others := {shard_id: report for shard_id, report in reports.items() if shard_id not in same}:
+            with self._database.write() as connection:
+                self._record_reports(connection, others, now)
+        if same:
+            with self._database.write() as connection:
+                record_same_reports(connection, {key: reports[shard_id] for shard_id, key in same.items()}, now)
 
-            def is_told(shard: Shard, report: BatchReport) -> bool:
-                # Only `record_late_endings` records the end of an awaited batch.
-                runs = shard.state is ShardState.SUBMITTED or (is_awaited(shard) and not report.status.is_terminal)
-                return runs and shard.batch.batch_id == report.batch_id
+    def _find_same_reports(self, reports: Mapping[str, BatchReport]) -> dict[str, str]:
+        """Return the shards whose batches run with the same status as before, each with the batch's key.
 
-            known = [(shards[shard_id], report) for shard_id, report in reports.items()]
-            fresh = {s.batch.batch_key: report for s, report in known if s.batch.batch_key and is_told(s, report)}
-            if not fresh:
-                return
-            record_reports(connection, fresh, now)
-            told = ((s, fresh[s.batch.batch_key]) for s in shards.values() if s.batch.batch_key in fresh)
-            changed = (
-                event_row(s.submission_id, events.StatusChanged(s.batch.status, r.status), shard_id=s.shard_id)
-                for s, r in told
-                if r.status is not s.batch.status and is_told(s, r)
-            )
-            insert_events(connection, self._clock, *changed)
+        Most reports are on such batches. They make no event, so all their shards need not be read and locked.
+        """
+        with self._database.read() as connection:
+            running = connection.execute(_RUNNING, {"ids": list(reports)}).all()
+        return {
+            shard_id: key
+            for shard_id, key, batch_id, status in running
+            if (batch_id, status) == (reports[shard_id].batch_id, reports[shard_id].status) and status.is_stoppable
+        }
+
+    def _record_reports(self, connection: sa.Connection, reports: Mapping[str, BatchReport], now: datetime) -> None:
+        shards = get_shards(connection, find_sharing(connection, reports))
+
+        def is_told(shard: Shard, report: BatchReport) -> bool:
+            # Only `record_late_endings` records the end of an awaited batch.
+            runs = shard.state is ShardState.SUBMITTED or (is_awaited(shard) and not report.status.is_terminal)
+            return runs and shard.batch.batch_id == report.batch_id
+
+        known = [(shards[shard_id], report) for shard_id, report in reports.items()]
+        fresh = {s.batch.batch_key: report for s, report in known if s.batch.batch_key and is_told(s, report)}
+        if not fresh:
+            return
+        record_reports(connection, fresh, now)
+        told = ((s, fresh[s.batch.batch_key]) for s in shards.values() if s.batch.batch_key in fresh)
+        changed = (
+            event_row(s.submission_id, events.StatusChanged(s.batch.status, r.status), shard_id=s.shard_id)
+            for s, r in told
+            if r.status is not s.batch.status and is_told(s, r)
+        )
+        insert_events(connection, self._clock, *changed)
 
     def set_cause(self, shard_ids: Sequence[str], cause: Cause, state: ShardState = ShardState.SUBMITTED) -> None:
         """Record why the batches of shards in flight are about to end, before anything is done to them.
