@@ -29,6 +29,7 @@ from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.translator import TABLE_KEY
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.cli.output import age
+from dagster_llm_batch.cli.partition_order import order_of, time_of
 from dagster_llm_batch.cli.pointer import Pointer
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.io import URI_KEY
@@ -222,8 +223,8 @@ class CodeLocation:
         return [spec for assets in self._repository.assets_defs_by_key.values() for spec in assets.specs]
 
     def stored_places(self, key: dg.AssetKey) -> dict[str, str | None]:
-        """Return the partitions of an asset that were materialized ("" for an unpartitioned one), each with where its
-        IO manager stored it as Parquet, as far as it told Dagster.
+        """Return the partitions of an asset that were materialized ("" for an unpartitioned one), the newest last, each
+        with where its IO manager stored it as Parquet, as far as it told Dagster.
         """
         partitions_def = self._repository.asset_graph.get(key).partitions_def
         if partitions_def is None:
@@ -243,7 +244,7 @@ class CodeLocation:
             if not page.has_more:
                 break
             cursor = page.cursor
-        return places | told
+        return {each: told.get(each) for each in order_of(partitions_def, places, self._instance)}
 
     def materialized_at(self, key: dg.AssetKey) -> datetime | None:
         """Return when an asset was materialized last."""
@@ -265,9 +266,9 @@ class CodeLocation:
         in each dimension that is not time. Empty for partitions without an order in time.
         """
         partitions_def = self._repository.asset_graph.get(key).partitions_def
-        if partitions_def is None or (own := _time_of(partitions_def, partition)) is None:
+        if partitions_def is None or (own := time_of(partitions_def, partition)) is None:
             return []
-        found = [(each, _time_of(partitions_def, each)) for each in self._instance.get_materialized_partitions(key)]
+        found = [(each, time_of(partitions_def, each)) for each in self._instance.get_materialized_partitions(key)]
         earlier = [(time[1], each) for each, time in found if time and time[0] == own[0] and time[1] < own[1]]
         return [each for _, each in sorted(earlier, reverse=True)]
 
@@ -383,28 +384,6 @@ class CodeLocation:
             # The whole message may quote values, which may be secrets, so only the reason of each error is shown.
             reasons = "; ".join(_reason(problem.message) for problem in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
-
-
-def _time_of(partitions_def: dg.PartitionsDefinition[Any], partition: str) -> tuple[Mapping[str, str], datetime] | None:
-    """Return a partition's keys in the dimensions that are not time, and when its time begins; None without a time."""
-    others: dict[str, str] = {}
-    try:
-        if isinstance(partitions_def, dg.MultiPartitionsDefinition):
-            # Dagster joins the keys of dimensions with this sign, and excludes it from them.
-            if partition.count("|") != len(partitions_def.partitions_defs) - 1:
-                return None
-            others = dict(partitions_def.get_partition_key_from_str(partition).keys_by_dimension)
-            dimensions = {each.name: each.partitions_def for each in partitions_def.partitions_defs}
-            times = [name for name, each in dimensions.items() if isinstance(each, dg.TimeWindowPartitionsDefinition)]
-            if len(times) != 1:
-                return None
-            partitions_def, partition = dimensions[times[0]], others.pop(times[0])
-        if not isinstance(partitions_def, dg.TimeWindowPartitionsDefinition):
-            return None
-        return others, partitions_def.time_window_for_partition_key(partition).start
-    # A partition may have been materialized by an older definition.
-    except (dg.DagsterError, ValueError):
-        return None
 
 
 def _place_of(materialization: dg.AssetMaterialization) -> str | None:

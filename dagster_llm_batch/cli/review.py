@@ -149,6 +149,7 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             files={partition: place for partition, place in places.items() if place},
             others=tuple(partition for partition, place in places.items() if not place),
             load=partial(_load, deployment, key),
+            order=tuple(places),
             hide=hidden_row(mask, is_ours=_is_ours(spec)) if mask else None,
             hide_sent=hidden_text(mask, dataset.labeling.mask) if mask and dataset else None,
             keys=keys.get(key, ()),

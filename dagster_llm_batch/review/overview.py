@@ -126,7 +126,7 @@ class OverviewPage:
             qualities,
             waiting,
             list(self._acts(name, labels, rejects, sum((rejected or {}).values()), assets, columns, person)),
-            _bars(labels.key, labeled or {}, rejected or {}) if labels else [],
+            _bars(labels, rejects, labeled or {}, rejected or {}) if labels else [],
         )
 
     def _acts(
@@ -229,8 +229,13 @@ def kind_of(asset: StoredAsset, columns: set[str]) -> str:
     return next((words for words, needed in _KINDS if needed <= columns), "")
 
 
-def _bars(asset: str, labeled: Mapping[str, int], rejected: Mapping[str, int]) -> list[Bar]:
-    partitions = sorted({*labeled, *rejected} - {""})[-_MOST_BARS:]
+def _bars(
+    labels: StoredAsset, rejects: StoredAsset | None, labeled: Mapping[str, int], rejected: Mapping[str, int]
+) -> list[Bar]:
+    # A partition may have only rejects.
+    more = [each for each in (rejects.partitions if rejects else ()) if each not in labels.partitions]
+    with_rows = {*labeled, *rejected} - {""}
+    partitions = [each for each in [*labels.partitions, *more] if each in with_rows][:_MOST_BARS][::-1]
     if len(partitions) < 2:  # noqa: PLR2004 - one bar is no picture
         return []
     most = max(labeled.get(each, 0) + rejected.get(each, 0) for each in partitions)
@@ -239,7 +244,7 @@ def _bars(asset: str, labeled: Mapping[str, int], rejected: Mapping[str, int]) -
         good, bad = labeled.get(each, 0), rejected.get(each, 0)
         height = round(_TALLEST * good / most)
         top = round(_TALLEST * (good + bad) / most) - height
-        bars.append(Bar(each, table_path(asset, each), good, bad, number * (_BAR + 2), height, top))
+        bars.append(Bar(each, table_path(labels.key, each), good, bad, number * (_BAR + 2), height, top))
     return bars
 
 

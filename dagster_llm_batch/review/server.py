@@ -48,6 +48,8 @@ _PORT = re.compile(r":\d+$")
 _MOST_CELL = 160
 _MOST_TEXT = 20_000
 _PROVENANCE = "llm_"
+_LEAST_POINTS = 0.05
+"""The smallest change in percentage points that has one decimal."""
 
 # Bytes that no text of a person has, as the signs that stand for them.
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "\u2421"}
@@ -123,6 +125,7 @@ class _Pages:
         )
         self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty, "money": money_text}
         self._templates.filters |= {"percent": _percent, "measure": _measure, "rows": _counted}
+        self._templates.filters |= {"change": _change, "hundredths": _hundredths}
         self._templates.globals |= {
             "table_url": table_path,
             "row_url": row_path,
@@ -323,11 +326,26 @@ def _compared(
 
 def _percent(share: float) -> str:
     """Return a share in percent, with two decimals if it is close to 0 or 100 %."""
-    return f"{share:.0%}" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{share:.2%}"  # noqa: PLR2004
+    # An end of an interval can miss 0 by the last digit of a float.
+    return f"{share:z.0%}" if round(share, 9) in (0, 1) or 0.01 <= share <= 0.99 else f"{share:.2%}"  # noqa: PLR2004
 
 
 def _measure(value: float, is_error: bool) -> str:
     return f"{value:.3g}" if is_error else _percent(value)
+
+
+def _change(value: float, is_error: bool = False) -> str:
+    """Return a change with its sign: of a share in percentage points, of a mean error in its unit."""
+    shown = value if is_error else 100 * value
+    if round(shown, 9) == 0:
+        return "0"
+    # The sign shows whether an interval contains 0, so a small end keeps a digit.
+    return f"{shown:+.3g}" if is_error else f"{shown:+.1f}" if abs(shown) >= _LEAST_POINTS else f"{shown:+.1g}"
+
+
+def _hundredths(value: float) -> str:
+    """Return a number with two decimals, and 0 without a sign."""
+    return f"{value:z.2f}"
 
 
 def _counted(count: int, noun: str) -> str:

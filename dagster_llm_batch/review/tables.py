@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import Any, TypeVar
 
@@ -60,7 +60,8 @@ class StoredAsset:
     """A table of the deployment: where its partitions are, or how they are loaded.
 
     `files` has a file or folder of Parquet by partition ("" without partitions). `load` loads the partitions in
-    `others`. `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
+    `others`. `order` has the partitions in their order, the newest last; others come before them, by name.
+    `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
     `hide_sent` replaces it in a request or a reply. `keys` are the keys of datasets that the table is connected with.
     `told` is the number of rows that people still have to label, from the table's metadata. `at` is the time of the
     last materialization. `before` returns the numbers in the metadata of a partition's materialization before the last,
@@ -74,6 +75,7 @@ class StoredAsset:
     files: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     load: Callable[[str], Any] | None = None
+    order: tuple[str, ...] = ()
     hide: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
     hide_sent: Callable[[Any], Any] | None = None
     keys: tuple[str, ...] = ()
@@ -82,10 +84,11 @@ class StoredAsset:
     before: Callable[[str], Mapping[str, float]] = lambda _partition: {}
     earlier: Callable[[str], Sequence[str]] = lambda _partition: ()
 
-    @property
+    @cached_property
     def partitions(self) -> list[str]:
         """All partitions that there are rows of, the newest first."""
-        return sorted({*self.files, *self.others}, reverse=True)
+        places = {each: place for place, each in enumerate(self.order)}
+        return sorted({*self.files, *self.others}, key=lambda each: (places.get(each, -1), each), reverse=True)
 
 
 @dataclass(frozen=True)

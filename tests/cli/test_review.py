@@ -181,16 +181,24 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
 
 def test_earlier_partitions_are_those_before_in_time_and_partitions_of_an_older_definition_are_left_out():
     days = dg.DailyPartitionsDefinition("01-01-2026", fmt="%d-%m-%Y")
-    regions = dg.StaticPartitionsDefinition(["north", "south"])
-    kinds = {"daily": days, "regional": regions, "both": dg.MultiPartitionsDefinition({"day": days, "region": regions})}
+    regions = dg.StaticPartitionsDefinition(["south", "north"])
+    added = dg.DynamicPartitionsDefinition(name="added")
+    kinds = {
+        "daily": days,
+        "regional": regions,
+        "added": added,
+        "both": dg.MultiPartitionsDefinition({"day": days, "region": regions}),
+    }
     stored = {
         "daily": ["31-01-2026", "02-02-2026", "01-02-2026", "2026-01-05"],
         "regional": ["north", "south"],
         "both": ["01-02-2026|north", "31-01-2026|north", "30-01-2026|south", "29-01-2026", "28-01-2026|a|b"],
+        "added": ["new", "newer", "and the newest"],
     }
     assets = [dg.AssetSpec(name, partitions_def=kind) for name, kind in kinds.items()]
     repository = dg.Definitions([*assets, dg.AssetSpec("whole")]).get_repository_def()
     with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("added", stored["added"])
         for number, (name, keys) in enumerate(stored.items()):
             for key in [*keys, keys[0]]:
                 told = {"accuracy": number, "words": "many"}
@@ -205,6 +213,15 @@ def test_earlier_partitions_are_those_before_in_time_and_partitions_of_an_older_
         assert before("both", "01-02-2026|north") == ["31-01-2026|north"]
         assert before("both", "29-01-2026") == before("both", "30-01-2026|south") == before("regional", "south") == []
         assert before("whole", "") == []
+
+        def places(name):
+            return list(code.stored_places(dg.AssetKey(name)))
+
+        # The newest partition is the last. A partition of another definition is older than all others.
+        assert places("daily") == ["2026-01-05", "31-01-2026", "01-02-2026", "02-02-2026"]
+        assert places("regional") == ["south", "north"]
+        assert places("both")[-2:] == ["31-01-2026|north", "01-02-2026|north"]
+        assert places("added") == ["new", "newer", "and the newest"]
         assert code.figures_before(dg.AssetKey("both"), "01-02-2026|north") == {"accuracy": 2.0}
         assert code.figures_before(dg.AssetKey("both"), "31-01-2026|north") == {}
         assert code.figures_before(dg.AssetKey("whole"), "") == {}

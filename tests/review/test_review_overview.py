@@ -265,6 +265,52 @@ def test_a_partition_is_compared_with_the_newest_earlier_one_that_was_evaluated(
     assert 'href="/evaluation/quality?in=d1"' in text
 
 
+def test_an_end_of_an_interval_close_to_0_keeps_its_sign_and_a_digit(by_day):
+    client = by_day({"d1": {"tickets": right(35)}, "d2": {"tickets": right(27)}})
+    words = words_of(client, "/evaluation/quality?in=d2")
+    assert "-20.0 percentage points since then, and between -38.6 and -0.04 with 95% confidence." in words
+    assert "Chance alone does not explain this change." in words
+
+
+def test_an_agreement_just_below_chance_is_0_without_a_sign(by_day):
+    gold = ["bug"] * 300 + ["billing"] * 100
+    labels = ["billing"] * 31 + ["bug"] * 269 + ["billing"] * 10 + ["bug"] * 90
+    words = words_of(by_day({"d1": {"tickets": labels}}, gold=gold), "/evaluation/quality?in=d1")
+    assert "Agreement beyond chance (kappa) is 0.00 (-0." in words
+
+
+def test_the_newest_partition_is_the_last_in_the_order_of_its_definition(serve, tmp_path):
+    order = ("31-01-2026", "01-02-2026", "02-02-2026")
+    ids = [f"t{number}" for number in range(len(GOLD))]
+    gold = pa.table({"id": ids, "topic": GOLD})
+    for number, day in enumerate(order):
+        labels = pa.table({"id": ids, "topic": right(10 * (number + 1))})
+        report = compare(gold, {"tickets": labels}, key="id", targets=["topic"])
+        for name, table in {
+            "tickets": labels,
+            "quality": evaluations_to_arrow(report.evaluations),
+            "quality_mistakes": report.mistakes,
+        }.items():
+            pq.write_table(table, tmp_path / f"{name} {day}.parquet")
+
+    def stored(name, *role):
+        places = {day: str(tmp_path / f"{name} {day}.parquet") for day in sorted(order)}
+        return StoredAsset(name, *role, files=places, order=order)
+
+    assets = [stored("tickets", "tickets", "labels", "id"), stored("quality"), stored("quality_mistakes")]
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+    deployment = ReviewedDeployment("here", ledger, PayloadStore(str(tmp_path / "p")), "test", lambda: assets)
+    client = serve(review_app(deployment, Door(user_header="X-User")))
+    first, evaluation = words_of(client), words_of(client, "/evaluation/quality")
+    acts = acts_of(client)
+    ledger.close()
+    assert "75% right" in first
+    assert "Rows by partition, 31-01-2026 to 02-02-2026" in first
+    assert re.findall(r"[-\d]+: 40 rows labeled", first) == [f"{day}: 40 rows labeled" for day in order]
+    assert acts[0] == ("See 10 mistakes", "/table/quality_mistakes?in=02-02-2026")
+    assert evaluation.startswith('id="main"> quality, 02-02-2026')
+
+
 class ListedFiles(UserDict[str, str]):
     """Counts how often its partitions are listed."""
 
