@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dagster_llm_batch.addresses import row_path
+from dagster_llm_batch.addresses import Filter, row_path, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.tables import StoredAsset, StoredRow
 
-__all__ = ["ComparedLabel", "Comparison", "compare_row", "is_mistake", "plain_values"]
+__all__ = ["ComparedLabel", "Comparison", "compare_row", "group_path", "is_mistake", "plain_values"]
 
 _LABEL, _REASON = "_label", "_reason"
 _CONFIDENCE = "confidence"
@@ -73,6 +73,14 @@ def compare_row(deployment: ReviewedDeployment, row: StoredRow, key: str, partit
             )
         )
     return Comparison(target, gold, labels, plain_values(row))
+
+
+def group_path(key: str, group: Mapping[str, Any], partition: str | None) -> str:
+    """Return the address of the rows of a group of failures, in the table of mistakes with this key."""
+    name, reason = group["candidate"], group["reason"]
+    cause = Filter.of("gold", group["gold"]) if reason is None else Filter.of(f"{name}{_REASON}", reason)
+    filters = [Filter.of("target", group["target"]), Filter.of(f"{name}{_LABEL}", group["label"]), cause]
+    return table_path(key, partition, filters)
 
 
 def plain_values(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dagster_llm_batch.addresses import Filter, table_path
+from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.intervals import difference_ends
+from dagster_llm_batch.review.comparison import group_path
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.label_pages import ShowPage
 from dagster_llm_batch.review.tables import StoredAsset, StoredRow, View, status_of
@@ -28,6 +29,7 @@ EVALUATION_COLUMNS = {"candidate", "target", "n_gold", "coverage"}
 _PARTS = ("per_class", "failures", "mistakes", "calibration", "versions")
 _MOST_CLASSES = 12
 _LEAST_SHOWN = 0.0005
+_MOST_GROUPS = 5
 _MOST_EARLIER = 10
 """Earlier partitions that are read, the newest first, until one has the candidate."""
 
@@ -71,7 +73,8 @@ class Earlier:
 @dataclass(frozen=True)
 class Evaluated:
     """One candidate and target. `figures` is the row of the evaluation, `earlier` its change since an earlier
-    partition. Without one, `before` is its accuracy last time.
+    partition. Without one, `before` is its accuracy last time. `groups` are the largest groups of mistakes, each with
+    the address of its rows.
     """
 
     figures: Mapping[str, Any]
@@ -80,7 +83,7 @@ class Evaluated:
     classes: Sequence[Mapping[str, Any]]
     matrix: Sequence[tuple[str, Sequence[Cell]]]
     calibration: Sequence[Mapping[str, Any]]
-    groups: Sequence[Mapping[str, Any]]
+    groups: Sequence[tuple[Mapping[str, Any], str | None]]
     change: Mapping[str, Any] | None
 
 
@@ -127,6 +130,7 @@ class EvaluationPage:
         found = {name: self._rows(parts[name], row, partition) for name in _PARTS if name != "mistakes"}
         keys = [figure_key("accuracy", row["candidate"], row["target"]), figure_key("accuracy", row["candidate"])]
         groups = [group for group in found["failures"] if group["reason"] is None]
+        mistakes = parts["mistakes"]
         earlier = self._earlier(asset, row, partitions_before)
         before = asset.before(partition or "") if earlier is None else {}
         return Evaluated(
@@ -134,9 +138,12 @@ class EvaluationPage:
             earlier,
             next((before[key] for key in keys if key in before), None),
             found["per_class"],
-            _matrix(row, found["per_class"], groups, parts["mistakes"], partition),
+            _matrix(found["per_class"], groups, mistakes, partition),
             [each for each in found["calibration"] if each["n"]],
-            found["failures"][:5],
+            [
+                (group, group_path(mistakes.key, group, partition) if mistakes else None)
+                for group in found["failures"][:_MOST_GROUPS]
+            ],
             next(iter(found["versions"]), None),
         )
 
@@ -175,7 +182,6 @@ def _ends(figures: Mapping[str, Any], name: str) -> tuple[float, float] | None:
 
 
 def _matrix(
-    row: StoredRow,
     classes: Sequence[Mapping[str, Any]],
     groups: Sequence[Mapping[str, Any]],
     mistakes: StoredAsset | None,
@@ -186,7 +192,8 @@ def _matrix(
     if not 1 < len(names) <= _MOST_CLASSES:
         return []
     right = {each["class"]: int(each["correct"]) for each in classes}
-    wrong = {(each["gold"], each["label"]): int(each["n"]) for each in groups}
+    named = {(each["gold"], each["label"]): each for each in groups}
+    wrong = {place: int(each["n"]) for place, each in named.items()}
     stored = Counter[str]()
     for (gold, _), count in wrong.items():
         stored[gold] += count
@@ -199,11 +206,6 @@ def _matrix(
         count = wrong.get((gold, label), 0 if gold in complete else None)
         if mistakes is None or not count:
             return Cell(count, is_right=False, url=None)
-        filters = [
-            Filter.of("target", row["target"]),
-            Filter.of("gold", gold),
-            Filter.of(f"{row['candidate']}_label", label),
-        ]
-        return Cell(count, is_right=False, url=table_path(mistakes.key, partition, filters))
+        return Cell(count, is_right=False, url=group_path(mistakes.key, named[gold, label], partition))
 
     return [(gold, [cell(gold, label) for label in names]) for gold in names]

@@ -16,10 +16,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from dagster_llm_batch.addresses import Filter, row_path, table_path
+from dagster_llm_batch.addresses import row_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.files.request_files import definition_in
-from dagster_llm_batch.review.comparison import is_mistake, plain_values
+from dagster_llm_batch.review.comparison import group_path, is_mistake, plain_values
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.label_pages import ShowPage, read_form, with_nul
 from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View, status_of
@@ -102,12 +102,7 @@ class NotePages:
         example: Mapping[str, Any] = {}
         examples: list[tuple[str, str | None]] = []
         if mistakes is not None and labels is not None:
-            name = row["candidate"]
-            cause = (
-                Filter.of("gold", row["gold"]) if row["reason"] is None else Filter.of(f"{name}_reason", row["reason"])
-            )
-            filters = [Filter.of("target", row["target"]), Filter.of(f"{name}_label", row["label"]), cause]
-            rows = table_path(mistakes.key, partition or None, filters)
+            rows = group_path(mistakes.key, row, partition or None)
             examples = [
                 (key, row_path(mistakes.key, labels.row_key, key, partition or None)) for key in row["examples"] or []
             ]
