@@ -272,13 +272,6 @@ class CodeLocation:
         earlier = [(time[1], each) for each, time in found if time and time[0] == own[0] and time[1] < own[1]]
         return [each for _, each in sorted(earlier, reverse=True)]
 
-    def told(self, key: dg.AssetKey, name: str) -> str:
-        """Return a metadata value of an asset's newest materialization as text, or ""."""
-        event = self._instance.get_latest_materialization_event(key)
-        materialization = event and event.asset_materialization
-        value = materialization.metadata.get(name) if materialization else None
-        return "" if value is None else str(value.value)
-
     def mistakes(self, evaluation: str) -> dg.AssetSpec:
         """Return the table with the mistakes that an evaluation found. Raises click.UsageError if it is missing."""
         found: dict[str, dg.AssetSpec] = {}

@@ -20,7 +20,7 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_com
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.loop.provider_facts import account_of
-from dagster_llm_batch.metadata import TO_LABEL_KEY, WANTED_KEY
+from dagster_llm_batch.metadata import WANTED_KEY
 from dagster_llm_batch.providers.capabilities import console_url
 
 if TYPE_CHECKING:
@@ -154,10 +154,10 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             hide_sent=hidden_text(mask, dataset.labeling.mask) if mask and dataset else None,
             keys=keys.get(key, ()),
             # Each partition has its own metadata.
-            at=code.materialized_at(key),
+            at=code.materialized_at(key) if dataset else None,
             before=partial(code.figures_before, key),
             earlier=partial(code.partitions_before, key),
-            told=code.told(key, TO_LABEL_KEY) if WANTED_KEY in spec.metadata and list(places) == [""] else "",
+            may_grow=WANTED_KEY in spec.metadata,
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +21,14 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 __all__ = ["ReviewedDeployment"]
 
 _SECONDS_KNOWN = 10.0
+_MOST_SECONDS_KNOWN = 60.0
+"""After this time a page waits for a new list of tables. Before, it shows the tables of the last list."""
 
 
 @dataclass(frozen=True)
 class ReviewedDeployment:
-    """Sources of the pages. `look` finds the tables, and is called again and again, since runs add partitions.
+    """Sources of the pages. `look` finds the tables, and is called again and again, since runs add partitions. `now` is
+    a clock in seconds that never goes back.
 
     `judged` are the datasets with an asset that makes gold of their judgments. `waiting` has a person's open tasks
     before labels come, by dataset.
@@ -39,19 +44,36 @@ class ReviewedDeployment:
     judged: Sequence[str] = ()
     waiting: Callable[[], Sequence[tuple[str, str]]] = tuple
     browser: TableBrowser = field(default_factory=TableBrowser)
+    now: Callable[[], float] = time.monotonic
     _seen: list[tuple[float, Sequence[StoredAsset]]] = field(default_factory=list)
+    _looking: threading.Lock = field(default_factory=threading.Lock)
 
     def asset(self, key: str) -> StoredAsset | None:
         """Return the asset of this key."""
         return next((asset for asset in self.assets() if asset.key == key), None)
 
     def assets(self) -> Sequence[StoredAsset]:
-        """Return all tables, listed at most some seconds ago."""
-        # To ask Dagster's event log of each asset takes longer than a page should.
-        if not self._seen or time.monotonic() - self._seen[-1][0] > _SECONDS_KNOWN:
-            self.browser.forget()
-            self._seen[:] = [(time.monotonic(), self.look())]
+        """Return all tables, listed at most a minute ago. While somebody uses the page, it is some seconds."""
+        # To ask Dagster's event log of each asset takes longer than a person who judges rows should wait.
+        seconds = self.now() - self._seen[-1][0] if self._seen else _MOST_SECONDS_KNOWN
+        if seconds >= _MOST_SECONDS_KNOWN:
+            self._list_tables()
+        elif seconds > _SECONDS_KNOWN and self._looking.acquire(blocking=False):
+            threading.Thread(target=self._list_tables_again, daemon=True).start()
         return self._seen[-1][1]
+
+    def _list_tables(self) -> None:
+        at, tables = self.now(), self.look()
+        self.browser.forget()
+        self._seen[:] = [(at, tables)]
+
+    def _list_tables_again(self) -> None:
+        try:
+            # An error that lasts is shown by the page that waits for the list.
+            with suppress(Exception):
+                self._list_tables()
+        finally:
+            self._looking.release()
 
     def submissions(self, dataset: str, partition: str) -> list[Submission]:
         """Return the submissions of a partition, and the submissions that they reuse, the oldest first."""
@@ -102,6 +124,13 @@ class ReviewedDeployment:
     def forms_of(self, key: str) -> list[LabelForm]:
         """Return the forms for judging rows of a table with this key."""
         return [form for form in self.forms if form.key == key]
+
+    def forms_offered(self, asset: StoredAsset, key: str) -> list[LabelForm]:
+        """Return the forms that a table with this key offers: of its own dataset, and of datasets whose judgments
+        become gold. If there are none, of all datasets with this key.
+        """
+        found = self.forms_of(key)
+        return [form for form in found if form.dataset in (asset.dataset, *self.judged)] or found
 
     def is_erased(self, dataset: str, partition: str, key: str) -> bool:
         """Return whether a person had this row erased: nothing of it is stored any more, its key included."""

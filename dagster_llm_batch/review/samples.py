@@ -13,7 +13,7 @@ from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.queue import RowAddress
 from dagster_llm_batch.review.tables import PARTITION, Page, StoredRow
 
-__all__ = ["JUDGMENTS", "SAMPLE_COLUMNS", "with_texts"]
+__all__ = ["JUDGMENTS", "SAMPLE_COLUMNS", "answer_text", "with_texts"]
 
 SAMPLE_COLUMNS = {"sample_weight", "sample_rows", "why"}
 """The columns that each gold sample has."""
@@ -32,7 +32,7 @@ def with_texts(deployment: ReviewedDeployment, page: Page) -> tuple[Page, list[s
     rows = []
     for row in page.rows:
         said = deployment.judgments(page.key, row.key, row.partition or None)
-        told = "; ".join(f"{each.annotator}: {_answer(each.answer) if each.answer else each.kind}" for each in said)
+        told = "; ".join(f"{each.annotator}: {answer_text(each.answer) if each.answer else each.kind}" for each in said)
         own = texts.get((row.partition, row.key), {})
         rows.append(replace(row, columns={**row, **{name: own.get(name) for name in names}, JUDGMENTS: told or None}))
     return replace(page, rows=tuple(rows)), names
@@ -71,7 +71,7 @@ def _texts(
     return found
 
 
-def _answer(answer: Mapping[str, Any]) -> str:
-    """Return an answer of one field as its value alone."""
+def answer_text(answer: Mapping[str, Any]) -> str:
+    """Return a person's answer as text: of one field as its value alone, of several as JSON."""
     value = next(iter(answer.values())) if len(answer) == 1 else answer
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -35,7 +35,7 @@ from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.overview import OverviewPage
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
-from dagster_llm_batch.review.samples import with_texts
+from dagster_llm_batch.review.samples import answer_text, with_texts
 from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View, status_of
 from dagster_llm_batch.text import money_text
 
@@ -125,7 +125,7 @@ class _Pages:
         )
         self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty, "money": money_text}
         self._templates.filters |= {"percent": _percent, "measure": _measure, "rows": _counted}
-        self._templates.filters |= {"change": _change, "hundredths": _hundredths}
+        self._templates.filters |= {"change": _change, "hundredths": _hundredths, "answer": answer_text}
         self._templates.globals |= {
             "table_url": table_path,
             "row_url": row_path,
@@ -159,7 +159,7 @@ class _Pages:
             columns=columns,
             kinds=FILTERS,
             address=_Address(asset.key, asked.get("in"), view),
-            forms=self._deployment.forms_of(page.key),
+            forms=self._deployment.forms_offered(asset, page.key),
             has_groups=set(page.columns) >= GROUP_COLUMNS,
             is_evaluation=set(page.columns) >= EVALUATION_COLUMNS,
         )

@@ -63,8 +63,8 @@ class StoredAsset:
     `others`. `order` has the partitions in their order, the newest last; others come before them, by name.
     `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
     `hide_sent` replaces it in a request or a reply. `keys` are the keys of datasets that the table is connected with.
-    `told` is the number of rows that people still have to label, from the table's metadata. `at` is the time of the
-    last materialization. `before` returns the numbers in the metadata of a partition's materialization before the last,
+    `may_grow` is whether a sample draws more rows if its gold is not precise enough yet. `at` is the time of the last
+    materialization. `before` returns the numbers in the metadata of a partition's materialization before the last,
     and `earlier` the materialized partitions before one in time, the newest first.
     """
 
@@ -79,7 +79,7 @@ class StoredAsset:
     hide: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
     hide_sent: Callable[[Any], Any] | None = None
     keys: tuple[str, ...] = ()
-    told: str = ""
+    may_grow: bool = False
     at: datetime | None = None
     before: Callable[[str], Mapping[str, float]] = lambda _partition: {}
     earlier: Callable[[str], Sequence[str]] = lambda _partition: ()

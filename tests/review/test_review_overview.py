@@ -4,80 +4,35 @@ from __future__ import annotations
 
 import html
 import re
+import threading
+import time
 from collections import Counter, UserDict
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from served_dataset import BEFORE, FORM, GOLD, store_dataset
 
 from dagster_llm_batch.metrics import Target, compare, evaluations_to_arrow
 from dagster_llm_batch.metrics.failures import failures_to_arrow, find_failures
 from dagster_llm_batch.review.access import Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
-from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-FORM = LabelForm("tickets", "id", {"properties": {"topic": {"enum": ["bug", "billing"]}}, "required": ["topic"]})
-GOLD = ["bug"] * 30 + ["billing"] * 10
-BEFORE = {"llm_batch/accuracy of tickets": 0.9}
-MATERIALIZED = datetime(2026, 5, 4, 3, 2, tzinfo=UTC)
-LABELS = ["bug"] * 27 + ["billing"] * 3 + ["billing"] * 10
-
 
 @pytest.fixture
 def desk(serve, tmp_path):
     """Serve a dataset of two days with an evaluation, and, on request, a sample to judge."""
-    ids = [f"t{number}" for number in range(40)]
-    labels = pa.table({"id": ids, "body": [f"Text <i>{each}" for each in ids], "topic": LABELS})
-    gold = pa.table({"id": ids, "topic": GOLD})
-    rules = labels.set_column(2, "topic", pa.array(["billing"] * 40)).append_column("confidence", pa.array([0.25] * 40))
-    candidates = {"tickets": labels, "rules": rules}
-    report = compare(gold, candidates, key="id", targets=["topic"])
-    failures = failures_to_arrow(find_failures(report.joined, candidates))
-    sample = pa.table({"id": ids[:5], "why": ["random"] * 5, "sample_weight": [8.0] * 5, "sample_rows": [40] * 5})
-    stored = {
-        "quality": evaluations_to_arrow(report.evaluations),
-        "quality_mistakes": report.mistakes,
-        "quality_failures": failures,
-        "quality_per_class": report.per_class,
-    }
-    for name, table in {
-        **stored,
-        "sample": sample,
-        "d1": labels.slice(0, 30),
-        "d2": labels.slice(30),
-        "rules": rules,
-    }.items():
-        pq.write_table(table, tmp_path / f"{name}.parquet")
-    pq.write_table(labels.slice(30, 2).select(["id"]), tmp_path / "rejects.parquet")
-    places = {name: str(tmp_path / f"{name}.parquet") for name in (*stored, "sample", "rules", "d1", "d2", "rejects")}
-    days = {day: places[day] for day in ("d1", "d2")}
-    assets = [
-        StoredAsset(
-            "shop/tickets",
-            "tickets",
-            "labels",
-            "id",
-            days,
-            at=MATERIALIZED,
-        ),
-        StoredAsset("rules", "rules", "labels", "id", {"": places["rules"]}),
-        StoredAsset("shop/tickets_rejects", "tickets", "rejects", "id", {"d2": places["rejects"]}),
-        *(
-            StoredAsset(name, role="evaluation", files={"": places[name]}, before=lambda _partition: BEFORE)
-            for name in stored
-        ),
-    ]
+    assets, sample = store_dataset(tmp_path)
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
 
     def open_page(*, with_sample: bool = False, waiting=()):
-        more = [StoredAsset("to_judge", role="evaluation", files={"": places["sample"]})] if with_sample else []
+        more = [sample] if with_sample else []
         deployment = ReviewedDeployment(
             "here",
             ledger,
@@ -152,6 +107,36 @@ def test_what_waits_for_a_person_is_shown_with_its_advice(desk):
     assert "Not here." not in words
 
 
+def test_a_page_does_not_wait_for_a_new_list_of_tables_while_it_is_in_use():
+    released, calls, clock = threading.Event(), [], [0.0]
+
+    def look():
+        calls.append(clock[0])
+        if len(calls) == 2:
+            released.wait(20)
+        return [StoredAsset(f"listed {len(calls)}")]
+
+    nothing = SimpleNamespace()  # the list of tables needs neither ledger nor payloads
+    deployment = ReviewedDeployment("here", nothing, nothing, "test", look, now=lambda: clock[0])
+
+    def listed():
+        return [asset.key for asset in deployment.assets()]
+
+    assert listed() == listed() == ["listed 1"]
+    clock[0] = 11.0
+    assert listed() == listed() == ["listed 1"]
+    released.set()
+    for _ in range(1_000):
+        if listed() == ["listed 2"]:
+            break
+        time.sleep(0.01)
+    assert listed() == ["listed 2"]
+    assert calls == [0.0, 11.0]
+    # After a pause, an old list would surprise.
+    clock[0] = 100.0
+    assert listed() == ["listed 3"]
+
+
 def test_damaged_tables_keep_nobody_from_the_first_page(desk):
     open_page, folder = desk
     for name in ("quality", "quality_mistakes", "rejects"):
@@ -199,10 +184,13 @@ def test_an_evaluation_is_a_page_of_sentences_with_its_confusions_classes_and_ch
     assert "Last time, 90% were right: +2.5 percentage points since." in words
     assert "Gold ↓ Label → billing bug billing 10 0 bug 3 27" in words
     assert "Found (recall)" in words
-    assert "3 rows: billing where people answered bug" in words
+    assert "3 rows : billing where people answered bug" in words
     text = client.get("/evaluation/quality", X_User="ada").text
     links = re.findall(r'<td class="number wrong-cell"><a href="([^"]*)">', text)
     assert "3 of 30 rows" in words_of(client, html.unescape(links[0]))
+    # Each sentence about mistakes leads to its rows, too.
+    sentences = re.findall(r'<li><a href="([^"]*)">3 rows</a>: ', text)
+    assert "3 of 30 rows" in words_of(client, html.unescape(sentences[0]))
     assert 'href="/evaluation/quality"' in client.get("/", X_User="ada").text
     assert "Summary" in words_of(client, "/table/quality")
     assert client.get("/evaluation/quality_mistakes", X_User="ada").status == 404
