@@ -35,7 +35,20 @@ from tests.crash.postgres import _binaries
 from tests.dagster.dagster_dev import DagsterDev, emulator, free_port, process, until
 
 DEPLOY = Path(__file__).resolve().parents[3] / "docs" / "deploy"
-SERVICES = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]
+SECOND = yaml.safe_load((DEPLOY / "second-location.yaml").read_text(encoding="utf-8"))
+
+
+def merged() -> dict[str, Any]:
+    """Return the services of compose.yaml and second-location.yaml, merged like Compose does it."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    for name, more in SECOND["services"].items():
+        base = services[more.get("extends", {"service": name})["service"]]
+        maps = {key: {**base[key], **more.get(key, {})} for key in ("environment", "depends_on")}
+        services[name] = {**base, **more, **maps}
+    return services
+
+
+SERVICES = merged()
 HELM = yaml.safe_load((DEPLOY / "helm-values.yaml").read_text(encoding="utf-8"))
 RUN = """
 mutation($selector: JobOrPipelineSelector!) {
@@ -108,9 +121,17 @@ class Deployment:
         for copied in re.findall(r"^COPY (?!--from)(.+) (\S+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)[1:]:
             target = {"/opt/dagster/home/": self.home, "./": self.app}[copied[1]]
             target.mkdir(exist_ok=True)
-            for name in copied[0].split():
-                shutil.copy(DEPLOY / name, target)
+            for path in (path for name in copied[0].split() for path in DEPLOY.glob(name)):
+                shutil.copy(path, target)
         (self.home / "storage").mkdir()
+        # The second location, as step 4 of the page makes it.
+        first = (self.app / "definitions.py").read_text(encoding="utf-8")
+        second = first.replace('namespace="support"', 'namespace="sales"').replace('"ticket_labels"', '"sales_labels"')
+        (self.app / "sales.py").write_text(second, encoding="utf-8")
+        self.second_port = str(free_port())
+        workspace = SECOND["configs"]["sales"]["content"]
+        workspace = workspace.replace("host: sales", "host: 127.0.0.1").replace("4000", self.second_port)
+        (self.app / "sales.yaml").write_text(workspace, encoding="utf-8")
 
     def environment(self, service: str) -> dict[str, str]:
         given = {name: filled_in(value, self.variables) for name, value in SERVICES[service]["environment"].items()}
@@ -118,8 +139,7 @@ class Deployment:
         # A container's name is its host.
         given |= {name: "127.0.0.1" for name in given if name.endswith("_HOST")}
         paths = {"DAGSTER_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
-        beside = {"AWS_ENDPOINT_URL": self.variables["AWS_ENDPOINT_URL"]}
-        return {**given, **paths, **beside}
+        return {**given, **paths}
 
     def command(self, *words: str) -> list[str]:
         program, *rest = (self._placed(word) for word in words)
@@ -140,7 +160,10 @@ class Deployment:
     @contextmanager
     def started(self, service: str) -> Iterator[Path]:
         log = self.folder / f"{service}.log"
-        command = self.command(*SERVICES[service]["command"])
+        words = SERVICES[service]["command"]
+        if service == "sales":
+            words = [self.second_port if word == "4000" else word for word in words]
+        command = self.command(*words)
         with process(f"{self.folder}/{service}", command, self.environment(service), log, self.app):
             yield log
 
@@ -181,8 +204,10 @@ def deployment(tmp_path: Path, webhook: tuple[str, list[bytes]]) -> Iterator[Dep
         passwords = {name: f"{name.lower()}1" for name in variables if name.endswith("PASSWORD")}
         roots = {name: value.replace("BUCKET", "bucket") for name, value in variables.items() if name.endswith("ROOT")}
         keys = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+        keys["AWS_ENDPOINT_URL"] = s3_url
         openai = {name: exported[name] for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL")}
         variables |= {**passwords, **roots, **keys, **openai, "ALERT_WEBHOOK_URL": webhook[0]}
+        variables["SALES_OPENAI_API_KEY"] = variables["OPENAI_API_KEY"]
         assert all(variables.values())
         server = {name: filled_in(text, variables) for name, text in SERVICES["postgres"]["environment"].items()}
         port = str(stack.enter_context(postgres(server)))
@@ -192,9 +217,10 @@ def deployment(tmp_path: Path, webhook: tuple[str, list[bytes]]) -> Iterator[Dep
             "4000": str(free_port()),
             "3000": str(free_port()),
             "/opt/dagster/home": str(tmp_path / "home"),
+            "/app/": f"{tmp_path}/app/",
             "0.0.0.0": "127.0.0.1",
         }
-        yield Deployment(tmp_path, {**variables, "AWS_ENDPOINT_URL": s3_url}, places)
+        yield Deployment(tmp_path, variables, places)
 
 
 @contextmanager
@@ -217,10 +243,12 @@ def running(deployment: Deployment) -> Iterator[DagsterDev]:
             return check.returncode == 0
 
         until("the code location", is_healthy, code_log)
+        stack.enter_context(deployment.started("sales"))
         stack.enter_context(deployment.started("daemon"))
         web_log = stack.enter_context(deployment.started("webserver"))
         dagster = DagsterDev(f"http://127.0.0.1:{deployment.places['3000']}", web_log)
         dagster.until("the web server", dagster.is_up)
+        dagster.until("both locations", lambda: dagster.assets("assetNodes { id }").keys() == {"support", "sales"})
         yield dagster
 
 
