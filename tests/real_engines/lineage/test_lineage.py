@@ -6,6 +6,10 @@ The collector is a small server of this file, and Dagster's storage is a Postgre
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -199,6 +203,17 @@ def test_a_collector_that_fails_is_asked_once_for_each_event_and_stops_no_run(
     collector.status = 503
     project(emulator, instance, HiveParquetIOManager(root=str(tmp_path / "lake")), tmp_path).run("tickets")
     assert [event["eventType"] for event in collector.posted] == ["START", "COMPLETE"]
+
+
+def test_a_shell_without_a_collector_prints_the_quoted_notice_unless_it_has_the_variable_of_the_page() -> None:
+    text = " ".join(GUIDE.read_text(encoding="utf-8").split())
+    [notice] = re.findall(r"prints `(Couldn't [^`]+)`", text)
+    [(name, value)] = re.findall(r"`(OPENLINEAGE_DISABLED)=(\w+)`", text)
+    bare = {key: value for key, value in os.environ.items() if not key.startswith("OPENLINEAGE")}
+    for given, printed in (({}, True), ({name: value}, False), ({"OPENLINEAGE_URL": "http://127.0.0.1:9"}, False)):
+        command = [sys.executable, "-c", "import dagster_openlineage"]
+        done = subprocess.run(command, env={**bare, **given}, capture_output=True, text=True, check=True)
+        assert (notice in done.stdout + done.stderr) == printed
 
 
 def test_automation_and_pools_work_with_the_storage_of_the_page_and_not_with_the_plain_one(
