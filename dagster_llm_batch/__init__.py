@@ -16,6 +16,7 @@ from dagster_llm_batch._version import __version__
 
 if TYPE_CHECKING:
     from dagster_llm_batch.assets import (
+        AssetRows,
         FileRows,
         LLMBatchTranslator,
         LLMBatchTranslatorData,
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnthropicBatchResource",
+    "AssetRows",
     "AtLeast",
     "AzureOpenAIBatchResource",
     "BedrockBatchResource",
@@ -157,6 +159,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AssetRows": "assets",
     "AtLeast": "evaluation",
     "Cascade": "core.cascade",
     "Checks": "checks",

@@ -1,5 +1,6 @@
 """Labeled datasets as Dagster assets. A run never cancels a batch, however it ends."""
 
+from dagster_llm_batch.assets.asset_rows import AssetRows
 from dagster_llm_batch.assets.factory import llm_batch_assets
 from dagster_llm_batch.assets.file_rows import FileRows
 from dagster_llm_batch.assets.rows_context import RowsContext
@@ -9,6 +10,7 @@ from dagster_llm_batch.assets.translator import ROLE_TAG, LLMBatchTranslator, LL
 
 __all__ = [
     "ROLE_TAG",
+    "AssetRows",
     "FileRows",
     "LLMBatchTranslator",
     "LLMBatchTranslatorData",

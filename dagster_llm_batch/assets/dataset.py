@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import folder_of
+from dagster_llm_batch.assets.asset_rows import choose_rows
 from dagster_llm_batch.assets.keys import key_beside, upstream_key
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
@@ -22,6 +23,7 @@ from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import Checks
+from dagster_llm_batch.core.row_condition import RowCondition
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.io import HiveParquetIOManager
@@ -44,7 +46,10 @@ _DECLARED: WeakKeyDictionary[Callable[..., Any], Dataset] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Dataset:
-    """One labeled dataset in Dagster."""
+    """One labeled dataset in Dagster.
+
+    `when`: the condition of the rows that belong to it, or None for all rows of the asset.
+    """
 
     labeling: Labeling
     rows: dg.AssetKey | RowsFunction
@@ -57,6 +62,7 @@ class Dataset:
     rows_resource_keys: frozenset[str]
     backfill_policy: dg.BackfillPolicy | None
     options: DagsterOptions
+    when: RowCondition | None = None
 
     @property
     def name(self) -> str:
@@ -80,10 +86,18 @@ class Dataset:
     def batch_spec(self) -> dg.AssetSpec:
         """The spec of the asset that submits."""
         query = self.rows if isinstance(self.rows, SqlRows) else None
+        metadata: dict[str, Any] = {}
+        version = [self.labeling.code_version]
+        if query is not None:
+            metadata["llm_batch/sql"] = dg.MetadataValue.md(fenced(query.sql))
+            version.append(query.code_version)
+        if self.when is not None:
+            metadata["llm_batch/when"] = self.when.text
+            version.append(self.when.digest)
         return self._spec(
             "batch",
-            code_version=self.labeling.code_version + ("" if query is None else f"-{query.code_version}"),
-            metadata={} if query is None else {"llm_batch/sql": dg.MetadataValue.md(fenced(query.sql))},
+            code_version="-".join(version),
+            metadata=metadata,
             deps=self.upstreams,
             # A submission is not a table, and kinds describe tables.
             kinds=set(),
@@ -259,8 +273,10 @@ class Dataset:
     def read_rows(self, context: dg.AssetExecutionContext, upstream: UpstreamReader) -> Iterator[Any]:
         """Yield the rows of one partition, from the upstream asset or the function. Read them within the block."""
         if isinstance(self.rows, dg.AssetKey):
-            with upstream.rows(self.rows, self.labeling.key, self.labeling.columns_read) as rows:
-                yield rows
+            read = self.labeling.columns_read
+            more = frozenset[str]() if self.when is None else self.when.columns
+            with upstream.rows(self.rows, self.labeling.key, read if read is None else {*read, *more}) as rows:
+                yield rows if self.when is None else choose_rows(rows, self.when, read, upstream)
         else:
             yield self.rows(RowsContext(upstream.partition, context, upstream))
 

@@ -12,6 +12,7 @@ import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_when_bound
 from dagster_llm_batch.arguments import checked_options
+from dagster_llm_batch.assets.asset_rows import AssetRows
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.file_rows import FileRows
 from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
@@ -34,7 +35,8 @@ from dagster_llm_batch.types import Endpoint
 
 __all__ = ["llm_batch_assets"]
 
-Rows = Upstream | RowsFunction | SqlRows | FileRows
+_Source = Upstream | RowsFunction | SqlRows | FileRows
+Rows = _Source | AssetRows
 
 # Each moment is earlier than the next, but larger in one of its parts, such as the day.
 _MOMENTS = (
@@ -83,11 +85,12 @@ def llm_batch_assets(
 
     Args:
         name: Name of the labeled asset.
-        rows: An upstream asset (loaded through its IO manager, one partition at a time), a CSV or Parquet file
-            (`FileRows`), a query (`SqlRows`), or a function of RowsContext. The function's context loads the assets in
-            `deps` by `load`. The function returns a polars, pandas or arrow frame, a DuckDB relation, any other frame
-            that narwhals reads, an iterator of Arrow record batches, or an open `pyarrow.parquet.ParquetFile`. The file
-            takes some MB of memory, however long its rows are.
+        rows: An upstream asset (loaded through its IO manager, one partition at a time), those of its rows that meet a
+            condition (`AssetRows`), a CSV or Parquet file (`FileRows`), a query (`SqlRows`), or a function of
+            RowsContext. The function's context loads the assets in `deps` by `load`. The function returns a polars,
+            pandas or arrow frame, a DuckDB relation, any other frame that narwhals reads, an iterator of Arrow record
+            batches, or an open `pyarrow.parquet.ParquetFile`. The file takes some MB of memory, however long its rows
+            are.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
         limits, realtime, resend, spend, cascade: See Labeling.
         partitions_def: Any Dagster partitions, for all three assets. Dagster's partition mapping selects the partitions
@@ -130,6 +133,7 @@ def llm_batch_assets(
         resource_keys.add(rows.resource)
     if isinstance(rows, FileRows):
         rows.check_partitions(partitions_def)
+    source = rows.upstream if isinstance(rows, AssetRows) else rows
     dataset = Dataset(
         labeling=Labeling(
             asset=prefixed_key(own.key_prefix, name).to_user_string(),
@@ -151,7 +155,7 @@ def llm_batch_assets(
             evidence=None if checks is None else checks.evidence,
             tags=_users_own(own.tags or {}),
         ),
-        rows=_rows(rows),
+        rows=_rows(source),
         partitions_def=partitions_def,
         mode=mode,
         checks=checks or Checks(),
@@ -161,6 +165,7 @@ def llm_batch_assets(
         rows_resource_keys=frozenset(resource_keys),
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
         options=own,
+        when=rows.condition if isinstance(rows, AssetRows) else None,
     )
     # A platform's translator may set the tags by which costs are summed.
     if own.translator is not None and (tags := _users_own(dataset.labels_spec.tags)) != dataset.labeling.tags:
@@ -168,7 +173,7 @@ def llm_batch_assets(
     if cascade is not None and isinstance(cascade.calibrate, Rolling):
         _check_order(partitions_def)
     check_deps(dataset.upstreams)
-    check_partitions(dataset.batch_key, partitions_def, rows, dataset.upstreams)
+    check_partitions(dataset.batch_key, partitions_def, source, dataset.upstreams)
     submission = submission_asset(dataset)
     check_when_bound(submission, resource_key, dataset.check_destinations)
     return [submission, labels_asset(dataset)]
@@ -198,7 +203,7 @@ def _users_own(tags: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in tags.items() if not name.startswith(("dagster/", "llm_batch/"))}
 
 
-def _rows(rows: Rows) -> dg.AssetKey | RowsFunction:
+def _rows(rows: _Source) -> dg.AssetKey | RowsFunction:
     if isinstance(rows, str | Sequence | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec):
         return upstream_key(rows)
     return rows

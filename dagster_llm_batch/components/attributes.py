@@ -19,6 +19,7 @@ import dagster as dg
 import docstring_parser.google
 from pydantic import BeforeValidator, Field, create_model
 
+from dagster_llm_batch.assets.asset_rows import AssetRows
 from dagster_llm_batch.assets.file_rows import FileRows
 from dagster_llm_batch.assets.rows_context import RowsFunction
 from dagster_llm_batch.assets.sql_rows import SqlRows
@@ -464,6 +465,7 @@ FORMS |= {
         [["ticket_labels"], {"small": "labels/small", "large": "labels/large"}],
         note="In YAML they are keys, or a mapping from names to keys.",
     ),
+    AssetRows: Form(block_of(AssetRows), [{"asset": "kinds", "when": "kind == 'invoice'"}]),
     FileRows: Form(
         create_block(FileRows, _FileBlock, name="FileRowsSettings"),
         [{"path": "{{ context.project_root }}/comments.csv"}, {"path": "comments.csv", "partition_column": "day"}],

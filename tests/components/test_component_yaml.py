@@ -14,6 +14,7 @@ from dagster.components.testing.test_cases import TestTranslation
 from yaml_project import BATCH, EVAL, evaluation, labels, loaded, refusal
 
 from dagster_llm_batch import (
+    AssetRows,
     Checks,
     CommandBatchResource,
     Embedding,
@@ -275,6 +276,16 @@ def test_rows_are_an_asset_by_its_key_a_function_by_its_import_path_or_a_query()
     query = {"sql": "select * from tickets where day = $partition_key", "resource": "warehouse"}
     with loaded(labels(rows=query, partitions_def={"type": "daily", "start_date": "2026-01-01"})) as project:
         assert project.component.rows == SqlRows(**query)
+
+
+def test_rows_of_an_asset_that_meet_a_condition_are_an_asset_and_when():
+    given = {"asset": "crm/kinds", "when": "kind == 'invoice' and amount > 100"}
+    with loaded(labels(rows=given)) as project:
+        assert project.component.rows == AssetRows(**given)
+        spec = project.spec("ticket_labels_batch")
+        assert [dep.asset_key for dep in spec.deps] == [dg.AssetKey(["crm", "kinds"])]
+        assert spec.metadata["llm_batch/when"] == given["when"]
+    assert "'kind.upper()' is not allowed here" in refusal(labels(rows={**given, "when": "kind.upper() == 'A'"}))
 
 
 def test_rows_of_a_file_start_at_the_folder_of_the_yaml_or_of_the_project():
