@@ -17,10 +17,13 @@ from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.core.row_condition import RowCondition
 from dagster_llm_batch.core.rows import record_batches
 
-__all__ = ["LEFT_OUT_KEY", "AssetRows", "choose_rows"]
+__all__ = ["LEFT_OUT_KEY", "WHEN_KEY", "AssetRows", "choose_rows"]
 
 LEFT_OUT_KEY = "llm_batch/rows_left_out_by_when"
 """Metadata of a submission: the number of rows for which the condition is false or null."""
+
+WHEN_KEY = "llm_batch/when"
+"""Metadata of a submission: the condition."""
 
 
 @checked

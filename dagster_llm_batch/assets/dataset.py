@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import folder_of
-from dagster_llm_batch.assets.asset_rows import choose_rows
+from dagster_llm_batch.assets.asset_rows import WHEN_KEY, choose_rows
 from dagster_llm_batch.assets.keys import key_beside, upstream_key
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
@@ -92,7 +92,7 @@ class Dataset:
             metadata["llm_batch/sql"] = dg.MetadataValue.md(fenced(query.sql))
             version.append(query.code_version)
         if self.when is not None:
-            metadata["llm_batch/when"] = self.when.text
+            metadata[WHEN_KEY] = self.when.text
             version.append(self.when.digest)
         return self._spec(
             "batch",

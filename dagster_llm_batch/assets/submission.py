@@ -11,6 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_llm_batch._dagster_private import asset_graph, repository_of
+from dagster_llm_batch.assets.asset_rows import WHEN_KEY
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, begin_downstream, materialize_result
 from dagster_llm_batch.assets.upstream import UpstreamReader
@@ -138,6 +139,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
                 **upstream.metadata,
+                **({} if dataset.when is None else {WHEN_KEY: dataset.when.text}),
                 **({} if again is None else {"llm_batch/rows_asked_again": again.rows}),
             }
             yield from materialize_result(

@@ -250,7 +250,10 @@ def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[
     judged = [
         {
             "what": f"labeled datasets that are made of these: {', '.join(made_of)}",
-            "then": "their requests hold such rows under keys of their own: erase those too.",
+            "then": (
+                "their requests hold such rows, in a chain under the same keys, otherwise under their own: erase those "
+                "too."
+            ),
         }
     ]
     return [

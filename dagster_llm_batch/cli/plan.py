@@ -15,6 +15,7 @@ from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
+from dagster_llm_batch.cli.later_steps import LaterStep, LaterSteps, sum_steps
 from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.core.address_secrets import hide_secrets
@@ -48,7 +49,7 @@ class Planned:
     `account`: the provider's, or its address; `oracle_account`: that of a cascade's oracle. `price_gap`: why no price
     is known. `window`: how long a batch may take, by its vendor. `held`: how often forecasts of the end were right.
     `notes`: what was read upstream, where that is not plain, and models on whose price two tables differ. `warnings`:
-    parameters that may be refused.
+    parameters that may be refused. `later`: the datasets that read the labels.
     """
 
     asset: str
@@ -62,6 +63,7 @@ class Planned:
     notes: Sequence[str] = ()
     oracle_account: str | None = None
     warnings: Sequence[str] = ()
+    later: Sequence[LaterStep] = ()
 
     @property
     def sent_to(self) -> list[tuple[str, str]]:
@@ -120,6 +122,7 @@ class Planned:
             "oracle": None if preview.oracle is None else {**asdict(preview.oracle), "account": self.oracle_account},
             "promise": None if preview.levels is None else preview.levels.promise_text,
             "missing_gold": list(preview.missing_gold),
+            "later": [step.document for step in self.later],
             "shards": [
                 {
                     "requests": shard.requests,
@@ -254,7 +257,7 @@ def plan_rows(
 ) -> list[Planned]:
     """Return a preview of the submission of each of these. Raises NoRowsError without materialized rows."""
     planned = []
-    rules = deployment.dry_engine.deployment
+    rules, later = deployment.dry_engine.deployment, LaterSteps(deployment)
     for dataset, partition in wanted:
         labeling = dataset.labeling
         # Reads no row.
@@ -279,6 +282,7 @@ def plan_rows(
                 warnings=[
                     f"{one.model}: {warning}" for one in labeling.models for warning in parameter_warnings(rules, one)
                 ],
+                later=later.after(dataset, preview.rows - preview.skipped - preview.unreadable.rows),
             )
         )
     return planned
@@ -341,6 +345,8 @@ def print_plan(plans: Sequence[Planned], *, everything: bool = False) -> None:
         lines += [where + text for text in (*plan.notes, *_warnings(plan))]
         refused += [f"Refused: {plan.preview.refused}"] if plan.preview.refused else []
     _echo_some(lines, everything=everything)
+    later = sum_steps([(plan.asset, step) for plan in plans for step in plan.later])
+    _echo_some([str(step) for step in later], everything=everything)
     _echo_some(refused, everything=everything)
     if len(plans) > _LISTED and not everything:
         click.echo("List each partition with --all.")
