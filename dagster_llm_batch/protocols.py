@@ -22,6 +22,7 @@ from dagster_llm_batch.types import (
     BatchLimits,
     BatchReport,
     CannotTell,
+    DocumentRules,
     FileCount,
     FindHints,
     Found,
@@ -46,6 +47,7 @@ __all__ = [
     "DeletesRequestFiles",
     "LinksToConsole",
     "Provider",
+    "TakesDocuments",
     "Workers",
 ]
 
@@ -119,6 +121,16 @@ class ChecksParameters(Protocol):
         It is called before anything is planned or sent.
         Raises ConfigError for a parameter that the provider would refuse in every row.
         """
+        ...
+
+
+@runtime_checkable
+class TakesDocuments(Protocol):
+    """A codec whose requests can have documents."""
+
+    @property
+    def documents(self) -> DocumentRules | None:
+        """What the vendor allows of the documents of a request; None if this model takes none."""
         ...
 
 

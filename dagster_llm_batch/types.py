@@ -26,6 +26,8 @@ __all__ = [
     "CannotTell",
     "Cause",
     "Destination",
+    "Document",
+    "DocumentRules",
     "Endpoint",
     "Extra",
     "FileCount",
@@ -160,6 +162,46 @@ class Image:
     url: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document in a request: bytes with their media type, or an http(s) URL that the provider loads.
+
+    `pages` is the number of pages of a PDF; None for other kinds, and for a document by URL.
+    """
+
+    media_type: str | None = None
+    data: bytes | None = None
+    url: str | None = None
+    pages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRules:
+    """The documents that one request of a vendor may have. A limit of None is unknown, and is not checked.
+
+    Attributes:
+        vendor: Whose rules these are, in messages.
+        kinds: The allowed media types of documents in the request.
+        takes_data: Whether the request can have the bytes of a document.
+        takes_urls: Whether the vendor loads PDFs from addresses.
+        most_documents: The most documents of a request.
+        most_bytes: The most bytes of a document, before base64.
+        most_total_bytes: The most bytes of all documents of a request, before base64.
+        most_pages: The most pages of a PDF.
+        most_total_pages: The most pages of all PDFs of a request.
+    """
+
+    vendor: str
+    kinds: tuple[str, ...]
+    takes_data: bool = True
+    takes_urls: bool = False
+    most_documents: int | None = None
+    most_bytes: int | None = None
+    most_total_bytes: int | None = None
+    most_pages: int | None = None
+    most_total_pages: int | None = None
+
+
 class Request(NamedTuple):
     """One rendered request. `request_id` is a digest of its content: equal content, equal id, sent once."""
 
@@ -167,6 +209,7 @@ class Request(NamedTuple):
     system: str | None
     user: str
     images: tuple[Image, ...] = ()
+    documents: tuple[Document, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,13 +189,13 @@ class RestoredValues:
     def _found(self, rows: Any, keys: pa.Array) -> Iterator[tuple[int, str | None, dict[str, str]]]:
         """Yield each row's place among the keys, the id of its present request, and its values."""
         # These modules load Jinja and more, and most datasets do not restore values.
-        from dagster_llm_batch.files.request_parts import ImagesBelow  # noqa: PLC0415
+        from dagster_llm_batch.files.prompt_files import files_of  # noqa: PLC0415
         from dagster_llm_batch.files.row_renderer import RowRenderer  # noqa: PLC0415
         from dagster_llm_batch.types import Request  # noqa: PLC0415
 
         labeling, mask = self._labeling, self._labeling.mask
         assert mask is not None
-        root, renderer = labeling.prompt.image_root, None
+        files, renderer = files_of(labeling.prompt), None
         for batch in record_batches(rows, labeling.columns_read):
             if not batch.num_rows:
                 continue
@@ -205,7 +205,7 @@ class RestoredValues:
                 continue
             masked, _ = mask.apply(wanted)
             if renderer is None:
-                renderer = RowRenderer(labeling, masked.schema, None if root is None else ImagesBelow(root))
+                renderer = RowRenderer(labeling, masked.schema, files)
             renderer.check(masked)
             asked = renderer.requests(masked, masked.column(labeling.key).to_pylist())
             requests = [request for _, some in asked for request in some]

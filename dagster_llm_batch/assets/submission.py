@@ -112,7 +112,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             status = step(submission.submission_id)
             _log(context, partition, status)
             skipped, erased, unreadable = engine.left_out_rows(submission)
-            _warn_of_images(context, dataset, partition, unreadable)
+            _warn_of_files(context, dataset, partition, unreadable)
             if skipped:
                 context.log.warning(
                     f"{_where(partition)}{skipped:,} of {submission.rows:,} rows are empty and not sent; "
@@ -195,13 +195,14 @@ def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:
     return sent_outcome(status, find_conditions(of_status(engine, status, recovered)))
 
 
-def _warn_of_images(context: dg.AssetExecutionContext, dataset: Dataset, partition: str | None, rows: int) -> None:
-    """Log the number of rows that are not sent since their images cannot be read."""
+def _warn_of_files(context: dg.AssetExecutionContext, dataset: Dataset, partition: str | None, rows: int) -> None:
+    """Log the number of rows that are not sent since their images or documents cannot be read."""
     if rows:
+        file = "a document" if dataset.labeling.prompt.file_noun == "document" else "an image"
         have = (
-            "1 row has an image that cannot be read, and is"
+            f"1 row has {file} that cannot be read, and is"
             if rows == 1
-            else (f"{rows:,} rows have an image that cannot be read, and are")
+            else (f"{rows:,} rows have {file} that cannot be read, and are")
         )
         place = dataset.rejects_key.to_user_string()
         context.log.warning(f"{_where(partition)}{have} not sent: see the reason in {place} when it has landed.")

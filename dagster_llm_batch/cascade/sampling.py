@@ -435,7 +435,8 @@ class Sampling:
         Another guarantee does, too: its sample has these rows and more, or some of them.
         """
         prompt, turns = self._labeling.prompt, self._labeling.spec.turns
-        asked = [prompt.system, prompt.user, list(prompt.images), [[turn.role, turn.text] for turn in turns]]
+        turns_asked = [[turn.role, turn.text] for turn in turns]
+        asked = [prompt.system, prompt.user, list(prompt.images), turns_asked, *prompt.asked_documents]
         models = [configuration_fingerprint("", one.provider, one.spec) for one in self._labeling.models]
         digest = hashlib.sha256(canonical_json([models, asked]).encode()).hexdigest()
         place = (self._deployment.namespace, self._labeling.asset, self._partition)
@@ -507,7 +508,7 @@ class Sampling:
         files = writer.files(wave, oracle, Lane.BATCH)
         self._written.append(files)
         estimate, later, counter = writer.estimate(oracle), writer.estimate(oracle), self._deployment.counter(oracle)
-        bound_of = partial(counter.bound_of_line, has_images=bool(self._labeling.prompt.images))
+        bound_of = partial(counter.bound_of_line, has_files=bool(self._labeling.prompt.files))
 
         def count_later(bounds: list[int | None]) -> None:
             later.add(InputCounts([tokens or 0] * len(bounds), bounds))

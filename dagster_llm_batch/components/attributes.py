@@ -360,6 +360,8 @@ class _PromptBlock(Block):
                 system=system,
                 images=given["images"],
                 image_root=templated(context, given["image_root"]),
+                documents=given["documents"],
+                file_root=templated(context, given["file_root"]),
                 examples=[(example.user, example.reply) for example in given["examples"]],
                 cache_prefix=given["cache_prefix"],
                 version=templated(context, given["version"]),

@@ -21,7 +21,7 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any
 
-from dagster_llm_batch.types import Image, Request, RequestSpec
+from dagster_llm_batch.types import Document, Image, Request, RequestSpec
 
 __all__ = [
     "NONCE",
@@ -82,17 +82,27 @@ def make_requests(system: str | None, users: Iterable[str]) -> list[Request]:
         h.update(text)
         ids.append(h.hexdigest())
     # 0.07 us less for each than Request(…).
-    return list(map(Request._make, zip(ids, repeat(system), users, repeat(()))))
+    return list(map(Request._make, zip(ids, repeat(system), users, repeat(()), repeat(()))))
 
 
-def make_request(system: str | None, user: str, images: tuple[Image, ...] = ()) -> Request:
+def make_request(
+    system: str | None, user: str, images: tuple[Image, ...] = (), documents: tuple[Document, ...] = ()
+) -> Request:
     """Return a request with its id."""
     h = _begun(system).copy()
     h.update(_sized(user.encode("utf-8", "surrogatepass")))
     for image in images:
-        for part in ((image.media_type or "").encode(), image.data or b"", (image.url or "").encode()):
-            h.update(_sized(part))
-    return Request(h.hexdigest(), system, user, images)
+        _update_with_file(h, image)
+    for document in documents:
+        # Else an image and a document of one address would have the same digest.
+        h.update(_sized(b"document"))
+        _update_with_file(h, document)
+    return Request(h.hexdigest(), system, user, images, documents)
+
+
+def _update_with_file(h: hashlib.blake2b, file: Image | Document) -> None:
+    for part in ((file.media_type or "").encode(), file.data or b"", (file.url or "").encode()):
+        h.update(_sized(part))
 
 
 @lru_cache(maxsize=16)

@@ -21,6 +21,7 @@ from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.core.result_schema import RESULT_SCHEMA
+from dagster_llm_batch.core.row_files import noun_of
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import SKIPPED, Outcome
 
@@ -56,14 +57,14 @@ EMPTY = "empty: nothing but blanks or nulls in the columns that the prompt reads
 """The reason of a row that was skipped."""
 
 UNSENT_FIELD = pa.field("llm_unsent", pa.string())
-"""The column of a manifest with the reasons why rows are not sent: their images cannot be read. A manifest without such
-rows does not have it.
+"""The column of a manifest with the reasons why rows are not sent: their images or documents cannot be read. A manifest
+without such rows does not have it.
 """
 
 UNSENT = UNSENT_FIELD.name
 """Its name."""
 
-_NOT_SENT = "; the row was not sent, and cost nothing. Plan the partition again when the image is there"
+_NOT_SENT = "; the row was not sent, and cost nothing. Plan the partition again when the {noun} is there"
 
 PROVENANCE = (
     "llm_outcome",
@@ -204,7 +205,12 @@ def _with_reasons_as_ids(manifest: pa.Table) -> tuple[pa.Table, list[dict[str, A
     manifest = manifest.set_column(manifest.schema.get_field_index(_ID), _ID, pc.coalesce(named, ids))
     costs = dict.fromkeys(_COSTS, Decimal(0))
     results = [
-        {_ID: _REASON + reason, "llm_outcome": Outcome.ERRORED.value, "llm_reason": reason + _NOT_SENT, **costs}
+        {
+            _ID: _REASON + reason,
+            "llm_outcome": Outcome.ERRORED.value,
+            "llm_reason": reason + _NOT_SENT.format(noun=noun_of(reason)),
+            **costs,
+        }
         for reason in pc.unique(reasons).drop_null().to_pylist()
     ]
     return manifest, results

@@ -110,15 +110,18 @@ class Mask:
         """The kinds in the order of PersonalData: of two kinds of one value, the first names it."""
         return [kind for kind in get_args(PersonalData) if kind in self.what]
 
-    def check(self, key: str, images: Sequence[str], response: pa.Schema) -> None:
-        """Raise ConfigError if it names the key or an image, or restores a column without text."""
+    def check(self, key: str, images: Sequence[str], response: pa.Schema, documents: Sequence[str] = ()) -> None:
+        """Raise ConfigError if it names the key, an image or a document, or restores a column without text."""
         if key in self.columns:
             raise ConfigError(
                 f"mask names the key {key!r}, which is stored and logged to find a row again. Use another key, such as "
                 "a number of the row, and name only columns that the prompt reads."
             )
-        if named := sorted(set(images) & set(self.columns)):
-            raise ConfigError(f"mask names {', '.join(named)} of Prompt.images. Only text is masked: leave it out.")
+        for argument, files in (("images", images), ("documents", documents)):
+            if named := sorted(set(files) & set(self.columns)):
+                raise ConfigError(
+                    f"mask names {', '.join(named)} of Prompt.{argument}. Only text is masked: leave it out."
+                )
         texts = [field.name for field in response if _holds_text(field.type)]
         if strangers := [name for name in self.restore if name not in texts]:
             raise ConfigError(

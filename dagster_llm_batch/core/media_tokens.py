@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from math import ceil, floor, sqrt
 from typing import Any, NamedTuple
 
-from dagster_llm_batch.types import Image
+from dagster_llm_batch.core.documents import PDF
+from dagster_llm_batch.types import Document, Image
 
-__all__ = ["OPENAI_BOOKS", "InputTokens", "Size", "image_size", "media_tokens"]
+__all__ = ["OPENAI_BOOKS", "InputTokens", "Size", "document_tokens", "image_size", "media_tokens"]
 
 OPENAI_BOOKS = frozenset({"openai", "azure"})
 """The price book's ids of those who run OpenAI's models, and count as OpenAI does."""
@@ -66,6 +67,37 @@ def media_tokens(book: str | None, model: str, params: Mapping[str, Any], image:
             multiplier, budget, _ = patches
             return _counted(size, _patch_tokens, patches, None if budget is None else ceil(budget * multiplier))
     return InputTokens(_UNKNOWN_VENDOR, None)
+
+
+# The expected tokens of a page. Claude: a PDF of 3 pages has about 7,000, by
+# https://platform.claude.com/docs/en/build-with-claude/pdf-support. OpenAI: the text and an image of each page, by
+# https://developers.openai.com/api/docs/guides/pdf-files; the size of the image is not documented. Gemini: the table
+# _GEMINI_PAGE, by https://ai.google.dev/gemini-api/docs/media-resolution.
+_CLAUDE_PAGE, _TEXT_OF_PAGE = 2_334, 500
+# Of a file that is not a PDF: as of English text.
+_BYTES_OF_TOKEN = 4
+
+
+def document_tokens(book: str | None, model: str, params: Mapping[str, Any], document: Document) -> InputTokens:
+    """Return the input tokens of one document: those of a page for each page, or by its bytes if it has no pages.
+
+    A page can have text of any length, so no bound is known but the model's context.
+    """
+    if document.data is not None and document.media_type != PDF:
+        return InputTokens(ceil(len(document.data) / _BYTES_OF_TOKEN), None)
+    pages = _USUAL_PAGES if document.pages is None else document.pages
+    return InputTokens(pages * _page_tokens(book, model.lower(), params), None)
+
+
+def _page_tokens(book: str | None, name: str, params: Mapping[str, Any]) -> int:
+    if "claude" in name:
+        return _CLAUDE_PAGE
+    if _GEMINI.search(name):
+        version, resolution = _gemini_resolution(name, params)
+        table = _GEMINI_PAGE[version]
+        return table.get(resolution, table[_GEMINI_USUAL[version][0]])
+    image = media_tokens(book, name, params, Image())
+    return image.expected + _TEXT_OF_PAGE
 
 
 def _counted(size: Size | None, formula: Any, of_model: Any, most: int | None) -> InputTokens:
@@ -170,10 +202,14 @@ _GEMINI_SECOND_OF_SOUND = 32
 _GEMINI_USUAL = {2: ("HIGH", "HIGH"), 3: ("MEDIUM", "LOW")}
 
 
-def _gemini_tokens(model: str, params: Mapping[str, Any], size: Size | None, kind: str) -> InputTokens:
+def _gemini_resolution(model: str, params: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the version of Gemini, and the resolution that the parameters ask for."""
     given = str(params.get("mediaResolution") or params.get("media_resolution") or "")
-    resolution = given.removeprefix("MEDIA_RESOLUTION_").upper()
-    version = 2 if re.search(r"gemini-[12]", model) else 3
+    return 2 if re.search(r"gemini-[12]", model) else 3, given.removeprefix("MEDIA_RESOLUTION_").upper()
+
+
+def _gemini_tokens(model: str, params: Mapping[str, Any], size: Size | None, kind: str) -> InputTokens:
+    version, resolution = _gemini_resolution(model, params)
     page, frame = (resolution if resolution in _GEMINI_PAGE[2] else usual for usual in _GEMINI_USUAL[version])
     match kind:
         case "application":

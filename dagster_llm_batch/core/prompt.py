@@ -1,13 +1,12 @@
 """Prompts: templates that make a request out of each row.
 
 Templates are Jinja in a sandbox (`core.sandbox`). Row data is data: it is never run as code, and read as a path only
-below `image_root`.
+below `image_root` and `file_root`.
 Errors of syntax and unknown columns are raised before the first row; others name the row and the column.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,46 +20,20 @@ import jinja2.meta
 from jinja2 import nodes
 
 from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.core.documents import check_can_count_pages
 from dagster_llm_batch.core.identity import make_request, make_requests
 from dagster_llm_batch.core.masks import Mask
+from dagster_llm_batch.core.row_files import NO_FILES, FilesOfRows, RowFiles, UnreadableFile
 from dagster_llm_batch.core.sandbox import MOST_CHARS, Sandbox, size_of
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import keep_utf8
-from dagster_llm_batch.types import Image, Request, Turn
+from dagster_llm_batch.types import Request, Turn
 
-__all__ = ["ImageLoader", "Prompt", "Renderer", "UnreadableImage"]
-
-ImageLoader = Callable[[str], bytes]
-"""Returns the bytes of the image at a path of a row. See `Prompt.image_root` for which paths are allowed."""
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """Stands for the request of a row whose image cannot be read.
-
-    `reason` names the column, what was got and what is allowed.
-    """
-
-    reason: str
-
+__all__ = ["Prompt", "Renderer"]
 
 _Template = Callable[[Mapping[str, Any]], str]
 _NESTED = (list, dict, tuple)
 _ROW = "row"
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-)
-# So much of a path is shown.
-_SHOWN_CHARS, _REASON_CHARS = 200, 500
-# Errors of a path; with others a store may answer another time.
-_OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-_ERRNOS_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
-_HTTP_REFUSED, _HTTP_FAILED = 400, 500
-# Request Timeout, Too Early, Too Many Requests
-_PASSING = (408, 425, 429)
 
 
 @checked
@@ -79,6 +52,9 @@ class Prompt:
             it; others cache on their own.
         version: A name for this wording, kept with every row. Default: a digest of the prompt.
         mask: Personal data to replace by placeholders before rows are rendered, stored and sent. Default: none.
+        documents: Columns that hold documents: bytes, an http(s) URL, or a path below `file_root`. A null adds none.
+            All vendors that take documents take PDF; some take text, Word and sheets. Needs the extra `documents`.
+        file_root: Where the paths of documents are looked up, as `image_root` for images.
     """
 
     user: str
@@ -89,6 +65,8 @@ class Prompt:
     cache_prefix: bool = False
     version: str | None = None
     mask: Mask | None = None
+    documents: Sequence[str] = ()
+    file_root: str | None = None
     _environment: jinja2.Environment = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +79,8 @@ class Prompt:
         environment.tests["none"] = _is_null
         environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "default": _json_of_null}
         object.__setattr__(self, "_environment", environment)
+        if self.documents:
+            check_can_count_pages()
         for part, source in self._sources():
             try:
                 # Compiling finds unknown filters, too, which parsing does not.
@@ -134,17 +114,32 @@ class Prompt:
         """The examples as conversation turns."""
         return tuple(turn for user, reply in self.examples for turn in (Turn("user", user), Turn("assistant", reply)))
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The columns with images and documents."""
+        return (*self.images, *self.documents)
+
+    @property
+    def file_noun(self) -> str:
+        """The word for a file of a row, for messages."""
+        return "document" if not self.images else "image or document" if self.documents else "image"
+
+    @property
+    def asked_documents(self) -> list[list[str]]:
+        """The columns of documents, for digests of the prompt: of a prompt without documents they stay the same."""
+        return [list(self.documents)] if self.documents else []
+
     def columns(self) -> frozenset[str] | None:
         """Return the columns that the prompt reads, or None where it takes the whole row."""
         names = self._variables
-        return None if _ROW in names else frozenset(names - self._environment.globals.keys()) | frozenset(self.images)
+        return None if _ROW in names else frozenset(names - self._environment.globals.keys()) | frozenset(self.files)
 
     def content(self, columns: Collection[str], key: str) -> frozenset[str]:
         """Return which of these columns hold what is asked about: those that the prompt reads, but for the key.
 
         The key counts where nothing else is read. A prompt that takes the whole row reads all columns.
         """
-        read = frozenset(self.images) | self._variables | self._columns_of_row(columns)
+        read = frozenset(self.files) | self._variables | self._columns_of_row(columns)
         return (read & set(columns)) - {key} or read & set(columns)
 
     def _columns_of_row(self, columns: Collection[str]) -> frozenset[str]:
@@ -161,7 +156,7 @@ class Prompt:
 
     def names(self) -> frozenset[str] | None:
         """Return the columns and Jinja's own names that the templates use: a column of such a name has precedence."""
-        return None if _ROW in self._variables else self._variables | frozenset(self.images)
+        return None if _ROW in self._variables else self._variables | frozenset(self.files)
 
     @cached_property
     def _variables(self) -> frozenset[str]:
@@ -169,36 +164,36 @@ class Prompt:
         parsed = (self._environment.parse(source) for _, source in self._sources())
         return frozenset(name for template in parsed for name in jinja2.meta.find_undeclared_variables(template))
 
-    def renderer(self, columns: Collection[str], load_image: ImageLoader | None = None) -> Renderer:
+    def renderer(self, columns: Collection[str], files: RowFiles = NO_FILES) -> Renderer:
         """Return a renderer for rows with these columns. Raises ConfigError where the prompt names another column."""
         needed = self.columns()
         if needed is not None:
             # A column with the name of one of Jinja's globals has precedence.
             needed |= self._variables & set(columns)
-        unknown = sorted((needed or frozenset(self.images)) - set(columns))
+        unknown = sorted((needed or frozenset(self.files)) - set(columns))
         if unknown:
             msg = (
                 f"The prompt names {_listed(unknown)}, which the rows do not have. "
                 f"Columns of the rows: {_listed(sorted(columns))}. Correct the template, or add the column."
             )
             raise ConfigError(msg)
-        return Renderer(self, columns if needed is None else needed, load_image)
+        return Renderer(self, columns if needed is None else needed, files)
 
 
 class Renderer:
     """Render rows with one set of columns into requests. `columns` are those that it reads."""
 
-    def __init__(self, prompt: Prompt, columns: Collection[str], load_image: ImageLoader | None) -> None:
+    def __init__(self, prompt: Prompt, columns: Collection[str], files: RowFiles) -> None:
         environment = prompt._environment  # noqa: SLF001 - two halves of one thing
-        self._images = tuple(prompt.images)
-        self._load_image = load_image
+        self._has_files = bool(prompt.files)
+        self._files = FilesOfRows(tuple(prompt.images), tuple(prompt.documents), files)
         self._user = _template(environment, prompt.user, columns)
         self._system = None if prompt.system is None else _template(environment, prompt.system, columns)
         parts = [part for part in (self._system, self._user) if part is not None]
         plain = [part for part in parts if isinstance(part, _Plain)]
         # `{{ row["odd name"] }}` of a wide table reads one column, though `row` might be asked for any.
         self.columns = tuple(
-            sorted({*self._images, *(name for part in plain for name in part.names)} if plain == parts else columns)
+            sorted({*prompt.files, *(name for part in plain for name in part.names)} if plain == parts else columns)
         )
         variables = jinja2.meta.find_undeclared_variables(environment.parse(prompt.system or ""))
         self._fixed_system: str | None = None
@@ -210,10 +205,10 @@ class Renderer:
                 msg = f"The system template failed: {type(error).__name__}: {error}. Correct it; nothing was sent."
                 raise ConfigError(msg) from error
 
-    def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request | UnreadableImage]:
-        """Return requests of rows, given as columns, and UnreadableImage for a row whose image is. See `render`."""
+    def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request | UnreadableFile]:
+        """Return requests of rows, given as columns, and UnreadableFile for a row whose file is. See `render`."""
         system_varies = self._system is not None and self._fixed_system is None
-        if isinstance(self._user, _Plain) and not system_varies and not self._images:
+        if isinstance(self._user, _Plain) and not system_varies and not self._has_files:
             users: list[str] | None = None
             # A row that is too long is named below.
             with suppress(OverflowError):
@@ -224,17 +219,17 @@ class Renderer:
                 return [*make_requests(self._fixed_system, users)]
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         requests = [self._request(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
-        keep_utf8([request.user for request in requests if not isinstance(request, UnreadableImage)])
+        keep_utf8([request.user for request in requests if not isinstance(request, UnreadableFile)])
         return requests
 
     def render(self, row: Mapping[str, Any], key: object) -> Request:
         """Return the request of one row. Raises InputError, which names `key` and the template or column at fault."""
         request = self._request(row, key)
-        if isinstance(request, UnreadableImage):
+        if isinstance(request, UnreadableFile):
             raise InputError(f"Row {key!r}: {request.reason}.")
         return request
 
-    def _request(self, row: Mapping[str, Any], key: object) -> Request | UnreadableImage:
+    def _request(self, row: Mapping[str, Any], key: object) -> Request | UnreadableFile:
         part = "system"
         try:
             system = self._fixed_system
@@ -249,80 +244,13 @@ class Renderer:
                 f"It reads the columns {_listed(self.columns)}. Correct the template or the row; nothing was sent."
             )
             raise InputError(msg) from error
-        images = []
-        for name in self._images:
-            if row[name] is None:
-                continue
-            image = self._image(row[name], name, key)
-            if isinstance(image, UnreadableImage):
-                return image
-            images.append(image)
-        return make_request(system, user, tuple(images))
-
-    def _image(self, value: object, column: str, key: object) -> Image | UnreadableImage:
-        if isinstance(value, str) and value.startswith(("https://", "http://")):
-            return Image(url=value)
-        if isinstance(value, str):
-            if self._load_image is None:
-                return _unreadable(
-                    column,
-                    f"got {value[:_SHOWN_CHARS]!r}, which is neither bytes nor an http(s) URL; "
-                    "to read images from paths, set Prompt(image_root=...)",
-                )
-            path = value
-            try:
-                value = self._load_image(path)
-            # Each kind of store has errors of its own.
-            except Exception as error:
-                if (why := _fault_of_path(error, path)) is None:
-                    msg = (
-                        f"Row {key!r}: the store of the image {path[:_SHOWN_CHARS]!r} in column '{column}' does not "
-                        f"answer: {type(error).__name__}. Nothing was sent. Plan it again when the store answers."
-                    )
-                    raise InputError(msg) from error
-                return _unreadable(column, why)
-        if not isinstance(value, (bytes, bytearray, memoryview)):
-            kind = type(value).__name__
-            msg = f"Row {key!r}: column '{column}' holds a {kind}; an image is bytes, a path or an http(s) URL."
-            raise InputError(msg)
-        data = bytes(value)
-        if (media_type := _media_type(data)) is None:
-            return _unreadable(
-                column, f"got bytes that start with {data[:8]!r}; allowed is a PNG, JPEG, GIF or WebP image"
-            )
-        return Image(media_type=media_type, data=data)
-
-
-def _unreadable(column: str, why: str) -> UnreadableImage:
-    return UnreadableImage(f"the image in column '{column}' cannot be read: {why[:_REASON_CHARS]}")
-
-
-def _fault_of_path(error: Exception, path: str) -> str | None:
-    """Return what is wrong with the path of an image; None where its store may give the image another time."""
-    link: BaseException | None = error
-    while link is not None:
-        if _is_outage(link):
-            return None
-        link = link.__cause__
-    named = repr(path[:_SHOWN_CHARS])
-    if isinstance(error, ValueError) and str(error).startswith(repr(path)):
-        return str(error)
-    if isinstance(error, PermissionError):
-        return f"got {named}, which may not be read; allowed is a file below image_root that this process may read"
-    if isinstance(error, IsADirectoryError):
-        return f"got {named}, which is a folder below image_root; allowed is a file"
-    if isinstance(error, OSError | ValueError) or hasattr(error, "status"):
-        return f"got {named}, which is no file below image_root; allowed is the path of one, relative to it"
-    return None
-
-
-def _is_outage(error: BaseException) -> bool:
-    # fsspec turns every error of a web server into a FileNotFoundError. The error with the status is its cause.
-    if isinstance(status := getattr(error, "status", None), int):
-        return status in _PASSING or not _HTTP_REFUSED <= status < _HTTP_FAILED
-    if any(kind.__name__ == "ClientConnectionError" for kind in type(error).__mro__):
-        return True
-    return isinstance(error, OSError) and not (isinstance(error, _OF_PATHS) or error.errno in _ERRNOS_OF_PATHS)
+        if not self._has_files:
+            return make_request(system, user)
+        images = self._files.images(row, key)
+        if isinstance(images, UnreadableFile):
+            return images
+        documents = self._files.documents(row, key)
+        return documents if isinstance(documents, UnreadableFile) else make_request(system, user, images, documents)
 
 
 def _template(environment: jinja2.Environment, source: str, columns: Collection[str]) -> _Template:
@@ -475,15 +403,6 @@ def _shown(value: object) -> object:
     if isinstance(value, _NESTED) and size_of(value) > MOST_CHARS:
         raise OverflowError(f"this would show more than {MOST_CHARS:,} characters, which is the most allowed")
     return "" if value is None else value
-
-
-def _media_type(data: bytes) -> str | None:
-    for magic, media_type in _MAGIC:
-        if data.startswith(magic):
-            return media_type
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    return None
 
 
 def _listed(names: Collection[str]) -> str:

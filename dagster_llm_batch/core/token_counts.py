@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, packed
-from dagster_llm_batch.core.media_tokens import OPENAI_BOOKS, InputTokens, media_tokens
+from dagster_llm_batch.core.media_tokens import OPENAI_BOOKS, InputTokens, document_tokens, media_tokens
 from dagster_llm_batch.core.token_rates import (
     BEYOND,
     END_OF_ASCII,
@@ -43,7 +43,7 @@ from dagster_llm_batch.core.token_rates import (
     TOKENIZERS,
     UNMEASURED,
 )
-from dagster_llm_batch.types import Image, Request, RequestSpec, ResponseKind
+from dagster_llm_batch.types import Request, RequestSpec, ResponseKind
 
 __all__ = [
     "MAXIMA",
@@ -335,7 +335,7 @@ class InputCounter:
         """Return the input tokens of each request."""
         if not requests:
             return InputCounts((), ())
-        ids, systems, users, images = zip(*requests, strict=True)
+        ids, systems, users, images, documents = zip(*requests, strict=True)
         seeds = np.frombuffer(packed(ids), ">u4")[:: REQUEST_ID_BYTES // 4].astype(np.int64)
         expected, bounds = self._texts(users, self._frame, seeds)
         if any(systems):
@@ -344,19 +344,19 @@ class InputCounter:
                 self._system(systems[0]) if is_same else self._texts([s or "" for s in systems], _SYSTEM, seeds)
             )
             expected, bounds = expected + more, bounds + most
-        if any(images):
-            return self._with_images(expected, bounds, images)
+        if any(images) or any(documents):
+            return self._with_files(expected, bounds, requests)
         if self._is_open or self._is_stored:
             return InputCounts(expected.tolist(), [self._limited(None)] * len(requests))
         limited = bounds if self._context is None else np.minimum(bounds, self._context)
         return InputCounts(expected.tolist(), limited.tolist())
 
-    def bound_of_line(self, line: bytes, *, has_images: bool) -> int | None:
+    def bound_of_line(self, line: bytes, *, has_files: bool) -> int | None:
         """Return the most input tokens of an encoded request; None if unknown.
 
         All texts of the request are in its line.
         """
-        if has_images:
+        if has_files:
             return None if self._is_open else self._context
         if line.isascii() and rb"\u" not in line:
             # An ASCII text is no longer than the line that holds it, however escaped. A plan asks it of each row.
@@ -373,10 +373,11 @@ class InputCounter:
             self._last_system = (text, counts)
         return counts
 
-    def _with_images(self, expected: _Counts, bounds: _Counts, images: Sequence[Sequence[Image]]) -> InputCounts:
+    def _with_files(self, expected: _Counts, bounds: _Counts, requests: Sequence[Request]) -> InputCounts:
         own, limits = expected.tolist(), []
-        for place, (most, of_row) in enumerate(zip(bounds.tolist(), images, strict=True)):
-            media = [media_tokens(self._book, self._model, self._params, image) for image in of_row]
+        for place, (most, request) in enumerate(zip(bounds.tolist(), requests, strict=True)):
+            media = [media_tokens(self._book, self._model, self._params, image) for image in request.images]
+            media += [document_tokens(self._book, self._model, self._params, one) for one in request.documents]
             own[place] += sum(count.expected for count in media)
             known = [count.bound for count in media if count.bound is not None]
             limits.append(self._limited(most + sum(known) if len(known) == len(media) else None))

@@ -114,7 +114,7 @@ class Labeling:
             raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
         if self.mask is not None:
-            self.mask.check(self.key, self.prompt.images, self.reader.schema)
+            self.mask.check(self.key, self.prompt.images, self.reader.schema, self.prompt.documents)
         if self.cascade is not None:
             self._check_cascade(self.cascade)
         # Computed now, so that errors in them are raised where the dataset is declared.
@@ -232,6 +232,11 @@ class Labeling:
                 f"{needed.value.capitalize()} take one text{images}; the prompt has a system text. "
                 "Leave only its user part."
             )
+        if needed is not None and self.prompt.documents:
+            raise ConfigError(
+                f"{needed.value.capitalize()} take no documents; the prompt names {', '.join(self.prompt.documents)}. "
+                "Leave documents out, or ask a model that replies."
+            )
         provider = self.model.partition("/")[0]
         # A provider with a preset's name uses that preset.
         if (server := SERVERS.get(provider)) is not None and endpoint is not Endpoint.CHAT:
@@ -268,7 +273,13 @@ class Labeling:
         """The prompt's name, or a digest of its wording."""
         prompt = self.prompt
         return prompt.version or _digest(
-            [prompt.system, prompt.user, list(prompt.images), [list(e) for e in prompt.examples]]
+            [
+                prompt.system,
+                prompt.user,
+                list(prompt.images),
+                [list(e) for e in prompt.examples],
+                *prompt.asked_documents,
+            ]
         )
 
     @property
@@ -302,6 +313,7 @@ class Labeling:
                 "images": list(prompt.images),
                 "examples": [list(example) for example in prompt.examples],
                 "cache_prefix": prompt.cache_prefix,
+                **({"documents": list(prompt.documents)} if prompt.documents else {}),
             },
             "response": {
                 "kind": response.kind.value,
@@ -366,7 +378,7 @@ class Labeling:
         asked, present = definition["asked"], self.definition["asked"]
         prompt = replace(self.prompt, mask=mask_as_of(asked.get("mask"), self.mask))
         if asked["prompt"] != present["prompt"] or definition["prompt_version"] != self.prompt_version:
-            prompt = replace(prompt, **asked["prompt"], version=definition["prompt_version"])
+            prompt = replace(prompt, **{"documents": (), **asked["prompt"]}, version=definition["prompt_version"])
         schemas = [
             without_notes([one["asked"]["response"] | {"name": ""}, one["columns"]])
             for one in (definition, self.definition)
@@ -422,6 +434,7 @@ class Labeling:
             self.prompt.user,
             list(self.prompt.images),
             [[t.role, t.text] for t in spec.turns],
+            *self.prompt.asked_documents,
         ]
         schema = [spec.response.kind.value, spec.response.json_schema, spec.response.dimensions]
         fallback: list[Any] = [[labeling.model, dict(labeling.spec.params)] for labeling in self.models[1:]]

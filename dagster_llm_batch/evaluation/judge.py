@@ -187,7 +187,7 @@ class Judge:
                 f"mask restores {', '.join(mask.restore)}, which a judge cannot: its stored cases have no values. "
                 "Leave restore out."
             )
-        mask.check(self.join_key, self.prompt.images, pa.schema([]))
+        mask.check(self.join_key, self.prompt.images, pa.schema([]), self.prompt.documents)
         readable = [*(name for name in self.own_columns if name in ANSWERS), *self.columns]
         if strangers := [name for name in mask.columns if name not in readable]:
             raise ConfigError(

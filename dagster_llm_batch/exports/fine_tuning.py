@@ -75,8 +75,9 @@ def check_examples(labeling: Labeling, form: str) -> None:
         raise ConfigError(f"There is no form {form!r} of examples; the forms are {', '.join(EXAMPLE_FORMS)}.")
     if (kind := labeling.reader.format.kind) in (ResponseKind.EMBEDDING, ResponseKind.MODERATION):
         raise ConfigError(f"'{labeling.asset}' gives {kind.value}s; there are no replies to learn from.")
-    if labeling.prompt.images:
-        raise ConfigError(f"The prompt of '{labeling.asset}' has images, which are not exported for fine-tuning.")
+    for what, columns in (("images", labeling.prompt.images), ("documents", labeling.prompt.documents)):
+        if columns:
+            raise ConfigError(f"The prompt of '{labeling.asset}' has {what}, which are not exported for fine-tuning.")
 
 
 def _examples(

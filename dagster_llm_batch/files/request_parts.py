@@ -24,12 +24,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.address_secrets import refuse_credentials
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, custom_id, packed, shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys, keys_of
 from dagster_llm_batch.core.label_join import UNSENT, UNSENT_FIELD
-from dagster_llm_batch.core.prompt import ImageLoader
+from dagster_llm_batch.core.row_files import RowFiles
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.definition.labeling import Labeling
@@ -44,7 +43,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.storage.stored_files import own_name
 from dagster_llm_batch.types import Lane, Request
 
-__all__ = ["ImagesBelow", "Part", "PartMaker", "WorkerSource"]
+__all__ = ["Part", "PartMaker", "WorkerSource"]
 
 _ID = "llm_request_id"
 _LINE = "llm_line"
@@ -90,7 +89,7 @@ class PartMaker:
     counter: InputCounter
     payloads: PayloadStore
     folder: str
-    load_image: ImageLoader | None
+    row_files: RowFiles
     erased: ErasedKeys
 
     def __call__(self, rows: Iterator[pa.RecordBatch]) -> Part | LLMBatchError | None:
@@ -121,7 +120,7 @@ class PartMaker:
         if first is None:
             return None
         keys = keys_of(first, self.labeling.key)
-        renderer = RowRenderer(self.labeling, first.schema, self.load_image)
+        renderer = RowRenderer(self.labeling, first.schema, self.row_files)
         path = f"{self.folder}/{PART}{own_name(self.folder)}.parquet"
         schema, digest = first.schema, RowsDigest()
         with (
@@ -142,16 +141,16 @@ class PartMaker:
         spares = [(_spare_line(number), pa.large_binary()) for number in range(len(self.spares))]
         spare_sizes = [(f"{name}_bytes", pa.int64()) for name, _ in spares]
         more = pa.schema([*sizes, *spare_sizes, (_LINE, pa.large_binary()), *spares])
-        return pa.schema([*renderer.manifest_schema, *([UNSENT_FIELD] if self._has_images else []), *more])
+        return pa.schema([*renderer.manifest_schema, *([UNSENT_FIELD] if self._has_files else []), *more])
 
     @property
-    def _has_images(self) -> bool:
-        return bool(self.labeling.prompt.images)
+    def _has_files(self) -> bool:
+        return bool(self.labeling.prompt.files)
 
     def _tables(
         self, batch: pa.RecordBatch, keys: list[Any], renderer: RowRenderer, seen: Seen, digest: RowsDigest
     ) -> Iterator[pa.Table]:
-        """Yield the batch with its lines, in tables that fit into memory with all their images."""
+        """Yield the batch with its lines, in tables that fit into memory with all their files."""
         lanes = iter(renderer.lanes(batch))
         held: list[tuple[Any, ...]] = []
         ids: list[str | None] = []
@@ -199,7 +198,7 @@ class PartMaker:
         held: list[tuple[Any, ...]],
         renderer: RowRenderer,
     ) -> pa.Table:
-        table = renderer.manifest(batch, ids, unsent if self._has_images else None)
+        table = renderer.manifest(batch, ids, unsent if self._has_files else None)
         schema = self._schema(renderer)
         more = list(schema)[table.num_columns :]
         columns = zip(*held, strict=True) if held else [()] * len(more)
@@ -294,7 +293,7 @@ class WorkerSource:
         if not self._parts:
             yield from self._empty.batches(rows)
             return
-        renderer = RowRenderer(self._maker.labeling, self._parts[0].rows, self._maker.load_image)
+        renderer = RowRenderer(self._maker.labeling, self._parts[0].rows, self._maker.row_files)
         for number, part in enumerate(self._parts):
             self.digest.merge(part.digest)
             self.erased_rows += part.erased_rows
@@ -303,7 +302,7 @@ class WorkerSource:
 
     def _part_batches(self, number: int, part: Part, renderer: RowRenderer) -> Iterator[RenderedBatch]:
         kept = [name for name in renderer.manifest_schema.names if name in part.rows.names]
-        kept += [UNSENT] if self._maker.labeling.prompt.images else []
+        kept += [UNSENT] if self._maker.labeling.prompt.files else []
         spares = [f"{_spare_line(spare)}_bytes" for spare in range(len(self._maker.spares))]
         start = 0
         for batch in self._payloads.iter_batches(part.path, BATCH_ROWS, [*kept, _ID, *_SIZES, *spares]):
@@ -409,24 +408,3 @@ def _grouped(tasks: Sequence[_FileTask]) -> Iterator[list[_FileTask]]:
             group, lines = [], 0
     if group:
         yield group
-
-
-class ImagesBelow:
-    """Read images below one folder. Paths in rows that lead out of it are refused: rows may be untrusted."""
-
-    def __init__(self, root: str) -> None:
-        refuse_credentials(root, "image_root")
-        from upath import UPath  # noqa: PLC0415 - takes long to load, and few prompts have images
-
-        self._root = UPath(root)
-
-    def __call__(self, path: str) -> bytes:
-        if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
-            msg = f"{path!r} is not a relative path below image_root"
-            raise ValueError(msg)
-        image = self._root / path
-        # On a local disk a symbolic link may lead out.
-        if image.protocol in ("", "file") and not image.resolve().is_relative_to(self._root.resolve()):
-            msg = f"{path!r} leads out of image_root"
-            raise ValueError(msg)
-        return bytes(image.read_bytes())

@@ -63,7 +63,7 @@ class RenderedChunk:
     """Requests of some rows, with the keys and lanes of these.
 
     `row_ids` are the request_ids of all rows, None for one that is not sent. `unsent` has the reason of each row whose
-    image cannot be read, by its place in `row_ids`.
+    file cannot be read, by its place in `row_ids`.
     """
 
     row_ids: Sequence[str | None]

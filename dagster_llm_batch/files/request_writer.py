@@ -30,7 +30,7 @@ from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, keys_of
 from dagster_llm_batch.core.label_join import UNSENT, UNSENT_FIELD
 from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import Estimate
-from dagster_llm_batch.core.prompt import ImageLoader
+from dagster_llm_batch.core.row_files import RowFiles
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
@@ -74,7 +74,7 @@ __all__ = [
 _HELD_BYTES = 1 << 21
 SKIPPED, ERASED_ROWS, UNREADABLE_ROWS = "llm_batch.skipped", "llm_batch.erased", "llm_batch.unreadable"
 """Keys in a manifest's metadata for the numbers of empty rows, of rows that it lacks since they were erased, and of
-rows with unreadable images; a number of 0 is left out."""
+rows with unreadable files; a number of 0 is left out."""
 
 MASKED = "llm_batch.masked"
 """In a manifest's metadata the number of masked values by kind, as JSON; absent without a mask."""
@@ -102,7 +102,7 @@ class Drafted:
         shards: The shards to send.
         rows: All rows.
         skipped: Rows that are empty, and not sent.
-        unreadable: Rows whose images cannot be read, and that are not sent.
+        unreadable: Rows whose images or documents cannot be read, and that are not sent.
         erased_rows: Rows that came, and were left out since they were erased.
         requests: Different requests among the others.
         reused: Requests that need not be sent.
@@ -122,7 +122,7 @@ class Drafted:
 
 
 class UnreadableRows(NamedTuple):
-    """Number of rows that are not sent since their images cannot be read, and the reason of the first of them."""
+    """Number of rows that are not sent since their files cannot be read, and the reason of the first of them."""
 
     rows: int = 0
     reason: str = ""
@@ -331,10 +331,13 @@ class Draft:
             self._write_held()
         self._keys.check(self._keys_again)
         if (count := self._unreadable.rows) and not self._seen.count:
+            prompt = self._labeling.prompt
+            noun, root = prompt.file_noun, "image_root" if prompt.images else "file_root"
             msg = (
-                f"All rows were left out: {count:,} of {self._source.digest.rows:,} rows have an image that cannot be "
-                f"read. The first: {self._unreadable.reason}. Nothing was sent. Correct the column, or "
-                "Prompt(image_root=...), or put the images there, and plan again."
+                f"All rows were left out: {count:,} of {self._source.digest.rows:,} rows have "
+                f"{'an' if prompt.images else 'a'} {noun} that cannot be read. The first: {self._unreadable.reason}. "
+                f"Nothing was sent. Correct the column, or Prompt({root}=...), or put the {noun}s there, and plan "
+                "again."
             )
             raise InputError(msg)
         self._manifest.add_key_value_metadata(self._facts(self._labeling.definition))
@@ -418,7 +421,7 @@ class LocalSource:
         codecs: The codecs of the labeling's models, in their order.
         counter: Counts input tokens for the labeling's own model.
         payloads: The store for request files.
-        load_image: See RowRenderer.
+        row_files: How the images and documents of rows are read.
         erased: Keys of rows that are left out.
         earlier: Rows that were planned before.
     """
@@ -429,7 +432,7 @@ class LocalSource:
         codecs: Sequence[Codec],
         counter: InputCounter,
         payloads: PayloadStore,
-        load_image: ImageLoader | None,
+        row_files: RowFiles,
         erased: ErasedKeys,
         earlier: EarlierRows | None = None,
     ) -> None:
@@ -443,7 +446,7 @@ class LocalSource:
         self._codecs = codecs
         self._counter = counter
         self._payloads = payloads
-        self._load_image = load_image
+        self._row_files = row_files
 
     def batches(self, rows: Any) -> Iterator[RenderedBatch]:
         """See RequestSource.batches."""
@@ -475,7 +478,7 @@ class LocalSource:
         return self._came - self.digest.rows
 
     def _renderer(self, columns: pa.Schema) -> RowRenderer:
-        return RowRenderer(self._labeling, columns, self._load_image)
+        return RowRenderer(self._labeling, columns, self._row_files)
 
     def _requests(self, renderer: RowRenderer, batch: pa.RecordBatch, keys: Sequence[Any]) -> Iterator[RenderedChunk]:
         lanes = renderer.lanes(batch)

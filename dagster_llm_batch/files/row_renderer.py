@@ -12,7 +12,7 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.core.identity import block_digest, canonical_json
 from dagster_llm_batch.core.keys import is_key_type
 from dagster_llm_batch.core.label_join import UNSENT_FIELD, manifest_schema
-from dagster_llm_batch.core.prompt import ImageLoader, UnreadableImage
+from dagster_llm_batch.core.row_files import RowFiles, UnreadableFile
 from dagster_llm_batch.core.rows import are_empty, check_stored_text, check_text, values_of
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import InputError
@@ -21,12 +21,12 @@ from dagster_llm_batch.types import Lane, Request
 __all__ = ["RowRenderer", "reasons_of"]
 
 # If one row of a block has changed, all its rows are rendered again; smaller blocks take more room in the manifest.
-_BLOCK_ROWS, _BLOCK_ROWS_WITH_IMAGES = 1_024, 32
+_BLOCK_ROWS, _BLOCK_ROWS_WITH_FILES = 1_024, 32
 # Rows whose requests, and the lines of these, are in memory at once: up to a block where they are short. Of long ones
 # so few that a processor's cache holds them from the template to the file.
 _BYTES_AT_ONCE, _LEAST_AT_ONCE = 1 << 19, 8
-# A row may hold no more of an image than where it is.
-_IMAGES_AT_ONCE = 8
+# A row may hold no more of a file than where it is.
+_FILES_AT_ONCE = 8
 
 
 class RowRenderer:
@@ -35,13 +35,13 @@ class RowRenderer:
     Args:
         labeling: The questions about each row.
         rows: The columns of the first batch.
-        load_image: Reads an image by its path below the prompt's image_root; None without a root.
+        files: How the images and documents of rows are read.
 
     `manifest_schema` is the schema of each row in the manifest. Raises InputError or ConfigError if the labeling names
     a column that the rows lack.
     """
 
-    def __init__(self, labeling: Labeling, rows: pa.Schema, load_image: ImageLoader | None) -> None:
+    def __init__(self, labeling: Labeling, rows: pa.Schema, files: RowFiles) -> None:
         urgent = [labeling.realtime.urgent] if labeling.realtime.urgent else []
         for argument, wanted in (("keep", labeling.keep), ("Realtime.urgent", urgent)):
             if lacking := sorted(set(wanted) - set(rows.names)):
@@ -51,19 +51,19 @@ class RowRenderer:
         if labeling.quoted_columns is not None:
             labeling.quoted_columns.check_rows(rows)
         self._urgent = labeling.realtime.urgent
-        self._renderer = labeling.prompt.renderer(rows.names, load_image)
+        self._renderer = labeling.prompt.renderer(rows.names, files)
         self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)
         self._kept = [labeling.key, *labeling.keep]
         # Without rows the columns may have no types yet.
         if not is_key_type(rows.field(labeling.key).type):
             self.manifest_schema = self.manifest_schema.set(0, pa.field(labeling.key, pa.string()))
         content = labeling.prompt.content(rows.names, labeling.key) if labeling.empty == "skip" else ()
-        self._content, self._images = sorted(content), labeling.prompt.images
+        self._content, self._files = sorted(content), labeling.prompt.files
         self._needed = {*self._kept, *self._renderer.columns, *urgent}
-        self.block_rows = _BLOCK_ROWS_WITH_IMAGES if labeling.prompt.images else _BLOCK_ROWS
-        self._most_at_once = _IMAGES_AT_ONCE if labeling.prompt.images else self.block_rows
-        # The file at a path may have changed although the row has not.
-        self.has_blocks = not (labeling.prompt.images and labeling.prompt.image_root)
+        self.block_rows = _BLOCK_ROWS_WITH_FILES if labeling.prompt.files else _BLOCK_ROWS
+        self._most_at_once = _FILES_AT_ONCE if labeling.prompt.files else self.block_rows
+        # The file at a path may have changed although the row has not. What a vendor allows of documents may have, too.
+        self.has_blocks = not (labeling.prompt.documents or (labeling.prompt.images and labeling.prompt.image_root))
         asked = [__version__, labeling.definition["asked"]["prompt"], labeling.key, labeling.empty]
         self._asked = canonical_json(asked).encode()
         self._of_block = sorted({*self._kept, *self._renderer.columns})
@@ -78,13 +78,13 @@ class RowRenderer:
 
     def requests(
         self, batch: pa.RecordBatch, keys: Sequence[Any]
-    ) -> Iterator[tuple[Sequence[Any], Sequence[Request | UnreadableImage | None]]]:
+    ) -> Iterator[tuple[Sequence[Any], Sequence[Request | UnreadableFile | None]]]:
         """Yield the requests of the rows with their keys, some rows at a time; None for an empty row.
 
-        UnreadableImage represents a row whose image cannot be read.
+        UnreadableFile represents a row whose image or document cannot be read, or is not allowed.
         """
         read = batch.select(list(self._renderer.columns))
-        empty = are_empty(batch.select(self._content), self._images)
+        empty = are_empty(batch.select(self._content), self._files)
         rows = self.rows_at_once(read)
         for start in range(0, batch.num_rows, rows):
             chunk_keys, chunk = keys[start : start + rows], read.slice(start, rows)
@@ -128,7 +128,7 @@ class RowRenderer:
     ) -> pa.Table:
         """Return the manifest's columns of the rows, with their request_ids, None for a row that is not sent.
 
-        `unsent` has the reasons of rows whose images cannot be read, by position; without it there is no column for
+        `unsent` has the reasons of rows whose files cannot be read, by position; without it there is no column for
         them. Raises InputError for types that differ from the first batch.
         """
         own = [batch.column(name) for name in self._kept]
@@ -147,6 +147,6 @@ class RowRenderer:
         )
 
 
-def reasons_of(requests: Sequence[Request | UnreadableImage | None]) -> dict[int, str]:
-    """Return why the rows whose images cannot be read are not sent, by their places."""
-    return {at: request.reason for at, request in enumerate(requests) if isinstance(request, UnreadableImage)}
+def reasons_of(requests: Sequence[Request | UnreadableFile | None]) -> dict[int, str]:
+    """Return why the rows whose files cannot be read are not sent, by their places."""
+    return {at: request.reason for at, request in enumerate(requests) if isinstance(request, UnreadableFile)}

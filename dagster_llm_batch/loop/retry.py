@@ -43,7 +43,7 @@ __all__ = ["NextWave"]
 _RETRIED = frozenset({Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID})
 _RESULT_COLUMNS = ["llm_request_id", "llm_outcome", "llm_retryable"]
 _ResultRow = tuple[str, str, bool]
-# Requests in memory at the same time: their lines may contain images.
+# Requests in memory at the same time: their lines may contain images and documents.
 _AT_ONCE = 16
 
 
@@ -330,9 +330,7 @@ class NextWave:
         if ask.shard.asked_of != labeling.model:
             # Another model counts tokens differently.
             counter = self._deployment.counter(labeling)
-            return lambda lines: [
-                counter.bound_of_line(line, has_images=bool(labeling.prompt.images)) for line in lines
-            ]
+            return lambda lines: [counter.bound_of_line(line, has_files=bool(labeling.prompt.files)) for line in lines]
         return lambda lines: [ask.shard.input_bound] * len(lines)
 
     def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
@@ -12,14 +12,18 @@ from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.definition.labeling import Labeling, Limits
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.files.prompt_files import files_of
 from dagster_llm_batch.files.request_files import ShardFiles, Wave
-from dagster_llm_batch.files.request_parts import ImagesBelow, PartMaker, WorkerSource
+from dagster_llm_batch.files.request_parts import PartMaker, WorkerSource
 from dagster_llm_batch.files.request_source import RequestSource, Spare
 from dagster_llm_batch.files.request_writer import Draft, KnownIds, LocalSource
 from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.providers.capabilities import document_rules
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
-from dagster_llm_batch.types import Lane
+from dagster_llm_batch.types import DocumentRules, Lane
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
@@ -69,16 +73,14 @@ class SubmissionWriter:
         `known` has the requests that are not asked again, `earlier` the rows of an earlier submission.
         """
         labeling, deployment = self.labeling, self.deployment
-        root = labeling.prompt.image_root
-        load_image = None if root is None else ImagesBelow(root)
         spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
         codec, counter = deployment.codec(labeling), deployment.counter(labeling)
-        source: RequestSource = LocalSource(
-            labeling, [codec, *(spare.codec for spare in spares)], counter, self.payloads, load_image, erased, earlier
-        )
+        codecs = [codec, *(spare.codec for spare in spares)]
+        files = files_of(labeling.prompt, _document_rules(labeling, codecs))
+        source: RequestSource = LocalSource(labeling, codecs, counter, self.payloads, files, erased, earlier)
         if labeling.workers is not None:
             folder = self.path(partition, submission_id, "parts").rpartition("/")[0]
-            maker = PartMaker(labeling, codec, spares, counter, self.payloads, folder, load_image, erased)
+            maker = PartMaker(labeling, codec, spares, counter, self.payloads, folder, files, erased)
             source = WorkerSource(labeling.workers, maker, source)
         wave = replace(self.wave(submission_id, partition, 1), writer=source.writer)
         return Draft(
@@ -155,3 +157,19 @@ class _Prices:
 
     def most_usd(self, input_bound: int | None) -> Decimal | None:
         return self.estimate.most_usd(input_bound, self.lane)
+
+
+def _document_rules(labeling: Labeling, codecs: Sequence[Codec]) -> list[DocumentRules]:
+    """Return what each model's vendor allows of documents. Raises ConfigError for a model that takes none."""
+    if not labeling.prompt.documents:
+        return []
+    found = []
+    for one, codec in zip(labeling.models, codecs, strict=True):
+        if (rules := document_rules(codec)) is None:
+            raise ConfigError(
+                f"Prompt(documents=...) names {', '.join(labeling.prompt.documents)}, and the model {one.model} takes "
+                "no documents in its batches here. Nothing was sent. Leave the columns out, or take a model that reads "
+                "PDF: of OpenAI, Anthropic, Google, Mistral and OpenRouter, or Claude on Bedrock."
+            )
+        found.append(rules)
+    return found

@@ -21,8 +21,9 @@ from dagster_llm_batch.protocols import (
     DeletesRequestFiles,
     LinksToConsole,
     Provider,
+    TakesDocuments,
 )
-from dagster_llm_batch.types import FileCount
+from dagster_llm_batch.types import DocumentRules, FileCount
 
 __all__ = [
     "cancel_batch",
@@ -32,6 +33,7 @@ __all__ = [
     "count_files",
     "delete_batch",
     "delete_request_file",
+    "document_rules",
     "no_way_to_delete",
     "pass_on_capabilities",
     "real_time_of",
@@ -101,3 +103,8 @@ def check_setup(provider: Provider) -> None:
 def check_parameters(codec: Codec) -> Sequence[str]:
     """Return a sentence for each parameter that the provider may refuse. Raises ConfigError for one that it refuses."""
     return codec.check_parameters() if isinstance(codec, ChecksParameters) else ()
+
+
+def document_rules(codec: Codec) -> DocumentRules | None:
+    """Return what the vendor allows of the documents of a request; None if the codec takes none."""
+    return codec.documents if isinstance(codec, TakesDocuments) else None

@@ -18,19 +18,22 @@ from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
+from dagster_llm_batch.core.documents import fault_of_documents
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import Image, Turn
+from dagster_llm_batch.types import Document, DocumentRules, Image, Request, Turn
 
 __all__ = [
     "BOM",
     "MAX_REASON_CHARS",
     "LineStart",
+    "check_documents",
     "check_roles",
     "cut_heads",
     "decode_line",
     "decode_usual",
     "dumps",
+    "encode_document",
     "encode_image",
     "quote",
     "quoted",
@@ -110,6 +113,26 @@ def encode_image(image: Image) -> tuple[str, str]:
     if image.data is None or image.media_type is None:
         raise InputError("An image has neither a URL nor data with a media type, such as 'image/png'.")
     return image.media_type, b64encode(image.data).decode("ascii")
+
+
+def encode_document(document: Document) -> tuple[str, str]:
+    """Write a document's bytes in base64, after its media type. Raises InputError where it has no bytes or no type."""
+    if document.data is None or document.media_type is None:
+        raise InputError("A document has neither a URL nor data with a media type, such as 'application/pdf'.")
+    return document.media_type, b64encode(document.data).decode("ascii")
+
+
+def check_documents(request: Request, rules: DocumentRules | None, model: str) -> None:
+    """Raise ConfigError if the model takes no documents, and InputError if its vendor would refuse these.
+
+    A plan has checked the same of each row: this is for requests that were made otherwise.
+    """
+    if not request.documents:
+        return
+    if rules is None:
+        raise ConfigError(f"The model {model!r} takes no documents here. Leave them out of the prompt.")
+    if (fault := fault_of_documents(request.documents, rules)) is not None:
+        raise InputError(f"The documents cannot be sent: {fault}.")
 
 
 def decode_line(line: bytes, decoder: msgspec.json.Decoder[_Read]) -> tuple[_Read, None] | tuple[None, str]:

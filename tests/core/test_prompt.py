@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.row_files import RowFiles
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.types import Image
 from tests.tables import table
@@ -357,7 +358,7 @@ def test_a_path_is_loaded_by_what_the_caller_allows() -> None:
             raise ValueError(f"{path!r} leads out")
         return PNG
 
-    renderer = Prompt("x", images=["pic"], image_root="ignored here").renderer(["pic"], load)
+    renderer = Prompt("x", images=["pic"], image_root="ignored here").renderer(["pic"], RowFiles(load_image=load))
     assert renderer.render({"pic": "a/cat.png"}, 1).images == (Image("image/png", PNG),)
     with pytest.raises(InputError, match=r"Row 1: the image in column 'pic' cannot be read: '\.\./x' leads out"):
         renderer.render({"pic": "../x"}, 1)

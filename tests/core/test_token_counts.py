@@ -65,7 +65,7 @@ def test_a_line_of_a_request_file_bounds_the_tokens_of_its_text(tokenizer: str, 
     counter = InputCounter(book, spec_of(model), None)
     for text in TEXTS:
         line = json.dumps({"body": text["text"]}, ensure_ascii=is_ascii, separators=(",", ":")).encode()
-        bound = counter.bound_of_line(line, has_images=False)
+        bound = counter.bound_of_line(line, has_files=False)
         assert bound is not None
         assert bound >= most_text_tokens([text["text"]], tokenizer)[0] >= text[tokenizer]
 

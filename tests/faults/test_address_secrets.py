@@ -34,7 +34,7 @@ from dagster_llm_batch.core.address_secrets import hide_secrets, refuse_credenti
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
-from dagster_llm_batch.files.request_parts import ImagesBelow
+from dagster_llm_batch.files.prompt_files import FilesBelow
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.platforms import refuse_unbatched
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
@@ -139,7 +139,8 @@ TAKERS: dict[str, Callable[[str], Any]] = {
     ),
     "bucket": lambda place: VertexBatchResource(bucket=place, **VERTEX).provider(),
     "bigquery_dataset": lambda place: VertexBatchResource(bigquery_dataset=place, **VERTEX).provider(),
-    "image_root": ImagesBelow,
+    "image_root": lambda place: FilesBelow(place, "image_root"),
+    "file_root": lambda place: FilesBelow(place, "file_root"),
 }
 
 

@@ -18,18 +18,37 @@ Versions: https://platform.claude.com/docs/en/api/migration-2026-10-21
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from dagster_llm_batch.core.documents import PDF, TEXT
 from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line, read_lines
 from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
 from dagster_llm_batch.providers.json_schema import given_format_warnings, lower_schema
-from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quoted
+from dagster_llm_batch.providers.jsonlines import (
+    LineStart,
+    check_documents,
+    check_roles,
+    dumps,
+    encode_document,
+    encode_image,
+    quoted,
+)
 from dagster_llm_batch.providers.parameters import ANTHROPIC, check_parameters
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
+from dagster_llm_batch.types import (
+    BatchLimits,
+    Document,
+    DocumentRules,
+    Endpoint,
+    Image,
+    Request,
+    RequestSpec,
+    ResponseKind,
+)
 
 __all__ = ["ANTHROPIC_LIMITS", "ANTHROPIC_VERSION", "AnthropicLines"]
 
@@ -56,6 +75,11 @@ _MOST_TOKENS, _MOST_TOKENS_EXTENDED = 128_000, 300_000
 _EXTENDED = "output-300k-2026-03-24"
 _RESEARCH_PREVIEW = "research_preview_2026_02"
 _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+# https://platform.claude.com/docs/en/build-with-claude/pdf-support: 32 MB a request, of which base64 takes a third more
+# than the documents have; 600 pages, and 100 with a context of 200,000 tokens.
+_MOST_DOCUMENT_BYTES = 23_900_000
+_MOST_PAGES, _MOST_PAGES_OF_SMALL = 600, 100
+_HAS_LARGE_CONTEXT = re.compile(r"claude-((opus|sonnet)-4-[6-9]|(opus|sonnet|haiku|fable|mythos)-[5-9])")
 # An hour, since a batch outlives the five minutes that are usual.
 _CACHE = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
@@ -95,10 +119,24 @@ class AnthropicLines:
         _check_most_tokens(params["max_tokens"], self._betas)
         return check_parameters(ANTHROPIC, params) + given_format_warnings(params, ANTHROPIC_RULES)
 
+    @property
+    def documents(self) -> DocumentRules:
+        """See TakesDocuments."""
+        is_large = _HAS_LARGE_CONTEXT.search(self._spec.model)
+        return DocumentRules(
+            "Anthropic",
+            (PDF, TEXT),
+            takes_urls=True,
+            most_total_bytes=_MOST_DOCUMENT_BYTES,
+            most_total_pages=_MOST_PAGES if is_large else _MOST_PAGES_OF_SMALL,
+        )
+
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """Encode one line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
+        """Encode one line; see Codec.encode. Raises InputError for an image or document that the vendor cannot take."""
         start = self._start.of(request.system)
-        content = quoted(request.user) if not request.images else _parts(request)
+        if request.documents:
+            check_documents(request, self.documents, self._spec.model)
+        content = _parts(request) if request.images or request.documents else quoted(request.user)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
 
     decode = staticmethod(read_line)  # see Codec.decode
@@ -187,11 +225,21 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
 
 
 def _parts(request: Request) -> bytes:
-    """Images come first: the vendor's LLMs read them best before the text that refers to them."""
-    parts: list[dict[str, Any]] = [{"type": "image", "source": _source(image)} for image in request.images]
+    """Files come first: the vendor's LLMs read them best before the text that refers to them."""
+    parts: list[dict[str, Any]] = [{"type": "document", "source": _document(one)} for one in request.documents]
+    parts += [{"type": "image", "source": _source(image)} for image in request.images]
     if request.user:
         parts.append({"type": "text", "text": replace_halves(request.user)})
     return dumps(parts).encode("ascii")
+
+
+def _document(document: Document) -> dict[str, str]:
+    if document.url is not None:
+        return {"type": "url", "url": replace_halves(document.url)}
+    if document.media_type == TEXT and document.data is not None:
+        return {"type": "text", "media_type": TEXT, "data": document.data.decode("utf-8", "replace")}
+    media_type, data = encode_document(document)
+    return {"type": "base64", "media_type": media_type, "data": data}
 
 
 def _source(image: Image) -> dict[str, str]:

@@ -18,17 +18,39 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from dagster_llm_batch.core.documents import DOCX, PDF, TEXT, XLSX
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.bedrock.bodies import check_shape, parameter_warnings, settings
 from dagster_llm_batch.providers.bedrock.models import Family, takes_images
 from dagster_llm_batch.providers.bedrock.replies import read_claude_lines, read_line
-from dagster_llm_batch.providers.jsonlines import LineStart, dumps, quote, quoted
+from dagster_llm_batch.providers.jsonlines import LineStart, check_documents, dumps, encode_document, quote, quoted
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchLimits, Image, Request, RequestSpec, ResultColumns
+from dagster_llm_batch.types import (
+    BatchLimits,
+    Document,
+    DocumentRules,
+    Image,
+    Request,
+    RequestSpec,
+    ResultColumns,
+)
 
 __all__ = ["BedrockLines"]
 
 _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
+_DOCUMENT_FORMATS = {PDF: "pdf", TEXT: "txt", DOCX: "docx", XLSX: "xlsx"}
+_MOST_PAGES = 100
+_DOCUMENTS = {
+    # Pages: https://docs.aws.amazon.com/bedrock/latest/userguide/inference-api-restrictions.html. Bytes: a body of
+    # InvokeModel has at most 25,000,000 by botocore 1.44.8, and base64 takes a third more than the documents have.
+    Family.CLAUDE: DocumentRules(
+        "Claude on Bedrock", (PDF,), most_total_bytes=18_600_000, most_total_pages=_MOST_PAGES
+    ),
+    # DocumentBlock of botocore 1.44.8.
+    Family.CONVERSE: DocumentRules(
+        "Bedrock's Converse", tuple(_DOCUMENT_FORMATS), most_documents=5, most_bytes=4_500_000
+    ),
+}
 
 
 class BedrockLines:
@@ -55,6 +77,13 @@ class BedrockLines:
         """Pickle the present limits: a copy elsewhere has no credentials to ask for them."""
         return BedrockLines, (self._spec, self._family, partial(replace, self.limits))
 
+    @property
+    def documents(self) -> DocumentRules | None:
+        """See TakesDocuments. Other forms than these two may take documents, which is not documented."""
+        if self._family is Family.CONVERSE and "claude" in self._spec.model:
+            return replace(_DOCUMENTS[self._family], most_total_pages=_MOST_PAGES)
+        return _DOCUMENTS.get(self._family)
+
     def check_parameters(self) -> tuple[str, ...]:
         """See ChecksParameters."""
         return parameter_warnings(self._spec, self._family)
@@ -65,7 +94,7 @@ class BedrockLines:
         return self._limits()
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """Encode one line; see Codec.encode. Raises InputError for an image that the model or the form cannot take."""
+        """Encode one line; see Codec.encode. Raises InputError for a file that the model or the form cannot take."""
         self._check(request)
         start = (self.head, b'"recordId":', quoted(custom_id), self._settings)
         match self._family:
@@ -93,6 +122,11 @@ class BedrockLines:
                 "the images out of the prompt, or use a model that sees."
             )
 
+        if request.documents:
+            check_documents(request, self.documents, self._spec.model)
+        if request.documents and self._family is Family.CONVERSE and not request.user.strip():
+            raise InputError("Bedrock's Converse takes documents beside a text only. Put a question into the prompt.")
+
     def _content(self, text: str) -> Any:
         return (
             [{"text": replace_halves(text)}] if self._family in (Family.NOVA, Family.CONVERSE) else replace_halves(text)
@@ -112,7 +146,7 @@ class BedrockLines:
         return f'{before}"messages":[{first}{self._turns}'.encode("ascii")
 
     def _user(self, request: Request) -> bytes:
-        if not request.images:
+        if not (request.images or request.documents):
             start, end = (
                 (b'{"role":"user","content":[{"text":', b"}]}")
                 if self._family in (Family.NOVA, Family.CONVERSE)
@@ -120,11 +154,22 @@ class BedrockLines:
             )
             return b"".join((start, quoted(request.user), end))
         typed = self._family in (Family.CLAUDE, Family.CHAT)
-        parts: list[dict[str, Any]] = [self._image(image) for image in request.images]
+        parts: list[dict[str, Any]] = [
+            self._document(document, number) for number, document in enumerate(request.documents, start=1)
+        ]
+        parts += [self._image(image) for image in request.images]
         if request.user:
             text = replace_halves(request.user)
             parts.append({"type": "text", "text": text} if typed else {"text": text})
         return dumps({"role": "user", "content": parts}).encode("ascii")
+
+    def _document(self, document: Document, number: int) -> dict[str, Any]:
+        media_type, data = encode_document(document)
+        if self._family is Family.CLAUDE:
+            return {"type": "document", "source": {"type": "base64", "media_type": media_type, "data": data}}
+        # The name is a number: the name of a file may identify a person, or give an order to the model.
+        kind = _DOCUMENT_FORMATS[media_type]
+        return {"document": {"format": kind, "name": f"document {number}", "source": {"bytes": data}}}
 
     def _image(self, image: Image) -> dict[str, Any]:
         if image.data is None or image.media_type is None:

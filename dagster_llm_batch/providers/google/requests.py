@@ -16,16 +16,36 @@ from __future__ import annotations
 import mimetypes
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from dagster_llm_batch.core.documents import PDF
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google.replies import read_google_line, read_google_lines
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
 from dagster_llm_batch.providers.json_schema import given_schema_warnings, lower_schema
-from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quote, quoted
+from dagster_llm_batch.providers.jsonlines import (
+    LineStart,
+    check_documents,
+    check_roles,
+    dumps,
+    encode_document,
+    encode_image,
+    quote,
+    quoted,
+)
 from dagster_llm_batch.providers.parameters import GEMINI, VERTEX, check_parameters
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
+from dagster_llm_batch.types import (
+    BatchLimits,
+    Document,
+    DocumentRules,
+    Endpoint,
+    Image,
+    Request,
+    RequestSpec,
+    ResponseKind,
+)
 
 __all__ = ["GoogleLines", "camel", "check_import", "check_shape", "gemini_model", "model_head"]
 
@@ -63,8 +83,10 @@ _V1_FIELDS = (
 _V1_WORDS = {
     "systemInstruction": "a system part ('systemInstruction')",
     "responseMimeType": "responses by a schema ('responseMimeType', 'responseSchema')",
-    "fileData": "images by URL ('fileData')",
+    "fileData": "images by URL or documents by URL ('fileData')",
 }
+# https://ai.google.dev/gemini-api/docs/document-processing: 1,000 pages, 50 MB.
+_DOCUMENTS = DocumentRules("Gemini", (PDF,), takes_urls=True, most_bytes=50_000_000, most_pages=1_000)
 _ROLES = {"user": "user", "assistant": "model"}
 _SNAKE = re.compile(r"_([a-z0-9])")
 _HEAD = '{"model":'
@@ -108,14 +130,22 @@ class GoogleLines:
             warnings += given_schema_warnings(None, GOOGLE_RULES, "response_schema")
         return warnings
 
+    @property
+    def documents(self) -> DocumentRules:
+        """See TakesDocuments."""
+        return replace(_DOCUMENTS, takes_urls=not self._is_v1)
+
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """Encode one line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
+        """Encode one line; see Codec.encode. Raises InputError for a file that has no data, URL or media type."""
         start = self._start.of(request.system)
-        parts = [b'{"text":%b}' % quoted(request.user)] if request.user or not request.images else []
-        images = list(map(_image, request.images))
-        if self._is_v1:
-            _check_v1([name for image in images for name in image], ("inlineData",))
-        parts += [dumps(image).encode("ascii") for image in images]
+        parts = [b'{"text":%b}' % quoted(request.user)]
+        if request.images or request.documents:
+            parts = parts if request.user else []
+            check_documents(request, self.documents, self._spec.model)
+            files = [*map(_image, request.images), *map(_document, request.documents)]
+            if self._is_v1:
+                _check_v1([name for file in files for name in file], ("inlineData",))
+            parts += [dumps(file).encode("ascii") for file in files]
         return b"".join((self._head, quoted(custom_id), start, b",".join(parts), b"]}]}}\n"))
 
     decode = staticmethod(read_google_line)  # see Codec.decode
@@ -223,6 +253,14 @@ def _image(image: Image) -> dict[str, Any]:
             )
         return {"fileData": {"mimeType": media_type, "fileUri": replace_halves(image.url)}}
     media_type, data = encode_image(image)
+    return {"inlineData": {"mimeType": media_type, "data": data}}
+
+
+def _document(document: Document) -> dict[str, Any]:
+    if document.url is not None:
+        # A plan takes PDF alone from an address; another kind would fail the row.
+        return {"fileData": {"mimeType": document.media_type or PDF, "fileUri": replace_halves(document.url)}}
+    media_type, data = encode_document(document)
     return {"inlineData": {"mimeType": media_type, "data": data}}
 
 

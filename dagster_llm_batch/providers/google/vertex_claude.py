@@ -18,18 +18,28 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct
 
+from dagster_llm_batch.core.documents import PDF
 from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.google.replies import read_parts
 from dagster_llm_batch.providers.google.requests import check_import, check_shape
 from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import schema_name
-from dagster_llm_batch.providers.jsonlines import decode_usual, dumps, encode_image, quote
+from dagster_llm_batch.providers.jsonlines import (
+    check_documents,
+    decode_usual,
+    dumps,
+    encode_document,
+    encode_image,
+    quote,
+)
 from dagster_llm_batch.providers.parameters import VERTEX_CLAUDE, check_parameters
 from dagster_llm_batch.providers.usage import ClaudeUsage, UsualClaudeUsage, claude_counts, claude_extra
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
     BatchLimits,
+    Document,
+    DocumentRules,
     Image,
     Outcome,
     Request,
@@ -53,6 +63,9 @@ _RESERVED = {
 _OF_SCHEMA = dict.fromkeys(("tools", "tool_choice"), "comes from the response schema")
 _ENDS = {"max_tokens": "length", "model_context_window_exceeded": "length"}
 _NULL = Raw(b"null")
+# https://platform.claude.com/docs/en/build-with-claude/pdf-support: a request of 32 MB, of which base64 takes a third
+# more than the documents have, and 100 pages; more pages are known of Anthropic's own API alone.
+_DOCUMENTS = DocumentRules("Claude on Vertex AI", (PDF,), most_total_bytes=23_900_000, most_total_pages=100)
 
 
 class _Block(Struct):
@@ -102,6 +115,8 @@ class VertexClaudeLines:
 
     # see Codec.enforces_format
     enforces_format = True
+    # See TakesDocuments.
+    documents: DocumentRules | None = _DOCUMENTS
 
     def __init__(self, spec: RequestSpec, limits: BatchLimits) -> None:
         check_shape(spec)
@@ -110,7 +125,7 @@ class VertexClaudeLines:
         check_import(constant)
         self._head = f'{{"model":{quote(spec.model)},"custom_id":'
         self._constant = dumps(constant)[1:-1]
-        self._params = spec.params
+        self._params, self._model = spec.params, spec.model
         self._turns = "".join(dumps({"role": t.role, "content": _texts(t.text)}) + "," for t in spec.turns)
 
     def check_parameters(self) -> tuple[str, ...]:
@@ -119,7 +134,11 @@ class VertexClaudeLines:
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """Encode one line; see Codec.encode. Content is always a list of blocks: the importer takes one type a key."""
-        content: list[dict[str, Any]] = _texts(request.user) if request.user or not request.images else []
+        if request.documents:
+            check_documents(request, self.documents, self._model)
+        has_files = bool(request.images or request.documents)
+        content: list[dict[str, Any]] = _texts(request.user) if request.user or not has_files else []
+        content += [{"type": "document", "source": _document(document)} for document in request.documents]
         content += [{"type": "image", "source": _source(image)} for image in request.images]
         system = f'"system":{dumps(_texts(request.system))},' if request.system else ""
         message = dumps({"role": "user", "content": content})
@@ -179,6 +198,11 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
 
 def _texts(text: str) -> list[dict[str, Any]]:
     return [{"type": "text", "text": replace_halves(text)}]
+
+
+def _document(document: Document) -> dict[str, str]:
+    media_type, data = encode_document(document)
+    return {"type": "base64", "media_type": media_type, "data": data}
 
 
 def _source(image: Image) -> dict[str, str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from math import inf
 
+from dagster_llm_batch.core.documents import PDF
 from dagster_llm_batch.providers.openai_api.servers import Fact, Server, Windows
 from dagster_llm_batch.providers.parameters import Form, words
-from dagster_llm_batch.types import Endpoint
+from dagster_llm_batch.types import DocumentRules, Endpoint
 
 __all__ = ["MISTRAL"]
 
@@ -50,6 +51,11 @@ MISTRAL = Server(
     names_url=False,
     forms={Endpoint.CHAT: _CHAT, Endpoint.EMBEDDINGS: _EMBEDDINGS},
     has_more_parameters=False,
+    documents=Fact(
+        {Endpoint.CHAT: DocumentRules("Mistral", (PDF,), takes_urls=True, most_bytes=50_000_000, most_pages=1_000)},
+        "docs.mistral.ai/studio/document-processing, 2026-11",
+    ),
+    names_document_url=True,
     counts=Fact("`completed_requests` are those that were processed, failed ones too", _SEEN, seen_live=True),
     errors=Fact('{"detail": …}; of a row, a JSON text in its body', _SEEN, seen_live=True),
     quirks=(

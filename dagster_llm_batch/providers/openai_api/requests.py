@@ -17,10 +17,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dagster_llm_batch.core.documents import DOCX, PDF, TEXT, XLSX
 from dagster_llm_batch.core.fixed_responses import FLAGGED, OPENAI_CATEGORIES, moderation_columns
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.json_schema import SchemaRules, given_schema_warnings, lower_schema, schema_name
-from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quote, quoted
+from dagster_llm_batch.providers.jsonlines import (
+    LineStart,
+    check_documents,
+    check_roles,
+    dumps,
+    encode_document,
+    encode_image,
+    quote,
+    quoted,
+)
 from dagster_llm_batch.providers.openai_api.replies import read_chat_lines, read_line
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.servers import Server
@@ -35,6 +45,8 @@ from dagster_llm_batch.providers.parameters import (
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
     BatchLimits,
+    Document,
+    DocumentRules,
     Endpoint,
     Image,
     Request,
@@ -71,6 +83,7 @@ _RESERVED: dict[Endpoint, dict[str, str]] = {
     Endpoint.EMBEDDINGS: {"input": _PROMPT},
     Endpoint.MODERATIONS: {"input": _PROMPT},
 }
+_ENDINGS = {PDF: "pdf", TEXT: "txt", DOCX: "docx", XLSX: "xlsx"}
 _INPUT_ONLY = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
 _KINDS = {Endpoint.EMBEDDINGS: ResponseKind.EMBEDDING, Endpoint.MODERATIONS: ResponseKind.MODERATION}
 
@@ -90,7 +103,7 @@ class OpenAILines:
     `schema_rules`: the part of a response schema that the server takes; None: all of it. `enforces_format`: see Codec.
     `names_url`: whether a line has method and URL; else only the create call has them. `dimensions`: the name of the
     parameter for the length of a vector. `form`: the server's parameters; None: it is the user's own program.
-    `is_open`: see check_parameters.
+    `is_open`: see check_parameters. `documents`: see TakesDocuments. `names_document_url`: see Server.
     """
 
     def __init__(
@@ -104,8 +117,11 @@ class OpenAILines:
         dimensions: str = "dimensions",
         form: Form | None = None,
         is_open: bool = False,
+        documents: DocumentRules | None = None,
+        names_document_url: bool = False,
     ) -> None:
         self.enforces_format = enforces_format
+        self.documents, self._names_document_url, self._model = documents, names_document_url, spec.model
         _check_shape(spec)
         _check_params(spec, dimensions)
         embeddings = spec.endpoint is Endpoint.EMBEDDINGS
@@ -136,13 +152,14 @@ class OpenAILines:
         return warnings + _format_warnings(self._endpoint, self._params, self._schema_rules)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        """Encode one line; see Codec.encode. Raises InputError for an image without data and URL."""
+        """Encode one line; see Codec.encode. Raises InputError for a file that the server cannot take."""
         if self._has_input_only:
             _check_input(request, self._endpoint)
             start, end = self._head.encode("ascii"), b"}}\n"
         else:
             start, end = self._start.of(request.system), b"}]}}\n"
-        content = quoted(request.user) if not request.images else self._parts(request)
+        check_documents(request, self.documents, self._model)
+        content = self._parts(request) if request.images or request.documents else quoted(request.user)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, end))
 
     def decode(self, line: bytes) -> Result:
@@ -166,14 +183,31 @@ class OpenAILines:
         if request.user:
             parts.append({"type": "text" if chat else "input_text", "text": replace_halves(request.user)})
         for image in request.images:
-            url = _image_url(image)
+            url = _file_url(image)
             # `detail` is required in a response's input.
             parts.append(
                 {"type": "image_url", "image_url": {"url": url}}
                 if chat
                 else {"type": "input_image", "image_url": url, "detail": "auto"}
             )
+        parts += [self._document(document, number) for number, document in enumerate(request.documents, start=1)]
         return dumps(parts).encode("ascii")
+
+    def _document(self, document: Document, number: int) -> dict[str, Any]:
+        """Return a document's part. Its name is a number: the name of a file may identify a person."""
+        url = _file_url(document)
+        if self._names_document_url:
+            return {"type": "document_url", "document_url": url}
+        kind = PDF if document.media_type is None else document.media_type
+        file = {"filename": f"document-{number}.{_ENDINGS[kind]}"}
+        if self._endpoint is not Endpoint.RESPONSES:
+            return {"type": "file", "file": {**file, "file_data": url}}
+        # The vendor takes a name beside data only.
+        return (
+            {"type": "input_file", **file, "file_data": url}
+            if document.url is None
+            else {"type": "input_file", "file_url": url}
+        )
 
 
 def _check_shape(spec: RequestSpec) -> None:
@@ -276,8 +310,8 @@ def _settings(spec: RequestSpec, schema_rules: SchemaRules | None, dimensions: s
     return settings
 
 
-def _image_url(image: Image) -> str:
-    if image.url is not None:
-        return replace_halves(image.url)
-    media_type, data = encode_image(image)
+def _file_url(file: Image | Document) -> str:
+    if file.url is not None:
+        return replace_halves(file.url)
+    media_type, data = encode_image(file) if isinstance(file, Image) else encode_document(file)
     return f"data:{media_type};base64,{data}"

@@ -16,11 +16,23 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from dagster_llm_batch.core.documents import DOCX, PDF, TEXT, XLSX
 from dagster_llm_batch.providers.parameters import Form
 from dagster_llm_batch.providers.registry import SERVER_FOLDERS, object_at
-from dagster_llm_batch.types import Endpoint
+from dagster_llm_batch.types import DocumentRules, Endpoint
 
-__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "FileLimits", "HasServer", "Server", "Windows", "unseen_facts"]
+__all__ = [
+    "OPENAI",
+    "SERVERS",
+    "Expiry",
+    "Fact",
+    "FileLimits",
+    "HasServer",
+    "Server",
+    "Windows",
+    "documents_at",
+    "unseen_facts",
+]
 
 _T = TypeVar("_T")
 _HOUR, _DAY = 3_600, 86_400
@@ -88,6 +100,8 @@ class Server:
         names_url: Whether a request line has method and URL. Else only the create call names the API.
         forms: The parameters of its requests, if they are not OpenAI's.
         has_more_parameters: Whether it may take parameters outside of its forms.
+        documents: What a request of each API may have of documents; an API that is not in it takes none.
+        names_document_url: Whether a document is a part with `document_url`, as at Mistral, and not OpenAI's `file`.
         strict_schemas: Whether response schemas follow OpenAI's strict mode; else they go out unchanged.
         counts: When `request_counts` have which meaning, in words.
         errors: The form of errors, in words.
@@ -116,6 +130,8 @@ class Server:
     names_url: bool = True
     forms: Mapping[Endpoint, Form] | None = None
     has_more_parameters: bool = True
+    documents: Fact[Mapping[Endpoint, DocumentRules]] | None = None
+    names_document_url: bool = False
     strict_schemas: bool = True
     counts: Fact[str] | None = None
     errors: Fact[str] | None = None
@@ -131,6 +147,11 @@ class HasServer(Protocol):
     def server(self) -> Server:
         """The facts about the server, as data."""
         ...
+
+
+def documents_at(server: Server, endpoint: Endpoint) -> DocumentRules | None:
+    """Return what a request of this API may have of documents; None if it takes none."""
+    return None if server.documents is None else server.documents.value.get(endpoint)
 
 
 def unseen_facts(server: Server) -> tuple[list[str], int]:
@@ -158,6 +179,17 @@ _OWN = "your own machines: not billed"
 _CHAT, _RESPONSES, _EMBEDDINGS = Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.EMBEDDINGS
 _MODERATIONS = Endpoint.MODERATIONS
 
+_TOTAL_BYTES = 50_000_000
+
+_DOCUMENTS: Mapping[Endpoint, DocumentRules] = MappingProxyType(
+    {
+        _CHAT: DocumentRules("OpenAI's chat completions", (PDF,), most_total_bytes=_TOTAL_BYTES),
+        _RESPONSES: DocumentRules(
+            "OpenAI's responses", (PDF, TEXT, DOCX, XLSX), takes_urls=True, most_total_bytes=_TOTAL_BYTES
+        ),
+    }
+)
+
 OPENAI = Server(
     title="OpenAI",
     base_url=Fact("https://api.openai.com/v1", _OPENAI, seen_live=True),
@@ -169,6 +201,7 @@ OPENAI = Server(
     expiry=Fact(Expiry(_HOUR, 30 * _DAY, 14 * _DAY), _OPENAI),
     has_pages=Fact(value=True, source=_OPENAI, seen_live=True),
     keeps_metadata=Fact(value=True, source=_OPENAI, seen_live=True),
+    documents=Fact(_DOCUMENTS, "developers.openai.com, guide to file inputs, 2026-11"),
     counts=Fact("0 until the file is validated", _OPENAI, seen_live=True),
     quirks=(Fact("moderations have no usage and cost nothing", "openai 3.57.0 (Python SDK), 2026-11"),),
 )

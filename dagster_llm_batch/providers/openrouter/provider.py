@@ -50,6 +50,7 @@ from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, 
 from dagster_llm_batch.providers.openai_api.requests import FORMS, OPENAI_LIMITS, URLS, check_endpoint
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
+from dagster_llm_batch.providers.openai_api.servers import documents_at
 from dagster_llm_batch.providers.openrouter.batches import (
     WRAPPER_BYTES,
     Batch,
@@ -161,7 +162,15 @@ class OpenRouterProvider(StainlessProvider):
         # The vendor that answers is unknown. So it is also unknown whether it follows the schema.
         form = FORMS[spec.endpoint]
         form = form._replace(title=OPENROUTER_FORM.title, names=form.names | OPENROUTER_FORM.names)
-        return InlineLines(spec, limits, STRICT_RULES, only_image_urls=only_image_urls, form=form, is_open=True)
+        return InlineLines(
+            spec,
+            limits,
+            STRICT_RULES,
+            only_image_urls=only_image_urls,
+            form=form,
+            is_open=True,
+            documents=documents_at(server, spec.endpoint),
+        )
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. If a batch cannot carry metadata, the custom_ids carry the shard's nonce instead."""

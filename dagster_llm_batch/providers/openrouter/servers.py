@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from dagster_llm_batch.core.documents import PDF
 from dagster_llm_batch.providers.openai_api.servers import Fact, Server, Windows
-from dagster_llm_batch.types import Endpoint
+from dagster_llm_batch.types import DocumentRules, Endpoint
 
 __all__ = ["INLINE_SERVERS", "OPENROUTER", "InlineServer"]
 
@@ -41,6 +42,8 @@ _LISTED = "OpenRouterTeam/docs, batch-research/mistral, 2026-09-02"
 _OPPER = "docs.opper.ai, Batches, 2026-11"
 _MERGE = "docs.merge.dev, Gateway, Batches, 2026-11"
 
+_DOCUMENTS = DocumentRules("OpenRouter", (PDF,), takes_data=False, takes_urls=True)
+
 OPENROUTER = InlineServer(
     title="OpenRouter",
     base_url=Fact("https://openrouter.ai/api/v1", _DOCS),
@@ -56,6 +59,7 @@ OPENROUTER = InlineServer(
     longest_hours=Fact(96, _SDK),
     deletes=Fact(value=True, source=_SDK),
     only_image_urls=Fact(value=True, source=_DOCS),
+    documents=Fact(dict.fromkeys((Endpoint.CHAT, Endpoint.RESPONSES), _DOCUMENTS), _DOCS),
     errors=Fact('{"error": {"code": a status, "message": …}}; of a row, with `error_type`', _SDK),
     quirks=(
         Fact("a reply has the batch's status before its requests, and is read as a stream", _CLIENT, seen_live=True),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dagster_llm_batch.testing.emulator.documents import document_tokens
 from dagster_llm_batch.testing.emulator.schemas import instance
 
 Body = dict[str, Any]
@@ -109,12 +110,13 @@ def last_user_text(body: Body) -> str:
 
 def prompt_tokens(body: Body) -> int:
     """Return the estimated input tokens of a request."""
-    characters, images = 0, 0
+    characters, images, documents = 0, 0, 0
     for key in ("messages", "input", "instructions", "system"):
         for text in _texts(body.get(key)):
             characters += len(text)
         images += _images(body.get(key))
-    return max(1, characters // 4) + images * _IMAGE_TOKENS
+        documents += document_tokens(body.get(key))
+    return max(1, characters // 4) + images * _IMAGE_TOKENS + documents
 
 
 def text_tokens(text: str) -> int:

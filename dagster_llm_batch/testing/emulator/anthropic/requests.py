@@ -6,6 +6,7 @@ https://platform.claude.com/docs/en/build-with-claude/batch-processing
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from dagster_llm_batch.testing.emulator.answers import Reply
 from dagster_llm_batch.testing.emulator.anthropic.schemas import format_problem
 from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body, error_body, message_body
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
+from dagster_llm_batch.testing.emulator.documents import PDF, documents_in, pdf_problem, total_pages
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
@@ -35,6 +37,9 @@ _FIELDS = frozenset(
     }
 )  # fmt: skip
 _BOUNDS = {"temperature": (0, 1), "top_p": (0, 1), "top_k": (0, None)}
+# https://platform.claude.com/docs/en/build-with-claude/pdf-support
+_MOST_REQUEST_BYTES, _MOST_PAGES, _MOST_PAGES_OF_SMALL = 32_000_000, 600, 100
+_HAS_MILLION = re.compile(r"(opus|sonnet)-4-[6-9]|(opus|sonnet|haiku|fable|mythos)-[5-9]")
 _MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
 
@@ -109,11 +114,21 @@ def _problems(params: Body, caller: Caller, *, batch: bool) -> Iterator[str]:
                 yield f"{name}: This parameter is not supported in API version {caller.version}."
     yield from _bound_problems(params)
     yield from _message_problems(params["messages"], caller)
+    yield from _document_problems(params)
     system = params.get("system", "")
     blocks = [*_blocks(system), *(block for message in params["messages"] for block in _blocks(message["content"]))]
     yield from _cache_problems(blocks)
     if (wrong := format_problem(params.get("output_config"))) is not None:
         yield wrong
+
+
+def _document_problems(params: Body) -> Iterator[str]:
+    documents = [*documents_in(params["messages"])]
+    if documents and len(json.dumps(params)) > _MOST_REQUEST_BYTES:
+        yield "Request exceeds the maximum allowed number of bytes."
+    most_pages = _MOST_PAGES if _HAS_MILLION.search(str(params["model"])) else _MOST_PAGES_OF_SMALL
+    if total_pages(documents) > most_pages:
+        yield f"A maximum of {most_pages} PDF pages may be provided."
 
 
 def _bound_problems(params: Body) -> Iterator[str]:
@@ -153,11 +168,26 @@ def _block_problems(block: Body, role: str, where: str, caller: Caller) -> Itera
             yield f"{where}.source.media_type: Input should be {', '.join(sorted(_MEDIA_TYPES))}"
         if source.get("type") not in ("base64", "url", "file"):
             yield f"{where}.source.type: Input should be 'base64', 'url' or 'file'"
+    if kind == "document":
+        yield from _document_block_problems(block, where)
     if caller.version >= _STRICT_SINCE:
         if kind == "document" and role == "assistant":
             yield f"{where}: document blocks are not allowed in assistant messages"
         if kind == "text" and role == "user" and block.get("citations"):
             yield f"{where}.citations: must be empty"
+
+
+def _document_block_problems(block: Body, where: str) -> Iterator[str]:
+    source = block.get("source", {})
+    if source.get("type") not in ("base64", "url", "file", "text", "content"):
+        yield f"{where}.source.type: Input should be 'base64', 'url', 'file', 'text' or 'content'"
+    if source.get("type") == "base64" and source.get("media_type") != PDF:
+        yield f"{where}.source.media_type: Input should be 'application/pdf'"
+    if source.get("type") == "text" and source.get("media_type") != "text/plain":
+        yield f"{where}.source.media_type: Input should be 'text/plain'"
+    for document in documents_in([block]):
+        if (wrong := pdf_problem(document)) is not None:
+            yield f"{where}: {wrong}"
 
 
 def _cache_problems(blocks: list[Body]) -> Iterator[str]:

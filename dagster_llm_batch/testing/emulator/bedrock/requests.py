@@ -7,6 +7,7 @@ A job is not checked against its model when it is created; each record is, and f
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +16,13 @@ from dagster_llm_batch.testing.emulator.answers import EMBEDDINGS, Reply, embedd
 from dagster_llm_batch.testing.emulator.anthropic.schemas import format_problem
 from dagster_llm_batch.testing.emulator.bedrock.wire import Body, embedding_body, form_of, limited, output_body, view
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
+from dagster_llm_batch.testing.emulator.documents import PDF, documents_in, pdf_problem, total_pages
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _OK = 200
+_MOST_BODY, _MOST_PAGES, _MOST_DOCUMENTS, _MOST_DOCUMENT_BYTES = 25_000_000, 100, 5, 4_500_000
+_DOCUMENT_NAME = re.compile(r"[A-Za-z0-9()\[\]-]+( [A-Za-z0-9()\[\]-]+)*")
 _LINE_SEPARATOR = "\u2028"
 _FIELDS = {
     "claude": frozenset(
@@ -176,7 +180,39 @@ def _claude(body: Body) -> str | None:
         for block in content if isinstance(content, list) else []:
             if block.get("type") == "image" and block.get("source", {}).get("type") != "base64":
                 return "messages.content.image.source: only base64 is supported"
+    if (wrong := _claude_document(body)) is not None:
+        return wrong
     return format_problem(body.get("output_config"))
+
+
+def _claude_document(body: Body) -> str | None:
+    documents = [*documents_in(body["messages"])]
+    if any(one.url is not None or one.media_type != PDF for one in documents):
+        return "messages.content.document.source: only base64 with application/pdf is supported"
+    if documents and len(json.dumps(body)) > _MOST_BODY:
+        return "Malformed input request: the body is too long"
+    if total_pages(documents) > _MOST_PAGES:
+        return f"A maximum of {_MOST_PAGES} PDF pages may be provided."
+    return next(filter(None, map(pdf_problem, documents)), None)
+
+
+def _converse_document(message: Body) -> str | None:
+    """https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_DocumentBlock.html"""
+    documents = [*documents_in(message["content"])]
+    if not documents:
+        return None
+    if not any("text" in block for block in message["content"]):
+        return "messages.content: a text block is required beside a document"
+    if len(documents) > _MOST_DOCUMENTS:
+        return f"messages.content: at most {_MOST_DOCUMENTS} documents are allowed"
+    for document in documents:
+        if document.media_type is None:
+            return "messages.content.document.format: unknown format"
+        if not _DOCUMENT_NAME.fullmatch(document.name or ""):
+            return "messages.content.document.name: letters, digits, single spaces, hyphens and brackets alone"
+        if document.data is None or len(document.data) > _MOST_DOCUMENT_BYTES:
+            return "messages.content.document.source: at most 4.5 MB are allowed"
+    return next(filter(None, map(pdf_problem, documents)), None)
 
 
 def _chat(body: Body) -> str | None:
@@ -200,6 +236,8 @@ def _converse(body: Body, *, batch: bool) -> str | None:
             return "messages: each needs a role and a list of content blocks"
         if any(not isinstance(block, dict) or "type" in block for block in content):
             return "messages.content: blocks are told apart by their one key, not by a type"
+        if (wrong := _converse_document(message)) is not None:
+            return wrong
     if not all(isinstance(part, dict) and "text" in part for part in body.get("system", [])):
         return "system: must be a list of blocks with text"
     form = body.get("outputConfig", {}).get("textFormat")

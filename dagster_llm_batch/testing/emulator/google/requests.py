@@ -12,6 +12,7 @@ from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import Reply
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
+from dagster_llm_batch.testing.emulator.documents import PDF, documents_in, pdf_problem, total_pages
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.google.wire import Body, chat_form, claude_reply, error_body, gemini_reply
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, limited, truncated
@@ -40,6 +41,7 @@ _EMBED_CONFIG = frozenset(
     {"taskType", "title", "outputDimensionality", "autoTruncate", "audioTrackExtraction", "documentOcr"}
 )
 _CLAUDE_NEEDED = ("anthropic_version", "max_tokens", "messages")
+_MOST_PAGES, _MOST_DOCUMENT_BYTES, _MOST_PAGES_OF_CLAUDE = 1_000, 50_000_000, 100
 _OK, _BAD_REQUEST, _NOT_FOUND = 200, 400, 404
 
 
@@ -67,6 +69,7 @@ def _problems(body: Any) -> Iterator[str]:
         yield from _embedding_problems(body)
     elif "anthropic_version" in body:
         yield from (f"{name}: Field required" for name in _CLAUDE_NEEDED if not body.get(name))
+        yield from _claude_document_problems(body)
     else:
         yield from _unknown(body, _REQUEST, "")
         yield from _content_problems(body)
@@ -107,8 +110,33 @@ def _content_problems(body: Body) -> Iterator[str]:
             return
         for part in parts:
             yield from _unknown(part, _PART, f"contents[{index}].parts.")
+            yield from _document_problems(part)
             if not {"text", "inlineData", "fileData"} & set(part):
                 yield f"contents[{index}].parts: required oneof field 'data' must have one initialized field"
+
+
+def _document_problems(part: Body) -> Iterator[str]:
+    """https://ai.google.dev/gemini-api/docs/document-processing"""
+    data = part.get("inlineData", {})
+    if data.get("mimeType") == PDF:
+        document = next(documents_in({"type": "document", "source": {"media_type": PDF, "data": data.get("data")}}))
+        if pdf_problem(document) is not None:
+            yield "The document has no pages."
+        elif total_pages([document]) > _MOST_PAGES:
+            yield f"The document contains more pages than the limit of {_MOST_PAGES}."
+        elif len(document.data or b"") > _MOST_DOCUMENT_BYTES:
+            yield "The document is larger than 50 MB."
+
+
+def _claude_document_problems(body: Body) -> Iterator[str]:
+    documents = [*documents_in(body.get("messages"))]
+    for document in documents:
+        if document.url is not None or document.media_type != PDF:
+            yield "messages.content.document.source: only base64 with application/pdf is supported"
+        elif (wrong := pdf_problem(document)) is not None:
+            yield wrong
+    if total_pages(documents) > _MOST_PAGES_OF_CLAUDE:
+        yield f"A maximum of {_MOST_PAGES_OF_CLAUDE} PDF pages may be provided."
 
 
 def _unknown(given: Body, known: Collection[str], where: str) -> Iterator[str]:

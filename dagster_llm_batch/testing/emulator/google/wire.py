@@ -11,6 +11,7 @@ from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import Reply
 from dagster_llm_batch.testing.emulator.calls import CallError
+from dagster_llm_batch.testing.emulator.documents import PDF
 from dagster_llm_batch.testing.emulator.openai.wire import tokens
 
 VERTEX, GEMINI = "/vertex", "/gemini"
@@ -83,10 +84,16 @@ def chat_form(model: str, request: Body) -> Body:
 
 
 def _parts(content: Body) -> list[Body]:
-    return [
-        {"type": "text", "text": part["text"]} if "text" in part else {"type": "image_url", "image_url": {"url": ""}}
-        for part in content.get("parts", ())
-    ]
+    return [_part(part) for part in content.get("parts", ())]
+
+
+def _part(part: Body) -> Body:
+    if "text" in part:
+        return {"type": "text", "text": part["text"]}
+    file = part.get("inlineData") or part.get("fileData") or {}
+    if file.get("mimeType") != PDF:
+        return {"type": "image_url", "image_url": {"url": ""}}
+    return {"type": "document", "source": {"media_type": PDF, "data": file.get("data"), "url": file.get("fileUri")}}
 
 
 def _plain(schema: Any) -> Any:

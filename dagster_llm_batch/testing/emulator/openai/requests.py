@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from dagster_llm_batch.testing.emulator.answers import Reply, embedding_inputs, prompt_tokens, response_format
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
+from dagster_llm_batch.testing.emulator.documents import PDF, documents_in, pdf_problem
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.openai.wire import (
     CHAT,
@@ -63,6 +64,7 @@ _BOUNDS: dict[str, tuple[float, float | None]] = {
 }
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
 _OK = 200
+_MOST_DOCUMENT_BYTES = 50_000_000
 
 
 class InvalidInputError(Exception):
@@ -183,6 +185,30 @@ def _field_problem(endpoint: str, body: Body) -> tuple[int, Body] | None:
     return None
 
 
+def _document_problem(endpoint: str, body: Body, *, knows_fields: bool) -> str | None:
+    """Return why a document is refused. Servers other than OpenAI take other kinds of parts, and addresses in chats.
+
+    https://platform.openai.com/docs/guides/pdf-files
+    """
+    documents = [*documents_in(body.get(_NEEDED[endpoint]))]
+    if sum(len(one.data or b"") for one in documents) > _MOST_DOCUMENT_BYTES:
+        return "The files in this request are larger than 50 MB."
+    for one in documents:
+        if one.url is not None:
+            if endpoint == CHAT and knows_fields:
+                return f"Invalid file data: '{one.url}'. Expected a base64-encoded data URL."
+            if not one.url.startswith(("https://", "http://")):
+                return f"Error while downloading {one.url}."
+            continue
+        if one.data is None or (one.name is None and knows_fields):
+            return "Invalid file data: expected a base64-encoded data URL and a filename."
+        if endpoint == CHAT and one.media_type != PDF:
+            return f"Invalid file data: expected 'application/pdf', but got unsupported MIME type '{one.media_type}'."
+        if (wrong := pdf_problem(one)) is not None:
+            return wrong
+    return None
+
+
 def problem(
     endpoint: str, body: Body, known: Collection[str] | None, *, knows_fields: bool = False
 ) -> tuple[int, Body] | None:
@@ -192,6 +218,8 @@ def problem(
     """
     if knows_fields and (wrong := _field_problem(endpoint, body)) is not None:
         return wrong
+    if (refused := _document_problem(endpoint, body, knows_fields=knows_fields)) is not None:
+        return 400, error_body(400, refused, code="invalid_value")
     needed, form = _NEEDED[endpoint], response_format(body)
     if not body.get("model"):
         return 400, error_body(400, "you must provide a model parameter")

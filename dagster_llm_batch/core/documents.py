@@ -1,0 +1,119 @@
+"""Documents: the kind of a file by its bytes, the pages of a PDF, and what a vendor allows of one request.
+
+Nothing here reads a file by its address. A vendor loads it, so its kind, size and pages are unknown before it is paid.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.types import Document, DocumentRules
+
+__all__ = ["DOCX", "PDF", "TEXT", "XLSX", "check_can_count_pages", "document_type", "fault_of_documents", "pages_of"]
+
+PDF = "application/pdf"
+TEXT = "text/plain"
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+
+_WORDS = {PDF: "a PDF", TEXT: "a text in UTF-8", DOCX: "a .docx file", XLSX: "an .xlsx file"}
+_SHORT = {PDF: "PDF", TEXT: "text", DOCX: "Word (.docx)", XLSX: "sheets (.xlsx)"}
+# Readers find the header of a PDF in its first kilobyte: ISO 32000-1, annex H, note 13.
+_PDF_HEADER_WITHIN = 1_024
+_OFFICE = {"word/document.xml": DOCX, "xl/workbook.xml": XLSX}
+
+
+def check_can_count_pages() -> None:
+    """Raise MissingExtraError if the package that counts pages is not installed."""
+    if find_spec("pypdf") is None:
+        raise MissingExtraError("documents", "Prompt(documents=…)")
+
+
+def document_type(data: bytes) -> str | None:
+    """Return the media type of a document by its bytes: PDF, DOCX, XLSX or TEXT; None for others."""
+    if b"%PDF-" in data[:_PDF_HEADER_WITHIN]:
+        return PDF
+    if data.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as parts:
+                names = set(parts.namelist())
+        except (zipfile.BadZipFile, ValueError, NotImplementedError):
+            return None
+        return next((media_type for name, media_type in _OFFICE.items() if name in names), None)
+    try:
+        # A text has no NUL, and a binary file nearly always has one.
+        return None if b"\0" in data or not data.decode().strip() else TEXT
+    except UnicodeDecodeError:
+        return None
+
+
+def pages_of(data: bytes, media_type: str) -> int | str | None:
+    """Return the number of pages of a PDF, None for another kind, or what is wrong with a damaged file."""
+    if media_type != PDF:
+        return None
+    from pypdf import PdfReader  # noqa: PLC0415  # optional dependency, and few prompts have documents
+
+    # It warns of each fault that it repairs, for each file.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    try:
+        reader = PdfReader(io.BytesIO(data))
+        if reader.is_encrypted:
+            return "got a PDF that is protected by a password or encrypted; allowed is one that is not"
+        pages = len(reader.pages)
+    # A damaged file may raise anything, and so may one that somebody made to do so.
+    except Exception as error:  # noqa: BLE001
+        return f"got a damaged PDF ({type(error).__name__}); allowed is one that opens"
+    return pages or "got a PDF without pages; allowed is one with pages"
+
+
+def fault_of_documents(documents: Sequence[Document], rules: DocumentRules) -> str | None:
+    """Return why the vendor would refuse a request with these documents; None if it would take it."""
+    if not documents:
+        return None
+    if rules.most_documents is not None and len(documents) > rules.most_documents:
+        return f"got {len(documents)} documents; {rules.vendor} takes at most {rules.most_documents} in a request"
+    for document in documents:
+        if (fault := _fault_of_one(document, rules)) is not None:
+            return fault
+    total = sum(len(document.data or b"") for document in documents)
+    if rules.most_total_bytes is not None and total > rules.most_total_bytes:
+        return (
+            f"got {total:,} bytes; {rules.vendor} takes at most {rules.most_total_bytes:,} bytes of documents in a "
+            "request. Split the document, or make its images smaller"
+        )
+    pages = sum(document.pages or 0 for document in documents)
+    if rules.most_total_pages is not None and pages > rules.most_total_pages:
+        return f"got {pages:,} pages; {rules.vendor} takes at most {rules.most_total_pages:,} in a request. Split it"
+    return None
+
+
+def _fault_of_one(document: Document, rules: DocumentRules) -> str | None:
+    allowed = " or ".join(_SHORT.get(kind, kind) for kind in rules.kinds)
+    if document.url is not None:
+        if rules.takes_urls:
+            return None
+        return (
+            f"got the address {document.url[:200]!r}, which {rules.vendor} does not load; allowed are the bytes of a "
+            f"document ({allowed}), or a path below Prompt(file_root=...)"
+        )
+    if not rules.takes_data:
+        return (
+            f"got the bytes of a document; {rules.vendor} takes documents by a public address alone, https://…. Give "
+            "the address of the document, or ask its vendor directly"
+        )
+    if document.media_type not in rules.kinds:
+        kind = _WORDS.get(document.media_type or "", f"a document of the type {document.media_type!r}")
+        return f"got {kind}; {rules.vendor} takes {allowed} in a request. Convert it, or use another vendor"
+    size = len(document.data or b"")
+    if rules.most_bytes is not None and size > rules.most_bytes:
+        return f"got a document of {size:,} bytes; {rules.vendor} takes at most {rules.most_bytes:,}. Split it"
+    if rules.most_pages is not None and (document.pages or 0) > rules.most_pages:
+        return (
+            f"got a PDF of {document.pages:,} pages; {rules.vendor} takes at most {rules.most_pages:,} in one. Split it"
+        )
+    return None

@@ -1,0 +1,46 @@
+"""The files of rows below a folder: images below `Prompt.image_root`, documents below `Prompt.file_root`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dagster_llm_batch.core.address_secrets import refuse_credentials
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.row_files import RowFiles
+from dagster_llm_batch.types import DocumentRules
+
+__all__ = ["FilesBelow", "files_of"]
+
+
+def files_of(prompt: Prompt, rules: Sequence[DocumentRules] = ()) -> RowFiles:
+    """Return how the files of rows are read for this prompt. `rules`: what the vendors allow of documents."""
+    image_root, file_root = prompt.image_root, prompt.file_root
+    return RowFiles(
+        load_image=None if image_root is None else FilesBelow(image_root, "image_root"),
+        load_document=None if file_root is None else FilesBelow(file_root, "file_root"),
+        rules=rules,
+    )
+
+
+class FilesBelow:
+    """Read files below one folder. Paths in rows that lead out of it are refused: rows may be untrusted.
+
+    `argument` is the name of the argument with the folder, for messages.
+    """
+
+    def __init__(self, root: str, argument: str) -> None:
+        refuse_credentials(root, argument)
+        from upath import UPath  # noqa: PLC0415 - takes long to load, and few prompts have files
+
+        self._root, self._argument = UPath(root), argument
+
+    def __call__(self, path: str) -> bytes:
+        if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
+            msg = f"{path!r} is not a relative path below {self._argument}"
+            raise ValueError(msg)
+        file = self._root / path
+        # On a local disk a symbolic link may lead out.
+        if file.protocol in ("", "file") and not file.resolve().is_relative_to(self._root.resolve()):
+            msg = f"{path!r} leads out of {self._argument}"
+            raise ValueError(msg)
+        return bytes(file.read_bytes())
