@@ -238,7 +238,9 @@ def _prompts(
                     for request_id, line in requests_of(deployment.payloads, shard.path, shard.nonce):
                         if request_id in wanted:
                             parts = asked_last(read_body(line))
-                            found[request_id] = "\n\n".join(part.text or "[image]" for part in parts)
+                            found[request_id] = "\n\n".join(
+                                part.text or ("[document]" if part.document else "[image]") for part in parts
+                            )
                 # After prune or erase, only the kept columns are left.
                 except (OSError, LLMBatchError):
                     continue

@@ -1,6 +1,6 @@
-"""Documents: the kind of a file by its bytes, the pages of a PDF, and what a vendor allows of one request.
+"""Documents: the kind of a file by its bytes, the pages of a PDF, and the limits of vendors.
 
-Nothing here reads a file by its address. A vendor loads it, so its kind, size and pages are unknown before it is paid.
+Nothing here reads a file by its address. A vendor loads it, so its size and pages are unknown before it is paid.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def document_type(data: bytes) -> str | None:
 
 
 def pages_of(data: bytes, media_type: str) -> int | str | None:
-    """Return the number of pages of a PDF, None for another kind, or what is wrong with a damaged file."""
+    """Return the number of pages of a PDF, None for another kind, or the fault of a damaged file."""
     if media_type != PDF:
         return None
     from pypdf import PdfReader  # noqa: PLC0415  # optional dependency, and few prompts have documents

@@ -25,14 +25,14 @@ FileLoader = Callable[[str], bytes]
 class UnreadableFile:
     """Stands for the request of a row with a file that cannot be read, or that the vendor would refuse.
 
-    `reason` names the column, what was got and what is allowed.
+    `reason` names the column, the value received and the allowed values.
     """
 
     reason: str
 
 
 def noun_of(reason: str) -> str:
-    """Return what a reason of UnreadableFile is about: "image" or "document"."""
+    """Return the subject of a reason of UnreadableFile: "image" or "document"."""
     return "document" if reason.startswith("the document") else "image"
 
 
@@ -43,7 +43,7 @@ class RowFiles:
     Attributes:
         load_image: Reads an image by its path below the prompt's image_root; None without a root.
         load_document: Reads a document by its path below the prompt's file_root; None without a root.
-        rules: What each model's vendor allows of the documents of a request.
+        rules: The limits of each model's vendor for the documents of a request.
     """
 
     load_image: FileLoader | None = None
@@ -73,9 +73,9 @@ _PASSING = (408, 425, 429)
 
 @dataclass(frozen=True)
 class _Noun(Generic[_File]):
-    """One kind of files: the word for it, the argument with the root of its paths, and what its bytes can be.
+    """One kind of files: the word for it, the argument with the root of its paths, and the reader of its bytes.
 
-    `read` returns the file with these bytes, or what is wrong with them.
+    `read` returns the file with these bytes, or their fault.
     """
 
     word: str
@@ -163,7 +163,7 @@ def _unreadable(noun: _Noun[_File], column: str, why: str) -> UnreadableFile:
 
 
 def _fault_of_path(error: Exception, path: str, root: str) -> str | None:
-    """Return what is wrong with the path of a file; None where its store may give the file another time."""
+    """Return the fault of a file's path; None if its store may give the file another time."""
     link: BaseException | None = error
     while link is not None:
         if _is_outage(link):

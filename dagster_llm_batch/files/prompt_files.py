@@ -13,7 +13,7 @@ __all__ = ["FilesBelow", "files_of"]
 
 
 def files_of(prompt: Prompt, rules: Sequence[DocumentRules] = ()) -> RowFiles:
-    """Return how the files of rows are read for this prompt. `rules`: what the vendors allow of documents."""
+    """Return how the files of rows are read for this prompt. `rules`: the vendors' limits for documents."""
     image_root, file_root = prompt.image_root, prompt.file_root
     return RowFiles(
         load_image=None if image_root is None else FilesBelow(image_root, "image_root"),

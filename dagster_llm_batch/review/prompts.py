@@ -101,7 +101,7 @@ def _parts(value: Any, role: str) -> Iterator[Part]:
 def _document(value: Mapping[str, Any]) -> str | None:
     """Return a PDF that the body holds as a data: address."""
     file = value.get("file", value)
-    address = file.get("file_data") if isinstance(file, Mapping) else None
+    address = file.get("file_data", file.get("document_url")) if isinstance(file, Mapping) else None
     if isinstance(address, str):
         return address if address.startswith(f"data:{_PDF};base64,") else None
     # Anthropic, Gemini, and Bedrock's Converse.

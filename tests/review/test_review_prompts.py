@@ -133,6 +133,7 @@ def test_a_line_that_is_no_json_is_its_text():
         {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERg=="}},
         {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="}},
         {"type": "input_file", "file_data": "data:application/pdf;base64,JVBERg=="},
+        {"type": "document_url", "document_url": "data:application/pdf;base64,JVBERg=="},
         {"inlineData": {"mimeType": "application/pdf", "data": "JVBERg=="}},
         {"document": {"format": "pdf", "name": "a", "source": {"bytes": "JVBERg=="}}},
     ],

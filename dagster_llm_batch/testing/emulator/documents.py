@@ -1,4 +1,4 @@
-"""Documents in requests, read a second time: which parts are documents, and what a vendor refuses of them.
+"""Documents in requests, read a second time: their parts in each vendor's form, and their faults.
 
 Pages are counted by the objects in the file and its object streams: ISO 32000-1, 7.5.7 and 7.7.3.3.
 """
