@@ -143,6 +143,14 @@ def prompt(user: str) -> Same:
     return Same({"prompt": Prompt(user=user)}, {"prompt": user})
 
 
+def reading(user: str, column: str) -> Same:
+    """Return a prompt that reads documents."""
+    return Same(
+        {"prompt": Prompt(user=user, documents=[column], file_root="s3://bucket")},
+        {"prompt": {"user": user, "documents": [column], "file_root": "s3://bucket"}},
+    )
+
+
 CASES: dict[str, tuple[Any, str, Same]] = {
     "labels": (
         llm_batch_assets,
@@ -151,7 +159,7 @@ CASES: dict[str, tuple[Any, str, Same]] = {
         | ASKED
         | STORED
         | BY_DAY
-        | prompt("{{ body }}")
+        | reading("{{ body }}", "contract")
         | Same(
             {"cascade": Cascade("openai/gpt-5", "topic", score="sure", sample=200, gold="people/gold", within=0.1)},
             {
