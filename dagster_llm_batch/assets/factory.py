@@ -134,6 +134,11 @@ def llm_batch_assets(
     if isinstance(rows, FileRows):
         rows.check_partitions(partitions_def)
     source = rows.upstream if isinstance(rows, AssetRows) else rows
+    if workers is not None and isinstance(rows, AssetRows) and rows.condition is not None:
+        raise ConfigError(
+            f"rows: AssetRows(when={rows.when!r}) is computed by the run itself, and workers={type(workers).__name__} "
+            "reads the rows elsewhere. Leave workers= out, or filter the rows in an asset."
+        )
     dataset = Dataset(
         labeling=Labeling(
             asset=prefixed_key(own.key_prefix, name).to_user_string(),

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from test_batch_sensor import at_turn, tick
 
 from dagster_llm_batch import AssetRows, Checks, HiveParquetIOManager, Prompt, Resend, llm_batch_assets, on_labels_ready
+from dagster_llm_batch.distributed import RayWorkers
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
@@ -162,6 +163,11 @@ def test_a_link_that_cannot_work_is_refused_when_it_is_declared(asset: Any, when
             prompt=Prompt(user="{{ text }}"),
             model="openai/gpt-4o",
         )
+
+
+def test_a_condition_is_refused_beside_workers_which_read_the_rows_elsewhere() -> None:
+    with pytest.raises(ConfigError, match="Leave workers= out, or filter the rows in an asset"):
+        invoices(kinds(), "urgent", workers=RayWorkers())
 
 
 def test_the_labels_are_what_the_next_dataset_depends_on_by_their_definitions_or_their_key() -> None:
