@@ -171,7 +171,9 @@ class VendorProvider(BaseProvider, ABC):
         try:
             return self._read_report(batch_id)
         except UnknownIdError as error:
-            return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
+            return BatchReport(
+                batch_id, BatchStatus.NOT_FOUND, reason=f"The provider does not find this batch. {error}"
+            )
 
     def cancel(self, batch_id: str) -> None:
         """See CancelsBatches."""

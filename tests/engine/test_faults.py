@@ -278,7 +278,7 @@ def test_a_batch_that_stays_unknown_ends_with_its_reason(workspace: Workspace) -
     definition = labeling()
     status = workspace.run(definition, tickets(2))
     _, rejects = assert_total(workspace, definition, status.submission.submission_id, 2)
-    assert "knows no such batch" in rejects["llm_reason"].to_pylist()[0]
+    assert "does not find this batch" in rejects["llm_reason"].to_pylist()[0]
 
 
 def test_a_batch_that_the_provider_knows_again_after_it_was_gone_lands_and_is_paid_once(workspace: Workspace) -> None:

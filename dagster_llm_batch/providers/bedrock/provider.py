@@ -265,7 +265,7 @@ class BedrockProvider(VendorProvider):
     def _report(self, batch_id: str) -> BatchReport:
         report = super()._report(batch_id)
         is_gone = report.status is BatchStatus.NOT_FOUND
-        return replace(report, reason="Bedrock knows no such job (any more).") if is_gone else report
+        return replace(report, reason="Bedrock does not find this job, or no longer.") if is_gone else report
 
     def _job(self, batch_id: str) -> Mapping[str, Any]:
         if not is_job_id(batch_id):

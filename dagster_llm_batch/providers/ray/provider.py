@@ -226,7 +226,7 @@ class RayProvider(OwnMachines):
         with _reaching(files):
             total = count_of((files.read_json(PLAN) or {}).get("requests"))
             done = files.rows_done() if total is not None else None
-        reason = "The cluster knows no such job: its head was restarted, or this is another cluster."
+        reason = "The cluster does not find this job: its head was restarted, or this is another cluster."
         if done:
             reason += f" {done} rows are finished and kept."
         return BatchReport(batch_id, BatchStatus.NOT_FOUND, total, done, reason=reason)
