@@ -1,5 +1,6 @@
 """The promise of a cascade, by simulation: seeded, and vectorized so that thousands of runs take seconds."""
 
+import re
 from itertools import count, product
 from pathlib import Path
 
@@ -368,3 +369,14 @@ def test_a_promise_against_gold_that_cannot_be_kept_is_refused(given, words):
 def test_what_within_leaves_is_exact():
     shares = [Cascade("openai/large", "topic", gold="gold", within=share).least_share for share in (0.03, 0.07, 0.1)]
     assert shares == [0.97, 0.93, 0.9]
+
+
+def test_the_guide_has_the_smallest_sample_of_each_guarantee() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "cascade.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d\d) % \| (\d+) \| (\d+) \|$", guide, re.MULTILINE)
+    assert len(rows) == 3
+    for agreement, *samples in rows:
+        for sample, confidence in zip(samples, (0.9, 0.95), strict=True):
+            needed = look_confidence(confidence, 1)
+            assert count_allowed(int(sample), 10**6, int(agreement) / 100, needed) == 0
+            assert count_allowed(int(sample) - 1, 10**6, int(agreement) / 100, needed) == -1
