@@ -208,3 +208,16 @@ def test_the_site_builds_without_a_warning(tmp_path):
     reference = tmp_path.joinpath("site", "reference", "python", "index.html").read_text(encoding="utf-8")
     assert "queue_limits" in reference
     assert "<!-- fields" not in reference
+
+
+def test_the_table_of_stored_names_lists_each_name_once_and_names_of_the_code() -> None:
+    lines = (ROOT / "docs/reference/support.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    header = next(i for i, row in enumerate(rows) if "| Decision |" in row)
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[header + 2 :]]
+    table_of_names = [row for row in cells if len(row) == 5]
+    assert {row[3] for row in table_of_names} == {"kept", "may be renamed"}
+    names = [name for row in table_of_names for name in re.findall(r"`([\w/]+)`", row[0]) if not name.endswith("_")]
+    assert len(set(names)) == len(names) > 15
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "dagster_llm_batch").rglob("*.py")]
+    assert [name for name in names if not any(re.search(rf"\b{name}\b", source) for source in sources)] == []
