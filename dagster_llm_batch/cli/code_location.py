@@ -272,13 +272,19 @@ class CodeLocation:
         earlier = [(time[1], each) for each, time in found if time and time[0] == own[0] and time[1] < own[1]]
         return [each for _, each in sorted(earlier, reverse=True)]
 
-    def mistakes(self, evaluation: str) -> dg.AssetSpec:
-        """Return the table with the mistakes that an evaluation found. Raises click.UsageError if it is missing."""
+    @cached_property
+    def tables_of_mistakes(self) -> dict[str, dg.AssetSpec]:
+        """The tables with the mistakes that evaluations found, by the name of the evaluation."""
         found: dict[str, dg.AssetSpec] = {}
         for assets in self._repository.assets_defs_by_key.values():
             tables = {spec.metadata.get(TABLE_KEY): spec for spec in assets.specs}
             if "mistakes" in tables and None in tables:
                 found[tables[None].key.to_user_string()] = tables["mistakes"]
+        return found
+
+    def mistakes(self, evaluation: str) -> dg.AssetSpec:
+        """Return the table with the mistakes that an evaluation found. Raises click.UsageError if it is missing."""
+        found = self.tables_of_mistakes
         if evaluation not in found:
             names = ", ".join(sorted(found)) or "none"
             raise click.UsageError(

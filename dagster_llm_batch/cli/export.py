@@ -51,8 +51,8 @@ __all__ = ["export_command"]
     default="labels",
     show_default=True,
     help=(
-        "mistakes: rows of an evaluation that a candidate got wrong. fine-tuning: a line of messages for each label, "
-        "and a file with their origin. judgments, notes: entries of people on the page of `review`."
+        "mistakes: rows that a candidate got wrong, where ASSET is an evaluation. fine-tuning: a line of messages for "
+        "each label, and a file with their origin. judgments, notes: entries of people on the page of `review`."
     ),
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File; - for standard output.")
@@ -105,7 +105,7 @@ def export_command(
     if submission_id is not None and (what == "mistakes" or partitions or partition_range):
         raise click.UsageError("--submission names one submission of a labeled asset, and with it one partition.")
     if what in ("judgments", "notes"):
-        said = _said(deployment, find_dataset(deployment, asset), what, partitions, partition_range)
+        said = _said(deployment, _find_labels(deployment, asset, what), what, partitions, partition_range)
         count = _write_table(said, output, form)
     elif what == "mistakes":
         mistakes = deployment.code.mistakes(asset)
@@ -113,7 +113,7 @@ def export_command(
         parts = [_stored_table(deployment, mistakes.key, partition) for partition in wanted]
         count = _write_table(pa.concat_tables(parts, promote_options="permissive"), output, form)
     else:
-        dataset = find_dataset(deployment, asset)
+        dataset = _find_labels(deployment, asset, what)
         if submission_id is None:
             wanted = partitions_of(deployment, dataset, partitions, partition_range)
             submissions = [_newest(deployment, dataset, partition) for partition in wanted]
@@ -131,6 +131,15 @@ def export_command(
     elif output != "-":
         noun = "examples" if what == "fine-tuning" else what
         click.echo(f"{counted(count, noun.removesuffix('s'), noun)} in {output}")
+
+
+def _find_labels(deployment: DeploymentAccess, asset: str, what: str) -> Dataset:
+    if asset in deployment.code.tables_of_mistakes:
+        raise click.UsageError(
+            f"'{asset}' is an evaluation, which has no {what}. To write the rows that a candidate got wrong, add "
+            "--what mistakes."
+        )
+    return find_dataset(deployment, asset)
 
 
 def _form(output: str) -> str:

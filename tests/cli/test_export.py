@@ -178,6 +178,9 @@ def test_mistakes_of_an_evaluation_are_exported(project, home):
             assert dg.materialize(assets, instance=instance, resources=resources, selection=names).success
         project.emulator.settle()
     project.on_file("export", *wrong)
+    hint = project.on_file("export", "quality", "-o", "quality.csv", code=2).stderr
+    assert "'quality' is an evaluation, which has no labels." in hint
+    assert "add --what mistakes" in " ".join(hint.split())
     labels = [json.loads(line) for line in exported(project, "ticket_labels", name="labels.jsonl").open()]
     topics = ["billing", "bug", "billing"]
     expected = {row["ticket_id"] for row, topic in zip(labels, topics, strict=True) if row["topic"] != topic}
