@@ -327,7 +327,7 @@ def _describe_promise(_wanted: Checks, labeling: Labeling) -> str | None:
     if (cascade := labeling.cascade) is None:
         return None
     promised = cascade.oracle, cascade.target, cascade.agreement, cascade.confidence, cascade.within
-    return f"{promise_text(*promised)} Rows for the oracle have only its labels."
+    return f"The cascade keeps its guarantee: {promise_text(*promised)} Rows for the oracle have only its labels."
 
 
 def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:

@@ -492,7 +492,7 @@ def _waves(status: Status) -> dict[str, Any]:
         requests = count_requests(shards)
         told = "unknown" if cost is None else money_text(cost)
         rows.append([wave, model, lane, count_batches(shards), requests, told])
-    header = ["wave", "asked of", "lane", "batches", "requests", "cost"]
+    header = ["round", "asked of", "lane", "batches", "requests", "cost"]
     return {"llm_batch/waves": dg.MetadataValue.md(markdown_table(header, rows))}
 
 

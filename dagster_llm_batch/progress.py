@@ -97,11 +97,11 @@ def together(paces: Sequence[Pace]) -> Pace:
 
 def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> str:
     """Return one line on a submission: round, batches and shards by state, and its pace if given."""
-    wave = f"wave {progress.submission.waves}"
+    round_name = f"round {progress.submission.waves}"
     if not progress.states:
-        return f"{wave}: {NOTHING_TO_SEND}"
+        return f"{round_name}: {NOTHING_TO_SEND}"
     its_pace = its_pace or Pace(progress.done, progress.total, 0, None, None, None)
-    return f"{wave}: {states_text(progress)}; {pace_text(its_pace)}"
+    return f"{round_name}: {states_text(progress)}; {pace_text(its_pace)}"
 
 
 def unread_text(engine: Engine, status: Status) -> str | None:

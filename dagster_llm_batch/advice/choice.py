@@ -549,13 +549,13 @@ def _differ(one: Decimal | None, other: Decimal | None) -> bool:
 
 
 def _one_after_the_other(first: Sequence[End], last: Sequence[End]) -> End:
-    """Return how long two waves take: the longest of the first, and the last, that follows."""
+    """Return how long two rounds take: the longest of the first, and the last, that follows."""
     for end in (*first, *last):
         if end.p95 is None:
             return end
     lengths = [end.p95 for end in (*first, *last) if end.p95 is not None]
     both = max(lengths[: len(first)]) + sum(lengths[len(first) :], timedelta())
-    return End(both, f"both waves; {(*first, *last)[-1].basis}")
+    return End(both, f"both rounds; {(*first, *last)[-1].basis}")
 
 
 def _shares(quality: Quality) -> str:

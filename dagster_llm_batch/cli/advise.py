@@ -265,7 +265,7 @@ def _notes(plan: LabelingPlan, case: Case) -> Iterator[str]:
     if plan.oracle is not None and plan.lane is Lane.REALTIME:
         yield (
             "Its model and the sample go by batch. What is not answered by the deadline is asked of the oracle in real "
-            "time, which is counted at that price; where the first wave is late, that is all rows."
+            "time, which is counted at that price; where the first round is late, that is all rows."
         )
     for record in (plan.record, plan.oracle):
         if record is not None and (owner := case.definition_of(record)) is not None:

@@ -29,8 +29,8 @@ class KeptMoney(NamedTuple):
     @property
     def text(self) -> str:
         """The amount, the submission, and the reason why nothing sends it."""
-        kept = f"{money(self.usd)} of the limits is kept for {self.submission.place} since {self.since:%Y-%m-%d %H:%M}"
-        return f"{kept} UTC, and {self.nobody or 'is not sent yet'}"
+        kept = f"{money(self.usd)} of the limits is reserved for {self.submission.place}"
+        return f"{kept} since {self.since:%Y-%m-%d %H:%M} UTC, and {self.nobody or 'is not sent yet'}"
 
     @property
     def command(self) -> str:

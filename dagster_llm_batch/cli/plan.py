@@ -494,7 +494,7 @@ def _oracle_facts(plan: Planned) -> list[tuple[str, object]]:
     rest = f"about {oracle.later:,} of {counted(oracle.later_most, 'request', 'requests')}"
     return [
         ("oracle, at once", f"{counted(oracle.requests, 'request', 'requests')}, {tokens}, {at_once}"),
-        ("oracle, later", f"{rest}, {later}; kept for all of them: {kept}; at most {most}"),
+        ("oracle, later", f"{rest}, {later}; reserved for all of them: {kept}; at most {most}"),
     ]
 
 

@@ -108,7 +108,7 @@ def list_command(
         "batches",
         "requests",
         "cost",
-        *(["kept"] if kept else []),
+        *(["reserved"] if kept else []),
         "age",
     ]
     print_table(names, rows, title=title)
@@ -125,8 +125,8 @@ def list_command(
 
 def _why_none(ledger: Ledger, namespace: str, asset: str | None, *, everything: bool) -> str:
     """Return the probable reason for an empty list: a wrong name, or a missing --all."""
-    landed = "" if everything else " --all lists those whose labels have landed, too."
-    return nothing_submitted(ledger, namespace, [] if asset is None else [asset]) or f"None is as asked.{landed}"
+    landed = "" if everything else " With --all, it also lists submissions whose labels are materialized."
+    return nothing_submitted(ledger, namespace, [] if asset is None else [asset]) or f"No submission found.{landed}"
 
 
 def _entry(submission: Submission, progress: Progress | None, kept: KeptMoney | None) -> dict[str, Any]:
@@ -256,12 +256,12 @@ def _facts(
         ("state", _state(submission)),
         ("asked of", f"{submission.provider}/{submission.model}, account {hide_secrets(submission.account)}"),
         ("oracle", None if levels is None else levels.oracle),
-        ("promise", None if levels is None else levels.promise_text),
+        ("guarantee", None if levels is None else levels.promise_text),
         ("threshold", None if levels is None else levels.threshold_text),
         ("rows", submission.rows),
         ("requests", submission.requests),
         ("answers reused", submission.reused),
-        ("waves", submission.waves),
+        ("rounds", submission.waves),
         ("batches", batches),
         ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
         ("estimate", money(submission.estimated_usd)),
@@ -270,13 +270,13 @@ def _facts(
         ("at most, sent once", money(submission.bound_usd)),
         ("estimate from", learned_text(submission.learned_from)),
         ("cost", money(submission.cost_usd)),
-        ("kept for unsent", None if kept is None else _kept_text(kept)),
+        ("reserved, unsent", None if kept is None else _kept_text(kept)),
         ("in real time", money(submission.realtime_usd)),
         ("saved", money(saved)),
         ("prices", submission.price_basis.value if submission.price_basis else None),
         ("created (UTC)", submission.created_at),
-        ("settled (UTC)", submission.settled_at),
-        ("landed (UTC)", submission.delivered_at),
+        ("complete (UTC)", submission.settled_at),
+        ("materialized (UTC)", submission.delivered_at),
         ("run", submission.run_id),
         ("reuses", ", ".join(other[:SHORT_ID] for other in submission.reused_from) or None),
         ("namespace", submission.namespace),
@@ -292,7 +292,7 @@ def _kept_text(kept: KeptMoney) -> str:
 
 _SHARD_COLUMNS = [
     "shard",
-    "wave",
+    "round",
     "asked of",
     "state",
     "batch",

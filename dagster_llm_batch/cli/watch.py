@@ -44,7 +44,7 @@ _UNDER_WAY = IN_FLIGHT | {ShardState.PLANNED}
 _COLUMNS = [
     "asset",
     "partition",
-    "wave",
+    "round",
     "batches",
     "done",
     "failed",

@@ -50,7 +50,7 @@ _DOCS = {
     "tag": "all tags of the asset when it was submitted",
     "submissions": "that have requests here",
     "requests": "that were sent; one that was sent again counts again",
-    "requests_again": "of these, those that were asked again, in a later wave",
+    "requests_again": "of these, those that were sent again, in a retry round",
     "requests_escalated": "of these, those that a cascade's oracle was asked after its model",
     "input_tokens": "as billed, cached ones included",
     "output_tokens": "as billed",

@@ -92,7 +92,7 @@ class Breaker:
         collected = [shard for shard in wave if shard.results_path and not _says_nothing(shard)]
         if not collected or not _is_telling(wave, siblings):
             return None
-        sample = f"wave {wave[0].wave}"
+        sample = f"round {wave[0].wave}"
         counts = self._count(collected)
         if _judged(counts) < _LEAST_REQUESTS:
             sample = f"a batch that {sample} shares with other partitions"

@@ -212,14 +212,14 @@ def test_money_that_is_kept_for_what_nobody_sends_is_told_with_what_frees_it(pro
     command = f"dagster-llm-batch cancel {submission.submission_id}"
     told = findings(project)["kept money"]
     assert told["verdict"] == "warning"
-    assert told["said"].startswith("$0.25 of the limits is kept for ticket_labels since 20")
+    assert told["said"].startswith("$0.25 of the limits is reserved for ticket_labels since 20")
     assert command in told["then"]
     [listed] = project.json("list")["submissions"]
     assert (listed["kept_usd"], listed["freed_by"]) == ("0.25", command)
     assert "no such labeled asset" in listed["kept_in_vain"]
     text = " ".join(project.on_file("list").stdout.split())
-    assert "kept" in text
-    assert "$0.25 of the limits is kept for ticket_labels" in text
+    assert "reserved" in text
+    assert "$0.25 of the limits is reserved for ticket_labels" in text
     assert command in text
     assert f"`{command}` frees it" in " ".join(project.on_file("show", submission.submission_id).stdout.split())
     # Without definitions, only time can show that the money is reserved in vain.
@@ -245,7 +245,7 @@ def test_money_of_a_wave_that_is_not_planned_yet_is_kept_too(project):
         connection.commit()
     project.change("sensors=[build_llm_batch_sensor()]", "sensors=[]")
     told = findings(project)["kept money"]
-    assert told["said"].startswith("$0.50 of the limits is kept for ticket_labels since 20")
+    assert told["said"].startswith("$0.50 of the limits is reserved for ticket_labels since 20")
     assert told["said"].endswith("it is not being sent: no sensor of these definitions targets it")
     assert submission_id in told["then"]
 

@@ -155,7 +155,7 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         assert "Where is my invoice all 1?" in row
         assert "You label tickets." in row
         assert "As it came back" in row
-        assert "<h2>Attempt 1: openai gpt-4o, wave 1, batch</h2>" in row
+        assert "<h2>Attempt 1: openai gpt-4o, round 1, batch</h2>" in row
         assert "ticket_labels_rejects" in server.get("/")
         with pytest.raises(urllib.error.HTTPError):
             server.get("/row/ticket_labels?by=ticket_id&key=none")
@@ -298,7 +298,7 @@ def test_a_row_is_shown_where_its_provider_has_no_key(landed, monkeypatch):
         server.get(server.path)
         row = server.get("/row/ticket_labels?by=ticket_id&key=all-1")
         assert "As it came back" in row
-        assert "<h2>Attempt 1: openai gpt-4o, wave 1, batch</h2>" in row
+        assert "<h2>Attempt 1: openai gpt-4o, round 1, batch</h2>" in row
 
 
 def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_name(project):

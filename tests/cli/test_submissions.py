@@ -81,8 +81,8 @@ def test_an_empty_list_says_why(project):
     def said(*words):
         return project.on_file("list", *words).stderr.splitlines()[-1]
 
-    assert said() == "None is as asked. --all lists those whose labels have landed, too."
-    assert said("--all", "-p", "nope") == "None is as asked."
+    assert said() == "No submission found. With --all, it also lists submissions whose labels are materialized."
+    assert said("--all", "-p", "nope") == "No submission found."
     assert said("--asset", "nope") == "Nothing was submitted as 'nope'; assets that have submissions: ticket_labels."
     assert said("--namespace", "nope") == "Nothing was submitted in namespace 'nope'."
 
@@ -180,8 +180,8 @@ def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project):
     with settles_after(project.emulator, lambda: polls() > 2):
         text = project.on_file("watch", "ticket_labels", "--poll", "--until", "ended", "--interval", "0.05").stdout
     lines = text.splitlines()
-    assert lines[0].startswith("ticket_labels: wave 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m")
-    assert lines[-1].startswith("ticket_labels: wave 1: 1 batch ended; 3 of 3 requests done (100 %)")
+    assert lines[0].startswith("ticket_labels: round 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m")
+    assert lines[-1].startswith("ticket_labels: round 1: 1 batch ended; 3 of 3 requests done (100 %)")
     assert len(lines) < polls()
 
 
@@ -200,7 +200,7 @@ def test_of_rows_that_are_all_answered_watch_says_that_there_is_nothing_to_send(
     project.change("range(3)", "range(2)")
     project.submit()
     told, *_ = project.on_file("watch", "--until", "ended").stdout.splitlines()
-    assert told == "ticket_labels: wave 1: nothing to send"
+    assert told == "ticket_labels: round 1: nothing to send"
     shown = project.on_file("show", "ticket_labels").stdout
     assert "Events" in shown
     assert "Shards" not in shown
@@ -428,7 +428,7 @@ def test_no_name_is_broken_however_narrow_the_terminal_is(width):
 
 @pytest.mark.parametrize("width", [60, 80, 93, 100, 200])
 def test_no_word_is_broken_for_the_sake_of_a_wide_column_name(width):
-    columns = ["asset", "partition", "wave", "batches", "done", "failed", "per minute", "age", "expected end (UTC)"]
+    columns = ["asset", "partition", "round", "batches", "done", "failed", "per minute", "age", "expected end (UTC)"]
     rows = [
         ["ticket_labels", "2026-01-03", 1, "all answered; the labels have not landed", "200 of 200 (100 %)", 0],
         ["ticket_labels", "2026-01-05", 1, "1 submitted", "0 of 200 (0 %)", 0],

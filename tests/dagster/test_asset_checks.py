@@ -322,7 +322,7 @@ def test_a_submission_that_was_stopped_lands_with_a_failed_check_that_says_why_a
     [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
     assert not coverage.passed
     assert "0 of 12 rows have a label" in coverage.description
-    assert "Stopped: 12 of 12 requests of wave 1 got no reply that fits (12 missing)" in coverage.description
+    assert "Stopped: 12 of 12 requests of round 1 got no reply that fits (12 missing)" in coverage.description
     assert "dagster-llm-batch retry" in coverage.description
     [event] = [one for one in landed.get_asset_materialization_events() if one.asset_key == dg.AssetKey(LABELS)]
     metadata = event.materialization.metadata

@@ -178,7 +178,7 @@ def test_collecting_too_early_is_a_green_run_that_observes_and_skips_downstream(
     assert {one.partition for one in seen} == set(DAYS[:1] if "partition" in where else DAYS[:4])
     said = {one.metadata["llm_batch/progress"].value for one in seen}
     assert said == (
-        {"wave 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m"}
+        {"round 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m"}
         if submitted
         else {"nothing was submitted yet"}
     )

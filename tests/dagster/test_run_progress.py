@@ -79,7 +79,7 @@ def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make,
     for _ in range(3):
         tick(location)
     assert seen(location) == [
-        (day, "wave 1: 1 batch ended; 3 of 3 requests done (100 %)") for day in (DAYS[0], DAYS[3])
+        (day, "round 1: 1 batch ended; 3 of 3 requests done (100 %)") for day in (DAYS[0], DAYS[3])
     ]
     assert location.landed() == set()  # an observation is not a materialization
     [told, _] = location.instance.fetch_observations(dg.AssetKey(LABELS), limit=10).records
@@ -254,7 +254,7 @@ def test_a_run_that_waits_logs_each_move_once_with_its_pace(instance):
     assert result.success
     logs = [entry.user_message for entry in instance.all_logs(result.run_id)]
     waiting = [text for text in logs if text.startswith("Waiting: ")]
-    assert waiting[0] == "Waiting: wave 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m"
+    assert waiting[0] == "Waiting: round 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m"
     assert len(waiting) < polls()
 
 

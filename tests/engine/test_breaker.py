@@ -36,7 +36,7 @@ def test_a_second_wave_is_not_paid_and_the_reason_has_an_example(workspace: Work
     assert (submission.outcomes, submission.waves, len(billed(workspace))) == ({outcome: 20}, 1, 20)
     [why] = stops(workspace, submission.submission_id)
     assert why == workspace.engine().unsent(submission.submission_id).stopped
-    assert why.startswith(f"20 of 20 requests of wave 1 got no reply that fits (20 {outcome})")
+    assert why.startswith(f"20 of 20 requests of round 1 got no reply that fits (20 {outcome})")
     assert "row 't" in why
     assert example in why
     assert "`dagster-llm-batch retry ticket_labels --partition p`" in why
@@ -105,7 +105,7 @@ def test_a_second_wave_that_is_as_large_and_comes_back_altered_is_the_last(works
     workspace.emulator.inject(RowFault(status_code=503, times=20), FileFault(kind="renamed", batches=[1], times=None))
     status = workspace.run(labeling(), tickets(20))
     assert (status.submission.outcomes, status.submission.waves) == ({"missing": 20}, 2)
-    assert "of wave 2" in stops(workspace, status.submission.submission_id)[0]
+    assert "of round 2" in stops(workspace, status.submission.submission_id)[0]
 
 
 def test_the_rest_of_a_wave_that_waits_for_its_turn_is_not_sent_either(workspace: Workspace) -> None:
@@ -120,7 +120,7 @@ def test_the_rest_of_a_wave_that_waits_for_its_turn_is_not_sent_either(workspace
     assert status.submission.outcomes == {"missing": 12, "canceled": 24}
     assert (len(workspace.emulator.books.batches), len(billed(workspace))) == (1, 12)
     [why] = stops(workspace, submission.submission_id)
-    assert "12 of 12 requests of wave 1" in why
+    assert "12 of 12 requests of round 1" in why
     assert_total(workspace, definition, submission.submission_id, 36)
 
 

@@ -172,7 +172,7 @@ FAULTS = (
     Fault(
         "all replies invalid",
         scripted(RowFault(kind="truncated"), command="invalid all"),
-        Expected({"invalid": ROWS}, stopped="12 of 12 requests of wave 1 got no reply that fits (12 invalid)"),
+        Expected({"invalid": ROWS}, stopped="12 of 12 requests of round 1 got no reply that fits (12 invalid)"),
     ),
     # the batch as a whole
     Fault(

@@ -97,7 +97,7 @@ def test_a_shared_batch_in_which_nothing_fits_is_the_last_that_is_paid(
     for submission in submissions:
         assert (submission.outcomes, submission.waves) == ({"missing": 4}, 1)
         reason = partitions.engine.unsent(submission.submission_id).stopped or ""
-        assert reason.startswith("20 of 20 requests of a batch that wave 1 shares with other partitions got no reply")
+        assert reason.startswith("20 of 20 requests of a batch that round 1 shares with other partitions got no reply")
         assert f"row '{submission.partition}-" in reason
         assert "results name custom_ids that were not asked, such as 'r" in reason
         assert f"`dagster-llm-batch retry labels --partition {submission.partition}`" in reason
