@@ -49,7 +49,7 @@ def travel(running: RunningDagster) -> None:
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
             state = JourneyState(instance, resources.llm_batch, _DATASETS, ("",), {"cascade_eval": "cascade_gold"})
             screen.say("      " + state.submitted_since(began))
-            screen.say("      In wave 2 the model is asked of what the lexicon is not sure enough of;")
+            screen.say("      In round 2 the model labels the rows of which the lexicon is unsure;")
             screen.say("      beside it, to compare, of all tweets (oracle_sentiment)")
             watch(screen, running, state, began)
         screen.say(f"[3/3] Landed and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")

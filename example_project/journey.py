@@ -173,7 +173,7 @@ class JourneyState:
         landed = sum(self._landed(name, one.partition, one.submission_id) for one in submissions)
         state = f"{landed} of {len(self.partitions)} days landed"
         if self.partitions == ("",):
-            state = "landed" if landed else f"wave {max((one.waves for one in submissions), default=1)}"
+            state = "landed" if landed else f"round {max((one.waves for one in submissions), default=1)}"
         flying = [shard for status in statuses for shard in status.shards if shard.state in IN_FLIGHT]
         is_at_vendor = any(shard.provider != "command" for shard in flying)
         return _Progress(name, state, requests - unsettled, requests, landed, is_at_vendor)

@@ -526,7 +526,12 @@ are off by .01, and 1 % by 1.6 in the mean. Gold without a row of the large kind
 cannot detect the difference. If such errors matter to you, judge rows that a signal proposes (`gold_sample_assets`),
 or measure the share of rows that are off by more than your tolerance.
 
-Each row shows the width as a multiple of an oracle's width; the oracle knows the variance of the statistic. Each row
+How to read a row: of all data sets, *given %* had an interval. Of these, *misses % of given* did not contain the truth.
+*Width* is the mean width. *Of an oracle's* and *of reference's* are multiples of two other widths:
+1 is as narrow, 2 is twice as wide. *It misses %* is the error rate of the reference; a narrow reference with a high
+rate is no better.
+
+The oracle knows the variance of the statistic. Each row
 also has a bound on this multiple, 1.5 times the measured one (benchmarks/truth/widths.csv).""",
     measure,
 )
