@@ -350,6 +350,7 @@ def go_on(location: CodeLocation) -> None:
 _CASES = [*(("sqlite", point) for point in _POINTS), *(("postgresql", point) for point in _POSTGRESQL)]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("ledger", "point"), _CASES, ids=lambda part: part if isinstance(part, str) else f"{part} {part.nth}"
 )

@@ -192,6 +192,7 @@ def new_database() -> Iterator[Callable[[], str]]:
         yield make
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("ledger", ["sqlite", "postgresql"])
 def test_any_sequence_of_steps_loses_nothing_and_pays_nothing_twice(
     ledger: str, running: Servers, tmp_path: Path, request: pytest.FixtureRequest

@@ -29,6 +29,7 @@ def take(world: World, step: str, end: End | None = None) -> str:
     return how
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("how", [How.DIES, How.INTERRUPTED], ids=["killed", "interrupted"])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_may_end_at_any_of_its_arrows(step: str, how: How, running: Servers, tmp_path: Path) -> None:

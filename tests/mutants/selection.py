@@ -99,9 +99,9 @@ def lines_of_functions(folder: Path, cases: Collection[str]) -> Mapping[str, Lin
 
 def seconds_of_functions(times: Path, cases: Collection[str]) -> Mapping[str, float]:
     """Return the processor time of the functions of these cases, from a file of `use_of_time`."""
-    found: dict[str, float] = defaultdict(float)
     with times.open(newline="") as file:
-        for test, _, processor in csv.reader(file):
-            if test in cases:
-                found[test.partition("[")[0]] += float(processor)
+        of_case = {test: float(processor) for test, _, processor in csv.reader(file) if test in cases}
+    found: dict[str, float] = defaultdict(float)
+    for test, processor in of_case.items():
+        found[test.partition("[")[0]] += processor
     return found

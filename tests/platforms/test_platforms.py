@@ -34,6 +34,7 @@ def run(platform: Platform, folder: Path, servers: ServersFor, set_variable: Set
         pytest.fail(f"{told}\n\n{platform.described()}\n\nAgain: {command}", pytrace=False)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("turn", range(count_of_sample()))
 def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_predicted(
     turn: int,
@@ -54,7 +55,7 @@ def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_p
             record_property("platform_seconds", taken.used())
 
 
-@pytest.mark.sample
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("text", CASES.values(), ids=[name.replace(" ", "_") for name in CASES])
 def test_a_platform_that_failed_once_works(
     text: str, tmp_path: Path, servers: ServersFor, set_variable: SetVariable

@@ -86,6 +86,7 @@ class Moves(RuleBasedStateMachine):
         self.ledger.close()
 
 
+@pytest.mark.sample(2)
 def test_any_sequence_of_moves_leaves_the_ledger_where_a_dict_says_it_is(new_ledger_url):
     few = settings(
         max_examples=10,
