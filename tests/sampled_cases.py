@@ -89,8 +89,10 @@ def of_ten_minutes(items: Sequence[pytest.Item]) -> set[pytest.Item]:
 # Called after -m has left out tests.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the tests of the ten minutes, and count the others as deselected."""
+    """Keep the tests of the ten minutes, the journey first, and count the others as deselected."""
     kept = of_ten_minutes(items)
     if left_out := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item in kept]
+    # It takes minutes and waits for much of them, so the other tests run beside it.
+    items.sort(key=lambda item: item.get_closest_marker("journey") is None)
