@@ -115,5 +115,6 @@ def test_a_row_enters_few_modules_and_functions_to_be_submitted_and_to_land() ->
     assert "core.results" in ways["landing"]
     assert len(ways["submission"]) <= 63, sorted(ways["submission"])
     assert len(ways["landing"]) <= 52, sorted(ways["landing"])
-    assert sum(map(len, ways["submission"].values())) <= 523
-    assert sum(map(len, ways["landing"].values())) <= 402
+    assert sum(map(len, ways["submission"].values())) <= 525
+    # Three of these count the batches without news, so that a poll reads a row a batch and not a row a shard.
+    assert sum(map(len, ways["landing"].values())) <= 405

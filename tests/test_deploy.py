@@ -194,12 +194,13 @@ def test_the_bucket_of_the_local_server_is_that_of_the_payloads() -> None:
     _, *arguments = service["command"]
     with local_s3("another") as url:
         keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "a")
-        given = {"AWS_ENDPOINT_URL": url, "LLM_PAYLOAD_ROOT": "s3://bucket/llm-batch/payloads", **keys}
+        given = {"AWS_ENDPOINT_URL": url, "LLM_PAYLOAD_ROOT": "s3://of-compose/llm-batch/payloads", **keys}
         # A second start finds the bucket, and ends as well.
         for _ in range(2):
             subprocess.run([sys.executable, *arguments], env={**os.environ, **given}, check=True)
         buckets = s3fs.S3FileSystem(key="a", secret="a", endpoint_url=url).ls("")
-    assert set(buckets) == {"another", "bucket"}
+    # The server of this process may have buckets of other tests.
+    assert "of-compose" in buckets
 
 
 def test_an_empty_address_of_an_s3_server_is_that_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,8 +185,9 @@ class Renderer:
 
     def __init__(self, prompt: Prompt, columns: Collection[str], files: RowFiles) -> None:
         environment = prompt._environment  # noqa: SLF001 - two halves of one thing
-        self._has_files = bool(prompt.files)
-        self._files = FilesOfRows(tuple(prompt.images), tuple(prompt.documents), files)
+        self._files: FilesOfRows | None = None
+        if prompt.images or prompt.documents:
+            self._files = FilesOfRows(tuple(prompt.images), tuple(prompt.documents), files)
         self._user = _template(environment, prompt.user, columns)
         self._system = None if prompt.system is None else _template(environment, prompt.system, columns)
         parts = [part for part in (self._system, self._user) if part is not None]
@@ -208,7 +209,7 @@ class Renderer:
     def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request | UnreadableFile]:
         """Return requests of rows, given as columns, and UnreadableFile for a row whose file is. See `render`."""
         system_varies = self._system is not None and self._fixed_system is None
-        if isinstance(self._user, _Plain) and not system_varies and not self._has_files:
+        if isinstance(self._user, _Plain) and not system_varies and self._files is None:
             users: list[str] | None = None
             # A row that is too long is named below.
             with suppress(OverflowError):
@@ -244,7 +245,7 @@ class Renderer:
                 f"It reads the columns {_listed(self.columns)}. Correct the template or the row; nothing was sent."
             )
             raise InputError(msg) from error
-        if not self._has_files:
+        if self._files is None:
             return make_request(system, user)
         images = self._files.images(row, key)
         if isinstance(images, UnreadableFile):

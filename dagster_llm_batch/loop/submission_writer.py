@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.pricing import Costs, Estimate
+from dagster_llm_batch.core.row_files import NO_FILES
 from dagster_llm_batch.definition.labeling import Labeling, Limits
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.files.prompt_files import files_of
@@ -76,7 +77,9 @@ class SubmissionWriter:
         spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
         codec, counter = deployment.codec(labeling), deployment.counter(labeling)
         codecs = [codec, *(spare.codec for spare in spares)]
-        files = files_of(labeling.prompt, _document_rules(labeling, codecs))
+        prompt, files = labeling.prompt, NO_FILES
+        if prompt.images or prompt.documents:
+            files = files_of(prompt, _document_rules(labeling, codecs) if prompt.documents else [])
         source: RequestSource = LocalSource(labeling, codecs, counter, self.payloads, files, erased, earlier)
         if labeling.workers is not None:
             folder = self.path(partition, submission_id, "parts").rpartition("/")[0]
@@ -161,8 +164,6 @@ class _Prices:
 
 def _document_rules(labeling: Labeling, codecs: Sequence[Codec]) -> list[DocumentRules]:
     """Return what each model's vendor allows of documents. Raises ConfigError for a model that takes none."""
-    if not labeling.prompt.documents:
-        return []
     found = []
     for one, codec in zip(labeling.models, codecs, strict=True):
         if (rules := document_rules(codec)) is None:

@@ -14,6 +14,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.core.label_join import EMPTY
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.row_files import NO_FILES
 from dagster_llm_batch.files.row_renderer import RowRenderer
 from dagster_llm_batch.types import SKIPPED
 
@@ -30,7 +31,7 @@ EMPTY_KEYS = {"t1", "t2", "t4"}
 def asked_keys(prompt: Prompt, rows: Any, key: str = "ticket_id") -> set[str]:
     """Return the keys of the rows that are sent."""
     batch = pa.RecordBatch.from_pylist(rows)
-    renderer = RowRenderer(labeling(prompt=prompt, key=key), batch.schema, None)
+    renderer = RowRenderer(labeling(prompt=prompt, key=key), batch.schema, NO_FILES)
     keys = batch.column(key).to_pylist()
     chunks = list(renderer.requests(batch, keys))
     return {k for chunk, requests in chunks for k, request in zip(chunk, requests, strict=True) if request is not None}

@@ -51,7 +51,7 @@ from dagster_llm_batch.providers.openai_api.requests import (
 )
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
-from dagster_llm_batch.providers.openai_api.servers import OPENAI, Server, documents_at
+from dagster_llm_batch.providers.openai_api.servers import OPENAI, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS, class_at
 from dagster_llm_batch.providers.secrets import masked
@@ -167,7 +167,7 @@ class OpenAIProvider(StainlessProvider):
             names_url=server.names_url,
             form={**FORMS, **(server.forms or {})}[spec.endpoint],
             is_open=server.has_more_parameters and not self._public,
-            documents=documents_at(server, spec.endpoint),
+            documents=None if server.documents is None else server.documents.value.get(spec.endpoint),
             names_document_url=server.names_document_url,
         )
 

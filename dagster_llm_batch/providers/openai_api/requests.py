@@ -158,7 +158,8 @@ class OpenAILines:
             start, end = self._head.encode("ascii"), b"}}\n"
         else:
             start, end = self._start.of(request.system), b"}]}}\n"
-        check_documents(request, self.documents, self._model)
+        if request.documents:
+            check_documents(request, self.documents, self._model)
         content = self._parts(request) if request.images or request.documents else quoted(request.user)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, end))
 

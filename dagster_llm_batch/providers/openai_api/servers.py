@@ -30,7 +30,6 @@ __all__ = [
     "HasServer",
     "Server",
     "Windows",
-    "documents_at",
     "unseen_facts",
 ]
 
@@ -147,11 +146,6 @@ class HasServer(Protocol):
     def server(self) -> Server:
         """The facts about the server, as data."""
         ...
-
-
-def documents_at(server: Server, endpoint: Endpoint) -> DocumentRules | None:
-    """Return what a request of this API may have of documents; None if it takes none."""
-    return None if server.documents is None else server.documents.value.get(endpoint)
 
 
 def unseen_facts(server: Server) -> tuple[list[str], int]:

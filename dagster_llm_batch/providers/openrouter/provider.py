@@ -50,7 +50,6 @@ from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, 
 from dagster_llm_batch.providers.openai_api.requests import FORMS, OPENAI_LIMITS, URLS, check_endpoint
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
-from dagster_llm_batch.providers.openai_api.servers import documents_at
 from dagster_llm_batch.providers.openrouter.batches import (
     WRAPPER_BYTES,
     Batch,
@@ -169,7 +168,7 @@ class OpenRouterProvider(StainlessProvider):
             only_image_urls=only_image_urls,
             form=form,
             is_open=True,
-            documents=documents_at(server, spec.endpoint),
+            documents=None if server.documents is None else server.documents.value.get(spec.endpoint),
         )
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
