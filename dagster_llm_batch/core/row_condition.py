@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +38,8 @@ _GRAMMAR = (
 )
 _COLUMN = "col"
 _MOST_CHARS = 2_000
+# The digits of Arrow's widest decimal, and half of them, before or after the point.
+_MOST_DIGITS, _MOST_PLACES = 76, 38
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -142,7 +145,7 @@ class RowCondition:
         if pa.types.is_null(one.type) or pa.types.is_null(other.type):
             return pa.nulls(batch.num_rows, pa.bool_())
         try:
-            return _COMPARISONS[type(operator)](one, other)
+            return _COMPARISONS[type(operator)](*_as_one_type(one, other))
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(
                 f"when={self.text!r}: {ast.unparse(left)} is of type {one.type}, and {ast.unparse(right)} of type "
@@ -165,6 +168,36 @@ class RowCondition:
                 )
             return pc.struct_field(column, [names.index(node.attr)])
         return batch.column(_name(node))
+
+
+def _as_one_type(one: Any, other: Any) -> tuple[Any, Any]:
+    """Give two numbers one type. Arrow would round decimals, and refuse integers that a type does not hold."""
+    kinds = (one.type, other.type)
+    are_integers = all(map(pa.types.is_integer, kinds)) and pa.uint64() not in kinds
+    if one.type == other.type or are_integers or not all(map(_is_number, kinds)):
+        return one, other
+    exact = [_exact(one), _exact(other)]
+    if None in exact:
+        return one.cast(pa.float64(), safe=False), other.cast(pa.float64(), safe=False)
+    wide = pa.decimal256(_MOST_DIGITS, max(side.type.scale for side in exact))
+    return exact[0].cast(wide), exact[1].cast(wide)
+
+
+def _exact(value: Any) -> Any:
+    """Return a constant, or a column of integers or decimals, as decimals; None for others."""
+    if isinstance(value, pa.Scalar):
+        # The digits of the text: a float's own are others.
+        number = Decimal(repr(value.as_py()))
+        places = number.as_tuple().exponent
+        is_long = number.adjusted() >= _MOST_PLACES or not isinstance(places, int) or -places > _MOST_PLACES
+        return None if is_long else pa.scalar(number)
+    if pa.types.is_integer(value.type):
+        return value.cast(pa.decimal128(20, 0))
+    return value if pa.types.is_decimal(value.type) else None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def _has_value(column: Any) -> Any:

@@ -1,6 +1,7 @@
 """A condition is parsed and computed, never run; what it does not take is refused by name before anything is paid."""
 
 from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -147,3 +148,61 @@ def test_a_condition_names_the_columns_that_it_reads() -> None:
 def test_a_table_without_rows_has_a_condition_without_rows() -> None:
     batch = pa.RecordBatch.from_pylist([], schema=pa.schema([("kind", pa.string())]))
     assert RowCondition("kind == 'a'").compute(batch).to_pylist() == []
+
+
+def test_decimals_are_compared_by_their_digits() -> None:
+    cents = [Decimal(number) / 100 for number in range(10_000)]
+    batch = pa.RecordBatch.from_pydict({"usd": pa.array(cents, pa.decimal128(18, 2))})
+    for place in range(7, 10_000, 97):
+        text = str(cents[place])
+        found = {
+            how: RowCondition(f"usd {how}").compute(batch).to_numpy(zero_copy_only=False).nonzero()[0].tolist()
+            for how in (f"== {text}", f"in [{text}]", f"<= {text}", f"> {text}")
+        }
+        assert list(found.values()) == [
+            [place],
+            [place],
+            list(range(place + 1)),
+            list(range(place + 1, 10_000)),
+        ]
+
+
+LARGE = 2**60 + 1
+
+
+@table(
+    "text, column, found",
+    [
+        ("a > 100", pa.array([Decimal("1.5"), None], pa.decimal128(38, 30)), [F, N]),
+        ("a >= 1.5", pa.array([Decimal("1.5"), None], pa.decimal128(38, 30)), [T, N]),
+        ("a < 1e300", pa.array([Decimal("1.5"), None], pa.decimal128(38, 30)), [T, N]),
+        ("a > 1e-300", pa.array([LARGE, 0]), [T, F]),
+        ("a < 1e37", pa.array([LARGE, 0]), [T, T]),
+        ("a > 1e-38", pa.array([LARGE, 0]), [T, F]),
+        ("a > 1.5", pa.array([LARGE, 3, 1, None]), [T, T, F, N]),
+        ("a > 1", pa.array([2**64 - 1, 1, None], pa.uint64()), [T, F, N]),
+        ("a > -1", pa.array([2**64 - 1, 0, None], pa.uint64()), [T, T, N]),
+        ("a == -1", pa.array([2**64 - 1, 0], pa.uint64()), [F, F]),
+        ("-1.5 < a", pa.array([2**64 - 1, 0], pa.uint64()), [T, T]),
+        ("a in [1, 2.5]", pa.array([2**64 - 1, 1], pa.uint64()), [F, T]),
+        ("a == 0.1", pa.array([0.1, 0.2]), [T, F]),
+        ("a > 3", pa.array([3.5, float("nan")]), [T, F]),
+        ("a > 3", pa.array([4, 2], pa.int8()), [T, F]),
+    ],
+)
+def test_numbers_of_two_types_are_compared_for_all_their_values(text: str, column: pa.Array, found: list[Any]) -> None:
+    assert RowCondition(text).compute(pa.RecordBatch.from_pydict({"a": column})).to_pylist() == found
+
+
+@table(
+    "other, found",
+    [
+        (pa.array([1.5, 1e19]), [T, F]),
+        (pa.array([LARGE - 1, LARGE]), [T, F]),
+        (pa.array([2**64 - 1, LARGE], pa.uint64()), [F, F]),
+        (pa.array([Decimal("1.5"), Decimal(3)], pa.decimal128(38, 30)), [T, T]),
+    ],
+)
+def test_columns_of_numbers_of_two_types_are_compared(other: pa.Array, found: list[Any]) -> None:
+    batch = pa.RecordBatch.from_pydict({"a": pa.array([LARGE, LARGE]), "other": other})
+    assert RowCondition("a > other").compute(batch).to_pylist() == found
