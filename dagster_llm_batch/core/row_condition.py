@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
+import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -38,6 +40,9 @@ _GRAMMAR = (
 )
 _COLUMN = "col"
 _MOST_CHARS = 2_000
+# Python ends a function that calls itself too deeply, and its other users have taken a part of the depth.
+_MOST_LEVELS = 50
+_CONSTANTS = ("True", "False", "None")
 # The digits of Arrow's widest decimal, and half of them, before or after the point.
 _MOST_DIGITS, _MOST_PLACES = 76, 38
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -83,15 +88,21 @@ class RowCondition:
 
     @cached_property
     def _tree(self) -> ast.expr:
-        if self.text.isidentifier():
+        if self.text.isidentifier() and self.text not in _CONSTANTS:
             # A column may have the name of a keyword, such as `class`.
             return ast.Name(self.text)
         if len(self.text) > _MOST_CHARS:
             raise ConfigError(
                 f"when= has {len(self.text):,} characters; it takes {_MOST_CHARS:,} at most. Give a function of rows."
             )
+        text = self.text.strip()
         try:
-            tree = ast.parse(self.text.strip(), mode="eval").body
+            with warnings.catch_warnings():
+                # Python warns of '\d', which it reads as it is written.
+                warnings.simplefilter("ignore")
+                tree = ast.parse(text, mode="eval").body
+            _check_depth(tree, self.text)
+            _restore_names(tree, text)
             _check_truth(tree, self.text)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -204,6 +215,32 @@ def _has_value(column: Any) -> Any:
     return pc.invert(pc.is_null(column, nan_is_null=True))
 
 
+def _check_depth(tree: ast.expr, text: str) -> None:
+    """Raise ConfigError for a tree that is too deep for the functions that call themselves, such as ast.unparse."""
+    level: list[ast.AST] = [tree]
+    for _ in range(_MOST_LEVELS):
+        level = [part for node in level for part in ast.iter_child_nodes(node)]
+        if not level:
+            return
+    raise ConfigError(
+        f"when={cell_text(text, limit=200)!r} has parts within parts, in more than {_MOST_LEVELS} levels. Nest them "
+        "less, or give a function of rows."
+    )
+
+
+def _restore_names(tree: ast.expr, text: str) -> None:
+    """Give names back the characters that they have in the text: Python replaces some, such as ligatures."""
+    if text.isascii():
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = re.split(r"[.\s]", ast.get_source_segment(text, node) or "")[-1]
+            if isinstance(node, ast.Name):
+                node.id = name
+            else:
+                node.attr = name
+
+
 def _check_truth(node: ast.expr, text: str) -> None:
     """Raise ConfigError unless this part can be true or false."""
     if isinstance(node, ast.BoolOp):
@@ -247,18 +284,19 @@ def _refused(node: ast.expr, text: str, reason: str = "") -> ConfigError:
 
 def _is_constant(node: ast.expr) -> bool:
     """Return whether it is a text, a number that fits into 64 bits, True or False."""
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return (
-            isinstance(node.operand, ast.Constant)
-            and not isinstance(node.operand.value, bool)
-            and isinstance(node.operand.value, int | float)
-            and _is_constant(node.operand)
-        )
-    if not isinstance(node, ast.Constant):
+    is_negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    number = node.operand if isinstance(node, ast.UnaryOp) and is_negative else node
+    if not isinstance(number, ast.Constant) or (is_negative and isinstance(number.value, bool)):
         return False
-    if isinstance(node.value, int):
-        return node.value in _INT64
-    return isinstance(node.value, str) or (isinstance(node.value, float) and math.isfinite(node.value))
+    value = number.value
+    if isinstance(value, int):
+        return (-value if is_negative else value) in _INT64
+    return (isinstance(value, float) and math.isfinite(value)) or (not is_negative and _is_text(value))
+
+
+def _is_text(value: object) -> bool:
+    """Return whether it is a text of whole characters: Arrow takes no half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _is_column(node: ast.expr) -> bool:
@@ -276,7 +314,7 @@ def _is_named(node: ast.expr) -> bool:
         and not node.keywords
         and len(node.args) == 1
         and isinstance(node.args[0], ast.Constant)
-        and isinstance(node.args[0].value, str)
+        and _is_text(node.args[0].value)
     )
 
 

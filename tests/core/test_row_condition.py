@@ -28,6 +28,7 @@ ROWS = pl.DataFrame(
         ],
         "net amount": [1, 2, 3, 4],
         "class": ["a", "b", "a", None],
+        "True": [True, True, False, False],
         "day": [date(2026, 1, 1)] * 4,
         "tags": [["a"], [], None, ["b"]],
     },
@@ -58,6 +59,10 @@ def computed(text: str) -> list[Any]:
         ("share is None", [F, T, T, F]),
         ("amount > 10.5", [F, T, N, F]),
         ("amount == -5", [F, F, N, T]),
+        ("amount == -9223372036854775808", [F, F, N, F]),
+        ("kind == '\\d'", [F, F, N, F]),
+        ("col('True')", [T, T, F, F]),
+        ("not " * 40 + "urgent", [T, F, N, T]),
         ("-10 < amount <= 10", [T, F, N, T]),
         ("amount > col('net amount')", [T, T, N, F]),
         ("late == 'x'", [N] * 4),
@@ -102,7 +107,19 @@ def test_a_condition_is_true_false_or_null_as_in_sql(text: str, found: list[Any]
         ("kind == b'a'", "is not allowed here"),
         ("amount == 1e999", "is not allowed here"),
         ("amount == 9223372036854775808", "is not allowed here"),
+        ("amount == -9223372036854775809", "is not allowed here"),
         ("amount == -True", "is not allowed here"),
+        ("kind == -'a'", "is not allowed here"),
+        ("True", "'True' is not allowed here"),
+        ("False", "'False' is not allowed here"),
+        ("None", "'None' is not allowed here"),
+        ("a" + ".b" * 600 + " == 1", "in more than 50 levels"),
+        ("a == -" + "+" * 300 + "1", "in more than 50 levels"),
+        ("[" * 60 + "1" + "]" * 60, "in more than 50 levels"),
+        (r"kind == '\ud800'", r"'\\\\ud800'\" is not allowed here"),
+        ("kind == '\ud800'", "cannot be read"),
+        (r"kind in ['\ud800']", "`in` takes a column, and a list of texts or numbers"),
+        (r"col('\ud800') == 1", "is not allowed here"),
         ("amount == 1j", "is not allowed here"),
         ("kind == None", "Write `is None`"),
         ("kind is 'a'", "`is` takes None alone"),
@@ -206,3 +223,10 @@ def test_numbers_of_two_types_are_compared_for_all_their_values(text: str, colum
 def test_columns_of_numbers_of_two_types_are_compared(other: pa.Array, found: list[Any]) -> None:
     batch = pa.RecordBatch.from_pydict({"a": pa.array([LARGE, LARGE]), "other": other})
     assert RowCondition("a > other").compute(batch).to_pylist() == found
+
+
+@table("name", ["\ufb01", "\u00b5", "\uff21"])
+def test_a_name_has_the_characters_of_the_text_and_not_those_that_python_puts_for_them(name: str) -> None:
+    batch = pa.RecordBatch.from_pylist([{name: "x", "party": {name: {name: 1}}}])
+    assert RowCondition(f"{name} == 'x'").compute(batch).to_pylist() == [True]
+    assert RowCondition(f"(party .{name}\n.{name}) == 1 and {name} is not None").compute(batch).to_pylist() == [True]
