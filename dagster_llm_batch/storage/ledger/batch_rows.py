@@ -103,10 +103,12 @@ def store_batches(connection: sa.Connection, shards: Iterable[Shard]) -> None:
         insert_or_nothing(connection, BATCH, row, "batch_key")
 
 
+# In Python's order of text, as in `record_same_reports`: two transactions that lock the same rows in different orders
+# could wait for each other.
 _LOCKED = (
     sa.select(BATCH.c.batch_key)
     .where(BATCH.c.batch_key.in_(sa.bindparam("keys", expanding=True)))
-    .order_by(BATCH.c.batch_key)
+    .order_by(sa.collate(BATCH.c.batch_key, "C"))
     .with_for_update()
 )
 
@@ -120,7 +122,7 @@ _SENT_BESIDE = (
 
 
 def lock_batches(connection: sa.Connection, keys: Collection[str]) -> None:
-    """Lock batches, in the order of their keys. Their shards are always locked before."""
+    """Lock batches on PostgreSQL, in the order of their keys. Who locks their shards, too, has locked them before."""
     if keys:
         connection.execute(_LOCKED, {"keys": list(keys)})
 
