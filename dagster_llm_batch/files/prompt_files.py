@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from dagster_llm_batch.core.address_secrets import refuse_credentials
 from dagster_llm_batch.core.prompt import Prompt
@@ -10,6 +13,9 @@ from dagster_llm_batch.core.row_files import RowFiles
 from dagster_llm_batch.types import DocumentRules
 
 __all__ = ["FilesBelow", "files_of"]
+
+# A plain path, or the scheme of a local disk.
+_LOCAL = re.compile(r"(?:file|local):|(?![A-Za-z][A-Za-z0-9+.-]*://)")
 
 
 def files_of(prompt: Prompt, rules: Sequence[DocumentRules] = ()) -> RowFiles:
@@ -33,14 +39,18 @@ class FilesBelow:
         from upath import UPath  # noqa: PLC0415 - takes long to load, and few prompts have files
 
         self._root, self._argument = UPath(root), argument
+        # In a chain of file systems, as simplecache::file:///folder, the last one has the files.
+        self._is_local = _LOCAL.match(root.rpartition("::")[2]) is not None
 
     def __call__(self, path: str) -> bytes:
         if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
             msg = f"{path!r} is not a relative path below {self._argument}"
             raise ValueError(msg)
         file = self._root / path
-        # On a local disk a symbolic link may lead out.
-        if file.protocol in ("", "file") and not file.resolve().is_relative_to(self._root.resolve()):
-            msg = f"{path!r} leads out of {self._argument}"
-            raise ValueError(msg)
+        if self._is_local:
+            # A symbolic link may lead out. `resolve` of a path with a scheme does not follow links.
+            real = Path(os.path.realpath(file.path))
+            if not real.is_relative_to(os.path.realpath(self._root.path)):
+                msg = f"{path!r} leads out of {self._argument}"
+                raise ValueError(msg)
         return bytes(file.read_bytes())
