@@ -18,9 +18,13 @@ from urllib.parse import unquote
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["hide_secrets", "refuse_credentials", "secret_parts"]
+__all__ = ["hide_secrets", "quote_address", "refuse_credentials", "secret_parts"]
 
 _MASK = "***"
+# So much of the address of a row's file is shown, and so much of it is searched for secrets.
+_SHOWN_CHARS, _SEARCHED_CHARS = 200, 2_000
+# Makes the path of a file, which has no scheme, one in a store: a name that looks like a key is shown.
+_STORE = "local:///"
 _SCHEME = re.compile(r"(?:^|(?<=[^A-Za-z0-9+.-]))([A-Za-z][A-Za-z0-9+.-]*)://")
 # Hosts of these are buckets, without a user in front. (In Azure's `abfs`, the container is in front.)
 _BUCKETS = frozenset({"gcs", "gs", "oci", "oss", "r2", "s3", "s3a", "s3n"})
@@ -52,6 +56,13 @@ def hide_secrets(address: str) -> str:
     for start, end in reversed(list(_spans(address))):
         address = address[:start] + _MASK + address[end:]
     return address
+
+
+def quote_address(address: str) -> str:
+    """Return the address or path of a row's file for a message: in quotes, without its secrets, and cut."""
+    address = address[:_SEARCHED_CHARS]
+    shown = hide_secrets(address) if _SCHEME.search(address) else hide_secrets(_STORE + address)[len(_STORE) :]
+    return repr(shown[:_SHOWN_CHARS])
 
 
 def secret_parts(*addresses: str | None) -> list[str]:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from dagster_llm_batch.core.address_secrets import quote_address
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.types import Document, DocumentRules
 
@@ -98,8 +99,8 @@ def _fault_of_one(document: Document, rules: DocumentRules) -> str | None:
         if rules.takes_urls:
             return None
         return (
-            f"got the address {document.url[:200]!r}, which {rules.vendor} does not load; allowed are the bytes of a "
-            f"document ({allowed}), or a path below Prompt(file_root=...)"
+            f"got the address {quote_address(document.url)}, which {rules.vendor} does not load; allowed are the bytes "
+            f"of a document ({allowed}), or a path below Prompt(file_root=...)"
         )
     if not rules.takes_data:
         return (

@@ -11,14 +11,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from dagster_llm_batch.core.address_secrets import quote_address
 from dagster_llm_batch.core.documents import document_type, fault_of_documents, pages_of
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.types import Document, DocumentRules, Image
 
-__all__ = ["NO_FILES", "FileLoader", "FilesOfRows", "RowFiles", "UnreadableFile", "noun_of"]
+__all__ = ["NO_FILES", "FileLoader", "FilesOfRows", "RowFiles", "UnreadableFile", "WrongPathError", "noun_of"]
 
 FileLoader = Callable[[str], bytes]
-"""Returns the bytes of the file at a path of a row. See `Prompt.image_root` for which paths are allowed."""
+"""Returns the bytes of the file at a path of a row. See `Prompt.image_root` for which paths are allowed.
+
+Raises WrongPathError for others.
+"""
+
+
+class WrongPathError(ValueError):
+    """Raised for a path of a row that is not allowed. Its text goes on after the path: `leads out of file_root`."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,7 @@ _MAGIC = (
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
 )
-# So much of a path is shown.
-_SHOWN_CHARS, _REASON_CHARS = 200, 500
+_REASON_CHARS = 500
 # Errors of a path; with others a store may answer another time.
 _OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _ERRNOS_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
@@ -132,7 +139,7 @@ def _file(
             return _unreadable(
                 noun,
                 column,
-                f"got {value[:_SHOWN_CHARS]!r}, which is neither bytes nor an http(s) URL; "
+                f"got {quote_address(value)}, which is neither bytes nor an http(s) URL; "
                 f"to read {noun.several} from paths, set Prompt({noun.root}=...)",
             )
         path = value
@@ -142,7 +149,7 @@ def _file(
         except Exception as error:
             if (why := _fault_of_path(error, path, noun.root)) is None:
                 msg = (
-                    f"Row {key!r}: the store of the {noun.word} {path[:_SHOWN_CHARS]!r} in column '{column}' does not "
+                    f"Row {key!r}: the store of the {noun.word} {quote_address(path)} in column '{column}' does not "
                     f"answer: {type(error).__name__}. Nothing was sent. Plan it again when the store answers."
                 )
                 raise InputError(msg) from error
@@ -169,9 +176,9 @@ def _fault_of_path(error: Exception, path: str, root: str) -> str | None:
         if _is_outage(link):
             return None
         link = link.__cause__
-    named = repr(path[:_SHOWN_CHARS])
-    if isinstance(error, ValueError) and str(error).startswith(repr(path)):
-        return str(error)
+    named = quote_address(path)
+    if isinstance(error, WrongPathError):
+        return f"{named} {error}"
     if isinstance(error, PermissionError):
         return f"got {named}, which may not be read; allowed is a file below {root} that this process may read"
     if isinstance(error, IsADirectoryError):

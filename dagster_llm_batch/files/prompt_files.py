@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dagster_llm_batch.core.address_secrets import refuse_credentials
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.row_files import RowFiles
+from dagster_llm_batch.core.row_files import RowFiles, WrongPathError
 from dagster_llm_batch.types import DocumentRules
 
 __all__ = ["FilesBelow", "files_of"]
@@ -44,13 +44,13 @@ class FilesBelow:
 
     def __call__(self, path: str) -> bytes:
         if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
-            msg = f"{path!r} is not a relative path below {self._argument}"
-            raise ValueError(msg)
+            msg = f"is not a relative path below {self._argument}"
+            raise WrongPathError(msg)
         file = self._root / path
         if self._is_local:
             # A symbolic link may lead out. `resolve` of a path with a scheme does not follow links.
             real = Path(os.path.realpath(file.path))
             if not real.is_relative_to(os.path.realpath(self._root.path)):
-                msg = f"{path!r} leads out of {self._argument}"
-                raise ValueError(msg)
+                msg = f"leads out of {self._argument}"
+                raise WrongPathError(msg)
         return bytes(file.read_bytes())

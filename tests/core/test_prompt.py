@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.row_files import RowFiles
+from dagster_llm_batch.core.row_files import RowFiles, WrongPathError
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.types import Image
 from tests.tables import table
@@ -355,7 +355,7 @@ def test_what_is_no_image_is_refused_naming_row_and_column(value: Any) -> None:
 def test_a_path_is_loaded_by_what_the_caller_allows() -> None:
     def load(path: str) -> bytes:
         if path != "a/cat.png":
-            raise ValueError(f"{path!r} leads out")
+            raise WrongPathError("leads out")
         return PNG
 
     renderer = Prompt("x", images=["pic"], image_root="ignored here").renderer(["pic"], RowFiles(load_image=load))

@@ -30,10 +30,11 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.cli import doctor
 from dagster_llm_batch.cli.main import main
-from dagster_llm_batch.core.address_secrets import hide_secrets, refuse_credentials, secret_parts
+from dagster_llm_batch.core.address_secrets import hide_secrets, quote_address, refuse_credentials, secret_parts
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.row_files import RowFiles
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.errors import ConfigError, LLMBatchError
+from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.files.prompt_files import FilesBelow
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.platforms import refuse_unbatched
@@ -42,7 +43,7 @@ from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.sensors.provider_access import ProviderAccess
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import Request, RequestSpec
+from dagster_llm_batch.types import DocumentRules, Request, RequestSpec
 from tests.faults.test_origins import Answer, Asked, Server
 from tests.faults.test_secrets import JSON, Told, echoing, stored
 from tests.faults.vendor_workspace import rows
@@ -157,6 +158,42 @@ def test_a_bucket_by_its_name_alone_is_refused_with_credentials_too() -> None:
     with pytest.raises(ConfigError, match="holds credentials") as refused:
         VertexBatchResource(bucket=f"{CREDENTIALS}@bucket", **VERTEX).provider()
     assert MARK not in str(refused.value)
+
+
+SIGNED = f"X-Amz-Credential=AKIA{MARK}42&X-Amz-Signature={MARK}"
+ADDRESSES = [
+    f"https://bucket.s3.amazonaws.com/a.pdf?{SIGNED}",
+    f"HTTPS://host/a.pdf?sig={MARK}",
+    f"s3://{CREDENTIALS}@bucket/a.pdf",
+    f"folder/a.pdf?{SIGNED}",
+    f"../a.pdf?{SIGNED}",
+]
+
+
+def _out_of_order(path: str) -> bytes:
+    raise RuntimeError(path)
+
+
+def _loaders(root: str) -> dict[str, Callable[[str], bytes] | None]:
+    return {"no root": None, "root": FilesBelow(root, "file_root"), "store out of order": _out_of_order}
+
+
+@table("address", ADDRESSES)
+@table("loader", _loaders("memory://folder"))
+def test_no_reason_shows_the_secrets_in_the_address_of_a_document(loader: str, address: str) -> None:
+    rules = [DocumentRules("A vendor", ("application/pdf",))]
+    load = _loaders("memory://folder")[loader]
+    renderer = Prompt("x", documents=["a"]).renderer(["a"], RowFiles(load_document=load, rules=rules))
+    with pytest.raises(InputError, match=r"a\.pdf|\*\*\*@bucket") as refused:
+        renderer.render({"a": address}, 7)
+    assert MARK not in str(refused.value)
+    assert "***" in str(refused.value)
+
+
+def test_a_file_that_is_named_by_its_digest_is_shown() -> None:
+    path = f"papers/{'3f2b8c1d4e5f6071' * 4}.pdf"
+    assert quote_address(path) == repr(path)
+    assert len(quote_address("a/" * 5_000)) == 202
 
 
 def resource_at(name: str, url: str) -> Any:
