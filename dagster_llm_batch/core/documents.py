@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
+from threading import Lock
 
 from dagster_llm_batch.core.address_secrets import quote_address
 from dagster_llm_batch.errors import MissingExtraError
@@ -26,6 +28,10 @@ _WORDS = {PDF: "a PDF", TEXT: "a text in UTF-8", DOCX: "a .docx file", XLSX: "an
 _SHORT = {PDF: "PDF", TEXT: "text", DOCX: "Word (.docx)", XLSX: "sheets (.xlsx)"}
 # Readers find the header of a PDF in its first kilobyte: ISO 32000-1, annex H, note 13.
 _PDF_HEADER_WITHIN = 1_024
+_PDF_HEADER, _PDF_END = b"%PDF-", b"%%EOF"
+# For each object that is not at its place, pypdf searches the whole file. This many bytes take it a few seconds.
+_MOST_SEARCHED_BYTES = 256_000_000
+_QUIET = Lock()
 _OFFICE = {"word/document.xml": DOCX, "xl/workbook.xml": XLSX}
 
 
@@ -37,8 +43,11 @@ def check_can_count_pages() -> None:
 
 def document_type(data: bytes) -> str | None:
     """Return the media type of a document by its bytes: PDF, DOCX, XLSX or TEXT; None for others."""
-    if b"%PDF-" in data[:_PDF_HEADER_WITHIN]:
+    if data.startswith(_PDF_HEADER):
         return PDF
+    if _PDF_HEADER in data[:_PDF_HEADER_WITHIN]:
+        # A text may be about PDFs.
+        return TEXT if _PDF_END not in data and _is_text(data) else PDF
     if data.startswith(b"PK\x03\x04"):
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as parts:
@@ -46,30 +55,71 @@ def document_type(data: bytes) -> str | None:
         except (zipfile.BadZipFile, ValueError, NotImplementedError):
             return None
         return next((media_type for name, media_type in _OFFICE.items() if name in names), None)
+    return TEXT if _is_text(data) else None
+
+
+def _is_text(data: bytes) -> bool:
     try:
         # A text has no NUL, and a binary file nearly always has one.
-        return None if b"\0" in data or not data.decode().strip() else TEXT
+        return b"\0" not in data and bool(data.decode().strip())
     except UnicodeDecodeError:
-        return None
+        return False
 
 
-def pages_of(data: bytes, media_type: str) -> int | str | None:
-    """Return the number of pages of a PDF, None for another kind, or the fault of a damaged file."""
+def pages_of(data: bytes, media_type: str, most_searched_bytes: int = _MOST_SEARCHED_BYTES) -> int | str | None:
+    """Return the number of pages of a PDF, None for another kind, or the fault of a damaged file.
+
+    The file is searched for objects that are not at their places, for this many bytes in all.
+    """
     if media_type != PDF:
         return None
     from pypdf import PdfReader  # noqa: PLC0415  # optional dependency, and few prompts have documents
 
-    # It warns of each fault that it repairs, for each file.
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    stream = _Searched(data, most_searched_bytes)
     try:
-        reader = PdfReader(io.BytesIO(data))
-        if reader.is_encrypted:
-            return "got a PDF that is protected by a password or encrypted; allowed is one that is not"
-        pages = len(reader.pages)
+        with _without_warnings():
+            reader = PdfReader(stream)
+            if reader.is_encrypted:
+                return "got a PDF that is protected by a password or encrypted; allowed is one that is not"
+            pages = len(reader.pages)
     # A damaged file may raise anything, and so may one that somebody made to do so.
     except Exception as error:  # noqa: BLE001
+        if stream.bytes_left < 0:
+            return (
+                "got a PDF whose table of objects is wrong, so that counting its pages takes too long; allowed is one "
+                "with a right table. Open it in a PDF program and save it again"
+            )
         return f"got a damaged PDF ({type(error).__name__}); allowed is one that opens"
     return pages or "got a PDF without pages; allowed is one with pages"
+
+
+class _Searched(io.BytesIO):
+    """A file that pypdf may search for objects until `bytes_left` is used up."""
+
+    def __init__(self, data: bytes, most_bytes: int) -> None:
+        super().__init__(data)
+        self._size, self.bytes_left = len(data), max(most_bytes, len(data))
+
+    def getbuffer(self) -> memoryview:
+        """Return the whole file; pypdf calls this for each search. Raises MemoryError if there were too many."""
+        self.bytes_left -= self._size
+        if self.bytes_left < 0:
+            # pypdf takes other errors for a fault of the object, and goes on to the next one.
+            raise MemoryError
+        return super().getbuffer()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence pypdf, which warns of each fault that it repairs. Others may read PDFs, and want its warnings."""
+    logger = logging.getLogger("pypdf")
+    with _QUIET:
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def fault_of_documents(documents: Sequence[Document], rules: DocumentRules) -> str | None:

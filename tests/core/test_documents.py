@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from pdfs import DOCX_PART, XLSX_PART, office, packed_pdf, pdf
+from pypdf import PdfReader
 from tables import table
 
 from dagster_llm_batch.core.documents import DOCX, PDF, TEXT, XLSX, document_type, fault_of_documents, pages_of
@@ -25,6 +28,8 @@ _NO_COLUMNS = pa.schema([])
 KINDS = {
     "pdf": (pdf(), PDF),
     "pdf after other bytes": (b"\n\n" + pdf(), PDF),
+    "PDF after a comment": (b"% a comment\n" + pdf(), PDF),
+    "text about PDFs": (b"name,head\na,%PDF-1.7\n", TEXT),
     "text": ("Grüße".encode(), TEXT),
     "word": (office(DOCX_PART), DOCX),
     "sheets": (office(XLSX_PART), XLSX),
@@ -70,6 +75,44 @@ def test_a_damaged_pdf_has_a_reason(case: str) -> None:
     assert isinstance(fault, str)
     assert reason in fault
     assert "allowed is one" in fault
+
+
+def _misplaced(pages: int, filling: int) -> bytes:
+    """Return a PDF whose table has a wrong offset for each page."""
+    data = bytearray(b"%PDF-1.7\n")
+    kids = " ".join(f"{number} 0 R" for number in range(3, pages + 3))
+    objects = {
+        1: "<</Type/Catalog/Pages 2 0 R>>",
+        2: f"<</Type/Pages/Count {pages}/Kids[{kids}]>>",
+        **dict.fromkeys(range(3, pages + 3), "<</Type/Page>>"),
+    }
+    table = b"0000000000 65535 f \n"
+    for number, text in objects.items():
+        if number == 3:
+            data += b"% " + b"x" * filling + b"\n"
+        table += b"%010d 00000 n \n" % (len(data) + 3 * (number >= 3))
+        data += b"%d 0 obj\n%b\nendobj\n" % (number, text.encode())
+    start, size = len(data), pages + 3
+    data += b"xref\n0 %d\n%btrailer\n<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (size, table, size, start)
+    return bytes(data)
+
+
+def test_a_pdf_with_a_wrong_table_is_searched_for_a_while_only() -> None:
+    assert pages_of(_misplaced(5, 100_000), PDF) == 5
+    fault = pages_of(_misplaced(9, 100_000), PDF, 400_000)
+    assert isinstance(fault, str)
+    assert "table of objects is wrong" in fault
+    assert "save it again" in fault
+
+
+def test_warnings_of_pypdf_go_on_for_other_code(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("pypdf")
+    level = logger.level
+    assert pages_of(_misplaced(5, 10), PDF) == 5
+    assert not caplog.records
+    assert logger.level == level
+    len(PdfReader(io.BytesIO(_misplaced(5, 10))).pages)
+    assert caplog.records
 
 
 RULES = DocumentRules(
