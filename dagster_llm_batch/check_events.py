@@ -29,22 +29,30 @@ from dagster_llm_batch.types import Lane
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["NOT_JUDGED", "CheckOutcomes", "SentChecks", "all_partitions_evaluations", "unjudged_evaluations"]
+__all__ = [
+    "NOT_JUDGED",
+    "CheckOutcomes",
+    "NotJudged",
+    "SentChecks",
+    "all_partitions_evaluations",
+    "unjudged_evaluations",
+]
 
 NOT_JUDGED = "llm_batch/not_judged"
 """Metadata of an evaluation whose run had nothing to judge: it is no news. Its value is the reason."""
 
 
-class _NotJudged(StrEnum):
+class NotJudged(StrEnum):
     """Reasons that are stored with evaluations, and compared when they are read: words of a key, not sentences."""
 
     EMPTY = "nothing_materialized"
+    IN_FLIGHT = "labels_in_flight"
     LAST = "last_result"
     SUMMARY = "results_of_partitions"
 
 
 # Dagster keeps evaluations that earlier code stored, with a sentence.
-_EMPTY = (_NotJudged.EMPTY, "nothing has landed")
+_EMPTY = (NotJudged.EMPTY, "nothing has landed")
 
 _FAILURES_SHOWN = 10
 
@@ -162,7 +170,7 @@ def _summary_of(name: str, judged: Mapping[str, dg.AssetCheckEvaluation], partit
     metadata = {
         "llm_batch/partitions_failed": len(failed),
         "llm_batch/partitions_judged": len(judged),
-        NOT_JUDGED: _NotJudged.SUMMARY.value,
+        NOT_JUDGED: NotJudged.SUMMARY.value,
     }
     return CheckOutcome(name, not failed, severity, " ".join(told), metadata)
 
@@ -183,12 +191,12 @@ def unjudged_evaluations(
         if failed and spec.name == main:
             outcome = CheckOutcome(spec.name, passed=False, severity=_ERROR, description=reason, metadata={})
         elif last is not None and not _is_empty(last):
-            metadata = {**last.metadata, NOT_JUDGED: _NotJudged.LAST.value}
+            metadata = {**last.metadata, NOT_JUDGED: NotJudged.LAST.value}
             outcome = CheckOutcome(spec.name, last.passed, last.severity, last.description or "", metadata)
         else:
             text = f"Nothing was materialized; the check {main} shows the reason." if failed else reason
             outcome = CheckOutcome(
-                spec.name, passed=True, severity=_ERROR, description=text, metadata={NOT_JUDGED: _NotJudged.EMPTY.value}
+                spec.name, passed=True, severity=_ERROR, description=text, metadata={NOT_JUDGED: NotJudged.EMPTY.value}
             )
         # This run has no labels to hold back, and Dagster fails a run for a blocking result.
         target = check_target(context.instance, spec.asset_key, partition)

@@ -81,7 +81,8 @@ def choose_rows(
     left_out = unknown = seen = 0
     empty = None
     for batch in record_batches(rows, columns):
-        if not batch.num_rows:
+        if not batch.num_columns:
+            # A table without columns has no rows, and a condition finds no column.
             empty = batch if empty is None else empty
             continue
         is_chosen = condition.compute(batch)

@@ -271,7 +271,10 @@ class Dataset:
 
     @contextmanager
     def read_rows(self, context: dg.AssetExecutionContext, upstream: UpstreamReader) -> Iterator[Any]:
-        """Yield the rows of one partition, from the upstream asset or the function. Read them within the block."""
+        """Yield the rows of one partition, from the upstream asset or the function. Read them within the block.
+
+        To find the rows of existing labels, read those of `replace(dataset, when=None)`: they may no longer meet it.
+        """
         if isinstance(self.rows, dg.AssetKey):
             read = self.labeling.columns_read
             more = frozenset[str]() if self.when is None else self.when.columns

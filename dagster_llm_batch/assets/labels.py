@@ -354,7 +354,8 @@ class _Landing:
         columns = self._dataset.restored if self._labels.key in context.selected_asset_keys and sent.mask else []
         # The labels are the reader, since rejects do not read rows, and their key may be the first.
         upstream = replace(self._dataset.upstream(context, partition), reader=self._dataset.key)
-        return RestoredValues(sent, columns, lambda: self._dataset.read_rows(context, upstream))
+        every_row = replace(self._dataset, when=None)
+        return RestoredValues(sent, columns, lambda: every_row.read_rows(context, upstream))
 
     def _known(self, engine: "Engine", settled: _Settled) -> "KnownSubmission":
         """Return the facts from which a submission's labels are made. Raises DefinitionChangedError if they do not fit

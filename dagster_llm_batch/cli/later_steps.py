@@ -89,7 +89,9 @@ class LaterStep:
         if self.when is not None:
             basis = f" of {self.rows_at_most:,} ({condition} is true for {self.share:.0%} of {self.seen:,} rows so far)"
         rows = f"about {counted(self.rows, 'row', 'rows')}{basis}"
-        return f"{self.asset} reads the labels of {self.reads}: {rows}{_cost_text('about', self.estimated_usd)}."
+        return (
+            f"{self.asset} reads the labels of {self.reads}: {rows}{_cost_text('at most about', self.estimated_usd)}."
+        )
 
     def _usd(self, rows: int) -> Decimal | None:
         return None if self.usd_per_request is None else rows * self.usd_per_request
@@ -152,14 +154,15 @@ def sum_steps(planned: Sequence[tuple[str, LaterStep]]) -> list[LaterStep]:
     """Return one step for each later dataset, with the rows of all partitions.
 
     `planned`: the planned dataset, and a later step. If two of the planned datasets are in one chain, the steps after
-    both are counted once: after the first.
+    both are counted once: after the first of the chain.
     """
-    summed: dict[str, tuple[str, LaterStep]] = {}
+    later = {step.asset for _, step in planned}
+    summed: dict[str, LaterStep] = {}
     for asset, step in planned:
-        first, before = summed.get(step.asset, (asset, replace(step, rows_at_most=0)))
-        if first == asset:
-            summed[step.asset] = (asset, replace(step, rows_at_most=before.rows_at_most + step.rows_at_most))
-    return [step for _, step in summed.values()]
+        if asset not in later:
+            rows = summed[step.asset].rows_at_most if step.asset in summed else 0
+            summed[step.asset] = replace(step, rows_at_most=rows + step.rows_at_most)
+    return list(summed.values())
 
 
 def _cost_text(kind: str, cost: Decimal | None) -> str:

@@ -11,7 +11,7 @@ from dagster_llm_batch._dagster_private import asset_graph
 from dagster_llm_batch.assets.keys import key_beside
 from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.assets.upstream import mapped_partitions
-from dagster_llm_batch.check_events import NOT_JUDGED
+from dagster_llm_batch.check_events import NOT_JUDGED, NotJudged
 from dagster_llm_batch.checks import CheckOutcome
 
 __all__ = ["judged_later"]
@@ -45,7 +45,7 @@ def judged_later(
             verdict,
             severity=verdict.severity if verdict.name in blocking else dg.AssetCheckSeverity.WARN,
             description=f"Not judged yet: labels are still in flight, of {waits}. So far: {verdict.description}",
-            metadata={**verdict.metadata, NOT_JUDGED: "labels are still in flight"},
+            metadata={**verdict.metadata, NOT_JUDGED: NotJudged.IN_FLIGHT.value},
         )
         for verdict in verdicts
     ]

@@ -8,7 +8,7 @@ They pass ledger and budgets as a separate submission: asked and paid for once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
@@ -275,7 +275,7 @@ class _Skew:
     ) -> tuple[pa.Table, Status]:
         """Return the labels that rows of `batch` get in real time; rejects are rows without a label."""
         key, upstream = self.labeling.key, self.dataset.upstream(context, partition)
-        with self.dataset.read_rows(context, upstream) as all_rows:
+        with replace(self.dataset, when=None).read_rows(context, upstream) as all_rows:
             rows = _with_keys(all_rows, key, batch[key], self.labeling.columns_read)
             planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
         # If all sampled labels come from other requests than the rows make now, the comparison would be of different

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from dagster_llm_batch.cli.later_steps import LaterStep, sum_steps
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
@@ -63,6 +65,14 @@ def run(project, home) -> Any:
     return step
 
 
+def test_steps_after_two_planned_datasets_of_a_chain_are_counted_once_in_any_order():
+    """A is read by B, and B by C. Two partitions of A are planned, and one of B."""
+    b, c = (LaterStep(name, reads, None, 10, 0, 0, None) for name, reads in (("B", "A"), ("C", "B")))
+    of_a, of_b = [("A", b), ("A", c)], [("B", replace(c, rows_at_most=3))]
+    for planned in (of_a + of_a + of_b, of_b + of_a + of_a, of_a + of_b + of_a):
+        assert [(step.asset, step.rows_at_most) for step in sum_steps(planned)] == [("B", 20), ("C", 20)]
+
+
 def later(project) -> list[dict[str, Any]]:
     [plan] = project.json("plan", "asset_labels")["plans"]
     return plan["later"]
@@ -106,7 +116,7 @@ def test_a_plan_shows_the_rows_and_cost_of_later_steps_by_the_share_that_went_on
     assert told.count("last_labels reads the labels of next_labels") == 1
     assert (
         "next_labels reads the labels of asset_labels: about 60 rows of 80 (when=\"topic == 'billing'\" is true for "
-        "75% of 40 rows so far), about"
+        "75% of 40 rows so far), at most about"
     ) in told
     assert "last_labels reads the labels of next_labels: about 60 rows, cost unknown until it was billed once." in told
 

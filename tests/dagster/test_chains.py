@@ -8,14 +8,18 @@ from typing import Any, Literal
 
 import dagster as dg
 import polars as pl
+import pyarrow as pa
 import pytest
 from code_location import DAILY, DAYS, CodeLocation, failure, labeled
 from pydantic import BaseModel
 from test_batch_sensor import at_turn, tick
 
 from dagster_llm_batch import AssetRows, Checks, HiveParquetIOManager, Prompt, Resend, llm_batch_assets, on_labels_ready
+from dagster_llm_batch.assets.asset_rows import choose_rows
+from dagster_llm_batch.assets.upstream import UpstreamReader
+from dagster_llm_batch.core.row_condition import RowCondition
 from dagster_llm_batch.distributed import RayWorkers
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 from tests.tables import table
@@ -168,6 +172,14 @@ def test_a_link_that_cannot_work_is_refused_when_it_is_declared(asset: Any, when
 def test_a_condition_is_refused_beside_workers_which_read_the_rows_elsewhere() -> None:
     with pytest.raises(ConfigError, match="Leave workers= out, or filter the rows in an asset"):
         invoices(kinds(), "urgent", workers=RayWorkers())
+
+
+def test_a_condition_is_checked_for_a_table_without_rows_unless_it_has_no_columns(instance) -> None:
+    upstream = UpstreamReader(None, instance, dg.AssetKey(INVOICES), None, [], lambda _key, _partition: None)
+    condition = RowCondition("knd == 'invoice'")
+    with pytest.raises(InputError, match="names the column 'knd'"):
+        list(choose_rows(pa.table({"kind": pa.array([], pa.string())}), condition, None, upstream))
+    assert [batch.num_rows for batch in choose_rows(pa.table({}), condition, None, upstream)] == [0]
 
 
 def test_the_labels_are_what_the_next_dataset_depends_on_by_their_definitions_or_their_key() -> None:

@@ -79,7 +79,8 @@ def test_a_figure_that_lacks_labels_in_flight_is_not_judged_yet_and_is_judged_wh
     assert succeeds
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert f"Not judged yet: labels are still in flight, of second ({DAYS[1]}). So far: " in check.description
-    assert NOT_JUDGED in check.metadata  # alerts leave out such results
+    # Alerts leave out such results.
+    assert check.metadata[NOT_JUDGED].value == "labels_in_flight"
     land(location, "second", DAYS[1])
     assert evaluate(location)[1].passed
 

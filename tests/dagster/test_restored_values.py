@@ -17,7 +17,16 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 from pydantic import BaseModel
 
-from dagster_llm_batch import Cascade, HiveParquetIOManager, Mask, Prompt, Realtime, Resend, skew_assets
+from dagster_llm_batch import (
+    AssetRows,
+    Cascade,
+    HiveParquetIOManager,
+    Mask,
+    Prompt,
+    Realtime,
+    Resend,
+    skew_assets,
+)
 from dagster_llm_batch.core.masks import Found, mask_as_of
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator
@@ -60,7 +69,7 @@ def replies(rows: Any, restored: Mask | None = None, **changes: Any) -> list[dg.
         "prompt": Prompt(user="{{ subject }} {{ body }}", mask=restored or mask()),
         "keep": ["body"],
         "response": Answer,
-        "rows": rows if callable(rows) or isinstance(rows, str) else lambda _context: rows,
+        "rows": rows if callable(rows) or isinstance(rows, str | AssetRows) else lambda _context: rows,
     }
     return labeled(**{**usual, **changes})
 
@@ -208,6 +217,25 @@ def test_a_row_that_has_changed_or_is_gone_keeps_its_placeholders_and_is_counted
     assert [labels[key]["people"] for key in ("t0", "t1", "t2")] == [["[EMAIL_1]"], ["new@x.org"], ["[EMAIL_1]"]]
     shown = location.metadata(LABELS)
     assert (shown["llm_batch/restored_values"], shown["llm_batch/unresolved_placeholders"]) == (2, 7)
+
+
+@pytest.mark.slow
+def test_a_row_that_no_longer_meets_the_condition_has_its_values(place):
+    """Run a Dagster. The label of t0 exists, whatever the condition is for its row now."""
+    source = [[True, False]]
+
+    @dg.asset
+    def calls() -> pa.Table:
+        return tickets("ann@x.org", "bob@x.org").with_columns(is_open=pl.Series(source[0])).to_arrow()
+
+    location = place(calls, *replies(AssetRows(asset=calls, when="is_open")))
+    assert location.run("calls").success
+    assert location.submit().success
+    location.emulator.settle()
+    source[0] = [False, False]
+    assert location.run("calls").success
+    assert location.collect().success
+    assert {key: row["people"] for key, row in labels_of(location).items()} == {"t0": ["ann@x.org"]}
 
 
 class Quoted:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from code_location import DAYS, CodeLocation, failure, labeled, tickets
 
-from dagster_llm_batch import AtLeast, Realtime, Resend, skew_assets
+from dagster_llm_batch import AssetRows, AtLeast, Realtime, Resend, skew_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.testing.emulator import Emulator, Reply, WireFault
@@ -59,12 +59,13 @@ class SkewWorkspace:
             "ledger_url": f"sqlite:///{tmp_path}/ledger.sqlite", "payload_root": str(tmp_path / "payloads"),
         }  # fmt: skip
 
-    def location(self, labels, **more):
+    def location(self, labels, *others, **more):
         usual = {"name": "skew", "candidates": labels, "target": ["topic", "urgency"], "sample_size": 10}
         return CodeLocation(
             self.emulator,
             self.instance,
             *labels,
+            *others,
             *skew_assets(**{**usual, **more}),
             resources=dict(self.tables),
             **self.places,
@@ -94,6 +95,22 @@ def stored(location, name="skew", partition=None):
 
 
 class TestSkew:
+    @pytest.mark.slow
+    def test_a_label_whose_row_no_longer_meets_the_condition_is_asked(self, workspace):
+        is_open = [True]
+
+        @dg.asset
+        def upstream() -> pl.DataFrame:
+            return tickets(N).with_columns(is_open=pl.lit(is_open[0]))
+
+        location = workspace.location(usual(rows=AssetRows(asset=upstream, when="is_open")), upstream)
+        assert location.run("upstream").success
+        assert location.land().success
+        is_open[0] = False
+        assert location.run("upstream").success
+        assert check(location).success is True
+        assert [row["n_compared"] for row in stored(location)] == [10, 10]
+
     @pytest.mark.slow
     def test_a_sample_is_asked_in_real_time_and_compared_with_its_batch_labels(self, workspace, model):
         location = workspace.location(usual(), min_agreement=0.9)
