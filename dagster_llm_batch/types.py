@@ -189,6 +189,9 @@ class DocumentRules:
         most_total_bytes: The most bytes of all documents of a request, before base64.
         most_pages: The most pages of a PDF.
         most_total_pages: The most pages of all PDFs of a request.
+        counts_all: Whether the whole request is limited: images, the text, and documents that are sent as text count
+            towards most_total_bytes, too.
+        needs_text: Whether a request with documents needs a text.
     """
 
     vendor: str
@@ -200,6 +203,8 @@ class DocumentRules:
     most_total_bytes: int | None = None
     most_pages: int | None = None
     most_total_pages: int | None = None
+    counts_all: bool = False
+    needs_text: bool = False
 
 
 class Request(NamedTuple):

@@ -6,6 +6,7 @@ Nothing here reads a file by its address. A vendor loads it, so its size and pag
 from __future__ import annotations
 
 import io
+import json
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,19 @@ from threading import Lock
 
 from dagster_llm_batch.core.address_secrets import quote_address
 from dagster_llm_batch.errors import MissingExtraError
-from dagster_llm_batch.types import Document, DocumentRules
+from dagster_llm_batch.types import Document, DocumentRules, Image
 
-__all__ = ["DOCX", "PDF", "TEXT", "XLSX", "check_can_count_pages", "document_type", "fault_of_documents", "pages_of"]
+__all__ = [
+    "DOCX",
+    "PDF",
+    "TEXT",
+    "XLSX",
+    "check_can_count_pages",
+    "document_type",
+    "fault_of_documents",
+    "fault_of_size",
+    "pages_of",
+]
 
 PDF = "application/pdf"
 TEXT = "text/plain"
@@ -122,8 +133,19 @@ def _without_warnings() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def fault_of_documents(documents: Sequence[Document], rules: DocumentRules) -> str | None:
-    """Return why the vendor would refuse a request with these documents; None if it would take it."""
+def fault_of_size(size: int, rules: Sequence[DocumentRules]) -> str | None:
+    """Return why a document of so many bytes would be refused, whatever is in it; None if it may be taken."""
+    for one in rules:
+        most = min((most for most in (one.most_bytes, one.most_total_bytes) if most is not None), default=None)
+        if most is not None and size > most:
+            return f"got a document of {size:,} bytes; {one.vendor} takes at most {most:,}. Split it"
+    return None
+
+
+def fault_of_documents(
+    documents: Sequence[Document], rules: DocumentRules, images: Sequence[Image] = (), text: str = ""
+) -> str | None:
+    """Return why the vendor would refuse a request with these files and this text; None if it would take it."""
     if not documents:
         return None
     if rules.most_documents is not None and len(documents) > rules.most_documents:
@@ -131,16 +153,32 @@ def fault_of_documents(documents: Sequence[Document], rules: DocumentRules) -> s
     for document in documents:
         if (fault := _fault_of_one(document, rules)) is not None:
             return fault
-    total = sum(len(document.data or b"") for document in documents)
+    if rules.needs_text and not text.strip():
+        return f"got no text; {rules.vendor} takes documents beside a text only. Put a question into the prompt"
+    total = _total_bytes(documents, rules, images, text)
     if rules.most_total_bytes is not None and total > rules.most_total_bytes:
+        files = "documents, images and texts" if rules.counts_all else "documents"
         return (
-            f"got {total:,} bytes; {rules.vendor} takes at most {rules.most_total_bytes:,} bytes of documents in a "
-            "request. Split the document, or make its images smaller"
+            f"got {total:,} bytes; {rules.vendor} takes at most {rules.most_total_bytes:,} bytes of {files} in "
+            "a request. Split the document, or make its images smaller"
         )
     pages = sum(document.pages or 0 for document in documents)
     if rules.most_total_pages is not None and pages > rules.most_total_pages:
         return f"got {pages:,} pages; {rules.vendor} takes at most {rules.most_total_pages:,} in a request. Split it"
     return None
+
+
+def _total_bytes(documents: Sequence[Document], rules: DocumentRules, images: Sequence[Image], text: str) -> int:
+    """Return the bytes that count towards most_total_bytes, before base64."""
+    files = sum(len(file.data or b"") for file in documents)
+    if not rules.counts_all or (rules.most_total_bytes is not None and files > rules.most_total_bytes):
+        return files
+    files += sum(len(image.data or b"") for image in images)
+    as_text = [document.data for document in documents if document.media_type == TEXT and document.data is not None]
+    files -= sum(map(len, as_text))
+    # A text goes as a JSON string, in ASCII. Base64 has four bytes for three.
+    texts = [text, *(data.decode("utf-8", "replace") for data in as_text)]
+    return files + sum(len(json.dumps(each)) for each in texts) * 3 // 4
 
 
 def _fault_of_one(document: Document, rules: DocumentRules) -> str | None:

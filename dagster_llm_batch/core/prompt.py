@@ -250,7 +250,7 @@ class Renderer:
         images = self._files.images(row, key)
         if isinstance(images, UnreadableFile):
             return images
-        documents = self._files.documents(row, key)
+        documents = self._files.documents(row, key, images, user)
         return documents if isinstance(documents, UnreadableFile) else make_request(system, user, images, documents)
 
 

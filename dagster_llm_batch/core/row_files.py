@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from dagster_llm_batch.core.address_secrets import quote_address
-from dagster_llm_batch.core.documents import document_type, fault_of_documents, pages_of
+from dagster_llm_batch.core.documents import document_type, fault_of_documents, fault_of_size, pages_of
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.types import Document, DocumentRules, Image
 
-__all__ = ["NO_FILES", "FileLoader", "FilesOfRows", "RowFiles", "UnreadableFile", "WrongPathError", "noun_of"]
+__all__ = [
+    "NO_FILES",
+    "FileLoader",
+    "FilesOfRows",
+    "RowFiles",
+    "UnreadableFile",
+    "WrongPathError",
+    "is_absent",
+    "noun_of",
+]
 
 FileLoader = Callable[[str], bytes]
 """Returns the bytes of the file at a path of a row. See `Prompt.image_root` for which paths are allowed.
@@ -42,6 +51,11 @@ class UnreadableFile:
 def noun_of(reason: str) -> str:
     """Return the subject of a reason of UnreadableFile: "image" or "document"."""
     return "document" if reason.startswith("the document") else "image"
+
+
+def is_absent(reason: str) -> bool:
+    """Return whether the file of a reason of UnreadableFile is not there."""
+    return _ABSENT in reason
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ _MAGIC = (
     (b"GIF89a", "image/gif"),
 )
 _REASON_CHARS = 500
+_ABSENT = "which is no file below"
 # Errors of a path; with others a store may answer another time.
 _OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _ERRNOS_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
@@ -102,13 +117,16 @@ class FilesOfRows:
         """Return the images of a row. Raises InputError if a store does not answer, or for a wrong type."""
         return _read_all(_IMAGE, self._images, row, key, self._files.load_image)
 
-    def documents(self, row: Mapping[str, Any], key: object) -> tuple[Document, ...] | UnreadableFile:
-        """Return the documents of a row. Raises as `images`."""
-        documents = _read_all(_DOCUMENT, self._documents, row, key, self._files.load_document)
+    def documents(
+        self, row: Mapping[str, Any], key: object, images: Sequence[Image], text: str
+    ) -> tuple[Document, ...] | UnreadableFile:
+        """Return the documents of a row, which has these images and this text. Raises as `images`."""
+        rules = self._files.rules
+        documents = _read_all(_DOCUMENT, self._documents, row, key, self._files.load_document, rules)
         if isinstance(documents, UnreadableFile):
             return documents
-        for rules in self._files.rules:
-            if (fault := fault_of_documents(documents, rules)) is not None:
+        for each in rules:
+            if (fault := fault_of_documents(documents, each, images, text)) is not None:
                 named = ", ".join(f"'{name}'" for name in self._documents if row[name] is not None)
                 one = "the document in column" if len(documents) == 1 else "the documents in columns"
                 return UnreadableFile(f"{one} {named} cannot be sent: {fault[:_REASON_CHARS]}")
@@ -116,13 +134,18 @@ class FilesOfRows:
 
 
 def _read_all(
-    noun: _Noun[_File], columns: Collection[str], row: Mapping[str, Any], key: object, load: FileLoader | None
+    noun: _Noun[_File],
+    columns: Collection[str],
+    row: Mapping[str, Any],
+    key: object,
+    load: FileLoader | None,
+    rules: Sequence[DocumentRules] = (),
 ) -> tuple[_File, ...] | UnreadableFile:
     files = []
     for name in columns:
         if row[name] is None:
             continue
-        file = _file(noun, row[name], name, key, load)
+        file = _file(noun, row[name], name, key, load, rules)
         if isinstance(file, UnreadableFile):
             return file
         files.append(file)
@@ -130,7 +153,12 @@ def _read_all(
 
 
 def _file(
-    noun: _Noun[_File], value: object, column: str, key: object, load: FileLoader | None
+    noun: _Noun[_File],
+    value: object,
+    column: str,
+    key: object,
+    load: FileLoader | None,
+    rules: Sequence[DocumentRules],
 ) -> _File | UnreadableFile:
     if isinstance(value, str) and value.startswith(("https://", "http://")):
         return noun.at_url(value)
@@ -161,7 +189,11 @@ def _file(
             f"Row {key!r}: column '{column}' holds a {kind}; {article} {noun.word} is bytes, a path or an http(s) URL."
         )
         raise InputError(msg)
-    file = noun.read(bytes(value))
+    data = bytes(value)
+    # Parsing a file takes longer and more memory than the vendor allows for.
+    if (fault := fault_of_size(len(data), rules)) is not None:
+        return UnreadableFile(f"the {noun.word} in column '{column}' cannot be sent: {fault}")
+    file = noun.read(data)
     return _unreadable(noun, column, file) if isinstance(file, str) else file
 
 
@@ -184,7 +216,7 @@ def _fault_of_path(error: Exception, path: str, root: str) -> str | None:
     if isinstance(error, IsADirectoryError):
         return f"got {named}, which is a folder below {root}; allowed is a file"
     if isinstance(error, OSError | ValueError) or hasattr(error, "status"):
-        return f"got {named}, which is no file below {root}; allowed is the path of one, relative to it"
+        return f"got {named}, {_ABSENT} {root}; allowed is the path of one, relative to it"
     return None
 
 
@@ -199,7 +231,7 @@ def _is_outage(error: BaseException) -> bool:
 
 def _image(data: bytes) -> Image | str:
     if (media_type := _image_type(data)) is None:
-        return f"got bytes that start with {data[:8]!r}; allowed is a PNG, JPEG, GIF or WebP image"
+        return f"got {_start(data)}; allowed is a PNG, JPEG, GIF or WebP image"
     return Image(media_type=media_type, data=data)
 
 
@@ -212,9 +244,13 @@ def _image_type(data: bytes) -> str | None:
     return None
 
 
+def _start(data: bytes) -> str:
+    return f"bytes that start with {data[:8]!r}" if data else "no bytes"
+
+
 def _document(data: bytes) -> Document | str:
     if (media_type := document_type(data)) is None:
-        return f"got bytes that start with {data[:8]!r}; allowed is a PDF, a text in UTF-8, a .docx or an .xlsx file"
+        return f"got {_start(data)}; allowed is a PDF, a text in UTF-8, a .docx or an .xlsx file"
     pages = pages_of(data, media_type)
     return pages if isinstance(pages, str) else Document(media_type=media_type, data=data, pages=pages)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from dagster_llm_batch.core.address_secrets import refuse_credentials
+from dagster_llm_batch.core.documents import fault_of_size
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.row_files import RowFiles, WrongPathError
 from dagster_llm_batch.types import DocumentRules
@@ -23,7 +25,7 @@ def files_of(prompt: Prompt, rules: Sequence[DocumentRules] = ()) -> RowFiles:
     image_root, file_root = prompt.image_root, prompt.file_root
     return RowFiles(
         load_image=None if image_root is None else FilesBelow(image_root, "image_root"),
-        load_document=None if file_root is None else FilesBelow(file_root, "file_root"),
+        load_document=None if file_root is None else FilesBelow(file_root, "file_root", rules),
         rules=rules,
     )
 
@@ -31,14 +33,16 @@ def files_of(prompt: Prompt, rules: Sequence[DocumentRules] = ()) -> RowFiles:
 class FilesBelow:
     """Read files below one folder. Paths in rows that lead out of it are refused: rows may be untrusted.
 
-    `argument` is the name of the argument with the folder, for messages.
+    `argument` is the name of the argument with the folder, for messages. A file that is larger than the `rules` allow
+    is not read.
     """
 
-    def __init__(self, root: str, argument: str) -> None:
+    def __init__(self, root: str, argument: str, rules: Sequence[DocumentRules] = ()) -> None:
         refuse_credentials(root, argument)
         from upath import UPath  # noqa: PLC0415 - takes long to load, and few prompts have files
 
         self._root, self._argument = UPath(root), argument
+        self._rules = rules
         # In a chain of file systems, as simplecache::file:///folder, the last one has the files.
         self._is_local = _LOCAL.match(root.rpartition("::")[2]) is not None
 
@@ -53,4 +57,16 @@ class FilesBelow:
             if not real.is_relative_to(os.path.realpath(self._root.path)):
                 msg = f"leads out of {self._argument}"
                 raise WrongPathError(msg)
+            found = real.stat()
+            # Reading a pipe would wait for its writer.
+            if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+                msg = f"is no regular file below {self._argument}"
+                raise WrongPathError(msg)
+            size = found.st_size
+        else:
+            size = file.stat().st_size if self._rules else 0
+        # A server may not know the size of a file.
+        if (fault := fault_of_size(size or 0, self._rules)) is not None:
+            msg = f"is too large: {fault}"
+            raise WrongPathError(msg)
         return bytes(file.read_bytes())

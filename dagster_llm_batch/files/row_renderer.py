@@ -25,8 +25,8 @@ _BLOCK_ROWS, _BLOCK_ROWS_WITH_FILES = 1_024, 32
 # Rows whose requests, and the lines of these, are in memory at once: up to a block where they are short. Of long ones
 # so few that a processor's cache holds them from the template to the file.
 _BYTES_AT_ONCE, _LEAST_AT_ONCE = 1 << 19, 8
-# A row may hold no more of a file than where it is.
-_FILES_AT_ONCE = 8
+# A row may hold no more of a file than where it is. A document may be as large as a request.
+_FILES_AT_ONCE, _DOCUMENTS_AT_ONCE = 8, 1
 
 
 class RowRenderer:
@@ -61,7 +61,9 @@ class RowRenderer:
         self._content, self._files = sorted(content), labeling.prompt.files
         self._needed = {*self._kept, *self._renderer.columns, *urgent}
         self.block_rows = _BLOCK_ROWS_WITH_FILES if labeling.prompt.files else _BLOCK_ROWS
-        self._most_at_once = _FILES_AT_ONCE if labeling.prompt.files else self.block_rows
+        by_path = labeling.prompt.documents and labeling.prompt.file_root
+        of_files = _DOCUMENTS_AT_ONCE if by_path else _FILES_AT_ONCE
+        self._most_at_once = of_files if labeling.prompt.files else self.block_rows
         # The file at a path may have changed although the row has not. What a vendor allows of documents may have, too.
         self.has_blocks = not (labeling.prompt.documents or (labeling.prompt.images and labeling.prompt.image_root))
         asked = [__version__, labeling.definition["asked"]["prompt"], labeling.key, labeling.empty]

@@ -131,7 +131,7 @@ def check_documents(request: Request, rules: DocumentRules | None, model: str) -
         return
     if rules is None:
         raise ConfigError(f"The model {model!r} takes no documents here. Leave them out of the prompt.")
-    if (fault := fault_of_documents(request.documents, rules)) is not None:
+    if (fault := fault_of_documents(request.documents, rules, request.images, request.user)) is not None:
         raise InputError(f"The documents cannot be sent: {fault}.")
 
 

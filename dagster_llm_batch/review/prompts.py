@@ -90,6 +90,8 @@ def _parts(value: Any, role: str) -> Iterator[Part]:
             yield Part(role, image=image)
         elif (document := _document(value)) is not None:
             yield Part(role, document=document)
+        elif (name := _name_of_document(value)) is not None:
+            yield Part(role, f"[document: {name}]")
         elif isinstance(text := value.get("text"), str):
             yield Part(role, text)
         else:
@@ -112,6 +114,18 @@ def _document(value: Mapping[str, Any]) -> str | None:
         source = inner.get("source")
         if isinstance(source, Mapping) and isinstance(source.get("bytes"), str):
             return f"data:{_PDF};base64,{source['bytes']}"
+    return None
+
+
+def _name_of_document(value: Mapping[str, Any]) -> str | None:
+    """Return what the body calls a document that it holds but that is no PDF; its bytes are nothing to read."""
+    file, source, inner = value.get("file", value), value.get("source"), value.get("document")
+    if isinstance(file, Mapping) and str(file.get("file_data", "")).startswith("data:"):
+        return str(file.get("filename", "file"))
+    if value.get("type") == "document" and isinstance(source, Mapping) and isinstance(source.get("data"), str):
+        return str(source.get("media_type", "file"))
+    if isinstance(inner, Mapping) and isinstance(source := inner.get("source"), Mapping) and "bytes" in source:
+        return f"{inner.get('name', 'file')} ({inner.get('format', 'unknown')})"
     return None
 
 

@@ -18,11 +18,11 @@ from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.masks import Mask
 from dagster_llm_batch.core.media_tokens import document_tokens
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.row_files import RowFiles
+from dagster_llm_batch.core.row_files import RowFiles, UnreadableFile
 from dagster_llm_batch.core.token_counts import InputCounter
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.testing.emulator.documents import pdf_pages
-from dagster_llm_batch.types import Document, DocumentRules, Image, RequestSpec
+from dagster_llm_batch.types import Document, DocumentRules, Image, Request, RequestSpec
 
 _NO_COLUMNS = pa.schema([])
 KINDS = {
@@ -150,6 +150,45 @@ def test_a_request_over_a_limit_is_told_what_was_got_and_what_is_allowed(case: s
     assert found is None if fault is None else found is not None and found.startswith(fault)
 
 
+TEXTS = {"lines": b"\n" * 90 + b"x", "Chinese": ("中" * 40).encode(), "plain": b"x" * 140}
+
+
+def test_the_whole_request_counts_where_the_vendor_limits_it() -> None:
+    whole = DocumentRules("A vendor", (PDF, TEXT), most_total_bytes=150, counts_all=True)
+    plain = DocumentRules("A vendor", (PDF, TEXT), most_total_bytes=150)
+    image = Image("image/png", b"x" * 100)
+    # In JSON, a line break has two characters and a Chinese character six.
+    cases = [
+        ([of(size=100)], [image], "", True),
+        ([of(size=40)], [image], "", False),
+        ([of(size=100)], [], "中" * 20, True),
+        *(([Document(TEXT, TEXTS[name])], [], "", name == "Chinese") for name in TEXTS),
+        ([Document(TEXT, b"\n" * 120 + b"x")], [], "", True),
+    ]
+    for documents, images, text, is_over in cases:
+        fault = fault_of_documents(documents, whole, images, text)
+        assert (fault is not None) == is_over, (documents, images, text)
+        assert fault is None or "takes at most 150 bytes of documents, images and texts in a request" in fault
+        assert fault_of_documents(documents, plain, images, text) is None
+
+
+def test_a_row_without_a_text_is_refused_where_documents_need_one() -> None:
+    rules = [DocumentRules("A vendor", (PDF,), needs_text=True)]
+    renderer = Prompt("{{ x }}", documents=["a"]).renderer(["x", "a"], RowFiles(rules=rules))
+    first, second = renderer.requests({"x": [" ", "?"], "a": [pdf(), pdf()]}, [1, 2])
+    assert isinstance(first, UnreadableFile)
+    assert "cannot be sent: got no text; A vendor takes documents beside a text only" in first.reason
+    assert isinstance(second, Request)
+
+
+def test_bytes_over_every_limit_are_not_parsed() -> None:
+    rules = [DocumentRules("A vendor", (PDF,), most_bytes=20, most_total_bytes=30)]
+    renderer = Prompt("x", documents=["a"]).renderer(["a"], RowFiles(rules=rules))
+    # Parsing it finds that it is damaged.
+    with pytest.raises(InputError, match="cannot be sent: got a document of 21 bytes; A vendor takes at most 20"):
+        renderer.render({"a": b"%PDF-1.7".ljust(21)}, 7)
+
+
 def test_a_vendor_that_loads_addresses_may_refuse_data() -> None:
     rules = DocumentRules("A vendor", (PDF,), takes_data=False, takes_urls=True)
     assert fault_of_documents([Document(url="https://host/a.pdf")], rules) is None
@@ -182,6 +221,7 @@ WRONG = {
     "path without a root": ("a.pdf", r"set Prompt\(file_root=\.\.\.\)"),
     "image": (b"\x89PNG\r\n\x1a\n\0", "allowed is a PDF, a text in UTF-8"),
     "number": (5, "column 'a' holds a int; a document is bytes, a path or an"),
+    "nothing": (b"", "cannot be read: got no bytes; allowed is a PDF"),
     "damaged": (b"%PDF-1.7", "the document in column 'a' cannot be read: got a damaged PDF"),
 }
 

@@ -206,7 +206,7 @@ OVER: dict[str, tuple[str, RequestSpec, list[Document], str]] = {
         "anthropic",
         RequestSpec("claude-haiku-4-5", params=CLAUDE),
         [made(bytes(24_000_000), 1)],
-        "Anthropic takes at most 23,900,000 bytes of documents in a request",
+        "Anthropic takes at most 23,900,000 bytes of documents, images and texts in a request",
     ),
     "bedrock, pages": (
         "bedrock claude",

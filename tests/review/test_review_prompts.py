@@ -147,3 +147,26 @@ def test_a_document_of_another_type_is_no_address():
     for kind in ("text/html", "image/svg+xml", "application/pdf;x"):
         content = {"type": "document", "source": {"type": "base64", "media_type": kind, "data": "PHNjcmlwdD4="}}
         assert read_prompt({"messages": [{"role": "user", "content": [content]}]})[0].document is None
+
+
+DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+DOCUMENTS = {
+    "responses": (
+        {"type": "input_file", "filename": "document-1.docx", "file_data": f"data:{DOCX};base64,{PNG}"},
+        "[document: document-1.docx]",
+    ),
+    "anthropic": (
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": PNG}},
+        "[document: text/plain]",
+    ),
+    "converse": (
+        {"document": {"format": "docx", "name": "document 1", "source": {"bytes": PNG}}},
+        "[document: document 1 (docx)]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DOCUMENTS)
+def test_a_document_that_is_no_pdf_is_named_without_its_bytes(case: str) -> None:
+    block, text = DOCUMENTS[case]
+    assert read_prompt({"messages": [{"role": "user", "content": [block]}]}) == [Part("user", text)]

@@ -128,6 +128,7 @@ class AnthropicLines:
             (PDF, TEXT),
             takes_urls=True,
             most_total_bytes=_MOST_DOCUMENT_BYTES,
+            counts_all=True,
             most_total_pages=_MOST_PAGES if is_large else _MOST_PAGES_OF_SMALL,
         )
 

@@ -44,11 +44,11 @@ _DOCUMENTS = {
     # Pages: https://docs.aws.amazon.com/bedrock/latest/userguide/inference-api-restrictions.html. Bytes: a body of
     # InvokeModel has at most 25,000,000 by botocore 1.44.8, and base64 takes a third more than the documents have.
     Family.CLAUDE: DocumentRules(
-        "Claude on Bedrock", (PDF,), most_total_bytes=18_600_000, most_total_pages=_MOST_PAGES
+        "Claude on Bedrock", (PDF,), most_total_bytes=18_600_000, most_total_pages=_MOST_PAGES, counts_all=True
     ),
     # DocumentBlock of botocore 1.44.8.
     Family.CONVERSE: DocumentRules(
-        "Bedrock's Converse", tuple(_DOCUMENT_FORMATS), most_documents=5, most_bytes=4_500_000
+        "Bedrock's Converse", tuple(_DOCUMENT_FORMATS), most_documents=5, most_bytes=4_500_000, needs_text=True
     ),
 }
 
@@ -124,8 +124,6 @@ class BedrockLines:
 
         if request.documents:
             check_documents(request, self.documents, self._spec.model)
-        if request.documents and self._family is Family.CONVERSE and not request.user.strip():
-            raise InputError("Bedrock's Converse takes documents beside a text only. Put a question into the prompt.")
 
     def _content(self, text: str) -> Any:
         return (

@@ -65,7 +65,9 @@ _ENDS = {"max_tokens": "length", "model_context_window_exceeded": "length"}
 _NULL = Raw(b"null")
 # https://platform.claude.com/docs/en/build-with-claude/pdf-support: a request of 32 MB, of which base64 takes a third
 # more than the documents have, and 100 pages; more pages are known of Anthropic's own API alone.
-_DOCUMENTS = DocumentRules("Claude on Vertex AI", (PDF,), most_total_bytes=23_900_000, most_total_pages=100)
+_DOCUMENTS = DocumentRules(
+    "Claude on Vertex AI", (PDF,), most_total_bytes=23_900_000, most_total_pages=100, counts_all=True
+)
 
 
 class _Block(Struct):
