@@ -264,7 +264,7 @@ def test_a_job_that_bedrock_does_not_know_is_not_found(provider):
     arn = "arn:aws:bedrock:us-east-1:123456789012:model-invocation-job/abcdefghijkl"
     reports = provider.poll([arn, "abcdefghijkl", "no such form", "x" * 5_000])
     assert {one.status for one in reports.values()} == {BatchStatus.NOT_FOUND}
-    assert all("no such job" in (one.reason or "") for one in reports.values())
+    assert all("does not find this job" in (one.reason or "") for one in reports.values())
 
 
 @pytest.mark.parametrize(
