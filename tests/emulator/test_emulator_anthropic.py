@@ -157,7 +157,7 @@ def form(schema: dict) -> dict:
         (
             {"messages": [{"role": "assistant", "content": [{"type": "document", "source": {}}]}]},
             "invalid_request_error",
-            "document blocks",
+            "source.type",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "citations": [{}]}]}]},

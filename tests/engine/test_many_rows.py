@@ -18,6 +18,7 @@ import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.row_files import NO_FILES
 from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.files import request_writer
 from dagster_llm_batch.files.row_renderer import RowRenderer
@@ -133,7 +134,7 @@ def test_of_long_rows_fewer_are_in_memory_at_once(characters: int, images: list[
         }
     )
     asked = labeling(prompt=Prompt("{{ subject }}", images=images))
-    rendered = RowRenderer(asked, batch.schema, None).requests(batch, batch.column("ticket_id").to_pylist())
+    rendered = RowRenderer(asked, batch.schema, NO_FILES).requests(batch, batch.column("ticket_id").to_pylist())
     assert [len(requests) for _, requests in rendered] == chunks
 
 
