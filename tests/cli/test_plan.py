@@ -470,7 +470,7 @@ def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once
     assert 0 <= shown["accepted_share"] <= 1
     assert f"of 30 sampled labels {shown['sample_wrong']} are wrong" in shown["threshold_text"]
     printed = " ".join(project.on_file("show", "ticket_labels").stdout.split())
-    assert f"promise {promise}" in printed
+    assert f"guarantee {promise}" in printed
     assert f"threshold {shown['threshold_text']}" in printed
     # With only the ledger, it is shown as before.
     alone = project.cli("show", "ticket_labels", "--ledger", project.ledger, "--namespace", "test", "--json").stdout
