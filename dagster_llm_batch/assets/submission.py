@@ -198,11 +198,10 @@ def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:
 def _warn_of_files(context: dg.AssetExecutionContext, dataset: Dataset, partition: str | None, rows: int) -> None:
     """Log the number of rows that are not sent since their images or documents cannot be read."""
     if rows:
-        file = "a document" if dataset.labeling.prompt.file_noun == "document" else "an image"
         have = (
-            f"1 row has {file} that cannot be read, and is"
+            "1 row has a file that cannot be read or sent, and is"
             if rows == 1
-            else (f"{rows:,} rows have {file} that cannot be read, and are")
+            else f"{rows:,} rows have a file that cannot be read or sent, and are"
         )
         place = dataset.rejects_key.to_user_string()
         context.log.warning(f"{_where(partition)}{have} not sent: see the reason in {place} when it has landed.")

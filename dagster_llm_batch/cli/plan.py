@@ -20,7 +20,6 @@ from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, prin
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.durations import EndForecast
-from dagster_llm_batch.core.row_files import noun_of
 from dagster_llm_batch.errors import ConfigError, InputError, NoRowsError
 from dagster_llm_batch.files.request_writer import LongRow
 from dagster_llm_batch.loop.preview import Preview, parameter_warnings
@@ -379,10 +378,9 @@ def _warnings(plan: Planned) -> Iterator[str]:
         yield f"{preview.skipped:,} of {counted(preview.rows, 'row', 'rows')} {verb} empty and {verb} not sent."
     if preview.unreadable.rows:
         count, verb = preview.unreadable.rows, "has" if preview.unreadable.rows == 1 else "have"
-        noun = "a document" if noun_of(preview.unreadable.reason) == "document" else "an image"
         yield (
-            f"{count:,} of {counted(preview.rows, 'row', 'rows')} {verb} {noun} that cannot be read, and will be "
-            f"{'a reject' if count == 1 else 'rejects'}, not sent. The first: {cell_text(preview.unreadable.reason)}."
+            f"{count:,} of {counted(preview.rows, 'row', 'rows')} {verb} a file that cannot be read or sent, and "
+            f"will be {'a reject' if count == 1 else 'rejects'}. The first: {cell_text(preview.unreadable.reason)}."
         )
     if preview.erased_rows:
         yield (
@@ -525,7 +523,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("rows", f"{preview.rows:,}"),
         ("of these empty", f"{preview.skipped:,}"),
         (
-            f"of these without {noun_of(preview.unreadable.reason)}",
+            "of these without a file",
             f"{preview.unreadable.rows:,}" if preview.unreadable.rows else None,
         ),
         ("requests", f"{preview.requests:,}"),

@@ -21,7 +21,6 @@ from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.core.result_schema import RESULT_SCHEMA
-from dagster_llm_batch.core.row_files import is_absent, noun_of
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import SKIPPED, Outcome
 
@@ -64,7 +63,7 @@ without such rows does not have it.
 UNSENT = UNSENT_FIELD.name
 """Its name."""
 
-_NOT_SENT = "; the row was not sent, and cost nothing. Plan the partition again when the {noun} is {state}"
+_NOT_SENT = "; the row was not sent, and cost nothing. Plan the partition again when the file is there or corrected"
 
 PROVENANCE = (
     "llm_outcome",
@@ -208,8 +207,7 @@ def _with_reasons_as_ids(manifest: pa.Table) -> tuple[pa.Table, list[dict[str, A
         {
             _ID: _REASON + reason,
             "llm_outcome": Outcome.ERRORED.value,
-            "llm_reason": reason
-            + _NOT_SENT.format(noun=noun_of(reason), state="there" if is_absent(reason) else "corrected"),
+            "llm_reason": reason + _NOT_SENT,
             **costs,
         }
         for reason in pc.unique(reasons).drop_null().to_pylist()

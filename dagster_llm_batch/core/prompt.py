@@ -120,11 +120,6 @@ class Prompt:
         return (*self.images, *self.documents)
 
     @property
-    def file_noun(self) -> str:
-        """The word for a file of a row, for messages."""
-        return "document" if not self.images else "image or document" if self.documents else "image"
-
-    @property
     def asked_documents(self) -> list[list[str]]:
         """The columns of documents, for digests of the prompt: of a prompt without documents they stay the same."""
         return [list(self.documents)] if self.documents else []

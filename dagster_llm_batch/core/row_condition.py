@@ -188,7 +188,7 @@ def _as_one_type(one: Any, other: Any) -> tuple[Any, Any]:
     if one.type == other.type or are_integers or not all(map(_is_number, kinds)):
         return one, other
     exact = [_exact(one), _exact(other)]
-    if None in exact:
+    if any(side is None for side in exact):
         return one.cast(pa.float64(), safe=False), other.cast(pa.float64(), safe=False)
     wide = pa.decimal256(_MOST_DIGITS, max(side.type.scale for side in exact))
     return exact[0].cast(wide), exact[1].cast(wide)

@@ -23,8 +23,6 @@ __all__ = [
     "RowFiles",
     "UnreadableFile",
     "WrongPathError",
-    "is_absent",
-    "noun_of",
 ]
 
 FileLoader = Callable[[str], bytes]
@@ -46,16 +44,6 @@ class UnreadableFile:
     """
 
     reason: str
-
-
-def noun_of(reason: str) -> str:
-    """Return the subject of a reason of UnreadableFile: "image" or "document"."""
-    return "document" if reason.startswith("the document") else "image"
-
-
-def is_absent(reason: str) -> bool:
-    """Return whether the file of a reason of UnreadableFile is not there."""
-    return _ABSENT in reason
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,6 @@ _MAGIC = (
     (b"GIF89a", "image/gif"),
 )
 _REASON_CHARS = 500
-_ABSENT = "which is no file below"
 # Errors of a path; with others a store may answer another time.
 _OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _ERRNOS_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
@@ -216,7 +203,7 @@ def _fault_of_path(error: Exception, path: str, root: str) -> str | None:
     if isinstance(error, IsADirectoryError):
         return f"got {named}, which is a folder below {root}; allowed is a file"
     if isinstance(error, OSError | ValueError) or hasattr(error, "status"):
-        return f"got {named}, {_ABSENT} {root}; allowed is the path of one, relative to it"
+        return f"got {named}, which is no file below {root}; allowed is the path of one, relative to it"
     return None
 
 

@@ -30,7 +30,7 @@ from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, keys_of
 from dagster_llm_batch.core.label_join import UNSENT, UNSENT_FIELD
 from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import Estimate
-from dagster_llm_batch.core.row_files import RowFiles, noun_of
+from dagster_llm_batch.core.row_files import RowFiles
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
@@ -84,8 +84,6 @@ COUNTS = (SKIPPED, ERASED_ROWS, UNREADABLE_ROWS)
 
 # This many of the longest requests are reported before they are sent.
 _LONGEST = 5
-# The argument of the prompt with the root of each kind of files.
-_ROOTS = {"image": "image_root", "document": "file_root"}
 
 
 class KnownIds(Protocol):
@@ -333,13 +331,12 @@ class Draft:
             self._write_held()
         self._keys.check(self._keys_again)
         if (count := self._unreadable.rows) and not self._seen.count:
-            noun = noun_of(self._unreadable.reason)
+            prompt = self._labeling.prompt
+            roots = [root for root, names in (("image_root", prompt.images), ("file_root", prompt.documents)) if names]
             msg = (
-                f"All rows were left out: {count:,} of {self._source.digest.rows:,} rows have "
-                f"{'an' if noun == 'image' else 'a'} {noun} that cannot be read or sent. "
-                f"The first: {self._unreadable.reason}. "
-                f"Nothing was sent. Correct the column, or Prompt({_ROOTS[noun]}=...), or put the {noun}s there, and "
-                "plan again."
+                f"All rows were left out: {count:,} of {self._source.digest.rows:,} rows have a file that cannot be "
+                f"read or sent. The first: {self._unreadable.reason}. Nothing was sent. Correct the column, or "
+                f"{' or '.join(f'Prompt({root}=...)' for root in roots)}, or put the files there, and plan again."
             )
             raise InputError(msg)
         self._manifest.add_key_value_metadata(self._facts(self._labeling.definition))

@@ -56,7 +56,7 @@ def test_a_plan_tells_which_rows_have_no_image_that_can_be_read(project):
     project.change(rows, seen)
     project.change('user="{{ body }}")', 'user="What is it?", images=["body"])')
     said = project.on_file("plan", "ticket_labels").stdout
-    assert "2 of 5 rows have an image that cannot be read, and will be rejects, not sent. The first: the image" in said
+    assert "2 of 5 rows have a file that cannot be read or sent, and will be rejects. The first: the image" in said
     assert "got 'gone.png', which is neither bytes nor an http(s) URL" in said
     [plan] = project.json("plan", "ticket_labels")["plans"]
     assert (plan["rows"], plan["rows_empty"], plan["rows_unreadable"], plan["requests_to_send"]) == (5, 0, 2, 1)

@@ -121,7 +121,7 @@ def test_missing_images_are_counted_where_rows_are_sent_landed_and_checked(make)
     assert "2 of 4 rows have a label (50.0%)" in coverage.description
     assert "2 of 2: the image in column 'picture' cannot be read: got bytes that start with" in coverage.description
     assert "(one of 2 such reasons)" in coverage.description
-    assert "Plan the partition again when the image is corrected" in coverage.description
+    assert "Plan the partition again when the file is there or corrected" in coverage.description
 
 
 def test_a_table_of_nothing_but_empty_rows_passes_where_no_coverage_is_wanted(make):

@@ -75,8 +75,7 @@ def test_each_unusable_document_rejects_its_row_and_no_other(workspace: Workspac
     }
     for key, words in expected.items():
         assert reasons[key].startswith(f"the document in column 'paper' {words}")
-        state = "there" if key == "t1" else "corrected"
-        assert reasons[key].endswith(f"cost nothing. Plan the partition again when the document is {state}")
+        assert reasons[key].endswith("cost nothing. Plan the partition again when the file is there or corrected")
     assert {row["llm_cost_usd"] for row in rejects.to_pylist()} == {0}
 
 
@@ -90,10 +89,10 @@ def test_a_row_alone_is_asked_when_its_document_is_there(workspace: Workspace, f
 
 
 def test_without_any_document_a_partition_fails_before_anything_is_sent(workspace: Workspace, files: Path) -> None:
-    words = r"1 of 1 rows have a document that cannot be read or sent.* or Prompt\(file_root="
+    words = r"1 of 1 rows have a file that cannot be read or sent.* or Prompt\(file_root="
     with pytest.raises(InputError, match=words) as no:
         workspace.engine().plan(reading(files), papers("long.pdf"))
-    assert "put the documents there" in str(no.value)
+    assert "put the files there" in str(no.value)
     assert (workspace.files(), billed(workspace)) == (set(), [])
 
 
