@@ -333,6 +333,11 @@ def test_a_report_without_news_is_one_write_for_a_shared_batch_and_does_not_read
     assert [statement.split()[0] for statement in told] == ["SELECT", "UPDATE"]
     assert "bill" not in told[0]
     assert [(s.batch.done, s.polled_at) for s in ledger.shards.in_flight("prod")] == [(2, clock.now)] * 6
+    # Another process has recorded a newer status after the batch was read.
+    running = ledger.shards.get("h0")
+    with ledger._database.write() as connection:
+        record_same_reports(connection, {running.batch.batch_key: BatchReport("b", BatchStatus.PENDING)}, clock.now)
+    assert ledger.shards.get("h0") == running
     # The batch ended after it was read.
     ledger.shards.record_endings({"h3": an_ending("b", done=48)})
     ended = ledger.shards.get("h0")
