@@ -19,9 +19,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,11 +32,14 @@ from tests.sampled_cases import LEFT_OUT  # noqa: E402
 
 KEPT = ROOT / ".mutants"
 _LINES, _TIMES, _RESULTS = KEPT / "lines", KEPT / "times.csv", KEPT / "results.jsonl"
+_UNFIT = KEPT / "unfit.txt"
+"""Tests that fail on an unchanged copy, one a line."""
 _VENV = ROOT / ".venv-mutants"
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 _SECONDS_A_SIDE = 1_200.0
 _ALWAYS_BELOW = 0.05
 """A function that takes less processor time than these seconds is always in the ten-minute run."""
+_NO_TEST = "the import"
 MISSED, FOUND, NEVER, UNDECIDED = "missed", "found", "found by no test", "not decided"
 
 
@@ -63,57 +66,90 @@ def run_mutants(count: int, seed: int, at_once: int) -> int:
         print(f"{_LINES} has no lines. First: python3 -m tests.mutants lines", flush=True)
         return 1
     short, seconds = _ids_of_ten_minutes(), _seconds()
-    results: dict[str, str] = dict(map(json.loads, _RESULTS.read_text().splitlines())) if _RESULTS.exists() else {}
+    unfit = frozenset(_UNFIT.read_text().splitlines()) if _UNFIT.exists() else frozenset[str]()
+    results = _read_results()
 
     def judge(mutant: Mutant) -> None:
-        name = f"{mutant} ({mutant.nth})"
-        if name not in results:
-            tests = sorted(executed[mutant.module, mutant.line], key=lambda test: seconds.get(test, 1.0))
-            results[name] = _judge(mutant.changed(ROOT), mutant.module, tests, short)
+        if str(mutant) not in results:
+            tests = sorted(executed[mutant.module, mutant.line] - unfit, key=lambda test: seconds.get(test, 1.0))
+            result, test = _judge(mutant.changed(ROOT), mutant.module, tests, short)
+            results[str(mutant)] = (result, test)
             with _RESULTS.open("a") as file:
-                file.write(json.dumps([name, results[name]]) + "\n")
-        print(f"{results[name]}: {name}", flush=True)
+                file.write(json.dumps([str(mutant), result, test]) + "\n")
+        result, test = results[str(mutant)]
+        print(f"{result}: {mutant!s}{f' by {test}' if test else ''}", flush=True)
 
     chosen = choose_mutants(ROOT, executed, count, seed)
     with ThreadPoolExecutor(at_once) as pool:
         list(pool.map(judge, chosen))
-    ended = [results[f"{mutant} ({mutant.nth})"] for mutant in chosen]
+    if failing := _fail_unchanged(frozenset(test for _, test in results.values() if test)):
+        _UNFIT.write_text("".join(f"{test}\n" for test in sorted(unfit | failing)))
+        kept = [[name, *found] for name, found in results.items() if found[1] not in failing]
+        _RESULTS.write_text("".join(json.dumps(one) + "\n" for one in kept))
+        print(f"Tests that fail without a change, too: {', '.join(sorted(failing))}. Their mutants have no result:")
+        print("run this again. It leaves these tests out.")
+        return 1
+    ended = [results[str(mutant)][0] for mutant in chosen]
     known = ended.count(FOUND) + ended.count(MISSED)
     print(f"{len(ended)} mutants: {known} are found by a test, {ended.count(MISSED)} of these by none of ten minutes;")
     print(f"{ended.count(NEVER)} are found by no test that executes the line, {ended.count(UNDECIDED)} are not decided")
     return 0
 
 
-def _judge(text: str, module: str, tests: Sequence[str], short: frozenset[str]) -> str:
-    """Return which side finds a module with this text. `tests` execute the changed line, the quickest first."""
+def _read_results() -> dict[str, tuple[str, str | None]]:
+    """Return the result of each mutant, and the test that found it."""
+    if not _RESULTS.exists():
+        return {}
+    lines = map(json.loads, _RESULTS.read_text().splitlines())
+    return {name: (result, test) for name, result, test in lines}
+
+
+def _judge(text: str, module: str, tests: Sequence[str], short: frozenset[str]) -> tuple[str, str | None]:
+    """Return which side finds a module with this text, and by which test. `tests` run in their order."""
+    with _copy() as copy:
+        (copy / module).write_text(text, encoding="utf-8")
+        try:
+            if found := _failures(copy, [test for test in tests if test in short], "-x"):
+                return FOUND, found[0]
+            if found := _failures(copy, [test for test in tests if test not in short], "-x"):
+                return MISSED, found[0]
+        except subprocess.TimeoutExpired:
+            return UNDECIDED, None
+        return NEVER, None
+
+
+def _fail_unchanged(tests: frozenset[str]) -> frozenset[str]:
+    """Return the tests that fail on a copy without a change."""
+    with _copy() as copy:
+        return frozenset(_failures(copy, sorted(tests - {_NO_TEST}))) & tests
+
+
+@contextmanager
+def _copy() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mutant") as folder:
         copy = Path(folder, "copy")
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*"))
         (copy / ".example").symlink_to(bootstrap.CACHE)
-        (copy / module).write_text(text, encoding="utf-8")
-        fails = partial(_fails, copy)
-        quick = fails([test for test in tests if test in short])
-        if quick is not False:
-            return FOUND if quick else UNDECIDED
-        rest = fails([test for test in tests if test not in short])
-        return UNDECIDED if rest is None else MISSED if rest else NEVER
+        yield copy
 
 
-def _fails(copy: Path, tests: Sequence[str]) -> bool | None:
-    """Return whether one of the tests fails on this copy, or None if they exceed the time limit."""
+def _failures(copy: Path, tests: Sequence[str], *options: str) -> Sequence[str]:
+    """Return those of the tests that fail on this copy, or raise TimeoutExpired."""
     if not tests:
-        return False
+        return ()
     chosen = copy / "chosen.txt"
     chosen.write_text("\n".join(tests))
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [*_PYTEST, "-x", "--timeout=120", f"@{chosen}"]
-    try:
-        done = subprocess.run(
-            command, cwd=copy, env=environment, check=False, capture_output=True, timeout=_SECONDS_A_SIDE
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return done.returncode != 0
+    command = [*_PYTEST, *options, "--timeout=120", f"@{chosen}"]
+    done = subprocess.run(
+        command, cwd=copy, env=environment, check=False, capture_output=True, text=True, timeout=_SECONDS_A_SIDE
+    )
+    if done.returncode == 0:
+        return ()
+    named = (line.split(" ", 1)[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR ")))
+    failed = [test for line in named for test in tests if line == test or line.startswith(f"{test} - ")]
+    # A mutant that pytest cannot even import.
+    return failed or (_NO_TEST,)
 
 
 def _ids_of_ten_minutes(*options: str) -> frozenset[str]:

@@ -29,7 +29,7 @@ class Mutant:
     nth: int
 
     def __str__(self) -> str:
-        return f"{self.module}:{self.line} {self.operator.removeprefix('core/')}"
+        return f"{self.module}:{self.line} {self.operator.removeprefix('core/')} ({self.nth})"
 
     def changed(self, root: Path) -> str:
         """Return the text of the module with the change."""
