@@ -22,6 +22,7 @@ from dagster_llm_batch.definition.labeling import Fallback
 from dagster_llm_batch.definition.rules import Budget, LimitKind
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend, Status
 from dagster_llm_batch.errors import BudgetError
+from dagster_llm_batch.files.request_files import request_ids
 from dagster_llm_batch.loop.submit_queue import Dispatcher
 from dagster_llm_batch.storage.ledger.records import SpendLimit
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
@@ -145,6 +146,24 @@ def test_a_sample_lets_the_rest_out_in_fewer_steps(tmp_path: Any) -> None:
     # A sample, and two releases.
     assert steps["measured"] <= 3
     assert steps["hard"] > 8
+
+
+def test_a_sample_of_several_shards_has_the_requests_of_the_lowest_digests(tmp_path: Any) -> None:
+    definition = labeling(
+        **FREE_TEXT, max_cost_usd="1.2", spend=spend("measured"), limits=Limits(max_requests_per_batch=3)
+    )
+    with Emulator(answer=reply(400, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine()
+        submission = engine.plan(definition, tickets(60))
+        engine.submit(definition, submission.submission_id)
+        sent, all_ids = list[str](), list[str]()
+        for shard in engine.ledger.shards.of_submission(submission.submission_id):
+            ids = request_ids(engine.payloads, shard)
+            all_ids += ids
+            sent += ids if shard.batch.sent_at else []
+    assert 3 < len(sent) < 60
+    assert sorted(sent) == sorted(all_ids)[: len(sent)]
 
 
 @pytest.mark.slow
