@@ -148,6 +148,15 @@ def vars_of(definition: Any) -> dict[str, Any]:
     return {name: getattr(definition, name) for name in names}
 
 
+def test_a_tombstone_is_taken_back_in_one_partition_alone(workspace):
+    for partition in ("a", "b"):
+        workspace.run(ECHO, rows(), partition=partition)
+    erase(workspace, "t3", partitions=["a", "b"])
+    assert workspace.engine().eraser.take_back_tombstones("ticket_labels", ["t3"], ["a"]) == 1
+    erased = [workspace.engine().preview(ECHO, rows(), partition=one).erased_rows for one in ("a", "b")]
+    assert erased == [0, 1]
+
+
 def test_a_row_whose_tombstone_is_taken_back_is_asked_again(workspace):
     workspace.run(ECHO, rows())
     erase(workspace, "t3", "t4")

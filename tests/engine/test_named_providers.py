@@ -13,6 +13,7 @@ from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Fallback, Limits, Resend
 from dagster_llm_batch.errors import ConfigError, ProviderError, TransientError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
+from dagster_llm_batch.states import Reason
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
 from tests.engine.workspace import Workspace, assert_total, labeling, tickets
 
@@ -124,7 +125,10 @@ def test_another_provider_steps_in_under_its_own_name(workspace: Workspace, faul
             workspace.emulator.settle()
             workspace.skipped += timedelta(hours=1)
             engine = workspace.engine()
-    assert engine.status(submission_id).is_settled
+    status = engine.status(submission_id)
+    assert status.is_settled
+    given_up = {shard.reason_kind for shard in status.shards if shard.reason_kind in (Reason.LATE, Reason.NEXT_MODEL)}
+    assert given_up == (set() if fault is refuse_rows else {Reason.NEXT_MODEL})
     [row] = engine.labels(definition, submission_id).labels.to_pylist()
     assert row["llm_provider"] == instead.model.partition("/")[0]
     assert asked(workspace, submission_id)[-1] == (row["llm_provider"], "eu")

@@ -63,6 +63,11 @@ def test_a_charge_lies_in_the_day_and_the_month_of_its_sending():
         datetime(2026, 12, 31, tzinfo=UTC),
         datetime(2027, 1, 1, tzinfo=UTC),
     )
+    assert (row["ChargeDescription"], row["SkuPriceId"]) == (
+        "2 requests to gpt-5-nano, batch",
+        "openai/gpt-5-nano batch",
+    )
+    assert charge(lane=Lane.REALTIME)["SkuPriceId"] == "openai/gpt-5-nano real time"
     assert (row["BillingPeriodStart"], row["BillingPeriodEnd"]) == (
         datetime(2026, 12, 1, tzinfo=UTC),
         datetime(2027, 1, 1, tzinfo=UTC),
