@@ -310,7 +310,7 @@ def test_a_batch_all_of_whose_rows_are_erased_is_not_sent(workspace):
     assert len(engine.labels(ECHO, submission.submission_id).labels) == 0
 
 
-@pytest.mark.sample()
+@pytest.mark.sample
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "its request is that of another row, too"])
 def test_the_example_of_what_does_not_fit_goes_with_the_erased_row(workspace, shared):
     workspace.emulator.inject(FileFault(kind="missing", times=None))
