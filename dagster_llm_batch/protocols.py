@@ -23,6 +23,7 @@ from dagster_llm_batch.types import (
     BatchReport,
     CannotTell,
     DocumentRules,
+    Endpoint,
     FileCount,
     FindHints,
     Found,
@@ -280,6 +281,19 @@ class AnswersInRealTime(Protocol):
 
 
 @runtime_checkable
+class AnswersInFlex(Protocol):
+    """A provider with a tier of real time that is cheaper, slower, and not always available."""
+
+    def flex_gap(self, model: str, endpoint: Endpoint) -> str | None:
+        """Return a sentence on why a model is not served in this tier; None if it is, or if that is unknown."""
+        ...
+
+    def respond_flex(self, line: bytes) -> bytes:
+        """Do as `AnswersInRealTime.respond`, but ask for the tier "flex". The answer names the tier that served it."""
+        ...
+
+
+@runtime_checkable
 class LinksToConsole(Protocol):
     """A provider with a page on which people see its batches."""
 
@@ -304,6 +318,8 @@ CAPABILITIES: Mapping[str, type] = MappingProxyType(
         "delete_request_file": DeletesRequestFiles,
         "count_files": CountsFiles,
         "respond": AnswersInRealTime,
+        "flex_gap": AnswersInFlex,
+        "respond_flex": AnswersInFlex,
         "console_url": LinksToConsole,
         "check_setup": ChecksSetup,
     }

@@ -16,6 +16,7 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.protocols import (
+    AnswersInFlex,
     AnswersInRealTime,
     CancelsBatches,
     ChecksSetup,
@@ -93,7 +94,10 @@ class TracedProvider:
         if isinstance(provider, CountsFiles):
             self.count_files = provider.count_files
         if isinstance(provider, AnswersInRealTime):
-            self.respond = self._responding(provider)
+            self.respond = self._responding(provider.respond)
+        if isinstance(provider, AnswersInFlex):
+            self.flex_gap = provider.flex_gap
+            self.respond_flex = self._responding(provider.respond_flex)
         if isinstance(provider, LinksToConsole):
             self.console_url = provider.console_url
         if isinstance(provider, ChecksSetup):
@@ -169,10 +173,10 @@ class TracedProvider:
 
         return call
 
-    def _responding(self, provider: AnswersInRealTime) -> Callable[[bytes], bytes]:
+    def _responding(self, answer_line: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
         def respond(line: bytes) -> bytes:
             with self._span("respond", None, {"llm_batch.request_bytes": len(line)}) as span:
-                answer = provider.respond(line)
+                answer = answer_line(line)
                 span.set_attribute("llm_batch.response_bytes", len(answer))
                 return answer
 

@@ -477,7 +477,10 @@ FORMS |= {
         block_of(Target), [{"name": "urgency", "kappa_weights": "quadratic"}], note="In YAML that is a block."
     ),
     Limits: Form(block_of(Limits), [{"max_requests_per_batch": 10_000}, {"below_minimum": "pad"}]),
-    Realtime: Form(block_of(Realtime), [{"deadline": {"hours": 6}}, {"urgent": "is_vip", "concurrency": 4}]),
+    Realtime: Form(
+        block_of(Realtime),
+        [{"deadline": {"hours": 6}}, {"urgent": "is_vip", "concurrency": 4}, {"urgent": "is_vip", "tier": "flex"}],
+    ),
     Resend: Form(
         block_of(Resend),
         [

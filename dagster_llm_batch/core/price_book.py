@@ -51,6 +51,7 @@ __all__ = [
     "fetched_at",
     "fetched_book",
     "models_of",
+    "name_of",
     "newest_price_change",
     "price_list_of",
     "use_book",
@@ -180,10 +181,21 @@ def _found(provider: str, model: str) -> ModelInfo | None:
         return None
 
 
-def models_of(provider: str) -> list[str]:
-    """Return the ids of all models that the book has of a provider."""
+def name_of(provider: str, model: str) -> str | None:
+    """Return the id under which the book has a model, such as the name without its date; None if it lacks it."""
+    info = _found(provider, model)
+    return None if info is None else info.id
+
+
+def models_of(provider: str, context: tuple[str, str] | None = None) -> list[str]:
+    """Return the ids of all models that the book has of a provider, with prices in a context (None: any)."""
+    wanted = None if context is None else dict([context])
     return [
-        model.id for one in get_snapshot().providers if one.id == provider.partition(PLACE)[0] for model in one.models
+        model.id
+        for one in get_snapshot().providers
+        if one.id == provider.partition(PLACE)[0]
+        for model in one.models
+        if wanted is None or any(variant.when == wanted for variant in model.price_variants or ())
     ]
 
 

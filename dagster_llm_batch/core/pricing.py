@@ -134,6 +134,9 @@ class TokenPrice:
             object.__setattr__(self, name, None if given is None else dollars(name, given))
 
 
+_FLEX = ("service_tier", "flex")
+
+
 @dataclass(frozen=True, slots=True)
 class Tariff:
     """The prices of one model of one provider at one time, in one lane."""
@@ -176,6 +179,16 @@ class Tariff:
         if lane is Lane.BATCH or self.basis in (PriceBasis.UNKNOWN, PriceBasis.FREE):
             return self
         return Tariff(PriceBasis.REALTIME, self._realtime, self._realtime, self._terms, lane)
+
+    def in_flex(self) -> Tariff:
+        """Return the prices of answers in the tier "flex"; UNKNOWN if the price book lacks them."""
+        if self._terms is None:
+            return self
+        try:
+            terms = self._terms(Lane.REALTIME, Extra(tier=_FLEX))
+        except UnpricedError:
+            return UNKNOWN
+        return Tariff(terms.basis, terms.rate, terms.rate, self._terms, Lane.REALTIME)
 
     def costs(
         self, tokens: Sequence[pa.Array], extras: Sequence[Extra | None] = ()
@@ -283,6 +296,16 @@ def price_gap(provider: str, model: str, at: datetime) -> str:
         return f"The price book has no batch price of '{name}'."
     near = nearest_name(name, models_of(provider))
     return f"The price book has no '{name}'" + ("." if near is None else f"; did you mean '{near}'?")
+
+
+def flex_price_gap(provider: str, model: str) -> str | None:
+    """Return a sentence on a model that the price book has without prices for flex; None for any other model."""
+    from dagster_llm_batch.core.price_book import models_of, name_of  # noqa: PLC0415 - the book takes a while to load
+
+    with_flex, listed = models_of(provider, _FLEX), name_of(provider, _name_in_book(provider, model))
+    if listed is None or listed in with_flex:
+        return None
+    return f"The price book has no price of '{model}' in this tier; it has those of {', '.join(sorted(with_flex))}."
 
 
 def price_dispute(provider: str, model: str, at: datetime) -> str | None:

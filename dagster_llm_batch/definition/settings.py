@@ -52,15 +52,37 @@ class Realtime:
         patience: Longest total wait of calls in one process for a provider that turns them away (429 with or without
             Retry-After, overload, no connection). Each answer earns a second back. After that, the rest waits in the
             ledger for a later run. It does so at once if the provider asks for a longer wait.
+        tier: "standard", or "flex": the vendor's cheaper tier, about half the price, with answers in minutes and less
+            often available. OpenAI, the Gemini API, Vertex AI (at its location "global") and Bedrock have it. Each
+            answer costs the price of the tier that it names. Limits count all as standard.
+        otherwise: The handling of requests that the vendor turns away in the tier "flex". "standard" asks again at
+            once, in the standard tier. "batch" sends them in a batch, in the next retry round; it does not go with a
+            deadline, which stops batches.
     """
 
     deadline: timedelta | None = None
     urgent: str | None = None
     concurrency: int = 8
     patience: timedelta = timedelta(minutes=5)
+    tier: Literal["standard", "flex"] = "standard"
+    otherwise: Literal["standard", "batch"] = "standard"
 
     def __post_init__(self) -> None:
         _at_least(self, deadline=timedelta(0), concurrency=1, patience=timedelta(0))
+        if self.otherwise != "batch":
+            return
+        if self.tier != "flex":
+            raise ConfigError("Realtime(otherwise='batch') is for tier='flex'. Set the tier, or leave otherwise out.")
+        if self.deadline is not None:
+            raise ConfigError(
+                f"Realtime(deadline={self.deadline!r}, otherwise='batch') contradict each other: after the deadline "
+                "batches are stopped. Leave one of them out."
+            )
+
+    @property
+    def is_flex(self) -> bool:
+        """Whether requests are asked in the tier "flex" first."""
+        return self.tier == "flex"
 
 
 @checked

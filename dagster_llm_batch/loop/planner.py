@@ -32,9 +32,10 @@ from dagster_llm_batch.loop.plan import (
 from dagster_llm_batch.loop.preview import Preview, parameter_warnings, show
 from dagster_llm_batch.loop.seams import Tuning
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
-from dagster_llm_batch.providers.capabilities import check_setup, real_time_of
+from dagster_llm_batch.providers.capabilities import check_setup, flex_of, real_time_of
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.types import PriceBasis
 
 __all__ = ["Planner", "check_definition"]
 
@@ -59,6 +60,17 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
                 "max_cost_usd out."
             )
             raise ConfigError(msg)
+        is_unpriced = one.realtime.is_flex and deployment.tariff(one).in_flex().basis is PriceBasis.UNKNOWN
+        if budget is not None and is_unpriced:
+            raise ConfigError(
+                f"The price of '{one.model}' in the tier 'flex' is unknown, so max_cost_usd={budget} cannot be "
+                "enforced. Give spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), which holds in every "
+                "tier, or leave max_cost_usd or the tier out."
+            )
+
+
+# Names of the tier in the parameters of OpenAI, and of Google and Bedrock.
+_TIER_PARAMETERS = ("service_tier", "serviceTier")
 
 
 def _refuse_missing_real_time(deployment: Deployment, labeling: Labeling) -> None:
@@ -67,6 +79,25 @@ def _refuse_missing_real_time(deployment: Deployment, labeling: Labeling) -> Non
     needs_it = how.urgent or how.deadline is not None or (labeling.limits.below_minimum == "realtime" and least > 1)
     if needs_it:
         real_time_of(deployment.provider(labeling.provider))
+    if not how.is_flex:
+        return
+    flex_of(deployment.provider(labeling.provider), labeling.spec.model, labeling.spec.endpoint)
+    if named := next((name for name in _TIER_PARAMETERS if name in labeling.spec.params), None):
+        raise ConfigError(
+            f"Realtime(tier='flex') and params={{'{named}': {labeling.spec.params[named]!r}}} of '{labeling.model}' "
+            "both name a tier. Leave one of them out."
+        )
+    if how.otherwise == "batch" and labeling.resend.max_waves == 1:
+        raise ConfigError(
+            "Realtime(otherwise='batch') needs a retry round, and Resend(max_waves=1) allows none. Set max_waves to at "
+            "least 2, or otherwise='standard'."
+        )
+    if how.otherwise == "batch" and least > 1 and labeling.limits.below_minimum != "pad":
+        raise ConfigError(
+            f"Realtime(otherwise='batch') is not possible for '{labeling.model}': a batch has at least {least} "
+            "requests there. Set otherwise='standard', or Limits(below_minimum='pad') (copies that are paid for "
+            "fill it up)."
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from dagster_llm_batch.core.pricing import Estimate, Tariff
 from dagster_llm_batch.core.token_counts import output_basis
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.files.request_writer import NO_UNREADABLE, LongRow, UnreadableRows
@@ -48,6 +49,7 @@ class Preview:
         learned: The estimate from earlier submissions, if there are any.
         has_tokenizer: True if the model's own tokenizer has counted some of the texts.
         realtime_usd: The expected cost in real time.
+        flex_usd: The expected cost in the tier "flex", for a labeling with it; None if its price is unknown.
         price_basis: The source of the price.
         known: The submission that has these rows already, if any. Then nothing would be sent.
         lost: Requests of `known` whose answers are lost here and at the provider. `retry` asks and pays them again.
@@ -99,6 +101,7 @@ class Preview:
     output_basis: str | None = None
     tuning: Mapping[str, Any] | None = None
     unreadable: UnreadableRows = NO_UNREADABLE
+    flex_usd: Decimal | None = None
 
     @property
     def to_send(self) -> int:
@@ -140,6 +143,7 @@ def show(plan: Plan, planning: Planning) -> Preview:
         levels=plan.levels,
         oracle=plan.oracle,
         realtime_usd=figures.realtime_usd if is_one_model else None,
+        flex_usd=_flex_usd(plan) if is_one_model and labeling.realtime.is_flex else None,
         context_tokens=deployment.context_tokens(labeling),
         has_tokenizer=deployment.tokenizer(labeling) is not None,
         queue_limit=limit,
@@ -154,8 +158,6 @@ def show(plan: Plan, planning: Planning) -> Preview:
 def _figures(plan: Plan) -> Preview:
     drafted, estimate = plan.drafted, plan.estimate
     requests, most = estimate.requests, estimate.output.bound
-    average = (tokens / max(requests, 1) for tokens in (estimate.expected_input, estimate.expected_output))
-    realtime = estimate.tariff.of(Lane.REALTIME).mean_usd(*average)
     return Preview(
         rows=drafted.rows,
         skipped=drafted.skipped,
@@ -167,7 +169,7 @@ def _figures(plan: Plan) -> Preview:
         input_tokens=estimate.expected_input,
         output_tokens=estimate.expected_output,
         estimated_usd=estimate.cost_usd,
-        realtime_usd=None if realtime is None else realtime * requests,
+        realtime_usd=_cost_by(estimate.tariff.of(Lane.REALTIME), estimate),
         price_basis=estimate.tariff.basis,
         input_bound=estimate.input_bound,
         output_bound=None if most is None else requests * most,
@@ -178,6 +180,17 @@ def _figures(plan: Plan) -> Preview:
         refused=str(plan.refusals[0]) if plan.refusals else None,
         longest=tuple(drafted.longest) if drafted.shards else (),
     )
+
+
+def _flex_usd(plan: Plan) -> Decimal | None:
+    return _cost_by(plan.estimate.tariff.in_flex(), plan.estimate)
+
+
+def _cost_by(tariff: Tariff, estimate: Estimate) -> Decimal | None:
+    """Return the expected cost of the requests of an estimate by another tariff; None if unknown."""
+    average = (tokens / max(estimate.requests, 1) for tokens in (estimate.expected_input, estimate.expected_output))
+    mean = tariff.mean_usd(*average)
+    return None if mean is None else mean * estimate.requests
 
 
 def _count_lost(deployment: Deployment, known: Submission) -> int:

@@ -6,11 +6,18 @@ Shards in this lane are small, since a killed process loses the answers of one. 
 call with an unknown end leaves an empty line, and the next wave asks its request. A run waits for a provider that turns
 calls away, within the labeling's patience. Then the answers so far are stored next to the shard, which is planned
 again.
+
+With `Realtime(tier="flex")` a request is asked in this tier first. The stored request does not name the tier, so that
+the request and its fingerprint are the same in all tiers and in a batch. A request that the vendor turns away there is
+asked in the standard tier at once. With `otherwise="batch"` the vendor's refusal is its answer instead, and the next
+wave asks the request in a batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, as_completed
+from dataclasses import dataclass
 
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import (
@@ -24,8 +31,8 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.files.request_files import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
 from dagster_llm_batch.loop.deployment import Deployment, Threads
 from dagster_llm_batch.loop.receipts import write_receipts
-from dagster_llm_batch.protocols import AnswersInRealTime, Codec
-from dagster_llm_batch.providers.capabilities import real_time_of
+from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.providers.capabilities import flex_of, real_time_of
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
@@ -39,6 +46,14 @@ _PAUSES_SECONDS = (1.0, 4.0, 16.0)
 
 class _TurnedAwayError(Exception):
     """The provider turns calls away for longer than the run waits. This call was not made, or had no effect."""
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The provider's calls for one line. `flex` is the call in the tier "flex", if this tier is wanted."""
+
+    standard: Callable[[bytes], bytes]
+    flex: Callable[[bytes], bytes] | None
 
 
 class Answerer:
@@ -63,7 +78,7 @@ class Answerer:
         process was frozen for longer than its lease, because another process may have continued the shard. If the
         provider turns calls away, the shard waits for the named time, without an error.
         """
-        provider = real_time_of(self._deployment.provider_of(shard))
+        calls = self._calls(shard)
         # Settings may have changed since the shard was planned, also for batches.
         model = f"{shard.provider}/{self._labeling.spec.model}"
         self._deployment.destinations.check(f"Submission {shard.submission_id}", model, self._labeling.spec.params)
@@ -82,7 +97,7 @@ class Answerer:
         except BaseException as error:  # noqa: BLE001 - it is raised below
             stopped_by = error
         else:
-            stopped_by = self._ask_all(provider, lines, answers)
+            stopped_by = self._ask_all(calls, lines, answers)
         # Another process's record of this shard is kept. Then these answers are lost, like the answers of a killed
         # process.
         self._lease.check()
@@ -109,9 +124,15 @@ class Answerer:
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by
 
-    def _ask_all(
-        self, provider: AnswersInRealTime, lines: list[bytes], answers: dict[int, bytes]
-    ) -> BaseException | None:
+    def _calls(self, shard: Shard) -> _Calls:
+        """Return the calls for a shard. Raises ConfigError where its provider lacks real time, or the wanted tier."""
+        provider, spec = self._deployment.provider_of(shard), self._labeling.spec
+        standard = real_time_of(provider).respond
+        if not self._labeling.realtime.is_flex:
+            return _Calls(standard, None)
+        return _Calls(standard, flex_of(provider, spec.model, spec.endpoint).respond_flex)
+
+    def _ask_all(self, calls: _Calls, lines: list[bytes], answers: dict[int, bytes]) -> BaseException | None:
         """Add the answers as they arrive; return the error or interruption that stopped it, if any.
 
         After that, further calls do not start. Calls under way are waited for, because they are paid.
@@ -119,7 +140,7 @@ class Answerer:
         stopped_by: BaseException | None = None
         with Threads(self._labeling.realtime.concurrency, "dagster-llm-batch realtime") as pool:
             unasked = [number for number in range(len(lines)) if number not in answers]
-            asked = {pool.submit(self._ask, provider, lines[number]): number for number in unasked}
+            asked = {pool.submit(self._ask, calls, lines[number]): number for number in unasked}
             while asked:
                 try:
                     for future in as_completed(list(asked)):
@@ -131,11 +152,13 @@ class Answerer:
                     asked = {future: number for future, number in asked.items() if not future.cancel()}
         return stopped_by
 
-    def _ask(self, provider: AnswersInRealTime, line: bytes) -> bytes:
+    def _ask(self, calls: _Calls, line: bytes) -> bytes:
         """Return the answer to one line. Repeats a call that was turned away, which costs nothing.
 
         Raises _TurnedAwayError if the patience is too short for that.
         """
+        if calls.flex is not None and (flexible := self._ask_flex(calls.flex, line)) is not None:
+            return flexible
         reason = ""
         for pause in (*_PAUSES_SECONDS, None):
             self._wait()
@@ -144,7 +167,7 @@ class Answerer:
             wanted_seconds: float | None = None
             answer: bytes | None = None
             try:
-                answer, wanted_seconds = _answered(provider, line)
+                answer, wanted_seconds = _answered(calls.standard, line)
             except NoConnectionError as error:
                 reason = str(error)
             else:
@@ -162,6 +185,24 @@ class Answerer:
                 self._deployment.sleep(pause)
         raise _TurnedAwayError(self._later(reason))
 
+    def _ask_flex(self, call: Callable[[bytes], bytes], line: bytes) -> bytes | None:
+        """Return the answer in the tier "flex"; None if the request is to be asked in the standard tier now.
+
+        The tier's own lack of capacity says nothing about the standard tier, so it does not make the run wait.
+        """
+        self._wait()
+        self._lease.check()
+        try:
+            answer, _ = _answered(call, line)
+        except NoConnectionError:
+            # Nothing was sent. The standard call finds the same, and waits as usual.
+            return None
+        result = self._codec.decode(answer)
+        is_turned_away = result.outcome is Outcome.ERRORED and result.retryable
+        if not is_turned_away:
+            self._gate.let_in()
+        return None if is_turned_away and self._labeling.realtime.otherwise == "standard" else answer
+
     def _wait(self) -> None:
         if self.is_turned_away:
             raise _TurnedAwayError(self._later("it turns calls away"))
@@ -174,10 +215,10 @@ class Answerer:
         return f"{self._labeling.model} is asked for the rest {then}: {reason}"
 
 
-def _answered(provider: AnswersInRealTime, line: bytes) -> tuple[bytes, float | None]:
+def _answered(call: Callable[[bytes], bytes], line: bytes) -> tuple[bytes, float | None]:
     """Return the answer, and the seconds to wait before the next call. Raises if there is no answer."""
     try:
-        return provider.respond(line), None
+        return call(line), None
     except TransientError as error:
         if error.answer is None:
             raise

@@ -190,9 +190,19 @@ class NextWave:
         # The stored requests for a fallback have its parameters at the time of the plan.
         if same and (not model or self._has_spare(model)):
             own = shard.submission_id == self._submission.submission_id
-            yield _Ask(model, lane, shard, same.keys(), same if own else None)
+            for its_lane, asked in self._by_lane(lane, same):
+                yield _Ask(model, its_lane, shard, asked.keys(), asked if own else None)
         if rest and model + 1 < len(self._labeling.models) and self._has_spare(model + 1):
             yield _Ask(model + 1, lane, shard, frozenset(rest))
+
+    def _by_lane(self, lane: Lane, asked: Mapping[str, str]) -> Iterator[tuple[Lane, Mapping[str, str]]]:
+        """Yield requests of a shard with the lane of their next wave: a batch for those that flex turned away."""
+        if lane is not Lane.REALTIME or self._late or self._labeling.realtime.otherwise != "batch":
+            yield lane, asked
+            return
+        for its_lane, is_away in ((Lane.BATCH, True), (lane, False)):
+            if part := {each: word for each, word in asked.items() if (word == Outcome.ERRORED) is is_away}:
+                yield its_lane, part
 
     def _has_spare(self, model: int) -> bool:
         """Return whether a file has the requests for this fallback. It may have been declared after the plan."""

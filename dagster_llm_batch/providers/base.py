@@ -47,6 +47,7 @@ from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = [
+    "FLEX_SECONDS",
     "AccessTokens",
     "BaseProvider",
     "StainlessProvider",
@@ -65,6 +66,10 @@ def check_key(api_key: str, name: str) -> str:
         what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
         raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
     return api_key
+
+
+FLEX_SECONDS = 900.0
+"""The least time limit of a call in the tier "flex", in seconds. OpenAI and Google recommend 10 to 15 minutes."""
 
 
 class AccessTokens:
@@ -289,8 +294,13 @@ class StainlessProvider(VendorProvider):
             raise TransientError(f"Could not {doing}: the answer is no batch; it has no id or no status.")
         return batch
 
-    def _answer(self, path: str, body: Any) -> tuple[int, Any, ProviderError | None]:
+    def _answer(self, path: str, body: Any, seconds: float | None = None) -> tuple[int, Any, ProviderError | None]:
         """Make one request in real time. An HTTP error of the API's own is an answer, equal to the result in a batch.
+
+        Args:
+            path: The path below the base address.
+            body: The JSON to send.
+            seconds: The time limit of the call, if the client's own is shorter. Default: the client's own.
 
         Returns:
             The status; the JSON object, or the body of an error status, as JSON or else as text; and that error as
@@ -300,6 +310,8 @@ class StainlessProvider(VendorProvider):
             ProviderError: The credentials are bad, there is no answer, or the answer is not the API's.
         """
         client = self._client(retries=0)
+        if seconds is not None and isinstance(client.timeout, int | float):
+            client = client.with_options(timeout=max(seconds, client.timeout))
         try:
             answer = client.post(path, body=body, cast_to=object)
             if not isinstance(answer, dict):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dagster_llm_batch.errors import CannotStopError, ConfigError
 from dagster_llm_batch.protocols import (
     CAPABILITIES,
+    AnswersInFlex,
     AnswersInRealTime,
     CancelsBatches,
     ChecksParameters,
@@ -23,7 +24,7 @@ from dagster_llm_batch.protocols import (
     Provider,
     TakesDocuments,
 )
-from dagster_llm_batch.types import DocumentRules, FileCount
+from dagster_llm_batch.types import DocumentRules, Endpoint, FileCount
 
 __all__ = [
     "cancel_batch",
@@ -34,6 +35,7 @@ __all__ = [
     "delete_batch",
     "delete_request_file",
     "document_rules",
+    "flex_of",
     "no_way_to_delete",
     "pass_on_capabilities",
     "real_time_of",
@@ -87,6 +89,18 @@ def real_time_of(provider: Provider) -> AnswersInRealTime:
             "provider."
         )
     return provider
+
+
+def flex_of(provider: Provider, model: str, endpoint: Endpoint) -> AnswersInFlex:
+    """Return the provider as one that answers in the tier "flex". Raises ConfigError where it or the model does not."""
+    flex = provider if isinstance(provider, AnswersInFlex) else None
+    gap = f"The provider '{provider.name}' has none." if flex is None else flex.flex_gap(model, endpoint)
+    if flex is None or gap is not None:
+        raise ConfigError(
+            f"Realtime(tier='flex') is not possible for '{provider.name}/{model}'. {gap} OpenAI, the Gemini API, "
+            "Vertex AI (Gemini at location='global') and Bedrock have it. Leave the tier out, or name such a model."
+        )
+    return flex
 
 
 def console_url(provider: Provider, batch_id: str) -> str | None:

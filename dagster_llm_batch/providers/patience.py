@@ -5,6 +5,8 @@ holds a run or a sensor's tick for ever. Here the reads of one answer are counte
 
     seconds waited in reads  >  timeout_seconds + bytes / 1,000     the read times out
 
+A call whose own read timeout is longer has that one here, too.
+
 So an answer may take `timeout_seconds` in all, and longer while 1,000 bytes a second arrive: a large download over a
 slow line is not cut, and the time that its reader spends between reads does not count.
 
@@ -38,11 +40,15 @@ class _Answer:
         """Forget the answer before: another one follows on the same connection."""
         self._waited, self._bytes = 0.0, 0
 
-    def count(self, began: float, size: int) -> None:
-        """Count one read. Raises `late` if the answer has taken too long for its bytes so far."""
+    def count(self, began: float, size: int, timeout_seconds: float | None = None) -> None:
+        """Count one read. Raises `late` if the answer has taken too long for its bytes so far.
+
+        `timeout_seconds` is the limit of this call's reads, if the transport knows it: a call may allow more time.
+        """
         self._waited += monotonic() - began
         self._bytes += size
-        if size and self._waited > self._timeout_seconds + self._bytes / _LEAST_BYTES_PER_SECOND:
+        allowed = max(self._timeout_seconds, timeout_seconds or 0.0)
+        if size and self._waited > allowed + self._bytes / _LEAST_BYTES_PER_SECOND:
             raise self._late(f"{self._bytes} bytes came in {self._waited:.0f} seconds")
 
 
@@ -81,7 +87,7 @@ class _Stream:
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         began = monotonic()
         data: bytes = self._stream.read(max_bytes, timeout)
-        self._answer.count(began, len(data))
+        self._answer.count(began, len(data), timeout)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:

@@ -21,7 +21,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 
 __all__ = ["Dead", "End", "How", "Mortal", "mortal_ledger", "mortal_provider", "mortal_store"]
 
-_VERBS = ("submit", "find", "poll", "fetch", "cancel", "respond")
+_VERBS = ("submit", "find", "poll", "fetch", "cancel", "respond", "respond_flex")
 
 
 class Dead(BaseException):

@@ -38,7 +38,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.answers import OddAnswerError, UnknownIdError, answer_line, created_id, json_object
-from dagster_llm_batch.providers.base import VendorProvider
+from dagster_llm_batch.providers.base import FLEX_SECONDS, VendorProvider
 from dagster_llm_batch.providers.bedrock.batches import add_counts, input_of, is_job_id, job_name, page_jobs, read_job
 from dagster_llm_batch.providers.bedrock.clients import Clients, found_secrets
 from dagster_llm_batch.providers.bedrock.errors import is_answer, is_of_aws
@@ -58,6 +58,7 @@ from dagster_llm_batch.types import (
     BatchReport,
     BatchStatus,
     CannotTell,
+    Endpoint,
     FindHints,
     Found,
     RequestSpec,
@@ -68,6 +69,9 @@ __all__ = ["BedrockProvider"]
 _ROLE = re.compile(r"arn:aws(?:-[^:]+)?:iam::(?P<account>[0-9]{12})?:role/.+")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/(?P<prefix>[-!_*'().a-zA-Z0-9/]*))?")
 # the least that S3 takes, and of these 10,000
+# The client for the tier "flex": bedrock-runtime with a longer time limit.
+_SLOW_RUNTIME = "bedrock-runtime in flex"
+
 _PART_BYTES = 5 << 20
 # the most that one list call gives
 _PAGE = 1_000
@@ -310,13 +314,25 @@ class BedrockProvider(VendorProvider):
 
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
+        return self._respond(line, None)
+
+    def flex_gap(self, model: str, endpoint: Endpoint) -> str | None:
+        """See AnswersInFlex. AWS lists the models on aws.amazon.com/bedrock/service-tiers; no API names them."""
+        del model
+        return "Bedrock has the tier 'flex' for texts, not for embeddings." if endpoint is Endpoint.EMBEDDINGS else None
+
+    def respond_flex(self, line: bytes) -> bytes:
+        """See AnswersInFlex. botocore has the tier as `serviceTier` of Converse, and as a header of InvokeModel."""
+        return self._respond(line, "flex")
+
+    def _respond(self, line: bytes, tier: str | None) -> bytes:
         record = json.loads(line)
         model, body = record["modelId"], record["modelInput"]
         family = self._family(model)
         answer: dict[str, Any] = {"recordId": record["recordId"], "modelInput": body}
         try:
             answer["modelOutput"] = (
-                self._converse(model, body) if family is Family.CONVERSE else self._invoke(model, body)
+                self._converse(model, body, tier) if family is Family.CONVERSE else self._invoke(model, body, tier)
             )
         except LLMBatchError:
             raise
@@ -327,16 +343,25 @@ class BedrockProvider(VendorProvider):
             answer["error"] = {"errorCode": status, "errorMessage": str(failure)}
         return answer_line(answer)
 
-    def _invoke(self, model: str, body: Mapping[str, Any]) -> Any:
-        data = json.dumps(body).encode()
-        reply = self._clients.of("bedrock-runtime", attempts=1).invoke_model(
-            modelId=model, body=data, contentType="application/json", accept="application/json"
-        )
-        return json_object(reply["ResponseMetadata"]["HTTPHeaders"], reply["body"].read())
+    def _runtime(self, tier: str | None) -> Any:
+        """Return the client for answers: with the time limit of the tier, and without repeats."""
+        return self._clients.of("bedrock-runtime" if tier is None else _SLOW_RUNTIME, attempts=1)
 
-    def _converse(self, model: str, body: Mapping[str, Any]) -> Any:
+    def _invoke(self, model: str, body: Mapping[str, Any], tier: str | None) -> Any:
+        data = json.dumps(body).encode()
+        more = {} if tier is None else {"serviceTier": tier}
+        reply = self._runtime(tier).invoke_model(
+            modelId=model, body=data, contentType="application/json", accept="application/json", **more
+        )
+        answer = json_object(reply["ResponseMetadata"]["HTTPHeaders"], reply["body"].read())
+        # A header names the tier that served the call. It is stored with the answer, in the form of Converse.
+        named = reply.get("serviceTier")
+        return answer if named is None or tier is None else {**answer, "serviceTier": {"type": named}}
+
+    def _converse(self, model: str, body: Mapping[str, Any], tier: str | None) -> Any:
         parameters = json.loads(json.dumps(body), object_hook=_with_bytes)
-        reply = self._clients.of("bedrock-runtime", attempts=1).converse(modelId=model, **parameters)
+        more = {} if tier is None else {"serviceTier": {"type": tier}}
+        reply = self._runtime(tier).converse(modelId=model, **parameters, **more)
         if not isinstance(reply.get("output"), dict):
             raise OddAnswerError("the answer holds no output.")
         return {name: value for name, value in reply.items() if name != "ResponseMetadata"}
@@ -362,15 +387,18 @@ class BedrockProvider(VendorProvider):
         session = self._aws()
         from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415 -- comes with boto3
 
+        seconds = self._timeout_seconds
+        if service == _SLOW_RUNTIME:
+            service, seconds = "bedrock-runtime", max(seconds, FLEX_SECONDS)
         config = Config(
             retries={"total_max_attempts": attempts, "mode": "standard"},
             connect_timeout=min(10.0, self._timeout_seconds),
-            read_timeout=self._timeout_seconds,
+            read_timeout=seconds,
         )
         client = session.client(service, endpoint_url=self._endpoints[service], config=config, **self._client_options)
         # No setting of botocore bounds a whole answer. Its managers, the proxies' too, share this table.
         pools = client._endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001
-        limit_pools(pools, self._timeout_seconds)
+        limit_pools(pools, seconds)
         return client
 
     def _transfer_config(self) -> Any:

@@ -26,6 +26,7 @@ from dagster_llm_batch.types import BatchReport
 
 if TYPE_CHECKING:
     from google.genai import Client
+    from google.genai.types import HttpOptionsDict
 
 __all__ = ["GoogleApi", "GoogleProvider", "count", "next_page", "page_batches", "time_of"]
 
@@ -132,8 +133,15 @@ class GoogleApi:
         if self.call("post", path, doing):
             raise TransientError(f"Could not {doing}, or perhaps did: the answer is not empty, as it should be.")
 
-    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any, ProviderError | None]:
+    def answer(
+        self, path: str, body: Mapping[str, Any], options: HttpOptionsDict | None = None
+    ) -> tuple[int, Any, ProviderError | None]:
         """Make one request in real time. An HTTP error is an answer, equal to the result in a batch.
+
+        Args:
+            path: The path below the API's version.
+            body: The JSON to send.
+            options: The SDK's HttpOptions for this call: headers, and the time limit in milliseconds.
 
         Returns:
             The status, the JSON that came with it, and an HTTP error as ours.
@@ -148,7 +156,7 @@ class GoogleApi:
             with self.calls("get an answer"):
                 try:
                     # as in `call`
-                    response = client._api_client.request("post", path, dict(body))  # noqa: SLF001
+                    response = client._api_client.request("post", path, dict(body), options)  # noqa: SLF001
                     return HTTPStatus.OK, json_object(response.headers, response.body), None
                 except Exception as error:
                     status, details = http_status(error), getattr(error, "details", None)
@@ -160,6 +168,9 @@ class GoogleApi:
             if status is None:
                 raise
             return status, details, failure
+
+
+FLEX_WITHOUT_EMBEDDINGS = "Google has the tier 'flex' for generateContent, not for embeddings."
 
 
 class GoogleProvider(VendorProvider):

@@ -30,8 +30,8 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError, answer_line, created_id, result_lines
-from dagster_llm_batch.providers.base import check_key
-from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider
+from dagster_llm_batch.providers.base import FLEX_SECONDS, check_key
+from dagster_llm_batch.providers.google.clients import FLEX_WITHOUT_EMBEDDINGS, GoogleApi, GoogleProvider
 from dagster_llm_batch.providers.google.embeddings import GoogleEmbeddingLines, is_embedding, real_time
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google.gemini_batches import (
@@ -62,6 +62,7 @@ from dagster_llm_batch.types import (
 
 if TYPE_CHECKING:
     from google.genai import Client
+    from google.genai.types import HttpOptionsDict
 
 __all__ = ["API_VERSION", "GEMINI_LIMITS", "GeminiProvider"]
 
@@ -244,11 +245,25 @@ class GeminiProvider(GoogleProvider):
 
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
+        return self._respond(line, {}, None)
+
+    def flex_gap(self, model: str, endpoint: Endpoint) -> str | None:
+        """See AnswersInFlex."""
+        del model
+        return FLEX_WITHOUT_EMBEDDINGS if endpoint is Endpoint.EMBEDDINGS else None
+
+    def respond_flex(self, line: bytes) -> bytes:
+        """See AnswersInFlex. The field is in the body: ai.google.dev/gemini-api/docs/flex-inference."""
+        options: HttpOptionsDict = {"timeout": int(max(self._timeout_seconds, FLEX_SECONDS) * 1000)}
+        return self._respond(line, {"serviceTier": "flex"}, options)
+
+    def _respond(self, line: bytes, more: Mapping[str, Any], options: HttpOptionsDict | None) -> bytes:
+        """Return the answer to a line and to more fields. `options`: the SDK's for this call."""
         given = json.loads(line)
         verb, request = "generateContent", given["request"]
         if "content" in request:
             verb, request = real_time(request, on_vertex=False)
-        status, body, failure = self._api.answer(f"{gemini_model(given['model'])}:{verb}", request)
+        status, body, failure = self._api.answer(f"{gemini_model(given['model'])}:{verb}", {**request, **more}, options)
         answer: dict[str, Any] = {"key": given["key"]}
         if status == HTTPStatus.OK:
             answer["response"] = body

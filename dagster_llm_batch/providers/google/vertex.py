@@ -25,7 +25,8 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError, answer_line, created_id, result_lines
-from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider
+from dagster_llm_batch.providers.base import FLEX_SECONDS
+from dagster_llm_batch.providers.google.clients import FLEX_WITHOUT_EMBEDDINGS, GoogleApi, GoogleProvider
 from dagster_llm_batch.providers.google.embeddings import (
     VERTEX_EMBEDDING_LIMITS,
     GoogleEmbeddingLines,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from google.cloud.bigquery import Client as TablesClient
     from google.cloud.storage import Client as StorageClient  # type: ignore[import-untyped]
     from google.genai import Client
+    from google.genai.types import HttpOptionsDict
 
 __all__ = ["VERTEX_LIMITS", "VertexProvider", "credentials_of", "secrets_of"]
 
@@ -272,12 +274,36 @@ class VertexProvider(GoogleProvider):
 
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
+        return self._respond(line, None)
+
+    def flex_gap(self, model: str, endpoint: Endpoint) -> str | None:
+        """See AnswersInFlex. Vertex AI serves Gemini alone, and at its global endpoint alone."""
+        if endpoint is Endpoint.EMBEDDINGS:
+            return FLEX_WITHOUT_EMBEDDINGS
+        if _is_claude(model):
+            return "Vertex AI has the tier 'flex' for Gemini's models, not for Claude."
+        if self._location != "global":
+            return f"Vertex AI has the tier 'flex' at location='global' alone, not at '{self._location}'."
+        return None
+
+    def respond_flex(self, line: bytes) -> bytes:
+        """See AnswersInFlex. Vertex AI reads headers, and refuses the Gemini API's field (python-genai issue 2433).
+
+        docs.cloud.google.com/gemini-enterprise-agent-platform/models/flex-paygo: "shared" leaves out throughput that
+        was bought beforehand.
+        """
+        headers = {"X-Vertex-AI-LLM-Request-Type": "shared", "X-Vertex-AI-LLM-Shared-Request-Type": "flex"}
+        milliseconds = int(max(self._timeout_seconds, FLEX_SECONDS) * 1000)
+        return self._respond(line, {"headers": headers, "timeout": milliseconds})
+
+    def _respond(self, line: bytes, options: HttpOptionsDict | None) -> bytes:
+        """Return the answer to a line. `options`: the SDK's for this call."""
         given = json.loads(line)
         verb, request = "rawPredict" if _is_claude(given["model"]) else "generateContent", given["request"]
         id_field = "custom_id"
         if "content" in request:
             id_field, (verb, request) = "key", real_time(request, on_vertex=True)
-        status, body, failure = self._api.answer(f"{_model_path(given['model'])}:{verb}", request)
+        status, body, failure = self._api.answer(f"{_model_path(given['model'])}:{verb}", request, options)
         ok = status == HTTPStatus.OK
         answer = {
             "status": "" if ok else f"{_phrase(status)}: {_shown(body)}",

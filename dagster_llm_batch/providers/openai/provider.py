@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dagster_llm_batch.core.address_secrets import secret_parts
+from dagster_llm_batch.core.pricing import flex_price_gap
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CredentialsError,
@@ -38,7 +39,7 @@ from dagster_llm_batch.providers.answers import (
     parse_reply,
     result_lines,
 )
-from dagster_llm_batch.providers.base import AccessTokens, StainlessProvider
+from dagster_llm_batch.providers.base import FLEX_SECONDS, AccessTokens, StainlessProvider
 from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
@@ -372,10 +373,26 @@ class OpenAIProvider(StainlessProvider):
 
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
+        return self._respond(line, {}, None)
+
+    def flex_gap(self, model: str, endpoint: Endpoint) -> str | None:
+        """See AnswersInFlex. OpenAI serves all models of its price list for flex, and no others."""
+        if self._server is not OPENAI:
+            return f"The provider '{self.name}' has no tier 'flex'."
+        if endpoint not in (Endpoint.CHAT, Endpoint.RESPONSES):
+            return f"OpenAI has the tier 'flex' for chat and responses, not for '{endpoint.value}'."
+        return None if self.price_book is None else flex_price_gap(self.price_book, model)
+
+    def respond_flex(self, line: bytes) -> bytes:
+        """See AnswersInFlex. Waits for 15 minutes: developers.openai.com/api/docs/guides/flex-processing."""
+        return self._respond(line, {"service_tier": "flex"}, FLEX_SECONDS)
+
+    def _respond(self, line: bytes, more: Mapping[str, Any], seconds: float | None) -> bytes:
+        """Return the answer to a line and to more fields. `seconds`: the least time limit of the call."""
         request = json.loads(line)
         # See Server.names_url.
         path = request.get("url") or URLS[Endpoint.EMBEDDINGS if "input" in request["body"] else Endpoint.CHAT]
-        status, body, failure = self._answer(path.removeprefix("/v1"), request["body"])
+        status, body, failure = self._answer(path.removeprefix("/v1"), {**request["body"], **more}, seconds)
         answer = {
             "id": None,
             "custom_id": request["custom_id"],

@@ -26,6 +26,7 @@ from dagster_llm_batch.testing.emulator.faults import (
     lost_create_reply,
     rate_limited,
 )
+from dagster_llm_batch.testing.emulator.flex import FlexScript
 from dagster_llm_batch.testing.emulator.gcs import local_gcs
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError, Lifecycle, ManualClock
 from dagster_llm_batch.testing.emulator.s3 import local_s3
@@ -46,6 +47,7 @@ __all__ = [
     "Fault",
     "FileFault",
     "FileRecord",
+    "FlexScript",
     "IllegalMoveError",
     "ManualClock",
     "MoveRecord",

@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, simulated_answer
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
+from dagster_llm_batch.testing.emulator.flex import FlexTier
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
 from dagster_llm_batch.testing.emulator.shared_state import Keys, SharedState, VendorLimits
 from dagster_llm_batch.testing.emulator.storage_relay import GCS, S3, StorageRelay
@@ -187,6 +188,11 @@ class Emulator:
     def advance(self) -> int:
         """Take the edges that are due by the clock, now and not when the timer thread next looks."""
         return self._mover.advance()
+
+    @property
+    def flex(self) -> FlexTier:
+        """The tier "flex": set its `script`, and read the number of its calls."""
+        return self._shared.flex
 
     def inject(self, *faults: Fault) -> None:
         """Let these faults happen from now on."""

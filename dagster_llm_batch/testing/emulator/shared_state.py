@@ -12,6 +12,7 @@ from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, as
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import FaultScript
+from dagster_llm_batch.testing.emulator.flex import FlexTier
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover
 
 Keys = Collection[str] | Mapping[str, str] | None
@@ -76,6 +77,7 @@ class SharedState:
         self.gcs_url = gcs_url
         self.s3_url = s3_url
         self.books = Books()
+        self.flex = FlexTier()
         self._keys = {keys: keys} if isinstance(keys, str) else keys
         self._randoms: dict[str, random.Random] = {}
         self._lock = threading.Lock()

@@ -213,11 +213,21 @@ class BedrockRoutes(VendorRoutes):
         model = request.path_params["model"]
         if (known := self._shared.limits.known_models) is not None and model not in known:
             raise ApiError(400, "The provided model identifier is invalid.")
-        one = Request(account=account, model=model, converse=converse, body=await _json(request))
+        body = await _json(request)
+        # ServiceTier is a field of ConverseRequest, and a header of InvokeModelRequest; the answers have it there too.
+        asked = (body.get("serviceTier") or {}).get("type") if converse else request.headers.get(_TIER_HEADER)
+        if asked == "flex" and not self._shared.flex.has_room():
+            raise ApiError(429, "Too many requests, please wait before trying again.", "ThrottlingException")
+        one = Request(account=account, model=model, converse=converse, body=body)
         status, answer, _ = await asyncio.to_thread(respond, self._shared, one)
-        if status != _OK:
+        if status != _OK or isinstance(answer, str):
             raise ApiError(status, str(answer))
-        return JSONResponse(answer)
+        named = self._shared.flex.name("flex") if asked == "flex" else None
+        if named is None:
+            return JSONResponse(answer)
+        if converse:
+            return JSONResponse({**answer, "serviceTier": {"type": named}})
+        return JSONResponse(answer, headers={_TIER_HEADER: named})
 
     async def _quotas(self, request: HttpRequest, account: str) -> Response:
         """https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_ListServiceQuotas.html"""
@@ -232,6 +242,9 @@ class BedrockRoutes(VendorRoutes):
         page = [{"ServiceCode": "bedrock", "QuotaName": name, "Value": value} for name, value in quotas[start:][:most]]
         more = {"NextToken": str(start + most)} if start + most < len(quotas) else {}
         return JSONResponse({"Quotas": page, **more}, media_type="application/x-amz-json-1.1")
+
+
+_TIER_HEADER = "X-Amzn-Bedrock-Service-Tier"
 
 
 def _check(body: Body) -> None:

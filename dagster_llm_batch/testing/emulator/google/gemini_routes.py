@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import IO
 
 from starlette.applications import Starlette
@@ -170,8 +171,15 @@ class GeminiRoutes(VendorRoutes):
         return JSONResponse({})
 
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
-        one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
+        body = await json_body(request)
+        # https://ai.google.dev/gemini-api/docs/flex-inference
+        flex = self._shared.flex if str(body.get("serviceTier")).lower() == "flex" else None
+        if flex is not None and not flex.has_room():
+            raise ApiError(503, "This model is currently experiencing high demand. Please try again later.")
+        one = Request(account=account, model=request.path_params["model"], body=body)
         status, answer = await asyncio.to_thread(respond, self._shared, one)
+        if flex is not None and status == HTTPStatus.OK:
+            answer["usageMetadata"]["serviceTier"] = flex.name("flex")
         return JSONResponse(answer, status)
 
     async def _embed(self, request: HttpRequest, account: str) -> Response:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.flex import FlexTier
 from dagster_llm_batch.testing.emulator.gcs import Storage
 from dagster_llm_batch.testing.emulator.google.bigquery import BIGQUERY, BigQueryRoutes, Tables
 from dagster_llm_batch.testing.emulator.google.requests import Request, respond
@@ -150,13 +152,32 @@ class VertexRoutes(VendorRoutes):
         return JSONResponse({"name": f"{job.record.id}/operations/1", "done": True})
 
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
-        one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
+        body = await json_body(request)
+        flex = self._flex_of(request, body)
+        one = Request(account=account, model=request.path_params["model"], body=body)
         status, answer = await asyncio.to_thread(respond, self._shared, one)
+        if flex is not None and status == HTTPStatus.OK:
+            answer["usageMetadata"]["trafficType"] = flex.name("ON_DEMAND_FLEX")
         if "embedding" in answer:
             answer["usageMetadata"] = {"promptTokenCount": answer.pop("tokenCount")}
         if status == 200 and "candidates" in answer:  # noqa: PLR2004 -- HTTP
             answer["createTime"] = rfc3339(self._shared.clock())
         return JSONResponse(answer, status)
+
+    def _flex_of(self, request: HttpRequest, body: Body) -> FlexTier | None:
+        """Return the tier if a call asks for it, by header and at the global endpoint. Refuses a lack of capacity.
+
+        https://docs.cloud.google.com/gemini-enterprise-agent-platform/models/flex-paygo
+        """
+        if (named := body.get("serviceTier")) is not None:
+            raise ApiError(400, f"Invalid value at 'service_tier', \"{named}\"")
+        if request.headers.get("x-vertex-ai-llm-shared-request-type") != "flex":
+            return None
+        if request.path_params["location"] != "global":
+            raise ApiError(400, "Flex PayGo is supported at the global endpoint only.")
+        if not self._shared.flex.has_room():
+            raise ApiError(429, "Resource exhausted. Please try again later.")
+        return self._shared.flex
 
     def _job(self, request: HttpRequest, account: str) -> VertexJob:
         name = f"{_PARENT}/batchPredictionJobs/{{id}}".format(**request.path_params)

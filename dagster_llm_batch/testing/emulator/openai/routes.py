@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from starlette.applications import Starlette
@@ -287,9 +288,23 @@ class FileBatchRoutes(VendorRoutes):
         if body.get("stream"):
             raise ApiError(400, "The emulator does not stream; send stream=false.", param="stream")
         endpoint = f"/v1{request.url.path.removeprefix(self.base_path)}"
+        flex = self._shared.flex if body.get("service_tier") == "flex" else None
+        if flex is not None:
+            _check_flex(str(body.get("model")), has_room=flex.has_room())
         one = Request(account=account, endpoint=endpoint, body=body, knows_fields=True)
         status, answer = await asyncio.to_thread(respond, self._shared, one)
+        if flex is not None and status == HTTPStatus.OK:
+            answer["service_tier"] = flex.name("flex")
         return JSONResponse(answer, status)
+
+
+def _check_flex(model: str, *, has_room: bool) -> None:
+    """Refuse a call for flex. https://developers.openai.com/api/docs/guides/flex-processing"""
+    if model.startswith(("gpt-4", "gpt-3")):
+        raise ApiError(400, f"Flex is not available for this model: {model}.", param="service_tier")
+    if not has_room:
+        text = "Resource Unavailable: flex processing has no capacity now. Try again later, or use the default tier."
+        raise ApiError(429, text, code="resource_unavailable")
 
 
 class OpenAIRoutes(FileBatchRoutes):
