@@ -207,3 +207,11 @@ def test_flex_falls_back_to_a_batch_only_where_a_small_batch_is_taken(workspace:
 def test_settings_of_flex_that_do_not_go_together_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Realtime(**settings)
+
+
+def test_a_tier_without_any_room_sends_all_rows_in_a_batch(workspace: Workspace) -> None:
+    workspace.emulator.flex.script = FlexScript(turned_away=60)
+    definition = flexible(otherwise="batch")
+    status = workspace.run(definition, urgent(60))
+    assert (status.submission.outcomes, status.submission.waves) == ({"succeeded": 60}, 2)
+    assert (workspace.emulator.flex.calls, len(billed(workspace))) == (60, 60)
