@@ -56,10 +56,10 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is 
     "--quality",
     type=click.FloatRange(0, 1, min_open=True),
     required=True,
-    help="Least share of the labels that are right, above 0 and below 1.",
+    help="Smallest share of right labels, above 0 and below 1.",
 )
 @click.option("--by", type=_Moment(), help="Deadline for all batches: 06:00 (the next one), or ISO 8601. Local time.")
-@click.option("--max-usd", type=click.FloatRange(0), help="Most US dollars that it may cost in 19 of 20 cases.")
+@click.option("--max-usd", type=click.FloatRange(0), help="Limit in US dollars that 19 of 20 runs stay below.")
 @click.option("--rows", type=click.IntRange(1), help="Number of rows to label.  [default: as in the last runs]")
 @click.option(
     "--against",

@@ -53,7 +53,7 @@ class Command(click.Command):
         if self.examples:
             with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
                 for line in self.examples:
-                    formatter.write(f"{'':>{formatter.current_indent}}{ctx.command_path} {line}\n")
+                    formatter.write(f"{'':>{formatter.current_indent}}{ctx.command_path} {line}".rstrip() + "\n")
         super().format_epilog(ctx, formatter)
 
     def make_context(

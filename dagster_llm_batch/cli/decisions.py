@@ -79,12 +79,13 @@ def resolve_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Resolve a shard whose create call left no record, whose batch never ends, or whose results cannot be read.
+    """Decide on a shard whose create call left no record, whose batch never ends, or whose results cannot be read.
 
-    Look at the provider's console first. Without SHARD, the command lists such shards. With --no-batch the shard is
-    sent again, and paid twice if a batch exists. With --lost nothing is sent: its rows are materialized without a
-    label, and `retry` can send them again after showing the price. The cost stays reserved in the budgets, and answers
-    that come within a month are used.
+    A shard is the part of a submission that becomes one batch. Without SHARD, the command lists the shards that need
+    you. Look at the provider's console before you decide. With --no-batch the shard is sent again, and paid twice if a
+    batch exists. With --lost nothing is sent: its rows are materialized without a label, and `retry` can send them
+    again after showing the price. The cost stays reserved in the budgets, and answers that come within a month are
+    used.
     """
     if shard_id is None:
         if batch_id or no_batch or lost:

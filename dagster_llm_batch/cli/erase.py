@@ -34,7 +34,8 @@ _RUNS_SHOWN = 5
 @click.option(
     "--also-unread",
     is_flag=True,
-    help="Delete at providers also batches that were given up unread, with the paid answers to their other rows.",
+    help="Also delete batches at providers that were abandoned before they were read. The paid answers to their other "
+    "rows are lost.",
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @ledger_command

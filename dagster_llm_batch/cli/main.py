@@ -41,7 +41,7 @@ _GROUPS = {
         "import-judgments": ("tasks", "Import judgments from Label Studio, Argilla or a CSV."),
     },
     "Repair": {
-        "resolve": ("decisions", "Settle a batch whose status is unknown."),
+        "resolve": ("decisions", "Decide on a batch whose status is unknown."),
         "recover": ("decisions", "Recover batches that a restored ledger does not have."),
         "adopt": ("adopt", "Import the answers of a batch that another tool sent."),
         "rename": ("decisions", "Move submissions to the new name of an asset."),

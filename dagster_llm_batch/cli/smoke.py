@@ -99,7 +99,7 @@ def _check_amount(context: click.Context, parameter: click.Parameter, written: s
     help="File to write the dialogue to, without keys, accounts and names.",
 )
 @click.option("--again", is_flag=True, help="Send three new rows after an earlier smoke has ended.")
-@click.option("--poll-seconds", default=15.0, show_default=True, help="Seconds between two looks.")
+@click.option("--poll-seconds", default=15.0, show_default=True, help="Seconds between two polls.")
 @json_option
 def smoke_command(
     deployment: DeploymentAccess,
@@ -115,8 +115,8 @@ def smoke_command(
 ) -> None:
     """Send three short texts to a real account of PROVIDER, and check each step.
 
-    It asks the account, plans the price, creates one batch, waits for it and reads it. Then it compares the price with
-    the vendor's own counts. --record writes the dialogue to a file for others, without keys and names.
+    It checks the account, estimates the price, creates one batch, waits for it and reads it. Then it compares the price
+    with the vendor's own counts. --record writes the dialogue to a file for others, without keys and names.
 
     It costs money, at most --max-usd. A vendor with a minimum size of batches gets copies of the rows. It can take as
     long as the vendor's window. After an interruption, run the same command again, and it continues without

@@ -59,7 +59,9 @@ _COLUMNS = [
 @click.argument("target", metavar="[SUBMISSION|ASSET]", required=False, shell_complete=complete_assets)
 @partition_option
 @ledger_command
-@click.option("--interval", type=click.FloatRange(0.05), default=10.0, show_default=True, help="Seconds between looks.")
+@click.option(
+    "--interval", type=click.FloatRange(0.05), default=10.0, show_default=True, help="Seconds between updates."
+)
 @click.option("--poll", is_flag=True, help="Also ask the providers. Without it, show the records of Dagster's sensor.")
 @click.option(
     "--until",
@@ -68,7 +70,7 @@ _COLUMNS = [
     show_default=True,
     help="Watch until no batch is waiting or running, or until all labels are materialized.",
 )
-@click.option("--once", is_flag=True, help="Look once, then end.")
+@click.option("--once", is_flag=True, help="Show the progress once, then end.")
 @json_option
 def watch_command(
     deployment: DeploymentAccess,
@@ -85,7 +87,7 @@ def watch_command(
 
     It also shows why batches are not sent yet, why labels could not be materialized, and whether Dagster's daemon and
     sensor are running. It changes nothing: Dagster's sensor, or a run that you start, materializes the labels. Ctrl-C
-    stops watching only. With --json it prints one line for each look.
+    stops watching only. With --json it prints one line for each update.
     """
     if poll and not deployment.has_code:
         raise click.UsageError("--poll asks providers, which are in the definitions: give -m or -f.")

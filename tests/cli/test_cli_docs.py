@@ -53,7 +53,7 @@ def test_the_help_of_every_command_has_examples_that_its_options_take(monkeypatc
         told = CliRunner().invoke(main, [name, "--help"], prog_name="dagster-llm-batch", terminal_width=80).stdout
         assert command.examples, name
         for example in command.examples:
-            assert f"\n  dagster-llm-batch {name} {example}\n" in told
+            assert "\n  " + f"dagster-llm-batch {name} {example}".rstrip() + "\n" in told
             command.make_context(name, shlex.split(example))
 
 
