@@ -154,9 +154,8 @@ def end_text(forecast: EndForecast, window: timedelta) -> str:
     if forecast.p50 is None:
         if forecast.basis == "none":
             # The ledger keeps the number of ended ones, and not their number of days.
-            days = "" if forecast.ended and not forecast.days else f"{forecast.days} with batches that ended, "
-            few = f"too few days ({days}{FEWEST} are needed)"
-            return f"{few} for a forecast; {bound}"
+            days = "" if forecast.ended and not forecast.days else f", {forecast.days} so far"
+            return f"no forecast, which needs {FEWEST} days with batches that ended{days}; {bound}"
         return f"longer than is known of {_evidence(forecast)}; {bound}"
     half = f"1 of 2 within {age_text(forecast.p50)}"
     if forecast.p90 is None:

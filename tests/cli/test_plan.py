@@ -481,7 +481,7 @@ def test_a_plan_says_when_it_ends_by_what_and_how_often_that_was_right(project, 
     [document] = project.json("plan", "ticket_labels")["plans"]
     assert (document["end_p50_seconds"], document["end_basis"], document["window_seconds"]) == (None, "none", 86_400)
     printed = " ".join(project.on_file("plan", "ticket_labels").stdout.split())
-    assert "too few days (0 with batches that ended, 10 are needed) for a forecast" in printed
+    assert "no forecast, which needs 10 days with batches that ended, 0 so far" in printed
     end = EndForecast(timedelta(hours=2), timedelta(hours=7.5), basis="submissions", ended=34, running=2)
     shard = Shard(
         shard_id="h", submission_id="s", wave=1, number=1, nonce="n", requests=9, bytes=9, path="p", digest="d"

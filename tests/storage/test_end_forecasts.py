@@ -80,7 +80,7 @@ def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> N
         site.run((1 + number) * HOUR)
     assert site.history.forecast_end("tickets", ASKED).basis == "none"
     assert end_text(site.history.forecast_end("tickets", ASKED), DAY) == (
-        "too few days (9 with batches that ended, 10 are needed) for a forecast; each batch ends, or expires, within "
+        "no forecast, which needs 10 days with batches that ended, 9 so far; each batch ends, or expires, within "
         "24 h 0 m, the vendor's window"
     )
     site.run(10 * HOUR)
