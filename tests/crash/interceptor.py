@@ -83,7 +83,7 @@ class Point:
         return self.arrow.startswith("ledger: ") and self.when is When.UNSEEN
 
     def __str__(self) -> str:
-        return f"{self.arrow} · {self.when.value}{' (wave 2)' if self.wave > 1 else ''}"
+        return f"{self.arrow} · {self.when.value}{' (round 2)' if self.wave > 1 else ''}"
 
 
 class Interceptor:

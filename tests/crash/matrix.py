@@ -36,7 +36,7 @@ or transaction that leaves the process:
 - *acted*: the provider has acted, and its reply is not read
 
 A row is lost if it is not in the table exactly once. A request is billed twice if it was billed more than once in a
-wave, or in a batch without a shard. The results are verified by the emulators' books and the final table. Cells show
+round, or in a batch without a shard. The results are verified by the emulators' books and the final table. Cells show
 seconds, on SQLite / on PostgreSQL, on a machine with other work; a cell is empty if the provider makes no such call.
 Written by `python -m tests.crash.matrix --write`.
 

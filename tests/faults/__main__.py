@@ -25,7 +25,7 @@ from tests.faults.vendor_workspace import ROWS, STRUCK, Ending, Servers, servers
 FAULTS_INTRO = f"""\
 Each cell is one submission of {ROWS} rows, through the engine and the vendor's own SDK, against the vendor's
 emulator. Faults of rows affect {STRUCK} of them. A cell reads `rows / lost / billed twice`, then the outcomes if not
-all succeeded, and the number of waves if there was more than one. A row is lost if it does not have exactly one
+all succeeded, and the number of rounds if there was more than one. A row is lost if it does not have exactly one
 outcome. It may be billed twice only if the vendor billed a request without returning its answer. The last column has
 the hours, by the emulators' clock, from the plan until the alert: a failed run, a failed tick, or the check
 `coverage`. It is empty if no alert was needed. The results are verified by the emulators' books and the final table.
@@ -72,7 +72,7 @@ def _table(
 ) -> tuple[list[str], int]:
     """Run the rows with one of these words. Return them as Markdown, and the number of unexpected cells."""
     names = [vendor.name for vendor in MATRIX_VENDORS]
-    lines = ["| fault | " + " | ".join(names) + " | hours until told |", "|" + " --- |" * (len(names) + 2)]
+    lines = ["| fault | " + " | ".join(names) + " | hours until alert |", "|" + " --- |" * (len(names) + 2)]
     wrong, notes = 0, dict[str, int]()
     for row in [row for row in rows if not words or any(word in row.name for word in words)]:
         place = Path(folder, type(row).__name__, str(len(lines)))
@@ -121,7 +121,7 @@ def _cell(expected: Expected | Never, ending: Ending | None, notes: dict[str, in
     if ending.outcomes != Expected().outcomes:
         words.append(", ".join(f"{count} {outcome}" for outcome, count in sorted(ending.outcomes.items())))
     if ending.waves > 1:
-        words.append(f"{ending.waves} waves")
+        words.append(f"{ending.waves} rounds")
     return ", ".join(words)
 
 
