@@ -29,8 +29,8 @@ class Budget:
 
     Args:
         max_usd: US dollars.
-        period: "day" or "month" (of the calendar, UTC), or "ever". A submission that does not fit waits for the next
-            period. If it can never fit, it is abandoned, and the check `coverage` reports it.
+        period: "day" or "month" (of the calendar, UTC), or "ever". A batch that does not fit waits for the next period.
+            If it can never fit, it is abandoned, and the check `coverage` reports it.
         asset: Of one labeled dataset only, by its key ("ticket_labels"). Default: of all in the namespace together.
         limit: Way to keep it: "measured" or "hard"; see Spend.
     """
