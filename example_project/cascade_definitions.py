@@ -26,7 +26,7 @@ AGREEMENT, CONFIDENCE = 0.9, 0.95
 
 
 class SureSentiment(BaseModel):
-    """What a labeler answers that may say how sure it is. The lexicon does, and the model need not."""
+    """The sentiment of a tweet, with a confidence from 0 to 1 if the labeler has one."""
 
     label: Literal["positive", "negative", "neutral"]
     confidence: float | None = None

@@ -66,7 +66,7 @@ def tweet_gold_few(context: dg.AssetExecutionContext) -> Any:
 
 
 class Sentiment(BaseModel):
-    """What a model answers."""
+    """The sentiment of a tweet."""
 
     label: Literal["positive", "negative", "neutral"]
 
