@@ -36,7 +36,7 @@ from dagster_llm_batch.text import cell_text, plain_words
 if TYPE_CHECKING:
     from dagster_llm_batch.advice.end_forecast import EndHistory
 
-__all__ = ["Look", "look_until", "watch_command"]
+__all__ = ["Snapshot", "show_until", "watch_command"]
 
 _NOTHING = "Nothing is under way."
 _TOO_FEW_DAYS = "too few days"
@@ -93,19 +93,19 @@ def watch_command(
         raise click.UsageError("--poll asks providers, which are in the definitions: give -m or -f.")
     watched = _Watched(deployment, target, partition, poll=poll)
     with suppress(KeyboardInterrupt), _printer(as_json=as_json, live=not once) as show:
-        look_until(watched.look, show, "looked" if once else until, interval)
+        show_until(watched.snapshot, show, "looked" if once else until, interval)
 
 
-def look_until(
-    look: Callable[[], Look],
-    show: Callable[[Look], None],
+def show_until(
+    take: Callable[[], Snapshot],
+    show: Callable[[Snapshot], None],
     until: str,
     interval_seconds: float,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Look and show it, until all has `landed` or `ended`, or once where that is all (`looked`)."""
+    """Take a snapshot and show it, until all has `landed` or `ended`, or once where that is all (`looked`)."""
     while True:
-        seen = look()
+        seen = take()
         show(seen)
         is_moving = {
             "looked": False,
@@ -117,7 +117,7 @@ def look_until(
         sleep(interval_seconds)
 
 
-class Look(NamedTuple):
+class Snapshot(NamedTuple):
     """Progress at one moment, with notes and conditions."""
 
     paces: list[tuple[Progress, Pace]]
@@ -135,12 +135,12 @@ class _Watched:
         if target is not None:
             self._only = find_submission(deployment, target, partition).submission_id
 
-    def look(self) -> Look:
+    def snapshot(self) -> Snapshot:
         """Ask, where asked to, and read the ledger."""
         notes = self._ask() if self._poll else []
         now = utc_now()
         if self._deployment.has_code and (missing := self._deployment.missing_ledger_file) is not None:
-            return Look([], [*notes, f"There is no ledger at {missing} yet.", *self._standstill()])
+            return Snapshot([], [*notes, f"There is no ledger at {missing} yet.", *self._standstill()])
         history = end_history(self._deployment.ledger, self._deployment.namespace, now)
         paces = [
             (progress, pace(progress, now, end_of(history, progress, now)))
@@ -159,7 +159,7 @@ class _Watched:
         ]
         notes += [*self._cascades(under_way), *self._waits(under_way, conditions), *self._failed_landings(under_way)]
         notes += [f"{cell_text(each.submission.place)}: {each.advice}" for each in conditions]
-        return Look(paces, [*notes, *self._standstill()], conditions)
+        return Snapshot(paces, [*notes, *self._standstill()], conditions)
 
     def _cascades(self, under_way: list[Progress]) -> Iterator[str]:
         """Yield the guarantees and thresholds of cascades."""
@@ -230,23 +230,23 @@ def _held(history: EndHistory, assets: Collection[str]) -> list[str]:
 
 
 @contextmanager
-def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[Look], None]]:
-    """Give a function that shows a look: as a JSON line, a table that stays in place, or a line for each change."""
+def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[Snapshot], None]]:
+    """Give a function that shows a snapshot: as a JSON line, a table that stays in place, or a line for each change."""
     if as_json:
-        yield lambda look: print_json(_document(look), indent=None)
+        yield lambda snapshot: print_json(_document(snapshot), indent=None)
     elif not live:
-        yield lambda look: console().print(_screen(look))
+        yield lambda snapshot: console().print(_screen(snapshot))
     elif sys.stdout.isatty():
         with Live(console=console(), auto_refresh=False) as screen:
-            yield lambda look: screen.update(_screen(look), refresh=True)
+            yield lambda snapshot: screen.update(_screen(snapshot), refresh=True)
     else:
         shown: dict[str, str] = {}
-        yield lambda look: _tell_changes(look, shown)
+        yield lambda snapshot: _tell_changes(snapshot, shown)
 
 
-def _screen(look: Look) -> Group:
-    parts = [table(_COLUMNS, [_row(*line) for line in look.paces]) if look.paces else Text(_NOTHING)]
-    return Group(*parts, *map(Text, look.notes))
+def _screen(snapshot: Snapshot) -> Group:
+    parts = [table(_COLUMNS, [_row(*line) for line in snapshot.paces]) if snapshot.paces else Text(_NOTHING)]
+    return Group(*parts, *map(Text, snapshot.notes))
 
 
 def _row(progress: Progress, its_pace: Pace) -> list[object]:
@@ -275,24 +275,24 @@ def _states(progress: Progress) -> str:
     return states_cell(progress)
 
 
-def _tell_changes(look: Look, shown: dict[str, str]) -> None:
-    for progress, its_pace in look.paces:
+def _tell_changes(snapshot: Snapshot, shown: dict[str, str]) -> None:
+    for progress, its_pace in snapshot.paces:
         submission = progress.submission
         moved = f"{submission.waves} {_states(progress)} {its_pace.done}"
         if shown.get(submission.submission_id) != moved:
             shown[submission.submission_id] = moved
             landing = "; the labels have not landed" if submission.is_settled else ""
             click.echo(f"{cell_text(submission.place)}: {progress_text(progress, its_pace)}{landing}")
-    told = "\n".join([*([] if look.paces else [_NOTHING]), *look.notes])
+    told = "\n".join([*([] if snapshot.paces else [_NOTHING]), *snapshot.notes])
     if told and shown.get("") != told:
         click.echo(told)
     shown[""] = told
 
 
-def _document(look: Look) -> dict[str, Any]:
+def _document(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "at": utc_now(),
-        "notes": look.notes,
+        "notes": snapshot.notes,
         "conditions": [
             {
                 "kind": each.kind,
@@ -305,7 +305,7 @@ def _document(look: Look) -> dict[str, Any]:
                 "reason": each.advice.problem,
                 "then": each.advice.then,
             }
-            for each in look.conditions
+            for each in snapshot.conditions
         ],
         "submissions": [
             {
@@ -326,6 +326,6 @@ def _document(look: Look) -> dict[str, Any]:
                 "forecast_p50_end_at": progress.submission.p50_end_at,
                 "forecast_p90_end_at": progress.submission.p90_end_at,
             }
-            for progress, its_pace in look.paces
+            for progress, its_pace in snapshot.paces
         ],
     }

@@ -34,7 +34,7 @@ from project import DAYS
 from rich.console import Console
 
 from dagster_llm_batch.cli.output import money, table
-from dagster_llm_batch.cli.watch import Look, look_until
+from dagster_llm_batch.cli.watch import Snapshot, show_until
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import BatchFault, RowFault, WireFault
 from tests.emulator_pace import settles_after
@@ -188,10 +188,10 @@ def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project):
 def test_watch_looks_until_there_is_nothing_to_wait_for_and_sleeps_between():
     progress = SimpleNamespace(states={ShardState.SUBMITTED: 1})
     ended = SimpleNamespace(states={ShardState.ENDED: 1})
-    looks = [Look([(one, None)], []) for one in (progress, progress, ended)] + [Look([], [])]
+    looks = [Snapshot([(one, None)], []) for one in (progress, progress, ended)] + [Snapshot([], [])]
     for until, seen in {"looked": 1, "ended": 3, "landed": 4}.items():
         left, shown, naps = iter(looks), [], []
-        look_until(lambda left=left: next(left), shown.append, until, 7.0, naps.append)
+        show_until(lambda left=left: next(left), shown.append, until, 7.0, naps.append)
         assert (shown, naps) == (looks[:seen], [7.0] * (seen - 1))
 
 
