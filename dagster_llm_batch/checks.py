@@ -232,7 +232,8 @@ def sent_outcome(status: Status, conditions: Iterable[Condition]) -> CheckOutcom
     # Refused batches come first.
     found = sorted(conditions, key=lambda condition: condition.kind is not ConditionKind.REFUSED)
     if not found:
-        return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
+        text = "Each batch was accepted, or waits for its turn."
+        return CheckOutcome(SENT, passed=True, severity=_WARN, description=text, metadata=metadata)
     severity = _ERROR if any(condition.kind is ConditionKind.REFUSED for condition in found) else _WARN
     # The reason is the provider's text, which may contain braces: do not use it as a template.
     description = " ".join(condition.sentence for condition in found)

@@ -143,7 +143,7 @@ def book_text(today: date) -> str:
     """Name the book in use, and how new it is."""
     at, changed = fetched_at(), newest_price_change(today)
     which = f"genai-prices {version('genai-prices')}" if at is None else f"genai-prices, fetched on {at:%Y-%m-%d}"
-    return which if changed is None else f"{which}; the newest price change in it is of {changed}"
+    return which if changed is None else f"{which}; its newest price change is from {changed}"
 
 
 def _json_of(data: bytes) -> Any:

@@ -497,7 +497,7 @@ def test_the_check_sent_passes_when_a_later_run_has_sent_what_waited(make, emula
     assert not sent_verdicts(location)[DAYS[0]][0]
     emulator.clear_faults()
     location.collect(partition=DAYS[0])
-    assert sent_verdicts(location)[DAYS[0]] == (True, "Nothing is in the way.")
+    assert sent_verdicts(location)[DAYS[0]] == (True, "Each batch was accepted, or waits for its turn.")
     location.submit(partition=DAYS[1])
     location.collect(partition=DAYS[1])
     assert {passed for passed, _ in sent_verdicts(location).values()} == {True}

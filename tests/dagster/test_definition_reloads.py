@@ -190,11 +190,13 @@ def test_a_definition_that_changes_in_a_backfill_is_reported_with_the_rows_that_
     result = after.submit(span=(DAYS[1], DAYS[2]))
     told = {one.partition: one.description for one in result.get_asset_check_evaluations()}
     assert "3 rows are asked, and paid, again: the definition has changed (prompt) since" in told[DAYS[1]]
-    assert told[DAYS[2]] == "Nothing is in the way."
+    assert told[DAYS[2]] == "Each batch was accepted, or waits for its turn."
     assert after.metadata(BATCH, DAYS[1])["llm_batch/rows_asked_again"] == 3
     assert "llm_batch/rows_asked_again" not in after.metadata(BATCH, DAYS[2])
     same = after.submit(span=(DAYS[1], DAYS[2]))
-    assert {one.description for one in same.get_asset_check_evaluations()} == {"Nothing is in the way."}
+    assert {one.description for one in same.get_asset_check_evaluations()} == {
+        "Each batch was accepted, or waits for its turn."
+    }
 
 
 def test_rows_whose_batch_is_in_flight_when_the_definition_changes_are_reported_as_asked_again(
