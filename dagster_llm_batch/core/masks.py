@@ -15,17 +15,19 @@ from __future__ import annotations
 import json
 import operator
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.personal_data import PersonalData, find_personal_data
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 
 __all__ = ["Found", "Mask", "Masker", "change_json", "change_texts", "mask_as_of"]
 
@@ -264,13 +266,15 @@ class Mask:
         """Return the values in the order of the text. Of values that overlap, all of their text is one value."""
         found = [Found(start, end, kind) for kind in self._what for start, end in find_personal_data(text, kind)]
         for masker in self.by:
-            for one in masker.find(text):
+            for one in _find(masker, text):
                 own = _as_found(masker.name, one)
                 if not (0 <= own.start < own.end <= len(text) and _KIND.fullmatch(own.kind)) or own.kind == _TAKEN:
+                    # The kind is not quoted: a masker with a mistake gives the value in its place.
                     raise ConfigError(
-                        f"The masker {masker.name} found a value of kind {own.kind!r} from {own.start} to {own.end} in "
-                        f"a text of {len(text)} characters. A place lies within its text, and a kind has small letters "
-                        f"and is not {_TAKEN!r}: metadata has the total under this name."
+                        f"The masker {masker.name} found a value from {own.start} to {own.end} in a text of "
+                        f"{len(text)} characters, with a kind of {len(own.kind)} characters. A place lies within its "
+                        f"text, and a kind such as 'person' has small letters and is not {_TAKEN!r}: metadata has the "
+                        "total under this name."
                     )
                 found.append(own)
         joined: list[Found] = []
@@ -281,6 +285,22 @@ class Mask:
             else:
                 joined.append(one)
         return joined
+
+
+def _find(masker: Masker, text: str) -> list[Any]:
+    """Return what a masker finds. Raises InputError without the masker's message, which may quote the text."""
+    try:
+        return [*masker.find(text)]
+    except LLMBatchError:
+        raise
+    # A masker is the user's own code, or a model.
+    except Exception as error:  # noqa: BLE001 - anything may come
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"The masker {masker.name} failed with an error of the type {type(error).__name__} in a text of "
+            f"{len(text)} characters, at line {last.lineno} of {PurePath(last.filename).name}. Its message is not "
+            "shown, since it may quote the text. Call its find with texts of your rows, and correct it."
+        ) from None
 
 
 def _as_found(masker: str, found: Any) -> Found:

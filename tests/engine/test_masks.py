@@ -337,6 +337,31 @@ def test_a_masker_may_give_plain_tuples():
     assert masked("Ann wrote.", Mask(columns=["text"], by=[Gives((0, 3, "person"))])) == "[PERSON_1] wrote."
 
 
+class Fails(Names):
+    """A masker that quotes the text in its error, at its first place or after some."""
+
+    def find(self, text: str) -> Iterable[Found]:
+        yield from super().find(text)
+        raise ValueError(f"cannot read {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("masker", "named"),
+    [
+        (Fails(), "names-1 failed with an error of the type ValueError.*test_masks.py"),
+        (Fails("Ann"), "names-1 failed with an error of the type ValueError"),
+        (Gives((0, 3, "Ann wrote to ann@example.com")), "gives-1 found a value.*a kind of 28 characters"),
+    ],
+    ids=["at once", "later", "the value as kind"],
+)
+def test_an_error_of_a_masker_does_not_quote_the_text(place: Place, tmp_path: Path, masker: Masker, named: str) -> None:
+    rows = pa.table({"id": ["r1"], "text": ["Ann wrote to ann@example.com"], "note": ["-"]})
+    with pytest.raises((ConfigError, InputError), match=named) as refused:
+        place.engine(tmp_path).plan(labeling(Mask(columns=["text"], by=[masker])), rows)
+    assert "ann@example.com" not in "".join(traceback.format_exception(refused.value))
+    assert not any("ann@example.com" in text for text in stored_texts(place.engine(tmp_path), tmp_path))
+
+
 class Wrong(Names):
     def find(self, text: str) -> Iterable[Found]:
         return [Found(3, 99, "person")]
