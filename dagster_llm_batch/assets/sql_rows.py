@@ -107,6 +107,13 @@ class SqlRows:
             raise
         # Each driver has its own exceptions.
         except Exception as error:
+            if _may_quote_rows(error):
+                raise InputError(
+                    f"rows: values of the query at the resource '{self.resource}' do not fit their types: "
+                    f"{type(error).__name__}. The message is not shown, since it may quote rows. Nothing was sent. "
+                    "Cast columns with values of several types to text in the query, and run it in the database to see "
+                    f"the value. The query: {cell_text(self.sql, limit=500)}"
+                ) from None
             said = cell_text(f"{type(error).__name__}: {error}", limit=1_000)
             raise InputError(
                 f"rows: the query failed at the resource '{self.resource}': {said}. Nothing was sent. The query: "
@@ -117,6 +124,12 @@ class SqlRows:
         if partition is None:
             return None
         return {"partition_key": partition} if _PARTITION_KEY.search(_bare(self.sql)) else [partition]
+
+
+def _may_quote_rows(error: Exception) -> bool:
+    """Return whether the message is about a value, which a mask may hide: of Arrow, or a driver's DataError."""
+    # PEP 249 gives the name to "problems with the processed data"; each driver has its own class.
+    return isinstance(error, pa.ArrowException) or "DataError" in {kind.__name__ for kind in type(error).__mro__}
 
 
 def _bare(sql: str) -> str:

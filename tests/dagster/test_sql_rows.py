@@ -14,7 +14,7 @@ import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, failure, labeled
 from dagster_duckdb import DuckDBResource
 
-from dagster_llm_batch import Prompt, SqlRows
+from dagster_llm_batch import Mask, Prompt, SqlRows
 from dagster_llm_batch.errors import ConfigError, InputError, PayloadError
 
 TABLE = "create table tickets (ticket_id text, subject text, body text, day text)"
@@ -135,7 +135,7 @@ def test_a_large_result_is_never_whole_in_memory(warehouse, kind):
         ("select * from nothing", "Table with name nothing does not exist"),
         ("selec 1", "syntax error"),
         ("select body from tickets", "ticket_id"),
-        ("select ticket_id, cast(body as int) as subject, body from tickets", "Could not convert string 'Body"),
+        ("select ticket_id, cast(body as int) as subject, body from tickets", "ConversionException"),
     ],
 )
 def test_a_query_that_fails_or_lacks_a_column_is_told_and_nothing_is_sent(make, emulator, warehouse, sql, message):
@@ -257,3 +257,29 @@ def test_rows_that_a_connection_gives_as_dicts_have_their_values():
     [batch] = read(connection, f"{WHOLE} where day = ?", DAYS[1])
     assert batch.column("body").to_pylist() == ["Body 1", "Body 3", "Body 5"]
     assert connection.execute("pragma query_only").fetchone() == {"query_only": 1}
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "duckdb"])
+def test_an_error_about_a_value_does_not_quote_it(make, emulator, warehouse, driver):
+    """A mask could hide the value, and the run's log and its events have the message."""
+    sql = f"select ticket_id, subject, {'cast(body as integer)' if driver == 'duckdb' else 'body'} as body from tickets"
+    resource = warehouse
+    if driver == "sqlite":
+        resource = dg.ResourceDefinition(lambda _: mixed())
+    prompt = Prompt(user="{{ body }}", mask=Mask(columns=["body"]))
+    rows = SqlRows(sql=sql, resource="warehouse")
+    location = make(*labeled(rows=rows, prompt=prompt), resources={"warehouse": resource})
+    result = location.submit()
+    error = failure(result)
+    assert "may quote rows" in error
+    assert sql[:20] in error
+    events = "".join(str(entry) for entry in location.instance.all_logs(result.run_id))
+    assert "Body 0" not in events
+    assert "ann@example.com" not in events
+
+
+def mixed() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.execute("create table tickets (ticket_id text, subject text, body)")
+    connection.executemany("insert into tickets values (?, '-', ?)", [("t1", 5), ("t2", "ann@example.com")])
+    return connection
