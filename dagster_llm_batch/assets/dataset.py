@@ -20,7 +20,7 @@ from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.rows_context import RowsContext, RowsFunction
 from dagster_llm_batch.assets.sink import check_database
 from dagster_llm_batch.assets.sql_rows import SqlRows
-from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
+from dagster_llm_batch.assets.translator import DATASET_KEY, RESTORED_KEY, ROLE_TAG
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.row_condition import RowCondition
@@ -113,6 +113,7 @@ class Dataset:
         """The spec of the labeled table."""
         schema = self.labeling.reader.format.json_schema
         described = {} if schema is None else {"llm_batch/response_schema": dg.MetadataValue.json(dict(schema))}
+        restored = {RESTORED_KEY: self.restored} if self.restored else {}
         return self._spec(
             "labels",
             code_version=self._labels_code_version,
@@ -120,7 +121,7 @@ class Dataset:
             deps=[self.batch_key, *(self._read_for_rows if self.restored else [])],
             kinds=self._kinds("table"),
             description=self.options.description or f"Rows labeled by {self.labeling.model}.",
-            metadata={DATASET_KEY: self.name, **described},
+            metadata={DATASET_KEY: self.name, **described, **restored},
         )
 
     @cached_property
@@ -236,6 +237,23 @@ class Dataset:
                     f"'{name}' is among resend.former_names of '{self.name}' and of '{others[0]}'. Only one asset "
                     "can take over its submissions: remove the name from the other asset."
                 )
+
+    def check_restored_rows(self, rows: dg.AssetSpec | None) -> None:
+        """Raise ConfigError if the asset of the rows has restored values that this dataset would send or store.
+
+        Such a chain would undo the mask of the dataset before it.
+        """
+        restored = frozenset[str]() if rows is None else frozenset(rows.metadata.get(RESTORED_KEY, ()))
+        labeling = self.labeling
+        used = labeling.prompt.content(restored, labeling.key) | (restored & {*labeling.keep, labeling.key})
+        if read := sorted(used - {*(labeling.mask.columns if labeling.mask else ())}):
+            assert rows is not None
+            raise ConfigError(
+                f"'{self.name}' reads {', '.join(read)} of {rows.key.to_user_string()}, in which Mask.restore puts "
+                f"values of rows, so they would be sent and stored. Name these columns in the mask of the prompt of "
+                f"'{self.name}', leave them out of its prompt, keep and key, or restore nothing there. Nothing was "
+                "sent."
+            )
 
     def engine(self, context: dg.AssetExecutionContext) -> Engine:
         """Return the engine of the configured LLMBatchResource."""

@@ -177,6 +177,7 @@ def llm_batch_assets(
         dataset = replace(dataset, labeling=replace(dataset.labeling, tags=tags))
     if cascade is not None and isinstance(cascade.calibrate, Rolling):
         _check_order(partitions_def)
+    dataset.check_restored_rows(_spec_of(source))
     check_deps(dataset.upstreams)
     check_partitions(dataset.batch_key, partitions_def, source, dataset.upstreams)
     submission = submission_asset(dataset)
@@ -206,6 +207,13 @@ def _check_order(partitions_def: dg.PartitionsDefinition[Any] | None) -> None:
 def _users_own(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags without Dagster's and this package's tags, such as kinds and roles."""
     return {name: value for name, value in tags.items() if not name.startswith(("dagster/", "llm_batch/"))}
+
+
+def _spec_of(rows: _Source) -> dg.AssetSpec | None:
+    """Return the spec of the rows' asset, if it is given; what a key names is only known in the run."""
+    if isinstance(rows, dg.AssetsDefinition):
+        return next(iter(rows.specs))
+    return rows if isinstance(rows, dg.AssetSpec) else None
 
 
 def _rows(rows: _Source) -> dg.AssetKey | RowsFunction:

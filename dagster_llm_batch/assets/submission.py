@@ -173,11 +173,17 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
 
 
 def _code_location(context: dg.AssetExecutionContext, dataset: Dataset) -> "AssetGraph":
-    """Return the code location's assets. Raises ConfigError if another dataset has a former name of this one."""
-    if (repository := repository_of(context)) is None:
-        return asset_graph(context)
-    dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
-    return repository.asset_graph
+    """Return the code location's assets.
+
+    Raises ConfigError if another dataset has a former name of this one, or restored values that this one would send.
+    """
+    repository, graph = repository_of(context), asset_graph(context)
+    if repository is not None:
+        graph = repository.asset_graph
+        dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
+    if dataset.rows_key is not None and graph.has(dataset.rows_key):
+        dataset.check_restored_rows(graph.get(dataset.rows_key).to_asset_spec())
+    return graph
 
 
 def _with_masked(verdict: CheckOutcome, masked: Mapping[str, int] | None) -> CheckOutcome:

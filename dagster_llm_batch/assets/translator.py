@@ -18,6 +18,7 @@ from dagster_llm_batch.errors import ConfigError
 __all__ = [
     "ANNOTATES_KEY",
     "DATASET_KEY",
+    "RESTORED_KEY",
     "ROLE_TAG",
     "TABLE_KEY",
     "LLMBatchTranslator",
@@ -35,6 +36,9 @@ ANNOTATES_KEY = "llm_batch/annotates"
 
 DATASET_KEY = "llm_batch/dataset"
 """Metadata of labels: the dataset's name in ledger and command line."""
+
+RESTORED_KEY = "llm_batch/restored_columns"
+"""Metadata of a dataset's labels: the columns in which `Mask.restore` puts values of rows."""
 
 TABLE_KEY = "llm_batch/table"
 """Metadata of an evaluation's further tables: the kind, such as `mistakes`, which does not depend on the asset key."""

@@ -12,7 +12,7 @@ import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pytest
-from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, REJECTS, CodeLocation, labeled
+from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, REJECTS, CodeLocation, failure, labeled
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 from pydantic import BaseModel
@@ -430,3 +430,45 @@ def test_placeholders_of_ones_own_kinds_are_known_and_a_stored_masker_finds_none
     assert stored is not None
     assert stored.is_stored
     assert not own.is_stored
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"prompt": Prompt(user="Sum up: {{ reply }}")}, "reply"),
+        ({"prompt": Prompt(user="Sum up: {{ row['reply'] }}")}, "reply"),
+        ({"prompt": Prompt(user="Sum up: {{ row }}")}, "people, reply"),
+        ({"prompt": Prompt(user="{{ note }}"), "keep": ["reply"]}, "reply"),
+        ({"prompt": Prompt(user="{{ reply }} {{ people }}", mask=Mask(columns=["reply"]))}, "people"),
+        ({"prompt": Prompt(user="{{ reply }}", mask=Mask(columns=["reply"]))}, None),
+        ({"prompt": Prompt(user="{{ note }} {{ body }}"), "keep": ["body"]}, None),
+    ],
+)
+@pytest.mark.parametrize("given", ["definitions", "key"])
+def test_a_chain_does_not_send_or_store_restored_values(place, given, changes, read):
+    first = replies(tickets("Write to ann@example.com."))
+
+    def second() -> list[dg.AssetsDefinition]:
+        rows = AssetRows(asset=first) if given == "definitions" else LABELS
+        usual = {"name": "sums", "rows": rows, "keep": [], "response": None}
+        return labeled(**{**usual, **changes})
+
+    refusal = f"'sums' reads {read} of {LABELS}"
+    if given == "definitions" and read is not None:
+        with pytest.raises(ConfigError, match=refusal):
+            second()
+        return
+    location = place(*first, *second())
+    land(location)
+    assert "ann@example.com" in labels_of(location)["t0"]["reply"]
+    result = location.run("sums_batch")
+    assert result.success == (read is None)
+    if read is not None:
+        assert refusal in failure(result)
+    payloads = location.engine().payloads
+    files = [file.path for file in payloads.files("")]
+    stored = [str(payloads.read_table(path).to_pylist()) for path in files if path.endswith(".parquet")]
+    others = [path for path in files if not path.endswith(".parquet")]
+    stored += [b"".join(payloads.lines(path)).decode(errors="replace") for path in others]
+    assert any("[EMAIL_1]" in text for text in stored)
+    assert not any("ann@example.com" in text for text in stored)
