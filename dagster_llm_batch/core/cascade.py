@@ -18,6 +18,28 @@ digest of the request, since models answer 0.9 for half of all rows.
 **Against gold**, with `within`: a row is wrong if the model is wrong and the oracle right. At most by the share of
 these rows, the labels are right less often than the oracle's are, so `1 - within` takes the place of `agreement`.
 
+**Filters**, for a target that is yes or no. Rows with the oracle's label are right here, too. So a threshold changes
+only the number of errors, and not the number that it is compared with:
+
+    precision   false yes: the model's yes above the threshold that are the oracle's no, F. All true yes of the model
+                are delivered as yes, T: accepted, or confirmed by the oracle. At most the share q = 1 - precision of
+                F + T may be false. The model's no are accepted without a threshold, since a lost yes does not count.
+    recall      lost yes: the model's no above the threshold that are the oracle's yes. At most the share q = 1 - recall
+                of all yes of the oracle, T, may be lost. The model's yes are accepted without a threshold.
+
+*Proof.* Let w be the fewest errors that are too many. T fixes it, so it is the same for each threshold. Take the w
+surest errors, and with precision the T true yes, too; with recall, the other yes. Of these rows, more than q are
+errors. Given that b of them are in the sample, the number k of errors in it is hypergeometric. The guarantee fails only
+if k is at most the allowed number. This number is such that P(Binomial(b, q) <= allowed) <= 1 - confidence. The
+hypergeometric probability is less, for each T (Uhlmann, Metrika 10, 1966): for zero errors always, and for c errors of
+b rows if (q - c / (b - 1)) b >= 1 - q, which is required. With recall, b is the number of sampled yes. With precision,
+b is k plus the number of sampled true yes, a, and the allowed number c of a is the largest with
+P(Binomial(a + c, q) <= c) <= 1 - confidence. It grows with a, so k is at most allowed for a = b - k only if
+P(Binomial(b, q) <= k) is at most 1 - confidence. In both cases it holds for each b, and so in all.
+
+A sampled row without an answer of the oracle counts as an error, and not as a yes: either makes the threshold stricter.
+If the sample has too few yes for any error, nothing is accepted: the oracle answers all rows.
+
 **Looks.** A user who raises the sample until the oracle's share pleases has looked several times at the same rows, and
 takes the most flattering look. So the looks at the same rows share `1 - confidence`: the first one has 15 of 16 parts
 of it, the n-th one 1 / (n (n - 1)) of the rest, which sums to all of it for infinitely many looks (`look_confidence`).
@@ -53,10 +75,13 @@ __all__ = [
     "Place",
     "Rolling",
     "are_above",
+    "are_kept",
     "choices_of",
     "choose_sample",
     "count_allowed",
     "count_allowed_before",
+    "count_allowed_false",
+    "count_allowed_lost",
     "count_least",
     "digest_keys",
     "digest_requests",
@@ -324,6 +349,44 @@ def count_allowed(sample: int, rows: int, agreement: float, confidence: float) -
     return allowed
 
 
+def count_allowed_false(right: int, precision: float, confidence: float) -> int:
+    """Return how many yes of the model above a threshold may be false in a sample; -1: zero are not enough either.
+
+    `right` is the number of sampled rows that both call yes, with any score.
+    """
+    if right < 1:
+        return -1
+    risk, share = 1 - confidence, _exact_rest(precision)
+    false, total = 0, 0.0
+    while True:
+        # The probability that the true one number `right` comes after so many false ones.
+        choices = _log_choose(right - 1 + false, false)
+        total += exp(choices + right * log1p(-share) + false * log(share))
+        if total > risk or not _is_dominated(false, right + false, share):
+            return false - 1
+        false += 1
+
+
+def count_allowed_lost(yes: int, recall: float, confidence: float) -> int:
+    """Return how many yes of the oracle may be lost above a threshold in a sample; -1: zero are not enough either.
+
+    `yes` is the number of sampled rows that the oracle calls yes.
+    """
+    allowed = count_allowed(yes, _FINITE * yes, recall, confidence) if yes else -1
+    while allowed > 0 and not _is_dominated(allowed, yes, _exact_rest(recall)):
+        allowed -= 1
+    return allowed
+
+
+def _exact_rest(share: float) -> float:
+    return float(1 - Fraction(str(share)))
+
+
+def _is_dominated(errors: int, rows: int, share: float) -> bool:
+    """Return whether so few errors are at most as probable without replacement, from a table of any size."""
+    return errors == 0 or (share - errors / (rows - 1)) * rows >= 1 - share
+
+
 def count_allowed_before(points: int, rows: int, agreement: float, confidence: float) -> tuple[int, float]:
     """Return how many of so many earlier rows may be wrong above a threshold, and a bound of the share of the next
     ones.
@@ -465,6 +528,16 @@ def are_above(scores: Scores, digests: Digests, threshold: Place) -> Flags:
     score, digest = threshold
     above: Flags = (scores > score) | ((scores == score) & (digests > np.uint64(digest)) & np.isfinite(scores))
     return above
+
+
+def are_kept(scores: Scores, digests: Digests, threshold: Place, are_free: Flags) -> Flags:
+    """Return which rows a filter accepts: those above the threshold, and all free ones.
+
+    Free rows have a label of the model that cannot break the guarantee: no with precision, yes with recall. A row
+    without a score, at -inf, is never accepted, and neither is any row if the threshold accepts nothing.
+    """
+    above = are_above(scores, digests, threshold)
+    return above if threshold == NOTHING else above | (are_free & np.isfinite(scores))
 
 
 def reach_probability(shared_by: int, sample: int, rows: int) -> float:
