@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         LLMBatchSkewComponent,
         LLMBatchStudentComponent,
     )
-    from dagster_llm_batch.core.cascade import Cascade, Rolling
+    from dagster_llm_batch.core.cascade import Cascade, Precision, Recall, Rolling
     from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
     from dagster_llm_batch.core.masks import Mask
     from dagster_llm_batch.core.pricing import TokenPrice
@@ -122,10 +122,12 @@ __all__ = [
     "Moderation",
     "OpenAIBatchResource",
     "OpenRouterBatchResource",
+    "Precision",
     "Prompt",
     "QueueLimit",
     "RayBatchResource",
     "Realtime",
+    "Recall",
     "Resend",
     "Rolling",
     "RowsContext",
@@ -174,8 +176,10 @@ _MODULES = {
     "Limits": "engine",
     "Mask": "core.masks",
     "Moderation": "core.fixed_responses",
+    "Precision": "core.cascade",
     "Prompt": "core.prompt",
     "Realtime": "engine",
+    "Recall": "core.cascade",
     "Resend": "engine",
     "Rolling": "core.cascade",
     "RowsContext": "assets",

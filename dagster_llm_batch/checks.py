@@ -327,8 +327,9 @@ def _judge_grounded(check: Check, facts: PartitionFacts) -> CheckOutcome:
 def _describe_promise(_wanted: Checks, labeling: Labeling) -> str | None:
     if (cascade := labeling.cascade) is None:
         return None
-    promised = cascade.oracle, cascade.target, cascade.agreement, cascade.confidence, cascade.within
-    return f"The cascade keeps its guarantee: {promise_text(*promised)} Rows for the oracle have only its labels."
+    promised = cascade.oracle, cascade.target, cascade.least_share, cascade.confidence, cascade.within
+    stated = promise_text(*promised, cascade.filters, cascade.yes)
+    return f"The cascade keeps its guarantee: {stated} Rows for the oracle have only its labels."
 
 
 def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
@@ -351,6 +352,8 @@ def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
     if most is not None:
         keeps = "so the guarantee holds" if passed else "more than the guarantee allows: too few rows have a label"
         told.append(f"At most {most:.2%} of the {delivered:,} delivered labels are wrong, {keeps}.")
+    if levels.filters is not None and not passed:
+        told.append("These rows may be yes, and are more than the guarantee allows. Label them, so that it holds.")
     metadata = {} if most is None else {"llm_batch/disagreement_bound": most}
     return check.outcome(passed=passed, description=" ".join(told), metadata=metadata)
 

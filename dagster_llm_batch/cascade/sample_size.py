@@ -143,6 +143,8 @@ def _is_like(levels: Levels, labeling: Labeling) -> bool:
     cascade = labeling.cascade
     if cascade is None or levels.threshold is None or levels.asks_oracle_alone or levels.is_rolling:
         return False
+    if levels.filters is not None:
+        return False
     return (levels.score, levels.target, levels.within) == (cascade.score, cascade.target, cascade.within)
 
 

@@ -118,6 +118,7 @@ class _Looks:
                 sample is not None
                 and (levels.seed, levels.score, levels.target) == (seed, cascade.score, cascade.target)
                 and (levels.within is None) is (cascade.within is None)
+                and (levels.filters, levels.yes) == (cascade.filters, cascade.yes)
                 and levels.agreement <= cascade.least_share
                 and levels.confidence <= cascade.confidence
             )
@@ -313,6 +314,8 @@ class Sampling:
             agreement=cascade.least_share,
             confidence=cascade.confidence,
             within=cascade.within,
+            filters=cascade.filters,
+            yes=cascade.yes,
             gold=drawn.gold,
             seed=chosen.seed,
             rows=rows,
@@ -396,6 +399,9 @@ class Sampling:
         cascade, tuning, (cheap, each) = _cascade(self._labeling), self._planning.tuning, usd
         if tuning is None or cascade.sample != "auto" or cheap is None or not each:
             return size
+        # Replays count labels that disagree.
+        if cascade.guarantee is not None:
+            return size
         # People who label the sample must know its size.
         if cascade.calibrate != "partition" or cascade.gold is not None or size >= rows:
             return size
@@ -424,7 +430,8 @@ class Sampling:
         )
         same = [one for one in known if one.is_settled and one.config_fingerprint == configuration]
         earlier = (levels for _, levels in readable_levels(deployment.payloads, same[:_REMEMBERED]))
-        shares = [one.accepted for one in earlier if one.accepted is not None and not one.asks_oracle_alone]
+        alike = (one for one in earlier if (one.filters, one.yes) == (cascade.filters, cascade.yes))
+        shares = [one.accepted for one in alike if one.accepted is not None and not one.asks_oracle_alone]
         return sum(shares) / len(shares) if shares else expect_accepted(cascade.least_share)
 
     def _seed(self) -> str:

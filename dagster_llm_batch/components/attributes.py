@@ -33,7 +33,7 @@ from dagster_llm_batch.components.resolution import (
     pointing_at,
     templated,
 )
-from dagster_llm_batch.core.cascade import Cascade, Rolling
+from dagster_llm_batch.core.cascade import Cascade, Precision, Recall, Rolling
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.masks import Masker
 from dagster_llm_batch.core.prompt import Prompt
@@ -490,6 +490,8 @@ FORMS |= {
         ],
     ),
     Rolling: Form(block_of(Rolling), [{"rows": 400, "audit": 0.01}]),
+    Precision: Form(block_of(Precision), [{"precision": 0.95}, {"precision": 0.95, "yes": "relevant"}]),
+    Recall: Form(block_of(Recall), [{"recall": 0.9}, {"recall": 0.9, "yes": "relevant"}]),
     Cascade: Form(
         block_of(Cascade),
         [
@@ -497,6 +499,8 @@ FORMS |= {
             {"oracle": "openai/gpt-5", "target": "topic", "agreement": 0.9, "score": "certainty", "sample": 400},
             {"oracle": "openai/gpt-5", "target": "topic", "gold": "ticket_gold", "within": 0.03},
             {"oracle": "openai/gpt-5", "target": "topic", "calibrate": {"rows": 400, "audit": 0.01}},
+            {"oracle": "openai/gpt-5", "target": "is_complaint", "guarantee": {"precision": 0.95}},
+            {"oracle": "openai/gpt-5", "target": "kind", "guarantee": {"recall": 0.9, "yes": "relevant"}},
         ],
     ),
     Evidence: Form(

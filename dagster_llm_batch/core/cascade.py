@@ -73,6 +73,8 @@ __all__ = [
     "NOTHING",
     "Cascade",
     "Place",
+    "Precision",
+    "Recall",
     "Rolling",
     "are_above",
     "are_kept",
@@ -146,6 +148,64 @@ class Rolling:
 
 @checked
 @dataclass(frozen=True)
+class Precision:
+    """Guarantee the precision of a yes/no target: the share of delivered yes rows that the oracle calls yes.
+
+    The model's no are accepted without the oracle, so yes rows may be missing. If the sample has too few yes rows, the
+    oracle answers all rows: a precision of 0.95 needs 59 or more that both models call yes.
+
+    Args:
+        precision: The least share, above 0 and below 1.
+        yes: The value of the target that means yes. Default: True, for a boolean.
+    """
+
+    precision: float
+    yes: bool | int | str = True
+
+    @property
+    def share(self) -> float:
+        """The least share."""
+        return self.precision
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a share that is impossible."""
+        _check_share("Precision.precision", self.precision)
+
+
+@checked
+@dataclass(frozen=True)
+class Recall:
+    """Guarantee the recall of a yes/no target: the share of all rows the oracle calls yes that are delivered as yes.
+
+    The model's yes are accepted without the oracle, so some may be false. If the sample has too few yes rows, the
+    oracle answers all rows: a recall of 0.9 needs 29 or more that the oracle calls yes.
+
+    Args:
+        recall: The least share, above 0 and below 1.
+        yes: The value of the target that means yes. Default: True, for a boolean.
+    """
+
+    recall: float
+    yes: bool | int | str = True
+
+    @property
+    def share(self) -> float:
+        """The least share."""
+        return self.recall
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a share that is impossible."""
+        _check_share("Recall.recall", self.recall)
+
+
+def _check_share(name: str, given: float) -> None:
+    if not 0 < given < 1:
+        then = "all rows would be asked of the oracle: make it the model" if given == 1 else "it is a share"
+        raise ConfigError(f"{name}={given!r} is not allowed; it is above 0 and below 1 ({then}).")
+
+
+@checked
+@dataclass(frozen=True)
 class Cascade:
     """A dearer model that answers the rows where the labeling's own model is not sure enough.
 
@@ -170,6 +230,7 @@ class Cascade:
             With it the guarantee is against gold: see `within`. All sampled rows need a label in it.
         within: With `gold`, instead of `agreement`: the share by which the labels may be right less often than the
             oracle's own, above 0 and below 1.
+        guarantee: Instead of `agreement`, for a target that is yes or no: `Precision` or `Recall`.
     """
 
     oracle: str
@@ -184,18 +245,18 @@ class Cascade:
     # Tables are neither compared nor shown.
     gold: Any = field(default=None, compare=False, repr=False)
     within: float | None = None
+    guarantee: Precision | Recall | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a guarantee that is impossible for every sample."""
         self._check_gold()
+        self._check_guarantee()
         for name in ("agreement", "confidence"):
-            given = getattr(self, name)
-            if not 0 < given < 1:
-                then = "all rows would be asked of the oracle: make it the model" if given == 1 else "it is a share"
-                raise ConfigError(f"Cascade.{name}={given!r} is not allowed; it is above 0 and below 1 ({then}).")
+            _check_share(f"Cascade.{name}", getattr(self, name))
         least = count_least(self.least_share, look_confidence(self.confidence, 1))
         if self.sample != "auto" and self.sample < least:
             asked = f"agreement={self.agreement}" if self.within is None else f"within={self.within}"
+            asked = asked if self.guarantee is None else f"guarantee={self.guarantee}"
             raise ConfigError(
                 f"Cascade.sample={self.sample!r} is too small: with fewer than {least} rows no label could be accepted "
                 f"at {asked} and confidence={self.confidence}. Give more, or 'auto'."
@@ -231,9 +292,30 @@ class Cascade:
                 "against the oracle, the other against gold. Give one of them."
             )
 
+    def _check_guarantee(self) -> None:
+        if self.guarantee is None:
+            return
+        if self.calibrate != "partition":
+            raise ConfigError(
+                "Cascade.calibrate=Rolling(…) and Cascade.guarantee do not go together: its audit and its alarm count "
+                'labels that disagree, which does not limit false or lost yes. Take calibrate="partition".'
+            )
+        if self.within is not None:
+            raise ConfigError(
+                f"Cascade.within={self.within!r} and Cascade.guarantee={self.guarantee!r} are two guarantees: the one "
+                "is against gold, the other against the oracle. Give one of them."
+            )
+        if self.agreement != Cascade.agreement:
+            raise ConfigError(
+                f"Cascade.agreement={self.agreement!r} and Cascade.guarantee={self.guarantee!r} are two guarantees. "
+                "Give one of them."
+            )
+
     @property
     def least_share(self) -> float:
-        """The least share of rows that must be right: `agreement`, or 1 minus `within`."""
+        """The guaranteed share: `agreement`, 1 minus `within`, or that of `guarantee`."""
+        if self.guarantee is not None:
+            return self.guarantee.share
         # Exact: 1 - 0.07 is a little less than 0.93 in floating point.
         return self.agreement if self.within is None else float(1 - Fraction(str(self.within)))
 
@@ -243,11 +325,24 @@ class Cascade:
         own = [self.target, self.agreement, self.confidence, self.score, self.sample]
         if isinstance(self.calibrate, Rolling):
             return [*own, self.calibrate.rows, self.calibrate.audit]
+        if self.guarantee is not None:
+            return [*own, self.filters, self.guarantee.share, self.guarantee.yes]
         return own if self.within is None else [*own, self.within]
 
+    @property
+    def filters(self) -> Literal["precision", "recall"] | None:
+        """The kind of `guarantee`; None for agreement."""
+        return None if self.guarantee is None else "precision" if isinstance(self.guarantee, Precision) else "recall"
+
+    @property
+    def yes(self) -> bool | int | str | None:
+        """The value that means yes, for a filter; None for agreement."""
+        return None if self.guarantee is None else self.guarantee.yes
+
     def settings(self) -> dict[str, Any]:
-        """Return all fields but the gold, which is not a setting of the request."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "gold"}
+        """Return all fields but the gold, which is not a setting of the request, and an absent `guarantee`."""
+        left_out = {"gold"} if self.guarantee is not None else {"gold", "guarantee"}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
 
     def check_response(self, reader: Reader, results: pa.Schema) -> None:
         """Raise ConfigError if there is no such score among the results, or a target that cannot be compared."""
@@ -262,9 +357,28 @@ class Cascade:
                 f"Cascade.target names the column {self.target!r}, {why}: two models hardly ever give the same text. "
                 "It takes a choice (Literal, an enum), an integer, a boolean or a date."
             )
+        if self.guarantee is not None:
+            self._check_yes(reader, self.guarantee.yes)
         kind = results.field(self.score).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise ConfigError(f"Cascade.score names the column {self.score!r} of type {kind}; it takes a number.")
+
+    def _check_yes(self, reader: Reader, yes: bool | int | str) -> None:
+        is_boolean = pa.types.is_boolean(reader.schema.field(self.target).type)
+        values = [True, False] if is_boolean else choices_of(reader, self.target)
+        both = None if values is None else list(dict.fromkeys(values))
+        if both is None or len(both) != 2:  # noqa: PLR2004 - yes and no
+            has = "leaves its values open" if both is None else f"has {len(both)} values"
+            raise ConfigError(
+                f"Cascade.guarantee={self.guarantee!r} needs a target that is yes or no; {self.target!r} {has}. Make "
+                "it a boolean or a choice of two values, or use agreement."
+            )
+        if not any(value == yes and type(value) is type(yes) for value in both):
+            raise ConfigError(
+                f"Cascade.guarantee={self.guarantee!r} does not name a value of {self.target!r}. Name the one that "
+                f"means yes: {type(self.guarantee).__name__}({self.least_share}, yes=…), with one of "
+                f"{', '.join(map(repr, both))}."
+            )
 
 
 def _incomparable(reader: Reader, target: str) -> str | None:

@@ -24,7 +24,11 @@ from dagster_llm_batch.core.cascade import (
     Place,
     Scores,
     are_above,
+    are_kept,
     count_allowed,
+    count_allowed_false,
+    count_allowed_lost,
+    count_least,
     digest_requests,
     find_bound,
     find_threshold,
@@ -90,6 +94,8 @@ class Levels:
         look: Number of the look at these rows, from 1 on; None: by older code, or without a sample of these rows.
         keys_id: A digest of the keys of all rows, in any order.
         requests_id: A digest of their requests.
+        filters: "precision" or "recall": `agreement` is then the least share of that; None: agreement.
+        yes: The value of the target that means yes, for a filter.
     """
 
     calibration_id: str
@@ -117,10 +123,16 @@ class Levels:
     look: int | None = None
     keys_id: str | None = None
     requests_id: str | None = None
+    filters: str | None = None
+    yes: bool | int | str | None = None
 
     def as_json(self) -> bytes:
         """Return the decisions in their stored form."""
-        return json.dumps(asdict(self), default=str).encode()
+        content = asdict(self)
+        if self.filters is None:
+            # The stored form of other cascades stays the same.
+            del content["filters"], content["yes"]
+        return json.dumps(content, default=str).encode()
 
     @classmethod
     def of_json(cls, stored: bytes) -> Levels:
@@ -161,7 +173,8 @@ class Levels:
     @property
     def promise_text(self) -> str:
         """The guarantee in words, with its assumption."""
-        words = promise_text(self.oracle, self.target, self.agreement, self.confidence, self.within)
+        stated = self.oracle, self.target, self.agreement, self.confidence, self.within
+        words = promise_text(*stated, self.filters, self.yes)
         return f"{words[:-1]}, if {self.assumption}." if self.is_rolling else words
 
     @property
@@ -179,9 +192,9 @@ class Levels:
 
         None: unknown. The certificate is for all rows that a model was asked about. For sampled rows above the
         threshold that the model has wrong, the oracle's label is delivered; rows that it did not answer have no
-        delivered label.
+        delivered label. Unknown for a filter, which does not limit all wrong labels.
         """
-        if self.bound is None or not delivered:
+        if self.bound is None or not delivered or self.filters is not None:
             return None
         return self._most_wrong_rows / delivered
 
@@ -189,7 +202,21 @@ class Levels:
         """Return whether the guarantee holds for so many delivered labels. A table without rows always keeps it."""
         if self.bound is None:
             return not delivered
+        if self.filters is not None:
+            return self.threshold == NOTHING or self._covers_lacking(self.rows - delivered)
         return self._most_wrong_rows <= (1 - Fraction(str(self.agreement))) * delivered
+
+    def _covers_lacking(self, rows: int) -> bool:
+        # Rows without a label may all be yes, which the errors are compared with. Sampled errors above the threshold
+        # are corrected by the oracle, so as many fewer are delivered; with precision they are not delivered yes either.
+        share = Fraction(str(self.agreement))
+        return rows * (1 - share) <= self.wrong_above * (share if self.filters == "precision" else 1)
+
+    def may_accept_without(self, lost: int) -> bool:
+        """Return whether a label can be accepted although so many sampled rows get no answer of the oracle."""
+        if self.filters is not None:
+            return self.sample - lost >= count_least(self.agreement, self.look_confidence)
+        return lost <= count_allowed(self.sample, self.rows, self.agreement, self.look_confidence)
 
     @property
     def _most_wrong_rows(self) -> int:
@@ -229,6 +256,8 @@ class Levels:
         what = (
             "all that fits" if place == -np.inf else "nothing" if place == np.inf else f"'{self.score}' above {place:g}"
         )
+        if self.filters is not None and place != np.inf:
+            what += f", and each {'no' if self.filters == 'precision' else 'yes'}"
         share = "" if self.accepted is None else f", {self.accepted:.1%} of the requests"
         if self.wrong is None or self.allowed is None:
             return f"accepts {what}{share}"
@@ -252,8 +281,18 @@ class Levels:
 
     def are_accepted(self, results: pa.Table) -> Flags:
         """Return which results of the model itself are above the threshold."""
-        digests = digest_requests(results[_ID].to_pylist(), self.seed)
-        return are_above(self.scores(results), digests, self.threshold or NOTHING)
+        return self._are_kept(results, digest_requests(results[_ID].to_pylist(), self.seed))
+
+    def _are_kept(self, results: pa.Table, digests: Digests) -> Flags:
+        scores, threshold = self.scores(results), self.threshold or NOTHING
+        if self.filters is None:
+            return are_above(scores, digests, threshold)
+        are_yes = self._are_yes(results[self.target])
+        return are_kept(scores, digests, threshold, ~are_yes if self.filters == "precision" else are_yes)
+
+    def _are_yes(self, labels: pa.ChunkedArray | pa.Array) -> Flags:
+        """Return which labels are yes. Null is not."""
+        return np.fromiter((label == self.yes for label in labels.to_pylist()), bool, len(labels))
 
     def calibrate(self, cheap: Iterable[pa.Table], oracle: Iterable[pa.Table]) -> Levels:
         """Return the same with the threshold, by the results of both models, the newest last, for the sampled rows.
@@ -279,6 +318,8 @@ class Levels:
         return replace(levels, audit=audit)
 
     def _calibrate(self, own: pa.Table, others: pa.Table) -> Levels:
+        if self.filters is not None:
+            return self._calibrate_filter(own, others)
         drawn = self.sampled or []
         scores, digests, wrong = self._judge(drawn, own, others)
         promised = (len(drawn), self.rows)
@@ -293,6 +334,28 @@ class Levels:
             threshold=threshold,
         )
 
+    def _calibrate_filter(self, own: pa.Table, others: pa.Table) -> Levels:
+        drawn = self.sampled or []
+        scores, digests, wrong = self._judge(drawn, own, others)
+        mine, theirs = (table.take(pc.index_in(pa.array(drawn, pa.string()), table[_ID])) for table in (own, others))
+        answered = _are_good(theirs)
+        seen = answered & self._are_yes(theirs[self.target])
+        if self.filters == "precision":
+            right = seen & self._are_yes(mine[self.target]) & np.isfinite(scores)
+            allowed = count_allowed_false(int(right.sum()), self.agreement, self.look_confidence)
+        else:
+            allowed = count_allowed_lost(int(seen.sum()), self.agreement, self.look_confidence)
+        threshold = find_threshold(scores, digests, wrong, allowed)
+        return replace(
+            self,
+            wrong=int(wrong.sum()),
+            # Only errors that the oracle has corrected: without its answer, a row may be right.
+            wrong_above=int((wrong & answered & are_above(scores, digests, threshold)).sum()),
+            allowed=allowed,
+            bound=float(1 - Fraction(str(self.agreement))),
+            threshold=threshold,
+        )
+
     def judge_sample(self, cheap: Iterable[pa.Table], oracle: Iterable[pa.Table]) -> tuple[Scores, Flags]:
         """Return the scores of the sampled rows, and whether the model's label is wrong. See `calibrate`."""
         scores, _, wrong = self._judge(self.sampled or [], _newest(cheap, self.read), _newest(oracle, self.read))
@@ -304,7 +367,11 @@ class Levels:
         mine, theirs = (table.take(pc.index_in(drawn, table[_ID])) for table in (own, others))
         scores = self.scores(mine)
         labels, answers, answered = mine[self.target], theirs[self.target], _are_good(theirs)
-        if self.within is None:
+        if self.filters == "precision":
+            wrong = self._are_yes(labels) & ~(answered & self._are_yes(answers))
+        elif self.filters == "recall":
+            wrong = ~self._are_yes(labels) & (~answered | self._are_yes(answers))
+        elif self.within is None:
             wrong = ~(answered & _are_equal(labels, answers))
         else:
             gold = self._gold_as(labels.type)
@@ -360,7 +427,7 @@ class Levels:
         known = _newest(tables[False], self.read)
         own = known.take(pc.index_in(requests, known[_ID]))
         fits, digests = _are_good(own), digest_requests(requests.to_pylist(), self.seed)
-        above = are_above(self.scores(own), digests, self.threshold or NOTHING)
+        above = self._are_kept(own, digests)
         drawn = self._are_sampled(requests)
         audited = self._are_audited(requests)
         asked = drawn | audited | ~above
@@ -418,9 +485,22 @@ class Levels:
         return _with_columns(table.filter(is_asked), ORACLE, at.filter(is_asked), of_request)
 
 
-def promise_text(oracle: str, target: str, agreement: float, confidence: float, within: float | None) -> str:
+def promise_text(  # what a guarantee consists of
+    oracle: str,
+    target: str,
+    agreement: float,
+    confidence: float,
+    within: float | None,
+    filters: str | None = None,
+    yes: bool | int | str | None = None,
+) -> str:
     """Return the guarantee of a cascade, in words."""
-    if within is None:
+    value = json.dumps(yes, ensure_ascii=False)
+    if filters == "precision":
+        what = f"at least {percent(agreement)} of the labels {value} on '{target}' are {value} by {oracle}, too"
+    elif filters == "recall":
+        what = f"at least {percent(agreement)} of the rows that are {value} on '{target}' by {oracle} have this label"
+    elif within is None:
         what = f"at least {percent(agreement)} of the labels agree with {oracle} on '{target}'"
     else:
         what = (

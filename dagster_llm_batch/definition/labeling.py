@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.core.cascade import Cascade, Rolling
+from dagster_llm_batch.core.cascade import Cascade, Precision, Recall, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
@@ -345,7 +345,8 @@ class Labeling:
         if (cascade := self.cascade) is not None:
             # The source of the gold does not affect the requests.
             rolling = {"calibrate": asdict(cascade.calibrate)} if isinstance(cascade.calibrate, Rolling) else {}
-            asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price), **rolling}
+            filters = {} if cascade.guarantee is None else {"guarantee": asdict(cascade.guarantee)}
+            asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price), **rolling, **filters}
         # The same form as after reading it: tuples become lists, and values that JSON lacks become text.
         definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
         return definition
@@ -463,7 +464,11 @@ def _cascade_of_json(stored: Mapping[str, Any] | None, gold: Any) -> Cascade | N
     gold = None if stored["within"] is None else gold if gold is not None else "gold"
     rolling = stored.get("calibrate", "partition")
     calibrate = Rolling(**rolling) if isinstance(rolling, Mapping) else rolling
-    return Cascade(**{**stored, "price": _price_of_json(stored["price"]), "gold": gold, "calibrate": calibrate})
+    filters, guarantee = stored.get("guarantee"), None
+    if filters is not None:
+        guarantee = Precision(**filters) if "precision" in filters else Recall(**filters)
+    known = {"price": _price_of_json(stored["price"]), "gold": gold, "calibrate": calibrate, "guarantee": guarantee}
+    return Cascade(**{**stored, **known})
 
 
 def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, Any] | None:

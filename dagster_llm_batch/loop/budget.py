@@ -375,14 +375,12 @@ class Allowance:
         )
         if not lost:
             return None
-        from dagster_llm_batch.core.cascade import count_allowed  # noqa: PLC0415 - few labelings are cascades
-
         levels = self._deployment.levels(self._labeling, self._ledger.submissions.get(submission_id))
         if levels is None or levels.sampled is None or levels.is_rolling:
             return None
         # A sampled row without an answer counts as wrong. With more wrong rows than this,
         # all labels are rejected.
-        if lost <= count_allowed(levels.sample, levels.rows, levels.agreement, levels.look_confidence):
+        if levels.may_accept_without(lost):
             return None
         why = (
             f"{lost:,} requests of the sample that judges the labels of {judged[0].asked_of} were abandoned for lack "

@@ -25,9 +25,11 @@ from dagster_llm_batch import (
     LLMBatchResource,
     Moderation,
     OpenAIBatchResource,
+    Precision,
     Prompt,
     QueueLimit,
     Realtime,
+    Recall,
     Resend,
     Rolling,
     Spend,
@@ -421,6 +423,20 @@ def test_what_calibrates_a_cascade_is_said_in_yaml(given, expected):
     sure = {"type": "object", "properties": {"topic": {"enum": ["a", "b"]}, "sure": {"type": "number"}}}
     with loaded(labels(cascade=cascade, response=sure, partitions_def=by_day)) as project:
         assert project.component.cascade.calibrate == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"precision": "{{ 19 / 20 }}", "yes": "a"}, Precision(0.95, "a")),
+        ({"recall": 0.9, "yes": "b"}, Recall(0.9, "b")),
+    ],
+)
+def test_the_guarantee_of_a_filter_is_said_in_yaml(given, expected):
+    cascade = {"oracle": "openai/gpt-5", "target": "topic", "score": "sure", "guarantee": given}
+    sure = {"type": "object", "properties": {"topic": {"enum": ["a", "b"]}, "sure": {"type": "number"}}}
+    with loaded(labels(cascade=cascade, response=sure)) as project:
+        assert project.component.cascade.guarantee == expected
 
 
 def test_a_template_gives_a_whole_object_or_a_part_of_it():

@@ -8,13 +8,20 @@ from scipy import stats
 
 from dagster_llm_batch.core.cascade import (
     NOTHING,
+    Cascade,
     Place,
+    Precision,
+    Recall,
+    Rolling,
     are_kept,
     count_allowed_false,
     count_allowed_lost,
     count_least,
     find_threshold,
 )
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.labeling import Labeling, _cascade_of_json
+from dagster_llm_batch.errors import ConfigError
 from tests.tables import table
 
 CONFIDENCE = 0.95
@@ -145,3 +152,60 @@ def test_labels_that_cannot_break_the_guarantee_need_no_score_above_the_threshol
     free = np.array([False, False, True, True])
     assert are_kept(scores, digests, Place(0.5, 0), free).tolist() == [True, False, True, False]
     assert are_kept(scores, digests, NOTHING, free).tolist() == [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"guarantee": Precision(0.95), "agreement": 0.9}, "two guarantees"),
+        ({"guarantee": Precision(0.95), "gold": "gold", "within": 0.1}, "two guarantees"),
+        ({"guarantee": Recall(0.9), "calibrate": Rolling()}, "do not go together"),
+        ({"guarantee": Recall(0.9), "sample": 29}, "fewer than 30 .* at guarantee=Recall"),
+    ],
+)
+def test_filters_that_cannot_be_kept_are_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        Cascade(**{"oracle": "openai/large", "target": "is_spam", **given})
+    for kind in (Precision, Recall):
+        with pytest.raises(ConfigError, match="make it the model"):
+            kind(1.0)
+
+
+@pytest.mark.parametrize(
+    ("schema", "yes", "words"),
+    [
+        ({"type": "boolean"}, True, None),
+        ({"enum": ["relevant", "other"]}, "relevant", None),
+        ({"enum": ["relevant", "other"]}, True, "does not name a value"),
+        ({"type": "boolean"}, "true", "does not name a value"),
+        ({"type": "boolean"}, 1, "does not name a value"),
+        ({"enum": ["a", "b", "c"]}, "a", "has 3 values"),
+        ({"type": "integer"}, 1, "leaves its values open"),
+    ],
+)
+def test_a_filter_needs_a_target_of_two_values_and_the_one_that_means_yes(schema, yes, words):
+    properties = {"kind": schema, "confidence": {"type": "number"}}
+    response = {"type": "object", "properties": properties, "required": [*properties]}
+    given = {
+        "asset": "labels",
+        "model": "openai/small",
+        "key": "id",
+        "prompt": Prompt(user="{{ body }}"),
+        "response": response,
+        "cascade": Cascade("openai/large", "kind", guarantee=Recall(0.9, yes=yes)),
+    }
+    if words is None:
+        known = Labeling(**given)
+        # A definition that is read back from the ledger has the same cascade.
+        assert _cascade_of_json(known.definition["asked"]["cascade"], None) == known.cascade
+        return
+    with pytest.raises(ConfigError, match=words):
+        Labeling(**given)
+
+
+def test_cascades_without_a_filter_keep_their_settings_and_stored_form():
+    plain, own = Cascade("openai/large", "kind"), Cascade("openai/large", "kind", guarantee=Recall(0.9))
+    assert plain.promise == ["kind", 0.95, 0.95, "confidence", "auto"]
+    assert own.promise == [*plain.promise, "recall", 0.9, True]
+    assert "guarantee" not in plain.settings()
+    assert own.settings()["guarantee"] == Recall(0.9)
