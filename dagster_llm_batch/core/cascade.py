@@ -152,7 +152,7 @@ class Precision:
     """Guarantee the precision of a yes/no target: the share of delivered yes rows that the oracle calls yes.
 
     The model's no are accepted without the oracle, so yes rows may be missing. If the sample has too few yes rows, the
-    oracle answers all rows: a precision of 0.95 needs 59 or more that both models call yes.
+    oracle answers all rows: a precision of 0.95 needs 60 that both models call yes.
 
     Args:
         precision: The least share, above 0 and below 1.
@@ -178,7 +178,7 @@ class Recall:
     """Guarantee the recall of a yes/no target: the share of all rows the oracle calls yes that are delivered as yes.
 
     The model's yes are accepted without the oracle, so some may be false. If the sample has too few yes rows, the
-    oracle answers all rows: a recall of 0.9 needs 29 or more that the oracle calls yes.
+    oracle answers all rows: a recall of 0.9 needs 30 that the oracle calls yes.
 
     Args:
         recall: The least share, above 0 and below 1.

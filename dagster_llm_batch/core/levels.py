@@ -485,7 +485,7 @@ class Levels:
         return _with_columns(table.filter(is_asked), ORACLE, at.filter(is_asked), of_request)
 
 
-def promise_text(  # what a guarantee consists of
+def promise_text(
     oracle: str,
     target: str,
     agreement: float,
