@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from benchmarks.measure import ROOT
-from benchmarks.truth import public
+from benchmarks.truth import filters, public
 from benchmarks.truth.__main__ import QUICK_DRAWS, SECTIONS
 from benchmarks.truth.page import HEAD, HELD, PAGE, with_bounds
 from benchmarks.truth.widths import Width, check_widths, read_bounds
@@ -56,6 +56,9 @@ def test_public_data_sets_are_read_from_a_folder_and_our_cascade_and_estimates_a
     measured = public.section_of(tmp_path).measure(3, False)
     assert "| made | 4000 | 0.98 |" in measured.text
     assert "| made | 100 | ours |" in measured.text
+    measured = filters.section_of(tmp_path).measure(3, False)
+    assert "| made | precision 0.95 |" in measured.text
+    assert not measured.broken
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.truth import annotators, cascade, dollars, ends, gates, intervals, means, page, public, samples
+from benchmarks.truth import annotators, cascade, dollars, ends, filters, gates, intervals, means, page, public, samples
 from benchmarks.truth.widths import set_bounds
 
 _ALL = (intervals, samples, means, gates, annotators, cascade, dollars, ends)
@@ -18,16 +18,17 @@ QUICK_DRAWS = 200
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.truth", description="Whether what is said is true.")
     parser.add_argument("sections", nargs="*", help=f"some of: {', '.join(SECTIONS)} (default: all)")
-    parser.add_argument("--data", type=Path, help=f"of {public.NAME}, which is no part of all: a folder of CSV files")
+    parser.add_argument("--data", type=Path, help="for public and filters, which are not in all: a folder of CSV files")
     parser.add_argument("--draws", type=int, default=1_000, help="data sets of each cell")
     parser.add_argument("--quick", action="store_true", help="print the part that is a test, and write nothing")
     parser.add_argument("--set-widths", action="store_true", help="set the bounds of widths by what is measured")
     options = parser.parse_args()
     sections = dict(SECTIONS)
     if options.data is not None:
-        sections[public.NAME] = public.section_of(options.data)
-    elif public.NAME in options.sections:
-        parser.error(f"{public.NAME} reads data sets that are not here: give their folder, --data FOLDER")
+        sections |= {module.NAME: module.section_of(options.data) for module in (public, filters)}
+    elif away := {public.NAME, filters.NAME} & {*options.sections}:
+        names = " and ".join(sorted(away))
+        parser.error(f"{names}: the data sets are not here; give their folder, --data FOLDER")
     if unknown := sorted(set(options.sections) - set(sections)):
         parser.error(f"there is no section {', '.join(unknown)}; the sections are {', '.join(sections)}")
     draws = QUICK_DRAWS if options.quick else options.draws

@@ -24,7 +24,7 @@ from dagster_llm_batch.core.cascade import are_above, choose_sample, count_allow
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 
-__all__ = ["NAME", "DataSet", "read_folder", "section_of"]
+__all__ = ["CONFIDENCE", "NAME", "DataSet", "find_installed", "read_folder", "section_of"]
 
 NAME = "public"
 
@@ -79,7 +79,7 @@ def section_of(folder: Path) -> Section:
 def measure(sets: Sequence[DataSet], draws: int) -> Measured:
     """Measure each data set with `draws` samples."""
     cascades, estimates = [], []
-    bargain, ppi, glide = map(_installed, ("BARGAIN", "ppi_py", "glide.estimators"))
+    bargain, ppi, glide = map(find_installed, ("BARGAIN", "ppi_py", "glide.estimators"))
     for data in sets:
         for agreement in AGREEMENTS:
             ours = _repeat(draws, partial(_cascade, data, agreement))
@@ -101,7 +101,8 @@ def measure(sets: Sequence[DataSet], draws: int) -> Measured:
     return Measured(f"{table(head, cascades)}\n\n{figures}{note}", ())
 
 
-def _installed(name: str) -> Any:
+def find_installed(name: str) -> Any:
+    """Return a module, or None if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError:
