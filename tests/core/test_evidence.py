@@ -172,6 +172,7 @@ def test_marks_and_invisible_characters_are_found_where_the_text_has_them(source
     assert source[place.start : place.end] == found
 
 
+@pytest.mark.sample
 @table("run", ["中" * 300_000, "a" + "\u0301\u0323" * 100_000, "a" + "\u0301\u200b\u0323" * 100_000])
 def test_a_long_run_without_blanks_takes_time_in_proportion_to_it(run):
     """Otherwise one text would hold up a table for minutes or hours."""

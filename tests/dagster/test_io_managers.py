@@ -39,6 +39,7 @@ def readers(partitions_def: Any, seen: list[tuple[str, set[str]]]) -> list[dg.As
     return [reader("first", LABELS), reader("second", LABELS), reader("of_rejects", REJECTS)]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("partition", [None, "2026-01-02"])
 @pytest.mark.parametrize("frame", ["arrow", "polars", "pandas", "batches"])
 def test_dagsters_own_memory_holds_labels_and_rejects_for_everyone_downstream(make, emulator, frame, partition):

@@ -111,6 +111,7 @@ CUT_SHORT: dict[str, tuple[list[Any], dict[str, int]]] = {
 }
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("fault", CUT_SHORT)
 def test_a_row_that_may_have_run_in_a_batch_cut_short_is_missing_and_its_cost_is_unknown(
     workspace: Workspace, fault: str

@@ -183,6 +183,7 @@ def test_each_shard_has_after_the_upgrade_what_it_had_before(upgraded, store):
     assert broken_records(upgraded) == []
 
 
+@pytest.mark.sample
 def test_a_lost_ledger_gets_its_batches_back_from_receipts_of_0_1_0(store, tmp_path):
     unpack_archive(STORES / f"{STORE}.tar.gz", tmp_path)
     (tmp_path / "ledger.sqlite").unlink()
