@@ -5,9 +5,9 @@ A failure of one provider, batch or report must not stop the others. The caller 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -50,6 +50,15 @@ _ENDINGS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What one poll has learned."""
+
+    reports: dict[str, BatchReport] = field(default_factory=dict)  # on the whole batch, by shard_id
+    requests: dict[str, int] = field(default_factory=dict)  # of batches without a reported total, by batch_key
+    put_back: dict[str, bool] = field(default_factory=dict)  # of batches that ran nothing, by batch_key; False: refused
+
+
 class Poller:
     """Poll and stop the batches of shards."""
 
@@ -66,18 +75,18 @@ class Poller:
             if failed is not None:
                 failed(failed_shards, error)
 
-        reports: dict[str, BatchReport] = {}
-        ran_nothing: set[str] = set()
+        answers = _Answers()
         for name, its_shards in self._by_provider(shards, add_failure).items():
-            self._ask(name, its_shards, reports, ran_nothing, add_failure)
-        self._record([shard for shard in shards if shard.shard_id in reports], reports, ran_nothing, add_failure)
+            self._ask(name, its_shards, answers, add_failure)
+        reports = answers.reports
+        self._record([shard for shard in shards if shard.shard_id in reports], answers, add_failure)
         self.give_up_forgotten(shards)
         own = {shard.shard_id: shard for shard in shards}
         if failed is None:
             odd = [error for error in errors if not isinstance(error, TransientError)]
             if odd or (errors and not reports):
                 raise (odd or errors)[0]
-        return {key: self._share(report, own[key]) for key, report in reports.items()}
+        return {key: self._share(report, own[key], answers) for key, report in reports.items()}
 
     def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
         """See Engine.poll_awaited."""
@@ -176,41 +185,31 @@ class Poller:
                     running.setdefault(shard.provider, []).append(shard)
         return running
 
-    def _ask(
-        self,
-        name: str,
-        shards: Sequence[Shard],
-        reports: dict[str, BatchReport],
-        ran_nothing: set[str],
-        failed: Failed,
-    ) -> None:
-        """Poll one provider for the batches of these shards; add to `reports` and `ran_nothing`, by shard_id."""
+    def _ask(self, name: str, shards: Sequence[Shard], answers: _Answers, failed: Failed) -> None:
+        """Poll one provider for the batches of these shards; add its reports to `answers`."""
         batches: dict[str, list[Shard]] = {}
         for shard in shards:
             batches.setdefault(shard.batch.batch_id or "", []).append(shard)
-        answers: dict[str, BatchReport] = {}
+        reports: dict[str, BatchReport] = {}
         _apart(
             list(batches),
-            lambda ids: answers.update(self._deployment.provider(name).poll(ids)),
+            lambda ids: reports.update(self._deployment.provider(name).poll(ids)),
             lambda ids, error: failed([shard for batch_id in ids for shard in batches[batch_id]], error),
         )
-        for batch_id in batches.keys() & answers.keys():
+        for batch_id in batches.keys() & reports.keys():
             for shard in batches[batch_id]:
                 try:
                     # A report that cannot be divided is odd.
-                    self._share(answers[batch_id], shard)
-                    reports[shard.shard_id] = answers[batch_id]
-                    if not answers[batch_id].done:
-                        ran_nothing.add(shard.shard_id)
+                    self._share(reports[batch_id], shard, answers)
+                    answers.reports[shard.shard_id] = reports[batch_id]
                 except LedgerError:
                     raise
                 except Exception as error:  # noqa: BLE001 - an odd report of one batch; the others' are as good as ever
                     failed([shard], error)
 
-    def _record(
-        self, shards: Sequence[Shard], reports: dict[str, BatchReport], ran_nothing: set[str], failed: Failed
-    ) -> None:
+    def _record(self, shards: Sequence[Shard], answers: _Answers, failed: Failed) -> None:
         """Record the reports on these shards, and the ends of ended batches."""
+        reports = answers.reports
         _apart(
             shards,
             lambda group: self._ledger.shards.record_reports({s.shard_id: reports[s.shard_id] for s in group}),
@@ -219,7 +218,7 @@ class Poller:
         ends: dict[str, Ending] = {}
         for shard in shards:
             try:
-                if (ending := self._ending_of(shard, reports[shard.shard_id], ran_nothing)) is not None:
+                if (ending := self._ending_of(shard, answers)) is not None:
                     ends[shard.shard_id] = ending
             except LedgerError:
                 raise
@@ -235,24 +234,28 @@ class Poller:
         _apart(in_time, lambda group: self._ledger.shards.record_endings(ends_of(group)), failed)
         _apart(late, lambda group: self._ledger.shards.record_late_endings(ends_of(group)), failed)
 
-    def _ending_of(self, shard: Shard, report: BatchReport, ran_nothing: set[str]) -> Ending | None:
+    def _ending_of(self, shard: Shard, answers: _Answers) -> Ending | None:
         """Return how the shard's batch ended; None if it runs, or ran nothing and will be sent again."""
+        report = answers.reports[shard.shard_id]
         if is_awaited(shard):
-            return self._ending(report, shard) if report.status in _ENDINGS else None
+            return self._ending(report, shard, answers) if report.status in _ENDINGS else None
         if report.status is BatchStatus.NOT_FOUND and shard.batch.status is BatchStatus.NOT_FOUND:
-            return self._gone(shard, report)
+            return self._gone(shard, report, answers)
         if report.status not in _ENDINGS:
             return None
-        ending = self._ending(report, shard)
-        if shard.shard_id not in ran_nothing or report.status is not BatchStatus.FAILED or not report.retryable:
+        ending = self._ending(report, shard, answers)
+        if report.done or report.status is not BatchStatus.FAILED or not report.retryable:
             return ending
         # A batch that failed after it was accepted has had its try. Its requests may be asked again in another wave.
         # Only a batch rejected for lack of room waits for room.
         if report.smaller_helps is False:
             return ending
-        return None if self._put_back(shard.shard_id, report) else replace(ending, cause=Cause.NOT_TAKEN)
+        key = shard.batch.batch_key or shard.shard_id
+        if key not in answers.put_back:
+            answers.put_back[key] = self._put_back(shard.shard_id, report)
+        return None if answers.put_back[key] else replace(ending, cause=Cause.NOT_TAKEN)
 
-    def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
+    def _gone(self, shard: Shard, report: BatchReport, answers: _Answers) -> Ending | None:
         """Return the end of a batch that its provider has not known for long; None while the provider may lag."""
         since = self._unknown_since(shard)
         if since is None or since > self._deployment.clock():
@@ -262,13 +265,18 @@ class Poller:
         reason = (
             f"{report.reason or 'The provider does not find this batch.'} Reported since {since:%Y-%m-%d %H:%M} UTC."
         )
-        ending = self._ending(replace(report, reason=reason), shard)
+        ending = self._ending(replace(report, reason=reason), shard, answers)
         return replace(ending, move=Move.GONE, cause=Cause.GONE, reason_kind=Reason.GONE)
 
     def _unknown_since(self, shard: Shard) -> datetime | None:
         """Return when the status of the shard's batch changed to unknown; None without such an event."""
-        others = (each for each in self._ledger.shards.of_batch(shard) if each.shard_id != shard.shard_id)
-        for one in (shard, *others):
+
+        def sharing() -> Iterator[Shard]:
+            yield shard
+            # Read only if the shard itself has no such event.
+            yield from (other for other in self._ledger.shards.of_batch(shard) if other.shard_id != shard.shard_id)
+
+        for one in sharing():
             changed = [
                 event.at
                 for event in self._ledger.events.of_submission(one.submission_id)
@@ -303,7 +311,7 @@ class Poller:
             )
         return True
 
-    def _ending(self, report: BatchReport, shard: Shard) -> Ending:
+    def _ending(self, report: BatchReport, shard: Shard, answers: _Answers) -> Ending:
         cause = shard.cause if shard.state is ShardState.SUBMITTED else None
         # This package records its requests to stop first. So another cancellation has an unknown origin.
         if report.status is BatchStatus.CANCELED and cause is None:
@@ -321,7 +329,7 @@ class Poller:
             reason=report.reason,
             retryable=report.retryable,
             cause=cause,
-            reported_usd=self._share(report, shard).reported_usd,
+            reported_usd=self._share(report, shard, answers).reported_usd,
         )
 
     def stop(self, shards: Sequence[Shard], failed: Failed) -> None:
@@ -384,12 +392,17 @@ class Poller:
         submission = self._ledger.submissions.get(shard.submission_id)
         return submission.state is SubmissionState.CANCELED or self._deployment.is_late(submission)
 
-    def _share(self, report: BatchReport, shard: Shard) -> BatchReport:
+    def _share(self, report: BatchReport, shard: Shard, answers: _Answers) -> BatchReport:
         """Return the shard's part of the report on a shared batch. Counts are divided in proportion to requests."""
         total = report.total
         # Not every provider reports the total number of requests in a batch.
         if total is None and (report.done or 0) > shard.requests:
-            total = sum(other.requests + other.batch.padding for other in self._ledger.shards.of_batch(shard))
+            key = shard.batch.batch_key or shard.shard_id
+            # Once for a batch: to read all of its shards for each of them takes the square of their number.
+            if key not in answers.requests:
+                of_batch = self._ledger.shards.of_batch(shard)
+                answers.requests[key] = sum(other.requests + other.batch.padding for other in of_batch)
+            total = answers.requests[key]
         if total is None:
             return replace(report, reported_usd=None)
         if total <= shard.requests:

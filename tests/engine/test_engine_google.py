@@ -12,6 +12,7 @@ from workspace import Workspace, assert_total, billed, tickets
 
 from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, local_gcs, lost_create_reply
+from tests.statements import statements
 
 VERTEX_JOBS = "POST /vertex/*/batchPredictionJobs"
 CREATES = {"vertex": VERTEX_JOBS, "tables": VERTEX_JOBS, "gemini": "POST /gemini/*:batchGenerateContent"}
@@ -104,3 +105,23 @@ def test_partitions_share_a_batch_and_come_home_whatever_counts_the_vendor_gives
         assert_total(workspace, made, submission_id, 3)
     assert len(workspace.emulator.books.batches) == 1
     assert len(billed(workspace)) == ROWS
+
+
+@in_tables
+def test_a_report_without_a_total_is_divided_by_one_read_of_the_batch(workspace: Workspace, kind: str) -> None:
+    made = replace(definition(kind), limits=Limits(max_requests_per_batch=100))
+    engine = workspace.engine()
+    reads = []
+    for sharing in (3, 12):
+        ids = [
+            engine.plan(made, tickets(2, start=2 * n), partition=f"{sharing}-{n}").submission_id for n in range(sharing)
+        ]
+        engine.submit_together(made, ids)
+        workspace.emulator.settle()
+        shards = [shard for one in ids for shard in engine.ledger.shards.of_submission(one)]
+        assert len({shard.batch.batch_id for shard in shards}) == 1
+        with statements() as asked:
+            reports = engine.poll(shards)
+        assert [(report.total, report.done, report.failed) for report in reports.values()] == [(2, 2, 0)] * sharing
+        reads.append(sum(statement.startswith("SELECT") for statement in asked))
+    assert reads[0] == reads[1]
