@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -92,19 +93,26 @@ def _poll_due(state: TickState, before: _Before, flying: Iterable[Shard]) -> flo
 
     Returns the seconds after the begin of the tick until which another poll may start.
     """
-    due: dict[str, list[Shard]] = defaultdict(list)
+    due: dict[str, dict[str, list[Shard]]] = defaultdict(dict)
     for shard in flying:
         if is_due(shard, state.now) and _can_ask(state, before, shard):
-            due[shard.provider].append(shard)
+            due[shard.provider].setdefault(shard.batch.batch_key or shard.shard_id, []).append(shard)
     longest, at_once = 0.0, state.bounds.polled_batches
-    for shards in due.values():
+    for batches in due.values():
+        # The ledger records a report on a batch, and its end, for all of its shards. So one of them is enough.
+        shards = [sharing[0] for sharing in batches.values()]
+
+        def failed(polled: Sequence[Shard], error: Exception, of: Mapping[str, Sequence[Shard]] = batches) -> None:
+            sharing = (of.get(shard.batch.batch_key or shard.shard_id, [shard]) for shard in polled)
+            _note_unpolled(state, before, list(chain.from_iterable(sharing)), error)
+
         for start in range(0, len(shards), at_once):
             began = monotonic()
             if not is_within(state, state.bounds.poll_seconds - longest):
                 left = count_batches(shards[start:])
                 note(state, f"{left:,} {'batch waits' if left == 1 else 'batches wait'} for the next tick")
                 break
-            if not state.engine.poll(shards[start : start + at_once], partial(_note_unpolled, state, before)):
+            if not state.engine.poll(shards[start : start + at_once], failed):
                 break
             longest = max(longest, monotonic() - began)
     return state.bounds.poll_seconds - longest

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from contextlib import closing
 
 import pytest
-from code_location import BATCH, DAILY, DAYS, CodeLocation, labeled
+from code_location import BATCH, DAILY, DAYS, LABELS, CodeLocation, labeled
 from test_batch_sensor import change
 from test_jobs import launch, shown
 
+from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.sensors.runs import TickBounds
-from dagster_llm_batch.testing.emulator import Emulator, rate_limited
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.testing.emulator import Emulator, WireFault, rate_limited
 from tests.statements import statements
 
 pytestmark = pytest.mark.slow
@@ -61,6 +63,42 @@ def test_a_batch_that_partitions_share_counts_once_in_their_metadata_the_log_the
     assert "1 batch waits for the next tick" in hurried.tick().skip_message
     change(location, "submitted_at = datetime('now', '-3 days') || '.000000'")
     assert shown(launch(location, "llm_batch_resolve"))["llm_batch/batches_overdue"] == 1
+
+
+def polls(emulator: Emulator) -> int:
+    return sum(call.method == "GET" and call.path.startswith("/v1/batches") for call in emulator.books.calls)
+
+
+def test_a_tick_polls_a_shared_batch_once_and_ends_it_for_all_its_partitions(
+    emulator: Emulator, make: Callable[..., CodeLocation]
+) -> None:
+    location = make(*labeled(partitions_def=DAILY), bounds=TickBounds(polled_batches=1))
+    assert location.submit(span=(DAYS[0], DAYS[3])).success
+    assert len(emulator.books.batches) == 1
+    change(location, "polled_at = null")
+    before = polls(emulator)
+    location.tick()
+    assert polls(emulator) == before + 1
+    emulator.settle()
+    change(location, "polled_at = null")
+    assert location.tick().run_requests
+    assert polls(emulator) == before + 2
+    with closing(location.engine().ledger) as ledger:
+        submissions = ledger.submissions.list_all(location.engine().namespace)
+        shards = [shard for one in submissions for shard in ledger.shards.of_submission(one.submission_id)]
+        assert [shard.state for shard in shards] == [ShardState.ENDED] * 4
+
+
+def test_a_tick_names_each_partition_of_a_shared_batch_that_cannot_be_polled(
+    emulator: Emulator, make: Callable[..., CodeLocation]
+) -> None:
+    location = make(*labeled(partitions_def=DAILY))
+    assert location.submit(span=(DAYS[0], DAYS[1])).success
+    change(location, "polled_at = null")
+    emulator.inject(WireFault(kind="status", route="GET *", status=401, times=None))
+    with pytest.raises(LLMBatchError, match=f"{LABELS} {DAYS[0]} needs a person: .*401") as failed:
+        location.tick()
+    assert f"{LABELS} {DAYS[1]} needs a person: " in str(failed.value)
 
 
 def test_partitions_in_a_batch_each_and_in_one_with_others_are_counted_by_batch(
