@@ -84,7 +84,9 @@ def main() -> None:
         "runs": lambda: dagster_run.table(floors, options.run_rows, options.runs, options.inputs),
         "cores": lambda: cores.table(options.run_rows[0], options.caps, options.inputs),
         "ledger": lambda: writes.table(options.rows, options.shard_sizes, options.inputs),
-        "sensor": lambda: sensor.table(floors, options.batches, options.ledgers),
+        "sensor": lambda: sensor.table(
+            floors, [*((count, count) for count in options.batches), (2, options.days)], options.ledgers
+        ),
         "partitions": measured_partitions,
         "scale": lambda: day.shard_tables(shards.run(shards.Size(partitions=options.scale_partitions))),
         "latency": lambda: latency.table([1, options.days]),

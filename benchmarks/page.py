@@ -130,8 +130,9 @@ The table counts `INSERT`, `UPDATE` and `DELETE` statements, and the rows that t
 against the mock of OpenAI. The counts grow with shards (a batch and its results), and not with rows.""",
     "sensor": """## A tick of the sensor
 
-Each batch belongs to a different partition and was sent an hour ago, so it is polled every six minutes. Each call takes
-the vendor 0.2 seconds. The table has three cases: all batches are due, none is due, and all have ended. A
+Each batch belongs to a different partition, or the partitions of a year share two batches. All were sent an hour ago,
+so they are polled every six minutes. Each call takes the vendor 0.2 seconds. The table has three cases: all batches
+are due, none is due, and all have ended. A
 tick polls for 25 seconds at most. It starts with the batches that were polled least recently, and leaves the rest to
 the next tick, half a minute later. The sensor requests twenty runs at a time, each with up to a hundred partitions.
 Dagster takes about half a second to launch a run, which is not in the figures. PostgreSQL is a server on the same

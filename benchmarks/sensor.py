@@ -1,6 +1,8 @@
-"""One tick of the sensor over many batches in flight, each of a different partition: seconds, calls, run requests.
+"""One tick of the sensor over many batches in flight: seconds, calls, run requests.
 
-python -m benchmarks.sensor openai|anthropic batches folder '{"url": …}' [ledger URL]
+Each batch is of a different partition, or many partitions share few batches.
+
+python -m benchmarks.sensor openai|anthropic batches partitions folder '{"url": …}' [ledger URL]
 
 A call takes the vendor 0.2 seconds here. Dagster's time to launch the requested runs is not included: half a second
 each, for at most twenty runs.
@@ -42,10 +44,12 @@ _MODELS = {"openai": "gpt-4o-mini", "anthropic": "claude-haiku-4-5"}
 _CALL_SECONDS = 0.2
 
 
-def main(service: str, batches: str, folder: str, addresses: str, ledger_url: str | None = None) -> None:
+def main(
+    service: str, batches: str, partitions: str, folder: str, addresses: str, ledger_url: str | None = None
+) -> None:
     """Fill a ledger, then tick: with all running, with nothing due, and with all ended."""
     url, count = json.loads(addresses)["url"], int(batches)
-    keys = [f"p{number:05d}" for number in range(count)]
+    keys = [f"p{number:05d}" for number in range(int(partitions))]
     assets = llm_batch_assets(
         name="labels",
         rows=lambda _context: [],
@@ -121,12 +125,25 @@ def evaluate_tick(
 
 
 def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence[str]) -> None:
-    """Write a submission with one shard for each partition, sent an hour ago, directly into the ledger's tables."""
+    """Write a submission with one shard for each partition, sent an hour ago, directly into the ledger's tables.
+
+    Neighboring partitions share a batch if there are fewer batches than partitions.
+    """
     provider, model = engine.provider(service), _MODELS[service]
     then = utc_now() - timedelta(hours=1)
     submissions, shards = [], []
-    for number, (key, batch_id) in enumerate(zip(keys, batch_ids, strict=True)):
-        name, sent_at = f"{number:032x}", then + timedelta(milliseconds=number)
+    first, of_batch = 0, -1
+    for number, key in enumerate(keys):
+        if number * len(batch_ids) // len(keys) > of_batch:
+            first, of_batch = number, of_batch + 1
+        name, sent_at = f"{number:032x}", then + timedelta(milliseconds=first)
+        batch = Batch(
+            batch_key=f"{first:016x}-1",
+            place=number - first,
+            batch_id=batch_ids[of_batch],
+            sent_at=sent_at,
+            submitted_at=sent_at,
+        )
         submissions.append(
             Submission(
                 submission_id=name,
@@ -156,7 +173,7 @@ def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence
                 bytes=1,
                 path="p",
                 digest="d",
-                batch=Batch(batch_key=f"{number:016x}-1", batch_id=batch_id, sent_at=sent_at, submitted_at=sent_at),
+                batch=batch,
                 provider=service,
                 account=provider.account,
                 model=model,
@@ -182,12 +199,12 @@ def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return dict(json.load(reply))
 
 
-def table(services: Sequence[str], sizes: Sequence[int], ledgers: Sequence[str]) -> str:
-    """Return the table as Markdown."""
-    titles = ("Service", "Ledger", "In flight", "Tick", "Seconds", "List calls", "Single calls", "Left for the next")
+def table(services: Sequence[str], sizes: Sequence[tuple[int, int]], ledgers: Sequence[str]) -> str:
+    """Return the table as Markdown. A size is a number of batches, and a number of partitions that are in them."""
+    titles = ("Service", "Ledger", "In flight", "Partitions", "Tick", "Seconds", "List calls", "Single calls")
     lines = [
-        f"| {' | '.join(titles)} | Runs asked for | Cursor bytes |",
-        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| {' | '.join(titles)} | Left for the next | Runs asked for | Cursor bytes |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     with ExitStack() as stack:
         databases = None
@@ -197,12 +214,13 @@ def table(services: Sequence[str], sizes: Sequence[int], ledgers: Sequence[str])
             databases = stack.enter_context(postgres(durable=True))
         for service in services:
             for ledger in ledgers:
-                for size in sizes:
+                for size, partitions in sizes:
                     url = [databases()] if databases is not None and ledger == "postgresql" else []
                     with mock() as addresses, tempfile.TemporaryDirectory() as folder:
-                        cost = child("benchmarks.sensor", service, size, folder, json.dumps(addresses), *url)
+                        where = (folder, json.dumps(addresses), *url)
+                        cost = child("benchmarks.sensor", service, size, partitions, *where)
                     lines += [
-                        f"| {service} | {ledger} | {size:,} | {one['name']} | {one['seconds']:.1f} | "
+                        f"| {service} | {ledger} | {size:,} | {partitions:,} | {one['name']} | {one['seconds']:.2f} | "
                         f"{one['list_calls']} | {one['single_calls']} | {one['left']:,} | {one['runs']} | "
                         f"{one['cursor_bytes']} |"
                         for one in cost.said["ticks"]

@@ -27,7 +27,7 @@ _TOLD = {
     "runs": ["| openai | 300 |"],
     "cores": ["read again by threads"],
     "ledger": ["| 300 | 100 | 3 |"],
-    "sensor": ["| openai | sqlite | 20 | all have ended |"],
+    "sensor": ["| openai | sqlite | 20 | 20 | all have ended |", "| openai | sqlite | 2 | 5 | none is due |"],
     "partitions": ["| 5 | sent together", "| 2 | a run for each day | 4 |"],
     "scale": ["| statements that write |", "| all have ended |", "| CPU of PostgreSQL | ms |"],
     "money": ["| batch, identical rows once |"],
