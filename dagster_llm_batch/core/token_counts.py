@@ -50,6 +50,7 @@ __all__ = [
     "InputCounter",
     "InputCounts",
     "OutputTokens",
+    "TextCosts",
     "given_settings",
     "model_max_output",
     "output_basis",
@@ -258,6 +259,37 @@ def _sums_of_stretches(texts: Sequence[str], lengths: _Counts, starts: _Counts, 
     # Sums of hundredths are whole numbers, far below those that float32 has no exact value of.
     sums: _Counts = (_rates(tokenizer).of(stretches.reshape(len(texts), width)) @ _ONES).astype(np.int64)
     return sums
+
+
+class TextCosts:
+    """The approximate cost of any slice of one text, as `expected_text_tokens` counts the slice by itself."""
+
+    def __init__(self, text: str, tokenizer: str) -> None:
+        rates, characters = _rates(tokenizer), _characters_of(f" {text}")
+        # In hundredths. A slice begins as after a space, so its first character costs what it would there.
+        self._sums = np.concatenate(([0], np.cumsum(rates.of(characters).astype(np.int64))))
+        spaces = np.full_like(characters[1:], ord(" "))
+        self._firsts = rates.of(np.stack([spaces, characters[1:]], axis=-1))[..., 0].astype(np.int64)
+
+    def end_of(self, start: int, tokens: int) -> int:
+        """Return the end of the longest slice from `start` with at most so many tokens."""
+        if start >= len(self._firsts):
+            return start
+        # The sums up to the end of the first character, without its cost within the text.
+        own = self._sums[start + 1] - self._firsts[start]
+        end = int(np.searchsorted(self._sums, own + tokens * 100, "right")) - 1
+        return max(end, start)
+
+    def start_of(self, end: int, tokens: int) -> int:
+        """Return the start of the longest slice up to `end` with at most so many tokens."""
+        starts = np.arange(max(end - tokens * _MOST_CHARACTERS_OF_TOKEN, 0), end)
+        costs = self._sums[end] - self._sums[starts + 1] + self._firsts[starts]
+        fit = np.flatnonzero(costs <= tokens * 100)
+        return int(starts[fit[0]]) if len(fit) else end
+
+
+# More characters are not looked at for each token.
+_MOST_CHARACTERS_OF_TOKEN = 16
 
 
 def most_text_tokens(texts: Sequence[str], tokenizer: str) -> _Counts:
