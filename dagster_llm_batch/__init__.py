@@ -43,10 +43,12 @@ if TYPE_CHECKING:
     )
     from dagster_llm_batch.core.cascade import Cascade, Precision, Recall, Rolling
     from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
+    from dagster_llm_batch.core.gather import Gather
     from dagster_llm_batch.core.masks import Mask
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.core.quoted_columns import Evidence
+    from dagster_llm_batch.core.split import Split, split_rows
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
         AtLeast,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         drift_assets,
         estimate_assets,
         evaluation_assets,
+        gathered_labels,
         gold_sample_assets,
         pairwise_judge_assets,
         rubric_judge_assets,
@@ -100,6 +103,7 @@ __all__ = [
     "Evidence",
     "Fallback",
     "FileRows",
+    "Gather",
     "GeminiBatchResource",
     "HiveParquetIOManager",
     "LLMBatchAgreementComponent",
@@ -134,6 +138,7 @@ __all__ = [
     "Rubric",
     "SlurmBatchResource",
     "Spend",
+    "Split",
     "SqlRows",
     "StopRule",
     "TokenPrice",
@@ -149,6 +154,7 @@ __all__ = [
     "drift_assets",
     "estimate_assets",
     "evaluation_assets",
+    "gathered_labels",
     "gold_sample_assets",
     "llm_batch_assets",
     "on_labels_ready",
@@ -156,6 +162,7 @@ __all__ = [
     "preset",
     "rubric_judge_assets",
     "skew_assets",
+    "split_rows",
     "student_assets",
     "student_of",
 ]
@@ -170,6 +177,7 @@ _MODULES = {
     "Evidence": "core.quoted_columns",
     "Fallback": "engine",
     "FileRows": "assets",
+    "Gather": "core.gather",
     "HiveParquetIOManager": "io",
     "LLMBatchTranslator": "assets",
     "LLMBatchTranslatorData": "assets",
@@ -185,6 +193,7 @@ _MODULES = {
     "RowsContext": "assets",
     "Rubric": "evaluation",
     "Spend": "engine",
+    "Split": "core.split",
     "SqlRows": "assets",
     "StopRule": "evaluation",
     "TokenPrice": "core.pricing",
@@ -192,8 +201,10 @@ _MODULES = {
     "build_llm_batch_retention": "jobs",
     "build_llm_batch_alert_sensor": "sensors",
     "build_llm_batch_sensor": "sensors",
+    "gathered_labels": "evaluation",
     "llm_batch_assets": "assets",
     "on_labels_ready": "automation",
+    "split_rows": "core.split",
     "student_of": "evaluation",
 }
 _MODULES_BY_END = {"Component": "components", "_assets": "evaluation"}

@@ -9,6 +9,7 @@ from dagster_llm_batch.evaluation.annotation import annotation_assets
 from dagster_llm_batch.evaluation.costs import cost_assets
 from dagster_llm_batch.evaluation.drift import drift_assets
 from dagster_llm_batch.evaluation.estimates import estimate_assets
+from dagster_llm_batch.evaluation.gather import gathered_labels
 from dagster_llm_batch.evaluation.gold import evaluation_assets
 from dagster_llm_batch.evaluation.gold_sample import gold_sample_assets
 from dagster_llm_batch.evaluation.pairwise import pairwise_judge_assets
@@ -28,6 +29,7 @@ __all__ = [
     "drift_assets",
     "estimate_assets",
     "evaluation_assets",
+    "gathered_labels",
     "gold_sample_assets",
     "pairwise_judge_assets",
     "rubric_judge_assets",
