@@ -215,14 +215,13 @@ def test_a_double_press_judges_one_row_and_the_same_key_judges_the_next_one_late
     ]
 
 
-@pytest.mark.timeout(600)
-def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
+@contextmanager
+def phone(url: str):
+    """Yield a page in a browser that is used by touch, and a list of the errors in the page."""
     from playwright.sync_api import sync_playwright
 
-    pq.write_table(pa.table({"id": ["t0", "t1"], "body": ["a", "b"]}), tmp_path / "tickets.parquet")
     sandbox = [] if os.geteuid() else ["--no-sandbox"]
     with (
-        served(tmp_path) as (_, url),
         sync_playwright() as playwright,
         closing(playwright.chromium.launch(executable_path=chromium(), args=sandbox)) as browser,
     ):
@@ -232,8 +231,22 @@ def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
             is_mobile=True,
             extra_http_headers={"X-User": "ada"},
         ).new_page()
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(f"{url}/label/tickets?as=tickets")
-        page.get_by_text("billing").tap()
+        yield page, wrong
+
+
+def tap_after_reading(page, words: str) -> None:
+    # This is longer than a double tap.
+    page.wait_for_timeout(350)
+    page.get_by_text(words, exact=True).tap()
+
+
+@pytest.mark.timeout(600)
+def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
+    pq.write_table(pa.table({"id": ["t0", "t1"], "body": ["a", "b"]}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url), phone(url) as (page, wrong):
         pressed = page.locator("#judge .choice, #judge button")
         assert min(box.bounding_box()["height"] for box in pressed.all()) >= 44
         assert not any(key.is_visible() for key in page.locator("kbd").all())
@@ -241,9 +254,42 @@ def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
         # A link within text must not be known by its color alone.
         path = page.locator("header nav a").first
         assert path.evaluate("link => getComputedStyle(link).textDecorationLine") == "underline"
-        page.get_by_role("button", name="Save").tap()
+        assert wrong == []
+
+
+@pytest.mark.timeout(600)
+def test_on_touch_one_tap_judges_a_row_a_double_tap_judges_no_other_and_undo_is_in_view(tmp_path):
+    """Texts are longer than the screen, so that the answers are below it."""
+    keys = [f"t{number}" for number in range(4)]
+    texts = [f"Text of {key}\n" * 60 for key in keys]
+    pq.write_table(pa.table({"id": keys, "body": texts}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url), phone(url) as (page, wrong):
+        tap_after_reading(page, "billing")
         page.get_by_text("1 row judged by you").wait_for()
-    assert judgments(tmp_path) == [("t0", "ada", {"topic": "billing"})]
+        assert page.evaluate("scrollY") == 0
+        # The second tap of a double tap meets the next row.
+        page.get_by_text("bug", exact=True).tap()
+        assert page.locator("#judge :checked").count() == 0
+        tap_after_reading(page, "bug")
+        page.get_by_text("2 rows judged by you").wait_for()
+        place = page.get_by_role("button", name="Undo t1").bounding_box()
+        assert 0 <= place["y"] <= 844 - place["height"]
+        page.wait_for_timeout(350)
+        page.get_by_role("button", name="Undo t1").tap()
+        page.locator("h1", has_text="t1").wait_for()
+        page.get_by_label("Comment").fill("Seen twice.")
+        tap_after_reading(page, "billing")
+        page.locator("h1", has_text="t2").wait_for()
+        assert wrong == []
+    with closing(Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")) as ledger:
+        said = [(one.row_key, one.kind, one.answer, one.comment) for one in ledger.judgments.read("test", "tickets")]
+    billing, bug = {"topic": "billing"}, {"topic": "bug"}
+    assert said == [
+        ("t0", "label", billing, None),
+        ("t1", "label", bug, None),
+        ("t1", "undo", None, None),
+        ("t1", "label", billing, "Seen twice."),
+    ]
 
 
 class Listener:

@@ -11,8 +11,11 @@ let busy = false;
 // Keys that were pressed while the next row loads.
 let waiting = [];
 let last = { key: "", at: -Infinity };
+// Whether the page was last touched by a finger, and when a tap last judged a row or a new row was shown.
+let touched = false;
+let settled = -Infinity;
 
-// A second press within this time belongs to the same row.
+// A second press or tap within this time belongs to the same row.
 const DOUBLE_MS = 300;
 
 function secret() {
@@ -59,9 +62,17 @@ async function load(url, options, how) {
 
 function show(text) {
   const next = new DOMParser().parseFromString(text, "text/html");
+  const before = shownRow();
   document.title = next.title;
   document.body.replaceWith(document.adoptNode(next.body));
   start();
+  // The next row is read from its beginning.
+  if (before !== shownRow()) scrollTo(0, 0);
+  settled = performance.now();
+}
+
+function shownRow() {
+  return form && `${form.elements.partition.value}\n${form.elements.row_key.value}`;
 }
 
 function tell(text) {
@@ -147,7 +158,10 @@ function handle(key) {
   return Boolean(act);
 }
 
+addEventListener("pointerdown", (event) => (touched = event.pointerType === "touch"));
+
 document.addEventListener("keydown", (event) => {
+  touched = false;
   const typing = event.target.matches("select, textarea, input:not([type=radio], [type=checkbox])");
   if (form && typing && event.key === "Escape") event.target.blur();
   if (form && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
@@ -173,6 +187,20 @@ document.addEventListener("click", (event) => {
   if (link.origin !== location.origin || link.target || link.getAttribute("href").startsWith("#")) return;
   event.preventDefault();
   load(link.href, {}, "push");
+});
+
+// A tap on an answer of the only question sends it, as its key does. A tap that can only be meant for the row before
+// does nothing.
+document.addEventListener("click", (event) => {
+  const judging = event.target.closest("#judge[data-one] input[type=radio], form[method=post] button");
+  // The script presses buttons, too.
+  if (!touched || !judging || !event.isTrusted) return;
+  if (busy || event.timeStamp - settled < DOUBLE_MS) {
+    event.preventDefault();
+    return;
+  }
+  settled = event.timeStamp;
+  if (judging.matches("input")) press("Enter");
 });
 
 document.addEventListener("submit", (event) => {
