@@ -21,10 +21,11 @@ import pyarrow.types as t
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.core.quoted_columns import QuotedColumns
+from dagster_llm_batch.core.response import is_json
 from dagster_llm_batch.core.result_schema import RESULT_SCHEMA
 from dagster_llm_batch.core.split import PART, PART_COLUMNS, PART_KEY, PART_START, PARTS
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.types import Outcome
+from dagster_llm_batch.types import SKIPPED, Outcome
 
 __all__ = ["Gather", "Gatherer"]
 
@@ -77,7 +78,7 @@ class Gatherer:
                 f"Gather.columns names {', '.join(unknown)}, which the response does not have. Its columns: "
                 f"{', '.join(response.names)}."
             )
-        self._key, self._keep, self._response, self._quoted = key, list(keep), response, quoted
+        self._key, self._keep, self._response = key, list(keep), response
         self._ways: dict[str, Callable[[list[Any]], Any]] = {}
         for each in response:
             self._ways[each.name] = _way_of(each, gather.columns.get(each.name, gather.way), gather.separator)
@@ -144,16 +145,20 @@ class Gatherer:
                 "in one run."
             )
         absent = sorted({*range(1, counts.pop() + 1)} - {*numbers})
+        answered = [part for part in parts if part[_LABELED]]
         failed = [part for part in parts if not part[_LABELED]]
+        if answered:
+            # A part of blanks alone is not sent, and has nothing to answer.
+            failed = [part for part in failed if part["llm_outcome"] != SKIPPED]
         row = {name: parts[0][name] for name in (self._key, *self._keep)} | _provenance_of(parts)
         if failed or absent:
             outcome = failed[0]["llm_outcome"] if failed else Outcome.MISSING.value
             return {**row, "llm_outcome": outcome, _REASON: _reason(failed, absent, len(parts) + len(absent))}
         for name in self._response.names:
-            row[name] = self._ways[name]([part[name] for part in parts])
+            row[name] = self._ways[name]([part[name] for part in answered])
         for name in self._places.names:
             is_place = name.endswith(("_start", "_end"))
-            values = [_shifted(part[name], part[PART_START]) if is_place else part[name] for part in parts]
+            values = [_shifted(part[name], part[PART_START]) if is_place else part[name] for part in answered]
             row[name] = self._ways[name](values)
         return {**row, "llm_outcome": Outcome.SUCCEEDED.value}
 
@@ -190,7 +195,7 @@ def _way_of(column: pa.Field, way: str, separator: str) -> Callable[[list[Any]],
     is_text, is_list = t.is_string(kind) or t.is_large_string(kind), t.is_list(kind)
     if way == "concat" and is_list:
         return _joined
-    if way == "concat" and is_text:
+    if way == "concat" and is_text and not is_json(column):
         return lambda values: separator.join(value for value in values if value is not None)
     if way == "union" and is_list:
         return _united

@@ -88,6 +88,16 @@ def test_a_part_that_is_in_neither_table_is_named_and_never_passed_over():
     assert a["llm_reason"].startswith("1 of 3 parts have no label. part 2: not in the labels or rejects")
 
 
+def test_a_part_of_blanks_has_nothing_to_answer_unless_the_whole_text_is_blank():
+    blank = {"cost": "0", "llm_outcome": "skipped", "llm_reason": "empty"}
+    [a], [b] = gathered(
+        [part("a", 1, 2, cost="0.1", kind="x", names=["p"])], [part("a", 2, 2, **blank), part("b", 1, 1, **blank)]
+    )
+    assert (a["kind"], a["names"], a["llm_outcome"], a["llm_cost_usd"]) == ("x", ["p"], "succeeded", Decimal("0.1"))
+    assert [one["llm_outcome"] for one in a["llm_parts"]] == ["succeeded", "skipped"]
+    assert (b["llm_outcome"], b["llm_reason"]) == ("skipped", "1 of 1 parts have no label. b#1: empty")
+
+
 @pytest.mark.parametrize("second", [part("a", 1, 2), part("a", 2, 3)])
 def test_parts_of_two_splits_are_refused(second):
     with pytest.raises(InputError, match="parts of two splits"):
