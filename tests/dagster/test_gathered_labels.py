@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 from code_location import DAILY, DAYS, CodeLocation, labeled
 from pydantic import BaseModel
@@ -22,6 +23,7 @@ from dagster_llm_batch import (
     Spend,
     Split,
     TokenPrice,
+    evaluation_assets,
     gathered_labels,
     split_rows,
 )
@@ -154,6 +156,39 @@ def test_each_row_has_one_outcome_and_one_price_and_only_failed_or_changed_parts
     assert rows["a"]["names"] == ["Ann", "Bob", "Dot", "Cid"]
     assert rows["b"]["names"] == ["Dot"]
     assert stored(location, f"{DOCS}_rejects") == []
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_the_gathered_table_counts_rows_and_not_parts(make, desk, tmp_path):
+    """It runs a Dagster. Of three rows one is a reject, and one of the two labels is right."""
+    desk.texts["c"] = "# One\nDot is good\n"
+    gold = pa.table({"doc": ["a", "b", "c"], "tone": ["good", "bad", "bad"]})
+
+    @dg.asset
+    def truth() -> pa.Table:
+        return gold
+
+    parts = parts_of(desk, partitions_def=None)
+    measured = evaluation_assets(
+        name="quality",
+        candidates={"parts": DOCS},
+        rejects={"parts": f"{DOCS}_rejects"},
+        gold="truth",
+        key="doc",
+        target="tone",
+    )
+    store = {"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))}
+    location = make(*parts, *gathering(parts), truth, *measured, resources=store)
+    assert location.run("truth").success
+    assert location.run(f"{PARTS}_batch").success
+    for _ in range(2):
+        location.emulator.settle()
+        location.run(PARTS, f"{PARTS}_rejects")
+    assert location.run(PARTS, f"{PARTS}_rejects").success
+    assert location.run(DOCS, f"{DOCS}_rejects").success
+    assert location.run("quality").success
+    [row] = location.repository.load_asset_value(dg.AssetKey("quality"), instance=location.instance).to_pylist()
+    assert (row["n_gold"], row["n_labeled"], row["accuracy"]) == (3, 2, 0.5)
 
 
 @pytest.mark.parametrize(
