@@ -133,6 +133,12 @@ class Labeling:
                 "resend.fallback does not go with cascade: the oracle answers the rows that the model does not. "
                 f"Another model instead of {cascade.oracle} would void the guarantee. Leave resend.fallback out."
             )
+        if self.realtime.otherwise == "batch":
+            raise ConfigError(
+                "Realtime(otherwise='batch') does not go with cascade: the model of a cascade is asked once, so what "
+                f"the tier 'flex' turns away would be paid at {cascade.oracle}. Leave otherwise out: then the standard "
+                "tier answers it."
+            )
 
     @cached_property
     def models(self) -> tuple[Labeling, ...]:

@@ -27,9 +27,10 @@ _NOW = "llm_asked_in_real_time"
 def in_real_time(labeling: Labeling, asset: str, realtime: Realtime | None = None, **changes: Any) -> Labeling:
     """Return the labeling under the name `asset`, which sends `marked` rows to its first model, in real time only.
 
-    `realtime` replaces the settings of the labeling. No columns of the rows are kept, so quotes are not located.
+    `realtime` replaces the settings of the labeling. No columns of the rows are kept, so quotes are not located. What
+    the tier "flex" turns away is asked in the standard tier: a batch would not answer it now.
     """
-    how = replace(realtime or labeling.realtime, urgent=_NOW, deadline=None)
+    how = replace(realtime or labeling.realtime, urgent=_NOW, deadline=None, otherwise="standard")
     resend = replace(labeling.resend, fallback=())
     return replace(labeling, asset=asset, keep=(), evidence=None, realtime=how, resend=resend, **changes)
 

@@ -10,7 +10,7 @@ again.
 With `Realtime(tier="flex")` a request is asked in this tier first. The stored request does not name the tier, so that
 the request and its fingerprint are the same in all tiers and in a batch. A request that the vendor turns away there is
 asked in the standard tier at once. With `otherwise="batch"` the vendor's refusal is its answer instead, and the next
-wave asks the request in a batch.
+wave asks the request in a batch. A call without a connection was not turned away: it is repeated in the tier "flex".
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ class _TurnedAwayError(Exception):
 
 @dataclass(frozen=True)
 class _Calls:
-    """The provider's calls for one line. `flex` is the call in the tier "flex", if this tier is wanted."""
+    """The provider's calls for one line.
+
+    `flex` is the call in the tier "flex", if this tier is wanted. With `or_batch`, its refusal is the answer.
+    """
 
     standard: Callable[[bytes], bytes]
-    flex: Callable[[bytes], bytes] | None
+    flex: Callable[[bytes], bytes] | None = None
+    or_batch: bool = False
 
 
 class Answerer:
@@ -126,11 +130,14 @@ class Answerer:
 
     def _calls(self, shard: Shard) -> _Calls:
         """Return the calls for a shard. Raises ConfigError where its provider lacks real time, or the wanted tier."""
-        provider, spec = self._deployment.provider_of(shard), self._labeling.spec
+        provider, spec, how = self._deployment.provider_of(shard), self._labeling.spec, self._labeling.realtime
         standard = real_time_of(provider).respond
-        if not self._labeling.realtime.is_flex:
-            return _Calls(standard, None)
-        return _Calls(standard, flex_of(provider, spec.model, spec.endpoint).respond_flex)
+        if not how.is_flex:
+            return _Calls(standard)
+        # A deadline that the submission was planned with stops batches, also if the definition no longer has it.
+        submission = self._deployment.ledger.submissions.get(shard.submission_id)
+        or_batch = how.otherwise == "batch" and submission.deadline_at is None
+        return _Calls(standard, flex_of(provider, spec.model, spec.endpoint).respond_flex, or_batch)
 
     def _ask_all(self, calls: _Calls, lines: list[bytes], answers: dict[int, bytes]) -> BaseException | None:
         """Add the answers as they arrive; return the error or interruption that stopped it, if any.
@@ -157,25 +164,27 @@ class Answerer:
 
         Raises _TurnedAwayError if the patience is too short for that.
         """
-        if calls.flex is not None and (flexible := self._ask_flex(calls.flex, line)) is not None:
-            return flexible
         reason = ""
+        call = calls.flex or calls.standard
         for pause in (*_PAUSES_SECONDS, None):
-            self._wait()
-            # Each call is paid. A process that wakes after its lease has passed on makes no further call.
-            self._lease.check()
             wanted_seconds: float | None = None
             answer: bytes | None = None
             try:
-                answer, wanted_seconds = _answered(calls.standard, line)
+                tried, wanted_seconds = self._answered(call, line)
+                if call is calls.flex and not calls.or_batch and self._refusal(tried) is not None:
+                    # The tier's own lack of capacity says nothing about the standard tier, so the run does not wait.
+                    call = calls.standard
+                    tried, wanted_seconds = self._answered(call, line)
+                answer = tried
             except NoConnectionError as error:
                 reason = str(error)
             else:
-                result = self._codec.decode(answer)
-                if result.outcome is not Outcome.ERRORED or not result.retryable:
+                refusal = self._refusal(answer)
+                if refusal is None:
                     self._gate.let_in()
+                if refusal is None or call is calls.flex:
                     return answer
-                reason = result.reason or "it turns calls away"
+                reason = refusal
             seconds = wanted_seconds or pause
             if seconds and not self._gate.turn_away(seconds, is_for_all=bool(wanted_seconds)):
                 raise _TurnedAwayError(self._later(reason))
@@ -185,23 +194,19 @@ class Answerer:
                 self._deployment.sleep(pause)
         raise _TurnedAwayError(self._later(reason))
 
-    def _ask_flex(self, call: Callable[[bytes], bytes], line: bytes) -> bytes | None:
-        """Return the answer in the tier "flex"; None if the request is to be asked in the standard tier now.
-
-        The tier's own lack of capacity says nothing about the standard tier, so it does not make the run wait.
-        """
-        self._wait()
-        self._lease.check()
-        try:
-            answer, _ = _answered(call, line)
-        except NoConnectionError:
-            # Nothing was sent. The standard call finds the same, and waits as usual.
-            return None
+    def _refusal(self, answer: bytes) -> str | None:
+        """Return the reason for which the provider turned a call away; None for any other answer."""
         result = self._codec.decode(answer)
-        is_turned_away = result.outcome is Outcome.ERRORED and result.retryable
-        if not is_turned_away:
-            self._gate.let_in()
-        return None if is_turned_away and self._labeling.realtime.otherwise == "standard" else answer
+        if result.outcome is not Outcome.ERRORED or not result.retryable:
+            return None
+        return result.reason or "it turns calls away"
+
+    def _answered(self, call: Callable[[bytes], bytes], line: bytes) -> tuple[bytes, float | None]:
+        """Make a call as soon as it may be made; see `_answered`."""
+        self._wait()
+        # Each call is paid. A process that wakes after its lease has passed on makes no further call.
+        self._lease.check()
+        return _answered(call, line)
 
     def _wait(self) -> None:
         if self.is_turned_away:

@@ -197,7 +197,9 @@ class NextWave:
 
     def _by_lane(self, lane: Lane, asked: Mapping[str, str]) -> Iterator[tuple[Lane, Mapping[str, str]]]:
         """Yield requests of a shard with the lane of their next wave: a batch for those that flex turned away."""
-        if lane is not Lane.REALTIME or self._late or self._labeling.realtime.otherwise != "batch":
+        # A deadline that the submission was planned with stops batches; see realtime.py.
+        stops_batches = self._submission.deadline_at is not None
+        if lane is not Lane.REALTIME or stops_batches or self._labeling.realtime.otherwise != "batch":
             yield lane, asked
             return
         for its_lane, is_away in ((Lane.BATCH, True), (lane, False)):

@@ -12,7 +12,9 @@ import pytest
 from bedrock_workspace import provider as bedrock
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.engine import Limits, Realtime, Resend
+from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.errors import ConfigError, CredentialsError
 from dagster_llm_batch.testing.emulator import FlexScript, WireFault
 
@@ -215,3 +217,44 @@ def test_a_tier_without_any_room_sends_all_rows_in_a_batch(workspace: Workspace)
     status = workspace.run(definition, urgent(60))
     assert (status.submission.outcomes, status.submission.waves) == ({"succeeded": 60}, 2)
     assert (workspace.emulator.flex.calls, len(billed(workspace))) == (60, 60)
+
+
+def test_no_connection_in_flex_is_waited_for_and_not_asked_at_the_full_price(workspace: Workspace) -> None:
+    definition, there = flexible(), workspace.providers["openai"]
+    planned = workspace.engine().plan(definition, urgent(3)).submission_id
+    # Nothing listens there, and a second later the provider is back.
+    gone, back = workspace.openai_at("http://127.0.0.1:1/v1", account=there.account), there.respond_flex
+    calls = iter([gone.respond_flex])
+
+    def answer_later(line: bytes) -> bytes:
+        return next(calls, back)(line)
+
+    there.respond_flex = answer_later
+    status = workspace.finish(definition, planned)
+    assert (status.submission.outcomes, status.submission.waves) == ({"succeeded": 3}, 1)
+    assert bases(assert_total(workspace, definition, planned, 3)[0]) == {"tier: flex": 3}
+
+
+def test_a_sample_in_real_time_goes_into_no_batch(workspace: Workspace) -> None:
+    workspace.emulator.flex.script = FlexScript(turned_away=2)
+    definition = in_real_time(flexible(otherwise="batch"), "sample")
+    planned = workspace.engine().plan(definition, map(marked, tickets(3).to_arrow().to_batches())).submission_id
+    status = answer_now(workspace.engine(), definition, planned)
+    assert (status.submission.outcomes, status.submission.waves) == ({"succeeded": 3}, 1)
+    assert bases(assert_total(workspace, definition, planned, 3)[0]) == {"realtime": 2, "tier: flex": 1}
+
+
+def test_a_deadline_that_is_gone_from_the_definition_still_stops_batches(workspace: Workspace) -> None:
+    workspace.emulator.flex.script = FlexScript(turned_away=100)
+    planned = workspace.engine().plan(flexible(deadline=timedelta(hours=1), urgent=None), tickets(3)).submission_id
+    workspace.skipped += timedelta(hours=2)
+    status = workspace.finish(flexible(otherwise="batch", urgent=None), planned)
+    assert status.submission.outcomes == {"succeeded": 3}
+    assert (workspace.emulator.flex.calls, len(billed(workspace))) == (3, 3)
+
+
+def test_a_cascade_does_not_pay_its_oracle_for_what_flex_turns_away() -> None:
+    cascade = Cascade(oracle="openai/gpt-5", target="topic", agreement=0.9, score="urgency", sample=60)
+    how = Realtime(urgent="now", tier="flex", otherwise="batch")
+    with pytest.raises(ConfigError, match=r"does not go with cascade.*would be paid at openai/gpt-5"):
+        labeling(**USUAL, cascade=cascade, realtime=how)
