@@ -24,7 +24,7 @@ from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3
+from dagster_llm_batch.testing.emulator import Emulator, FlexScript, VendorLimits, WireFault, local_gcs, local_s3
 from tests.batch_records import broken_records
 from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
@@ -112,6 +112,7 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> CellResult:
         s3_url=around.s3_url,
         gcs_url=around.gcs_url,
     ) as emulator:
+        emulator.flex.script = FlexScript(turned_away=cell.crash.scenario.flex_refusals)
         if cell.ledger == "sqlite":
             url = f"sqlite:///{folder}/ledger.sqlite"
         else:

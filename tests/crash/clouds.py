@@ -28,7 +28,7 @@ from tests import folder_servers
 BUCKET = "bucket"
 SETTLE_SECONDS = 0.3  # time until a lost create call can no longer arrive; here it never does
 _TIMEOUT_SECONDS = 60.0
-_BATCH_CALLS = frozenset({"create", "find", "poll", "fetch", "cancel", "respond"})
+_BATCH_CALLS = frozenset({"create", "find", "poll", "fetch", "cancel", "respond", "respond_flex"})
 _LABELER = Path(__file__).with_name("labeler.py")
 _MAX_TOKENS = {"max_tokens": 50}
 _MAX_OUTPUT_TOKENS = {"max_output_tokens": 50}

@@ -39,7 +39,7 @@ _FILE = re.compile(
 )
 _VERBS = {
     "submit": "call: upload",
-    **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
+    **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond", "respond_flex")},
 }
 # The names of these methods' transactions in crash points.
 _TRANSACTIONS = {
@@ -170,7 +170,9 @@ def intercept_verbs(interceptor: Interceptor, provider: Any) -> Any:
         return act
 
     for verb in _VERBS:
-        setattr(provider, verb, tapped(verb, getattr(provider, verb)))
+        # Few providers have the tier "flex".
+        if hasattr(provider, verb):
+            setattr(provider, verb, tapped(verb, getattr(provider, verb)))
     return provider
 
 

@@ -72,6 +72,7 @@ class Scenario:
     - answer: the emulated models' answers; always ANSWER by default.
     - spare_batches: batches at the provider that ran nothing and belong to no shard.
     - enqueued_tokens: the most tokens that the provider's queue takes.
+    - flex_refusals: number of the first calls in the tier "flex" that are turned away.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Scenario:
     answer: Callable[[Any, str], Any] = _always
     spare_batches: int = 0
     enqueued_tokens: int | None = None
+    flex_refusals: int = 0
 
     def with_changes(self, *changes: tuple[str, Any]) -> Scenario:
         """Return the same scenario with more changes of the labeling."""
@@ -205,6 +207,22 @@ TURNED_AWAY = Scenario(
     clouds=_EMULATED - {"bedrock"},  # its batches show no time
     billed=(9, 12),
 )
+FLEX = replace(
+    URGENT.with_changes(
+        ("model", "openai/gpt-5-nano"),
+        ("params", {"max_completion_tokens": 50}),
+        ("realtime", Realtime(urgent="now", concurrency=1, tier="flex")),
+    ),
+    name="the tier flex turns a row away, and the standard tier answers it",
+    clouds=frozenset({"openai"}),
+    flex_refusals=1,
+)
+FLEX_OR_BATCH = replace(
+    FLEX.with_changes(("realtime", Realtime(urgent="now", concurrency=1, tier="flex", otherwise="batch"))),
+    name="the tier flex turns a row away, and a batch answers it",
+    waves=(2, 1),
+    billed=(9, 9),
+)
 FALLBACK = Scenario(
     "a model refuses a row",
     waves=(3, 1),
@@ -288,6 +306,8 @@ SCENARIOS = (
     OWN_QUEUE,
     SHARED,
     URGENT,
+    FLEX,
+    FLEX_OR_BATCH,
     FALLBACK,
     CASCADE,
     CAPPED,
