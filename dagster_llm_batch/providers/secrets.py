@@ -93,6 +93,7 @@ def masked(cls: _ProviderClass) -> _ProviderClass:
         "poll": _mask_reports,
         "find": _mask_finding,
         "respond": Mask.line,
+        "respond_flex": Mask.line,
         "submit": None,
         "cancel": None,
         "delete": _mask_answer,

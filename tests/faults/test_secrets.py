@@ -36,7 +36,7 @@ from dagster_llm_batch import (
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, LLMBatchError, TransientError
-from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.protocols import AnswersInFlex, Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider, credentials_of
 from dagster_llm_batch.providers.google.vertex import secrets_of as parts_of
@@ -340,6 +340,8 @@ def test_every_secret_of_a_provider_is_masked_in_all_that_its_verbs_give(vendor:
         provider = holding(vendor.name, server.url)
         line = provider.codec(spec).encode(Request("r", None, "text"), "n-0")
         told = [provider.respond(line).decode()]
+        if isinstance(provider, AnswersInFlex):
+            told.append(provider.respond_flex(line).decode())
         for call in (lambda: provider.poll(["abcdefghijkl"]), lambda: list(provider.fetch("abcdefghijkl"))):
             with pytest.raises(LLMBatchError) as error:
                 call()
