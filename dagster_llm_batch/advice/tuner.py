@@ -406,6 +406,9 @@ class Tuner:
         # Of the oldest submission some may not be read.
         retries = [Retry(*retry) for retry in known if len(known) < _READ or retry[0] != known[-1][0]]
         most = {Outcome.ERRORED: resend.max_waves, Outcome.INVALID: min(resend.max_waves, resend.invalid_waves)}
+        if labeling.realtime.otherwise == "batch":
+            # What the tier "flex" turns away has this outcome, and the next wave sends it in a batch.
+            del most[Outcome.ERRORED]
         chosen = {outcome: choose_waves(retries, most[outcome], outcome) for outcome in most}
         if not self._is_tried_again:
             return chosen

@@ -9,17 +9,18 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.advice.tuner import Retry, choose_waves
 from dagster_llm_batch.core.audit import bound_share
-from dagster_llm_batch.engine import Resend
+from dagster_llm_batch.engine import Realtime, Resend
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.testing.emulator import BatchFault, RowFault
-from dagster_llm_batch.types import BatchStatus, Outcome
+from dagster_llm_batch.testing.emulator import BatchFault, FlexScript, RowFault
+from dagster_llm_batch.types import BatchStatus, Lane, Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -197,3 +198,17 @@ def test_nothing_is_cut_where_another_model_would_answer_instead(waves: Waves) -
     falling_back = replace(waves.definition, resend=Resend(fallback=("openai/gpt-4o-mini",)))
     submission = waves.workspace.engine(tune=True).plan(falling_back, tickets(3))
     assert (submission.tuning or {})["waves"] == {}
+
+
+def test_what_flex_turns_away_goes_into_a_batch_whatever_is_known_of_errors(workspace: Workspace) -> None:
+    waves = Waves(workspace, model="openai/gpt-5-nano", params={"max_completion_tokens": 50})
+    for _ in range(20):
+        waves.add("errored")
+    how = Realtime(urgent="now", tier="flex", otherwise="batch")
+    definition, engine = replace(waves.definition, realtime=how), workspace.engine(tune=True)
+    workspace.emulator.flex.script = FlexScript(turned_away=4)
+    planned = engine.plan(definition, tickets(50).with_columns(pl.lit(value=True).alias("now")))
+    status = workspace.finish(definition, planned.submission_id)
+    waves.ledger.close()
+    assert status.submission.outcomes == {"succeeded": 50}
+    assert [shard.lane for shard in status.shards if shard.wave == 2] == [Lane.BATCH]

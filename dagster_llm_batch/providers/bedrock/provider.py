@@ -68,10 +68,10 @@ __all__ = ["BedrockProvider"]
 
 _ROLE = re.compile(r"arn:aws(?:-[^:]+)?:iam::(?P<account>[0-9]{12})?:role/.+")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/(?P<prefix>[-!_*'().a-zA-Z0-9/]*))?")
-# the least that S3 takes, and of these 10,000
 # The client for the tier "flex": bedrock-runtime with a longer time limit.
 _SLOW_RUNTIME = "bedrock-runtime in flex"
 
+# the least that S3 takes, and of these 10,000
 _PART_BYTES = 5 << 20
 # the most that one list call gives
 _PAGE = 1_000
