@@ -50,6 +50,40 @@ def packed_pdf(pages: int) -> bytes:
     return out + found + b"startxref\n%d\n%%%%EOF\n" % len(out)
 
 
+def written_pdf(*pages: str, contents: bytes | None = None, form: bytes | None = None) -> bytes:
+    """Return a PDF with a line of text on each page; an empty one draws a square, as a scan has a picture.
+
+    `contents` takes the place of the instructions of all pages, and `form` is a part that they can show as /X.
+    """
+    kids = range(5, 5 + 2 * len(pages), 2)
+    objects: dict[int, bytes] = {
+        1: b"<</Type/Catalog/Pages 2 0 R>>",
+        2: b"<</Type/Pages/Count %d/Kids[%b]>>" % (len(pages), b" ".join(b"%d 0 R" % kid for kid in kids)),
+        3: b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>",
+        4: form or b"null",
+    }
+    resources = b"<</Font<</F 3 0 R>>/XObject<</X 4 0 R>>>>"
+    for kid, text in zip(kids, pages, strict=True):
+        shown = b"BT /F 12 Tf 50 700 Td (" + text.encode("cp1252") + b") Tj ET" if text else b"0 0 9 9 re f"
+        objects[kid] = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Resources%b/Contents %d 0 R>>" % (
+            resources,
+            kid + 1,
+        )
+        packed = zlib.compress(contents or shown)
+        objects[kid + 1] = b"<</Filter/FlateDecode/Length %d>>stream\n%b\nendstream" % (len(packed), packed)
+    out, table = b"%PDF-1.7\n", b"0000000000 65535 f \n"
+    for number, written in sorted(objects.items()):
+        table += b"%010d 00000 n \n" % len(out)
+        out += b"%d 0 obj\n%b\nendobj\n" % (number, written)
+    size, start = len(objects) + 1, len(out)
+    return out + b"xref\n0 %d\n%btrailer\n<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (
+        size,
+        table,
+        size,
+        start,
+    )
+
+
 def _stream(number: int, fields: str, data: bytes) -> bytes:
     return b"%d 0 obj\n<<%b/Length %d>>stream\n%b\nendstream\nendobj\n" % (number, fields.encode(), len(data), data)
 

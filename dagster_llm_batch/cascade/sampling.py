@@ -515,7 +515,7 @@ class Sampling:
         files = writer.files(wave, oracle, Lane.BATCH)
         self._written.append(files)
         estimate, later, counter = writer.estimate(oracle), writer.estimate(oracle), self._deployment.counter(oracle)
-        bound_of = partial(counter.bound_of_line, has_files=bool(self._labeling.prompt.files))
+        bound_of = partial(counter.bound_of_line, has_files=self._labeling.prompt.sends_files)
 
         def count_later(bounds: list[int | None]) -> None:
             later.add(InputCounts([tokens or 0] * len(bounds), bounds))

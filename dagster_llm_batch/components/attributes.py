@@ -362,6 +362,7 @@ class _PromptBlock(Block):
                 image_root=templated(context, given["image_root"]),
                 documents=given["documents"],
                 file_root=templated(context, given["file_root"]),
+                documents_as=given["documents_as"],
                 examples=[(example.user, example.reply) for example in given["examples"]],
                 cache_prefix=given["cache_prefix"],
                 version=templated(context, given["version"]),

@@ -1,4 +1,4 @@
-"""Documents: the kind of a file by its bytes, the pages of a PDF, and the limits of vendors.
+"""Documents: the kind of a file by its bytes, the pages and the text of a PDF, and the limits of vendors.
 
 Nothing here reads a file by its address. A vendor loads it, so its size and pages are unknown before it is paid.
 """
@@ -13,17 +13,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import Lock
+from typing import Any
 
 from dagster_llm_batch.core.address_secrets import quote_address
 from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Document, DocumentRules, Image
 
 __all__ = [
     "DOCX",
     "PDF",
+    "RULES_OF_TEXT",
     "TEXT",
     "XLSX",
+    "UnreadableTextError",
     "check_can_count_pages",
+    "document_text",
     "document_type",
     "fault_of_documents",
     "fault_of_size",
@@ -35,6 +40,9 @@ TEXT = "text/plain"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
+RULES_OF_TEXT = DocumentRules("Prompt(documents_as='text')", (PDF, TEXT), most_bytes=50_000_000, most_pages=1_000)
+"""The documents whose text can be sent instead of them."""
+
 _WORDS = {PDF: "a PDF", TEXT: "a text in UTF-8", DOCX: "a .docx file", XLSX: "an .xlsx file"}
 _SHORT = {PDF: "PDF", TEXT: "text", DOCX: "Word (.docx)", XLSX: "sheets (.xlsx)"}
 # Readers find the header of a PDF in its first kilobyte: ISO 32000-1, annex H, note 13.
@@ -42,6 +50,10 @@ _PDF_HEADER_WITHIN = 1_024
 _PDF_HEADER, _PDF_END = b"%PDF-", b"%%EOF"
 # For each object that is not at its place, pypdf searches the whole file. This many bytes take it a few seconds.
 _MOST_SEARCHED_BYTES = 256_000_000
+# pypdf reads some 300,000 bytes of instructions in a second.
+_MOST_DECODED_BYTES = 16_000_000
+# A million tokens, which is the context of the largest models.
+_MOST_CHARS = 4_000_000
 _QUIET = Lock()
 _OFFICE = {"word/document.xml": DOCX, "xl/workbook.xml": XLSX}
 
@@ -120,17 +132,111 @@ class _Searched(io.BytesIO):
         return super().getbuffer()
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence pypdf, which warns of each fault that it repairs. Others may read PDFs, and want its warnings."""
-    logger = logging.getLogger("pypdf")
-    with _QUIET:
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
+class UnreadableTextError(ValueError):
+    """Raised for a document whose text cannot be read. Its text is the value received and the allowed values."""
+
+
+def document_text(
+    document: Document, most_chars: int = _MOST_CHARS, most_decoded_bytes: int = _MOST_DECODED_BYTES
+) -> str:
+    """Return the text of a document within RULES_OF_TEXT. Raises UnreadableTextError for one without text.
+
+    `most_decoded_bytes` limits the contents of all pages of a PDF, decompressed.
+    """
+    data = document.data or b""
+    # Some programs begin a text with a mark of its byte order, which is no part of it.
+    of_pdf = document.media_type == PDF
+    text = _pdf_text(data, most_chars, most_decoded_bytes) if of_pdf else data.decode("utf-8-sig")
+    if len(text) > most_chars:
+        raise UnreadableTextError(f"got a text of more than {most_chars:,} characters, which is the most. Split it")
+    if not text.strip():
+        raise UnreadableTextError(
+            "got a document without text, such as a scan; allowed is one with text. Add its text by OCR, or send the "
+            "file to a model that reads it, by documents_as='file'"
+        )
+    return text
+
+
+def _pdf_text(data: bytes, most_chars: int, most_decoded_bytes: int) -> str:
+    """Return the text of all pages; of a longer one more than `most_chars`. Raises UnreadableTextError."""
+    file, pages, chars = _Searched(data, _MOST_SEARCHED_BYTES), [], 0
+    with _without_warnings() as lost:
         try:
-            yield
+            for page in _bounded_reader(file, most_decoded_bytes).pages:
+                # A font may name half a character, and NUL for one that it lacks.
+                text = replace_halves(page.extract_text()).replace("\0", "").strip()
+                pages += [text] if text else []
+                chars += len(text)
+                if chars > most_chars:
+                    break
+        except MemoryError as error:
+            raise UnreadableTextError(
+                f"got a PDF whose pages have more than {most_decoded_bytes:,} bytes of instructions, which take too "
+                "long to read. Split it, or send the file by documents_as='file'"
+            ) from error
+        # A damaged file may raise anything, and so may one that somebody made to do so.
+        except Exception as error:
+            raise UnreadableTextError(
+                f"got a damaged PDF ({type(error).__name__}); allowed is one that opens"
+            ) from error
+    if lost:
+        raise UnreadableTextError(
+            "got a PDF with a part that cannot be read, so its text would lack words; allowed is one that is read "
+            "whole. Open it in a PDF program and save it again, or send the file by documents_as='file'"
+        )
+    return "\n\n".join(pages)
+
+
+def _bounded_reader(file: io.BytesIO, most_decoded_bytes: int) -> Any:
+    """Return a reader that raises MemoryError after so many bytes of decompressed contents of pages."""
+    from pypdf import PdfReader  # noqa: PLC0415  # optional dependency, and few prompts have documents
+    from pypdf.generic import IndirectObject, PdfObject, StreamObject  # noqa: PLC0415
+
+    class BoundedReader(PdfReader):
+        bytes_left = most_decoded_bytes
+
+        def get_object(self, indirect_reference: int | IndirectObject) -> PdfObject | None:
+            """Return an object. It is read anew for each page or form that shows it, so it counts each time."""
+            found = super().get_object(indirect_reference)
+            if isinstance(found, StreamObject) and found.get("/Subtype") in (None, "/Form"):
+                self.bytes_left -= len(found.get_data())
+                if self.bytes_left < 0:
+                    # pypdf takes other errors for a fault of the object, and goes on to the next one.
+                    raise MemoryError
+            return found
+
+    return BoundedReader(file)
+
+
+class _LostText(logging.Handler):
+    """Keep the warnings of pypdf about a part of a page that it leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning about a form, which is a part of a page."""
+        if "XObject" in str(record.msg) or "XFormObject" in str(record.msg):
+            self.warnings.append(str(record.msg))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[list[str]]:
+    """Silence pypdf, which warns of each fault that it repairs. Others may read PDFs, and want its warnings.
+
+    Yields a list that gets its warnings about parts of pages without their text.
+    """
+    logger, lost = logging.getLogger("pypdf"), _LostText()
+    with _QUIET:
+        level, propagates, handlers = logger.level, logger.propagate, logger.handlers
+        logger.setLevel(logging.WARNING)
+        logger.propagate, logger.handlers = False, [lost]
+        try:
+            yield lost.warnings
         finally:
             logger.setLevel(level)
+            logger.propagate, logger.handlers = propagates, handlers
 
 
 def fault_of_size(size: int, rules: Sequence[DocumentRules]) -> str | None:
@@ -197,7 +303,10 @@ def _fault_of_one(document: Document, rules: DocumentRules) -> str | None:
         )
     if document.media_type not in rules.kinds:
         kind = _WORDS.get(document.media_type or "", f"a document of the type {document.media_type!r}")
-        return f"got {kind}; {rules.vendor} takes {allowed} in a request. Convert it, or use another vendor"
+        return (
+            f"got {kind}; {rules.vendor} takes {allowed} in a request. Convert it, or send the file to a vendor that "
+            "takes it"
+        )
     size = len(document.data or b"")
     if rules.most_bytes is not None and size > rules.most_bytes:
         return f"got a document of {size:,} bytes; {rules.vendor} takes at most {rules.most_bytes:,}. Split it"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import jinja2.meta
@@ -55,6 +55,8 @@ class Prompt:
         documents: Columns that hold documents: bytes, an http(s) URL, or a path below `file_root`. A null adds none.
             All vendors that take documents take PDF; some take text, Word and sheets. Needs the extra `documents`.
         file_root: Where the paths of documents are looked up, as `image_root` for images.
+        documents_as: "text" sends the text of each PDF or text file after `user`, for models that read no documents.
+            A scan is a reject. Default: the file itself.
     """
 
     user: str
@@ -67,6 +69,7 @@ class Prompt:
     mask: Mask | None = None
     documents: Sequence[str] = ()
     file_root: str | None = None
+    documents_as: Literal["file", "text"] = "file"
     _environment: jinja2.Environment = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,11 @@ class Prompt:
         object.__setattr__(self, "_environment", environment)
         if self.documents:
             check_can_count_pages()
+        elif self.documents_as == "text":
+            raise ConfigError(
+                "Prompt(documents_as='text') has no documents. Name their columns, as in documents=['pdf'], or leave "
+                "documents_as out."
+            )
         for part, source in self._sources():
             try:
                 # Compiling finds unknown filters, too, which parsing does not.
@@ -120,9 +128,19 @@ class Prompt:
         return (*self.images, *self.documents)
 
     @property
-    def asked_documents(self) -> list[list[str]]:
+    def sends_files(self) -> bool:
+        """Whether requests have images or documents, and not their text alone."""
+        return bool(self.images) or self.sends_documents
+
+    @property
+    def sends_documents(self) -> bool:
+        """Whether requests have documents, and not their text."""
+        return bool(self.documents) and self.documents_as == "file"
+
+    @property
+    def asked_documents(self) -> list[Any]:
         """The columns of documents, for digests of the prompt: of a prompt without documents they stay the same."""
-        return [list(self.documents)] if self.documents else []
+        return [list(self.documents), *(["text"] if self.documents_as == "text" else [])] if self.documents else []
 
     def columns(self) -> frozenset[str] | None:
         """Return the columns that the prompt reads, or None where it takes the whole row."""
@@ -183,6 +201,7 @@ class Renderer:
         self._files: FilesOfRows | None = None
         if prompt.images or prompt.documents:
             self._files = FilesOfRows(tuple(prompt.images), tuple(prompt.documents), files)
+        self._sends_texts = prompt.documents_as == "text"
         self._user = _template(environment, prompt.user, columns)
         self._system = None if prompt.system is None else _template(environment, prompt.system, columns)
         parts = [part for part in (self._system, self._user) if part is not None]
@@ -245,6 +264,9 @@ class Renderer:
         images = self._files.images(row, key)
         if isinstance(images, UnreadableFile):
             return images
+        if self._sends_texts:
+            with_texts = self._files.with_texts(row, key, user)
+            return with_texts if isinstance(with_texts, UnreadableFile) else make_request(system, with_texts, images)
         documents = self._files.documents(row, key, images, user)
         return documents if isinstance(documents, UnreadableFile) else make_request(system, user, images, documents)
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from dagster_llm_batch.core.address_secrets import quote_address
-from dagster_llm_batch.core.documents import document_type, fault_of_documents, fault_of_size, pages_of
+from dagster_llm_batch.core.documents import (
+    RULES_OF_TEXT,
+    UnreadableTextError,
+    document_text,
+    document_type,
+    fault_of_documents,
+    fault_of_size,
+    pages_of,
+)
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.types import Document, DocumentRules, Image
 
@@ -118,6 +126,22 @@ class FilesOfRows:
                 one = "the document in column" if len(documents) == 1 else "the documents in columns"
                 return UnreadableFile(f"{one} {named} cannot be sent: {fault[:_REASON_CHARS]}")
         return documents
+
+    def with_texts(self, row: Mapping[str, Any], key: object, text: str) -> str | UnreadableFile:
+        """Return this text with the texts of a row's documents after it. Raises as `images`."""
+        of_text = replace(self._files, rules=(RULES_OF_TEXT,))
+        documents = FilesOfRows((), self._documents, of_text).documents(row, key, (), text)
+        if isinstance(documents, UnreadableFile):
+            return documents
+        parts = [text] if text else []
+        columns = [name for name in self._documents if row[name] is not None]
+        for number, (column, document) in enumerate(zip(columns, documents, strict=True), start=1):
+            try:
+                found = document_text(document)
+            except UnreadableTextError as error:
+                return _unreadable(_DOCUMENT, column, str(error))
+            parts.append(f"Document {number} of {len(documents)}:\n\n{found}")
+        return "\n\n".join(parts)
 
 
 def _read_all(

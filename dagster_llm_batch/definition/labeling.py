@@ -115,10 +115,18 @@ class Labeling:
         check_columns(self.key, self.keep, self.reader.schema.names)
         if self.mask is not None:
             self.mask.check(self.key, self.prompt.images, self.reader.schema, self.prompt.documents)
+            self._check_masked_texts()
         if self.cascade is not None:
             self._check_cascade(self.cascade)
         # Computed now, so that errors in them are raised where the dataset is declared.
         _ = self.spec, self.budget_usd, self.models, self.quoted_columns
+
+    def _check_masked_texts(self) -> None:
+        if self.prompt.documents_as == "text":
+            raise ConfigError(
+                f"Prompt.mask does not go with documents_as='text': the text of {', '.join(self.prompt.documents)} "
+                "would be sent unmasked. Make a column of the text in the asset of the rows, and mask that."
+            )
 
     def _check_cascade(self, cascade: Cascade) -> None:
         if cascade.score == LOGPROB.name and logprob_params(self.model) is None:
@@ -320,6 +328,7 @@ class Labeling:
                 "examples": [list(example) for example in prompt.examples],
                 "cache_prefix": prompt.cache_prefix,
                 **({"documents": list(prompt.documents)} if prompt.documents else {}),
+                **({"documents_as": "text"} if prompt.documents_as == "text" else {}),
             },
             "response": {
                 "kind": response.kind.value,
@@ -385,7 +394,11 @@ class Labeling:
         asked, present = definition["asked"], self.definition["asked"]
         prompt = replace(self.prompt, mask=mask_as_of(asked.get("mask"), self.mask))
         if asked["prompt"] != present["prompt"] or definition["prompt_version"] != self.prompt_version:
-            prompt = replace(prompt, **{"documents": (), **asked["prompt"]}, version=definition["prompt_version"])
+            prompt = replace(
+                prompt,
+                **{"documents": (), "documents_as": "file", **asked["prompt"]},
+                version=definition["prompt_version"],
+            )
         schemas = [
             without_notes([one["asked"]["response"] | {"name": ""}, one["columns"]])
             for one in (definition, self.definition)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagster_llm_batch.core.address_secrets import refuse_credentials
-from dagster_llm_batch.core.documents import fault_of_size
+from dagster_llm_batch.core.documents import RULES_OF_TEXT, fault_of_size
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.row_files import RowFiles, WrongPathError
 from dagster_llm_batch.types import DocumentRules
@@ -23,6 +23,8 @@ _LOCAL = re.compile(r"(?:file|local):|(?![A-Za-z][A-Za-z0-9+.-]*://)")
 def files_of(prompt: Prompt, rules: Sequence[DocumentRules] = ()) -> RowFiles:
     """Return how the files of rows are read for this prompt. `rules`: the vendors' limits for documents."""
     image_root, file_root = prompt.image_root, prompt.file_root
+    if prompt.documents_as == "text":
+        rules = [RULES_OF_TEXT]
     return RowFiles(
         load_image=None if image_root is None else FilesBelow(image_root, "image_root"),
         load_document=None if file_root is None else FilesBelow(file_root, "file_root", rules),

@@ -342,7 +342,7 @@ class NextWave:
         if ask.shard.asked_of != labeling.model:
             # Another model counts tokens differently.
             counter = self._deployment.counter(labeling)
-            return lambda lines: [counter.bound_of_line(line, has_files=bool(labeling.prompt.files)) for line in lines]
+            return lambda lines: [counter.bound_of_line(line, has_files=labeling.prompt.sends_files) for line in lines]
         return lambda lines: [ask.shard.input_bound] * len(lines)
 
     def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:

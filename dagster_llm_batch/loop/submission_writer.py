@@ -79,7 +79,7 @@ class SubmissionWriter:
         codecs = [codec, *(spare.codec for spare in spares)]
         prompt, files = labeling.prompt, NO_FILES
         if prompt.images or prompt.documents:
-            files = files_of(prompt, _document_rules(labeling, codecs) if prompt.documents else [])
+            files = files_of(prompt, _document_rules(labeling, codecs) if prompt.sends_documents else [])
         source: RequestSource = LocalSource(labeling, codecs, counter, self.payloads, files, erased, earlier)
         if labeling.workers is not None:
             folder = self.path(partition, submission_id, "parts").rpartition("/")[0]
@@ -169,8 +169,8 @@ def _document_rules(labeling: Labeling, codecs: Sequence[Codec]) -> list[Documen
         if (rules := document_rules(codec)) is None:
             raise ConfigError(
                 f"Prompt(documents=...) names {', '.join(labeling.prompt.documents)}, and the model {one.model} takes "
-                "no documents in its batches here. Nothing was sent. Leave the columns out, or take a model that reads "
-                "PDF: of OpenAI, Anthropic, Google, Mistral and OpenRouter, or Claude on Bedrock."
+                "no documents in its batches here. Nothing was sent. Send their text, by documents_as='text', or take "
+                "a model that reads PDF: of OpenAI, Anthropic, Google, Mistral and OpenRouter, or Claude on Bedrock."
             )
         found.append(rules)
     return found

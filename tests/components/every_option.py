@@ -146,8 +146,8 @@ def prompt(user: str) -> Same:
 def reading(user: str, column: str) -> Same:
     """Return a prompt that reads documents."""
     return Same(
-        {"prompt": Prompt(user=user, documents=[column], file_root="s3://bucket")},
-        {"prompt": {"user": user, "documents": [column], "file_root": "s3://bucket"}},
+        {"prompt": Prompt(user=user, documents=[column], file_root="s3://bucket", documents_as="text")},
+        {"prompt": {"user": user, "documents": [column], "file_root": "s3://bucket", "documents_as": "text"}},
     )
 
 

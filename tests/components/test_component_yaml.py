@@ -177,11 +177,14 @@ def test_each_field_of_a_prompt_reaches_its_value():
         "mask": {"columns": ["subject"], "what": ["email"], "by": ["{{ names }}"], "restore": ["text"]},
     }
     every = [field for field in fields(Prompt) if field.init]
-    assert given.keys() == {field.name for field in every}
+    # Texts of documents do not go with a mask.
+    assert given.keys() == {field.name for field in every} - {"documents_as"}
+    with loaded(labels(prompt={"user": "{{ x }}", "documents": ["contract"], "documents_as": "text"})) as project:
+        assert project.component.prompt.documents_as == "text"
     component = {"type": BATCH, "template_vars_module": ".variables", "attributes": labels(prompt=given)}
     with loaded(yaml.safe_dump(component), files={"variables.py": NAMES}) as project:
         prompt = project.component.prompt
-    assert all(getattr(prompt, field.name) != field.default for field in every)
+    assert all(getattr(prompt, field.name) != field.default for field in every if field.name in given)
     assert prompt.mask.settings() == {"columns": ["subject"], "what": ["email"], "by": ["names-1"]}
     assert prompt.mask.restore == ["text"]
 

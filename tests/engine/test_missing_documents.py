@@ -5,16 +5,18 @@ The PDFs are made by `pdfs`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from comparison import Pickled, assert_same_plan, stored
-from pdfs import DOCX_PART, office, packed_pdf, pdf
+from pdfs import DOCX_PART, office, packed_pdf, pdf, written_pdf
 from workspace import Workspace, assert_total, billed, labeling
 
 from dagster_llm_batch import Embedding, Fallback, Moderation, Resend
+from dagster_llm_batch.core.masks import Mask
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
@@ -44,8 +46,9 @@ def files(tmp_path: Path) -> Path:
     return folder
 
 
-def reading(root: object = None, model: str = CLAUDE, **changes: Any) -> Any:
-    prompt = Prompt("What is it?", documents=["paper"], file_root=None if root is None else str(root))
+def reading(root: object = None, model: str = CLAUDE, documents_as: Any = "file", **changes: Any) -> Any:
+    file_root = None if root is None else str(root)
+    prompt = Prompt("What is it?", documents=["paper"], file_root=file_root, documents_as=documents_as)
     return labeling(model=model, prompt=prompt, response=None, **changes)
 
 
@@ -119,6 +122,46 @@ def test_an_endpoint_without_documents_is_refused_where_the_dataset_is_declared(
         labeling(prompt=Prompt("x", documents=["paper"]), response=response, params={})
 
 
+def test_texts_go_to_a_model_that_takes_no_documents_and_a_scan_rejects_its_row(
+    workspace: Workspace, files: Path
+) -> None:
+    (files / "note.txt").write_text("a note")
+    (files / "letter.pdf").write_bytes(written_pdf("Dear {{ sir }}"))
+    workspace.providers["azure"] = workspace.openai(server=SERVERS["azure"])
+    definition = reading(files, "openai/gpt-4o", "text", params={"max_tokens": 50})
+    rows = papers("letter.pdf", "a.pdf", "note.txt", "gone.pdf", "letter.docx", None, "https://example.org/c.pdf")
+    preview = workspace.engine().preview(reading(files, "azure/gpt-4o", "text"), rows)
+    assert (preview.unreadable.rows, preview.skipped, preview.requests) == (4, 1, 2)
+    submission = workspace.run(definition, rows).submission
+    assert (submission.rows, submission.requests, submission.outcomes) == (7, 2, {"succeeded": 2})
+    _, rejects = assert_total(workspace, definition, submission.submission_id, 7)
+    reasons = {row["ticket_id"]: row["llm_reason"] for row in rejects.to_pylist() if row["llm_reason"]}
+    expected = {
+        "t1": "cannot be read: got a document without text",
+        "t3": "cannot be read: got 'gone.pdf', which is no file below file_root",
+        "t4": "cannot be sent: got a .docx file; Prompt(documents_as='text') takes PDF or text",
+        "t6": "cannot be sent: got the address 'https://example.org/c.pdf'",
+    }
+    for key, words in expected.items():
+        assert reasons[key].startswith(f"the document in column 'paper' {words}")
+    engine = workspace.engine()
+    [shard] = engine.status(submission.submission_id).shards
+    lines = map(json.loads, engine.payloads.lines(shard.path))
+    head = "What is it?\n\nDocument 1 of 1:\n\n"
+    texts = sorted(line["body"]["messages"][-1]["content"] for line in lines)
+    assert texts == [head + "Dear {{ sir }}", head + "a note"]
+    assert len(billed(workspace)) == 2
+
+
+def test_a_mask_is_refused_beside_texts_of_documents(files: Path) -> None:
+    mask = Mask(columns=["note"])
+    prompt = Prompt("{{ note }}", documents=["paper"], documents_as="text", mask=mask)
+    with pytest.raises(
+        ConfigError, match=r"mask does not go with documents_as='text': the text of paper would be sent"
+    ):
+        labeling(prompt=prompt, response=None)
+
+
 def test_a_prompt_without_documents_is_defined_as_before(files: Path) -> None:
     plain = labeling(prompt=Prompt("What is it?"), response=None)
     assert "documents" not in plain.definition["asked"]["prompt"]
@@ -128,6 +171,13 @@ def test_a_prompt_without_documents_is_defined_as_before(files: Path) -> None:
     assert len({plain.prompt_version, other.prompt_version}) == 2
     assert other.as_of(plain.definition).prompt.documents == ()
     assert plain.as_of(other.definition).prompt.documents == ["paper"]
+    text = reading(files, "openai/gpt-4o", "text")
+    assert "documents_as" not in other.definition["asked"]["prompt"]
+    assert text.changes_since(other.definition) == ["prompt"]
+    assert len({text.code_version, other.code_version}) == 2
+    assert len({text.prompt_version, other.prompt_version}) == 2
+    assert text.as_of(other.definition).prompt.documents_as == "file"
+    assert other.as_of(text.definition).prompt.documents_as == "text"
 
 
 def test_workers_plan_the_same_documents(tmp_path: Path, workspace: Workspace, files: Path) -> None:
