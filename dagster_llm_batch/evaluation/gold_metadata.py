@@ -381,13 +381,14 @@ def _weights(evaluations: Sequence[Evaluation]) -> dict[str, str]:
 def _headline(evaluations: Sequence[Evaluation]) -> str:
     """Return one sentence for each candidate and target: how good it is, with the interval.
 
-    Markdown without a table fits Dagster's *Overview* page: a table would widen the column, which is cut off there.
+    Dagster's *Overview* page cuts long lines off, so the result is at the beginning, and Markdown has no table, which
+    would widen the column.
     """
     has_targets = len({evaluation.target for evaluation in evaluations}) > 1
     lines = [
-        f"- {markdown_text(evaluation.candidate)}"
+        f"- {_quality(evaluation)}: {markdown_text(evaluation.candidate)}"
         + (f", {markdown_text(evaluation.target)}" if has_targets else "")
-        + f": {_quality(evaluation)}"
+        + _rows_compared(evaluation)
         for evaluation in evaluations[:_HEADLINES_SHOWN]
     ]
     if (left_out := len(evaluations) - len(lines)) > 0:
@@ -396,21 +397,25 @@ def _headline(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _quality(evaluation: Evaluation) -> str:
-    """Return accuracy or mean absolute error with its 95 % interval, and how many rows it is of."""
+    """Return accuracy or mean absolute error with its 95 % interval."""
     if not evaluation.n_labeled:
-        return f"none of {evaluation.n_gold:,} gold rows has a label" if evaluation.n_gold else "no gold rows"
+        return "**not measured**"
     if evaluation.kind == "numeric":
-        value = "mean absolute error " + figure(evaluation.mae)
+        value = "mean error " + figure(evaluation.mae)
         low, high = figure(evaluation.mae_low), figure(evaluation.mae_high)
         is_known = None not in (evaluation.mae_low, evaluation.mae_high)
     else:
         value = f"{percent(evaluation.accuracy)} right"
         low, high = percent(evaluation.accuracy_low), percent(evaluation.accuracy_high)
         is_known = None not in (evaluation.accuracy_low, evaluation.accuracy_high)
-    interval = f"95 %: {low} to {high}" if is_known else "no interval"
+    return f"**{value}** ({f'{low} to {high}' if is_known else 'no interval'})"
+
+
+def _rows_compared(evaluation: Evaluation) -> str:
+    """Return how many gold rows the figures are of, and how many have no label."""
     missing = evaluation.n_gold - evaluation.n_labeled
-    rows = f"{evaluation.n_labeled:,} labeled gold rows" + (f", {missing:,} without a label" if missing else "")
-    return f"**{value}** ({interval}), of {rows}"
+    unlabeled = f", {missing:,} unlabeled" if missing else ""
+    return f" ({evaluation.n_labeled:,} labeled gold {'row' if evaluation.n_labeled == 1 else 'rows'}{unlabeled})"
 
 
 def _report(
