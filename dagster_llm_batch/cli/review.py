@@ -86,13 +86,6 @@ def review_command(
     if as_link:
         _print_link(link_to(port), as_json=as_json)
         return
-    known = list(_stored_assets(deployment))
-    start = "/"
-    if asset is not None:
-        keys = [one.key for one in known]
-        if asset not in keys:
-            raise ConfigError(f"There is no stored table {asset!r}; there are {', '.join(keys) or 'none yet'}.")
-        start = f"/table/{quote(asset)}"
     reviewed = ReviewedDeployment(
         str(deployment.code.pointer.module_name or deployment.code.pointer.python_file or "Dagster"),
         deployment.ledger,
@@ -104,6 +97,13 @@ def review_command(
         judged=[str(spec.metadata[ANNOTATES_KEY]) for spec in deployment.code.specs if ANNOTATES_KEY in spec.metadata],
         waiting=lambda: [(each.submission.asset, str(each.advice)) for each in conditions_of(deployment)],
     )
+    # The first page shows this list, too.
+    keys = [one.key for one in reviewed.assets()]
+    start = "/"
+    if asset is not None:
+        if asset not in keys:
+            raise ConfigError(f"There is no stored table {asset!r}; there are {', '.join(keys) or 'none yet'}.")
+        start = f"/table/{quote(asset)}"
     door = Door(user_header, hosts)
     with ExitStack() as stack:
 

@@ -116,8 +116,8 @@ def landed(project, home, monkeypatch, tmp_path_factory):
 class Server:
     """The command, as its user starts it."""
 
-    def __init__(self, project, *more: str) -> None:
-        words = [sys.executable, "-c", "from dagster_llm_batch.cli.main import main; main()", "review", *more]
+    def __init__(self, project, *more: str, first: str = "") -> None:
+        words = [sys.executable, "-c", first + "from dagster_llm_batch.cli.main import main; main()", "review", *more]
         self.process = subprocess.Popen(
             [*words, "-f", str(project.file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -141,6 +141,24 @@ class Server:
     def __exit__(self, *_error: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+_NOTES_QUESTIONS = """
+import sqlalchemy as sa
+@sa.event.listens_for(sa.Engine, "after_cursor_execute")
+def note(*told):
+    if "FROM asset_keys" in told[2]:
+        with open({path!r}, "a") as file:
+            file.write("asked\\n")
+"""
+
+
+def test_the_first_page_does_not_ask_dagster_again_for_the_tables_that_the_command_found(landed, tmp_path):
+    noted = tmp_path / "asked.txt"
+    with Server(landed, first=_NOTES_QUESTIONS.format(path=str(noted))) as server:
+        before = noted.read_text()
+        assert "ticket_labels_rejects" in server.get("/")
+        assert noted.read_text() == before
 
 
 def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed):
