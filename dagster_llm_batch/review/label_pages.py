@@ -30,6 +30,8 @@ __all__ = ["LabelPages", "ShowPage", "read_form", "with_nul"]
 
 _KINDS = (*ANSWERS, "skip", "undo")
 _SAMPLE = "sample_"
+_ANSWER = "answer_"
+"""Begins the names of questions in the form, so that a question called `kind` is not the form's own `kind`."""
 _MOST_COMMENT = 5_000
 _LONGEST_SECONDS = 3_600.0
 
@@ -117,7 +119,8 @@ class LabelPages:
             form_id=secrets.token_urlsafe(12),
             begun=time.time(),
             wrong=wrong,
-            given=given or {},
+            given=_answers(given or {}),
+            comment=(given or {}).get("comment", ""),
         )
 
     def count_left(self, asset: StoredAsset, form: LabelForm, person: str) -> int:
@@ -150,7 +153,7 @@ class LabelPages:
                 row_key=address[1],
                 annotator=request.state.person,
                 kind=kind,
-                answer=form.answer(given) if kind == "label" else None,
+                answer=form.answer(_answers(given)) if kind == "label" else None,
                 comment=given.get("comment", "").strip()[:_MOST_COMMENT] or None,
                 seconds=_seconds(given.get("begun", "")),
                 sample=_sample(row),
@@ -232,6 +235,11 @@ class LabelPages:
         )
         parts = [] if sent is None else asked_last(read_body(sent))
         return [replace(part, text=self._deployment.hidden(form.dataset, part.text)) for part in parts]
+
+
+def _answers(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the answers in a form, by names of questions."""
+    return {name.removeprefix(_ANSWER): text for name, text in given.items() if name.startswith(_ANSWER)}
 
 
 def _here(request: Request) -> str:

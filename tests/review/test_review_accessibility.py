@@ -67,7 +67,7 @@ def test_no_page_has_a_barrier_that_axe_knows(tmp_path, size, colors):
         sync_playwright() as playwright,
         closing(playwright.chromium.launch(executable_path=chromium(), args=sandbox)) as browser,
     ):
-        form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "topic": '"bug"'}
+        form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "answer_topic": '"bug"'}
         own = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
         assert client.ask("POST", PAGES["judging"], urlencode(form), X_User="ada", **own).status == 303
         page = browser.new_context(

@@ -131,7 +131,12 @@ def test_a_row_is_asked_without_what_candidates_said_or_why_it_was_proposed(desk
 def test_an_answer_is_stored_once_with_who_when_how_long_and_how_the_row_was_drawn(desk):
     ledger, open_page = desk
     client = open_page()
-    form = {**fields_of(client.get(PAGE, X_User="ada").text), "kind": "label", "topic": '"bug"', "comment": " Clear. "}
+    form = {
+        **fields_of(client.get(PAGE, X_User="ada").text),
+        "kind": "label",
+        "answer_topic": '"bug"',
+        "comment": " Clear. ",
+    }
     assert [send(client, "ada", form).status for _ in range(3)] == [303] * 3
     (judgment,) = ledger.judgments.read("test", "tickets")
     assert (judgment.annotator, judgment.row_key, judgment.answer) == ("ada", "t0", {"topic": "bug"})
@@ -160,15 +165,15 @@ def test_skip_undecidable_and_undo(desk):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"topic": '"dog"'}, "topic: &#39;dog&#39; is not one of"),
-        ({"topic": ""}, "topic is not answered"),
-        ({"topic": "{"}, "topic is JSON"),
-        ({"kind": "delete", "topic": '"bug"'}, "of another page"),
-        ({"row_key": "none", "topic": '"bug"'}, "of another page"),
-        ({"form_id": "", "topic": '"bug"'}, "of another page"),
-        ({"topic": "[" * 100_000}, "topic is JSON"),
-        ({"topic": '"bug"', "comment": "a\0b"}, "has a NUL character"),
-        ({"topic": '"bug"', "form_id": "\0"}, "has a NUL character"),
+        ({"answer_topic": '"dog"'}, "topic: &#39;dog&#39; is not one of"),
+        ({"answer_topic": ""}, "topic is not answered"),
+        ({"answer_topic": "{"}, "topic is JSON"),
+        ({"kind": "delete", "answer_topic": '"bug"'}, "of another page"),
+        ({"row_key": "none", "answer_topic": '"bug"'}, "of another page"),
+        ({"form_id": "", "answer_topic": '"bug"'}, "of another page"),
+        ({"answer_topic": "[" * 100_000}, "topic is JSON"),
+        ({"answer_topic": '"bug"', "comment": "a\0b"}, "has a NUL character"),
+        ({"answer_topic": '"bug"', "form_id": "\0"}, "has a NUL character"),
     ],
 )
 def test_what_does_not_fit_is_said_and_nothing_is_stored(desk, change, words):
@@ -187,7 +192,7 @@ def test_two_people_share_the_rows_and_the_overlap_is_asked_of_both(desk):
     for _ in range(ROWS):
         for person in ("ada", "bob"):
             if 'id="judge"' in client.get(PAGE, X_User=person).text:
-                assert say(client, person, kind="label", topic='"bug"').status == 303
+                assert say(client, person, kind="label", answer_topic='"bug"').status == 303
     shared = {f"t{n}" for n in range(ROWS) if LabelQueue(0.4).is_shared(("", f"t{n}"))}
     assert 0 < len(shared) < ROWS
     rows = {person: {row for who, row, _ in said(ledger) if who == person} for person in ("ada", "bob")}
@@ -202,7 +207,7 @@ def test_a_second_opinion_is_asked_blind_and_a_disagreement_is_shown_after_both(
     _, open_page = desk
     client = open_page()
     for number in range(ROWS):
-        say(client, "ada", kind="label", topic=('"bug"', '"billing"')[number % 2], comment="")
+        say(client, "ada", kind="label", answer_topic=('"bug"', '"billing"')[number % 2], comment="")
     done = client.get(PAGE, X_User="bob").text
     assert (
         "the sample draws more rows, or none if the results are precise enough" in client.get(PAGE, X_User="ada").text
@@ -214,7 +219,7 @@ def test_a_second_opinion_is_asked_blind_and_a_disagreement_is_shown_after_both(
     for expected in ("You agree", "You disagree"):
         page = client.get(second, X_User="bob").text
         assert "ada" not in page.partition('id="judge"')[2]
-        assert say(client, "bob", second, kind="label", topic='"bug"').status == 303
+        assert say(client, "bob", second, kind="label", answer_topic='"bug"').status == 303
         page = client.get(second, X_User="bob").text
         assert expected in page
     shown = " ".join(
@@ -240,7 +245,7 @@ def test_a_filter_is_a_queue_of_its_own_and_the_next_row_is_of_it_too(desk):
     path = html.unescape(link)
     for expected in ("t5", "t6", "t7"):
         page = client.get(path, X_User="ada").text
-        form = {**fields_of(page), "kind": "label", "topic": '"bug"'}
+        form = {**fields_of(page), "kind": "label", "answer_topic": '"bug"'}
         assert form["row_key"] == expected
         # The filter's value may be a candidate's label, so it is not shown with the row.
         assert "t5" not in page.partition('aria-label="Row"')[2].partition("</section>")[0] or expected == "t5"
@@ -267,7 +272,7 @@ def test_what_is_said_elsewhere_is_taken_up_and_only_what_is_new_is_read(desk):
 
     sa.event.listen(sa.Engine, "after_cursor_execute", note)
     for number in range(4):
-        assert say(client if number % 2 else other, "ada", kind="label", topic='"bug"').status == 303
+        assert say(client if number % 2 else other, "ada", kind="label", answer_topic='"bug"').status == 303
     sa.event.remove(sa.Engine, "after_cursor_execute", note)
     assert [row for _, row, _ in said(ledger)] == ["t0", "t1", "t2", "t3"]
     assert read
@@ -285,7 +290,7 @@ def test_what_is_said_elsewhere_is_taken_up_and_only_what_is_new_is_read(desk):
 def test_a_row_shows_what_people_said_of_it_and_what_they_took_back_no_more(desk):
     _, open_page = desk
     client = open_page(overlap=1.0)
-    say(client, "ada", kind="label", topic='"bug"', comment="<b>Sure</b>")
+    say(client, "ada", kind="label", answer_topic='"bug"', comment="<b>Sure</b>")
     say(client, "bob", kind="undecidable")
     page = client.get("/row/tickets?by=id&key=t0", X_User="eve").text
     shown = page.partition("What people said")[2].partition("</section>")[0]
@@ -302,7 +307,7 @@ def test_what_was_said_of_an_erased_row_goes_and_the_rest_stays(desk):
     ledger, open_page = desk
     client = open_page()
     for _ in range(3):
-        say(client, "ada", kind="label", topic='"bug"')
+        say(client, "ada", kind="label", answer_topic='"bug"')
     assert ledger.judgments.erase("test", "tickets", None, ["t1", "t9"]) == 1
     assert [row for _, row, _ in said(ledger)] == ["t0", "t2"]
 
@@ -310,14 +315,14 @@ def test_what_was_said_of_an_erased_row_goes_and_the_rest_stays(desk):
 def test_a_row_that_was_erased_while_its_page_was_open_is_not_stored_again(desk):
     ledger, open_page = desk
     client = open_page()
-    form = {**fields_of(client.get(PAGE, X_User="ada").text), "kind": "label", "topic": '"bug"'}
+    form = {**fields_of(client.get(PAGE, X_User="ada").text), "kind": "label", "answer_topic": '"bug"'}
     salt = "0" * 32
     stone = {"namespace": "test", "asset": "tickets", "salt": salt, "at": datetime.now(UTC)}
     ledger.tombstones.add([Tombstone(partition=None, digest=key_digest(salt, "t0"), **stone)])
     refused = send(client, "ada", form)
     assert (refused.status, "was erased while its page was open" in refused.text) == (400, True)
     assert said(ledger) == []
-    assert say(client, "ada", kind="label", topic='"bug"', row_key="t1").status == 303
+    assert say(client, "ada", kind="label", answer_topic='"bug"', row_key="t1").status == 303
 
 
 def test_a_table_or_dataset_that_is_not_there(desk):
@@ -371,7 +376,7 @@ def test_a_dataset_of_text_is_asked_its_text():
 def test_judgments_leave_as_a_table_with_the_columns_that_gold_needs(desk, tmp_path):
     ledger, open_page = desk
     client = open_page()
-    say(client, "ada", kind="label", topic='"bug"', comment="=1+1")
+    say(client, "ada", kind="label", answer_topic='"bug"', comment="=1+1")
     say(client, "ada", kind="undecidable")
     judgments = standing_judgments(ledger.judgments.read("test", "tickets"))
     table = judgment_table(judgments, "id", [pa.field("topic", pa.string())])
@@ -440,8 +445,8 @@ def sampled_days(serve, tmp_path):
 def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_has_the_row(sampled_days):
     """Keep it there, so that gold and erasures of each partition find it."""
     client, ledger = sampled_days
-    say(client, "ada", kind="label", topic='"bug"')
-    say(client, "ada", kind="label", topic='"bug"')
+    say(client, "ada", kind="label", answer_topic='"bug"')
+    say(client, "ada", kind="label", answer_topic='"bug"')
     assert [one.partition for one in ledger.judgments.read("test", "tickets")] == ["mon", "tue"]
     page = client.get(PAGE, X_User="ada").text
     assert "Nothing is left" in page
@@ -454,10 +459,30 @@ def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_h
 def test_a_drawn_row_that_somebody_picked_by_hand_is_still_asked_where_it_was_drawn(sampled_days):
     """Judgments of picked rows are not in gold: the sample's round would wait for the row for ever."""
     client, ledger = sampled_days
-    say(client, "ada", "/label/tickets?as=tickets&in=mon", kind="label", topic='"billing"')
+    say(client, "ada", "/label/tickets?as=tickets&in=mon", kind="label", answer_topic='"billing"')
     for person in ("ada", "bob"):
         assert "2 rows left for you" in client.get(PAGE, X_User=person).text
-    say(client, "ada", kind="label", topic='"bug"')
+    say(client, "ada", kind="label", answer_topic='"bug"')
     assert "1 row left for you" in client.get(PAGE, X_User="ada").text
     picked, drawn = ledger.judgments.read("test", "tickets")
     assert (picked.row_key, picked.sample, drawn.row_key, drawn.sample) == ("t0", None, "t0", {"sample_weight": 2.5})
+
+
+@pytest.mark.parametrize("name", ["label", "kind", "partition", "row_key", "comment", "form_id", "begun"])
+def test_a_question_may_be_named_like_a_field_of_the_form(serve, tmp_path, name):
+    pq.write_table(pa.table({"id": ["t0"], "body": ["Text"]}), tmp_path / "rows.parquet")
+    asset = StoredAsset("tickets", dataset="tickets", row_key="id", files={"": str(tmp_path / "rows.parquet")})
+    form = LabelForm("tickets", "id", {"properties": {name: {"enum": ["billing", "bug"]}}, "required": [name]})
+    ledger, payloads = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), PayloadStore(str(tmp_path / "payloads"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: [asset], forms=[form])
+    client = serve(review_app(deployment, Door(user_header="X-User")))
+    path = "/label/tickets?as=tickets"
+    page = client.get(path, X_User="ada").text
+    [question] = set(re.findall(r'type="radio" name="(\w+)"', page))
+    # A browser sends the form's own fields first, also if two fields have one name.
+    fields = [*fields_of(page).items(), (question, '"bug"'), ("comment", "Sure."), ("kind", "label")]
+    sent = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
+    assert client.ask("POST", path, urlencode(fields), X_User="ada", **sent).status == 303
+    (judgment,) = ledger.judgments.read("test", "tickets")
+    ledger.close()
+    assert (judgment.row_key, judgment.answer, judgment.comment) == ("t0", {name: "bug"}, "Sure.")

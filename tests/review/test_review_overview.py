@@ -82,7 +82,7 @@ def test_the_first_button_is_the_next_useful_act_and_each_leads_somewhere(desk):
     for words, url in acts:
         if words != "Prompt and notes":
             assert client.get(url, X_User="ada").status == 200
-    form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "topic": '"bug"'}
+    form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "answer_topic": '"bug"'}
     sent = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
     assert client.ask("POST", acts[0][1], urlencode(form), X_User="ada", **sent).status == 303
     assert acts_of(client)[0][0] == "Judge 4 rows"
@@ -357,7 +357,7 @@ def test_a_partition_without_an_order_in_time_is_compared_with_its_last_material
 def test_a_sample_shows_the_texts_of_its_rows_and_each_judgment_with_its_author(desk):
     open_page, _ = desk
     client = open_page(with_sample=True)
-    form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "topic": '"bug"'}
+    form = {"form_id": "f", "partition": "", "row_key": "t0", "kind": "label", "answer_topic": '"bug"'}
     sent = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
     assert client.ask("POST", "/label/to_judge?as=tickets", urlencode(form), X_User="ada", **sent).status == 303
     words = words_of(client, "/table/to_judge").partition("aria-label")[0]
