@@ -65,7 +65,7 @@ def acts_of(client) -> list[tuple[str, str]]:
 def test_the_first_page_shows_quality_cost_counts_and_the_last_materialization(desk):
     open_page, _ = desk
     words = words_of(open_page())
-    assert "92% right (80% to 98%) topic, by 40 gold rows in quality" in words
+    assert "92% right (80% to 98%) in column topic, by 40 gold rows in quality" in words
     assert "Labeled 40 of 42 rows" in words
     assert "Cost $0.00" in words
     assert "Last materialized 2026-05-04 03:02 UTC" in words
