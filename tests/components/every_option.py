@@ -122,14 +122,14 @@ ASKED = alike(
 ) | Same(
     {
         "limits": Limits(max_requests_per_batch=100),
-        "realtime": Realtime(concurrency=2, tier="flex", otherwise="batch"),
+        "realtime": Realtime(concurrency=2, tier="flex"),
         "resend": Resend(max_waves=2),
         "spend": Spend(expected_output_tokens=9, limit="hard"),
         "checks": Checks(min_coverage=0.5),
     },
     {
         "limits": {"max_requests_per_batch": 100},
-        "realtime": {"concurrency": 2, "tier": "flex", "otherwise": "batch"},
+        "realtime": {"concurrency": 2, "tier": "flex"},
         "resend": {"max_waves": 2},
         "spend": {"expected_output_tokens": 9},
         "checks": {"min_coverage": 0.5},
