@@ -177,8 +177,9 @@ class Precision:
 class Recall:
     """Guarantee the recall of a yes/no target: the share of all rows the oracle calls yes that are delivered as yes.
 
-    The model's yes are accepted without the oracle, so some may be false. If the sample has too few yes rows, the
-    oracle answers all rows: a recall of 0.9 needs 30 that the oracle calls yes.
+    Rejected rows have no label, and are counted on neither side. The model's yes are accepted without the oracle, so
+    some may be false. If the sample has too few yes rows, the oracle answers all rows: a recall of 0.9 needs 30 that
+    the oracle calls yes.
 
     Args:
         recall: The least share, above 0 and below 1.
