@@ -198,6 +198,7 @@ def test_what_is_taken_without_a_warning_is_refused_by_no_emulator(emulator, cas
         ("gemini", {"stop": ["x"]}, "it is called 'stop_sequences' there"),
         ("gemini", {"audio_timestamp": True}, "it is one of Gemini's requests on Vertex AI"),
         ("vertex", {"store": True}, "it is one of the Gemini API's requests"),
+        ("vertex", {"serviceTier": "flex"}, "it is one of the Gemini API's requests"),
         ("vertex", {"max_gen_len": 9}, "it is called 'max_output_tokens' there"),
         ("vertex claude", {"max_tokens": 9, "max_output_tokens": 9}, "it is called 'max_tokens' there"),
         ("bedrock claude", {"max_tokens": 9, "max_completion_tokens": 9}, "it is called 'max_tokens' there"),

@@ -153,7 +153,7 @@ class VertexRoutes(VendorRoutes):
 
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
         body = await json_body(request)
-        flex = self._flex_of(request)
+        flex = self._flex_of(request, body)
         one = Request(account=account, model=request.path_params["model"], body=body)
         status, answer = await asyncio.to_thread(respond, self._shared, one)
         if flex is not None and status == HTTPStatus.OK:
@@ -164,11 +164,13 @@ class VertexRoutes(VendorRoutes):
             answer["createTime"] = rfc3339(self._shared.clock())
         return JSONResponse(answer, status)
 
-    def _flex_of(self, request: HttpRequest) -> FlexTier | None:
+    def _flex_of(self, request: HttpRequest, body: Body) -> FlexTier | None:
         """Return the tier if a call asks for it, by header and at the global endpoint. Refuses a lack of capacity.
 
         https://docs.cloud.google.com/gemini-enterprise-agent-platform/models/flex-paygo
         """
+        if (named := body.get("serviceTier")) is not None:
+            raise ApiError(400, f"Invalid value at 'service_tier', \"{named}\"")
         if request.headers.get("x-vertex-ai-llm-shared-request-type") != "flex":
             return None
         if request.path_params["location"] != "global":
