@@ -79,11 +79,6 @@ class Realtime:
                 "batches are stopped. Leave one of them out."
             )
 
-    @property
-    def is_flex(self) -> bool:
-        """Whether requests are asked in the tier "flex" first."""
-        return self.tier == "flex"
-
 
 @checked
 @dataclass(frozen=True)

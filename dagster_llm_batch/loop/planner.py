@@ -60,7 +60,7 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
                 "max_cost_usd out."
             )
             raise ConfigError(msg)
-        is_unpriced = one.realtime.is_flex and deployment.tariff(one).in_flex().basis is PriceBasis.UNKNOWN
+        is_unpriced = one.realtime.tier == "flex" and deployment.tariff(one).in_flex().basis is PriceBasis.UNKNOWN
         if budget is not None and is_unpriced:
             raise ConfigError(
                 f"The price of '{one.model}' in the tier 'flex' is unknown, so max_cost_usd={budget} cannot be "
@@ -79,7 +79,7 @@ def _refuse_missing_real_time(deployment: Deployment, labeling: Labeling) -> Non
     needs_it = how.urgent or how.deadline is not None or (labeling.limits.below_minimum == "realtime" and least > 1)
     if needs_it:
         real_time_of(deployment.provider(labeling.provider))
-    if not how.is_flex:
+    if how.tier != "flex":
         return
     flex_of(deployment.provider(labeling.provider), labeling.spec.model, labeling.spec.endpoint)
     if named := next((name for name in _TIER_PARAMETERS if name in labeling.spec.params), None):

@@ -143,7 +143,7 @@ def show(plan: Plan, planning: Planning) -> Preview:
         levels=plan.levels,
         oracle=plan.oracle,
         realtime_usd=figures.realtime_usd if is_one_model else None,
-        flex_usd=_flex_usd(plan) if is_one_model and labeling.realtime.is_flex else None,
+        flex_usd=_flex_usd(plan) if is_one_model and labeling.realtime.tier == "flex" else None,
         context_tokens=deployment.context_tokens(labeling),
         has_tokenizer=deployment.tokenizer(labeling) is not None,
         queue_limit=limit,

@@ -132,7 +132,7 @@ class Answerer:
         """Return the calls for a shard. Raises ConfigError where its provider lacks real time, or the wanted tier."""
         provider, spec, how = self._deployment.provider_of(shard), self._labeling.spec, self._labeling.realtime
         standard = real_time_of(provider).respond
-        if not how.is_flex:
+        if how.tier != "flex":
             return _Calls(standard)
         # A deadline that the submission was planned with stops batches, also if the definition no longer has it.
         submission = self._deployment.ledger.submissions.get(shard.submission_id)

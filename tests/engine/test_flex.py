@@ -155,7 +155,7 @@ def test_limits_hold_the_standard_price_for_flex(workspace: Workspace) -> None:
         workspace.engine().plan(definition, urgent(5))
         preview = workspace.engine().preview(definition, urgent(7))
         reserved.append(preview.bound_usd)
-        assert (preview.flex_usd is not None) is definition.realtime.is_flex
+        assert (preview.flex_usd is not None) is (definition.realtime.tier == "flex")
         assert preview.flex_usd is None or preview.flex_usd * 2 == preview.realtime_usd
     assert reserved[0] == reserved[1]
 
