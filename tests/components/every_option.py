@@ -304,8 +304,11 @@ CASES["skew"] = (
     | BACKFILL
     | CHECKED
     | Same(
-        {"candidates": LABELS, "realtime": Realtime(concurrency=2)},
-        {"candidates": "every_option.LABELS", "realtime": {"concurrency": 2}},
+        {"candidates": LABELS, "realtime": Realtime(concurrency=2, tier="flex", otherwise="batch")},
+        {
+            "candidates": "every_option.LABELS",
+            "realtime": {"concurrency": 2, "tier": "flex", "otherwise": "batch"},
+        },
     ),
 )
 CASES["student"] = (
