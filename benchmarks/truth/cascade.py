@@ -25,7 +25,8 @@ from dagster_llm_batch.core.audit import (
     evidence_after,
     find_alarm,
 )
-from dagster_llm_batch.core.cascade import (
+from dagster_llm_batch.core.forecast import Billed, Rates, learn
+from dagster_llm_batch.core.thresholds import (
     NOTHING,
     are_above,
     choose_sample,
@@ -33,7 +34,6 @@ from dagster_llm_batch.core.cascade import (
     find_threshold,
     look_confidence,
 )
-from dagster_llm_batch.core.forecast import Billed, Rates, learn
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 

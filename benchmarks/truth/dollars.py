@@ -11,7 +11,7 @@ from scipy.stats import binom
 
 from benchmarks.truth.cascade import most_accepted
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
-from dagster_llm_batch.core.cascade import (
+from dagster_llm_batch.core.thresholds import (
     are_above,
     choose_sample,
     count_allowed,

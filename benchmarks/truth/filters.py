@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.truth.page import Measured, Section, seed_of, table
 from benchmarks.truth.public import CONFIDENCE, DataSet, find_installed, read_folder
-from dagster_llm_batch.core.cascade import (
+from dagster_llm_batch.core.thresholds import (
     are_kept,
     choose_sample,
     count_allowed_false,

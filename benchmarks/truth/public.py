@@ -20,7 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks.truth.page import Measured, Section, seed_of, table
-from dagster_llm_batch.core.cascade import are_above, choose_sample, count_allowed, find_threshold, look_confidence
+from dagster_llm_batch.core.thresholds import are_above, choose_sample, count_allowed, find_threshold, look_confidence
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 

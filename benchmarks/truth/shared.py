@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from benchmarks.truth.page import seed_of, table
 from dagster_llm_batch.core.audit import Point, calibrate_points, count_independent
-from dagster_llm_batch.core.cascade import are_above, choose_sample, count_allowed, find_threshold, look_confidence
+from dagster_llm_batch.core.thresholds import are_above, choose_sample, count_allowed, find_threshold, look_confidence
 
 __all__ = ["KINDS", "Lives", "live", "measure_gold", "measure_shared"]
 

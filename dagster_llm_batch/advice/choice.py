@@ -25,9 +25,10 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.advice.labeling_plan import GOLD, Cost, End, LabelingPlan, Quality, Wanted
 from dagster_llm_batch.advice.track_record import ANSWERS, TrackRecord
-from dagster_llm_batch.core.cascade import Rolling, choose_sample, count_least, look_confidence
+from dagster_llm_batch.core.cascade import Rolling
 from dagster_llm_batch.core.durations import FEWEST, Durations
 from dagster_llm_batch.core.forecast import Rates, learn
+from dagster_llm_batch.core.thresholds import choose_sample, count_least, look_confidence
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.files.request_files import Owner
 from dagster_llm_batch.loop.deployment import Deployment

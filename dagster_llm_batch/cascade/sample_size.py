@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.cascade import Cascade, choose_sample, count_least, look_confidence, relative_cost
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.core.thresholds import choose_sample, count_least, look_confidence, relative_cost
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.files.request_files import levels_of

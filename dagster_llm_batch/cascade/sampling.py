@@ -28,9 +28,13 @@ import pyarrow.compute as pc
 from dagster_llm_batch.cascade.gold import read_gold
 from dagster_llm_batch.cascade.sample_size import readable_levels
 from dagster_llm_batch.core.audit import Audit, Calibration, count_independent
-from dagster_llm_batch.core.cascade import (
-    Cascade,
-    Rolling,
+from dagster_llm_batch.core.cascade import Cascade, Rolling
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, configuration_fingerprint, packed
+from dagster_llm_batch.core.keys import keys_of
+from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.core.memory import chunks
+from dagster_llm_batch.core.pricing import Costs, Estimate
+from dagster_llm_batch.core.thresholds import (
     choose_sample,
     count_allowed,
     count_least,
@@ -40,11 +44,6 @@ from dagster_llm_batch.core.cascade import (
     relative_cost,
     smallest,
 )
-from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, configuration_fingerprint, packed
-from dagster_llm_batch.core.keys import keys_of
-from dagster_llm_batch.core.levels import Levels
-from dagster_llm_batch.core.memory import chunks
-from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.errors import ConfigError, MissingGoldError
 from dagster_llm_batch.files.request_files import (

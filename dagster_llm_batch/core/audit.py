@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dagster_llm_batch.core.cascade import Place, count_allowed_before, digest_requests, find_threshold
+from dagster_llm_batch.core.thresholds import Place, count_allowed_before, digest_requests, find_threshold
 
 __all__ = [
     "ALARM",

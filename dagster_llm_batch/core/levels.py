@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.audit import Audit, Calibration, Point
-from dagster_llm_batch.core.cascade import (
+from dagster_llm_batch.core.thresholds import (
     NOTHING,
     Digests,
     Flags,

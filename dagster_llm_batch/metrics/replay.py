@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch.core.cascade import count_allowed, count_allowed_before
+from dagster_llm_batch.core.thresholds import count_allowed, count_allowed_before
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:

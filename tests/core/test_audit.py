@@ -24,17 +24,16 @@ from dagster_llm_batch.core.audit import (
     find_alarm,
     track,
 )
-from dagster_llm_batch.core.cascade import (
+from dagster_llm_batch.core.cascade import Cascade, Rolling
+from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.core.thresholds import (
     ALL,
-    Cascade,
     Place,
-    Rolling,
     are_above,
     count_allowed,
     count_allowed_before,
     digest_requests,
 )
-from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.errors import ConfigError
 from tests.tables import table
 

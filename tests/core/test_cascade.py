@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from benchmarks.truth.cascade import populations
-from dagster_llm_batch.core.cascade import (
+from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.thresholds import (
     ALL,
     NOTHING,
-    Cascade,
     are_above,
     choose_sample,
     count_allowed,

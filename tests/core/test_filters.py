@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dagster_llm_batch.core.cascade import (
+from dagster_llm_batch.core.cascade import Cascade, Precision, Recall, Rolling
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.thresholds import (
     NOTHING,
-    Cascade,
     Place,
-    Precision,
-    Recall,
-    Rolling,
     are_kept,
     count_allowed_false,
     count_allowed_lost,
     count_least,
     find_threshold,
 )
-from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.definition.labeling import Labeling, _cascade_of_json
 from dagster_llm_batch.errors import ConfigError
 from tests.tables import table

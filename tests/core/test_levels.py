@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dagster_llm_batch.core.cascade import are_above, digest_requests
 from dagster_llm_batch.core.levels import Levels, percent
+from dagster_llm_batch.core.thresholds import are_above, digest_requests
 
 ROWS, CONFIDENCE = 1_000, 0.95
 IDS = np.array([f"{number:040x}" for number in range(ROWS)])

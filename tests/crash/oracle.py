@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from dagster_llm_batch.core.cascade import digest_requests
 from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.core.thresholds import digest_requests
 from dagster_llm_batch.files.request_files import levels_of, request_ids
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission

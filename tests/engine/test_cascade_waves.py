@@ -21,8 +21,9 @@ from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.advice.costs import cost_table
 from dagster_llm_batch.cascade.escalation import RequestSet
-from dagster_llm_batch.core.cascade import Cascade, count_allowed, look_confidence
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.core.thresholds import count_allowed, look_confidence
 from dagster_llm_batch.definition.rules import Budget
 from dagster_llm_batch.engine import Labeling, Resend, Spend
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError

@@ -13,8 +13,8 @@ from workspace import Workspace, tickets
 
 from benchmarks.truth.cascade import populations
 from dagster_llm_batch.cascade.sample_size import Samples, choose_sample_size, read_samples
-from dagster_llm_batch.core.cascade import (
-    Cascade,
+from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.thresholds import (
     are_above,
     choose_sample,
     count_allowed,

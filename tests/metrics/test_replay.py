@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dagster_llm_batch.core.audit import Point, calibrate_points
-from dagster_llm_batch.core.cascade import are_above, count_allowed, find_threshold
+from dagster_llm_batch.core.thresholds import are_above, count_allowed, find_threshold
 from dagster_llm_batch.metrics.replay import Pool, replay
 
 AGREEMENT, CONFIDENCE = 0.95, 0.95

@@ -19,7 +19,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from dagster_llm_batch.core.cascade import are_above, count_allowed, digest_requests, find_threshold
+from dagster_llm_batch.core.thresholds import are_above, count_allowed, digest_requests, find_threshold
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.evaluation import student_of
 from dagster_llm_batch.metrics import student as student_module

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel, Field
 
-from dagster_llm_batch.core.cascade import Cascade, count_allowed, look_confidence
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.thresholds import count_allowed, look_confidence
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.files.request_files import levels_of
