@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.truth.page import Measured, Section, seed_of, table
-from benchmarks.truth.public import CONFIDENCE, DataSet, find_installed, read_folder
+from benchmarks.truth.public import CONFIDENCE, DataSet, bargain_models, find_installed, read_folder
 from dagster_llm_batch.core.thresholds import (
     are_kept,
     choose_sample,
@@ -101,22 +101,11 @@ def _filter(data: DataSet, kind: Kind, share: float, sample: int, seed: int) -> 
 
 
 def _bargain(data: DataSet, kind: Kind, share: float, budget: int, seed: int) -> tuple[float, ...]:
-    """Return the same for BARGAIN. Its records are the row numbers."""
-    package, cheap = importlib.import_module("BARGAIN"), data.proxy >= 0.5
+    """Return the same for BARGAIN."""
+    cheap = data.proxy >= 0.5
     name = "BARGAIN_P" if kind == "precision" else "BARGAIN_R"
     process = getattr(importlib.import_module(f"BARGAIN.process.{name}"), name)
-
-    def predict(_self: Any, rows: Any, _records: Any) -> Any:
-        return cheap[rows].astype(int), data.score[rows]
-
-    def answer(_self: Any, records: Any, _rows: Any = None) -> Any:
-        return data.label[records]
-
-    def judge(_self: Any, _rows: Any, records: Any, outputs: Any) -> Any:
-        return data.label[records] == outputs
-
-    proxy = type("Cheap", (package.Proxy,), {"get_preds_and_scores": predict})(verbose=False)
-    oracle = type("Dear", (package.Oracle,), {"get_pred": answer, "is_answer_correct": judge})(verbose=False)
+    proxy, oracle = bargain_models(data, cheap.astype(int))
     made = process(proxy, oracle, delta=1 - CONFIDENCE, target=share, budget=budget, seed=seed)
     delivered = np.zeros(len(cheap), np.bool_)
     delivered[np.array([*made.process(np.arange(len(cheap)))], int)] = True

@@ -24,7 +24,7 @@ from dagster_llm_batch.core.thresholds import are_above, choose_sample, count_al
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 
-__all__ = ["CONFIDENCE", "NAME", "DataSet", "find_installed", "read_folder", "section_of"]
+__all__ = ["CONFIDENCE", "NAME", "DataSet", "bargain_models", "find_installed", "read_folder", "section_of"]
 
 NAME = "public"
 
@@ -135,13 +135,15 @@ def _cascade(data: DataSet, agreement: float, seed: int) -> tuple[float, float]:
     return float(accepted.mean()), float((accepted & data.wrong).mean() > 1 - agreement)
 
 
-def _bargain(data: DataSet, agreement: float, seed: int) -> tuple[float, float]:
-    """Return the same for BARGAIN. Its records are the row numbers."""
+def bargain_models(data: DataSet, predictions: NDArray[Any]) -> tuple[Any, Any]:
+    """Return the cheap and the expensive model for BARGAIN, whose records are the row numbers.
+
+    `predictions` are the cheap model's, by row.
+    """
     package = importlib.import_module("BARGAIN")
-    cheap = data.proxy >= 0.5
 
     def predict(_self: Any, rows: Any, _records: Any) -> Any:
-        return cheap[rows], data.score[rows]
+        return predictions[rows], data.score[rows]
 
     def answer(_self: Any, records: Any, _rows: Any = None) -> Any:
         return data.label[records]
@@ -151,6 +153,13 @@ def _bargain(data: DataSet, agreement: float, seed: int) -> tuple[float, float]:
 
     proxy = type("Cheap", (package.Proxy,), {"get_preds_and_scores": predict})(verbose=False)
     oracle = type("Dear", (package.Oracle,), {"get_pred": answer, "is_answer_correct": judge})(verbose=False)
+    return proxy, oracle
+
+
+def _bargain(data: DataSet, agreement: float, seed: int) -> tuple[float, float]:
+    """Return the same for BARGAIN."""
+    package, cheap = importlib.import_module("BARGAIN"), data.proxy >= 0.5
+    proxy, oracle = bargain_models(data, cheap)
     process = package.BARGAIN_A(proxy, oracle, target=agreement, delta=1 - CONFIDENCE, verbose=False, seed=seed)
     labels, is_oracles = map(np.array, process.process(np.arange(len(cheap)), return_oracle_usage=True))
     return float(1 - is_oracles.mean()), float((labels == data.label).mean() < agreement)

@@ -11,13 +11,11 @@ from pydantic import BaseModel, Field
 from scipy import stats
 
 from dagster_llm_batch.core.cascade import Cascade, Precision, Recall
+from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.files.request_files import levels_of
-from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.testing.emulator import Emulator
+from tests.storage.cascade_site import CascadeSite
 
 CHEAP, ORACLE, ROWS, SAMPLE = "gpt-4o-mini", "gpt-4o", 400, 200
 CONFIDENCE = 1 - 0.05 * 15 / 16
@@ -57,42 +55,23 @@ def definition(guarantee: Precision | Recall) -> Labeling:
     )
 
 
-class Site:
-    """A deployment over a ledger, and the emulator."""
-
-    def __init__(self, url: str, folder: str, emulator: Emulator) -> None:
-        self.url, self.folder, self.emulator = url, folder, emulator
-
-    def engine(self) -> Engine:
-        """Return an engine of another process, which has only the ledger and the files."""
-        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=5.0)
-        ledger, payloads = Ledger(self.url), PayloadStore(self.folder)
-        return Engine(Deployment({"openai": provider}, ledger, payloads, "test", sleep=lambda _: None))
-
-    def label(self, asked_for: Labeling, few: int = 2) -> tuple[Any, list[dict[str, Any]], str]:
-        """Label the rows, and return the calibrated levels, the labeled rows and the submission's id."""
-        cases = pa.table({"case": [f"{few}-{number:04}" for number in range(ROWS)]})
-        engine = self.engine()
-        submission_id = engine.plan(asked_for, cases).submission_id
-        engine.submit(asked_for, submission_id)
-        is_settled = False
-        while not is_settled:
-            self.emulator.settle()
-            is_settled = self.engine().advance(asked_for, submission_id).is_settled
-        levels = levels_of(engine.payloads, self.engine().ledger.submissions.get(submission_id))
-        return levels, self.engine().labels(asked_for, submission_id).labels.to_pylist(), submission_id
+def label(site: CascadeSite, asked_for: Labeling, few: int = 2) -> tuple[Levels, list[dict[str, Any]], str]:
+    """Label the rows, and return the calibrated levels, the labeled rows and the submission's id."""
+    cases = pa.table({"case": [f"{few}-{number:04}" for number in range(ROWS)]})
+    levels, submission_id = site.label(asked_for, cases)
+    return levels, site.engine().labels(asked_for, submission_id).labels.to_pylist(), submission_id
 
 
 @pytest.fixture
 def site(ledger_url: str, tmp_path: Any) -> Any:
     with Emulator(answer=answer) as emulator:
-        yield Site(ledger_url, str(tmp_path / "payloads"), emulator)
+        yield CascadeSite(ledger_url, str(tmp_path / "payloads"), emulator)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guarantee", [Precision(0.9), Recall(0.9)], ids=["precision", "recall"])
-def test_a_filter_accepts_by_its_sample_and_delivers_what_it_guarantees(site: Site, guarantee: Any) -> None:
-    levels, rows, submission_id = site.label(definition(guarantee))
+def test_a_filter_accepts_by_its_sample_and_delivers_what_it_guarantees(site: CascadeSite, guarantee: Any) -> None:
+    levels, rows, submission_id = label(site, definition(guarantee))
     number = {row["case"]: int(row["case"][2:]) for row in rows}
     assert len(rows) == ROWS
     is_precision = isinstance(guarantee, Precision)
@@ -132,8 +111,8 @@ def test_a_filter_accepts_by_its_sample_and_delivers_what_it_guarantees(site: Si
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guarantee", [Precision(0.9), Recall(0.9)], ids=["precision", "recall"])
-def test_with_too_few_yes_in_the_sample_the_oracle_answers_all_rows(site: Site, guarantee: Any) -> None:
-    levels, rows, _ = site.label(definition(guarantee), few=40)
+def test_with_too_few_yes_in_the_sample_the_oracle_answers_all_rows(site: CascadeSite, guarantee: Any) -> None:
+    levels, rows, _ = label(site, definition(guarantee), few=40)
     assert levels.allowed == -1
     assert {row["llm_level"] for row in rows} == {"oracle"}
     assert all(row["is_relevant"] is is_yes(int(row["case"][3:]), 40) for row in rows)

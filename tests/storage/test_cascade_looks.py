@@ -13,13 +13,10 @@ from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.thresholds import count_allowed, look_confidence
-from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.files.request_files import levels_of
-from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.testing.emulator import Emulator
+from tests.storage.cascade_site import CascadeSite
 
 CHEAP, ORACLE, ROWS = "gpt-4o-mini", "gpt-4o", 160
 TOPICS = ("billing", "bug", "how_to")
@@ -37,30 +34,10 @@ def answer(body: Any, _url: str) -> Any:
     return {"topic": TOPICS[(number + is_wrong) % 3], "confidence": 0.4 if is_wrong else 0.9}
 
 
-class Site:
-    """A deployment over a ledger, and the emulator."""
-
-    def __init__(self, url: str, folder: str, emulator: Emulator) -> None:
-        self.url, self.folder, self.emulator = url, folder, emulator
-
-    def engine(self) -> Engine:
-        """Return an engine of another process, which has only the ledger and the files."""
-        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=5.0)
-        ledger, payloads = Ledger(self.url), PayloadStore(self.folder)
-        return Engine(Deployment({"openai": provider}, ledger, payloads, "test", sleep=lambda _: None))
-
+class Site(CascadeSite):
     def look(self, sample: int, rows: int = ROWS) -> Levels:
         """Label the rows by a cascade with this sample, and return the calibrated levels."""
-        asked_for, engine = definition(sample), self.engine()
-        submission_id = engine.plan(asked_for, cases(rows)).submission_id
-        engine.submit(asked_for, submission_id)
-        is_settled = False
-        while not is_settled:
-            self.emulator.settle()
-            is_settled = self.engine().advance(asked_for, submission_id).is_settled
-        found = levels_of(engine.payloads, self.engine().ledger.submissions.get(submission_id))
-        assert found is not None
-        return found
+        return self.label(definition(sample), cases(rows))[0]
 
 
 def definition(sample: int) -> Labeling:
