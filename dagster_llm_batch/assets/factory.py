@@ -210,7 +210,7 @@ def _users_own(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _spec_of(rows: _Source) -> dg.AssetSpec | None:
-    """Return the spec of the rows' asset, if it is given; what a key names is only known in the run."""
+    """Return the spec of the rows' asset, if it is given. A run finds the asset that a key names."""
     if isinstance(rows, dg.AssetsDefinition):
         return next(iter(rows.specs))
     return rows if isinstance(rows, dg.AssetSpec) else None

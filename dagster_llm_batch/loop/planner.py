@@ -39,6 +39,9 @@ from dagster_llm_batch.types import PriceBasis
 
 __all__ = ["Planner", "check_definition"]
 
+# Names of the tier in the parameters of OpenAI, and of Google and Bedrock.
+_TIER_PARAMETERS = ("service_tier", "serviceTier")
+
 
 def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: bool = False) -> None:
     """Raise ResponseSchemaError or ConfigError if a provider cannot take the definition. Reads no row.
@@ -51,6 +54,8 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
             deployment.destinations.check(f"'{labeling.asset}'", one.model, one.params)
             parameter_warnings(deployment, one)
             _refuse_missing_real_time(deployment, one)
+            if one.realtime.tier == "flex":
+                _refuse_impossible_flex(deployment, one)
         check_setup(deployment.provider(one.provider))
         budget = one.budget_usd
         if (gap := deployment.price_gap(one)) is not None and budget is not None:
@@ -69,18 +74,17 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
             )
 
 
-# Names of the tier in the parameters of OpenAI, and of Google and Bedrock.
-_TIER_PARAMETERS = ("service_tier", "serviceTier")
-
-
 def _refuse_missing_real_time(deployment: Deployment, labeling: Labeling) -> None:
     """Raise ConfigError for a labeling that needs real time at a provider without it."""
     how, least = labeling.realtime, deployment.codec(labeling).limits.min_requests
     needs_it = how.urgent or how.deadline is not None or (labeling.limits.below_minimum == "realtime" and least > 1)
     if needs_it:
         real_time_of(deployment.provider(labeling.provider))
-    if how.tier != "flex":
-        return
+
+
+def _refuse_impossible_flex(deployment: Deployment, labeling: Labeling) -> None:
+    """Raise ConfigError for a labeling in the tier "flex" whose provider, parameters or rules exclude it."""
+    how, least = labeling.realtime, deployment.codec(labeling).limits.min_requests
     flex_of(deployment.provider(labeling.provider), labeling.spec.model, labeling.spec.endpoint)
     if named := next((name for name in _TIER_PARAMETERS if name in labeling.spec.params), None):
         raise ConfigError(

@@ -52,11 +52,17 @@ _ENDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class _Answers:
-    """What one poll has learned."""
+    """The results of one poll, so that a batch is read and decided once for all of its shards.
 
-    reports: dict[str, BatchReport] = field(default_factory=dict)  # on the whole batch, by shard_id
-    requests: dict[str, int] = field(default_factory=dict)  # of batches without a reported total, by batch_key
-    put_back: dict[str, bool] = field(default_factory=dict)  # of batches that ran nothing, by batch_key; False: refused
+    Attributes:
+        reports: Reports on whole batches, by shard_id.
+        requests: Numbers of requests of the batches whose reports have no total, by batch_key.
+        put_back: Whether the batches that ran nothing are planned again, by batch_key; False: after too many tries.
+    """
+
+    reports: dict[str, BatchReport] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    put_back: dict[str, bool] = field(default_factory=dict)
 
 
 class Poller:
