@@ -259,7 +259,7 @@ class WaveAdded(EventData):
 
     @property
     def detail(self) -> str:
-        return f"wave {self.wave}, {self.shards} shard(s), {self.requests} request(s)"
+        return f"round {self.wave}, {self.shards} shard(s), {self.requests} request(s)"
 
 
 @dataclass(frozen=True)
