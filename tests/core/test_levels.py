@@ -1,5 +1,6 @@
 """Guarantees of a cascade for the delivered labels, by simulation over tables of results."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -29,6 +30,16 @@ def levels(agreement, sample, generator, **changes):
         sampled=None,
         **changes,
     )
+
+
+def test_the_stored_form_of_a_cascade_without_a_filter_has_no_keys_of_filters():
+    plain = levels(0.9, 20, np.random.default_rng(1))
+    names = set(json.loads(plain.as_json()))
+    assert not names & {"filters", "yes"}
+    assert Levels.of_json(plain.as_json()) == plain
+    recall = replace(plain, filters="recall", yes=True)
+    assert set(json.loads(recall.as_json())) == names | {"filters", "yes"}
+    assert Levels.of_json(recall.as_json()) == recall
 
 
 def results(places, labels, scores, are_good=None):

@@ -132,20 +132,12 @@ def test_a_failed_batch_that_ran_some_rows_is_taken_home_and_not_put_back(worksp
     assert len(billed(workspace)) == len(set(billed(workspace))) == 9
 
 
-class Forgets(OpenAIProvider):
-    """Finds none of its batches."""
-
-    def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        return {batch_id: BatchReport(batch_id, BatchStatus.NOT_FOUND) for batch_id in batch_ids}
-
-
 def test_a_shared_batch_that_is_gone_is_not_read_once_for_each_of_its_shards(workspace: Workspace) -> None:
     definition = labeling()
     ids = plans(workspace, definition, 4)
     engine = workspace.engine()
     engine.submit_together(definition, ids)
-    workspace.providers["openai"] = Forgets(DEFAULT_KEY, workspace.emulator.openai_base_url, timeout_seconds=5.0)
-    engine = workspace.engine()
+    workspace.emulator.inject(WireFault(kind="status", route="GET /v1/batches/*", status=404, times=None))
     engine.poll(flying(engine, ids))
     workspace.skipped += timedelta(hours=2)
     with statements() as asked:
