@@ -379,21 +379,25 @@ def _weights(evaluations: Sequence[Evaluation]) -> dict[str, str]:
 
 
 def _headline(evaluations: Sequence[Evaluation]) -> str:
-    """Return one sentence for each candidate and target: how good it is, with the interval.
+    """Return an item for each candidate and target: the candidate, how good it is with the interval, and the rows.
 
-    Dagster's *Overview* page cuts long lines off, so the result is at the beginning, and Markdown has no table, which
-    would widen the column.
+    Dagster's *Overview* page cuts off what is wider than its column, so these are short lines, and no table.
     """
     has_targets = len({evaluation.target for evaluation in evaluations}) > 1
-    lines = [
-        f"- {_quality(evaluation)}: {markdown_text(evaluation.candidate)}"
-        + (f", {markdown_text(evaluation.target)}" if has_targets else "")
-        + _rows_compared(evaluation)
+    items = [
+        # Two blanks end a line within an item.
+        "  \n  ".join(
+            [
+                markdown_text(evaluation.candidate) + (f", {markdown_text(evaluation.target)}" if has_targets else ""),
+                _quality(evaluation),
+                _rows_compared(evaluation),
+            ]
+        )
         for evaluation in evaluations[:_HEADLINES_SHOWN]
     ]
-    if (left_out := len(evaluations) - len(lines)) > 0:
-        lines.append(f"- {left_out:,} more in llm_batch/report")
-    return "\n".join(lines)
+    if (left_out := len(evaluations) - len(items)) > 0:
+        items.append(f"{left_out:,} more in llm_batch/report")
+    return "\n".join(f"- {item}" for item in items)
 
 
 def _quality(evaluation: Evaluation) -> str:
@@ -415,7 +419,7 @@ def _rows_compared(evaluation: Evaluation) -> str:
     """Return how many gold rows the figures are of, and how many have no label."""
     missing = evaluation.n_gold - evaluation.n_labeled
     unlabeled = f", {missing:,} unlabeled" if missing else ""
-    return f" ({evaluation.n_labeled:,} labeled gold {'row' if evaluation.n_labeled == 1 else 'rows'}{unlabeled})"
+    return f"{evaluation.n_labeled:,} labeled gold {'row' if evaluation.n_labeled == 1 else 'rows'}{unlabeled}"
 
 
 def _report(

@@ -369,7 +369,7 @@ class TestShown:
         first, *_ = shown
         assert first == "llm_batch/evaluation"
         assert "|" not in shown[first].md_str
-        assert "- **66.7% right** (22.3% to 95.7%): weak (6 labeled gold rows" in (shown[first].md_str)
+        assert "- weak  \n  **66.7% right** (22.3% to 95.7%)  \n  6 labeled gold rows" in shown[first].md_str
 
     @pytest.mark.slow
     def test_columns_are_described_and_lead_back_to_gold_and_candidates(self, shown):
