@@ -12,7 +12,7 @@ _COMMANDS = {
     "run": "everything; a second run continues from the first",
     "ui": "only Dagster's UI, with the existing data",
     "review": "a page of every tweet: prompt, reply, label, human label",
-    "cascade": "label with the lexicon, and with the model if it is unsure, with a guarantee",
+    "cascade": "label with the lexicon, and ask people where it is unsure, with a guarantee",
     "providers": "label through eight emulated clouds, in one process",
     "stream": "label a Kafka topic by batch, student and real time, in one definition",
 }
@@ -29,4 +29,4 @@ def read_command() -> str:
     parser.add_argument(
         "command", nargs="?", choices=list(_COMMANDS), default="run", metavar="command", help="default: run"
     )
-    return parser.parse_args().command
+    return str(parser.parse_args().command)

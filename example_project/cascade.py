@@ -1,10 +1,11 @@
-"""A cascade in Dagster: the lexicon labels all tweets, and the model labels the tweets where the lexicon is unsure.
+"""A cascade in Dagster: the lexicon labels all tweets, and the oracle labels the tweets where the lexicon is unsure.
 
-    one run: rows, gold, submissions ─▶ the lexicon, and the model on a sample ─▶ the sensor sets the threshold,
+    one run: rows, gold, submissions ─▶ the lexicon, and the oracle on a sample ─▶ the sensor sets the threshold,
 
-    and sends the rest to the model ─▶ labels are materialized ─▶ automation evaluates them
+    and sends the rest to the oracle ─▶ labels are materialized ─▶ automation evaluates them
 
-To check the guarantee, the model also labels all tweets, and all have human labels.
+A filter finds the positive tweets in the same way. To check the guarantees, the oracle also labels all tweets, and all
+have human labels. By default, the oracle is people, too: others than those whose labels are the gold.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from rich.table import Table
 
 from dagster_llm_batch.text import money_text
 from example_project import settings
-from example_project.cascade_definitions import AGREEMENT, CONFIDENCE
+from example_project.cascade_definitions import AGREEMENT, CONFIDENCE, PRECISION
 from example_project.dagster_dev import DagsterError, RunningDagster
 from example_project.definitions import defs, llm_batch
 from example_project.journey import JourneyState, runs_since, stop_at_failures, watch
 from example_project.screen import Bar, Screen
 from example_project.standstill import Patience, describe_dagster
 
-__all__ = ["Outcome", "measure", "show", "travel"]
+__all__ = ["FilterOutcome", "Outcome", "measure", "measure_filter", "show", "travel"]
 
-_DATASETS = ("cascade_sentiment", "oracle_sentiment")
+_DATASETS = ("cascade_sentiment", "oracle_sentiment", "positive_tweets")
+_EVALUATIONS = {"cascade_eval": ("cascade_gold", "cascade_sentiment", "oracle_sentiment")}
 _SENT = ("cascade_tweets", "cascade_gold", *(f"{name}_batch" for name in _DATASETS))
 _LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
     ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
@@ -44,21 +46,23 @@ def travel(running: RunningDagster) -> None:
     began = datetime.now(UTC)
     with dg.DagsterInstance.get() as instance, Screen() as screen:
         screen.say(f"[1/3] Dagster {'found running' if running.found else 'started'}: {running.url}")
-        screen.say(f"[2/3] {settings.cascade_rows()} tweets: the lexicon labels all, {settings.MODEL} a sample of them")
+        screen.say(
+            f"[2/3] {settings.cascade_rows()} tweets: the lexicon labels all, {settings.oracle_name()} a sample of them"
+        )
         _send(running, instance, screen, began)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
-            state = JourneyState(instance, resources.llm_batch, _DATASETS, ("",), {"cascade_eval": "cascade_gold"})
+            state = JourneyState(instance, resources.llm_batch, _DATASETS, ("",), _EVALUATIONS)
             screen.say("      " + state.submitted_since(began))
-            screen.say("      In round 2 the model labels the rows of which the lexicon is unsure;")
-            screen.say("      beside it, to compare, of all tweets (oracle_sentiment)")
+            screen.say("      In round 2 the oracle labels the rows of which the lexicon is unsure;")
+            screen.say("      to compare, it also labels all tweets (oracle_sentiment)")
             watch(screen, running, state, began)
         screen.say(f"[3/3] Landed and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
         told = instance.get_latest_materialization_event(dg.AssetKey("cascade_sentiment_batch"))
         plan = None if told is None or told.asset_materialization is None else told.asset_materialization.metadata
     with defs.get_asset_value_loader() as loader:
-        labels, alone, gold = (loader.load_asset_value(name) for name in (*_DATASETS, "cascade_gold"))
+        labels, alone, found, gold = (loader.load_asset_value(name) for name in (*_DATASETS, "cascade_gold"))
     planned = "" if plan is None or "llm_batch/cascade" not in plan else str(plan["llm_batch/cascade"].value)
-    show(measure(labels, alone, gold), planned, Console(highlight=False))
+    show(measure(labels, alone, gold), measure_filter(found, alone, gold), planned, Console(highlight=False))
 
 
 def _send(running: RunningDagster, instance: dg.DagsterInstance, screen: Screen, began: datetime) -> None:
@@ -136,58 +140,126 @@ def measure(labels: pl.DataFrame, alone: pl.DataFrame, gold: pl.DataFrame) -> Ou
     )
 
 
+@dataclass(frozen=True)
+class FilterOutcome:
+    """The result of the filter for positive tweets. Shares count rows found; None without such rows.
+
+    Attributes:
+        rows: The number of rows with a label of the filter.
+        asked: The number of rows that the oracle answered.
+        found: The number of rows that the filter found.
+        precision: The share of the rows found that the oracle calls positive.
+        accuracy: The share of them that are positive by human labels.
+        recall: The share of the oracle's positive rows that the filter found.
+        cost_usd: The cost of the filter. None: a price is unknown.
+    """
+
+    rows: int
+    asked: int
+    found: int
+    precision: float | None
+    accuracy: float | None
+    recall: float | None
+    cost_usd: Decimal | None
+
+
+def measure_filter(filtered: pl.DataFrame, alone: pl.DataFrame, gold: pl.DataFrame) -> FilterOutcome:
+    """Compare the rows that a filter found with the labels of its oracle, and with human labels."""
+    rows = filtered.select("text_id", "is_positive", "llm_level")
+    rows = rows.join(alone.select("text_id", oracle=pl.col("label") == "positive"), on="text_id", how="left")
+    rows = rows.join(gold.select("text_id", people=pl.col("label") == "positive"), on="text_id", how="left")
+    found = rows.filter("is_positive")
+
+    def share(column: pl.Series) -> float | None:
+        positive: float | None = column.mean()  # type: ignore[assignment]
+        return positive
+
+    return FilterOutcome(
+        rows=len(rows),
+        asked=int((rows["llm_level"] == "oracle").sum()),
+        found=len(found),
+        precision=share(found["oracle"]),
+        accuracy=share(found["people"]),
+        recall=share(rows.filter("oracle")["is_positive"]),
+        cost_usd=_sum(filtered),
+    )
+
+
 def _sum(labels: pl.DataFrame) -> Decimal | None:
     return None if labels["llm_cost_usd"].null_count() else Decimal(labels["llm_cost_usd"].sum())
 
 
-def show(found: Outcome, planned: str, console: Console) -> None:
-    """Print the guarantee, the result, its effort and the savings. `planned` is the text of the plan."""
-    model, rows = settings.MODEL, f"{found.rows:,}"
+def show(labels: Outcome, filtered: FilterOutcome, planned: str, console: Console) -> None:
+    """Print the guarantees, the results, their effort and the savings. `planned` is the text of the plan."""
+    oracle, rows = settings.oracle_name(), f"{labels.rows:,}"
     console.print()
     lines = Table.grid(padding=(0, 2))
-    if found.asked == found.rows:
-        lines.add_row("planned", f"{planned or f'asks {model} alone'}")
+    if labels.asked == labels.rows:
+        lines.add_row("planned", f"{planned or f'asks {oracle} alone'}")
         lines.add_row("so", "nothing is promised, and nothing saved: on so few rows a cascade does not pay")
     else:
-        kept = found.agreement is not None and found.agreement >= AGREEMENT
-        verdict = "the promise is kept" if kept else "the promise is broken, as it may be in one of twenty tables"
         lines.add_row(
             "promised",
-            f"with a confidence of {CONFIDENCE:.0%}, at least {AGREEMENT:.0%} of the labels are what {model} says",
+            f"with a confidence of {CONFIDENCE:.0%}, at least {AGREEMENT:.0%} of the labels are what {oracle} would "
+            "say",
         )
-        lines.add_row("came out", f"{_share(found.agreement)} of {rows} labels are: {verdict}")
+        kept = _verdict(labels.agreement, AGREEMENT)
+        lines.add_row("came out", f"{_share(labels.agreement)} of {rows} labels are: {kept}")
         lines.add_row(
             "it took",
-            f"{model} for {found.asked:,} of {rows} tweets: {found.sampled:,} drawn by chance, to learn how far the "
-            f"lexicon can be trusted, and {found.escalated + found.invalid:,} of which it was not sure enough",
+            f"{oracle} for {labels.asked:,} of {rows} tweets: {labels.sampled:,} drawn by chance, to learn how far the "
+            f"lexicon can be trusted, and {labels.escalated + labels.invalid:,} of which it was not sure enough",
         )
-        lines.add_row("it saved", _saved(found))
+        lines.add_row("it saved", _saved(labels.rows - labels.asked, labels.rows, labels.cost_usd, labels.alone_usd))
     console.print(lines)
     console.print()
-    console.print(_table(found))
-    for line in _warnings(found):
+    console.print(_table(labels, filtered))
+    console.print()
+    console.print(_filter_text(filtered, labels.alone_usd))
+    for line in _warnings(labels):
         console.print(line)
 
 
-def _saved(found: Outcome) -> str:
-    calls = found.rows - found.asked
-    told = f"{calls:,} of {found.rows:,} calls of the model"
-    if found.cost_usd is not None and found.alone_usd is not None:
-        told += f": it cost {money_text(found.cost_usd)}, the model alone {money_text(found.alone_usd)}"
-        if settings.MODEL.startswith("command/"):
-            told += ", had it a small hosted model's price; here all is free"
+def _verdict(share: float | None, promised: float) -> str:
+    if share is not None and share >= promised:
+        return "the promise is kept"
+    return "the promise is broken, as it may be in one of twenty tables"
+
+
+def _filter_text(filtered: FilterOutcome, alone_usd: Decimal | None) -> str:
+    """Return the guarantee and the result of the filter in sentences."""
+    oracle, spared = settings.oracle_name(), filtered.rows - filtered.asked
+    if not spared:
+        return f"The filter asked {oracle} for all tweets: so few are too few for a guarantee of its own."
+    return (
+        f"The filter finds the positive tweets. Promised: at least {PRECISION:.0%} of those it finds are positive for "
+        f"{oracle}. Of {filtered.found:,} found, {_share(filtered.precision)} are: "
+        f"{_verdict(filtered.precision, PRECISION)}. They are {_share(filtered.recall)} of all that are positive for "
+        f"{oracle}. It saved {_saved(spared, filtered.rows, filtered.cost_usd, alone_usd)}."
+    )
+
+
+def _saved(spared: int, rows: int, cost_usd: Decimal | None, alone_usd: Decimal | None) -> str:
+    told = f"{spared:,} of {rows:,} questions to {settings.oracle_name()}"
+    if cost_usd is not None and alone_usd is not None:
+        told += f": it cost {money_text(cost_usd)}, {settings.oracle_name()} alone {money_text(alone_usd)}"
+        if settings.ORACLE.startswith("command/"):
+            told += ", at a crowd's price; here all is free"
     return told
 
 
-def _table(found: Outcome) -> Table:
+def _table(labels: Outcome, filtered: FilterOutcome) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("labeler", "asks the model", "agrees with it", "right, by people"):
+    oracle = settings.oracle_name()
+    for name in ("labeler", f"asks {oracle}", "agrees with them", "right, by others"):
         table.add_column(name, justify="left" if name == "labeler" else "right")
-    cheap, cascade, oracle = map(_share, found.accuracy)
-    if found.cheap_agreement is not None:
-        table.add_row("the lexicon alone", "0", _share(found.cheap_agreement), cheap)
-    table.add_row("the cascade", f"{found.asked:,}", _share(found.agreement), cascade)
-    table.add_row(f"{settings.MODEL} alone", f"{found.rows:,}", _share(1.0), oracle)
+    cheap_right, cascade_right, oracle_right = map(_share, labels.accuracy)
+    if labels.cheap_agreement is not None:
+        table.add_row("the lexicon alone", "0", _share(labels.cheap_agreement), cheap_right)
+    table.add_row("the cascade", f"{labels.asked:,}", _share(labels.agreement), cascade_right)
+    table.add_row(f"{oracle} alone", f"{labels.rows:,}", _share(1.0), oracle_right)
+    found = f"the filter, of {filtered.found:,} found"
+    table.add_row(found, f"{filtered.asked:,}", _share(filtered.precision), _share(filtered.accuracy))
     return table
 
 
@@ -197,9 +269,9 @@ def _warnings(found: Outcome) -> list[str]:
     if cheap is None or oracle is None or cheap <= oracle or found.cheap_agreement is None:
         return []
     inherited = (
-        f"The promise is of agreement with {settings.MODEL}, not with people. Here the lexicon is right more often "
-        "than the model, so that asking the model made the labels worse: a cascade is as good as its oracle. Measure "
-        "the oracle first, against people, as the evaluation of `python3 -m example_project` does."
+        f"The promise is of agreement with {settings.oracle_name()}. Here the lexicon is right more often than this "
+        "oracle, so that asking it made the labels worse: a cascade is as good as its oracle. Measure the oracle "
+        "first, against people, as the evaluation of `python3 -m example_project` does."
     )
     return ["", inherited, "(The lexicon's authors made it partly from these tweets: its figures flatter it.)"]
 

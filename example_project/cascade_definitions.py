@@ -1,34 +1,47 @@
 """The Dagster code of `python3 -m example_project cascade`, part of the example's definitions.
 
     cascade_tweets ─┬─▶ cascade_sentiment_batch ─▶ cascade_sentiment ─┐   the lexicon; the model where it is unsure
-                    └─▶ oracle_sentiment_batch ──▶ oracle_sentiment ──┼─▶ cascade_eval   the model alone, to compare
-    cascade_gold ─────────────────────────────────────────────────────┘
+                    ├─▶ oracle_sentiment_batch ──▶ oracle_sentiment ──┼─▶ cascade_eval   the oracle alone, to compare
+                    │     cascade_gold ───────────────────────────────┘
+                    └─▶ positive_tweets_batch ───▶ positive_tweets       a filter: the lexicon finds the positive tweets
 
-For the comparison, the model labels all tweets, to check the guarantee. A real cascade does without this.
+The lexicon labels all tweets, and the oracle those where the lexicon is unsure. By default, the oracle is people: seven
+of those who rated each tweet, with the ratings that they gave (`labelers/raters.py`). The gold is of all others. To
+check the guarantees, the oracle also labels all tweets. A real cascade does without this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 import dagster as dg
 from pydantic import BaseModel
 
-from dagster_llm_batch import Cascade, Prompt, Spend, TokenPrice, evaluation_assets, llm_batch_assets
+from dagster_llm_batch import Cascade, Precision, Prompt, Spend, TokenPrice, evaluation_assets, llm_batch_assets
 from example_project import data
-from example_project.settings import LEXICON, MODEL, cascade_rows
+from example_project.settings import LEXICON, ORACLE, cascade_rows
 
-__all__ = ["AGREEMENT", "CONFIDENCE", "cascade_assets"]
+__all__ = ["AGREEMENT", "CONFIDENCE", "PRECISION", "cascade_assets"]
 
 AGREEMENT, CONFIDENCE = 0.9, 0.95
-"""The guarantee: the minimum share of labels that agree with the model, and its confidence."""
+"""The guarantee: the minimum share of labels that agree with the oracle, and its confidence."""
+PRECISION = 0.95
+"""The guarantee of the filter: the minimum share of the tweets found that the oracle calls positive."""
 
 
 class SureSentiment(BaseModel):
     """The sentiment of a tweet, with a confidence from 0 to 1 if the labeler has one."""
 
     label: Literal["positive", "negative", "neutral"]
+    confidence: float | None = None
+
+
+class Positive(BaseModel):
+    """Whether a tweet is positive, with a confidence from 0 to 1 if the labeler has one."""
+
+    is_positive: bool
     confidence: float | None = None
 
 
@@ -40,35 +53,36 @@ def cascade_tweets() -> Any:
 
 @dg.asset(kinds={"polars"})
 def cascade_gold() -> Any:
-    """Human labels of the cascade's tweets."""
-    return data.between(cascade_rows()).select("text_id", "label")
+    """Human labels of the cascade's tweets, by the people who are not its oracle."""
+    return data.judged_by_others(data.between(cascade_rows()))
 
 
-def cascade_assets(ask: Prompt, params: Mapping[str, Any], oracle: str = MODEL) -> list[dg.AssetsDefinition]:
-    """Return the assets of the cascade and its comparison; empty if the lexicon itself is the example's model."""
+def cascade_assets(ask: Prompt, params: Mapping[str, Any], oracle: str = ORACLE) -> list[dg.AssetsDefinition]:
+    """Return the assets of the cascade, its comparison and the filter; empty if the lexicon itself is the oracle."""
     if oracle == LEXICON:
         return []
-    # SmolLM2 runs on this machine for free. The price of a small hosted model shows the savings in dollars.
-    price = TokenPrice("0.05", "0.40") if oracle.startswith("command/") else None
+    # Commands on this machine are free. The price of a crowd, six cents a tweet, shows the savings in dollars.
+    price = TokenPrice(Decimal(1_000), Decimal(1_000)) if oracle.startswith("command/") else None
     asked: dict[str, Any] = {
         "rows": cascade_tweets,
         "key": "text_id",
         "prompt": ask,
-        "response": SureSentiment,
-        "max_cost_usd": 1,
+        "max_cost_usd": 1_000,
         "frame": "polars",
     }
-    promise = Cascade(
-        oracle=oracle,
-        target="label",
-        agreement=AGREEMENT,
-        confidence=CONFIDENCE,
-        score="confidence",
-        params=params,
-        price=price,
-    )
-    labels = llm_batch_assets(name="cascade_sentiment", model=LEXICON, cascade=promise, **asked)
-    alone = llm_batch_assets(name="oracle_sentiment", model=oracle, params=params, spend=Spend(price=price), **asked)
+    cascaded: dict[str, Any] = {
+        "oracle": oracle,
+        "confidence": CONFIDENCE,
+        "score": "confidence",
+        "params": params,
+        "price": price,
+    }
+    question = {"response": SureSentiment, **asked}
+    guarantee = Cascade(**cascaded, target="label", agreement=AGREEMENT)
+    labels = llm_batch_assets(name="cascade_sentiment", model=LEXICON, cascade=guarantee, **question)
+    alone = llm_batch_assets(name="oracle_sentiment", model=oracle, params=params, spend=Spend(price=price), **question)
+    precise = Cascade(**cascaded, target="is_positive", guarantee=Precision(PRECISION))
+    found = llm_batch_assets(name="positive_tweets", model=LEXICON, cascade=precise, response=Positive, **asked)
     evaluation = evaluation_assets(
         name="cascade_eval",
         gold=cascade_gold,
@@ -77,4 +91,4 @@ def cascade_assets(ask: Prompt, params: Mapping[str, Any], oracle: str = MODEL) 
         target="label",
         frame="polars",
     )
-    return [cascade_tweets, cascade_gold, *labels, *alone, *evaluation]
+    return [cascade_tweets, cascade_gold, *labels, *alone, *found, *evaluation]

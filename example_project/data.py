@@ -14,9 +14,10 @@ import ast
 import hashlib
 import io
 import tarfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import date, timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Dagster can load the definitions without it
@@ -27,11 +28,15 @@ __all__ = [
     "DAYS",
     "NEUTRAL_BAND",
     "PARTS",
+    "RATERS",
     "ROWS_PER_DAY",
     "SDIST",
     "between",
     "held_out",
+    "judged_by_others",
     "label_of",
+    "label_of_others",
+    "label_of_raters",
     "load",
     "rated",
     "subset",
@@ -42,7 +47,9 @@ SDIST_SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84
 PARTS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
 DAYS = tuple(date(2026, 1, 1) + timedelta(days=n) for n in range(30))
 """The 30 days over which the texts are spread; the first three are the example's daily partitions."""
-ROWS_PER_DAY, CASCADE_ROWS = 100, 600
+ROWS_PER_DAY, CASCADE_ROWS = 100, 2_000
+RATERS = 7
+"""The number of people who answer as the cascade's oracle: the first of a text's ratings. The others are its gold."""
 NEUTRAL_BAND = 0.2
 """A mean rating from -0.2 to 0.2, both ends included, is neutral."""
 
@@ -55,6 +62,16 @@ def label_of(mean: float) -> str:
     if mean > NEUTRAL_BAND:
         return "positive"
     return "negative" if mean < -NEUTRAL_BAND else "neutral"
+
+
+def label_of_raters(ratings: Sequence[int]) -> str:
+    """Return the label of a text by the first RATERS of its ratings."""
+    return label_of(fmean(ratings[:RATERS]))
+
+
+def label_of_others(ratings: Sequence[int]) -> str:
+    """Return the label of a text by the ratings of all others, which is independent of `label_of_raters`."""
+    return label_of(fmean(ratings[RATERS:]))
 
 
 def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
@@ -91,7 +108,7 @@ def load(part: str = "tweets", sdist: Path = SDIST) -> pl.DataFrame:
                     "rank": digest[8:24],
                 }
             )
-    schema = {
+    schema: dict[str, pl.DataType | type[pl.DataType]] = {
         "text_id": pl.String,
         "text": pl.String,
         "day": pl.Date,
@@ -125,6 +142,14 @@ def between(rows: int = CASCADE_ROWS) -> pl.DataFrame:
 
     texts = load()
     return texts.filter(pl.col("day").is_between(DAYS[3], DAYS[-11])).sort("rank").head(rows)
+
+
+def judged_by_others(texts: pl.DataFrame) -> pl.DataFrame:
+    """Return the `text_id` and the `label` of these texts by the ratings of all but the first RATERS people."""
+    import polars as pl
+
+    labels = [label_of_others(ratings) for ratings in texts["ratings"]]
+    return texts.select("text_id", pl.Series("label", labels))
 
 
 def held_out(texts: pl.DataFrame, days: int = 10) -> pl.DataFrame:

@@ -10,11 +10,11 @@ and the cascade of cascade_definitions.py.
 
 By default, everything runs on this machine. These environment variables choose another model and other sizes:
 
-    EXAMPLE_MODEL: openai/gpt-5-nano, …   default: command/smollm2
+    EXAMPLE_MODEL: openai/gpt-5-nano, …   default: command/smollm2, and people as the oracle of the cascade
     OPENAI_API_KEY: for openai/… models
     OPENAI_BASE_URL: any server with OpenAI's Batch API, such as this package's emulator
     EXAMPLE_ROWS_PER_DAY: tweets of each day   default: 100
-    EXAMPLE_CASCADE_ROWS: tweets of `python3 -m example_project cascade`   default: 600
+    EXAMPLE_CASCADE_ROWS: tweets of `python3 -m example_project cascade`   default: 2000
 """
 
 import sys

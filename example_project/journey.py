@@ -27,8 +27,8 @@ __all__ = ["DATASETS", "JourneyState", "runs_since", "stop_at_failures", "submit
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
-EVALUATIONS = {"sentiment_eval": "tweet_gold", "sentiment_shares": "tweet_gold_few"}
-"""The evaluations by name, with the gold that each reads."""
+EVALUATIONS = {"sentiment_eval": ("tweet_gold", *DATASETS), "sentiment_shares": ("tweet_gold_few", *DATASETS)}
+"""The evaluations by name, with the tables that each reads: its gold, and the datasets."""
 _LOOK_SECONDS = 1.0
 _AT_VENDOR_SECONDS = 26 * 3600.0
 """A hosted batch may take a day without any visible progress."""
@@ -149,14 +149,14 @@ class JourneyState:
 
     Attributes:
         partitions: The partitions of the datasets and the gold; `("",)` if they are unpartitioned.
-        evaluations: The evaluations by name, with the gold that each reads.
+        evaluations: The evaluations by name, with the tables that each reads.
     """
 
     instance: dg.DagsterInstance
     resource: LLMBatchResource
     datasets: Sequence[str]
     partitions: Sequence[str]
-    evaluations: Mapping[str, str]
+    evaluations: Mapping[str, Sequence[str]]
 
     @property
     def engine(self) -> Engine:
@@ -193,7 +193,7 @@ class JourneyState:
 
     def is_evaluated(self) -> bool:
         """Return whether each evaluation's run began after everything it reads was materialized."""
-        return all(self._is_newest(name, (gold, *self.datasets)) for name, gold in self.evaluations.items())
+        return all(self._is_newest(name, read) for name, read in self.evaluations.items())
 
     def _is_newest(self, evaluation: str, upstreams: Sequence[str]) -> bool:
         newest = self._record(evaluation)

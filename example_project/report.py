@@ -58,7 +58,8 @@ def _load(asset: str, *, partitioned: bool = True) -> pl.DataFrame:
     """Load a table through Dagster's IO manager; of a partitioned one, load the example's days."""
     with defs.get_asset_value_loader() as loader:
         days = settings.EXAMPLE_DAYS if partitioned else (None,)
-        return pl.concat([loader.load_asset_value(asset, partition_key=day) for day in days])
+        tables: list[pl.DataFrame] = [loader.load_asset_value(asset, partition_key=day) for day in days]
+    return pl.concat(tables)
 
 
 def _head(labels: pl.DataFrame, gold: pl.DataFrame, columns: int) -> Table:
@@ -145,7 +146,7 @@ def _money(tables: dict[str, pl.DataFrame]) -> list[str]:
             money = f"{money_text(cost)}; in real time {money_text(realtime)} (basis: {basis})"
         lines.append(f"  {model}: {money} ({tokens})")
     own = tables[settings.MODEL]
-    usage = Usage(own["llm_input_tokens"].sum(), own["llm_output_tokens"].sum())
+    usage = Usage(int(own["llm_input_tokens"].sum()), int(own["llm_output_tokens"].sum()))
     hosted = tariff(*_HOSTED, datetime.now(UTC)).price(usage)
     if settings.MODEL.startswith("command/") and hosted.cost_usd is not None and hosted.realtime_usd is not None:
         lines.append(

@@ -13,9 +13,12 @@ __all__ = [
     "LEXICON",
     "MODEL",
     "OPENAI_BASE_URL",
+    "ORACLE",
+    "PEOPLE",
     "SettingError",
     "cascade_rows",
     "check",
+    "oracle_name",
     "rows_per_day",
 ]
 
@@ -26,11 +29,19 @@ class SettingError(Exception):
 
 MODEL = os.environ.get("EXAMPLE_MODEL") or "command/smollm2"
 LEXICON = "command/vader"
+PEOPLE = "command/raters"
+ORACLE = os.environ.get("EXAMPLE_MODEL") or PEOPLE
+"""The cascade's oracle. No small model that runs here is better than the lexicon; people are."""
 OPENAI_BASE_URL = os.environ.get("OPENAI_BASE_URL") or None
 HOME = Path(os.environ.get("EXAMPLE_HOME") or data.SDIST.parent).absolute()
 """The folder of the example's files: the Dagster home and the tables."""
 EXAMPLE_DAYS = tuple(day.isoformat() for day in data.DAYS[:3])
 """The partitions that `python3 -m example_project` labels."""
+
+
+def oracle_name() -> str:
+    """Return the name of the cascade's oracle in sentences."""
+    return "people" if ORACLE == PEOPLE else ORACLE
 
 
 def rows_per_day() -> int:
@@ -61,7 +72,7 @@ def check(command: str) -> None:
             f"EXAMPLE_MODEL={MODEL!r} is not known here. Set it to {' or '.join(known)}, to openai/ and the name of a "
             "model, or unset it."
         )
-    if command == "cascade" and MODEL == LEXICON:
+    if command == "cascade" and ORACLE == LEXICON:
         raise SettingError(f"EXAMPLE_MODEL={MODEL} is the cascade's cheap labeler already. Unset it, or set another.")
     if provider == "openai" and not os.environ.get("OPENAI_API_KEY"):
         raise SettingError(

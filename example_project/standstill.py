@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import find_conditions
 from dagster_llm_batch.progress import states_text
 from example_project.dagster_dev import DagsterError, end_of
 
@@ -158,10 +160,8 @@ def _submissions(engine: Engine) -> Iterator[str]:
         last = outlook.last.get(submission.submission_id)
         event = "" if last is None else f"; last: {last.kind} at {last.at:%H:%M:%S} UTC {_short(last.detail or '')}"
         yield f"{submission.place}: {states_text(progress)}{event}".rstrip()
-        if (reason := outlook.stranded(submission.submission_id)) is not None:
-            yield f"{submission.place} waits for a person: {_short(reason)}"
-    for submission, shard in engine.overdue():
-        yield f"{submission.place}: batch {shard.batch.batch_id} runs longer than its provider documents"
+    for condition in find_conditions(read_facts(engine, None, ())):
+        yield f"{condition.submission.place}: {_short(str(condition.advice))}"
 
 
 def _short(text: str) -> str:

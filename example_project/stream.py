@@ -28,7 +28,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # its stubs do not export it
 from rich.console import Console
 
 from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, student_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 
 import dagster as dg
 import polars as pl
@@ -43,7 +44,7 @@ labels = llm_batch_assets(
     prompt=ask,
     response=Sentiment,
     model="openai/vader",
-    spend=Spend(price=TokenPrice("0.025", "0.20")),  # typical of a small LLM; the lexicon is free
+    spend=Spend(price=TokenPrice(Decimal("0.025"), Decimal("0.20"))),  # typical of a small LLM; the lexicon is free
     params={"max_tokens": 16},
     frame="polars",
 )

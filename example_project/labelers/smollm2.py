@@ -81,8 +81,8 @@ def asking(address: str, seconds: float = _ANSWER_SECONDS) -> Answer:
         finally:
             connection.close()
         if status != _OK:
-            error = content.get("error", {})
-            raise Refusal(status, str(error.get("message", content)), str(error.get("type", "InternalServerError")))
+            told = content.get("error", {})
+            raise Refusal(status, str(told.get("message", content)), str(told.get("type", "InternalServerError")))
         return dict(content)
 
     return answer

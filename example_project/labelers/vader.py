@@ -1,10 +1,10 @@
 """`python -m example_project.labelers.vader -i in.jsonl -o out.jsonl`: the rule-based VADER lexicon answers.
 
 It only reads the last user message, not the system part or the examples. It can answer a `label` (by VADER's own
-thresholds on its compound score), a `score` (the compound, -1 to 1) and a `confidence` (the compound's distance from 0,
-up to 1). A schema that requires anything else is refused. Usage counts words between white space, since VADER does not
-have a tokenizer. The authors of the gold standard made the lexicon, partly from the same tweets, so its measured
-quality is too good.
+thresholds on its compound score), whether it `is_positive`, a `score` (the compound, -1 to 1) and a `confidence` (the
+compound's distance from 0, up to 1). A schema that requires anything else is refused. Usage counts words between white
+space, since VADER does not have a tokenizer. The authors of the gold standard made the lexicon, partly from the same
+tweets, so its measured quality is too good.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from example_project.labelers.run_batch import Answer, Refusal, command
 from example_project.prompt import text_of
 
-__all__ = ["answering", "main"]
+__all__ = ["answering", "completion", "last_text", "main"]
 
 _THRESHOLD = 0.05
 """VADER's documented bounds: positive from 0.05 up, negative from -0.05 down."""
@@ -34,15 +34,20 @@ def answering(model: str, _options: object = None) -> Iterator[Answer]:
     analyzer = SentimentIntensityAnalyzer()
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
-        message = next((m for m in reversed(body["messages"]) if m.get("role") == "user"), None)
-        if message is None:
-            raise Refusal(400, "There is no user message to label.", param="messages")
-        score = analyzer.polarity_scores(text_of(_text(message)))["compound"]
+        score = analyzer.polarity_scores(last_text(body))["compound"]
         label = "positive" if score >= _THRESHOLD else "negative" if score <= -_THRESHOLD else "neutral"
-        reply = _reply({"label": label, "score": score, "confidence": abs(score)}, body.get("response_format"))
-        return _completion(model, reply, sum(len(_text(m).split()) for m in body["messages"]))
+        known = {"label": label, "is_positive": label == "positive", "score": score, "confidence": abs(score)}
+        return completion(model, known, body, _FINGERPRINT)
 
     yield answer
+
+
+def last_text(body: dict[str, Any]) -> str:
+    """Return the text to label, from the last user message. Raises Refusal without one."""
+    message = next((m for m in reversed(body["messages"]) if m.get("role") == "user"), None)
+    if message is None:
+        raise Refusal(400, "There is no user message to label.", param="messages")
+    return text_of(_text(message))
 
 
 def _text(message: dict[str, Any]) -> str:
@@ -66,25 +71,27 @@ def _reply(known: dict[str, object], response_format: dict[str, Any] | None) -> 
     schema = (response_format or {})["json_schema"]["schema"]
     properties = schema.get("properties", {})
     unknown = sorted(set(schema.get("required", ())) - set(known))
-    if unknown or "label" not in properties:
+    if unknown or not properties.keys() & {"label", "is_positive"}:
         asked = ", ".join(unknown) or "no label"
-        message = f"This labeler can answer label, score and confidence; the schema asks for {asked}."
+        message = f"This labeler can answer {', '.join(known)}; the schema asks for {asked}."
         raise Refusal(400, message, param="response_format")
-    allowed = properties["label"].get("enum")
+    allowed = properties.get("label", {}).get("enum")
     if allowed is not None and known["label"] not in allowed:
         raise Refusal(400, f"The label is {known['label']}; the schema allows {allowed}.", param="response_format")
     return json.dumps({key: value for key, value in known.items() if key in properties})
 
 
-def _completion(model: str, reply: str, prompt_words: int) -> dict[str, Any]:
-    words = len(reply.split())
+def completion(model: str, known: dict[str, object], body: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    """Return a chat completion with those of the known answers that the request asks for. Raises Refusal for others."""
+    reply = _reply(known, body.get("response_format"))
+    words, prompt_words = len(reply.split()), sum(len(_text(m).split()) for m in body["messages"])
     message = {"role": "assistant", "content": reply, "refusal": None}
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
-        "system_fingerprint": _FINGERPRINT,
+        "system_fingerprint": fingerprint,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": prompt_words, "completion_tokens": words, "total_tokens": prompt_words + words},
     }

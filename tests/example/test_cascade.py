@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import time
+from dataclasses import replace
 from decimal import Decimal
 
 import dagster as dg
@@ -13,9 +15,10 @@ from rich.console import Console
 
 from dagster_llm_batch import CommandBatchResource, LLMBatchResource
 from example_project import data
-from example_project.cascade import Outcome, measure, show
+from example_project.cascade import FilterOutcome, Outcome, measure, measure_filter, show
 from example_project.cascade_definitions import cascade_assets
 from example_project.definitions import ask, params
+from example_project.labelers.vader import answering
 from example_project.parquet import ParquetIOManager
 from example_project.settings import LEXICON
 
@@ -24,7 +27,7 @@ ROWS = 100
 
 @pytest.mark.slow
 def test_the_cascade_lands_and_what_came_of_its_promise_is_measured(tmp_path, monkeypatch):
-    """Use the lexicon for the model too, so that all labels agree. It runs in its own process, as usual."""
+    """Use the lexicon for the oracle too, so that all labels agree. It runs in its own process, as usual."""
     monkeypatch.setenv("EXAMPLE_CASCADE_ROWS", str(ROWS))
     labeler = [sys.executable, "-m", "example_project.labelers.vader", "--model", "{model}"]
     resource = LLMBatchResource(
@@ -46,9 +49,10 @@ def test_the_cascade_lands_and_what_came_of_its_promise_is_measured(tmp_path, mo
         def load(name):
             return dg.Definitions(assets=assets, resources=resources).load_asset_value(name, instance=instance)
 
-        run("cascade_tweets", "cascade_gold", "cascade_sentiment_batch", "oracle_sentiment_batch")
+        names = ("cascade_sentiment", "oracle_sentiment", "positive_tweets")
+        run("cascade_tweets", "cascade_gold", *(f"{name}_batch" for name in names))
         engine = resource.engine()
-        for name in ("cascade_sentiment", "oracle_sentiment"):
+        for name in names:
             submission = engine.latest(name)
             until = time.monotonic() + 300
             while not submission.is_settled:
@@ -58,13 +62,32 @@ def test_the_cascade_lands_and_what_came_of_its_promise_is_measured(tmp_path, mo
                     time.sleep(0.1)
                 run(name, f"{name}_rejects")
                 submission = engine.latest(name)
-        found = measure(load("cascade_sentiment"), load("oracle_sentiment"), load("cascade_gold"))
+        labels, alone, positive, gold = (load(name) for name in (*names, "cascade_gold"))
+    found, filtered = measure(labels, alone, gold), measure_filter(positive, alone, gold)
     assert found.rows == ROWS
     assert found.sampled == 56
     assert found.asked < ROWS, "the lexicon and its double are of one mind"
     assert found.agreement == found.cheap_agreement == 1
     assert found.accuracy[0] == found.accuracy[1] == found.accuracy[2]
     assert found.cost_usd < found.alone_usd
+    assert filtered.rows == ROWS
+    assert filtered.precision == filtered.recall == 1
+    assert filtered.found == (alone["label"] == "positive").sum()
+
+
+def test_the_oracle_is_better_than_the_cheap_model_by_the_labels_of_others():
+    """Otherwise the cascade would make the labels worse."""
+    texts = data.between()
+    gold = [data.label_of_others(ratings) for ratings in texts["ratings"]]
+    people = [data.label_of_raters(ratings) for ratings in texts["ratings"]]
+    with answering("vader") as answer:
+        bodies = [{"messages": [{"role": "user", "content": text}]} for text in texts["text"]]
+        lexicon = [answer(body)["choices"][0]["message"]["content"] for body in bodies]
+
+    def accuracy(labels):
+        return sum(map(operator.eq, labels, gold)) / len(gold)
+
+    assert accuracy(lexicon) + 0.01 < accuracy(people)
 
 
 def tables(whys, cheap, oracle, people):
@@ -100,10 +123,13 @@ def test_each_labeler_is_held_against_the_oracle_and_against_people():
     )
 
 
-def said(found, planned=""):
+FOUND = FilterOutcome(600, 240, 350, 0.97, 0.95, 0.94, Decimal("0.0012"))
+
+
+def said(found, planned="", filtered=FOUND):
     console = Console(width=80)
     with console.capture() as capture:
-        show(found, planned, console)
+        show(found, filtered, planned, console)
     lines = capture.get().splitlines()
     assert max(map(len, lines)) <= 80
     return " ".join(" ".join(lines).split())
@@ -114,11 +140,35 @@ CAME = Outcome(600, 144, 200, 1, 0.93, 0.74, (0.85, 0.79, 0.73), Decimal("0.0031
 
 def test_what_was_promised_and_what_came_out_is_said_in_plain_words():
     told = said(CAME)
-    assert "with a confidence of 95%, at least 90% of the labels are what command/smollm2 says" in told
+    assert "with a confidence of 95%, at least 90% of the labels are what people would say" in told
     assert "93.0% of 600 labels are: the promise is kept" in told
     assert "345 of 600 tweets: 144 drawn by chance" in told
-    assert "255 of 600 calls of the model: it cost $0.0031, the model alone $0.0054" in told
+    assert "255 of 600 questions to people: it cost $0.0031, people alone $0.0054" in told
     assert "a cascade is as good as its oracle" in told, "the lexicon is right more often than the oracle"
+    assert "Of 350 found, 97.0% are: the promise is kept. They are 94.0% of all" in told
+    assert "It saved 360 of 600 questions to people: it cost $0.0012, people alone $0.0054" in told
+
+
+def test_a_filter_that_asked_for_all_rows_or_broke_its_promise_is_said():
+    assert "so few are too few for a guarantee" in said(CAME, filtered=replace(FOUND, asked=600))
+    assert "94.0% are: the promise is broken" in said(CAME, filtered=replace(FOUND, precision=0.94))
+
+
+def test_the_filter_is_held_against_the_oracle_and_against_people():
+    _, alone, gold = tables(["sampled"] * 5, "ppppp", "ppnnp", "pnpnp")
+    filtered = pl.DataFrame(
+        {
+            "text_id": [str(number) for number in range(5)],
+            "is_positive": [True, True, True, False, False],
+            "llm_level": ["oracle", "cheap", "cheap", "cheap", "oracle"],
+            "llm_cost_usd": [Decimal(1), Decimal(0), Decimal(0), Decimal(0), Decimal(1)],
+        }
+    )
+    assert measure_filter(
+        filtered,
+        alone.with_columns(label=pl.col("label").replace({"p": "positive"})),
+        gold.with_columns(label=pl.col("label").replace({"p": "positive"})),
+    ) == FilterOutcome(5, 2, 3, 2 / 3, 2 / 3, 2 / 3, Decimal(2))
 
 
 @pytest.mark.parametrize(("changed", "words"), [({"agreement": 0.88}, "the promise is broken"), ({}, "it saved")])
@@ -133,8 +183,8 @@ def test_where_the_plan_asks_the_oracle_alone_that_is_the_result():
     labels, alone, gold = tables(whys, "pppp", "ppnn", "ppnn")
     nothing = pl.lit(None, pl.String)
     found = measure(labels.with_columns(llm_cheap_label=nothing), alone, gold)
-    told = said(found, "asks command/smollm2 alone for all 4 rows")
-    assert "asks command/smollm2 alone for all 4 rows" in told
+    told = said(found, "asks command/raters alone for all 4 rows")
+    assert "asks command/raters alone for all 4 rows" in told
     assert "on so few rows a cascade does not pay" in told
     assert "promised" in told
     assert "the lexicon alone" not in told, "it was asked nothing"

@@ -177,7 +177,7 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
         assert "0 requests sent; 24 already answered, not sent and not paid again" in second.stdout
         cascade = example(tmp_path, "cascade")
         assert cascade.returncode == 0, all_of(cascade, tmp_path)
-        assert "asks command/smollm2 alone for all 4 rows" in " ".join(cascade.stdout.split())
+        assert "asks command/raters alone for all 4 rows" in " ".join(cascade.stdout.split())
         assert "on so few rows a cascade does not pay" in " ".join(cascade.stdout.split())
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
