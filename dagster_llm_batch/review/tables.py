@@ -365,7 +365,9 @@ def _passing(table: OpenTable, view: View) -> duckdb.DuckDBPyRelation:
 
 
 def _facets(table: OpenTable, rows: duckdb.DuckDBPyRelation, key: str) -> Iterator[Facet]:
-    """Yield the columns that have few values in all rows, with how often each comes in these; the key has one a row."""
+    """Yield the columns that have few values in all rows, some of them several times, with how often each comes in
+    these. The key has one value for each row.
+    """
     left_out = {*_NO_FACETS, key}
     plain = [
         name
@@ -376,17 +378,29 @@ def _facets(table: OpenTable, rows: duckdb.DuckDBPyRelation, key: str) -> Iterat
         return
     counts = [Function("approx_count_distinct", table.column(name)) for name in plain]
     lengths = [Function("max", Function("length", table.text(name))) for name in plain]
-    (found,) = table.rows.aggregate([*counts, *lengths]).fetchall()
+    filled = [Function("count", table.column(name)) for name in plain]
+    (found,) = table.rows.aggregate([*counts, *lengths, *filled]).fetchall()
     few = [
         name
-        for name, count, length in zip(plain, found, found[len(plain) :], strict=False)
-        if 1 < count <= _MOST_VALUES and length <= _LONGEST_VALUE
+        for at, name in enumerate(plain)
+        if 1 < found[at] <= _MOST_VALUES
+        and found[at + len(plain)] <= _LONGEST_VALUE
+        and (name == PARTITION or _repeats(table, name, found[at + 2 * len(plain)]))
     ]
     few.sort(key=lambda name: (name not in _FACETS_FIRST, name.startswith("llm_")))
     for name in few[:_MOST_FACETS]:
         values = rows.aggregate([table.text(name).alias("value"), Function("count").alias("rows")])
         ranked = values.sort(duckdb.ColumnExpression("rows").desc(), duckdb.ColumnExpression("value"))
         yield Facet(name, tuple((value, count) for value, count in ranked.limit(_MOST_VALUES).fetchall()))
+
+
+def _repeats(table: OpenTable, name: str, filled: int) -> bool:
+    """Return whether a column of few values has one of them twice, with a value in so many rows."""
+    # The number of few values is estimated, but not that wrong.
+    if filled > 2 * _MOST_VALUES:
+        return True
+    values = table.rows.aggregate([table.text(name).alias("value"), Function("count", table.column(name)).alias("n")])
+    return bool(values.filter(duckdb.ColumnExpression("n") > Constant(1)).limit(1).fetchall())
 
 
 def _shown(asset: StoredAsset, rows: Sequence[StoredRow], key: str) -> list[StoredRow]:

@@ -174,6 +174,47 @@ def test_what_goes_wrong_reads_as_sentences_with_an_example_and_a_link(desk):
     assert "<summary>id</summary>" not in facets
 
 
+def test_a_share_by_the_weights_of_a_sample_is_named_so_beside_the_counted_rows(serve, tmp_path):
+    ids = [f"t{number}" for number in range(20)]
+    weights = {"sample_weight": [10.0] * 10 + [1.0] * 10, "sample_rows": [110] * 20}
+    gold = pa.table({"id": ids, "topic": ["bug"] * 20, **weights})
+    labels = pa.table({"id": ids, "body": [f"Text of {each}" for each in ids], "topic": ["billing"] * 5 + ["bug"] * 15})
+    report = compare(gold, {"tickets": labels}, key="id", targets=["topic"])
+    [failure] = find_failures(report.joined, {"tickets": labels})
+    stored = {"tickets": labels, "quality_failures": failures_to_arrow([failure]), "quality_mistakes": report.mistakes}
+    for name, table in stored.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    assets = [
+        StoredAsset(
+            name,
+            "tickets" if name == "tickets" else None,
+            "labels" if name == "tickets" else "evaluation",
+            "id" if name == "tickets" else "",
+            {"": str(tmp_path / f"{name}.parquet")},
+        )
+        for name in stored
+    ]
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+    deployment = ReviewedDeployment("here", ledger, PayloadStore(str(tmp_path / "p")), "test", lambda: assets)
+    client = serve(review_app(deployment, Door(user_header="X-User")))
+    words = words_of(client, "/failures/quality_failures")
+    ledger.close()
+    # 5 of 20 rows were counted, and they stand for 50 of 110.
+    assert f"{failure.share:.0%}" == "45%"
+    assert "This happened in 5 rows of 20 gold rows (topic). By the weights of the sample, that is 45% of all" in words
+    assert "Text of t0" in words
+
+
+def test_facets_have_values_of_several_rows_so_neither_keys_nor_texts_that_are_all_different(serve, tmp_path):
+    rows = {"number": ["n0", "n1", "n2"], "body": ["a", "b", "c"], "gold": ["x", "x", "y"], "only": ["d", None, "e"]}
+    pq.write_table(pa.table(rows), tmp_path / "few.parquet")
+    asset = StoredAsset("few", files={"": str(tmp_path / "few.parquet")})
+    nothing = SimpleNamespace()  # the pages of a table read neither ledger nor payloads
+    deployment = ReviewedDeployment("here", nothing, nothing, "test", lambda: [asset])
+    text = serve(review_app(deployment, Door(user_header="X-User"))).get("/table/few", X_User="ada").text
+    assert re.findall(r"<summary>(\w+)</summary>", text) == ["gold"]
+
+
 def test_an_evaluation_is_a_page_of_sentences_with_its_confusions_classes_and_change(desk):
     open_page, _ = desk
     client = open_page()
