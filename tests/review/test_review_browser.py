@@ -18,12 +18,17 @@ import pytest
 from served_pages import on_socket
 
 from dagster_llm_batch.addresses import Filter, table_path
+from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.review.access import Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.testing.emulator import Emulator
 from tests.browser import chromium
+from tests.engine.workspace import Workspace, labeling
+from tests.pdfs import pdf
 
 HERE = Path(__file__).parent
 ROWS = 50
@@ -364,3 +369,41 @@ def test_a_browser_comes_back_and_no_other_server_of_the_machine_learns_how(tmp_
             page.get_by_text(f"dagster-llm-batch review --link --port {first.port}").wait_for()
             assert "t1" not in page.content()
             assert page.locator("h1").count() == 1
+
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
+    "0000000049454e44ae426082"
+)
+
+
+@pytest.mark.timeout(600)
+def test_the_image_and_the_document_of_a_row_are_shown_where_it_is_judged_and_keys_still_judge_it(tmp_path):
+    """Send both by the SDK, then judge a row after the viewer of the browser was pressed."""
+    rows = [{"ticket_id": f"t{n}", "photo": PNG, "paper": pdf(mark=str(n))} for n in range(3)]
+    asked = labeling(prompt=Prompt("What is it?", images=["photo"], documents=["paper"]))
+    with Emulator() as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        submission = workspace.run(asked, rows).submission
+        engine = workspace.engine()
+        pq.write_table(engine.labels(asked, submission.submission_id).labels, tmp_path / "labels.parquet")
+    asset = StoredAsset("labels", "ticket_labels", "labels", "ticket_id", {"": str(tmp_path / "labels.parquet")})
+    form = LabelForm("ticket_labels", "ticket_id", {"properties": {"topic": {"enum": ["billing", "bug"]}}})
+    deployment = ReviewedDeployment("here", engine.ledger, engine.payloads, "test", lambda: [asset], forms=[form])
+    app = review_app(deployment, Door(user_header="X-User"))
+    with closing(engine.ledger), on_socket(app) as client, browsers("ada") as ((page,), wrong):
+        page.goto(f"http://127.0.0.1:{client.port}/label/labels?as=ticket_labels")
+        shown = page.locator("[aria-label=Row]")
+        assert shown.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 1
+        for number in range(2):
+            page.locator("h1", has_text=f"t{number}").wait_for()
+            assert shown.locator("iframe").get_attribute("src").startswith(f"blob:http://127.0.0.1:{client.port}/")
+            # The viewer has the keys while the mouse is on it.
+            shown.locator("iframe").click()
+            page.locator("h1", has_text=f"t{number}").hover()
+            page.mouse.move(2, 2)
+            page.keyboard.press("1")
+            page.get_by_text(f"{number + 1} {'rows' if number else 'row'} judged by you").wait_for()
+        assert wrong == []
+        said = [one.row_key for one in engine.ledger.judgments.read("test", "ticket_labels")]
+    assert said == ["t0", "t1"]

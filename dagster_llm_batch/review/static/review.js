@@ -10,6 +10,8 @@ let form = null;
 let busy = false;
 // Keys that were pressed while the next row loads.
 let waiting = [];
+// Addresses of the documents that are shown.
+let documents = [];
 let last = { key: "", at: -Infinity };
 // Whether the page was last touched by a finger, and when a tap last judged a row or a new row was shown.
 let touched = false;
@@ -98,6 +100,20 @@ function start() {
   rows = [...document.querySelectorAll("tr[data-row]")];
   here = -1;
   form = document.getElementById("judge");
+  documents.forEach(URL.revokeObjectURL);
+  documents = [...document.querySelectorAll("a[data-document]")].map(showDocument);
+}
+
+// Shows a PDF in the browser's own viewer, which has no access to this page. Elsewhere its link stays.
+function showDocument(link) {
+  if (!navigator.pdfViewerEnabled) return "";
+  const bytes = Uint8Array.from(atob(link.getAttribute("href").split(",")[1]), (sign) => sign.charCodeAt(0));
+  const address = URL.createObjectURL(new Blob([bytes], { type: "application/pdf" }));
+  const frame = document.createElement("iframe");
+  frame.src = address + "#navpanes=0";
+  frame.title = "Document of this row";
+  link.parentElement.after(frame);
+  return address;
 }
 
 function goTo(index) {
@@ -157,6 +173,9 @@ function handle(key) {
   act?.();
   return Boolean(act);
 }
+
+// A document that was clicked has the keys until the mouse leaves it.
+document.addEventListener("mousemove", () => document.activeElement?.matches("iframe") && document.activeElement.blur());
 
 addEventListener("pointerdown", (event) => (touched = event.pointerType === "touch"));
 
