@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -69,6 +70,48 @@ def test_a_ledger_completes_what_was_submitted_and_what_is_missing_completes_not
 def test_definitions_that_exit_complete_nothing_and_print_nothing(tmp_path):
     (tmp_path / "exits.py").write_text("import sys\n\nsys.exit('Set PROJECT.')\n")
     assert completed(tmp_path, "show -f exits.py ''") == ([[]], "")
+
+
+def answered(shell: str, folder: Path, before: str, word: str) -> list[str]:
+    """Ask as click's script for this shell does: zsh sends the line and a number, fish the line and the word."""
+    typed = f"dagster-llm-batch {before}"
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": f"{folder}/cache",
+        "_DAGSTER_LLM_BATCH_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": f"{typed} {word}" if shell == "zsh" else typed,
+        "COMP_CWORD": str(len(typed.split())) if shell == "zsh" else word,
+    }
+    made = subprocess.run(
+        [BIN / "dagster-llm-batch"], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    assert made.stderr == ""
+    # zsh gets lines of type, value and help, and fish one line of type and value.
+    lines = made.stdout.splitlines()
+    return lines[1::3] if shell == "zsh" else [line.partition(",")[2] for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_zsh_and_fish_complete_assets_and_partitions_too(project, shell):
+    """Take more than ten seconds: each line is a process, and the first that needs names loads definitions."""
+    assert answered(shell, project.folder, "plan", "da") == ["daily_labels"]
+    days = ["2026-01-01", "2026-01-02", "2026-01-03"]
+    assert answered(shell, project.folder, "show daily_labels -p", "2026") == days
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish on this machine")
+def test_fish_itself_completes_assets_and_partitions(project):
+    """Take more than ten seconds: a fish that starts the command twice, and the first loads definitions."""
+    asked = [f"complete -C 'dagster-llm-batch {line}'" for line in ("plan da", "show daily_labels -p 2026")]
+    script = "\n".join(["_DAGSTER_LLM_BATCH_COMPLETE=fish_source dagster-llm-batch | source", *asked])
+    places = {"HOME": str(project.folder), "XDG_CACHE_HOME": f"{project.folder}/cache"}
+    environment = {**os.environ, **places, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    made = subprocess.run(
+        ["fish", "-c", script], cwd=project.folder, env=environment, capture_output=True, text=True, check=True
+    )
+    assert made.stdout.split() == ["daily_labels", "2026-01-01", "2026-01-02", "2026-01-03"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

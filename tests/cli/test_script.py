@@ -181,8 +181,8 @@ def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(pr
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
-def test_on_a_terminal_errors_and_prices_fit_and_dagsters_notices_about_itself_are_hidden(project):
-    """Take more than ten seconds: four processes, one of which loads definitions."""
+def test_on_a_terminal_errors_prices_submissions_and_findings_fit_and_dagsters_notices_are_hidden(project):
+    """Take more than ten seconds: six processes, two of which load definitions."""
     project.submit()
     project.change("@dg.asset\n", "@dg.asset(partitions_def=daily, backfill_policy=dg.BackfillPolicy.single_run())\n")
     ledger = ["--ledger", project.ledger, "--namespace", "test"]
@@ -190,14 +190,16 @@ def test_on_a_terminal_errors_and_prices_fit_and_dagsters_notices_about_itself_a
         (["plan", "an_asset_that_these_definitions_do_not_have"], 2, "is no labeled asset of"),
         (["list", "--state", "a_state_that_no_submission_of_any_ledger_ever_has"], 2, "'open', 'settled'"),
         (["show", "an_asset_that_nobody_has_submitted", *ledger], 1, "Assets that have: ticket_labels"),
+        (["show", "ticket_labels", *ledger], 0, "accepted submitted"),
         (["prices"], 0, "This is the bundled book."),
+        (["doctor"], 0, "0 problems."),
     ]
     for words, code, wanted in commands:
         ours, theirs = pty.openpty()
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
         with subprocess.Popen([SCRIPT, *words], stdout=theirs, stderr=theirs, env=environment) as process:
             os.close(theirs)
-            shown = read_all(ours).decode()
+            shown = re.sub(r"\x1b\[[\d;]*m", "", read_all(ours).decode())
             assert process.wait(60) == code, shown
         os.close(ours)
         assert wanted in " ".join(shown.split())

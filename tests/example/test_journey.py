@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import polars as pl
 import pytest
 
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from tests.browser import chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE_SECONDS, UI_SECONDS, END_SECONDS = 500, 330, 60
@@ -122,6 +124,42 @@ def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_on
     assert labels["llm_cost_usd"].min() > 0
 
 
+def words_on(page, url, *awaited):
+    """Return the text of one of Dagster's pages when all that is awaited is on it."""
+    page.goto(url, wait_until="domcontentloaded")
+    for text in awaited:
+        page.get_by_text(text).first.wait_for()
+    page.wait_for_function("!/Loading…|fetching statuses/.test(document.body.innerText)")
+    return page.inner_text("body")
+
+
+def look_at_the_pages_of_dagster(url):
+    """Read what a person sees in a browser after the example's first command."""
+    from playwright.sync_api import sync_playwright
+
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]
+    with (
+        sync_playwright() as playwright,
+        contextlib.closing(playwright.chromium.launch(executable_path=chromium(), args=sandbox)) as browser,
+    ):
+        page = browser.new_page(viewport={"width": 2000, "height": 1300})
+        page.set_default_timeout(120_000)
+        graph = f"{url}/assets/sentiment_eval?view=lineage&lineageScope=upstream&lineageDepth=5"
+        lineage = words_on(page, graph, "Materialized", "filled", "Passed")
+        assert re.findall(r"\d+% filled", lineage) == ["100% filled"] * 8
+        assert not re.search(r"never materialized|overdue|failed|missing", lineage, re.IGNORECASE)
+        overview = words_on(page, f"{url}/assets/sentiment_eval", "llm_batch/evaluation", "% right")
+        for candidate in ("tweet_sentiment", "tweet_sentiment_lexicon"):
+            assert re.search(rf"\b{candidate}\b.*?\d+% right", overview, re.DOTALL), overview
+        day = f"{url}/assets/tweet_sentiment?view=partitions&partition=2026-01-01"
+        labels = words_on(page, day, "llm_batch/preview", "llm_batch/cost_usd")
+        entries = re.findall(r"^llm_batch/\S+", labels, re.MULTILINE)
+        assert entries[0] == "llm_batch/preview"
+        # Once as a text with its unit, and once as a number with the unit in its name.
+        costs = [entry for entry in entries if "cost" in entry]
+        assert sorted(costs) == ["llm_batch/cost", "llm_batch/cost_usd", "llm_batch/realtime_cost_usd"]
+
+
 @contextlib.contextmanager
 def ui(home):
     """Yield a running `… ui` with Dagster: its process, and the process group of Dagster."""
@@ -168,6 +206,8 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
         told = evaluation.select("candidate", "n_gold").rows()
         assert told == [("tweet_sentiment", 12), ("tweet_sentiment_lexicon", 12)]
         assert "it ran on this machine" in first.stdout
+        if chromium():
+            look_at_the_pages_of_dagster(json.loads((tmp_path / "dagster.json").read_text())["url"])
         killed.kill()
         killed.wait()
     with ui(tmp_path) as (process, group):
