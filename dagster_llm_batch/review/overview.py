@@ -12,13 +12,13 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dagster_llm_batch.addresses import Filter, label_path, table_path
+from dagster_llm_batch.addresses import label_path, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS
 from dagster_llm_batch.review.label_pages import LabelPages, ShowPage
 from dagster_llm_batch.review.samples import SAMPLE_COLUMNS
-from dagster_llm_batch.review.tables import StoredAsset, View
+from dagster_llm_batch.review.tables import StoredAsset
 
 __all__ = ["OverviewPage", "kind_of"]
 
@@ -98,24 +98,29 @@ class OverviewPage:
         assets = self._deployment.assets()
         columns = {asset.key: self._columns(asset) for asset in assets}
         datasets = list(dict.fromkeys(asset.dataset for asset in assets if asset.dataset))
+        waiting = self._deployment.waiting()
         return self._show(
             request,
             "overview.html",
-            datasets=[self._summary(name, assets, columns, request.state.person) for name in datasets],
+            datasets=[self._summary(name, assets, columns, request.state.person, waiting) for name in datasets],
             tables=[(asset, kind_of(asset, columns[asset.key])) for asset in assets],
             tallest=_TALLEST,
             width=_BAR,
         )
 
     def _summary(
-        self, name: str, assets: Sequence[StoredAsset], columns: Mapping[str, set[str]], person: str
+        self,
+        name: str,
+        assets: Sequence[StoredAsset],
+        columns: Mapping[str, set[str]],
+        person: str,
+        waiting: Sequence[tuple[str, str]],
     ) -> DatasetSummary:
         labels = next((one for one in assets if one.dataset == name and one.role == "labels"), None)
         rejects = next((one for one in assets if one.dataset == name and one.role == "rejects"), None)
         labeled = self._counts(labels)
         rejected = self._counts(rejects)
         qualities = list(self._qualities(labels, assets, columns)) if labels else []
-        waiting = [words for dataset, words in self._deployment.waiting() if dataset == name]
         return DatasetSummary(
             name,
             labels,
@@ -124,7 +129,7 @@ class OverviewPage:
             self._deployment.ledger.money.spent_usd(self._deployment.namespace, asset=name),
             labels.at if labels else None,
             qualities,
-            waiting,
+            [words for dataset, words in waiting if dataset == name],
             list(self._acts(name, labels, rejects, sum((rejected or {}).values()), assets, columns, person)),
             _bars(labels, rejects, labeled or {}, rejected or {}) if labels else [],
         )
@@ -189,8 +194,7 @@ class OverviewPage:
             if kind_of(asset, columns[asset.key]) != "evaluation" or not asset.partitions:
                 continue
             try:
-                wanted = View(filters=(Filter("candidate", "is", candidate),))
-                rows = self._deployment.browser.read(asset, wanted, asset.partitions[0] or None).rows
+                rows = self._deployment.browser.rows_with(asset, "candidate", candidate, asset.partitions[0] or None)
             except LLMBatchError:
                 continue
             for row in rows:

@@ -9,13 +9,16 @@ web address is ever read as SQL.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, reduce
 from operator import or_
+from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
@@ -52,6 +55,8 @@ _LONGEST_VALUE = 200
 _FACETS_FIRST = (PARTITION, "llm_outcome", "label", "target", "gold")
 _NO_FACETS = ("llm_request_id", "llm_batch_id", "llm_run_id", "llm_submitted_at", "llm_completed_at", "llm_reply")
 _TABLES_KEPT = 4
+_ANSWERS_KEPT, _LISTS_KEPT = 1_000, 8
+"""Lists of rows may have millions of rows, unlike other answers that are kept."""
 _NUMBER = re.compile(r"U?\w*INT|DOUBLE|FLOAT|DECIMAL\(\d+,\s*\d+\)")
 
 
@@ -157,8 +162,9 @@ class TableBrowser:
         self._lock = threading.Lock()
         self._systems: set[str] = set()
         self._loaded: dict[tuple[str, str], pa.Table] = {}
-        self._summed: dict[tuple[str, str], Any] = {}
-        self._listed: dict[tuple[str, str, View | None, str | None], list[tuple[str, str]]] = {}
+        self._answers: dict[Hashable, tuple[bytes, Any]] = {}
+        self._lists: dict[Hashable, tuple[bytes, Any]] = {}
+        self._times_forgotten = 0
 
     def read(self, asset: StoredAsset, view: View, partition: str | None = None, keys: Sequence[str] = ()) -> Page:
         """Return a page of the rows that pass, with facets. None is all partitions that lie in Parquet. A row is named
@@ -204,6 +210,15 @@ class TableBrowser:
         newest = asset.partitions[0] if asset.partitions else None
         return self._remember("columns", asset, newest, lambda table: set(table.columns))
 
+    def rows_with(self, asset: StoredAsset, column: str, value: str, partition: str | None) -> Sequence[StoredRow]:
+        """Return the rows whose column holds a value, as text, of a table that has few of them. Raises as `read`."""
+
+        def find_rows(table: OpenTable) -> Sequence[StoredRow]:
+            found = table.rows.filter(table.text(column) == Constant(value)).limit(_PAGE_ROWS)
+            return _shown(asset, table.read(table.sorted(found)), "")
+
+        return self._remember(("rows", column, value), asset, partition, find_rows)
+
     def counts(self, asset: StoredAsset) -> dict[str, int]:
         """Return the number of rows by partition, "" without partitions. Raises the errors of `read`."""
         return self._remember("counts", asset, None, OpenTable.counts)
@@ -228,19 +243,50 @@ class TableBrowser:
             one = table.text(column)
             return _count(table.rows.filter(one.isnull() | (one != table.text(other))))
 
-        return self._ask(asset, partition, count_rows)
+        return self._remember(("differing", column, other), asset, partition, count_rows)
 
     def _remember(
-        self, what: str, asset: StoredAsset, partition: str | None, question: Callable[[OpenTable], _Answer]
+        self,
+        what: Hashable,
+        asset: StoredAsset,
+        partition: str | None,
+        question: Callable[[OpenTable], _Answer],
+        kept: dict[Hashable, tuple[bytes, Any]] | None = None,
     ) -> _Answer:
+        """Return the answer to a question, which is asked again only if the files have changed since."""
+        answers, most = (self._answers, _ANSWERS_KEPT) if kept is None else (kept, _LISTS_KEPT)
+        place = (what, asset.key, partition)
+        # The state is read first: files that change meanwhile have another one the next time.
+        state = self._state(asset, partition)
         with self._lock:
-            known: _Answer | None = self._summed.get((what, asset.key))
-        if known is not None:
-            return known
+            known = answers.get(place)
+        if known is not None and known[0] == state:
+            found: _Answer = known[1]
+            return found
         answer = self._ask(asset, partition, question)
         with self._lock:
-            self._summed[what, asset.key] = answer
+            answers.pop(place, None)
+            while len(answers) >= most:
+                answers.pop(next(iter(answers)))
+            answers[place] = (state, answer)
         return answer
+
+    def _state(self, asset: StoredAsset, partition: str | None) -> bytes:
+        """Return a digest that changes with the files of a table: with each file's size and time of the last change. Of
+        tables that are not on a local disk, it changes when they are listed again.
+        """
+        state = hashlib.blake2b(digest_size=16)
+        state.update(repr(self._times_forgotten if asset.others else 0).encode())
+        for each, place in _places(asset, partition).items():
+            if not _is_local(UPath(place)):
+                state.update(repr((each, place, self._times_forgotten)).encode())
+                continue
+            # An error is for the question, and a file may be replaced while it is looked at.
+            with suppress(OSError):
+                for file in self._parquet_files(place, each):
+                    told = Path(file).stat()
+                    state.update(repr((each, file, told.st_size, told.st_mtime_ns)).encode())
+        return state.digest()
 
     def list_addresses(
         self, asset: StoredAsset, column: str, view: View | None = None, partition: str | None = None
@@ -249,10 +295,6 @@ class TableBrowser:
 
         Raises InputError if the table lacks this column, or a filter's column.
         """
-        place = (asset.key, column, view, partition)
-        with self._lock:
-            if (known := self._listed.get(place)) is not None:
-                return known
 
         def list_rows(table: OpenTable) -> list[tuple[str, str]]:
             if column not in table.columns:
@@ -260,12 +302,7 @@ class TableBrowser:
             asked = view or View()
             return list(dict.fromkeys(table.addresses(table.sorted(_passing(table, asked), asked.order), column)))
 
-        rows = self._ask(asset, partition, list_rows)
-        with self._lock:
-            while len(self._listed) >= _TABLES_KEPT:
-                self._listed.pop(next(iter(self._listed)))
-            self._listed[place] = rows
-        return rows
+        return self._remember((column, view), asset, partition, list_rows, self._lists)
 
     def _ask(self, asset: StoredAsset, partition: str | None, question: Callable[[OpenTable], _Answer]) -> _Answer:
         cursor = self._database.cursor()
@@ -287,7 +324,7 @@ class TableBrowser:
     def _open(
         self, cursor: duckdb.DuckDBPyConnection, asset: StoredAsset, partition: str | None, *, apart: bool = False
     ) -> OpenTable:
-        files = asset.files if partition is None else {p: f for p, f in asset.files.items() if p == partition}
+        files = _places(asset, partition)
         if files:
             partition_of: dict[str, str] = {}
             for each, place in files.items():
@@ -310,7 +347,7 @@ class TableBrowser:
         """
         refuse_credentials(place, "path of the table")
         path = UPath(place)
-        is_local = path.protocol in ("", "file")
+        is_local = _is_local(path)
         if not is_local:
             with self._lock:
                 if path.protocol not in self._systems:
@@ -338,16 +375,24 @@ class TableBrowser:
         return table
 
     def forget(self) -> None:
-        """Load and list stored tables again at the next request."""
+        """Load and list stored tables again at the next request, except for those on a local disk that are the same."""
         with self._lock:
             self._loaded.clear()
-            self._listed.clear()
-            self._summed.clear()
+            self._times_forgotten += 1
 
 
 def status_of(error: LLMBatchError) -> int:
     """Return the status of a page with this error: 400 for a wrong address, 502 for damaged stored data."""
     return 502 if isinstance(error, StoredTableError) else 400
+
+
+def _places(asset: StoredAsset, partition: str | None) -> Mapping[str, str]:
+    """Return the files or folders of a partition, or of all of them."""
+    return asset.files if partition is None else {p: f for p, f in asset.files.items() if p == partition}
+
+
+def _is_local(path: UPath) -> bool:
+    return path.protocol in ("", "file")
 
 
 def _passing(table: OpenTable, view: View) -> duckdb.DuckDBPyRelation:

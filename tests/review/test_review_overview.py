@@ -107,6 +107,22 @@ def test_what_waits_for_a_person_is_shown_with_its_advice(desk):
     assert "Not here." not in words
 
 
+def test_the_first_page_looks_once_for_all_datasets_for_what_waits_for_a_person(serve, tmp_path):
+    assets, _ = store_dataset(tmp_path)
+    ledger, asked = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), []
+
+    def waiting():
+        asked.append(1)
+        return [("tickets", "A batch is in doubt."), ("rules", "The queue is full.")]
+
+    payloads = PayloadStore(str(tmp_path / "p"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets, waiting=waiting)
+    words = words_of(serve(review_app(deployment, Door(user_header="X-User"))))
+    ledger.close()
+    assert words.count("Waiting for a person 1 task") == 2
+    assert asked == [1]
+
+
 def test_a_page_does_not_wait_for_a_new_list_of_tables_while_it_is_in_use():
     released, calls, clock = threading.Event(), [], [0.0]
 

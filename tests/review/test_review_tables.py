@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -154,6 +155,43 @@ def test_a_folder_with_a_file_for_each_partition_and_the_layout_of_hive(browser,
     hive = StoredAsset("labels", files=places)
     page = browser.read(hive, View(filters=(Filter("partition", "is", "d 2"),)))
     assert [row["id"] for row in page.rows] == ["d 2", "x"]
+
+
+def test_answers_are_kept_while_the_files_stay_as_they_are_and_no_longer(browser, tmp_path):
+    files = {day: tmp_path / f"{day}.parquet" for day in ("d1", "d2")}
+    for file in files.values():
+        pq.write_table(pa.table({"id": ["a", "b"], "gold": ["x", "y"], "label": ["x", "x"]}), file)
+    asset = StoredAsset("labels", files={day: str(file) for day, file in files.items()})
+
+    def answers():
+        return (
+            browser.counts(asset)["d1"],
+            browser.count_differing(asset, "label", "gold", "d1"),
+            [row["id"] for row in browser.rows_with(asset, "label", "x", "d1")],
+            [key for _, key in browser.list_addresses(asset, "id", None, "d1")],
+            "more" in browser.columns(asset),
+        )
+
+    before = (2, 1, ["a", "b"], ["a", "b"], False)
+    assert answers() == before
+    told, newest = (file.stat() for file in files.values())
+    other = pa.table({"id": ["c", "d"], "gold": ["y", "z"], "label": ["x", "x"]})
+    pq.write_table(other, files["d1"])
+    # The same size and time: nothing shows that the file has changed, so it is not read again.
+    assert files["d1"].stat().st_size == told.st_size
+    os.utime(files["d1"], ns=(told.st_atime_ns, told.st_mtime_ns))
+    browser.forget()
+    assert answers() == before
+    os.utime(files["d1"], ns=(told.st_atime_ns, told.st_mtime_ns + 1_000))
+    assert answers() == (2, 2, ["c", "d"], ["c", "d"], False)
+    pq.write_table(other.slice(1).append_column("more", pa.array([1])), files["d1"])
+    pq.write_table(other.append_column("more", pa.array([1, 2])), files["d2"])
+    assert newest.st_size != files["d2"].stat().st_size
+    assert answers() == (1, 1, ["d"], ["d"], True)
+    files["d1"].unlink()
+    assert browser.counts(asset) == {"d2": 2}
+    with pytest.raises(InputError, match="files of this table are gone"):
+        browser.list_addresses(asset, "id", None, "d1")
 
 
 def test_what_lies_elsewhere_is_loaded_one_partition_at_a_time_and_says_so(browser):
