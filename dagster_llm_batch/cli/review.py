@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import click
 import dagster as dg
 
+from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.translator import ANNOTATES_KEY, ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.completion import complete_assets
@@ -153,12 +154,20 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             hide=hidden_row(mask, is_ours=_is_ours(spec)) if mask else None,
             hide_sent=hidden_text(mask, dataset.labeling.mask) if mask and dataset else None,
             keys=keys.get(key, ()),
+            quotes=_quotes(dataset) if dataset and key == dataset.key else {},
             # Each partition has its own metadata.
             at=code.materialized_at(key) if dataset else None,
             before=partial(code.figures_before, key),
             earlier=partial(code.partitions_before, key),
             may_grow=WANTED_KEY in spec.metadata,
         )
+
+
+def _quotes(dataset: Dataset) -> dict[str, str]:
+    """Return the columns with the text of quotes, by the beginning of the names of the columns with their places."""
+    quoted = dataset.labeling.quoted_columns
+    sources = {} if quoted is None else quoted.sources
+    return {name.removesuffix("_start"): source for name, source in sources.items() if name.endswith("_start")}
 
 
 def _load(deployment: DeploymentAccess, key: dg.AssetKey, partition: str) -> object:

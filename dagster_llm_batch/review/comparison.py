@@ -7,13 +7,14 @@ The columns of a table of mistakes are known by their roles: `gold`, and for eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dagster_llm_batch.addresses import Filter, row_path, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
+from dagster_llm_batch.review.quote_marks import QuotePlace, place_columns, quote_places
 from dagster_llm_batch.review.tables import StoredAsset, StoredRow
 
 __all__ = ["ComparedLabel", "Comparison", "compare_row", "group_path", "is_mistake", "plain_values"]
@@ -24,7 +25,10 @@ _CONFIDENCE = "confidence"
 
 @dataclass(frozen=True)
 class ComparedLabel:
-    """One candidate's answer. `reason` is set if there is no label; `basis` has the other fields of the answer."""
+    """One candidate's answer. `reason` is set if there is no label; `basis` has the other fields of the answer.
+
+    `places` are the places of its quotes in the texts of the mistake's row, by column.
+    """
 
     candidate: str
     label: Any
@@ -34,6 +38,7 @@ class ComparedLabel:
     basis: Mapping[str, Any]
     url: str | None
     attempts: Sequence[Attempt]
+    places: Mapping[str, Sequence[QuotePlace]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ def compare_row(deployment: ReviewedDeployment, row: StoredRow, key: str, partit
         label, reason = row[f"{candidate}{_LABEL}"], row[f"{candidate}{_REASON}"]
         own, found = _find(deployment, candidate, key, partition)
         values: Mapping[str, Any] = found or {}
-        hidden = {target, own.row_key if own else "", "partition", *row}
+        quotes = own.quotes if own else {}
+        hidden = {target, own.row_key if own else "", "partition", *row, *place_columns(quotes)}
         labels.append(
             ComparedLabel(
                 candidate,
@@ -70,6 +76,7 @@ def compare_row(deployment: ReviewedDeployment, row: StoredRow, key: str, partit
                 {n: v for n, v in values.items() if not n.startswith("llm_") and n not in hidden and v is not None},
                 row_path(own.key, own.row_key, key, partition or (found.partition if found else None)) if own else None,
                 deployment.attempts_of(own, found, partition) if own and found else (),
+                _places(candidate, found, quotes, row) if found else {},
             )
         )
     return Comparison(target, gold, labels, plain_values(row))
@@ -87,6 +94,15 @@ def plain_values(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of a table of mistakes without the columns that the evaluation made."""
     roles = {"target", "gold", *(f"{name}{end}" for name in _candidates(row) for end in (_LABEL, _REASON))}
     return {name: value for name, value in row.items() if name not in roles}
+
+
+def _places(candidate: str, found: StoredRow, quotes: Mapping[str, str], row: StoredRow) -> dict[str, list[QuotePlace]]:
+    """Return the places of a candidate's quotes in the texts that the mistake's row has, too."""
+    return {
+        column: [replace(place, field=f"{candidate}: {place.field}") for place in places]
+        for column, places in quote_places(found, quotes).items()
+        if column in row and row[column] == found[column]
+    }
 
 
 def _candidates(row: Mapping[str, Any]) -> list[str]:

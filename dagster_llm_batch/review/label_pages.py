@@ -22,6 +22,7 @@ from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.prompts import Part, asked_last, read_body
 from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, RowAddress, StandingJudgments
+from dagster_llm_batch.review.quote_marks import TextPart, marked_texts, quote_places
 from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View, status_of
 from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment
@@ -33,6 +34,7 @@ _SAMPLE = "sample_"
 _ANSWER = "answer_"
 """Begins the names of questions in the form, so that a question called `kind` is not the form's own `kind`."""
 _MOST_COMMENT = 5_000
+_MOST_TEXT = 20_000
 _LONGEST_SECONDS = 3_600.0
 
 
@@ -210,13 +212,15 @@ class LabelPages:
         return ""
 
     def _shown(self, form: LabelForm, address: RowAddress) -> Mapping[str, Any]:
-        """Return the data that a person needs to judge a row: the model's last message, and kept columns.
+        """Return the data that a person needs to judge a row: the model's last message, and kept columns; and texts
+        with the model's quotes for those who ask for them.
 
         The candidates' labels, and the reason of the proposal, are not shown: people should not follow them.
         """
         partition, key = address
         columns: dict[str, Any] = {}
         parts: list[Part] = []
+        marked: dict[str, list[TextPart]] = {}
         hidden = form.hidden | {PARTITION}
         for asset in self._deployment.assets():
             if asset.dataset != form.dataset:
@@ -224,8 +228,9 @@ class LabelPages:
             inside = partition if partition in asset.partitions else None
             for row in self._deployment.browser.find(asset, form.key, key, inside, most=1):
                 columns |= {n: v for n, v in row.items() if n not in hidden and not n.startswith("llm_")}
+                marked |= marked_texts(row, quote_places(row, asset.quotes), _MOST_TEXT)
                 parts = parts or self._prompt(form, partition, row.get("llm_request_id"))
-        return {"columns": columns, "parts": parts}
+        return {"columns": columns, "parts": parts, "marked": marked}
 
     def _prompt(self, form: LabelForm, partition: str, request_id: Any) -> list[Part]:
         if not isinstance(request_id, str):

@@ -35,6 +35,7 @@ from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.overview import OverviewPage
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
+from dagster_llm_batch.review.quote_marks import marked_texts, quote_places
 from dagster_llm_batch.review.samples import answer_text, with_texts
 from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View, status_of
 from dagster_llm_batch.text import money_text
@@ -186,6 +187,11 @@ class _Pages:
             labels = self._deployment.labels_of(each.candidate)
             sent.append((each.candidate, [self._shown(labels, one) for one in each.attempts]))
         own = comparison.plain if comparison else row
+        most = None if asked.get("whole") else _MOST_TEXT
+        places = quote_places(row, asset.quotes)
+        for each in comparison.labels if comparison else ():
+            for name, quoted in each.places.items():
+                places.setdefault(name, []).extend(quoted)
         return self.show(
             request,
             "row.html",
@@ -201,7 +207,8 @@ class _Pages:
             provenance={name: value for name, value in row.items() if name.startswith(_PROVENANCE)},
             sent=sent,
             judgments=self._deployment.judgments(column, value, partition),
-            most=None if asked.get("whole") else _MOST_TEXT,
+            marked=marked_texts(own, places, most),
+            most=most,
             whole_url=f"?{urlencode([*asked.multi_items(), ('whole', '1')])}",
         )
 

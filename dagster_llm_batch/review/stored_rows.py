@@ -42,11 +42,15 @@ class StoredTableError(InputError):
 
 @dataclass(frozen=True)
 class StoredRow(Mapping[str, Any]):
-    """A row by the names of its columns; its partition ("" without partitions), and its key as text."""
+    """A row by the names of its columns; its partition ("" without partitions), and its key as text.
+
+    `hidden` are the columns in which the page hides values.
+    """
 
     columns: Mapping[str, Any]
     partition: str = ""
     key: str = ""
+    hidden: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Any:
         return self.columns[name]

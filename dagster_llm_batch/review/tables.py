@@ -67,7 +67,8 @@ class StoredAsset:
     `files` has a file or folder of Parquet by partition ("" without partitions). `load` loads the partitions in
     `others`. `order` has the partitions in their order, the newest last; others come before them, by name.
     `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
-    `hide_sent` replaces it in a request or a reply. `keys` are the keys of datasets that the table is connected with.
+    `hide_sent` replaces it in a request or a reply. `quotes` are the columns with the text of quotes, by the beginning
+    of the names of the columns with their places. `keys` are the keys of datasets that the table is connected with.
     `may_grow` is whether a sample draws more rows if its gold is not precise enough yet. `at` is the time of the last
     materialization. `before` returns the numbers in the metadata of a partition's materialization before the last,
     and `earlier` the materialized partitions before one in time, the newest first.
@@ -84,6 +85,7 @@ class StoredAsset:
     hide: Callable[[Mapping[str, Any], str], Mapping[str, Any]] | None = None
     hide_sent: Callable[[Any], Any] | None = None
     keys: tuple[str, ...] = ()
+    quotes: Mapping[str, str] = field(default_factory=dict)
     may_grow: bool = False
     at: datetime | None = None
     before: Callable[[str], Mapping[str, float]] = lambda _partition: {}
@@ -452,7 +454,12 @@ def _shown(asset: StoredAsset, rows: Sequence[StoredRow], key: str) -> list[Stor
     """Return the rows without values that the page hides."""
     if asset.hide is None:
         return list(rows)
-    return [replace(row, columns=asset.hide(row.columns, key)) for row in rows]
+    shown = []
+    for row in rows:
+        columns = asset.hide(row.columns, key)
+        changed = frozenset(name for name, value in columns.items() if value != row.columns[name])
+        shown.append(replace(row, columns=columns, hidden=changed))
+    return shown
 
 
 def _shown_facets(asset: StoredAsset, facets: Iterator[Facet], key: str) -> Iterator[Facet]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import dagster as dg
@@ -14,10 +15,26 @@ import pyarrow.parquet as pq
 import pytest
 from code_location import BATCH, LABELS, REJECTS, CodeLocation, labeled
 from pydantic import BaseModel
+from starlette.testclient import TestClient
 
-from dagster_llm_batch import Cascade, Checks, Evidence, HiveParquetIOManager, Mask, Prompt, Realtime, Resend
+from dagster_llm_batch import (
+    Cascade,
+    Checks,
+    Evidence,
+    HiveParquetIOManager,
+    Mask,
+    Prompt,
+    Realtime,
+    Resend,
+    evaluation_assets,
+)
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.cli import code_location as cli
+from dagster_llm_batch.cli.review import _forms, _stored_assets
 from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.review.access import Door
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
@@ -101,6 +118,46 @@ def land(location: CodeLocation, times: int = 1) -> dg.ExecuteInProcessResult:
         result = location.collect()
         assert result.success
     return result
+
+
+@dg.asset(deps=[LABELS])
+def gold() -> pl.DataFrame:
+    return pl.DataFrame({"ticket_id": ["t0", "t1"], "topic": ["how_to", "how_to"]})
+
+
+@pytest.mark.slow
+def test_the_page_of_review_marks_quotes_in_rows_and_mistakes_and_for_who_judges_on_demand(place, instance):
+    """It runs a Dagster, and reads its tables as the command does."""
+    dataset = quoted(tickets("number 1 of red cars", "number 2 of blue bikes"))
+    settings = {"name": "judged", "gold": gold, "candidates": [dataset], "key": "ticket_id", "target": "topic"}
+    evaluation = evaluation_assets(**settings, keep=["body"])
+    location = place(*dataset, gold, *evaluation)
+    land(location)
+    assert location.run("gold", *(spec.key.to_user_string() for each in evaluation for spec in each.specs)).success
+    engine = location.engine()
+    code = cli.CodeLocation(SimpleNamespace(), location.repository, instance)
+    deployment = SimpleNamespace(code=code, engine=engine)
+    reviewed = ReviewedDeployment(
+        "here",
+        engine.ledger,
+        engine.payloads,
+        "default",
+        lambda: list(_stored_assets(deployment)),
+        forms=_forms(deployment),
+    )
+    client = TestClient(review_app(reviewed, Door("X-User"), ["testserver"]), headers={"X-User": "ada"})
+    found = {}
+    for path in ("/row/ticket_labels", "/row/judged_mistakes", "/label/ticket_labels"):
+        page = client.get(path, params={"by": "ticket_id", "key": "t0", "as": "ticket_labels"})
+        assert page.status_code == 200, page.text
+        found[path] = re.findall('<mark title="([^"]*)">([^<]*)<', page.text)
+    engine.ledger.close()
+    fields = "quote, claims_text"
+    assert found == {
+        "/row/ticket_labels": [(fields, "red cars")],
+        "/row/judged_mistakes": [(", ".join(f"ticket_labels: {one}" for one in fields.split(", ")), "red cars")],
+        "/label/ticket_labels": [(fields, "red cars")],
+    }
 
 
 ROWS = tickets("number 1 of red cars", "number 2 of blue bikes, fails once")
