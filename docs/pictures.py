@@ -30,7 +30,7 @@ from dagster_llm_batch.metrics import (
 )
 from dagster_llm_batch.metrics.estimate_plots import estimates_png
 from dagster_llm_batch.metrics.estimates import estimate
-from dagster_llm_batch.metrics.looks import look_level
+from dagster_llm_batch.metrics.sequential_tests import significance_level
 
 CLASSES = np.array(["billing", "bug", "how_to", "refund"])
 TOPIC = Target("topic", confidence_column="confidence")
@@ -81,7 +81,7 @@ drifts = [
         target="topic",
         against=f"{min(i, 7)} days before",
         max_psi=0.25,
-        level=look_level(i),
+        level=significance_level(i),
         earlier=[counts[other] for other in days[max(0, i - 90) : i]],
         adwin_changed=seen[day],
     )

@@ -16,14 +16,14 @@ from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, ta
 from dagster_llm_batch.metrics import Counts, Target, calibration_of, class_counts, drift_between, join
 from dagster_llm_batch.metrics.drift import recent_partitions
 from dagster_llm_batch.metrics.limits import miscalibration_p, share_p_below
-from dagster_llm_batch.metrics.looks import (
+from dagster_llm_batch.metrics.sequential_tests import (
     ALPHA,
     LOOKS,
     evidence_by_look,
     life_evidence,
     log_payoffs,
-    look_level,
     sign_flip_p,
+    significance_level,
 )
 
 MOST_FALSE = 0.05
@@ -155,7 +155,7 @@ def _regression(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarm
     if cell.kind == "growing gold":
         # Each look adds rows to the gold, which is not partitioned.
         p_values = binom.sf(broken.cumsum(axis=1) - 1, changed.cumsum(axis=1), 0.5)
-        levels = np.array([look_level(place) for place in range(looks)])
+        levels = np.array([significance_level(place) for place in range(looks)])
         return _any_look(p_values < levels), _any_look(p_values < ALPHA)
     paid = np.array([[_paid(*look) for look in zip(*life, strict=True)] for life in zip(broken, changed, strict=True)])
     if cell.kind in {"backwards", "in any order"}:
@@ -253,7 +253,7 @@ def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
 @cache
 def _judged_together(day: int) -> int | None:
     """Return the number of days that are judged together on this day."""
-    return recent_partitions(min(day, _EARLIER) + 1, look_level(day))
+    return recent_partitions(min(day, _EARLIER) + 1, significance_level(day))
 
 
 def _recent_psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -287,7 +287,7 @@ def _drifted(day: int, counts: Sequence[Counts], psi: float) -> bool:
         target="",
         against="",
         max_psi=_MAX_PSI,
-        level=look_level(day),
+        level=significance_level(day),
         earlier=counts[max(0, day - _EARLIER) : day],
     )
     assert found.recent_psi is not None
@@ -299,7 +299,7 @@ def _agreement(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarms
     same, n = rng.binomial(cell.rows, cell.setting, (lives, LOOKS)), np.arange(cell.rows + 1)
     p_values = np.array([share_p_below(k, cell.rows, cell.setting) for k in n.tolist()])
     highest = np.array([binomtest(k, cell.rows).proportion_ci(method="wilson").high for k in n.tolist()])
-    levels = np.array([look_level(place) for place in range(LOOKS)])
+    levels = np.array([significance_level(place) for place in range(LOOKS)])
     return _any_look(p_values[same] < levels), _any_look(highest[same] < cell.setting)
 
 
@@ -312,7 +312,7 @@ def _ece(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
     found = calibration_of(join(gold, said, key="id", target=target, candidate_name="c"))
     assert found is not None
     p_value = miscalibration_p(found, cell.setting)
-    return p_value is not None and p_value < look_level(0), (found.ece or 0) > cell.setting
+    return p_value is not None and p_value < significance_level(0), (found.ece or 0) > cell.setting
 
 
 _LIVES: dict[str, Lives] = {

@@ -111,7 +111,7 @@ HELD = (
     (
         "the check of an unchanged version fails in 5 %",
         "with 30 partitions, one of them fails in 51 %",
-        f"{_METRICS}test_looks.py::test_a_year_of_equal_versions_is_seldom_blamed_in_any_order",
+        f"{_METRICS}test_sequential_tests.py::test_a_year_of_equal_versions_is_seldom_blamed_in_any_order",
     ),
     (
         "there are too few rows to see drift",

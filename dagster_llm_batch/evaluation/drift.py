@@ -24,7 +24,7 @@ from dagster_llm_batch.evaluation.builder import (
     picture,
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
-from dagster_llm_batch.evaluation.looks import Look, Looks
+from dagster_llm_batch.evaluation.sequential_tests import InterimLook, SequentialTest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key, row_links, rows_metadata
 from dagster_llm_batch.metrics import (
@@ -42,7 +42,7 @@ from dagster_llm_batch.metrics import (
 from dagster_llm_batch.metrics.clusters import REQUEST, cluster_ids
 from dagster_llm_batch.metrics.drift import drifts_markdown
 from dagster_llm_batch.metrics.joining import succeeded
-from dagster_llm_batch.metrics.looks import ALPHA, look_level
+from dagster_llm_batch.metrics.sequential_tests import ALPHA, significance_level
 
 __all__ = ["CHECK", "DriftSpec", "drift_assets"]
 
@@ -119,7 +119,7 @@ class _Series:
 
 
 def _prepare(design: DriftSpec, main: dg.AssetKey, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
-    looks = Looks(context, dg.AssetCheckKey(main, CHECK), design.builder.partitions_def)
+    test = SequentialTest(context, dg.AssetCheckKey(main, CHECK), design.builder.partitions_def)
     labels = _Labels(design, StoredTables(context))
     behind = partial(
         _rows_behind, {each.name: each.key.to_user_string() for each in design.candidates}, row_links(context)
@@ -132,7 +132,7 @@ def _prepare(design: DriftSpec, main: dg.AssetKey, context: dg.AssetExecutionCon
         def table() -> Computed:
             metadata, verdicts = (
                 _metadata(design, measured, behind),
-                [_verdict(design, measured, partition, looks, behind)],
+                [_verdict(design, measured, partition, test, behind)],
             )
             return Computed(drifts_to_arrow(drifts), metadata, _DOCS, verdicts)
 
@@ -218,7 +218,7 @@ class _Labels:
                 target=target,
                 against=_named(references[key]),
                 max_psi=design.max_psi,
-                level=look_level(places[key], self._n_series),
+                level=significance_level(places[key], self._n_series),
                 earlier=[counts[other] for other in earlier[key]],
                 follows=follows,
                 # The check is about the last one.
@@ -272,7 +272,7 @@ def _rows_behind(assets: Mapping[str, str], links: RowLinks, drift: Drift) -> st
 
 
 def _verdict(
-    design: DriftSpec, measured: Sequence[_Series], partition: str | None, looks: Looks, behind: _Behind
+    design: DriftSpec, measured: Sequence[_Series], partition: str | None, test: SequentialTest, behind: _Behind
 ) -> CheckOutcome:
     """Return the check result of the last partition with labels; a run of one partition checks that one."""
     judged = [drift for series in measured for drift in series.drifts[-1:]]
@@ -281,12 +281,12 @@ def _verdict(
         for drift in judged
         if drift.recent_psi is not None and drift.recent_psi > design.max_psi and drift.p_value is not None
     ]
-    look = Look(
+    look = InterimLook(
         partition,
         # A partition within the limit, or with too few before it, cannot fail: do not count it as a look.
         state=code_digest(*((drift.partition, drift.recent_psi, drift.p_value) for drift in judged)) if over else "",
     )
-    level = looks.level(look, len(judged))
+    level = test.level(look, len(judged))
     drifted = [drift for drift in over if drift.p_value is not None and drift.p_value < level]
     return CheckOutcome(
         CHECK,
@@ -297,7 +297,7 @@ def _verdict(
             **{
                 figure_key("psi", drift.candidate, drift.target): drift.psi for drift in judged if drift.psi is not None
             },
-            **looks.keep(look),
+            **test.keep(look),
             **_worst(drifted or judged, behind),
         },
     )
@@ -406,7 +406,7 @@ def drift_assets(
     `max_psi`. Chance does not explain it (chi-squared, by permutations if a class is rare), however few the rows are.
     And they are further off than three partitions picked at random from the last 90. With few partitions more than
     three are compared; with fewer than about sixteen the check decides nothing, and reports that. All looks share 5 %
-    of false alarms in 365 partitions; see `evaluation.looks`. Needs the extra `evaluation` when it runs.
+    of false alarms in 365 partitions; see `evaluation.sequential_tests`. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.

@@ -15,8 +15,8 @@ from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidate
 from dagster_llm_batch.evaluation.gold_metadata import MistakeLinks
 from dagster_llm_batch.evaluation.gold_misfits import GOLD_FITS, may_find_misfits, misfits_verdict
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
-from dagster_llm_batch.evaluation.looks import Looks
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
+from dagster_llm_batch.evaluation.sequential_tests import SequentialTest
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import AtLeast, Thresholds
 from dagster_llm_batch.metadata import COLUMNS_KEY, row_links, rows_metadata
@@ -58,8 +58,9 @@ def _prepare(
     upstreams, links, main = Upstreams(context, design), row_links(context), keys[""]
     shown_mistakes = keys["mistakes"].to_user_string()
     accepted = Accepted(context, design, accepted_spec) if design.regression else None
-    looks = {
-        name: Looks(context, dg.AssetCheckKey(main, name), design.builder.partitions_def) for name in (CHECK, "ece")
+    tests = {
+        name: SequentialTest(context, dg.AssetCheckKey(main, name), design.builder.partitions_def)
+        for name in (CHECK, "ece")
     }
 
     def compute(partition: str | None) -> Tables:
@@ -82,12 +83,12 @@ def _prepare(
                 return replace(computed, metadata={**computed.metadata, **accepted.metadata})
             if suffix:
                 return computed
-            verdicts = design.thresholds.verdicts(report, partition, looks["ece"])
+            verdicts = design.thresholds.verdicts(report, partition, tests["ece"])
             if may_find_misfits(design.candidates, design.targets):
                 verdicts.append(misfits_verdict(read.misfits))
             if accepted:
                 severity = design.thresholds.severity
-                verdicts.append(regression_verdict(regressions, looks[CHECK], partition, accepted, severity))
+                verdicts.append(regression_verdict(regressions, tests[CHECK], partition, accepted, severity))
             behind = rows_metadata(mistakes.table())
             return replace(computed, verdicts=[replace(one, metadata={**one.metadata, **behind}) for one in verdicts])
 

@@ -29,15 +29,15 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
-from dagster_llm_batch.evaluation.looks import Look, Looks
+from dagster_llm_batch.evaluation.sequential_tests import InterimLook, SequentialTest
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import columns_of
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between
 from dagster_llm_batch.metrics.clusters import REQUEST
-from dagster_llm_batch.metrics.looks import ALPHA
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
+from dagster_llm_batch.metrics.sequential_tests import ALPHA
 from dagster_llm_batch.text import plain_text
 
 __all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"]
@@ -147,7 +147,7 @@ class Accepted:
 
 def regression_verdict(
     regressions: Sequence[Regression],
-    looks: Looks,
+    test: SequentialTest,
     partition: str | None,
     accepted: Accepted,
     severity: dg.AssetCheckSeverity,
@@ -160,14 +160,14 @@ def regression_verdict(
         hint = f"Materialize {accepted.shown_key} with candidates= in its run config."
         return CheckOutcome(CHECK, True, severity, f"Nothing is accepted yet. {hint}", {})  # noqa: FBT003  # a field
     compared = [regression for regression in regressions if regression.n_both]
-    look = Look(
+    look = InterimLook(
         partition,
         # Versions with equal labels on all rows cannot fail: do not count that as a look.
         state=code_digest(compared) if any(one.n_fixed or one.n_broken for one in compared) else "",
         question=accepted.run_id or "",
         payoffs={_name(one): one.log_payoffs for one in compared},
     )
-    judged = [_Judged.of(one, look, looks, len(compared)) for one in regressions]
+    judged = [_Judged.of(one, look, test, len(compared)) for one in regressions]
     bad = [one for one in judged if one.is_worse]
     description = " ".join(one.sentence for one in bad or sorted(judged, key=lambda one: one.is_decided))
     if not any(one.is_decided for one in judged):
@@ -182,7 +182,7 @@ def regression_verdict(
         if one.p_life is not None:
             figures[figure_key("p_worse_over_looks", *names)] = one.p_life
     return CheckOutcome(
-        CHECK, passed=not bad, severity=severity, description=description, metadata={**figures, **looks.keep(look)}
+        CHECK, passed=not bad, severity=severity, description=description, metadata={**figures, **test.keep(look)}
     )
 
 
@@ -205,13 +205,13 @@ class _Judged:
     units_wanted: int
 
     @classmethod
-    def of(cls, regression: Regression, look: Look, looks: Looks, n_compared: int) -> "_Judged":
+    def of(cls, regression: Regression, look: InterimLook, test: SequentialTest, n_compared: int) -> "_Judged":
         n_units = regression.n_units
         if look.partition is not None and n_units:
             name = _name(regression)
-            p_life = min(1.0, n_compared / looks.evidence(look, name))
-            return cls(regression, p_life, looks.units_wanted(look, name, n_units, n_compared))
-        level = looks.level(look, n_compared)
+            p_life = min(1.0, n_compared / test.evidence(look, name))
+            return cls(regression, p_life, test.units_wanted(look, name, n_units, n_compared))
+        level = test.level(look, n_compared)
         # If all units got worse, the chance of that is one in 2 ** units looks.
         wanted = math.ceil(-math.log2(level))
         if regression.p_worse is None or n_units < wanted:

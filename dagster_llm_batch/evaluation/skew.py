@@ -28,14 +28,14 @@ from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, m
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.candidates import check_targets
-from dagster_llm_batch.evaluation.looks import Look, Looks
+from dagster_llm_batch.evaluation.sequential_tests import InterimLook, SequentialTest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.evaluation.thresholds import AtLeast
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
 from dagster_llm_batch.metrics.key_hash import draw_keys
 from dagster_llm_batch.metrics.limits import share_lower_bound, share_p_below
-from dagster_llm_batch.metrics.looks import ALPHA
+from dagster_llm_batch.metrics.sequential_tests import ALPHA
 from dagster_llm_batch.metrics.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Lane
@@ -112,7 +112,7 @@ def skew_assets(
         seed: Seed of the drawing; another one draws other rows.
         max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this many US dollars.
         min_agreement: Least share of equal values, of every target, as a check. It fails if the sample has less and
-            chance does not explain this (exact test; the looks at all partitions share 5 %, see `evaluation.looks`).
+            chance does not explain this (exact test; the looks at all partitions share 5 %).
             `AtLeast(0.9, confidence=0.95)` fails unless the lower bound of the sample's share reaches 0.9. Either
             counts requests.
         check_severity: Severity of the check when it fails.
@@ -191,10 +191,10 @@ def _prepare(skew: "_Skew", main: dg.AssetKey, context: dg.AssetExecutionContext
     engine = skew.dataset.engine(context)
     # before any row is read
     engine.check(skew.labeling)
-    looks = Looks(context, dg.AssetCheckKey(main, _AGREEMENT), skew.dataset.partitions_def)
+    test = SequentialTest(context, dg.AssetCheckKey(main, _AGREEMENT), skew.dataset.partitions_def)
 
     def compute(partition: str | None) -> Tables:
-        sample, figures = skew.compute(context, engine, partition, looks)
+        sample, figures = skew.compute(context, engine, partition, test)
         return {"sample": lambda: sample, "": lambda: figures}
 
     return compute
@@ -213,7 +213,7 @@ class _Skew:
     severity: dg.AssetCheckSeverity
 
     def compute(
-        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, looks: Looks
+        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, test: SequentialTest
     ) -> tuple[Computed, Computed]:
         """Return the sample side by side, and the figures."""
         batch = self._drawn(context, engine, partition)
@@ -227,7 +227,7 @@ class _Skew:
             **({} if cost is None else {"llm_batch/cost_usd": float(cost)}),
             "llm_batch/submission_id": status.submission.submission_id,
         }
-        verdicts = [] if self.min_agreement is None else [self._verdict(skews, self.min_agreement, partition, looks)]
+        verdicts = [] if self.min_agreement is None else [self._verdict(skews, self.min_agreement, partition, test)]
         if (given_up := engine.unsent(status.submission.submission_id).over_budget) is not None:
             metadata["llm_batch/over_budget"] = cell_text(given_up, limit=1_000)
             context.log.warning(f"{partition or 'skew'}: given up for money: {given_up}")
@@ -299,7 +299,9 @@ class _Skew:
             f"{self.dataset.batch_key.to_user_string()} and the labels again, or name the prompt's columns."
         )
 
-    def _verdict(self, skews: Sequence[Skew], wanted: AtLeast, partition: str | None, looks: Looks) -> CheckOutcome:
+    def _verdict(
+        self, skews: Sequence[Skew], wanted: AtLeast, partition: str | None, test: SequentialTest
+    ) -> CheckOutcome:
         """Return the check result.
 
         A target fails if its wanted share would too seldom show so few equal values. With a confidence, it fails if the
@@ -312,10 +314,10 @@ class _Skew:
         p_values = [share_p_below(skew.n_requests_same, skew.n_requests, least) for skew, _ in judged]
         # A sample that reaches the share cannot fail: do not count it as a look.
         below = any(share < least for _, share in judged)
-        look = Look(
+        look = InterimLook(
             partition, state=code_digest(*((skew.n_same, skew.n_compared) for skew, _ in judged)) if below else ""
         )
-        level = looks.level(look, len(judged))
+        level = test.level(look, len(judged))
         lines = [
             f"{plain_text(skew.target)}: {share:.1%} of {skew.n_compared} are the same; at least {least:.1%} wanted"
             + (_chance(p, level, skew.n_requests, least) if share < least else "")
@@ -326,7 +328,7 @@ class _Skew:
             passed=all(p >= level for p in p_values),
             severity=self.severity,
             description=". ".join(lines) + "." if lines else "Nothing to compare.",
-            metadata=looks.keep(look),
+            metadata=test.keep(look),
         )
 
     def _bounded(self, judged: Sequence[tuple[Skew, float]], wanted: AtLeast, confidence: float) -> CheckOutcome:

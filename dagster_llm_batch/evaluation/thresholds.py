@@ -13,12 +13,12 @@ from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder, MainCheck, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate
-from dagster_llm_batch.evaluation.looks import Look, Looks
+from dagster_llm_batch.evaluation.sequential_tests import InterimLook, SequentialTest
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, EvaluationReport, Target, plain_text
 from dagster_llm_batch.metrics.classification import accuracy_interval, kappa_of
 from dagster_llm_batch.metrics.limits import least_miscalibration_p, miscalibration_p
-from dagster_llm_batch.metrics.looks import ALPHA
+from dagster_llm_batch.metrics.sequential_tests import ALPHA
 
 __all__ = ["AtLeast", "Limit", "Thresholds", "figure_name"]
 
@@ -145,13 +145,13 @@ class Thresholds:
             for figure, wanted in self.limits.items()
         ]
 
-    def verdicts(self, report: EvaluationReport, partition: str | None, looks: Looks) -> list[CheckOutcome]:
+    def verdicts(self, report: EvaluationReport, partition: str | None, test: SequentialTest) -> list[CheckOutcome]:
         """Return one answer for each figure; it passes if every candidate keeps its limit on every categorical target.
 
-        Without gold it passes, as there is nothing to compare; an undefined figure does not reach a limit. `looks` are
-        the looks of the check `ece`, the only statistical test here.
+        Without gold it passes, as there is nothing to compare; an undefined figure does not reach a limit. `test` is of
+        the check `ece`, the only statistical test here.
         """
-        return [self._verdict(figure, wanted, report, partition, looks) for figure, wanted in self.limits.items()]
+        return [self._verdict(figure, wanted, report, partition, test) for figure, wanted in self.limits.items()]
 
     def _verdict(
         self,
@@ -159,7 +159,7 @@ class Thresholds:
         wanted: Mapping[str, AtLeast],
         report: EvaluationReport,
         partition: str | None,
-        looks: Looks,
+        test: SequentialTest,
     ) -> CheckOutcome:
         measured = [
             evaluation
@@ -170,9 +170,9 @@ class Thresholds:
         if figure == "ece":
             over = any(one.ece is not None and one.ece > wanted[one.candidate].least for one in measured)
             # An error within the limit cannot fail: that is no look.
-            look = Look(partition, state=code_digest(report.calibrations) if over else "")
-            level = looks.level(look, len(measured))
-            kept = looks.keep(look)
+            look = InterimLook(partition, state=code_digest(report.calibrations) if over else "")
+            level = test.level(look, len(measured))
+            kept = test.keep(look)
             judged = [
                 _judge_ece(evaluation, wanted[evaluation.candidate].least, report, level) for evaluation in measured
             ]

@@ -30,9 +30,9 @@ from dagster_llm_batch.addresses import Linked
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.metrics.columns import category
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class
-from dagster_llm_batch.metrics.looks import DRAWS, draw_p
 from dagster_llm_batch.metrics.per_class import class_name
 from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
+from dagster_llm_batch.metrics.sequential_tests import DRAWS, draw_p
 from dagster_llm_batch.metrics.tables import figure, rows_markdown
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class Drift:
     - `visible_change`: the least change of the share of `most_changed` that would be an alarm, given the variation of
       partitions (0.1: ten points); None if all changes stay below the alarm, `drifted` is undecided, or it was not
       requested.
-    - `drifted`: `recent_psi` is over the limit, and `p_value` below the level of this interim look (see `looks`).
+    - `drifted`: `recent_psi` is over the limit, and `p_value` below the level of this interim look (see
+      `sequential_tests`).
     - `most_changed`: class whose share has changed the most, by `change` (0.1: ten points more).
     - `adwin_changed`: classes whose share changed in this partition, by the online detector; None: not requested.
     """

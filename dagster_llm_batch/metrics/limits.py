@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.metrics.calibration import Calibration
-from dagster_llm_batch.metrics.looks import draw_p
 from dagster_llm_batch.metrics.schemas import evaluation_extra
+from dagster_llm_batch.metrics.sequential_tests import draw_p
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,8 @@ from dagster_llm_batch.metrics.clusters import Units, number_units
 from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.metrics.intervals import Interval, mean_interval, unbounded_interval
 from dagster_llm_batch.metrics.joining import Joined
-from dagster_llm_batch.metrics.looks import log_payoffs, sign_flip_p
 from dagster_llm_batch.metrics.schemas import UNSTORED, evaluation_extra, schema_of, table_of
+from dagster_llm_batch.metrics.sequential_tests import log_payoffs, sign_flip_p
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Regression:
     - `n_units`: units of the `n_both` rows, which are the rows themselves unless several share a request.
     - `p_worse`: how often a current version that is no worse would look this bad, or worse, in this look alone; None
       without a row.
-    - `log_payoffs`: the payoffs of bets on "worse" (see `looks`); not stored in the table.
+    - `log_payoffs`: the payoffs of bets on "worse" (see `sequential_tests`); not stored in the table.
     """
 
     candidate: str

@@ -17,8 +17,8 @@ from __future__ import annotations
 import math
 
 from dagster_llm_batch.metrics.intervals import CONFIDENCE
-from dagster_llm_batch.metrics.looks import ALPHA
 from dagster_llm_batch.metrics.schemas import evaluation_extra
+from dagster_llm_batch.metrics.sequential_tests import ALPHA
 
 __all__ = ["more_rows", "next_size", "round_level", "unseen_part", "widening"]
 

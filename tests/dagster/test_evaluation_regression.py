@@ -9,7 +9,7 @@ from dagster_duckdb_pandas import DuckDBPandasIOManager
 from evaluation_project import DAYS, EvaluationProject
 
 from dagster_llm_batch import evaluation_assets
-from dagster_llm_batch.metrics.looks import look_share
+from dagster_llm_batch.metrics.sequential_tests import look_share
 
 ROWS = {day: [f"{day}{at}" for at in range(10)] for day in DAYS.get_partition_keys()}
 TRUTH = {one: ["bug", "how"][at % 2] for at, one in enumerate(one for ids in ROWS.values() for one in ids)}

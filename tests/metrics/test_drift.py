@@ -23,7 +23,7 @@ from dagster_llm_batch.metrics import (
     shares_to_arrow,
 )
 from dagster_llm_batch.metrics.drift import recent_partitions
-from dagster_llm_batch.metrics.looks import look_level
+from dagster_llm_batch.metrics.sequential_tests import significance_level
 
 CALM = [{"a": 50, "b": 50}, {"a": 57, "b": 43}, {"a": 43, "b": 57}] * 10
 """Earlier partitions with chance variation only."""
@@ -155,7 +155,7 @@ def life(rng, shares_of_day, days, rows=300):
         if compared(
             counts[day],
             counts[max(0, day - 7) : day],
-            level=look_level(day),
+            level=significance_level(day),
             earlier=counts[max(0, day - 90) : day],
             lasts=1,
         ).drifted
@@ -282,7 +282,8 @@ class TestOnline:
         days = {str(day): {"a": 500 + 10 * day, "b": 500 - 10 * day} for day in range(40)}
         pairs = list(days.values())
         found = [
-            compared(pairs[at], pairs[at - 1], earlier=pairs[:at], lasts=1, level=look_level(at)) for at in range(1, 40)
+            compared(pairs[at], pairs[at - 1], earlier=pairs[:at], lasts=1, level=significance_level(at))
+            for at in range(1, 40)
         ]
         assert found[-1].p_value is not None
         assert not any(one.drifted for one in found)

@@ -7,8 +7,8 @@ from uuid import uuid4
 import dagster as dg
 import pytest
 
-from dagster_llm_batch.evaluation.looks import Look, Looks
-from dagster_llm_batch.metrics.looks import look_level
+from dagster_llm_batch.evaluation.sequential_tests import InterimLook, SequentialTest
+from dagster_llm_batch.metrics.sequential_tests import significance_level
 
 CHECK = dg.AssetCheckKey(dg.AssetKey("quality"), "regression")
 DAYS = dg.DynamicPartitionsDefinition(name="days")
@@ -21,8 +21,8 @@ def instance():
 
 
 def looks(instance, partitions_def=DAYS):
-    """Return the looks that a run sees when it starts."""
-    return Looks(dg.build_asset_context(instance=instance), CHECK, partitions_def)
+    """Return the sequential test with the looks that a run sees when it starts."""
+    return SequentialTest(dg.build_asset_context(instance=instance), CHECK, partitions_def)
 
 
 def look_at(instance, look, seen):
@@ -43,28 +43,31 @@ def test_partitions_that_are_taken_away_leave_their_places_empty(instance):
         instance.add_dynamic_partitions("days", [f"day {day}"])
         if day >= 7:
             instance.delete_dynamic_partition("days", f"day {day - 7}")
-        levels.append(look_at(instance, Look(f"day {day}", state=f"state {day}"), looks(instance)))
-    assert levels == pytest.approx([look_level(place) for place in range(30)])
+        levels.append(look_at(instance, InterimLook(f"day {day}", state=f"state {day}"), looks(instance)))
+    assert levels == pytest.approx([significance_level(place) for place in range(30)])
 
 
 def test_looking_at_a_state_again_is_no_other_look_whatever_was_between(instance):
     instance.add_dynamic_partitions("days", ["mon", "tue"])
-    first, grown, shrunk = (Look("mon", state=state) for state in ("300 rows", "310 rows", "300 rows"))
+    first, grown, shrunk = (InterimLook("mon", state=state) for state in ("300 rows", "310 rows", "300 rows"))
     levels = [look_at(instance, look, looks(instance)) for look in (first, grown, shrunk)]
     # Grown gold is another look, and has the least level. The gold after it shrank was looked at before.
-    assert levels == [look_level(0), look_level(364), look_level(0)]
-    assert look_at(instance, Look("tue", state="any"), looks(instance)) == look_level(1)
+    assert levels == [significance_level(0), significance_level(364), significance_level(0)]
+    assert look_at(instance, InterimLook("tue", state="any"), looks(instance)) == significance_level(1)
 
 
 def test_runs_side_by_side_have_the_levels_of_runs_in_turn(instance):
     instance.add_dynamic_partitions("days", ["mon", "tue", "wed"])
     side_by_side = [(day, looks(instance)) for day in ("wed", "mon", "tue")]
-    levels = {day: look_at(instance, Look(day, state=day), seen) for day, seen in side_by_side}
-    assert levels == {"mon": look_level(0), "tue": look_level(1), "wed": look_level(2)}
+    levels = {day: look_at(instance, InterimLook(day, state=day), seen) for day, seen in side_by_side}
+    assert levels == {"mon": significance_level(0), "tue": significance_level(1), "wed": significance_level(2)}
 
 
 def test_a_history_that_was_wiped_begins_anew(instance):
-    look = [Look(None, state=f"state {at}") for at in range(2)]
-    assert [look_at(instance, one, looks(instance, None)) for one in look] == [look_level(0), look_level(1)]
+    look = [InterimLook(None, state=f"state {at}") for at in range(2)]
+    assert [look_at(instance, one, looks(instance, None)) for one in look] == [
+        significance_level(0),
+        significance_level(1),
+    ]
     instance.wipe_assets([CHECK.asset_key])
-    assert looks(instance, None).level(look[1], 1) == look_level(0)
+    assert looks(instance, None).level(look[1], 1) == significance_level(0)

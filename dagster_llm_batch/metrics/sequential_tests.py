@@ -2,7 +2,8 @@
 
 A check with 5 % at each look would fail somewhere in most years of equal versions. So the looks share the 5 %:
 
-    alone          a look has `look_level` of it, by its place: the first ones have the most, and all 365 add up to 5 %
+    alone          a look has `significance_level` of it, by its place: the first ones have the most, and all 365 add
+                   up to 5 %
     with others    the evidence of neighboring partitions is multiplied (`life_evidence`), to find many small
                    differences
 
@@ -35,9 +36,9 @@ __all__ = [
     "evidence_by_look",
     "life_evidence",
     "log_payoffs",
-    "look_level",
     "look_share",
     "sign_flip_p",
+    "significance_level",
 ]
 
 ALPHA = 0.05
@@ -88,7 +89,7 @@ def look_share(place: int) -> float:
     return (falling + 1 / LOOKS) / 2
 
 
-def look_level(place: int, comparisons: int = 1) -> float:
+def significance_level(place: int, comparisons: int = 1) -> float:
     """Return the p-value below which each of several comparisons of one look is an alarm."""
     return ALPHA * look_share(place) / max(1, comparisons)
 

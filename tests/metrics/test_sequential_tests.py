@@ -7,16 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from dagster_llm_batch.metrics.looks import (
+from dagster_llm_batch.metrics.sequential_tests import (
     ALPHA,
     BETS,
     LOOKS,
     evidence_by_look,
     life_evidence,
     log_payoffs,
-    look_level,
     look_share,
     sign_flip_p,
+    significance_level,
 )
 
 
@@ -25,7 +25,7 @@ def test_the_shares_of_a_life_add_up_and_are_renewed():
     assert sum(shares) == pytest.approx(1)
     assert shares == sorted(shares, reverse=True)
     assert look_share(LOOKS) == shares[0]
-    assert look_level(0, 2) == pytest.approx(ALPHA * shares[0] / 2)
+    assert significance_level(0, 2) == pytest.approx(ALPHA * shares[0] / 2)
 
 
 def test_a_bet_pays_what_a_fair_coin_owes():
@@ -94,7 +94,7 @@ def test_the_sign_test_is_exact_where_all_sizes_are_one_and_right_where_they_are
     assert sign_flip_p(many) == pytest.approx(normal, rel=0.2)
     # If the sum is above all draws, its p-value is low enough for any look, even with many comparisons late in a life.
     surely = rng.exponential(1, 200)
-    assert sign_flip_p(surely) < look_level(LOOKS - 1, 50)
+    assert sign_flip_p(surely) < significance_level(LOOKS - 1, 50)
 
 
 def test_the_evidence_of_all_looks_is_that_of_each():
