@@ -28,7 +28,7 @@ import pyarrow as pa
 from google.oauth2.credentials import Credentials
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.releases import LimitKind, count_releasable, is_too_few
+from dagster_llm_batch.core.spend_limit import LimitKind, count_releasable, is_too_few
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, Labeling, Resend, Spend
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider

@@ -10,7 +10,7 @@ from typing import Literal
 
 from dagster_llm_batch.arguments import checked, unknown_name
 from dagster_llm_batch.core.pricing import dollars
-from dagster_llm_batch.core.releases import LimitKind
+from dagster_llm_batch.core.spend_limit import LimitKind
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.text import money_text
 
@@ -24,7 +24,7 @@ Period = Literal["day", "month", "ever"]
 class Budget:
     """The most that submissions may be billed in a period.
 
-    Bills count, and for requests in flight the highest possible cost (core/releases.py). If a submission, or a retry
+    Bills count, and for requests in flight the highest possible cost (core/spend_limit.py). If a submission, or a retry
     round of one, has a higher expected cost than the rest of the budget, it is refused before it sends anything.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.pricing import TokenPrice
-from dagster_llm_batch.core.releases import LimitKind
+from dagster_llm_batch.core.spend_limit import LimitKind
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Endpoint
 

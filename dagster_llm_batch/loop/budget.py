@@ -2,7 +2,7 @@
 
 A plan is refused if its expected cost exceeds a limit. Accepted requests are released in steps, so that bills never
 exceed a limit. Each limit has to cover the bills so far, the highest cost of all requests in flight, and the highest
-cost of the next step (core/releases.py). Mostly one step is enough. Otherwise the rest waits for the bills of the
+cost of the next step (core/spend_limit.py). Mostly one step is enough. Otherwise the rest waits for the bills of the
 requests in flight. If these cannot leave enough room, the rest is abandoned, and a report names the missing amount.
 
 The ledger reserves the money for a batch before it is sent, in one transaction. So if two processes ask at the same
@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, packed
 from dagster_llm_batch.core.pricing import Estimate
-from dagster_llm_batch.core.releases import LimitKind, count_releasable, count_steps, find_reserve, is_too_few
+from dagster_llm_batch.core.spend_limit import LimitKind, count_releasable, count_steps, find_reserve, is_too_few
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.definition.rules import Budget
 from dagster_llm_batch.errors import BudgetError

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from dagster_llm_batch.addresses import check_review_url
 from dagster_llm_batch.config import CheckedConfig, CheckedResource, ProviderResource
-from dagster_llm_batch.core.releases import LimitKind
+from dagster_llm_batch.core.spend_limit import LimitKind
 from dagster_llm_batch.definition import rules
 from dagster_llm_batch.definition.destinations import AllowedDestinations
 from dagster_llm_batch.errors import ConfigError

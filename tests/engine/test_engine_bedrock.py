@@ -10,7 +10,7 @@ import pytest
 from bedrock_workspace import BUCKET, LEAST, ROWS, definition, provider
 from workspace import Workspace, assert_total, billed, tickets
 
-from dagster_llm_batch.core.releases import LimitKind
+from dagster_llm_batch.core.spend_limit import LimitKind
 from dagster_llm_batch.engine import Limits, Spend, Status
 from dagster_llm_batch.errors import BudgetError, ConfigError
 from dagster_llm_batch.testing.emulator import (

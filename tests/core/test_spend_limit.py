@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dagster_llm_batch.core.releases import MISSES, count_releasable, count_steps, find_reserve, is_too_few
+from dagster_llm_batch.core.spend_limit import MISSES, count_releasable, count_steps, find_reserve, is_too_few
 
 COSTS = {
     "all alike": lambda draw, n: draw.uniform(0.018, 0.022, n),
