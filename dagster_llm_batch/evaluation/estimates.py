@@ -12,7 +12,7 @@ from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.evaluation.builder import MAX_PICTURES, Computed, EvaluationBuilder, PartitionOptions, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
-from dagster_llm_batch.evaluation.gold_metadata import misfits_metadata
+from dagster_llm_batch.evaluation.gold_metadata import invalid_gold_metadata
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import Thresholds
@@ -151,7 +151,7 @@ def _compute(
         "llm_batch/estimates": dg.MetadataValue.md(_report(estimates)),
         "llm_batch/gold_rows": len(read.gold),
         "llm_batch/gold_drawn": _how_drawn(read),
-        **misfits_metadata(read.misfits),
+        **invalid_gold_metadata(read.invalid_gold),
         "dagster/column_lineage": _lineage(design, table.column_names),
         **_plotted(estimates),
     }

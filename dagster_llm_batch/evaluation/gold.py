@@ -13,8 +13,8 @@ from dagster_llm_batch.evaluation import gold_metadata
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, Tables
 from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
 from dagster_llm_batch.evaluation.gold_metadata import MistakeLinks
-from dagster_llm_batch.evaluation.gold_misfits import GOLD_FITS, may_find_misfits, misfits_verdict
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
+from dagster_llm_batch.evaluation.invalid_gold import GOLD_FITS, judge_invalid_gold, may_find_invalid_gold
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
 from dagster_llm_batch.evaluation.sequential_tests import SequentialTest
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
@@ -84,8 +84,8 @@ def _prepare(
             if suffix:
                 return computed
             verdicts = design.thresholds.verdicts(report, partition, tests["ece"])
-            if may_find_misfits(design.candidates, design.targets):
-                verdicts.append(misfits_verdict(read.misfits))
+            if may_find_invalid_gold(design.candidates, design.targets):
+                verdicts.append(judge_invalid_gold(read.invalid_gold))
             if accepted:
                 severity = design.thresholds.severity
                 verdicts.append(regression_verdict(regressions, tests[CHECK], partition, accepted, severity))
@@ -264,7 +264,7 @@ def evaluation_assets(
         kinds={"table"},
     )
     checks = limits.specs(builder)
-    if may_find_misfits(measured, targets):
+    if may_find_invalid_gold(measured, targets):
         fits = "Each gold value is one that the candidates' responses can give. Warns only."
         checks.append(builder.check(GOLD_FITS, fits, blocking=False))
     if regression:

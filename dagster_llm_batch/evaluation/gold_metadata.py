@@ -17,8 +17,8 @@ import pyarrow as pa
 from dagster_llm_batch.addresses import Filter, Linked, RowLinks
 from dagster_llm_batch.evaluation.builder import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation.candidates import Candidate
-from dagster_llm_batch.evaluation.gold_misfits import Misfits, misfits_sentence
 from dagster_llm_batch.evaluation.gold_rows import Read
+from dagster_llm_batch.evaluation.invalid_gold import InvalidGold, invalid_gold_sentence
 from dagster_llm_batch.evaluation.thresholds import figure_name
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
@@ -52,7 +52,7 @@ __all__ = [
     "column_lineage",
     "evaluation_metadata",
     "failures_metadata",
-    "misfits_metadata",
+    "invalid_gold_metadata",
     "mistakes_docs",
     "mistakes_lineage",
     "mistakes_metadata",
@@ -213,7 +213,7 @@ def evaluation_metadata(
     """Return the metadata of `<name>`: the main figures, pictures, and the rows left out."""
     shown = {
         "llm_batch/evaluation": dg.MetadataValue.md(_headline(report.evaluations)),
-        "llm_batch/report": dg.MetadataValue.md(_report(report, read.misfits, failures, mistakes)),
+        "llm_batch/report": dg.MetadataValue.md(_report(report, read.invalid_gold, failures, mistakes)),
     }
     counts = {
         "gold_rows": len(read.gold),
@@ -231,14 +231,14 @@ def evaluation_metadata(
             for name, value in _figures(evaluation, report.evaluations).items()
         },
         **{f"llm_batch/{name}": value for name, value in counts.items() if value is not None},
-        **misfits_metadata(read.misfits),
+        **invalid_gold_metadata(read.invalid_gold),
         **_weights(report.evaluations),
     }
 
 
-def misfits_metadata(misfits: Sequence[Misfits]) -> dict[str, str]:
+def invalid_gold_metadata(invalid_gold: Sequence[InvalidGold]) -> dict[str, str]:
     """Describe the values of gold that labels cannot equal, if there are any."""
-    return {"llm_batch/gold_misfits": " ".join(found.text for found in misfits)} if misfits else {}
+    return {"llm_batch/gold_misfits": " ".join(found.text for found in invalid_gold)} if invalid_gold else {}
 
 
 def per_class_metadata(report: EvaluationReport) -> dict[str, Any]:
@@ -423,13 +423,13 @@ def _rows_compared(evaluation: Evaluation) -> str:
 
 
 def _report(
-    report: EvaluationReport, misfits: Sequence[Misfits], failures: Sequence[Failure], mistakes: MistakeLinks
+    report: EvaluationReport, invalid_gold: Sequence[InvalidGold], failures: Sequence[Failure], mistakes: MistakeLinks
 ) -> str:
     """Return everything to read, in one Markdown: the UI opens it over the whole page."""
     categorical = [
         evaluation for evaluation in report.evaluations if evaluation.kind == "categorical" and evaluation.n_gold
     ]
-    said = misfits_sentence(misfits)
+    said = invalid_gold_sentence(invalid_gold)
     parts = [] if said is None else [f"**{markdown_text(said, _SENTENCE_CHARS)}**"]
     parts.append(evaluations_markdown(report.evaluations))
     if categorical:

@@ -25,7 +25,7 @@ from dagster_llm_batch.assets.upstream import refuse_repeated, stack_tables
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import in_partition
 from dagster_llm_batch.evaluation.candidates import Candidate
-from dagster_llm_batch.evaluation.gold_misfits import Misfits, find_misfits
+from dagster_llm_batch.evaluation.invalid_gold import InvalidGold, find_invalid_gold
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS
@@ -47,7 +47,7 @@ class Read:
 
     `partitions` were read of at least one candidate; None without partitions, or in one partition. One partition may
     read several partitions of a candidate: they are counted, and so are the unmaterialized ones, `partitions_missing`.
-    `misfits`: values of gold that a candidate cannot give; their rows are in `gold`.
+    `invalid_gold`: values of gold that a candidate cannot give; their rows are in `gold`.
     """
 
     gold: pa.Table
@@ -57,7 +57,7 @@ class Read:
     partitions_missing: int | None = None
     gold_partitions_without_labels: int = 0
     labeled_partitions_without_gold: int = 0
-    misfits: tuple[Misfits, ...] = ()
+    invalid_gold: tuple[InvalidGold, ...] = ()
 
 
 class Upstreams:
@@ -101,13 +101,13 @@ class Upstreams:
                         f"No candidate has the column '{name}' that {argument}= names. "
                         f"Name a column of {self._names()}."
                     )
-        return replace(read, misfits=tuple(self._misfits(read)))
+        return replace(read, invalid_gold=tuple(self._invalid_gold(read)))
 
-    def _misfits(self, read: Read) -> Iterator[Misfits]:
-        """Yield the misfits, and log each. Raises InputError if a candidate cannot give any value of gold."""
+    def _invalid_gold(self, read: Read) -> Iterator[InvalidGold]:
+        """Yield invalid gold, and log it. Raises InputError if a candidate cannot give any value of gold."""
         for target in self._targets:
             for candidate in self._candidates:
-                found = find_misfits(read.gold, read.candidates[candidate.name], candidate, target)
+                found = find_invalid_gold(read.gold, read.candidates[candidate.name], candidate, target)
                 if found is not None and found.are_all:
                     raise InputError(f"{self._gold.to_user_string()}: {found.text}")
                 if found is not None:

@@ -24,7 +24,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.evaluation.candidates import Candidate
-from dagster_llm_batch.evaluation.gold_misfits import find_misfits, may_find_misfits, misfits_sentence
+from dagster_llm_batch.evaluation.invalid_gold import find_invalid_gold, invalid_gold_sentence, may_find_invalid_gold
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
@@ -44,13 +44,13 @@ class Judged(BaseModel):
 
 def misfits_of(name: str, gold: Any, labels: Any = (), *, response: Any = Judged, **target: Any) -> Any:
     tables = [pa.table({name: pa.array(values)}) for values in (gold, list(labels))]
-    return find_misfits(
+    return find_invalid_gold(
         *tables, Candidate("moods", dg.AssetKey("moods"), reader=Reader(response)), Target(name, **target)
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "gold", "misfits"),
+    ("name", "gold", "invalid_gold"),
     [
         ("mood", ["happy", "hapy", "sad", "hapy", "Happy", " sad", None], {"hapy": 2, "Happy": 1, " sad": 1}),
         ("mood", ["happy", "sad", None], {}),
@@ -65,9 +65,9 @@ def misfits_of(name: str, gold: Any, labels: Any = (), *, response: Any = Judged
         ("text", ["b"], {}),
     ],
 )
-def test_values_that_the_response_cannot_give_are_found_with_their_rows(name, gold, misfits):
+def test_values_that_the_response_cannot_give_are_found_with_their_rows(name, gold, invalid_gold):
     found = misfits_of(name, gold)
-    assert dict(found.rows if found else ()) == misfits
+    assert dict(found.rows if found else ()) == invalid_gold
 
 
 def test_what_a_candidate_gave_by_an_earlier_definition_it_can_give():
@@ -78,23 +78,23 @@ def test_a_mean_of_what_people_said_is_no_misfit_nor_is_any_value_of_free_text_o
     assert misfits_of("stars", [3.5, 9.0], kind="numeric") is None
     assert misfits_of("text", ["b"], response=None) is None
     table = pa.table({"mood": ["hapy"]})
-    assert find_misfits(table, table, Candidate("moods", dg.AssetKey("moods")), Target("mood")) is None
+    assert find_invalid_gold(table, table, Candidate("moods", dg.AssetKey("moods")), Target("mood")) is None
 
 
 def test_where_no_response_is_known_or_no_target_is_categorical_nothing_is_checked():
     unknown, known = Candidate("a", dg.AssetKey("a")), Candidate("b", dg.AssetKey("b"), reader=Reader(Judged))
-    assert not may_find_misfits([unknown], [Target("mood")])
-    assert not may_find_misfits([known], [Target("stars", kind="numeric")])
-    assert may_find_misfits([unknown, known], [Target("stars", kind="numeric"), Target("mood")])
+    assert not may_find_invalid_gold([unknown], [Target("mood")])
+    assert not may_find_invalid_gold([known], [Target("stars", kind="numeric")])
+    assert may_find_invalid_gold([unknown, known], [Target("stars", kind="numeric"), Target("mood")])
 
 
 def test_many_misfits_are_one_sentence_of_bounded_length_in_words():
     found = replace(misfits_of("mood", ["x" * 1_000, "sad"]), rows=((Decimal("1.50"), 1), (date(2026, 1, 2), 1)))
-    said = misfits_sentence([found] * 9)
+    said = invalid_gold_sentence([found] * 9)
     assert said.count("cannot give, such as 1.50") == 3
     assert said.endswith("; and 6 more.")
     assert "1.50 (1), 2026-01-02 (1)" in found.text
-    assert misfits_sentence([]) is None
+    assert invalid_gold_sentence([]) is None
 
 
 def test_few_values_are_shown_and_none_of_them_is_long():

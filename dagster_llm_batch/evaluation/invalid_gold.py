@@ -23,7 +23,14 @@ from dagster_llm_batch.metrics.columns import EXAMPLES
 from dagster_llm_batch.metrics.joining import MAX_CLASSES
 from dagster_llm_batch.text import plain_text
 
-__all__ = ["GOLD_FITS", "Misfits", "find_misfits", "may_find_misfits", "misfits_sentence", "misfits_verdict"]
+__all__ = [
+    "GOLD_FITS",
+    "InvalidGold",
+    "find_invalid_gold",
+    "invalid_gold_sentence",
+    "judge_invalid_gold",
+    "may_find_invalid_gold",
+]
 
 GOLD_FITS = "gold_fits"
 """The check of an evaluation that each gold value is one that a label can equal."""
@@ -35,7 +42,7 @@ _REASON_CHARS = 200
 
 
 @dataclass(frozen=True)
-class Misfits:
+class InvalidGold:
     """Values of one target that one candidate cannot give, with the gold rows that have each, and why the first cannot
     be given. `n_gold`: gold rows with a value.
     """
@@ -64,40 +71,40 @@ class Misfits:
         )
 
 
-def may_find_misfits(candidates: Sequence[Candidate], targets: Sequence[Target]) -> bool:
-    """Return whether `find_misfits` may find some: of candidates whose response is known, in a categorical target."""
+def may_find_invalid_gold(candidates: Sequence[Candidate], targets: Sequence[Target]) -> bool:
+    """Return whether a candidate with a known response has a categorical target: only there gold can be invalid."""
     return any(one.reader is not None for one in candidates) and any(one.kind == "categorical" for one in targets)
 
 
-def misfits_sentence(misfits: Sequence[Misfits]) -> str | None:
+def invalid_gold_sentence(invalid_gold: Sequence[InvalidGold]) -> str | None:
     """Return a sentence on gold rows that count as wrong for every answer; None without such rows."""
-    if not misfits:
+    if not invalid_gold:
         return None
     told = [
         f"{sum(count for _, count in one.rows):,} of {one.n_gold:,} have a '{one.target}' that '{one.candidate}' "
         f"cannot give, such as {_shown(one.rows[0][0])}"
-        for one in misfits[:EXAMPLES]
+        for one in invalid_gold[:EXAMPLES]
     ]
-    more = f"; and {len(misfits) - EXAMPLES:,} more" if len(misfits) > EXAMPLES else ""
+    more = f"; and {len(invalid_gold) - EXAMPLES:,} more" if len(invalid_gold) > EXAMPLES else ""
     return f"Gold rows that no label can equal count as wrong: {'; '.join(told)}{more}."
 
 
-def misfits_verdict(misfits: Sequence[Misfits]) -> CheckOutcome:
+def judge_invalid_gold(invalid_gold: Sequence[InvalidGold]) -> CheckOutcome:
     """Return the verdict of GOLD_FITS, which only warns: the figures count such rows as they did."""
-    said = misfits_sentence(misfits)
+    said = invalid_gold_sentence(invalid_gold)
     if said is None:
         said = "Each gold value is one that the candidates' responses can give, as far as these are declared."
     else:
         said += " llm_batch/gold_misfits names the values. Write gold as the response has it, or let it give them."
-    return CheckOutcome(GOLD_FITS, passed=not misfits, severity=_WARN, description=said, metadata={})
+    return CheckOutcome(GOLD_FITS, passed=not invalid_gold, severity=_WARN, description=said, metadata={})
 
 
 def _shown(value: object) -> str:
     return plain_text(f"'{value}'" if isinstance(value, str) else str(value))
 
 
-def find_misfits(gold: pa.Table, labels: pa.Table, candidate: Candidate, target: Target) -> Misfits | None:
-    """Return the misfits, the most frequent value first; None without misfits, or if the response is unknown.
+def find_invalid_gold(gold: pa.Table, labels: pa.Table, candidate: Candidate, target: Target) -> InvalidGold | None:
+    """Return the invalid gold, the most frequent value first; None without any, or if the response is unknown.
 
     A value that the candidate gave, for example by an earlier definition, is not a misfit. Numeric targets are near or
     far, and a mean of human labels may be a number that the response cannot give.
@@ -124,7 +131,7 @@ def find_misfits(gold: pa.Table, labels: pa.Table, candidate: Candidate, target:
         return None
     found.sort(key=lambda one: -one[1])
     rows = tuple((value, count) for value, count, _ in found)
-    return Misfits(candidate.name, target.name, rows, found[0][2].removeprefix(f"$.{target.name}: "), len(values))
+    return InvalidGold(candidate.name, target.name, rows, found[0][2].removeprefix(f"$.{target.name}: "), len(values))
 
 
 def _column_schema(reader: Reader, name: str) -> dict[str, Any] | None:
