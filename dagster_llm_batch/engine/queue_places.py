@@ -59,7 +59,7 @@ def find_queue_waits(engine: Engine, status: Status) -> list[QueueWait]:
     for (provider, _, model), shards in queues.items():
         first = engine.ledger.queues.first_of(shards)
         before = engine.ledger.queues.places_before(
-            namespace, first, presence=deployment.presence(first), longest_pause=LONGEST_PAUSE, model=model
+            namespace, first, occupancy=deployment.queue_occupancy(first), longest_pause=LONGEST_PAUSE, model=model
         )
         if before:
             name = provider if model is None else f"{provider}/{model}"

@@ -207,7 +207,7 @@ def find_held_queues(deployment: Deployment) -> list[HeldQueue]:
         queue = (shard.provider, shard.account, model)
         if limit is None or queue in found or has_room(deployment, [shard]):
             continue
-        if holders := ledger.queues.find_holders(namespace, shard, deployment.presence(shard), model):
+        if holders := ledger.queues.find_holders(namespace, shard, deployment.queue_occupancy(shard), model):
             name = shard.provider if model is None else f"{shard.provider}/{model}"
             found[queue] = HeldQueue(shard, advise_on_holders(name, limit, holders))
     return list(found.values())

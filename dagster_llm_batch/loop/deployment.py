@@ -44,7 +44,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.events import EventData
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Presence, Shard, Submission
+from dagster_llm_batch.storage.ledger.records import QueueOccupancy, Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis, RequestSpec
 
@@ -502,9 +502,9 @@ class Deployment:
         """Return how long the shard's batch may take, or wait for room, before it is reported."""
         return self.overdue_after or _GRACE * window_of(self.providers.get(shard.provider))
 
-    def presence(self, shard: Shard) -> Presence:
+    def queue_occupancy(self, shard: Shard) -> QueueOccupancy:
         """Return the present rule for counting batches in the queue of the shard's provider."""
-        return Presence.at(self.clock(), window_of(self.providers.get(shard.provider)))
+        return QueueOccupancy.at(self.clock(), window_of(self.providers.get(shard.provider)))
 
     def is_overdue(self, shard: Shard) -> bool:
         """Return whether the shard's batch runs for longer than its vendor documents, plus a grace."""

@@ -184,7 +184,7 @@ def plan_next_try(
     fields: ShardFields = {"reason": reason, "refusals": refusals, "waits_until": now + pause}
     first, tokens = shards[0], sum(shard.tokens for shard in shards)
     sent_at = min((shard.batch.sent_at for shard in shards if shard.batch.sent_at is not None), default=now)
-    tokens_since = partial(ledger.queues.tokens_beside, shards, deployment.presence(first))
+    tokens_since = partial(ledger.queues.tokens_beside, shards, deployment.queue_occupancy(first))
     beside = tokens_since(since=sent_at)
     is_too_large = smaller_helps or (smaller_helps is None and refusals >= _UNSURE_REFUSALS)
     most: int | None = None

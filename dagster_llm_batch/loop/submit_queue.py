@@ -43,7 +43,7 @@ __all__ = [
     "keep_places",
 ]
 
-# Well within the time for which a place is kept (`Presence`).
+# Well within the time for which a place is kept (`QueueOccupancy`).
 _SAY_EVERY = timedelta(minutes=10)
 
 # A batch in flight for so long was accepted: a full queue is reported earlier, some minutes after the create call.
@@ -525,8 +525,8 @@ def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     beside = _tokens_beside(deployment, batch)
     if beside and most is not None and beside + tokens > most:
         return False
-    own, presence = {shard.shard_id for shard in batch}, deployment.presence(batch[0])
-    others = deployment.ledger.queues.without_room(deployment.namespace, batch[0], presence)
+    own, occupancy = {shard.shard_id for shard in batch}, deployment.queue_occupancy(batch[0])
+    others = deployment.ledger.queues.without_room(deployment.namespace, batch[0], occupancy)
     return not any(
         not due(other, now) if other.state is ShardState.PLANNED else not _is_taken(other, now)
         for other in others
@@ -535,7 +535,7 @@ def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
 
 
 def _tokens_beside(deployment: Deployment, batch: Sequence[Shard]) -> int:
-    return deployment.ledger.queues.tokens_beside(batch, deployment.presence(batch[0]))
+    return deployment.ledger.queues.tokens_beside(batch, deployment.queue_occupancy(batch[0]))
 
 
 def _is_taken(shard: Shard, now: datetime) -> bool:
@@ -549,9 +549,9 @@ def _is_within_declared(deployment: Deployment, batch: Sequence[Shard], lines: Q
     limit, model = _limit(deployment, batch[0])
     if limit is None:
         return True
-    presence = deployment.presence(batch[0])
+    occupancy = deployment.queue_occupancy(batch[0])
     ahead = (lines or deployment.ledger.queues).count_ahead(
-        deployment.namespace, batch, presence=presence, longest_pause=LONGEST_PAUSE, model=model
+        deployment.namespace, batch, occupancy=occupancy, longest_pause=LONGEST_PAUSE, model=model
     )
     own = _queued(batch, batches=1)
     # A shard that exceeds the limit alone would wait for ever: only the provider can decide whether it fits.

@@ -109,7 +109,7 @@ def test_without_a_limit_of_the_queue_nobody_is_told_of_it(place: Place) -> None
 def test_tokens_that_nobody_asks_about_are_not_beside_a_batch_for_ever(place: Place) -> None:
     engine = place.engine()
     shard = place.try_to_send()
-    beside = [engine.ledger.queues.tokens_beside([shard], engine.deployment.presence(shard))]
+    beside = [engine.ledger.queues.tokens_beside([shard], engine.deployment.queue_occupancy(shard))]
     place.skipped += 2 * WINDOW + HOUR
-    beside.append(engine.ledger.queues.tokens_beside([shard], engine.deployment.presence(shard)))
+    beside.append(engine.ledger.queues.tokens_beside([shard], engine.deployment.queue_occupancy(shard)))
     assert beside == [place.left.tokens, 0]

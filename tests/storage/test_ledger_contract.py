@@ -19,7 +19,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.batch_rows import record_same_reports
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import Other, Turn, Waits
-from dagster_llm_batch.storage.ledger.records import Bill, Ending, Presence, SpendLimit, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Bill, Ending, QueueOccupancy, SpendLimit, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
 from tests.statements import statements
 
@@ -942,9 +942,11 @@ def test_a_split_moves_requests_once_to_a_shard_with_the_same_place_in_queue_and
     assert [s.bill.estimated_usd for s in ledger.shards.of_submission("s1")] == [5, 3]
     assert ledger.money.spent_usd("prod", since=since) == 8
     assert ledger.money.spent_usd("prod", since=clock.now) == 0  # the half was planned when the whole was
-    presence = Presence.at(clock.now, timedelta(days=1))  # the namespace is attended now
+    occupancy = QueueOccupancy.at(clock.now, timedelta(days=1))  # the namespace is attended now
     assert (
-        ledger.queues.count_ahead("prod", [a_shard("zz")], presence=presence, longest_pause=timedelta(hours=1)).batches
+        ledger.queues.count_ahead(
+            "prod", [a_shard("zz")], occupancy=occupancy, longest_pause=timedelta(hours=1)
+        ).batches
         == 0
     )
     with pytest.raises(IllegalMoveError):  # another process, which read it before
@@ -960,10 +962,10 @@ def test_of_batches_of_several_shards_one_is_before_all_others_in_its_queue(ledg
     shards = [a_shard(name, number=at, nonce=name, requests=8) for at, name in enumerate(("h2", "h3", "h1"))]
     ledger.submissions.open(a_submission(), shards)
     shards = [ledger.shards.get(shard.shard_id) for shard in shards]
-    presence, hour = Presence.at(clock.now, timedelta(days=1)), timedelta(hours=1)
+    occupancy, hour = QueueOccupancy.at(clock.now, timedelta(days=1)), timedelta(hours=1)
     batches = [shards[:1], shards[1:]]
     ahead = [
-        ledger.queues.count_ahead("prod", batch, presence=presence, longest_pause=hour).requests for batch in batches
+        ledger.queues.count_ahead("prod", batch, occupancy=occupancy, longest_pause=hour).requests for batch in batches
     ]
     assert ahead == [8, 0]
 
@@ -974,7 +976,7 @@ def test_who_is_before_a_shard_in_its_queue_is_told_by_submission_and_what_is_in
         ledger.submissions.open(a_submission(name, partition=name), shards)
         clock.pass_seconds(60)
     bring_to(ledger, "s2-0", ShardState.SUBMITTED)
-    asked = {"presence": Presence.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
+    asked = {"occupancy": QueueOccupancy.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
     places = [
         (place.submission_id, place.asset, place.partition, place.is_planned, place.requests)
         for place in ledger.queues.places_before("prod", ledger.shards.get("s3-1"), **asked)
@@ -996,7 +998,7 @@ def test_what_lacks_money_is_before_nothing_in_its_queue(ledger, clock):
     shards = [a_shard(name, number=at, nonce=name) for at, name in enumerate(("h1", "h2"))]
     ledger.submissions.open(a_submission(), shards)
     last = [ledger.shards.get("h2")]
-    asked = {"presence": Presence.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
+    asked = {"occupancy": QueueOccupancy.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
     assert ledger.queues.count_ahead("prod", last, **asked).batches == 1
     for _ in range(2):
         ledger.queues.give_up_places(["h1"])
@@ -1070,7 +1072,7 @@ def test_a_line_says_of_each_shard_what_is_ahead_of_it_in_two_statements(ledger,
     ledger.shards.delay(["20"], clock.now + timedelta(minutes=5), "it waits")
     ledger.submissions.open(a_submission("s9", partition="9"), [a_shard("90", "s9", nonce="90", **counts)])
     ledger.submissions.set_state("s9", SubmissionState.CANCELED)
-    asked = {"presence": Presence.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
+    asked = {"occupancy": QueueOccupancy.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
     planned = [
         one for name in ("s0", "s3") for one in ledger.shards.of_submission(name) if one.state is ShardState.PLANNED
     ]
@@ -1093,24 +1095,24 @@ def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no
     for shard_id in ("h1", "h2", "h3", "o1"):
         bring_to(ledger, shard_id, ShardState.SUBMITTED)
     first, *_, last = ledger.shards.of_submission("s1")
-    presence = Presence.at(clock.now, timedelta(days=1))
-    assert ledger.queues.tokens_beside([last], presence) == 60
-    assert ledger.queues.tokens_beside([first, last], presence) == 50
+    occupancy = QueueOccupancy.at(clock.now, timedelta(days=1))
+    assert ledger.queues.tokens_beside([last], occupancy) == 60
+    assert ledger.queues.tokens_beside([first, last], occupancy) == 50
     clock.pass_seconds(60)
     ledger.shards.move("h1", Move.ENDED)
-    assert ledger.queues.tokens_beside([last], presence) == 50
-    assert ledger.queues.tokens_beside([last], presence, since=clock.now - timedelta(seconds=1)) == 60
+    assert ledger.queues.tokens_beside([last], occupancy) == 50
+    assert ledger.queues.tokens_beside([last], occupancy, since=clock.now - timedelta(seconds=1)) == 60
     ledger.shards.move("h2", Move.PUT_BACK, refusals=3, no_room_at=clock.now, most_tokens=7)
-    assert ledger.queues.tokens_beside([last], presence, since=clock.now - timedelta(seconds=1)) == 40
+    assert ledger.queues.tokens_beside([last], occupancy, since=clock.now - timedelta(seconds=1)) == 40
     assert (ledger.shards.get("h2").refusals, ledger.shards.get("h2").room.most_tokens) == (3, 7)
-    presence = Presence.at(clock.now, timedelta(days=1))
-    assert [s.shard_id for s in ledger.queues.without_room("prod", last, presence)] == ["h2"]
-    assert ledger.queues.without_room("staging", last, presence) == []
-    unseen = presence._replace(seen_since=clock.now)  # the namespace is unattended
+    occupancy = QueueOccupancy.at(clock.now, timedelta(days=1))
+    assert [s.shard_id for s in ledger.queues.without_room("prod", last, occupancy)] == ["h2"]
+    assert ledger.queues.without_room("staging", last, occupancy) == []
+    unseen = occupancy._replace(seen_since=clock.now)  # the namespace is unattended
     assert ledger.queues.without_room("prod", last, unseen) == []
     assert [shard.shard_id for shard in ledger.queues.waiting_for_room("prod")] == ["h2"]
     bring_to(ledger, "h2", ShardState.SUBMITTING)
-    assert [s.shard_id for s in ledger.queues.without_room("staging", last, presence)] == ["h2"]  # it fills the queue
+    assert [s.shard_id for s in ledger.queues.without_room("staging", last, occupancy)] == ["h2"]  # it fills the queue
     assert ledger.queues.waiting_for_room("prod") == []
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission
 
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger.records import Presence
+from dagster_llm_batch.storage.ledger.records import QueueOccupancy
 
 _OTHERS = 3_000
 _STEPS = 100  # of SQLite's virtual machine
@@ -104,7 +104,7 @@ def test_a_queue_is_summed_by_batches_without_the_batch_itself_and_what_is_to_wa
         a_submission("s2", partition="2"), [a_shard("w1", "s2", nonce="w1", tokens=5), a_shard("zz", "s2", number=2)]
     )
     hour = timedelta(hours=1)
-    asked = {"presence": Presence.at(clock.now, 24 * hour), "longest_pause": hour}
+    asked = {"occupancy": QueueOccupancy.at(clock.now, 24 * hour), "longest_pause": hour}
     last = busy_ledger.shards.get("zz")
     ahead = busy_ledger.queues.count_ahead("prod", [last], **asked)
     assert (ahead.batches, ahead.requests, ahead.tokens) == (_OTHERS + 2, 8 * (_OTHERS + 3), 5)

@@ -11,7 +11,14 @@ import sqlalchemy as sa
 from dagster_llm_batch.states import IN_FLIGHT, Reason, ShardState
 from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.member import Member
-from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.records import (
+    Queued,
+    QueueHolder,
+    QueueOccupancy,
+    QueuePlace,
+    Shard,
+    SubmissionState,
+)
 from dagster_llm_batch.storage.ledger.schema import IS_FIRST, MAY_QUEUE, SHARD, SHARDS, SUBMISSION, from_row, in_state
 from dagster_llm_batch.storage.ledger.shard_rows import LACKS_MONEY, is_due, looked_after, set_waits, update_shards
 from dagster_llm_batch.types import Lane
@@ -73,22 +80,22 @@ class Queues(Member):
         namespace: str,
         batch: Sequence[Shard],
         *,
-        presence: Presence,
+        occupancy: QueueOccupancy,
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
         """Count the batches before this one: in its provider's and account's queue, and waiting in this namespace.
 
-        `model` restricts it to one model. `presence` decides which sent shards count, in all namespaces of this ledger.
+        `model` restricts it to one model. `occupancy` decides which sent shards count, in all namespaces of this ledger.
         A waiting shard counts if it is looked after (`keep_places`), its pause is over, and it does not lack money. A
         pause lasts `longest_pause` at most.
         """
-        first, now = batch[0], presence.now
+        first, now = batch[0], occupancy.now
         ids = [each.shard_id for each in batch]
-        waits = _is_planned(namespace) & _is_older(ids) & _holds_place(presence)
+        waits = _is_planned(namespace) & _is_older(ids) & _holds_place(occupancy)
         query = (
             sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in _COUNTED))
-            .where(*_of_queue(first, model), _is_in_queue(presence) | waits, is_due(now, longest_pause))
+            .where(*_of_queue(first, model), _is_in_queue(occupancy) | waits, is_due(now, longest_pause))
             .where(SHARD.c.shard_id.not_in(ids))
         )
         with self._database.read() as connection:
@@ -96,16 +103,22 @@ class Queues(Member):
         return Queued(*map(int, row))
 
     def places_before(
-        self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
+        self,
+        namespace: str,
+        shard: Shard,
+        *,
+        occupancy: QueueOccupancy,
+        longest_pause: timedelta,
+        model: str | None = None,
     ) -> list[QueuePlace]:
         """Return the shards that `count_ahead` counts before this planned one, by submission; those in flight first."""
-        waits = _is_planned(namespace) & _is_older([shard.shard_id]) & _holds_place(presence)
+        waits = _is_planned(namespace) & _is_older([shard.shard_id]) & _holds_place(occupancy)
         is_planned = in_state(ShardState.PLANNED)
         of = (SUBMISSION.c.submission_id, SUBMISSION.c.namespace, SUBMISSION.c.asset, SUBMISSION.c.partition)
         query = (
             sa.select(*of, is_planned.label("is_planned"), sa.func.sum(SHARD.c.requests).label("requests"))
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-            .where(*_of_queue(shard, model), _is_in_queue(presence) | waits, is_due(presence.now, longest_pause))
+            .where(*_of_queue(shard, model), _is_in_queue(occupancy) | waits, is_due(occupancy.now, longest_pause))
             .where(SHARD.c.shard_id != shard.shard_id)
             .group_by(*of, is_planned)
             .order_by(is_planned, sa.func.min(SHARD.c.planned_at), SUBMISSION.c.submission_id)
@@ -117,18 +130,24 @@ class Queues(Member):
             ]
 
     def read_line(
-        self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
+        self,
+        namespace: str,
+        shard: Shard,
+        *,
+        occupancy: QueueOccupancy,
+        longest_pause: timedelta,
+        model: str | None = None,
     ) -> dict[str, Queued]:
         """Return the result of `count_ahead` for each planned shard of this namespace in `shard`'s queue, by shard_id.
 
         In the order of the line. Takes two statements, however many shards wait.
         """
-        due = is_due(presence.now, longest_pause)
+        due = is_due(occupancy.now, longest_pause)
         inside = sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in _COUNTED)).where(
-            *_of_queue(shard, model), _is_in_queue(presence), due
+            *_of_queue(shard, model), _is_in_queue(occupancy), due
         )
         waiting = (
-            sa.select(SHARD.c.shard_id, *_COUNTED, (_holds_place(presence) & due).label("holds_place"))
+            sa.select(SHARD.c.shard_id, *_COUNTED, (_holds_place(occupancy) & due).label("holds_place"))
             .where(*_of_queue(shard, model), _is_planned(namespace))
             .order_by(*_PLACE)
         )
@@ -165,7 +184,9 @@ class Queues(Member):
             rows = connection.execute(SHARDS.where(SHARD.c.shard_id.in_(first)).order_by(*same)).mappings()
             return [from_row(Shard, row) for row in rows]
 
-    def find_holders(self, namespace: str, shard: Shard, presence: Presence, model: str | None) -> list[QueueHolder]:
+    def find_holders(
+        self, namespace: str, shard: Shard, occupancy: QueueOccupancy, model: str | None
+    ) -> list[QueueHolder]:
         """Return neglected batches of other namespaces in the queue of this shard's provider and account.
 
         `model` restricts it to one model. By namespace; the one with the oldest batches comes first.
@@ -175,7 +196,7 @@ class Queues(Member):
             sa.select(SUBMISSION.c.namespace, SHARD.c.shard_id, _SENT_AT.label("sent_at"), asked_at)
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
             .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
-            .where(_is_in_queue(presence), IS_FIRST, SUBMISSION.c.namespace != namespace)
+            .where(_is_in_queue(occupancy), IS_FIRST, SUBMISSION.c.namespace != namespace)
             .order_by(_SENT_AT, SHARD.c.shard_id)
         )
         with self._database.read() as connection:
@@ -183,7 +204,7 @@ class Queues(Member):
         held: dict[str, list[Any]] = {}
         for row in rows:
             # A place that was kept for a planned shard does not count after its sending.
-            if max(row.sent_at, row.asked_at) < presence.seen_since:
+            if max(row.sent_at, row.asked_at) < occupancy.seen_since:
                 held.setdefault(row.namespace, []).append(row)
         return [
             QueueHolder(
@@ -191,17 +212,19 @@ class Queues(Member):
                 batches=len(own),
                 shard_ids=[row.shard_id for row in own[:_NAMED]],
                 sent_at=own[0].sent_at,
-                leaves_at=presence.leaves_at(own[-1].sent_at),
+                leaves_at=occupancy.leaves_at(own[-1].sent_at),
             )
             for name, own in held.items()
         ]
 
-    def tokens_beside(self, shards: Sequence[Shard], presence: Presence, *, since: datetime | None = None) -> int:
+    def tokens_beside(
+        self, shards: Sequence[Shard], occupancy: QueueOccupancy, *, since: datetime | None = None
+    ) -> int:
         """Return the estimated input tokens in flight besides these shards of one model, in all namespaces.
 
-        `presence` decides which shards count. With `since`, add those in flight at any time since then.
+        `occupancy` decides which shards count. With `since`, add those in flight at any time since then.
         """
-        flying = _is_in_queue(presence)
+        flying = _is_in_queue(occupancy)
         if since is not None:
             flying |= (SHARD.c.ended_at >= since) & SHARD.c.batch_id.is_not(None)
         query = sa.select(sa.func.coalesce(sa.func.sum(SHARD.c.tokens), 0))
@@ -227,14 +250,14 @@ class Queues(Member):
 
         return read_apart(self._database, read, choose(sa.select(SHARD.c.shard_id)), unreadable)
 
-    def without_room(self, namespace: str, shard: Shard, presence: Presence) -> list[Shard]:
+    def without_room(self, namespace: str, shard: Shard, occupancy: QueueOccupancy) -> list[Shard]:
         """Return the unfinished shards of this one's model that found the provider's queue full.
 
         Those that are in flight now are from all namespaces. Planned ones are from this namespace, if they are looked
         after (see `count_ahead`).
         """
         query = SHARDS.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        waits = _may_go(namespace) & looked_after(presence.seen_since, presence.now)
+        waits = _may_go(namespace) & looked_after(occupancy.seen_since, occupancy.now)
         query = query.where(*_of_model(shard), SHARD.c.no_room_at.is_not(None))
         with self._database.read() as connection:
             rows = connection.execute(query.where(in_state(*IN_FLIGHT) | waits)).mappings()
@@ -257,12 +280,12 @@ class QueueLines:
         namespace: str,
         batch: Sequence[Shard],
         *,
-        presence: Presence,
+        occupancy: QueueOccupancy,
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
         """See Queues.count_ahead. Queries again for a batch of several shards, or one that was planned since."""
-        asked: Any = {"presence": presence, "longest_pause": longest_pause, "model": model}
+        asked: Any = {"occupancy": occupancy, "longest_pause": longest_pause, "model": model}
         first, queue = batch[0], (batch[0].provider, batch[0].account, model)
         if queue not in self._lines:
             self._lines[queue] = self._queues.read_line(namespace, first, **asked)
@@ -292,15 +315,15 @@ def _is_planned(namespace: str) -> sa.ColumnElement[bool]:
     return in_state(ShardState.PLANNED) & SHARD.c.submission_id.in_(going)
 
 
-def _holds_place(presence: Presence) -> sa.ColumnElement[bool]:
+def _holds_place(occupancy: QueueOccupancy) -> sa.ColumnElement[bool]:
     """Return the condition for planned shards that block others: they are looked after and do not lack money."""
-    return SHARD.c.reason_kind.is_distinct_from(Reason.LACKS_MONEY) & looked_after(presence.seen_since, presence.now)
+    return SHARD.c.reason_kind.is_distinct_from(Reason.LACKS_MONEY) & looked_after(occupancy.seen_since, occupancy.now)
 
 
-def _is_in_queue(presence: Presence) -> sa.ColumnElement[bool]:
+def _is_in_queue(occupancy: QueueOccupancy) -> sa.ColumnElement[bool]:
     """Return the condition for shards in flight that hold a place in their provider's queue."""
-    is_asked_about = SHARD.c.polled_at.is_not(None) & looked_after(presence.seen_since, presence.now)
-    return in_state(*IN_FLIGHT) & (is_asked_about | (presence.sent_since <= _SENT_AT))
+    is_asked_about = SHARD.c.polled_at.is_not(None) & looked_after(occupancy.seen_since, occupancy.now)
+    return in_state(*IN_FLIGHT) & (is_asked_about | (occupancy.sent_since <= _SENT_AT))
 
 
 def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:

@@ -31,9 +31,9 @@ __all__ = [
     "Event",
     "Hold",
     "Judgment",
-    "Presence",
     "Progress",
     "QueueHolder",
+    "QueueOccupancy",
     "Room",
     "Settlement",
     "Shard",
@@ -286,7 +286,7 @@ _WINDOWS = 2
 _LOOKS_EVERY = timedelta(hours=1)
 
 
-class Presence(NamedTuple):
+class QueueOccupancy(NamedTuple):
     """The batches that count as being in a provider's queue: sent since a time, or looked after between two times.
 
     If a batch no longer counts but is still queued, the only cost is an upload that the provider refuses.
@@ -297,7 +297,7 @@ class Presence(NamedTuple):
     now: datetime
 
     @classmethod
-    def at(cls, now: datetime, window: timedelta) -> Presence:
+    def at(cls, now: datetime, window: timedelta) -> QueueOccupancy:
         """Return the occupancy at a time, for a provider whose batches take at most its window."""
         return cls(now - _WINDOWS * window, now - _LOOKS_EVERY, now)
 
