@@ -79,12 +79,12 @@ class SentChecks:
         if not self._may_have_failed:
             return
         last = last_evaluation(context.instance, self._check, partition)
-        verdict = sent_outcome(status, find_conditions(of_status(engine, status)))
-        if last is None or last.passed or not (verdict.passed and _are_all_sent(status)):
+        check_result = sent_outcome(status, find_conditions(of_status(engine, status)))
+        if last is None or last.passed or not (check_result.passed and _are_all_sent(status)):
             return
         target = check_target(context.instance, self._check.asset_key, partition)
         spec = sent_spec(self._check.asset_key, None)
-        for evaluation in CheckOutcomes(self._check.asset_key, partition, [spec], [verdict]).evaluations(target):
+        for evaluation in CheckOutcomes(self._check.asset_key, partition, [spec], [check_result]).evaluations(target):
             report_evaluation(context, evaluation)
 
 

@@ -480,7 +480,7 @@ class _Landing:
                 version=begun.restored.version(figures.version),
                 tags=run.provenance.tags(dataset.key, partition, status.submission, sent),
                 checks=self.checks,
-                verdicts=[
+                check_results=[
                     self._judge(check, facts, partial(links.table, partition=partition))
                     for check in checks_of(dataset.checks, dataset.labeling)
                 ],

@@ -160,17 +160,17 @@ class EachPartition:
                         break
                     yield event
         targets: dict[str | None, CheckTarget | None] = {}
-        for partition, verdicts in unjudged.items():
+        for partition, check_results in unjudged.items():
             with self._apart(partition):
                 # One query serves all of them. If Dagster's storage does not answer, this partition fails, and the
                 # next one tries again.
                 if partition not in targets:
-                    targets = check_targets(self._instance, verdicts.asset, unjudged)
-                yield from verdicts.evaluations(targets[partition])
+                    targets = check_targets(self._instance, check_results.asset, unjudged)
+                yield from check_results.evaluations(targets[partition])
                 yield from begun[partition]
 
     def _end(self) -> Iterator[Any]:
-        yield from self._failures.verdicts()
+        yield from self._failures.check_results()
         self._failures.raise_if_any()
 
 
@@ -196,19 +196,19 @@ def materialize_result(
     version: str,
     tags: Mapping[str, str] | None = None,
     checks: Sequence[dg.AssetCheckSpec] = (),
-    verdicts: Sequence[CheckOutcome] = (),
+    check_results: Sequence[CheckOutcome] = (),
 ) -> Iterator[Any]:
     """Yield the events that record a partition as stored, with its data version and check results.
 
     Yield them through EachPartition, which turns `CheckOutcomes` into events. Call it at most once a partition with
-    `verdicts`.
+    `check_results`.
     """
     # In a run over a range, even of one partition, a MaterializeResult would cover the whole range.
     if is_of_range(context):
         versions = {**(tags or {}), "dagster/data_version": version}
         yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=versions)
-        if verdicts:
-            yield CheckOutcomes(asset, partition, checks, verdicts)
+        if check_results:
+            yield CheckOutcomes(asset, partition, checks, check_results)
         return
     yield dg.MaterializeResult(
         asset_key=asset,
@@ -217,14 +217,14 @@ def materialize_result(
         tags=tags,
         check_results=[
             dg.AssetCheckResult(
-                check_name=verdict.name,
+                check_name=check_result.name,
                 asset_key=asset,
-                passed=verdict.passed,
-                severity=verdict.severity,
-                description=verdict.description,
-                metadata=verdict.metadata,
+                passed=check_result.passed,
+                severity=check_result.severity,
+                description=check_result.description,
+                metadata=check_result.metadata,
             )
-            for verdict in verdicts
+            for check_result in check_results
         ],
     )
 
@@ -261,7 +261,7 @@ class _Failures:
             except LLMBatchError as another:
                 self._context.log.warning(f"{where}the failure could not be recorded: {another}")
 
-    def verdicts(self) -> Iterator[Any]:
+    def check_results(self) -> Iterator[Any]:
         """Yield evaluations for the planned checks of the failed partitions, which would lack them otherwise."""
         run = short_run(self._context.run.run_id)
         for partition, error in self._errors.items():

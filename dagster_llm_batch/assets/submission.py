@@ -125,13 +125,13 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             for note in upstream.notes:
                 context.log.info(_where(partition) + note)
-            verdict = _with_masked(_judge_sent(engine, status), masked := engine.masked_values(submission))
+            check_result = _with_masked(_judge_sent(engine, status), masked := engine.masked_values(submission))
             again = None
             if submission.run_id == context.run.run_id:
                 again = find_asked_again(engine.deployment, dataset.labeling, submission)
             if again is not None:
                 context.log.warning(f"{_where(partition)}{again}")
-                verdict = replace(verdict, description=f"{verdict.description} {again}")
+                check_result = replace(check_result, description=f"{check_result.description} {again}")
             metadata = {
                 **submission_metadata(status, dataset.labeling, provider, skipped, unreadable),
                 **masked_metadata(masked),
@@ -149,7 +149,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 metadata=metadata,
                 version=submission.fingerprint,
                 checks=[check],
-                verdicts=[verdict],
+                check_results=[check_result],
             )
 
         partitions = EachPartition(context)
@@ -186,13 +186,13 @@ def _code_location(context: dg.AssetExecutionContext, dataset: Dataset) -> "Asse
     return graph
 
 
-def _with_masked(verdict: CheckOutcome, masked: Mapping[str, int] | None) -> CheckOutcome:
+def _with_masked(check_result: CheckOutcome, masked: Mapping[str, int] | None) -> CheckOutcome:
     """Return the result with the number of masked values of each kind, if the dataset has a mask."""
     if masked is None:
-        return verdict
+        return check_result
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in masked.items()) or "none"
-    text = f"{verdict.description} Masked values: {kinds}."
-    return replace(verdict, description=text, metadata={**verdict.metadata, **masked_metadata(masked)})
+    text = f"{check_result.description} Masked values: {kinds}."
+    return replace(check_result, description=text, metadata={**check_result.metadata, **masked_metadata(masked)})
 
 
 def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:

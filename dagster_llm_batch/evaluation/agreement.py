@@ -126,8 +126,10 @@ def _prepare(design: AgreementSpec, context: dg.AssetExecutionContext) -> Callab
         def agreements_table() -> Computed:
             table = table_of(agreements, LabelerAgreement)
             metadata = {**_metadata(agreements, pairs, design.targets), **design.lineage(table)}
-            verdicts = [] if design.min_alpha is None else [_verdict(design.min_alpha, agreements, design.severity)]
-            return Computed(table, metadata, _DOCS, verdicts)
+            check_results = (
+                [] if design.min_alpha is None else [_check_result(design.min_alpha, agreements, design.severity)]
+            )
+            return Computed(table, metadata, _DOCS, check_results)
 
         return {"pairs": pairs_table, "": agreements_table}
 
@@ -246,7 +248,9 @@ def _measured(
     return agreements, pairs
 
 
-def _verdict(wanted: AtLeast, agreements: Sequence[LabelerAgreement], severity: dg.AssetCheckSeverity) -> CheckOutcome:
+def _check_result(
+    wanted: AtLeast, agreements: Sequence[LabelerAgreement], severity: dg.AssetCheckSeverity
+) -> CheckOutcome:
     judged = [agreement for agreement in agreements if agreement.group == ALL and agreement.n_rows]
     lines = [
         f"{plain_text(agreement.target)}: {'not defined' if agreement.alpha is None else f'{agreement.alpha:.3f}'}"

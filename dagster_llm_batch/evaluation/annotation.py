@@ -336,8 +336,8 @@ class _Annotation:
                 ),
                 **{figure_key("alpha", one.target): one.alpha for one in alphas if one.alpha is not None},
             }
-            verdicts = [self._speed(raters), *([] if self.min_alpha is None else [self._agreement(alphas)])]
-            return Computed(table, metadata, _DOCS, verdicts)
+            check_results = [self._speed(raters), *([] if self.min_alpha is None else [self._agreement(alphas)])]
+            return Computed(table, metadata, _DOCS, check_results)
 
         return {"raters": lambda: Computed(table_of(raters, Rater), {}, _RATER_DOCS), "": gold}
 

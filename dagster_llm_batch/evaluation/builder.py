@@ -2,7 +2,7 @@
 own metadata, data version and checks.
 
     factory: arguments ─▶ EvaluationBuilder ─ spec, check, follow ─▶ asset(specs, prepare, checks)
-    run:     prepare(context) ─▶ for each partition: tables ─▶ store: IO manager, metadata, verdicts
+    run:     prepare(context) ─▶ for each partition: tables ─▶ store: IO manager, metadata, check_results
 
 This module must not have `from __future__ import annotations`: Dagster reads the annotation of `context`.
 """
@@ -83,7 +83,7 @@ class Computed:
     table: pa.Table
     metadata: Mapping[str, Any]
     docs: Mapping[str, str | None] = field(default_factory=dict)
-    verdicts: Sequence[CheckOutcome] = ()
+    check_results: Sequence[CheckOutcome] = ()
     columns_key: str = "dagster/column_schema"
     """Metadata key of the columns. Dagster lists them above all metadata under its own key, else behind a link."""
 
@@ -332,9 +332,9 @@ class EvaluationBuilder(DagsterOptions):
             metadata={**behind, **computed.metadata, **described, **logged},
             version=data_version(table),
             checks=checks,
-            verdicts=[
+            check_results=[
                 replace(one, metadata={**behind, **one.metadata})
-                for one in judged_later(context, spec.key, partition, computed.verdicts, checks)
+                for one in judged_later(context, spec.key, partition, computed.check_results, checks)
             ],
         )
 

@@ -167,14 +167,14 @@ class _Costs:
         month = month_of((since or engine.now()).date())
         forecast = _forecast(engine, month, assets)
         table = cost_table(costs, self.by)
-        verdict = self._verdict(engine, month, assets, forecast)
+        check_result = self._check_result(engine, month, assets, forecast)
         if self.layout == "focus":
             charges, _ = focus_charges(costs, engine.namespace)
             theirs, ours = f"as FOCUS {FOCUS_VERSION} defines it", "beside the columns of FOCUS"
             docs = {name: ours if name.startswith("x_") else theirs for name in FOCUS_SCHEMA.names}
-            return Computed(charges, _metadata(costs, table.total, month, forecast), docs, [verdict])
+            return Computed(charges, _metadata(costs, table.total, month, forecast), docs, [check_result])
         docs = {_column(name): _DOCS.get(name, "of the asset when it was submitted") for name in [*self.by, *_SUMS]}
-        return Computed(_arrow(table), _metadata(costs, table.total, month, forecast), docs, [verdict])
+        return Computed(_arrow(table), _metadata(costs, table.total, month, forecast), docs, [check_result])
 
     def _window(self, partition: str | None) -> tuple[datetime | None, datetime | None]:
         if partition is None or not isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
@@ -182,7 +182,7 @@ class _Costs:
         window = self.partitions_def.time_window_for_partition_key(partition)
         return window.start.astimezone(UTC), window.end.astimezone(UTC)
 
-    def _verdict(
+    def _check_result(
         self, engine: "Engine", month: date, assets: Sequence[str] | None, forecast: MonthForecast
     ) -> CheckOutcome:
         """Judge the month by each of its limits."""

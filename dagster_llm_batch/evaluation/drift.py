@@ -130,11 +130,11 @@ def _prepare(design: DriftSpec, main: dg.AssetKey, context: dg.AssetExecutionCon
         drifts = [drift for series in measured for drift in series.drifts]
 
         def table() -> Computed:
-            metadata, verdicts = (
+            metadata, check_results = (
                 _metadata(design, measured, behind),
-                [_verdict(design, measured, partition, test, behind)],
+                [_check_result(design, measured, partition, test, behind)],
             )
-            return Computed(drifts_to_arrow(drifts), metadata, _DOCS, verdicts)
+            return Computed(drifts_to_arrow(drifts), metadata, _DOCS, check_results)
 
         return {"shares": lambda: Computed(_shares(measured, partition), {}, _DOCS), "": table}
 
@@ -271,7 +271,7 @@ def _rows_behind(assets: Mapping[str, str], links: RowLinks, drift: Drift) -> st
     return links.table(assets[drift.candidate], *filters, partition=drift.partition)
 
 
-def _verdict(
+def _check_result(
     design: DriftSpec, measured: Sequence[_Series], partition: str | None, test: SequentialTest, behind: _Behind
 ) -> CheckOutcome:
     """Return the check result of the last partition with labels; a run of one partition checks that one."""

@@ -15,7 +15,7 @@ from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidate
 from dagster_llm_batch.evaluation.gold_metadata import MistakeLinks
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.invalid_gold import GOLD_FITS, judge_invalid_gold, may_find_invalid_gold
-from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
+from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, judge_regression
 from dagster_llm_batch.evaluation.sequential_tests import SequentialTest
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import AtLeast, Thresholds
@@ -83,14 +83,16 @@ def _prepare(
                 return replace(computed, metadata={**computed.metadata, **accepted.metadata})
             if suffix:
                 return computed
-            verdicts = design.thresholds.verdicts(report, partition, tests["ece"])
+            check_results = design.thresholds.check_results(report, partition, tests["ece"])
             if may_find_invalid_gold(design.candidates, design.targets):
-                verdicts.append(judge_invalid_gold(read.invalid_gold))
+                check_results.append(judge_invalid_gold(read.invalid_gold))
             if accepted:
                 severity = design.thresholds.severity
-                verdicts.append(regression_verdict(regressions, tests[CHECK], partition, accepted, severity))
+                check_results.append(judge_regression(regressions, tests[CHECK], partition, accepted, severity))
             behind = rows_metadata(mistakes.table())
-            return replace(computed, verdicts=[replace(one, metadata={**one.metadata, **behind}) for one in verdicts])
+            return replace(
+                computed, check_results=[replace(one, metadata={**one.metadata, **behind}) for one in check_results]
+            )
 
         # The main table comes last: a blocking check of it may end the run, and the others are stored by then.
         return {suffix: partial(table, suffix) for suffix in (*reversed(list(design.beside)), "")}

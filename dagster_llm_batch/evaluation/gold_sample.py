@@ -248,7 +248,7 @@ class _Sampling:
             **({} if has_gold is None else {"llm_batch/gold_rows": len(has_gold.unique())}),
             **({} if enough is None else enough.metadata),
         }
-        return Computed(proposed, metadata, _DOCS, [] if enough is None else [enough.verdict()])
+        return Computed(proposed, metadata, _DOCS, [] if enough is None else [enough.check_result()])
 
     def _open_round(
         self,

@@ -23,31 +23,31 @@ def judged_later(
     context: dg.AssetExecutionContext,
     asset: dg.AssetKey,
     partition: str | None,
-    verdicts: Sequence[CheckOutcome],
+    check_results: Sequence[CheckOutcome],
     checks: Sequence[dg.AssetCheckSpec],
 ) -> list[CheckOutcome]:
-    """Return the verdicts on an evaluation; one that failed is no alarm while labels that it reads are in flight.
+    """Return the check results of an evaluation; a failed one is no alarm while labels that it reads are in flight.
 
     It warns then, without an alert. The evaluation is materialized again when these labels arrive. A blocking check
     still holds back downstream assets.
     """
-    if all(verdict.passed for verdict in verdicts):
-        return list(verdicts)
+    if all(check_result.passed for check_result in check_results):
+        return list(check_results)
     flying = _find_in_flight(context, asset, partition)
     if not flying:
-        return list(verdicts)
+        return list(check_results)
     waits = "; ".join(flying)
     blocking = {spec.name for spec in checks if spec.blocking}
     return [
-        verdict
-        if verdict.passed
+        check_result
+        if check_result.passed
         else replace(
-            verdict,
-            severity=verdict.severity if verdict.name in blocking else dg.AssetCheckSeverity.WARN,
-            description=f"Not judged yet: labels are still in flight, of {waits}. So far: {verdict.description}",
-            metadata={**verdict.metadata, NOT_JUDGED: NotJudged.IN_FLIGHT.value},
+            check_result,
+            severity=check_result.severity if check_result.name in blocking else dg.AssetCheckSeverity.WARN,
+            description=f"Not judged yet: labels are still in flight, of {waits}. So far: {check_result.description}",
+            metadata={**check_result.metadata, NOT_JUDGED: NotJudged.IN_FLIGHT.value},
         )
-        for verdict in verdicts
+        for check_result in check_results
     ]
 
 

@@ -90,7 +90,7 @@ def invalid_gold_sentence(invalid_gold: Sequence[InvalidGold]) -> str | None:
 
 
 def judge_invalid_gold(invalid_gold: Sequence[InvalidGold]) -> CheckOutcome:
-    """Return the verdict of GOLD_FITS, which only warns: the figures count such rows as they did."""
+    """Return the check result of GOLD_FITS, which only warns: the figures count such rows as they did."""
     said = invalid_gold_sentence(invalid_gold)
     if said is None:
         said = "Each gold value is one that the candidates' responses can give, as far as these are declared."

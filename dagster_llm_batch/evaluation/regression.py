@@ -40,7 +40,7 @@ from dagster_llm_batch.metrics.regression import regressions_markdown
 from dagster_llm_batch.metrics.sequential_tests import ALPHA
 from dagster_llm_batch.text import plain_text
 
-__all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "regression_verdict"]
+__all__ = ["CHECK", "Accept", "Accepted", "accepted_asset", "judge_regression"]
 
 CHECK = "regression"
 """Name of the asset check."""
@@ -145,7 +145,7 @@ class Accepted:
         return regressions
 
 
-def regression_verdict(
+def judge_regression(
     regressions: Sequence[Regression],
     test: SequentialTest,
     partition: str | None,
@@ -238,14 +238,14 @@ class _Judged:
         if regression.accepted is None or regression.current is None:
             return f"{subject}: no gold row in common with the accepted version."
         form = ".3f" if regression.kind == "numeric" else ".1%"
-        verdict = f"p = {regression.p_worse:.2g} in this look"
+        chance = f"p = {regression.p_worse:.2g} in this look"
         if self.p_life is not None:
-            verdict += f", {self.p_life:.2g} over all looks"
+            chance += f", {self.p_life:.2g} over all looks"
         if not self.is_decided:
-            verdict += f"; not decided: too few rows, {self.rows_short}"
+            chance += f"; not decided: too few rows, {self.rows_short}"
         return (
             f"{subject}: {regression.accepted:{form}} accepted, {regression.current:{form}} now, on "
-            f"{regression.n_both:,} rows; {regression.n_fixed:,} fixed, {regression.n_broken:,} broken ({verdict})."
+            f"{regression.n_both:,} rows; {regression.n_fixed:,} fixed, {regression.n_broken:,} broken ({chance})."
         )
 
 

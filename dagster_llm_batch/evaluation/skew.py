@@ -227,16 +227,18 @@ class _Skew:
             **({} if cost is None else {"llm_batch/cost_usd": float(cost)}),
             "llm_batch/submission_id": status.submission.submission_id,
         }
-        verdicts = [] if self.min_agreement is None else [self._verdict(skews, self.min_agreement, partition, test)]
+        check_results = (
+            [] if self.min_agreement is None else [self._check_result(skews, self.min_agreement, partition, test)]
+        )
         if (given_up := engine.unsent(status.submission.submission_id).over_budget) is not None:
             metadata["llm_batch/over_budget"] = cell_text(given_up, limit=1_000)
             context.log.warning(f"{partition or 'skew'}: given up for money: {given_up}")
-            verdicts = [fail_with(one, f"Given up for money: {given_up}") for one in verdicts]
+            check_results = [fail_with(one, f"Given up for money: {given_up}") for one in check_results]
         sample = side_by_side(batch, realtime, key=key, targets=names)
         differ = int(pc.sum(pc.equal(sample["llm_same"], pa.scalar(value=False))).as_py() or 0)
         return (
             Computed(sample, {"llm_batch/rows_that_differ": differ}, _SAMPLE_DOCS),
-            Computed(skew_to_arrow(skews), metadata, _DOCS, verdicts),
+            Computed(skew_to_arrow(skews), metadata, _DOCS, check_results),
         )
 
     def _drawn(self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None) -> pa.Table:
@@ -299,7 +301,7 @@ class _Skew:
             f"{self.dataset.batch_key.to_user_string()} and the labels again, or name the prompt's columns."
         )
 
-    def _verdict(
+    def _check_result(
         self, skews: Sequence[Skew], wanted: AtLeast, partition: str | None, test: SequentialTest
     ) -> CheckOutcome:
         """Return the check result.

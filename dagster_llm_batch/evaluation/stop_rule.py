@@ -131,7 +131,7 @@ class Enough:
         }
         return {TO_LABEL_KEY: str(self), **{name: value for name, value in shown.items() if value is not None}}
 
-    def verdict(self) -> CheckOutcome:
+    def check_result(self) -> CheckOutcome:
         """Return the answer of the check: it fails, as a warning, until enough is labeled."""
         return CheckOutcome(
             CHECK,

@@ -145,15 +145,17 @@ class Thresholds:
             for figure, wanted in self.limits.items()
         ]
 
-    def verdicts(self, report: EvaluationReport, partition: str | None, test: SequentialTest) -> list[CheckOutcome]:
+    def check_results(
+        self, report: EvaluationReport, partition: str | None, test: SequentialTest
+    ) -> list[CheckOutcome]:
         """Return one answer for each figure; it passes if every candidate keeps its limit on every categorical target.
 
         Without gold it passes, as there is nothing to compare; an undefined figure does not reach a limit. `test` is of
         the check `ece`, the only statistical test here.
         """
-        return [self._verdict(figure, wanted, report, partition, test) for figure, wanted in self.limits.items()]
+        return [self._check_result(figure, wanted, report, partition, test) for figure, wanted in self.limits.items()]
 
-    def _verdict(
+    def _check_result(
         self,
         figure: _Figure,
         wanted: Mapping[str, AtLeast],

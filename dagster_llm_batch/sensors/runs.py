@@ -400,8 +400,8 @@ def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: S
             settled_at = submission.settled_at or submission.created_at
             if record.timestamp < (settled_at - _CLOCKS_APART).timestamp():
                 continue
-            verdict = last_evaluation(instance, check, record.partition_key, run_id=record.run_id)
-            if verdict is not None and NOT_JUDGED not in verdict.metadata:
+            check_result = last_evaluation(instance, check, record.partition_key, run_id=record.run_id)
+            if check_result is not None and NOT_JUDGED not in check_result.metadata:
                 yield submission.submission_id
         if not page.has_more:
             return

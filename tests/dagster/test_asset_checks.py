@@ -481,7 +481,7 @@ def test_partitions_without_labels_count_as_not_judged_by_a_key_and_not_by_a_sen
     assert execute_all(location, LABELS)["coverage"].description.startswith("0 of 1 judged partitions fail")
 
 
-def sent_verdicts(location: CodeLocation) -> dict[str | None, tuple[bool, str]]:
+def sent_results(location: CodeLocation) -> dict[str | None, tuple[bool, str]]:
     """Return the newest result of the check `sent` on each partition."""
     told: dict[str | None, tuple[bool, str]] = {}
     for partition, one in check_history(location.instance, dg.AssetCheckKey(dg.AssetKey(BATCH), "sent"), 100):
@@ -494,22 +494,22 @@ def test_the_check_sent_passes_when_a_later_run_has_sent_what_waited(make, emula
     location = make(*labeled(partitions_def=DAILY))
     emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
     location.submit(partition=DAYS[0])
-    assert not sent_verdicts(location)[DAYS[0]][0]
+    assert not sent_results(location)[DAYS[0]][0]
     emulator.clear_faults()
     location.collect(partition=DAYS[0])
-    assert sent_verdicts(location)[DAYS[0]] == (True, "Each batch was accepted, or waits for its turn.")
+    assert sent_results(location)[DAYS[0]] == (True, "Each batch was accepted, or waits for its turn.")
     location.submit(partition=DAYS[1])
     location.collect(partition=DAYS[1])
-    assert {passed for passed, _ in sent_verdicts(location).values()} == {True}
+    assert {passed for passed, _ in sent_results(location).values()} == {True}
 
 
 def test_the_check_sent_stays_failed_where_the_provider_refused_the_batch_for_good(make, emulator):
     location = make(*labeled(resend=Resend(max_waves=1)))
     emulator.inject(WireFault(kind="status", status=400, route="POST /v1/batches", times=None))
     location.submit()
-    assert not sent_verdicts(location)[None][0]
+    assert not sent_results(location)[None][0]
     location.collect()
-    assert not sent_verdicts(location)[None][0]
+    assert not sent_results(location)[None][0]
 
 
 @pytest.mark.slow
@@ -521,4 +521,4 @@ def test_the_check_sent_of_a_canceled_submission_passes_and_says_that_it_was_can
     engine.cancel(engine.latest(LABELS).submission_id)
     engine.ledger.close()
     location.collect()
-    assert sent_verdicts(location)[None] == (True, "The submission was canceled; nothing more of it is sent.")
+    assert sent_results(location)[None] == (True, "The submission was canceled; nothing more of it is sent.")
