@@ -25,7 +25,7 @@ from dagster_llm_batch.engine.conditions import Condition, ConditionKind
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats, RejectReasons
 from dagster_llm_batch.loop.status import retry_command
-from dagster_llm_batch.metadata import oracle_alone_usd, track_metadata
+from dagster_llm_batch.metadata import audit_history_metadata, oracle_alone_usd
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.batches import count_refused
 from dagster_llm_batch.storage.ledger.records import SubmissionState
@@ -33,7 +33,7 @@ from dagster_llm_batch.text import money_text, plain_words
 from dagster_llm_batch.types import SKIPPED, Outcome
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.audit import Track
+    from dagster_llm_batch.core.audit import AuditHistory
     from dagster_llm_batch.core.levels import Levels
 
 __all__ = [
@@ -134,7 +134,7 @@ class PartitionFacts:
     wanted: Checks
     conditions: Sequence[Condition] = ()
     levels: Levels | None = None
-    tracked: Track | None = None
+    tracked: AuditHistory | None = None
 
 
 @dataclass(frozen=True)
@@ -406,7 +406,7 @@ def _judge_window(check: Check, facts: PartitionFacts) -> CheckOutcome:
         f"audited rows, the model's label differs from {levels.oracle}'s. With a confidence of "
         f"{levels.confidence:.0%}, at most {tracked.high:.1%} of all labels differ; {promised:.1%} may. {so}."
     )
-    return check.outcome(passed=not is_broken, description=window, metadata=track_metadata(tracked))
+    return check.outcome(passed=not is_broken, description=window, metadata=audit_history_metadata(tracked))
 
 
 def _describe_drift(_wanted: Checks, labeling: Labeling) -> str | None:
@@ -433,7 +433,7 @@ def _judge_drift(check: Check, facts: PartitionFacts) -> CheckOutcome:
         )
     elif tracked.alarm is not None:
         drift += f" The last alarm was at {tracked.alarm}: only partitions after it set a threshold."
-    return check.outcome(passed=not is_alarm, description=drift, metadata=track_metadata(tracked))
+    return check.outcome(passed=not is_alarm, description=drift, metadata=audit_history_metadata(tracked))
 
 
 def _unaudited(check: Check) -> CheckOutcome:

@@ -37,7 +37,7 @@ from dagster_llm_batch.text import cell_text, learned_text, money_text
 
 if TYPE_CHECKING:
     # a code location that is only read loads no engine
-    from dagster_llm_batch.core.audit import Track
+    from dagster_llm_batch.core.audit import AuditHistory
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Engine
@@ -49,6 +49,7 @@ __all__ = [
     "SUBMISSION_KEY",
     "TO_LABEL_KEY",
     "WANTED_KEY",
+    "audit_history_metadata",
     "cascade_metadata",
     "column_lineage",
     "data_version",
@@ -66,7 +67,6 @@ __all__ = [
     "status_metadata",
     "submission_metadata",
     "table_schema",
-    "track_metadata",
 ]
 
 SUBMISSION_KEY = "llm_batch/submission_id"
@@ -414,7 +414,7 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
     }
 
 
-def track_metadata(tracked: Track | None) -> dict[str, Any]:
+def audit_history_metadata(tracked: AuditHistory | None) -> dict[str, Any]:
     """Describe the results of a cascade's audits in this partition and earlier ones; empty without audits."""
     if tracked is None:
         return {}

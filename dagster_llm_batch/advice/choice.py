@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.advice.labeling_plan import GOLD, Cost, End, LabelingPlan, Quality, Wanted
-from dagster_llm_batch.advice.track_record import ANSWERS, TrackRecord
+from dagster_llm_batch.advice.model_history import ANSWERS, ModelHistory
 from dagster_llm_batch.core.cascade import Rolling
 from dagster_llm_batch.core.durations import FEWEST, Durations
 from dagster_llm_batch.core.forecast import Rates, learn
@@ -60,7 +60,7 @@ _LEAST_WITHIN, _MOST_WITHIN = 0.005, 0.2
 _FEWEST_ROWS = 20
 
 
-Ends = Callable[[TrackRecord, Lane, int], End]
+Ends = Callable[[ModelHistory, Lane, int], End]
 """Returns the duration of a number of requests of a record's model in a lane."""
 
 
@@ -82,7 +82,7 @@ class Chooser:
     def __init__(
         self,
         deployment: Deployment,
-        records: Sequence[TrackRecord],
+        records: Sequence[ModelHistory],
         wanted: Wanted,
         ends: Ends,
         gold: pa.Table | None = None,
@@ -130,7 +130,7 @@ class Chooser:
                 end = self._ends(record, lane, self._requests(record, self._wanted.rows))
                 yield LabelingPlan(record, lane, self._cost(record, lane), quality, end)
 
-    def _quality(self, record: TrackRecord) -> Quality:
+    def _quality(self, record: ModelHistory) -> Quality:
         wanted, answers = self._wanted, _drawn(record)
         if answers is None:
             return Quality(None, None, None, 0, self._no_answers(record))
@@ -146,11 +146,11 @@ class Chooser:
         return self._share(_equal(mine, theirs), mine, "rows that both answered")
 
     @cached_property
-    def _reference(self) -> TrackRecord | None:
+    def _reference(self) -> ModelHistory | None:
         named = [record for record in self._records if record.model == self._wanted.against]
         return max(named, key=lambda record: 0 if record.answers is None else len(record.answers), default=None)
 
-    def _no_answers(self, record: TrackRecord) -> str:
+    def _no_answers(self, record: ModelHistory) -> str:
         if record.otherwise and not record.runs:
             return f"no run of {record.model} as it is asked now; {record.otherwise} that asked otherwise"
         if record.lost:
@@ -195,7 +195,7 @@ class Chooser:
     # --- cascades ---
 
     @cached_property
-    def _pairs(self) -> list[tuple[TrackRecord, TrackRecord]]:
+    def _pairs(self) -> list[tuple[ModelHistory, ModelHistory]]:
         """Pairs of a model and a dearer one that were asked alike."""
         found = []
         for oracle in self._records:
@@ -224,7 +224,7 @@ class Chooser:
             return "it takes two models that have answered the same rows"
         return f"a sample would take nearly all of the {self._wanted.rows:,} rows"
 
-    def _each_usd(self, record: TrackRecord) -> Decimal | None:
+    def _each_usd(self, record: ModelHistory) -> Decimal | None:
         return self._cost(record, Lane.BATCH).expected
 
     def _cascades(self) -> Iterator[LabelingPlan]:
@@ -372,10 +372,10 @@ class Chooser:
             deadline=deadline,
         )
 
-    def _last(self, oracle: TrackRecord, lane: Lane, rows: int) -> list[End]:
+    def _last(self, oracle: ModelHistory, lane: Lane, rows: int) -> list[End]:
         return [self._ends(oracle, lane, self._requests(oracle, rows))] if rows else []
 
-    def _least(self, oracle: TrackRecord) -> int:
+    def _least(self, oracle: ModelHistory) -> int:
         try:
             return self._deployment.codec(oracle.labeling).limits.min_requests
         except LLMBatchError:
@@ -383,12 +383,12 @@ class Chooser:
 
     # --- money ---
 
-    def _requests(self, record: TrackRecord, rows: int) -> int:
+    def _requests(self, record: ModelHistory, rows: int) -> int:
         """Return the number of requests of so many rows, of which some share one."""
         requests, of = (sum(getattr(run, name) for run in record.runs) for name in ("requests", "rows"))
         return rows if not of else max(1, ceil(rows * requests / of)) if rows else 0
 
-    def _cost_of(self, record: TrackRecord, lane: Lane) -> Cost:
+    def _cost_of(self, record: ModelHistory, lane: Lane) -> Cost:
         """Return the cost of all rows with one model alone."""
         deployment, requests = self._deployment, Decimal(self._requests(record, self._wanted.rows))
         try:
@@ -418,7 +418,7 @@ class Chooser:
         why = f"{len(billed)} billed runs of {record.model} tell no interval; {_FEWEST_RUNS} do"
         return Cost(expected, None, None if most is None else max(most * requests, expected), why)
 
-    def _most_usd(self, record: TrackRecord, lane: Lane) -> Decimal | None:
+    def _most_usd(self, record: ModelHistory, lane: Lane) -> Decimal | None:
         bounds = [run.input_bound for run in record.runs]
         known = [bound for bound in bounds if bound is not None]
         if len(known) < len(bounds) or not known:
@@ -481,8 +481,8 @@ class Chooser:
 class _Pair:
     """A model and its oracle, with their answers to the same rows, and the rows that the model has wrong."""
 
-    record: TrackRecord
-    oracle: TrackRecord
+    record: ModelHistory
+    oracle: ModelHistory
     mine: pa.Table
     theirs: pa.Table
     are_wrong: np.ndarray[Any, Any]
@@ -513,7 +513,7 @@ class BatchEnds:
         self._now = now
         self._spans = cache(self._read)
 
-    def __call__(self, record: TrackRecord, lane: Lane, requests: int) -> End:
+    def __call__(self, record: ModelHistory, lane: Lane, requests: int) -> End:
         try:
             owner = self._deployment.owner(record.labeling, lane)
             most = self._deployment.batch_limits(record.labeling).max_requests
@@ -563,7 +563,7 @@ def _shares(quality: Quality) -> str:
     return f"{quality.value:.3f} ({quality.low:.3f} to {quality.high:.3f})"
 
 
-def _drawn(record: TrackRecord) -> pa.Table | None:
+def _drawn(record: ModelHistory) -> pa.Table | None:
     """Return the answers to rows that were asked without regard to a score."""
     if record.answers is None:
         return None
@@ -571,7 +571,7 @@ def _drawn(record: TrackRecord) -> pa.Table | None:
     return drawn if len(drawn) else None
 
 
-def _both(record: TrackRecord, oracle: TrackRecord) -> tuple[pa.Table, pa.Table]:
+def _both(record: ModelHistory, oracle: ModelHistory) -> tuple[pa.Table, pa.Table]:
     """Return the answers of two models to the rows that both were asked, without regard to a score, in one order."""
     mine, theirs = _drawn(record), _drawn(oracle)
     if mine is None or theirs is None:

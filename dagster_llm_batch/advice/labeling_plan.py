@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from dagster_llm_batch.advice.track_record import TrackRecord
+from dagster_llm_batch.advice.model_history import ModelHistory
 from dagster_llm_batch.core.cascade import Rolling
 from dagster_llm_batch.types import Lane
 
@@ -104,12 +104,12 @@ class LabelingPlan:
         broken: The missed targets; `unknown`: the targets without data. A plan without both is feasible.
     """
 
-    record: TrackRecord
+    record: ModelHistory
     lane: Lane
     cost: Cost
     quality: Quality
     end: End
-    oracle: TrackRecord | None = None
+    oracle: ModelHistory | None = None
     agreement: float | None = None
     sample: int | None = None
     within: float | None = None

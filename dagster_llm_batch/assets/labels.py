@@ -31,7 +31,7 @@ from dagster_llm_batch.checks import Check, CheckOutcome, PartitionFacts, check_
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import of_holds
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
-from dagster_llm_batch.engine.seams import find_track
+from dagster_llm_batch.engine.seams import find_audit_history
 from dagster_llm_batch.errors import (
     ConfigError,
     DefinitionChangedError,
@@ -45,6 +45,7 @@ from dagster_llm_batch.loop.preview import output_basis_of
 from dagster_llm_batch.loop.status import advise_on_change, find_unsent
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
+    audit_history_metadata,
     cascade_metadata,
     column_lineage,
     estimate_metadata,
@@ -54,7 +55,6 @@ from dagster_llm_batch.metadata import (
     row_links,
     rows_metadata,
     status_metadata,
-    track_metadata,
 )
 from dagster_llm_batch.progress import pace_of, progress_text, unread_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
@@ -434,11 +434,11 @@ class _Landing:
                 context.log.warning(f"{partition or 'labels'}: {stays}")
             self._measure(context, engine, submission_id)
             levels = engine.deployment.levels(labeling, status.submission)
-            tracked = find_track(engine.deployment, labeling, status.submission, levels)
+            tracked = find_audit_history(engine.deployment, labeling, status.submission, levels)
             metadata = {
                 **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
                 **cascade_metadata(levels, figures, status),
-                **track_metadata(tracked),
+                **audit_history_metadata(tracked),
                 **estimate_metadata(
                     status.submission, run.learn(engine, labeling), output_basis_of(engine.deployment, labeling)
                 ),

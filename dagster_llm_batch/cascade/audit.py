@@ -18,7 +18,15 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dagster_llm_batch.core.audit import Audited, Calibration, Point, Track, calibrate_points, find_alarm, track
+from dagster_llm_batch.core.audit import (
+    Audited,
+    AuditHistory,
+    Calibration,
+    Point,
+    calibrate_points,
+    find_alarm,
+    summarize_audits,
+)
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.levels import Levels
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.loop.deployment import Deployment
     from dagster_llm_batch.storage.ledger.records import Submission
 
-__all__ = ["calibrate_on_earlier", "history_id", "track_of"]
+__all__ = ["audit_history_of", "calibrate_on_earlier", "history_id"]
 
 
 # The number of damaged files that a message names.
@@ -108,13 +116,15 @@ def _too_alike(points: int, independent: int) -> str:
     )
 
 
-def track_of(deployment: Deployment, labeling: Labeling, submission: Submission, levels: Levels | None) -> Track | None:
+def audit_history_of(
+    deployment: Deployment, labeling: Labeling, submission: Submission, levels: Levels | None
+) -> AuditHistory | None:
     """Return the joint result of the audits of a partition and the partitions before it; None without an audit."""
     if levels is None or levels.audit is None or levels.audit.wrong is None:
         return None
     before = _earlier(deployment, labeling.asset, submission.partition, levels.audit.history_id)
     own = Audited(submission.partition, levels.audit.rows, levels.audit.wrong)
-    return track([*(one.audited for one in before), own], levels.agreement, levels.confidence)
+    return summarize_audits([*(one.audited for one in before), own], levels.agreement, levels.confidence)
 
 
 def _rolling(cascade: Cascade) -> Rolling:

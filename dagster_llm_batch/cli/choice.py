@@ -13,7 +13,7 @@ import dagster as dg
 
 from dagster_llm_batch.advice.choice import BatchEnds, Chooser
 from dagster_llm_batch.advice.labeling_plan import GOLD, Wanted
-from dagster_llm_batch.advice.track_record import TrackRecord, labeling_in_ledger, track_records
+from dagster_llm_batch.advice.model_history import ModelHistory, labeling_in_ledger, read_model_histories
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.core.logprobs import LOGPROB
@@ -167,7 +167,7 @@ class Case:
         return [name for name in dict.fromkeys([*self.beside, *found]) if name != own.asset]
 
     @cached_property
-    def records(self) -> list[TrackRecord]:
+    def records(self) -> list[ModelHistory]:
         deployment = self.deployment.dry_engine.deployment
         labelings = [self.labeling, *map(self._labeling, self.names_beside)]
         fitting = [each for each in labelings if each.key == self.labeling.key]
@@ -175,7 +175,7 @@ class Case:
             record
             for labeling in fitting
             if self.target in labeling.reader.schema.names
-            for record in track_records(deployment, labeling, self.target, self.score)
+            for record in read_model_histories(deployment, labeling, self.target, self.score)
         ]
 
     @property
@@ -197,7 +197,7 @@ class Case:
         return max(1, round(fmean(runs[run] for run in newest)))
 
     @property
-    def _own(self) -> list[TrackRecord]:
+    def _own(self) -> list[ModelHistory]:
         return [record for record in self.records if record.labeling.asset == self.labeling.asset]
 
     @cached_property
@@ -291,7 +291,7 @@ class Case:
         ends, of_gold = BatchEnds(deployment, wanted.now), (gold, self.gold_column, cluster, self.gold_asset)
         return Chooser(deployment, self.records, wanted, ends, *of_gold)
 
-    def definition_of(self, record: TrackRecord) -> str | None:
+    def definition_of(self, record: ModelHistory) -> str | None:
         """Return the dataset whose prompt and parameters a model was asked by; None where it is the dataset's own."""
         own, other = self.labeling, record.labeling
         apart = {"model": None, "cascade": None}

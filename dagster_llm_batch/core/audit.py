@@ -42,15 +42,15 @@ __all__ = [
     "ALARM",
     "WINDOW",
     "Audit",
+    "AuditHistory",
     "Audited",
     "Point",
-    "Track",
     "bound_share",
     "calibrate_points",
     "count_independent",
     "evidence_after",
     "find_alarm",
-    "track",
+    "summarize_audits",
 ]
 
 Counts = npt.NDArray[np.int64]
@@ -175,7 +175,7 @@ class Audited(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Track:
+class AuditHistory:
     """The combined result of the audits of a partition and those before it.
 
     Attributes:
@@ -197,12 +197,12 @@ class Track:
     alarm: str | None
 
 
-def track(audits: Sequence[Audited], agreement: float, confidence: float) -> Track:
+def summarize_audits(audits: Sequence[Audited], agreement: float, confidence: float) -> AuditHistory:
     """Return the result of audits in the order of their partitions; the last one is the partition in question."""
     recent = audits[-WINDOW:]
     rows, wrong = sum(one.rows for one in recent), sum(one.wrong for one in recent)
     evidence = _evidence(audits, agreement)
-    return Track(
+    return AuditHistory(
         tuple(one.partition for one in recent),
         *(rows, wrong, *bound_share(wrong, rows, confidence)),
         evidence=evidence[-1] if evidence else 0.0,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.audit import Track
+    from dagster_llm_batch.core.audit import AuditHistory
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.definition.labeling import Labeling
     from dagster_llm_batch.loop.collect import Collector
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.loop.plan import Plan, Planning
     from dagster_llm_batch.storage.ledger.records import Shard, Submission
 
-__all__ = ["escalate", "find_track", "sample"]
+__all__ = ["escalate", "find_audit_history", "sample"]
 
 
 def sample(plan: Plan, planning: Planning) -> Plan:
@@ -37,12 +37,12 @@ def escalate(
     return Escalation(labeling, deployment, submission, shards, collector).find()
 
 
-def find_track(
+def find_audit_history(
     deployment: Deployment, labeling: Labeling, submission: Submission, levels: Levels | None
-) -> Track | None:
+) -> AuditHistory | None:
     """Return the audits of a cascade up to a partition, if it has any."""
     if levels is None or levels.audit is None:
         return None
-    from dagster_llm_batch.cascade.audit import track_of  # noqa: PLC0415 - few cascades have one
+    from dagster_llm_batch.cascade.audit import audit_history_of  # noqa: PLC0415 - few cascades have one
 
-    return track_of(deployment, labeling, submission, levels)
+    return audit_history_of(deployment, labeling, submission, levels)

@@ -14,15 +14,15 @@ from dagster_llm_batch.core.audit import (
     WINDOW,
     Audit,
     Audited,
+    AuditHistory,
     Calibration,
     Point,
-    Track,
     bound_share,
     calibrate_points,
     count_independent,
     evidence_after,
     find_alarm,
-    track,
+    summarize_audits,
 )
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import Levels
@@ -58,11 +58,11 @@ def test_of_nothing_nothing_is_known_and_all_wrong_is_bounded_from_below_alone()
 
 
 def test_a_window_is_of_the_last_twenty_partitions():
-    found = track(audits_of([19] * 5 + [1] * WINDOW), 0.95, 0.95)
+    found = summarize_audits(audits_of([19] * 5 + [1] * WINDOW), 0.95, 0.95)
     assert (found.window[0], found.window[-1], len(found.window)) == ("005", "024", WINDOW)
     assert (found.rows, found.wrong) == (20 * WINDOW, WINDOW)
     assert (found.low, found.high) == bound_share(WINDOW, 20 * WINDOW, 0.95)
-    assert track([], 0.95, 0.95) == Track((), 0, 0, 0.0, 1.0, evidence=0.0, alarm=None)
+    assert summarize_audits([], 0.95, 0.95) == AuditHistory((), 0, 0, 0.0, 1.0, evidence=0.0, alarm=None)
 
 
 def evidence_by_definition(counts, rows, agreement):
@@ -106,7 +106,7 @@ def test_partitions_without_an_audited_row_are_no_evidence():
     assert find_alarm(audits_of([0] * 2 * ALARM, rows=0), 0.95) is None
     some = [*audits_of([5, 5], rows=20), *audits_of([0] * 9, rows=0), *audits_of([5], rows=20)]
     counts = np.array([(one.rows, one.wrong) for one in some if one.rows])
-    assert track(some, 0.95, 0.95).evidence == pytest.approx(evidence_after(*counts.T, 0.95)[-1])
+    assert summarize_audits(some, 0.95, 0.95).evidence == pytest.approx(evidence_after(*counts.T, 0.95)[-1])
 
 
 def test_the_threshold_of_earlier_rows_is_that_of_a_sample_of_an_endless_table():

@@ -19,7 +19,7 @@ from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.seams import find_track
+from dagster_llm_batch.engine.seams import find_audit_history
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.files.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.loop.collect import Collector
@@ -129,7 +129,7 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
     assert second.audit is not None
     assert second.audit["rows"] == second.audit["points"] == len(audit(workspace, second).requests)
     # The audits of both are in the window, the second one last.
-    track = find_track(engine.deployment, definition(), second, rolled)
+    track = find_audit_history(engine.deployment, definition(), second, rolled)
     assert track is not None
     assert track.window == (key(1), key(2))
     assert track.rows == first.audit["rows"] + second.audit["rows"]
@@ -230,7 +230,7 @@ def test_an_alarm_ends_what_was_before_it_until_there_are_rows_enough_from_after
         label(workspace, number, **wanted)
     sixth = label(workspace, DRIFTED + 1, **wanted)
     engine = workspace.engine()
-    track = find_track(engine.deployment, definition(**wanted), sixth, levels(workspace, sixth))
+    track = find_audit_history(engine.deployment, definition(**wanted), sixth, levels(workspace, sixth))
     assert track is not None
     assert track.alarm == key(DRIFTED + 1)
     assert track.low > 0.15 or track.evidence >= 365
@@ -243,7 +243,7 @@ def test_an_alarm_ends_what_was_before_it_until_there_are_rows_enough_from_after
     ninth = label(workspace, 9, **wanted)
     assert audit(workspace, ninth).earlier == (key(7), key(8))
     # With the present answers, no wrong label is accepted, and no further alarm follows.
-    track = find_track(workspace.engine().deployment, definition(**wanted), ninth, levels(workspace, ninth))
+    track = find_audit_history(workspace.engine().deployment, definition(**wanted), ninth, levels(workspace, ninth))
     assert track is not None
     assert track.alarm == key(6)
     assert track.evidence < 365
@@ -335,7 +335,7 @@ def test_a_partition_of_which_no_row_is_audited_asks_the_oracle_what_is_not_sure
     assert second.audit == {"history": audit(workspace, second).history_id, "rows": 0, "wrong": 0, "points": 0}
     shards = workspace.engine().ledger.shards.of_submission(second.submission_id)
     assert {(shard.wave, shard.model) for shard in shards} == {(1, CHEAP), (2, ORACLE)}
-    track = find_track(workspace.engine().deployment, definition(**hardly), second, known)
+    track = find_audit_history(workspace.engine().deployment, definition(**hardly), second, known)
     assert track is not None
     assert (track.rows, track.low, track.high, track.evidence) == (0, 0.0, 1.0, 0.0)
 

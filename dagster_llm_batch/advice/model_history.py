@@ -26,7 +26,7 @@ from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["ANSWERS", "Run", "TrackRecord", "labeling_in_ledger", "track_records"]
+__all__ = ["ANSWERS", "ModelHistory", "Run", "labeling_in_ledger", "read_model_histories"]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 
@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class TrackRecord:
+class ModelHistory:
     """One model's record on a dataset.
 
     Attributes:
@@ -103,7 +103,9 @@ def _labeling_of(asset: str, stored: Mapping[str, Any]) -> Labeling:
     return own.as_of(stored)
 
 
-def track_records(deployment: Deployment, labeling: Labeling, target: str, score: str | None) -> list[TrackRecord]:
+def read_model_histories(
+    deployment: Deployment, labeling: Labeling, target: str, score: str | None
+) -> list[ModelHistory]:
     """Return a record of each model of a dataset, first the models of its present definition, even without a run.
 
     Args:
@@ -156,7 +158,7 @@ def _key(labeling: Labeling) -> str:
 
 def _record(
     deployment: Deployment, asked: _Asked, target: str, score: str | None, known: dict[str, list[Shard]]
-) -> TrackRecord:
+) -> ModelHistory:
     labeling, runs, tables, lost, left = asked.labeling, [], [], 0, _MOST_ROWS
     by_partition: dict[str, list[tuple[Submission, Levels | None, list[Shard]]]] = {}
     for submission, levels in asked.submissions:
@@ -182,7 +184,7 @@ def _record(
             tables.append(table)
             left -= len(table)
     answers = pa.concat_tables(tables).combine_chunks() if tables else None
-    return TrackRecord(labeling, tuple(sorted(runs, key=lambda run: run.at)), answers, lost)
+    return ModelHistory(labeling, tuple(sorted(runs, key=lambda run: run.at)), answers, lost)
 
 
 def _run(labeling: Labeling, submission: Submission, levels: Levels | None, sent: Sequence[Shard]) -> Run:

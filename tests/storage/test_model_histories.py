@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from dagster_llm_batch.advice.choice import BatchEnds, Chooser
 from dagster_llm_batch.advice.labeling_plan import GOLD, End, Wanted
-from dagster_llm_batch.advice.track_record import TrackRecord, labeling_in_ledger, track_records
+from dagster_llm_batch.advice.model_history import ModelHistory, labeling_in_ledger, read_model_histories
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
@@ -121,7 +121,7 @@ def hours(_record: Any, lane: Lane, _requests: int) -> End:
 
 
 def plans(deployment: Deployment, labelings: Any, gold_rows: pa.Table | None = None, **changes: Any) -> Any:
-    records = [each for one in labelings for each in track_records(deployment, one, "topic", "confidence")]
+    records = [each for one in labelings for each in read_model_histories(deployment, one, "topic", "confidence")]
     made = Chooser(deployment, records, wanted(**changes), hours, gold_rows)
     found: dict[Any, Any] = {}
     for plan in made.plans():
@@ -145,18 +145,18 @@ def check_lost_files(deployment):
     for submission in deployment.ledger.submissions.list_all("test", assets=["dear_labels"])[:1]:
         [shard] = deployment.ledger.shards.of_submission(submission.submission_id)
         deployment.payloads.delete(shard.results_path)
-    [left] = track_records(deployment, DEARER, "topic", "confidence")
+    [left] = read_model_histories(deployment, DEARER, "topic", "confidence")
     assert (left.lost, len(left.answers), len(left.runs)) == (1, 2 * ROWS, 3)
     for submission in deployment.ledger.submissions.list_all("test", assets=["dear_labels"]):
         deployment.payloads.delete(submission.manifest)
-    [none] = track_records(deployment, DEARER, "topic", "confidence")
+    [none] = read_model_histories(deployment, DEARER, "topic", "confidence")
     assert (none.lost, none.answers, none.runs) == (3, None, ())
     plan = plans(deployment, (DEARER,), gold())[f"openai/{DEAR}", Lane.BATCH, None]
     assert plan.unknown[0] == f"quality: the files of 3 runs of openai/{DEAR} were pruned, or are damaged"
 
 
 def check_records(deployment):
-    [cheap] = track_records(deployment, definition(), "topic", "confidence")
+    [cheap] = read_model_histories(deployment, definition(), "topic", "confidence")
     assert [run.partition for run in cheap.runs] == list(DAYS)
     assert [(run.rows, run.requests) for run in cheap.runs] == [(ROWS, ROWS)] * 3
     answers = {row["row"]: row for row in cheap.answers.to_pylist()}
@@ -164,7 +164,7 @@ def check_records(deployment):
     assert all(row["is_drawn"] and row["score"] == (0.6 if int(key) % 4 == 0 else 0.9) for key, row in answers.items())
 
     # Both models of a cascade have a record; only the oracle's sample represents all of its rows.
-    own, oracle = track_records(deployment, CASCADE, "topic", "confidence")
+    own, oracle = read_model_histories(deployment, CASCADE, "topic", "confidence")
     assert (own.model, oracle.model) == (f"openai/{CHEAP}", f"openai/{DEAR}")
     assert len(own.answers) == ROWS
     drawn = [row for row in oracle.answers.to_pylist() if row["is_drawn"]]
@@ -173,9 +173,9 @@ def check_records(deployment):
     assert oracle.runs[0].billed.replies == len(oracle.answers)
 
     # Runs with another prompt are counted, but are not evidence; assets found only in the ledger have records too.
-    [other] = track_records(deployment, definition(prompt=Prompt(user="Label: {{ body }}")), "topic", None)
+    [other] = read_model_histories(deployment, definition(prompt=Prompt(user="Label: {{ body }}")), "topic", None)
     assert (other.runs, other.answers, other.otherwise) == ((), None, 3)
-    other_model = track_records(deployment, replace(definition(), model="openai/gpt-5"), "topic", None)
+    other_model = read_model_histories(deployment, replace(definition(), model="openai/gpt-5"), "topic", None)
     assert [(record.model, len(record.runs)) for record in other_model] == [
         ("openai/gpt-5", 0),
         (f"openai/{CHEAP}", 3),
@@ -250,7 +250,7 @@ def check_judgments(deployment):
 
 
 def check_samples_gold_and_deadlines(deployment, both):
-    records = [each for one in both for each in track_records(deployment, one, "topic", "confidence")]
+    records = [each for one in both for each in read_model_histories(deployment, one, "topic", "confidence")]
 
     def cascades(gold_rows=None, gold_asset=None, **changes):
         made = Chooser(deployment, records, wanted(**changes), hours, gold_rows, gold_asset=gold_asset)
@@ -306,7 +306,7 @@ def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url
     ledger = Ledger(ledger_url, clock=clock)
     deployment = Deployment({"openai": provider}, ledger, PayloadStore(str(tmp_path)), "test", clock=clock)
     owner = deployment.owner(definition())
-    record = TrackRecord(definition())
+    record = ModelHistory(definition())
 
     def end(requests: int, lane: Lane = Lane.BATCH) -> End:
         return BatchEnds(deployment, clock.now)(record, lane, requests)
