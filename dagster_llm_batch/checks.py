@@ -117,7 +117,7 @@ class PartitionFacts:
     """The facts of one labeled partition that its checks judge.
 
     Attributes:
-        figures: The counts of its rows.
+        stats: The counts of its rows.
         rejects: Its rejects by their reasons.
         status: Its submission with its shards, and with its bill.
         labeling: The definition that it was sent with.
@@ -127,7 +127,7 @@ class PartitionFacts:
         tracked: The audits of a cascade's last partitions; None without audits.
     """
 
-    figures: LabelStats
+    stats: LabelStats
     rejects: RejectReasons
     status: Status
     labeling: Labeling
@@ -258,11 +258,11 @@ def _judge_coverage(check: Check, facts: PartitionFacts) -> CheckOutcome:
 
     It fails if one of the conditions kept requests from being sent, whatever the required share is.
     """
-    figures, least = facts.figures, facts.wanted.min_coverage
-    rows = figures.labeled + figures.rejected - figures.skipped
-    coverage = _share(check, figures.labeled, rows, least, "rows have a label")
-    if figures.skipped:
-        coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped, least))
+    stats, least = facts.stats, facts.wanted.min_coverage
+    rows = stats.labeled + stats.rejected - stats.skipped
+    coverage = _share(check, stats.labeled, rows, least, "rows have a label")
+    if stats.skipped:
+        coverage = replace(coverage, **_beside_skipped(coverage, rows, stats.skipped, least))
     coverage = _with_reason(coverage, facts)
     if waiting := facts.rejects.waiting:
         reasons = "; ".join(f"{count:,} since {reason}" for reason, count in waiting.items())
@@ -281,9 +281,9 @@ def _describe_parse_rate(wanted: Checks, _labeling: Labeling) -> str:
 
 def _judge_parse_rate(check: Check, facts: PartitionFacts) -> CheckOutcome:
     """Judge the share of replies that fit."""
-    figures, invalid = facts.figures, Outcome.INVALID.value
-    replies = figures.labeled + figures.outcomes[invalid]
-    parse_rate = _share(check, figures.labeled, replies, facts.wanted.min_parse_rate, "replies fit")
+    stats, invalid = facts.stats, Outcome.INVALID.value
+    replies = stats.labeled + stats.outcomes[invalid]
+    parse_rate = _share(check, stats.labeled, replies, facts.wanted.min_parse_rate, "replies fit")
     return _with_reason(parse_rate, facts, invalid)
 
 
@@ -312,7 +312,7 @@ def _describe_grounded(wanted: Checks, labeling: Labeling) -> str | None:
 
 def _judge_grounded(check: Check, facts: PartitionFacts) -> CheckOutcome:
     """Judge the share of quotes that are found. Labels without quotes pass: there was nothing to find."""
-    quotes = facts.figures.quotes
+    quotes = facts.stats.quotes
     found = quotes.total() - quotes[Match.MISSING.value]
     grounded = _share(check, found, quotes.total(), facts.wanted.min_grounded, "quotes are found")
     kinds = [match.value for match in Match]
@@ -334,8 +334,8 @@ def _describe_promise(_wanted: Checks, labeling: Labeling) -> str | None:
 
 def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
     """Judge whether a guarantee holds for the existing labels: rows without a label are outside the guarantee."""
-    levels, figures = facts.levels, facts.figures
-    delivered, lacking = figures.labeled, figures.rejected - figures.skipped
+    levels, stats = facts.levels, facts.stats
+    delivered, lacking = stats.labeled, stats.rejected - stats.skipped
     # An empty partition, or one that was canceled before a threshold was set, has no labels of the model.
     if levels is None or levels.threshold is None:
         why = "The threshold was not set, so these labels lack a guarantee." if delivered else "There is no label."
@@ -374,7 +374,7 @@ def _judge_saves(check: Check, facts: PartitionFacts) -> CheckOutcome:
         told = f"The cascade cost {money_text(cost)}; {levels.oracle if levels else ''} alone: {money_text(alone)}."
         metadata = {"llm_batch/oracle_cost_avoided_usd": float(alone - cost)}
         saves = check.outcome(passed=cost <= alone, description=told, metadata=metadata)
-    why = _tell_of_silent_model(levels, facts.figures)
+    why = _tell_of_silent_model(levels, facts.stats)
     return saves if why is None else fail_with(saves, why)
 
 
@@ -440,7 +440,7 @@ def _unaudited(check: Check) -> CheckOutcome:
     return check.outcome(passed=True, description="Nothing was audited: the model's labels were not used.")
 
 
-def _tell_of_silent_model(levels: Levels | None, figures: LabelStats) -> str | None:
+def _tell_of_silent_model(levels: Levels | None, stats: LabelStats) -> str | None:
     """Return a warning if the model itself answered few of its requests well; None otherwise.
 
     The guarantee still holds, since the oracle answers these rows. But it does so at its price, unnoticed.
@@ -448,7 +448,7 @@ def _tell_of_silent_model(levels: Levels | None, figures: LabelStats) -> str | N
     if levels is None or levels.asks_oracle_alone:
         return None
     # The oracle answers the rows of the sample and of an audit, whatever the model's reply is.
-    counts = {why: count for (_, why), count in figures.levels.items() if why in (ACCEPTED, ESCALATED, INVALID)}
+    counts = {why: count for (_, why), count in stats.levels.items() if why in (ACCEPTED, ESCALATED, INVALID)}
     asked, silent = sum(counts.values()), counts.get(INVALID, 0)
     if silent <= asked * _MOST_SILENT:
         return None
@@ -520,8 +520,8 @@ def _with_reason(outcome: CheckOutcome, facts: PartitionFacts, only: str | None 
         return outcome
     [(group, most)] = counted.most_common(1)
     kind, [reason, *others] = group[0], reasons[group]
-    figures = facts.figures
-    rejected = figures.outcomes[only] if only else figures.rejected - figures.skipped
+    stats = facts.stats
+    rejected = stats.outcomes[only] if only else stats.rejected - stats.skipped
     words = plain_words(reason or "").rstrip(".")
     # A stopped batch gives its cause as the reason; that it was stopped is in the outcome.
     named = words if words and (kind not in _NOT_ANSWERED or kind in words) else f"{kind}: {words}".rstrip(": ")

@@ -355,20 +355,20 @@ def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
 
 
 def labels_metadata(
-    figures: LabelStats, status: Status, labeling: Labeling, engine: Engine, rows: str | None = None
+    stats: LabelStats, status: Status, labeling: Labeling, engine: Engine, rows: str | None = None
 ) -> dict[str, Any]:
     """Describe the labels and their cost; their table comes first. `rows` is the link to them, if any."""
     submission = status.submission
     return {
-        "llm_batch/preview": preview(figures.first_labels, figures.columns),
+        "llm_batch/preview": preview(stats.first_labels, stats.columns),
         **rows_metadata(rows),
-        "dagster/partition_row_count": figures.labeled,
-        **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(figures.outcomes.items())},
-        "llm_batch/rows_rejected": figures.rejected,
-        **({"llm_batch/rows_read_from_fences": figures.fenced} if figures.fenced else {}),
+        "dagster/partition_row_count": stats.labeled,
+        **{f"llm_batch/rows_{outcome}": count for outcome, count in sorted(stats.outcomes.items())},
+        "llm_batch/rows_rejected": stats.rejected,
+        **({"llm_batch/rows_read_from_fences": stats.fenced} if stats.fenced else {}),
         **_cost(submission, None if status.reported_usd is None else status.reported_usd[0]),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
-        **{f"llm_batch/{name}": count for name, count in figures.tokens.items()},
+        **{f"llm_batch/{name}": count for name, count in stats.tokens.items()},
         "llm_batch/attempts": submission.waves,
         **_waves(status),
         **_causes(status),
@@ -377,8 +377,8 @@ def labels_metadata(
         SUBMISSION_KEY: submission.submission_id,
         "llm_batch/batch_ids": status.batch_ids,
         **_console(status, engine.provider(labeling.provider)),
-        "dagster/column_schema": table_schema(figures.labels_schema, _described(labeling)),
-        **_insights(figures, status, engine.deployment.kind),
+        "dagster/column_schema": table_schema(stats.labels_schema, _described(labeling)),
+        **_insights(stats, status, engine.deployment.kind),
     }
 
 
@@ -389,11 +389,11 @@ def plan_metadata(levels: Levels | None) -> dict[str, Any]:
     return {"llm_batch/cascade": levels.plan_text, "llm_batch/promise": levels.promise_text}
 
 
-def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status) -> dict[str, Any]:
+def cascade_metadata(levels: Levels | None, stats: LabelStats, status: Status) -> dict[str, Any]:
     """Describe a cascade's guarantee for these labels, its basis, and the savings; empty without a cascade."""
     if levels is None:
         return {}
-    accepted = sum(count for (level, _), count in figures.levels.items() if level != "oracle")
+    accepted = sum(count for (level, _), count in stats.levels.items() if level != "oracle")
     alone, cost = oracle_alone_usd(levels, status), status.submission.cost_usd
     threshold = levels.threshold.score if levels.threshold is not None and isfinite(levels.threshold.score) else None
     told = {
@@ -401,14 +401,14 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
         "sample_wrong": levels.wrong,
         "sample_may_be_wrong": levels.allowed,
         "score_threshold": threshold,
-        "disagreement_bound": levels.most_wrong(figures.labeled),
-        "accepted_share": accepted / figures.labeled if figures.labeled else None,
+        "disagreement_bound": levels.most_wrong(stats.labeled),
+        "accepted_share": accepted / stats.labeled if stats.labeled else None,
     }
     return {
         "llm_batch/promise": levels.promise_text,
         "llm_batch/promise_assumes": levels.assumption,
         **{f"llm_batch/{name}": value for name, value in told.items() if value is not None},
-        **{f"llm_batch/rows_{why}": count for (_, why), count in sorted(figures.levels.items())},
+        **{f"llm_batch/rows_{why}": count for (_, why), count in sorted(stats.levels.items())},
         **_usd({"oracle_cost_avoided": None if alone is None or cost is None else alone - cost}),
         "llm_batch/calibration_id": levels.calibration_id,
     }
@@ -438,7 +438,7 @@ def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
     return sum((cost for cost in known if cost is not None), Decimal(0)) / replies * status.submission.requests
 
 
-def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -> dict[str, int]:
+def _insights(stats: LabelStats, status: Status, kind: Callable[[str], str]) -> dict[str, int]:
     """Return usage under the keys that Dagster's Insights read: keys of each vendor's integration, and of each model.
 
     Calls are sent requests, including retries; tokens are counted for the rows.
@@ -446,7 +446,7 @@ def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -
     # The keys belong to a vendor: calls to several of its accounts are added up.
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     shown: dict[str, int] = {}
-    for (provider, model), usage in figures.usage.items():
+    for (provider, model), usage in stats.usage.items():
         if total := usage["input_tokens"] + usage["output_tokens"]:
             shown[f"{provider}.{model}.total_tokens"] = total
             by_kind[kind(provider)].update({**usage, "total_tokens": total})
@@ -461,19 +461,19 @@ def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -
 
 
 def rejects_metadata(
-    figures: LabelStats, labeling: Labeling, behind: Callable[..., str | None] = lambda *_filters: None
+    stats: LabelStats, labeling: Labeling, behind: Callable[..., str | None] = lambda *_filters: None
 ) -> dict[str, Any]:
     """Describe the rows without a label, and the reasons. `behind` gives the link to the rows that pass filters."""
     rows: list[list[object]] = [
         [outcome, reason, Linked(count, behind(Filter.of("llm_outcome", outcome), Filter.of("llm_reason", reason)))]
-        for (outcome, reason), count in figures.reasons.most_common(20)
+        for (outcome, reason), count in stats.reasons.most_common(20)
     ]
     return {
         "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),
-        "llm_batch/preview": preview(figures.first_rejects, figures.reject_columns),
+        "llm_batch/preview": preview(stats.first_rejects, stats.reject_columns),
         **rows_metadata(behind()),
-        "dagster/partition_row_count": figures.rejected,
-        "dagster/column_schema": table_schema(figures.rejects_schema, _described(labeling)),
+        "dagster/partition_row_count": stats.rejected,
+        "dagster/column_schema": table_schema(stats.rejects_schema, _described(labeling)),
     }
 
 

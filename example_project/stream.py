@@ -34,7 +34,7 @@ from rich.console import Console
 from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, student_of
 from dagster_llm_batch.streams import KafkaResource, RealTimeLane, StreamLabeler, labeling_of
 from dagster_llm_batch.streams.dashboard import stream_results
-from dagster_llm_batch.streams.figures import latency_png
+from dagster_llm_batch.streams.stream_stats import latency_png
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.text import money_text
 from example_project import data, settings, stream_definitions

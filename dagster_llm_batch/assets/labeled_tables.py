@@ -25,7 +25,7 @@ class LabeledTables:
 
     labels: pa.Table | pa.RecordBatchReader
     rejects: pa.Table | pa.RecordBatchReader
-    figures: LabelStats
+    stats: LabelStats
 
 
 def labeled_tables(
@@ -33,10 +33,10 @@ def labeled_tables(
 ) -> LabeledTables:
     """Return labels and rejects of a settled submission. `look` is called with the labels."""
     labeled = engine.assembler(known, reread=reread).labels(run_id=run_id, reread=reread)
-    figures = LabelStats(known.sent.labeling)
-    figures.add(labeled)
+    stats = LabelStats(known.sent.labeling)
+    stats.add(labeled)
     look(labeled.labels)
-    return LabeledTables(labeled.labels, labeled.rejects, figures)
+    return LabeledTables(labeled.labels, labeled.rejects, stats)
 
 
 @contextmanager
@@ -47,25 +47,25 @@ def labeled_streams(
 
     `look` is called with each part of the labels before the streams can be read.
     """
-    figures = LabelStats(known.sent.labeling)
+    stats = LabelStats(known.sent.labeling)
     with temporary_folder() as folder, ExitStack() as files:
         paths = [str(folder / name) for name in ("labels", "rejects")]
         batches = engine.assembler(known, reread=reread).batches(run_id=run_id, reread=reread)
         with closing(batches) as parts:
             # After an error such as a full disk, the files are deleted before the next partition.
-            spool(parts, paths, figures, look)
+            spool(parts, paths, stats, look)
         labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
-        yield LabeledTables(labels, rejects, figures)
+        yield LabeledTables(labels, rejects, stats)
 
 
 def spool(
-    parts: Iterable[Labeled], paths: list[str], figures: LabelStats, look: Callable[[pa.Table], None] | None = None
+    parts: Iterable[Labeled], paths: list[str], stats: LabelStats, look: Callable[[pa.Table], None] | None = None
 ) -> None:
-    """Write labels and rejects into a file each. `figures` is complete before the IO manager stores either of them."""
+    """Write labels and rejects into a file each. `stats` is complete before the IO manager stores either of them."""
     with ExitStack() as files:
         writers: list[pa.RecordBatchWriter] = []
         for part in parts:
-            figures.add(part)
+            stats.add(part)
             if look is not None:
                 look(part.labels)
             # Without this, each slice would become a batch.

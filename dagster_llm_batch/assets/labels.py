@@ -235,18 +235,18 @@ class _Run:
 class _Begun:
     """Tables of a partition that the writer got. Each function in `waits` returns when its asset's table is stored."""
 
-    figures: LabelStats
+    stats: LabelStats
     waits: Mapping[dg.AssetKey, Callable[[], Mapping[str, Any]]]
     restored: RestoredValues
 
 
-def _shards_behind(engine: "Engine", submission: Submission, figures: LabelStats) -> list[Shard]:
+def _shards_behind(engine: "Engine", submission: Submission, stats: LabelStats) -> list[Shard]:
     """Return the shards that may have the results of unanswered rows, in their present state in the ledger.
 
     Earlier submissions count, too, since their answers are reused. The present state is needed because reading the
     results may have set a cause, for shards whose files are lost.
     """
-    if not figures.unanswered:
+    if not stats.unanswered:
         return []
     shards = engine.ledger.shards.of_submissions([submission.submission_id, *submission.reused_from])
     return [shard for of_one in shards.values() for shard in of_one]
@@ -399,7 +399,7 @@ class _Landing:
         both = ((self._rejects, tables.rejects), (self._labels, tables.labels))
         wanted = context.selected_asset_keys
         waits = {spec.key: run.writer.begin(spec, partition, table) for spec, table in both if spec.key in wanted}
-        return _Begun(tables.figures, waits, restored)
+        return _Begun(tables.stats, waits, restored)
 
     def _tell(
         self,
@@ -416,14 +416,14 @@ class _Landing:
 
         With `all_sent`, the ledger is not queried for requests that were not sent.
         """
-        dataset, figures, status, sent = self._dataset, begun.figures, known.status, known.sent
+        dataset, stats, status, sent = self._dataset, begun.stats, known.status, known.sent
         labeling, submission_id = sent.labeling, status.submission.submission_id
         links = row_links(context)
         labels, rejects = dataset.key.to_user_string(), self._rejects.key.to_user_string()
         if (wait := begun.waits.get(self._rejects.key)) is not None:
             logged = wait()
             behind = partial(links.table, rejects, partition=partition)
-            metadata = {**rejects_metadata(figures, labeling, behind), **logged}
+            metadata = {**rejects_metadata(stats, labeling, behind), **logged}
             tags = run.provenance.tags(self._rejects.key, partition, status.submission, sent)
             yield from materialize_result(
                 context, self._rejects.key, partition, metadata=metadata, version=submission_id, tags=tags
@@ -436,8 +436,8 @@ class _Landing:
             levels = engine.deployment.levels(labeling, status.submission)
             tracked = find_audit_history(engine.deployment, labeling, status.submission, levels)
             metadata = {
-                **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
-                **cascade_metadata(levels, figures, status),
+                **labels_metadata(stats, status, labeling, engine, links.table(labels, partition=partition)),
+                **cascade_metadata(levels, stats, status),
                 **audit_history_metadata(tracked),
                 **estimate_metadata(
                     status.submission, run.learn(engine, labeling), output_basis_of(engine.deployment, labeling)
@@ -461,8 +461,8 @@ class _Landing:
                     f"changed since: {', '.join(sent.changes)}.{'' if unsent.held is None else f' {unsent.held}.'}"
                 )
             facts = PartitionFacts(
-                figures=figures,
-                rejects=figures.explain_rejects(_shards_behind(engine, status.submission, figures)),
+                stats=stats,
+                rejects=stats.explain_rejects(_shards_behind(engine, status.submission, stats)),
                 status=status,
                 labeling=labeling,
                 wanted=dataset.checks,
@@ -477,7 +477,7 @@ class _Landing:
                 dataset.key,
                 partition,
                 metadata=metadata,
-                version=begun.restored.version(figures.version),
+                version=begun.restored.version(stats.version),
                 tags=run.provenance.tags(dataset.key, partition, status.submission, sent),
                 checks=self.checks,
                 check_results=[

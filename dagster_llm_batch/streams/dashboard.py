@@ -14,10 +14,10 @@ from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, gold_weights
 from dagster_llm_batch.metrics.schemas import table_of
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.consumer import messages_from, offsets_at, watermarks
-from dagster_llm_batch.streams.figures import StreamFigures, figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.messages import KEY, message_id
 from dagster_llm_batch.streams.resource import kafka_of
 from dagster_llm_batch.streams.results import StreamResult, read_result
+from dagster_llm_batch.streams.stream_stats import StreamStats, compute_stream_stats, latency_png, stats_markdown
 from dagster_llm_batch.streams.windows import check_topic
 
 __all__ = ["stream_dashboard_asset", "stream_results"]
@@ -88,15 +88,15 @@ def stream_dashboard_asset(
         since = None if last is None else datetime.now(UTC) - last
         stored = stream_results(kafka_of(context.resources, resource_key), results, since)
         known, weights = ({}, {}) if source is None or target is None else _truth(context, source, target)
-        figures = stream_figures(stored, known, weights)
-        metadata: dict[str, Any] = {"stream/figures": dg.MetadataValue.md(figures_markdown(figures))}
+        figures = compute_stream_stats(stored, known, weights)
+        metadata: dict[str, Any] = {"stream/figures": dg.MetadataValue.md(stats_markdown(figures))}
         for figure in figures:
             for field in ("per_second", "p50_ms", "p99_ms", "share", "truth_agreement"):
                 if (value := getattr(figure, field)) is not None:
                     metadata[f"stream/{figure.by}/{field}"] = value
         if stored:
             metadata["stream/picture"] = dg.MetadataValue.md(picture("latency and share", latency_png(stored)))
-        return Computed(table_of(figures, StreamFigures), metadata, _DOCS)
+        return Computed(table_of(figures, StreamStats), metadata, _DOCS)
 
     return builder.table_asset(spec, compute, resource_keys={resource_key})
 

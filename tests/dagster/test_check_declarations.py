@@ -26,7 +26,7 @@ from dagster_llm_batch.types import BatchStatus, Cause, Outcome
 
 
 def judge_fences(check: Check, facts: PartitionFacts) -> CheckOutcome:
-    return check.outcome(passed=not facts.figures.fenced, description=f"{facts.figures.fenced} fences.")
+    return check.outcome(passed=not facts.stats.fenced, description=f"{facts.stats.fenced} fences.")
 
 
 FENCES = Check(

@@ -86,9 +86,9 @@ class Queues(Member):
     ) -> Queued:
         """Count the batches before this one: in its provider's and account's queue, and waiting in this namespace.
 
-        `model` restricts it to one model. `occupancy` decides which sent shards count, in all namespaces of the ledger. A
-        waiting shard counts if it is looked after (`keep_places`), its pause is over, and it does not lack money. A
-        pause lasts `longest_pause` at most.
+        `model` restricts it to one model. `occupancy` decides which sent shards count, in all namespaces of the
+        ledger. A waiting shard counts if it is looked after (`keep_places`), its pause is over, and it does not lack
+        money. A pause lasts `longest_pause` at most.
         """
         first, now = batch[0], occupancy.now
         ids = [each.shard_id for each in batch]

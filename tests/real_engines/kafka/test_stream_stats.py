@@ -13,8 +13,8 @@ from texts import labeling, texts, topic_of
 from dagster_llm_batch import HiveParquetIOManager, evaluation_assets, student_assets, student_of
 from dagster_llm_batch.streams import KafkaTopic, stream_dashboard_asset
 from dagster_llm_batch.streams.drift import DriftWatch
-from dagster_llm_batch.streams.figures import figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.results import StreamResult, outgoing
+from dagster_llm_batch.streams.stream_stats import compute_stream_stats, latency_png, stats_markdown
 from dagster_llm_batch.testing.emulator import Emulator
 
 
@@ -46,26 +46,26 @@ def test_figures_of_a_stream_count_each_message_once_by_its_last_result():
     results += [
         result(n, by="llm", label="b", student_label="ab"[n % 2], cost_usd="0.002", done_ms=3_000) for n in (1, 2)
     ]
-    everything, own, llm, none = stream_figures(results, {"t-0-1": "b", "t-0-5": "b", "gone": "a"})
+    everything, own, llm, none = compute_stream_stats(results, {"t-0-1": "b", "t-0-5": "b", "gone": "a"})
     assert (everything.n, own.n, llm.n, none.n) == (100, 97, 2, 1)
     assert (llm.share, llm.student_agreement, llm.truth_agreement) == (0.02, 0.5, 1.0)
     assert (everything.n_truth, everything.truth_agreement) == (2, 0.5)
     # Of a sample, the message that is right stands for one, and the wrong one for three.
-    [weighted, *_] = stream_figures(results, {"t-0-1": "b", "t-0-5": "b"}, {"t-0-1": 1.0, "t-0-5": 3.0})
+    [weighted, *_] = compute_stream_stats(results, {"t-0-1": "b", "t-0-5": "b"}, {"t-0-1": 1.0, "t-0-5": 3.0})
     assert (weighted.n_truth, weighted.truth_agreement) == (2, 0.25)
     assert (own.p50_ms, own.p99_ms, llm.p99_ms) == (51, 99, 2000)
     assert everything.cost_usd == Decimal("0.004")
     assert everything.cost_per_1000_usd == Decimal("0.04")
     assert own.per_second == pytest.approx(96 * 1000 / 96)
-    assert "| student |" in figures_markdown([everything, own, llm, none])
+    assert "| student |" in stats_markdown([everything, own, llm, none])
     assert latency_png(results).startswith(b"\x89PNG")
-    assert [one.n for one in stream_figures([], {})] == [0]
+    assert [one.n for one in compute_stream_stats([], {})] == [0]
 
 
 def test_a_cost_that_is_not_known_is_null_never_zero():
-    [everything, _, _] = stream_figures([result(1), result(2, by="llm", cost_usd=None)], {})
+    [everything, _, _] = compute_stream_stats([result(1), result(2, by="llm", cost_usd=None)], {})
     assert everything.cost_usd is None
-    assert "-" in figures_markdown([everything])
+    assert "-" in stats_markdown([everything])
 
 
 def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream_has_a_dashboard(

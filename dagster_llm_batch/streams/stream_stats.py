@@ -1,4 +1,4 @@
-"""Figures of a stream of results: throughput, latency, share of the LLM, agreement, cost. Pure."""
+"""Statistics of a stream of results: throughput, latency, share of the LLM, agreement, cost. Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 from dagster_llm_batch.streams.results import StreamResult
 from dagster_llm_batch.text import money_text
 
-__all__ = ["StreamFigures", "figures_markdown", "latency_png", "stream_figures"]
+__all__ = ["StreamStats", "compute_stream_stats", "latency_png", "stats_markdown"]
 
 _ROWS_OF_A_PRICE = 1_000
 
 
 @dataclass(frozen=True)
-class StreamFigures:
+class StreamStats:
     """One lane of a stream (`by`: "student", "llm", "none"), or "all" of it.
 
     - `n`: results; `share`: of all. A message with several results counts by its last one.
@@ -46,10 +46,10 @@ class StreamFigures:
     cost_per_1000_usd: Decimal | None
 
 
-def stream_figures(
+def compute_stream_stats(
     results: Iterable[StreamResult], truth: Mapping[str, str], weights: Mapping[str, float] | None = None
-) -> list[StreamFigures]:
-    """Return the figures of all results, then of each lane.
+) -> list[StreamStats]:
+    """Return the stats of all results, then of each lane.
 
     `truth`: labels by message_id. `weights`: the weight of each message, if they do not count equally.
     """
@@ -58,12 +58,12 @@ def stream_figures(
     for result in last.values():
         groups.setdefault(result.by, []).append(result)
     order = [name for name in ("all", "student", "llm", "none") if name in groups]
-    return [_figures(name, groups[name], len(last), truth, weights or {}) for name in order]
+    return [_lane_stats(name, groups[name], len(last), truth, weights or {}) for name in order]
 
 
-def _figures(
+def _lane_stats(
     by: str, results: Sequence[StreamResult], total: int, truth: Mapping[str, str], weights: Mapping[str, float]
-) -> StreamFigures:
+) -> StreamStats:
     done = sorted(result.done_ms for result in results)
     waits = latencies(results)
     asked = [result for result in results if result.by == "llm" and result.student_label is not None]
@@ -72,7 +72,7 @@ def _figures(
         None if result.cost_usd is None else Decimal(result.cost_usd) for result in results if result.by != "none"
     ]
     cost = None if None in prices else sum(filter(None, prices), Decimal(0))
-    return StreamFigures(
+    return StreamStats(
         by=by,
         n=len(results),
         share=len(results) / total if total else 0.0,
@@ -106,8 +106,8 @@ def _part(same: Iterable[bool], weights: Sequence[float] | None = None) -> float
     return sum(count for flag, count in zip(flags, counts, strict=True) if flag) / sum(counts) if flags else None
 
 
-def figures_markdown(figures: Sequence[StreamFigures]) -> str:
-    """Return the figures as Markdown, one row for each lane."""
+def stats_markdown(stats: Sequence[StreamStats]) -> str:
+    """Return the stats as Markdown, one row for each lane."""
     return rows_markdown(
         [
             {
@@ -121,7 +121,7 @@ def figures_markdown(figures: Sequence[StreamFigures]) -> str:
                 "as truth": _agreed(row.truth_agreement, row.n_truth),
                 "per 1,000": "-" if row.cost_per_1000_usd is None else money_text(row.cost_per_1000_usd),
             }
-            for row in figures
+            for row in stats
         ]
     )
 
