@@ -20,6 +20,12 @@ LABELS = ["bug"] * 27 + ["billing"] * 3 + ["billing"] * 10
 BEFORE = {"llm_batch/accuracy of tickets": 0.9}
 MATERIALIZED = datetime(2026, 5, 4, 3, 2, tzinfo=UTC)
 
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
+    "0000000049454e44ae426082"
+)
+"""An image of one pixel."""
+
 
 def store_dataset(folder: Path) -> tuple[Sequence[StoredAsset], StoredAsset]:
     """Write the tables as Parquet. Return the tables of the dataset, and the sample."""

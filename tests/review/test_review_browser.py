@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from served_dataset import PNG
 from served_pages import on_socket
 
 from dagster_llm_batch.addresses import Filter, table_path
@@ -369,12 +370,6 @@ def test_a_browser_comes_back_and_no_other_server_of_the_machine_learns_how(tmp_
             page.get_by_text(f"dagster-llm-batch review --link --port {first.port}").wait_for()
             assert "t1" not in page.content()
             assert page.locator("h1").count() == 1
-
-
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc0000003010100c9fe92ef"
-    "0000000049454e44ae426082"
-)
 
 
 @pytest.mark.timeout(600)
