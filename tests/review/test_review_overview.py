@@ -227,8 +227,9 @@ def test_facets_have_values_of_several_rows_so_neither_keys_nor_texts_that_are_a
     asset = StoredAsset("few", files={"": str(tmp_path / "few.parquet")})
     nothing = SimpleNamespace()  # the pages of a table read neither ledger nor payloads
     deployment = ReviewedDeployment("here", nothing, nothing, "test", lambda: [asset])
-    text = serve(review_app(deployment, Door(user_header="X-User"))).get("/table/few", X_User="ada").text
-    assert re.findall(r"<summary>(\w+)</summary>", text) == ["gold"]
+    client = serve(review_app(deployment, Door(user_header="X-User")))
+    shown = [client.get(path, X_User="ada").text for path in ("/table/few", "/table/few?q=none+of+them")]
+    assert [re.findall(r"<summary>(\w+)</summary>", text) for text in shown] == [["gold"], []]
 
 
 def test_an_evaluation_is_a_page_of_sentences_with_its_confusions_classes_and_change(desk):
