@@ -114,6 +114,8 @@ class ReviewedDeployment:
 
     def judgments(self, column: str, key: str, partition: str | None) -> list[Judgment]:
         """Return the standing judgments of a row, of whichever dataset has this column as its key."""
+        if "\0" in key:
+            return []
         return [
             judgment
             for form in self.forms_of(column)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -27,7 +27,7 @@ from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View, status
 from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["LabelPages", "ShowPage", "read_form", "with_nul"]
+__all__ = ["LabelPages", "ShowPage", "escape_address", "read_form", "with_nul"]
 
 _KINDS = (*ANSWERS, "skip", "undo")
 _SAMPLE = "sample_"
@@ -95,7 +95,7 @@ class LabelPages:
         is_second = asked.get("second") == "1"
         left = queue.left(rows, said, person, drawn=drawn, second=is_second)
         # A form that could not be taken is shown once more, with the row that it was of.
-        again = None if given is None else (given.get("partition", ""), given.get("row_key", ""))
+        again = None if given is None else _address(given)
         address = again if again in left else queue.take(left, person)
         mine = said.of(person)
         last = next(reversed(mine), None)
@@ -139,10 +139,10 @@ class LabelPages:
         asset, form = found
         if (nul := with_nul(given)) is not None:
             return self._ask(request, nul, {name: value.replace("\0", "") for name, value in given.items()})
-        kind, address = given.get("kind", ""), (given.get("partition", ""), given.get("row_key", ""))
+        kind, address = given.get("kind", ""), _address(given)
         try:
             row = self._row(asset, form, address)
-            if kind not in _KINDS or not given.get("form_id") or row is None:
+            if kind not in _KINDS or not given.get("form_id") or row is None or "\0" in address[1]:
                 raise InputError("The form is of another page: judge the row that is shown now.")
             address = (address[0] or self._partition(form, address[1]), address[1])
             if self._deployment.is_erased(form.dataset, *address):
@@ -240,6 +240,16 @@ class LabelPages:
         )
         parts = [] if sent is None else asked_last(read_body(sent))
         return [replace(part, text=self._deployment.hidden(form.dataset, part.text)) for part in parts]
+
+
+def escape_address(text: str) -> str:
+    """Return a partition or a key as a form holds it: browsers change line breaks and NUL in the values of a form."""
+    return quote(text, safe="")
+
+
+def _address(given: Mapping[str, str]) -> RowAddress:
+    """Return the address of the row in a form."""
+    return unquote(given.get("partition", "")), unquote(given.get("row_key", ""))
 
 
 def _answers(given: Mapping[str, str]) -> dict[str, str]:

@@ -74,7 +74,7 @@ class NotePages:
     def changelog(self, request: Request) -> Response:
         """Show the definitions of a dataset's prompt, the newest first, each with its notes."""
         dataset = request.path_params["dataset"]
-        versions = self._versions(dataset)
+        versions = [] if "\0" in dataset else self._versions(dataset)
         if not versions:
             return self._show(request, "nothing.html", 404, words=f"Nothing was submitted for {dataset!r}.")
         return self._show(request, "prompts.html", dataset=dataset, versions=versions)

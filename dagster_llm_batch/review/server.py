@@ -31,7 +31,7 @@ from dagster_llm_batch.review.comparison import compare_row, is_mistake
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS, EvaluationPage
 from dagster_llm_batch.review.evidence import Attempt
-from dagster_llm_batch.review.label_pages import LabelPages
+from dagster_llm_batch.review.label_pages import LabelPages, escape_address
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.overview import OverviewPage
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
@@ -125,6 +125,7 @@ class _Pages:
             lstrip_blocks=True,
         )
         self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty, "money": money_text}
+        self._templates.filters["escaped"] = escape_address
         self._templates.filters |= {"percent": _percent, "measure": _measure, "rows": _counted}
         self._templates.filters |= {"change": _change, "hundredths": _hundredths, "answer": answer_text}
         self._templates.globals |= {

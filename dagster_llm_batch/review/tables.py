@@ -293,7 +293,8 @@ class TableBrowser:
     def list_addresses(
         self, asset: StoredAsset, column: str, view: View | None = None, partition: str | None = None
     ) -> Sequence[tuple[str, str]]:
-        """Return the partition ("" without) and key, as text, of each row that passes, in the order of the table.
+        """Return the partition ("" without) and key, as text, of each row that passes, in the order of the table. Keys
+        with NUL are left out: databases cannot keep a judgment of them.
 
         Raises InputError if the table lacks this column, or a filter's column.
         """
@@ -302,7 +303,8 @@ class TableBrowser:
             if column not in table.columns:
                 raise InputError(f"{asset.key} has no column {column!r} that names its rows.")
             asked = view or View()
-            return list(dict.fromkeys(table.addresses(table.sorted(_passing(table, asked), asked.order), column)))
+            found = table.addresses(table.sorted(_passing(table, asked), asked.order), column)
+            return [each for each in dict.fromkeys(found) if "\0" not in each[1]]
 
         return self._remember((column, view), asset, partition, list_rows, self._lists)
 

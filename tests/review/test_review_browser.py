@@ -113,6 +113,25 @@ def test_fifty_rows_are_judged_by_keyboard_and_a_killed_server_loses_none(tmp_pa
 
 
 @pytest.mark.timeout(600)
+def test_rows_with_any_key_are_judged_but_for_keys_that_no_database_keeps(tmp_path):
+    """A browser changes line breaks and NUL in the values of a form."""
+    keys = ["a\nb", "a\r\nb", "a\rb", " a ", "100%", "%41", '"<b>&amp;', "\u202eb\u0301", "\x1b[31m", "\0"]
+    pq.write_table(pa.table({"id": keys, "body": [f"Text of {n} " for n in range(10)]}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url), browsers("ada") as ((page,), wrong):
+        page.goto(f"{url}/label/tickets?as=tickets")
+        for number in range(9):
+            judge(page, number)
+        assert page.get_by_text("Nothing is left").is_visible()
+        page.get_by_role("button", name="Undo").click()
+        page.get_by_text("8 rows judged by you").wait_for()
+        # This is longer than a double press.
+        page.wait_for_timeout(350)
+        judge(page, 8)
+        assert wrong == []
+    assert [row for row, _, _ in judgments(tmp_path)] == [*keys[:9], keys[8], keys[8]]
+
+
+@pytest.mark.timeout(600)
 def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mouse_does(tmp_path):
     keys = [f"t{number}" for number in range(4)]
     pq.write_table(pa.table({"id": keys, "body": keys}), tmp_path / "tickets.parquet")
