@@ -4,6 +4,7 @@ python3 -m example_project       run everything; a second run continues from the
 python3 -m example_project ui    start only Dagster's UI, with the existing data
 python3 -m example_project review       open a page of every tweet: prompt, reply, label, human label
 python3 -m example_project cascade      label with the lexicon, and ask people where it is unsure, with a guarantee
+python3 -m example_project documents    extract totals with quotes from PDFs, in a chain of two datasets
 python3 -m example_project providers    label through eight emulated clouds, in one process
 python3 -m example_project stream       label a Kafka topic by batch, student and real time, in one definition
 """

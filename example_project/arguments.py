@@ -13,6 +13,7 @@ _COMMANDS = {
     "ui": "only Dagster's UI, with the existing data",
     "review": "a page of every tweet: prompt, reply, label, human label",
     "cascade": "label with the lexicon, and ask people where it is unsure, with a guarantee",
+    "documents": "extract totals with quotes from PDFs, in a chain of two datasets",
     "providers": "label through eight emulated clouds, in one process",
     "stream": "label a Kafka topic by batch, student and real time, in one definition",
 }

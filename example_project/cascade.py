@@ -10,7 +10,6 @@ have human labels. By default, the oracle is people, too: others than those whos
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -24,21 +23,16 @@ from rich.table import Table
 from dagster_llm_batch.text import money_text
 from example_project import settings
 from example_project.cascade_definitions import AGREEMENT, CONFIDENCE, PRECISION
-from example_project.dagster_dev import DagsterError, RunningDagster
+from example_project.dagster_dev import RunningDagster
 from example_project.definitions import defs, llm_batch
-from example_project.journey import JourneyState, runs_since, stop_at_failures, watch
-from example_project.screen import Bar, Screen
-from example_project.standstill import Patience, describe_dagster
+from example_project.journey import JourneyState, launch, watch
+from example_project.screen import Screen
 
 __all__ = ["FilterOutcome", "Outcome", "measure", "measure_filter", "show", "travel"]
 
 _DATASETS = ("cascade_sentiment", "oracle_sentiment", "positive_tweets")
 _EVALUATIONS = {"cascade_eval": ("cascade_gold", "cascade_sentiment", "oracle_sentiment")}
 _SENT = ("cascade_tweets", "cascade_gold", *(f"{name}_batch" for name in _DATASETS))
-_LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
-    ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
-    ... on RunConfigValidationInvalid { errors { message } } } }"""
-_WHERE = {"repositoryName": "__repository__", "repositoryLocationName": "example_project.definitions"}
 
 
 def travel(running: RunningDagster) -> None:
@@ -49,7 +43,7 @@ def travel(running: RunningDagster) -> None:
         screen.say(
             f"[2/3] {settings.cascade_rows()} tweets: the lexicon labels all, {settings.oracle_name()} a sample of them"
         )
-        _send(running, instance, screen, began)
+        launch(running, instance, screen, began, _SENT)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
             state = JourneyState(instance, resources.llm_batch, _DATASETS, ("",), _EVALUATIONS)
             screen.say("      " + state.submitted_since(began))
@@ -63,21 +57,6 @@ def travel(running: RunningDagster) -> None:
         labels, alone, found, gold = (loader.load_asset_value(name) for name in (*_DATASETS, "cascade_gold"))
     planned = "" if plan is None or "llm_batch/cascade" not in plan else str(plan["llm_batch/cascade"].value)
     show(measure(labels, alone, gold), measure_filter(found, alone, gold), planned, Console(highlight=False))
-
-
-def _send(running: RunningDagster, instance: dg.DagsterInstance, screen: Screen, began: datetime) -> None:
-    selector = {**_WHERE, "jobName": "__ASSET_JOB", "assetSelection": [{"path": [name]} for name in _SENT]}
-    answer = running.query(_LAUNCH, params={"selector": selector, "runConfigData": {}})["launchRun"]
-    if answer["__typename"] != "LaunchRunSuccess":
-        raise DagsterError(f"Dagster did not take the run: {answer}")
-    patience = Patience(lambda: describe_dagster(instance, began, running.log), screen.say)
-    while (run := instance.get_run_by_id(answer["run"]["runId"])) is None or not run.is_finished:
-        running.check()
-        screen.show([Bar("waiting for Dagster to run it", None, 0, 0)])
-        patience.look(runs_since(instance, began), "Dagster to run the submission")
-        time.sleep(1)
-    stop_at_failures(instance, began)
-    screen.show([])
 
 
 @dataclass(frozen=True)

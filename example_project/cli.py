@@ -1,4 +1,4 @@
-"""The six commands of `python3 -m example_project`, with their handling of Ctrl-C and errors."""
+"""The seven commands of `python3 -m example_project`, with their handling of Ctrl-C and errors."""
 
 from __future__ import annotations
 
@@ -65,9 +65,10 @@ def main() -> None:
 
 def _travel(running: RunningDagster, command: str) -> None:
     _accept_beta()
-    from example_project import cascade, journey  # noqa: PLC0415 - Dagster takes seconds to import
+    from example_project import cascade, documents, journey  # noqa: PLC0415 - Dagster takes seconds to import
 
-    (cascade if command == "cascade" else journey).travel(running)
+    travels = {"cascade": cascade.travel, "documents": documents.travel}
+    travels.get(command, journey.travel)(running)
 
 
 def _review() -> None:

@@ -6,7 +6,7 @@
     tweet_gold_few ─ with both datasets ─▶ sentiment_shares
     both datasets ─▶ tweets_to_label ─ you judge (`python3 -m example_project review`) ─▶ my_gold ─▶ my_eval
 
-and the cascade of cascade_definitions.py.
+and the cascade of cascade_definitions.py, and the documents of document_definitions.py.
 
 By default, everything runs on this machine. These environment variables choose another model and other sizes:
 
@@ -39,6 +39,7 @@ from dagster_llm_batch import (
 )
 from example_project import data, prompt
 from example_project.cascade_definitions import cascade_assets
+from example_project.document_definitions import document_assets
 from example_project.parquet import ParquetIOManager
 from example_project.settings import EXAMPLE_DAYS, HOME, LEXICON, MODEL, OPENAI_BASE_URL, rows_per_day
 
@@ -165,6 +166,7 @@ defs = dg.Definitions(
         *in_group("shares", [tweet_gold_few, *sentiment_shares]),
         *in_group("judged_by_you", [*tweets_to_label, *my_gold, *my_eval]),
         *in_group("cascade", cascade_assets(ask, params)),
+        *in_group("documents", document_assets()),
     ],
     sensors=[
         build_llm_batch_sensor(minimum_interval_seconds=5),  # 30 is enough for batches that take hours

@@ -23,12 +23,16 @@ from example_project.definitions import llm_batch
 from example_project.screen import Bar, Screen
 from example_project.standstill import Patience, describe_dagster, describe_submissions
 
-__all__ = ["DATASETS", "JourneyState", "runs_since", "stop_at_failures", "submitted_text", "travel", "watch"]
+__all__ = ["DATASETS", "JourneyState", "launch", "runs_since", "stop_at_failures", "submitted_text", "travel", "watch"]
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
 EVALUATIONS = {"sentiment_eval": ("tweet_gold", *DATASETS), "sentiment_shares": ("tweet_gold_few", *DATASETS)}
 """The evaluations by name, with the tables that each reads: its gold, and the datasets."""
+_LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
+    ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } } } }"""
+_WHERE = {"repositoryName": "__repository__", "repositoryLocationName": "example_project.definitions"}
 _LOOK_SECONDS = 1.0
 _AT_VENDOR_SECONDS = 26 * 3600.0
 """A hosted batch may take a day without any visible progress."""
@@ -79,6 +83,24 @@ def _backfill(running: RunningDagster, instance: dg.DagsterInstance, screen: Scr
         screen.show([Bar("waiting for Dagster's daemon to pick it up and run it", None, 0, 0)])
         patience.look((found["status"], runs_since(instance, began)), "Dagster's daemon to run the backfill")
         time.sleep(_LOOK_SECONDS)
+
+
+def launch(
+    running: RunningDagster, instance: dg.DagsterInstance, screen: Screen, began: datetime, names: Sequence[str]
+) -> None:
+    """Materialize these assets in one run, and wait for its end. Raises DagsterError if Dagster does not take it."""
+    selector = {**_WHERE, "jobName": "__ASSET_JOB", "assetSelection": [{"path": [name]} for name in names]}
+    answer = running.query(_LAUNCH, params={"selector": selector, "runConfigData": {}})["launchRun"]
+    if answer["__typename"] != "LaunchRunSuccess":
+        raise DagsterError(f"Dagster did not take the run: {answer}")
+    patience = Patience(lambda: describe_dagster(instance, began, running.log), screen.say)
+    while (run := instance.get_run_by_id(answer["run"]["runId"])) is None or not run.is_finished:
+        running.check()
+        screen.show([Bar("waiting for Dagster to run it", None, 0, 0)])
+        patience.look(runs_since(instance, began), "Dagster to run the submission")
+        time.sleep(_LOOK_SECONDS)
+    stop_at_failures(instance, began)
+    screen.show([])
 
 
 def watch(screen: Screen, running: RunningDagster, state: JourneyState, began: datetime) -> None:

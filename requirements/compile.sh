@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 uv_pin() { uv pip compile --quiet --universal --no-header --annotation-style line pyproject.toml "$@"; }
 pin() { uv_pin requirements/example.in "$@"; }
 pin --group dev --extra all -o requirements/dev.txt "$@"  # first, since dagster-aws decides which Dagster fits
-pin --group example --extra openai --extra evaluation --extra emulator --extra review -c requirements/dev.txt -o requirements/example.txt "$@"
+pin --group example --extra openai --extra evaluation --extra emulator --extra review --extra documents --extra evidence -c requirements/dev.txt -o requirements/example.txt "$@"
 # each heavy engine has an environment of its own
 uv_pin --group engines --extra ray --extra openai --extra emulator --extra evaluation -c requirements/dev.txt -o requirements/ray.txt "$@"
 # vLLM needs torch's builds for CPUs, which are not on the usual index, and Python 3.11

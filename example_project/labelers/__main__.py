@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 
-LABELERS = ("raters", "smollm2", "vader")
+LABELERS = ("clerk", "raters", "smollm2", "vader")
 
 
 def main(argv: list[str]) -> int:

@@ -71,7 +71,7 @@ def _reply(known: dict[str, object], response_format: dict[str, Any] | None) -> 
     schema = (response_format or {})["json_schema"]["schema"]
     properties = schema.get("properties", {})
     unknown = sorted(set(schema.get("required", ())) - set(known))
-    if unknown or not properties.keys() & {"label", "is_positive"}:
+    if unknown or properties.keys().isdisjoint(known):
         asked = ", ".join(unknown) or "no label"
         message = f"This labeler can answer {', '.join(known)}; the schema asks for {asked}."
         raise Refusal(400, message, param="response_format")
