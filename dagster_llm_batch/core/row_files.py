@@ -31,6 +31,7 @@ __all__ = [
     "RowFiles",
     "UnreadableFile",
     "WrongPathError",
+    "image_type_of",
 ]
 
 FileLoader = Callable[[str], bytes]
@@ -241,12 +242,13 @@ def _is_outage(error: BaseException) -> bool:
 
 
 def _image(data: bytes) -> Image | str:
-    if (media_type := _image_type(data)) is None:
+    if (media_type := image_type_of(data)) is None:
         return f"got {_start(data)}; allowed is a PNG, JPEG, GIF or WebP image"
     return Image(media_type=media_type, data=data)
 
 
-def _image_type(data: bytes) -> str | None:
+def image_type_of(data: bytes) -> str | None:
+    """Return the media type of an image by its first bytes; None for other bytes."""
     for magic, media_type in _MAGIC:
         if data.startswith(magic):
             return media_type

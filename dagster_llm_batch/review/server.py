@@ -27,6 +27,7 @@ from dagster_llm_batch.addresses import FILTERS, Filter, label_path, row_path, t
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.review.access import AccessGate, Door
+from dagster_llm_batch.review.binary_values import describe_bytes, read_bytes
 from dagster_llm_batch.review.comparison import compare_row, is_mistake
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS, EvaluationPage
@@ -125,7 +126,8 @@ class _Pages:
             lstrip_blocks=True,
         )
         self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty, "money": money_text}
-        self._templates.filters["escaped"] = escape_address
+        self._templates.filters |= {"escaped": escape_address, "file": read_bytes}
+        self._templates.tests["binary"] = lambda value: isinstance(value, bytes)
         self._templates.filters |= {"percent": _percent, "measure": _measure, "rows": _counted}
         self._templates.filters |= {"change": _change, "hundredths": _hundredths, "answer": answer_text}
         self._templates.globals |= {
@@ -369,6 +371,8 @@ def _text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, Decimal):
         return format(value.normalize(), "f") if value else "0"
+    if isinstance(value, bytes):
+        return describe_bytes(value)
     plain = as_json(value)
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
 

@@ -14,6 +14,7 @@ from dagster_llm_batch.review.access import Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
+from tests.review.served_dataset import PNG
 
 HOSTILE = {
     "script": "<script>window.hurt = 1</script>",
@@ -221,3 +222,27 @@ def test_the_same_row_elsewhere_is_shown_and_what_differs_is_marked(serve, tmp_p
     assert 'class="differs"' not in same
     assert other.count('class="differs"') == 2
     assert "/row/two?by=id&amp;key=b" in other
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "shown"),
+    [
+        (b"%PDF-1.7\n" + bytes(991), "PDF, 1,000 bytes", 'href="data:application/pdf;base64,JVBERi0'),
+        (PNG, f"image/png, {len(PNG)} bytes", '<img src="data:image/png;base64,iVBOR'),
+        (b"<script>window.hurt = 1</script>", "32 bytes", None),
+        (b"", "0 bytes", None),
+    ],
+)
+def test_bytes_are_a_document_an_image_or_their_size(serve, tmp_path, value, said, shown):
+    pq.write_table(pa.table({"id": ["a"], "file": [value]}), tmp_path / "papers.parquet")
+    papers = StoredAsset("papers", row_key="id", files={"": str(tmp_path / "papers.parquet")})
+    door = Door()
+    client = serve(
+        review_app(ReviewedDeployment("here", SimpleNamespace(), SimpleNamespace(), "t", lambda: [papers]), door)
+    )
+    client.come_in(door.token())
+    assert said in client.get("/table/papers").text
+    row = client.get("/row/papers?by=id&key=a").text
+    assert said in row
+    assert "window.hurt" not in row
+    assert shown in row if shown else "base64" not in row
