@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dagster_llm_batch.addresses import label_path, table_path
+from dagster_llm_batch.core.evidence import Match
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS
@@ -70,6 +72,14 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Quotes:
+    """The quotes in the labels of a dataset: how many there are, and how many were found in their texts."""
+
+    given: int
+    found: int
+
+
+@dataclass(frozen=True)
 class DatasetSummary:
     """The figures of one dataset on the first page; a count is None if only one partition of a table is loaded."""
 
@@ -83,6 +93,7 @@ class DatasetSummary:
     waiting: Sequence[str]
     acts: Sequence[Act]
     bars: Sequence[Bar]
+    quotes: Quotes | None
 
 
 class OverviewPage:
@@ -132,6 +143,7 @@ class OverviewPage:
             [words for dataset, words in waiting if dataset == name],
             list(self._acts(name, labels, rejects, sum((rejected or {}).values()), assets, columns, person)),
             _bars(labels, rejects, labeled or {}, rejected or {}) if labels else [],
+            self._quotes(labels),
         )
 
     def _acts(
@@ -203,6 +215,18 @@ class OverviewPage:
                         low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
                         yield Quality(asset.key, row["target"], row[name], low, high, row["n_gold"], name == "mae")
                         break
+
+    def _quotes(self, labels: StoredAsset | None) -> Quotes | None:
+        if labels is None or not labels.quotes or self._counts(labels) is None:
+            return None
+        matches: Counter[str] = Counter()
+        for field in labels.quotes:
+            try:
+                matches.update(self._deployment.browser.count_values(labels, f"{field}_match"))
+            except LLMBatchError:
+                return None
+        given = matches.total()
+        return Quotes(given, given - matches[Match.MISSING]) if given else None
 
     def _columns(self, asset: StoredAsset) -> set[str]:
         try:

@@ -247,6 +247,22 @@ class TableBrowser:
 
         return self._remember(("differing", column, other), asset, partition, count_rows)
 
+    def count_values(self, asset: StoredAsset, column: str) -> Mapping[str, int]:
+        """Return how often each value comes in a text column, or in its lists, of all partitions. Raises as `read`."""
+
+        def count_each(table: OpenTable) -> Mapping[str, int]:
+            if column not in table.columns:
+                return {}
+            values = table.column(column)
+            lists = table.types[column].count("[]")
+            for _ in range(lists - 1):
+                values = Function("flatten", values)
+            rows = table.rows.select((Function("unnest", values) if lists else values).alias("value"))
+            found = rows.aggregate([duckdb.ColumnExpression("value"), Function("count").alias("n")], "value").fetchall()
+            return {str(value): int(count) for value, count in found if value is not None}
+
+        return self._remember(("values", column), asset, None, count_each)
+
     def _remember(
         self,
         what: Hashable,

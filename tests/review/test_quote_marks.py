@@ -105,6 +105,12 @@ def test_a_row_and_a_mistake_have_their_quotes_marked_and_the_text_stays_text(pa
     assert marks_in(pages(), path.replace("t0", "t1").replace("quality_mistakes", "tickets"))[0] == []
 
 
+def test_the_first_page_shows_the_share_of_quotes_that_were_found(pages):
+    page = pages().get("/", X_User="ada").text
+    # Of t0 one quote and two in its list, of t1 neither its quote nor the one in its list.
+    assert "<dt>Quotes found in their texts</dt><dd>60% of 5 quotes</dd>" in page
+
+
 def test_a_mistake_lists_the_quotes_and_no_offsets(pages):
     _, text = marks_in(pages(), "/row/quality_mistakes?by=id&key=t0")
     basis = text.partition("Gold and labels of")[2].partition("</section>")[0]
