@@ -125,12 +125,14 @@ class LabelPages:
             comment=(given or {}).get("comment", ""),
         )
 
-    def count_left(self, asset: StoredAsset, form: LabelForm, person: str) -> int:
-        """Return how many rows of a table a person may still be asked. Raises as TableBrowser.list_addresses."""
+    def count_left(self, asset: StoredAsset, form: LabelForm, person: str, *, second: bool = False) -> int:
+        """Return how many rows of a table a person may still be asked; `second`: for a second opinion. Raises as
+        TableBrowser.list_addresses.
+        """
         rows = self._deployment.browser.list_addresses(asset, form.key)
         drawn = bool(rows) and _sample(self._row(asset, form, rows[0]) or {}) is not None
         queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
-        return len(queue.left(rows, self._judgments(form.dataset), person, drawn=drawn))
+        return len(queue.left(rows, self._judgments(form.dataset), person, drawn=drawn, second=second))
 
     def _take(self, request: Request, given: Mapping[str, str]) -> Response:
         found = self._find(request)

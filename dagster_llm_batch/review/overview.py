@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -18,6 +17,7 @@ from dagster_llm_batch.core.evidence import Match
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS
+from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.label_pages import LabelPages, ShowPage
 from dagster_llm_batch.review.samples import SAMPLE_COLUMNS
 from dagster_llm_batch.review.tables import StoredAsset
@@ -39,9 +39,13 @@ _TALLEST = 40
 
 @dataclass(frozen=True)
 class Quality:
-    """The quality of one candidate in one evaluation: the share of right labels, or a number's mean error."""
+    """The quality of one candidate in one evaluation: the share of right labels, or a number's mean error.
+
+    `partition` is the newest one of the evaluation, "" without partitions.
+    """
 
     evaluation: str
+    partition: str
     target: str
     measure: float
     low: float | None
@@ -157,6 +161,7 @@ class OverviewPage:
         person: str,
     ) -> Iterator[Act]:
         """Yield the next steps, the most useful first."""
+        later: list[Act] = []
         for form in self._deployment.forms:
             if form.dataset != name or (self._deployment.judged and name not in self._deployment.judged):
                 continue
@@ -165,12 +170,16 @@ class OverviewPage:
                     left = self._left(asset, form, person)
                     if left:
                         yield Act(f"Judge {_rows(left)}", label_path(asset.key, name))
+                    elif second := self._left(asset, form, person, second=True):
+                        url = f"{label_path(asset.key, name)}&second=1"
+                        later.append(Act(f"Give a second opinion on {_rows(second)}", url))
         if labels is not None:
             candidate = labels.key.rpartition("/")[2]
             for asset in assets:
                 wanted = f"{candidate}_label"
                 if asset.key.endswith(_MISTAKES) and wanted in columns[asset.key]:
                     yield from self._mistakes(asset, candidate, assets)
+        yield from later
         if rejects is not None and n_rejected:
             yield Act(f"See {_rows(n_rejected)} without a label", table_path(rejects.key))
         if labels is not None:
@@ -185,16 +194,16 @@ class OverviewPage:
         if not count:
             return
         groups = asset.key.removesuffix(_MISTAKES) + _FAILURES
-        words = f"See {count:,} {'mistake' if count == 1 else 'mistakes'}"
+        words = f"See {count:,} {'mistake' if count == 1 else 'mistakes'}{f' of {partition}' if partition else ''}"
         if any(each.key == groups for each in assets):
             where = f"?where={quote(f'candidate:is:{candidate}')}" + (f"&in={quote(partition)}" if partition else "")
             yield Act(words, f"/failures/{quote(groups)}{where}")
         else:
             yield Act(words, table_path(asset.key, partition))
 
-    def _left(self, asset: StoredAsset, form: Any, person: str) -> int:
+    def _left(self, asset: StoredAsset, form: LabelForm, person: str, *, second: bool = False) -> int:
         try:
-            return self._labels.count_left(asset, form, person)
+            return self._labels.count_left(asset, form, person, second=second)
         except LLMBatchError:
             return 0
 
@@ -206,14 +215,17 @@ class OverviewPage:
             if kind_of(asset, columns[asset.key]) != "evaluation" or not asset.partitions:
                 continue
             try:
-                rows = self._deployment.browser.rows_with(asset, "candidate", candidate, asset.partitions[0] or None)
+                newest = asset.partitions[0]
+                rows = self._deployment.browser.rows_with(asset, "candidate", candidate, newest or None)
             except LLMBatchError:
                 continue
             for row in rows:
                 for name in ("accuracy", "mae"):
                     if row.get(name) is not None:
                         low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-                        yield Quality(asset.key, row["target"], row[name], low, high, row["n_gold"], name == "mae")
+                        yield Quality(
+                            asset.key, newest, row["target"], row[name], low, high, row["n_gold"], name == "mae"
+                        )
                         break
 
     def _quotes(self, labels: StoredAsset | None) -> Quotes | None:

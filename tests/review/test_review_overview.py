@@ -89,6 +89,18 @@ def test_the_first_button_is_the_next_useful_act_and_each_leads_somewhere(desk):
     assert acts_of(open_page())[0][0] == "See 3 mistakes"
 
 
+def test_rows_that_others_have_judged_are_offered_for_a_second_opinion_after_mistakes(desk):
+    open_page, _ = desk
+    client = open_page(with_sample=True)
+    sent = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
+    for number in range(5):
+        form = {"form_id": f"f{number}", "partition": "", "row_key": f"t{number}", "kind": "undecidable"}
+        assert client.ask("POST", "/label/to_judge?as=tickets", urlencode(form), X_User="bob", **sent).status == 303
+    acts = acts_of(client)
+    assert [words for words, _ in acts[:2]] == ["See 3 mistakes", "Give a second opinion on 5 rows"]
+    assert "5 rows left for a second opinion" in words_of(client, acts[1][1])
+
+
 def test_a_table_is_called_what_it_is(desk):
     open_page, _ = desk
     words = words_of(open_page(with_sample=True)).partition("All tables")[2]
@@ -350,10 +362,10 @@ def test_the_newest_partition_is_the_last_in_the_order_of_its_definition(serve, 
     first, evaluation = words_of(client), words_of(client, "/evaluation/quality")
     acts = acts_of(client)
     ledger.close()
-    assert "75% right" in first
+    assert "75% right (59% to 87%) in column topic, by 40 gold rows in quality , 02-02-2026" in first
     assert "Rows by partition, 31-01-2026 to 02-02-2026" in first
     assert re.findall(r"[-\d]+: 40 rows labeled", first) == [f"{day}: 40 rows labeled" for day in order]
-    assert acts[0] == ("See 10 mistakes", "/table/quality_mistakes?in=02-02-2026")
+    assert acts[0] == ("See 10 mistakes of 02-02-2026", "/table/quality_mistakes?in=02-02-2026")
     assert evaluation.startswith('id="main"> quality, 02-02-2026')
 
 
