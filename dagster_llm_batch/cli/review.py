@@ -142,6 +142,7 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
         # Another asset may store anything, of any size.
         if not places or not (_is_ours(spec) or any(places.values())):
             continue
+        is_remote = any("://" in place for place in places.values() if place)
         yield StoredAsset(
             key=key.to_user_string(),
             dataset=dataset.name if dataset else None,
@@ -155,8 +156,9 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             hide_sent=hidden_text(mask, dataset.labeling.mask) if mask and dataset else None,
             keys=keys.get(key, ()),
             quotes=_quotes(dataset) if dataset and key == dataset.key else {},
+            # Files on a local disk show by themselves whether they have changed.
+            at=code.materialized_at(key) if dataset or is_remote else None,
             # Each partition has its own metadata.
-            at=code.materialized_at(key) if dataset else None,
             before=partial(code.figures_before, key),
             earlier=partial(code.partitions_before, key),
             may_grow=WANTED_KEY in spec.metadata,

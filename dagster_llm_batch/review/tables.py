@@ -290,14 +290,17 @@ class TableBrowser:
         return answer
 
     def _state(self, asset: StoredAsset, partition: str | None) -> bytes:
-        """Return a digest that changes with the files of a table: with each file's size and time of the last change. Of
-        tables that are not on a local disk, it changes when they are listed again.
+        """Return a digest that changes with the files of a table: with each file's size and time of the last change.
+
+        In an object store, it changes with the next materialization: to ask for each file takes seconds. If no
+        materialization is known, or an IO manager loads the table, it changes when the tables are listed again.
         """
+        listed = asset.at or self._times_forgotten
         state = hashlib.blake2b(digest_size=16)
         state.update(repr(self._times_forgotten if asset.others else 0).encode())
         for each, place in _places(asset, partition).items():
             if not _is_local(UPath(place)):
-                state.update(repr((each, place, self._times_forgotten)).encode())
+                state.update(repr((each, place, listed)).encode())
                 continue
             # An error is for the question, and a file may be replaced while it is looked at.
             with suppress(OSError):
@@ -395,7 +398,7 @@ class TableBrowser:
         return table
 
     def forget(self) -> None:
-        """Load and list stored tables again at the next request, except for those on a local disk that are the same."""
+        """Load and read stored tables again at the next request, except for Parquet files that are the same."""
         with self._lock:
             self._loaded.clear()
             self._times_forgotten += 1
@@ -475,7 +478,7 @@ def _shown(asset: StoredAsset, rows: Sequence[StoredRow], key: str) -> list[Stor
     shown = []
     for row in rows:
         columns = asset.hide(row.columns, key)
-        changed = frozenset(name for name, value in columns.items() if value != row.columns[name])
+        changed = frozenset(name for name, value in columns.items() if value != row.columns.get(name))
         shown.append(replace(row, columns=columns, hidden=changed))
     return shown
 

@@ -206,6 +206,8 @@ def test_on_a_terminal_errors_prices_submissions_and_findings_fit_and_dagsters_n
         # A path or a name may be longer, and is not broken.
         assert [line for line in shown.splitlines() if len(line) > 80 and len(line.split()) > 1] == []
         assert "Warning" not in shown
+        # A class of Python, or a row of cells without a value.
+        assert not re.search(r"[A-Za-z]Error\b|^(\s*[-\u2013]\s*){2,}$", shown, re.MULTILINE)
 
 
 def read_all(terminal):

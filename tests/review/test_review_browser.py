@@ -408,6 +408,8 @@ def test_the_image_and_the_document_of_a_row_are_shown_where_it_is_judged_and_ke
     with closing(engine.ledger), on_socket(app) as client, browsers("ada") as ((page,), wrong):
         page.goto(f"http://127.0.0.1:{client.port}/label/labels?as=ticket_labels")
         shown = page.locator("[aria-label=Row]")
+        broken = "{ const link = document.createElement('a'); link.href = 'data:application/pdf;base64,%'; return "
+        assert page.evaluate(f"() => {broken} showDocument(link) }}") == ""
         assert shown.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 1
         for number in range(2):
             page.locator("h1", has_text=f"t{number}").wait_for()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -10,6 +11,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from upath import UPath
 
 from dagster_llm_batch.addresses import FILTERS, Filter
 from dagster_llm_batch.errors import InputError
@@ -192,6 +194,20 @@ def test_answers_are_kept_while_the_files_stay_as_they_are_and_no_longer(browser
     assert browser.counts(asset) == {"d2": 2}
     with pytest.raises(InputError, match="files of this table are gone"):
         browser.list_addresses(asset, "id", None, "d1")
+
+
+def test_answers_about_an_object_store_are_kept_until_the_next_materialization(browser):
+    with UPath("memory://kept/labels.parquet").open("wb") as file:
+        pq.write_table(pa.table({"id": ["a"]}), file)
+    asset = StoredAsset("labels", files={"": "memory://kept/labels.parquet"}, at=datetime(2026, 1, 1, tzinfo=UTC))
+    unknown = replace(asset, key="unknown", at=None)
+    assert (browser.counts(asset), browser.counts(unknown)) == ({"": 1}, {"": 1})
+    with UPath("memory://kept/labels.parquet").open("wb") as file:
+        pq.write_table(pa.table({"id": ["a", "b"]}), file)
+    assert (browser.counts(asset), browser.counts(unknown)) == ({"": 1}, {"": 1})
+    browser.forget()
+    assert (browser.counts(asset), browser.counts(unknown)) == ({"": 1}, {"": 2})
+    assert browser.counts(replace(asset, at=datetime(2026, 1, 2, tzinfo=UTC))) == {"": 2}
 
 
 def test_what_lies_elsewhere_is_loaded_one_partition_at_a_time_and_says_so(browser):

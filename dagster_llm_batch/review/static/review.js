@@ -107,7 +107,13 @@ function start() {
 // Shows a PDF in the browser's own viewer, which has no access to this page. Elsewhere its link stays.
 function showDocument(link) {
   if (!navigator.pdfViewerEnabled) return "";
-  const bytes = Uint8Array.from(atob(link.getAttribute("href").split(",")[1]), (sign) => sign.charCodeAt(0));
+  let bytes;
+  try {
+    bytes = Uint8Array.from(atob(link.getAttribute("href").split(",")[1]), (sign) => sign.charCodeAt(0));
+  } catch {
+    // The stored request is data, and may hold anything.
+    return "";
+  }
   const address = URL.createObjectURL(new Blob([bytes], { type: "application/pdf" }));
   const frame = document.createElement("iframe");
   frame.src = address + "#navpanes=0";
