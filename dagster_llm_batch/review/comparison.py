@@ -15,7 +15,7 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.quote_marks import QuotePlace, place_columns, quote_places
-from dagster_llm_batch.review.tables import StoredAsset, StoredRow
+from dagster_llm_batch.review.tables import PARTITION, StoredAsset, StoredRow
 
 __all__ = ["ComparedLabel", "Comparison", "compare_row", "group_path", "is_mistake", "plain_values"]
 
@@ -43,7 +43,10 @@ class ComparedLabel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Gold for one target of one row, with the candidates' labels; `plain` is the row without these columns."""
+    """Gold for one target of one row, with the candidates' labels.
+
+    `plain` is the row without these columns, and with columns that the candidates keep of their rows.
+    """
 
     target: str
     gold: Any
@@ -59,27 +62,32 @@ def is_mistake(row: Mapping[str, Any]) -> bool:
 def compare_row(deployment: ReviewedDeployment, row: StoredRow, key: str, partition: str | None) -> Comparison:
     """Return the labels that a row of a table of mistakes is about."""
     target, gold = row["target"], row["gold"]
+    plain = plain_values(row)
+    found = {name: _find(deployment, name, key, partition) for name in _candidates(row)}
+    for own, other in found.values():
+        kept = _kept_values(deployment, own, other) if own and other else {}
+        plain |= {name: value for name, value in kept.items() if name not in plain}
     labels = []
-    for candidate in _candidates(row):
+    for candidate, (own, other) in found.items():
         label, reason = row[f"{candidate}{_LABEL}"], row[f"{candidate}{_REASON}"]
-        own, found = _find(deployment, candidate, key, partition)
-        values: Mapping[str, Any] = found or {}
+        values: Mapping[str, Any] = other or {}
         quotes = own.quotes if own else {}
-        hidden = {target, own.row_key if own else "", "partition", *row, *place_columns(quotes)}
+        sure = next((n for n, v in values.items() if _CONFIDENCE in n and isinstance(v, float)), "")
+        hidden = {target, own.row_key if own else "", "partition", sure, *row, *plain, *place_columns(quotes)}
         labels.append(
             ComparedLabel(
                 candidate,
                 label,
                 reason is None and label == gold,
                 reason,
-                next((v for n, v in values.items() if _CONFIDENCE in n and isinstance(v, float)), None),
+                values.get(sure),
                 {n: v for n, v in values.items() if not n.startswith("llm_") and n not in hidden and v is not None},
-                row_path(own.key, own.row_key, key, partition or (found.partition if found else None)) if own else None,
-                deployment.attempts_of(own, found, partition) if own and found else (),
-                _places(candidate, found, quotes, row) if found else {},
+                row_path(own.key, own.row_key, key, partition or (other.partition if other else None)) if own else None,
+                deployment.attempts_of(own, other, partition) if own and other else (),
+                _places(candidate, other, quotes, plain) if other else {},
             )
         )
-    return Comparison(target, gold, labels, plain_values(row))
+    return Comparison(target, gold, labels, plain)
 
 
 def group_path(key: str, group: Mapping[str, Any], partition: str | None) -> str:
@@ -96,12 +104,23 @@ def plain_values(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in roles}
 
 
-def _places(candidate: str, found: StoredRow, quotes: Mapping[str, str], row: StoredRow) -> dict[str, list[QuotePlace]]:
-    """Return the places of a candidate's quotes in the texts that the mistake's row has, too."""
+def _kept_values(deployment: ReviewedDeployment, own: StoredAsset, row: StoredRow) -> dict[str, Any]:
+    """Return the columns that a dataset keeps of its rows; empty for a dataset whose response is not known."""
+    form = next((form for form in deployment.forms if form.dataset == own.dataset), None)
+    if form is None:
+        return {}
+    hidden = {*form.hidden, PARTITION, own.row_key}
+    return {name: value for name, value in row.items() if name not in hidden and not name.startswith("llm_")}
+
+
+def _places(
+    candidate: str, found: StoredRow, quotes: Mapping[str, str], plain: Mapping[str, Any]
+) -> dict[str, list[QuotePlace]]:
+    """Return the places of a candidate's quotes in the texts that are shown of the mistake's row."""
     return {
         column: [replace(place, field=f"{candidate}: {place.field}") for place in places]
         for column, places in quote_places(found, quotes).items()
-        if column in row and row[column] == found[column]
+        if plain.get(column) == found[column]
     }
 
 

@@ -185,7 +185,12 @@ def test_a_mistake_compares_gold_with_each_label_whatever_its_column_is_named(de
     words = words_of(client, "/row/quality_mistakes?by=id&key=t3")
     assert "tickets bug right" in words
     assert "rules billing wrong" in words
-    assert "tickets_label" not in words.partition("Gold and labels")[0]
+    row, _, compared = words.partition("Gold and labels")
+    assert "tickets_label" not in row
+    # The table of mistakes does not keep the text, but the labels do.
+    assert "body Text <i>t3" in row
+    assert "body" not in compared
+    assert "confidence:" not in compared
 
 
 def test_what_goes_wrong_reads_as_sentences_with_an_example_and_a_link(desk):
