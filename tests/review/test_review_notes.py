@@ -104,6 +104,7 @@ def test_a_note_stands_beside_the_definition_by_which_its_rows_were_asked_and_is
     newest, oldest = changelog.split('<section class="card">')[1:]
     assert "You sort support tickets." in newest
     assert "You label support tickets." in oldest
+    assert re.search(r"Sent once,\s+\d{4}-\d\d-\d\d \d\d:\d\d UTC,\s+to <bdi>openai/", newest)
     assert "invoices" not in newest
     assert "&lt;b&gt;invoices&lt;/b&gt;" in oldest
     assert second.submission_id != first.submission_id
