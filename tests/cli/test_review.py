@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import dagster as dg
@@ -21,6 +22,7 @@ from project import DAYS
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli.code_location import CodeLocation
 from dagster_llm_batch.cli.pointer import Pointer
+from dagster_llm_batch.cli.review import _stored_assets
 from dagster_llm_batch.review.access import SECRET_HEADER, SESSION_PATH
 from dagster_llm_batch.review.evidence import read_attempts
 from dagster_llm_batch.storage.ledger.records import Judgment
@@ -243,6 +245,24 @@ def test_earlier_partitions_are_those_before_in_time_and_partitions_of_an_older_
         assert code.figures_before(dg.AssetKey("both"), "01-02-2026|north") == {"accuracy": 2.0}
         assert code.figures_before(dg.AssetKey("both"), "31-01-2026|north") == {}
         assert code.figures_before(dg.AssetKey("whole"), "") == {}
+
+
+def test_a_table_in_an_object_store_has_the_time_of_its_last_materialization():
+    """Answers about it are kept until then: nothing else shows cheaply that its files have changed."""
+    repository = dg.Definitions([dg.AssetSpec("far"), dg.AssetSpec("near")]).get_repository_def()
+    places = {"far": "s3://tables/far.parquet", "near": "/tables/near.parquet"}
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def materialized_at():
+            for name, place in places.items():
+                event = dg.AssetMaterialization(name, metadata={"dagster/uri": place})
+                instance.report_runless_asset_event(event)
+            deployment = SimpleNamespace(code=CodeLocation(Pointer("here"), repository, instance))
+            return {asset.key: asset.at for asset in _stored_assets(deployment)}
+
+        first, second = materialized_at(), materialized_at()
+    assert first["far"] < second["far"]
+    assert first["near"] is second["near"] is None
 
 
 EVALUATED = """
