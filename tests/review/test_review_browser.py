@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.review.access import Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
-from dagster_llm_batch.review.server import review_app
+from dagster_llm_batch.review.server import HOSTS, review_app
 from dagster_llm_batch.review.tables import StoredAsset
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator
 from tests.browser import chromium
 from tests.engine.workspace import Workspace, labeling
@@ -425,3 +427,63 @@ def test_the_image_and_the_document_of_a_row_are_shown_where_it_is_judged_and_ke
         assert wrong == []
         said = [one.row_key for one in engine.ledger.judgments.read("test", "ticket_labels")]
     assert said == ["t0", "t1"]
+
+
+class SignInProxy:
+    """A proxy like oauth2-proxy: it removes the user's header of a request, and names the user who signed in."""
+
+    def __init__(self) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(handler) -> None:  # noqa: N805
+                size = int(handler.headers.get("Content-Length") or 0)
+                sent = {n: v for n, v in handler.headers.items() if n.lower() not in ("x-forwarded-user", "host")}
+                sent |= {"X-Forwarded-User": "ada@example.com", "X-Forwarded-Proto": "http"}
+                behind = http.client.HTTPConnection("127.0.0.1", self.behind, timeout=60)
+                behind.request(handler.command, handler.path, handler.rfile.read(size), sent)
+                answer = behind.getresponse()
+                body = answer.read()
+                handler.send_response(answer.status)
+                for name, value in answer.getheaders():
+                    if name.lower() not in ("content-length", "transfer-encoding", "date", "server"):
+                        handler.send_header(name, value)
+                handler.send_header("Content-Length", str(len(body)))
+                handler.end_headers()
+                handler.wfile.write(body)
+                behind.close()
+
+            do_POST = do_GET  # noqa: N815 - the name that the server looks for
+
+            def log_message(handler, *_words: object) -> None:  # noqa: N805
+                pass
+
+        self.behind = 0
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"labels.localhost:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.mark.timeout(600)
+def test_behind_a_proxy_that_signs_people_in_rows_are_judged_by_the_person_that_it_names(tmp_path):
+    """Follow docs/how-to/look-at-rows.md: --user-header and --allow-host, and a name that leads to this machine."""
+    pq.write_table(pa.table({"id": ["t0", "t1"], "body": ["a", "b"]}), tmp_path / "tickets.parquet")
+    asset = StoredAsset("tickets", "tickets", "labels", "id", {"": str(tmp_path / "tickets.parquet")})
+    form = LabelForm("tickets", "id", {"properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]})
+    ledger, payloads = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), PayloadStore(str(tmp_path / "payloads"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: [asset], forms=[form])
+    proxy = SignInProxy()
+    app = review_app(deployment, Door("X-Forwarded-User", [proxy.host]), [*HOSTS, proxy.host])
+    # A browser that names somebody itself is not believed.
+    with closing(ledger), on_socket(app) as client, browsers("eve") as ((page,), wrong):
+        proxy.behind = client.port
+        page.set_extra_http_headers({"X-Forwarded-User": "eve"})
+        page.goto(f"http://{proxy.host}/label/tickets?as=tickets")
+        page.locator("#judge").wait_for()
+        assert page.locator(".person").inner_text() == "ada@example.com"
+        page.wait_for_load_state()
+        page.keyboard.press("2")
+        page.get_by_text("1 row judged by you").wait_for()
+        assert wrong == []
+        said = [(one.row_key, one.annotator) for one in ledger.judgments.read("test", "tickets")]
+        assert client.get("/").status == 403
+        proxy.server.shutdown()
+    assert said == [("t0", "ada@example.com")]
