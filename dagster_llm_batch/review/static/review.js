@@ -107,13 +107,15 @@ function start() {
 // Shows a PDF in the browser's own viewer, which has no access to this page. Elsewhere its link stays.
 function showDocument(link) {
   if (!navigator.pdfViewerEnabled) return "";
-  let bytes;
+  let content;
   try {
-    bytes = Uint8Array.from(atob(link.getAttribute("href").split(",")[1]), (sign) => sign.charCodeAt(0));
+    content = atob(link.getAttribute("href").split(",")[1]);
   } catch {
     // The stored request is data, and may hold anything.
     return "";
   }
+  const bytes = new Uint8Array(content.length);
+  for (let at = 0; at < content.length; at++) bytes[at] = content.charCodeAt(at);
   const address = URL.createObjectURL(new Blob([bytes], { type: "application/pdf" }));
   const frame = document.createElement("iframe");
   frame.src = address + "#navpanes=0";
