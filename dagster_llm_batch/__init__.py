@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.core.quoted_columns import Evidence
+    from dagster_llm_batch.core.reuse import Near, Reuse
     from dagster_llm_batch.core.split import Split, split_rows
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
@@ -124,6 +125,7 @@ __all__ = [
     "Limits",
     "Mask",
     "Moderation",
+    "Near",
     "OpenAIBatchResource",
     "OpenRouterBatchResource",
     "Precision",
@@ -133,6 +135,7 @@ __all__ = [
     "Realtime",
     "Recall",
     "Resend",
+    "Reuse",
     "Rolling",
     "RowsContext",
     "Rubric",
@@ -184,11 +187,13 @@ _MODULES = {
     "Limits": "engine",
     "Mask": "core.masks",
     "Moderation": "core.fixed_responses",
+    "Near": "core.reuse",
     "Precision": "core.cascade",
     "Prompt": "core.prompt",
     "Realtime": "engine",
     "Recall": "core.cascade",
     "Resend": "engine",
+    "Reuse": "core.reuse",
     "Rolling": "core.cascade",
     "RowsContext": "assets",
     "Rubric": "evaluation",

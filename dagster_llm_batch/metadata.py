@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import AuditHistory
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.shares import Shares
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "rejects_metadata",
     "row_links",
     "rows_metadata",
+    "shares_metadata",
     "status_metadata",
     "submission_metadata",
     "table_schema",
@@ -382,11 +384,24 @@ def labels_metadata(
     }
 
 
-def plan_metadata(levels: Levels | None) -> dict[str, Any]:
-    """Describe a cascade's requests by model, and the guarantee of its labels; empty without a cascade."""
+def plan_metadata(levels: Levels | None, shares: Shares | None) -> dict[str, Any]:
+    """Describe the requests of a cascade by model, or of near copies, and the guarantee; empty without both."""
+    if shares is not None:
+        return {"llm_batch/near_copies": shares.plan_text, "llm_batch/promise": shares.promise_text}
     if levels is None:
         return {}
     return {"llm_batch/cascade": levels.plan_text, "llm_batch/promise": levels.promise_text}
+
+
+def shares_metadata(shares: Shares | None) -> dict[str, Any]:
+    """Describe the decision on near copies; empty without them."""
+    if shares is None:
+        return {}
+    return {
+        "llm_batch/near_copies": shares.result_text,
+        "llm_batch/promise": shares.promise_text,
+        "llm_batch/requests_shared": sum(shares.copies_of.values()),
+    }
 
 
 def cascade_metadata(levels: Levels | None, stats: LabelStats, status: Status) -> dict[str, Any]:

@@ -54,6 +54,7 @@ from dagster_llm_batch.metadata import (
     rejects_metadata,
     row_links,
     rows_metadata,
+    shares_metadata,
     status_metadata,
 )
 from dagster_llm_batch.progress import pace_of, progress_text, unread_text
@@ -438,6 +439,7 @@ class _Landing:
             metadata = {
                 **labels_metadata(stats, status, labeling, engine, links.table(labels, partition=partition)),
                 **cascade_metadata(levels, stats, status),
+                **shares_metadata(engine.deployment.shares(labeling, status.submission)),
                 **audit_history_metadata(tracked),
                 **estimate_metadata(
                     status.submission, run.learn(engine, labeling), output_basis_of(engine.deployment, labeling)

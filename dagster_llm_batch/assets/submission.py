@@ -137,7 +137,10 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 **masked_metadata(masked),
                 **estimate_metadata(submission, learned(), output_basis_of(engine.deployment, dataset.labeling)),
                 **end_metadata(submission, engine),
-                **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
+                **plan_metadata(
+                    engine.deployment.levels(dataset.labeling, submission),
+                    engine.deployment.shares(dataset.labeling, submission),
+                ),
                 **upstream.metadata,
                 **({} if dataset.when is None else {WHEN_KEY: dataset.when.text}),
                 **({} if again is None else {"llm_batch/rows_asked_again": again.rows}),

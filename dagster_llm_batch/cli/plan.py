@@ -121,7 +121,7 @@ class Planned:
             "tuning": preview.tuning,
             "cascade": None if preview.levels is None else preview.levels.plan_text,
             "oracle": None if preview.oracle is None else {**asdict(preview.oracle), "account": self.oracle_account},
-            "promise": None if preview.levels is None else preview.levels.promise_text,
+            **_promise(preview),
             "missing_gold": list(preview.missing_gold),
             "later": [step.document for step in self.later],
             "shards": [
@@ -390,6 +390,9 @@ def _warnings(plan: Planned) -> Iterator[str]:
         )
     if preview.levels is not None:
         yield f"The cascade {preview.levels.plan_text}. {preview.levels.promise_text}"
+    if (shares := preview.shares) is not None:
+        held = "" if preview.held_usd is None or not len(shares.held) else f", {money(preview.held_usd)}"
+        yield f"Reuse(near=…) {shares.plan_text}{held}. {shares.promise_text}"
     limit = preview.queue_limit
     if limit is not None and preview.rounds > 1:
         yield (
@@ -465,6 +468,18 @@ def _may_share(plans: Sequence[Planned]) -> bool:
 
 def _most(tokens: int | None) -> str:
     return "unknown" if tokens is None else f"{tokens:,}"
+
+
+def _promise(preview: Preview) -> dict[str, Any]:
+    """Return the guarantee of a cascade or of near copies, and what these save."""
+    decided, shares = preview.levels or preview.shares, preview.shares
+    return {
+        "promise": None if decided is None else decided.promise_text,
+        "near": None if shares is None else shares.plan_text,
+        "near_copies": None if shares is None else shares.rows,
+        "requests_held": None if shares is None else len(shares.held),
+        "held_usd": preview.held_usd,
+    }
 
 
 def _basis(preview: Preview) -> str:

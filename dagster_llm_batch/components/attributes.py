@@ -39,6 +39,7 @@ from dagster_llm_batch.core.masks import Masker
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.quoted_columns import Evidence
 from dagster_llm_batch.core.response import Response, response_format
+from dagster_llm_batch.core.reuse import Near, Reuse
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import AtLeast, Rubric, StopRule
@@ -482,12 +483,15 @@ FORMS |= {
         block_of(Realtime),
         [{"deadline": {"hours": 6}}, {"urgent": "is_vip", "concurrency": 4}, {"urgent": "is_vip", "tier": "flex"}],
     ),
+    Near: Form(block_of(Near), [{"text": "body", "target": "topic", "error": 0.02}]),
+    Reuse: Form(block_of(Reuse), [{"near": {"text": "body", "target": "topic", "similarity": 0.9}}]),
     Resend: Form(
         block_of(Resend),
         [
             {"max_waves": 2},
             {"fallback": [{"model": "anthropic/claude-haiku-4-5", "params": {"max_tokens": 200}}]},
             {"fallback": ["openai/gpt-5-mini"], "fallback_after": {"hours": 2}},
+            {"reuse": {"near": {"text": "body", "target": "topic"}}},
         ],
     ),
     Rolling: Form(block_of(Rolling), [{"rows": 400, "audit": 0.01}]),

@@ -18,7 +18,7 @@ from dagster_llm_batch.core.response import Reader, resolve
 from dagster_llm_batch.core.thresholds import count_least, look_confidence
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["Cascade", "Precision", "Recall", "Rolling", "choices_of"]
+__all__ = ["Cascade", "Precision", "Recall", "Rolling", "choices_of", "why_incomparable"]
 
 # A permanent audit must cost less than the sample that it saves.
 _MOST_AUDITED = 0.5
@@ -259,7 +259,7 @@ class Cascade:
                     f"Cascade.{argument} names the column {getattr(self, argument)!r}, which the response does not "
                     f"have. Columns of the response: {', '.join(names)}."
                 )
-        if (why := _incomparable(reader, self.target)) is not None:
+        if (why := why_incomparable(reader, self.target)) is not None:
             raise ConfigError(
                 f"Cascade.target names the column {self.target!r}, {why}: two models hardly ever give the same text. "
                 "It takes a choice (Literal, an enum), an integer, a boolean or a date."
@@ -288,7 +288,7 @@ class Cascade:
             )
 
 
-def _incomparable(reader: Reader, target: str) -> str | None:
+def why_incomparable(reader: Reader, target: str) -> str | None:
     """Return why values of this column are hardly ever equal; None if they can be."""
     kind = reader.schema.field(target).type
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind):

@@ -25,6 +25,7 @@ from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.quoted_columns import Evidence, QuotedColumns
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
+from dagster_llm_batch.core.reuse import Near, Reuse
 from dagster_llm_batch.core.token_counts import MAXIMA, given_settings
 from dagster_llm_batch.definition.settings import Fallback, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
@@ -118,6 +119,8 @@ class Labeling:
             self._check_masked_texts()
         if self.cascade is not None:
             self._check_cascade(self.cascade)
+        if self.near is not None:
+            self._check_near(self.near)
         # Computed now, so that errors in them are raised where the dataset is declared.
         _ = self.spec, self.budget_usd, self.models, self.quoted_columns
 
@@ -147,6 +150,39 @@ class Labeling:
                 f"the tier 'flex' turns away would be paid at {cascade.oracle}. Leave otherwise out: then the standard "
                 "tier answers it."
             )
+
+    def _check_near(self, near: Near) -> None:
+        near.check_response(self.reader)
+        near.contexts_in(self.prompt, self.key)
+        how, standard = self.realtime, Realtime()
+        is_realtime = (how.urgent, how.deadline, how.tier) != (standard.urgent, standard.deadline, standard.tier)
+        others = {
+            "cascade": self.cascade is not None,
+            "realtime": is_realtime,
+            "resend.fallback": bool(self.resend.fallback),
+            "workers": self.workers is not None,
+            "checks.evidence": self.evidence is not None,
+            "Prompt.mask": self.mask is not None,
+            "Prompt.images or Prompt.documents": bool(self.prompt.files),
+        }
+        if named := [name for name, is_given in others.items() if is_given]:
+            raise ConfigError(
+                f"Resend(reuse=Reuse(near=…)) does not go with {', '.join(named)} yet. Leave one of them out. Rows "
+                "with equal requests share an answer without it."
+            )
+        from dagster_llm_batch.core.near_copies import refuse_missing_library  # noqa: PLC0415 - few labelings have them
+
+        refuse_missing_library()
+
+    @property
+    def near(self) -> Near | None:
+        """The settings of near copies; None without them."""
+        return None if self.resend.reuse is None else self.resend.reuse.near
+
+    @property
+    def spare_models(self) -> tuple[Labeling, ...]:
+        """The models with a file of requests beside the shards: all but the first one, or that one with near copies."""
+        return self.models[1:] if self.near is None else (self,)
 
     @cached_property
     def models(self) -> tuple[Labeling, ...]:
@@ -362,6 +398,8 @@ class Labeling:
             rolling = {"calibrate": asdict(cascade.calibrate)} if isinstance(cascade.calibrate, Rolling) else {}
             filters = {} if cascade.guarantee is None else {"guarantee": asdict(cascade.guarantee)}
             asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price), **rolling, **filters}
+        if self.near is not None:
+            asked["near"] = asdict(self.near)
         # The same form as after reading it: tuples become lists, and values that JSON lacks become text.
         definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
         return definition
@@ -425,6 +463,7 @@ class Labeling:
             spend=replace(self.spend, price=_price_of_json(definition["price"])),
             resend=replace(
                 self.resend,
+                reuse=Reuse(near=Near(**asked["near"])) if "near" in asked else None,
                 fallback=[
                     Fallback(**{**fallback, "price": _price_of_json(fallback["price"])})
                     for fallback in definition["fallback"]
@@ -463,6 +502,8 @@ class Labeling:
             fallback.append(self.cascade.promise)
         if self.mask is not None:
             content.append(dict(self.mask.settings()))
+        if self.near is not None:
+            content.append(self.near.promise)
         return _digest([*content, fallback] if fallback else content)
 
 

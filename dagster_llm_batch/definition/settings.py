@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.core.reuse import Reuse
 from dagster_llm_batch.core.spend_limit import LimitKind
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Endpoint
@@ -111,6 +112,7 @@ class Resend:
         fallback: Models, in this order, for requests that the model before refuses or does not answer well. If its
             provider has been down for `fallback_after`, all unsent requests go to the next model, too. Default: none.
         fallback_after: How long a provider may be down before the next model is asked.
+        reuse: Rows that share an answer, besides rows with equal requests: `Reuse(near=Near(…))`. Default: none.
         former_names: Assets that this one was before, the latest first. Their submissions are taken over, so that a new
             name does not repeat, and pay for, requests. Each partition comes from the first name that has it. The names
             must be absent from the definitions, and must not be former names of other assets.
@@ -121,6 +123,7 @@ class Resend:
     fallback: Sequence[str | Fallback] = ()
     fallback_after: timedelta = timedelta(hours=1)
     former_names: Sequence[str] = ()
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, max_waves=1, invalid_waves=1, fallback_after=timedelta(0))

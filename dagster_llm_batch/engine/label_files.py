@@ -34,6 +34,7 @@ from dagster_llm_batch.storage.stored_files import is_own_name, own_name
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.core.quoted_columns import QuotedColumns
+    from dagster_llm_batch.core.shares import Shares
 
 __all__ = ["WrittenLabels", "write_labels"]
 
@@ -75,11 +76,14 @@ class _Apart:
 class _TakeApart:
     payloads: PayloadStore
     names: list[str]
+    shares: Shares | None = None
 
     def __call__(self, source: _Source) -> _Apart:
         folder = source.path.rpartition("/")[0]
         path = f"{folder}/{APART}{own_name(folder)}.parquet"
         schema = self.payloads.table_schema(source.path)
+        shares = None if source.wave else self.shares
+        schema = schema if shares is None else shares.extend(schema)
         sizes = []
         with (
             temporary_folder() as root,
@@ -87,6 +91,7 @@ class _TakeApart:
         ):
             parts = root / "parts"
             batches = self.payloads.iter_batches(source.path, ROWS_AT_ONCE)
+            batches = batches if shares is None else map(shares.redirect, batches)
             scatter(batches, schema, _ID, self.names, parts)
             for name in self.names:
                 table = read_part(parts, name)
@@ -109,9 +114,12 @@ class _LabelPart:
     levels: Levels | None
     are_oracles: Sequence[bool]
     quoted_columns: QuotedColumns | None
+    shares: Shares | None
 
     def __call__(self, number: int) -> WrittenLabels:
         [manifest] = self._part(number, 0)
+        if self.shares is not None and "llm_reuse" not in manifest.column_names:
+            manifest = self.shares.redirect(manifest)
         results: list[pa.Table] = []
         are_oracles: list[bool] = []
         for wave in sorted({source.wave for source in self.sources} - {0}):
@@ -124,6 +132,7 @@ class _LabelPart:
             self.levels,
             are_oracles,
             self.quoted_columns,
+            self.shares,
             version=self.prompt_version,
             run_id=self.run_id,
         )
@@ -162,7 +171,7 @@ def _write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Payl
     if len(names) == 1:
         apart, temporary = [_Apart(source.path, source.wave, (0, _ALL)) for source in sources], []
     else:
-        apart = temporary = list(spread(_TakeApart(assembler.payloads, names), sources))
+        apart = temporary = list(spread(_TakeApart(assembler.payloads, names, assembler.shares), sources))
     try:
         label_part = _LabelPart(
             payloads=assembler.payloads,
@@ -176,6 +185,7 @@ def _write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Payl
             levels=assembler.levels,
             are_oracles=assembler.are_oracles,
             quoted_columns=assembler.labeling.quoted_columns,
+            shares=assembler.shares,
         )
         written = list(spread(label_part, range(len(names))))
     except BaseException:

@@ -31,7 +31,7 @@ def in_real_time(labeling: Labeling, asset: str, realtime: Realtime | None = Non
     the tier "flex" turns away is asked in the standard tier: a batch would not answer it now.
     """
     how = replace(realtime or labeling.realtime, urgent=_NOW, deadline=None, otherwise="standard")
-    resend = replace(labeling.resend, fallback=())
+    resend = replace(labeling.resend, fallback=(), reuse=None)
     return replace(labeling, asset=asset, keep=(), evidence=None, realtime=how, resend=resend, **changes)
 
 

@@ -18,7 +18,11 @@ __all__ = ["escalate", "find_audit_history", "sample"]
 
 
 def sample(plan: Plan, planning: Planning) -> Plan:
-    """Draw the sample of a cascade. See cascade/sampling.py."""
+    """Draw the sample of a cascade, or the audit of near copies. See cascade/sampling.py and sharing/audit.py."""
+    if planning.labeling.near is not None:
+        from dagster_llm_batch.sharing.audit import draw_audit  # noqa: PLC0415 - few labelings have near copies
+
+        return draw_audit(plan, planning)
     from dagster_llm_batch.cascade.sampling import draw_sample  # noqa: PLC0415 - few labelings have one
 
     return draw_sample(plan, planning)
@@ -31,7 +35,14 @@ def escalate(
     shards: Sequence[Shard],
     collector: Collector,
 ) -> Sequence[tuple[Shard, Collection[str]]]:
-    """Return the requests to the oracle of a cascade, without the sample. See cascade/escalation.py."""
+    """Return the requests to the oracle of a cascade, without the sample, or near copies that share no answer.
+
+    See cascade/escalation.py and sharing/decision.py.
+    """
+    if labeling.near is not None:
+        from dagster_llm_batch.sharing.decision import find_unshared  # noqa: PLC0415 - few labelings have near copies
+
+        return find_unshared(labeling, deployment, submission, shards, collector)
     from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
 
     return Escalation(labeling, deployment, submission, shards, collector).find()

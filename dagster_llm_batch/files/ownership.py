@@ -37,6 +37,7 @@ from dagster_llm_batch.files.shard_files import (
     RAW,
     RESULTS,
     SENT,
+    SHARES,
     SO_FAR,
     beside,
     ids_in,
@@ -143,7 +144,9 @@ class Ownership:
         # A folder of a known submission at another place is a copy that somebody made.
         bound = [] if is_known else [file for file in looks if self._is_bound(folder.rpartition("/")[2], file)]
         if bound:
-            beside_them = (file for file in looks if file not in bound and _name(file) in (_MANIFEST, CALIBRATION))
+            beside_them = (
+                file for file in looks if file not in bound and _name(file) in (_MANIFEST, CALIBRATION, SHARES)
+            )
             ours = [*bound, *(file for file in beside_them if self._payloads.carries_digest(file.path))]
             holdings.of_killed_plans[folder] = ours
             looks = [file for file in looks if file not in ours]
@@ -156,7 +159,7 @@ class Ownership:
         """Return whether a file in a folder of this submission is its own."""
         if file.path in named or self._is_bound(submission_id, file):
             return True
-        return _name(file) in (CALIBRATION, ERASING) and self._payloads.carries_digest(file.path)
+        return _name(file) in (CALIBRATION, ERASING, SHARES) and self._payloads.carries_digest(file.path)
 
     def _is_bound(self, submission_id: str, file: StoredFile) -> bool:
         """Return whether its name or its bytes show that a file is of this submission."""
@@ -258,4 +261,4 @@ def _ending(file: StoredFile) -> str | None:
 def _looks_like_ours(file: StoredFile) -> bool:
     name = _name(file)
     patterns = (_OF_SHARD, _SPARE, _OF_WORKER, _STAGED)
-    return name in (_MANIFEST, CALIBRATION, ERASING) or any(pattern.fullmatch(name) for pattern in patterns)
+    return name in (_MANIFEST, CALIBRATION, ERASING, SHARES) or any(pattern.fullmatch(name) for pattern in patterns)

@@ -53,6 +53,7 @@ from dagster_llm_batch.types import Lane, Request
 
 if TYPE_CHECKING:
     from dagster_llm_batch.files.earlier_rows import EarlierRows
+    from dagster_llm_batch.files.near_requests import NearRequests
 
 __all__ = [
     "COUNTS",
@@ -108,6 +109,7 @@ class Drafted:
         reused: Requests that need not be sent.
         fingerprint: See core/identity.py.
         longest: The longest requests to be sent, longest first.
+        near: The requests of a labeling with near copies, of which no shard is written yet; None without them.
     """
 
     shards: list[Shard]
@@ -119,6 +121,7 @@ class Drafted:
     reused: int
     fingerprint: str
     longest: Sequence[LongRow]
+    near: NearRequests | None = None
 
 
 class UnreadableRows(NamedTuple):
@@ -166,6 +169,7 @@ class Draft:
         manifest_path: The path of the manifest.
         few_rows: The most keys and request_ids that are kept in memory; more of them go to files.
         new_file: Makes such a file.
+        near: Takes all requests, instead of `files`; its file is among `spares`. None without near copies.
     """
 
     def __init__(
@@ -181,8 +185,10 @@ class Draft:
         *,
         few_rows: int = 1 << 15,
         new_file: Callable[[], IO[bytes]] = unnamed_file,
+        near: NearRequests | None = None,
     ) -> None:
         self.estimate = estimate
+        self._near = near
         self._labeling = labeling
         self._source = source
         self._payloads = payloads
@@ -226,6 +232,8 @@ class Draft:
             if unsent:
                 reason = self._unreadable.reason or next(iter(unsent.values()))
                 self._unreadable = UnreadableRows(self._unreadable.rows + len(unsent), reason)
+            if self._near is not None:
+                self._near.add_rows(batch.rows, request_ids)
             self._write_manifest(batch.rows, batch.keys, request_ids, unsent)
             # The loop's variables would keep these rows in memory while the next ones are read.
             del batch
@@ -300,11 +308,17 @@ class Draft:
         ids = requests.request_ids
         known = [None] * len(ids) if self._known is None else self._known.find(ids)
         new = [at for at, is_new in enumerate(self._seen.new(ids)) if is_new]
+        unknown = [at for at in new if known[at] is None]
+        self._reused += len(new) - len(unknown)
+        if self._near is not None:
+            self._write_spares(requests, keys, unknown, first=0)
+            counts = requests.take(unknown).tokens
+            self._near.add_requests([ids[at] for at in new], counts)
+            self._note_longest(counts.expected, [keys[at] for at in unknown])
+            return
         if self._spares:
             # A request in flight may still come back without an answer, and then a fallback is asked.
             self._write_spares(requests, keys, [at for at in new if not known[at]])
-        unknown = [at for at in new if known[at] is None]
-        self._reused += len(new) - len(unknown)
         for lane, places in groupby(unknown, lanes.__getitem__):
             self._write(requests, keys, list(places), lane)
 
@@ -312,15 +326,20 @@ class Draft:
         requests, files = requests.take(places), self._files[lane]
         lines = requests.lines(0, files.nonce)
         counts = requests.tokens
-        tokens = counts.expected
         keys = [keys[at] for at in places]
         files.add(lines, keys, counts, partial(self.estimate.add, lane=lane))
+        self._note_longest(counts.expected, keys)
+
+    def _note_longest(self, tokens: Sequence[int], keys: Sequence[Any]) -> None:
         if len(self._longest) < _LONGEST or max(tokens, default=0) > self._longest[-1].tokens:
             rows = map(LongRow, tokens, keys)
             self._longest = nlargest(_LONGEST, chain(self._longest, rows), key=lambda row: row.tokens)
 
-    def _write_spares(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int]) -> None:
-        for model, (spare, file) in enumerate(zip(self._spares, self._spare_files, strict=True), start=1):
+    def _write_spares(
+        self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int], *, first: int = 1
+    ) -> None:
+        """Write requests to the spare files, for the models from the place `first` on."""
+        for model, (spare, file) in enumerate(zip(self._spares, self._spare_files, strict=True), start=first):
             lines = requests.take(places).lines(model, spare.nonce)
             ShardFill(spare.codec.limits).check(lines.sizes, [keys[at] for at in places])
             file.write(lines.with_nonce(spare.nonce))
@@ -358,6 +377,7 @@ class Draft:
             reused=self._reused,
             fingerprint=self._source.digest.fingerprint(configuration),
             longest=self._longest,
+            near=self._near,
         )
 
     def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
@@ -405,6 +425,8 @@ class Draft:
             last_first.callback(self.discard_requests)
             last_first.callback(self._unnamed.close)
             last_first.callback(self._stack.close)
+            if self._near is not None:
+                last_first.callback(self._near.copies.close)
 
 
 def _copied(rows: pa.Table) -> pa.Table:

@@ -24,6 +24,7 @@ __all__ = [
     "REQUESTS",
     "RESULTS",
     "SENT",
+    "SHARES",
     "SO_FAR",
     "answers_so_far",
     "beside",
@@ -39,6 +40,9 @@ __all__ = [
 
 CALIBRATION = "cascade.json"
 """The name of the file that has the sample and the threshold of a submission."""
+
+SHARES = "near.parquet"
+"""The name of the file that has the near copies of a submission, and the decision on them."""
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
 """The endings of a shard's files; their names are otherwise equal. zstd is for raw results, which are kept for long;

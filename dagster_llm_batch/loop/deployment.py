@@ -51,6 +51,7 @@ from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis, RequestSpec
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.shares import Shares
 
 __all__ = [
     "GONE_AFTER",
@@ -368,6 +369,14 @@ class Deployment:
         if labeling.cascade is None:
             return None
         return levels_of(self.payloads, submission)
+
+    def shares(self, labeling: Labeling, submission: Submission) -> Shares | None:
+        """Return the near copies of a submission and the decision on them; None if the labeling has no such setting."""
+        if labeling.near is None:
+            return None
+        from dagster_llm_batch.files.share_files import shares_of  # noqa: PLC0415 - few labelings have them
+
+        return shares_of(self.payloads, submission)
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """Return the present prices of this labeling's requests in a batch."""

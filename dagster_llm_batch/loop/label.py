@@ -32,7 +32,7 @@ from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.files.merged_results import FEWEST_MERGED, MERGED_WAVE, MergedResults
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.deployment import PART_ROWS
-from dagster_llm_batch.loop.status import advise_on_lost_levels, advise_on_lost_manifest
+from dagster_llm_batch.loop.status import advise_on_lost_levels, advise_on_lost_manifest, advise_on_lost_shares
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Settlement, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
@@ -41,6 +41,7 @@ from dagster_llm_batch.types import Lane, Outcome, PriceBasis
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.core.quoted_columns import QuotedColumns
+    from dagster_llm_batch.core.shares import Shares
 
 __all__ = [
     "ROWS_AT_ONCE",
@@ -125,15 +126,20 @@ def label_results(
     levels: Levels | None,
     are_oracles: Iterable[bool],
     quoted_columns: QuotedColumns | None,
+    shares: Shares | None = None,
     *,
     version: str,
     run_id: str,
 ) -> Labeled:
-    """See `label`. `levels` belongs to a cascade. `are_oracles` is True for each result of its oracle."""
+    """See `label`. `levels` belongs to a cascade. `are_oracles` is True for each result of its oracle.
+
+    `shares` has redirected the rows of the manifest.
+    """
     if levels is not None:
         results = levels.apply(manifest, zip(are_oracles, results, strict=True))
         response = pa.schema([*response, *levels.columns(response)])
     labeled = label(manifest, results, response, prompt_version=version, run_id=run_id)
+    labeled = labeled if shares is None else shares.arrange(labeled)
     return labeled if quoted_columns is None else replace(labeled, labels=quoted_columns.add_to(labeled.labels))
 
 
@@ -145,7 +151,8 @@ SHARD = pa.field("llm_shard", pa.int32())
 class Answers:
     """The stored answers to one submission's requests.
 
-    `shards` are its own shards, and `part_rows` rows fit into memory. `levels` belongs to a cascade.
+    `shards` are its own shards, and `part_rows` rows fit into memory. `levels` belongs to a cascade, `shares` to a
+    labeling with near copies.
     """
 
     submission: Submission
@@ -154,6 +161,7 @@ class Answers:
     payloads: PayloadStore
     part_rows: int = PART_ROWS
     levels: Levels | None = None
+    shares: Shares | None = None
 
     def _asks_oracle(self, shard: Shard) -> bool:
         return self.levels is not None and self.levels.asks_oracle(shard.asked_of)
@@ -213,7 +221,13 @@ class Answers:
             good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
             by_rank = pa.concat_tables([good, newest])
             outcomes = by_rank[_OUTCOME].take(pc.index_in(requests, by_rank[_ID].combine_chunks()))
-            counts.update(outcome or Outcome.MISSING.value for outcome in outcomes.to_pylist())
+            found = [outcome or Outcome.MISSING.value for outcome in outcomes.to_pylist()]
+            counts.update(found)
+            if self.shares is not None:
+                # Near copies without a request of their own have the outcome of their leader.
+                copies = self.shares.copies_of
+                for request_id, outcome in zip(requests.to_pylist(), found, strict=True):
+                    counts[outcome] += copies.get(request_id, 0)
         return dict(counts)
 
     @property
@@ -221,7 +235,7 @@ class Answers:
         """True if each request has exactly one result: there is one wave, without reused answers."""
         # If rows were erased, a result may exist only for another submission.
         is_own = not self.submission.reused_from and self.submission.tombstones is None and self.levels is None
-        return is_own and len(self.waves) == 1
+        return is_own and self.shares is None and len(self.waves) == 1
 
     def schema_of(self, columns: Sequence[str]) -> pa.Schema:
         """Return these columns of the stored results."""
@@ -237,8 +251,9 @@ class Answers:
         at_once = min(_PAIRS_AT_ONCE if are_pairs else ROWS_AT_ONCE, self._rows_of_part)
         starts = accumulate(map(len, self.waves), initial=0)
         numbered = results.append(SHARD)
-        schemas = [manifest, *[numbered for _ in self.waves]]
-        sources = [self.payloads.iter_batches(self.submission.manifest, at_once, manifest.names)]
+        own = self.payloads.iter_batches(self.submission.manifest, at_once, manifest.names)
+        sources = [own if self.shares is None else map(self.shares.redirect, own)]
+        schemas = [manifest if self.shares is None else self.shares.extend(manifest), *[numbered for _ in self.waves]]
         sources += [
             self._results(wave, numbered, start, at_once) for wave, start in zip(self.waves, starts, strict=False)
         ]
@@ -314,6 +329,8 @@ class LabelAssembler(Answers):
         if self.labeling.cascade is not None and self.levels is None and not is_canceled:
             # Without the decisions, each row would get the last answer, even an uncertain one.
             raise PayloadError(str(advise_on_lost_levels(self.submission)))
+        if self.labeling.near is not None and self.shares is None and not is_canceled:
+            raise PayloadError(str(advise_on_lost_shares(self.submission)))
         return self.collector.restore(chain.from_iterable(self.waves))
 
     def try_merged(self, read: Callable[[LabelAssembler], _T]) -> _T:
@@ -409,7 +426,9 @@ class LabelAssembler(Answers):
     def _labels(self, *, run_id: str, reread: bool) -> Labeled:
         tables = (self._read_results(shard, reread=reread) for wave in self.waves for shard in wave)
         are_oracles = (self._asks_oracle(shard) for wave in self.waves for shard in wave)
-        return self._label(self.payloads.read_table(self.submission.manifest), tables, are_oracles, run_id)
+        manifest = self.payloads.read_table(self.submission.manifest)
+        manifest = manifest if self.shares is None else self.shares.redirect(manifest)
+        return self._label(manifest, tables, are_oracles, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, in constant memory. The rows of a large table are in arbitrary order."""
@@ -446,7 +465,7 @@ class LabelAssembler(Answers):
         version, response = self.labeling.prompt_version, self.labeling.result_schema
         quoted = self.labeling.quoted_columns
         return label_results(
-            manifest, results, response, self.levels, are_oracles, quoted, version=version, run_id=run_id
+            manifest, results, response, self.levels, are_oracles, quoted, self.shares, version=version, run_id=run_id
         )
 
     def _shared(self) -> pa.Table:

@@ -37,6 +37,7 @@ from dagster_llm_batch.types import Outcome
 if TYPE_CHECKING:
     from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.shares import Shares
 
 __all__ = [
     "PLAN_WAIT_SECONDS",
@@ -119,8 +120,9 @@ class Plan:
         sources: The ids of the submissions whose answers are reused.
         whole: The estimate for limits, with the money that a cascade reserves for its oracle; None: `estimate`.
         levels, oracle: The decisions and the oracle's share of a cascade; None without a cascade.
-        reserved_usd: The money that limits reserve for the oracle's later requests.
-        questions: The number of requests that a cascade asks at once; None without a cascade.
+        shares, held_usd: The near copies, and the expected cost of those that are held; None without near copies.
+        reserved_usd: The money that limits reserve for a later round: of the oracle, or of near copies.
+        questions: The number of requests that a cascade, or a labeling with near copies, asks at once; None for others.
         deadline: The time from the plan to the turn to real time, if there is a deadline.
         tuning: The stored choices of the tuner, if the deployment tunes.
         money_steps: The number of steps in which limits of money release the requests; None if unknown.
@@ -136,6 +138,8 @@ class Plan:
     whole: Estimate | None = None
     levels: Levels | None = None
     oracle: OracleShare | None = None
+    shares: Shares | None = None
+    held_usd: Decimal | None = None
     reserved_usd: Decimal | None = None
     questions: int | None = None
     deadline: timedelta | None = None
@@ -258,10 +262,13 @@ def _may_follow(planning: Planning, known: Submission) -> bool:
 
 
 def _has_lost_levels(planning: Planning, known: Submission) -> bool:
-    """Return whether a settled cascade has lost the file with its decisions."""
-    if planning.labeling.cascade is None or known.state is not SubmissionState.SETTLED:
+    """Return whether a settled submission has lost the file with the decisions of a cascade, or on near copies."""
+    labeling, deployment = planning.labeling, planning.deployment
+    if known.state is not SubmissionState.SETTLED or (labeling.cascade is None and labeling.near is None):
         return False
-    return levels_of(planning.deployment.payloads, known) is None
+    if labeling.near is not None:
+        return deployment.shares(labeling, known) is None
+    return levels_of(deployment.payloads, known) is None
 
 
 def _may_be_followed(known: Submission, *, again: bool) -> bool:

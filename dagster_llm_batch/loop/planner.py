@@ -112,7 +112,7 @@ class Planner:
         labeling: The question about each row.
         deployment: Its deployment.
         find_tuning: Returns the tuner of a new submission, or None.
-        sample: The step that draws the sample of a cascade.
+        sample: The step that draws the sample of a cascade, or the audit of near copies.
         forecast_end: The step that forecasts when the submission ends.
     """
 
@@ -225,11 +225,15 @@ class Planner:
         if cascade is not None:
             # With another promise other labels may be accepted.
             asked = f"{asked} {canonical_json(cascade.promise)}"
+        if self.labeling.near is not None:
+            # With other settings other rows may share answers.
+            asked = f"{asked} {canonical_json(self.labeling.near.promise)}"
         plan = decide(draft.finish(asked), draft.estimate, planning, name)
         if plan.rows_state is RowsState.KNOWN:
             return plan, draft
         steps = (tune, count_money_steps, self.forecast_end)
-        return take_steps(plan, planning, steps if cascade is None else (self.sample, *steps)), draft
+        has_sample = cascade is not None or self.labeling.near is not None
+        return take_steps(plan, planning, (self.sample, *steps) if has_sample else steps), draft
 
     def _open_and_all(self, partition: str) -> tuple[set[str], list[Submission]]:
         """Return the ids of the open submissions of a partition, and all that it has."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.shares import Shares
     from dagster_llm_batch.definition.labeling import Labeling
 
 __all__ = ["Preview", "output_basis_of", "parameter_warnings", "show"]
@@ -62,6 +63,8 @@ class Preview:
             bills of the last. None if unknown, or if some are not released.
         levels: The decisions of a cascade: its sample, or that its oracle answers all rows.
         oracle: The share of a cascade's oracle. The tokens above are the other model's, unless the oracle is alone.
+        shares, held_usd: The near copies, and the expected cost of the requests that are sent only if their audit
+            fails; None without near copies.
         missing_gold: The keys of sampled rows without gold.
         end: The forecast of the end. None for a plan without requests, or for a model without history.
         output_basis: The source of the expected output, if it is not learned.
@@ -96,6 +99,8 @@ class Preview:
     steps: int | None = 1
     levels: Levels | None = None
     oracle: OracleShare | None = None
+    shares: Shares | None = None
+    held_usd: Decimal | None = None
     missing_gold: tuple[object, ...] = ()
     end: EndForecast | None = None
     output_basis: str | None = None
@@ -142,6 +147,8 @@ def show(plan: Plan, planning: Planning) -> Preview:
         figures,
         levels=plan.levels,
         oracle=plan.oracle,
+        shares=plan.shares,
+        held_usd=plan.held_usd,
         realtime_usd=figures.realtime_usd if is_one_model else None,
         flex_usd=_flex_usd(plan) if is_one_model and labeling.realtime.tier == "flex" else None,
         context_tokens=deployment.context_tokens(labeling),

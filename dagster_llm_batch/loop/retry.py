@@ -52,7 +52,8 @@ class _Ask:
     """Requests of one shard to ask again. `model` is the place in `labeling.models`.
 
     `outcomes` has each request's outcome of the same model in the wave before. It is None for another model, for
-    requests of another submission, and for requests that were not asked before.
+    requests of another submission, and for requests that were not asked before. `is_escalation` is True for the
+    oracle's requests of a cascade, and for near copies, which were not asked before.
     """
 
     model: int
@@ -60,6 +61,7 @@ class _Ask:
     shard: Shard
     request_ids: Collection[str]
     outcomes: Mapping[str, str] | None = None
+    is_escalation: bool = False
 
     @property
     def target(self) -> tuple[int, str]:
@@ -94,17 +96,20 @@ class NextWave:
     @cached_property
     def _asks_now(self) -> list[_Ask]:
         if self._labeling.cascade is None:
-            return [*self._again(), *self._inherited()]
+            asks = [*self._again(), *self._inherited()]
+            # Near copies wait while their leaders and the audited ones may still be answered.
+            return asks if asks or self._labeling.near is None else self._escalated()
         # Only the oracle is asked again. Escalation waits while it may still answer for sampled rows.
         return [*self._again(besides=0)] or self._escalated()
 
     def _escalated(self) -> list[_Ask]:
-        """Return the oracle's requests in a cascade, without the sample."""
+        """Return the oracle's requests in a cascade, without the sample, or near copies that share no answer."""
         found = self._escalate(self._labeling, self._deployment, self._submission, self._shards, self._collector)
+        model = 0 if self._labeling.cascade is None else 1
         return [
-            _Ask(1, Lane.REALTIME if self._late else shard.lane, shard, request_ids)
+            _Ask(model, Lane.REALTIME if self._late else shard.lane, shard, request_ids, is_escalation=True)
             for shard, request_ids in found
-            if self._has_spare(1)
+            if self._has_spare(model)
         ]
 
     @property
@@ -261,17 +266,25 @@ class NextWave:
 
     @cached_property
     def _is_escalation(self) -> bool:
-        """True if the next wave is the one that asks a cascade's oracle the rest."""
+        """True if the next wave is the one that asks a cascade's oracle, or near copies, the rest."""
+        if self._labeling.near is not None:
+            return any(ask.is_escalation for ask in self._asks_now)
         levels = self._deployment.levels(self._labeling, self._submission)
         return levels is not None and levels.wave == self._submission.waves + 1
 
     def _first_wave(self, shard: Shard) -> int:
         """Return the wave in which this shard's model was first asked for its requests, or an earlier wave."""
-        if self._labeling.cascade is None or shard.submission_id != self._submission.submission_id:
+        if shard.submission_id != self._submission.submission_id:
             return 1
-        levels = self._deployment.levels(self._labeling, self._submission)
-        # The oracle of a cascade has answered the sample before.
-        asked_in = None if levels is None else levels.wave
+        # The model has answered leaders before it was asked the other near copies.
+        if self._labeling.near is not None:
+            asked_in = next((other.wave for other in self._shards if other.is_escalation), None)
+        elif self._labeling.cascade is not None:
+            # The oracle of a cascade has answered the sample before.
+            levels = self._deployment.levels(self._labeling, self._submission)
+            asked_in = None if levels is None else levels.wave
+        else:
+            return 1
         return 1 if asked_in is None or shard.wave < asked_in else asked_in
 
     def _inherited(self) -> Iterator[_Ask]:

@@ -294,4 +294,5 @@ def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, c
         collector=collector,
         part_rows=deployment.part_rows,
         levels=deployment.levels(labeling, status.submission),
+        shares=deployment.shares(labeling, status.submission),
     )

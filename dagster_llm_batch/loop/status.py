@@ -39,6 +39,7 @@ __all__ = [
     "advise_on_left",
     "advise_on_lost_levels",
     "advise_on_lost_manifest",
+    "advise_on_lost_shares",
     "advise_on_money",
     "advise_on_no_answer",
     "advise_on_no_dataset",
@@ -242,6 +243,17 @@ def advise_on_lost_levels(submission: Submission) -> Advice:
         f"to {submission.manifest}. They decide which model's label a row gets. Nothing was changed",
         f"Restore it from a backup. Or {first}materialize {submission.submitter} again: they are computed from the "
         "stored answers, and answered requests are not asked or paid again",
+    )
+
+
+def advise_on_lost_shares(submission: Submission) -> Advice:
+    """Return the advice for the lost decision on near copies."""
+    first = "" if submission.is_settled else f"`dagster-llm-batch cancel {submission.selector}`, and "
+    return Advice(
+        f"The near copies of submission {submission.submission_id} are lost: a file next to {submission.manifest}. It "
+        "has the rows that share an answer. Nothing was changed",
+        f"Restore it from a backup. Or {first}materialize {submission.submitter} again: they are grouped and audited "
+        "anew, and answered requests are not asked or paid again",
     )
 
 
@@ -466,7 +478,8 @@ class Status:
     @property
     def failed(self) -> int:
         """The number of requests that providers report as failed, and that are not asked again."""
-        own, is_cascade = self.submission, self.submission.questions is not None
+        own = self.submission
+        is_cascade = own.asks_two_models
         # Failures of a cascade's own model go to the oracle.
         counted = (s for s in self.shards if not (is_cascade and (s.provider, s.model) == (own.provider, own.model)))
         return max(

@@ -29,6 +29,7 @@ from dagster_llm_batch.types import DocumentRules, Lane
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.files.earlier_rows import EarlierRows
+    from dagster_llm_batch.files.near_requests import NearRequests
 
 __all__ = ["SubmissionWriter"]
 
@@ -74,7 +75,7 @@ class SubmissionWriter:
         `known` has the requests that are not asked again, `earlier` the rows of an earlier submission.
         """
         labeling, deployment = self.labeling, self.deployment
-        spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
+        spares = [self.spare(submission_id, partition, other) for other in labeling.spare_models]
         codec, counter = deployment.codec(labeling), deployment.counter(labeling)
         codecs = [codec, *(spare.codec for spare in spares)]
         prompt, files = labeling.prompt, NO_FILES
@@ -86,6 +87,12 @@ class SubmissionWriter:
             maker = PartMaker(labeling, codec, spares, counter, self.payloads, folder, files, erased)
             source = WorkerSource(labeling.workers, maker, source)
         wave = replace(self.wave(submission_id, partition, 1), writer=source.writer)
+        near: NearRequests | None = None
+        if labeling.near is not None:
+            from dagster_llm_batch.files.near_requests import NearRequests  # noqa: PLC0415 - few labelings have them
+
+            contexts = labeling.near.contexts_in(prompt, labeling.key)
+            near = NearRequests(labeling.near, contexts, spares[0], deployment.new_file)
         return Draft(
             labeling=labeling,
             source=source,
@@ -97,6 +104,7 @@ class SubmissionWriter:
             manifest_path=self.path(partition, submission_id, "manifest.parquet"),
             few_rows=deployment.few_rows,
             new_file=deployment.new_file,
+            near=near,
         )
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:

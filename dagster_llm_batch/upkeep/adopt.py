@@ -100,6 +100,12 @@ class Adopter:
                 "a batch that was sent elsewhere cannot replace them. Nothing was changed. Adopt it for an asset of "
                 "that model alone."
             )
+        if self._labeling.near is not None:
+            raise ConfigError(
+                f"'{self._labeling.asset}' has Resend(reuse=Reuse(near=…)), which draws its own audit: a batch that "
+                "was sent elsewhere cannot replace it. Nothing was changed. Leave near out until the batch is adopted; "
+                "its answers are reused afterwards."
+            )
         check_definition(self._deployment, self._labeling, is_sent=True)
         writer = SubmissionWriter(self._labeling, self._deployment)
         content = f"{self._deployment.namespace}\0{provider.name}\0{provider.account}\0{batch_id}"

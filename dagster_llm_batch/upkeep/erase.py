@@ -56,6 +56,7 @@ from dagster_llm_batch.files.request_files import (
     write_ids,
 )
 from dagster_llm_batch.files.request_writer import ERASED_ROWS, SKIPPED, UNREADABLE_ROWS
+from dagster_llm_batch.files.share_files import shares_of
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.label import Answers
 from dagster_llm_batch.loop.pruned import is_pruned
@@ -63,6 +64,7 @@ from dagster_llm_batch.loop.receipts import recover_all, recover_planned
 from dagster_llm_batch.loop.status import advise_on_lost_manifest
 from dagster_llm_batch.loop.waits import KEPT_FOR
 from dagster_llm_batch.providers.capabilities import delete_batch
+from dagster_llm_batch.sharing.decision import forget_shared
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests, is_awaited, is_unread
@@ -475,7 +477,7 @@ class Eraser:
         remove(self._payloads, unnamed)
 
     def _purge_spares(self, submission: Submission, going: set[str]) -> None:
-        """Remove requests from the files for fallbacks and for the oracle of a cascade."""
+        """Remove requests from the files for fallbacks, for the oracle of a cascade, and of near copies."""
         for file in self._ownership.files_of(submission):
             if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
                 nonce = shard_nonce(submission.submission_id, 0, int(match[1], 16))
@@ -484,6 +486,7 @@ class Eraser:
                         if request_id not in going:
                             out.write(line)
         forget_sampled(self._payloads, submission, going)
+        forget_shared(self._payloads, submission, going)
 
     def _remaining(self, submission: Submission) -> dict[str, Any]:
         """Return the counts and the fingerprint of a submission by its present files."""
@@ -502,7 +505,9 @@ class Eraser:
         # Both models get the sampled requests of a cascade; the model gets all that are not reused.
         if levels is not None and not levels.asks_oracle_alone:
             first = [shard for shard in first if not levels.asks_oracle(shard.asked_of)]
-        asked = count_requests(first)
+        shares = shares_of(self._payloads, submission)
+        # Near copies that are held, or share an answer, were not asked in the first round.
+        asked = count_requests(first) + (0 if shares is None else len(shares.held))
         left: dict[str, Any] = {
             "rows": digest.rows,
             "requests": seen.count,
@@ -519,6 +524,7 @@ class Eraser:
                 payloads=self._payloads,
                 part_rows=self._deployment.part_rows,
                 levels=levels,
+                shares=shares,
             )
             # Lost results are counted again when labels are made.
             with suppress(FileNotFoundError):

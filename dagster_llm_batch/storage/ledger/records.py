@@ -97,6 +97,7 @@ class Submission:
     reserved_usd: Decimal | None = None  # reserved in spending limits for an unplanned retry round
     audit: Mapping[str, Any] | None = None  # result of a cascade's audit; see core/audit.py. None: not audited
     # Of a cascade: requests of its first round, and of the round that asks the oracle the rest. One for each model.
+    # With near copies: requests of the first round, and of the round that asks the copies without an answer to share.
     questions: int | None = None
     p50_end_at: datetime | None = None  # forecast: 1 of 2 such submissions have ended by then; None: unknown
     p90_end_at: datetime | None = None  # likewise for 9 of 10
@@ -116,6 +117,11 @@ class Submission:
     def to_answer(self) -> int:
         """Number of requests. One counts once, however often a model is asked."""
         return self.requests - self.reused if self.questions is None else self.questions
+
+    @property
+    def asks_two_models(self) -> bool:
+        """Whether it is a cascade whose two models are asked: `questions` has more than one for some requests."""
+        return self.questions is not None and self.questions > self.requests - self.reused
 
     @property
     def manifest(self) -> str:
