@@ -82,6 +82,8 @@ class Labeling:
             Default: none.
         tags: Tags for attributing the cost, as in {"team": "support"}: `dagster-llm-batch cost --by tag:team` sums by
             it. They are stored with each submission when it is opened, and do not affect requests.
+
+    `near` has the settings of near copies (`Resend.reuse`); None without them.
     """
 
     asset: str
@@ -102,13 +104,16 @@ class Labeling:
     workers: Workers | None = None
     evidence: Evidence | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    near: Near | None = field(init=False, repr=False)
 
     def __reduce__(self) -> Any:
         """Pickle only the declared fields; the others are computed again. `workers` is dropped: workers need none."""
-        declared = {declared_field.name: getattr(self, declared_field.name) for declared_field in fields(self)}
+        declared = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
         return partial(Labeling, **{**declared, "workers": None}), ()
 
     def __post_init__(self) -> None:
+        # An attribute, since each step of a submission looks at it.
+        object.__setattr__(self, "near", None if self.resend.reuse is None else self.resend.reuse.near)
         provider, slash, model = self.model.partition("/")
         if not (provider and slash and model):
             msg = f"model={self.model!r} names no provider. Write it as provider/model, as in 'openai/gpt-5-nano'."
@@ -173,16 +178,6 @@ class Labeling:
         from dagster_llm_batch.core.near_copies import refuse_missing_library  # noqa: PLC0415 - few labelings have them
 
         refuse_missing_library()
-
-    @property
-    def near(self) -> Near | None:
-        """The settings of near copies; None without them."""
-        return None if self.resend.reuse is None else self.resend.reuse.near
-
-    @property
-    def spare_models(self) -> tuple[Labeling, ...]:
-        """The models with a file of requests beside the shards: all but the first one, or that one with near copies."""
-        return self.models[1:] if self.near is None else (self,)
 
     @cached_property
     def models(self) -> tuple[Labeling, ...]:

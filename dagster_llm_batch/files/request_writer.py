@@ -314,7 +314,8 @@ class Draft:
             self._write_spares(requests, keys, unknown, first=0)
             counts = requests.take(unknown).tokens
             self._near.add_requests([ids[at] for at in new], counts)
-            self._note_longest(counts.expected, [keys[at] for at in unknown])
+            found = map(LongRow, counts.expected, [keys[at] for at in unknown])
+            self._longest = nlargest(_LONGEST, chain(self._longest, found), key=lambda row: row.tokens)
             return
         if self._spares:
             # A request in flight may still come back without an answer, and then a fallback is asked.
@@ -328,9 +329,7 @@ class Draft:
         counts = requests.tokens
         keys = [keys[at] for at in places]
         files.add(lines, keys, counts, partial(self.estimate.add, lane=lane))
-        self._note_longest(counts.expected, keys)
-
-    def _note_longest(self, tokens: Sequence[int], keys: Sequence[Any]) -> None:
+        tokens = counts.expected
         if len(self._longest) < _LONGEST or max(tokens, default=0) > self._longest[-1].tokens:
             rows = map(LongRow, tokens, keys)
             self._longest = nlargest(_LONGEST, chain(self._longest, rows), key=lambda row: row.tokens)

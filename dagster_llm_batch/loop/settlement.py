@@ -294,5 +294,5 @@ def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, c
         collector=collector,
         part_rows=deployment.part_rows,
         levels=deployment.levels(labeling, status.submission),
-        shares=deployment.shares(labeling, status.submission),
+        shares=None if labeling.near is None else deployment.shares(labeling, status.submission),
     )

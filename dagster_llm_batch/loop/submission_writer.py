@@ -75,7 +75,9 @@ class SubmissionWriter:
         `known` has the requests that are not asked again, `earlier` the rows of an earlier submission.
         """
         labeling, deployment = self.labeling, self.deployment
-        spares = [self.spare(submission_id, partition, other) for other in labeling.spare_models]
+        # With near copies, the requests of the model itself are in such a file: all rows decide which are sent.
+        others = labeling.models[1:] if labeling.near is None else (labeling,)
+        spares = [self.spare(submission_id, partition, other) for other in others]
         codec, counter = deployment.codec(labeling), deployment.counter(labeling)
         codecs = [codec, *(spare.codec for spare in spares)]
         prompt, files = labeling.prompt, NO_FILES
