@@ -5,10 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.truth import annotators, cascade, dollars, ends, filters, gates, intervals, means, page, public, samples
+from benchmarks.truth import (
+    annotators,
+    cascade,
+    copies,
+    dollars,
+    ends,
+    filters,
+    gates,
+    intervals,
+    means,
+    page,
+    public,
+    samples,
+)
 from benchmarks.truth.widths import set_bounds
 
-_ALL = (intervals, samples, means, gates, annotators, cascade, dollars, ends)
+_ALL = (intervals, samples, means, gates, annotators, cascade, copies, dollars, ends)
 SECTIONS = {module.SECTION.name: module.SECTION for module in _ALL}
 """The sections by name, in the order of the page."""
 
