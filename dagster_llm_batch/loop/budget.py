@@ -50,6 +50,7 @@ __all__ = [
     "NO_ROOM_LEFT",
     "Allowance",
     "Pick",
+    "budgets_of",
     "committing",
     "committing_estimate",
     "exceeded",

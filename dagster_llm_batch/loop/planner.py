@@ -12,6 +12,7 @@ from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError, LeaseError, LedgerError
 from dagster_llm_batch.files.request_writer import Draft
+from dagster_llm_batch.loop.budget import budgets_of
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.held import hold_and_read
 from dagster_llm_batch.loop.knowledge import history_of, read_knowledge
@@ -66,11 +67,14 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
             )
             raise ConfigError(msg)
         is_unpriced = one.realtime.tier == "flex" and deployment.tariff(one).in_flex().basis is PriceBasis.UNKNOWN
-        if budget is not None and is_unpriced:
+        limits = [] if budget is None else [f"max_cost_usd={budget}"]
+        # A budget of the deployment does not stop what is already paid from being adopted.
+        limits += [] if is_sent else [f"the {each}" for each in budgets_of(deployment, one)]
+        if limits and is_unpriced:
             raise ConfigError(
-                f"The price of '{one.model}' in the tier 'flex' is unknown, so max_cost_usd={budget} cannot be "
+                f"The price of '{one.model}' in the tier 'flex' is unknown, so {limits[0]} cannot be "
                 "enforced. Give spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), which holds in every "
-                "tier, or leave max_cost_usd or the tier out."
+                "tier, or leave the limit or the tier out."
             )
 
 

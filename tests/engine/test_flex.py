@@ -13,6 +13,7 @@ from bedrock_workspace import provider as bedrock
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.definition.rules import Budget
 from dagster_llm_batch.engine import Limits, Realtime, Resend
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.errors import ConfigError, CredentialsError
@@ -183,6 +184,23 @@ def test_a_limit_refuses_flex_at_an_unknown_price(workspace: Workspace) -> None:
     definition = labeling(**changes, realtime=Realtime(tier="flex"), max_cost_usd=1)
     with pytest.raises(ConfigError, match="in the tier 'flex' is unknown, so max_cost_usd=1 cannot be enforced"):
         workspace.engine().plan(definition, tickets(2))
+
+
+@pytest.mark.parametrize("asset", [None, "tickets"])
+def test_a_budget_of_the_deployment_refuses_flex_at_an_unknown_price(workspace: Workspace, asset: str | None) -> None:
+    workspace.providers["bedrock"] = bedrock("http://127.0.0.1:9", "http://127.0.0.1:9", min_requests=1)
+    definition = labeling(
+        asset="tickets",
+        model="bedrock/us.amazon.nova-lite-v1:0",
+        params={},
+        response=None,
+        realtime=Realtime(tier="flex"),
+    )
+    words = r"in the tier 'flex' is unknown, so the budget of .* for .* per month cannot be enforced.*leave the limit"
+    with pytest.raises(ConfigError, match=words):
+        workspace.engine(budgets=[Budget(1, "month", asset)]).plan(definition, tickets(2))
+    others = workspace.engine(budgets=[Budget(1, "month", "others")])
+    others.plan(definition, tickets(2))
 
 
 def test_flex_falls_back_to_a_batch_only_where_a_small_batch_is_taken(workspace: Workspace) -> None:
