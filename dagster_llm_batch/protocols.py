@@ -10,7 +10,7 @@ checks for them, and decides what happens without one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
@@ -32,6 +32,7 @@ from dagster_llm_batch.types import (
     Result,
     ResultColumns,
     Undecided,
+    UploadedFile,
 )
 
 __all__ = [
@@ -48,7 +49,9 @@ __all__ = [
     "DeletesRequestFiles",
     "LinksToConsole",
     "Provider",
+    "StoresDocuments",
     "TakesDocuments",
+    "TakesUploads",
     "Workers",
 ]
 
@@ -132,6 +135,16 @@ class TakesDocuments(Protocol):
     @property
     def documents(self) -> DocumentRules | None:
         """What the vendor allows of the documents of a request; None if this model takes none."""
+        ...
+
+
+@runtime_checkable
+class TakesUploads(Protocol):
+    """A codec whose requests can name documents that its provider has uploaded (see StoresDocuments)."""
+
+    @property
+    def uploads(self) -> DocumentRules | None:
+        """What the vendor allows of such documents of a request; None if this model takes none."""
         ...
 
 
@@ -311,6 +324,34 @@ class ChecksSetup(Protocol):
         ...
 
 
+@runtime_checkable
+class StoresDocuments(Protocol):
+    """A provider whose vendor stores documents that requests name. Without it, documents travel within requests."""
+
+    def upload_document(self, data: bytes, name: str, media_type: str) -> UploadedFile:
+        """Upload a document under this name; return its id and the time until which the vendor stores it.
+
+        1. One call: after an error, the vendor may have stored the file.
+        2. It goes to the provider's own account alone, and has the longest life that the vendor offers up to 30 days.
+        """
+        ...
+
+    def find_documents(self, names: Collection[str]) -> Mapping[str, Sequence[UploadedFile]]:
+        """Return the stored files with these names. A name without a file is left out.
+
+        Raises if the vendor did not show all of its files.
+        """
+        ...
+
+    def has_document(self, file_id: str) -> bool:
+        """Return whether the vendor still stores this file, so that a request can name it."""
+        ...
+
+    def delete_document(self, file_id: str) -> None:
+        """Delete an uploaded file. A file that is gone already counts as deleted."""
+        ...
+
+
 CAPABILITIES: Mapping[str, type] = MappingProxyType(
     {
         "cancel": CancelsBatches,
@@ -322,6 +363,10 @@ CAPABILITIES: Mapping[str, type] = MappingProxyType(
         "respond_flex": AnswersInFlex,
         "console_url": LinksToConsole,
         "check_setup": ChecksSetup,
+        "upload_document": StoresDocuments,
+        "find_documents": StoresDocuments,
+        "has_document": StoresDocuments,
+        "delete_document": StoresDocuments,
     }
 )
 """The optional verbs of a provider, and the protocol of each."""

@@ -26,6 +26,7 @@ from dagster_llm_batch.protocols import (
     DeletesRequestFiles,
     LinksToConsole,
     Provider,
+    StoresDocuments,
 )
 from dagster_llm_batch.providers.openai_api.servers import HasServer
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -39,6 +40,7 @@ from dagster_llm_batch.types import (
     Found,
     RequestSpec,
     Undecided,
+    UploadedFile,
 )
 
 try:
@@ -102,6 +104,11 @@ class TracedProvider:
             self.console_url = provider.console_url
         if isinstance(provider, ChecksSetup):
             self.check_setup = provider.check_setup
+        if isinstance(provider, StoresDocuments):
+            self.upload_document = self._uploading(provider.upload_document)
+            self.find_documents = provider.find_documents
+            self.has_document = provider.has_document
+            self.delete_document = provider.delete_document
         if isinstance(provider, HasServer):
             self.server = provider.server
 
@@ -172,6 +179,13 @@ class TracedProvider:
                 return verb(batch_id)
 
         return call
+
+    def _uploading(self, upload: Callable[[bytes, str, str], UploadedFile]) -> Callable[..., UploadedFile]:
+        def upload_document(data: bytes, name: str, media_type: str) -> UploadedFile:
+            with self._span("upload_document", None, {"llm_batch.request_bytes": len(data)}):
+                return upload(data, name, media_type)
+
+        return upload_document
 
     def _responding(self, answer_line: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
         def respond(line: bytes) -> bytes:

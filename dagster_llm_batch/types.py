@@ -48,6 +48,7 @@ __all__ = [
     "TokenLogprob",
     "Turn",
     "Undecided",
+    "UploadedFile",
     "Usage",
 ]
 
@@ -166,13 +167,22 @@ class Image:
 class Document:
     """A document in a request: bytes with their media type, or an http(s) URL that the provider loads.
 
-    `pages` is the number of pages of a PDF; None for other kinds, and for a document by URL.
+    `pages` is the number of pages of a PDF; None for other kinds, and for a document by URL. With a `digest`, the
+    document is uploaded once, and requests name it: see core/uploads.py.
     """
 
     media_type: str | None = None
     data: bytes | None = None
     url: str | None = None
     pages: int | None = None
+    digest: str | None = None
+
+
+class UploadedFile(NamedTuple):
+    """A file in a vendor's storage: its id or address for requests, and the time of its end there, if it has one."""
+
+    file_id: str
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

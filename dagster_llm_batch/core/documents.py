@@ -22,6 +22,7 @@ from dagster_llm_batch.types import Document, DocumentRules, Image
 
 __all__ = [
     "DOCX",
+    "ENDINGS",
     "PDF",
     "RULES_OF_TEXT",
     "TEXT",
@@ -39,6 +40,9 @@ PDF = "application/pdf"
 TEXT = "text/plain"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+
+ENDINGS = {PDF: "pdf", TEXT: "txt", DOCX: "docx", XLSX: "xlsx"}
+"""The endings of the names of files, by media type."""
 
 RULES_OF_TEXT = DocumentRules("Prompt(documents_as='text')", (PDF, TEXT), most_bytes=50_000_000, most_pages=1_000)
 """The documents whose text can be sent instead of them."""

@@ -224,14 +224,17 @@ def created_id(value: object) -> str:
     return str(value)
 
 
-def check_listed(items: object, is_batch: Callable[[Any], bool], *, has_more: object = None) -> list[Any]:
+def check_listed(
+    items: object, is_batch: Callable[[Any], bool], *, has_more: object = None, noun: str = "batch"
+) -> list[Any]:
     """Check the batches on a page of a list. Raises TransientError where it is no list, which is not an empty page."""
+    doing = f"Could not list the {noun}{'es' if noun == 'batch' else 's'}"
     if not isinstance(items, list):
-        raise TransientError("Could not list the batches: the answer is no list.")
+        raise TransientError(f"{doing}: the answer is no list.")
     if not all(is_batch(item) for item in items):
-        raise TransientError("Could not list the batches: the answer holds what is no batch.")
+        raise TransientError(f"{doing}: the answer holds what is no {noun}.")
     if has_more is True and not items:
-        raise TransientError("Could not list the batches: the answer says that there are more, and holds none.")
+        raise TransientError(f"{doing}: the answer says that there are more, and holds none.")
     return items
 
 

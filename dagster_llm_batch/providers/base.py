@@ -39,14 +39,16 @@ from dagster_llm_batch.providers.answers import (
     odd_answer,
     parse_reply,
     sdk_calls,
+    time_of,
     words_of,
 )
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.paging import poll_batches, unrepeated
-from dagster_llm_batch.text import plain_words
-from dagster_llm_batch.types import BatchReport, BatchStatus
+from dagster_llm_batch.text import is_id, plain_words
+from dagster_llm_batch.types import BatchReport, BatchStatus, UploadedFile
 
 __all__ = [
+    "DOCUMENT_SECONDS",
     "FLEX_SECONDS",
     "AccessTokens",
     "BaseProvider",
@@ -54,6 +56,7 @@ __all__ = [
     "VendorProvider",
     "address_of",
     "check_key",
+    "uploaded_file",
 ]
 
 
@@ -67,6 +70,9 @@ def check_key(api_key: str, name: str) -> str:
         raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
     return api_key
 
+
+DOCUMENT_SECONDS = 2_592_000
+"""The life of an uploaded document, in seconds, where the vendor takes one: a document that is lost goes by itself."""
 
 FLEX_SECONDS = 900.0
 """The least time limit of a call in the tier "flex", in seconds. OpenAI and Google recommend 10 to 15 minutes."""
@@ -197,6 +203,17 @@ class VendorProvider(BaseProvider, ABC):
                 raise
 
 
+def _is_file(value: Any) -> bool:
+    return is_id(getattr(value, "id", None)) and isinstance(getattr(value, "filename", None), str)
+
+
+def uploaded_file(file: Any) -> UploadedFile:
+    """Return a stored file as an SDK gives it. Raises TransientError for an answer that names none."""
+    if not is_id(getattr(file, "id", None)):
+        raise TransientError("Could not upload a document: the answer names no file.")
+    return UploadedFile(file.id, time_of(getattr(file, "expires_at", None)))
+
+
 class StainlessProvider(VendorProvider):
     """A provider by an SDK that Stainless has generated: OpenAI's and Anthropic's are alike but for names.
 
@@ -271,6 +288,16 @@ class StainlessProvider(VendorProvider):
 
     def _listed(self, page: Any) -> list[Any]:
         return check_listed(page.data, self._is_batch, has_more=self._has_pages and page.has_more)
+
+    def _documents(self, first: Any, names: Collection[str]) -> dict[str, list[UploadedFile]]:
+        """Return the files with these names on this page of a list of documents, and on all that follow."""
+        found: dict[str, list[UploadedFile]] = {}
+        pages = ([*page.data] if isinstance(page.data, list) else page.data for page in first.iter_pages())
+        for files in unrepeated((check_listed(one, _is_file, noun="file") for one in pages), lambda file: str(file.id)):
+            for file in files:
+                if file.filename in names:
+                    found.setdefault(file.filename, []).append(uploaded_file(file))
+        return found
 
     def _read_report(self, batch_id: str) -> BatchReport:
         # under the requested id, whatever the answer contains: the ledger has this id

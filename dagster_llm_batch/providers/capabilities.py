@@ -22,7 +22,9 @@ from dagster_llm_batch.protocols import (
     DeletesRequestFiles,
     LinksToConsole,
     Provider,
+    StoresDocuments,
     TakesDocuments,
+    TakesUploads,
 )
 from dagster_llm_batch.types import DocumentRules, Endpoint, FileCount
 
@@ -35,10 +37,12 @@ __all__ = [
     "delete_batch",
     "delete_request_file",
     "document_rules",
+    "document_store_of",
     "flex_of",
     "no_way_to_delete",
     "pass_on_capabilities",
     "real_time_of",
+    "upload_rules",
 ]
 
 
@@ -122,3 +126,19 @@ def check_parameters(codec: Codec) -> Sequence[str]:
 def document_rules(codec: Codec) -> DocumentRules | None:
     """Return what the vendor allows of the documents of a request; None if the codec takes none."""
     return codec.documents if isinstance(codec, TakesDocuments) else None
+
+
+def upload_rules(codec: Codec) -> DocumentRules | None:
+    """Return what the vendor allows of uploaded documents; None if requests of the codec name none."""
+    return codec.uploads if isinstance(codec, TakesUploads) else None
+
+
+def document_store_of(provider: Provider) -> StoresDocuments:
+    """Return the provider as one whose vendor stores documents. Raises ConfigError where it stores none."""
+    if not isinstance(provider, StoresDocuments):
+        raise ConfigError(
+            f"The provider '{provider.name}' has no storage for documents here, and the requests name uploaded ones. "
+            "Nothing was sent. Give it the settings that they were planned with, or cancel the submission and plan it "
+            "again with documents_as='file'."
+        )
+    return provider

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tempfile
 from base64 import b64encode
@@ -35,6 +36,7 @@ __all__ = [
     "dumps",
     "encode_document",
     "encode_image",
+    "lacks_document",
     "quote",
     "quoted",
     "repaired",
@@ -46,6 +48,10 @@ BOM = b"\xef\xbb\xbf"
 MAX_REASON_CHARS = 1_000
 """Longest kept text of a vendor's message about a row, in characters: it is stored with each row."""
 
+_NO_DOCUMENT = re.compile(
+    # OpenAI, Anthropic and Gemini
+    r"No such File object|File not found|access the File \S+ or it may not exist"
+)
 _CHUNK_BYTES = 1 << 16
 _TRIED_LINES = 8
 _Read = TypeVar("_Read")
@@ -122,17 +128,27 @@ def encode_document(document: Document) -> tuple[str, str]:
     return document.media_type, b64encode(document.data).decode("ascii")
 
 
-def check_documents(request: Request, rules: DocumentRules | None, model: str) -> None:
+def check_documents(
+    request: Request, rules: DocumentRules | None, model: str, uploads: DocumentRules | None = None
+) -> None:
     """Raise ConfigError if the model takes no documents, and InputError if its vendor would refuse these.
 
-    A plan has checked the same of each row: this is for requests that were made otherwise.
+    `uploads` are the rules for uploaded documents. A plan has checked the same of each row: this is for requests that
+    were made otherwise.
     """
     if not request.documents:
         return
+    if any(document.digest is not None for document in request.documents):
+        rules = uploads
     if rules is None:
         raise ConfigError(f"The model {model!r} takes no documents here. Leave them out of the prompt.")
     if (fault := fault_of_documents(request.documents, rules, request.images, request.user)) is not None:
         raise InputError(f"The documents cannot be sent: {fault}.")
+
+
+def lacks_document(message: object) -> bool:
+    """Return whether a row failed because its vendor does not store an uploaded document any more, in its own words."""
+    return isinstance(message, str) and _NO_DOCUMENT.search(message) is not None
 
 
 def decode_line(line: bytes, decoder: msgspec.json.Decoder[_Read]) -> tuple[_Read, None] | tuple[None, str]:

@@ -99,6 +99,10 @@ def masked(cls: _ProviderClass) -> _ProviderClass:
         "delete": _mask_answer,
         "delete_request_file": None,
         "count_files": None,
+        "upload_document": None,
+        "find_documents": None,
+        "has_document": None,
+        "delete_document": None,
     }
     # a provider has the verbs of some capabilities, and not of others
     for name in filter(partial(hasattr, cls), masks):

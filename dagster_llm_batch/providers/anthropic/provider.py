@@ -38,7 +38,7 @@ from dagster_llm_batch.providers.anthropic.errors import provider_error
 from dagster_llm_batch.providers.anthropic.platforms import Platform, refuse_unbatched
 from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, AnthropicLines
-from dagster_llm_batch.providers.base import StainlessProvider, address_of
+from dagster_llm_batch.providers.base import DOCUMENT_SECONDS, StainlessProvider, address_of, uploaded_file
 from dagster_llm_batch.providers.http import Origin, guard_client, importing_sdk, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.paging import RepeatedListError, find_by_results, walk_pages
@@ -53,6 +53,7 @@ from dagster_llm_batch.types import (
     Found,
     RequestSpec,
     Undecided,
+    UploadedFile,
 )
 
 if TYPE_CHECKING:
@@ -253,6 +254,36 @@ class AnthropicProvider(StainlessProvider):
             error = {"type": kind, "message": str(failure)}
             result = {"type": "errored", "error": {"type": "error", "error": error}}
         return answer_line({"custom_id": request["custom_id"], "result": result}, failure)
+
+    def upload_document(self, data: bytes, name: str, media_type: str) -> UploadedFile:
+        """See StoresDocuments."""
+        with self._calls("upload a document"):
+            # The SDK would repeat a call without an answer, and each may store a file.
+            files = self._client(retries=0).files.with_raw_response
+            stored = parse_reply(files.upload(file=(name, data, media_type), expires_in_seconds=DOCUMENT_SECONDS))
+        return uploaded_file(stored)
+
+    def find_documents(self, names: Collection[str]) -> dict[str, list[UploadedFile]]:
+        """See StoresDocuments. The list cannot be filtered by name, so all files of the workspace are listed."""
+        with self._calls("list the documents"):
+            files = self._client(retries=self._max_retries).files.with_raw_response
+            return self._documents(parse_reply(files.list(limit=self._page_size)), names)
+
+    def has_document(self, file_id: str) -> bool:
+        """See StoresDocuments."""
+        try:
+            with self._calls("look at a document"):
+                files = self._client(retries=self._max_retries).files.with_raw_response
+                return bool(parse_reply(files.retrieve_metadata(file_id)).id == file_id)
+        except UnknownIdError:
+            return False
+
+    def delete_document(self, file_id: str) -> None:
+        """See StoresDocuments."""
+        with suppress(UnknownIdError), self._calls("delete a document"):
+            files = self._client(retries=self._max_retries).files.with_raw_response
+            if parse_reply(files.delete(file_id)).id != file_id:
+                raise TransientError("Could not delete a document: the answer does not say that it is.")
 
     def console_url(self, batch_id: str) -> str | None:
         """See LinksToConsole. The console's list of batches: it documents no address for one of them."""

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual
+from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual, lacks_document
 from dagster_llm_batch.providers.usage import (
     ClaudeUsage,
     PlainClaudeUsage,
@@ -190,7 +190,8 @@ def _errored(error: Any) -> Result:
     kind, message = (error.get("type"), error.get("message")) if isinstance(error, Mapping) else (None, error)
     words = [str(word) for word in (kind, message) if word not in (None, "")]
     reason = ": ".join(words) or "an error without a message"
-    retryable = isinstance(kind, str) and kind not in _TERMINAL_ERRORS
+    # A document that has expired is uploaded again.
+    retryable = isinstance(kind, str) and (kind not in _TERMINAL_ERRORS or lacks_document(message))
     return Result(None, Outcome.ERRORED, reason=reason[:MAX_REASON_CHARS], retryable=retryable)
 
 

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dagster_llm_batch.core.documents import PDF, TEXT
 from dagster_llm_batch.core.logprobs import NO_LOGPROBS
+from dagster_llm_batch.core.uploads import file_place
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line, read_lines
 from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
@@ -79,6 +81,8 @@ _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 # than the documents have; 600 pages, and 100 with a context of 200,000 tokens.
 _MOST_DOCUMENT_BYTES = 23_900_000
 _MOST_PAGES, _MOST_PAGES_OF_SMALL = 600, 100
+# https://platform.claude.com/docs/en/build-with-claude/files
+_MOST_FILE_BYTES = 500_000_000
 _HAS_LARGE_CONTEXT = re.compile(r"claude-((opus|sonnet)-4-[6-9]|(opus|sonnet|haiku|fable|mythos)-[5-9])")
 # An hour, since a batch outlives the five minutes that are usual.
 _CACHE = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
@@ -132,11 +136,16 @@ class AnthropicLines:
             most_total_pages=_MOST_PAGES if is_large else _MOST_PAGES_OF_SMALL,
         )
 
+    @property
+    def uploads(self) -> DocumentRules:
+        """See TakesUploads. The limit of the request's bytes holds for its line, which does not have these files."""
+        return replace(self.documents, most_bytes=_MOST_FILE_BYTES, most_total_bytes=None, counts_all=False)
+
     def encode(self, request: Request, custom_id: str) -> bytes:
         """Encode one line; see Codec.encode. Raises InputError for an image or document that the vendor cannot take."""
         start = self._start.of(request.system)
         if request.documents:
-            check_documents(request, self.documents, self._spec.model)
+            check_documents(request, self.documents, self._spec.model, self.uploads)
         content = _parts(request) if request.images or request.documents else quoted(request.user)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
 
@@ -235,6 +244,8 @@ def _parts(request: Request) -> bytes:
 
 
 def _document(document: Document) -> dict[str, str]:
+    if document.digest is not None:
+        return {"type": "file", "file_id": file_place(document)}
     if document.url is not None:
         return {"type": "url", "url": replace_halves(document.url)}
     if document.media_type == TEXT and document.data is not None:

@@ -35,6 +35,7 @@ from dagster_llm_batch.providers.errors import (
     mask_keys,
     translate_failure,
 )
+from dagster_llm_batch.providers.jsonlines import lacks_document
 
 __all__ = [
     "PreconditionFailedError",
@@ -108,6 +109,8 @@ def _provider_error(error: Exception, doing: str, secret: str, *, is_gemini: boo
     reason = WEB_PAGE if is_page(headers, body) else reason
     if status is None:
         return translate_failure(Failure(doing, reason, creating, frozenset(_names(error))), _RULES)
+    # The Gemini API answers 403 to a missing file, whoever asks.
+    lacks_file = lacks_document(reason)
     is_of_version = is_gemini and _WRONG_VERSION.search(reason)
     failure = Failure(
         doing,
@@ -119,10 +122,10 @@ def _provider_error(error: Exception, doing: str, secret: str, *, is_gemini: boo
         has_no_room=status == HTTPStatus.TOO_MANY_REQUESTS,
         # Vertex AI has no limit of tokens: it queues the jobs itself.
         smaller_helps=None if is_gemini else False,
-        is_about_access=is_about_credentials(error),
+        is_about_access=is_about_credentials(error) and not lacks_file,
         is_own_word=is_refusal(status, headers, body),
         was_redirected=was_redirected(error),
-        refusal=_REFUSALS.get(status, RefusedError),
+        refusal=UnknownIdError if lacks_file else _REFUSALS.get(status, RefusedError),
         hint=_OF_VERSION if is_of_version else "",
     )
     return translate_failure(failure, _RULES)

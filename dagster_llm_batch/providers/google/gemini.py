@@ -11,10 +11,11 @@ API: https://ai.google.dev/gemini-api/docs/batch-api
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
@@ -31,7 +32,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError, answer_line, created_id, result_lines
 from dagster_llm_batch.providers.base import FLEX_SECONDS, check_key
-from dagster_llm_batch.providers.google.clients import FLEX_WITHOUT_EMBEDDINGS, GoogleApi, GoogleProvider
+from dagster_llm_batch.providers.google.clients import FLEX_WITHOUT_EMBEDDINGS, GoogleApi, GoogleProvider, time_of
 from dagster_llm_batch.providers.google.embeddings import GoogleEmbeddingLines, is_embedding, real_time
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
 from dagster_llm_batch.providers.google.gemini_batches import (
@@ -58,6 +59,7 @@ from dagster_llm_batch.types import (
     FindHints,
     Found,
     RequestSpec,
+    UploadedFile,
 )
 
 if TYPE_CHECKING:
@@ -243,6 +245,33 @@ class GeminiProvider(GoogleProvider):
         with suppress(UnknownIdError, CredentialsError):
             self._api.call("delete", name, f"delete the file '{name}'")
 
+    def upload_document(self, data: bytes, name: str, media_type: str) -> UploadedFile:
+        """See StoresDocuments. The vendor stores files for 48 hours."""
+        client = self._api.client
+        with self._api.calls("upload a document"):
+            config: Any = {"display_name": name, "mime_type": media_type}
+            stored = client.files.upload(file=io.BytesIO(data), config=config)
+        return _uploaded({"uri": stored.uri, "expirationTime": stored.expiration_time})
+
+    def find_documents(self, names: Collection[str]) -> dict[str, list[UploadedFile]]:
+        """See StoresDocuments."""
+        found: dict[str, list[UploadedFile]] = {}
+        for file in self._api.pages("files", "list the documents", ("files",)):
+            if (name := file.get("displayName")) in names:
+                found.setdefault(str(name), []).append(_uploaded(file))
+        return found
+
+    def has_document(self, file_id: str) -> bool:
+        """See StoresDocuments."""
+        try:
+            return self._api.call("get", _file_name(file_id), "look at a document").get("uri") == file_id
+        except UnknownIdError:
+            return False
+
+    def delete_document(self, file_id: str) -> None:
+        """See StoresDocuments."""
+        self._delete_file(_file_name(file_id))
+
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
         return self._respond(line, {}, None)
@@ -282,6 +311,19 @@ class GeminiProvider(GoogleProvider):
             base_url=self._base_url or f"https://{_HOST}",
         )
         return Client(vertexai=False, api_key=self._api_key, http_options=options)
+
+
+def _uploaded(file: Mapping[str, Any]) -> UploadedFile:
+    """Return a stored file. Requests name it by its address. Raises TransientError for an answer that names none."""
+    uri, expires_at = file.get("uri"), file.get("expirationTime")
+    if not is_id(uri):
+        raise TransientError("Could not upload a document: the answer names no address of a file.")
+    return UploadedFile(str(uri), time_of(expires_at) if isinstance(expires_at, str) else expires_at)
+
+
+def _file_name(file_id: str) -> str:
+    """Return the name of the file at an address, for calls about it."""
+    return f"files/{file_id.rpartition('/')[2]}"
 
 
 def _inlined(line: bytes) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from dagster_llm_batch.core.logprobs import read_tokens
-from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual
+from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual, lacks_document
 from dagster_llm_batch.providers.usage import GEMINI, extra_of
 from dagster_llm_batch.types import Extra, Outcome, Result, ResultColumns, Usage
 
@@ -274,6 +274,8 @@ def error_result(error: Any) -> Result:
     retryable = False
     if isinstance(code, int):
         retryable = code in (RETRYABLE_RPC_CODES if code < _FIRST_HTTP_STATUS else _RETRYABLE_STATUSES)
+    # A document that has expired is uploaded again.
+    retryable = retryable or lacks_document(error.get("message"))
     return Result(None, Outcome.ERRORED, reason=reason, retryable=retryable)
 
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from dagster_llm_batch.core.documents import PDF
+from dagster_llm_batch.core.uploads import file_place
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google.replies import read_google_line, read_google_lines
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
@@ -135,13 +136,18 @@ class GoogleLines:
         """See TakesDocuments."""
         return replace(_DOCUMENTS, takes_urls=not self._is_v1)
 
+    @property
+    def uploads(self) -> DocumentRules | None:
+        """See TakesUploads. Vertex AI reads files from buckets, and version v1 of the Gemini API has no `fileData`."""
+        return None if self._imported or self._is_v1 else self.documents
+
     def encode(self, request: Request, custom_id: str) -> bytes:
         """Encode one line; see Codec.encode. Raises InputError for a file that has no data, URL or media type."""
         start = self._start.of(request.system)
         parts = [b'{"text":%b}' % quoted(request.user)]
         if request.images or request.documents:
             parts = parts if request.user else []
-            check_documents(request, self.documents, self._spec.model)
+            check_documents(request, self.documents, self._spec.model, self.uploads)
             files = [*map(_image, request.images), *map(_document, request.documents)]
             if self._is_v1:
                 _check_v1([name for file in files for name in file], ("inlineData",))
@@ -257,6 +263,8 @@ def _image(image: Image) -> dict[str, Any]:
 
 
 def _document(document: Document) -> dict[str, Any]:
+    if document.digest is not None:
+        return {"fileData": {"mimeType": document.media_type, "fileUri": file_place(document)}}
     if document.url is not None:
         # A plan takes PDF alone from an address; another kind would fail the row.
         return {"fileData": {"mimeType": document.media_type or PDF, "fileUri": replace_halves(document.url)}}

@@ -39,7 +39,13 @@ from dagster_llm_batch.providers.answers import (
     parse_reply,
     result_lines,
 )
-from dagster_llm_batch.providers.base import FLEX_SECONDS, AccessTokens, StainlessProvider
+from dagster_llm_batch.providers.base import (
+    DOCUMENT_SECONDS,
+    FLEX_SECONDS,
+    AccessTokens,
+    StainlessProvider,
+    uploaded_file,
+)
 from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
@@ -67,6 +73,7 @@ from dagster_llm_batch.types import (
     FindHints,
     Found,
     RequestSpec,
+    UploadedFile,
 )
 
 if TYPE_CHECKING:
@@ -75,6 +82,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIProvider"]
 
 _CHUNK_BYTES = 1 << 16
+_DOCUMENTS_A_PAGE = 10_000
 # The name of a request file that this package has uploaded: its tag's form.
 _OWN_FILE = re.compile(r"dlb-[0-9a-f]{8}-r[0-9a-f]{16}\.jsonl")
 # For at most this many batches that may be ours, the request file is checked.
@@ -158,6 +166,7 @@ class OpenAIProvider(StainlessProvider):
             OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value,
         )
         rules = STRICT_RULES if server.strict_schemas else None
+        documents = None if server.documents is None else server.documents.value.get(spec.endpoint)
         # At any other address, the server is unknown.
         return OpenAILines(
             spec,
@@ -168,8 +177,9 @@ class OpenAIProvider(StainlessProvider):
             names_url=server.names_url,
             form={**FORMS, **(server.forms or {})}[spec.endpoint],
             is_open=server.has_more_parameters and not self._public,
-            documents=None if server.documents is None else server.documents.value.get(spec.endpoint),
+            documents=documents,
             names_document_url=server.names_document_url,
+            uploads=documents if server.stores_documents is not None and server.stores_documents.value else None,
         )
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
@@ -352,6 +362,35 @@ class OpenAIProvider(StainlessProvider):
             reply = parse_reply(self._client(retries=self._max_retries).files.with_raw_response.delete(str(file_id)))
             if reply.deleted is not True:
                 raise TransientError(f"Could not delete the file '{file_id}': the answer does not say that it is.")
+
+    def upload_document(self, data: bytes, name: str, media_type: str) -> UploadedFile:
+        """See StoresDocuments."""
+        # At another address, it is unknown whether files may expire: see `_expiry`.
+        expiry = {"expires_after": {"anchor": "created_at", "seconds": DOCUMENT_SECONDS}} if self._public else {}
+        with self._calls("upload a document"):
+            # The SDK would repeat a call without an answer, and each may store a file.
+            files: Any = self._client(retries=0).files.with_raw_response
+            stored = parse_reply(files.create(file=(name, data, media_type), purpose="user_data", **expiry))
+        return uploaded_file(stored)
+
+    def find_documents(self, names: Collection[str]) -> dict[str, list[UploadedFile]]:
+        """See StoresDocuments. The list cannot be filtered by name, so all documents of the account are listed."""
+        with self._calls("list the documents"):
+            files = self._client(retries=self._max_retries).files.with_raw_response
+            return self._documents(parse_reply(files.list(purpose="user_data", limit=_DOCUMENTS_A_PAGE)), names)
+
+    def has_document(self, file_id: str) -> bool:
+        """See StoresDocuments."""
+        try:
+            with self._calls("look at a document"):
+                files = self._client(retries=self._max_retries).files.with_raw_response
+                return bool(parse_reply(files.retrieve(file_id)).id == file_id)
+        except UnknownIdError:
+            return False
+
+    def delete_document(self, file_id: str) -> None:
+        """See StoresDocuments."""
+        self._delete_file(file_id)
 
     def count_files(self) -> list[FileCount]:
         """See CountsFiles: the request files of the account, where the server's limits on them are known."""

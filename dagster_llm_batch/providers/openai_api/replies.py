@@ -24,7 +24,7 @@ from msgspec import Raw, Struct
 
 from dagster_llm_batch.core.fixed_responses import FLAGGED, moderation_columns
 from dagster_llm_batch.core.logprobs import read_tokens
-from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual
+from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual, lacks_document
 from dagster_llm_batch.providers.usage import CHAT, extra_of
 from dagster_llm_batch.types import Endpoint, Extra, Outcome, Result, ResultColumns, TokenLogprob, Usage
 
@@ -368,6 +368,8 @@ def _is_ok(status: int) -> bool:
 
 def _errored(status: int | None, code: str | None, message: str | None) -> Result:
     retryable = code in _RETRYABLE_CODES if status is None or _is_ok(status) else _retry(status)
+    # A document that has expired is uploaded again.
+    retryable = retryable or lacks_document(message)
     words = [str(status)] if status is not None else []
     if code is not None and code != str(status):
         words.append(code)

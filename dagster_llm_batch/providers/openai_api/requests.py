@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dagster_llm_batch.core.documents import DOCX, PDF, TEXT, XLSX
+from dagster_llm_batch.core.documents import ENDINGS, PDF
 from dagster_llm_batch.core.fixed_responses import FLAGGED, OPENAI_CATEGORIES, moderation_columns
+from dagster_llm_batch.core.uploads import file_place
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.json_schema import SchemaRules, given_schema_warnings, lower_schema, schema_name
 from dagster_llm_batch.providers.jsonlines import (
@@ -83,7 +84,6 @@ _RESERVED: dict[Endpoint, dict[str, str]] = {
     Endpoint.EMBEDDINGS: {"input": _PROMPT},
     Endpoint.MODERATIONS: {"input": _PROMPT},
 }
-_ENDINGS = {PDF: "pdf", TEXT: "txt", DOCX: "docx", XLSX: "xlsx"}
 _INPUT_ONLY = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
 _KINDS = {Endpoint.EMBEDDINGS: ResponseKind.EMBEDDING, Endpoint.MODERATIONS: ResponseKind.MODERATION}
 
@@ -103,7 +103,8 @@ class OpenAILines:
     `schema_rules`: the part of a response schema that the server takes; None: all of it. `enforces_format`: see Codec.
     `names_url`: whether a line has method and URL; else only the create call has them. `dimensions`: the name of the
     parameter for the length of a vector. `form`: the server's parameters; None: it is the user's own program.
-    `is_open`: see check_parameters. `documents`: see TakesDocuments. `names_document_url`: see Server.
+    `is_open`: see check_parameters. `documents`: see TakesDocuments. `names_document_url`: see Server. `uploads`: see
+    TakesUploads.
     """
 
     def __init__(
@@ -119,8 +120,10 @@ class OpenAILines:
         is_open: bool = False,
         documents: DocumentRules | None = None,
         names_document_url: bool = False,
+        uploads: DocumentRules | None = None,
     ) -> None:
         self.enforces_format = enforces_format
+        self.uploads = uploads
         self.documents, self._names_document_url, self._model = documents, names_document_url, spec.model
         _check_shape(spec)
         _check_params(spec, dimensions)
@@ -159,7 +162,7 @@ class OpenAILines:
         else:
             start, end = self._start.of(request.system), b"}]}}\n"
         if request.documents:
-            check_documents(request, self.documents, self._model)
+            check_documents(request, self.documents, self._model, self.uploads)
         content = self._parts(request) if request.images or request.documents else quoted(request.user)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, end))
 
@@ -196,11 +199,15 @@ class OpenAILines:
 
     def _document(self, document: Document, number: int) -> dict[str, Any]:
         """Return a document's part. Its name is a number: the name of a file may identify a person."""
+        if document.digest is not None:
+            file_id = {"file_id": file_place(document)}
+            chat = self._endpoint is not Endpoint.RESPONSES
+            return {"type": "file", "file": file_id} if chat else {"type": "input_file", **file_id}
         url = _file_url(document)
         if self._names_document_url:
             return {"type": "document_url", "document_url": url}
         kind = PDF if document.media_type is None else document.media_type
-        file = {"filename": f"document-{number}.{_ENDINGS[kind]}"}
+        file = {"filename": f"document-{number}.{ENDINGS[kind]}"}
         if self._endpoint is not Endpoint.RESPONSES:
             return {"type": "file", "file": {**file, "file_data": url}}
         # The vendor takes a name beside data only.

@@ -101,6 +101,7 @@ class Server:
         has_more_parameters: Whether it may take parameters outside of its forms.
         documents: What a request of each API may have of documents; an API that is not in it takes none.
         names_document_url: Whether a document is a part with `document_url`, as at Mistral, and not OpenAI's `file`.
+        stores_documents: Whether requests can name documents that were uploaded with the purpose `user_data`.
         strict_schemas: Whether response schemas follow OpenAI's strict mode; else they go out unchanged.
         counts: When `request_counts` have which meaning, in words.
         errors: The form of errors, in words.
@@ -131,6 +132,7 @@ class Server:
     has_more_parameters: bool = True
     documents: Fact[Mapping[Endpoint, DocumentRules]] | None = None
     names_document_url: bool = False
+    stores_documents: Fact[bool] | None = None
     strict_schemas: bool = True
     counts: Fact[str] | None = None
     errors: Fact[str] | None = None
@@ -196,6 +198,7 @@ OPENAI = Server(
     has_pages=Fact(value=True, source=_OPENAI, seen_live=True),
     keeps_metadata=Fact(value=True, source=_OPENAI, seen_live=True),
     documents=Fact(_DOCUMENTS, "developers.openai.com, guide to file inputs, 2026-11"),
+    stores_documents=Fact(value=True, source="developers.openai.com, guide to file inputs, 2026-11"),
     counts=Fact("0 until the file is validated", _OPENAI, seen_live=True),
     quirks=(Fact("moderations have no usage and cost nothing", "openai 3.57.0 (Python SDK), 2026-11"),),
 )

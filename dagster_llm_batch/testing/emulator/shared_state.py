@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, as_reply
@@ -14,6 +15,7 @@ from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import FaultScript
 from dagster_llm_batch.testing.emulator.flex import FlexTier
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover
+from dagster_llm_batch.testing.emulator.uploads import FindDocument, StoredDocument
 
 Keys = Collection[str] | Mapping[str, str] | None
 
@@ -78,6 +80,8 @@ class SharedState:
         self.s3_url = s3_url
         self.books = Books()
         self.flex = FlexTier()
+        # By vendor: how a stored document is found by its account and id.
+        self.documents: dict[str, Callable[[str, str], StoredDocument | None]] = {}
         self._keys = {keys: keys} if isinstance(keys, str) else keys
         self._randoms: dict[str, random.Random] = {}
         self._lock = threading.Lock()
@@ -102,6 +106,10 @@ class SharedState:
         with self._lock:
             self._blobs.append(blob)
         return blob
+
+    def documents_of(self, vendor: str, account: str) -> FindDocument:
+        """Return the function that finds an account's documents in the vendor's storage."""
+        return partial(self.documents.get(vendor, lambda _account, _id: None), account)
 
     def close(self) -> None:
         """Give back all files."""

@@ -34,6 +34,7 @@ class ErrorBody(Protocol):
 
 
 AZURE = "/openai"
+_FILES = "/v1/files"
 
 
 class Connections:
@@ -83,6 +84,14 @@ def plain_path(path: str) -> str:
     return path
 
 
+def _own_path(scope: Message, path: str) -> str:
+    """Return the path of a call: OpenAI and Anthropic both have `/v1/files`, and Anthropic's calls name a version."""
+    is_shared = path == _FILES or path.startswith(f"{_FILES}/")
+    if is_shared and any(name.lower() == b"anthropic-version" for name, _ in scope["headers"]):
+        return f"/anthropic{path}"
+    return path
+
+
 def _dated(send: Send, now: float) -> Send:
     """Say the time in the answer, by the emulator's clock."""
     date = formatdate(now, usegmt=True).encode()
@@ -119,7 +128,7 @@ class Wire:
         """Serve one request, or the reply that the fault script makes of it."""
         if scope["type"] != "http":
             return
-        path = plain_path(scope["path"])
+        path = _own_path(scope, plain_path(scope["path"]))
         given_path = scope.get("raw_path", b"").decode("latin-1")
         scope = {**scope, "path": path, "raw_path": path.encode(), "emulator.raw_path": given_path}
         now = self._shared.clock()

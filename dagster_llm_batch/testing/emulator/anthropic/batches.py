@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
 
 from dagster_llm_batch.testing.emulator.anthropic.requests import Caller, Request, respond
-from dagster_llm_batch.testing.emulator.anthropic.wire import Body, row
+from dagster_llm_batch.testing.emulator.anthropic.wire import Body, rfc3339, row
 from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
@@ -129,19 +128,11 @@ class AnthropicBatch(EmulatedBatch):
             "type": "message_batch",
             "processing_status": shown,
             "request_counts": counts,
-            "created_at": _rfc3339(self._created_at),
-            "expires_at": _rfc3339(self._expires_at),
-            "ended_at": _rfc3339(reached.get("ended")),
-            "cancel_initiated_at": _rfc3339(reached.get("canceling")),
-            "archived_at": _rfc3339(archived_at),
+            "created_at": rfc3339(self._created_at),
+            "expires_at": rfc3339(self._expires_at),
+            "ended_at": rfc3339(reached.get("ended")),
+            "cancel_initiated_at": rfc3339(reached.get("canceling")),
+            "archived_at": rfc3339(archived_at),
             "results_url": None if hidden else f"{origin}/v1/messages/batches/{self.record.id}/results",
             **({"x_emulator_unknown": {"since": "later"}} if self._fault("extra_fields") is not None else {}),
         }
-
-
-def _rfc3339(at: float | None) -> str | None:
-    return (
-        None
-        if at is None
-        else datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    )

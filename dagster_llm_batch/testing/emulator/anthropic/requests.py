@@ -19,6 +19,7 @@ from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.documents import PDF, documents_in, pdf_problem, total_pages
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.uploads import UnknownFileError, with_documents
 
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _LONGEST_ID = 64
@@ -83,8 +84,15 @@ class Caller:
     betas: frozenset[str] = frozenset()
 
 
-def problem(params: Body, caller: Caller, known: Collection[str] | None, *, batch: bool) -> tuple[int, str] | None:
-    """Return the status and message for a request that is refused before any model sees it."""
+def problem(
+    params: Body, caller: Caller, known: Collection[str] | None, *, batch: bool, bytes_sent: int = 0
+) -> tuple[int, str] | None:
+    """Return the status and message for a request that is refused before any model sees it.
+
+    `bytes_sent` are the bytes of a request with documents, without uploaded ones.
+    """
+    if bytes_sent > _MOST_REQUEST_BYTES:
+        return 400, "Request exceeds the maximum allowed number of bytes."
     found = next(_problems(params, caller, batch=batch), None)
     if found is not None:
         return 400, found
@@ -124,8 +132,6 @@ def _problems(params: Body, caller: Caller, *, batch: bool) -> Iterator[str]:
 
 def _document_problems(params: Body) -> Iterator[str]:
     documents = [*documents_in(params["messages"])]
-    if documents and len(json.dumps(params)) > _MOST_REQUEST_BYTES:
-        yield "Request exceeds the maximum allowed number of bytes."
     most_pages = _MOST_PAGES if _HAS_MILLION.search(str(params["model"])) else _MOST_PAGES_OF_SMALL
     if total_pages(documents) > most_pages:
         yield f"A maximum of {most_pages} PDF pages may be provided."
@@ -217,7 +223,12 @@ class Request:
 def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
     """Return the status and body of the answer. Enters the books."""
     params, in_batch = request.params, request.batch_id is not None
-    refused = problem(params, request.caller, shared.limits.known_models, batch=in_batch)
+    bytes_sent = len(json.dumps(params)) if any(documents_in(params.get("messages"))) else 0
+    try:
+        params = with_documents(params, shared.documents_of("anthropic", request.caller.account))
+        refused = problem(params, request.caller, shared.limits.known_models, batch=in_batch, bytes_sent=bytes_sent)
+    except UnknownFileError as error:
+        refused = 404, f"File not found: {error}"
     code: str | None = None
     reply = Reply()
     if refused is None:
@@ -241,7 +252,7 @@ def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
             endpoint=MESSAGES,
             batch_id=request.batch_id,
             custom_id=request.custom_id,
-            body_digest=body_digest(MESSAGES, params),
+            body_digest=body_digest(MESSAGES, request.params),
             status_code=status,
             input_tokens=given,
             output_tokens=used.get("output_tokens", 0),

@@ -11,22 +11,26 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dagster_llm_batch.testing.emulator.anthropic.batches import LIFECYCLE, AnthropicBatch
 from dagster_llm_batch.testing.emulator.anthropic.requests import Caller, Request, check_batch, respond
-from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body, error_body
-from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.anthropic.wire import FILES, MESSAGES, ApiError, Body, error_body, rfc3339
+from dagster_llm_batch.testing.emulator.blobs import Blob
+from dagster_llm_batch.testing.emulator.books import BatchRecord, FileRecord
 from dagster_llm_batch.testing.emulator.calls import api_key, json_object, page_of, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.uploads import StoredDocument
 from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
 from dagster_llm_batch.testing.emulator.wire import App
 
 _BATCHES = "/v1/messages/batches"
 _MOST, _DEFAULT = 1_000, 20
 _ASK_AGAIN_SECONDS = "10"
+_SHORTEST, _LONGEST, _MOST_FILE_BYTES = 3_600, 7_776_000, 500_000_000
 
 Handler = Callable[[HttpRequest, Caller], Awaitable[Response]]
 
@@ -41,10 +45,13 @@ class AnthropicRoutes(VendorRoutes):
     def __init__(self, shared: SharedState) -> None:
         super().__init__(shared)
         self._batches: dict[str, AnthropicBatch] = {}
+        self._files: dict[str, StoredDocument] = {}
+        shared.documents["anthropic"] = self._document
 
     def apps(self) -> Mapping[str, App]:
         """See VendorRoutes."""
-        return {MESSAGES: self._app()}
+        app = self._app()
+        return {MESSAGES: app, FILES: app}
 
     def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
         """See VendorRoutes."""
@@ -63,6 +70,10 @@ class AnthropicRoutes(VendorRoutes):
             ("POST", f"{_BATCHES}/{{id}}/cancel", self._cancel),
             ("GET", f"{_BATCHES}/{{id}}/results", self._results),
             ("POST", MESSAGES, self._real_time),
+            ("POST", FILES, self._upload),
+            ("GET", FILES, self._list_files),
+            ("GET", f"{FILES}/{{id}}", self._get_file),
+            ("DELETE", f"{FILES}/{{id}}", self._delete_file),
         )
         return serve_calls(
             table,
@@ -177,6 +188,67 @@ class AnthropicRoutes(VendorRoutes):
         one = Request(caller, _object(await request.body()))
         status, answer = await asyncio.to_thread(respond, self._shared, one)
         return JSONResponse(answer, status)
+
+    # https://platform.claude.com/docs/en/api/files-create
+    async def _upload(self, request: HttpRequest, caller: Caller) -> Response:
+        form = await request.form()
+        upload, seconds = form.get("file"), form.get("expires_in_seconds")
+        if not isinstance(upload, UploadFile):
+            raise ApiError(400, "file: Field required")
+        if seconds is not None and not (str(seconds).isdigit() and _SHORTEST <= int(str(seconds)) <= _LONGEST):
+            raise ApiError(400, f"expires_in_seconds: Input should be between {_SHORTEST} and {_LONGEST}")
+        blob = self._shared.keep(Blob(upload.file))
+        if blob.bytes > _MOST_FILE_BYTES:
+            raise ApiError(413, "File size exceeds the maximum of 500 MB")
+        now, name = self._shared.clock(), upload.filename or "unnamed"
+        expires_at = None if seconds is None else now + int(str(seconds))
+        file_id, kind = self._shared.new_id("file_"), upload.content_type or "application/octet-stream"
+        self._files[file_id] = StoredDocument(caller.account, blob, name, kind, now, expires_at)
+        self._shared.books.write(FileRecord(file_id, caller.account, "document", name, blob.bytes, int(now)))
+        return JSONResponse(self._file_json(file_id))
+
+    async def _list_files(self, request: HttpRequest, caller: Caller) -> Response:
+        """Newest first: https://platform.claude.com/docs/en/api/files-list"""
+        given, start = request.query_params.get("limit", str(_DEFAULT)), request.query_params.get("page", "page_0")
+        if not given.isdigit() or not 1 <= int(given) <= _MOST:
+            raise ApiError(400, f"limit: Input should be between 1 and {_MOST}")
+        mine = [file_id for file_id in reversed(list(self._files)) if self._document(caller.account, file_id)]
+        first = int(start.removeprefix("page_"))
+        shown = [self._file_json(file_id) for file_id in mine[first : first + int(given)]]
+        more = first + int(given) < len(mine)
+        return JSONResponse({"data": shown, "next_page": f"page_{first + int(given)}" if more else None})
+
+    async def _get_file(self, request: HttpRequest, caller: Caller) -> Response:
+        return JSONResponse(self._file_json(self._file_id(request, caller)))
+
+    async def _delete_file(self, request: HttpRequest, caller: Caller) -> Response:
+        file_id = self._file_id(request, caller)
+        del self._files[file_id]
+        return JSONResponse({"id": file_id, "type": "file_deleted"})
+
+    def _document(self, account: str, file_id: str) -> StoredDocument | None:
+        found = self._files.get(file_id)
+        is_there = found is not None and found.account == account and found.lives(self._shared.clock())
+        return found if is_there else None
+
+    def _file_id(self, request: HttpRequest, caller: Caller) -> str:
+        file_id = str(request.path_params["id"])
+        if self._document(caller.account, file_id) is None:
+            raise ApiError(404, f"File not found: {file_id}")
+        return file_id
+
+    def _file_json(self, file_id: str) -> Body:
+        file = self._files[file_id]
+        return {
+            "id": file_id,
+            "type": "file",
+            "filename": file.name,
+            "mime_type": file.media_type,
+            "size_bytes": file.blob.bytes,
+            "created_at": rfc3339(file.created_at),
+            "downloadable": False,
+            "expires_at": rfc3339(file.expires_at),
+        }
 
     def _batch(self, request: HttpRequest, caller: Caller) -> AnthropicBatch:
         batch = self._batches.get(request.path_params["id"])

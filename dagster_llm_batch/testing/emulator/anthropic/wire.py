@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -11,6 +12,8 @@ from dagster_llm_batch.testing.emulator.answers import Reply, prompt_tokens, tex
 from dagster_llm_batch.testing.emulator.calls import CallError
 
 MESSAGES = "/v1/messages"
+FILES = "/anthropic/v1/files"
+"""The path of files here. The vendor's own is OpenAI's, too: see `emulator.wire`."""
 Body = dict[str, Any]
 
 # https://platform.claude.com/docs/en/api/errors
@@ -105,3 +108,12 @@ def _lifetimes(value: Any) -> set[str]:
 def row(custom_id: str, kind: str, **content: Any) -> Body:
     """Return a result row: https://platform.claude.com/docs/en/build-with-claude/batch-processing#retrieving-batch-results"""
     return {"custom_id": custom_id, "result": {"type": kind, **content}}
+
+
+def rfc3339(at: float | None) -> str | None:
+    """Return a time in the form of the API."""
+    return (
+        None
+        if at is None
+        else datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    )

@@ -23,9 +23,10 @@ from dagster_llm_batch.testing.emulator.calls import api_key
 from dagster_llm_batch.testing.emulator.google.gemini_batches import LIFECYCLE, GeminiBatch
 from dagster_llm_batch.testing.emulator.google.requests import Request, problem, respond
 from dagster_llm_batch.testing.emulator.google.routes import Handler, google_app, json_body, page
-from dagster_llm_batch.testing.emulator.google.wire import GEMINI, ApiError, Body, error_body
+from dagster_llm_batch.testing.emulator.google.wire import GEMINI, ApiError, Body, error_body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.uploads import StoredDocument
 from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
 from dagster_llm_batch.testing.emulator.wire import App
 
@@ -33,6 +34,7 @@ _ROOT = f"{GEMINI}/{{version}}"
 _MOST_FILES = 100  # of a page
 _UPLOADS = f"{GEMINI}/upload/{{version}}/files"
 _MOST_INLINE_BYTES = 20_000_000
+_FILE_SECONDS = 48 * 3_600
 _VERSIONS = frozenset({"v1", "v1beta"})
 
 
@@ -43,6 +45,7 @@ class _Upload:
     account: str
     size: int
     display_name: str
+    media_type: str
     handle: IO[bytes]
 
 
@@ -56,8 +59,8 @@ class GeminiRoutes(VendorRoutes):
     def __init__(self, shared: SharedState) -> None:
         super().__init__(shared)
         self._batches: dict[str, GeminiBatch] = {}
-        self._files: dict[str, tuple[str, Blob]] = {}
-        self._names: dict[str, str] = {}  # displayName of each file
+        self._files: dict[str, StoredDocument] = {}
+        shared.documents["gemini"] = self._document
         self._uploads: dict[str, _Upload] = {}
 
     def apps(self) -> Mapping[str, App]:
@@ -88,6 +91,7 @@ class GeminiRoutes(VendorRoutes):
             ("POST", _UPLOADS, self._upload),
             ("GET", f"{_ROOT}/files", self._list_files),
             ("GET", f"{_ROOT}/files/{{id}}:download", self._download),
+            ("GET", f"{_ROOT}/files/{{id}}", self._get_file),
             ("DELETE", f"{_ROOT}/files/{{id}}", self._delete_file),
         )
         return google_app(table, self._caller)
@@ -208,9 +212,10 @@ class GeminiRoutes(VendorRoutes):
         if upload.handle.tell() != upload.size:
             raise ApiError(400, f"Upload has {upload.handle.tell()} bytes, but {upload.size} were announced.")
         del self._uploads[request.query_params["upload_id"]]
-        name = self._store(account, Blob(upload.handle), upload.display_name, self._shared.new_id("")[:12])
-        file = {"name": name, "displayName": upload.display_name, "state": "ACTIVE", "sizeBytes": str(upload.size)}
-        return JSONResponse({"file": file}, headers={"x-goog-upload-status": "final"})
+        name = self._store(
+            account, Blob(upload.handle), upload.display_name, self._shared.new_id("")[:12], upload.media_type
+        )
+        return JSONResponse({"file": self._file_json(request, name)}, headers={"x-goog-upload-status": "final"})
 
     async def _begin(self, request: HttpRequest, account: str) -> Response:
         size = request.headers.get("x-goog-upload-header-content-length", "")
@@ -221,16 +226,46 @@ class GeminiRoutes(VendorRoutes):
         file = (await json_body(request)).get("file") or {}
         upload_id = self._shared.new_id("")
         name = file.get("displayName") or file.get("display_name") or "upload"
-        self._uploads[upload_id] = _Upload(account, int(size), name, scratch())
+        kind = request.headers.get("x-goog-upload-header-content-type", "application/octet-stream")
+        self._uploads[upload_id] = _Upload(account, int(size), name, kind, scratch())
         url = f"{request.url.scheme}://{request.url.netloc}{request.url.path}?upload_id={upload_id}"
         return JSONResponse({}, headers={"x-goog-upload-url": url, "x-goog-upload-status": "active"})
 
-    def _store(self, account: str, blob: Blob, filename: str, file_id: str) -> str:
-        self._files[f"files/{file_id}"] = (account, self._shared.keep(blob))
-        self._names[f"files/{file_id}"] = filename
-        at = int(self._shared.clock())
-        self._shared.books.write(FileRecord(f"files/{file_id}", account, "batch", filename, blob.bytes, at))
+    def _store(self, account: str, blob: Blob, filename: str, file_id: str, kind: str | None = None) -> str:
+        """Keep a file; return its name. One with a media type was uploaded, and expires."""
+        at = self._shared.clock()
+        expires_at = None if kind is None else at + _FILE_SECONDS
+        stored = StoredDocument(account, self._shared.keep(blob), filename, kind or "application/jsonl", at, expires_at)
+        self._files[f"files/{file_id}"] = stored
+        self._shared.books.write(FileRecord(f"files/{file_id}", account, "batch", filename, blob.bytes, int(at)))
         return f"files/{file_id}"
+
+    def _document(self, account: str, uri: str) -> StoredDocument | None:
+        stored = self._files.get(f"files/{uri.rpartition('/')[2]}")
+        is_there = stored is not None and stored.account == account and stored.lives(self._shared.clock())
+        return stored if is_there else None
+
+    def _file_json(self, request: HttpRequest, name: str) -> Body:
+        stored = self._files[name]
+        # An upload's address has one more part.
+        version = request.path_params["version"]
+        uri = f"{request.url.scheme}://{request.url.netloc}{GEMINI}/{version}/{name}"
+        expires = {} if stored.expires_at is None else {"expirationTime": rfc3339(stored.expires_at)}
+        return {
+            "name": name,
+            "displayName": stored.name,
+            "mimeType": stored.media_type,
+            "sizeBytes": str(stored.blob.bytes),
+            "createTime": rfc3339(stored.created_at),
+            "uri": uri,
+            "state": "ACTIVE",
+            **expires,
+        }
+
+    async def _get_file(self, request: HttpRequest, account: str) -> Response:
+        name = f"files/{request.path_params['id']}"
+        self._file(name, account)
+        return JSONResponse(self._file_json(request, name))
 
     async def _download(self, request: HttpRequest, account: str) -> Response:
         blob = self._file(f"files/{request.path_params['id']}", account)
@@ -239,12 +274,12 @@ class GeminiRoutes(VendorRoutes):
 
     # https://ai.google.dev/api/files#method:-files.list
     async def _list_files(self, request: HttpRequest, account: str) -> Response:
-        mine = [name for name, (owner, _) in self._files.items() if owner == account]
+        mine = [name for name in list(self._files) if self._document(account, name)]
         size = int(request.query_params.get("pageSize", "10"))
         if size > _MOST_FILES:
             raise ApiError(400, f"The page size is at most {_MOST_FILES}.")
         start = int(request.query_params.get("pageToken") or 0)
-        files = [{"name": name, "displayName": self._names[name]} for name in mine[start : start + size]]
+        files = [self._file_json(request, name) for name in mine[start : start + size]]
         more = {"nextPageToken": str(start + size)} if start + size < len(mine) else {}
         return JSONResponse({**({"files": files} if files else {}), **more})
 
@@ -255,11 +290,11 @@ class GeminiRoutes(VendorRoutes):
         return JSONResponse({})
 
     def _file(self, name: str, account: str) -> Blob:
-        owner, blob = self._files.get(name, (None, None))
-        if blob is None or owner != account:
+        stored = self._document(account, name)
+        if stored is None:
             text = f"You do not have permission to access the File {name} or it may not exist."
             raise ApiError(403, text)
-        return blob
+        return stored.blob
 
     def _batch(self, request: HttpRequest, account: str) -> GeminiBatch:
         batch = self._batches.get(f"batches/{request.path_params['id']}")

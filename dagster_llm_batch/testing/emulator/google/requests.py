@@ -17,6 +17,7 @@ from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.google.wire import Body, chat_form, claude_reply, error_body, gemini_reply
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, limited, truncated
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.uploads import UnknownFileError, with_documents
 
 _REQUEST = frozenset(
     {"contents", "systemInstruction", "generationConfig", "safetySettings", "tools", "toolConfig", "cachedContent"}
@@ -42,7 +43,7 @@ _EMBED_CONFIG = frozenset(
 )
 _CLAUDE_NEEDED = ("anthropic_version", "max_tokens", "messages")
 _MOST_PAGES, _MOST_DOCUMENT_BYTES, _MOST_PAGES_OF_CLAUDE = 1_000, 50_000_000, 100
-_OK, _BAD_REQUEST, _NOT_FOUND = 200, 400, 404
+_OK, _BAD_REQUEST, _FORBIDDEN, _NOT_FOUND = 200, 400, 403, 404
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,12 @@ def _answer(shared: SharedState, request: Request) -> tuple[int, Body, tuple[int
     if known is not None and request.model not in known:
         text = f"models/{request.model} is not found for API version v1, or is not supported for generateContent."
         return _NOT_FOUND, error_body(_NOT_FOUND, text), (0, 0)
+    try:
+        read = with_documents(request.body, shared.documents_of("gemini", request.account))
+    except UnknownFileError as error:
+        text = f"You do not have permission to access the File {error} or it may not exist."
+        return _FORBIDDEN, error_body(_FORBIDDEN, text), (0, 0)
+    request = replace(request, body=read)
     wrong = problem(request.body)
     if wrong is not None:
         return _BAD_REQUEST, error_body(_BAD_REQUEST, wrong), (0, 0)

@@ -10,9 +10,16 @@ from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import FileRecord
 from dagster_llm_batch.testing.emulator.openai.wire import ApiError, Body
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.uploads import StoredDocument
 
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 3600, 2_592_000
 _UPLOAD_SECONDS = 3600
+_KINDS = {
+    "pdf": "application/pdf",
+    "txt": "text/plain",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+}
 _EXPIRING = frozenset({"batch", "batch_output"})
 
 
@@ -129,6 +136,14 @@ class Files:
         """Return the account's file, if it is there and has not expired."""
         stored = self._files.get(file_id)
         return stored if stored is not None and stored.account == account and self._lives(stored) else None
+
+    def document(self, account: str, file_id: str) -> StoredDocument | None:
+        """Return a file that requests may name: of another purpose than batches."""
+        stored = self.get(account, file_id)
+        if stored is None or stored.purpose in _EXPIRING:
+            return None
+        kind = _KINDS.get(stored.filename.rpartition(".")[2], "application/octet-stream")
+        return StoredDocument(account, stored.blob, stored.filename, kind, stored.created_at, stored.expires_at)
 
     def of(self, account: str) -> list[StoredFile]:
         """Return the account's files, oldest first."""

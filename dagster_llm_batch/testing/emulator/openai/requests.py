@@ -25,6 +25,7 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
 )
 from dagster_llm_batch.testing.emulator.schemas import strict_problem
 from dagster_llm_batch.testing.emulator.shared_state import SharedState, VendorLimits
+from dagster_llm_batch.testing.emulator.uploads import UnknownFileError, with_documents
 
 _NEEDED = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input", MODERATIONS: "input"}
 # https://platform.openai.com/docs/api-reference
@@ -259,7 +260,11 @@ class Request:
 def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
     """Return the status and body of the answer. Enters the books."""
     body, endpoint = request.body, request.endpoint
-    refused = problem(endpoint, body, shared.limits.known_models, knows_fields=request.knows_fields)
+    try:
+        body = with_documents(body, shared.documents_of("openai", request.account))
+        refused = problem(endpoint, body, shared.limits.known_models, knows_fields=request.knows_fields)
+    except UnknownFileError as error:
+        refused = 404, error_body(404, f"No such File object: {error}", param="file_id")
     reply = Reply()
     if refused is None:
         # a struck request never reaches the model: the account does not pay for the vendor's faults
@@ -281,7 +286,7 @@ def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
             endpoint=endpoint,
             batch_id=request.batch_id,
             custom_id=request.custom_id,
-            body_digest=body_digest(endpoint, body),
+            body_digest=body_digest(endpoint, request.body),
             status_code=status,
             input_tokens=used.get("prompt_tokens", used.get("input_tokens", 0)),
             output_tokens=used.get("completion_tokens", used.get("output_tokens", 0)),

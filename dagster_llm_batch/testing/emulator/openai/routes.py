@@ -313,6 +313,10 @@ class OpenAIRoutes(FileBatchRoutes):
     title = "OpenAI"
     base_path = "/v1"
 
+    def __init__(self, shared: SharedState) -> None:
+        super().__init__(shared)
+        shared.documents["openai"] = self._files.document
+
     def apps(self) -> Mapping[str, App]:
         """See VendorRoutes."""
         return {"": self._app()}
