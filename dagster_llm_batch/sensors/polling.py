@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from dagster_llm_batch.sensors.state import (
     read_undelivered,
 )
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.apart import CANNOT_READ
 from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.types import BatchStatus, Cause
 
@@ -70,9 +71,13 @@ def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
     return before
 
 
-def poll_batches(state: TickState, before: _Before) -> list[Shard]:
-    """Poll the batches in flight whose turn it is. Return all shards that were in flight before."""
-    every = state.ledger.shards.in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
+def poll_batches(state: TickState, undelivered: Undelivered) -> list[Shard]:
+    """Poll the batches in flight whose turn it is.
+
+    Returns the shards that were in flight before: all of them, or one for each batch and those whose own time is due.
+    """
+    before = undelivered.by_id
+    every = _read_flying(state, undelivered)
     flying = [shard for shard in every if shard.submission_id in before]
     # Late batches come first: their rows are answered in real time, and are urgent.
     _stop_late(state, before, flying)
@@ -88,24 +93,38 @@ def poll_batches(state: TickState, before: _Before) -> list[Shard]:
     return every
 
 
+def _read_flying(state: TickState, undelivered: Undelivered) -> list[Shard]:
+    """Return the shards in flight: one for each batch is enough unless a person must know the others, too."""
+    namespace = state.engine.namespace
+    with suppress(*CANNOT_READ):
+        shards = state.ledger.shards.of_batches_in_flight(namespace, state.now)
+        own = undelivered.by_id
+        known = own.keys() | {progress.submission.submission_id for progress in undelivered.others}
+        if all(
+            # Another shard of the batch may have a submission that can be read.
+            shard.submission_id in known
+            and not state.engine.deployment.is_overdue(shard)
+            and (shard.submission_id not in own or state.access.reason_not_to_ask(shard) is None)
+            for shard in shards
+        ):
+            return shards
+    return state.ledger.shards.in_flight(namespace, unreadable=partial(note_unreadable, state))
+
+
 def _poll_due(state: TickState, before: _Before, flying: Iterable[Shard]) -> float:
     """Poll the due batches, one provider after the other, while there is time.
 
     Returns the seconds after the begin of the tick until which another poll may start.
     """
-    due: dict[str, dict[str, list[Shard]]] = defaultdict(dict)
+    due: dict[str, dict[str, Shard]] = defaultdict(dict)
     for shard in flying:
         if is_due(shard, state.now) and _can_ask(state, before, shard):
-            due[shard.provider].setdefault(shard.batch.batch_key or shard.shard_id, []).append(shard)
+            due[shard.provider].setdefault(shard.batch.batch_key or shard.shard_id, shard)
+    failed = partial(_note_unpolled, state, before)
     longest, at_once = 0.0, state.bounds.polled_batches
     for batches in due.values():
         # The ledger records a report on a batch, and its end, for all of its shards. So one of them is enough.
-        shards = [sharing[0] for sharing in batches.values()]
-
-        def failed(polled: Sequence[Shard], error: Exception, of: Mapping[str, Sequence[Shard]] = batches) -> None:
-            sharing = (of.get(shard.batch.batch_key or shard.shard_id, [shard]) for shard in polled)
-            _note_unpolled(state, before, list(chain.from_iterable(sharing)), error)
-
+        shards = list(batches.values())
         for start in range(0, len(shards), at_once):
             began = monotonic()
             if not is_within(state, state.bounds.poll_seconds - longest):
@@ -127,7 +146,8 @@ def _can_ask(state: TickState, before: _Before, shard: Shard) -> bool:
 
 def _note_unpolled(state: TickState, before: _Before, shards: Sequence[Shard], error: Exception) -> None:
     if isinstance(error, RefusedError | ConfigError):
-        for submission_id in {shard.submission_id for shard in shards}:
+        sharing = state.ledger.shards.sent_beside([shard.shard_id for shard in shards])
+        for submission_id in sorted({shard.submission_id for shard in (*shards, *sharing)} & before.keys()):
             note_action(state, before[submission_id].submission, error)
     if isinstance(error, LLMBatchError):
         note_error(state, "polling failed", error)

@@ -15,6 +15,7 @@ from dagster_llm_batch.engine.conditions import (
     Condition,
     ConditionKind,
     find_conditions,
+    find_gone,
     split_by_dataset,
 )
 from dagster_llm_batch.errors import LLMBatchError
@@ -81,7 +82,7 @@ def report_conditions(
             dataset_names(state),
             undelivered=[*undelivered.own, *unplaced, *undelivered.others],
             outlook=outlook,
-            flying=_read_flying(state, [*undelivered.own, *unplaced], flying),
+            flying=_read_flying(state, undelivered, unplaced, flying),
             unreadable=partial(note_unreadable, state),
         )
         conditions = find_conditions(facts)
@@ -94,10 +95,14 @@ def report_conditions(
     return conditions
 
 
-def _read_flying(state: TickState, undelivered: Iterable[Progress], flying: Sequence[Shard]) -> Sequence[Shard]:
-    """Return the shards in flight. Read them again if some may need a person: they may have just ended."""
-    in_doubt = any(ShardState.SUBMITTING in progress.states for progress in undelivered)
-    if in_doubt or any(state.engine.deployment.is_overdue(shard) for shard in flying):
+def _read_flying(
+    state: TickState, undelivered: Undelivered, unplaced: Sequence[Progress], flying: Sequence[Shard]
+) -> Sequence[Shard]:
+    """Return the shards in flight. Read all of them again if some may need a person: they may have just ended."""
+    in_doubt = any(ShardState.SUBMITTING in progress.states for progress in (*undelivered.own, *unplaced))
+    # A submission without a dataset is shown with the last poll of its own shards.
+    is_gone = bool(find_gone(undelivered.others, dataset_names(state)))
+    if in_doubt or is_gone or any(state.engine.deployment.is_overdue(shard) for shard in flying):
         return state.ledger.shards.in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
     return flying
 

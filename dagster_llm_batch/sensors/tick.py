@@ -78,14 +78,14 @@ def run_tick(state: TickState, most_partitions: int, remarks: Iterable[str] = ()
     undelivered = read_undelivered(state)
     for remark in remarks:
         note(state, remark)
-    before = recover_sends(state, undelivered).by_id
-    flying = poll_batches(state, before)
+    undelivered = recover_sends(state, undelivered)
+    flying = poll_batches(state, undelivered)
     ready, after = _find_ready(state, flying)
     new = (group for group in grouped(ready, most_partitions) if is_new(state, group))
     groups = list(islice(new, state.bounds.requested_runs))
     if len(groups) == state.bounds.requested_runs:
         note(state, "further runs are asked for at the next ticks")
-    report_progress(state, before, after, groups)
+    report_progress(state, undelivered.by_id, after, groups)
     gold: list[RunRequest] = []
     with apart(state, "human labels"):
         gold += new_annotations(state.context, state.engine, state.labels)

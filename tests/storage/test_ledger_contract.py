@@ -395,6 +395,33 @@ def test_of_shards_polled_together_the_newest_come_first_as_providers_list_them(
     assert [shard.shard_id for shard in ledger.shards.in_flight("prod")] == ["h1", "h3", "h0", "h2"]
 
 
+def test_a_batch_is_polled_by_one_shard_unless_the_own_time_of_others_is_due(ledger, clock):
+    late = clock.now + timedelta(hours=1)
+    for n in range(6):
+        deadline = late if n == 4 else None
+        ledger.submissions.open(
+            a_submission(f"s{n}", partition=str(n), deadline_at=deadline), [a_shard(f"h{n}", f"s{n}")]
+        )
+    for shard_ids in (["h0", "h1", "h2", "h3", "h4"], ["h5"]):
+        ledger.shards.move_all(shard_ids, Move.SEND)
+        ledger.shards.move_all(shard_ids, Move.ACCEPTED, batch_id=f"b-{shard_ids[0]}")
+
+    def chosen() -> set[str]:
+        return {shard.shard_id for shard in ledger.shards.of_batches_in_flight("prod", clock.now)}
+
+    assert chosen() == {"h0", "h5"}
+    assert ledger.shards.of_batches_in_flight("dev", clock.now) == []
+    ledger.shards.set_cause(["h3"], Cause.STOPPED)
+    clock.pass_seconds(3600)
+    assert chosen() == {"h0", "h3", "h4", "h5"}
+    # The first shard of the batch is of a submission that needs no tick.
+    ledger.submissions.mark_delivered("s0")
+    assert chosen() == {"h1", "h3", "h4", "h5"}
+    # The first shard that is left does not wait for its batch any more.
+    ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
+    assert chosen() == {"h2", "h3", "h4", "h5"}
+
+
 def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledger, clock):
     counts = {"requests": 4 * 8 + 5, "reused": 5}
     ledger.submissions.open(a_submission("s1", **counts), [a_shard(f"h{number}", number=number) for number in range(4)])

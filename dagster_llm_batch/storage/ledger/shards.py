@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import BATCH_MOVES, IN_FLIGHT, MOVES, Move, Reason, ShardState
+from dagster_llm_batch.states import BATCH_MOVES, IN_FLIGHT, MOVES, Move, OwnState, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.batch_rows import (
@@ -28,7 +28,9 @@ from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields,
 from dagster_llm_batch.storage.ledger.schema import (
     EVENT,
     HOLD,
+    IS_FIRST,
     SHARD,
+    SHARD_ROW,
     SHARDS,
     SUBMISSION,
     UPDATE_BATCH,
@@ -93,6 +95,20 @@ _SHARING = (
 _RUNNING = sa.select(SHARD.c.shard_id, SHARD.c.batch_key, SHARD.c.batch_id, SHARD.c.status).where(
     SHARD.c.shard_id.in_(sa.bindparam("ids", expanding=True)), in_state(ShardState.SUBMITTED)
 )
+
+_EARLIER, _ITS_SUBMISSION = SHARD_ROW.alias(), SUBMISSION.alias()
+
+_EARLIER_BESIDE: sa.Select[Any] = (
+    sa.select(sa.literal_column("1"))
+    .select_from(_EARLIER.join(_ITS_SUBMISSION, _ITS_SUBMISSION.c.submission_id == _EARLIER.c.submission_id))
+    .where(
+        _EARLIER.c.batch_key == SHARD.c.batch_key,
+        _EARLIER.c.state == sa.literal_column(f"'{OwnState.SENT.value}'"),
+        _EARLIER.c.place < SHARD.c.place,
+        _ITS_SUBMISSION.c.delivered_at.is_(None),
+    )
+)
+"""The query for shards of undelivered submissions that are sent in the same batch, at an earlier place."""
 
 _OF_BATCH = SHARDS.where(SHARD.c.batch_key == sa.bindparam("batch_key")).order_by(SHARD.c.place, SHARD.c.shard_id)
 
@@ -419,10 +435,27 @@ class Shards(Member):
         Among shards that were polled together, the newest come first, in the order in which providers list batches. For
         `unreadable`, which gets shard ids here, see `Submissions.progress`.
         """
+        return self._in_flight(namespace, sa.true(), limit, unreadable)
 
+    def of_batches_in_flight(
+        self, namespace: str, now: datetime, *, unreadable: OnUnreadable | None = None
+    ) -> list[Shard]:
+        """Return one shard in flight for each batch, and all whose own time is due. The order is that of `in_flight`.
+
+        A shard's own time is due if its batch is being created or stopped, or if the deadline of its submission has
+        passed. Shards of delivered submissions are left out.
+        """
+        alone = in_state(ShardState.SUBMITTING) | SHARD.c.cause.is_not(None) | (SUBMISSION.c.deadline_at <= now)
+        # The first comparison is enough for most rows: nearly all batches are represented by their first shard.
+        chosen = IS_FIRST | alone | ~_EARLIER_BESIDE.exists()
+        return self._in_flight(namespace, SUBMISSION.c.delivered_at.is_(None) & chosen, None, unreadable)
+
+    def _in_flight(
+        self, namespace: str, chosen: sa.ColumnElement[bool], limit: int | None, unreadable: OnUnreadable | None
+    ) -> list[Shard]:
         def choose(query: sa.Select[Any]) -> sa.Select[Any]:
             query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-            query = query.where(SUBMISSION.c.namespace == namespace, in_state(*IN_FLIGHT))
+            query = query.where(SUBMISSION.c.namespace == namespace, in_state(*IN_FLIGHT), chosen)
             order = (SHARD.c.polled_at.nulls_first(), SHARD.c.submitted_at.desc().nulls_last(), SHARD.c.shard_id)
             return query.order_by(*order).limit(limit)
 
