@@ -216,7 +216,7 @@ def test_the_table_of_stored_names_lists_each_name_once_and_names_of_the_code() 
     header = next(i for i, row in enumerate(rows) if "| Decision |" in row)
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[header + 2 :]]
     table_of_names = [row for row in cells if len(row) == 5]
-    assert {row[3] for row in table_of_names} == {"kept", "may be renamed"}
+    assert {row[3] for row in table_of_names} == {"kept"}
     names = [name for row in table_of_names for name in re.findall(r"`([\w/]+)`", row[0]) if not name.endswith("_")]
     assert len(set(names)) == len(names) > 15
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "dagster_llm_batch").rglob("*.py")]
