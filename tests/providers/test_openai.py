@@ -348,10 +348,14 @@ def test_the_environment_changes_nothing_about_whose_answers_these_are(monkeypat
     monkeypatch.setenv("OPENAI_ORG_ID", "org-env")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-env")
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    custom = "Authorization: Bearer sk-env\nOpenAI-Organization: org-env\nX-Env: 1"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", custom)
     seen: list = []
     with odd_server(listing([], 1), seen) as url:
         OpenAIProvider("sk-x", url).find(TAG, hints())
         OpenAIProvider("sk-x", url, "org-mine").find(TAG, hints())
-    organizations = [{k.lower(): v for k, v in headers.items()}.get("openai-organization") for headers in seen]
-    assert organizations == [None, "org-mine"]
+    received = [{name.lower(): value for name, value in headers.items()} for headers in seen]
+    assert [one.get("openai-organization") for one in received] == [None, "org-mine"]
+    assert [one["authorization"] for one in received] == ["Bearer sk-x"] * 2
+    assert not [one for one in received if "x-env" in one]
     assert not [headers for headers in seen if "proj-env" in headers.values()]

@@ -36,7 +36,7 @@ class LazyClient:
         api_key: A key, or a function that returns one for each call.
         base_url: The only address that gets secrets: redirects elsewhere are refused.
         timeout_seconds: For a whole answer.
-        headers: Sent with each call.
+        headers: Sent with each call. Those of the variable OPENAI_CUSTOM_HEADERS are not sent.
         http_client: A client of httpx2, for this provider alone; None: the SDK's own.
         organization: None: the header is not sent, whatever the environment contains.
         project: As `organization`.
@@ -74,6 +74,7 @@ class LazyClient:
         client = self._sdk.with_options(max_retries=retries)
         # the SDK reads both from the environment where they are None, and would send them
         client.organization, client.project = self._organization, self._project
+        client._custom_headers = self._headers  # noqa: SLF001 -- else those of the environment would be sent too
         return client
 
     def _make(self) -> OpenAI:
