@@ -16,6 +16,9 @@ from dagster_llm_batch.types import Destination
 
 __all__ = ["destination_of"]
 
+# As AWS's configuration files and variables name them.
+_SERVICES = ("bedrock", "bedrock_runtime")
+
 # Models of these ARNs run in the ARN's region, except inference profiles with a prefix. Other ARNs, as of an
 # application inference profile or a prompt router, can stand for models of any region.
 _IN_REGION = ("foundation-model", "custom-model", "imported-model", "provisioned-model", "inference-profile")
@@ -59,11 +62,34 @@ def _addresses(settings: Any) -> Iterator[tuple[str, str]]:
     if settings.endpoint_url:
         yield "endpoint_url", settings.endpoint_url
         return
-    for own in ("AWS_ENDPOINT_URL_BEDROCK", "AWS_ENDPOINT_URL_BEDROCK_RUNTIME"):
+    profile = _profile_addresses(settings.profile_name)
+    for service in _SERVICES:
         # An SDK looks for the second where the first is not set.
-        name = next((name for name in (own, "AWS_ENDPOINT_URL") if os.environ.get(name)), None)
+        names = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
+        name = next((name for name in names if os.environ.get(name)), None)
         if name is not None:
             yield name, os.environ[name]
+        elif service in profile:
+            yield "endpoint_url of the AWS profile", profile[service]
+
+
+def _profile_addresses(profile_name: str | None) -> dict[str, str]:
+    """Return the address of each service that AWS's configuration files give it; none where boto3 cannot read them."""
+    try:
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 -- an optional extra
+        from botocore.session import Session  # noqa: PLC0415 -- as above
+    except ImportError:
+        # Without it, nothing can be sent.
+        return {}
+    session = Session(profile=profile_name)
+    try:
+        profile = session.get_scoped_config()
+        services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    except BotoCoreError:
+        # Then the provider cannot send either.
+        return {}
+    found = {name: services.get(name, {}).get("endpoint_url") or profile.get("endpoint_url") for name in _SERVICES}
+    return {name: url for name, url in found.items() if url}
 
 
 def _is_of_aws(url: str, region: str | None) -> bool:
