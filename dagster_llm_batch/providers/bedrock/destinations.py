@@ -76,8 +76,8 @@ def _addresses(settings: Any) -> Iterator[tuple[str, str]]:
 def _profile_addresses(profile_name: str | None) -> dict[str, str]:
     """Return the address of each service that AWS's configuration files give it; none where boto3 cannot read them."""
     try:
-        from botocore.exceptions import BotoCoreError  # noqa: PLC0415 -- an optional extra
-        from botocore.session import Session  # noqa: PLC0415 -- as above
+        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # noqa: PLC0415 -- an extra
+        from botocore.session import Session  # type: ignore[import-untyped]  # noqa: PLC0415 -- as above
     except ImportError:
         # Without it, nothing can be sent.
         return {}
