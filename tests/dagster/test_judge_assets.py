@@ -562,7 +562,7 @@ class TestRubric:
         scores = pa.table({"case_id": ["m/1", "m/2", "m/3"], "complete": [5, 4, 5], "polite": [5, 5, 5]})
         rubric = Rubric(CRITERIA, min_score={"complete": 4, "polite": AtLeast(4, confidence=0.975)})
         table = rubric_table(cases, scores, ["m"], rubric, dg.AssetCheckSeverity.ERROR)
-        [outcome] = table.verdicts
+        [outcome] = table.check_results
         low = table.table.to_pylist()[1]["mean_low"]
         assert not outcome.passed
         assert outcome.description == (

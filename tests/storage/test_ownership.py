@@ -242,6 +242,7 @@ DELETES = {
     "files/request_writer.py": "the manifest and the spares that this plan writes",
     "files/request_parts.py": "part files that this plan has had written",
     "cascade/sampling.py": "the sample that this plan writes",
+    "sharing/audit.py": "the near copies and the spare that this plan writes",
     "loop/collect.py": "the raw lines of one shard, by its record, which are damaged",
     "loop/realtime.py": "the answers so far of one shard, by its record",
     "loop/submit_queue.py": "receipt and answers so far of one shard, by its record",
