@@ -59,6 +59,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=40)
 @given(secret=SECRETS)

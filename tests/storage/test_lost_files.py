@@ -119,6 +119,8 @@ def emulator() -> Iterator[Emulator]:
         yield running
 
 
+# Each seed, since only some lose a file that a later step reads.
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("seed", range(8))
 def test_any_files_of_a_settled_partition_may_be_lost(
     ledger_url: str, tmp_path: Path, emulator: Emulator, seed: int
