@@ -326,7 +326,10 @@ class ChecksSetup(Protocol):
 
 @runtime_checkable
 class StoresDocuments(Protocol):
-    """A provider whose vendor stores documents that requests name. Without it, documents travel within requests."""
+    """A provider whose vendor stores documents that requests name. Without it, documents travel within requests.
+
+    No step of the package calls it yet: documents travel within requests at every vendor.
+    """
 
     def upload_document(self, data: bytes, name: str, media_type: str) -> UploadedFile:
         """Upload a document under this name; return its id and the time until which the vendor stores it.

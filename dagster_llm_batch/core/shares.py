@@ -13,9 +13,9 @@ sample is hypergeometric: it depends only on N, n and the number of wrong rows, 
 whose rows are right or wrong together, change nothing: rows are drawn, not groups. `count_allowed` is the largest
 number that a table with more than `error` wrong rows stays below with the probability 1 - `confidence` at most.
 
-The bound would not stand for a share of future rows, or for a sample that draws groups. Each submission takes its own
-sample of its own rows. If a user looks at the same rows with other settings, the looks share 1 - `confidence`, as those
-of a cascade do (thresholds.py).
+The bound holds neither for future rows nor for a sample that draws groups. Each submission draws a sample of its rows.
+If a user tries other settings, prompts or models on the same rows, all these looks share 1 - `confidence`, like the
+looks of a cascade (thresholds.py).
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Shares:
         target: The column that is compared.
         similarity, error, confidence: The settings.
         grouping: The settings of the groups, as JSON.
-        promise: All settings, as JSON.
         look: Number of the look at these rows, from 1 on.
+        look_id: The model, the prompt and all settings of this look, as JSON.
         rows, sample: The numbers of near copies and of audited rows, when the audit was drawn.
-        tokens, input_bound: Of the requests that are held: the mean number of tokens, and the most of one; None: none
-            is held, or the most is unknown.
+        tokens: The mean number of input tokens of the held requests; None without such requests.
+        input_bound: The largest number of input tokens of one of them; None if unknown.
         allowed: The number of audited rows that may differ; -1: the near copies are too few for an audit to save a
             request, so all are asked.
         wrong: The number that differ; None until the audit has ended.
@@ -91,8 +91,8 @@ class Shares:
     error: float
     confidence: float
     grouping: str
-    promise: str
     look: int
+    look_id: str
     rows: int
     sample: int
     tokens: int | None = None

@@ -179,7 +179,7 @@ class Audit:
             error=near.error,
             confidence=near.confidence,
             grouping=canonical_json(near.grouping),
-            promise=canonical_json(near.promise),
+            look_id=self._look_id(),
             look=look,
             rows=count,
             sample=size if saves else 0,
@@ -212,11 +212,18 @@ class Audit:
         return "/".join([*place, self._planning.writer.configuration, version])
 
     def _look(self) -> int:
-        """Return the number of this look at the partition: settings that were tried before share the risk."""
-        promise, payloads = canonical_json(self._near.promise), self._planning.deployment.payloads
-        found = (shares_of(payloads, submission) for submission in reversed(self._planning.knowledge.reusable))
-        tried = list(dict.fromkeys(shares.promise for shares in found if shares is not None and not shares.asks_all))
-        return 1 + (tried.index(promise) if promise in tried else len(tried))
+        """Return the number of this look at the partition: all that was tried before shares the risk.
+
+        Another prompt or model is another look, too: a user chooses by the results of all.
+        """
+        own, payloads = self._look_id(), self._planning.deployment.payloads
+        found = (shares_of(payloads, submission) for submission in reversed(self._planning.knowledge.history))
+        tried = list(dict.fromkeys(shares.look_id for shares in found if shares is not None and not shares.asks_all))
+        return 1 + (tried.index(own) if own in tried else len(tried))
+
+    def _look_id(self) -> str:
+        """Return the name of all that a user may try: model, prompt and settings."""
+        return canonical_json([self._seed(), self._near.promise])
 
     # requests ---------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from io import BytesIO
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from workspace import Workspace, labeling
 
@@ -20,9 +22,13 @@ from dagster_llm_batch.core.near_copies import EarlierGroups, NearCopies
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.quoted_columns import Evidence
 from dagster_llm_batch.core.reuse import Near, Reuse
-from dagster_llm_batch.engine import Labeling, Resend
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.core.shares import Shares
+from dagster_llm_batch.engine import Labeling, Resend, Status
+from dagster_llm_batch.engine.realtime_sample import in_real_time
+from dagster_llm_batch.errors import BudgetError, ConfigError, PayloadError
+from dagster_llm_batch.files.shard_files import SHARES
 from dagster_llm_batch.files.share_files import shares_of
+from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import Emulator
 
 TOPICS = ("billing", "bug", "how_to")
@@ -256,3 +262,159 @@ def test_groups_are_the_same_in_any_order_and_stay_as_more_texts_come() -> None:
     more = groups([*places, *((group, 4) for group in range(30))], earlier)
     assert {one: leader for one, leader in more.items() if one in ids} == found
     assert len(more) == 120
+
+
+def shares(workspace: Workspace, submission: Submission) -> Shares:
+    found = shares_of(workspace.engine().payloads, submission)
+    assert found is not None
+    return found
+
+
+def labels(workspace: Workspace, status: Status, asked_for: Labeling | None = None) -> dict[tuple[int, int], Any]:
+    labeled = workspace.engine().labels(asked_for or definition(), status.submission.submission_id)
+    return {number_of(row["ticket_id"]): row for row in [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]}
+
+
+def number_of(key: str) -> tuple[int, int]:
+    group, copy = key[1:].split("c")
+    return int(group), int(copy)
+
+
+@pytest.mark.parametrize("part_rows", [16, 64])
+def test_labels_in_parts_are_those_of_the_whole(workspace: Workspace, part_rows: int) -> None:
+    status = workspace.run(definition(), rows(40, 5))
+    whole = workspace.engine().labels(definition(), status.submission.submission_id).labels
+    workspace.bounds = {"part_rows": part_rows}
+    parts = [*workspace.engine().label_batches(definition(), status.submission.submission_id)]
+    assert len(parts) > 1
+    assert pa.concat_tables([part.labels for part in parts]).sort_by("ticket_id").equals(whole.sort_by("ticket_id"))
+    folders = [str(workspace.tmp_path / name) for name in ("labels", "rejects")]
+    workspace.engine().write_labels(definition(), status.submission.submission_id, *folders)
+    written = pq.read_table(folders[0]).sort_by("ticket_id")
+    assert written.select(whole.column_names).equals(whole.sort_by("ticket_id"))
+
+
+def test_rows_of_the_next_day_join_the_leaders_and_no_request_is_paid_twice(workspace: Workspace) -> None:
+    first = workspace.run(definition(), rows(40, 5))
+    before = labels(workspace, first)
+    both = pl.concat([rows(40, 7), rows(4, 1, start=90)])
+    second = workspace.run(definition(), both.sample(fraction=1, shuffle=True, seed=1))
+    assert second.submission.outcomes == {"succeeded": 284}
+    sent = asked(workspace)
+    assert set(sent.values()) == {1}
+    after = labels(workspace, second)
+    kept = [place for place in before if place not in sent]
+    assert kept
+    assert all(after[place]["llm_request_id"] == before[place]["llm_request_id"] for place in kept)
+    new = {place for place in after if place[1] >= 5}
+    assert len([place for place in new if place not in sent]) > 40
+    for (group, _), row in after.items():
+        assert row["topic"] == TOPICS[group % 3]
+
+
+def test_earlier_rows_that_come_back_have_their_decision_and_cost_nothing(workspace: Workspace) -> None:
+    first = workspace.run(definition(), rows(40, 5))
+    workspace.run(definition(), rows(40, 6))
+    sent = asked(workspace)
+    third = workspace.run(definition(), rows(40, 5))
+    assert third.submission.submission_id != first.submission.submission_id
+    assert third.submission.outcomes == {"succeeded": 200}
+    assert asked(workspace) == sent
+    one, other = (labels(workspace, status) for status in (first, third))
+    assert {place: row["topic"] for place, row in one.items()} == {place: row["topic"] for place, row in other.items()}
+
+
+def test_a_preview_has_the_bound_of_all_requests_and_leaves_no_file(workspace: Workspace) -> None:
+    preview = workspace.engine().preview(definition(), rows(40, 5), partition="")
+    assert (preview.to_send, preview.requests) == (100, 200)
+    assert preview.shares is not None
+    assert "100 requests are saved" in preview.shares.plan_text
+    assert preview.held_usd is not None
+    assert preview.estimated_usd is not None
+    assert float(preview.held_usd) == pytest.approx(float(preview.estimated_usd), rel=0.1)
+    whole = workspace.engine().preview(definition(resend=Resend()), rows(40, 5), partition="")
+    assert preview.bound_usd == whole.bound_usd
+    assert not workspace.files()
+
+
+def test_limits_count_as_if_all_copies_were_asked(workspace: Workspace) -> None:
+    whole = workspace.engine().preview(definition(resend=Resend()), rows(40, 5), partition="").estimated_usd
+    assert whole is not None
+    with pytest.raises(BudgetError):
+        workspace.engine().plan(definition(max_cost_usd=whole * 9 / 10), rows(40, 5), partition="")
+    status = workspace.run(definition(max_cost_usd=whole * 11 / 10), rows(40, 5))
+    assert status.submission.outcomes == {"succeeded": 200}
+
+
+def test_another_guarantee_is_another_look_that_reuses_all_answers(workspace: Workspace) -> None:
+    workspace.run(definition(), rows(40, 5))
+    stricter = definition(Near("body", "topic", error=0.05, sample=100))
+    status = workspace.run(stricter, rows(40, 5))
+    known = shares(workspace, status.submission)
+    assert (known.look, known.sample, known.wrong) == (2, 100, 0)
+    assert set(asked(workspace).values()) == {1}
+    assert len(asked(workspace)) == 40 + 100
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_if_a_leader_is_erased_its_copies_are_asked_or_lose_its_answer(workspace: Workspace, is_settled: bool) -> None:
+    asked_for = definition()
+    engine = workspace.engine()
+    submission = engine.plan(asked_for, rows(40, 5), partition="")
+    if is_settled:
+        workspace.finish(asked_for, submission.submission_id)
+    known = shares(workspace, submission)
+    held = Counter(one["leader"] for one in known.pairs.to_pylist() if one["state"] == "held")
+    leader, copies = held.most_common(1)[0]
+    manifest = engine.payloads.read_table(submission.manifest).to_pylist()
+    key = next(row["ticket_id"] for row in manifest if row["llm_request_id"] == leader)
+    engine.eraser.add_tombstones("ticket_labels", [key], None)
+    assert engine.eraser.erase("ticket_labels") == []
+    status = workspace.finish(asked_for, submission.submission_id)
+    assert status.submission.requests == 199
+    outcomes = {"succeeded": 199 - copies, "missing": copies} if is_settled else {"succeeded": 199}
+    assert status.submission.outcomes == outcomes
+    found = labels(workspace, status, asked_for)
+    assert number_of(key) not in found
+    assert Counter(row["llm_outcome"] for row in found.values()) == outcomes
+    assert not any(
+        leader.encode() in path.read_bytes() for path in (workspace.tmp_path / "payloads").rglob("*.parquet")
+    )
+    if is_settled:
+        # They are grouped and asked anew on request.
+        again = workspace.run(asked_for, rows(40, 5), again=True)
+        assert again.submission.outcomes == {"succeeded": 199}
+        assert set(asked(workspace).values()) == {1}
+
+
+def test_without_the_stored_decision_no_label_is_made_and_nothing_is_paid_again(
+    workspace: Workspace,
+) -> None:
+    status = workspace.run(definition(), rows(40, 5))
+    sent = asked(workspace)
+    workspace.engine().payloads.delete(f"{status.submission.folder}/{SHARES}")
+    with pytest.raises(PayloadError, match="near copies of submission"):
+        labels(workspace, status)
+    again = workspace.run(definition(), rows(40, 5))
+    assert again.submission.submission_id != status.submission.submission_id
+    assert again.submission.outcomes == {"succeeded": 200}
+    assert asked(workspace) == sent
+
+
+def test_a_changed_similarity_reads_older_labels_by_its_own_definition(workspace: Workspace) -> None:
+    status = workspace.run(definition(), rows(40, 5))
+    found = labels(workspace, status, definition(Near("body", "topic", similarity=0.9)))
+    assert sum(row["llm_reuse"] == "near" for row in found.values()) == 100
+
+
+def test_an_answer_in_real_time_of_the_same_labeling_has_no_near_copies() -> None:
+    assert in_real_time(definition(), "other").near is None
+
+
+def test_another_prompt_is_another_look(workspace: Workspace) -> None:
+    workspace.run(definition(), rows(40, 5))
+    other = definition(prompt=Prompt(user="Label it. {{ subject }}: {{ body }}"))
+    status = workspace.run(other, rows(40, 5))
+    assert shares(workspace, status.submission).look == 2
+    again = workspace.run(other, rows(41, 5))
+    assert shares(workspace, again.submission).look == 2, "more rows with the same definition are the same look"

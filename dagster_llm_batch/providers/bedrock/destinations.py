@@ -88,8 +88,14 @@ def _profile_addresses(profile_name: str | None) -> dict[str, str]:
     except BotoCoreError:
         # Then the provider cannot send either.
         return {}
-    found = {name: services.get(name, {}).get("endpoint_url") or profile.get("endpoint_url") for name in _SERVICES}
-    return {name: url for name, url in found.items() if url}
+    found: dict[str, str] = {}
+    for name in _SERVICES:
+        # A service without settings of its own is text.
+        own = services.get(name) if isinstance(services, Mapping) else None
+        url = (own.get("endpoint_url") if isinstance(own, Mapping) else None) or profile.get("endpoint_url")
+        if url:
+            found[name] = url
+    return found
 
 
 def _is_of_aws(url: str, region: str | None) -> bool:
