@@ -119,3 +119,18 @@ def test_shards_that_wait_are_no_batches(emulator: Emulator, make: Callable[...,
     for day in DAYS[:2]:
         told = location.metadata(BATCH, day)
         assert (told["llm_batch/batches"], told["llm_batch/batches_when_sent"]) == (0, "1 shard planned")
+
+
+def test_a_shared_batch_that_is_overdue_for_a_month_is_given_up_for_all_its_partitions(
+    emulator: Emulator, make: Callable[..., CodeLocation]
+) -> None:
+    location = make(*labeled(partitions_def=DAILY))
+    assert location.submit(span=(DAYS[0], DAYS[3])).success
+    change(location, "submitted_at = datetime('now', '-60 days') || '.000000', polled_at = datetime('now')")
+    with pytest.raises(LLMBatchError, match="which is overdue"):
+        location.tick()
+    with closing(location.engine().ledger) as ledger:
+        submissions = ledger.submissions.list_all(location.engine().namespace)
+        shards = [shard for one in submissions for shard in ledger.shards.of_submission(one.submission_id)]
+        assert len(shards) == 4
+        assert all(shard.waits_until is not None for shard in shards), "each is given up a day later"

@@ -418,3 +418,53 @@ def test_another_prompt_is_another_look(workspace: Workspace) -> None:
     assert shares(workspace, status.submission).look == 2
     again = workspace.run(other, rows(41, 5))
     assert shares(workspace, again.submission).look == 2, "more rows with the same definition are the same look"
+
+
+def test_money_is_reserved_for_the_copies_until_the_decision(tmp_path: Any) -> None:
+    for answer, folder in ((by_group, "shared"), (by_copy, "asked")):
+        with Emulator(answer=answer) as emulator:
+            workspace = Workspace(tmp_path / folder, emulator)
+            engine = workspace.engine()
+            preview = engine.preview(definition(), rows(40, 5))
+            submission = engine.plan(definition(), rows(40, 5))
+            assert submission.reserved_usd == preview.held_usd
+            assert submission.reserved_usd
+            spent = engine.ledger.money.spent_usd("test")
+            assert spent >= submission.reserved_usd, "a budget counts it"
+            status = workspace.finish(definition(), submission.submission_id)
+            assert engine.ledger.money.spent_usd("test") == status.submission.cost_usd, "nothing stays reserved"
+
+
+def test_an_erasure_before_the_decision_leaves_no_copy_counted_as_reused(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    submission = engine.plan(definition(), rows(40, 5))
+    assert submission.reused == 0
+    engine.eraser.add_tombstones("ticket_labels", ["g3c2"], None)
+    assert engine.eraser.erase("ticket_labels") == []
+    after = engine.ledger.submissions.get(submission.submission_id)
+    assert (after.requests, after.reused) == (199, 0)
+
+
+def test_a_copy_of_the_second_round_has_all_attempts_of_its_own(tmp_path: Any) -> None:
+    first: set[tuple[int, int]] = set()
+    times: Counter[tuple[int, int]] = Counter()
+
+    def answer(body: Any, url: str) -> Any:
+        place = place_of(body)
+        times[place] += 1
+        if len(first) < 100:
+            first.add(place)
+        # No row of the first round of these groups gets a good answer, and their copies get one at the second attempt.
+        is_bad = place[0] % 10 == 0 and (place in first or times[place] == 1)
+        return "no JSON" if is_bad else by_group(body, url)
+
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        near = Near(text="body", target="topic", error=0.3, sample=60)
+        asked_for = definition(near, resend=Resend(reuse=Reuse(near=near), max_waves=2))
+        status = workspace.run(asked_for, rows(40, 5))
+        found = labels(workspace, status, asked_for)
+        copies = [place for place in found if place[0] % 10 == 0 and place not in first]
+        assert copies
+        assert all(found[place]["llm_outcome"] == "succeeded" for place in copies)
+        assert {times[place] for place in copies} == {2}

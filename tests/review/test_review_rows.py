@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dagster_llm_batch.review.access import Door
+from dagster_llm_batch.review.binary_values import BinaryValue, read_bytes
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
@@ -246,3 +247,9 @@ def test_bytes_are_a_document_an_image_or_their_size(serve, tmp_path, value, sai
     assert said in row
     assert "window.hurt" not in row
     assert shown in row if shown else "base64" not in row
+
+
+def test_a_file_that_is_too_large_for_the_page_has_its_size_alone():
+    large = b"%PDF-".ljust(20_000_001, b" ")
+    assert read_bytes(large) == BinaryValue("PDF, 20,000,001 bytes")
+    assert read_bytes(large[:-1]).address is not None

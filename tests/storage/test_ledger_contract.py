@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
 
 from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LedgerError
+from dagster_llm_batch.loop.status import Status
 from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.batch_rows import record_same_reports
@@ -448,6 +449,17 @@ def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledg
     assert first.oldest_submitted_at == oldest
     assert (second.submission.submission_id, second.states, second.total) == ("s2", {}, 0)
     assert second.oldest_submitted_at is None
+
+
+@pytest.mark.parametrize(("questions", "failed"), [(None, 3), (8, 3), (6, 3), (12, 0)])
+def test_a_failure_is_left_to_the_oracle_only_where_two_models_are_asked(ledger, questions, failed):
+    """`questions` are all requests, some of them while near copies are held, or those to both models of a cascade."""
+    ledger.submissions.open(a_submission("s1", requests=8, questions=questions), [a_shard("h1")])
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    ledger.shards.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=8, done=8, failed=3)})
+    [progress] = ledger.submissions.progress("prod")
+    assert progress.failed == failed
+    assert Status(*ledger.submissions.get_with_shards("s1")).failed == failed
 
 
 def test_a_request_that_a_later_wave_asks_again_counts_once_and_is_neither_done_nor_failed(ledger):
