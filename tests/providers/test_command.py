@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -371,3 +372,16 @@ def test_the_codec_takes_schemas_that_strict_mode_does_not(tmp_path):
         RequestSpec("m", ResponseFormat(ResponseKind.JSON, "m", free))
     )
     assert codec.limits == BatchLimits(7, 700)
+
+
+def test_an_ended_batch_is_deleted_while_its_supervisor_still_has_the_lock(tmp_path):
+    provider = labeler(tmp_path)
+    submit(provider)
+    wait_for_end(provider)
+    batch = CommandBatch.of(tmp_path, TAG)
+    until(lambda: not batch.is_alive())
+    with (batch.path / "lock").open("rb+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert provider.poll([TAG])[TAG].status is BatchStatus.ENDED
+        assert provider.delete(TAG) is None
+    assert not batch.input.exists()
