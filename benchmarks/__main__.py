@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     backfill,
     chains,
+    copies,
     cores,
     dagster_run,
     latency,
@@ -26,6 +27,7 @@ from benchmarks import (
     startup,
     writes,
 )
+from benchmarks import parts as text_parts
 from benchmarks.scale import day, shards
 
 
@@ -58,6 +60,9 @@ def main() -> None:
     parser.add_argument("--runs-of-days", type=int, default=60, help="how many days have a Dagster run each")
     parser.add_argument("--growing", type=int, nargs="+", default=[1, 2, 30, 60, 120], help="days of a growing table")
     parser.add_argument("--rows-a-day", type=int, default=50)
+    parser.add_argument("--texts", type=int, default=10_000, help="long texts that are split into parts")
+    parser.add_argument("--grouped", type=int, nargs="+", default=[100_000, 1_000_000], help="texts to group")
+    parser.add_argument("--near-rows", type=int, default=100_000, help="rows, three tenths of them near copies")
     parser.add_argument("--scale-partitions", type=int, default=1_000, help="each of ten batches of ten rows")
     parser.add_argument("--inputs", type=Path, default=Path(tempfile.gettempdir()) / "dagster-llm-batch-benchmarks")
     options = parser.parse_args()
@@ -81,6 +86,8 @@ def main() -> None:
     parts: dict[str, Callable[[], str]] = {
         "shapes": measured_shapes,
         "chains": lambda: chains.table(options.growing, options.rows_a_day, options.runs),
+        "parts": lambda: text_parts.table(options.texts, options.runs),
+        "copies": lambda: copies.table(options.grouped, options.near_rows),
         "runs": lambda: dagster_run.table(floors, options.run_rows, options.runs, options.inputs),
         "cores": lambda: cores.table(options.run_rows[0], options.caps, options.inputs),
         "ledger": lambda: writes.table(options.rows, options.shard_sizes, options.inputs),

@@ -110,6 +110,20 @@ Each day adds some rows, and the whole table is labeled again, with the answers 
 day is planned, sent, collected and labeled in a new process; the days between them share one. CPU is without
 imports, and is the least of the runs; peaks include imports. The figure for each earlier day is the extra time of a
 later day over the first, divided by the number of earlier days. It includes the rows of these days.""",
+    "parts": """## Long texts in parts
+
+Texts are split into their sections. Each part is a request, and the labels of the parts are gathered into one row for
+each text ([how](how-to/label-long-texts.md)). They are compared with as many plain rows as parts, each in a new
+process; both ask about the same sentences. Rows and their texts are made during the measurement. CPU is without
+imports, and is the least of the runs; peaks include imports.""",
+    "copies": """## Near copies
+
+The first table has the costs of grouping texts of thirty words ([how](how-to/share-near-copies.md)). A third of the
+texts are near copies of another, from which they differ in one word. The second table has a table of which 30 % of the
+rows are such copies, planned, sent and labeled against OpenAI's mock, without and with `Near(error=0.02)`. The mock
+gives one copy in 200 another label than its leader. *Requests of round 1* are those that `plan` shows. Rows and their
+texts are made during the measurement. CPU is without imports; peaks include imports. `python -m benchmarks copies`
+measures this section alone.""",
     "runs": """## Inside a Dagster run
 
 The same rows go through `llm_batch_assets` in `wait` mode. One run in its own process submits, waits, collects, and

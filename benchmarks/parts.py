@@ -3,7 +3,7 @@
 python -m benchmarks.parts
 python -m benchmarks.parts 1000
 
-The first command measures each in a separate process, and prints a table. The second one takes 1,000 texts.
+The first command measures each in separate processes, and prints a table. The second one takes 1,000 texts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks import package
-from benchmarks.measure import Work, child, mock
+from benchmarks.measure import Cost, Work, child, mock
 from dagster_llm_batch.core.gather import Gather, Gatherer
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.split import Split, split_rows
@@ -47,14 +47,18 @@ def main(folder: str, addresses: str, kind: str, count: str) -> None:
     while not engine.advance(definition, submission_id).is_settled:
         pass
     parts = list(engine.label_batches(definition, submission_id, run_id="benchmark"))
-    labels = pa.concat_tables([part.labels for part in parts])
+    labels, rejects = (
+        pa.concat_tables(tables) for tables in zip(*((part.labels, part.rejects) for part in parts), strict=True)
+    )
     if len(labels) != texts * _PARTS:
         raise RuntimeError(f"{len(labels)} labels of {texts * _PARTS} {kind}")
     labeled_s = work.cpu_s()
     if are_parts:
         gatherer = Gatherer(Gather("concat"), "id", (), definition.reader.schema, None)
-        rejects = pa.concat_tables([part.rejects for part in parts])
-        gathered, left = gatherer.gather(labels.select(gatherer.read), rejects)
+        read = [labels.select(gatherer.read), rejects]
+        # The asset reads stored tables, and nothing else has them in memory.
+        del parts, labels, rejects
+        gathered, left = gatherer.gather(read.pop(0), read.pop())
         if (len(gathered), len(left)) != (texts, 0):
             raise RuntimeError(f"{len(gathered)} gathered labels and {len(left)} rejects of {texts} texts")
     work.report(gather_s=work.cpu_s() - labeled_s)
@@ -80,19 +84,21 @@ def _text(number: int) -> str:
     return f"ticket {number} is about a chair that came without its legs"
 
 
-def table(texts: int) -> str:
-    """Return the two measurements as a table in Markdown."""
-    lines = ["| Rows | Requests | Processor time, s | Of it to gather, s | Peak MB |", "| --- |" + " ---: |" * 4]
-    costs = []
-    for kind in ("plain", "parts"):
-        with tempfile.TemporaryDirectory() as folder, mock() as addresses:
-            costs.append(child("benchmarks.parts", folder, json.dumps(addresses), kind, texts))
-        shown = f"{texts:,} texts of {_PARTS} parts, gathered" if kind == "parts" else f"{texts * _PARTS:,} plain rows"
-        cost = costs[-1]
-        times = f"{cost.work_cpu_s:.1f} | {cost.said['gather_s']:.1f}"
-        lines.append(f"| {shown} | {texts * _PARTS:,} | {times} | {cost.peak_mb:.0f} |")
-    ratio = costs[1].work_cpu_s / costs[0].work_cpu_s
-    return "\n".join([*lines, "", f"Parts take {ratio:.2f} times the processor time of plain rows."])
+def table(texts: int, runs: int) -> str:
+    """Return both measurements as a table in Markdown. They take turns, and a row shows the cheapest of its runs."""
+    best: dict[str, Cost] = {}
+    for _ in range(runs):
+        for kind in ("plain", "parts"):
+            with tempfile.TemporaryDirectory() as folder, mock() as addresses:
+                cost = child("benchmarks.parts", folder, json.dumps(addresses), kind, texts)
+            best[kind] = min(best.get(kind, cost), cost, key=lambda one: one.work_cpu_s)
+    shown = {"plain": f"{texts * _PARTS:,} plain rows", "parts": f"{texts:,} texts of {_PARTS} parts, gathered"}
+    lines = ["| Rows | Requests | CPU s | Of it to gather, s | Peak MB |", "| --- |" + " ---: |" * 4]
+    for kind, cost in best.items():
+        times = f"{cost.work_cpu_s:.2f} | {cost.said['gather_s']:.2f}"
+        lines.append(f"| {shown[kind]} | {texts * _PARTS:,} | {times} | {cost.peak_mb:.0f} |")
+    ratio = best["parts"].work_cpu_s / best["plain"].work_cpu_s
+    return "\n".join([*lines, "", f"Parts take {ratio:.2f} times the CPU of plain rows."])
 
 
 if __name__ == "__main__":
@@ -100,4 +106,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         main(*sys.argv[1:])
     else:
-        print(table(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000))
+        print(table(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000, runs=3))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         LLMBatchDriftComponent,
         LLMBatchEstimateComponent,
         LLMBatchEvaluationComponent,
+        LLMBatchGatheredLabelsComponent,
         LLMBatchGoldSampleComponent,
         LLMBatchPairwiseJudgeComponent,
         LLMBatchRubricJudgeComponent,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
     from dagster_llm_batch.core.quoted_columns import Evidence
-    from dagster_llm_batch.core.reuse import Near, Reuse
+    from dagster_llm_batch.core.reuse import Near, Relabel, Reuse
     from dagster_llm_batch.core.split import Split, split_rows
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
@@ -114,6 +115,7 @@ __all__ = [
     "LLMBatchDriftComponent",
     "LLMBatchEstimateComponent",
     "LLMBatchEvaluationComponent",
+    "LLMBatchGatheredLabelsComponent",
     "LLMBatchGoldSampleComponent",
     "LLMBatchPairwiseJudgeComponent",
     "LLMBatchResource",
@@ -134,6 +136,7 @@ __all__ = [
     "RayBatchResource",
     "Realtime",
     "Recall",
+    "Relabel",
     "Resend",
     "Reuse",
     "Rolling",
@@ -188,6 +191,7 @@ _MODULES = {
     "Mask": "core.masks",
     "Moderation": "core.fixed_responses",
     "Near": "core.reuse",
+    "Relabel": "core.reuse",
     "Precision": "core.cascade",
     "Prompt": "core.prompt",
     "Realtime": "engine",

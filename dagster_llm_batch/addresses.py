@@ -92,9 +92,13 @@ def table_path(
     return f"/table/{quote(asset)}" + (f"?{_encoded(asked)}" if asked else "")
 
 
-def row_path(asset: str, column: str, key: str, partition: str | None = None) -> str:
-    """Return the address of a row on the page's own server: the column that names it, and its value as text."""
+def row_path(asset: str, column: str, key: str, partition: str | None = None, listed: str | None = None) -> str:
+    """Return the address of a row on the page's own server: the column that names it, and its value as text.
+
+    `listed` is the address of the table in which the row is listed: the page leads to the rows before and after it.
+    """
     asked = [("by", column), ("key", key), *([("in", partition)] if partition else [])]
+    asked += [("from", urlsplit(listed).query)] if listed is not None else []
     return f"/row/{quote(asset)}?{_encoded(asked)}"
 
 

@@ -30,11 +30,12 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.batches import count_refused
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.text import money_text, plain_words
-from dagster_llm_batch.types import SKIPPED, Outcome
+from dagster_llm_batch.types import SKIPPED, UNGROUNDED, Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import AuditHistory
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.shares import AuditedAnswers
 
 __all__ = [
     "CHECKS",
@@ -124,6 +125,7 @@ class PartitionFacts:
         wanted: The shares that the dataset requires.
         conditions: The conditions that kept requests of it from being sent.
         levels: The threshold and guarantee of a cascade; None without a cascade, or before the threshold is set.
+        shares: The near copies or older labels, and the decision on them; None without them.
         tracked: The audits of a cascade's last partitions; None without audits.
     """
 
@@ -134,6 +136,7 @@ class PartitionFacts:
     wanted: Checks
     conditions: Sequence[Condition] = ()
     levels: Levels | None = None
+    shares: AuditedAnswers | None = None
     tracked: AuditHistory | None = None
 
 
@@ -282,8 +285,9 @@ def _describe_parse_rate(wanted: Checks, _labeling: Labeling) -> str:
 def _judge_parse_rate(check: Check, facts: PartitionFacts) -> CheckOutcome:
     """Judge the share of replies that fit."""
     stats, invalid = facts.stats, Outcome.INVALID.value
-    replies = stats.labeled + stats.outcomes[invalid]
-    parse_rate = _share(check, stats.labeled, replies, facts.wanted.min_parse_rate, "replies fit")
+    fitting = stats.labeled + stats.outcomes[UNGROUNDED]
+    replies = fitting + stats.outcomes[invalid]
+    parse_rate = _share(check, fitting, replies, facts.wanted.min_parse_rate, "replies fit")
     return _with_reason(parse_rate, facts, invalid)
 
 
@@ -319,6 +323,13 @@ def _judge_grounded(check: Check, facts: PartitionFacts) -> CheckOutcome:
     if quotes:
         told = ", ".join(f"{quotes[kind]:,} {kind}" for kind in kinds)
         grounded = replace(grounded, description=f"{grounded.description} By kind: {told}.")
+    if rejected := facts.stats.outcomes[UNGROUNDED]:
+        rows = (
+            "1 row with a missing quote is a reject"
+            if rejected == 1
+            else f"{rejected:,} rows with a missing quote are rejects"
+        )
+        grounded = replace(grounded, description=f"{grounded.description} {rows}.")
     return replace(
         grounded, metadata={**grounded.metadata, **{f"llm_batch/quotes_{kind}": quotes[kind] for kind in kinds}}
     )
@@ -329,7 +340,9 @@ def _describe_promise(_wanted: Checks, labeling: Labeling) -> str | None:
         return None
     promised = cascade.oracle, cascade.target, cascade.least_share, cascade.confidence, cascade.within
     stated = promise_text(*promised, cascade.filters, cascade.yes)
-    return f"The cascade keeps its guarantee: {stated} Rows for the oracle have only its labels."
+    if labeling.near is not None:
+        stated += " The near copies have a guarantee of their own, and the risks of both add up."
+    return f"The cascade keeps its guarantee. {stated} Rows for the oracle have only its labels."
 
 
 def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
@@ -342,8 +355,14 @@ def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
         return check.outcome(
             passed=not delivered, description=why if levels is None else f"{levels.promise_text} {why}"
         )
-    most, passed = levels.most_wrong(delivered), levels.keeps_promise(delivered)
-    told = [levels.promise_text]
+    shares = facts.shares
+    # The cascade's guarantee is about the other rows, and each near copy without a label is one of them here.
+    copies = 0 if shares is None else shares.rows_left
+    passed = levels.keeps_promise(max(delivered - copies, 0))
+    most = levels.most_wrong(delivered, 0 if shares is None else shares.most_wrong)
+    told = [levels.promise_text if shares is None else shares.promise_text]
+    if shares is not None:
+        told.append(f"Near copies: {shares.result_text}.")
     if not levels.asks_oracle_alone:
         told.append(f"{levels.wrong or 0:,} of {levels.calibrated_on:,} sampled labels of the model are wrong by it.")
     if lacking:
@@ -401,10 +420,11 @@ def _judge_window(check: Check, facts: PartitionFacts) -> CheckOutcome:
         so = f"At least {tracked.low:.1%} differ, so the guarantee does not hold"
     else:
         so = "The audited rows are too few to decide whether the guarantee holds"
+    of = "all labels" if facts.shares is None else "the labels of rows that are no near copies"
     window = (
         f"{len(tracked.window)} partitions from {tracked.window[0]} on: in {tracked.wrong:,} of {tracked.rows:,} "
         f"audited rows, the model's label differs from {levels.oracle}'s. With a confidence of "
-        f"{levels.confidence:.0%}, at most {tracked.high:.1%} of all labels differ; {promised:.1%} may. {so}."
+        f"{levels.confidence:.0%}, at most {tracked.high:.1%} of {of} differ; {promised:.1%} may. {so}."
     )
     return check.outcome(passed=not is_broken, description=window, metadata=audit_history_metadata(tracked))
 
@@ -496,7 +516,7 @@ def _share(check: Check, part: int, whole: int, least: float, subject: str) -> C
     share = part / whole
     return check.outcome(
         passed=share >= least,
-        description=f"{part:,} of {whole:,} {subject} ({share:.1%}); at least {least:.0%} wanted.",
+        description=f"{part:,} of {whole:,} {subject} ({share:.1%}); required: at least {least:.0%}.",
         metadata={f"llm_batch/{check.name}": share},
     )
 

@@ -12,15 +12,15 @@
     ├── ProviderError             the provider refused
     │   ├── TransientError        … for now: the same call may succeed later
     │   │   ├── NoConnectionError … and the request was not sent
-    │   │   └── NoRoomError       … since its queue has too little space for this batch
+    │   │   └── QueueFullError       … since its queue has too little space for this batch
     │   ├── RefusedError          … for good: the same call will fail again
     │   │   ├── CredentialsError  … because of who asked
     │   │   └── CannotStopError   … since there is no way to stop a batch there
     │   └── AmbiguousError        … or perhaps yes: a create call ended without a reply that can be trusted
-    ├── CannotTellError           a paid batch may exist; it is sent again only if a person decides so
+    ├── StatusUnknownError           a paid batch may exist; it is sent again only if a person decides so
     ├── PayloadError              a file could not be stored; an older one of its name is unchanged
     └── LedgerError               the ledger refuses; nothing was changed
-        ├── IllegalMoveError      the shard is not in a state that allows this
+        ├── IllegalTransitionError      the shard is not in a state that allows this
         └── LeaseError            another process works on it
 
 A message has the event, the received value, the allowed values and the next step. Messages never hold credentials.
@@ -34,11 +34,10 @@ __all__ = [
     "AmbiguousError",
     "BudgetError",
     "CannotStopError",
-    "CannotTellError",
     "ConfigError",
     "CredentialsError",
     "DefinitionChangedError",
-    "IllegalMoveError",
+    "IllegalTransitionError",
     "InputError",
     "LLMBatchError",
     "LeaseError",
@@ -47,11 +46,12 @@ __all__ = [
     "MissingExtraError",
     "MissingGoldError",
     "NoConnectionError",
-    "NoRoomError",
     "PayloadError",
     "ProviderError",
+    "QueueFullError",
     "RefusedError",
     "ResponseSchemaError",
+    "StatusUnknownError",
     "TransientError",
 ]
 
@@ -127,7 +127,7 @@ class NoConnectionError(TransientError):
     """The connection was not made, so the call certainly had no effect."""
 
 
-class NoRoomError(TransientError):
+class QueueFullError(TransientError):
     """The provider's queue has too little space for this batch now; it was not created.
 
     `smaller_helps`: True if a smaller batch may pass, False if the queue counts batches, None if unknown.
@@ -160,7 +160,7 @@ class AmbiguousError(ProviderError):
     """A create call ended without a trustworthy reply: the batch may exist. Look for it before creating again."""
 
 
-class CannotTellError(LLMBatchError):
+class StatusUnknownError(LLMBatchError):
     """It is unknown whether a paid batch exists. It is sent again only after a person resolves it."""
 
 
@@ -174,7 +174,7 @@ class LedgerError(LLMBatchError):
     """The ledger refused; it was not changed."""
 
 
-class IllegalMoveError(LedgerError):
+class IllegalTransitionError(LedgerError):
     """The state of the shard does not allow this transition."""
 
 

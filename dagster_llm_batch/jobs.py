@@ -172,6 +172,7 @@ def build_llm_batch_retention(
         did = "Deleted" if config.delete else "Would delete"
         paths = "" if config.delete else "".join(f"\n{file.path}" for file in sorted(pruning.files))
         context.log.info(f"{did} {len(pruning.files):,} files ({pruning.bytes:,} bytes).{paths}")
+        from dagster_llm_batch.upkeep.stored_documents import DocumentRemover, RemovedDocuments  # noqa: PLC0415 - likewise
         from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover  # noqa: PLC0415 - it loads all that a run needs
 
         uploads = UploadRemover(engine.deployment)
@@ -179,7 +180,13 @@ def build_llm_batch_retention(
         removal = uploads.remove_files() if config.delete else Removal()
         for place, why in (removal.troubles | removal.kept).items():
             context.log.warning(f"Request files at providers stay, of {place}: {why}")
+        documents = DocumentRemover(engine.deployment)
+        due = documents.due()
+        removed = documents.remove_files(due) if config.delete else RemovedDocuments()
+        for place, why in removed.troubles.items():
+            context.log.warning(f"Documents at the provider {place} stay: {why}")
         figures = {"llm_batch/request_files_found": found, "llm_batch/request_files_deleted": len(removal.batches)}
+        figures |= {"llm_batch/documents_found": len(due), "llm_batch/documents_deleted": len(removed.uploads)}
         context.add_output_metadata({**_pruning_metadata(pruning, deleted=config.delete), **figures})
 
     @dg.job(

@@ -66,7 +66,7 @@ class LabelStats:
         self.labeled = self.rejected = 0
         # labels that were read out of Markdown fences
         self.fenced = 0
-        # quotes of each kind of match
+        # quotes of each kind of match, also of rows that are rejects for a missing quote
         self.quotes: Counter[str] = Counter()
         # rows of each
         self.outcomes: Counter[str] = Counter()
@@ -85,7 +85,6 @@ class LabelStats:
         # of labels, but for provenance
         self.columns = labeling.label_columns
         self.reject_columns = [labeling.key, "llm_outcome", "llm_reason", "llm_reply"]
-        self._quoted_columns = labeling.quoted_columns
         self._provider, self._model = labeling.provider, labeling.spec.model
         self._version = hashlib.blake2b(digest_size=12)
 
@@ -145,8 +144,7 @@ class LabelStats:
         if "llm_level" in labels.column_names:
             counted = labels.group_by(["llm_level", "llm_why"]).aggregate([([], "count_all")])
             self.levels.update({(row["llm_level"], row["llm_why"]): row["count_all"] for row in counted.to_pylist()})
-        if self._quoted_columns is not None:
-            self.quotes += self._quoted_columns.count(labels)
+        self.quotes += part.quotes
         self._add_rejects(rejects)
         self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))
         self.first_rejects += first_rows(rejects.select(self.reject_columns), PREVIEW_ROWS - len(self.first_rejects))

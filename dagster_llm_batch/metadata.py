@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import AuditHistory
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.shares import Shares
+    from dagster_llm_batch.core.shares import AuditedAnswers
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
@@ -92,30 +92,33 @@ COLUMNS_KEY = "llm_batch/columns"
 _WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 
 _PROVENANCE_DOCS = {
-    "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing; or skipped: an empty row, not sent",
-    "llm_provider": "the provider that was asked",
-    "llm_model": "the LLM that answered, as the provider names it",
+    "llm_outcome": (
+        "succeeded, invalid, errored, canceled, expired or missing; or skipped: an empty row, not sent; or ungrounded: "
+        "a quote is not in its text"
+    ),
+    "llm_provider": "provider that received the request",
+    "llm_model": "model that replied, by the provider's name for it",
     "llm_prompt_version": "version of the prompt's wording",
     "llm_request_id": "digest of the request; rows with equal requests share it",
-    "llm_batch_id": "the provider's batch",
+    "llm_batch_id": "id of the provider's batch",
     "llm_attempt": "number of the round that gave this outcome; 1 is the first, later ones are retries",
     "llm_lane": "lane of the request: batch or realtime",
-    "llm_finish_reason": "why the reply ended",
+    "llm_finish_reason": "reason why the reply ended, as reported by the provider",
     "llm_logprob": "log-probability of the label's tokens, if the parameters ask for it",
     "llm_input_tokens": "tokens of the request, including cached ones",
     "llm_output_tokens": "tokens of the reply, including reasoning",
     "llm_cache_read_tokens": "input tokens read from the provider's prompt cache",
     "llm_cost_usd": "this row's share of the cost of its request, all attempts together",
-    "llm_realtime_usd": "the same, at the price of real time",
+    "llm_realtime_usd": "what this row's share would have cost at real-time prices",
     "llm_price_basis": (
         "source of the price: batch, rule:half, rule:half-but-cached, realtime, tier, free or unknown; details come "
         "after a colon"
     ),
-    "llm_submitted_at": "when the provider had accepted the batch, or, in real time, when it was asked",
-    "llm_completed_at": "when the batch ended",
+    "llm_submitted_at": "time at which the provider accepted the batch or, in real time, received the request",
+    "llm_completed_at": "time at which the batch ended",
     "llm_run_id": "Dagster run that stored this row; empty outside of runs, for example in an export",
     "llm_reason": "reason for the rejection",
-    "llm_reply": "the raw reply",
+    "llm_reply": "raw reply; for an ungrounded row, its answer as JSON",
 }
 
 
@@ -185,10 +188,12 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
 
 _LEVEL_DOCS = {
     "llm_level": "the model that gave the label: cheap or oracle",
-    "llm_why": "accepted; or why the oracle gave the label: sampled, audit, escalated or invalid",
+    "llm_why": "accepted; why the oracle gave the label: sampled, audit, escalated or invalid; or copy: a near copy",
     "llm_score": "the cheap model's confidence in its label",
     "llm_cheap_label": "the cheap model's label for a row that the oracle labeled",
-    "llm_sample_probability": "probability that the row was sent to the oracle; 1 below the threshold",
+    "llm_sample_probability": (
+        "probability that the row was sent to the oracle: 1 below the threshold; null for a row with another's label"
+    ),
 }
 
 
@@ -196,13 +201,13 @@ def _described(labeling: Labeling) -> dict[str, str | None]:
     """Return the descriptions of the labeled columns, from the response and from this package."""
     schema = labeling.reader.format.json_schema or {}
     descriptions = {
-        name: field.get("description", "from the reply") for name, field in schema.get("properties", {}).items()
+        name: field.get("description", "field of the reply") for name, field in schema.get("properties", {}).items()
     }
     if labeling.cascade is not None:
         descriptions |= _LEVEL_DOCS
     if labeling.quoted_columns is not None:
         descriptions |= labeling.quoted_columns.descriptions
-    of_rows = {labeling.key: "the row's key", **dict.fromkeys(labeling.keep, "carried over from the rows")}
+    of_rows = {labeling.key: "key of the row", **dict.fromkeys(labeling.keep, "copied from the input rows")}
     return {**of_rows, **descriptions, **_PROVENANCE_DOCS}
 
 
@@ -384,31 +389,42 @@ def labels_metadata(
     }
 
 
-def plan_metadata(levels: Levels | None, shares: Shares | None) -> dict[str, Any]:
-    """Describe the requests of a cascade by model, or of near copies, and the guarantee; empty without both."""
+def plan_metadata(levels: Levels | None, shares: AuditedAnswers | None) -> dict[str, Any]:
+    """Describe the requests of a cascade by model, and of an audit, and the guarantee; empty without both."""
+    described: dict[str, Any] = {}
+    if levels is not None:
+        described = {"llm_batch/cascade": levels.plan_text, "llm_batch/promise": levels.promise_text}
     if shares is not None:
-        return {"llm_batch/near_copies": shares.plan_text, "llm_batch/promise": shares.promise_text}
-    if levels is None:
-        return {}
-    return {"llm_batch/cascade": levels.plan_text, "llm_batch/promise": levels.promise_text}
+        # Of a cascade with near copies, it is the guarantee of both.
+        described |= {f"llm_batch/{shares.kind}": shares.plan_text, "llm_batch/promise": shares.promise_text}
+    return described
 
 
-def shares_metadata(shares: Shares | None) -> dict[str, Any]:
-    """Describe the decision on near copies; empty without them."""
+def shares_metadata(shares: AuditedAnswers | None) -> dict[str, Any]:
+    """Describe the decision on near copies or on older labels; empty without them."""
     if shares is None:
         return {}
     return {
-        "llm_batch/near_copies": shares.result_text,
+        f"llm_batch/{shares.kind}": shares.result_text,
         "llm_batch/promise": shares.promise_text,
         "llm_batch/requests_shared": sum(shares.copies_of.values()),
+        **{f"llm_batch/{name}": number for name, number in shares.numbers.items()},
     }
 
 
-def cascade_metadata(levels: Levels | None, stats: LabelStats, status: Status) -> dict[str, Any]:
-    """Describe a cascade's guarantee for these labels, its basis, and the savings; empty without a cascade."""
+def cascade_metadata(
+    levels: Levels | None, shares: AuditedAnswers | None, stats: LabelStats, status: Status
+) -> dict[str, Any]:
+    """Describe a cascade's guarantee for these labels, its basis, and the savings; empty without a cascade.
+
+    `shares` are its near copies.
+    """
     if levels is None:
         return {}
     accepted = sum(count for (level, _), count in stats.levels.items() if level != "oracle")
+    by_why: Counter[str] = Counter()
+    for (_, why), count in stats.levels.items():
+        by_why[why] += count
     alone, cost = oracle_alone_usd(levels, status), status.submission.cost_usd
     threshold = levels.threshold.score if levels.threshold is not None and isfinite(levels.threshold.score) else None
     told = {
@@ -416,14 +432,14 @@ def cascade_metadata(levels: Levels | None, stats: LabelStats, status: Status) -
         "sample_wrong": levels.wrong,
         "sample_may_be_wrong": levels.allowed,
         "score_threshold": threshold,
-        "disagreement_bound": levels.most_wrong(stats.labeled),
+        "disagreement_bound": levels.most_wrong(stats.labeled, 0 if shares is None else shares.most_wrong),
         "accepted_share": accepted / stats.labeled if stats.labeled else None,
     }
     return {
         "llm_batch/promise": levels.promise_text,
         "llm_batch/promise_assumes": levels.assumption,
         **{f"llm_batch/{name}": value for name, value in told.items() if value is not None},
-        **{f"llm_batch/rows_{why}": count for (_, why), count in sorted(stats.levels.items())},
+        **{f"llm_batch/rows_{why}": count for why, count in sorted(by_why.items())},
         **_usd({"oracle_cost_avoided": None if alone is None or cost is None else alone - cost}),
         "llm_batch/calibration_id": levels.calibration_id,
     }

@@ -21,7 +21,6 @@ from dagster_llm_batch.types import (
     Absent,
     BatchLimits,
     BatchReport,
-    CannotTell,
     DocumentRules,
     Endpoint,
     FileCount,
@@ -31,6 +30,7 @@ from dagster_llm_batch.types import (
     RequestSpec,
     Result,
     ResultColumns,
+    StatusUnknown,
     Undecided,
     UploadedFile,
 )
@@ -205,12 +205,12 @@ class Provider(Protocol):
         """
         ...
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | StatusUnknown:
         """Look for the batch of a create call that left no record.
 
         1. Return Found only if the batch is certainly ours.
         2. Return Absent only if the provider was asked for everything since `hints.sent_at`.
-        3. Undecided only where asking again later will tell; CannotTell where only a person can.
+        3. Undecided only where asking again later will tell; StatusUnknown where only a person can.
         """
         ...
 
@@ -326,10 +326,7 @@ class ChecksSetup(Protocol):
 
 @runtime_checkable
 class StoresDocuments(Protocol):
-    """A provider whose vendor stores documents that requests name. Without it, documents travel within requests.
-
-    No step of the package calls it yet: documents travel within requests at every vendor.
-    """
+    """A provider whose vendor stores documents that requests name. Without it, documents travel within requests."""
 
     def upload_document(self, data: bytes, name: str, media_type: str) -> UploadedFile:
         """Upload a document under this name; return its id and the time until which the vendor stores it.

@@ -1,7 +1,7 @@
 """The states of batches and of shards, and their legal transitions: the tables here are the only source of both.
 
 A batch is one create call with its result. A shard has its own state. While it is sent, its visible state is its
-batch's state. `ShardState` has the visible states, and `MOVES` the transitions of both tables between these.
+batch's state. `ShardState` has the visible states, and `TRANSITIONS` the transitions of both tables between these.
 
     shard   planned ──send──▶ sent ──collected──▶ collected      (`late` brings both back to `sent`)
                               │ its batch is no longer waited for: abandoned
@@ -18,20 +18,20 @@ from __future__ import annotations
 from enum import StrEnum
 
 __all__ = [
-    "BATCH_MOVES",
     "BATCH_SEEN",
+    "BATCH_TRANSITIONS",
     "ENDED",
     "IN_FLIGHT",
-    "MOVES",
     "OWN_SEEN",
-    "SHARD_MOVES",
+    "SHARD_TRANSITIONS",
     "STORED_HOLDS",
+    "TRANSITIONS",
     "BatchState",
     "HoldReason",
-    "Move",
     "OwnState",
     "Reason",
     "ShardState",
+    "Transition",
 ]
 
 
@@ -70,7 +70,7 @@ class BatchState(StrEnum):
     VOID = "void"  # it was not created, or ran nothing: its shards are planned again
 
 
-class Move(StrEnum):
+class Transition(StrEnum):
     """A transition of a shard. The value is the event's name in the ledger."""
 
     SEND = "send"
@@ -111,6 +111,7 @@ class Reason(StrEnum):
     SUPERSEDED = "superseded"  # another submission replaced it
     STOPPED = "stopped"  # nearly all replies do not fit
     HELD = "held"  # the definition has changed, or the rest may not be sent unchanged
+    DOCUMENT = "document"  # its provider refused a document of its requests
     ERASED = "erased"  # all of its rows were erased
     # ended without a batch that could be asked for results
     INTERRUPTED = "interrupted"  # the process that asked in real time died
@@ -170,38 +171,38 @@ IN_FLIGHT: frozenset[ShardState] = frozenset({_S.SUBMITTING, _S.SUBMITTED})
 _O, _B = OwnState, BatchState
 _OVER = frozenset({_B.ENDED, _B.EXPIRED, _B.CANCELED, _B.FAILED})
 
-BATCH_MOVES: dict[Move, tuple[frozenset[BatchState], BatchState]] = {
-    Move.SEND: (frozenset(), _B.SENDING),
-    Move.ACCEPTED: (frozenset({_B.SENDING}), _B.RUNNING),
-    Move.NOT_SENT: (frozenset({_B.SENDING}), _B.VOID),
-    Move.REFUSED: (frozenset({_B.SENDING}), _B.FAILED),
-    Move.ANSWERED: (frozenset({_B.SENDING}), _B.ENDED),
-    Move.PUT_BACK: (frozenset({_B.RUNNING}), _B.VOID),
-    Move.ENDED: (frozenset({_B.RUNNING}), _B.ENDED),
-    Move.EXPIRED: (frozenset({_B.RUNNING}), _B.EXPIRED),
-    Move.CANCELED: (frozenset({_B.RUNNING}), _B.CANCELED),
-    Move.FAILED: (frozenset({_B.RUNNING}), _B.FAILED),
-    Move.LATE: (frozenset({_B.RUNNING}) | _OVER, _B.ENDED),
+BATCH_TRANSITIONS: dict[Transition, tuple[frozenset[BatchState], BatchState]] = {
+    Transition.SEND: (frozenset(), _B.SENDING),
+    Transition.ACCEPTED: (frozenset({_B.SENDING}), _B.RUNNING),
+    Transition.NOT_SENT: (frozenset({_B.SENDING}), _B.VOID),
+    Transition.REFUSED: (frozenset({_B.SENDING}), _B.FAILED),
+    Transition.ANSWERED: (frozenset({_B.SENDING}), _B.ENDED),
+    Transition.PUT_BACK: (frozenset({_B.RUNNING}), _B.VOID),
+    Transition.ENDED: (frozenset({_B.RUNNING}), _B.ENDED),
+    Transition.EXPIRED: (frozenset({_B.RUNNING}), _B.EXPIRED),
+    Transition.CANCELED: (frozenset({_B.RUNNING}), _B.CANCELED),
+    Transition.FAILED: (frozenset({_B.RUNNING}), _B.FAILED),
+    Transition.LATE: (frozenset({_B.RUNNING}) | _OVER, _B.ENDED),
 }
 """Each transition of a batch: the states that it starts from, and the state that it leads to. SEND begins it."""
 
-SHARD_MOVES: dict[Move, tuple[frozenset[OwnState], OwnState]] = {
-    Move.SEND: (frozenset({_O.PLANNED}), _O.SENT),
-    Move.SPLIT: (frozenset({_O.PLANNED}), _O.PLANNED),
-    Move.NOT_SENT: (frozenset({_O.SENT}), _O.PLANNED),
-    Move.PUT_BACK: (frozenset({_O.SENT}), _O.PLANNED),
-    Move.CANCELED: (frozenset({_O.PLANNED}), _O.DROPPED),
-    Move.GONE: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
-    Move.GIVEN_UP: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
-    Move.LATE: (frozenset({_O.ABANDONED, _O.COLLECTED}), _O.SENT),
-    Move.COLLECTED: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.COLLECTED),
+SHARD_TRANSITIONS: dict[Transition, tuple[frozenset[OwnState], OwnState]] = {
+    Transition.SEND: (frozenset({_O.PLANNED}), _O.SENT),
+    Transition.SPLIT: (frozenset({_O.PLANNED}), _O.PLANNED),
+    Transition.NOT_SENT: (frozenset({_O.SENT}), _O.PLANNED),
+    Transition.PUT_BACK: (frozenset({_O.SENT}), _O.PLANNED),
+    Transition.CANCELED: (frozenset({_O.PLANNED}), _O.DROPPED),
+    Transition.GONE: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
+    Transition.GIVEN_UP: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.ABANDONED),
+    Transition.LATE: (frozenset({_O.ABANDONED, _O.COLLECTED}), _O.SENT),
+    Transition.COLLECTED: (frozenset({_O.SENT, _O.DROPPED, _O.ABANDONED}), _O.COLLECTED),
 }
 """Each transition of a shard itself, likewise. A transition of its batch alone leaves it `sent`."""
 
-_WHILE: dict[Move, frozenset[BatchState]] = {
-    Move.GONE: frozenset({_B.RUNNING}) | _OVER - {_B.FAILED},
-    Move.GIVEN_UP: frozenset({_B.RUNNING}) | _OVER,
-    Move.COLLECTED: _OVER,
+_WHILE: dict[Transition, frozenset[BatchState]] = {
+    Transition.GONE: frozenset({_B.RUNNING}) | _OVER - {_B.FAILED},
+    Transition.GIVEN_UP: frozenset({_B.RUNNING}) | _OVER,
+    Transition.COLLECTED: _OVER,
 }
 """The batch's states in which a sent shard can make a transition without its batch."""
 
@@ -221,16 +222,16 @@ BATCH_SEEN: dict[BatchState, ShardState] = {
 """The visible states of sent shards, by the state of the batch."""
 
 
-def _seen(move: Move) -> tuple[frozenset[ShardState], ShardState]:
-    own, own_to = SHARD_MOVES.get(move, (frozenset({_O.SENT}), _O.SENT))
-    batch, batch_to = BATCH_MOVES.get(move, (_WHILE.get(move, frozenset()), None))
+def _seen(move: Transition) -> tuple[frozenset[ShardState], ShardState]:
+    own, own_to = SHARD_TRANSITIONS.get(move, (frozenset({_O.SENT}), _O.SENT))
+    batch, batch_to = BATCH_TRANSITIONS.get(move, (_WHILE.get(move, frozenset()), None))
     sources = {OWN_SEEN[state] for state in own if state is not _O.SENT}
     # SEND and LATE make a shard sent that was not.
-    if own_to is not _O.SENT or move not in SHARD_MOVES:
+    if own_to is not _O.SENT or move not in SHARD_TRANSITIONS:
         sources |= {BATCH_SEEN[state] for state in batch}
     to = BATCH_SEEN[batch_to] if own_to is _O.SENT and batch_to is not None else OWN_SEEN[own_to]
     return frozenset(sources), to
 
 
-MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {move: _seen(move) for move in Move}
+TRANSITIONS: dict[Transition, tuple[frozenset[ShardState], ShardState]] = {move: _seen(move) for move in Transition}
 """Each transition between visible states: the states that it starts from, and the state that it leads to."""

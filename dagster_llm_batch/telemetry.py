@@ -34,11 +34,11 @@ from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
-    CannotTell,
     Endpoint,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
     Undecided,
     UploadedFile,
 )
@@ -145,7 +145,7 @@ class TracedProvider:
             span.set_attribute("llm_batch.batch_id", batch_id)
             return batch_id
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | StatusUnknown:
         with self._span("find_batch", None, {"llm_batch.requests": hints.requests}) as span:
             sighting = self._provider.find(tag, hints)
             span.set_attribute("llm_batch.found", type(sighting).__name__)

@@ -15,10 +15,12 @@ from decimal import Decimal
 __all__ = [
     "age_text",
     "cell_text",
+    "column_text",
     "is_id",
     "keep_utf8",
     "last_words",
     "learned_text",
+    "list_text",
     "money_text",
     "plain_text",
     "plain_words",
@@ -63,6 +65,17 @@ def plain_text(value: object, limit: int = 60) -> str:
     if not text.isprintable():
         text = " ".join("".join(filter(str.isprintable, text)).split())
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def list_text(names: Sequence[str]) -> str:
+    """Return names as people list them: `a`, `a and b`, `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def column_text(names: Sequence[str]) -> str:
+    """Return columns in words: `column a`, `columns a and b`."""
+    return f"{'column' if len(names) == 1 else 'columns'} {list_text(names)}"
 
 
 def money_text(amount: Decimal | float) -> str:

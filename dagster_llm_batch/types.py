@@ -19,11 +19,11 @@ __all__ = [
     "NO_USAGE",
     "SKIPPED",
     "TOKENS",
+    "UNGROUNDED",
     "Absent",
     "BatchLimits",
     "BatchReport",
     "BatchStatus",
-    "CannotTell",
     "Cause",
     "Destination",
     "Document",
@@ -45,6 +45,7 @@ __all__ = [
     "Result",
     "ResultColumns",
     "Span",
+    "StatusUnknown",
     "TokenLogprob",
     "Turn",
     "Undecided",
@@ -94,6 +95,9 @@ NOT_AWAITED = (Cause.GIVEN_UP, Cause.GONE)
 
 SKIPPED = "skipped"
 """In the place of an outcome: the row is empty, so there was no request."""
+
+UNGROUNDED = "ungrounded"
+"""In the place of an outcome: the reply fits, but a quote in it is not in its text. See Evidence.reject_missing."""
 
 
 class BatchStatus(StrEnum):
@@ -498,7 +502,7 @@ class Undecided:
 
 
 @dataclass(frozen=True, slots=True)
-class CannotTell:
+class StatusUnknown:
     """One of `candidates` may be the batch, or it does not exist."""
 
     reason: str

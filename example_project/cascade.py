@@ -50,7 +50,7 @@ def travel(running: RunningDagster) -> None:
             screen.say("      In round 2 the oracle labels the rows of which the lexicon is unsure;")
             screen.say("      to compare, it also labels all tweets (oracle_sentiment)")
             watch(screen, running, state, began)
-        screen.say(f"[3/3] Landed and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
+        screen.say(f"[3/3] Labeled and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
         told = instance.get_latest_materialization_event(dg.AssetKey("cascade_sentiment_batch"))
         plan = None if told is None or told.asset_materialization is None else told.asset_materialization.metadata
     with defs.get_asset_value_loader() as loader:
@@ -175,21 +175,20 @@ def show(labels: Outcome, filtered: FilterOutcome, planned: str, console: Consol
     lines = Table.grid(padding=(0, 2))
     if labels.asked == labels.rows:
         lines.add_row("planned", f"{planned or f'asks {oracle} alone'}")
-        lines.add_row("so", "nothing is promised, and nothing saved: on so few rows a cascade does not pay")
+        lines.add_row("so", "there is no guarantee and no saving: on so few rows a cascade does not pay")
     else:
         lines.add_row(
-            "promised",
-            f"with a confidence of {CONFIDENCE:.0%}, at least {AGREEMENT:.0%} of the labels are what {oracle} would "
-            "say",
+            "guarantee",
+            f"with a confidence of {CONFIDENCE:.0%}, at least {AGREEMENT:.0%} of the labels equal those of {oracle}",
         )
         kept = _verdict(labels.agreement, AGREEMENT)
-        lines.add_row("came out", f"{_share(labels.agreement)} of {rows} labels are: {kept}")
+        lines.add_row("result", f"{_share(labels.agreement)} of {rows} labels do: {kept}")
         lines.add_row(
-            "it took",
-            f"{oracle} for {labels.asked:,} of {rows} tweets: {labels.sampled:,} drawn by chance, to learn how far the "
-            f"lexicon can be trusted, and {labels.escalated + labels.invalid:,} of which it was not sure enough",
+            "effort",
+            f"{oracle} for {labels.asked:,} of {rows} tweets: a random sample of {labels.sampled:,} to measure the "
+            f"lexicon, and {labels.escalated + labels.invalid:,} where the lexicon was unsure",
         )
-        lines.add_row("it saved", _saved(labels.rows - labels.asked, labels.rows, labels.cost_usd, labels.alone_usd))
+        lines.add_row("savings", _saved(labels.rows - labels.asked, labels.rows, labels.cost_usd, labels.alone_usd))
     console.print(lines)
     console.print()
     console.print(_table(labels, filtered))
@@ -201,8 +200,8 @@ def show(labels: Outcome, filtered: FilterOutcome, planned: str, console: Consol
 
 def _verdict(share: float | None, promised: float) -> str:
     if share is not None and share >= promised:
-        return "the promise is kept"
-    return "the promise is broken, as it may be in one of twenty tables"
+        return "the guarantee holds"
+    return "the guarantee is broken, as it may be in one of twenty tables"
 
 
 def _filter_text(filtered: FilterOutcome, alone_usd: Decimal | None) -> str:
@@ -211,8 +210,9 @@ def _filter_text(filtered: FilterOutcome, alone_usd: Decimal | None) -> str:
     if not spared:
         return f"The filter asked {oracle} for all tweets: so few are too few for a guarantee of its own."
     return (
-        f"The filter finds the positive tweets. Promised: at least {PRECISION:.0%} of those it finds are positive for "
-        f"{oracle}. Of {filtered.found:,} found, {_share(filtered.precision)} are: "
+        f"The filter finds the positive tweets, and its line is about those. Guarantee, with the same confidence: at "
+        f"least {PRECISION:.0%} of those it finds are positive for {oracle}. Of {filtered.found:,} found, "
+        f"{_share(filtered.precision)} are: "
         f"{_verdict(filtered.precision, PRECISION)}. They are {_share(filtered.recall)} of all that are positive for "
         f"{oracle}. It saved {_saved(spared, filtered.rows, filtered.cost_usd, alone_usd)}."
     )
@@ -230,15 +230,21 @@ def _saved(spared: int, rows: int, cost_usd: Decimal | None, alone_usd: Decimal 
 def _table(labels: Outcome, filtered: FilterOutcome) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     oracle = settings.oracle_name()
-    for name in ("labeler", f"asks {oracle}", "agrees with them", "right, by others"):
+    for name in ("labeler", "promised", f"asks {oracle}", "agrees", "right, by others", "cost"):
         table.add_column(name, justify="left" if name == "labeler" else "right")
     cheap_right, cascade_right, oracle_right = map(_share, labels.accuracy)
     if labels.cheap_agreement is not None:
-        table.add_row("the lexicon alone", "0", _share(labels.cheap_agreement), cheap_right)
-    table.add_row("the cascade", f"{labels.asked:,}", _share(labels.agreement), cascade_right)
-    table.add_row(f"{oracle} alone", f"{labels.rows:,}", _share(1.0), oracle_right)
-    found = f"the filter, of {filtered.found:,} found"
-    table.add_row(found, f"{filtered.asked:,}", _share(filtered.precision), _share(filtered.accuracy))
+        table.add_row("the lexicon alone", "", "0", _share(labels.cheap_agreement), cheap_right, money_text(Decimal(0)))
+    # If the oracle is asked all rows, nothing is promised.
+    promised, found_promised = (
+        f"{share:.0%}" if asked < labels.rows else ""
+        for share, asked in ((AGREEMENT, labels.asked), (PRECISION, filtered.asked))
+    )
+    cost, found_cost, alone_cost = map(_cost, (labels.cost_usd, filtered.cost_usd, labels.alone_usd))
+    table.add_row("the cascade", promised, f"{labels.asked:,}", _share(labels.agreement), cascade_right, cost)
+    table.add_row(f"{oracle} alone", "", f"{labels.rows:,}", _share(1.0), oracle_right, alone_cost)
+    shares = _share(filtered.precision), _share(filtered.accuracy)
+    table.add_row("the filter", found_promised, f"{filtered.asked:,}", *shares, found_cost)
     return table
 
 
@@ -248,11 +254,15 @@ def _warnings(found: Outcome) -> list[str]:
     if cheap is None or oracle is None or cheap <= oracle or found.cheap_agreement is None:
         return []
     inherited = (
-        f"The promise is of agreement with {settings.oracle_name()}. Here the lexicon is right more often than this "
-        "oracle, so that asking it made the labels worse: a cascade is as good as its oracle. Measure the oracle "
+        f"The guarantee is about agreement with {settings.oracle_name()}. Here the lexicon is right more often than "
+        "this oracle, so that asking it made the labels worse: a cascade is as good as its oracle. Measure the oracle "
         "first, against people, as the evaluation of `python3 -m example_project` does."
     )
-    return ["", inherited, "(The lexicon's authors made it partly from these tweets: its figures flatter it.)"]
+    return ["", inherited, "(The lexicon's authors made it partly from these tweets, so its numbers are too good.)"]
+
+
+def _cost(usd: Decimal | None) -> str:
+    return "unknown" if usd is None else money_text(usd)
 
 
 def _share(value: float | None) -> str:

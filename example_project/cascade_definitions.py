@@ -27,8 +27,9 @@ __all__ = ["AGREEMENT", "CONFIDENCE", "PRECISION", "cascade_assets"]
 
 AGREEMENT, CONFIDENCE = 0.9, 0.95
 """The guarantee: the minimum share of labels that agree with the oracle, and its confidence."""
-PRECISION = 0.95
-"""The guarantee of the filter: the minimum share of the tweets found that the oracle calls positive."""
+PRECISION = AGREEMENT
+"""The guarantee of the filter, at the same level: the minimum share of the tweets found that the oracle calls positive.
+"""
 
 
 class SureSentiment(BaseModel):
@@ -45,13 +46,13 @@ class Positive(BaseModel):
     confidence: float | None = None
 
 
-@dg.asset(kinds={"polars"})
+@dg.asset(kinds={"table", "polars"})
 def cascade_tweets() -> Any:
     """Further tweets, from other days: enough for a cascade to pay."""
     return data.between(cascade_rows()).select("text_id", "text")
 
 
-@dg.asset(kinds={"polars"})
+@dg.asset(kinds={"table", "polars"})
 def cascade_gold() -> Any:
     """Human labels of the cascade's tweets, by the people who are not its oracle."""
     return data.judged_by_others(data.between(cascade_rows()))

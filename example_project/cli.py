@@ -40,6 +40,7 @@ def main() -> None:
         if command == "review":
             _review()
             return
+        settings.begin(command)
         with dagster(settings.HOME) as running:
             if running.found:
                 what_of_dagster = "Dagster runs on, as it did before."
@@ -67,6 +68,8 @@ def _travel(running: RunningDagster, command: str) -> None:
     _accept_beta()
     from example_project import cascade, documents, journey  # noqa: PLC0415 - Dagster takes seconds to import
 
+    if running.found and command in settings.LATER:
+        running.reload()
     travels = {"cascade": cascade.travel, "documents": documents.travel}
     travels.get(command, journey.travel)(running)
 
@@ -112,9 +115,7 @@ def _stay(running: RunningDagster) -> None:
     print(f"Dagster's UI: {running.url}  ({how})", flush=True)
     # The sensor creates the ledger, but only a run creates the first table. Without a table, there are no rows to show.
     if not any((settings.HOME / "tables").glob("*")):
-        print(
-            "Nothing is labeled yet: `python3 -m example_project` in another terminal does it, and tells.", flush=True
-        )
+        print("Nothing is labeled yet. Run `python3 -m example_project` in another terminal.", flush=True)
     else:
         print("Every row and reply, on a page of its own:", flush=True)
         threading.Thread(target=_end_with, args=(running,), daemon=True).start()

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ _INSTANCE = """\
 telemetry: {enabled: false}
 nux: {enabled: false}
 """
-_LOCATIONS = """{ workspaceOrError { __typename ... on PythonError { message } ... on Workspace { locationEntries {
-    name locationOrLoadError { __typename ... on PythonError { message stack } } } } } }"""
+_LOADED = """{ __typename ... on PythonError { message } ... on Workspace { locationEntries {
+    name locationOrLoadError { __typename ... on PythonError { message stack } } } } }"""
+_LOCATIONS = f"{{ workspaceOrError {_LOADED} }}"
+_RELOAD = f"mutation {{ reloadWorkspace {_LOADED} }}"
 
 
 class DagsterError(Exception):
@@ -67,6 +69,10 @@ class RunningDagster:
         if answer.get("errors"):
             raise DagsterError(f"Dagster refused a query: {answer['errors'][0]['message']}")
         return dict(answer["data"])
+
+    def reload(self) -> None:
+        """Load the definitions again: this command may have added assets. Raises DagsterError if they do not load."""
+        _loaded(self.query(_RELOAD)["reloadWorkspace"])
 
 
 @contextlib.contextmanager
@@ -143,20 +149,24 @@ def end_of(log: Path, lines: int = 20) -> str:
 def _wait(running: RunningDagster, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < until:
+        workspace: Mapping[str, Any] = {}
         with contextlib.suppress(DagsterError):
             workspace = running.query(_LOCATIONS)["workspaceOrError"]
-            loaded = [entry["locationOrLoadError"] for entry in workspace.get("locationEntries", ())]
-            failed = next((one for one in [workspace, *loaded] if one and one["__typename"] == "PythonError"), None)
-            if failed is not None:
-                break
-            if loaded and all(loaded):
-                return
+        if workspace and _loaded(workspace):
+            return
         time.sleep(0.3)
-    else:
-        ended = process.poll()
-        what = f"did not start within {_START_SECONDS} s" if ended is None else f"ended at once, with code {ended}"
-        raise DagsterError(f"Dagster {what}.\n{end_of(log)}")
-    raise DagsterError(f"the example's definitions do not load: {failed['message']}")
+    ended = process.poll()
+    what = f"did not start within {_START_SECONDS} s" if ended is None else f"ended at once, with code {ended}"
+    raise DagsterError(f"Dagster {what}.\n{end_of(log)}")
+
+
+def _loaded(workspace: Mapping[str, Any]) -> bool:
+    """Return whether all code locations of an answer are loaded. Raises DagsterError if one does not load."""
+    loaded = [entry["locationOrLoadError"] for entry in workspace.get("locationEntries", ())]
+    failed = next((one for one in [workspace, *loaded] if one and one["__typename"] == "PythonError"), None)
+    if failed is not None:
+        raise DagsterError(f"the example's definitions do not load: {failed['message']}")
+    return bool(loaded) and all(loaded)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -36,13 +36,13 @@ class Invoice(BaseModel):
     quote: str | None = Field(default=None, description="The words of the paper that show the total, copied exactly.")
 
 
-@dg.asset(kinds={"polars"})
+@dg.asset(kinds={"table", "polars"})
 def papers() -> Any:
     """Invoices, receipts and letters as PDF, made by the example, with their text."""
     return load_papers()
 
 
-@dg.asset(kinds={"polars"})
+@dg.asset(kinds={"table", "polars"})
 def invoice_gold() -> Any:
     """The totals of all invoices, known since the example made them."""
     return load_totals()

@@ -43,7 +43,7 @@ def travel(running: RunningDagster) -> None:
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
             state = JourneyState(instance, resources.llm_batch, _DATASETS, ("",), _EVALUATIONS)
             watch(screen, running, state, began)
-        screen.say(f"[3/3] Landed and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
+        screen.say(f"[3/3] Labeled and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
     with defs.get_asset_value_loader() as loader:
         kinds, invoices, gold = (loader.load_asset_value(name) for name in (*_DATASETS, "invoice_gold"))
     show(measure(kinds, invoices, gold), Console(highlight=False))

@@ -27,8 +27,14 @@ __all__ = ["DATASETS", "JourneyState", "launch", "runs_since", "stop_at_failures
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
-EVALUATIONS = {"sentiment_eval": ("tweet_gold", *DATASETS), "sentiment_shares": ("tweet_gold_few", *DATASETS)}
-"""The evaluations by name, with the tables that each reads: its gold, and the datasets."""
+GOLD_BY_YOU = ("my_gold", "my_gold_raters")
+EVALUATIONS = {
+    "sentiment_eval": ("tweet_gold", *DATASETS),
+    "sentiment_shares": ("tweet_gold_few", *DATASETS),
+    # Its gold has no partitions, and is there before the labels.
+    "my_eval": DATASETS,
+}
+"""The evaluations by name, with the partitioned tables that each reads: its gold, and the datasets."""
 _LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
     ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
     ... on RunConfigValidationInvalid { errors { message } } } }"""
@@ -51,11 +57,14 @@ def travel(running: RunningDagster) -> None:
         screen.say(f"[1/4] Dagster {told}: {running.url}  (open it and watch)")
         screen.say(f"[2/4] Backfill of {days}: tweets, human ratings, and the submission of their batches")
         _backfill(running, instance, screen, began)
+        # Empty until a person judges: without it, this part of the lineage page would look unfinished.
+        if instance.get_latest_materialization_event(dg.AssetKey(GOLD_BY_YOU[0])) is None:
+            launch(running, instance, screen, began, GOLD_BY_YOU)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
             state = JourneyState(instance, resources.llm_batch, DATASETS, settings.EXAMPLE_DAYS, EVALUATIONS)
             screen.say("      " + state.submitted_since(began))
             screen.say(
-                "[3/4] The batches run on their own; the sensor lands each day's labels when its batch has ended"
+                "[3/4] The batches run on their own; the sensor materializes each day's labels when its batch completes"
             )
             watch(screen, running, state, began)
         screen.say(f"[4/4] Evaluated by automation, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
@@ -193,9 +202,9 @@ class JourneyState:
         requests = sum(status.total + status.submission.reused for status in statuses)
         unsettled = sum(status.total - status.done for status in statuses if not status.is_settled)
         landed = sum(self._landed(name, one.partition, one.submission_id) for one in submissions)
-        state = f"{landed} of {len(self.partitions)} days landed"
+        state = f"{landed} of {len(self.partitions)} days materialized"
         if self.partitions == ("",):
-            state = "landed" if landed else f"round {max((one.waves for one in submissions), default=1)}"
+            state = "materialized" if landed else f"round {max((one.waves for one in submissions), default=1)}"
         flying = [shard for status in statuses for shard in status.shards if shard.state in IN_FLIGHT]
         is_at_vendor = any(shard.provider != "command" for shard in flying)
         return _Progress(name, state, requests - unsettled, requests, landed, is_at_vendor)

@@ -58,7 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
 """The models with their parameters, under each vendor's names."""
 LEAST_ROWS = 100
 """Bedrock refuses smaller batches, like its emulator."""
-SIMULATED = "simulated answers: accuracy says nothing about these models"
+SIMULATED = "simulated answers: their accuracy is no measure of these models"
 _DAY = settings.EXAMPLE_DAYS[0]
 _BUCKET = "tour"
 _EVALUATION = "tour_eval"

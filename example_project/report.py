@@ -50,7 +50,7 @@ def show(running: RunningDagster) -> None:
     ui = f"{running.url}/assets/sentiment_eval" if running.found else "python3 -m example_project ui"
     console.print(f"See all of it in Dagster's UI:  {ui}", markup=False, soft_wrap=True)
     console.print("Look at every row and reply:    python3 -m example_project review", markup=False, soft_wrap=True)
-    console.print("Say yourself what tweets are:   there, 'Judge these rows' on tweets_to_label", markup=False)
+    console.print("Judge tweets yourself:          there, the first button of tweet_sentiment", markup=False)
     console.print(f"The tables are Parquet files:   {settings.HOME / 'tables'}", markup=False, soft_wrap=True)
 
 
@@ -64,13 +64,13 @@ def _load(asset: str, *, partitioned: bool = True) -> pl.DataFrame:
 
 def _head(labels: pl.DataFrame, gold: pl.DataFrame, columns: int) -> Table:
     table = Table(title=f"tweet_sentiment: the first {_ROWS} of {len(labels)} labeled rows", **_LOOK)
-    for name, style in (("text_id", "dim"), ("text", ""), ("label", "bold"), ("people said", ""), ("mean", "dim")):
+    for name, style in (("text_id", "dim"), ("text", ""), ("label", "bold"), ("human label", ""), ("mean", "dim")):
         width = max(20, columns - _OTHERS_WIDTH) if name == "text" else None
         table.add_column(name, style=style, no_wrap=True, width=width, justify="right" if name == "mean" else "left")
     said = gold.select("text_id", people="label", mean="mean")
     for row in labels.join(said, on="text_id", how="left", maintain_order="left").head(_ROWS).to_dicts():
         table.add_row(row["text_id"], escape(row["text"]), row["label"], row["people"], f"{row['mean']:.1f}")
-    table.caption = f"{len(PROVENANCE)} more columns say who answered, in which batch, tokens, cost, run, …"
+    table.caption = f"{len(PROVENANCE)} more columns: model, batch, tokens, cost, run, …"
     return table
 
 
@@ -91,7 +91,7 @@ def _evaluation(evaluation: pl.DataFrame) -> Table:
     if rows and rows[0]["baseline_accuracy"] is not None:
         table.caption = (
             f'Always saying "{rows[0]["baseline_class"]}" would be right in {rows[0]["baseline_accuracy"]:.2f}. '
-            "The lexicon's authors made it partly from these tweets: its figures flatter it."
+            "The lexicon's authors made it partly from these tweets, so its numbers are too good."
         )
     return table
 
@@ -117,8 +117,8 @@ def _shares(estimates: pl.DataFrame, gold: pl.DataFrame) -> Table:
 def _mistakes(mistakes: pl.DataFrame, columns: int) -> Table:
     table = Table(title=f"sentiment_eval_mistakes: the first {_ROWS} of {len(mistakes)} rows to look at", **_LOOK)
     table.add_column("text", no_wrap=True, width=max(20, columns - _OTHERS_WIDTH))
-    for name in ("people said", "model", "lexicon"):
-        table.add_column(name, style="bold" if name == "people said" else "")
+    for name in ("human label", "model", "lexicon"):
+        table.add_column(name, style="bold" if name == "human label" else "")
     for row in mistakes.head(_ROWS).to_dicts():
         answers = [row[f"{name}_label"] or "no label" for name in ("tweet_sentiment", "tweet_sentiment_lexicon")]
         table.add_row(escape(row["text"]), row["gold"], *answers)

@@ -10,14 +10,17 @@ from example_project import data
 __all__ = [
     "EXAMPLE_DAYS",
     "HOME",
+    "LATER",
     "LEXICON",
     "MODEL",
     "OPENAI_BASE_URL",
     "ORACLE",
     "PEOPLE",
     "SettingError",
+    "begin",
     "cascade_rows",
     "check",
+    "has_begun",
     "oracle_name",
     "rows_per_day",
 ]
@@ -35,8 +38,31 @@ ORACLE = os.environ.get("EXAMPLE_MODEL") or PEOPLE
 OPENAI_BASE_URL = os.environ.get("OPENAI_BASE_URL") or None
 HOME = Path(os.environ.get("EXAMPLE_HOME") or data.SDIST.parent).absolute()
 """The folder of the example's files: the Dagster home and the tables."""
+LATER = ("cascade", "documents")
+"""Commands whose assets the first run of each adds to the definitions."""
 EXAMPLE_DAYS = tuple(day.isoformat() for day in data.DAYS[:3])
 """The partitions that `python3 -m example_project` labels."""
+
+
+def begin(command: str) -> None:
+    """Note that a command of LATER was started: the definitions contain its assets from now on. Raises SettingError."""
+    if command not in LATER:
+        return
+    note = _note_of(command)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    except OSError as error:
+        raise SettingError(f"{HOME} cannot be written ({error}). Set EXAMPLE_HOME to a folder that can.") from error
+
+
+def has_begun(command: str) -> bool:
+    """Return whether a command was started in this folder before."""
+    return _note_of(command).exists()
+
+
+def _note_of(command: str) -> Path:
+    return HOME / "begun" / command
 
 
 def oracle_name() -> str:

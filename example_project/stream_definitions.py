@@ -52,7 +52,7 @@ labels = llm_batch_assets(
 student = student_assets(name="student", labels=labels, text="text", target="label")
 
 
-@dg.asset
+@dg.asset(kinds={"table", "polars"})
 def stream_gold() -> pl.DataFrame:
     """Human labels of tweets and of newspapers' sentences."""
     texts = pl.concat([data.load(), data.load("nytEditorialSnippets")])

@@ -117,7 +117,7 @@ def review_pages(url: str, *, labels: str, evaluation: str, key: str, row: str) 
             ("As it was sent", "Gold and labels of"),
             size=(1280, 1000),
         ),
-        Page("review-judge", f"/label/{labels}?as={labels}", ("left for you", "Not decidable"), size=(1280, 460)),
+        Page("review-judge", f"/label/{labels}?as={labels}", ("left for you", "Not decidable"), size=(1280, 500)),
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from dagster_llm_batch.states import BATCH_MOVES, SHARD_MOVES, BatchState, Move, OwnState
+from dagster_llm_batch.states import BATCH_TRANSITIONS, SHARD_TRANSITIONS, BatchState, OwnState, Transition
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "design" / "ledger.md"
 BEGIN, END = "<!-- states: begin -->", "<!-- states: end -->"
@@ -19,14 +19,14 @@ BEGIN, END = "<!-- states: begin -->", "<!-- states: end -->"
 
 def diagrams() -> str:
     """Return the states and transitions of batches, and those of shards."""
-    begun = {move: (sources, to) for move, (sources, to) in BATCH_MOVES.items() if sources}
-    sent_by = next(move for move, (sources, _) in BATCH_MOVES.items() if not sources)
-    batches = _diagram(BatchState, begun, f"{BATCH_MOVES[sent_by][1]}: {sent_by}")
-    shards = _diagram(OwnState, SHARD_MOVES, f"{next(iter(OwnState))}")
+    begun = {move: (sources, to) for move, (sources, to) in BATCH_TRANSITIONS.items() if sources}
+    sent_by = next(move for move, (sources, _) in BATCH_TRANSITIONS.items() if not sources)
+    batches = _diagram(BatchState, begun, f"{BATCH_TRANSITIONS[sent_by][1]}: {sent_by}")
+    shards = _diagram(OwnState, SHARD_TRANSITIONS, f"{next(iter(OwnState))}")
     return f"A batch:\n\n{batches}\n\nA shard:\n\n{shards}"
 
 
-def _diagram(states: type[StrEnum], moves: Mapping[Move, tuple[Collection[StrEnum], StrEnum]], first: str) -> str:
+def _diagram(states: type[StrEnum], moves: Mapping[Transition, tuple[Collection[StrEnum], StrEnum]], first: str) -> str:
     """Return all states and transitions; transitions between the same two states share an arrow."""
     arrows: dict[tuple[StrEnum, StrEnum], list[str]] = defaultdict(list)
     for move, (origins, target) in moves.items():

@@ -24,6 +24,8 @@ _TOLD = {
         "The most memory in this table",
     ],
     "chains": ["| 2 | 20 |"],
+    "parts": ["| 20 texts of 5 parts, gathered | 100 |"],
+    "copies": ["| 300 | 100 |", "| 300 | near copies share answers |", "fewer requests are sent"],
     "runs": ["| openai | 300 |"],
     "cores": ["read again by threads"],
     "ledger": ["| 300 | 100 | 3 |"],
@@ -77,7 +79,7 @@ def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> 
     small += ["--only", "1 KB", "embeddings", "again", "--runs-of-days", "2"]
     small += ["--growing", "1", "2", "--rows-a-day", "10"]
     small += ["--run-rows", "300", "--caps", "2", "--shard-sizes", "100", "--batches", "20", "--ledgers", "sqlite"]
-    small += ["--scale-partitions", "20"]
+    small += ["--scale-partitions", "20", "--texts", "20", "--grouped", "300", "--near-rows", "300"]
     command = [sys.executable, "-m", "benchmarks", part, *small, "--inputs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,6 @@ from typing import Any
 import boto3
 import dagster as dg
 import pytest
-import s3fs
 import yaml
 from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.instance.config import dagster_instance_config_schema
@@ -189,6 +188,8 @@ def test_the_second_location_is_served_like_the_first_and_is_in_the_workspace_of
 
 
 def test_the_bucket_of_the_local_server_is_that_of_the_payloads() -> None:
+    import s3fs
+
     service = MORE["minio.yaml"]["services"]["bucket"]
     assert COMPOSE["services"][service["extends"]["service"]]["environment"]["LLM_PAYLOAD_ROOT"]
     _, *arguments = service["command"]

@@ -17,7 +17,7 @@ from mkdocs.config import load_config
 import dagster_llm_batch
 from dagster_llm_batch.providers.registry import PROVIDERS, SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import VENDORS
-from tests import house_page
+from tests import architecture_page
 from tests.holds_table import with_table
 from tests.page import COMMANDS_RUN_ELSEWHERE, blocks, install_lines, packages, run_commands, run_python
 from tests.providers_page import PAGE as PROVIDERS_PAGE
@@ -60,8 +60,9 @@ def _run_python(page, monkeypatch, folder):
 @pytest.mark.filterwarnings("ignore")
 def test_the_python_of_the_readme_defines_what_its_text_names(monkeypatch, tmp_path):
     names = _run_python("README.md", monkeypatch, tmp_path)
-    graph = names["defs"].resolve_asset_graph()
-    assert {key.to_user_string() for key in graph.get_all_asset_keys()} >= {"moods", "moods_batch", "quality_mistakes"}
+    specs = {spec.key.to_user_string(): spec for spec in names["defs"].resolve_all_asset_specs()}
+    assert specs.keys() >= {"moods", "moods_batch", "quality_mistakes"}
+    assert [name for name, spec in specs.items() if "table" not in spec.kinds] == ["moods_batch"]
 
 
 @pytest.mark.sample
@@ -105,6 +106,13 @@ def test_readme_and_start_install_the_same():
 def test_a_page_with_code_installs_what_it_needs_or_links_to_the_page_that_does(page):
     """`python3 -m tests docs` runs it in an environment with only these packages."""
     assert packages(ROOT / page)
+
+
+@table("page", [page for page in SITE if page.startswith("docs/how-to/")])
+def test_a_how_to_page_names_first_what_it_needs_and_last_how_to_check(page):
+    start, *sections = (ROOT / page).read_text(encoding="utf-8").split("\n## ")
+    assert re.search(r"start\.md#install|[Yy]ou need|It needs", start)
+    assert [section.partition("\n")[0] for section in sections].index("Check that it worked") == len(sections) - 1
 
 
 @table("page", [*PAGES, *SITE])
@@ -152,12 +160,16 @@ def test_the_tables_of_providers_are_those_that_the_code_gives():
 
 
 @pytest.mark.slow
-def test_the_map_of_the_house_is_the_one_that_the_import_graph_gives():
-    page = house_page.PAGE.read_text(encoding="utf-8")
+def test_the_page_of_the_architecture_agrees_with_the_import_graph():
+    page = architecture_page.PAGE.read_text(encoding="utf-8")
     today = page
-    for name, part in {"tree": house_page.tree, "rooms": house_page.rooms, "walk": house_page.walk}.items():
-        today = house_page.with_part(today, name, part())
-    assert page == today, "run `python -m tests.house_page --write`"
+    for name, part in {
+        "tree": architecture_page.tree,
+        "packages": architecture_page.packages,
+        "walk": architecture_page.walk,
+    }.items():
+        today = architecture_page.with_part(today, name, part())
+    assert page == today, "run `python -m tests.architecture_page --write`"
 
 
 def test_the_table_of_folders_names_every_folder_of_the_package_once_and_none_that_is_not_there():
@@ -167,7 +179,7 @@ def test_the_table_of_folders_names_every_folder_of_the_package_once_and_none_th
     named = re.findall(
         r"`([\w/]+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     )
-    folder = house_page.FOLDER
+    folder = architecture_page.FOLDER
     assert [place for place in named if not any((root / place).exists() for root in (ROOT, folder.parent))] == []
     folders = {str(path.parent.relative_to(folder.parent)) for path in folder.glob("*/__init__.py")}
     assert sorted(place for place in named if place.startswith("dagster_llm_batch/")) == sorted(folders)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import grimp
 import pytest
@@ -33,3 +35,25 @@ def test_the_folders_of_a_room_import_each_other_in_no_circle(room):
         TopologicalSorter(imported).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_contracts_name_each_folder_and_module_that_they_are_for():
+    """A contract passes for a module that its lists lack, such as a new vendor or a new layer below Dagster."""
+    config = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = {one["name"]: one for one in config["tool"]["importlinter"]["contracts"]}
+    graph = grimp.build_graph("dagster_llm_batch", cache_dir=None)
+    providers = graph.find_children("dagster_llm_batch.providers")
+    vendors = {one for one in providers if graph.find_children(one)} - {"dagster_llm_batch.providers.openai_api"}
+    top = graph.find_children("dagster_llm_batch") - {"dagster_llm_batch._version"}
+    layers = contracts["Arrows point down only"]["layers"]
+    below_dagster = {name for layer in layers[layers.index("distributed") :] for name in layer.split(" : ")}
+
+    shared = contracts["What vendors share knows none of them"]
+    emulator = contracts["The emulator is a second reading of the vendors' documents"]
+    assert set(contracts["Vendor folders do not know each other"]["modules"]) == vendors
+    assert set(shared["forbidden_modules"]) == vendors
+    assert set(shared["source_modules"]) == providers - vendors
+    assert set(emulator["forbidden_modules"]) == top - {"dagster_llm_batch.testing"}
+    assert set(contracts["Dagster is imported only in the Dagster face"]["source_modules"]) == {
+        f"dagster_llm_batch.{name}" for name in below_dagster | {"testing"}
+    }

@@ -8,20 +8,26 @@ from pathlib import Path
 from benchmarks.truth import (
     annotators,
     cascade,
+    cascade_copies,
     copies,
     dollars,
     ends,
+    filter_tables,
     filters,
     gates,
     intervals,
     means,
     page,
     public,
+    relabels,
     samples,
 )
 from benchmarks.truth.widths import set_bounds
 
-_ALL = (intervals, samples, means, gates, annotators, cascade, copies, dollars, ends)
+_ALL = (
+    *(intervals, samples, means, gates, annotators, cascade, filter_tables, copies, cascade_copies, relabels),
+    *(dollars, ends),
+)
 SECTIONS = {module.SECTION.name: module.SECTION for module in _ALL}
 """The sections by name, in the order of the page."""
 

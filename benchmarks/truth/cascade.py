@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom, norm
+import scipy
 
 from benchmarks.truth.page import Measured, Section, seed_of, table
 from benchmarks.truth.shared import measure_gold, measure_shared
@@ -411,7 +411,9 @@ def measure_window(draws: int) -> Part:
             sizes += int(rows.sum())
             covered, bounds, truths = covered + (high >= truth), bounds + high, truths + truth
         mean, audited = truths / draws, 0.01 * sizes / draws
-        margin = (bounds / draws - mean) / (float(norm.ppf(CONFIDENCE)) * (mean * (1 - mean) / audited) ** 0.5)
+        margin = (bounds / draws - mean) / (
+            float(scipy.stats.norm.ppf(CONFIDENCE)) * (mean * (1 - mean) / audited) ** 0.5
+        )
         lines.append((kind, 100 * mean, 100 * bounds / draws, margin, WIDEST_MARGIN, 100 * covered / draws))
         broken += _uncovered(f"window, {kind}", covered / draws, draws)
         broken += _too_wide(f"window, {kind}", margin, WIDEST_MARGIN)
@@ -425,7 +427,7 @@ def measure_detector(lives: int) -> Part:
     rows, broken = np.full((lives, DAYS), AUDITS), []
     lines: list[tuple[object, ...]] = []
     # A separate test of each day, at 5 %.
-    daily = next(k for k in range(AUDITS) if binom.sf(k - 1, AUDITS, 0.05) <= 0.05)
+    daily = next(k for k in range(AUDITS) if scipy.stats.binom.sf(k - 1, AUDITS, 0.05) <= 0.05)
     for share, most in MOST_FALSE_ALARMS.items():
         wrong = _random(("detector", share)).binomial(AUDITS, share, rows.shape)
         alarms = float((evidence_after(rows, wrong, 0.95) >= ALARM).any(axis=1).mean())
@@ -488,7 +490,7 @@ def measure_figures(draws: int) -> Part:
             delivered = np.where(is_oracles, y, f).mean()
             once += bool(abs(delivered - y.mean()) <= 1.96 * (delivered * (1 - delivered) / rows) ** 0.5)
         # The denominator is the width of an interval by the true variance of these estimates.
-        width = float(widths.mean() / (2 * norm.ppf(0.975) * np.sqrt(np.mean(errors**2))))
+        width = float(widths.mean() / (2 * scipy.stats.norm.ppf(0.975) * np.sqrt(np.mean(errors**2))))
         most = WIDEST_FIGURES[sample]
         lines.append((kind, 100 * share, sample, 100 * covered / draws, width, most, 100 * once / draws))
         broken += _uncovered(f"figures, {kind}, {share}, {sample}", covered / draws, draws)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from scipy.stats import binom
+import scipy
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
 from dagster_llm_batch.core.shares import AUDITED, HELD, PAIRS, Shares
@@ -54,7 +54,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         kind = f"{cell.of_leader} of a leader" + (", right or wrong together" if cell.together else "")
         shares = (100 * cell.wrong, 100 * cell.error)
         rows.append((cell.copies, kind, *shares, 100 * failed / lives, 100 * shared / lives, 100 * saved))
-        if binom.sf(failed - 1, lives, MOST_BROKEN) < 0.01:
+        if scipy.stats.binom.sf(failed - 1, lives, MOST_BROKEN) < 0.01:
             broken.append(f"{cell.copies} copies, {kind}: {failed / lives:.1%} are broken; the limit is 5 %.")
     head = ["near copies", "kind", "wrong %", "allowed %", "broken %", "share answers %", "copies saved %"]
     return Measured(f"{table(head, rows)}\n\n{lives} partitions of each.", tuple(broken))

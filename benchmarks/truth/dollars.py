@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from benchmarks.truth.cascade import most_accepted
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
@@ -160,7 +160,7 @@ def measure(draws: int, quick: bool) -> Measured:
     cells = [Cell(name, agreement, rows) for agreement in agreements for name in POPULATIONS]
     found = measured_cells(measure_cell, cells, draws, processes=1 if quick else 2)
     # If 5 % is true, chance exceeds this number in one of a thousand cells.
-    most = binom.ppf(0.999, draws, 1 - CONFIDENCE)
+    most = scipy.stats.binom.ppf(0.999, draws, 1 - CONFIDENCE)
     broken = [
         f"{cell.population}, {cell.agreement:.0%}: {one.cascade_fails:.1%} of tables break the guarantee"
         for cell, one in zip(cells, found, strict=True)

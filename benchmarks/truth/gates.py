@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest, chi2_contingency
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
 from dagster_llm_batch.metrics import Counts, Target, calibration_of, class_counts, drift_between, join
@@ -114,9 +114,9 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         rows.append((cell.gate, cell.kind, setting, cell.rows, promised, 100 * ours / lives, 100 * ordinary / lives))
         # A guarantee is broken if chance does not explain the result.
         if cell.wanted is None:
-            kept = binom.sf(ours - 1, lives, MOST_FALSE) > 0.01
+            kept = scipy.stats.binom.sf(ours - 1, lives, MOST_FALSE) > 0.01
         else:
-            kept = binom.cdf(ours, lives, cell.wanted) > 0.01
+            kept = scipy.stats.binom.cdf(ours, lives, cell.wanted) > 0.01
         if not kept:
             broken.append(
                 f"{cell.gate}, {cell.kind}, {cell.rows} rows: {ours / lives:.1%}; the guarantee is {promised}."
@@ -154,7 +154,7 @@ def _regression(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarm
     broken = rng.binomial(changed, worse)
     if cell.kind == "growing gold":
         # Each look adds rows to the gold, which is not partitioned.
-        p_values = binom.sf(broken.cumsum(axis=1) - 1, changed.cumsum(axis=1), 0.5)
+        p_values = scipy.stats.binom.sf(broken.cumsum(axis=1) - 1, changed.cumsum(axis=1), 0.5)
         levels = np.array([significance_level(place) for place in range(looks)])
         return _any_look(p_values < levels), _any_look(p_values < ALPHA)
     paid = np.array([[_paid(*look) for look in zip(*life, strict=True)] for life in zip(broken, changed, strict=True)])
@@ -163,7 +163,7 @@ def _regression(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarm
         ours = np.array([_in_order(life, order.tolist()) for life, order in zip(paid, orders, strict=True)])
     else:
         ours = _any_look(evidence_by_look(paid, range(looks))[:, before:] >= 1 / ALPHA)
-    ordinary = binom.sf(broken[:, before:] - 1, changed[:, before:], 0.5) < ALPHA
+    ordinary = scipy.stats.binom.sf(broken[:, before:] - 1, changed[:, before:], 0.5) < ALPHA
     return ours, _any_look(ordinary)
 
 
@@ -227,7 +227,7 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
         both = np.array([days[day], days[max(0, day - 7) : day].sum(axis=0)])
         both = both[:, both.sum(axis=0) > 0]
         is_asked = cell.wanted is None or day >= turned
-        ordinary = ordinary or (is_asked and bool(chi2_contingency(both, correction=False).pvalue < 0.01))
+        ordinary = ordinary or (is_asked and bool(scipy.stats.chi2_contingency(both, correction=False).pvalue < 0.01))
     psi = _recent_psi(units)
     over = [day for day in np.flatnonzero(psi > _MAX_PSI).tolist() if cell.wanted is None or day >= turned]
     told: list[Counts] = [dict(enumerate(counts)) for counts in units.tolist()]
@@ -298,7 +298,7 @@ def _drifted(day: int, counts: Sequence[Counts], psi: float) -> bool:
 def _agreement(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarms, Alarms]:
     same, n = rng.binomial(cell.rows, cell.setting, (lives, LOOKS)), np.arange(cell.rows + 1)
     p_values = np.array([share_p_below(k, cell.rows, cell.setting) for k in n.tolist()])
-    highest = np.array([binomtest(k, cell.rows).proportion_ci(method="wilson").high for k in n.tolist()])
+    highest = np.array([scipy.stats.binomtest(k, cell.rows).proportion_ci(method="wilson").high for k in n.tolist()])
     levels = np.array([significance_level(place) for place in range(LOOKS)])
     return _any_look(p_values[same] < levels), _any_look(highest[same] < cell.setting)
 

@@ -9,9 +9,8 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from scipy.stats import t as student
 
 from benchmarks.truth.page import Measured, Section, measured_cells, miss_more, seed_of, table
 from benchmarks.truth.widths import of_oracle
@@ -259,7 +258,7 @@ def _bootstrap(
 
 def _wilson(right: int, n: int) -> Callable[[], Ends]:
     def ends() -> Ends:
-        found = binomtest(right, n).proportion_ci(method="wilson")
+        found = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
         return float(found.low), float(found.high)
 
     return ends
@@ -402,7 +401,7 @@ def _rubric(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     units = Units(np.ones(cell.n), np.full(cell.n, -1))
 
     def students() -> Ends:
-        half = float(student.ppf(0.975, cell.n - 1)) * float(scores.std(ddof=1)) / cell.n**0.5
+        half = float(scipy.stats.t.ppf(0.975, cell.n - 1)) * float(scores.std(ddof=1)) / cell.n**0.5
         return float(scores.mean()) - half, float(scores.mean()) + half
 
     truth = float(np.arange(1.0, 6.0) @ np.array(spread))

@@ -318,7 +318,7 @@ class Chooser:
         least = max(count_least(level, confidence), self._least(oracle))
         usual = choose_sample(rows, level, confidence, self._least(oracle))
         sizes = sorted({max(least, size) for size in (usual // 2, usual, 2 * usual)} - {rows})
-        basis = f"promised against {oracle.model}, certified by the sample of the run"
+        basis = f"guaranteed against {oracle.model}, certified by the sample of the run"
         quality = Quality(None, level, None, len(pair.mine), basis, is_promised=True)
         if wanted.against == GOLD:
             quality = Quality(None, None, None, 0, "not measured")

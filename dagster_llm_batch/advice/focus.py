@@ -4,17 +4,20 @@
 
 The specification defines the columns, their order and their nulls (https://focus.finops.org/focus-specification/v1-0/).
 Columns that start with `x_` are additions of this package. A charge covers a batch, or the real-time requests of one
-submission. The table omits batches that are not collected and replies without a price. `BilledCost` uses our prices and
-adds up to `cost_usd` of the command `cost`. `x_ReportedCost` has the cost that the vendor reports.
+shard. Replies that name a tier of the vendor, such as "flex", have a charge of their own. The table omits batches that
+are not collected and requests without a known cost. `BilledCost` uses our prices and adds up to `cost_usd` of the
+command `cost`. `x_ReportedCost` has the cost that the vendor reports for the whole batch.
+
+Unit prices are averages over the tokens of a charge, because the ledger has one cost for all kinds of tokens.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -24,6 +27,7 @@ from dagster_llm_batch.advice.costs import known_bill
 from dagster_llm_batch.core.pricing import MONEY_TOTAL
 from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.providers.registry import PROVIDERS
+from dagster_llm_batch.storage.ledger.events import BilledInTier
 from dagster_llm_batch.storage.ledger.records import ShardCost
 from dagster_llm_batch.types import Lane
 
@@ -62,6 +66,9 @@ _PUBLISHERS: Mapping[str, str] = {
 
 _TIME = pa.timestamp("s", "UTC")
 _TEXTS, _MONEY, _COUNTS, _TIMES = (pa.string(), MONEY_TOTAL, pa.int64(), _TIME)
+# FOCUS requires that the unit price, times the quantity, is the cost. So an average has more digits than an amount.
+_PRICE = pa.decimal128(38, 24)
+_EXACT = Context(prec=_PRICE.precision)
 _KINDS: Mapping[str, pa.DataType] = {
     "AvailabilityZone": _TEXTS,
     "BilledCost": _MONEY,
@@ -84,11 +91,11 @@ _KINDS: Mapping[str, pa.DataType] = {
     "ConsumedQuantity": _COUNTS,
     "ConsumedUnit": _TEXTS,
     "ContractedCost": _MONEY,
-    "ContractedUnitPrice": _MONEY,
+    "ContractedUnitPrice": _PRICE,
     "EffectiveCost": _MONEY,
     "InvoiceIssuerName": _TEXTS,
     "ListCost": _MONEY,
-    "ListUnitPrice": _MONEY,
+    "ListUnitPrice": _PRICE,
     "PricingCategory": _TEXTS,
     "PricingQuantity": _COUNTS,
     "PricingUnit": _TEXTS,
@@ -120,8 +127,13 @@ _KINDS: Mapping[str, pa.DataType] = {
 FOCUS_SCHEMA = pa.schema(_KINDS)
 
 
-def focus_charges(costs: Iterable[ShardCost], namespace: str) -> tuple[pa.Table, int]:
-    """Return the charges in the order of their days, and the number of requests with unknown cost, which it omits."""
+def focus_charges(
+    costs: Iterable[ShardCost], namespace: str, tiers: Mapping[str, Sequence[BilledInTier]]
+) -> tuple[pa.Table, int]:
+    """Return the charges in the order of their days, and the number of requests with unknown cost, which it omits.
+
+    `tiers` are the parts of bills for tiers, by shard id: see Money.tier_bills.
+    """
     rows, unknown = [], 0
 
     def place(cost: ShardCost) -> tuple[datetime, str, str]:
@@ -130,24 +142,47 @@ def focus_charges(costs: Iterable[ShardCost], namespace: str) -> tuple[pa.Table,
     for cost in sorted(costs, key=place):
         if cost.is_open or not cost.was_taken:
             continue
-        known, unpriced = known_bill(cost)
-        unknown += unpriced
-        if unpriced < cost.requests or known:
-            rows.append(_charge(cost, namespace, known))
+        for part, tier in _parts(cost, tiers.get(cost.shard_id, ())):
+            known, unpriced = known_bill(part)
+            unknown += unpriced
+            if unpriced < part.requests or known:
+                rows.append(_charge(part, namespace, known, unpriced, tier))
     return pa.Table.from_pylist(rows, schema=FOCUS_SCHEMA), unknown
 
 
-def _charge(cost: ShardCost, namespace: str, known: Decimal) -> dict[str, Any]:
+_COUNTED = ("requests", "unpriced", "input_tokens", "output_tokens", "cache_read_tokens")
+_PRICED = ("known_usd", "realtime_usd")
+
+
+def _parts(cost: ShardCost, tiers: Sequence[BilledInTier]) -> Iterator[tuple[ShardCost, str | None]]:
+    """Yield the part of a shard in each tier, and the rest of it without a tier, if there is any."""
+    rest = cost
+    for bill in tiers:
+        amounts: dict[str, Any] = {name: getattr(bill, name) for name in _COUNTED}
+        amounts.update({name: Decimal(getattr(bill, name)) for name in _PRICED})
+        # Rows that were erased since are not in the shard's number of requests.
+        amounts["requests"] = min(bill.requests, rest.requests)
+        left = {name: (getattr(rest, name) or 0) - amount for name, amount in amounts.items()}
+        rest = rest._replace(**left)
+        yield cost._replace(**amounts, reported_usd=None), bill.tier
+    if not tiers or rest.requests or rest.known_usd:
+        yield rest._replace(reported_usd=None if tiers else cost.reported_usd), None
+
+
+def _charge(cost: ShardCost, namespace: str, known: Decimal, unpriced: int, tier: str | None) -> dict[str, Any]:
     day = datetime.combine(cost.day, time(), UTC)
     month = day.replace(day=1)
     tokens = (cost.input_tokens or 0) + (cost.output_tokens or 0) if cost.replies else 0
-    # Some vendors count requests instead of tokens.
-    quantity, unit = (tokens, "Tokens") if tokens else (cost.requests, "Requests")
+    # Some vendors count requests instead of tokens. The tokens include those of requests without a known cost, so these
+    # can only be left out of a number of requests. An erasure may leave none.
+    requests = max(cost.requests - unpriced, 1)
+    quantity, unit = (tokens, "Tokens") if tokens and not unpriced else (requests, "Requests")
     billed = known.quantize(PICODOLLAR)
-    price = (known / quantity).quantize(PICODOLLAR)
+    price = _EXACT.quantize(_EXACT.divide(billed, Decimal(quantity)), Decimal(1).scaleb(-_PRICE.scale))
     is_batch = cost.lane is Lane.BATCH
     vendor = _vendor(cost.provider)
-    lane = "batch" if is_batch else "real time"
+    lane = ", ".join(filter(None, ["batch" if is_batch else "real time", tier]))
+    per_request = ", per request" if unit == "Requests" else ""
     own = {"llm_batch/namespace": namespace, "llm_batch/asset": cost.asset, "llm_batch/partition": cost.partition}
     return {
         "BilledCost": billed,
@@ -175,12 +210,13 @@ def _charge(cost: ShardCost, namespace: str, known: Decimal) -> dict[str, Any]:
         "ProviderName": vendor.provider,
         "PublisherName": _publisher(cost.model, vendor),
         "ResourceId": cost.batch_id,
-        "ResourceName": cost.asset,
-        "ResourceType": "Batch" if is_batch else "Real-time requests",
+        # FOCUS has no name or type of a resource without an id.
+        "ResourceName": cost.asset if cost.batch_id else None,
+        "ResourceType": "Batch" if cost.batch_id else None,
         "ServiceCategory": "AI and Machine Learning",
         "ServiceName": vendor.service,
         "SkuId": f"{cost.provider}/{cost.model}",
-        "SkuPriceId": f"{cost.provider}/{cost.model} {lane}",
+        "SkuPriceId": f"{cost.provider}/{cost.model} {lane}{per_request}",
         "SubAccountId": namespace,
         "SubAccountName": namespace,
         # The names come last, so that they replace tags of the same name.

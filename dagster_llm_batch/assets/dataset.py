@@ -129,6 +129,7 @@ class Dataset:
         """The spec of the table of rows without a label."""
         return self._spec(
             "rejects",
+            code_version=self._rejects_code_version,
             deps=[self.batch_key],
             kinds=self._kinds("table"),
             description=f"Rows of {self.name} that have no label, each with the reason and the reply.",
@@ -140,6 +141,13 @@ class Dataset:
         restored = ["restored", *self.restored] if self.restored else []
         evidence = [] if self.labeling.evidence is None else ["evidence", self.labeling.evidence.digest]
         return "-".join([self.labeling.code_version, *restored, *evidence])
+
+    @property
+    def _rejects_code_version(self) -> str:
+        """The code version of the rejects. Evidence changes the table if it rejects rows."""
+        evidence = self.labeling.evidence
+        rejecting = [] if evidence is None or not evidence.reject_missing else ["evidence", evidence.digest]
+        return "-".join([self.labeling.code_version, *rejecting])
 
     @property
     def restored(self) -> list[str]:

@@ -28,6 +28,8 @@ _DAY_FORMAT = "%Y-%m-%d"
 # Bytes of a CSV that are read at once. For Arrow, a row must fit into two blocks, so longer rows need larger blocks.
 _BLOCKS = (1 << 20, 1 << 24, 1 << 28)
 _TOO_LONG = "straddling"
+_EMPTY = "Empty CSV"
+_OTHER_WIDTH = "Expected"
 _QUOTED_ROW = re.compile(r"(got \d+): .*", re.DOTALL)
 _LINE_BREAK = re.compile(r"[\r\n]")
 _LAST_BYTES = 4_096
@@ -148,10 +150,9 @@ class FileRows:
             ) from error
         except (pa.ArrowInvalid, OSError) as error:
             # Arrow's message quotes the row, which may have values that a mask hides.
-            words = _QUOTED_ROW.sub(r"\1.", str(error))
+            words = cell_text(_QUOTED_ROW.sub(r"\1", str(error)), limit=500).rstrip(".")
             raise InputError(
-                f"rows: {self.path} cannot be read: {cell_text(words, limit=500)} Nothing was sent. Save it again "
-                "as CSV in UTF-8, or as Parquet."
+                f"rows: {self.path} cannot be read: {words}. Nothing was sent. {_next_step(words)}"
             ) from None
 
     @contextmanager
@@ -236,6 +237,15 @@ class FileRows:
         # Each reader gets its own file, since Arrow reads ahead.
         file = files.enter_context(UPath(self.path).open("rb"))
         return files.enter_context(csv.open_csv(file, read, parsed, text))
+
+
+def _next_step(words: str) -> str:
+    """Return what to do about a file that Arrow refuses with these words."""
+    if _EMPTY in words:
+        return "The file has no header line: write the names of the columns in its first line."
+    if _OTHER_WIDTH in words:
+        return "Put quotes around each text that contains the delimiter or a line break, or save the table as Parquet."
+    return "Save it again as CSV in UTF-8, or as Parquet."
 
 
 def _has_days(context: RowsContext) -> bool:

@@ -65,6 +65,7 @@ from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
+    from dagster_llm_batch.core.shares import AuditedAnswers
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.engine import Engine, KnownSubmission
 
@@ -316,7 +317,7 @@ class _Landing:
         text, until = progress_text(status, its_pace), "its batches end"
         if (unread := unread_text(engine, status)) is not None:
             text, until = f"{text}; {unread}", "their results can be read"
-        context.log.info(f"Not ready: {text}. The sensor lands it when {until}.")
+        context.log.info(f"Not ready: {text}. The sensor materializes the labels when {until}.")
         metadata = status_metadata(status, engine.provider(submission.provider), its_pace)
         return _NotReady(text, metadata, status)
 
@@ -336,7 +337,8 @@ class _Landing:
         """Pass the tables to the writer and return the events. Streams are passed when the events are requested."""
         known = self._known(engine, settled)
         run_id, reread = context.run.run_id, settled.reread
-        restored = self._restored(context, partition, known.sent.labeling)
+        shares = engine.deployment.shares(known.sent.labeling, settled.status.submission)
+        restored = self._restored(context, partition, known.sent.labeling, shares)
 
         def begin(tables: LabeledTables) -> Iterator[Any]:
             begun = self._begin(context, partition, replace(tables, labels=restored.fill(tables.labels)), run, restored)
@@ -350,13 +352,19 @@ class _Landing:
             return land_streams()
         return begin(labeled_tables(engine, known, restored.look, run_id=run_id, reread=reread))
 
-    def _restored(self, context: dg.AssetExecutionContext, partition: str | None, sent: "Labeling") -> RestoredValues:
+    def _restored(
+        self,
+        context: dg.AssetExecutionContext,
+        partition: str | None,
+        sent: "Labeling",
+        shares: "AuditedAnswers | None",
+    ) -> RestoredValues:
         """Return the values that replace placeholders."""
         columns = self._dataset.restored if self._labels.key in context.selected_asset_keys and sent.mask else []
         # The labels are the reader, since rejects do not read rows, and their key may be the first.
         upstream = replace(self._dataset.upstream(context, partition), reader=self._dataset.key)
         every_row = replace(self._dataset, when=None)
-        return RestoredValues(sent, columns, lambda: every_row.read_rows(context, upstream))
+        return RestoredValues(sent, columns, lambda: every_row.read_rows(context, upstream), shares)
 
     def _known(self, engine: "Engine", settled: _Settled) -> "KnownSubmission":
         """Return the facts from which a submission's labels are made. Raises DefinitionChangedError if they do not fit
@@ -435,11 +443,12 @@ class _Landing:
                 context.log.warning(f"{partition or 'labels'}: {stays}")
             self._measure(context, engine, submission_id)
             levels = engine.deployment.levels(labeling, status.submission)
+            shares = engine.deployment.shares(labeling, status.submission)
             tracked = find_audit_history(engine.deployment, labeling, status.submission, levels)
             metadata = {
                 **labels_metadata(stats, status, labeling, engine, links.table(labels, partition=partition)),
-                **cascade_metadata(levels, stats, status),
-                **shares_metadata(engine.deployment.shares(labeling, status.submission)),
+                **cascade_metadata(levels, shares, stats, status),
+                **shares_metadata(shares),
                 **audit_history_metadata(tracked),
                 **estimate_metadata(
                     status.submission, run.learn(engine, labeling), output_basis_of(engine.deployment, labeling)
@@ -470,6 +479,7 @@ class _Landing:
                 wanted=dataset.checks,
                 conditions=conditions,
                 levels=levels,
+                shares=shares,
                 tracked=tracked,
             )
             if dataset.rows_key is not None:

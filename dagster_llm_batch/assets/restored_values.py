@@ -26,6 +26,7 @@ from dagster_llm_batch.errors import InputError, LLMBatchError, TransientError
 from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.shares import AuditedAnswers
     from dagster_llm_batch.definition.labeling import Labeling
 
 __all__ = ["RestoredValues"]
@@ -43,6 +44,7 @@ class RestoredValues:
         labeling: The definition of the submission.
         columns: The label columns that get values.
         rows: Yields the present rows.
+        shares: The rows that have the answers of others; None without them.
 
     Attributes:
         restored: The number of placeholders that became values.
@@ -50,7 +52,14 @@ class RestoredValues:
         trouble: The reason if the rows could not be read.
     """
 
-    def __init__(self, labeling: Labeling, columns: list[str], rows: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self,
+        labeling: Labeling,
+        columns: list[str],
+        rows: Callable[[], AbstractContextManager[Any]],
+        shares: AuditedAnswers | None = None,
+    ) -> None:
+        self._shares = shares
         self.restored, self.unresolved = 0, 0
         self.trouble: str | None = None
         self._labeling, self._rows = labeling, rows
@@ -209,9 +218,13 @@ class RestoredValues:
             renderer.check(masked)
             asked = renderer.requests(masked, masked.column(labeling.key).to_pylist())
             requests = [request for _, some in asked for request in some]
+            ids = [request.request_id if isinstance(request, Request) else None for request in requests]
+            if self._shares is not None:
+                # A near copy has the request of its leader in the labels.
+                ids = self._shares.leaders_of(pa.array(ids, pa.string())).to_pylist()
             originals = wanted.select(sorted({*mask.columns})).to_pylist()
-            for place, request, row in zip(places.drop_null().to_pylist(), requests, originals, strict=True):
-                yield place, request.request_id if isinstance(request, Request) else None, mask.values_of(row)
+            for place, request_id, row in zip(places.drop_null().to_pylist(), ids, originals, strict=True):
+                yield place, request_id, mask.values_of(row)
 
 
 def _reason(error: Exception) -> str:

@@ -213,7 +213,7 @@ def _warn_of_files(context: dg.AssetExecutionContext, dataset: Dataset, partitio
             else f"{rows:,} rows have a file that cannot be read or sent, and are"
         )
         place = dataset.rejects_key.to_user_string()
-        context.log.warning(f"{_where(partition)}{have} not sent: see the reason in {place} when it has landed.")
+        context.log.warning(f"{_where(partition)}{have} not sent: see the reason in {place} once it is materialized.")
 
 
 def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", dataset: Dataset) -> None:
@@ -250,9 +250,9 @@ def _warn_of_temporary_home(context: dg.AssetExecutionContext, dataset: Dataset)
     if lost and is_temporary:
         context.log.warning(
             f"Dagster runs without a home (DAGSTER_HOME) here: {' and '.join(lost)} will go with its temporary folder, "
-            f"{folder}, which it removes when it ends. Batches that are in flight then never land, and all rows are "
-            "asked, and paid for, again. Set DAGSTER_HOME to a folder that stays, or ledger_url and payload_root of "
-            "the LLMBatchResource."
+            f"{folder}, which it removes when it ends. Labels of batches in flight are then never materialized, and "
+            "all rows are asked, and paid for, again. Set DAGSTER_HOME to a folder that stays, or ledger_url and "
+            "payload_root of the LLMBatchResource."
         )
 
 

@@ -18,8 +18,10 @@ from dagster_llm_batch.errors import ConfigError
 __all__ = [
     "ANNOTATES_KEY",
     "DATASET_KEY",
+    "GATHERS_KEY",
     "RESTORED_KEY",
     "ROLE_TAG",
+    "SOURCE_KEY",
     "TABLE_KEY",
     "LLMBatchTranslator",
     "LLMBatchTranslatorData",
@@ -39,6 +41,12 @@ DATASET_KEY = "llm_batch/dataset"
 
 RESTORED_KEY = "llm_batch/restored_columns"
 """Metadata of a dataset's labels: the columns in which `Mask.restore` puts values of rows."""
+
+GATHERS_KEY = "llm_batch/gathers"
+"""Metadata of gathered tables: the dataset whose labels of parts they gather."""
+
+SOURCE_KEY = "llm_batch/source_key"
+"""Metadata of gathered tables: the column that identifies a source row."""
 
 TABLE_KEY = "llm_batch/table"
 """Metadata of an evaluation's further tables: the kind, such as `mistakes`, which does not depend on the asset key."""

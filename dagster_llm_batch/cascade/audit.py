@@ -60,6 +60,9 @@ def history_id(configuration: str, labeling: Labeling, cascade: Cascade) -> str:
     same weight.
     """
     content = [configuration, labeling.prompt_version, *cascade.promise[:4], _rolling(cascade).audit]
+    if labeling.near is not None:
+        # Near copies are no part of the rows that set a threshold.
+        content.append(labeling.near.grouping)
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
 

@@ -72,8 +72,12 @@ class Escalation:
         read = answers.schema_of(levels.read)
         asked: dict[Lane, list[pa.Array]] = {lane: [] for lane in Lane}
         accepted = judged = 0
+        shares = self.deployment.shares(self.labeling, self.submission)
         for manifest, results in answers.parts(pa.schema([read.field(_ID)]), read):
             requests = pc.unique(manifest[_ID]).drop_null()
+            if shares is not None:
+                # The model is not asked near copies.
+                requests = requests.filter(pc.invert(pc.is_in(requests, shares.apart)))
             cheap, oracles = _by_level(answers.are_oracles, results, read)
             newest = levels.newest(cheap)
             known = newest.take(pc.index_in(requests, newest[_ID]))

@@ -34,6 +34,7 @@ from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Costs, Estimate
+from dagster_llm_batch.core.shares import Shares
 from dagster_llm_batch.core.thresholds import (
     choose_sample,
     count_allowed,
@@ -97,8 +98,12 @@ def _cascade(labeling: Labeling) -> Cascade:
 
 @dataclass(frozen=True)
 class _Looks:
-    """Earlier interim looks at the same rows, as far as their files exist, and digests of these rows."""
+    """Earlier interim looks at the same rows, as far as their files exist, and digests of these rows.
 
+    `asked` is the number of these rows that the cascade labels now: all but the near copies.
+    """
+
+    asked: int
     keys_id: str
     requests_id: str
     known: Mapping[tuple[str, int | None], Levels | None]
@@ -115,6 +120,8 @@ class _Looks:
                 continue
             is_stricter = (
                 sample is not None
+                # Other near copies leave other rows to draw from.
+                and levels.rows == self.asked
                 and (levels.seed, levels.score, levels.target) == (seed, cascade.score, cascade.target)
                 and (levels.within is None) is (cascade.within is None)
                 and (levels.filters, levels.yes) == (cascade.filters, cascade.yes)
@@ -198,6 +205,8 @@ class Sampling:
         self._partition = planning.partition
         self._submission_id = planning.submission_id
         self._written: list[ShardFiles] = []
+        # The near copies, which are no part of the rows that the cascade labels.
+        self._copies: Shares | None = None
 
     @cached_property
     def _folder(self) -> str:
@@ -215,7 +224,12 @@ class Sampling:
         """
         drafted = plan.drafted
         rows = drafted.rows - drafted.skipped - drafted.unreadable.rows
+        if isinstance(plan.shares, Shares) and not plan.shares.asks_all:
+            self._copies = plan.shares
+            rows -= plan.shares.rows
         tokens = plan.estimate.input_tokens // plan.estimate.requests if plan.estimate.requests else None
+        if tokens is None and self._copies is not None:
+            tokens = self._copies.tokens
         chosen = self._choose(drafted, rows, tokens)
         drawn = self._draw_rows(chosen, rows)
         if drawn.requests is None:
@@ -223,7 +237,7 @@ class Sampling:
             for shard in drafted.shards:
                 delete_requests(self._payloads, shard)
             drafted = replace(drafted, shards=[])
-        written = self._write(drafted, _asked_first(drawn, chosen.audit), known, tokens)
+        written = self._write(drafted, self._asked_first(drawn, chosen.audit), known, tokens)
         levels = self._decided(chosen, drawn, rows)
         store_levels(self._payloads, self._folder, levels)
         return replace(
@@ -242,7 +256,8 @@ class Sampling:
         calibration = self._digest(cascade, seed)
         asked_for = None if cascade.sample == "auto" else min(cascade.sample, rows)
         size = self._usual_size(cascade, rows, least, looks.of(cascade, calibration, seed, asked_for))
-        audit, earlier = self._audit(cascade, seed, rows, drafted.requests)
+        copies = 0 if self._copies is None else len(self._copies.apart)
+        audit, earlier = self._audit(cascade, seed, rows, drafted.requests - copies)
         if earlier is not None:
             size = 0
         each = self._writer.estimate(oracle).expected_usd(tokens or 0)
@@ -273,20 +288,26 @@ class Sampling:
     def _priced(self, plan: Plan, chosen: _Chosen, written: _Written, *, is_alone: bool) -> Plan:
         """Return the plan with the oracle's cost."""
         of_oracle, later, each = written.now, written.later, chosen.each
+        if not plan.estimate.requests and later.requests:
+            # The model has answered all before, so the oracle's own requests show their length.
+            each = self._writer.estimate(self._labeling.models[1]).expected_usd(later.input_tokens // later.requests)
         estimate = of_oracle if is_alone or not plan.estimate.requests else replace(plan.estimate)
         if estimate is not of_oracle:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
         estimate.row_bound_usd = _dearest(estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
         rest = Decimal(0) if each is None else each * later.requests
-        # The reserve is for all rows; the expected cost, for the rows that will not be accepted.
-        unexpected = rest * Decimal(str(round(chosen.accepted, 6)))
+        held = 0 if self._copies is None else len(self._copies.held)
+        # The reserve is for all rows; the expected cost, for the rows that will not be accepted. Near copies are
+        # expected to share labels.
+        of_held = Decimal(0) if each is None else each * held
+        unexpected = of_held + (rest - of_held) * Decimal(str(round(chosen.accepted, 6)))
         oracle = OracleShare(
             model=_cascade(self._labeling).oracle,
             requests=count_requests(written.shards),
             input_tokens=of_oracle.expected_input,
             output_tokens=of_oracle.expected_output,
             estimated_usd=of_oracle.cost_usd,
-            later=round(later.requests * (1 - chosen.accepted)),
+            later=round((later.requests - held) * (1 - chosen.accepted)),
             later_usd=None if each is None else rest - unexpected,
             later_most=later.requests,
             reserved_usd=None if each is None else rest,
@@ -297,7 +318,10 @@ class Sampling:
         # Limits count as if each of the model's labels were rejected.
         whole = replace(estimate)
         whole.add_surcharge(Costs(unexpected, Decimal(0)))
-        return replace(plan, estimate=estimate, whole=whole, oracle=oracle, reserved_usd=rest or None)
+        held_usd = None if each is None or self._copies is None else of_held
+        return replace(
+            plan, estimate=estimate, whole=whole, oracle=oracle, reserved_usd=rest or None, held_usd=held_usd
+        )
 
     def _decided(self, chosen: _Chosen, drawn: _Drawn, rows: int) -> Levels:
         """Return the decisions on the submission, as they are stored."""
@@ -361,12 +385,13 @@ class Sampling:
             is_changed = levels.seed == seed and levels.requests_id not in (None, requests_id)
             if is_same and not is_changed:
                 known[levels.calibration_id, levels.sample] = levels
-        return _Looks(keys_id, requests_id, known)
+        return _Looks(asked, keys_id, requests_id, known)
 
     def _digest_rows(self) -> tuple[str, str]:
         """Return digests of the keys and of the requests of all rows, independent of their order."""
         of_keys = of_requests = 0
-        for keys, ids in self._rows():
+        # All of them: with other near copies, they are the same rows.
+        for keys, ids in self._all_rows():
             of_keys += int(digest_keys(keys, "look").sum(dtype=np.uint64))
             heads = np.frombuffer(packed(ids.to_pylist()), np.uint8).reshape(-1, REQUEST_ID_BYTES)[:, :8]
             of_requests += int(heads.copy().view(">u8").sum(dtype=np.uint64))
@@ -442,14 +467,19 @@ class Sampling:
         """
         prompt, turns = self._labeling.prompt, self._labeling.spec.turns
         turns_asked = [[turn.role, turn.text] for turn in turns]
-        asked = [prompt.system, prompt.user, list(prompt.images), turns_asked, *prompt.asked_documents]
+        asked: list[Any] = [prompt.system, prompt.user, list(prompt.images), turns_asked, *prompt.asked_documents]
+        if self._labeling.near is not None:
+            # With other near copies, the sample is drawn from other rows.
+            asked.append(self._labeling.near.grouping)
         models = [configuration_fingerprint("", one.provider, one.spec) for one in self._labeling.models]
         digest = hashlib.sha256(canonical_json([models, asked]).encode()).hexdigest()
         place = (self._deployment.namespace, self._labeling.asset, self._partition)
         return "/".join([*place, digest[:16]])
 
     def _digest(self, cascade: Cascade, seed: str) -> str:
-        content = [self._writer.configuration, self._labeling.prompt_version, cascade.promise, seed]
+        content: list[Any] = [self._writer.configuration, self._labeling.prompt_version, cascade.promise, seed]
+        if self._labeling.near is not None:
+            content.append(self._labeling.near.promise)
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
     def _count_independent(self, rows: int, requests: int) -> int:
@@ -496,7 +526,24 @@ class Sampling:
             drawn += ids.filter(pa.array(are_drawn)).to_pylist()
         return drawn_keys, drawn
 
+    def _asked_first(self, drawn: _Drawn, audit: Audit | None) -> set[str] | None:
+        """Return the requests that the oracle is asked in the first wave; None for all but the held ones."""
+        if drawn.requests is None:
+            return None
+        copies = [] if self._copies is None else self._copies.audited.to_pylist()
+        return {*drawn.requests, *(() if audit is None else audit.requests), *copies}
+
     def _rows(self) -> Iterator[tuple[Sequence[object], pa.Array]]:
+        """Yield the keys and the request_ids of the rows that the cascade labels: those that are no near copies."""
+        apart = None if self._copies is None else self._copies.apart
+        for keys, ids in self._all_rows():
+            if apart is None:
+                yield keys, ids
+                continue
+            are_own = pc.invert(pc.is_in(ids, apart))
+            yield list(compress(keys, are_own.to_pylist())), ids.filter(are_own)
+
+    def _all_rows(self) -> Iterator[tuple[Sequence[object], pa.Array]]:
         """Yield the keys and the request_ids of all rows with a request."""
         key = self._labeling.key
         for batch in self._payloads.iter_batches(f"{self._folder}/manifest.parquet", _ROWS_AT_ONCE, [key, _ID]):
@@ -516,27 +563,28 @@ class Sampling:
         estimate, later, counter = writer.estimate(oracle), writer.estimate(oracle), self._deployment.counter(oracle)
         bound_of = partial(counter.bound_of_line, has_files=self._labeling.prompt.sends_files)
 
-        def count_later(bounds: list[int | None]) -> None:
-            later.add(InputCounts([tokens or 0] * len(bounds), bounds))
+        held = frozenset() if self._copies is None else frozenset(self._copies.held.to_pylist())
 
         def wanted_lines() -> Iterator[tuple[str, bytes]]:
+            expected: list[int] = []
             bounds: list[int | None] = []
             for request_id, line in requests_of(self._payloads, spare.path, spare.nonce):
                 if known is not None and request_id in known:
                     continue
-                if wanted is None or request_id in wanted:
+                if request_id not in held and (wanted is None or request_id in wanted):
                     yield request_id, line
                     continue
+                expected.append(tokens or len(line) // _BYTES_A_TOKEN)
                 bounds.append(bound_of(line))
                 if len(bounds) == _COUNTED_AT_ONCE:
-                    count_later(bounds)
-                    bounds = []
-            count_later(bounds)
+                    later.add(InputCounts(expected, bounds))
+                    expected, bounds = [], []
+            later.add(InputCounts(expected, bounds))
 
         for chunk in chunks(wanted_lines(), _AT_ONCE):
             ids, encoded = zip(*chunk, strict=True)
-            expected = [tokens or len(line) // _BYTES_A_TOKEN for line in encoded]
-            counts = InputCounts(expected, [bound_of(line) for line in encoded])
+            likely = [tokens or len(line) // _BYTES_A_TOKEN for line in encoded]
+            counts = InputCounts(likely, [bound_of(line) for line in encoded])
             files.add(WrittenLines(ids, encoded, spare.nonce), ids, counts, estimate.add)
         shards = files.close()
         estimate.add_surcharge(files.surcharge)
@@ -548,11 +596,6 @@ class Sampling:
         for files in self._written:
             files.discard()
         self._payloads.delete(f"{self._folder}/{CALIBRATION}")
-
-
-def _asked_first(drawn: _Drawn, audit: Audit | None) -> set[str] | None:
-    """Return the requests that the oracle is asked in the first wave; None for all."""
-    return None if drawn.requests is None else {*drawn.requests, *(() if audit is None else audit.requests)}
 
 
 def _dearest(*amounts: Decimal | None) -> Decimal | None:

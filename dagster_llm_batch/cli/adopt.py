@@ -1,4 +1,4 @@
-"""`adopt`: take a batch that was sent elsewhere, as by a script, and land its answers."""
+"""`adopt`: take a batch that was sent elsewhere, as by a script, and make its answers labels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def adopt_command(
         counts = {name: getattr(adoption, name) for name in ("requests", "matched", "answered", "lines", "unused")}
         print_json({"submission": status.submission, "shards": status.shards, **counts})
     else:
-        click.echo(f"Submission {submission.submission_id} has its answers; Dagster's sensor lands them.")
+        click.echo(f"Submission {submission.submission_id} has its answers; Dagster's sensor materializes its labels.")
 
 
 def _text(adoption: Adoption, batch_id: str) -> str:

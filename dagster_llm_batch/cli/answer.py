@@ -89,15 +89,15 @@ def _requests(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _requests_to(student: str, file: BinaryIO) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the requests. Raises ConfigError for one that asks a model of another name.
 
-    By the model's name definitions know that a cascade asks the student, and hold its prompt to what the student learns
-    from. Of a cascade that asks it under another name nobody has looked at the prompt, and its promise may not hold.
+    When definitions load, they find the cascade's student by the model's name, and check the prompt against the text
+    that the student learns from. The prompt of a model of another name is unchecked, so the guarantee may not hold.
     """
     for custom_id, body in _requests(file):
         if (model := body.get("model", student)) != student:
             raise ConfigError(
-                f"The batch file asks the model {model!r}, and the student is {student!r}. Whether its prompt is what "
-                "the student learns from, on which the promise of a cascade rests, is looked at when definitions load, "
-                f"by the model's name: make the dataset's model end in '/{student}', such as 'student/{student}'. In "
+                f"The batch file asks the model {model!r}, and the student is {student!r}. A cascade's guarantee "
+                "needs a prompt that is the student's text. Definitions find a student by its name and check this when "
+                f"they load: make the dataset's model end in '/{student}', such as 'student/{student}'. In "
                 "the command of a CommandBatchResource, {model} stands for what follows the first slash."
             )
         yield custom_id, body
@@ -159,7 +159,7 @@ class _Replies:
             raise ConfigError(
                 f"The response has {', '.join(map(repr, more))} beside {self._student.target!r} and {self._score!r}, "
                 "which are all that a student answers. Give these a default, or leave them out; --score names the "
-                "field that says how sure it is."
+                "field of its confidence."
             )
         self._schema, self._values = schema, {}
         self._fit = Fit(schema)

@@ -113,7 +113,7 @@ class Case:
         if len(schema.names) == 1:
             return str(schema.names[0])
         raise click.UsageError(
-            f"Which column of '{self.name}' has to be right? Say it with --target: {', '.join(schema.names)}."
+            f"Which column of '{self.name}' has to be right? Name it with --target: {', '.join(schema.names)}."
         )
 
     @cached_property
@@ -279,9 +279,9 @@ class Case:
     def reference(self) -> str:
         """The source of right labels, in words."""
         if self.against == GOLD and self.gold_is_judged:
-            return f"what people said of {len(self.judged):,} rows"
+            return f"the human labels of {len(self.judged):,} rows"
         if self.against != GOLD or self.evaluation is None:
-            return f"what {self.against} says"
+            return f"the labels of {self.against}"
         return f"the gold of {self.evaluation.gold.to_user_string()}"
 
     def chooser(self, wanted: Wanted) -> Chooser:

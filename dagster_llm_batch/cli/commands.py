@@ -14,9 +14,9 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from dagster_llm_batch.errors import CannotTellError, LeaseError, LedgerError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import LeaseError, LedgerError, LLMBatchError, StatusUnknownError, TransientError
 
-__all__ = ["Command", "ExitCode", "confirm", "fitting", "json_option", "leave"]
+__all__ = ["Command", "ExitCode", "confirm", "fitting", "json_option", "leave", "say"]
 
 
 class ExitCode(IntEnum):
@@ -64,11 +64,23 @@ class Command(click.Command):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.ClickException as error:
+            shown = self._explained(error)
             if "--json" in asked:
-                _print_json_error("UsageError", error.format_message(), error.exit_code)
+                _print_json_error("UsageError", shown.format_message(), shown.exit_code)
             else:
-                _print_error(error)
-            raise click.exceptions.Exit(error.exit_code) from error
+                _print_error(shown)
+            raise click.exceptions.Exit(shown.exit_code) from error
+
+    def _explained(self, error: click.ClickException) -> click.ClickException:
+        """Return the error; if a part of the command line is missing, with its meaning and an example."""
+        if not isinstance(error, click.MissingParameter) or error.ctx is None:
+            return error
+        message = error.format_message()
+        if isinstance(error.param, click.Option) and error.param.help:
+            message = f"{message.rstrip('.')}: {error.param.help}"
+        if self.examples:
+            message += f" For example: {error.ctx.command_path} {self.examples[0]}"
+        return click.UsageError(message, ctx=error.ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn an error of ours into a message and an exit code."""
@@ -105,6 +117,11 @@ def fitting(text: str, stream: TextIO | None, indent: str = "") -> str:
     )
 
 
+def say(text: str) -> None:
+    """Print sentences on standard output, with lines that fit the terminal."""
+    click.echo(fitting(text, sys.stdout))
+
+
 def leave(code: ExitCode) -> NoReturn:
     """End the command with this code."""
     click.get_current_context().exit(code)
@@ -117,7 +134,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def _code_of(error: LLMBatchError) -> ExitCode:
-    if isinstance(error, CannotTellError):
+    if isinstance(error, StatusUnknownError):
         return ExitCode.NEEDS_A_PERSON
     is_busy = isinstance(error, TransientError | LeaseError) or _is_away(error)
     return ExitCode.LATER if is_busy else ExitCode.FAILED

@@ -124,7 +124,7 @@ def cost_command(
         return [cost for cost in costs if deployment.is_looked_at(cost.asset)]
 
     if form == "focus":
-        _print_focus(costs_of(_utc(since), _utc(until)), deployment.namespace)
+        _print_focus(costs_of(_utc(since), _utc(until)), deployment)
         return
     summed = cost_table(costs_of(_utc(since), _utc(until)), names)
     recent = costs_of(min(_midnight(this), _midnight(now.date()) - HISTORY))
@@ -147,8 +147,9 @@ def cost_command(
         click.echo(why_none, err=True)
 
 
-def _print_focus(costs: Sequence[ShardCost], namespace: str) -> None:
-    charges, unknown = focus_charges(costs, namespace)
+def _print_focus(costs: Sequence[ShardCost], deployment: DeploymentAccess) -> None:
+    tiers = deployment.ledger.money.tier_bills(deployment.namespace)
+    charges, unknown = focus_charges(costs, deployment.namespace, tiers)
     write_csv(as_text(charges), written := BytesIO())
     click.echo(written.getvalue(), nl=False)
     if unknown:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
+from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave, say
 from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command, ledger_command
 from dagster_llm_batch.cli.output import counted, print_json, print_table
@@ -23,9 +23,9 @@ from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import find_undecided
 from dagster_llm_batch.engine.conditions import UNDECIDED, ConditionKind
-from dagster_llm_batch.errors import ConfigError, IllegalMoveError
+from dagster_llm_batch.errors import ConfigError, IllegalTransitionError
 from dagster_llm_batch.progress import progress_text
-from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
+from dagster_llm_batch.states import ENDED, TRANSITIONS, ShardState, Transition
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.text import cell_text
@@ -79,7 +79,7 @@ def resolve_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Decide on a shard whose create call left no record, whose batch never ends, or whose results cannot be read.
+    """Decide on a shard in doubt, whose batch may exist, or on a batch that never ends or cannot be read.
 
     A shard is the part of a submission that becomes one batch. Without SHARD, the command lists the shards that need
     you. Look at the provider's console before you decide. With --no-batch the shard is sent again, and paid twice if a
@@ -99,15 +99,18 @@ def resolve_command(
         )
     confirm(_question(deployment, shard_id, batch_id, lost=lost), yes=yes)
     if lost:
-        shard, then = deployment.engine.give_up(shard_id), "When the rest has landed, `retry` asks again."
+        shard, then = (
+            deployment.engine.give_up(shard_id),
+            "When the other labels are materialized, `retry` sends its rows again.",
+        )
     elif batch_id:
-        shard, then = deployment.engine.resolve(shard_id, batch_id), "Dagster's sensor goes on with it."
+        shard, then = deployment.engine.resolve(shard_id, batch_id), "Dagster's sensor polls its batch from now on."
     else:
         shard, then = deployment.engine.resolve(shard_id, None), "The next run of its submission sends it."
     if as_json:
         print_json({"shard": shard})
     else:
-        click.echo(f"Shard {shard.shard_id} is '{shard.state.value}' now. {then}")
+        say(f"Shard {shard.shard_id} is '{shard.state.value}' now. {then}")
 
 
 def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None, *, lost: bool) -> str:
@@ -131,15 +134,15 @@ def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None,
 
 
 def _check_in_question(shard: Shard, *, lost: bool) -> None:
-    """Raise IllegalMoveError for a shard that needs no decision."""
+    """Raise IllegalTransitionError for a shard that needs no decision."""
     answer, wanted = (
-        ("--lost is for a batch that is in flight, or cannot be read", MOVES[Move.GIVEN_UP][0])
+        ("--lost is for a batch that is in flight, or cannot be read", TRANSITIONS[Transition.GIVEN_UP][0])
         if lost
         else ("--batch-id and --no-batch are for a create call that left no record", {ShardState.SUBMITTING})
     )
     if shard.state not in wanted:
         stands = _STANDS.get(shard.state, shard.state.value)
-        raise IllegalMoveError(
+        raise IllegalTransitionError(
             f"Shard {shard.shard_id} is {stands}; {answer}. Nothing was changed. `dagster-llm-batch resolve` alone "
             "lists the shards that are in doubt, overdue or unreadable."
         )
@@ -184,7 +187,7 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
     if rows:
         print_table(["shard", "asset", "partition", "asked of", "requests", "why", "sent ago"], rows)
     else:
-        click.echo("No shard is in doubt, overdue or unreadable.")
+        say("No shard is in doubt, overdue or unreadable.")
 
 
 @click.command("rename", cls=Command, examples=["moods feelings -f labels.py"])
@@ -215,10 +218,10 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
     if as_json:
         print_json({"given": given, "kept": kept})
         return
-    click.echo(f"{counted(len(given), 'partition is', 'partitions are')} those of '{new}' now.")
+    say(f"{counted(len(given), 'partition is', 'partitions are')} those of '{new}' now.")
     if kept:
         names = ", ".join(name or "(none)" for name in kept[:10])
-        click.echo(f"{len(kept)} stay with '{old}', since '{new}' has submissions of its own there: {names}.")
+        say(f"{len(kept)} stay with '{old}', since '{new}' has submissions of its own there: {names}.")
 
 
 @click.command("recover", cls=Command, examples=["-f labels.py"])
@@ -241,9 +244,9 @@ def recover_command(deployment: DeploymentAccess, *, yes: bool, as_json: bool) -
     if as_json:
         print_json({"shards": recovered})
     elif not found:
-        click.echo("The ledger has a record of all that was sent.")
+        say("The ledger has a record of all that was sent.")
     else:
-        click.echo(f"{counted(len(recovered), 'shard is', 'shards are')} in doubt now; Dagster's sensor goes on.")
+        say(f"{counted(len(recovered), 'shard is', 'shards are')} in doubt now; Dagster's sensor goes on.")
 
 
 @click.command("retry", cls=Command, examples=["moods -f labels.py"])
@@ -285,9 +288,9 @@ def retry_command(
         print_json({**documents, "submissions": [_document(status) for status in statuses]})
     else:
         for status in statuses:
-            click.echo(f"{status.submission.submission_id}: {progress_text(status)}")
+            say(f"{status.submission.submission_id}: {progress_text(status)}")
         if not statuses:
-            click.echo("Nothing to ask again.")
+            say("Nothing to ask again.")
     if any(status.states[ShardState.PLANNED.value] for status in statuses):
         click.echo("Some requests wait for room in the provider's queue; Dagster's sensor sends them.", err=True)
         leave(ExitCode.LATER)
@@ -304,7 +307,7 @@ def _tell(did: str, status: Status, *, as_json: bool) -> None:
     if as_json:
         print_json(_document(status))
     else:
-        click.echo(f"{did} {status.submission.submission_id}: {progress_text(status)}")
+        say(f"{did} {status.submission.submission_id}: {progress_text(status)}")
 
 
 def _document(status: Status) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dagster_llm_batch.errors import ConfigError
 if TYPE_CHECKING:
     from dagster_llm_batch.cli.code_location import CodeLocation
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.shares import AuditedAnswers
     from dagster_llm_batch.engine import Engine
     from dagster_llm_batch.resources import LLMBatchResource
     from dagster_llm_batch.storage.ledger import Ledger
@@ -154,7 +155,10 @@ class DeploymentAccess:
             raise click.UsageError(f"--ledger (or {_VARIABLES}_LEDGER) is empty. Give the URL or path of a ledger.")
         path = self.missing_ledger_file
         if path is not None:
-            raise ConfigError(f"There is no ledger at {path}: nothing was submitted yet, or it is kept elsewhere.")
+            raise ConfigError(
+                f"There is no ledger at {path}: nothing was submitted yet, or it is kept elsewhere. Materialize a "
+                "batch asset first, or set DAGSTER_HOME or --ledger to its place."
+            )
         if not self._by_address:
             return self._engine.ledger
         from dagster_llm_batch.storage.ledger import Ledger  # noqa: PLC0415 - SQLAlchemy
@@ -226,6 +230,14 @@ class DeploymentAccess:
 
         return levels_of(self.payloads, submission)
 
+    def audited_of(self, submission: Submission) -> AuditedAnswers | None:
+        """Return what an audit decides on in a submission; None without an audit or without a payload store."""
+        if submission.questions is None or self.places[1] is None:
+            return None
+        from dagster_llm_batch.files.share_files import audited_of  # noqa: PLC0415 - pyarrow
+
+        return audited_of(self.payloads, submission)
+
     @cached_property
     def _engine(self) -> Engine:
         if not self._by_address:
@@ -244,7 +256,7 @@ class DeploymentAccess:
 _CODE_OPTIONS = [
     click.option("-m", "--module-name", envvar="DAGSTER_MODULE_NAME", help="Module with the Dagster definitions."),
     click.option("-f", "--python-file", envvar="DAGSTER_PYTHON_FILE", help="File with the Dagster definitions."),
-    click.option("-a", "--attribute", envvar="DAGSTER_ATTRIBUTE", help="Name of the definitions in it."),
+    click.option("-a", "--attribute", envvar="DAGSTER_ATTRIBUTE", help="Variable with the definitions, as `defs`."),
     click.option(
         "-d", "--working-directory", envvar="DAGSTER_WORKING_DIRECTORY", help="Folder to import modules from."
     ),

@@ -5,10 +5,8 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from enum import StrEnum
 from functools import cache, partial
 from time import monotonic
 
@@ -20,6 +18,7 @@ from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
+from dagster_llm_batch.cli.findings import Finding, Severity
 from dagster_llm_batch.cli.kept import find_kept_money
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.cli.prices import OLD_BOOK, rules_text
@@ -48,7 +47,8 @@ from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Cause, Outcome
-from dagster_llm_batch.upkeep.uploads import UploadRemover
+from dagster_llm_batch.upkeep.stored_documents import DocumentRemover
+from dagster_llm_batch.upkeep.uploads import UploadRemover, accounts_of
 
 __all__ = ["doctor_command", "judge_end_forecasts"]
 
@@ -94,28 +94,7 @@ _ON_FILES = (
 )
 
 
-class Severity(StrEnum):
-    """Severity of a finding. The values are words of `doctor --json`."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
 _STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check; `then` is the next step.
-
-    The names of the fields are keys of `doctor --json`, which programs read: they stay.
-    """
-
-    check: str
-    verdict: Severity
-    said: str
-    then: str | None = None
 
 
 @click.command("doctor", cls=Command, examples=["-f labels.py"])
@@ -180,6 +159,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield from _each("kept money", partial(_kept_in_vain, deployment))
         if deployment.has_code:
             yield from _each("request files", partial(_request_files, engine))
+            yield from _each("documents", partial(_documents, engine))
         yield from _each("batches under way", lambda: _under_way(deployment, conditions()))
         yield from _each("forecasts of ends", partial(_end_forecasts, engine))
     yield _tried("price book", partial(_prices, deployment))
@@ -238,7 +218,7 @@ def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
         if dataset.mode == "deferred" and not code.is_looked_after(dataset)
     ]
     if alone:
-        problem = f"no sensor lands the labels of {', '.join(alone)}"
+        problem = f"no sensor materializes the labels of {', '.join(alone)}"
         then = (
             "Add build_llm_batch_sensor() to the definitions' sensors, with their resource_key and them in its target."
         )
@@ -246,13 +226,13 @@ def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
     elif (standstill := code.standstill()) is not None:
         yield Finding("sensor", Severity.WARNING, standstill.problem, f"{standstill.then}.")
     elif any(dataset.mode == "deferred" for dataset in code.datasets.values()):
-        yield Finding("sensor", Severity.OK, "Dagster's daemon was seen just now, and the last look went well")
+        yield Finding("sensor", Severity.OK, "Dagster's daemon runs, and the sensor's last tick succeeded")
 
 
 def _ledger(deployment: DeploymentAccess) -> Finding:
     missing = deployment.missing_ledger_file
     if missing is not None:
-        return Finding("ledger", Severity.OK, f"none yet at {missing}; the first submission makes it")
+        return Finding("ledger", Severity.OK, f"no file yet at {missing}; the first submission creates it")
     under_way = len(deployment.ledger.submissions.progress(deployment.namespace))
     submissions = counted(under_way, "submission", "submissions")
     state = f"{deployment.ledger} answers; {submissions} under way in namespace '{deployment.namespace}'"
@@ -271,21 +251,24 @@ def _payload_store(payloads: PayloadStore, place: str) -> Finding:
     finally:
         payloads.delete(probe)
     if not same:
-        return Finding("payload store", Severity.PROBLEM, f"{place} returns other bytes than were written")
-    return Finding("payload store", Severity.OK, f"{place} can be written, read and deleted in")
+        then = "Look for a proxy or a cache in front of it. Send nothing before it returns what was written."
+        return Finding("payload store", Severity.PROBLEM, f"{place} does not return the bytes that were written", then)
+    return Finding("payload store", Severity.OK, f"files can be written, read and deleted in {place}")
 
 
 def _unrecorded(engine: Engine) -> Finding:
     """Find shards with a receipt in the payload store and without a record in the ledger."""
     found = engine.recovery.find_unrecorded()
     if not found:
-        return Finding("ledger and payloads", Severity.OK, "the ledger has a record of all that was sent from here")
+        return Finding(
+            "ledger and payloads", Severity.OK, "the ledger has each shard that has a receipt in the payload store"
+        )
     places = sorted({receipt.submission.place for receipt in found})
     shown = ", ".join(places[:_FILES_SHOWN]) + (", …" if len(places) > _FILES_SHOWN else "")
     shards = counted(len(found), "shard was", "shards were")
     since = min(receipt.shard.batch.sent_at or receipt.submission.created_at for receipt in found)
     problem = (
-        f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC that the ledger has no record of, of {shown}. The ledger was "
+        f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC, but the ledger lacks them: {shown}. The ledger was "
         "restored from a backup, or a process of this deployment uses another ledger"
     )
     then = "Run dagster-llm-batch recover; it costs nothing. Give all processes the same ledger (ledger_url)."
@@ -307,15 +290,17 @@ def _stored_files(engine: Engine) -> Finding:
                 read += 1
                 if not payloads.is_whole(path):
                     (remade if can_be_made else lost).append(path)
-    state = f"{counted(read, 'file', 'files')} that labels are made of are there and whole"
+    state = f"labels need {counted(read, 'stored file', 'stored files')}, all present and undamaged"
     if late:
         state += f"; there was no time to read the files of {counted(late, 'older submission', 'older submissions')}"
     if not lost and not remade:
         return Finding("stored files", Severity.OK, state)
     shown = ", ".join((lost + remade)[:_FILES_SHOWN]) + (", …" if len(lost + remade) > _FILES_SHOWN else "")
-    problem = f"{len(lost + remade)} of {read} files that labels are made of are gone or damaged: {shown}"
+    problem = f"{len(lost + remade)} of {read} stored files that labels need are gone or damaged: {shown}"
     if not lost:
-        return Finding("stored files", Severity.WARNING, problem, "They are rewritten when they are needed.")
+        return Finding(
+            "stored files", Severity.WARNING, problem, "Nothing to do: the next run that needs them writes them again."
+        )
     then = (
         "Restore them from a backup. Otherwise raw results are fetched from the provider again. Requests whose results "
         "it no longer has count as unanswered. A manifest is written when its `…_batch` is materialized again."
@@ -342,7 +327,9 @@ def _provider(name: str, provider: Provider) -> Finding:
     state = f"account {hide_secrets(provider.account)} answers"
     if doubt is not None:
         warning = f"{state}, but a batch whose create call fails may not be found again: {doubt.reason}"
-        return Finding(f"provider {name}", Severity.WARNING, warning, "Such a batch would wait for `resolve`.")
+        return Finding(
+            f"provider {name}", Severity.WARNING, warning, "If that happens, decide with `dagster-llm-batch resolve`."
+        )
     return Finding(f"provider {name}", Severity.OK, state)
 
 
@@ -352,7 +339,7 @@ def _files_at(name: str, provider: Provider) -> Iterator[Finding]:
     try:
         counts = count_files(provider)
     except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
-        yield Finding(check, Severity.WARNING, f"cannot be counted: {error}")
+        yield Finding(check, Severity.WARNING, f"the stored files cannot be counted: {error}")
         return
     for what, used, most in counts:
         if most is None:
@@ -375,6 +362,27 @@ def _request_files(engine: Engine) -> Iterator[Finding]:
         problem = f"request files of {counted(len(late), 'collected batch', 'collected batches')} are still at {places}"
         yield Finding(
             "request files", Severity.WARNING, problem, "Run dagster-llm-batch prune --delete: it shows the obstacle."
+        )
+
+
+def _documents(engine: Engine) -> Iterator[Finding]:
+    """Yield the documents at each provider, those that should have gone by now, and those out of reach."""
+    accounts, now = accounts_of(engine.deployment), utc_now()
+    for provider, account, count, size in engine.ledger.documents.count_stored(engine.namespace):
+        state = f"{counted(count, 'document', 'documents')} ({size:,} bytes) in {provider}'s storage"
+        if (provider, account) in accounts:
+            yield Finding("documents", Severity.OK, state)
+            continue
+        then = "Configure this account and run dagster-llm-batch prune --delete, or delete them in the console."
+        problem = f"{state}, account {hide_secrets(account)}, which is not configured: they stay until they expire"
+        yield Finding("documents", Severity.WARNING, problem, then)
+    due = DocumentRemover(engine.deployment).due()
+    late = [upload for upload in due if _since(upload.lost_at or upload.needed_at, now) > _LATE_FILES]
+    if late:
+        places = ", ".join(sorted({upload.provider for upload in late}))
+        problem = f"{counted(len(late), 'document', 'documents')} that no submission needs, still at {places}"
+        yield Finding(
+            "documents", Severity.WARNING, problem, "Run dagster-llm-batch prune --delete: it shows the obstacle."
         )
 
 
@@ -438,7 +446,9 @@ def _budget(engine: Engine, budget: Budget) -> Finding:
     kept = engine.ledger.money.committed_usd(limit)
     state = f"{rule}: {money(spent)} billed or expected, {money(kept)} at most"
     if spent > _NEARLY * limit.max_usd:
-        return Finding("budget", Severity.WARNING, state, "Submissions that would exceed it are refused.")
+        return Finding(
+            "budget", Severity.WARNING, state, "Submissions that would exceed it are refused. To send more, raise it."
+        )
     return Finding("budget", Severity.OK, state)
 
 
@@ -510,7 +520,7 @@ def _unread_rows(unread: Mapping[str, Exception]) -> Iterator[Finding]:
     """Yield rows of the ledger that cannot be read. Their conditions are unknown."""
     for row_id, error in unread.items():
         said = f"the row {row_id} cannot be read: {_reason(error)}"
-        then = "Use the version that wrote it, or put the ledger back from a backup."
+        then = "Use the version of this package that wrote it, or restore the ledger from a backup."
         yield Finding("ledger rows", Severity.PROBLEM, said, then)
 
 
@@ -548,7 +558,7 @@ def _erased(deployment: DeploymentAccess) -> Iterator[Finding]:
                 f"rows of {asset} were erased; {counted(here, 'submission', 'submissions')} may hold some of them, and "
                 f"providers store {counted(there, 'batch', 'batches')} with such rows"
             )
-            then = f"dagster-llm-batch erase {asset} --delete continues, and shows the obstacle."
+            then = f"Run dagster-llm-batch erase {asset} --delete: it continues, and shows the obstacle."
             yield Finding("erased rows", Severity.WARNING, problem, then)
 
 

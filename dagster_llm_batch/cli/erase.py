@@ -7,7 +7,7 @@ from typing import TextIO
 
 import click
 
-from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
+from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave, say
 from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
@@ -56,8 +56,8 @@ def erase_command(
     """Erase the rows with these keys from everything that is stored here, and exclude them from future submissions.
 
     This covers requests, raw results, results and lists of rows. Providers are asked to delete their stored data of
-    ended batches with such rows. Without --delete, the command only lists files and batches. Rows that are still in
-    their table are not sent, materialized or exported again.
+    ended batches with such rows, and uploaded documents that no other row needs. Without --delete, the command only
+    lists files and batches. Rows that are still in their table are not sent, materialized or exported again.
 
     The command ends with a list of places that it cannot reach. Without keys it continues earlier calls, for example
     for rows that were in flight. The ledger keeps a digest of each key. Exit code 4 means that something is left to do.
@@ -80,7 +80,7 @@ def erase_command(
         if as_json:
             print_json({"deleted": False, "found": [_document(one) for one in found], "removed_files": files})
         else:
-            click.echo("Nothing was deleted. Give --delete to delete.")
+            say("Nothing was deleted. Give --delete to delete.")
         return
     what = f"the rows of {counted(len(given), 'key', 'keys')}" if given else "what earlier calls could not reach"
     stays = f" What providers store of adopted batches stays: {', '.join(adopted)}." if adopted else ""
@@ -135,14 +135,14 @@ def _undo(
     as_json: bool,
 ) -> None:
     if not keys:
-        raise click.UsageError("Say which rows may be asked again: --key or --keys-file.")
+        raise click.UsageError("Name the rows that may be asked again: --key or --keys-file.")
     confirm(f"Let the rows of {counted(len(keys), 'key', 'keys')} be asked again?", yes=yes)
     eraser = deployment.engine.eraser
     taken_back = sum(eraser.take_back_tombstones(name, keys, partitions) for name in names)
     if as_json:
         print_json({"taken_back": taken_back})
     else:
-        click.echo(
+        say(
             f"{counted(taken_back, 'row', 'rows')} may be asked again, when their `…_batch` is materialized. What was "
             "removed does not come back."
         )
@@ -166,7 +166,7 @@ def _document(found: FoundRows) -> dict[str, object]:
 
 def _print_found(found: Sequence[FoundRows]) -> None:
     if not found:
-        click.echo("No stored row has such a key.")
+        say("No stored row has such a key.")
         return
     columns = ["submission", "asset", "partition", "rows", "requests that others have too", "batches in flight", "note"]
     rows: list[list[object]] = [
@@ -191,7 +191,7 @@ def _print_files(found: Sequence[FoundRows], removed: Sequence[str]) -> None:
         ("Removed, of pruned submissions and killed processes", removed),
     ):
         if paths:
-            click.echo(f"{verb}:")
+            say(f"{verb}:")
             for path in paths:
                 click.echo(f"- {cell_text(path, PATH_CHARS)}")
 
@@ -205,7 +205,7 @@ def _print_batches(found: Sequence[FoundRows], *, also_unread: bool) -> None:
         then = "stays there: it was adopted, and is its sender's" if batch_id in adopted else "is deleted there"
         if batch_id in given_up:
             then = "stays there if its answers to other rows may still be read; --also-unread deletes these, too"
-        click.echo(f"Batch {batch_id} of {provider} {then}.")
+        say(f"Batch {batch_id} of {provider} {then}.")
 
 
 def _print_erased(
@@ -218,25 +218,25 @@ def _print_erased(
 ) -> None:
     rows = sum(one.rows for one in found)
     if rows:
-        click.echo(f"Erased {counted(rows, 'row', 'rows')}; they are not asked or landed again.")
+        say(f"Erased {counted(rows, 'row', 'rows')}; they are not sent or materialized again.")
     else:
-        later = " Rows of these keys are not asked if they come." if given else ""
-        click.echo(f"Erased 0 rows: none was found.{later}")
+        later = " Rows with these keys are not sent if they come." if given else ""
+        say(f"Erased 0 rows: none was found.{later}")
     if shared := sum(one.shared for one in found):
-        click.echo(f"{counted(shared, 'request stays', 'requests stay')}: other rows ask just the same.")
+        say(f"{counted(shared, 'request stays', 'requests stay')}: other rows ask just the same.")
     for one in left:
-        click.echo(f"Not yet: submission {one.submission.submission_id[:SHORT_ID]}: {one.reason}.")
-    for batch in there:
-        state = "deleted there" if batch.left is None else f"not deleted there: {batch.left}"
-        click.echo(f"Batch {batch.batch_id} of {batch.provider}: {state}.")
+        say(f"Not yet: submission {one.submission.submission_id[:SHORT_ID]}: {one.reason}.")
+    for copy in there:
+        state = "deleted there" if copy.left is None else f"not deleted there: {copy.left}"
+        say(f"{'Document' if copy.is_document else 'Batch'} {copy.batch_id} of {copy.provider}: {state}.")
     if unfinished:
-        click.echo(
+        say(
             f"Not yet: {counted(unfinished, 'unfinished file is', 'unfinished files are')} less than a day old, of "
             "processes that work now or were killed. Call this again then."
         )
-    click.echo("What this command cannot reach:")
+    say("What this command cannot reach:")
     for item in beyond:
-        click.echo(f"- {item['what']}: {item['then']}")
+        say(f"- {item['what']}: {item['then']}")
 
 
 def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[FoundRows]) -> list[dict[str, str]]:

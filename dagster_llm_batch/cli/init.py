@@ -127,10 +127,16 @@ def _check_model(model: str) -> None:
     from dagster_llm_batch.cli.new_project import PROVIDER_NAMES  # noqa: PLC0415 - as above
 
     provider, slash, name = model.partition("/")
-    if provider not in PROVIDER_NAMES or not slash or not name or not model.isprintable():
+    if not slash or not name or not model.isprintable():
         raise click.UsageError(
-            f"--model {model!r} is not written as VENDOR/MODEL, as in openai/gpt-5-nano. Vendors that this command can "
-            f"write: {', '.join(PROVIDER_NAMES)}. For another one, leave --model out and change the project."
+            f"--model {model!r} is not written as VENDOR/MODEL, as in openai/gpt-5-nano. Name one of these vendors: "
+            f"{', '.join(PROVIDER_NAMES)}."
+        )
+    if provider not in PROVIDER_NAMES:
+        raise click.UsageError(
+            f"--model {model!r} names the vendor {provider!r}, and `init` can write projects for: "
+            f"{', '.join(PROVIDER_NAMES)}. For another vendor, leave --model out, and change model and resource in the "
+            "project."
         )
 
 

@@ -26,7 +26,7 @@ _GROUPS = {
         "doctor": ("doctor", "Check credentials, storage, sensor, limits and prices."),
     },
     "Look": {
-        "list": ("submissions", "List submissions."),
+        "list": ("submissions", "List submissions with their state, batches and cost."),
         "show": ("submissions", "Show one submission: its batches and events."),
         "watch": ("watch", "Show the progress of batches until they end."),
         "cost": ("cost", "Show money spent and saved, and the month's forecast."),
@@ -36,13 +36,13 @@ _GROUPS = {
     "Decide": {
         "advise": ("advise", "Recommend a model for a quality, deadline and budget."),
         "cancel": ("decisions", "Stop a submission and keep the answers so far."),
-        "retry": ("decisions", "Send the rows without a label again."),
+        "retry": ("decisions", "Show the price, then send rows without a label again."),
         "export-tasks": ("tasks", "Write rows for people to judge in other tools."),
         "import-judgments": ("tasks", "Import judgments from Label Studio, Argilla or a CSV."),
     },
     "Repair": {
-        "resolve": ("decisions", "Decide on a batch whose status is unknown."),
-        "recover": ("decisions", "Recover batches that a restored ledger does not have."),
+        "resolve": ("decisions", "Decide on a batch that may not exist, or never ends."),
+        "recover": ("decisions", "Recover batches that a restored ledger lacks."),
         "adopt": ("adopt", "Import the answers of a batch that another tool sent."),
         "rename": ("decisions", "Move submissions to the new name of an asset."),
     },
@@ -65,7 +65,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _HELP = """Label tables with LLM batches, as Dagster assets.
 
 Dagster sends batches and materializes labels. These commands write a project, show cost and progress, and
-carry out the decisions that a person has to make.
+carry out the decisions that a person has to make. A submission is all requests of one partition of a labeled asset.
 
 Most commands read Dagster definitions: -f FILE, -m MODULE, or what pyproject.toml in this folder points to. Commands
 that read the ledger alone also take its address: --ledger.

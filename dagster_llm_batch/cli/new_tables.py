@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.assets.file_rows import FileRows
+from dagster_llm_batch.cli.output import counted
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.text import cell_text
 
@@ -104,8 +105,8 @@ def read_gold(path: Path, rows: RowTable, key: str, labels: Sequence[str], colum
     unknown = keys.filter(pc.invert(pc.is_in(keys, value_set=rows.keys.combine_chunks()))).to_pylist()
     if unknown:
         raise InputError(
-            f"{path} has {len(unknown):,} keys that are not in {rows.path}: {_listed(unknown)}. Correct the column "
-            f"'{key}', or remove these rows."
+            f"{path} has {counted(len(unknown), 'key', 'keys')} without a row in {rows.path}: {_listed(unknown)}. "
+            f"Correct the column '{key}', or remove these rows."
         )
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     # The project casts in the same way, since a model answers with text.
@@ -162,14 +163,15 @@ def _check_keys(path: Path, key: str, keys: pa.ChunkedArray) -> None:
         missing += pc.sum(pc.equal(keys, "")).as_py() or 0
     if missing:
         raise InputError(
-            f"{path}: the key '{key}' is empty in {missing:,} rows. Fill it, or name another column: --key."
+            f"{path}: the key '{key}' is empty in {counted(missing, 'row', 'rows')}. Fill it, or name another column: "
+            "--key."
         )
     counts = pc.value_counts(keys)
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
     if twice:
         raise InputError(
-            f"{path}: {len(twice):,} keys are there more than once in '{key}': {_listed(twice)}. Remove the doubles, "
-            "or name another column: --key."
+            f"{path}: each row needs its own key, and '{key}' repeats {counted(len(twice), 'key', 'keys')}: "
+            f"{_listed(twice)}. Remove the duplicate rows, or name another column: --key."
         )
 
 

@@ -12,7 +12,7 @@ import click
 
 from dagster_llm_batch.advice.end_forecast import EndHistory, EndScore, end_text
 from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
+from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave, say
 from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.later_steps import LaterStep, LaterSteps, sum_steps
@@ -92,6 +92,10 @@ class Planned:
             "requests_to_send": preview.to_send,
             "batches": _count_batches(preview),
             "request_bytes": preview.bytes,
+            "documents": preview.documents,
+            "documents_to_upload": preview.uploads,
+            "document_bytes_to_upload": preview.upload_bytes,
+            "documents_to_upload_later": [each._asdict() for each in preview.later_uploads],
             "input_tokens": preview.input_tokens,
             "output_tokens": preview.output_tokens,
             "input_tokens_at_most": preview.input_bound,
@@ -334,12 +338,15 @@ def print_plan(plans: Sequence[Planned], *, everything: bool = False) -> None:
             "~tokens in",
             "~out",
         ]
-        print_table([*columns, "~cost"], [*rows, ["total", "", *whole, money(_total(plans))]])
+        total = ["total", "", *whole, money(_total(plans))]
+        # The only row is the total already, but for batches that partitions may share.
+        shown = [*rows, total] if len(rows) > 1 else [[*rows[0][:2], *total[2:]]]
+        print_table([*columns, "~cost"], shown)
         asked = [one for plan in plans for one in plan.sent_to]
         accounts = sorted({f"{model.partition('/')[0]} {account}" for model, account in asked})
-        click.echo(f"Sent to: {', '.join(map(cell_text, accounts))}.")
+        say(f"Sent to: {', '.join(map(cell_text, accounts))}.")
         if _may_share(plans):
-            click.echo("Partitions of one asset that are sent in one run can share batches, so there may be fewer.")
+            say("Partitions of one asset that are sent in one run can share batches, so there may be fewer.")
     lines, refused = [], []
     for plan in plans:
         where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
@@ -350,7 +357,7 @@ def print_plan(plans: Sequence[Planned], *, everything: bool = False) -> None:
     _echo_some([str(step) for step in later], everything=everything)
     _echo_some(refused, everything=everything)
     if len(plans) > _LISTED and not everything:
-        click.echo("List each partition with --all.")
+        say("List each partition with --all.")
 
 
 def _line(plans: Sequence[Planned], partition: str | None) -> list[object]:
@@ -363,9 +370,9 @@ def _echo_some(lines: Sequence[str], *, everything: bool) -> None:
     """Print lines; of many the first, and how many there are more."""
     shown = lines if everything or len(lines) <= _LISTED else lines[:_NOTES]
     for line in shown:
-        click.echo(line)
+        say(line)
     if len(shown) < len(lines):
-        click.echo(f"There are {len(lines) - len(shown):,} more lines like these: --all.")
+        say(f"There are {len(lines) - len(shown):,} more lines like these: --all.")
 
 
 def _warnings(plan: Planned) -> Iterator[str]:
@@ -389,10 +396,13 @@ def _warnings(plan: Planned) -> Iterator[str]:
             "`dagster-llm-batch erase --undo` lets them be asked again."
         )
     if preview.levels is not None:
-        yield f"The cascade {preview.levels.plan_text}. {preview.levels.promise_text}"
+        # With near copies, the guarantee of both is below.
+        stated = "" if preview.shares is not None else f" {preview.levels.promise_text}"
+        yield f"The cascade {preview.levels.plan_text}.{stated}"
     if (shares := preview.shares) is not None:
         held = "" if preview.held_usd is None or not len(shares.held) else f", {money(preview.held_usd)}"
-        yield f"Reuse(near=…) {shares.plan_text}{held}. {shares.promise_text}"
+        kind = "relabel" if shares.leads_elsewhere else "near"
+        yield f"Reuse({kind}=…) {shares.plan_text}{held}. {shares.promise_text}"
     limit = preview.queue_limit
     if limit is not None and preview.rounds > 1:
         yield (
@@ -471,12 +481,17 @@ def _most(tokens: int | None) -> str:
 
 
 def _promise(preview: Preview) -> dict[str, Any]:
-    """Return the guarantee of a cascade or of near copies, and what these save."""
-    decided, shares = preview.levels or preview.shares, preview.shares
+    """Return the guarantee of a cascade or of an audit, and what these save."""
+    decided, shares = preview.shares or preview.levels, preview.shares
+    is_relabel = shares is not None and shares.leads_elsewhere
+    near, older = (None, shares) if is_relabel else (shares, None)
     return {
         "promise": None if decided is None else decided.promise_text,
-        "near": None if shares is None else shares.plan_text,
-        "near_copies": None if shares is None else shares.rows,
+        "near": None if near is None else near.plan_text,
+        "near_copies": None if near is None else near.rows,
+        "relabel": None if older is None else older.plan_text,
+        "older_labels": None if older is None else older.rows,
+        "sampled_labels": None if older is None else older.sample,
         "requests_held": None if shares is None else len(shares.held),
         "held_usd": preview.held_usd,
     }
@@ -523,6 +538,15 @@ def _lost(plan: Planned) -> str | None:
     )
 
 
+def _uploads_text(preview: Preview) -> str | None:
+    """Return the count and the price of uploads, in words; None if requests name no uploaded documents."""
+    if not preview.documents:
+        return None
+    later = [f"at most {one.documents:,}, {one.bytes:,} bytes, at {one.provider}" for one in preview.later_uploads]
+    own = f"{preview.uploads:,} of {preview.documents:,}, {preview.upload_bytes:,} bytes"
+    return "; ".join([own, *later, "uploads are not billed"])
+
+
 def _facts(plan: Planned) -> list[list[object]]:
     preview = plan.preview
     known = (
@@ -548,6 +572,7 @@ def _facts(plan: Planned) -> list[list[object]]:
             "to send",
             f"{preview.to_send:,} in {_lanes_text(preview)}, {preview.bytes:,} bytes",
         ),
+        ("documents to upload", _uploads_text(preview)),
         (tokens, f"about {preview.input_tokens:,} in, {preview.output_tokens:,} out"),
         (f"{tokens}, at most", f"{_most(preview.input_bound)} in, {_most(preview.output_bound)} out"),
         *_oracle_facts(plan),

@@ -102,11 +102,11 @@ def _disputes_text(now: datetime) -> str:
 
 
 def rules_text(oldest: PriceSource, today: date, among: str = "") -> str:
-    """Return what our own price rules are, and how long ago the oldest was read; `among` says of which it is that."""
+    """Return the number of our own price rules and the age of the oldest; `among` limits it to some of them."""
     return (
-        f"{len(SOURCES)} rules of this package say how vendors bill what the price book does not list, such as a "
-        f"batch's discount. The rule{among} that was read longest ago in a vendor's documents, on {oldest.read_on} "
-        f"({age(today - oldest.read_on)} ago): {oldest.rule}."
+        f"{len(SOURCES)} rules of this package add prices that the price book lacks, such as a batch's discount. The "
+        f"oldest rule{among} was read in a vendor's documents on {oldest.read_on} ({age(today - oldest.read_on)} ago): "
+        f"{oldest.rule}."
     )
 
 
@@ -120,7 +120,8 @@ def _fetch(payloads: PayloadStore, url: str | None, now: datetime) -> None:
         reply.raise_for_status()
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise FetchError(
-            f"Could not fetch {updater.url}: {plain_words(str(error))}. The book that is there holds on."
+            f"Could not fetch {updater.url}: {plain_words(str(error))}. The present price book stays in use. "
+            "Check the address, and run the command again."
         ) from None
     book = fetched_book(reply.content, now)
     with payloads.writer(BOOK_FILE) as file:

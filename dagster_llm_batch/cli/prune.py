@@ -7,11 +7,12 @@ from datetime import timedelta
 
 import click
 
-from dagster_llm_batch.cli.commands import Command, confirm, json_option
+from dagster_llm_batch.cli.commands import Command, confirm, json_option, say
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.upkeep.prune import Pruning
+from dagster_llm_batch.upkeep.stored_documents import DocumentRemover
 from dagster_llm_batch.upkeep.uploads import UploadRemover
 
 __all__ = ["prune_command"]
@@ -51,10 +52,11 @@ def prune_command(
 
     Everything under way is always kept. So are the newest and the newest complete submission of each partition, with
     its raw results unless --raw-older-than is given, and submissions whose answers they reuse. If a partition gets the
-    rows, prompt and model of a pruned submission again, its rows are sent, and paid, again.
+    rows, prompt and model of a pruned submission again, its rows are sent and paid again.
 
     With definitions (-m or -f), request files at providers are deleted too, after keep_request_files_hours, if the
-    results of their batch are stored and whole. Dagster's sensor does the same. Results stay at the providers unless
+    results of their batch are stored and whole. So are uploaded documents, once no submission needs them. Dagster's
+    sensor does the same. Results stay at the providers unless
     --provider-results is given; they cannot be fetched again then.
     """
     ages = (timedelta(days=days), None if raw_days is None else timedelta(days=raw_days))
@@ -62,47 +64,55 @@ def prune_command(
         raise click.UsageError("--provider-results asks providers: give the definitions (-m or -f).")
     pruning = deployment.engine.prune(*ages)
     uploads = UploadRemover(deployment.engine.deployment)
+    documents = DocumentRemover(deployment.engine.deployment)
     batches = {"request_files": len(uploads.due()) if deployment.has_code else 0}
+    stored = documents.due() if deployment.has_code else []
+    document_count = len(stored)
     if provider_results:
         batches["provider_results"] = len(uploads.with_results(ages[0]))
     if not as_json:
         _print(deployment, pruning)
-        _print_batches(batches)
+        _print_batches(batches, document_count)
     troubles: dict[str, str] = {}
-    if delete and (pruning.files or any(batches.values())):
+    is_any = bool(pruning.files or stored or any(batches.values()))
+    if delete and is_any:
         question = f"Delete {len(pruning.files):,} files ({pruning.bytes:,} bytes)"
-        at_providers = (
-            f", and at providers what {sum(batches.values()):,} batches left" if any(batches.values()) else ""
-        )
-        confirm(f"{question}{at_providers}?", yes=yes)
+        at_providers = [f"what {sum(batches.values()):,} batches left"] if any(batches.values()) else []
+        at_providers += [counted(len(stored), "document", "documents")] if stored else []
+        confirm(f"{question}{', and at providers ' if at_providers else ''}{' and '.join(at_providers)}?", yes=yes)
         pruning = deployment.engine.prune(*ages, delete=True)
         if not as_json:
-            click.echo(f"Deleted {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
+            say(f"Deleted {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
         if deployment.has_code:
             removals = {"request_files": uploads.remove_files()}
             if provider_results:
                 removals["provider_results"] = uploads.remove_results(ages[0])
             batches = {name: len(removal.batches) for name, removal in removals.items()}
             troubles = {key: why for each in removals.values() for key, why in (each.troubles | each.kept).items()}
+            removed = documents.remove_files(stored)
+            document_count = len(removed.uploads)
+            troubles |= {f"documents of {name}": why for name, why in removed.troubles.items()}
             if not as_json:
-                _print_batches(batches, done=True)
+                _print_batches(batches, document_count, done=True)
                 for name, why in troubles.items():
                     click.echo(f"{name}: {cell_text(why)}", err=True)
     elif not as_json:
-        click.echo(
-            "Nothing was deleted." + (" Give --delete to delete." if pruning.files or any(batches.values()) else "")
-        )
+        say("Nothing was deleted." + (" Give --delete to delete." if is_any else ""))
     if as_json:
         counts = {"files": len(pruning.files), "bytes": pruning.bytes, "submissions_kept": pruning.kept}
-        print_json({"deleted": delete, **counts, **batches, "troubles": troubles, **vars(pruning)})
+        print_json(
+            {"deleted": delete, **counts, **batches, "documents": document_count, "troubles": troubles, **vars(pruning)}
+        )
 
 
-def _print_batches(batches: Mapping[str, int], *, done: bool = False) -> None:
+def _print_batches(batches: Mapping[str, int], documents: int, *, done: bool = False) -> None:
     words = {"request_files": "request files", "provider_results": "results"}
+    verb = "were deleted" if done else "are to go"
+    if documents:
+        say(f"At providers {counted(documents, 'document', 'documents')} {verb}.")
     for name, count in batches.items():
         if count:
-            verb = "were deleted" if done else "are to go"
-            click.echo(f"At providers the {words[name]} of {counted(count, 'batch', 'batches')} {verb}.")
+            say(f"At providers the {words[name]} of {counted(count, 'batch', 'batches')} {verb}.")
 
 
 def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
@@ -132,7 +142,7 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
     columns = ["submission", "asset", "partition", "created (UTC)", "files", "bytes", "why"]
     if rows:
         print_table(columns, rows)
-    click.echo(counted(pruning.kept, "submission keeps its files", "submissions keep their files") + ".")
+    say(counted(pruning.kept, "submission keeps its files", "submissions keep their files") + ".")
     for file in sorted(pruning.files):
         click.echo(f"- {cell_text(file.path, PATH_CHARS)}")
     if pruning.foreign:

@@ -12,8 +12,7 @@ from urllib.parse import quote, urlsplit
 import click
 import dagster as dg
 
-from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.assets.translator import ANNOTATES_KEY, ROLE_TAG, TABLE_KEY
+from dagster_llm_batch.assets.translator import ANNOTATES_KEY, GATHERS_KEY, ROLE_TAG, SOURCE_KEY, TABLE_KEY
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.completion import complete_assets
 from dagster_llm_batch.cli.conditions import conditions_of
@@ -95,7 +94,11 @@ def review_command(
         lambda: list(_stored_assets(deployment)),
         partial(_console_url, deployment),
         _forms(deployment),
-        judged=[str(spec.metadata[ANNOTATES_KEY]) for spec in deployment.code.specs if ANNOTATES_KEY in spec.metadata],
+        judged={
+            str(spec.metadata[ANNOTATES_KEY]): spec.key.to_user_string()
+            for spec in deployment.code.specs
+            if ANNOTATES_KEY in spec.metadata
+        },
         waiting=lambda: [(each.submission.asset, str(each.advice)) for each in conditions_of(deployment)],
     )
     # The first page shows this list, too.
@@ -142,12 +145,19 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
         # Another asset may store anything, of any size.
         if not places or not (_is_ours(spec) or any(places.values())):
             continue
+        evidence = dataset.labeling.evidence if dataset else None
+        gathers, role = spec.metadata.get(GATHERS_KEY), str(spec.metadata.get(TABLE_KEY, ""))
+        own = dataset.name if dataset else None
+        if gathers:
+            # Labels and rejects of one name, as those of a dataset that is asked itself.
+            own, role = key.to_user_string().removesuffix(f"_{role}" if role else ""), role or "labels"
         is_remote = any("://" in place for place in places.values() if place)
         yield StoredAsset(
             key=key.to_user_string(),
-            dataset=dataset.name if dataset else None,
-            role=spec.tags.get(ROLE_TAG) or str(spec.metadata.get(TABLE_KEY, "")),
-            row_key=dataset.labeling.key if dataset else "",
+            dataset=own,
+            role=spec.tags.get(ROLE_TAG) or role,
+            row_key=dataset.labeling.key if dataset else str(spec.metadata.get(SOURCE_KEY, "")),
+            gathers=str(gathers) if gathers else None,
             files={partition: place for partition, place in places.items() if place},
             others=tuple(partition for partition, place in places.items() if not place),
             load=partial(_load, deployment, key),
@@ -155,21 +165,14 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             hide=hidden_row(mask, is_ours=_is_ours(spec)) if mask else None,
             hide_sent=hidden_text(mask, dataset.labeling.mask) if mask and dataset else None,
             keys=keys.get(key, ()),
-            quotes=_quotes(dataset) if dataset and key == dataset.key else {},
+            quotes=evidence.quotes if evidence and dataset and key == dataset.key else {},
             # Files on a local disk show by themselves whether they have changed.
-            at=code.materialized_at(key) if dataset or is_remote else None,
+            at=code.materialized_at(key) if own or is_remote else None,
             # Each partition has its own metadata.
             before=partial(code.figures_before, key),
             earlier=partial(code.partitions_before, key),
             may_grow=WANTED_KEY in spec.metadata,
         )
-
-
-def _quotes(dataset: Dataset) -> dict[str, str]:
-    """Return the columns with the text of quotes, by the beginning of the names of the columns with their places."""
-    quoted = dataset.labeling.quoted_columns
-    sources = {} if quoted is None else quoted.sources
-    return {name.removesuffix("_start"): source for name, source in sources.items() if name.endswith("_start")}
 
 
 def _load(deployment: DeploymentAccess, key: dg.AssetKey, partition: str) -> object:
@@ -191,4 +194,4 @@ def _console_url(deployment: DeploymentAccess, provider: str, batch_id: str) -> 
 
 
 def _is_ours(spec: dg.AssetSpec) -> bool:
-    return spec.tags.get(ROLE_TAG) in _ROLES or TABLE_KEY in spec.metadata
+    return spec.tags.get(ROLE_TAG) in _ROLES or TABLE_KEY in spec.metadata or GATHERS_KEY in spec.metadata

@@ -32,9 +32,10 @@ from dagster_llm_batch.progress import states_text
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
 from dagster_llm_batch.providers.openai_api.servers import HasServer
 from dagster_llm_batch.providers.registry import PROVIDERS, ProviderEntry
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
-from dagster_llm_batch.text import cell_text, learned_text
-from dagster_llm_batch.types import CannotTell, Endpoint, FindHints
+from dagster_llm_batch.text import cell_text, learned_text, plain_words
+from dagster_llm_batch.types import Endpoint, FindHints, StatusUnknown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -256,7 +257,9 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     # Of a batch that cannot exist: the vendor has to list what there is, which shows whether it takes the key.
     sighting = provider.find(f"smoke-{nonce}", FindHints(utc_now(), 1, nonce))
     doubt = (
-        f"; but it cannot tell whose batches are ours: {sighting.reason}" if isinstance(sighting, CannotTell) else ""
+        f"; but it is unknown which of its batches are ours: {sighting.reason}"
+        if isinstance(sighting, StatusUnknown)
+        else ""
     )
     story.tell("key", f"{labeling.provider} takes the credentials: account {hide_secrets(provider.account)}{doubt}")
     number, known = _round(engine, labeling, again=again)
@@ -276,7 +279,8 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     submission_id = engine.plan(labeling, rows, partition=str(number)).submission_id
     status = engine.submit(labeling, submission_id)
     way = "was created" if not known else "is known from before; nothing is sent again"
-    story.tell("create", f"batch {', '.join(status.batch_ids) or '(none yet)'} {way}")
+    created = ", ".join(status.batch_ids)
+    story.tell("create", f"batch {created} {way}" if created else "no batch was created yet")
     status = _wait(engine, labeling, submission_id, story, poll_seconds)
     labeled = engine.labels(labeling, submission_id)
     for row in [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]:
@@ -309,6 +313,10 @@ def _wait(engine: Engine, labeling: Labeling, submission_id: str, story: _Story,
     while True:
         status = engine.advance(labeling, submission_id)
         now = f"{states_text(status)}; {status.done} of {counted(status.total, 'request', 'requests')} done"
+        # A shard that was not sent waits, and is tried again. Its reason may need a person.
+        waiting = (shard.reason for shard in status.shards if shard.state is ShardState.PLANNED)
+        if reasons := "; ".join(sorted({plain_words(reason) for reason in waiting if reason})):
+            now = f"{now}; not sent: {reasons}"
         if now != last:
             story.tell("poll", f"{utc_now():%H:%M:%S} UTC: {now}")
             last = now

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.commands import Command, json_option, say
 from dagster_llm_batch.cli.completion import complete_assets, complete_partitions
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
@@ -37,12 +37,13 @@ from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.shares import AuditedAnswers
     from dagster_llm_batch.loop.present_waits import Wait
 
 __all__ = ["list_command", "show_command"]
 
 
-@click.command("list", cls=Command, examples=["-f labels.py", "--all --ledger home/llm_batch/ledger.sqlite"])
+@click.command("list", cls=Command, examples=["-f labels.py", "--all --ledger home/storage/llm_batch/ledger.sqlite"])
 @ledger_command
 @click.option("--asset", shell_complete=complete_assets, help="Only this labeled asset.")
 @click.option("-p", "--partition", shell_complete=complete_partitions, help="Only this partition.")
@@ -114,7 +115,7 @@ def list_command(
     print_table(names, rows, title=title)
     shown = [at_work for each in newest if (at_work := progress.get(each.submission_id)) is not None]
     if (shared := shared_text(ledger, namespace, shown)) is not None:
-        click.echo(f"{shared}.")
+        say(f"{shared}.")
     if not listed:
         click.echo(_why_none(ledger, namespace, asset, everything=everything), err=True)
     # Of all submissions, also those that are not listed, because other submissions lack this money.
@@ -152,7 +153,7 @@ def _entry(submission: Submission, progress: Progress | None, kept: KeptMoney | 
 
 
 def _state(submission: Submission) -> str:
-    return submission.state.value + (", landed" if submission.delivered_at else "")
+    return submission.state.value + (", materialized" if submission.delivered_at else "")
 
 
 def _about(entry: dict[str, Any]) -> str | None:
@@ -181,18 +182,19 @@ def show_command(
     submission = find_submission(deployment, target, partition)
     shards = ledger.shards.of_submission(submission.submission_id)
     events = ledger.events.of_submission(submission.submission_id)[-event_count:] if event_count else []
-    levels = deployment.levels_of(submission)
+    levels, audited = deployment.levels_of(submission), deployment.audited_of(submission)
     kept = find_kept_money(deployment).get(submission.submission_id)
     beside = ledger.batches.count_submissions_beside(submission.submission_id)
     waits = _find_waits(deployment, submission.submission_id)
     if as_json:
-        cascade = None if levels is None else _cascade_document(levels)
+        cascade = None if levels is None else _cascade_document(levels, audited)
+        audit = None if audited is None else _audit_document(audited)
         batches = {"batches": count_batches(shards), "batches_shared_with": beside}
         of = {"waits": [_wait_document(wait) for wait in waits], "shards": shards, "events": events}
-        print_json({"submission": submission, "cascade": cascade, **batches, **of})
+        print_json({"submission": submission, "cascade": cascade, "audit": audit, **batches, **of})
         return
     out = console()
-    out.print(table(["", ""], _facts(ledger, submission, levels, kept, _batches_text(shards, beside))))
+    out.print(table(["", ""], _facts(ledger, submission, levels, audited, kept, _batches_text(shards, beside))))
     if waits:
         rows: list[list[object]] = [[wait.reason.value, wait.since, *wait.advice] for wait in waits]
         out.print(sparse_table(["reason", "since (UTC)", "what", "next step"], rows, title="\nWaits"))
@@ -212,17 +214,32 @@ def _find_waits(deployment: DeploymentAccess, submission_id: str) -> list[Wait]:
     return find_waits(deployment.engine.deployment, submission_id)
 
 
-def _cascade_document(levels: Levels) -> dict[str, Any]:
+def _cascade_document(levels: Levels, audited: AuditedAnswers | None) -> dict[str, Any]:
     place = None if levels.threshold is None else levels.threshold.score
     return {
         "oracle": levels.oracle,
-        "promise": levels.promise_text,
+        # With near copies, the guarantee of both
+        "promise": (audited or levels).promise_text,
         "threshold": place if place is not None and isfinite(place) else None,
         "threshold_text": levels.threshold_text,
         "accepted_share": levels.accepted,
         "sample_rows": levels.calibrated_on,
         "sample_wrong": levels.wrong,
         "sample_may_be_wrong": levels.allowed,
+    }
+
+
+def _audit_document(audited: AuditedAnswers) -> dict[str, Any]:
+    return {
+        "of": audited.kind,
+        "promise": audited.promise_text,
+        "result": audited.result_text,
+        "rows": audited.rows,
+        "sample_rows": audited.sample,
+        "sample_wrong": audited.wrong,
+        "sample_may_be_wrong": None if audited.asks_all else audited.allowed,
+        "look": audited.look,
+        **audited.numbers,
     }
 
 
@@ -241,8 +258,14 @@ def _wait_document(wait: Wait) -> dict[str, Any]:
 
 
 def _facts(
-    ledger: Ledger, submission: Submission, levels: Levels | None, kept: KeptMoney | None, batches: str
+    ledger: Ledger,
+    submission: Submission,
+    levels: Levels | None,
+    audited: AuditedAnswers | None,
+    kept: KeptMoney | None,
+    batches: str,
 ) -> list[list[object]]:
+    decided = audited or levels
     saved = (
         None
         if submission.cost_usd is None or submission.realtime_usd is None
@@ -256,8 +279,9 @@ def _facts(
         ("state", _state(submission)),
         ("asked of", f"{submission.provider}/{submission.model}, account {hide_secrets(submission.account)}"),
         ("oracle", None if levels is None else levels.oracle),
-        ("guarantee", None if levels is None else levels.promise_text),
+        ("guarantee", None if decided is None else decided.promise_text),
         ("threshold", None if levels is None else levels.threshold_text),
+        ("audit", None if audited is None else audited.result_text),
         ("rows", submission.rows),
         ("requests", submission.requests),
         ("answers reused", submission.reused),

@@ -165,7 +165,9 @@ class _Watched:
         """Yield the guarantees and thresholds of cascades."""
         for submission in (progress.submission for progress in under_way):
             if (levels := self._deployment.levels_of(submission)) is not None:
-                yield f"{cell_text(submission.place)}: {levels.promise_text} Threshold: {levels.threshold_text}."
+                # With near copies, the guarantee of both
+                promise = (self._deployment.audited_of(submission) or levels).promise_text
+                yield f"{cell_text(submission.place)}: {promise} Threshold: {levels.threshold_text}."
 
     def _waits(self, under_way: list[Progress], conditions: list[Condition]) -> list[str]:
         """Return the number of unsent shards and the reason, unless a condition has it."""
@@ -183,11 +185,11 @@ class _Watched:
         return notes
 
     def _failed_landings(self, under_way: list[Progress]) -> list[str]:
-        """Return why labels could not land, of those that a run has tried to."""
+        """Return why labels could not be materialized, of those that a run has tried to."""
         failed = self._deployment.ledger.events.last_of_all(self._deployment.namespace, kind=FAILED)
         submissions = [progress.submission for progress in under_way if progress.submission.submission_id in failed]
         return [
-            f"{cell_text(submission.place)}: a run could not land the labels: "
+            f"{cell_text(submission.place)}: a run could not materialize the labels: "
             f"{plain_words(failed[submission.submission_id].detail)}"
             for submission in submissions
         ]
@@ -271,7 +273,7 @@ def _done(its_pace: Pace) -> str | None:
 
 def _states(progress: Progress) -> str:
     if progress.submission.is_settled:
-        return "all answered; the labels have not landed"
+        return "all answered; the labels are not materialized yet"
     return states_cell(progress)
 
 
@@ -281,7 +283,7 @@ def _tell_changes(snapshot: Snapshot, shown: dict[str, str]) -> None:
         moved = f"{submission.waves} {_states(progress)} {its_pace.done}"
         if shown.get(submission.submission_id) != moved:
             shown[submission.submission_id] = moved
-            landing = "; the labels have not landed" if submission.is_settled else ""
+            landing = "; the labels are not materialized yet" if submission.is_settled else ""
             click.echo(f"{cell_text(submission.place)}: {progress_text(progress, its_pace)}{landing}")
     told = "\n".join([*([] if snapshot.paces else [_NOTHING]), *snapshot.notes])
     if told and shown.get("") != told:

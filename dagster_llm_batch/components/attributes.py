@@ -39,7 +39,7 @@ from dagster_llm_batch.core.masks import Masker
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.quoted_columns import Evidence
 from dagster_llm_batch.core.response import Response, response_format
-from dagster_llm_batch.core.reuse import Near, Reuse
+from dagster_llm_batch.core.reuse import Near, Relabel, Reuse
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import AtLeast, Rubric, StopRule
@@ -484,7 +484,11 @@ FORMS |= {
         [{"deadline": {"hours": 6}}, {"urgent": "is_vip", "concurrency": 4}, {"urgent": "is_vip", "tier": "flex"}],
     ),
     Near: Form(block_of(Near), [{"text": "body", "target": "topic", "error": 0.02}]),
-    Reuse: Form(block_of(Reuse), [{"near": {"text": "body", "target": "topic", "similarity": 0.9}}]),
+    Relabel: Form(block_of(Relabel), [{"target": "topic", "share": 0.02}]),
+    Reuse: Form(
+        block_of(Reuse),
+        [{"relabel": {"target": "topic"}}, {"near": {"text": "body", "target": "topic", "similarity": 0.9}}],
+    ),
     Resend: Form(
         block_of(Resend),
         [
@@ -492,6 +496,7 @@ FORMS |= {
             {"fallback": [{"model": "anthropic/claude-haiku-4-5", "params": {"max_tokens": 200}}]},
             {"fallback": ["openai/gpt-5-mini"], "fallback_after": {"hours": 2}},
             {"reuse": {"near": {"text": "body", "target": "topic"}}},
+            {"reuse": {"relabel": {"target": "topic", "share": 0.02}}},
         ],
     ),
     Rolling: Form(block_of(Rolling), [{"rows": 400, "audit": 0.01}]),
@@ -510,7 +515,7 @@ FORMS |= {
     ),
     Evidence: Form(
         block_of(Evidence),
-        [{"quotes": {"quote": "text"}}, {"quotes": {"claims.quote": "text"}, "min_score": 0.9}],
+        [{"quotes": {"quote": "text"}}, {"quotes": {"claims.quote": "text"}, "min_score": 0.9, "reject_missing": True}],
     ),
     AtLeast: Form(block_of(AtLeast), [{"least": 0.9, "confidence": 0.95}, {"least": 0.9, "on": "labeled"}]),
     StopRule: Form(block_of(StopRule), [{"half_width": 0.02}, {"half_width": 0.05, "figure": "kappa"}]),

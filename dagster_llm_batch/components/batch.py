@@ -149,7 +149,7 @@ SENSOR = dg.Resolver(
     made,
     # the resource is the component's own
     model_field_type=create_block(_sensor_settings, name="SensorSettings", resource_key=None) | bool | None,
-    description="The sensor that lands labels when batches end. Default: there is one where `resource` is given.",
+    description="The sensor that materializes labels. Default: there is one where `resource` is given.",
     examples=[{"minimum_interval_seconds": 60}, False],
     inject_before_resolve=False,
 )

@@ -17,6 +17,7 @@ from dagster_llm_batch.components.scaffolders import (
     DriftScaffolder,
     EstimateScaffolder,
     EvaluationScaffolder,
+    GatheredLabelsScaffolder,
     GoldSampleScaffolder,
     PairwiseJudgeScaffolder,
     RubricJudgeScaffolder,
@@ -32,6 +33,7 @@ from dagster_llm_batch.evaluation import (
     drift_assets,
     estimate_assets,
     evaluation_assets,
+    gathered_labels,
     gold_sample_assets,
     pairwise_judge_assets,
     rubric_judge_assets,
@@ -47,6 +49,7 @@ __all__ = [
     "LLMBatchDriftComponent",
     "LLMBatchEstimateComponent",
     "LLMBatchEvaluationComponent",
+    "LLMBatchGatheredLabelsComponent",
     "LLMBatchGoldSampleComponent",
     "LLMBatchPairwiseJudgeComponent",
     "LLMBatchRubricJudgeComponent",
@@ -139,6 +142,15 @@ class LLMBatchStudentComponent(FactoryComponent):
     """A small classifier that learns from the LLM's labels, and its labels for rows that it did not learn from.
 
     Attributes are the arguments of `student_assets`, by the same names.
+    """
+
+
+@dg.scaffold_with(GatheredLabelsScaffolder)
+@component_of(gathered_labels, evaluation_assets, EvaluationBuilder, forms={Sequence[dg.AssetsDefinition]: _LABELS})
+class LLMBatchGatheredLabelsComponent(FactoryComponent):
+    """The labels of the parts of long texts, gathered into one row for each text, with one outcome and one price.
+
+    Attributes are the arguments of `gathered_labels`, by the same names.
     """
 
 

@@ -17,6 +17,7 @@ from dagster.components.scaffold.scaffold import ScaffoldRequest
 from pydantic import Field
 
 from dagster_llm_batch.components.resolution import Block
+from dagster_llm_batch.core.split import PART_COLUMNS, PART_KEY
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, needs_max_tokens
@@ -28,6 +29,7 @@ __all__ = [
     "DriftScaffolder",
     "EstimateScaffolder",
     "EvaluationScaffolder",
+    "GatheredLabelsScaffolder",
     "GoldSampleScaffolder",
     "PairwiseJudgeScaffolder",
     "RubricJudgeScaffolder",
@@ -104,7 +106,7 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
                 lines += ["", "requirements:", f"  env: [{', '.join(starter.environment.values())}]"]
         else:
             lines += [f"  resource_key: {shared.key}"] if shared.key != "llm_batch" else []
-            lines += ["  sensor: true  # once in a project: it lands labels"] if not _has_sensor(request) else []
+            lines += ["  sensor: true  # once in a project: it materializes labels"] if not _has_sensor(request) else []
         _write(request, "\n".join([f"type: {request.type_name}", "", "attributes:", *lines, ""]), files)
 
 
@@ -355,6 +357,32 @@ class CostScaffolder(AroundScaffolder):
   candidates: [$labels]  # without this: all of the namespace
   # max_month_usd: 500  # a check, by the forecast; without this: the deployment's budgets of a month
 """
+
+
+class GatheredLabelsScaffolder(dg.Scaffolder):
+    """The labels of parts that the project has, gathered."""
+
+    def scaffold(self, request: ScaffoldRequest[Any]) -> None:
+        """Write the files. Raises ClickException if the project has no dataset of parts in YAML."""
+        if request.scaffold_format == "python":
+            dg.scaffold_component(request)
+            return
+        parts = next((one for one in _datasets(request) if one.get("key") == PART_KEY and "name" in one), None)
+        own = [] if parts is None else [name for name in parts.get("keep", ()) if name not in PART_COLUMNS.names]
+        if parts is None or not own:
+            needed = ", ".join(name for name in PART_COLUMNS.names if name != PART_KEY)
+            raise click.ClickException(
+                f"This project has no labeled dataset of parts in YAML. Add one first: its rows are from split_rows, "
+                f"and it has `key: {PART_KEY}` and `keep: [id, {needed}]`, with the key of your texts in place of id."
+            )
+        name = _name(request)
+        lines = [
+            f"  name: {name if name != parts['name'] else f'{name}_gathered'}",
+            f"  labels: {parts['name']}",
+            f"  key: {own[0]}  # the column that identifies a text",
+            "  gather: {way: concat}  # lists and texts; or union: lists; or vote: texts, true and false",
+        ]
+        _write(request, "\n".join([f"type: {request.type_name}", "", "attributes:", *lines, ""]), [])
 
 
 _JUDGE_MODEL = "openai/gpt-5-nano"

@@ -191,12 +191,12 @@ class Cascade:
         if self.calibrate != "partition":
             raise ConfigError(
                 "Cascade.calibrate=Rolling(…) and Cascade.within do not go together: people would have to label the "
-                'audited rows of each partition. Promise against the oracle, or take calibrate="partition".'
+                'audited rows of each partition. Compare with the oracle, or use calibrate="partition".'
             )
         if self.agreement != Cascade.agreement:
             raise ConfigError(
-                f"Cascade.agreement={self.agreement!r} and Cascade.within={self.within!r} are two promises: the one is "
-                "against the oracle, the other against gold. Give one of them."
+                f"Cascade.agreement={self.agreement!r} and Cascade.within={self.within!r} are two guarantees: the "
+                "first compares with the oracle, the second with gold. Give one of them."
             )
 
     def _check_guarantee(self) -> None:

@@ -21,6 +21,7 @@ from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import Document, DocumentRules, Image
 
 __all__ = [
+    "BETWEEN_PAGES",
     "DOCX",
     "ENDINGS",
     "PDF",
@@ -29,17 +30,22 @@ __all__ = [
     "XLSX",
     "UnreadableTextError",
     "check_can_count_pages",
+    "describe_office_file",
     "document_text",
     "document_type",
     "fault_of_documents",
     "fault_of_size",
     "pages_of",
+    "pdf_pages",
 ]
 
 PDF = "application/pdf"
 TEXT = "text/plain"
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+
+BETWEEN_PAGES = "\n\n"
+"""Stands between the texts of two pages."""
 
 ENDINGS = {PDF: "pdf", TEXT: "txt", DOCX: "docx", XLSX: "xlsx"}
 """The endings of the names of files, by media type."""
@@ -60,6 +66,10 @@ _MOST_DECODED_BYTES = 16_000_000
 _MOST_CHARS = 4_000_000
 _QUIET = Lock()
 _OFFICE = {"word/document.xml": DOCX, "xl/workbook.xml": XLSX}
+_ZIP = b"PK\x03\x04"
+_SLIDES = "ppt/presentation.xml"
+# Office's files until 2003, and its later ones with a password: Microsoft's MS-CFB, 2.2.
+_COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 def check_can_count_pages() -> None:
@@ -75,14 +85,28 @@ def document_type(data: bytes) -> str | None:
     if _PDF_HEADER in data[:_PDF_HEADER_WITHIN]:
         # A text may be about PDFs.
         return TEXT if _PDF_END not in data and _is_text(data) else PDF
-    if data.startswith(b"PK\x03\x04"):
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as parts:
-                names = set(parts.namelist())
-        except (zipfile.BadZipFile, ValueError, NotImplementedError):
-            return None
+    if data.startswith(_ZIP):
+        names = _names_in_zip(data)
         return next((media_type for name, media_type in _OFFICE.items() if name in names), None)
     return TEXT if _is_text(data) else None
+
+
+def describe_office_file(data: bytes) -> str | None:
+    """Return the kind of an Office file without a `document_type`, in words; None for other files."""
+    if data.startswith(_ZIP) and _SLIDES in _names_in_zip(data):
+        return "a .pptx file"
+    return (
+        "an older Office file (.doc, .xls, .ppt), or one with a password" if data.startswith(_COMPOUND_FILE) else None
+    )
+
+
+def _names_in_zip(data: bytes) -> set[str]:
+    """Return the names of the parts of a zip file; none of a damaged one."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as parts:
+            return set(parts.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return set()
 
 
 def _is_text(data: bytes) -> bool:
@@ -149,8 +173,10 @@ def document_text(
     """
     data = document.data or b""
     # Some programs begin a text with a mark of its byte order, which is no part of it.
-    of_pdf = document.media_type == PDF
-    text = _pdf_text(data, most_chars, most_decoded_bytes) if of_pdf else data.decode("utf-8-sig")
+    if document.media_type == PDF:
+        text = BETWEEN_PAGES.join(filter(None, pdf_pages(data, most_chars, most_decoded_bytes)))
+    else:
+        text = data.decode("utf-8-sig")
     if len(text) > most_chars:
         raise UnreadableTextError(f"got a text of more than {most_chars:,} characters, which is the most. Split it")
     if not text.strip():
@@ -161,15 +187,19 @@ def document_text(
     return text
 
 
-def _pdf_text(data: bytes, most_chars: int, most_decoded_bytes: int) -> str:
-    """Return the text of all pages; of a longer one more than `most_chars`. Raises UnreadableTextError."""
-    file, pages, chars = _Searched(data, _MOST_SEARCHED_BYTES), [], 0
+def pdf_pages(data: bytes, most_chars: int = _MOST_CHARS, most_decoded_bytes: int = _MOST_DECODED_BYTES) -> list[str]:
+    """Return the text of each page of a PDF, "" of a page without; of a longer PDF pages of more than `most_chars`.
+
+    Raises UnreadableTextError for a damaged one, and for one whose pages take too long to read.
+    """
+    file, chars = _Searched(data, _MOST_SEARCHED_BYTES), 0
+    pages: list[str] = []
     with _without_warnings() as lost:
         try:
             for page in _bounded_reader(file, most_decoded_bytes).pages:
                 # A font may name half a character, and NUL for one that it lacks.
                 text = replace_halves(page.extract_text()).replace("\0", "").strip()
-                pages += [text] if text else []
+                pages.append(text)
                 chars += len(text)
                 if chars > most_chars:
                     break
@@ -188,7 +218,7 @@ def _pdf_text(data: bytes, most_chars: int, most_decoded_bytes: int) -> str:
             "got a PDF with a part that cannot be read, so its text would lack words; allowed is one that is read "
             "whole. Open it in a PDF program and save it again, or send the file by documents_as='file'"
         )
-    return "\n\n".join(pages)
+    return pages
 
 
 def _bounded_reader(file: io.BytesIO, most_decoded_bytes: int) -> Any:

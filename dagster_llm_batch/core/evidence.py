@@ -13,15 +13,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from itertools import chain, pairwise
 from math import ceil
 from typing import NamedTuple
 
+from dagster_llm_batch.core.documents import BETWEEN_PAGES
 from dagster_llm_batch.errors import MissingExtraError
 
-__all__ = ["LEAST_SCORE", "LONGEST_NEAR", "Match", "Place", "SourceText", "fold"]
+__all__ = ["LEAST_SCORE", "LONGEST_NEAR", "Match", "PagedText", "Place", "SourceText", "fold"]
 
 LEAST_SCORE = 0.85
 """Default of the least score of a near match: `rapidfuzz.fuzz.ratio` as a share.
@@ -61,12 +63,13 @@ class Match(StrEnum):
 
 
 class Place(NamedTuple):
-    """The place of a quote. A missing quote has neither start, end nor score."""
+    """The place of a quote. A missing quote has neither start, end nor score. Only quotes of a PDF have a page."""
 
     start: int | None
     end: int | None
     match: Match
     score: float | None
+    page: int | None = None
 
 
 _MISSING = Place(None, None, Match.MISSING, None)
@@ -107,6 +110,32 @@ class SourceText:
     @cached_property
     def _folded(self) -> _FoldedText:
         return _FoldedText(self._text)
+
+
+class PagedText(SourceText):
+    """The text of pages, one after the other with a blank line between them. A quote has the page where it begins.
+
+    Args:
+        pages: The text of each page; "" for a page without text, which has a number, too.
+    """
+
+    def __init__(self, pages: Sequence[str]) -> None:
+        self._starts: list[int] = []
+        self._numbers: list[int] = []
+        start = 0
+        for number, page in enumerate(pages, 1):
+            if page:
+                self._starts.append(start)
+                self._numbers.append(number)
+                start += len(page) + len(BETWEEN_PAGES)
+        super().__init__(BETWEEN_PAGES.join(filter(None, pages)))
+
+    def locate(self, quote: str, least_score: float | None = LEAST_SCORE) -> Place | None:
+        """See SourceText.locate."""
+        place = super().locate(quote, least_score)
+        if place is None or place.start is None:
+            return place
+        return place._replace(page=self._numbers[bisect_right(self._starts, place.start) - 1])
 
 
 def fold(text: str) -> str:

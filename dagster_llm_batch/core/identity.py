@@ -4,7 +4,7 @@ They are stored, and compared with digests by other versions of this package: a 
 
 request_id   = digest of one rendered request              (equal content, sent once)
 configuration = digest of account, model, params, prompt turns, response schema
-fingerprint  = configuration + all (key, request_id) pairs, in any order
+fingerprint  = configuration + promises of a cascade and of shared answers + all (key, request_id) pairs, in any order
 block        = digest of some hundred rows as they came, and of the prompt (such rows are not rendered again)
 custom_id    = <shard nonce>-<request_id>, at most 64 characters of [A-Za-z0-9_-], starting with a letter
 """
@@ -31,6 +31,7 @@ __all__ = [
     "block_digest",
     "canonical_json",
     "configuration_fingerprint",
+    "configuration_with",
     "custom_id",
     "custom_id_pattern",
     "is_padding",
@@ -130,6 +131,15 @@ def configuration_fingerprint(account: str, provider: str, spec: RequestSpec) ->
         "cache_prefix": spec.cache_prefix,
     }
     return _digest([canonical_json(content).encode()], 16)
+
+
+def configuration_with(configuration: str, promises: Iterable[Sequence[Any]]) -> str:
+    """Return the configuration for a fingerprint of rows.
+
+    `promises` are the settings of a cascade and of shared answers. With others, other labels may be accepted, or other
+    rows may share answers.
+    """
+    return " ".join([configuration, *map(canonical_json, promises)])
 
 
 class RowsDigest:

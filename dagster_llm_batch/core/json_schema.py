@@ -21,7 +21,7 @@ from dagster_llm_batch.errors import ResponseSchemaError
 if TYPE_CHECKING:
     from referencing import Registry
 
-__all__ = ["Fit", "check_json_schema", "references", "without_notes"]
+__all__ = ["Fit", "check_json_schema", "fits_all_of", "references", "without_notes"]
 
 # Of Python's engine: the time of two repeats grows with the square of the text.
 _MOST_REPEATS = 2
@@ -113,6 +113,29 @@ def without_notes(schema: Any) -> Any:
         elif word not in ("const", "enum", "default"):
             kept[word] = without_notes(part)
     return kept
+
+
+def fits_all_of(schema: Any, older: Any) -> bool:
+    """Return whether each value that fits an older schema certainly fits this one.
+
+    So it is if they differ in annotations alone, or in choices (`enum`) that were added.
+    """
+    return _extends("", without_notes(schema), without_notes(older))
+
+
+def _extends(word: str, schema: Any, older: Any) -> bool:
+    """Return the same for the parts of two schemas after one keyword."""
+    if isinstance(schema, Mapping) and isinstance(older, Mapping):
+        # Within a negation, an added choice excludes values.
+        if word in ("not", "if"):
+            return schema == older
+        return schema.keys() == older.keys() and all(_extends(name, schema[name], older[name]) for name in schema)
+    if isinstance(schema, list) and isinstance(older, list):
+        if word == "enum":
+            # To Python, 1 and True are equal.
+            return {repr(one) for one in older} <= {repr(one) for one in schema}
+        return len(schema) == len(older) and all(map(_extends, [word] * len(schema), schema, older))
+    return bool(schema == older)
 
 
 class Fit:

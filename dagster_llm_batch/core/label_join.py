@@ -7,8 +7,9 @@ If several rows share a request, it was sent once; each of its rows has an equal
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain
 from typing import Any
@@ -95,12 +96,14 @@ REJECT_COLUMNS = ("llm_reason", "llm_reply", *PROVENANCE)
 class Labeled:
     """All rows of a submission, each in exactly one of the two tables.
 
-    `fenced` is the number of labels that were read out of Markdown fences.
+    `fenced` is the number of labels that were read out of Markdown fences, and `quotes` the number of quotes of each
+    kind of match.
     """
 
     labels: pa.Table
     rejects: pa.Table
     fenced: int = 0
+    quotes: Counter[str] = field(default_factory=Counter)
 
 
 def check_columns(key: str, keep: Sequence[str], response: Sequence[str]) -> None:

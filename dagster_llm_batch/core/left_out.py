@@ -21,12 +21,12 @@ NEVER_RAN = (Outcome.EXPIRED, Outcome.CANCELED)
 MAY_HAVE_RUN = "the batch {}, and its results lack rows that it counts or should name: this one may have run"
 _WAITING_FOR: Mapping[Cause, str] = {
     Cause.CANCELED: "the batch was canceled at the provider, and not by this package",
-    Cause.GONE: "the provider has the batch, or its results, no more",
-    Cause.GIVEN_UP: "the batch had not ended, and was given up",
+    Cause.GONE: "the provider no longer has the batch or its results",
+    Cause.GIVEN_UP: "the batch had not ended, and was abandoned",
     Cause.ADOPTED: "the batch was sent elsewhere and adopted, and has no answer to this request",
-    Cause.NOT_TAKEN: "the provider had no room for the batch, or failed it for now, however often it was sent",
+    Cause.NOT_TAKEN: "the provider rejected the batch each time: its queue was full, or the batch failed",
 }
-_UNREAD = "the results of the batch could not be read, and were given up"
+_UNREAD = "the results of the batch could not be read, and were abandoned"
 ASK_AGAIN = "`dagster-llm-batch retry` asks again, and shows the price first"
 
 

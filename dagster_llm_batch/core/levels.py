@@ -41,6 +41,7 @@ __all__ = [
     "ACCEPTED",
     "AUDITED",
     "CHEAP",
+    "COPY",
     "ESCALATED",
     "INVALID",
     "ORACLE",
@@ -58,9 +59,9 @@ _EVERYWHERE = "request"
 CHEAP, ORACLE = "cheap", "oracle"
 """The levels: the model itself, and the oracle."""
 
-ACCEPTED, ESCALATED, INVALID, SAMPLED, AUDITED = "accepted", "escalated", "invalid", "sampled", "audit"
+ACCEPTED, ESCALATED, INVALID, SAMPLED, AUDITED, COPY = "accepted", "escalated", "invalid", "sampled", "audit", "copy"
 """Reasons for a row's level: its score is above the threshold; its score is not above it; its reply does not fit; it
-was drawn to set the threshold; it was drawn to audit it.
+was drawn to set the threshold; it was drawn to audit it; it is a near copy, which the model is not asked.
 """
 
 
@@ -187,8 +188,10 @@ class Levels:
             "many labels with it are the oracle's"
         )
 
-    def most_wrong(self, delivered: int) -> float | None:
+    def most_wrong(self, delivered: int, wrong_copies: int = 0) -> float | None:
         """Return the largest share of wrong labels among the delivered ones, with the guaranteed probability.
+
+        `wrong_copies` are the most wrong labels of near copies, which are delivered, too.
 
         None: unknown. The certificate is for all rows that a model was asked about. For sampled rows above the
         threshold that the model has wrong, the oracle's label is delivered; rows that it did not answer have no
@@ -196,7 +199,7 @@ class Levels:
         """
         if self.bound is None or not delivered or self.filters is not None:
             return None
-        return self._most_wrong_rows / delivered
+        return (self._most_wrong_rows + wrong_copies) / delivered
 
     def keeps_promise(self, delivered: int) -> bool:
         """Return whether the guarantee holds for so many delivered labels. A table without rows always keeps it."""
@@ -412,11 +415,18 @@ class Levels:
         """Return the same, with a threshold that accepts no label of the model itself."""
         return replace(self, wrong=0, allowed=-1, bound=0.0, threshold=NOTHING, accepted=0.0)
 
-    def apply(self, manifest: pa.Table, waves: Iterable[tuple[bool, pa.Table]]) -> list[pa.Table]:
+    def apply(
+        self,
+        manifest: pa.Table,
+        waves: Iterable[tuple[bool, pa.Table]],
+        apart: pa.Array | None = None,
+        reach: pa.Array | None = None,
+    ) -> list[pa.Table]:
         """Return the results with the columns of levels, oldest first. `label` may then take the newest success.
 
         `waves` are results, each with whether they are the oracle's, oldest first; `manifest` has all rows of their
-        requests. For a request to the oracle, a success of the model itself no longer counts.
+        requests. For a request to the oracle, a success of the model itself no longer counts. `apart` are the requests
+        of near copies, which the model is not asked, and `reach` the probability that the oracle is asked each.
         """
         tables: dict[bool, list[pa.Table]] = {False: [], True: []}
         for is_oracle, table in waves:
@@ -424,6 +434,11 @@ class Levels:
         kind = next((table.schema.field(self.target).type for of in tables.values() for table in of), pa.null())
         counted = pc.value_counts(manifest[_ID].drop_null())
         requests, shared_by = counted.field("values"), counted.field("counts").to_numpy()
+        if "llm_reuse" in manifest.column_names:
+            # A near copy with the answer of its leader was in no draw of the leader's rows.
+            own_rows = pc.value_counts(manifest.filter(pc.is_null(manifest["llm_reuse"]))[_ID].drop_null())
+            at = pc.index_in(requests, own_rows.field("values"))
+            shared_by = pc.fill_null(own_rows.field("counts").take(at), 1).to_numpy(zero_copy_only=False)
         known = _newest(tables[False], self.read)
         own = known.take(pc.index_in(requests, known[_ID]))
         fits, digests = _are_good(own), digest_requests(requests.to_pylist(), self.seed)
@@ -433,11 +448,17 @@ class Levels:
         asked = drawn | audited | ~above
         whys = np.where(~fits, INVALID, np.where(above, ACCEPTED, ESCALATED))
         whys = np.where(drawn, SAMPLED, np.where(audited, AUDITED, whys))
+        chances = np.where(above, self._reach(shared_by), 1.0)
+        if apart is not None and reach is not None:
+            place = pc.index_in(requests, apart)
+            is_apart = _flags(pc.is_valid(place))
+            whys = np.where(is_apart, COPY, whys)
+            chances = np.where(is_apart, reach.take(place).to_numpy(zero_copy_only=False), chances)
         of_request = {
             "llm_why": pa.array(whys, pa.string()),
             "llm_score": own[self.score].cast(pa.float64()).combine_chunks(),
             "llm_cheap_label": own[self.target].cast(kind).combine_chunks(),
-            "llm_sample_probability": pa.array(np.where(above, self._reach(shared_by), 1.0)),
+            "llm_sample_probability": pa.array(chances, from_pandas=True),
         }
         asked_array = pa.array(asked)
         return [

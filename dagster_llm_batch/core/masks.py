@@ -18,7 +18,7 @@ import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
@@ -34,8 +34,6 @@ __all__ = ["Found", "Mask", "Masker", "change_json", "change_texts", "mask_as_of
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 # In metadata, `masked_values` is the number of all of them.
 _TAKEN = "values"
-# A text may have any number in brackets.
-_MOST_NUMBERS = 1_000
 
 
 class Found(NamedTuple):
@@ -144,21 +142,27 @@ class Mask:
 
     def values_of(self, row: Mapping[str, str | None]) -> dict[str, str]:
         """Return the value behind each placeholder of one row, given as its columns."""
-        placeholders: dict[tuple[str, str], str] = {}
-        for name in self._columns:
-            if (text := row[name]) is not None:
-                self._masked(text, placeholders, Counter())
-        return {placeholder: value for (_, value), placeholder in placeholders.items()}
+        return {placeholder: value for (_, value), placeholder in self._placeholders_of(row).of_values.items()}
+
+    def _placeholders_of(self, row: Mapping[str, str | None]) -> _Placeholders:
+        texts = [text for name in self._columns if (text := row[name]) is not None]
+        placeholders = self._placeholders_beside(texts)
+        for text in texts:
+            self._masked(text, placeholders, Counter())
+        return placeholders
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the start and end of each value in a text, in order. They do not overlap."""
+        return [(found.start, found.end) for found in self._found(text)]
 
     def masked_again(self, value: Any, row: Mapping[str, str | None]) -> Any:
         """Return a value with the placeholders of its row in the place of values, as before they were restored.
 
         Texts are changed at any depth. Give a value before it is written as JSON, which escapes line breaks and quotes.
         """
-        of_row = self.values_of(row)
-        placeholders = {(_kind_of(name), text): name for name, text in of_row.items()}
+        placeholders = self._placeholders_of(row)
         # A masker may find a value by the text beside it, which an answer does not repeat.
-        known = {text: name for name, text in reversed(of_row.items())}
+        known = {text: name for (_, text), name in reversed(placeholders.of_values.items())}
         longest = "|".join(re.escape(text) for text in sorted(known, key=len, reverse=True))
         whole = re.compile(rf"(?<!\w)(?:{longest})(?!\w)") if known else None
 
@@ -171,14 +175,16 @@ class Mask:
     def apply(self, rows: pa.RecordBatch, encoded: Sequence[str] = ()) -> tuple[pa.RecordBatch, Counter[str]]:
         """Return the rows with placeholders, and the number of values that these replace, by kind.
 
-        Columns in `encoded` may have texts that are JSON: these are masked within their values, too.
+        Columns in `encoded` have answers to masked requests. They may be JSON, and are then masked within their
+        values, too. Their placeholders mean values of the other columns, so they take no numbers from these.
         Raises InputError where a column is missing, or is no text.
         """
         texts = {name: self._texts(rows, name) for name in self._columns}
         counts: Counter[str] = Counter()
         masked: dict[str, list[str | None]] = {name: [] for name in texts}
         for row in zip(*texts.values(), strict=True):
-            placeholders: dict[tuple[str, str], str] = {}
+            of_row = zip(texts, row, strict=True)
+            placeholders = self._placeholders_beside(text for name, text in of_row if text and name not in encoded)
             mask_text = partial(self._masked, placeholders=placeholders, counts=counts)
             for name, text in zip(texts, row, strict=True):
                 within = _with_json(text, mask_text) if text is not None and name in encoded else text
@@ -208,13 +214,7 @@ class Mask:
         Placeholders of the mask's own columns have the numbers that they have in requests. In other columns, a value
         that the own columns do not have is shown without a number, such as [EMAIL]: its number is unknown.
         """
-        placeholders: dict[tuple[str, str], str] = {}
-        # Placeholders in the row keep their numbers, so new values have higher ones.
-        for known in re.findall(self.placeholders, str([*row.values()])):
-            kind, number = _kind_of(known), int(known[1:-1].rpartition("_")[2])
-            for each in range(1, min(number, _MOST_NUMBERS) + 1):
-                name = f"[{kind.upper()}_{each}]"
-                placeholders[kind, name] = name
+        placeholders = self._placeholders_beside([str(row[name]) for name in self._columns if name in row])
         names = sorted(row, key=lambda name: (name not in self.columns, name))
 
         def hide_text(text: str, *, is_own: bool) -> str:
@@ -248,17 +248,18 @@ class Mask:
             ) from None
         return texts
 
-    def _masked(
-        self, text: str, placeholders: dict[tuple[str, str], str], counts: Counter[str], *, is_numbered: bool = True
-    ) -> str:
+    def _placeholders_beside(self, texts: Iterable[str]) -> _Placeholders:
+        """Return an empty set of placeholders for a row with these texts."""
+        return _Placeholders(frozenset(name for text in texts for name in re.findall(self.placeholders, text)))
+
+    def _masked(self, text: str, placeholders: _Placeholders, counts: Counter[str], *, is_numbered: bool = True) -> str:
         parts, end = [], 0
         for found in self._found(text):
             value = (found.kind, text[found.start : found.end])
-            if value not in placeholders and is_numbered:
-                number = 1 + sum(kind == found.kind for kind, _ in placeholders)
-                placeholders[value] = f"[{found.kind.upper()}_{number}]"
+            if is_numbered:
+                placeholders.add(*value)
             counts[found.kind] += 1
-            parts += [text[end : found.start], placeholders.get(value, f"[{found.kind.upper()}]")]
+            parts += [text[end : found.start], placeholders.of_values.get(value, f"[{found.kind.upper()}]")]
             end = found.end
         return "".join([*parts, text[end:]]) if parts else text
 
@@ -285,6 +286,28 @@ class Mask:
             else:
                 joined.append(one)
         return joined
+
+
+@dataclass
+class _Placeholders:
+    """The placeholders of one row, by kind and value. Those that its texts have already stand for no value of it.
+
+    A text may come from a dataset with a mask, or an attacker may have written it.
+    """
+
+    taken: frozenset[str]
+    of_values: dict[tuple[str, str], str] = field(default_factory=dict)
+    numbers: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: str, value: str) -> None:
+        """Give a new value the next number of its kind that is not taken."""
+        if (kind, value) in self.of_values:
+            return
+        name = ""
+        while not name or name in self.taken:
+            self.numbers[kind] += 1
+            name = f"[{kind.upper()}_{self.numbers[kind]}]"
+        self.of_values[kind, value] = name
 
 
 def _find(masker: Masker, text: str) -> list[Any]:
@@ -355,11 +378,6 @@ def change_json(text: str, change: Callable[[str], str]) -> str | None:
     except (ValueError, RecursionError):
         return None
     return text if changed == value else json.dumps(changed, ensure_ascii=False)
-
-
-def _kind_of(placeholder: str) -> str:
-    """Return the kind in a placeholder such as [EMAIL_1]."""
-    return placeholder[1:].rpartition("_")[0].lower()
 
 
 def _holds_text(kind: pa.DataType) -> bool:

@@ -29,6 +29,7 @@ from dagster_llm_batch.arguments import checked, nearest_name
 from dagster_llm_batch.core.rates import PICODOLLAR, PerToken, Rate, UnpricedError
 from dagster_llm_batch.core.token_counts import InputCounts, OutputTokens
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import Extra, Lane, Price, PriceBasis, Usage
 
 if TYPE_CHECKING:
@@ -240,7 +241,8 @@ class Tariff:
                 own, plain = costs(billed.rate, tokens), costs(standard.rate, tokens)
         except UnpricedError as error:
             unknown = pa.nulls(len(tokens[0]), MONEY)
-            return unknown, unknown, f"{PriceBasis.UNKNOWN.value}: {error}"
+            # It names words of the answer, and is stored with each row.
+            return unknown, unknown, f"{PriceBasis.UNKNOWN.value}: {plain_words(error)}"
         named = ", ".join(filter(None, [extra.tier[1] if extra.tier else None, extra.geo]))
         return own, plain, f"{billed.basis.value}: {named}" if named else billed.basis.value
 

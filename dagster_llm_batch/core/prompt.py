@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from pathlib import Path
@@ -25,9 +25,10 @@ from dagster_llm_batch.core.identity import make_request, make_requests
 from dagster_llm_batch.core.masks import Mask
 from dagster_llm_batch.core.row_files import NO_FILES, FilesOfRows, RowFiles, UnreadableFile
 from dagster_llm_batch.core.sandbox import MOST_CHARS, Sandbox, size_of
+from dagster_llm_batch.core.uploads import digest_of
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import keep_utf8
-from dagster_llm_batch.types import Request, Turn
+from dagster_llm_batch.types import Document, Request, Turn
 
 __all__ = ["Prompt", "Renderer"]
 
@@ -46,7 +47,9 @@ class Prompt:
             A null renders as nothing, in filters too; it is false, and `is none`.
         system: Jinja template of the system part. One without variables is the same for all requests: a stable prefix.
         images: Columns that hold images: bytes, an http(s) URL, or a path below `image_root`. A null adds none.
-        image_root: Where path columns are looked up (any universal_pathlib URL). Without it paths are refused.
+        image_root: Where path columns are looked up (any universal_pathlib URL), as in `s3://bucket/scans`. A row has a
+            path relative to it, or an address that begins with it. All others are refused, so that rows name no other
+            files of this process.
         examples: Few-shot pairs of (user text, reply), the same for all requests.
         cache_prefix: Mark the stable prefix (system and examples) for prompt caching where the provider has marks for
             it; others cache on their own.
@@ -56,7 +59,8 @@ class Prompt:
             All vendors that take documents take PDF; some take text, Word and sheets. Needs the extra `documents`.
         file_root: Where the paths of documents are looked up, as `image_root` for images.
         documents_as: "text" sends the text of each PDF or text file after `user`, for models that read no documents.
-            A scan is a reject. Default: the file itself.
+            A scan is a reject. "upload" uploads each file once to the vendor's storage, and requests name it there, so
+            that batches stay small: at OpenAI, Anthropic and Gemini. Default: "file", which sends it in each request.
     """
 
     user: str
@@ -69,7 +73,7 @@ class Prompt:
     mask: Mask | None = None
     documents: Sequence[str] = ()
     file_root: str | None = None
-    documents_as: Literal["file", "text"] = "file"
+    documents_as: Literal["file", "text", "upload"] = "file"
     _environment: jinja2.Environment = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -84,10 +88,10 @@ class Prompt:
         object.__setattr__(self, "_environment", environment)
         if self.documents:
             check_can_count_pages()
-        elif self.documents_as == "text":
+        elif self.documents_as != "file":
             raise ConfigError(
-                "Prompt(documents_as='text') has no documents. Name their columns, as in documents=['pdf'], or leave "
-                "documents_as out."
+                f"Prompt(documents_as={self.documents_as!r}) has no documents. Name their columns, as in "
+                "documents=['pdf'], or leave documents_as out."
             )
         for part, source in self._sources():
             try:
@@ -135,7 +139,7 @@ class Prompt:
     @property
     def sends_documents(self) -> bool:
         """Whether requests have documents, and not their text."""
-        return bool(self.documents) and self.documents_as == "file"
+        return bool(self.documents) and self.documents_as != "text"
 
     @property
     def asked_documents(self) -> list[Any]:
@@ -201,7 +205,7 @@ class Renderer:
         self._files: FilesOfRows | None = None
         if prompt.images or prompt.documents:
             self._files = FilesOfRows(tuple(prompt.images), tuple(prompt.documents), files)
-        self._sends_texts = prompt.documents_as == "text"
+        self._sends_texts, self._uploads = prompt.documents_as == "text", prompt.documents_as == "upload"
         self._user = _template(environment, prompt.user, columns)
         self._system = None if prompt.system is None else _template(environment, prompt.system, columns)
         parts = [part for part in (self._system, self._user) if part is not None]
@@ -268,7 +272,14 @@ class Renderer:
             with_texts = self._files.with_texts(row, key, user)
             return with_texts if isinstance(with_texts, UnreadableFile) else make_request(system, with_texts, images)
         documents = self._files.documents(row, key, images, user)
+        if self._uploads and not isinstance(documents, UnreadableFile):
+            documents = tuple(map(_uploaded, documents))
         return documents if isinstance(documents, UnreadableFile) else make_request(system, user, images, documents)
+
+
+def _uploaded(document: Document) -> Document:
+    """Return a document that is uploaded; one by address stays as it is. The request_id does not depend on this."""
+    return document if document.data is None else replace(document, digest=digest_of(document.data))
 
 
 def _template(environment: jinja2.Environment, source: str, columns: Collection[str]) -> _Template:

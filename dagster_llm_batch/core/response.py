@@ -14,6 +14,7 @@ call otherwise. Only if one of these does not fit, each is read separately, to g
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from pydantic.json_schema import JsonSchemaMode
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation, moderation_decoder
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import Fit, check_json_schema
+from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.plain_model import plain_decoder
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.text import replace_halves
@@ -47,6 +49,7 @@ __all__ = [
     "columns_of",
     "field_for",
     "is_json",
+    "reply_text",
     "resolve",
     "response_format",
 ]
@@ -158,6 +161,19 @@ def columns_of(fields: Sequence[pa.Field], values: Iterable[Sequence[Any]]) -> l
 def is_json(field: pa.Field) -> bool:
     """Return whether the column holds its values as JSON text, having no Arrow type."""
     return bool(field.metadata and b"as_json" in field.metadata)
+
+
+def reply_text(values: Mapping[str, Any], response: pa.Schema, change: Callable[[Any], Any] | None = None) -> str:
+    """Return the labeled columns of a row as the JSON of a reply; with `change`, each value changed by it."""
+    decoded = {
+        field.name: json.loads(value)
+        if is_json(field) and (value := values[field.name]) is not None
+        else values[field.name]
+        for field in response
+    }
+    if change is not None:
+        decoded = {name: change(value) for name, value in decoded.items()}
+    return json.dumps(as_json(decoded), ensure_ascii=False, separators=(",", ":"))
 
 
 def _may_hold_objects(field: pa.Field) -> bool:

@@ -10,7 +10,7 @@ looked up some thousand at a time; if one of them is odd, each of these is looke
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
@@ -45,7 +45,7 @@ from dagster_llm_batch.types import (
     Usage,
 )
 
-__all__ = ["REPEATING", "RESULT_SCHEMA", "Expected", "Reconciler", "ShardFacts", "ShardTotals"]
+__all__ = ["REPEATING", "RESULT_SCHEMA", "Expected", "Reconciler", "ShardFacts", "ShardTotals", "TierTotals"]
 
 _ID = np.dtype([("head", "u8"), ("tail", f"V{REQUEST_ID_BYTES - 8}")])
 
@@ -168,6 +168,22 @@ class ShardFacts:
 
 
 @dataclass
+class TierTotals:
+    """The part of a shard's costs and counts for replies that name a tier of the vendor, such as "flex".
+
+    The fields have the meaning of the same fields of ShardTotals. `requests` is the number of these replies.
+    """
+
+    requests: int = 0
+    known_usd: Decimal = Decimal(0)
+    unpriced: int = 0
+    realtime_usd: Decimal = Decimal(0)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+
+
+@dataclass
 class ShardTotals:
     """The costs and counts of a shard's results.
 
@@ -182,6 +198,7 @@ class ShardTotals:
         reported_usd: The cost by the vendor's own report; None unless each reply has one.
         answered: The number of requests with a label.
         unreadable, foreign, duplicates: The numbers of lines that are not the first result of a request.
+        tiers: The part for each tier that replies name. Most shards have none.
     """
 
     known_usd: Decimal = Decimal(0)
@@ -198,6 +215,7 @@ class ShardTotals:
     unreadable: int = 0
     foreign: int = 0
     duplicates: int = 0
+    tiers: dict[str, TierTotals] = field(default_factory=dict)
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -368,6 +386,28 @@ class Reconciler:
         counts = (_sum(input_tokens), _sum(output_tokens), _sum(cache_read_tokens))
         totals.add_tokens(len(cost) - input_tokens.null_count, *counts)
 
+    def _add_tiers(
+        self, extras: Sequence[Extra | None], tokens: Sequence[pa.Array], cost: pa.Array, realtime: pa.Array
+    ) -> None:
+        """Add the cost and the tokens of replies to the totals of the tier that they name."""
+        places: dict[str, list[int]] = {}
+        for place, extra in enumerate(extras):
+            if extra is not None and extra.tier is not None:
+                places.setdefault(extra.tier[1], []).append(place)
+        for tier, at in places.items():
+            own_cost, own_realtime, *own_tokens = (
+                column.take(pa.array(at)) for column in (cost, realtime, *tokens[:3])
+            )
+            totals = self.totals.tiers.setdefault(tier, TierTotals())
+            totals.requests += len(at)
+            totals.known_usd += _sum(own_cost)
+            totals.unpriced += own_cost.null_count
+            totals.realtime_usd += _sum(own_realtime)
+            input_tokens, output_tokens, cache_read_tokens = map(_sum, own_tokens)
+            totals.input_tokens += input_tokens
+            totals.output_tokens += output_tokens
+            totals.cache_read_tokens += cache_read_tokens
+
     def _add_reported(self, extras: Sequence[Extra | None], replies: int) -> None:
         """Add the vendor's reported costs of replies. If some lack one, add nothing: a part is not comparable to the
         sum.
@@ -439,6 +479,8 @@ class Reconciler:
                 is_zero = pc.is_null(tokens[0])
             cost, realtime = (pc.if_else(is_zero, pa.scalar(Decimal(0), MONEY), amount) for amount in (cost, realtime))
         self._add_bill(line_columns["llm_outcome"], tokens, cost, realtime)
+        if extras.count(None) < len(extras):
+            self._add_tiers(extras, tokens, cost, realtime)
         self._add_reported(extras, replies=len(tokens[0]) - tokens[0].null_count)
         own = {
             **line_columns,

@@ -15,6 +15,7 @@ from dagster_llm_batch.core.address_secrets import quote_address
 from dagster_llm_batch.core.documents import (
     RULES_OF_TEXT,
     UnreadableTextError,
+    describe_office_file,
     document_text,
     document_type,
     fault_of_documents,
@@ -263,7 +264,9 @@ def _start(data: bytes) -> str:
 
 def _document(data: bytes) -> Document | str:
     if (media_type := document_type(data)) is None:
-        return f"got {_start(data)}; allowed is a PDF, a text in UTF-8, a .docx or an .xlsx file"
+        office = describe_office_file(data)
+        allowed = f"got {office or _start(data)}; allowed is a PDF, a text in UTF-8, a .docx or an .xlsx file"
+        return allowed if office is None else f"{allowed}. Save it as PDF"
     pages = pages_of(data, media_type)
     return pages if isinstance(pages, str) else Document(media_type=media_type, data=data, pages=pages)
 

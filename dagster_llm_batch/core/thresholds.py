@@ -82,6 +82,7 @@ __all__ = [
     "digest_requests",
     "expect_accepted",
     "find_bound",
+    "find_interval",
     "find_threshold",
     "look_confidence",
     "reach_probability",
@@ -254,6 +255,15 @@ def find_bound(allowed: int, sample: int, rows: int, confidence: float) -> float
             low = middle + 1
     # So many wrong rows, or more, would have been found out.
     return max(low - 1, 0) / rows
+
+
+def find_interval(wrong: int, sample: int, rows: int, confidence: float) -> tuple[int, int]:
+    """Return how many rows of a table are wrong, at least and at most, if so many of a random sample are.
+
+    Each of the two ends holds with this confidence.
+    """
+    fewest = 0 if not wrong else rows - round(find_bound(sample - wrong, sample, rows, confidence) * rows)
+    return fewest, rows if wrong == sample else round(find_bound(wrong, sample, rows, confidence) * rows)
 
 
 def _fewest_too_many(rows: int, agreement: float) -> int:

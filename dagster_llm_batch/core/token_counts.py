@@ -53,6 +53,7 @@ __all__ = [
     "TextCosts",
     "given_settings",
     "model_max_output",
+    "most_hundredths",
     "output_basis",
     "output_tokens",
 ]
@@ -142,6 +143,7 @@ class _Rates:
         of_bytes = np.zeros((256, 256), np.float32)
         of_bytes[:END_OF_ASCII, :END_OF_ASCII] = table[np.ix_(kinds, kinds)].T
         self._of_bytes = of_bytes.ravel()
+        self.most_of_ascii, self.most = int(of_bytes.max()), int(table.max())
 
     def of(self, characters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return the cost of each character, along the last axis; the first one only precedes the second.
@@ -259,6 +261,12 @@ def _sums_of_stretches(texts: Sequence[str], lengths: _Counts, starts: _Counts, 
     # Sums of hundredths are whole numbers, far below those that float32 has no exact value of.
     sums: _Counts = (_rates(tokenizer).of(stretches.reshape(len(texts), width)) @ _ONES).astype(np.int64)
     return sums
+
+
+def most_hundredths(text: str, tokenizer: str) -> int:
+    """Return the largest possible cost of one character of a text, as TextCosts counts it, in hundredths of a token."""
+    rates = _rates(tokenizer)
+    return rates.most_of_ascii if text.isascii() else rates.most
 
 
 class TextCosts:

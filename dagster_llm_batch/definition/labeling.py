@@ -25,7 +25,7 @@ from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.quoted_columns import Evidence, QuotedColumns
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
-from dagster_llm_batch.core.reuse import Near, Reuse
+from dagster_llm_batch.core.reuse import Near, Relabel, Reuse
 from dagster_llm_batch.core.token_counts import MAXIMA, given_settings
 from dagster_llm_batch.definition.settings import Fallback, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
@@ -34,9 +34,27 @@ from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.registry import logprob_params, needs_max_tokens
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
-__all__ = ["EmptyRows", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend"]
+__all__ = ["EmptyRows", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend", "promises_in"]
 
 EmptyRows = Literal["skip", "ask"]
+
+_NOTHING_REUSED = Reuse()
+
+# Settings that do not go with near copies, with the reason.
+_WHY_NOT_NEAR = {
+    "realtime": "copies wait for two rounds of batches; label urgent rows in a dataset of their own",
+    "workers": "one process groups all texts; it groups a million in two minutes",
+    "Prompt.images or Prompt.documents": "texts are compared, and files are not",
+}
+
+# The same of older labels: only settings with which the guarantee itself would fail have a reason.
+_WHY_NOT_RELABEL = {
+    "cascade": (
+        "its labels depend on the threshold that its own sample sets, so the labels that would change are not fixed "
+        "before the sample of older labels is drawn, and that sample guarantees nothing about them"
+    ),
+    "realtime": "the other rows wait for two rounds of batches",
+}
 
 
 # Names, kinds and least values of numeric parameters, each with a description and an example for messages.
@@ -83,7 +101,8 @@ class Labeling:
         tags: Tags for attributing the cost, as in {"team": "support"}: `dagster-llm-batch cost --by tag:team` sums by
             it. They are stored with each submission when it is opened, and do not affect requests.
 
-    `near` has the settings of near copies (`Resend.reuse`); None without them.
+    `near` and `relabel` have the settings of near copies and of older labels (`Resend.reuse`), and `audited` has the
+    one of them that is given; None without them.
     """
 
     asset: str
@@ -105,6 +124,8 @@ class Labeling:
     evidence: Evidence | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     near: Near | None = field(init=False, repr=False)
+    relabel: Relabel | None = field(init=False, repr=False)
+    audited: Near | Relabel | None = field(init=False, repr=False)
 
     def __reduce__(self) -> Any:
         """Pickle only the declared fields; the others are computed again. `workers` is dropped: workers need none."""
@@ -112,8 +133,14 @@ class Labeling:
         return partial(Labeling, **{**declared, "workers": None}), ()
 
     def __post_init__(self) -> None:
-        # An attribute, since each step of a submission looks at it.
-        object.__setattr__(self, "near", None if self.resend.reuse is None else self.resend.reuse.near)
+        # Attributes, since each step of a submission looks at them.
+        reuse = self.resend.reuse or _NOTHING_REUSED
+        for name, setting in (
+            ("near", reuse.near),
+            ("relabel", reuse.relabel),
+            ("audited", reuse.near or reuse.relabel),
+        ):
+            object.__setattr__(self, name, setting)
         provider, slash, model = self.model.partition("/")
         if not (provider and slash and model):
             msg = f"model={self.model!r} names no provider. Write it as provider/model, as in 'openai/gpt-5-nano'."
@@ -124,8 +151,8 @@ class Labeling:
             self._check_masked_texts()
         if self.cascade is not None:
             self._check_cascade(self.cascade)
-        if self.near is not None:
-            self._check_near(self.near)
+        if self.audited is not None:
+            self._check_audited(self.audited)
         # Computed now, so that errors in them are raised where the dataset is declared.
         _ = self.spec, self.budget_usd, self.models, self.quoted_columns
 
@@ -156,28 +183,37 @@ class Labeling:
                 "tier answers it."
             )
 
-    def _check_near(self, near: Near) -> None:
-        near.check_response(self.reader)
-        near.contexts_in(self.prompt, self.key)
+    def _check_audited(self, audited: Near | Relabel) -> None:
+        audited.check_response(self.reader)
         how, standard = self.realtime, Realtime()
         is_realtime = (how.urgent, how.deadline, how.tier) != (standard.urgent, standard.deadline, standard.tier)
+        is_near = isinstance(audited, Near)
         others = {
-            "cascade": self.cascade is not None,
+            "cascade": self.cascade is not None and not is_near,
             "realtime": is_realtime,
-            "resend.fallback": bool(self.resend.fallback),
+            "resend.fallback": bool(self.resend.fallback) and not is_near,
             "workers": self.workers is not None,
-            "checks.evidence": self.evidence is not None,
-            "Prompt.mask": self.mask is not None,
+            "checks.evidence": self.evidence is not None and not is_near,
+            "Prompt.mask": self.mask is not None and not is_near,
             "Prompt.images or Prompt.documents": bool(self.prompt.files),
         }
+        kind, reasons = "relabel", _WHY_NOT_RELABEL
+        without = "Without it, a changed definition asks all rows again."
+        if isinstance(audited, Near):
+            kind, reasons = "near", _WHY_NOT_NEAR
+            without = "Rows with equal requests share an answer without it."
+            audited.contexts_in(self.prompt, self.key)
+            if self.cascade is not None:
+                audited.check_cascade(self.cascade)
         if named := [name for name, is_given in others.items() if is_given]:
+            whys = [f"{name} ({reasons[name]})" if name in reasons else name for name in named]
             raise ConfigError(
-                f"Resend(reuse=Reuse(near=…)) does not go with {', '.join(named)} yet. Leave one of them out. Rows "
-                "with equal requests share an answer without it."
+                f"Resend(reuse=Reuse({kind}=…)) does not go with {', '.join(whys)}. Leave one of them out. {without}"
             )
-        from dagster_llm_batch.core.near_copies import refuse_missing_library  # noqa: PLC0415 - few labelings have them
+        if self.near is not None and self.near.vectors is None:
+            from dagster_llm_batch.core.near_copies import refuse_missing_library  # noqa: PLC0415 - few labelings do
 
-        refuse_missing_library()
+            refuse_missing_library()
 
     @cached_property
     def models(self) -> tuple[Labeling, ...]:
@@ -221,7 +257,7 @@ class Labeling:
         known = ", ".join(labeling.model for labeling in self.models)
         msg = (
             f"'{self.asset}' has requests at {model}, which is neither its model nor a fallback any more: {known}. "
-            "Put it back into Resend(fallback=…) until they are settled."
+            "Put it back into Resend(fallback=…) until they are complete."
         )
         raise ConfigError(msg)
 
@@ -241,7 +277,9 @@ class Labeling:
     def quoted_columns(self) -> QuotedColumns | None:
         """The columns that evidence adds to labels. They are no part of what is asked, or of stored results."""
         evidence = self.evidence
-        return None if evidence is None else QuotedColumns(evidence, self.key, self.keep, self.reader.schema)
+        if evidence is None:
+            return None
+        return QuotedColumns(evidence, self.key, self.keep, self.reader.schema, self.prompt.documents)
 
     @property
     def label_columns(self) -> list[str]:
@@ -394,7 +432,9 @@ class Labeling:
             filters = {} if cascade.guarantee is None else {"guarantee": asdict(cascade.guarantee)}
             asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price), **rolling, **filters}
         if self.near is not None:
-            asked["near"] = asdict(self.near)
+            asked["near"] = self.near.settings()
+        if self.relabel is not None:
+            asked["relabel"] = asdict(self.relabel)
         # The same form as after reading it: tuples become lists, and values that JSON lacks become text.
         definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
         return definition
@@ -415,7 +455,9 @@ class Labeling:
         The number of retries and the fallback models do not affect the requests: a change of these applies at once.
         """
         present, earlier = self.definition["asked"], definition["asked"]
-        return [name for name in {**earlier, **present} if present.get(name) != earlier.get(name)]
+        # A submission that was planned without older labels does not depend on them.
+        named = [name for name in {**earlier, **present} if name != "relabel" or name in earlier]
+        return [name for name in named if present.get(name) != earlier.get(name)]
 
     def as_of(self, definition: Mapping[str, Any]) -> Labeling:
         """Return the labeling for reading a submission with this definition; its rules are the current ones.
@@ -458,7 +500,7 @@ class Labeling:
             spend=replace(self.spend, price=_price_of_json(definition["price"])),
             resend=replace(
                 self.resend,
-                reuse=Reuse(near=Near(**asked["near"])) if "near" in asked else None,
+                reuse=_reuse_of_json(asked),
                 fallback=[
                     Fallback(**{**fallback, "price": _price_of_json(fallback["price"])})
                     for fallback in definition["fallback"]
@@ -497,8 +539,8 @@ class Labeling:
             fallback.append(self.cascade.promise)
         if self.mask is not None:
             content.append(dict(self.mask.settings()))
-        if self.near is not None:
-            content.append(self.near.promise)
+        if self.audited is not None:
+            content.append(self.audited.promise)
         return _digest([*content, fallback] if fallback else content)
 
 
@@ -510,6 +552,23 @@ def _price_as_json(price: TokenPrice | None) -> Mapping[str, str] | None:
 
 def _price_of_json(stored: Mapping[str, Any] | None) -> TokenPrice | None:
     return None if stored is None else TokenPrice(**stored)
+
+
+def _reuse_of_json(asked: Mapping[str, Any]) -> Reuse | None:
+    if "near" in asked:
+        return Reuse(near=Near(**asked["near"]))
+    return Reuse(relabel=Relabel(**asked["relabel"])) if "relabel" in asked else None
+
+
+def promises_in(definition: Mapping[str, Any], *, has_older_labels: bool) -> list[list[Any]]:
+    """Return the promises of a cascade and of shared answers in a stored definition, for `configuration_with`.
+
+    `has_older_labels` is whether rows had older labels that could stay: without them, `Reuse(relabel=…)` has no effect.
+    """
+    asked = definition["asked"]
+    cascade, reuse = _cascade_of_json(asked.get("cascade"), None), _reuse_of_json(asked) or Reuse()
+    audited = reuse.near or (reuse.relabel if has_older_labels else None)
+    return [each.promise for each in (cascade, audited) if each is not None]
 
 
 def _cascade_of_json(stored: Mapping[str, Any] | None, gold: Any) -> Cascade | None:

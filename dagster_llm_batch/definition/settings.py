@@ -112,7 +112,8 @@ class Resend:
         fallback: Models, in this order, for requests that the model before refuses or does not answer well. If its
             provider has been down for `fallback_after`, all unsent requests go to the next model, too. Default: none.
         fallback_after: How long a provider may be down before the next model is asked.
-        reuse: Rows that share an answer, besides rows with equal requests: `Reuse(near=Near(…))`. Default: none.
+        reuse: Rows that share an answer, besides rows with equal requests: `Reuse(near=Near(…))`. Or older labels that
+            stay when the prompt or the model changes: `Reuse(relabel=Relabel(…))`. Default: neither.
         former_names: Assets that this one was before, the latest first. Their submissions are taken over, so that a new
             name does not repeat, and pay for, requests. Each partition comes from the first name that has it. The names
             must be absent from the definitions, and must not be former names of other assets.

@@ -18,7 +18,7 @@ from dagster_llm_batch.engine.conditions import (
 )
 from dagster_llm_batch.loop.activity import Orphan, Outlook, find_held_queues
 from dagster_llm_batch.loop.status import UNAVAILABLE, Advice, Status
-from dagster_llm_batch.states import HoldReason, Move, ShardState
+from dagster_llm_batch.states import HoldReason, ShardState, Transition
 from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, OnUnreadable
 from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
 from dagster_llm_batch.storage.ledger.records import Hold, Progress, Shard, Submission
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_undecided", "of_holds", "of_status", "read_facts"]
 
-_NOT_TAKEN = (Move.NOT_SENT.value, UNAVAILABLE)
+_NOT_TAKEN = (Transition.NOT_SENT.value, UNAVAILABLE)
 
 # A sensor repeats a report after some hours.
 _TOLD_WITHIN = timedelta(days=1)

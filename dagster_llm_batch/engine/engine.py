@@ -24,11 +24,11 @@ from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
 from dagster_llm_batch.engine.recovery import Recovery
 from dagster_llm_batch.engine.seams import escalate, sample
 from dagster_llm_batch.errors import (
-    CannotTellError,
     ConfigError,
     LeaseError,
     LLMBatchError,
     ProviderError,
+    StatusUnknownError,
     TransientError,
 )
 from dagster_llm_batch.files.request_writer import COUNTS, MASKED
@@ -148,7 +148,7 @@ class Engine:
         """Send every planned shard of the submission; look first for the batches of shards in doubt.
 
         A shard that the provider cannot take now stays planned for the next call. Raises CredentialsError, ConfigError,
-        CannotTellError or LeaseError.
+        StatusUnknownError or LeaseError.
         """
         self.submit_together(labeling, [submission_id])
         return self.status(submission_id)
@@ -194,7 +194,7 @@ class Engine:
             self.recover_batches(submission_id)
 
     def recover_batches(self, submission_id: str) -> None:
-        """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
+        """Find batches whose create call left no record. Never sends. Raises LeaseError or StatusUnknownError."""
         held = self._with_sharing([submission_id])
         with self.deployment.leased(*held) as lease:
             Sender(self.deployment, lease).recover_batches([submission_id], held)
@@ -217,8 +217,8 @@ class Engine:
         Its requests get the outcome `missing`, and the rest of its submission goes on and is materialized. They are
         sent again only on request (`plan` with `again`). Their highest cost stays reserved, because the bill is
         unknown. Late answers are used for a month (`poll_awaited`). The decision applies to all shards in the batch.
-        Raises IllegalMoveError unless the batch runs or has unreadable results, and LeaseError while a process works on
-        its submission.
+        Raises IllegalTransitionError unless the batch runs or has unreadable results, and LeaseError while a process
+        works on its submission.
         """
         return give_up(self.deployment, shard_id)
 
@@ -274,7 +274,7 @@ class Engine:
         definition, and sending stops (`unsent`). With `keeps_pauses`, unreadable results are asked for again after
         their pause, else now.
 
-        Raises LeaseError if another process works on it. Raises CannotTellError after the other shards are collected.
+        Raises LeaseError if another process works on it, and StatusUnknownError after the other shards are collected.
         Raises ConfigError, with raw results stored, if older code did not store the definition.
         """
         # Each of the steps below would take a lease. Only a killed erasure may have left something to do.
@@ -305,7 +305,7 @@ class Engine:
             except LeaseError:
                 # The process that works on it does the same.
                 continue
-            except (ProviderError, ConfigError, CannotTellError) as error:
+            except (ProviderError, ConfigError, StatusUnknownError) as error:
                 in_the_way = in_the_way or error
         return in_the_way
 
@@ -316,7 +316,7 @@ class Engine:
         if status.may_send:
             try:
                 self.submit(labeling, submission_id)
-            except CannotTellError:
+            except StatusUnknownError:
                 self.collect(labeling, submission_id, keeps_pauses=keeps_pauses)
                 raise
         if not (status := self.collect(labeling, submission_id, keeps_pauses=keeps_pauses)).may_send:
@@ -395,7 +395,9 @@ class Engine:
         if self._erase(status.submission, tombstones=known.tombstones):
             status = self.status(submission_id)
         if not status.submission.is_settled:
-            raise LLMBatchError(f"Submission {submission_id} is not settled; it has no labels yet.")
+            raise LLMBatchError(
+                f"Submission {submission_id} is not complete; it has no labels yet. Wait for its batches."
+            )
         if reread:
             known.sent.refuse_unknown()
         assembler = make_assembler(self.deployment, labeling, status, Collector(labeling, self.deployment))
@@ -498,7 +500,7 @@ class Engine:
     def prune(self, older_than: timedelta, raw_older_than: timedelta | None = None, *, delete: bool = False) -> Pruning:
         """Return the stored files that are no longer needed, by the rule of `prune.py`; remove them with `delete`.
 
-        Answers of pruned submissions cannot be reused: if their rows come back, they are asked, and paid, again. With
+        Answers of pruned submissions cannot be reused: if their rows come back, they are sent and paid again. With
         `raw_older_than`, requests and raw results of labels that were materialized longer ago are removed, too. Once
         the provider has deleted these results, they cannot be read again.
         """

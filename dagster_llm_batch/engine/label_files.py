@@ -34,7 +34,7 @@ from dagster_llm_batch.storage.stored_files import is_own_name, own_name
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.core.quoted_columns import QuotedColumns
-    from dagster_llm_batch.core.shares import Shares
+    from dagster_llm_batch.core.shares import AuditedAnswers
 
 __all__ = ["WrittenLabels", "write_labels"]
 
@@ -76,7 +76,7 @@ class _Apart:
 class _TakeApart:
     payloads: PayloadStore
     names: list[str]
-    shares: Shares | None = None
+    shares: AuditedAnswers | None = None
 
     def __call__(self, source: _Source) -> _Apart:
         folder = source.path.rpartition("/")[0]
@@ -114,7 +114,7 @@ class _LabelPart:
     levels: Levels | None
     are_oracles: Sequence[bool]
     quoted_columns: QuotedColumns | None
-    shares: Shares | None
+    shares: AuditedAnswers | None
 
     def __call__(self, number: int) -> WrittenLabels:
         [manifest] = self._part(number, 0)

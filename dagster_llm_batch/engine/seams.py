@@ -18,11 +18,17 @@ __all__ = ["escalate", "find_audit_history", "sample"]
 
 
 def sample(plan: Plan, planning: Planning) -> Plan:
-    """Draw the sample of a cascade, or the audit of near copies. See cascade/sampling.py and sharing/audit.py."""
+    """Draw the sample of a cascade, or an audit. See cascade/sampling.py, sharing/near.py and sharing/relabel.py."""
     if planning.labeling.near is not None:
-        from dagster_llm_batch.sharing.audit import draw_audit  # noqa: PLC0415 - few labelings have near copies
+        from dagster_llm_batch.sharing.near import draw_near_copies  # noqa: PLC0415 - few labelings have near copies
 
-        return draw_audit(plan, planning)
+        plan = draw_near_copies(plan, planning)
+        if planning.labeling.cascade is None:
+            return plan
+    if planning.labeling.relabel is not None:
+        from dagster_llm_batch.sharing.relabel import draw_older_labels  # noqa: PLC0415 - few labelings change so
+
+        return draw_older_labels(plan, planning)
     from dagster_llm_batch.cascade.sampling import draw_sample  # noqa: PLC0415 - few labelings have one
 
     return draw_sample(plan, planning)
@@ -35,17 +41,20 @@ def escalate(
     shards: Sequence[Shard],
     collector: Collector,
 ) -> Sequence[tuple[Shard, Collection[str]]]:
-    """Return the requests to the oracle of a cascade, without the sample, or near copies that share no answer.
+    """Return the requests to the oracle of a cascade, without the sample, or held requests that share no answer.
 
     See cascade/escalation.py and sharing/decision.py.
     """
-    if labeling.near is not None:
-        from dagster_llm_batch.sharing.decision import find_unshared  # noqa: PLC0415 - few labelings have near copies
+    if labeling.cascade is not None:
+        from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
 
-        return find_unshared(labeling, deployment, submission, shards, collector)
-    from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
+        found = Escalation(labeling, deployment, submission, shards, collector).find()
+        # Near copies share the final labels of their leaders, which this round gives.
+        if found or labeling.audited is None:
+            return found
+    from dagster_llm_batch.sharing.decision import find_unshared  # noqa: PLC0415 - few labelings have an audit
 
-    return Escalation(labeling, deployment, submission, shards, collector).find()
+    return find_unshared(labeling, deployment, submission, shards, collector)
 
 
 def find_audit_history(

@@ -254,7 +254,7 @@ def _check_result(
     judged = [agreement for agreement in agreements if agreement.group == ALL and agreement.n_rows]
     lines = [
         f"{plain_text(agreement.target)}: {'not defined' if agreement.alpha is None else f'{agreement.alpha:.3f}'}"
-        f"{wanted.shown_bound(agreement.alpha_bound)}; at least {wanted} wanted"
+        f"{wanted.shown_bound(agreement.alpha_bound)}; required: at least {wanted}"
         for agreement in judged
     ]
     return CheckOutcome(
@@ -382,7 +382,7 @@ def agreement_assets(
     compared = f"{', '.join(names)} by {key}: {', '.join(target.name for target in targets)}."
     specs = {
         "": builder.spec(f"Agreement of {compared}", **shared),
-        "pairs": builder.spec(f"Each two labelers: {compared}", suffix="pairs", **shared),
+        "pairs": builder.spec(f"Agreement of each pair of labelers: {compared}", suffix="pairs", **shared),
     }
     checks = []
     if least is not None:

@@ -34,6 +34,7 @@ from dagster_llm_batch.metrics.schemas import evaluation_extra, table_of
 from dagster_llm_batch.metrics.tables import percent, rows_markdown
 from dagster_llm_batch.storage.ledger.judgments import judgments_version, standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment
+from dagster_llm_batch.text import column_text
 from dagster_llm_batch.types import ResponseKind
 
 if TYPE_CHECKING:
@@ -57,22 +58,22 @@ _DOCS = {
     OUTCOME: "agreed; tied (another label has as many votes); undecidable (most people found it so)",
     "agreement": "share of the people with a label who chose this one; for several columns the least",
     "n_raters": "people who gave a label",
-    "n_undecidable": "people who found that it cannot be decided",
-    SECONDS: "seconds that people took for the row, together; null if unknown",
+    "n_undecidable": "people who found the row not decidable",
+    SECONDS: "seconds that all people together took for the row; null if unknown",
     WEIGHT: "1 / probability of being drawn in its round; null for rows that were not drawn",
     ROUND: "round of gold_sample_assets in which the row was drawn",
     ROWS: "rows that there were in that round",
     PARTITION: "partition that was drawn from",
-    "annotator": "who judged",
+    "annotator": "person who judged the rows",
     "target": "column that was judged",
-    "n_labels": "rows with a label of theirs",
+    "n_labels": "rows that this person labeled",
     "accuracy": "probability of being right, as Dawid and Skene's model estimates it; null by majority",
-    "median_seconds": "from the page to the answer",
+    "median_seconds": "median seconds from opening the row to the answer",
     "fast": "share of the answers that took less than min_seconds",
 }
 _RATER_DOCS = _DOCS | {
-    "n_undecidable": "rows that they found not decidable",
-    "agreement": "share of their labels that are the agreed one, on rows that others judged too",
+    "n_undecidable": "rows that this person found not decidable",
+    "agreement": "share of this person's labels that equal the agreed label, on rows that others judged, too",
 }
 
 
@@ -127,7 +128,7 @@ def annotation_assets(
     """
     dataset = dataset_of(candidates)
     if dataset.labeling.reader.format.kind is ResponseKind.EMBEDDING:
-        raise ConfigError(f"{dataset.name} is of embeddings: nobody judges a vector.")
+        raise ConfigError(f"{dataset.name} has embeddings, which people cannot judge. Give a dataset with labels.")
     columns = dataset.labeling.reader.schema.names
     targets = tuple(columns if target is None else [target] if isinstance(target, str) else target)
     if not targets or len(set(targets)) < len(targets):
@@ -147,10 +148,12 @@ def annotation_assets(
         "deps": [dataset.key],
         "code_version": code_digest("1", dataset.name, targets, method),
     }
-    judged = f"human labels of rows of {dataset.name}: {', '.join(targets)}."
+    rows, columns = f"rows of {dataset.name} that people judged", column_text(targets)
+    gold = f"Gold: one label for each of the {rows}, in {columns}."
+    raters = f"Statistics of each person about the {rows}, in {columns}."
     specs = {
-        "": builder.spec(f"Gold, {judged}", kinds={"table"}, **shared),
-        "raters": builder.spec(f"Each person, by {judged}", suffix="raters", kinds={"table"}, **shared),
+        "": builder.spec(gold, kinds={"table"}, **shared),
+        "raters": builder.spec(raters, suffix="raters", kinds={"table"}, **shared),
     }
     if builder.automation_condition == "default":
         specs[""] = specs[""].merge_attributes(metadata={ANNOTATES_KEY: dataset.name})
@@ -456,7 +459,7 @@ class _Annotation:
         judged = [one for one in alphas if one.n_rows]
         lines = [
             f"{plain_text(one.target)}: {'not defined' if one.alpha is None else f'{one.alpha:.3f}'}"
-            f"{wanted.shown_bound(one.alpha_bound)} on {one.n_rows:,} rows; at least {wanted} wanted"
+            f"{wanted.shown_bound(one.alpha_bound)} on {one.n_rows:,} rows; required: at least {wanted}"
             for one in judged
         ]
         return CheckOutcome(

@@ -92,8 +92,8 @@ def cost_assets(
         by: Groups to sum the costs by, each a column: "asset", "partition", "provider", "model", "day" and "month"
             (when it was sent, in UTC), "tag" (all tags of the dataset when it was submitted), "tag:team" (one tag). The
             column of "partition" is `label_partition`; the column of "tag:team" is `tag_team`.
-        layout: "sums", a row for each group; or "focus", a row for each collected batch with the columns of FOCUS 1.0,
-            as tools for cloud costs import them. `by` is not used then.
+        layout: "sums", a row for each group; or "focus", a row for each collected batch, and for each tier in it,
+            with the columns of FOCUS 1.0, as tools for cloud costs import them. `by` is not used then.
         max_month_usd: The check warns if the expected cost of these datasets in the calendar month is more US dollars.
             Default: the deployment's own budgets of a month.
         resource_key: Key of the LLMBatchResource.
@@ -169,7 +169,7 @@ class _Costs:
         table = cost_table(costs, self.by)
         check_result = self._check_result(engine, month, assets, forecast)
         if self.layout == "focus":
-            charges, _ = focus_charges(costs, engine.namespace)
+            charges, _ = focus_charges(costs, engine.namespace, engine.ledger.money.tier_bills(engine.namespace))
             theirs, ours = f"as FOCUS {FOCUS_VERSION} defines it", "beside the columns of FOCUS"
             docs = {name: ours if name.startswith("x_") else theirs for name in FOCUS_SCHEMA.names}
             return Computed(charges, _metadata(costs, table.total, month, forecast), docs, [check_result])

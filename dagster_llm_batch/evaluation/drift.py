@@ -52,15 +52,19 @@ CHECK = "label_drift"
 _SHOWN = 7
 """Rows of the table in the UI, of each candidate and target: the last ones."""
 
+# Labels of datasets with near copies have this column, also where a partition shares no answer.
+_SIMILARITY = "llm_similarity"
+
 _EARLIER = 90
 """Partitions before one that show how much they differ by themselves: three months of days."""
 
 _DOCS = {
     "partition": "partition of the labels",
-    "candidate": "whose labels",
+    "candidate": "candidate that gave the labels",
     "target": "column with classes",
     "reference": "partitions that it is compared with",
-    "n": "labels; rows with one request, or of one cluster, count once for each of their classes",
+    "n": "labels; rows with one request, or of one cluster, count once for each of their classes. With near copies, "
+    "each row counts",
     "n_reference": "labels of the reference, counted alike",
     "psi": "population stability index: 0 equal, 0.1 a small shift, 0.25 a large one",
     "js_distance": "Jensen-Shannon distance: 0 equal, 1 nothing in common",
@@ -105,7 +109,7 @@ class DriftSpec:
 
     @property
     def code_version(self) -> str:
-        return code_digest("5", self.candidates, self.targets, self.reference, self.max_psi, self.online, self.cluster)
+        return code_digest("6", self.candidates, self.targets, self.reference, self.max_psi, self.online, self.cluster)
 
 
 @dataclass(frozen=True)
@@ -245,11 +249,14 @@ class _Labels:
         targets, cluster = self._design.targets, self._design.cluster
         wanted = [*targets, *([cluster] if cluster else [])]
         hint = f"Set target={' and cluster=' if cluster else ''} to columns that are there."
-        table = self._tables.load(key, partition, wanted, also=("llm_outcome", REQUEST), hint=hint)
+        table = self._tables.load(key, partition, wanted, also=("llm_outcome", REQUEST, _SIMILARITY), hint=hint)
         labeled = table.filter(succeeded(table))
         owner = f"{key.to_user_string()} ({partition})"
-        ids = cluster_ids(labeled, cluster, owner)
-        return {target: class_counts(labeled[target], target, owner, ids) for target in targets}
+        ids, answers = cluster_ids(labeled, cluster, owner), cluster_ids(labeled, None, owner)
+        if cluster is None and _SIMILARITY in table.column_names:
+            # A group of near copies has one answer or several, by the audit, which must not change the shares.
+            ids = pa.nulls(len(labeled), ids.type)
+        return {target: class_counts(labeled[target], target, owner, ids, answers) for target in targets}
 
 
 def _named(partitions: Sequence[str]) -> str | None:
@@ -418,7 +425,7 @@ def drift_assets(
         online: Whether an online detector (ADWIN) also looks at all partitions in turn, for slow shifts. Its result is
             shown, not checked. Needs the extra `drift`.
         cluster: Column of the candidates whose rows belong together, such as the customer or the document. Default: the
-            request.
+            request; in a dataset with near copies, each row counts.
         partitions_def: The partitions of the candidates, each with its own table and check. Default: one table of all
             partitions, and a check of the last one that has labels.
         check_severity: Severity of that check when it fails.

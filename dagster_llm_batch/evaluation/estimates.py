@@ -21,16 +21,17 @@ from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Estimate, Target, estimate, estimates_png, estimates_to_arrow
 from dagster_llm_batch.metrics.estimates import estimates_markdown
 from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, rows_drawn_from
+from dagster_llm_batch.text import column_text, list_text
 
 __all__ = ["estimate_assets"]
 
 _DOCS = {
-    "candidate": "whose labels",
+    "candidate": "candidate that gave the labels",
     "target": "column that was estimated",
     "figure": "share of a class, mean, or accuracy (a row without a label is wrong)",
     "label": "class whose share it is",
     "group": "value of the column that group_by= names; null for all rows",
-    "against": "group that is taken from it, for a difference",
+    "against": "group that is subtracted, for a difference between groups",
     "n_rows": "rows of the table, or of the group",
     "n_gold": "rows with gold; for a difference, in the smaller group",
     "n_eff": "equally drawn rows with as much information as the rows that were not certain to be drawn",
@@ -117,9 +118,9 @@ def estimate_assets(
     )
     builder = design.builder
     builder.check_partitions(gold, candidates, rejects or {})
-    names, columns = ", ".join(one.name for one in labeled), ", ".join(one.name for one in targets)
+    names, columns = list_text([one.name for one in labeled]), column_text([one.name for one in targets])
     spec = builder.spec(
-        f"Figures of all rows of {names}, corrected by {design.gold.to_user_string()}: {columns}.",
+        f"Estimates for all rows of {names}, corrected by the labels in {design.gold.to_user_string()}, in {columns}.",
         deps=design.upstreams,
         code_version=design.code_version,
         follow=design.follow(gold_is_external=is_external(gold)),

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.assets.translator import GATHERS_KEY, SOURCE_KEY
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.gather import Gather, Gatherer
 from dagster_llm_batch.core.split import PART_COLUMNS, PART_KEY
@@ -94,7 +95,7 @@ def gathered_labels(
             kinds={"table"},
             code_version=version,
             follow=follow,
-        )
+        ).merge_attributes(metadata={GATHERS_KEY: dataset.name, SOURCE_KEY: key})
         for suffix, what in (("", "Labels of parts"), ("rejects", "Rejects and labels of parts"))
     }
 

@@ -30,6 +30,7 @@ from dagster_llm_batch.metrics import (
     regressions_to_arrow,
 )
 from dagster_llm_batch.metrics.failures import FAILURE_SCHEMA, Failure, failures_to_arrow, find_failures
+from dagster_llm_batch.text import column_text, list_text
 
 __all__ = ["evaluation_assets"]
 
@@ -244,10 +245,10 @@ def evaluation_assets(
         "code_version": design.code_version,
         "follow": design.follow(gold_is_external=is_external(gold)),
     }
-    names = ", ".join(candidate.name for candidate in measured)
-    columns = ", ".join(target.name for target in targets)
-    compared = f"{names} against {design.gold.to_user_string()} by {key}: {columns}."
-    specs = {"": builder.spec(f"Labels of {compared}", **evaluated)}
+    names = list_text([candidate.name for candidate in measured])
+    columns = column_text([target.name for target in targets])
+    compared = f"labels of {names}, compared with {design.gold.to_user_string()} by the key {key}, in {columns}."
+    specs = {"": builder.spec(f"Quality of the {compared}", **evaluated)}
     for suffix, holds in design.beside.items():
         specs[suffix] = builder.spec(f"{holds}: {compared}", suffix=suffix, **evaluated)
     # One accepted version serves all partitions. Only a person accepts, so that it follows nothing.
@@ -259,18 +260,18 @@ def evaluation_assets(
         freshness_policy=None,
     )
     accepted = by_hand.spec(
-        f"Labels that were accepted, of the gold rows. To accept, name candidates ({names}) in the run "
-        "config; without, nothing is accepted.",
+        "Accepted labels of the gold rows, which later labels are compared with. To accept labels, name their "
+        f"candidates ({names}) in the run config. A run without names accepts nothing.",
         suffix="accepted",
         deps=[specs[""].key, *design.upstreams],
         kinds={"table"},
     )
     checks = limits.specs(builder)
     if may_find_invalid_gold(measured, targets):
-        fits = "Each gold value is one that the candidates' responses can give. Warns only."
+        fits = "The candidates' response schemas allow every gold value, so a label can equal it. A failure only warns."
         checks.append(builder.check(GOLD_FITS, fits, blocking=False))
     if regression:
-        not_worse = f"No candidate is surely worse than what {accepted.key.to_user_string()} holds."
+        not_worse = f"No candidate is certainly worse than the accepted labels in {accepted.key.to_user_string()}."
         checks.append(builder.check(CHECK, not_worse, blocking=blocking))
     prepare = partial(_prepare, design, {suffix: spec.key for suffix, spec in specs.items()}, accepted)
     assets = [design.declared_as(builder.asset(specs, prepare, checks))]

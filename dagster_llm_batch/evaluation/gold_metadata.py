@@ -77,7 +77,7 @@ _METHOD = "method of the interval, or the reason why it is missing"
 
 DOCS = {
     "partition": "partition that was evaluated",
-    "candidate": "whose labels",
+    "candidate": "candidate that gave the labels",
     "target": "column that was compared with gold",
     "kind": "categorical or numeric",
     "n_gold": "gold rows with a value",
@@ -86,9 +86,9 @@ DOCS = {
     "n_rejected": "gold rows that were rejected",
     "n_empty": "gold rows whose label is null",
     "n_gold_null": "gold rows without a value, left out",
-    "n_ignored": "candidate rows without gold, left out",
+    "n_ignored": "rows of the candidate without gold, left out",
     "coverage": "n_labeled / n_gold",
-    "n_eff": "labeled rows that would tell as much if they were drawn alike; null where gold has no weights",
+    "n_eff": "rows drawn with equal probability that would give as much information; null without weights",
     "n_classes": "distinct values in gold and labels",
     "n_correct": "labels that equal gold",
     "accuracy": "share of labeled rows that are correct",
@@ -101,8 +101,8 @@ DOCS = {
     "accuracy_all_high": _HIGH,
     "accuracy_all_interval": _METHOD,
     "baseline_class": "most frequent class of gold",
-    "baseline_accuracy": "accuracy_all of always answering baseline_class",
-    "baseline_accuracy_labeled": "accuracy of always answering the most frequent class of the labeled rows",
+    "baseline_accuracy": "accuracy_all if every label were baseline_class",
+    "baseline_accuracy_labeled": "accuracy if every label were the most frequent class of the labeled rows",
     "macro_precision": "mean precision of the classes",
     "macro_recall": "mean recall of the classes",
     "macro_f1": "mean F1 of the classes",
@@ -125,17 +125,17 @@ DOCS = {
     "rmse_interval": _METHOD,
     "pearson": "linear correlation with gold",
     "spearman": "rank correlation with gold",
-    "cost_usd": "known cost of the candidate's rows that met gold",
-    "n_cost_unknown": "such rows whose cost is not known; cost_usd is a lower bound then",
+    "cost_usd": "known cost of the candidate's rows with gold",
+    "n_cost_unknown": "rows of unknown cost; if there are any, cost_usd is a lower bound",
     "cost_per_correct_usd": "cost_usd / n_correct",
     "latency_p50_seconds": "median wait of the labeled rows, from submission to the end of their batch",
-    "latency_p95_seconds": "95 % of them waited no longer",
+    "latency_p95_seconds": "95 % of the labeled rows waited no longer",
     "n_confident": "labeled rows with a confidence",
-    "mean_confidence": "mean confidence of these rows",
+    "mean_confidence": "mean confidence of the labeled rows that have one",
     "ece": "expected calibration error: mean distance of confidence and accuracy",
     "brier": "mean squared distance of the confidence from 1 (correct) or 0 (wrong)",
-    "on_pareto_front": "false: another candidate is as good for less, or better for as much",
-    "models": "LLMs that answered, as the provider names them",
+    "on_pareto_front": "false if another candidate is as good for less money, or better for as much",
+    "models": "models that replied, by the provider's names for them",
     "prompt_versions": "versions of the prompt's wording",
     "class": "class of the target",
     **{f"{figure}_low": _LOW for figure in ("precision", "recall", "f1")},
@@ -143,8 +143,8 @@ DOCS = {
     **{f"{figure}_interval": _METHOD for figure in ("precision", "recall", "f1")},
     "f1": "harmonic mean of precision and recall",
     "support": "labeled rows of the class",
-    "predicted": "rows labeled as the class",
-    "correct": "rows of the class labeled as it",
+    "predicted": "rows that were labeled as this class",
+    "correct": "rows of this class that were labeled as this class",
     "precision": "correct / predicted",
     "recall": "correct / support",
     "confidence_from": "confidence of the bin's labels is over this (0 itself is in the first bin)",
@@ -167,9 +167,9 @@ DOCS = {
 
 FAILURE_DOCS = {
     "partition": "partition that was evaluated",
-    "candidate": "whose labels",
+    "candidate": "candidate that gave the labels",
     "target": "column that was compared with gold",
-    "gold": "the right class; null for rows without a label",
+    "gold": "correct class; null for rows without a label",
     "label": "label of the candidate; null for rows without a label",
     "reason": "reason for the missing label; null for rows with a label",
     "n": "gold rows in the group",
@@ -269,7 +269,7 @@ def calibration_metadata(report: EvaluationReport) -> dict[str, Any]:
 
 def mistakes_metadata(mistakes: pa.Table, links: MistakeLinks) -> dict[str, Any]:
     """Return the metadata of `<name>_mistakes`: the number of rows, and the first of them to read."""
-    text = "Every label equals gold."
+    text = "There are no mistakes."
     if len(mistakes):
         text = table_markdown(mistakes, max_rows=MISTAKES_SHOWN, links={links.key: links.row})
     return {"llm_batch/mistakes": dg.MetadataValue.md(text), "llm_batch/rows_mistaken": len(mistakes)}
@@ -277,7 +277,7 @@ def mistakes_metadata(mistakes: pa.Table, links: MistakeLinks) -> dict[str, Any]
 
 def failures_metadata(failures: Sequence[Failure], mistakes: MistakeLinks) -> dict[str, Any]:
     """Return the metadata of `<name>_failures`: the largest groups, with their distinguishing words."""
-    text = "Every label equals gold."
+    text = "There are no mistakes."
     if failures:
         largest = sorted(failures, key=lambda failure: -failure.n)[:MISTAKES_SHOWN]
         text = rows_markdown(
@@ -309,10 +309,10 @@ def _named(failure: Failure) -> str:
 def mistakes_docs(candidates: Sequence[Candidate], *, key: str, keep: Sequence[str]) -> dict[str, str]:
     """Return the description of each column of `<name>_mistakes`."""
     docs = {
-        key: "the row's key",
-        **{kept_name(name): "carried over from the rows" for name in keep},
+        key: "key of the row",
+        **{kept_name(name): "copied from the input rows" for name in keep},
         "target": "column that was compared with gold",
-        "gold": "the right value, as text",
+        "gold": "correct value, as text",
     }
     for candidate in candidates:
         docs[f"{candidate.name}_label"] = f"label of {candidate.name}, as text; null for rows without a label"

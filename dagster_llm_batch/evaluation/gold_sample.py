@@ -31,6 +31,7 @@ from dagster_llm_batch.metrics.gold_sample import RANDOM_SHARE, check_design, pr
 from dagster_llm_batch.metrics.gold_signals import SIGNALS, gold_signals
 from dagster_llm_batch.metrics.gold_weights import PARTITION, ROUND, SAMPLE_COLUMNS, next_round
 from dagster_llm_batch.metrics.tables import rows_markdown
+from dagster_llm_batch.text import column_text, list_text
 
 __all__ = ["gold_sample_assets"]
 
@@ -39,10 +40,10 @@ _HINT = "Set key=, target= or confidence= to columns that are there."
 _DOCS = {
     "why": "signals that weighed as much as chance, strongest first; else random",
     "disagreement": "share of the pairs of candidates that differ",
-    "low_confidence": "1 - least confidence that a candidate states",
+    "low_confidence": "1 minus the lowest confidence of a candidate",
     "rare_class": "distance of the class's share below an even share",
     "drift": "part of the class that its share in the partition before does not explain",
-    "probability": "of being proposed",
+    "probability": "probability that the row was proposed",
     "sample_weight": "1 / probability; gold keeps this column, and the following",
     "sample_round": "number of draws so far, including this one",
     "sample_rows": "rows that there were, those with gold included",
@@ -135,9 +136,9 @@ def gold_sample_assets(
         stop=stop,
     )
     sampling.builder.check_partitions(gold, candidates, rejects or {})
-    names = ", ".join(candidate.name for candidate in sampling.candidates)
+    names = list_text([candidate.name for candidate in sampling.candidates])
     spec = sampling.builder.spec(
-        f"Rows of {names} that people should label next, by {', '.join(targets)}.",
+        f"Rows of {names} that people should label next, in {column_text(targets)}.",
         deps=[*sampling.reads, *sampling.not_awaited],
         kinds={"table"},
         code_version=sampling.code_version,
@@ -146,7 +147,7 @@ def gold_sample_assets(
     checks = []
     if stop is not None:
         spec = spec.merge_attributes(metadata={WANTED_KEY: stop.half_width})
-        meaning = f"The interval of {stop.figure} is ± {stop.half_width:g} or narrower, of all looks together."
+        meaning = f"Enough rows have gold: the interval of {stop.figure} is ± {stop.half_width:g} or narrower."
         checks.append(sampling.builder.check(CHECK, meaning, blocking=False))
     return [sampling.builder.table_asset(spec, sampling.compute, checks)]
 

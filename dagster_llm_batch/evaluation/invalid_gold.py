@@ -93,9 +93,9 @@ def judge_invalid_gold(invalid_gold: Sequence[InvalidGold]) -> CheckOutcome:
     """Return the check result of GOLD_FITS, which only warns: the figures count such rows as they did."""
     said = invalid_gold_sentence(invalid_gold)
     if said is None:
-        said = "Each gold value is one that the candidates' responses can give, as far as these are declared."
+        said = "The candidates' response schemas allow every gold value. Candidates without one are not checked."
     else:
-        said += " llm_batch/gold_misfits names the values. Write gold as the response has it, or let it give them."
+        said += " llm_batch/gold_misfits lists the values. Correct them in gold, or add them to the response schema."
     return CheckOutcome(GOLD_FITS, passed=not invalid_gold, severity=_WARN, description=said, metadata={})
 
 

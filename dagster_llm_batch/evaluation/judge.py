@@ -54,14 +54,14 @@ __all__ = [
 ]
 
 CASE_DOCS = {
-    "case_id": "names the case",
-    "candidate": "whose answer it is",
-    "first": "whose answer is shown first, as A",
-    "second": "whose answer is shown second, as B",
-    "identical": "the answers are the same: nobody is asked",
-    "answer": "what the candidate said",
-    "answer_a": "what the first said",
-    "answer_b": "what the second said",
+    "case_id": "the case's own id",
+    "candidate": "the candidate that gave the answer",
+    "first": "the candidate whose answer is shown first, as A",
+    "second": "the candidate whose answer is shown second, as B",
+    "identical": "the answers are the same, so the judge is not asked",
+    "answer": "the candidate's answer",
+    "answer_a": "the answer of the first",
+    "answer_b": "the answer of the second",
 }
 
 

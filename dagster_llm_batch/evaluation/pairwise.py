@@ -93,7 +93,7 @@ def _consistency(pairs: Sequence[Pairwise], largest: float, severity: dg.AssetCh
         for compared in pairs
         if compared.inconsistent_rate is not None
     }
-    lines = [f"{plain_text(pair)}: {rate:.1%}; at most {largest:.1%} wanted" for pair, rate in rates.items()]
+    lines = [f"{plain_text(pair)}: {rate:.1%}; required: at most {largest:.1%}" for pair, rate in rates.items()]
     return CheckOutcome(
         CONSISTENCY,
         passed=all(rate <= largest for rate in rates.values()),

@@ -82,7 +82,7 @@ def _score(
     ]
     lines = [
         f"{plain_text(score.candidate)}, {plain_text(score.criterion)}: {mean:.2f}"
-        f"{wanted.shown_bound(score.mean_bound, '.2f')}; at least {wanted} wanted"
+        f"{wanted.shown_bound(score.mean_bound, '.2f')}; required: at least {wanted}"
         for score, mean, wanted in judged
     ]
     return CheckOutcome(

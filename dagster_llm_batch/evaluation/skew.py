@@ -23,6 +23,7 @@ from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.checks import CheckOutcome, fail_with
 from dagster_llm_batch.core.levels import SAMPLED
 from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.core.shares import REUSE
 from dagster_llm_batch.engine import Labeling, Realtime, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -171,8 +172,8 @@ def skew_assets(
     }
     of = dataset.key.to_user_string()
     specs = {
-        "": builder.spec(f"{of}: batches against real time.", **shared),
-        "sample": builder.spec(f"Rows of {of}, asked again.", suffix="sample", kinds={"table"}, **shared),
+        "": builder.spec(f"Labels of {of} in batches, compared with labels in real time.", **shared),
+        "sample": builder.spec(f"Rows of {of}, sent again in real time.", suffix="sample", kinds={"table"}, **shared),
     }
     checks = []
     if least is not None:
@@ -233,7 +234,7 @@ class _Skew:
         if (given_up := engine.unsent(status.submission.submission_id).over_budget) is not None:
             metadata["llm_batch/over_budget"] = cell_text(given_up, limit=1_000)
             context.log.warning(f"{partition or 'skew'}: given up for money: {given_up}")
-            check_results = [fail_with(one, f"Given up for money: {given_up}") for one in check_results]
+            check_results = [fail_with(one, f"Abandoned for money: {given_up}") for one in check_results]
         sample = side_by_side(batch, realtime, key=key, targets=names)
         differ = int(pc.sum(pc.equal(sample["llm_same"], pa.scalar(value=False))).as_py() or 0)
         return (
@@ -250,7 +251,7 @@ class _Skew:
         targets = (target.name for target in self.targets)
         levels = () if labeling.cascade is None else ("llm_why",)
         columns = list(dict.fromkeys([key, *targets, *_ASKED, *levels]))
-        labels = StoredTables(context).read(dataset.key, partition, columns, hint=_HINT)
+        labels = StoredTables(context).read(dataset.key, partition, columns, also=(REUSE.name,), hint=_HINT)
         submissions = engine.ledger.submissions.of_partition(engine.namespace, labeling.asset, partition or "")
         # Labels of another definition would be compared with answers to the present one.
         made = next((submission.config_fingerprint for submission in submissions if submission.is_settled), None)
@@ -266,6 +267,9 @@ class _Skew:
         if labeling.cascade is not None:
             # Escalated rows are the harder ones, and not a sample of all.
             own = pc.and_(own, pc.equal(labels["llm_why"], SAMPLED))
+        if REUSE.name in labels.column_names:
+            # Other rows would be asked their own requests, which did not make their labels.
+            own = pc.and_(own, pc.is_null(labels[REUSE.name]))
         labels = labels.filter(own)
         if self.sample_size is None:
             return labels
@@ -321,7 +325,7 @@ class _Skew:
         )
         level = test.level(look, len(judged))
         lines = [
-            f"{plain_text(skew.target)}: {share:.1%} of {skew.n_compared} are the same; at least {least:.1%} wanted"
+            f"{plain_text(skew.target)}: {share:.1%} of {skew.n_compared} are the same; required: at least {least:.1%}"
             + (_chance(p, level, skew.n_requests, least) if share < least else "")
             for (skew, share), p in zip(judged, p_values, strict=True)
         ]
@@ -336,8 +340,8 @@ class _Skew:
     def _bounded(self, judged: Sequence[tuple[Skew, float]], wanted: AtLeast, confidence: float) -> CheckOutcome:
         bounds = [share_lower_bound(skew.n_requests_same, skew.n_requests, confidence) for skew, _ in judged]
         lines = [
-            f"{plain_text(skew.target)}: {share:.3f} of {skew.n_compared} are the same{wanted.shown_bound(bound)}; at "
-            f"least {wanted} wanted"
+            f"{plain_text(skew.target)}: {share:.3f} of {skew.n_compared} are the same{wanted.shown_bound(bound)}; "
+            f"required: at least {wanted}"
             for (skew, share), bound in zip(judged, bounds, strict=True)
         ]
         return CheckOutcome(

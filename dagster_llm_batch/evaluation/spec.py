@@ -40,13 +40,13 @@ class EvaluationSpec:
     @property
     def beside(self) -> dict[str, str]:
         """The tables next to the main one, with their content."""
-        tables = {"mistakes": "Rows that a candidate got wrong", "failures": "What goes wrong, in groups"}
+        tables = {"mistakes": "Rows that a candidate got wrong", "failures": "Mistakes in groups"}
         if any(target.kind == "categorical" for target in self.targets):
-            tables["per_class"] = "Each class"
+            tables["per_class"] = "Results of each class"
         if any(target.confidence_column for target in self.targets):
-            tables["calibration"] = "Confidence against correctness"
+            tables["calibration"] = "Confidence and correctness"
         if self.regression:
-            tables["versions"] = "Accepted versions against the present ones"
+            tables["versions"] = "Changes since the accepted labels"
         return tables
 
     @property

@@ -142,7 +142,7 @@ class Enough:
         )
 
     def __str__(self) -> str:
-        wanted = f"± {self.rule.half_width:g} wanted"
+        wanted = f"required: ± {self.rule.half_width:g}"
         if self.interval is None:
             state = f"There is no interval of {self.rule.figure} yet; {wanted}."
         else:

@@ -156,7 +156,7 @@ def _refuse_other_words(dataset: Dataset, student: str, text: str) -> None:
         raise ConfigError(
             f"{student} is the model of the cascade {dataset.key.to_user_string()}, and learns from text={text!r}, but "
             f"the prompt's user= is another text: {labeling.prompt.user[:80]!r}. It would answer rows that it has "
-            f"learned, and the cascade's promise would not hold. Make it user='{{{{ {text} }}}}', with all else in "
+            f"learned, and the cascade's guarantee would not hold. Make it user='{{{{ {text} }}}}', with all else in "
             "system=, or make the whole text a column of the rows, and learn from that."
         )
 

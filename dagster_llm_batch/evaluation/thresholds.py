@@ -231,7 +231,7 @@ def _judge_least(
         passed=limit.is_reached(value, bound),
         figure=name,
         value=value,
-        text=f"{shown} {rows}; at least {limit} wanted",
+        text=f"{shown} {rows}; required: at least {limit}",
     )
 
 
@@ -262,7 +262,7 @@ def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, l
     )
     p_value = None if calibration is None else miscalibration_p(calibration, limit)
     if calibration is None or calibration.ece is None or p_value is None:
-        return _Judged(False, "ece", None, f"not defined; at most {limit:g} wanted")  # noqa: FBT003  # a field
+        return _Judged(False, "ece", None, f"not defined; required: at most {limit:g}")  # noqa: FBT003  # a field
     chance = f" (p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks"
     # In the worst case all labels of a bin are right, or all are wrong: chance may explain even that.
     chance += "; not decided: too few rows)" if least_miscalibration_p(calibration, limit) >= level else ")"
@@ -270,7 +270,7 @@ def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, l
         passed=p_value >= level,
         figure="ece",
         value=calibration.ece,
-        text=f"{calibration.ece:.3f} of {calibration.n:,} labels with a confidence; at most {limit:g} wanted"
+        text=f"{calibration.ece:.3f} of {calibration.n:,} labels with a confidence; required: at most {limit:g}"
         + (chance if calibration.ece > limit else ""),
     )
 

@@ -12,7 +12,6 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/model-customization-prepare
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.assets.dataset import dataset_of
-from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.label_join import PROVENANCE
+from dagster_llm_batch.core.response import reply_text
 from dagster_llm_batch.core.rows import record_batches, values_of
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -169,9 +168,4 @@ def _reply(labeling: Labeling, label: pa.Table, again: Callable[[Any], Any] | No
     [values] = label.select(labeling.reader.schema.names).to_pylist()
     if labeling.reader.format.kind is ResponseKind.TEXT:
         return str(values["text"] if again is None else again(values["text"]))
-    for field in labeling.reader.fields:
-        if field.metadata and b"as_json" in field.metadata and values[field.name] is not None:
-            values[field.name] = json.loads(values[field.name])
-    if again is not None:
-        values = {name: again(value) for name, value in values.items()}
-    return json.dumps(as_json(values), ensure_ascii=False, separators=(",", ":"))
+    return reply_text(values, labeling.reader.schema, again)

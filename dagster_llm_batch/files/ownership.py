@@ -5,7 +5,8 @@ A stored file is ours only if one of these holds:
 1. The ledger names it: as a submission's manifest, or as a file of one of its shards.
 2. It is in a folder that the ledger names, and its bytes have the custom_ids of a shard of that submission. Examples
    are requests of a shard that was split, of a wave whose process was killed before its record, and for a fallback.
-3. Its name is one that `own_name` made for its folder: a half-written file, a part of a lost worker, a merged copy.
+3. Its name is one that `own_name` made for its folder: a half-written file, a part of a lost worker, a merged copy, a
+   document that is uploaded.
 4. It is in a place where a plan writes, in the folder of a submission that the ledger lacks, and the custom_ids of the
    requests there contain the folder's name: a plan was killed before its record. The manifest and the other files with
    our digest next to such requests are ours, too.
@@ -28,13 +29,16 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from dagster_llm_batch.core.identity import shard_nonce
+from dagster_llm_batch.files.document_files import is_document_of, name_in
 from dagster_llm_batch.files.shard_files import (
     APART,
     CALIBRATION,
     ERASING,
     IDS,
+    OLDER,
     PART,
     RAW,
+    RELABELS,
     RESULTS,
     SENT,
     SHARES,
@@ -54,6 +58,8 @@ MERGED = "merged"
 """The folder name of a partition's merged copies, next to the folders of its submissions."""
 
 _MANIFEST = "manifest.parquet"
+# Files of a submission that have our digest, and no custom_ids.
+_DECISIONS = (CALIBRATION, SHARES, RELABELS, OLDER)
 _DEPTH = len(PurePosixPath(payload_path("namespace", "asset", "partition", "submission", "name")).parents)
 _OF_SHARD = re.compile(r"wave-(\d+)-(\d{4,})(?:\.\d+)?(\.[a-z].*)")
 _SPARE = re.compile(r"fallback-([0-9a-f]{1,32})\.jsonl\.zst")
@@ -144,9 +150,7 @@ class Ownership:
         # A folder of a known submission at another place is a copy that somebody made.
         bound = [] if is_known else [file for file in looks if self._is_bound(folder.rpartition("/")[2], file)]
         if bound:
-            beside_them = (
-                file for file in looks if file not in bound and _name(file) in (_MANIFEST, CALIBRATION, SHARES)
-            )
+            beside_them = (file for file in looks if file not in bound and _name(file) in (_MANIFEST, *_DECISIONS))
             ours = [*bound, *(file for file in beside_them if self._payloads.carries_digest(file.path))]
             holdings.of_killed_plans[folder] = ours
             looks = [file for file in looks if file not in ours]
@@ -159,12 +163,12 @@ class Ownership:
         """Return whether a file in a folder of this submission is its own."""
         if file.path in named or self._is_bound(submission_id, file):
             return True
-        return _name(file) in (CALIBRATION, ERASING, SHARES) and self._payloads.carries_digest(file.path)
+        return _name(file) in (ERASING, *_DECISIONS) and self._payloads.carries_digest(file.path)
 
     def _is_bound(self, submission_id: str, file: StoredFile) -> bool:
         """Return whether its name or its bytes show that a file is of this submission."""
         folder, _, name = file.path.rpartition("/")
-        if is_staged_name(name, folder):
+        if is_staged_name(name, folder) or is_document_of(folder, name):
             return True
         if found := _OF_WORKER.fullmatch(name):
             return is_own_name(found[1], folder)
@@ -261,4 +265,5 @@ def _ending(file: StoredFile) -> str | None:
 def _looks_like_ours(file: StoredFile) -> bool:
     name = _name(file)
     patterns = (_OF_SHARD, _SPARE, _OF_WORKER, _STAGED)
-    return name in (_MANIFEST, CALIBRATION, ERASING, SHARES) or any(pattern.fullmatch(name) for pattern in patterns)
+    is_plain = name in (_MANIFEST, ERASING, *_DECISIONS) or name_in(name) is not None
+    return is_plain or any(pattern.fullmatch(name) for pattern in patterns)

@@ -16,6 +16,8 @@ from dagster_llm_batch.types import DocumentRules
 
 __all__ = ["FilesBelow", "files_of"]
 
+# Two names of one kind of store.
+_ALIASES = {"gcs": "gs", "s3a": "s3"}
 # A plain path, or the scheme of a local disk.
 _LOCAL = re.compile(r"(?:file|local):|(?![A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -33,10 +35,10 @@ def files_of(prompt: Prompt, rules: Sequence[DocumentRules] = ()) -> RowFiles:
 
 
 class FilesBelow:
-    """Read files below one folder. Paths in rows that lead out of it are refused: rows may be untrusted.
+    """Read files below one folder: by a relative path, or by an address that begins with the folder's.
 
-    `argument` is the name of the argument with the folder, for messages. A file that is larger than the `rules` allow
-    is not read.
+    Others, and paths that lead out of the folder, are refused: rows may be untrusted. `argument` is the name of the
+    argument with the folder, for messages. A file that is larger than the `rules` allow is not read.
     """
 
     def __init__(self, root: str, argument: str, rules: Sequence[DocumentRules] = ()) -> None:
@@ -46,11 +48,17 @@ class FilesBelow:
         self._root, self._argument = UPath(root), argument
         self._rules = rules
         # In a chain of file systems, as simplecache::file:///folder, the last one has the files.
-        self._is_local = _LOCAL.match(root.rpartition("::")[2]) is not None
+        own = root.rpartition("::")[2]
+        self._is_local = _LOCAL.match(own) is not None
+        self._address = f"{_address(own).rstrip('/')}/" if "://" in own else None
 
     def __call__(self, path: str) -> bytes:
+        """Return the bytes of a file. Raises WrongPathError, or an error of the store."""
+        if self._address is not None and "://" in path:
+            path = _address(path).removeprefix(self._address)
         if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
-            msg = f"is not a relative path below {self._argument}"
+            address = "" if self._address is None else ", nor an address that begins with it"
+            msg = f"is not a relative path below {self._argument}{address}"
             raise WrongPathError(msg)
         file = self._root / path
         if self._is_local:
@@ -72,3 +80,9 @@ class FilesBelow:
             msg = f"is too large: {fault}"
             raise WrongPathError(msg)
         return bytes(file.read_bytes())
+
+
+def _address(address: str) -> str:
+    """Return the address of a file with one name for each kind of store."""
+    scheme, mark, place = address.partition("://")
+    return f"{_ALIASES.get(scheme, scheme)}{mark}{place}"

@@ -196,12 +196,16 @@ class WrittenLines:
 
 @dataclass(frozen=True)
 class Owner:
-    """The provider, account and model that requests are sent to, and the lane."""
+    """The provider, account and model that requests are sent to, and the lane.
+
+    `has_uploads`: whether the requests name documents that are uploaded before.
+    """
 
     provider: str
     account: str
     model: str
     lane: Lane = Lane.BATCH
+    has_uploads: bool = False
 
 
 @dataclass(frozen=True)
@@ -397,6 +401,7 @@ class _OpenShard:
             digest=self._writer.digest,
             tokens=self._tokens,
             input_bound=self._input_bound,
+            has_uploads=owner.has_uploads or None,
             bill=Bill(estimated_usd=self._costs.expected_usd, bound_usd=self._costs.bound_usd),
         )
         write_ids(self._wave.payloads, shard, bytes(self._ids))
@@ -434,7 +439,7 @@ def split_requests(
     Return the shard with the first part, and a new one of this `number` with the others. The file of the whole stays:
     if a process is killed before the ledger has the parts, the next one writes them again, under the same names.
     `dearest_usd` is the highest cost of any one of its requests. Answers in real time stay in the first part, whose
-    custom_ids they name, so that their requests are not sent, and paid, again.
+    custom_ids they name, so that their requests are not sent and paid again.
     """
     nonce = shard_nonce(whole.submission_id, whole.wave, number)
     start = whole.path.rpartition(f"wave-{whole.wave}-")[0]

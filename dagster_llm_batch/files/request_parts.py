@@ -33,6 +33,7 @@ from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.files.document_files import DocumentFiles
 from dagster_llm_batch.files.request_files import PART, renamed
 from dagster_llm_batch.files.request_source import RenderedBatch, RequestSource, Spare
 from dagster_llm_batch.files.request_writer import rendered_chunk
@@ -91,6 +92,7 @@ class PartMaker:
     folder: str
     row_files: RowFiles
     erased: ErasedKeys
+    documents: DocumentFiles | None = None
 
     def __call__(self, rows: Iterator[pa.RecordBatch]) -> Part | LLMBatchError | None:
         """Write the part file of these rows; return None without rows.
@@ -185,6 +187,8 @@ class PartMaker:
         return (0, 0, 0, 0, *[0] * spares, None, *[None] * spares)
 
     def _encoded(self, request: Request, tokens: tuple[int, int | None], lane: Lane) -> tuple[Any, ...]:
+        if self.documents is not None:
+            self.documents.keep(request.documents)
         line = self.codec.encode(request, custom_id(_PLACEHOLDER, request.request_id))
         spares = [spare.codec.encode(request, custom_id(spare.nonce, request.request_id)) for spare in self.spares]
         sizes = (len(line), *tokens, int(lane is Lane.REALTIME))

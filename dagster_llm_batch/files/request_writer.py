@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from heapq import nlargest
 from itertools import chain, groupby
@@ -52,8 +52,9 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, Request
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.files.audited_requests import AuditedRequests
+    from dagster_llm_batch.files.document_files import DocumentFiles
     from dagster_llm_batch.files.earlier_rows import EarlierRows
-    from dagster_llm_batch.files.near_requests import NearRequests
 
 __all__ = [
     "COUNTS",
@@ -109,7 +110,8 @@ class Drafted:
         reused: Requests that need not be sent.
         fingerprint: See core/identity.py.
         longest: The longest requests to be sent, longest first.
-        near: The requests of a labeling with near copies, of which no shard is written yet; None without them.
+        audited: The requests of a labeling with an audit, of which no shard is written yet; None without one.
+        uploads: The documents that are uploaded before, by name, with their bytes.
     """
 
     shards: list[Shard]
@@ -121,7 +123,8 @@ class Drafted:
     reused: int
     fingerprint: str
     longest: Sequence[LongRow]
-    near: NearRequests | None = None
+    audited: AuditedRequests | None = None
+    uploads: Mapping[str, int] = field(default_factory=dict)
 
 
 class UnreadableRows(NamedTuple):
@@ -169,7 +172,8 @@ class Draft:
         manifest_path: The path of the manifest.
         few_rows: The most keys and request_ids that are kept in memory; more of them go to files.
         new_file: Makes such a file.
-        near: Takes all requests, instead of `files`; its file is among `spares`. None without near copies.
+        audited: Takes all requests, instead of `files`; its file is the first of `spares`. None without an audit.
+        documents: The documents that are uploaded before the requests are sent; None: they are in the requests.
     """
 
     def __init__(
@@ -185,10 +189,12 @@ class Draft:
         *,
         few_rows: int = 1 << 15,
         new_file: Callable[[], IO[bytes]] = unnamed_file,
-        near: NearRequests | None = None,
+        audited: AuditedRequests | None = None,
+        documents: DocumentFiles | None = None,
     ) -> None:
+        self._documents = documents
         self.estimate = estimate
-        self._near = near
+        self._audited = audited
         self._labeling = labeling
         self._source = source
         self._payloads = payloads
@@ -232,8 +238,8 @@ class Draft:
             if unsent:
                 reason = self._unreadable.reason or next(iter(unsent.values()))
                 self._unreadable = UnreadableRows(self._unreadable.rows + len(unsent), reason)
-            if self._near is not None:
-                self._near.add_rows(batch.rows, request_ids)
+            if self._audited is not None:
+                self._audited.add_rows(batch.rows, request_ids)
             self._write_manifest(batch.rows, batch.keys, request_ids, unsent)
             # The loop's variables would keep these rows in memory while the next ones are read.
             del batch
@@ -310,16 +316,17 @@ class Draft:
         new = [at for at, is_new in enumerate(self._seen.new(ids)) if is_new]
         unknown = [at for at in new if known[at] is None]
         self._reused += len(new) - len(unknown)
-        if self._near is not None:
-            self._write_spares(requests, keys, unknown, first=0)
+        if self._audited is not None:
+            self._write_spares(requests, keys, unknown, self._spares[:1], first=0)
+            self._write_spares(requests, keys, [at for at in new if not known[at]], self._spares[1:], first=1)
             counts = requests.take(unknown).tokens
-            self._near.add_requests([ids[at] for at in new], counts)
+            self._audited.add_requests([ids[at] for at in new], counts)
             found = map(LongRow, counts.expected, [keys[at] for at in unknown])
             self._longest = nlargest(_LONGEST, chain(self._longest, found), key=lambda row: row.tokens)
             return
         if self._spares:
             # A request in flight may still come back without an answer, and then a fallback is asked.
-            self._write_spares(requests, keys, [at for at in new if not known[at]])
+            self._write_spares(requests, keys, [at for at in new if not known[at]], self._spares, first=1)
         for lane, places in groupby(unknown, lanes.__getitem__):
             self._write(requests, keys, list(places), lane)
 
@@ -335,10 +342,17 @@ class Draft:
             self._longest = nlargest(_LONGEST, chain(self._longest, rows), key=lambda row: row.tokens)
 
     def _write_spares(
-        self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int], *, first: int = 1
+        self,
+        requests: RenderedRequests,
+        keys: Sequence[Any],
+        places: Sequence[int],
+        spares: Sequence[Spare],
+        *,
+        first: int,
     ) -> None:
-        """Write requests to the spare files, for the models from the place `first` on."""
-        for model, (spare, file) in enumerate(zip(self._spares, self._spare_files, strict=True), start=first):
+        """Write requests to some spare files, for the models from the place `first` on."""
+        for model, spare in enumerate(spares, start=first):
+            file = self._spare_files[self._spares.index(spare)]
             lines = requests.take(places).lines(model, spare.nonce)
             ShardFill(spare.codec.limits).check(lines.sizes, [keys[at] for at in places])
             file.write(lines.with_nonce(spare.nonce))
@@ -376,7 +390,8 @@ class Draft:
             reused=self._reused,
             fingerprint=self._source.digest.fingerprint(configuration),
             longest=self._longest,
-            near=self._near,
+            audited=self._audited,
+            uploads={} if self._documents is None else self._documents.sizes,
         )
 
     def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
@@ -405,6 +420,8 @@ class Draft:
             files.discard()
         for spare in self._spares:
             self._payloads.delete(spare.path)
+        if self._documents is not None:
+            self._documents.discard()
 
     def replace_manifest(self, path: str) -> None:
         """Replace an older manifest of the same keys and requests, at `path`, by this draft's, where they differ."""
@@ -424,8 +441,8 @@ class Draft:
             last_first.callback(self.discard_requests)
             last_first.callback(self._unnamed.close)
             last_first.callback(self._stack.close)
-            if self._near is not None:
-                last_first.callback(self._near.copies.close)
+            if self._audited is not None:
+                last_first.callback(self._audited.close)
 
 
 def _copied(rows: pa.Table) -> pa.Table:
@@ -444,6 +461,8 @@ class LocalSource:
         row_files: How the images and documents of rows are read.
         erased: Keys of rows that are left out.
         earlier: Rows that were planned before.
+        older: The definition by which older labels were made, whose prompt may read other columns; None without it.
+        documents: See Draft.
     """
 
     def __init__(
@@ -455,9 +474,12 @@ class LocalSource:
         row_files: RowFiles,
         erased: ErasedKeys,
         earlier: EarlierRows | None = None,
+        older: Labeling | None = None,
+        documents: DocumentFiles | None = None,
     ) -> None:
         self.digest = RowsDigest()
         self.blocks = RowBlocks()
+        self._documents = documents
         self._earlier = earlier
         self.masked: Counter[str] = Counter()
         self._came = 0
@@ -467,11 +489,15 @@ class LocalSource:
         self._counter = counter
         self._payloads = payloads
         self._row_files = row_files
+        self._columns_read = labeling.columns_read
+        if older is not None:
+            also = older.columns_read
+            self._columns_read = None if self._columns_read is None or also is None else self._columns_read | also
 
     def batches(self, rows: Any) -> Iterator[RenderedBatch]:
         """See RequestSource.batches."""
         renderer: RowRenderer | None = None
-        batches = record_batches(rows, self._labeling.columns_read)
+        batches = record_batches(rows, self._columns_read)
         if self._labeling.mask is not None:
             # Before any other code sees the rows: everything stored, sent or logged comes from these.
             batches = self._labeling.mask.stream(batches, self.masked)
@@ -535,7 +561,7 @@ class LocalSource:
             yield row_ids, self._of(asked), {} if len(asked) == len(rendered) else reasons_of(rendered)
 
     def _of(self, requests: Sequence[Request]) -> LocalRequests:
-        return LocalRequests(self._codecs, self._counter, requests)
+        return LocalRequests(self._codecs, self._counter, requests, self._documents)
 
     def writer(self, path: str) -> AbstractContextManager[Any]:
         """See RequestSource.writer."""
@@ -558,6 +584,7 @@ class LocalRequests:
     codecs: Sequence[Codec]
     counter: InputCounter
     requests: Sequence[Request]
+    documents: DocumentFiles | None = None
 
     @cached_property
     def request_ids(self) -> list[str]:
@@ -571,10 +598,13 @@ class LocalRequests:
 
     def take(self, places: Sequence[int]) -> LocalRequests:
         """See RenderedRequests.take."""
-        return LocalRequests(self.codecs, self.counter, [self.requests[at] for at in places])
+        return LocalRequests(self.codecs, self.counter, [self.requests[at] for at in places], self.documents)
 
     def lines(self, model: int, nonce: str) -> WrittenLines:
         """See RenderedRequests.lines."""
         encode = self.codecs[model].encode
+        if self.documents is not None:
+            for request in self.requests:
+                self.documents.keep(request.documents)
         lines = [encode(request, custom_id(nonce, request.request_id)) for request in self.requests]
         return WrittenLines(self.request_ids, lines, nonce)

@@ -19,8 +19,10 @@ __all__ = [
     "CALIBRATION",
     "ERASING",
     "IDS",
+    "OLDER",
     "PART",
     "RAW",
+    "RELABELS",
     "REQUESTS",
     "RESULTS",
     "SENT",
@@ -43,6 +45,12 @@ CALIBRATION = "cascade.json"
 
 SHARES = "near.parquet"
 """The name of the file that has the near copies of a submission, and the decision on them."""
+
+RELABELS = "relabel.parquet"
+"""The name of the file that has the rows of a submission with an older label, and the decision on them."""
+
+OLDER = "older.parquet"
+"""The name of the file that has the older answers of these rows, as far as they may stay."""
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
 """The endings of a shard's files; their names are otherwise equal. zstd is for raw results, which are kept for long;

@@ -18,7 +18,7 @@ from dagster_llm_batch.loop.status import (
 )
 from dagster_llm_batch.loop.submit_queue import can_go, has_room
 from dagster_llm_batch.loop.waits import next_tries
-from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.states import ENDED, ShardState, Transition
 from dagster_llm_batch.storage.ledger.apart import OnUnreadable
 from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Turn, Waits, read_event
 from dagster_llm_batch.storage.ledger.judgments import NOTE
@@ -55,7 +55,7 @@ FAILED = LandingFailed.kind
 """The event of a run that failed to materialize the labels. It changes nothing: another run may fail alike."""
 
 CHANGES_NOTHING = (TOLD, FAILED, NOTE)
-_SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
+_SENT_IN_VAIN = (Transition.SEND.value, Transition.NOT_SENT.value)
 
 
 @dataclass(frozen=True)
@@ -127,19 +127,19 @@ class Outlook:
     def unavailable_since(self, submission_id: str) -> datetime | None:
         """Return the time of the last event if the provider then gave no answer or took no batch; else None."""
         last = self.last_but_waiting[submission_id]
-        return last.at if last.kind in (UNAVAILABLE, Move.NOT_SENT.value) else None
+        return last.at if last.kind in (UNAVAILABLE, Transition.NOT_SENT.value) else None
 
     def refused(self, submission_id: str) -> Event | None:
         """Return the failure of the last run if the provider rejected its batches and nothing followed; else None."""
         last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
-        is_refused = failed is not None and last.kind == Move.NOT_SENT.value and failed.event_id > last.event_id
+        is_refused = failed is not None and last.kind == Transition.NOT_SENT.value and failed.event_id > last.event_id
         return failed if is_refused else None
 
     def is_in_trouble(self, submission_id: str) -> bool:
         """Return whether the last run could not send, failed, or was lost. Another may end alike."""
         last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
         has_failed = failed is not None and failed.event_id > last.event_id
-        return has_failed or last.kind in (LOST, Move.NOT_SENT.value)
+        return has_failed or last.kind in (LOST, Transition.NOT_SENT.value)
 
     def stranded(self, submission_id: str) -> str | None:
         """Return why runs are no longer requested; None if they are."""
@@ -156,7 +156,7 @@ def count_lost(events: Sequence[Event]) -> int:
     for event in reversed(events):
         if event.kind == FAILED:
             has_failed = True
-        elif event.kind == Move.NOT_SENT.value and has_failed:
+        elif event.kind == Transition.NOT_SENT.value and has_failed:
             count, has_failed, is_refused = count + 1, False, True
         elif event.kind == LOST:
             # The failure of the same run came before.

@@ -31,7 +31,7 @@ class AskedAgain(NamedTuple):
     def __str__(self) -> str:
         verb = "row is" if self.rows == 1 else "rows are"
         return (
-            f"{self.rows:,} {verb} asked, and paid, again: the definition has changed ({', '.join(self.changes)}) "
+            f"{self.rows:,} {verb} sent and paid again: the definition has changed ({', '.join(self.changes)}) "
             f"since submission {self.earlier} asked them."
         )
 

@@ -64,7 +64,7 @@ _WAIT_SECONDS = 60.0
 BUDGET_PAUSE = timedelta(minutes=10)
 """The pause of shards whose budget others have used up."""
 
-NO_ROOM_LEFT = "it was not sent: its limit has no room left"
+NO_ROOM_LEFT = "it was not sent: its limit is used up"
 """The words of Reason.OVER_BUDGET."""
 
 _DIGEST_CHARS = 16
@@ -369,16 +369,19 @@ class Allowance:
     def _lacking_sample(self, judged: Sequence[Shard]) -> OverBudget | None:
         """Return why the model's labels would be useless, because too much of the sample was abandoned; else None."""
         submission_id = judged[0].submission_id
-        lost = sum(
-            shard.requests
+        abandoned = [
+            shard
             for shard in self._ledger.shards.of_submission(submission_id)
             if shard.wave == 1 and not self._is_judged(shard) and shard.reason_kind is Reason.OVER_BUDGET
-        )
-        if not lost:
+        ]
+        if not abandoned:
             return None
         levels = self._deployment.levels(self._labeling, self._ledger.submissions.get(submission_id))
         if levels is None or levels.sampled is None or levels.is_rolling:
             return None
+        # The same shards have audited near copies, which do not judge these labels.
+        gone = {one for shard in abandoned for one in _heads(packed_ids(self._deployment.payloads, shard))}
+        lost = sum(one in gone for one in _heads(packed(levels.sampled)))
         # A sampled row without an answer counts as wrong. With more wrong rows than this,
         # all labels are rejected.
         if levels.may_accept_without(lost):
@@ -574,6 +577,11 @@ def _count_covered(planned: Sequence[Shard], bounds: Sequence[Decimal], rows: Se
 
 def _target(shard: Shard) -> tuple[object, ...]:
     return shard.wave, shard.provider, shard.model, shard.lane
+
+
+def _heads(ids: bytes) -> Iterator[bytes]:
+    """Yield each of these packed ids."""
+    return (ids[start : start + REQUEST_ID_BYTES] for start in range(0, len(ids), REQUEST_ID_BYTES))
 
 
 def _digests(ids: bytes) -> _Digests:

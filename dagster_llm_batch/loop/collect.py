@@ -14,7 +14,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -52,8 +52,8 @@ from dagster_llm_batch.files.request_files import (
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment, Threads
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
-from dagster_llm_batch.storage.ledger.events import FetchAgain, ResultsRestored, UnexpectedLines
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState, Transition
+from dagster_llm_batch.storage.ledger.events import BilledInTier, FetchAgain, ResultsRestored, UnexpectedLines
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.storage.stored_files import LostError
@@ -125,7 +125,7 @@ class Collector:
             ended_at = shard.ended_at or self._deployment.clock()
             gone, cause = [shard.shard_id], shard.cause or Cause.GONE
             lost: ShardFields = {"cause": cause, "reason": _LOST, "reason_kind": Reason.LOST, "ended_at": ended_at}
-            return self._ledger.shards.move_all(gone, Move.GONE, **lost)[0]
+            return self._ledger.shards.move_all(gone, Transition.GONE, **lost)[0]
         with self._downloading_alone(shard) as shards:
             present = next(sharing for sharing in shards if sharing.shard_id == shard.shard_id)
             # Another process that collects another submission of the batch may have stored these lines.
@@ -191,7 +191,7 @@ class Collector:
             "reason_kind": Reason.GONE,
             "ended_at": shard.ended_at or now,
         }
-        moved = self._ledger.shards.move_all(gone, Move.GONE, **why)
+        moved = self._ledger.shards.move_all(gone, Transition.GONE, **why)
         return next(each for each in moved if each.shard_id == shard.shard_id)
 
     def archive_all(
@@ -310,6 +310,8 @@ class Collector:
             if totals.unexpected:
                 unexpected = UnexpectedLines(dict(totals.unexpected))
                 self._ledger.events.add(shard.submission_id, unexpected, shard.shard_id)
+            if totals.tiers:
+                self._record_tiers(shard, totals)
             fields: ShardFields = {"results_path": results_path, **self._bill(shard, results_path, totals)}
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
@@ -371,7 +373,15 @@ class Collector:
             )
         if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
             results_path, totals = self.read(shard)
+            self._record_tiers(shard, totals)
             self._ledger.money.record_bill(shard.shard_id, self._bill(shard, results_path, totals))
+
+    def _record_tiers(self, shard: Shard, totals: ShardTotals) -> None:
+        """Record the parts of a shard's bill for other tiers, which `Money.tier_bills` returns."""
+        for tier, part in sorted(totals.tiers.items()):
+            amounts = {name: str(getattr(part, name)) for name in ("known_usd", "realtime_usd")}
+            billed = BilledInTier(tier=tier, **{**asdict(part), **amounts})
+            self._ledger.events.add(shard.submission_id, billed, shard.shard_id)
 
     def _bill(self, shard: Shard, results_path: str, totals: ShardTotals) -> ShardFields:
         """Return the ledger's fields for the cost of a shard's results."""

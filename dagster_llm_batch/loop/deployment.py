@@ -51,7 +51,7 @@ from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis, RequestSpec
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.shares import Shares
+    from dagster_llm_batch.core.shares import AuditedAnswers
 
 __all__ = [
     "GONE_AFTER",
@@ -370,13 +370,16 @@ class Deployment:
             return None
         return levels_of(self.payloads, submission)
 
-    def shares(self, labeling: Labeling, submission: Submission) -> Shares | None:
-        """Return the near copies of a submission and the decision on them; None if the labeling has no such setting."""
-        if labeling.near is None:
-            return None
-        from dagster_llm_batch.files.share_files import shares_of  # noqa: PLC0415 - few labelings have them
+    def shares(self, labeling: Labeling, submission: Submission) -> AuditedAnswers | None:
+        """Return the near copies or the older labels of a submission, and the decision on them.
 
-        return shares_of(self.payloads, submission)
+        None if the labeling has no such setting, or the submission has nothing to decide.
+        """
+        if labeling.audited is None:
+            return None
+        from dagster_llm_batch.files.share_files import relabels_of, shares_of  # noqa: PLC0415 - few labelings do
+
+        return (relabels_of if labeling.near is None else shares_of)(self.payloads, submission)
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """Return the present prices of this labeling's requests in a batch."""
@@ -462,7 +465,8 @@ class Deployment:
 
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
         """Return the provider, account and model that this labeling asks."""
-        return Owner(labeling.provider, self.provider(labeling.provider).account, labeling.spec.model, lane)
+        account, has_uploads = self.provider(labeling.provider).account, labeling.prompt.documents_as == "upload"
+        return Owner(labeling.provider, account, labeling.spec.model, lane, has_uploads)
 
     def provider_of(self, shard: Shard) -> Provider:
         """Return the shard's provider. Raises ConfigError if another account is configured now."""

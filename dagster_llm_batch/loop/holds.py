@@ -97,9 +97,9 @@ RULES: dict[HoldReason, Rule] = {
         endless="to ask again is paid again, and the cause may be in the definition",
     ),
     HoldReason.OVER_BUDGET: Rule(
-        "you: a limit of money has no room for requests, which are given up",
+        "you: a limit of money is used up, and requests are abandoned",
         (),
-        partial(advise_on_unsent, "given up for money"),
+        partial(advise_on_unsent, "abandoned for money"),
         exits=("a higher limit, then `retry`",),
         told="failed check",
         endless="only a person can decide about more money",

@@ -30,18 +30,20 @@ from dagster_llm_batch.core.result_schema import RESULT_SCHEMA, SHARED
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.files.merged_results import FEWEST_MERGED, MERGED_WAVE, MergedResults
+from dagster_llm_batch.files.shard_files import OLDER
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.deployment import PART_ROWS
 from dagster_llm_batch.loop.status import advise_on_lost_levels, advise_on_lost_manifest, advise_on_lost_shares
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Settlement, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
-from dagster_llm_batch.types import Lane, Outcome, PriceBasis
+from dagster_llm_batch.types import UNGROUNDED, Lane, Outcome, PriceBasis
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.core.quoted_columns import QuotedColumns
-    from dagster_llm_batch.core.shares import Shares
+    from dagster_llm_batch.core.shares import AuditedAnswers
 
 __all__ = [
     "ROWS_AT_ONCE",
@@ -116,7 +118,12 @@ def read_part(folder: Path, name: str) -> pa.Table:
         return pa.ipc.open_stream(file).read_all()
 
 
+# The id of the shard that stands for older answers that stay.
+_KEPT = "older"
+
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
+# The column with the place of each row in its manifest, while labels become rejects.
+_PLACE = "llm_place"
 
 
 def label_results(
@@ -126,7 +133,7 @@ def label_results(
     levels: Levels | None,
     are_oracles: Iterable[bool],
     quoted_columns: QuotedColumns | None,
-    shares: Shares | None = None,
+    shares: AuditedAnswers | None = None,
     *,
     version: str,
     run_id: str,
@@ -136,11 +143,42 @@ def label_results(
     `shares` has redirected the rows of the manifest.
     """
     if levels is not None:
-        results = levels.apply(manifest, zip(are_oracles, results, strict=True))
+        copies = () if shares is None else (shares.apart, shares.reach)
+        results = levels.apply(manifest, zip(are_oracles, results, strict=True), *copies)
         response = pa.schema([*response, *levels.columns(response)])
+    rejects_missing = quoted_columns is not None and quoted_columns.rejects_missing
+    if rejects_missing:
+        manifest = manifest.append_column(_PLACE, pa.array(np.arange(len(manifest))))
     labeled = label(manifest, results, response, prompt_version=version, run_id=run_id)
     labeled = labeled if shares is None else shares.arrange(labeled)
-    return labeled if quoted_columns is None else replace(labeled, labels=quoted_columns.add_to(labeled.labels))
+    if quoted_columns is None:
+        return labeled
+    labels = quoted_columns.add_to(labeled.labels)
+    labeled = replace(labeled, labels=labels, quotes=quoted_columns.count(labels))
+    return _reject_missing(labeled, quoted_columns) if rejects_missing else labeled
+
+
+def _reject_missing(labeled: Labeled, quoted_columns: QuotedColumns) -> Labeled:
+    """Move labels with a missing quote to the rejects, where rows keep their order. Both tables lose _PLACE.
+
+    The request has succeeded, so retry rounds and later submissions do not ask it again.
+    """
+    reasons = quoted_columns.faults(labeled.labels)
+    are_missing = pc.is_valid(reasons)
+    labels, rejects = labeled.labels, labeled.rejects
+    if moved := pc.sum(are_missing, min_count=0).as_py():
+        rows = labels.filter(are_missing)
+        own = {
+            "llm_outcome": pa.repeat(pa.scalar(UNGROUNDED), moved),
+            "llm_reason": reasons.drop_null(),
+            "llm_reply": quoted_columns.replies(rows),
+        }
+        columns = [
+            own[field.name].cast(field.type) if field.name in own else rows[field.name] for field in rejects.schema
+        ]
+        rejects = pa.concat_tables([rejects, pa.table(columns, schema=rejects.schema)]).sort_by(_PLACE)
+        labels = labels.filter(pc.invert(are_missing))
+    return replace(labeled, labels=labels.drop_columns([_PLACE]), rejects=rejects.drop_columns([_PLACE]))
 
 
 SHARD = pa.field("llm_shard", pa.int32())
@@ -152,7 +190,7 @@ class Answers:
     """The stored answers to one submission's requests.
 
     `shards` are its own shards, and `part_rows` rows fit into memory. `levels` belongs to a cascade, `shares` to a
-    labeling with near copies.
+    labeling with near copies, or with older labels that may stay.
     """
 
     submission: Submission
@@ -161,7 +199,7 @@ class Answers:
     payloads: PayloadStore
     part_rows: int = PART_ROWS
     levels: Levels | None = None
-    shares: Shares | None = None
+    shares: AuditedAnswers | None = None
 
     def _asks_oracle(self, shard: Shard) -> bool:
         return self.levels is not None and self.levels.asks_oracle(shard.asked_of)
@@ -181,7 +219,11 @@ class Answers:
         sources = reversed(self.submission.reused_from)
         of_sources = self.ledger.shards.of_submissions(self.submission.reused_from)
         others = [shard for source in sources for shard in of_sources[source] if shard.has_answers]
-        shards = [*self._merge(others), *(shard for shard in self.shards if shard.has_answers)]
+        shards = [
+            *(self._kept_answers(self.shares) if self.shares is not None else ()),
+            *self._merge(others),
+            *(shard for shard in self.shards if shard.has_answers),
+        ]
         if self.levels is not None:
             # Both models of a cascade may answer a request in one wave. The oracle's answers come last.
             shards.sort(key=self._asks_oracle)
@@ -195,6 +237,26 @@ class Answers:
     def _merge(self, shards: Sequence[Shard]) -> Sequence[Shard]:
         """Return these shards, or copies that replace several of them."""
         return shards
+
+    def _kept_answers(self, shares: AuditedAnswers) -> list[Shard]:
+        """Return a shard that stands for the older answers that stay after a change of the definition."""
+        if not (shares.leads_elsewhere and shares.passes and len(shares.shared)):
+            return []
+        # Like a merged copy, it has results of many shards.
+        kept = Shard(
+            shard_id=_KEPT,
+            submission_id=self.submission.submission_id,
+            wave=MERGED_WAVE,
+            number=0,
+            state=ShardState.COLLECTED,
+            nonce="",
+            requests=len(shares.copies_of),
+            bytes=0,
+            path="",
+            digest="",
+            results_path=f"{self.submission.folder}/{OLDER}",
+        )
+        return [kept]
 
     def count_outcomes(self) -> dict[str, int]:
         """Count the requests by outcome: SUCCEEDED if any result succeeded, else the outcome of the newest result."""
@@ -224,10 +286,10 @@ class Answers:
             found = [outcome or Outcome.MISSING.value for outcome in outcomes.to_pylist()]
             counts.update(found)
             if self.shares is not None:
-                # Near copies without a request of their own have the outcome of their leader.
-                copies = self.shares.copies_of
+                # Requests that were not sent have the outcome of their leader.
+                besides = self.shares.outcomes_besides
                 for request_id, outcome in zip(requests.to_pylist(), found, strict=True):
-                    counts[outcome] += copies.get(request_id, 0)
+                    counts[outcome] += besides.get(request_id, 0)
         return dict(counts)
 
     @property
@@ -235,7 +297,7 @@ class Answers:
         """True if each request has exactly one result: there is one wave, without reused answers."""
         # If rows were erased, a result may exist only for another submission.
         is_own = not self.submission.reused_from and self.submission.tombstones is None and self.levels is None
-        return is_own and self.shares is None and len(self.waves) == 1
+        return is_own and (self.shares is None or not len(self.shares.pairs)) and len(self.waves) == 1
 
     def schema_of(self, columns: Sequence[str]) -> pa.Schema:
         """Return these columns of the stored results."""
@@ -329,7 +391,7 @@ class LabelAssembler(Answers):
         if self.labeling.cascade is not None and self.levels is None and not is_canceled:
             # Without the decisions, each row would get the last answer, even an uncertain one.
             raise PayloadError(str(advise_on_lost_levels(self.submission)))
-        if self.labeling.near is not None and self.shares is None and not is_canceled:
+        if self.labeling.audited is not None and self.shares is None and not is_canceled:
             raise PayloadError(str(advise_on_lost_shares(self.submission)))
         return self.collector.restore(chain.from_iterable(self.waves))
 
@@ -490,6 +552,12 @@ class LabelAssembler(Answers):
 
     def _read_again(self, shard: Shard, *, reread: bool) -> None:
         has_other_columns = not self.payloads.table_schema(_path(shard)).equals(self.collector.schema)
+        if shard.shard_id == _KEPT:
+            if has_other_columns:
+                from dagster_llm_batch.files.share_files import conform_older  # noqa: PLC0415 - few submissions do
+
+                conform_older(self.payloads, _path(shard), self.collector.schema)
+            return
         if reread or has_other_columns:
             self.collector.read_again(shard, needed=has_other_columns)
 

@@ -27,7 +27,7 @@ from dagster_llm_batch.loop.budget import committing_estimate, find_refusal, for
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.knowledge import Knowledge
 from dagster_llm_batch.loop.pruned import is_pruned
-from dagster_llm_batch.loop.seams import Tuning
+from dagster_llm_batch.loop.seams import Older, Tuning
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.loop.submit_queue import drop
 from dagster_llm_batch.states import Reason, ShardState
@@ -37,7 +37,7 @@ from dagster_llm_batch.types import Outcome
 if TYPE_CHECKING:
     from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.shares import Shares
+    from dagster_llm_batch.core.shares import AuditedAnswers
 
 __all__ = [
     "PLAN_WAIT_SECONDS",
@@ -120,9 +120,10 @@ class Plan:
         sources: The ids of the submissions whose answers are reused.
         whole: The estimate for limits, with the money that a cascade reserves for its oracle; None: `estimate`.
         levels, oracle: The decisions and the oracle's share of a cascade; None without a cascade.
-        shares, held_usd: The near copies, and the expected cost of those that are held; None without near copies.
-        reserved_usd: The money that limits reserve for a later round: of the oracle, or of near copies.
-        questions: The number of requests that a cascade, or a labeling with near copies, asks at once; None for others.
+        shares, held_usd: The near copies or the older labels, and the expected cost of the requests that are held;
+            None without them.
+        reserved_usd: The money that limits reserve for a later round: of the oracle, or of held requests.
+        questions: The number of requests that a cascade, or a plan with an audit, asks at once; None for others.
         deadline: The time from the plan to the turn to real time, if there is a deadline.
         tuning: The stored choices of the tuner, if the deployment tunes.
         money_steps: The number of steps in which limits of money release the requests; None if unknown.
@@ -138,7 +139,7 @@ class Plan:
     whole: Estimate | None = None
     levels: Levels | None = None
     oracle: OracleShare | None = None
-    shares: Shares | None = None
+    shares: AuditedAnswers | None = None
     held_usd: Decimal | None = None
     reserved_usd: Decimal | None = None
     questions: int | None = None
@@ -169,6 +170,7 @@ class Planning:
         partition, submission_id: Of the submission.
         knowledge: The partition's submissions and their answers.
         writer: Writes the submission's files; a preview writes into a temporary folder.
+        older: The labels from before a change of the definition that may stay; None without them.
         tuning: Chooses by earlier submissions; None if the deployment does not tune.
         unwanted: Removes the written files of a plan that is not committed.
     """
@@ -181,6 +183,7 @@ class Planning:
     writer: SubmissionWriter
     tuning: Tuning | None
     unwanted: ExitStack
+    older: Older | None = None
 
 
 PlanStep = Callable[[Plan, Planning], Plan]
@@ -262,13 +265,15 @@ def _may_follow(planning: Planning, known: Submission) -> bool:
 
 
 def _has_lost_levels(planning: Planning, known: Submission) -> bool:
-    """Return whether a settled submission has lost the file with the decisions of a cascade, or on near copies."""
+    """Return whether a settled submission has lost the file with the decisions of a cascade or of an audit."""
     labeling, deployment = planning.labeling, planning.deployment
-    if known.state is not SubmissionState.SETTLED or (labeling.cascade is None and labeling.near is None):
+    if known.state is not SubmissionState.SETTLED or (labeling.cascade is None and labeling.audited is None):
         return False
-    if labeling.near is not None:
-        return deployment.shares(labeling, known) is None
-    return levels_of(deployment.payloads, known) is None
+    if labeling.audited is not None:
+        has_audit = labeling.relabel is None or known.questions is not None
+        if has_audit and deployment.shares(labeling, known) is None:
+            return True
+    return labeling.cascade is not None and levels_of(deployment.payloads, known) is None
 
 
 def _may_be_followed(known: Submission, *, again: bool) -> bool:

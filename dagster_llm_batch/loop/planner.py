@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dagster_llm_batch.core.identity import canonical_json
+from dagster_llm_batch.core.identity import configuration_with
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError, LeaseError, LedgerError
 from dagster_llm_batch.files.request_writer import Draft
@@ -33,7 +33,8 @@ from dagster_llm_batch.loop.plan import (
 from dagster_llm_batch.loop.preview import Preview, parameter_warnings, show
 from dagster_llm_batch.loop.seams import Tuning
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
-from dagster_llm_batch.providers.capabilities import check_setup, flex_of, real_time_of
+from dagster_llm_batch.protocols import Codec, StoresDocuments
+from dagster_llm_batch.providers.capabilities import check_setup, flex_of, real_time_of, upload_rules
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import PriceBasis
@@ -50,7 +51,9 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
     `is_sent` is True for an existing batch, whose parameters were accepted.
     """
     for one in labeling.models:
-        _ = deployment.codec(one)
+        codec = deployment.codec(one)
+        if one.prompt.documents_as == "upload":
+            _refuse_missing_uploads(deployment, one, codec)
         if not is_sent:
             deployment.destinations.check(f"'{labeling.asset}'", one.model, one.params)
             parameter_warnings(deployment, one)
@@ -76,6 +79,17 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
                 "enforced. Give spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), which holds in every "
                 "tier, or leave the limit or the tier out."
             )
+
+
+def _refuse_missing_uploads(deployment: Deployment, labeling: Labeling, codec: Codec) -> None:
+    """Raise ConfigError for a labeling that uploads documents, where its model or its provider takes no uploads."""
+    provider = deployment.provider(labeling.provider)
+    if upload_rules(codec) is None or not isinstance(provider, StoresDocuments):
+        raise ConfigError(
+            f"Prompt(documents_as='upload') is not possible for '{labeling.model}': its requests name no documents in "
+            "the vendor's storage here. Nothing was sent. Leave documents_as out to send the files in the requests, "
+            "also from gs:// or s3:// by Prompt(file_root=...). Or name a model of OpenAI, Anthropic or the Gemini API."
+        )
 
 
 def _refuse_missing_real_time(deployment: Deployment, labeling: Labeling) -> None:
@@ -116,7 +130,7 @@ class Planner:
         labeling: The question about each row.
         deployment: Its deployment.
         find_tuning: Returns the tuner of a new submission, or None.
-        sample: The step that draws the sample of a cascade, or the audit of near copies.
+        sample: The step that draws the sample of a cascade, or an audit.
         forecast_end: The step that forecasts when the submission ends.
     """
 
@@ -205,7 +219,11 @@ class Planner:
             erased_from=names,
             again=again,
         )
-        tuning = self.find_tuning(self.deployment, self.labeling)
+        tuning, older = self.find_tuning(self.deployment, self.labeling), None
+        if self.labeling.relabel is not None:
+            from dagster_llm_batch.loop.older_labels import find_older_labels  # noqa: PLC0415 - few labelings need it
+
+            older = find_older_labels(self.deployment, self.labeling, history, writer.configuration)
         return Planning(
             labeling=self.labeling,
             deployment=self.deployment,
@@ -215,28 +233,32 @@ class Planner:
             writer=writer if tuning is None else replace(writer, tuned=tuning.of_shards),
             tuning=tuning,
             unwanted=unwanted,
+            older=older,
         )
 
     def _draft(self, planning: Planning, rows: Any, name: str) -> tuple[Plan, Draft]:
         """Return the plan of these rows after its steps, and its draft. The ledger has the dataset as `name`."""
         knowledge, cascade = planning.knowledge, self.labeling.cascade
         draft = planning.writer.draft(
-            planning.submission_id, planning.partition, knowledge.requests, knowledge.erased, knowledge.rows
+            planning.submission_id,
+            planning.partition,
+            knowledge.requests,
+            knowledge.erased,
+            knowledge.rows,
+            planning.older,
         )
         planning.unwanted.callback(draft.discard)
         draft.add_rows(rows)
-        asked = planning.writer.configuration
-        if cascade is not None:
-            # With another promise other labels may be accepted.
-            asked = f"{asked} {canonical_json(cascade.promise)}"
-        if self.labeling.near is not None:
-            # With other settings other rows may share answers.
-            asked = f"{asked} {canonical_json(self.labeling.near.promise)}"
+        audited = self.labeling.audited if self.labeling.relabel is None or planning.older is not None else None
+        promises = [each.promise for each in (cascade, audited) if each is not None]
+        configuration = planning.writer.configuration
+        asked = configuration_with(configuration, promises) if promises else configuration
         plan = decide(draft.finish(asked), draft.estimate, planning, name)
         if plan.rows_state is RowsState.KNOWN:
             return plan, draft
         steps = (tune, count_money_steps, self.forecast_end)
-        has_sample = cascade is not None or self.labeling.near is not None
+        is_repeated = self.labeling.relabel is not None and plan.rows_state is RowsState.REPEATED
+        has_sample = cascade is not None or audited is not None or is_repeated
         return take_steps(plan, planning, (self.sample, *steps) if has_sample else steps), draft
 
     def _open_and_all(self, partition: str) -> tuple[set[str], list[Submission]]:

@@ -11,13 +11,19 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalMoveError, LedgerError, TransientError
+from dagster_llm_batch.errors import (
+    CannotStopError,
+    CredentialsError,
+    IllegalTransitionError,
+    LedgerError,
+    TransientError,
+)
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment
 from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.submit import plan_next_try
 from dagster_llm_batch.loop.waits import KEPT_FOR, Unread, is_out_of_reach
 from dagster_llm_batch.providers.capabilities import cancel_batch
-from dagster_llm_batch.states import Move, Reason, ShardState
+from dagster_llm_batch.states import Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger.events import NotKnown
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shard_rows import is_awaited
@@ -43,10 +49,10 @@ LOOKED_AT_AGAIN = timedelta(days=1)
 
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
-    BatchStatus.ENDED: Move.ENDED,
-    BatchStatus.EXPIRED: Move.EXPIRED,
-    BatchStatus.CANCELED: Move.CANCELED,
-    BatchStatus.FAILED: Move.FAILED,
+    BatchStatus.ENDED: Transition.ENDED,
+    BatchStatus.EXPIRED: Transition.EXPIRED,
+    BatchStatus.CANCELED: Transition.CANCELED,
+    BatchStatus.FAILED: Transition.FAILED,
 }
 
 
@@ -141,12 +147,12 @@ class Poller:
                 continue
             why = "its account is not configured, and it has" if has_ended else "it has not"
             since = at if has_ended else shard.batch.submitted_at
-            reason = f"given up by itself: {why} ended since {since:%Y-%m-%d %H:%M} UTC"
+            reason = f"abandoned automatically: {why} ended since {since:%Y-%m-%d %H:%M} UTC"
             # It may have ended, or another process may have abandoned it, just now.
-            with suppress(IllegalMoveError):
+            with suppress(IllegalTransitionError):
                 self._ledger.shards.move_all(
                     [shard.shard_id],
-                    Move.GIVEN_UP,
+                    Transition.GIVEN_UP,
                     of_batch=shard.batch.batch_id,
                     sources=[shard.state],
                     cause=Cause.GIVEN_UP,
@@ -272,7 +278,7 @@ class Poller:
             f"{report.reason or 'The provider does not find this batch.'} Reported since {since:%Y-%m-%d %H:%M} UTC."
         )
         ending = self._ending(replace(report, reason=reason), shard, answers)
-        return replace(ending, move=Move.GONE, cause=Cause.GONE, reason_kind=Reason.GONE)
+        return replace(ending, move=Transition.GONE, cause=Cause.GONE, reason_kind=Reason.GONE)
 
     def _unknown_since(self, shard: Shard) -> datetime | None:
         """Return when the status of the shard's batch changed to unknown; None without such an event."""
@@ -308,10 +314,10 @@ class Poller:
         fields = plan_next_try(self._deployment, shards, report.reason, smaller_helps=report.smaller_helps)
         if fields is None:
             return False
-        with suppress(IllegalMoveError):
+        with suppress(IllegalTransitionError):
             self._ledger.shards.move_all(
                 [shard.shard_id for shard in shards],
-                Move.PUT_BACK,
+                Transition.PUT_BACK,
                 of_batch=report.batch_id,
                 **fields,
             )
@@ -324,7 +330,7 @@ class Poller:
             cause = Cause.CANCELED
         now = self._deployment.clock()
         return Ending(
-            move=_ENDINGS.get(report.status, Move.ENDED),
+            move=_ENDINGS.get(report.status, Transition.ENDED),
             batch_id=report.batch_id,
             status=report.status,
             # A clock ahead of ours must not postpone the end: waits of an hour begin at this time.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagster_llm_batch.core.pricing import Estimate, Tariff
 from dagster_llm_batch.core.token_counts import output_basis
@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.shares import Shares
+    from dagster_llm_batch.core.shares import AuditedAnswers
     from dagster_llm_batch.definition.labeling import Labeling
 
-__all__ = ["Preview", "output_basis_of", "parameter_warnings", "show"]
+__all__ = ["LaterUploads", "Preview", "output_basis_of", "parameter_warnings", "show"]
+
+
+class LaterUploads(NamedTuple):
+    """The most documents, with their bytes, to upload to a provider that may be asked later."""
+
+    provider: str
+    documents: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,15 @@ class Preview:
             bills of the last. None if unknown, or if some are not released.
         levels: The decisions of a cascade: its sample, or that its oracle answers all rows.
         oracle: The share of a cascade's oracle. The tokens above are the other model's, unless the oracle is alone.
-        shares, held_usd: The near copies, and the expected cost of the requests that are sent only if their audit
-            fails; None without near copies.
+        shares, held_usd: The near copies or older labels, and the expected cost of the requests that are sent only if
+            their audit fails; None without them.
         missing_gold: The keys of sampled rows without gold.
         end: The forecast of the end. None for a plan without requests, or for a model without history.
         output_basis: The source of the expected output, if it is not learned.
         tuning: The stored choices of the tuner, if the deployment tunes.
+        documents: Documents that the requests name in the vendor's storage.
+        uploads, upload_bytes: The documents among them to upload, and their bytes. Vendors do not bill uploads.
+        later_uploads: The most documents to upload to the other vendors of a cascade or of fallbacks.
     """
 
     rows: int
@@ -99,7 +110,7 @@ class Preview:
     steps: int | None = 1
     levels: Levels | None = None
     oracle: OracleShare | None = None
-    shares: Shares | None = None
+    shares: AuditedAnswers | None = None
     held_usd: Decimal | None = None
     missing_gold: tuple[object, ...] = ()
     end: EndForecast | None = None
@@ -107,6 +118,10 @@ class Preview:
     tuning: Mapping[str, Any] | None = None
     unreadable: UnreadableRows = NO_UNREADABLE
     flex_usd: Decimal | None = None
+    documents: int = 0
+    uploads: int = 0
+    upload_bytes: int = 0
+    later_uploads: tuple[LaterUploads, ...] = ()
 
     @property
     def to_send(self) -> int:
@@ -140,7 +155,7 @@ def show(plan: Plan, planning: Planning) -> Preview:
         return replace(_figures(plan), missing_gold=plan.missing_gold)
     deployment, labeling = planning.deployment, planning.labeling
     limit, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
-    figures = _figures(plan)
+    figures = _with_uploads(_figures(plan), plan, planning)
     # Only the first of two models has a known cost in real time.
     is_one_model = plan.levels is None or plan.levels.asks_oracle_alone
     return replace(
@@ -159,6 +174,31 @@ def show(plan: Plan, planning: Planning) -> Preview:
         rounds=1 if limit is None else count_queue_rounds(plan.drafted.shards, limit),
         end=plan.end,
         tuning=plan.tuning,
+    )
+
+
+def _with_uploads(figures: Preview, plan: Plan, planning: Planning) -> Preview:
+    """Add the figures of uploaded documents. Each vendor that is asked gets its own uploads."""
+    sizes = plan.drafted.uploads
+    if not sizes:
+        return figures
+    # Few datasets upload documents.
+    from dagster_llm_batch.loop.document_uploads import find_missing  # noqa: PLC0415
+
+    deployment, models = planning.deployment, planning.labeling.models
+    if plan.levels is not None and plan.levels.asks_oracle_alone:
+        models = models[1:]
+    found = []
+    for name in dict.fromkeys(one.provider for one in models):
+        missing = find_missing(deployment, deployment.provider(name), sizes)
+        found.append(LaterUploads(name, len(missing), sum(sizes[each] for each in missing)))
+    own, *later = found
+    return replace(
+        figures,
+        documents=len(sizes),
+        uploads=own.documents,
+        upload_bytes=own.bytes,
+        later_uploads=tuple(each for each in later if each.documents),
     )
 
 

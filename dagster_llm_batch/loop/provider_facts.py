@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Provider
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.types import CannotTell, FindHints
+from dagster_llm_batch.types import FindHints, StatusUnknown
 
 __all__ = ["account_of", "ask_provider", "is_of_account", "window_of"]
 
@@ -37,7 +37,7 @@ def window_of(provider: Provider | None) -> timedelta:
         return DEFAULT_WINDOW
 
 
-def ask_provider(provider: Provider, now: datetime) -> CannotTell | None:
+def ask_provider(provider: Provider, now: datetime) -> StatusUnknown | None:
     """Look for a batch that cannot exist. To answer, the provider has to list its batches, which tests its credentials.
 
     Returns why the provider might miss a batch whose create call failed; None if it would not. Raises the errors of
@@ -45,4 +45,4 @@ def ask_provider(provider: Provider, now: datetime) -> CannotTell | None:
     """
     nonce = f"d{uuid.uuid4().hex[:16]}"
     sighting = provider.find(f"doctor-{nonce}", FindHints(now, 1, nonce))
-    return sighting if isinstance(sighting, CannotTell) else None
+    return sighting if isinstance(sighting, StatusUnknown) else None

@@ -15,10 +15,11 @@ wave asks the request in a batch. A call without a connection was not turned awa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 
+from dagster_llm_batch.core.uploads import with_file_ids
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import (
     ConfigError,
@@ -33,7 +34,7 @@ from dagster_llm_batch.loop.deployment import Deployment, Threads
 from dagster_llm_batch.loop.receipts import write_receipts
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.capabilities import flex_of, real_time_of
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.types import BatchStatus, Lane, Outcome
@@ -75,8 +76,10 @@ class Answerer:
         """True if the patience is used up, so that this process makes no calls now."""
         return self._gate.closed_until is not None
 
-    def answer(self, shard: Shard) -> None:
+    def answer(self, shard: Shard, file_ids: Mapping[str, str] | None = None) -> None:
         """Bring a planned shard to `ended`, or back to `planned` with the answers so far if some requests are left.
+
+        `file_ids` are the vendor's ids of the documents that its requests name; None: they name none.
 
         Raises the error that stopped it: CredentialsError, ConfigError or an interruption. Raises LeaseError if this
         process was frozen for longer than its lease, because another process may have continued the shard. If the
@@ -90,8 +93,11 @@ class Answerer:
         lines = list(payloads.lines(shard.path))
         answers = answers_so_far(payloads, shard)
         before = len(answers)
+        if file_ids is not None:
+            # The documents of answered requests may be gone.
+            lines = [line if at in answers else with_file_ids(line, file_ids) for at, line in enumerate(lines)]
         # Committed before the first call. If the process dies after this, the calls must not be repeated.
-        sent = ledger.shards.move(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
+        sent = ledger.shards.move(shard.shard_id, Transition.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
         stopped_by: BaseException | None
         try:
             # The lease also protects the receipt of another process's sending.
@@ -111,7 +117,7 @@ class Answerer:
                     raw.write(answer)
             now = self._deployment.clock()
             done: ShardFields = {"status": BatchStatus.ENDED, "ended_at": now, "reason": None}
-            ledger.shards.move(shard.shard_id, Move.ANSWERED, batch_key=sent.batch.batch_key, **done)
+            ledger.shards.move(shard.shard_id, Transition.ANSWERED, batch_key=sent.batch.batch_key, **done)
             if before:
                 payloads.delete(beside(shard, SO_FAR))
         else:
@@ -124,7 +130,7 @@ class Answerer:
             # The answers so far are billed.
             kept = ledger.shards.get(shard.shard_id).bill.reserved_usd if answers else None
             rest: ShardFields = {"reason": reason, "waits_until": until, "reserved_usd": kept}
-            ledger.shards.move(shard.shard_id, Move.NOT_SENT, batch_key=sent.batch.batch_key, **rest)
+            ledger.shards.move(shard.shard_id, Transition.NOT_SENT, batch_key=sent.batch.batch_key, **rest)
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by
 

@@ -19,11 +19,12 @@ from pathlib import PurePosixPath
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from dagster_llm_batch.core.uploads import names_in
 from dagster_llm_batch.errors import (
     PayloadError,
 )
 from dagster_llm_batch.files.ownership import is_receipt
-from dagster_llm_batch.files.request_files import SENT, beside
+from dagster_llm_batch.files.request_files import SENT, beside, requests_of
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Batch, Bill, Room, Shard, Submission, SubmissionState
@@ -150,9 +151,24 @@ def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shar
         shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
         # If the batch of one ran nothing, the others of that batch are planned again, and may have been sent since.
         others = deployment.ledger.shards.sent_beside(shards)
-        recovered += deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
+        known = deployment.ledger.shards.recover_sends([receipt.submission for receipt in receipts], shards)
+        for shard in known:
+            if shard.has_uploads:
+                _need_documents(deployment, shard)
+        recovered += known
         suspects = [beside(shard, SENT) for shard in others if shard.shard_id not in shards]
     return recovered
+
+
+def _need_documents(deployment: Deployment, shard: Shard) -> None:
+    """Record that the submission of a shard needs its documents: without that, they could be deleted in its batch."""
+    payloads, documents = deployment.payloads, deployment.ledger.documents
+    # Requests of an older round may have been pruned.
+    if not payloads.exists(shard.path):
+        return
+    names = {name for _, line in requests_of(payloads, shard.path, shard.nonce) for name in names_in(line)}
+    uploads = documents.find(deployment.namespace, shard.provider, shard.account, names)
+    documents.need({upload.upload_key: [shard.submission_id] for upload in uploads})
 
 
 def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:

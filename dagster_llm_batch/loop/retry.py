@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.token_counts import InputCounts
+from dagster_llm_batch.core.uploads import MARK
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.files.request_files import WrittenLines, delete_requests, requests_of
 from dagster_llm_batch.files.request_source import Spare
@@ -53,7 +54,7 @@ class _Ask:
 
     `outcomes` has each request's outcome of the same model in the wave before. It is None for another model, for
     requests of another submission, and for requests that were not asked before. `is_escalation` is True for the
-    oracle's requests of a cascade, and for near copies, which were not asked before.
+    oracle's requests of a cascade, and for requests that an audit held.
     """
 
     model: int
@@ -97,13 +98,13 @@ class NextWave:
     def _asks_now(self) -> list[_Ask]:
         if self._labeling.cascade is None:
             asks = [*self._again(), *self._inherited()]
-            # Near copies wait while their leaders and the audited ones may still be answered.
-            return asks if asks or self._labeling.near is None else self._escalated()
+            # The held requests wait while the audited ones, and leaders of near copies, may still be answered.
+            return asks if asks or self._labeling.audited is None else self._escalated()
         # Only the oracle is asked again. Escalation waits while it may still answer for sampled rows.
         return [*self._again(besides=0)] or self._escalated()
 
     def _escalated(self) -> list[_Ask]:
-        """Return the oracle's requests in a cascade, without the sample, or near copies that share no answer."""
+        """Return the oracle's requests in a cascade, without the sample, or held requests that share no answer."""
         found = self._escalate(self._labeling, self._deployment, self._submission, self._shards, self._collector)
         model = 0 if self._labeling.cascade is None else 1
         return [
@@ -130,10 +131,8 @@ class NextWave:
         with committing(self._deployment, self._deployment.lease_wait_seconds):
             shards = [replace(shard, is_escalation=self._is_escalation or None) for shard in self._write(asks)]
             if shards and self._affordable(shards):
-                keeps = not self._is_escalation
-                self._deployment.ledger.submissions.add_wave(
-                    self._submission.submission_id, shards, keeps_reserve=keeps
-                )
+                kept = self._kept_reserve if self._is_escalation else self._submission.reserved_usd
+                self._deployment.ledger.submissions.add_wave(self._submission.submission_id, shards, reserved_usd=kept)
                 return True
         for shard in shards:
             delete_requests(self._deployment.payloads, shard)
@@ -160,15 +159,19 @@ class NextWave:
         for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
             files = self._writer.files(wave, self._labeling.models[model], Lane(lane))
             outcomes: list[str | None] = []
+            has_uploads = False
             for ask in group:
                 # Token counts per request are not stored, so the average is used.
                 tokens, bounds = ask.shard.tokens // max(ask.shard.requests, 1), self._bounds(ask)
                 cost = self._estimate(ask).add
                 for lines in self._lines(ask):
                     ids = lines.request_ids
+                    # The definition may have changed since these lines were written.
+                    has_uploads = has_uploads or any(MARK in line for line in lines.lines)
                     files.add(lines, ids, InputCounts([tokens] * len(ids), bounds(lines.lines)), cost)
                     outcomes += map((ask.outcomes or {}).get, ids)
-            shards += _count_outcomes(files.close(), outcomes)
+            written = [replace(shard, has_uploads=has_uploads or None) for shard in files.close()]
+            shards += _count_outcomes(written, outcomes)
         return shards
 
     def _again(self, besides: int | None = None) -> Iterator[_Ask]:
@@ -266,19 +269,33 @@ class NextWave:
 
     @cached_property
     def _is_escalation(self) -> bool:
-        """True if the next wave is the one that asks a cascade's oracle, or near copies, the rest."""
-        if self._labeling.near is not None:
+        """True if the next wave is the one that asks a cascade's oracle, or asks what an audit held."""
+        if self._labeling.audited is not None:
             return any(ask.is_escalation for ask in self._asks_now)
         levels = self._deployment.levels(self._labeling, self._submission)
         return levels is not None and levels.wave == self._submission.waves + 1
+
+    @cached_property
+    def _kept_reserve(self) -> Decimal | None:
+        """The part of the reserved money that stays for near copies when a cascade asks its oracle before them."""
+        reserved, cascade = self._submission.reserved_usd, self._labeling.cascade
+        if reserved is None or cascade is None:
+            return None
+        shares = self._deployment.shares(self._labeling, self._submission)
+        if shares is None or shares.asks_all or shares.wrong is not None:
+            return None
+        each = self._writer.estimate(self._labeling.models[1]).expected_usd(shares.tokens or 0)
+        return None if each is None else min(each * len(shares.held), reserved)
 
     def _first_wave(self, shard: Shard) -> int:
         """Return the wave in which this shard's model was first asked for its requests, or an earlier wave."""
         if shard.submission_id != self._submission.submission_id:
             return 1
-        # The model has answered leaders before it was asked the other near copies.
-        if self._labeling.near is not None:
-            asked_in = next((other.wave for other in self._shards if other.is_escalation), None)
+        # The model has answered the first round before it was asked the held requests. With a cascade, the oracle has
+        # answered two rounds before.
+        if self._labeling.audited is not None:
+            rounds = [other.wave for other in self._shards if other.is_escalation and other.wave <= shard.wave]
+            asked_in = max(rounds, default=None)
         elif self._labeling.cascade is not None:
             # The oracle of a cascade has answered the sample before.
             levels = self._deployment.levels(self._labeling, self._submission)
@@ -330,7 +347,7 @@ class NextWave:
         requests = count_requests(shards)
         if self._is_escalation:
             # This money is reserved since the plan.
-            more -= self._submission.reserved_usd or Decimal(0)
+            more -= (self._submission.reserved_usd or Decimal(0)) - (self._kept_reserve or Decimal(0))
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
             problem = (

@@ -1,4 +1,4 @@
-"""Protocols of the functions that the engine hands to the loop: the loop imports neither cascades nor advice."""
+"""Protocols of the functions and values that are handed to the loop: it imports neither cascades nor advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.loop.collect import Collector
     from dagster_llm_batch.loop.deployment import Deployment
 
-__all__ = ["Escalate", "Tuning"]
+__all__ = ["Escalate", "Older", "Tuning"]
 
 
 class Tuning(Protocol):
@@ -37,6 +37,15 @@ class Tuning(Protocol):
         self, stored: Deployment, partition: str, rows: int, size: int, at_least: int, cheap: float
     ) -> int:
         """Return how many rows a cascade samples."""
+        ...
+
+
+class Older(Protocol):
+    """Labels from before a change of the definition that may stay. See older_labels.py."""
+
+    @property
+    def rendered(self) -> Labeling | None:
+        """The definition whose prompt finds the older requests of rows; None if the older labels are known already."""
         ...
 
 

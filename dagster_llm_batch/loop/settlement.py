@@ -285,6 +285,11 @@ class Settler:
 
 def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
     """Return the assembler of a submission's labels."""
+    shares = None if labeling.audited is None else deployment.shares(labeling, status.submission)
+    if shares is None and labeling.relabel is not None and status.submission.questions is None:
+        from dagster_llm_batch.core.relabels import no_older_labels  # noqa: PLC0415 - few labelings need it
+
+        shares = no_older_labels()
     return LabelAssembler(
         labeling=labeling,
         submission=status.submission,
@@ -294,5 +299,5 @@ def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, c
         collector=collector,
         part_rows=deployment.part_rows,
         levels=deployment.levels(labeling, status.submission),
-        shares=None if labeling.near is None else deployment.shares(labeling, status.submission),
+        shares=shares,
     )

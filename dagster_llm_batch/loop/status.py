@@ -88,9 +88,9 @@ _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
     Cause.CANCELED: "was canceled at the provider, and not by this package",
     Cause.GONE: "or its results are gone at the provider",
-    Cause.GIVEN_UP: "was given up (answers that arrive within a month are still used)",
+    Cause.GIVEN_UP: "was abandoned (answers that arrive within a month are still used)",
     Cause.ADOPTED: "was sent elsewhere, and adopted",
-    Cause.NOT_TAKEN: "was not taken, however often it was sent: the provider had no room for it, or failed it for now",
+    Cause.NOT_TAKEN: "was rejected by the provider each time: its queue was full, or it failed temporarily",
 }
 
 
@@ -126,7 +126,7 @@ def advise_on_account(provider: str, former: str, now: str | None) -> Advice:
     configured = "none that works" if now is None else hide_secrets(now)
     return Advice(
         f"batches of {provider} account {hide_secrets(former)} wait; {configured} is configured",
-        "Configure the former until they are collected",
+        "Configure the former account until they are collected",
     )
 
 
@@ -169,8 +169,8 @@ def advise_on_doubt(shard: Shard) -> Advice:
     since = "" if shard.batch.sent_at is None else f" since {shard.batch.sent_at:%Y-%m-%d %H:%M} UTC"
     return Advice(
         f"shard {shard.shard_id} is in doubt{since}: it is unknown whether {shard.provider} has its batch",
-        "Dagster's sensor looks for it again; if that does not find it, look at the provider's console, then: "
-        "dagster-llm-batch resolve",
+        "Dagster's sensor looks for it again. If it does not find the batch, look at the provider's console, then run "
+        "`dagster-llm-batch resolve`",
     )
 
 
@@ -203,7 +203,7 @@ def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
     return Advice(
         f"the definition has changed ({', '.join(changes)}) since submission {submission.submission_id} was planned, "
         "so nothing more of it is sent",
-        f"Materialize {submission.submitter}: then it is asked by the present definition",
+        f"To ask the rows by the present definition, materialize {submission.submitter}",
     )
 
 
@@ -247,12 +247,12 @@ def advise_on_lost_levels(submission: Submission) -> Advice:
 
 
 def advise_on_lost_shares(submission: Submission) -> Advice:
-    """Return the advice for the lost decision on near copies."""
+    """Return the advice for the lost decision on near copies, or on older labels."""
     first = "" if submission.is_settled else f"`dagster-llm-batch cancel {submission.selector}`, and "
     return Advice(
-        f"The near copies of submission {submission.submission_id} are lost: a file next to {submission.manifest}. It "
-        "has the rows that share an answer. Nothing was changed",
-        f"Restore it from a backup. Or {first}materialize {submission.submitter} again: they are grouped and audited "
+        f"The near copies of submission {submission.submission_id}, or the older labels that it keeps, are lost: a "
+        f"file next to {submission.manifest}. It has the rows that share an answer. Nothing was changed",
+        f"Restore it from a backup. Or {first}materialize {submission.submitter} again: they are found and audited "
         "anew, and answered requests are not asked or paid again",
     )
 
@@ -267,9 +267,9 @@ def advise_on_no_room(submission: Submission, shards: Sequence[Shard], now: date
     requests, tokens = sum(one.requests for one in shards), sum(one.tokens or 0 for one in shards)
     return Advice(
         f"{requests:,} requests (about {tokens:,} input tokens) have waited {age_text(since)} for room in "
-        f"the queue of {shard.provider}/{shard.model}, whose word was: {(shard.reason or 'none').rstrip('.')}",
-        "Look at what else fills that account's queue. They go by themselves when there is room; `dagster-llm-batch "
-        f"cancel {submission.submission_id}` gives them up",
+        f"the queue of {shard.provider}/{shard.model}, which answered: {(shard.reason or 'none').rstrip('.')}",
+        "Find out what else fills that account's queue. The sensor sends them when there is room. To abandon them, run "
+        f"`dagster-llm-batch cancel {submission.submission_id}`",
     )
 
 
@@ -295,8 +295,8 @@ def advise_on_no_money(submission: Submission, detail: str) -> Advice:
     """Return the advice for batches that wait for money."""
     return Advice(
         f"its batches wait {detail.rstrip('.')}",
-        f"They go when a bill leaves room, or under a higher limit; `dagster-llm-batch cancel {submission.selector}` "
-        "gives them up",
+        "The sensor sends them when other batches are billed, or when you raise the limit. To abandon them, run "
+        f"`dagster-llm-batch cancel {submission.selector}`",
     )
 
 
@@ -317,10 +317,10 @@ def advise_on_no_partition(submission: Submission) -> Advice:
     """Return the advice for a submission whose partition was removed."""
     place = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
     return Advice(
-        f"{place} no longer exists, so that its labels cannot land",
-        "Its answers are stored: add it again and materialize it, if they are wanted"
+        f"{place} no longer exists, so its labels cannot be materialized",
+        "Its answers are stored. If you want its labels, add it again and materialize it"
         if submission.is_settled
-        else f"Add it again, or give them up: `dagster-llm-batch cancel {submission.selector}`",
+        else f"Add it again, or abandon its requests: `dagster-llm-batch cancel {submission.selector}`",
     )
 
 
@@ -328,7 +328,8 @@ def advise_on_stranded(submission: Submission, reason: str) -> Advice:
     """Return the advice for labels for which runs are no longer requested."""
     return Advice(
         f"the labels of {submission.place} wait: {reason.rstrip('.')}",
-        f"If that names no next step: look at the run's log, then materialize {submission.place}. All is stored",
+        "All answers are stored. If the reason has no next step, read the run's log, then materialize "
+        f"{submission.place}",
     )
 
 
@@ -367,7 +368,7 @@ def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
         "were restored from a backup",
         "Give all processes of the deployment one ledger and one payload store (LLMBatchResource(ledger_url=…, "
         f"payload_root=…)). If you abandon its requests for good, run {batch} once with the tag "
-        f"{NEW_LEDGER_TAG}: true; its rows are asked, and paid, again",
+        f"{NEW_LEDGER_TAG}: true; its rows are sent and paid again",
     )
 
 

@@ -21,15 +21,16 @@ from dagster_llm_batch.files.request_source import RequestSource, Spare
 from dagster_llm_batch.files.request_writer import Draft, KnownIds, LocalSource
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.providers.capabilities import document_rules
+from dagster_llm_batch.providers.capabilities import document_rules, upload_rules
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.types import DocumentRules, Lane
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
+    from dagster_llm_batch.files.audited_requests import AuditedRequests
     from dagster_llm_batch.files.earlier_rows import EarlierRows
-    from dagster_llm_batch.files.near_requests import NearRequests
+    from dagster_llm_batch.loop.seams import Older
 
 __all__ = ["SubmissionWriter"]
 
@@ -69,32 +70,48 @@ class SubmissionWriter:
         known: KnownIds | None,
         erased: ErasedKeys,
         earlier: EarlierRows | None = None,
+        older: Older | None = None,
     ) -> Draft:
         """Return a draft of a submission, which writes its request files. Discard it unless it is stored.
 
-        `known` has the requests that are not asked again, `earlier` the rows of an earlier submission.
+        `known` has the requests that are not asked again, `earlier` the rows of an earlier submission, and `older` the
+        labels that may stay.
         """
         labeling, deployment = self.labeling, self.deployment
-        # With near copies, the requests of the model itself are in such a file: all rows decide which are sent.
-        others = labeling.models[1:] if labeling.near is None else (labeling,)
+        # With an audit, the requests of the model itself are in such a file: all rows decide which are sent.
+        has_audit = labeling.near is not None or older is not None
+        others = labeling.models if has_audit else labeling.models[1:]
         spares = [self.spare(submission_id, partition, other) for other in others]
         codec, counter = deployment.codec(labeling), deployment.counter(labeling)
-        codecs = [codec, *(spare.codec for spare in spares)]
+        codecs = [codec, *(spare.codec for spare in (spares[1:] if has_audit else spares))]
         prompt, files = labeling.prompt, NO_FILES
         if prompt.images or prompt.documents:
             files = files_of(prompt, _document_rules(labeling, codecs) if prompt.sends_documents else [])
-        source: RequestSource = LocalSource(labeling, codecs, counter, self.payloads, files, erased, earlier)
+        folder, documents = self.path(partition, submission_id, "parts").rpartition("/")[0], None
+        if prompt.documents_as == "upload":
+            # Few datasets upload documents.
+            from dagster_llm_batch.files.document_files import DocumentFiles  # noqa: PLC0415
+
+            documents = DocumentFiles(self.payloads, folder)
+        before = None if older is None else older.rendered
+        source: RequestSource = LocalSource(
+            labeling, codecs, counter, self.payloads, files, erased, earlier, before, documents
+        )
         if labeling.workers is not None:
-            folder = self.path(partition, submission_id, "parts").rpartition("/")[0]
-            maker = PartMaker(labeling, codec, spares, counter, self.payloads, folder, files, erased)
+            maker = PartMaker(labeling, codec, spares, counter, self.payloads, folder, files, erased, documents)
             source = WorkerSource(labeling.workers, maker, source)
         wave = replace(self.wave(submission_id, partition, 1), writer=source.writer)
-        near: NearRequests | None = None
+        audited: AuditedRequests | None = None
         if labeling.near is not None:
             from dagster_llm_batch.files.near_requests import NearRequests  # noqa: PLC0415 - few labelings have them
 
             contexts = labeling.near.contexts_in(prompt, labeling.key)
-            near = NearRequests(labeling.near, contexts, spares[0], deployment.new_file)
+            placeholders = None if labeling.mask is None else labeling.mask.placeholders
+            audited = NearRequests(labeling.near, contexts, spares[0], deployment.new_file, placeholders)
+        elif older is not None:
+            from dagster_llm_batch.files.older_requests import OlderRequests  # noqa: PLC0415 - few labelings have them
+
+            audited = OlderRequests(before, spares[0])
         return Draft(
             labeling=labeling,
             source=source,
@@ -106,7 +123,8 @@ class SubmissionWriter:
             manifest_path=self.path(partition, submission_id, "manifest.parquet"),
             few_rows=deployment.few_rows,
             new_file=deployment.new_file,
-            near=near,
+            audited=audited,
+            documents=documents,
         )
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:
@@ -174,9 +192,9 @@ class _Prices:
 
 def _document_rules(labeling: Labeling, codecs: Sequence[Codec]) -> list[DocumentRules]:
     """Return what each model's vendor allows of documents. Raises ConfigError for a model that takes none."""
-    found = []
+    found, rules_of = [], upload_rules if labeling.prompt.documents_as == "upload" else document_rules
     for one, codec in zip(labeling.models, codecs, strict=True):
-        if (rules := document_rules(codec)) is None:
+        if (rules := rules_of(codec)) is None:
             raise ConfigError(
                 f"Prompt(documents=...) names {', '.join(labeling.prompt.documents)}, and the model {one.model} takes "
                 "no documents in its batches here. Nothing was sent. Send their text, by documents_as='text', or take "

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -29,25 +29,26 @@ from itertools import groupby
 from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
+from dagster_llm_batch.core.uploads import with_file_ids
 from dagster_llm_batch.errors import (
     AmbiguousError,
-    CannotTellError,
     ConfigError,
     CredentialsError,
-    IllegalMoveError,
+    IllegalTransitionError,
     LeaseError,
     LedgerError,
     LLMBatchError,
-    NoRoomError,
     PayloadError,
+    QueueFullError,
     RefusedError,
+    StatusUnknownError,
     TransientError,
 )
 from dagster_llm_batch.files.request_files import RAW, SENT, beside, renamed, requests_of
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.loop.receipts import write_receipts
 from dagster_llm_batch.providers.capabilities import cancel_batch
-from dagster_llm_batch.states import Move, Reason, ShardState
+from dagster_llm_batch.states import Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger.events import Ambiguous, PutBack, StrayBatch, read_event
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
@@ -63,8 +64,12 @@ _BUFFER_BYTES = 1 << 16
 
 
 @contextmanager
-def outgoing(payloads: PayloadStore, shards: Sequence[Shard], padding: int) -> Iterator[BinaryIO]:
+def outgoing(
+    payloads: PayloadStore, shards: Sequence[Shard], padding: int, file_ids: Mapping[str, str] | None = None
+) -> Iterator[BinaryIO]:
     """Open the lines of the shards, and `padding` copies of a request with custom_ids that belong to no row.
+
+    `file_ids` are the vendor's ids of the documents that the lines name; None: they name none.
 
     Raises LLMBatchError before anything can be read if a request file differs from the planned one.
     """
@@ -75,8 +80,8 @@ def outgoing(payloads: PayloadStore, shards: Sequence[Shard], padding: int) -> I
         def streams() -> Iterator[BinaryIO]:
             for file in files:
                 with file() as stream:
-                    yield stream
-            yield from map(io.BytesIO, copies())
+                    yield stream if file_ids is None else cast("BinaryIO", _WithFileIds(stream, file_ids))
+            yield from (io.BytesIO(line if file_ids is None else with_file_ids(line, file_ids)) for line in copies())
 
         size = sum(shard.bytes for shard in shards) + sum(map(len, copies()))
         yield stack.enter_context(io.BufferedReader(_Joined(streams, size), _BUFFER_BYTES))
@@ -100,6 +105,24 @@ def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], 
     request_id, line = min(requests_of(payloads, shard.path, shard.nonce), key=lambda request: len(request[1]))
     own = custom_id(shard.nonce, request_id)
     return lambda: (renamed(line, own, padding_id(number), shard.nonce) for number in range(padding))
+
+
+class _WithFileIds(io.RawIOBase):
+    """Lines with the vendor's ids of the documents that they name. They have the same lengths."""
+
+    def __init__(self, lines: BinaryIO, file_ids: Mapping[str, str]) -> None:
+        self._lines = io.BufferedReader(cast("io.RawIOBase", lines), _BUFFER_BYTES)
+        self._file_ids = file_ids
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._rest = self._rest or with_file_ids(self._lines.readline(), self._file_ids)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
 
 
 class _Joined(io.RawIOBase):
@@ -167,7 +190,7 @@ def plan_next_try(
 ) -> ShardFields | None:
     """Return the fields of shards that wait after a full queue; None after too many tries.
 
-    For `smaller_helps`, see NoRoomError.
+    For `smaller_helps`, see QueueFullError.
 
     If other batches of the model were in flight, there is room when they have ended. So the batch waits until the
     tokens in flight, with its own, are at most the number that the provider has accepted so far. A batch that was
@@ -212,7 +235,7 @@ def _refusals(shards: Sequence[Shard]) -> int:
 
 
 # The last events of the sending before this one. Older code has written one for the present sending, too.
-_BEFORE = (Move.SEND.value, Move.NOT_SENT.value, Move.PUT_BACK.value)
+_BEFORE = (Transition.SEND.value, Transition.NOT_SENT.value, Transition.PUT_BACK.value)
 _ENDED_WELL = (BatchStatus.ENDED, BatchStatus.EXPIRED)
 _TRIES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -229,7 +252,13 @@ class Sender:
         self._lease = lease
         self._reserve = reserve
 
-    def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
+    def send(
+        self,
+        shards: Sequence[Shard],
+        spec: RequestSpec,
+        fill_up_to: int = 0,
+        file_ids: Mapping[str, str] | None = None,
+    ) -> None:
         """Send planned shards of one owner as one batch, filled up to `fill_up_to` requests with copies of one.
 
         Afterwards, their state is one of these:
@@ -239,7 +268,7 @@ class Sender:
         - `submitting`: the result is still unknown
         - `failed`: the provider refused them for good, or too often
 
-        Raises CredentialsError or ConfigError with the shards `planned` again.
+        Raises CredentialsError or ConfigError with the shards `planned` again. `file_ids`: see `outgoing`.
         """
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
@@ -247,7 +276,7 @@ class Sender:
         model = f"{shards[0].provider}/{spec.model}"
         self._deployment.destinations.check(f"Submission {shards[0].submission_id}", model, spec.params)
         padding = max(0, fill_up_to - count_requests(shards))
-        with outgoing(self._deployment.payloads, shards, padding) as lines:
+        with outgoing(self._deployment.payloads, shards, padding, file_ids) as lines:
             for last in [False] * (_TRIES - 1) + [True]:
                 lines.seek(0)
                 if not self._reserve(shards, padding=padding):
@@ -255,7 +284,7 @@ class Sender:
                 now = self._deployment.clock()
                 # Committed before the call. If the process dies after this, the shards stay in `submitting`, and their
                 # batch is looked for at the provider. A commit after the call could leave an unknown batch.
-                sent = self._ledger.shards.move_all(ids, Move.SEND, sent_at=now, padding=padding)
+                sent = self._ledger.shards.move_all(ids, Transition.SEND, sent_at=now, padding=padding)
                 try:
                     # The lease also protects the receipt of another process's sending.
                     self._lease.check()
@@ -267,22 +296,22 @@ class Sender:
                 # Any error but AmbiguousError means that no batch exists (see Provider.submit).
                 except TransientError as error:
                     # Each try uploads the file. So a full queue is not tried again before it may have room.
-                    if isinstance(error, NoRoomError) and (last or error.retry_after_seconds is None):
+                    if isinstance(error, QueueFullError) and (last or error.retry_after_seconds is None):
                         self._had_no_room(sent, error)
                         return
                     self._ledger.shards.move_all(
-                        ids, Move.NOT_SENT, batch_key=sent[0].batch.batch_key, reason=str(error)
+                        ids, Transition.NOT_SENT, batch_key=sent[0].batch.batch_key, reason=str(error)
                     )
                     if last:
                         return
                     self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
                 except (CredentialsError, ConfigError, PayloadError) as error:
                     self._ledger.shards.move_all(
-                        ids, Move.NOT_SENT, batch_key=sent[0].batch.batch_key, reason=str(error)
+                        ids, Transition.NOT_SENT, batch_key=sent[0].batch.batch_key, reason=str(error)
                     )
                     raise
                 except RefusedError as error:
-                    self._refused(sent, str(error), spec, fill_up_to)
+                    self._refused(sent, str(error), spec, fill_up_to, file_ids)
                     return
                 except AmbiguousError as error:
                     self._ledger.events.add(shards[0].submission_id, Ambiguous(str(error)), ids[0])
@@ -311,7 +340,7 @@ class Sender:
         """
         try:
             self._accepted(shards, batch_id)
-        except IllegalMoveError as error:
+        except IllegalTransitionError as error:
             known = self._ledger.shards.get(shards[0].shard_id).batch.batch_id
             if known == batch_id:
                 # The other process has found the batch at the provider.
@@ -336,35 +365,42 @@ class Sender:
         other = known or "one that is being sent"
         return f"Batch {batch_id}, in addition to {other}, {done}, {cost}; its answers are not used."
 
-    def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
+    def _had_no_room(self, shards: Sequence[Shard], error: QueueFullError) -> None:
         """Plan shards again after a full queue; end them after too many tries."""
         ids, key, reason = [shard.shard_id for shard in shards], shards[0].batch.batch_key, str(error)
         fields = plan_next_try(self._deployment, shards, reason, smaller_helps=error.smaller_helps)
         if fields is not None:
-            self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, **fields)
+            self._ledger.shards.move_all(ids, Transition.NOT_SENT, batch_key=key, **fields)
             return
         now, failed = self._deployment.clock(), BatchStatus.FAILED
         why: ShardFields = {"status": failed, "reason": reason, "ended_at": now, "cause": Cause.NOT_TAKEN}
-        self._ledger.shards.move_all(ids, Move.REFUSED, batch_key=key, **why)
+        self._ledger.shards.move_all(ids, Transition.REFUSED, batch_key=key, **why)
 
-    def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
+    def _refused(
+        self,
+        shards: Sequence[Shard],
+        reason: str,
+        spec: RequestSpec,
+        fill_up_to: int,
+        file_ids: Mapping[str, str] | None,
+    ) -> None:
         """Record that a batch was refused. Several shards are then tried alone, because one may be the reason."""
         ids, key = [shard.shard_id for shard in shards], shards[0].batch.batch_key
         if len(shards) > 1:
-            for shard in self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, reason=reason):
-                self.send([shard], spec, fill_up_to)
+            for shard in self._ledger.shards.move_all(ids, Transition.NOT_SENT, batch_key=key, reason=reason):
+                self.send([shard], spec, fill_up_to, file_ids)
             return
         now = self._deployment.clock()
         why: ShardFields = {"status": BatchStatus.FAILED, "reason": reason, "ended_at": now}
-        self._ledger.shards.move_all(ids, Move.REFUSED, batch_key=key, **why)
+        self._ledger.shards.move_all(ids, Transition.REFUSED, batch_key=key, **why)
 
     def recover_batches(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
         """Resolve shards whose create call left no record. The caller holds the leases of `held`.
 
         Then they are `submitted` (found), `planned` (certainly not sent), `submitting` (too early to decide) or, in the
-        real-time lane, `ended`. Raises CannotTellError if only a person can decide.
+        real-time lane, `ended`. Raises StatusUnknownError if only a person can decide.
         """
-        unsure: list[CannotTellError] = []
+        unsure: list[StatusUnknownError] = []
         doubtful = sorted(self._ledger.shards.sent_with(submission_ids), key=_batch_and_place)
         for _, group in groupby(doubtful, key=lambda shard: shard.batch.batch_key):
             shards = list(group)
@@ -372,7 +408,7 @@ class Sender:
             if all(shard.submission_id in held for shard in shards):
                 try:
                     self._recover_batch(shards)
-                except CannotTellError as error:
+                except StatusUnknownError as error:
                     unsure.append(error)
         if unsure:
             raise unsure[0]
@@ -408,7 +444,7 @@ class Sender:
             if self._deployment.clock() - self._in_doubt_since(first) >= timedelta(seconds=provider.settle_seconds):
                 words = "its create call had no answer, and the provider has no batch of it"
                 why: ShardFields = {"reason": words, "reason_kind": Reason.NO_BATCH}
-                self._ledger.shards.move_all(ids, Move.NOT_SENT, batch_key=key, **why)
+                self._ledger.shards.move_all(ids, Transition.NOT_SENT, batch_key=key, **why)
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
@@ -417,13 +453,13 @@ class Sender:
                 f"the provider's console, then run `dagster-llm-batch resolve {first.shard_id} --batch-id …` if it "
                 "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
             )
-            raise CannotTellError(msg)
+            raise StatusUnknownError(msg)
 
     def _answered(self, shards: Sequence[Shard], kind: Reason, words: str) -> None:
         """Record that these shards have no answers except the stored ones."""
         ids, key, now = [shard.shard_id for shard in shards], shards[0].batch.batch_key, self._deployment.clock()
         why: ShardFields = {"status": BatchStatus.ENDED, "ended_at": now, "reason": words, "reason_kind": kind}
-        self._ledger.shards.move_all(ids, Move.ANSWERED, batch_key=key, **why)
+        self._ledger.shards.move_all(ids, Transition.ANSWERED, batch_key=key, **why)
 
     def _in_doubt_since(self, first: Shard) -> datetime:
         """Return when the create call was certainly over: when its end was seen, or else now, with its process gone.
@@ -443,23 +479,19 @@ class Sender:
         return now
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
-        """Return batches that certainly belong to other shards, of this namespace in flight and of these
-        submissions.
-        """
-        others = [*self._ledger.shards.in_flight(self._deployment.namespace)]
+        """Return batches that certainly belong to other shards: of this account, and of these submissions."""
         # The request files of collected batches are gone, but a batch may be recognized by their names.
         since = shards[0].batch.sent_at or self._deployment.clock()
-        put_back = set(self._ledger.uploads.batches_since(self._deployment.namespace, shards[0], since))
+        known: set[str | None] = {*self._ledger.uploads.batches_since(shards[0], since)}
         for submission_id in {shard.submission_id for shard in shards}:
-            others += self._ledger.shards.of_submission(submission_id)
+            known |= {other.batch.batch_id for other in self._ledger.shards.of_submission(submission_id)}
             events = self._ledger.events.of_submission(submission_id)
-            gone = (data.batch_id for event in events if isinstance(data := read_event(event), PutBack))
-            put_back |= {batch_id for batch_id in gone if batch_id is not None}
-        return frozenset(other.batch.batch_id for other in others if other.batch.batch_id is not None) | put_back
+            known |= {data.batch_id for event in events if isinstance(data := read_event(event), PutBack)}
+        return frozenset(batch_id for batch_id in known if batch_id is not None)
 
     def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
         ids, key, now = [shard.shard_id for shard in shards], shards[0].batch.batch_key, self._deployment.clock()
-        self._ledger.shards.move_all(ids, Move.ACCEPTED, batch_key=key, batch_id=batch_id, submitted_at=now)
+        self._ledger.shards.move_all(ids, Transition.ACCEPTED, batch_key=key, batch_id=batch_id, submitted_at=now)
 
 
 def _batch_and_place(shard: Shard) -> tuple[str, int]:

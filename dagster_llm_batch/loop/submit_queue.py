@@ -8,7 +8,7 @@ split first.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
@@ -19,7 +19,7 @@ from typing import Any
 
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.definition.rules import QueueLimit
-from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
+from dagster_llm_batch.errors import ConfigError, IllegalTransitionError, LeaseError
 from dagster_llm_batch.files.request_files import SENT, SO_FAR, beside, delete_requests, halve, split_requests
 from dagster_llm_batch.loop.budget import BUDGET_PAUSE, NO_ROOM_LEFT, Allowance
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment, Threads
@@ -27,7 +27,7 @@ from dagster_llm_batch.loop.realtime import Answerer
 from dagster_llm_batch.loop.receipts import write_receipts
 from dagster_llm_batch.loop.status import UNAVAILABLE, WAITS
 from dagster_llm_batch.loop.submit import Sender
-from dagster_llm_batch.states import Move, Reason, ShardState
+from dagster_llm_batch.states import Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger.events import BelowMinimum, Unavailable, Waits, read_event
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.queues import QueueLines
@@ -257,7 +257,9 @@ class Dispatcher:
                 elif not self._allowance.reserve([shard], lane=Lane.REALTIME):
                     self._for_place.add(shard.submission_id)
                 else:
-                    answerer.answer(shard)
+                    going, file_ids = self._with_documents(labeling, [shard]) if shard.has_uploads else ([shard], None)
+                    for each in going:
+                        answerer.answer(each, file_ids)
             return
         least, going = self._least(labeling), list[Shard]()
         requests = count_requests(batch)
@@ -270,8 +272,30 @@ class Dispatcher:
                 going = self._that_fit(batch, min(least, requests), fill_up_to=least if is_padded else 0)
             waiting = batch[len(going) :]
             if going:
-                self._sender.send(going, labeling.spec, fill_up_to=least if is_padded else 0)
+                has_uploads = any(shard.has_uploads for shard in going)
+                ready, file_ids = self._with_documents(labeling, going) if has_uploads else (going, None)
+                if ready:
+                    self._sender.send(ready, labeling.spec, least if is_padded else 0, file_ids)
         self._for_place.update(shard.submission_id for shard in waiting)
+
+    def _with_documents(self, labeling: Labeling, shards: list[Shard]) -> tuple[list[Shard], Mapping[str, str] | None]:
+        """Upload the documents of these shards; return the shards that can be sent, and the ids of the documents.
+
+        All shards wait if the provider is busy. Requests whose document it refuses are dropped.
+        """
+        # Few datasets upload documents.
+        from dagster_llm_batch.loop.document_uploads import DocumentUploader, divide_refused  # noqa: PLC0415
+
+        # Documents are rows, too: settings may have changed since the shards were planned.
+        model = f"{shards[0].provider}/{labeling.spec.model}"
+        self._deployment.destinations.check(f"Submission {shards[0].submission_id}", model, labeling.spec.params)
+        stored = DocumentUploader(self._deployment, shards).upload_or_delay()
+        if stored is None:
+            return [], None
+        ready, refused = divide_refused(self._deployment.payloads, shards, stored, self._split)
+        for shard, words in refused:
+            drop(self._deployment, [shard], Reason.DOCUMENT, f"a document was not uploaded: {words}")
+        return ready, stored.ids
 
     def _that_fit(self, batch: list[Shard], at_least: int, fill_up_to: int) -> list[Shard]:
         """Return the first shards for which the queue and the limits have room together, with padding.
@@ -288,7 +312,7 @@ class Dispatcher:
                 lacks_money = True
             going.pop()
         if lacks_money:
-            self._pause_for_money(batch, BUDGET_PAUSE, "the limits have no room for a batch of these")
+            self._pause_for_money(batch, BUDGET_PAUSE, "the limits leave too little money for a batch of these")
         return []
 
     def _tell_of_waiting(self, for_time: Collection[str]) -> None:
@@ -323,7 +347,7 @@ class Dispatcher:
     def _is_unavailable(self, submission_id: str, model: str) -> None:
         """Add the event, unless it is the last one already. The sensor then waits longer before it requests a run."""
         ledger = self._deployment.ledger
-        if ledger.events.last_of(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
+        if ledger.events.last_of(submission_id).kind not in (UNAVAILABLE, Transition.NOT_SENT.value):
             words = f"{model} turns calls in real time away; the rest is asked later"
             ledger.events.add(submission_id, Unavailable(words))
 
@@ -361,9 +385,9 @@ class Dispatcher:
         now = self._deployment.clock()
         for event in self._deployment.ledger.events.of_submission(shard.submission_id):
             # A later time than now was written by a wrong clock.
-            if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value and event.at <= now:
+            if event.shard_id == shard.shard_id and event.kind == Transition.NOT_SENT.value and event.at <= now:
                 since = since or event.at
-            elif event.shard_id == shard.shard_id and event.kind == Move.ACCEPTED.value:
+            elif event.shard_id == shard.shard_id and event.kind == Transition.ACCEPTED.value:
                 since = None
         return since is not None and now - since >= self._labeling.resend.fallback_after
 
@@ -378,8 +402,8 @@ def drop(deployment: Deployment, planned: Sequence[Shard], kind: Reason, words: 
                 # A part of it was asked: with a time of sending, its answers count.
                 fields["sent_at"] = deployment.clock()
             # If another process has just sent it, it is collected later.
-            with suppress(IllegalMoveError):
-                deployment.ledger.shards.move(shard.shard_id, Move.CANCELED, **fields)
+            with suppress(IllegalTransitionError):
+                deployment.ledger.shards.move(shard.shard_id, Transition.CANCELED, **fields)
 
 
 def can_go(deployment: Deployment, planned: Sequence[Shard], lines: QueueLines, *, late: bool) -> bool:

@@ -19,14 +19,14 @@ from datetime import datetime, timedelta
 from dagster_llm_batch.errors import (
     ConfigError,
     CredentialsError,
-    IllegalMoveError,
+    IllegalTransitionError,
     LLMBatchError,
     TransientError,
     UnreadableError,
 )
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.loop.provider_facts import account_of, ask_provider, is_of_account
-from dagster_llm_batch.states import ENDED, Move, Reason
+from dagster_llm_batch.states import ENDED, Reason, Transition
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -124,10 +124,10 @@ class Unread:
         """Abandon the results of ended shards of one batch; return their new records."""
         return self._ledger.shards.move_all(
             [shard.shard_id for shard in shards],
-            Move.GIVEN_UP,
+            Transition.GIVEN_UP,
             of_batch=shards[0].batch.batch_id,
             cause=Cause.GIVEN_UP,
-            reason=f"given up by itself: {why}: {error}",
+            reason=f"abandoned automatically: {why}: {error}",
             reason_kind=Reason.GIVEN_UP,
             ended_at=shards[0].ended_at or self._deployment.clock(),
         )
@@ -172,7 +172,7 @@ def read_late(shard: Shard) -> Ending:
     """Return the end of an abandoned shard's batch, which had ended before."""
     status = shard.batch.status or BatchStatus.ENDED
     return Ending(
-        move=Move.LATE,
+        move=Transition.LATE,
         batch_id=shard.batch.batch_id or "",
         status=status,
         ended_at=shard.ended_at or shard.collected_at or shard.batch.sent_at,  # type: ignore[arg-type]  # it was sent
@@ -198,12 +198,12 @@ def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, dateti
 
 
 def refuse_readable(deployment: Deployment, shard: Shard) -> None:
-    """Raise IllegalMoveError for an ended shard whose results may be readable: it must not be abandoned."""
+    """Raise IllegalTransitionError for an ended shard whose results may be readable: it must not be abandoned."""
     if shard.state not in ENDED or deployment.ledger.unread.noted([shard]) or is_out_of_reach(deployment, shard):
         return
-    raise IllegalMoveError(
+    raise IllegalTransitionError(
         f"Shard {shard.shard_id} is '{shard.state.value}': its batch has ended, and the next run collects its results. "
-        "It can be given up where it is in flight, or where its results could not be read. Nothing was changed. "
+        "Only a batch in flight, or one whose results could not be read, can be abandoned. Nothing was changed. "
         "Materialize the labels."
     )
 

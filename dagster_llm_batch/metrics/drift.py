@@ -57,6 +57,18 @@ __all__ = [
 Counts = Mapping[Class, int]
 """Labels of each class, as `class_counts` counts them; classes without any may be left out."""
 
+
+class _SharedCounts(dict[Class, int]):
+    """Counts in which some labels share an answer. `squares` is the sum, over all answers, of their squared labels.
+
+    `n` labels are worth `n ** 2 / squares` independent ones (Kish).
+    """
+
+    def __init__(self, counts: Counts, squares: int) -> None:
+        super().__init__(counts)
+        self.squares = squares
+
+
 LEAST_RECENT = 3
 """Partitions that are compared together. A single one may be far off by chance, like one day in ten or in thirty in
 some datasets, and the earlier days do not show how far. Several such days in a row are rare.
@@ -96,7 +108,8 @@ class Drift:
 
     - `reference`: the partitions that it is compared with, in words; None if there are none yet.
     - `psi`: with half a row added to each class of both, since a new class would make it infinite.
-    - `chi2` has `n_classes - 1` degrees of freedom; None where there is one class only.
+    - `chi2` has `n_classes - 1` degrees of freedom; None where there is one class only. Labels that share answers count
+      as the number of independent labels that they are worth.
     - `p_chance`: how often rows from the same distribution would differ as much (a permutation test if a class is
       rare).
     - `n_recent`: partitions that are judged together, this one and the ones just before it, against the reference as it
@@ -141,25 +154,40 @@ DRIFT_SCHEMA = schema_of(Drift)
 
 
 def class_counts(
-    values: pa.ChunkedArray, target: str, owner: str, ids: pa.Array | pa.ChunkedArray | None = None
+    values: pa.ChunkedArray,
+    target: str,
+    owner: str,
+    ids: pa.Array | pa.ChunkedArray | None = None,
+    answers: pa.Array | pa.ChunkedArray | None = None,
 ) -> dict[Class, int]:
     """Return labels of each class, nulls left out. Raises ConfigError for values that cannot be classes.
 
     `ids` are the ids of the rows' units (see `cluster_ids`): the rows of a unit count once for each of its classes.
+    `answers` are the ids of the rows' answers: labels with one answer are dependent, which the test of chance and the
+    online detector consider.
     """
     classes = category(values.combine_chunks(), target, owner)
-    if ids is not None:
-        rows = pa.table({"class": classes, "id": ids})
-        alone, shared = rows.filter(pc.is_null(rows["id"])), rows.filter(pc.is_valid(rows["id"]))
-        once = shared.group_by(["class", "id"]).aggregate([])["class"]
-        classes = pa.chunked_array([*alone["class"].chunks, *once.chunks], classes.type)
-    counted = pc.value_counts(classes.drop_null()).to_pylist()
+    nothing = pa.nulls(len(classes), pa.string())
+    columns = {
+        "class": classes,
+        "id": nothing if ids is None else ids,
+        "answer": nothing if answers is None else answers,
+    }
+    rows = pa.table(columns).filter(pc.is_valid(classes))
+    alone, together = rows.filter(pc.is_null(rows["id"])), rows.filter(pc.is_valid(rows["id"]))
+    once = together.group_by(["class", "id"], use_threads=False).aggregate([("answer", "first")])
+    once = once.select(["class", "answer_first"]).rename_columns(["class", "answer"])
+    labels = pa.concat_tables([alone.select(["class", "answer"]), once])
+    counted = pc.value_counts(labels["class"]).to_pylist()
     if len(counted) > MAX_CLASSES:
         raise ConfigError(
             f"Target '{target}' of {owner} has {len(counted)} distinct values; at most {MAX_CLASSES} are classes. Bin "
             "it, or name another column."
         )
-    return {entry["values"]: entry["counts"] for entry in counted}
+    counts = {entry["values"]: entry["counts"] for entry in counted}
+    of_answer = pc.value_counts(labels["answer"].drop_null()).field("counts")
+    squares = labels["answer"].null_count + (pc.sum(pc.multiply(of_answer, of_answer)).as_py() or 0)
+    return counts if squares == len(labels) else _SharedCounts(counts, squares)
 
 
 def drift_between(
@@ -221,15 +249,14 @@ def drift_between(
         p_variation = variation.p_value(level)
         farthest = variation.farthest(level) if with_visible_change else None
         # A reference that follows the partitions would have taken on the shift that they show.
-        sides = [_pooled(last), _pooled(fixed or before[-len(reference) :])]
-        together = _table(
-            sides, sorted(class_ for class_ in {*sides[0], *sides[1]} if sides[0][class_] + sides[1][class_])
-        )
-        recent_psi = _psi(together)
+        parts = [last, fixed or before[-len(reference) :]]
+        sides = [_pooled(part) for part in parts]
+        found = sorted(class_ for class_ in {*sides[0], *sides[1]} if sides[0][class_] + sides[1][class_])
+        recent_psi = _psi(_table(sides, found))
         draws = DRAWS if p_variation < _NEAR else DRAWS[:1]
-        by_chance = _chi_squared(together, draws)[1]
+        by_chance = _chi_squared(_independent(parts, found), draws)[1]
         p_value = None if by_chance is None else max(by_chance, p_variation)
-    chi2, p_chance = _chi_squared(table, draws)
+    chi2, p_chance = _chi_squared(_independent([[here], reference], classes), draws)
     # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
     most = int(np.abs(apart).argmax())
@@ -418,6 +445,21 @@ def _table(sides: Sequence[Counts], classes: Sequence[Class]) -> NDArray[np.floa
     return np.array([[counts.get(class_, 0) for class_ in classes] for counts in sides], dtype=np.float64)
 
 
+def _independent(sides: Sequence[Sequence[Counts]], classes: Sequence[Class]) -> NDArray[np.float64]:
+    """Return one row of counts for each side, added up: as many independent labels as its labels are worth."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    table = _table([_pooled(side) for side in sides], classes)
+    squares = np.array([sum(map(_squares, side)) for side in sides], dtype=np.float64)
+    worth = table * (table.sum(axis=1) / np.maximum(squares, 1))[:, None]
+    # A class that is there stays there.
+    return np.where(table > 0, np.maximum(np.rint(worth), 1), 0)
+
+
+def _squares(counts: Counts) -> int:
+    return counts.squares if isinstance(counts, _SharedCounts) else sum(counts.values())
+
+
 def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: int = 0) -> dict[str, tuple[str, ...]]:
     """Return the classes whose share changed, by partition, in the order given.
 
@@ -435,7 +477,7 @@ def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: i
     rng = np.random.default_rng(seed)
     changed = {}
     for partition, here in counts.items():
-        codes = np.repeat(np.arange(len(classes)), [here.get(class_, 0) for class_ in classes])
+        codes = np.repeat(np.arange(len(classes)), _independent([[here]], classes)[0].astype(int))
         codes = rng.permutation(codes)[:_ADWIN_ROWS]
         changes = []
         for code, (class_, detector) in enumerate(detectors.items()):

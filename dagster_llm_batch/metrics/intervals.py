@@ -274,5 +274,5 @@ def sign_test(wins: int, losses: int) -> float:
     if wins + losses == 0:
         return 1.0
     with evaluation_extra("Comparing candidates"):
-        from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
+        from scipy.stats import binomtest  # optional dependency
     return float(binomtest(wins, wins + losses).pvalue)

@@ -33,7 +33,7 @@ from dagster_llm_batch.metrics.columns import (
     without_rounding,
 )
 from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, gold_weights
-from dagster_llm_batch.types import SKIPPED, Outcome
+from dagster_llm_batch.types import SKIPPED, UNGROUNDED, Outcome
 
 __all__ = ["CANDIDATE_COLUMNS", "MAX_CLASSES", "Class", "Joined", "Target", "join", "succeeded"]
 
@@ -102,8 +102,8 @@ class Target:
             raise ConfigError(f"Target '{self.name}' is numeric: kappa is for classes. Remove kappa_weights.")
         if self.kind == "numeric" and self.confidence_column:
             raise ConfigError(
-                f"Target '{self.name}' is numeric: its values are near or far, and no confidence says which. Remove "
-                "confidence_column."
+                f"Target '{self.name}' is numeric: a confidence is the chance of a right class, and values are "
+                "near or far instead. Remove confidence_column."
             )
 
 
@@ -234,7 +234,7 @@ def succeeded(candidate: pa.Table) -> pa.Array:
     if "llm_outcome" not in candidate.column_names:
         return pa.repeat(pa.scalar(value=True), len(candidate))
     outcome = column(candidate, "llm_outcome", "the candidate")
-    allowed = [*(known.value for known in Outcome), SKIPPED]
+    allowed = [*(known.value for known in Outcome), SKIPPED, UNGROUNDED]
     if unknown := set(pc.unique(outcome).to_pylist()) - {None, *allowed}:
         raise InputError(
             f"Unknown llm_outcome {', '.join(sorted(map(repr, unknown))[:EXAMPLES])}; allowed: {', '.join(allowed)}."

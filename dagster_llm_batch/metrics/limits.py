@@ -18,14 +18,14 @@ __all__ = ["least_miscalibration_p", "miscalibration_p", "share_lower_bound", "s
 def share_p_below(successes: int, n: int, limit: float) -> float:
     """Return how often a share that is `limit` would show so few successes, or fewer (exact)."""
     with evaluation_extra("Testing a share"):
-        from scipy.stats import binom  # noqa: PLC0415  # optional dependency
+        from scipy.stats import binom  # optional dependency
     return float(binom.cdf(successes, n, limit))
 
 
 def share_lower_bound(successes: int, n: int, confidence: float) -> float:
     """Return the lower bound of a share, from successes in independent tries (exact)."""
     with evaluation_extra("Testing a share"):
-        from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
+        from scipy.stats import binomtest  # optional dependency
     return float(binomtest(successes, n, alternative="greater").proportion_ci(confidence).low)
 
 

@@ -149,7 +149,7 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
     """
     with evaluation_extra("Comparing versions"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-        from scipy.stats import binom  # noqa: PLC0415  # optional dependency
+        from scipy.stats import binom  # optional dependency
     sizes = np.sort(np.abs(differences[differences != 0]))[::-1]
     total = float(differences.sum())
     if not len(sizes):

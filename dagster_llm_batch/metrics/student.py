@@ -238,7 +238,7 @@ def train(
     """
     with evaluation_extra(_WHAT):
         import threadpoolctl  # noqa: PLC0415 - scikit-learn brings it
-        from sklearn.feature_extraction.text import CountVectorizer  # noqa: PLC0415 - an extra
+        from sklearn.feature_extraction.text import CountVectorizer
     identities: list[int] = []
     analyze = _analyzer()
 
@@ -270,9 +270,9 @@ def train(
 
 def _fitted(counts: Any, terms: Any, of_row: Any, labels: Any) -> Classifier:
     with evaluation_extra(_WHAT):
-        from sklearn.calibration import CalibratedClassifierCV  # noqa: PLC0415 - an extra
-        from sklearn.feature_extraction.text import TfidfTransformer  # noqa: PLC0415 - an extra
-        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - an extra
+        from sklearn.calibration import CalibratedClassifierCV
+        from sklearn.feature_extraction.text import TfidfTransformer
+        from sklearn.linear_model import LogisticRegression
     frequent = np.asarray(counts.sum(axis=0)).ravel()
     # The terms of these texts, or the most frequent of too many, in alphabetical order.
     known = np.sort(np.argsort(-frequent, kind="stable")[: min(_MOST_TERMS, np.count_nonzero(frequent))])
@@ -320,7 +320,7 @@ def _digest(student: Student) -> str:
 def _analyzer() -> Any:
     """Return a function that returns the words of a text, and the pairs of them."""
     with evaluation_extra(_WHAT):
-        from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415 - an extra
+        from sklearn.feature_extraction.text import TfidfVectorizer
     return TfidfVectorizer(ngram_range=(1, 2), strip_accents="unicode").build_analyzer()
 
 

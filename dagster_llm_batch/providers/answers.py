@@ -234,7 +234,7 @@ def check_listed(
     if not all(is_batch(item) for item in items):
         raise TransientError(f"{doing}: the answer holds what is no {noun}.")
     if has_more is True and not items:
-        raise TransientError(f"{doing}: the answer says that there are more, and holds none.")
+        raise TransientError(f"{doing}: the answer announces more, and contains none.")
     return items
 
 

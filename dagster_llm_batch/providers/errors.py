@@ -3,7 +3,7 @@
     no connection                          NoConnectionError, which is transient: nothing was sent
     a request that cannot be sent          RefusedError
     no credentials, 401, 403               CredentialsError
-    no room in the queue, while creating   NoRoomError, which is transient
+    no room in the queue, while creating   QueueFullError, which is transient
     429                                    TransientError
     404, 410                               UnknownIdError
     other 4xx                              RefusedError
@@ -26,8 +26,8 @@ from dagster_llm_batch.errors import (
     AmbiguousError,
     CredentialsError,
     NoConnectionError,
-    NoRoomError,
     ProviderError,
+    QueueFullError,
     RefusedError,
     TransientError,
 )
@@ -102,7 +102,7 @@ class Failure:
         is_odd: The answer is not one of the API.
         is_busy: The answer reports too many requests.
         has_no_room: The answer reports that the queue has no room for this batch: true of create calls only.
-        smaller_helps: See NoRoomError.
+        smaller_helps: See QueueFullError.
         is_about_access: The credentials are refused.
         is_own_word: The API itself gave this 4xx, and not something in front of it.
         was_redirected: Another address answered than the one that was called.
@@ -169,6 +169,9 @@ def read_failure(
     )
 
 
+_MEND_ACCESS = "Correct the credentials of the provider's resource, then run `dagster-llm-batch doctor`."
+
+
 def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
     """Return the error of ours that this failure is; see the table above."""
     could_not, reason, status = f"Could not {failure.doing}", failure.reason, failure.status
@@ -182,12 +185,13 @@ def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
         # Most vendors' 429 does not show which of the two it is.
         why = "its queue has no room for the batch now" + (f", or {rules.is_busy}" if failure.is_busy else "")
         no_room = f"{could_not}: {why}. {reason}"
-        return NoRoomError(no_room, failure.wait_seconds, smaller_helps=failure.smaller_helps)
+        return QueueFullError(no_room, failure.wait_seconds, smaller_helps=failure.smaller_helps)
     if failure.is_busy:
         return TransientError(f"{could_not}: {rules.is_busy}. {reason}", failure.wait_seconds)
     if failure.is_about_access:
         refusal = rules.forbids if status == _FORBIDDEN else rules.refuses_access
-        return CredentialsError(f"{could_not}: {refusal}. {reason}")
+        sentence = f"{reason.rstrip('. ')}. " if reason else ""
+        return CredentialsError(f"{could_not}: {refusal}. {sentence}{_MEND_ACCESS}")
     # A proxy's 404 proves nothing about a batch: read as the API's, the batch would count as gone and be paid for
     # again. Its 4xx to a create call is still a refusal, since the call did not pass. The sender of an answer after a
     # redirect is unknown.

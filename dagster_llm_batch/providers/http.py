@@ -30,8 +30,8 @@ from dagster_llm_batch.core.address_secrets import hide_secrets, secret_parts
 from dagster_llm_batch.core.memory import uncollected
 from dagster_llm_batch.errors import ConfigError, CredentialsError, MissingExtraError, RefusedError
 from dagster_llm_batch.providers.dialogue import record_client
-from dagster_llm_batch.providers.patience import limit_client, limit_pools
 from dagster_llm_batch.providers.secrets import Mask
+from dagster_llm_batch.providers.time_limits import limit_client, limit_pools
 
 __all__ = [
     "Origin",

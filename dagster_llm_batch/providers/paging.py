@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TypeVar
 
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
-from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, Found, Undecided
+from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, Found, StatusUnknown, Undecided
 
 __all__ = ["RepeatedListError", "find_among", "find_by_results", "poll_batches", "unrepeated", "walk_pages"]
 
@@ -45,7 +45,7 @@ def unrepeated(pages: Iterable[list[_Batch]], id_of: Callable[[_Batch], str]) ->
         yield page
 
 
-def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | CannotTell:
+def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent | StatusUnknown:
     """Find the batch with a tag, of all `names` with the tag; `known` are the batches of other create calls."""
     # a list that grows while it is read may show a batch on two pages
     ours: dict[str, None] = {}
@@ -57,10 +57,10 @@ def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent |
     except RepeatedListError as error:
         repeats = error
     if len(ours) > 1:
-        return CannotTell("More than one batch carries this tag.", tuple(ours))
+        return StatusUnknown("More than one batch carries this tag.", tuple(ours))
     if ours:
         return Found(next(iter(ours)))
-    return Absent() if repeats is None else CannotTell(str(repeats))
+    return Absent() if repeats is None else StatusUnknown(str(repeats))
 
 
 def find_by_results(
@@ -68,7 +68,7 @@ def find_by_results(
     nonce: str,
     fetch: Callable[[str], Iterable[bytes]],
     custom_id_of: Callable[[bytes], str | None],
-) -> Found | Absent | Undecided | CannotTell:
+) -> Found | Absent | Undecided | StatusUnknown:
     """Find the batch that carries the shard of this nonce, if batches are identified by their results alone.
 
     `candidates` are the batches of the right size and time, and whether each has ended. `fetch` returns a batch's
@@ -86,7 +86,7 @@ def find_by_results(
             unreadable.append(batch_id)
     if unreadable:
         reason = "Batches have no names here, and the results that would tell whose these are cannot be read."
-        return CannotTell(reason, tuple(unreadable + running))
+        return StatusUnknown(reason, tuple(unreadable + running))
     return Undecided(tuple(running)) if running else Absent()
 
 

@@ -105,7 +105,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
                 "# It goes by keywords. A model of your own runs by a command of this form, such as `vllm run-batch`.",
                 'command: [python3, "{{ context.project_root }}/$folder/labeler.py", "{input}", "{output}"]',
             ),
-            attributes=("mode: wait  # the run waits for the labels; without this, a sensor lands them",),
+            attributes=("mode: wait  # the run waits for the labels; without this, a sensor materializes them",),
             files=("labeler.py",),
             without_key=True,
         ),

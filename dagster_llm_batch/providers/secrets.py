@@ -25,7 +25,7 @@ from html import escape
 from typing import Any, TypeVar
 
 from dagster_llm_batch.errors import LLMBatchError, TransientError
-from dagster_llm_batch.types import BatchReport, CannotTell
+from dagster_llm_batch.types import BatchReport, StatusUnknown
 
 __all__ = ["LEAST_CHARS", "Mask", "masked"]
 
@@ -156,7 +156,7 @@ def _mask_answer(mask: Mask, answer: str | None) -> str | None:
 
 
 def _mask_finding(mask: Mask, finding: Any) -> Any:
-    return replace(finding, reason=mask.text(finding.reason)) if isinstance(finding, CannotTell) else finding
+    return replace(finding, reason=mask.text(finding.reason)) if isinstance(finding, StatusUnknown) else finding
 
 
 class _Word:

@@ -8,26 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from dagster_llm_batch.addresses import Filter, row_path, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
-from dagster_llm_batch.review.quote_marks import QuotePlace, place_columns, quote_places
-from dagster_llm_batch.review.tables import PARTITION, StoredAsset, StoredRow
+from dagster_llm_batch.review.quote_marks import (
+    DocumentQuote,
+    QuotePlace,
+    document_quotes,
+    place_columns,
+    quote_places,
+)
+from dagster_llm_batch.review.tables import PARTITION, StoredAsset, StoredRow, View
 
-__all__ = ["ComparedLabel", "Comparison", "compare_row", "group_path", "is_mistake", "plain_values"]
+__all__ = [
+    "ComparedLabel",
+    "Comparison",
+    "Neighbors",
+    "compare_row",
+    "find_neighbors",
+    "group_path",
+    "is_mistake",
+    "plain_values",
+]
 
 _LABEL, _REASON = "_label", "_reason"
 _CONFIDENCE = "confidence"
+_Quote = TypeVar("_Quote", QuotePlace, DocumentQuote)
 
 
 @dataclass(frozen=True)
 class ComparedLabel:
     """One candidate's answer. `reason` is set if there is no label; `basis` has the other fields of the answer.
 
-    `places` are the places of its quotes in the texts of the mistake's row, by column.
+    `places` are the places of its quotes in the texts of the mistake's row, by column, and `quotes` its quotes of the
+    documents there.
     """
 
     candidate: str
@@ -39,6 +56,7 @@ class ComparedLabel:
     url: str | None
     attempts: Sequence[Attempt]
     places: Mapping[str, Sequence[QuotePlace]]
+    quotes: Mapping[str, Sequence[DocumentQuote]]
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,40 @@ class Comparison:
     gold: Any
     labels: Sequence[ComparedLabel]
     plain: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The place of a row among `count` mistakes, from 1, with the addresses of the list and of the rows beside it."""
+
+    number: int
+    count: int
+    table: str
+    before: str | None
+    after: str | None
+
+
+def find_neighbors(
+    deployment: ReviewedDeployment, asset: StoredAsset, row: StoredRow, column: str, asked: Sequence[tuple[str, str]]
+) -> Neighbors | None:
+    """Return the mistakes before and after a row in a list of mistakes; None for a row that is not in the list.
+
+    `asked` is the query of the list's address. Raises InputError if it names no column of the table.
+    """
+    view, partition = View.of(asked), dict(asked).get("in")
+    addresses = deployment.browser.list_addresses(asset, column, view, partition)
+    if (row.partition, row.key) not in addresses:
+        return None
+    place = addresses.index((row.partition, row.key))
+    table = table_path(asset.key, partition, view.filters, search=view.search, order=view.order)
+
+    def path(at: int) -> str | None:
+        if not 0 <= at < len(addresses):
+            return None
+        inside, key = addresses[at]
+        return row_path(asset.key, column, key, inside or None, table)
+
+    return Neighbors(place + 1, len(addresses), table, path(place - 1), path(place + 1))
 
 
 def is_mistake(row: Mapping[str, Any]) -> bool:
@@ -84,7 +136,8 @@ def compare_row(deployment: ReviewedDeployment, row: StoredRow, key: str, partit
                 {n: v for n, v in values.items() if not n.startswith("llm_") and n not in hidden and v is not None},
                 row_path(own.key, own.row_key, key, partition or (other.partition if other else None)) if own else None,
                 deployment.attempts_of(own, other, partition) if own and other else (),
-                _places(candidate, other, quotes, plain) if other else {},
+                _of_candidate(candidate, other, plain, quote_places(other, quotes)) if other else {},
+                _of_candidate(candidate, other, plain, document_quotes(other, quotes)) if other else {},
             )
         )
     return Comparison(target, gold, labels, plain)
@@ -113,13 +166,13 @@ def _kept_values(deployment: ReviewedDeployment, own: StoredAsset, row: StoredRo
     return {name: value for name, value in row.items() if name not in hidden and not name.startswith("llm_")}
 
 
-def _places(
-    candidate: str, found: StoredRow, quotes: Mapping[str, str], plain: Mapping[str, Any]
-) -> dict[str, list[QuotePlace]]:
-    """Return the places of a candidate's quotes in the texts that are shown of the mistake's row."""
+def _of_candidate(
+    candidate: str, found: StoredRow, plain: Mapping[str, Any], quotes: Mapping[str, Sequence[_Quote]]
+) -> dict[str, list[_Quote]]:
+    """Return a candidate's quotes, named by it, of the texts and documents that are shown of the mistake's row."""
     return {
-        column: [replace(place, field=f"{candidate}: {place.field}") for place in places]
-        for column, places in quote_places(found, quotes).items()
+        column: [replace(quote, field=f"{candidate}: {quote.field}") for quote in quoted]
+        for column, quoted in quotes.items()
         if plain.get(column) == found[column]
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,7 @@ class ReviewedDeployment:
     """Sources of the pages. `look` finds the tables, and is called again and again, since runs add partitions. `now` is
     a clock in seconds that never goes back.
 
-    `judged` are the datasets with an asset that makes gold of their judgments. `waiting` has a person's open tasks
+    `judged` has the asset that makes gold of a dataset's judgments, by dataset. `waiting` has a person's open tasks
     before labels come, by dataset.
     """
 
@@ -41,7 +41,7 @@ class ReviewedDeployment:
     look: Callable[[], Sequence[StoredAsset]]
     console_url: Callable[[str, str], str | None] = lambda _provider, _batch_id: None
     forms: Sequence[LabelForm] = ()
-    judged: Sequence[str] = ()
+    judged: Mapping[str, str] = field(default_factory=dict)
     waiting: Callable[[], Sequence[tuple[str, str]]] = tuple
     browser: TableBrowser = field(default_factory=TableBrowser)
     now: Callable[[], float] = time.monotonic

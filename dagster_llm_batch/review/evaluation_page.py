@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dagster_llm_batch.addresses import Filter
+from dagster_llm_batch.addresses import Filter, table_path
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.intervals import difference_ends
@@ -21,7 +21,7 @@ from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.label_pages import ShowPage
 from dagster_llm_batch.review.tables import StoredAsset, StoredRow, View, status_of
 
-__all__ = ["EVALUATION_COLUMNS", "EvaluationPage"]
+__all__ = ["EVALUATION_COLUMNS", "EvaluationPage", "evaluation_of"]
 
 EVALUATION_COLUMNS = {"candidate", "target", "n_gold", "coverage"}
 """The columns that each evaluation has."""
@@ -73,14 +73,16 @@ class Earlier:
 @dataclass(frozen=True)
 class Evaluated:
     """One candidate and target. `figures` is the row of the evaluation, `earlier` its change since an earlier
-    partition. Without one, `before` is its accuracy last time. `groups` are the largest groups of mistakes, each with
-    the address of its rows.
+    partition. Without one, `before` is its accuracy last time. `worst` is the class with the lowest recall, with the
+    address of its mistakes; None if there are none. `groups` are the largest groups of mistakes, each with the address
+    of its rows.
     """
 
     figures: Mapping[str, Any]
     earlier: Earlier | None
     before: float | None
     classes: Sequence[Mapping[str, Any]]
+    worst: tuple[Mapping[str, Any], str | None] | None
     matrix: Sequence[tuple[str, Sequence[Cell]]]
     calibration: Sequence[Mapping[str, Any]]
     groups: Sequence[tuple[Mapping[str, Any], str | None]]
@@ -138,6 +140,7 @@ class EvaluationPage:
             earlier,
             next((before[key] for key in keys if key in before), None),
             found["per_class"],
+            _worst(found["per_class"], row, mistakes, partition),
             _matrix(found["per_class"], groups, mistakes, partition),
             [each for each in found["calibration"] if each["n"]],
             [
@@ -181,6 +184,24 @@ def _ends(figures: Mapping[str, Any], name: str) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
+def _worst(
+    classes: Sequence[Mapping[str, Any]], row: StoredRow, mistakes: StoredAsset | None, partition: str | None
+) -> tuple[Mapping[str, Any], str | None] | None:
+    """Return the class with the lowest recall, and the address of its gold rows with another label, or with none."""
+    measured = [each for each in classes if each["recall"] is not None]
+    worst = min(measured, key=lambda each: (each["recall"], -each["support"]), default=None)
+    if worst is None or len(measured) < 2 or worst["recall"] == 1:  # noqa: PLR2004 - one class is not worse than another
+        return None
+    if mistakes is None:
+        return worst, None
+    filters = [
+        Filter.of("target", row["target"]),
+        Filter.of("gold", worst["class"]),
+        Filter(f"{row['candidate']}_label", "not", worst["class"]),
+    ]
+    return worst, table_path(mistakes.key, partition, filters)
+
+
 def _matrix(
     classes: Sequence[Mapping[str, Any]],
     groups: Sequence[Mapping[str, Any]],
@@ -209,3 +230,10 @@ def _matrix(
         return Cell(count, is_right=False, url=group_path(mistakes.key, named[gold, label], partition))
 
     return [(gold, [cell(gold, label) for label in names]) for gold in names]
+
+
+def evaluation_of(deployment: ReviewedDeployment, key: str) -> str | None:
+    """Return the key of the evaluation that a table belongs to; None for other tables."""
+    keys = {asset.key for asset in deployment.assets() if asset.role == "evaluation"}
+    whole = next((key.removesuffix(f"_{part}") for part in _PARTS if key.endswith(f"_{part}")), key)
+    return whole if whole in keys and any(f"{whole}_{part}" in keys for part in _PARTS) else None

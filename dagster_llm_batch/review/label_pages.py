@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.prompts import Part, asked_last, read_body
 from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, RowAddress, StandingJudgments
-from dagster_llm_batch.review.quote_marks import TextPart, marked_texts, quote_places
+from dagster_llm_batch.review.quote_marks import DocumentQuote, TextPart, document_quotes, marked_texts, quote_places
 from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View, status_of
 from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment
@@ -30,9 +30,12 @@ from dagster_llm_batch.storage.ledger.records import Judgment
 __all__ = ["LabelPages", "ShowPage", "escape_address", "read_form", "with_nul"]
 
 _KINDS = (*ANSWERS, "skip", "undo")
+_BRING_BACK = "bring_back"
+"""The kind of a form that undoes all skips of the rows that are asked."""
 _SAMPLE = "sample_"
 _ANSWER = "answer_"
 """Begins the names of questions in the form, so that a question called `kind` is not the form's own `kind`."""
+_UNANSWERED = {"label": "", "undecidable": "not decidable", "skip": "skipped"}
 _MOST_COMMENT = 5_000
 _MOST_TEXT = 20_000
 _LONGEST_SECONDS = 3_600.0
@@ -59,6 +62,25 @@ def with_nul(given: Mapping[str, str]) -> str | None:
     return "The form has a NUL character. Nothing was stored; remove it."
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The rows that one page asks a person, and the judgments so far. `second`: it asks for second opinions."""
+
+    rows: Sequence[RowAddress]
+    said: StandingJudgments
+    queue: LabelQueue
+    person: str
+    drawn: bool
+    second: bool
+
+    def left(self, *, second: bool | None = None) -> list[RowAddress]:
+        second = self.second if second is None else second
+        return self.queue.left(self.rows, self.said, self.person, drawn=self.drawn, second=second)
+
+    def skipped(self) -> list[RowAddress]:
+        return self.queue.skipped(self.rows, self.said, self.person, drawn=self.drawn, second=self.second)
+
+
 class LabelPages:
     """Ask for one row after the other, and take the answers."""
 
@@ -83,20 +105,15 @@ class LabelPages:
             return found
         asset, form = found
         person = request.state.person
+        view, partition = View.of(request.query_params.multi_items()), request.query_params.get("in")
         try:
-            asked = request.query_params
-            view, partition = View.of(asked.multi_items()), asked.get("in")
-            rows = self._deployment.browser.list_addresses(asset, form.key, view, partition)
+            asked = self._asked(request, asset, form)
         except LLMBatchError as error:
             return self._show(request, "nothing.html", status_of(error), words=str(error))
-        said = self._judgments(form.dataset)
-        queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
-        drawn = bool(rows) and _sample(self._row(asset, form, rows[0]) or {}) is not None
-        is_second = asked.get("second") == "1"
-        left = queue.left(rows, said, person, drawn=drawn, second=is_second)
+        said, left = asked.said, asked.left()
         # A form that could not be taken is shown once more, with the row that it was of.
         again = None if given is None else _address(given)
-        address = again if again in left else queue.take(left, person)
+        address = again if again in left else asked.queue.take(left, person)
         mine = said.of(person)
         last = next(reversed(mine), None)
         opinions = self._opinions(form, last, person) if last and said.has_several(last) else []
@@ -110,9 +127,13 @@ class LabelPages:
             left=len(left),
             done=sum(kind in ANSWERS for kind in mine.values()),
             last=last,
-            is_second=is_second,
+            n_rows=len(asked.rows),
+            skipped=len(asked.skipped()),
+            is_second=asked.second,
             second_url=_with_second(request),
-            second=0 if is_second or left else len(queue.left(rows, said, person, drawn=drawn, second=True)),
+            second=0 if asked.second or left else len(asked.left(second=True)),
+            gold=self._deployment.judged.get(form.dataset),
+            taken_back=(said.words(last, person) or _UNANSWERED[mine[last]]) if last else "",
             opinions=opinions,
             is_agreed=all((each.kind, each.answer) == (opinions[0].kind, opinions[0].answer) for each in opinions),
             here=_here(request),
@@ -125,14 +146,31 @@ class LabelPages:
             comment=(given or {}).get("comment", ""),
         )
 
-    def count_left(self, asset: StoredAsset, form: LabelForm, person: str, *, second: bool = False) -> int:
-        """Return how many rows of a table a person may still be asked; `second`: for a second opinion. Raises as
-        TableBrowser.list_addresses.
+    def count_left(self, asset: StoredAsset, form: LabelForm, person: str) -> tuple[int, int, int]:
+        """Return how many rows of a table a person may still be asked, how many the person has skipped, and how many
+        need a second opinion. Raises as TableBrowser.list_addresses.
         """
-        rows = self._deployment.browser.list_addresses(asset, form.key)
+        asked = self._asked_of(asset, form, person, View(), None)
+        return len(asked.left()), len(asked.skipped()), len(asked.left(second=True))
+
+    def _asked(self, request: Request, asset: StoredAsset, form: LabelForm) -> _Asked:
+        asked = request.query_params
+        view = View.of(asked.multi_items())
+        return self._asked_of(asset, form, request.state.person, view, asked.get("in"), asked.get("second") == "1")
+
+    def _asked_of(
+        self,
+        asset: StoredAsset,
+        form: LabelForm,
+        person: str,
+        view: View,
+        partition: str | None,
+        second: bool = False,
+    ) -> _Asked:
+        rows = self._deployment.browser.list_addresses(asset, form.key, view, partition)
         drawn = bool(rows) and _sample(self._row(asset, form, rows[0]) or {}) is not None
         queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
-        return len(queue.left(rows, self._judgments(form.dataset), person, drawn=drawn, second=second))
+        return _Asked(rows, self._judgments(form.dataset), queue, person, drawn, second)
 
     def _take(self, request: Request, given: Mapping[str, str]) -> Response:
         found = self._find(request)
@@ -142,6 +180,8 @@ class LabelPages:
         if (nul := with_nul(given)) is not None:
             return self._ask(request, nul, {name: value.replace("\0", "") for name, value in given.items()})
         kind, address = given.get("kind", ""), _address(given)
+        if kind == _BRING_BACK:
+            return self._bring_back(request, asset, form)
         try:
             row = self._row(asset, form, address)
             if kind not in _KINDS or not given.get("form_id") or row is None or "\0" in address[1]:
@@ -167,6 +207,31 @@ class LabelPages:
             return self._ask(request, str(error), given)
         self._deployment.ledger.judgments.add(judgment)
         # A page that is loaded again must not send the form again.
+        return RedirectResponse(_here(request), 303)
+
+    def _bring_back(self, request: Request, asset: StoredAsset, form: LabelForm) -> Response:
+        """Undo the person's skips of the rows that this page asks, then ask them again."""
+        try:
+            skipped = self._asked(request, asset, form).skipped()
+        except LLMBatchError as error:
+            return self._show(request, "nothing.html", status_of(error), words=str(error))
+        undone = [
+            Judgment(
+                # A form that is sent twice finds no skipped rows the second time.
+                form_id=secrets.token_urlsafe(12),
+                namespace=self._deployment.namespace,
+                dataset=form.dataset,
+                partition=partition,
+                row_key=row_key,
+                annotator=request.state.person,
+                kind="undo",
+                at=datetime.now(UTC),
+            )
+            for partition, row_key in skipped
+            # Nothing of an erased row is stored, its key included.
+            if not self._deployment.is_erased(form.dataset, partition, row_key)
+        ]
+        self._deployment.ledger.judgments.add_all(undone)
         return RedirectResponse(_here(request), 303)
 
     def _opinions(self, form: LabelForm, address: RowAddress, person: str) -> list[Judgment]:
@@ -215,7 +280,7 @@ class LabelPages:
 
     def _shown(self, form: LabelForm, address: RowAddress) -> Mapping[str, Any]:
         """Return the data that a person needs to judge a row: the model's last message, and kept columns; and texts
-        with the model's quotes for those who ask for them.
+        and documents with the model's quotes for those who ask for them.
 
         The candidates' labels, and the reason of the proposal, are not shown: people should not follow them.
         """
@@ -223,6 +288,7 @@ class LabelPages:
         columns: dict[str, Any] = {}
         parts: list[Part] = []
         marked: dict[str, list[TextPart]] = {}
+        quotes: dict[str, list[DocumentQuote]] = {}
         hidden = form.hidden | {PARTITION}
         for asset in self._deployment.assets():
             if asset.dataset != form.dataset:
@@ -231,8 +297,9 @@ class LabelPages:
             for row in self._deployment.browser.find(asset, form.key, key, inside, most=1):
                 columns |= {n: v for n, v in row.items() if n not in hidden and not n.startswith("llm_")}
                 marked |= marked_texts(row, quote_places(row, asset.quotes), _MOST_TEXT)
+                quotes |= document_quotes(row, asset.quotes)
                 parts = parts or self._prompt(form, partition, row.get("llm_request_id"))
-        return {"columns": columns, "parts": parts, "marked": marked}
+        return {"columns": columns, "parts": parts, "marked": marked, "quotes": quotes}
 
     def _prompt(self, form: LabelForm, partition: str, request_id: Any) -> list[Part]:
         if not isinstance(request_id, str):

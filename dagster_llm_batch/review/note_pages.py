@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -34,6 +35,7 @@ GROUP_COLUMNS = {"candidate", "target", "gold", "label", "reason", "n", "share",
 
 _NAMES = ("candidate", "target", "gold", "label", "reason")
 _FAILURES, _MISTAKES = "failures", "mistakes"
+_LARGEST_FIRST = "-n"
 _MOST_SUBMISSIONS = 500
 _LONGEST_NAME = 300
 _ROUNDING = 1e-9
@@ -86,14 +88,20 @@ class NotePages:
         asked = request.query_params
         partition = asked.get("in")
         try:
-            page = self._deployment.browser.read(asset, View.of(asked.multi_items()), partition)
+            view = View.of(asked.multi_items())
+            page = self._deployment.browser.read(asset, replace(view, order=view.order or _LARGEST_FIRST), partition)
         except LLMBatchError as error:
             return self._show(request, "nothing.html", status_of(error), words=str(error))
         if not set(page.columns) >= GROUP_COLUMNS:
             return self._show(request, "nothing.html", 404, words=f"{asset.key} holds no groups of failures.")
         groups = [self._shown(asset, row, partition or _text(row.get("partition"))) for row in page.rows]
+
+        def path(number: int) -> str:
+            others = [each for each in asked.multi_items() if each[0] != "page"]
+            return f"?{urlencode([*others, ('page', str(number))])}"
+
         code = 200 if wrong is None else 400
-        return self._show(request, "failures.html", code, asset=asset, groups=groups, page=page, wrong=wrong)
+        return self._show(request, "failures.html", code, asset=asset, groups=groups, page=page, path=path, wrong=wrong)
 
     def _shown(self, asset: StoredAsset, row: Mapping[str, Any], partition: str) -> Mapping[str, Any]:
         labels = self._deployment.labels_of(str(row["candidate"]))
@@ -104,15 +112,16 @@ class NotePages:
         if mistakes is not None and labels is not None:
             rows = group_path(mistakes.key, row, partition or None)
             examples = [
-                (key, row_path(mistakes.key, labels.row_key, key, partition or None)) for key in row["examples"] or []
+                (key, row_path(mistakes.key, labels.row_key, key, partition or None, rows))
+                for key in row["examples"] or []
             ]
             if examples:
                 tables = [mistakes, labels]
                 example = self._example(tables, labels.row_key, examples[0][0], partition, str(row["target"]))
         notes: Sequence[Note] = []
-        if labels is not None and labels.dataset is not None:
+        if labels is not None and labels.asked is not None:
             group = _group(asset.key, partition, row)
-            known = self._deployment.ledger.notes.read(self._deployment.namespace, labels.dataset)
+            known = self._deployment.ledger.notes.read(self._deployment.namespace, labels.asked)
             notes = [note for note in known if note.group == group]
         return {
             "row": row,
@@ -121,7 +130,7 @@ class NotePages:
             "text": example,
             "is_weighted": abs(row["share"] - row["n"] / max(row["n_gold"], 1)) > _ROUNDING,
             "examples": examples or [(key, None) for key in row["examples"] or []],
-            "dataset": labels.dataset if labels is not None else None,
+            "dataset": labels.asked if labels is not None else None,
             "notes": notes,
             "form_id": secrets.token_urlsafe(12),
         }
@@ -150,7 +159,7 @@ class NotePages:
         if (nul := with_nul(given)) is not None:
             return self._groups(request, nul)
         labels = self._deployment.labels_of(given.get("candidate", ""))
-        if not text or len(text) > MOST_NOTE or not form_id or labels is None or labels.dataset is None:
+        if not text or len(text) > MOST_NOTE or not form_id or labels is None or labels.asked is None:
             return self._groups(
                 request, f"A note has 1 to {MOST_NOTE:,} characters, and is of labels of this deployment."
             )
@@ -158,9 +167,7 @@ class NotePages:
         partition = given.get("partition", "")
         submission = self._asked_by(labels, partition, given.get("example", ""))
         if submission is None:
-            return self._groups(
-                request, f"Nothing was submitted for '{labels.dataset}': there is no definition to note."
-            )
+            return self._groups(request, f"Nothing was submitted for '{labels.asked}': there is no definition to note.")
         try:
             self._deployment.ledger.notes.add(
                 submission.submission_id,
@@ -177,7 +184,7 @@ class NotePages:
 
     def _asked_by(self, labels: StoredAsset, partition: str, example: str) -> Submission | None:
         """Return a submission with the definition by which a row was asked; the newest one if there is none."""
-        assert labels.dataset is not None
+        assert labels.asked is not None
         version = None
         # Rejects have the version, too; a row that a person erased does not.
         for asset in self._deployment.assets():
@@ -185,7 +192,7 @@ class NotePages:
                 inside = partition if partition in asset.partitions else None
                 found = self._deployment.browser.find(asset, labels.row_key, example, inside, most=1)
                 version = next((row.get("llm_prompt_version") for row in found), None)
-        versions = self._versions(labels.dataset)
+        versions = self._versions(labels.asked)
         same = [each for each in versions if (each.definition or {}).get("prompt_version") == version]
         chosen = same or versions
         return chosen[0].submissions[-1] if chosen else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,6 +15,7 @@ from starlette.responses import Response
 
 from dagster_llm_batch.addresses import label_path, table_path
 from dagster_llm_batch.core.evidence import Match
+from dagster_llm_batch.core.quoted_columns import place_prefix
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS
@@ -21,6 +23,7 @@ from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.label_pages import LabelPages, ShowPage
 from dagster_llm_batch.review.samples import SAMPLE_COLUMNS
 from dagster_llm_batch.review.tables import StoredAsset
+from dagster_llm_batch.types import UNGROUNDED
 
 __all__ = ["OverviewPage", "kind_of"]
 
@@ -77,17 +80,25 @@ class Bar:
 
 @dataclass(frozen=True)
 class Quotes:
-    """The quotes in the labels of a dataset: how many there are, and how many were found in their texts."""
+    """The quotes in the labels of a dataset: how many there are, and how many were found in their texts.
+
+    `ungrounded` rows are rejects, since a quote of theirs was not found; their quotes do not count.
+    """
 
     given: int
     found: int
+    ungrounded: int
 
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """The figures of one dataset on the first page; a count is None if only one partition of a table is loaded."""
+    """The figures of one dataset on the first page; a count is None if only one partition of a table is loaded.
+
+    `asked` is the dataset with its prompt and its cost: another one if this one gathers the labels of its parts.
+    """
 
     name: str
+    asked: str
     labels: StoredAsset | None
     labeled: int | None
     rejected: int | None
@@ -95,6 +106,7 @@ class DatasetSummary:
     at: datetime | None
     qualities: Sequence[Quality]
     waiting: Sequence[str]
+    to_judge: int
     acts: Sequence[Act]
     bars: Sequence[Bar]
     quotes: Quotes | None
@@ -136,49 +148,69 @@ class OverviewPage:
         labeled = self._counts(labels)
         rejected = self._counts(rejects)
         qualities = list(self._qualities(labels, assets, columns)) if labels else []
+        asked = (labels and labels.asked) or name
+        first, later, to_judge = self._judging(name, assets, columns, person)
         return DatasetSummary(
             name,
+            asked,
             labels,
             None if labeled is None else sum(labeled.values()),
             None if rejected is None else sum(rejected.values()),
-            self._deployment.ledger.money.spent_usd(self._deployment.namespace, asset=name),
+            self._deployment.ledger.money.spent_usd(self._deployment.namespace, asset=asked),
             labels.at if labels else None,
-            qualities,
+            # A result of few gold rows can be extreme by chance.
+            sorted(qualities, key=lambda each: each.n_gold, reverse=True),
             [words for dataset, words in waiting if dataset == name],
-            list(self._acts(name, labels, rejects, sum((rejected or {}).values()), assets, columns, person)),
+            to_judge,
+            list(self._acts(first, later, labels, rejects, sum((rejected or {}).values()), assets, columns)),
             _bars(labels, rejects, labeled or {}, rejected or {}) if labels else [],
-            self._quotes(labels),
+            self._quotes(labels, rejects),
         )
 
-    def _acts(
-        self,
-        name: str,
-        labels: StoredAsset | None,
-        rejects: StoredAsset | None,
-        n_rejected: int,
-        assets: Sequence[StoredAsset],
-        columns: Mapping[str, set[str]],
-        person: str,
-    ) -> Iterator[Act]:
-        """Yield the next steps, the most useful first."""
+    def _judging(
+        self, name: str, assets: Sequence[StoredAsset], columns: Mapping[str, set[str]], person: str
+    ) -> tuple[Sequence[Act], Sequence[Act], int]:
+        """Return the steps to judge rows, those for skipped rows and second opinions, and the number to judge."""
+        first: list[Act] = []
         later: list[Act] = []
+        to_judge = 0
         for form in self._deployment.forms:
             if form.dataset != name or (self._deployment.judged and name not in self._deployment.judged):
                 continue
             for asset in assets:
                 if kind_of(asset, columns[asset.key]) == "gold sample" and form.key in columns[asset.key]:
-                    left = self._left(asset, form, person)
+                    left, skipped, second = self._left(asset, form, person)
+                    to_judge += left
                     if left:
-                        yield Act(f"Judge {_rows(left)}", label_path(asset.key, name))
-                    elif second := self._left(asset, form, person, second=True):
+                        first.append(Act(f"Judge {_rows(left)}", label_path(asset.key, name)))
+                    elif skipped:
+                        later.append(Act(f"Judge {_rows(skipped)} that you skipped", label_path(asset.key, name)))
+                    if second and not left:
                         url = f"{label_path(asset.key, name)}&second=1"
                         later.append(Act(f"Give a second opinion on {_rows(second)}", url))
+        return first, later, to_judge
+
+    def _acts(
+        self,
+        first: Sequence[Act],
+        later: Sequence[Act],
+        labels: StoredAsset | None,
+        rejects: StoredAsset | None,
+        n_rejected: int,
+        assets: Sequence[StoredAsset],
+        columns: Mapping[str, set[str]],
+    ) -> Iterator[Act]:
+        """Yield the next steps, the most useful first: those in `first`, mistakes, those in `later`, then tables."""
+        yield from first
         if labels is not None:
             candidate = labels.key.rpartition("/")[2]
-            for asset in assets:
-                wanted = f"{candidate}_label"
-                if asset.key.endswith(_MISTAKES) and wanted in columns[asset.key]:
-                    yield from self._mistakes(asset, candidate, assets)
+            wanted = f"{candidate}_label"
+            found = [one for one in assets if one.key.endswith(_MISTAKES) and wanted in columns[one.key]]
+            for asset in found:
+                for act in self._mistakes(asset, candidate, assets):
+                    # The mistakes of several evaluations differ by their gold.
+                    by = f" by {asset.key.removesuffix(_MISTAKES)}" if len(found) > 1 else ""
+                    yield Act(act.words + by, act.url)
         yield from later
         if rejects is not None and n_rejected:
             yield Act(f"See {_rows(n_rejected)} without a label", table_path(rejects.key))
@@ -201,11 +233,11 @@ class OverviewPage:
         else:
             yield Act(words, table_path(asset.key, partition))
 
-    def _left(self, asset: StoredAsset, form: LabelForm, person: str, *, second: bool = False) -> int:
+    def _left(self, asset: StoredAsset, form: LabelForm, person: str) -> tuple[int, int, int]:
         try:
-            return self._labels.count_left(asset, form, person, second=second)
+            return self._labels.count_left(asset, form, person)
         except LLMBatchError:
-            return 0
+            return 0, 0, 0
 
     def _qualities(
         self, labels: StoredAsset, assets: Sequence[StoredAsset], columns: Mapping[str, set[str]]
@@ -228,17 +260,20 @@ class OverviewPage:
                         )
                         break
 
-    def _quotes(self, labels: StoredAsset | None) -> Quotes | None:
+    def _quotes(self, labels: StoredAsset | None, rejects: StoredAsset | None) -> Quotes | None:
         if labels is None or not labels.quotes or self._counts(labels) is None:
             return None
         matches: Counter[str] = Counter()
         for field in labels.quotes:
             try:
-                matches.update(self._deployment.browser.count_values(labels, f"{field}_match"))
+                matches.update(self._deployment.browser.count_values(labels, f"{place_prefix(field)}_match"))
             except LLMBatchError:
                 return None
-        given = matches.total()
-        return Quotes(given, given - matches[Match.MISSING]) if given else None
+        given, ungrounded = matches.total(), 0
+        if rejects is not None and self._counts(rejects):
+            with suppress(LLMBatchError):
+                ungrounded = Counter(self._deployment.browser.count_values(rejects, "llm_outcome"))[UNGROUNDED]
+        return Quotes(given, given - matches[Match.MISSING], ungrounded) if given or ungrounded else None
 
     def _columns(self, asset: StoredAsset) -> set[str]:
         try:
@@ -265,7 +300,7 @@ def kind_of(asset: StoredAsset, columns: set[str]) -> str:
     if asset.key.endswith(_MISTAKES) and {"target", "gold"} <= columns:
         return "mistakes"
     if asset.role == "annotation":
-        return "gold by people"
+        return "people who judged" if "annotator" in columns else "gold by people"
     return next((words for words, needed in _KINDS if needed <= columns), "")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["ANSWERS", "LabelQueue", "RowAddress", "StandingJudgments"]
+__all__ = ["ANSWERS", "LabelQueue", "RowAddress", "StandingJudgments", "answer_text"]
 
 ANSWERS = ("label", "undecidable")
 """Kinds of judgments that end the question; a skipped row stays open for others."""
@@ -19,16 +21,27 @@ ANSWERS = ("label", "undecidable")
 RowAddress = tuple[str, str]
 """The partition of a row, "" without partitions, and its key as text."""
 
+_Value = TypeVar("_Value")
+
 _OPEN_SECONDS = 300.0
 _LATE_NUMBERS = 64
 """So many numbers before the last are read again: of several who write at once, the lower one may be seen later."""
 _SHARE_DIGITS = 8
+_MOST_WORDS = 80
+"""So many characters are kept of each answer: enough to know it by."""
+
+
+def answer_text(answer: Mapping[str, Any]) -> str:
+    """Return a person's answer as text: of one field as its value alone, of several as JSON."""
+    value = next(iter(answer.values())) if len(answer) == 1 else answer
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 class _Standing:
-    """Standing judgments: the last kind by person and row, and the number of answers per row."""
+    """Standing judgments: the last kind by person and row, its answer in words, and the number of answers per row."""
 
     def __init__(self) -> None:
+        self.words: dict[tuple[str, RowAddress], str] = {}
         self.kinds: dict[str, dict[RowAddress, str]] = {}
         self.answers: Counter[RowAddress] = Counter()
 
@@ -36,8 +49,11 @@ class _Standing:
         address, mine = (judgment.partition, judgment.row_key), self.kinds.setdefault(judgment.annotator, {})
         # A repeated judgment counts at its new place in the order.
         answers = int(judgment.kind in ANSWERS) - int(mine.pop(address, None) in ANSWERS)
+        self.words.pop((judgment.annotator, address), None)
         if judgment.kind != "undo":
             mine[address] = judgment.kind
+        if judgment.answer:
+            self.words[judgment.annotator, address] = answer_text(judgment.answer)[:_MOST_WORDS]
         # Tables without partitions ask for a row by its key alone.
         for each in {address, ("", judgment.row_key)}:
             self.answers[each] += answers
@@ -83,6 +99,10 @@ class StandingJudgments:
         """Return whether more than one person has answered this row."""
         return self._all.answers[address] > 1
 
+    def words(self, address: RowAddress, person: str) -> str:
+        """Return a person's answer for a row in words, cut to 80 characters; "" without one."""
+        return self._all.words.get((person, address), "")
+
 
 @dataclass
 class LabelQueue:
@@ -116,15 +136,31 @@ class LabelQueue:
         """Return the rows that a person may still be asked, in their order. `drawn`: they are a sample's. `second`:
         those that somebody else has answered.
         """
+        mine = _by_row(said.of(person, drawn=drawn), rows)
+        return [row for row in rows if row not in mine and self._is_asked(row, said, drawn=drawn, second=second)]
+
+    def skipped(
+        self,
+        rows: Sequence[RowAddress],
+        said: StandingJudgments,
+        person: str,
+        *,
+        drawn: bool = False,
+        second: bool = False,
+    ) -> list[RowAddress]:
+        """Return the addresses of the judgments by which a person skipped rows that `left` would return otherwise, in
+        the order of the rows.
+        """
         mine = said.of(person, drawn=drawn)
-        if not any(partition for partition, _ in rows):
-            # A table without partitions names rows by their keys alone, whatever partition the dataset has them in.
-            mine |= {("", key): kind for (_, key), kind in mine.items()}
-        if second:
-            return [row for row in rows if row not in mine and said.is_answered(row, drawn=drawn)]
+        skipped = _by_row({address: address for address, kind in mine.items() if kind == "skip"}, rows)
         return [
-            row for row in rows if row not in mine and (not said.is_answered(row, drawn=drawn) or self.is_shared(row))
+            skipped[row] for row in rows if row in skipped and self._is_asked(row, said, drawn=drawn, second=second)
         ]
+
+    def _is_asked(self, row: RowAddress, said: StandingJudgments, *, drawn: bool, second: bool) -> bool:
+        """Return whether a person who has not judged this row is asked it."""
+        is_answered = said.is_answered(row, drawn=drawn)
+        return is_answered if second else not is_answered or self.is_shared(row)
 
     def take(self, left: Sequence[RowAddress], person: str) -> RowAddress | None:
         """Return the row to ask next; None if all rows are done."""
@@ -140,3 +176,12 @@ class LabelQueue:
             if chosen is not None:
                 self._open[chosen] = (person, now)
             return chosen
+
+
+def _by_row(mine: Mapping[RowAddress, _Value], rows: Sequence[RowAddress]) -> dict[RowAddress, _Value]:
+    """Return a person's judgments by the addresses that a table has for its rows, too.
+
+    A table without partitions names rows by their keys alone, whatever partition the dataset has them in.
+    """
+    by_key = {} if any(partition for partition, _ in rows) else {("", key): each for (_, key), each in mine.items()}
+    return {**mine, **by_key}

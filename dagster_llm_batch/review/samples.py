@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
-from dagster_llm_batch.review.queue import RowAddress
+from dagster_llm_batch.review.queue import RowAddress, answer_text
 from dagster_llm_batch.review.tables import PARTITION, Page, StoredRow
 
-__all__ = ["JUDGMENTS", "SAMPLE_COLUMNS", "answer_text", "with_texts"]
+__all__ = ["JUDGMENTS", "SAMPLE_COLUMNS", "with_texts"]
 
 SAMPLE_COLUMNS = {"sample_weight", "sample_rows", "why"}
 """The columns that each gold sample has."""
@@ -69,9 +68,3 @@ def _texts(
                 by_key.setdefault(row.key, {}).setdefault(row.partition, kept)
         found |= {(partition, key): next(iter(each.values())) for key, each in by_key.items() if len(each) == 1}
     return found
-
-
-def answer_text(answer: Mapping[str, Any]) -> str:
-    """Return a person's answer as text: of one field as its value alone, of several as JSON."""
-    value = next(iter(answer.values())) if len(answer) == 1 else answer
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import jinja2
 import uvicorn
@@ -25,21 +25,24 @@ from starlette.staticfiles import StaticFiles
 
 from dagster_llm_batch.addresses import FILTERS, Filter, label_path, row_path, table_path
 from dagster_llm_batch.core.json_values import as_json
+from dagster_llm_batch.core.split import PART_KEY
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.review.access import AccessGate, Door
 from dagster_llm_batch.review.binary_values import describe_bytes, read_bytes
-from dagster_llm_batch.review.comparison import compare_row, is_mistake
+from dagster_llm_batch.review.comparison import compare_row, find_neighbors, is_mistake
 from dagster_llm_batch.review.deployment import ReviewedDeployment
-from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS, EvaluationPage
+from dagster_llm_batch.review.evaluation_page import EVALUATION_COLUMNS, EvaluationPage, evaluation_of
 from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.label_pages import LabelPages, escape_address
 from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.overview import OverviewPage
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
-from dagster_llm_batch.review.quote_marks import marked_texts, quote_places
-from dagster_llm_batch.review.samples import answer_text, with_texts
-from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View, status_of
+from dagster_llm_batch.review.queue import answer_text
+from dagster_llm_batch.review.quote_marks import document_quotes, marked_texts, quote_places
+from dagster_llm_batch.review.samples import with_texts
+from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, StoredRow, View, status_of
 from dagster_llm_batch.text import money_text
+from dagster_llm_batch.types import Outcome
 
 __all__ = ["HOSTS", "review_app", "serve"]
 
@@ -49,7 +52,10 @@ HOSTS = ("127.0.0.1", "localhost")
 _PORT = re.compile(r":\d+$")
 _MOST_CELL = 160
 _MOST_TEXT = 20_000
+_MOST_SAME = 50
+"""So many rows of one key are compared: a table of mistakes has one for each target."""
 _PROVENANCE = "llm_"
+_PARTS = "llm_parts"
 _LEAST_POINTS = 0.05
 """The smallest change in percentage points that has one decimal."""
 
@@ -135,6 +141,7 @@ class _Pages:
             "row_url": row_path,
             "deployment": deployment.name,
             "label_url": label_path,
+            "evaluation_of": partial(evaluation_of, deployment),
         }
 
     def table(self, request: Request) -> Response:
@@ -153,6 +160,7 @@ class _Pages:
         page, added = with_texts(self._deployment, page)
         columns = _ordered(page)
         columns[1:1] = added
+        address = _Address(asset.key, asked.get("in"), view)
         return self.show(
             request,
             "table.html",
@@ -162,7 +170,8 @@ class _Pages:
             inside=asked.get("in"),
             columns=columns,
             kinds=FILTERS,
-            address=_Address(asset.key, asked.get("in"), view),
+            address=address,
+            listed=address.page(1) if is_mistake(dict.fromkeys(page.columns)) else None,
             forms=self._deployment.forms_offered(asset, page.key),
             has_groups=set(page.columns) >= GROUP_COLUMNS,
             is_evaluation=set(page.columns) >= EVALUATION_COLUMNS,
@@ -176,25 +185,34 @@ class _Pages:
         if asset is None or not column or value is None:
             return self._nothing(request, "The address names no row.")
         partition = asked.get("in")
+        neighbors = None
         try:
-            rows = self._deployment.browser.find(asset, column, value, partition)
+            rows = self._deployment.browser.find(asset, column, value, partition, _MOST_SAME)
+            if rows and is_mistake(rows[0]):
+                listed = asked.get("from", urlencode({"in": partition} if partition else {}))
+                neighbors = find_neighbors(self._deployment, asset, rows[0], column, parse_qsl(listed))
             elsewhere = self._elsewhere(asset, column, value, partition)
         except LLMBatchError as error:
             return self._nothing(request, str(error), status_of(error))
         if not rows:
             return self._nothing(request, f"{asset.key} has no row {value}.")
         row = rows[0]
-        comparison = compare_row(self._deployment, row, value, partition) if is_mistake(row) else None
+        # Another target of the same row is another mistake.
+        comparisons = [compare_row(self._deployment, each, value, partition) for each in rows if is_mistake(each)]
+        comparison = next(iter(comparisons), None)
         sent = [("", [self._shown(asset, each) for each in self._deployment.attempts_of(asset, row, partition)])]
         for each in comparison.labels if comparison else ():
             labels = self._deployment.labels_of(each.candidate)
             sent.append((each.candidate, [self._shown(labels, one) for one in each.attempts]))
         own = comparison.plain if comparison else row
         most = None if asked.get("whole") else _MOST_TEXT
-        places = quote_places(row, asset.quotes)
+        parts = self._parts(asset, row, partition)
+        places, quotes = quote_places(row, asset.quotes), document_quotes(row, asset.quotes)
         for each in comparison.labels if comparison else ():
-            for name, quoted in each.places.items():
-                places.setdefault(name, []).extend(quoted)
+            for name, found in each.places.items():
+                places.setdefault(name, []).extend(found)
+            for name, quoted in each.quotes.items():
+                quotes.setdefault(name, []).extend(quoted)
         return self.show(
             request,
             "row.html",
@@ -203,17 +221,33 @@ class _Pages:
             value=value,
             inside=partition,
             row=row,
-            comparison=comparison,
+            comparisons=comparisons,
+            neighbors=neighbors,
             count=len(rows),
             answers=_compared(asset, row, elsewhere, column),
             own={name: value for name, value in own.items() if not name.startswith(_PROVENANCE)},
-            provenance={name: value for name, value in row.items() if name.startswith(_PROVENANCE)},
+            provenance={n: v for n, v in row.items() if n.startswith(_PROVENANCE) and not (parts and n == _PARTS)},
+            parts=parts,
             sent=sent,
             judgments=self._deployment.judgments(column, value, partition),
             marked=marked_texts(own, places, most),
+            quotes=quotes,
             most=most,
             whole_url=f"?{urlencode([*asked.multi_items(), ('whole', '1')])}",
         )
+
+    def _parts(self, asset: StoredAsset, row: StoredRow, partition: str | None) -> list[Mapping[str, Any]]:
+        """Return the parts of a gathered row, each with the address of its own row; empty for other rows."""
+        if asset.gathers is None or not isinstance(row.get(_PARTS), list):
+            return []
+        tables = {each.role: each for each in self._deployment.assets() if each.dataset == asset.gathers}
+        inside = partition or row.partition or None
+        parts: list[Mapping[str, Any]] = []
+        for part in row[_PARTS]:
+            table = tables.get("labels" if part["llm_outcome"] == Outcome.SUCCEEDED else "rejects")
+            url = row_path(table.key, table.row_key, part[PART_KEY], inside) if table else None
+            parts.append({"key": part[PART_KEY], "url": url, **part})
+        return parts
 
     def _elsewhere(
         self, asset: StoredAsset, column: str, key: str, partition: str | None

@@ -67,11 +67,11 @@ class StoredAsset:
     `files` has a file or folder of Parquet by partition ("" without partitions). `load` loads the partitions in
     `others`. `order` has the partitions in their order, the newest last; others come before them, by name.
     `hide` replaces personal data in a row, by its columns and the key column; None shows rows as stored.
-    `hide_sent` replaces it in a request or a reply. `quotes` are the columns with the text of quotes, by the beginning
-    of the names of the columns with their places. `keys` are the keys of datasets that the table is connected with.
-    `may_grow` is whether a sample draws more rows if its gold is not precise enough yet. `at` is the time of the last
-    materialization. `before` returns the numbers in the metadata of a partition's materialization before the last,
-    and `earlier` the materialized partitions before one in time, the newest first.
+    `hide_sent` replaces it in a request or a reply. `quotes` are the quoted columns by the fields of the answer that
+    quote them. `keys` are the keys of datasets that the table is connected with. `gathers` is the dataset of parts
+    whose labels the table gathers. `may_grow` is whether a sample draws more rows if its gold is not precise enough
+    yet. `at` is the time of the last materialization. `before` returns the numbers in the metadata of a partition's
+    materialization before the last, and `earlier` the materialized partitions before one in time, the newest first.
     """
 
     key: str
@@ -86,10 +86,16 @@ class StoredAsset:
     hide_sent: Callable[[Any], Any] | None = None
     keys: tuple[str, ...] = ()
     quotes: Mapping[str, str] = field(default_factory=dict)
+    gathers: str | None = None
     may_grow: bool = False
     at: datetime | None = None
     before: Callable[[str], Mapping[str, float]] = lambda _partition: {}
     earlier: Callable[[str], Sequence[str]] = lambda _partition: ()
+
+    @property
+    def asked(self) -> str | None:
+        """The dataset whose prompt the rows, or their parts, were asked."""
+        return self.gathers or self.dataset
 
     @cached_property
     def partitions(self) -> list[str]:

@@ -333,7 +333,7 @@ def _from_rows(
             continue
         who = (row.get(ANNOTATOR, "").strip() or annotator or "")[:_MOST_NAME]
         if not who:
-            raise InputError(f"{where}: nobody is named. Fill {ANNOTATOR}, or give --annotator.")
+            raise InputError(f"{where}: the annotator is missing. Fill {ANNOTATOR}, or give --annotator.")
         kind = "undecidable" if undecidable else "label"
         comment = _without_sign(row.get(COMMENT, ""))
         shown = row.get(form.key)

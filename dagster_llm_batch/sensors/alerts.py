@@ -55,8 +55,9 @@ def build_llm_batch_alert_sensor(
         notify: Sends a text of one line to people: to Slack, by e-mail. If it raises, the text is tried again at the
             next tick. If it raises for all texts, the tick fails.
         name: Its name.
-        sensor_names: Names of the sensors whose failed ticks are reported. Default: all sensors of this code location
-            that `build_llm_batch_sensor` returned, and "llm_batch_sensor" in any code location.
+        sensor_names: Names of the sensors whose failed ticks are reported, in any code location. Default: all sensors
+            of this code location that `build_llm_batch_sensor` returned. If it has none: "llm_batch_sensor" in any
+            code location.
         minimum_interval_seconds: The least number of seconds between two ticks.
         tell_seconds: The number of seconds in which one tick sends texts; the rest waits for the next tick. Dagster
             ends a tick after 60 seconds, and all its texts would be sent again.
@@ -67,14 +68,13 @@ def build_llm_batch_alert_sensor(
         name=name,
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
-        description="Tells people of failed checks of LLM batch assets, and of failed ticks of their sensor.",
+        description="Sends alerts about failed checks of LLM batch assets, and about failed ticks of their sensor.",
     )
     def alert_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         now = time.time()
         # Failures before the first tick are history, perhaps years of it.
         since, told = json.loads(context.cursor) if context.cursor else (now, {})
-        names = _polling_sensors(context) if sensor_names is None else sensor_names
-        failures = [*_failed_checks(context, since), *_failed_ticks(context, since, names)]
+        failures = [*_failed_checks(context, since), *_failed_ticks(context, since, sensor_names)]
         new = sorted(
             (failure for failure in failures if failure.at > since and failure.name not in told),
             key=lambda failure: failure.at,
@@ -125,18 +125,23 @@ def _failed_checks(context: dg.SensorEvaluationContext, since: float) -> Iterato
 
 
 def _polling_sensors(context: dg.SensorEvaluationContext) -> Collection[str]:
-    """Return the names of this code location's sensors that poll batches, and the default name of such a sensor."""
+    """Return the names of this code location's sensors that poll batches."""
     assert context.repository_def is not None
     sensors = context.repository_def.sensor_defs
-    return {"llm_batch_sensor", *(one.name for one in sensors if isinstance(one.asset_selection, SensorTarget))}
+    return {one.name for one in sensors if isinstance(one.asset_selection, SensorTarget)}
 
 
 def _failed_ticks(
-    context: dg.SensorEvaluationContext, since: float, sensor_names: Collection[str]
+    context: dg.SensorEvaluationContext, since: float, sensor_names: Collection[str] | None
 ) -> Iterator[_Failure]:
-    """Yield ticks of these sensors that failed since then."""
+    """Yield ticks that failed since then, of the sensors with these names or by default. See the alert sensor."""
+    own = _polling_sensors(context) if sensor_names is None else ()
+    names = (own or ("llm_batch_sensor",)) if sensor_names is None else sensor_names
+    # Another team's sensor may have the same name. A context outside Dagster's processes has no code location.
+    here = context.code_location_origin if own else None
     for state in context.instance.all_instigator_state():
-        if state.instigator_name not in sensor_names:
+        is_here = here is None or state.repository_selector.location_name == here.location_name
+        if state.instigator_name not in names or not is_here:
             continue
         for tick in failed_ticks(context.instance, state.instigator_origin_id, state.selector_id, since):
             text = f"{state.instigator_name}: its tick failed. {reason_of_tick(tick)}"

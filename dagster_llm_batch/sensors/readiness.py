@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine.conditions import ConditionKind
-from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, RefusedError
+from dagster_llm_batch.errors import ConfigError, LeaseError, RefusedError, StatusUnknownError
 from dagster_llm_batch.loop.poll import find_spacing
 from dagster_llm_batch.sensors.reporting import is_reported_for_good
 from dagster_llm_batch.sensors.run_requests import Group, Ready, joined
-from dagster_llm_batch.sensors.runs import UnfinishedRuns, deliver_landed
+from dagster_llm_batch.sensors.runs import UnfinishedRuns, confirm_materialized
 from dagster_llm_batch.sensors.state import (
     TickState,
     Undelivered,
@@ -122,7 +122,7 @@ def _find_moving(
                     # It can go on at a later tick, when its batches are found, or known to be absent.
                     was_recovered = True
                     state.engine.recover_batches(submission.submission_id)
-            except (CannotTellError, RefusedError, ConfigError) as error:
+            except (StatusUnknownError, RefusedError, ConfigError) as error:
                 state.context.log.exception("A submission needs a person.")
                 note_action(state, submission, error)
             except LeaseError:
@@ -145,11 +145,11 @@ def _deliver(state: TickState, moving: Iterable[Submission], runs: UnfinishedRun
         left = {submission.submission_id for submission in submissions}
         with apart(state, asset):
             dataset = state.labels[asset].dataset
-            landed, left = deliver_landed(runs, state.engine, dataset, submissions, partial(has_time, state))
+            landed, left = confirm_materialized(runs, state.engine, dataset, submissions, partial(has_time, state))
             delivered |= landed
         later |= left
     if later:
-        note(state, f"{len(later)} settled submissions wait for the next tick")
+        note(state, f"{len(later)} complete submissions wait for the next tick")
     return delivered, later
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.sensors.run_requests import Group, Ready
     from dagster_llm_batch.storage.ledger.records import Submission
 
-__all__ = ["ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns", "deliver_landed"]
+__all__ = ["ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns", "confirm_materialized"]
 
 ASKED_AGAIN_TAG = "llm_batch/asked_again"
 """Tag of a run that was requested again, as in `2 of 3`."""
@@ -221,17 +221,17 @@ class LostRuns:
         [record] = records
         run, run_id = record.dagster_run, record.dagster_run.run_id
         if run.status is dg.DagsterRunStatus.CANCELED:
-            return self._strand(group, f"run {short_run(run_id)}, which was to land them, was canceled")
+            return self._strand(group, f"run {short_run(run_id)}, which should materialize them, was canceled")
         if not run.is_finished and not _is_stale(record, self._now):
-            return f"run {short_run(run_id)} lands it"
+            return f"run {short_run(run_id)} materializes it"
         ended_at = _ended_at(record)
         if run.is_complete_and_waiting_to_retry and self._now - ended_at < _RETRIED_WITHIN:
-            return f"run {short_run(run_id)} did not land it; Dagster retries it"
+            return f"run {short_run(run_id)} did not materialize it; Dagster retries it"
         ending = f"run {short_run(run_id)} ended as {run.status.value} and changed nothing"
         if group.lost >= len(self._bounds.pauses):
             return self._strand(group, f"{ending}, asked for again {self._bounds.asked_again(group.lost)} times")
         if (left := ended_at + self._bounds.pauses[group.lost] - self._now) > timedelta():
-            return f"run {short_run(run_id)} did not land it; asked for again in {left.total_seconds():.0f} s"
+            return f"run {short_run(run_id)} did not materialize it; asked for again in {left.total_seconds():.0f} s"
         reason = f"{ending}; asked for again {self._bounds.asked_again(group.lost + 1)}"
         for ready in group.ready:
             for submission_id in ready.submissions:
@@ -302,7 +302,7 @@ def _is_stale(record: RunRecord, now: datetime) -> bool:
     return record.dagster_run.status in starting and now - record.update_timestamp >= _NEVER_STARTS_AFTER
 
 
-def deliver_landed(
+def confirm_materialized(
     runs: UnfinishedRuns,
     engine: Engine,
     dataset: Dataset,

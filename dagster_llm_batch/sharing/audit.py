@@ -1,21 +1,19 @@
-"""The plan of a labeling with near copies: the groups, the audit, and the requests of the first round.
+"""The audit of a finished draft: a random sample of the rows that may take other answers, and the first round.
 
-    all requests, in one file ─▶ groups ─▶ round 1: leaders, and a random sample of the other rows
-                                        └▶ held: the other near copies, until `decision.py` decides on them
+    all requests, in one file ─▶ round 1: a random sample of those that may take another answer, and all others
+                              └▶ held: the rest, until `decision.py` decides on them
 
-Leaders of the newest submission with the same settings stay leaders as long as their rows are there. A near copy that
-has an answer of its own, or gets one now, keeps it. The near copies are in a file next to the manifest, which is
-written before the submission is stored.
-
-Only labelings with `Reuse(near=…)` import this module.
+`near.py` finds such requests among near copies, and `relabel.py` among rows with older labels. The sample and the held
+requests are in a file next to the manifest, which is written before the submission is stored.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -26,9 +24,8 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.memory import chunks
-from dagster_llm_batch.core.near_copies import EarlierGroups, NearCopy
 from dagster_llm_batch.core.pricing import Costs
-from dagster_llm_batch.core.shares import AUDITED, HELD, OWN, PAIRS, Shares
+from dagster_llm_batch.core.shares import AUDITED, HELD, OWN, AuditedAnswers
 from dagster_llm_batch.core.thresholds import (
     choose_sample,
     count_allowed,
@@ -38,44 +35,65 @@ from dagster_llm_batch.core.thresholds import (
 )
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.files.request_files import ShardFiles, WrittenLines, requests_of
-from dagster_llm_batch.files.shard_files import SHARES
-from dagster_llm_batch.files.share_files import shares_of, store_shares
-from dagster_llm_batch.loop.plan import Plan, Planning, RowsState
+from dagster_llm_batch.files.shard_files import OLDER, RELABELS, SHARES
+from dagster_llm_batch.files.share_files import audited_of, store_shares
+from dagster_llm_batch.loop.plan import Plan, Planning
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.pricing import Estimate
-    from dagster_llm_batch.core.reuse import Near
-    from dagster_llm_batch.files.near_requests import NearRequests
+    from dagster_llm_batch.core.reuse import Near, Relabel
+    from dagster_llm_batch.files.audited_requests import AuditedRequests
 
-__all__ = ["draw_audit"]
+__all__ = ["ROWS_AT_ONCE", "Audit", "Draw"]
 
 _ID = "llm_request_id"
-_ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 65_536
+"""Rows of a manifest that are in memory at once."""
 _AT_ONCE = 256
 
 
-def draw_audit(plan: Plan, planning: Planning) -> Plan:
-    """Take the step of near copies: group the requests, draw the audit, and write the requests of the first round."""
-    audit = Audit(planning)
-    planning.unwanted.callback(audit.discard)
-    if plan.rows_state is not RowsState.NEW:
-        assert plan.known is not None
-        # An earlier submission of the same rows decided all of it.
-        if (known := shares_of(planning.deployment.payloads, plan.known)) is not None:
-            store_shares(planning.writer.payloads, audit.folder, known)
-        return replace(plan, questions=0)
-    assert plan.drafted.near is not None
-    return audit.draw(plan, plan.drafted.near)
+@dataclass(frozen=True)
+class Draw:
+    """The random sample of rows that may take another answer.
+
+    Attributes:
+        rows: The number of rows of each request.
+        count: The number of all these rows.
+        sample: The size of the sample.
+        allowed: The number of sampled rows that may be wrong; -1: no sample is large enough.
+        drawn: The number of sampled rows of each request; empty if all rows are asked.
+        look: Number of the look at these rows.
+        tried: The ids of the earlier looks at them.
+    """
+
+    rows: Counter[str]
+    count: int
+    sample: int
+    allowed: int
+    drawn: Counter[str]
+    look: int
+    tried: tuple[str, ...]
+
+    def states(self, ids: Sequence[str], have_answer: Sequence[object]) -> list[str]:
+        """Return the state of each request: without a drawn sample, all are asked at once."""
+        return [
+            OWN if answer is not None else AUDITED if self.drawn[one] or not self.drawn else HELD
+            for one, answer in zip(ids, have_answer, strict=True)
+        ]
+
+    def looks(self, own: str, *, is_own: bool) -> tuple[str, ...]:
+        """Return the ids of all looks for the stored audit, with this one unless all rows are asked; empty if alone."""
+        looks = tuple(dict.fromkeys([*self.tried, own])) if is_own else self.tried
+        return () if looks == (own,) else looks
 
 
-class Audit:
+class Audit(ABC):
     """Draw the audit of a finished draft, and write its requests."""
 
-    def __init__(self, planning: Planning) -> None:
-        assert planning.labeling.near is not None
-        self._near: Near = planning.labeling.near
+    def __init__(self, planning: Planning, settings: Near | Relabel) -> None:
+        self._settings = settings
         self._planning = planning
         self._labeling = planning.labeling
         self._payloads = planning.writer.payloads
@@ -83,29 +101,38 @@ class Audit:
         path = planning.writer.path(planning.partition, planning.submission_id, SHARES)
         self.folder = path.rpartition("/")[0]
 
-    def draw(self, plan: Plan, requests: NearRequests) -> Plan:
+    @abstractmethod
+    def _find(self, requests: AuditedRequests) -> AuditedAnswers:
+        """Return the requests that may take other answers, with the audit of them."""
+
+    def draw(self, plan: Plan, requests: AuditedRequests) -> Plan:
         """Return the plan with the shards of the first round, their cost, and the reserve for the second."""
-        copies = requests.copies.groups(self._earlier())
-        requests.copies.close()
-        shares = self._decided(copies)
-        held = frozenset(shares.held.to_pylist())
+        shares = self._find(requests)
+        requests.close()
+        is_cascade = self._labeling.cascade is not None
+        # Of a cascade, the oracle is asked the audited requests, and those that are held.
+        held = frozenset((shares.apart if is_cascade else shares.held).to_pylist())
         estimate, later, bound = self._write(requests, held)
-        if not held:
+        if is_cascade or not held:
             self._payloads.delete(requests.spare.path)
-        elif later.requests:
+        if held and later.requests:
             shares = replace(shares, tokens=later.input_tokens // later.requests, input_bound=bound)
         store_shares(self._payloads, self.folder, shares)
         assert self._files is not None
         shards = self._files.close()
         estimate.add_surcharge(self._files.surcharge)
+        if is_cascade:
+            # The step of the cascade adds the costs of the oracle.
+            drafted = replace(plan.drafted, shards=shards, audited=None)
+            return replace(plan, drafted=drafted, estimate=estimate, shares=shares)
         estimate.row_bound_usd = _dearest(estimate.row_bound_usd, later.row_bound_usd)
-        # At most, all near copies are asked. Limits count as if they were.
+        # At most, all held requests are asked. Limits count as if they were.
         estimate.add_surcharge(Costs(Decimal(0), later.bound_usd))
         whole = replace(estimate)
         whole.add_surcharge(Costs(later.cost_usd, Decimal(0)))
         return replace(
             plan,
-            drafted=replace(plan.drafted, shards=shards, near=None),
+            drafted=replace(plan.drafted, shards=shards, audited=None),
             estimate=estimate,
             whole=whole,
             shares=shares,
@@ -118,78 +145,43 @@ class Audit:
         """Remove the written files."""
         if self._files is not None:
             self._files.discard()
-        self._payloads.delete(f"{self.folder}/{SHARES}")
-
-    # groups -----------------------------------------------------------------------------------------------------------
-
-    def _earlier(self) -> EarlierGroups | None:
-        """Return the groups of the newest submission with the same settings."""
-        payloads, grouping = self._planning.deployment.payloads, canonical_json(self._near.grouping)
-        for submission in self._planning.knowledge.reusable:
-            shares = shares_of(payloads, submission)
-            if shares is None or shares.grouping != grouping or not payloads.exists(submission.manifest):
-                continue
-            columns = [shares.pairs[name].to_pylist() for name in (_ID, "leader", "similarity")]
-            leader_of = {one: (leader, near) for one, leader, near in zip(*columns, strict=True) if leader is not None}
-            manifest = payloads.iter_batches(submission.manifest, _ROWS_AT_ONCE, [_ID])
-            requests = {one for batch in manifest for one in batch.column(0).to_pylist() if one is not None}
-            return EarlierGroups(frozenset(requests.difference(columns[0])), leader_of)
-        return None
+        for name in (SHARES, RELABELS, OLDER):
+            self._payloads.delete(f"{self.folder}/{name}")
 
     # audit ------------------------------------------------------------------------------------------------------------
 
-    def _decided(self, copies: Sequence[NearCopy]) -> Shares:
-        """Draw the audit of these near copies."""
-        near, known = self._near, self._planning.knowledge.requests
-        ids = pa.array([copy.request_id for copy in copies], pa.string())
+    def _sample(self, ids: pa.Array) -> Draw:
+        """Draw the sample of the rows with these requests."""
+        settings = self._settings
         rows = Counter(one for _, found in self._rows(ids) for one in found.to_pylist())
-        count, look = rows.total(), self._look()
-        confidence = look_confidence(near.confidence, look)
+        count, tried, own = rows.total(), self._tried(), self._look_id()
+        look = 1 + (tried.index(own) if own in tried else len(tried))
+        confidence, agreement = look_confidence(settings.confidence, look), self._agreement
         size = count
-        if near.sample != "auto":
-            size = min(near.sample, count)
+        if settings.sample != "auto":
+            size = min(settings.sample, count)
         elif count:
-            size = choose_sample(count, near.agreement, confidence)
-        allowed = count_allowed(size, count, near.agreement, confidence) if count else -1
+            size = choose_sample(count, agreement, confidence)
+        allowed = count_allowed(size, count, agreement, confidence) if count else -1
         drawn: Counter[str] = Counter()
         if allowed >= 0 and size < count:
             drawn = self._draw(ids, size)
-        have_answer = [None] * len(copies) if known is None else known.find(ids.to_pylist())
-        states = [
-            OWN if answer is not None else AUDITED if drawn[copy.request_id] or not drawn else HELD
-            for copy, answer in zip(copies, have_answer, strict=True)
-        ]
-        saves = HELD in states
-        pairs = pa.table(
-            [
-                ids,
-                pa.array([copy.leader for copy in copies], pa.string()),
-                pa.array([copy.similarity for copy in copies], pa.float64()),
-                pa.array([rows[copy.request_id] for copy in copies], pa.int64()),
-                pa.array([drawn[copy.request_id] for copy in copies], pa.int64()),
-                pa.array(states if saves else [OWN] * len(copies), pa.string()),
-                pa.array([False] * len(copies), pa.bool_()),
-            ],
-            schema=PAIRS,
-        )
-        return Shares(
-            pairs=pairs,
-            target=near.target,
-            similarity=near.similarity,
-            error=near.error,
-            confidence=near.confidence,
-            grouping=canonical_json(near.grouping),
-            look_id=self._look_id(),
-            look=look,
-            rows=count,
-            sample=size if saves else 0,
-            allowed=allowed if saves else -1,
-        )
+        return Draw(rows, count, size, allowed, drawn, look, tuple(tried))
+
+    @property
+    def _agreement(self) -> float:
+        """The least share of rows whose target must be right."""
+        return self._settings.agreement
+
+    def _have_answer(self, ids: pa.Array) -> Sequence[bool | None]:
+        """Return which requests are answered, or in flight; None for one to ask."""
+        known = self._planning.knowledge.requests
+        return [None] * len(ids) if known is None else known.find(ids.to_pylist())
 
     def _rows(self, ids: pa.Array) -> Iterator[tuple[Sequence[object], pa.Array]]:
         """Yield the keys and the request_ids of the rows with these requests."""
         key = self._labeling.key
-        for batch in self._payloads.iter_batches(f"{self.folder}/manifest.parquet", _ROWS_AT_ONCE, [key, _ID]):
+        for batch in self._payloads.iter_batches(f"{self.folder}/manifest.parquet", ROWS_AT_ONCE, [key, _ID]):
             chosen = batch.filter(pc.is_in(batch[_ID], ids))
             yield keys_of(chosen, key), chosen[_ID]
 
@@ -211,23 +203,25 @@ class Audit:
         version = hashlib.sha256(self._labeling.prompt_version.encode()).hexdigest()[:16]
         return "/".join([*place, self._planning.writer.configuration, version])
 
-    def _look(self) -> int:
-        """Return the number of this look at the partition: all that was tried before shares the risk.
+    def _tried(self) -> list[str]:
+        """Return the ids of the looks at the partition before this one: all that was tried before shares the risk.
 
-        Another prompt or model is another look, too: a user chooses by the results of all.
+        Another prompt or model is another look, too: a user chooses by the results of all. Each stored audit has the
+        looks before it, because the files of earlier submissions may be pruned.
         """
-        own, payloads = self._look_id(), self._planning.deployment.payloads
-        found = (shares_of(payloads, submission) for submission in reversed(self._planning.knowledge.history))
-        tried = list(dict.fromkeys(shares.look_id for shares in found if shares is not None and not shares.asks_all))
-        return 1 + (tried.index(own) if own in tried else len(tried))
+        payloads = self._planning.deployment.payloads
+        found = (audited_of(payloads, submission) for submission in reversed(self._planning.knowledge.history))
+        return list(dict.fromkeys(one for shares in found if shares is not None for one in shares.looks))
 
     def _look_id(self) -> str:
         """Return the name of all that a user may try: model, prompt and settings."""
-        return canonical_json([self._seed(), self._near.promise])
+        cascade = self._labeling.cascade
+        tried = [self._seed(), self._settings.promise]
+        return canonical_json(tried if cascade is None else [*tried, cascade.promise])
 
     # requests ---------------------------------------------------------------------------------------------------------
 
-    def _write(self, requests: NearRequests, held: frozenset[str]) -> tuple[Estimate, Estimate, int | None]:
+    def _write(self, requests: AuditedRequests, held: frozenset[str]) -> tuple[Estimate, Estimate, int | None]:
         """Write the shards of the first round; return their estimate, that of the held requests, and their bound."""
         planning, labeling, spare = self._planning, self._labeling, requests.spare
         writer = planning.writer

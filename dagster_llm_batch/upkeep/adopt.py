@@ -100,11 +100,18 @@ class Adopter:
                 "a batch that was sent elsewhere cannot replace them. Nothing was changed. Adopt it for an asset of "
                 "that model alone."
             )
-        if self._labeling.near is not None:
+        if self._labeling.audited is not None:
+            kind = "relabel" if self._labeling.near is None else "near"
             raise ConfigError(
-                f"'{self._labeling.asset}' has Resend(reuse=Reuse(near=…)), which draws its own audit: a batch that "
-                "was sent elsewhere cannot replace it. Nothing was changed. Leave near out until the batch is adopted; "
-                "its answers are reused afterwards."
+                f"'{self._labeling.asset}' has Resend(reuse=Reuse({kind}=…)), which draws its own audit: a batch that "
+                f"was sent elsewhere cannot replace it. Nothing was changed. Leave {kind} out until the batch is "
+                "adopted; its answers are reused afterwards."
+            )
+        if self._labeling.prompt.documents_as == "upload":
+            raise ConfigError(
+                f"'{self._labeling.asset}' uploads its documents, by Prompt(documents_as='upload'): requests that "
+                "were sent elsewhere name files by other ids, so it is unknown which rows they are for. Nothing was "
+                "changed. Label the rows here. With documents_as='file', batches with documents inside are adopted."
             )
         check_definition(self._deployment, self._labeling, is_sent=True)
         writer = SubmissionWriter(self._labeling, self._deployment)
@@ -177,8 +184,8 @@ class Adopter:
         if shard.cause is Cause.ADOPTED:
             raise ConfigError(f"Batch {batch_id} was adopted already, as {what}. Nothing was changed.")
         raise ConfigError(
-            f"Batch {batch_id} is one of our own, of {what}: it was sent from here, and lands there. Nothing was "
-            "changed."
+            f"Batch {batch_id} is one of our own, of {what}: it was sent from here, and its labels go there. Nothing "
+            "was changed."
         )
 
     def _ended(self, provider: Provider, batch_id: str) -> BatchReport:
@@ -279,7 +286,7 @@ def _refuse_under_way(history: Iterable[Submission]) -> None:
         if one.state is SubmissionState.OPEN:
             raise ConfigError(
                 f"{one.place} is under way, as submission {one.submission_id}: it would have two answers to a row. "
-                "Nothing was changed. Let it land, or `cancel` it first."
+                "Nothing was changed. Wait until its labels are materialized, or `cancel` it first."
             )
 
 

@@ -31,11 +31,15 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.cascade.sampling import forget_sampled
 from dagster_llm_batch.core.dedupe import Seen
-from dagster_llm_batch.core.identity import RowsDigest, packed, shard_nonce, unpacked
+from dagster_llm_batch.core.identity import RowsDigest, configuration_with, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.keys import ErasedKeys, key_digest
 from dagster_llm_batch.core.label_join import UNSENT
 from dagster_llm_batch.core.result_schema import REPEATING
+from dagster_llm_batch.core.shares import Shares
+from dagster_llm_batch.core.uploads import names_in
+from dagster_llm_batch.definition.labeling import promises_in
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
+from dagster_llm_batch.files.document_files import name_in
 from dagster_llm_batch.files.merged_results import drop_merged
 from dagster_llm_batch.files.ownership import Ownership, owns_batch, remove
 from dagster_llm_batch.files.request_files import (
@@ -48,6 +52,7 @@ from dagster_llm_batch.files.request_files import (
     SO_FAR,
     answers_so_far,
     beside,
+    definition_in,
     levels_of,
     names_any,
     request_ids,
@@ -56,7 +61,8 @@ from dagster_llm_batch.files.request_files import (
     write_ids,
 )
 from dagster_llm_batch.files.request_writer import ERASED_ROWS, SKIPPED, UNREADABLE_ROWS
-from dagster_llm_batch.files.share_files import shares_of
+from dagster_llm_batch.files.shard_files import RELABELS
+from dagster_llm_batch.files.share_files import audited_of, forget_shared
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.label import Answers
 from dagster_llm_batch.loop.pruned import is_pruned
@@ -64,8 +70,7 @@ from dagster_llm_batch.loop.receipts import recover_all, recover_planned
 from dagster_llm_batch.loop.status import advise_on_lost_manifest
 from dagster_llm_batch.loop.waits import KEPT_FOR
 from dagster_llm_batch.providers.capabilities import delete_batch
-from dagster_llm_batch.sharing.decision import forget_shared
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests, is_awaited, is_unread
 from dagster_llm_batch.storage.ledger.shards import WORDS_ERASED
@@ -78,9 +83,12 @@ __all__ = ["Eraser", "FoundRows", "Left", "ProviderCopy"]
 _ID, _REASON = "llm_request_id", "llm_reason"
 _SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
 _UNREAD = (
-    "it was given up, and the provider alone has the paid answers to its {requests:,} other requests. The sensor asks "
+    "it was abandoned, and the provider alone has the paid answers to its {requests:,} other requests. The sensor asks "
     "for them daily until a month after its end. Run this again then, or delete them, too, by --also-unread"
 )
+_UNKNOWN_PROVIDER = "the providers are unknown here: give the definitions (-m or -f)"
+_IN_USE = "a process uploads there now, or the outcome of its upload is unknown: run this again after an hour"
+_OTHER_ACCOUNT = "another account is configured now: it stays until it expires, or until you delete it in the console"
 _ADOPTED = "it was adopted, so its request file and its results there are their sender's, who alone deletes them"
 
 
@@ -127,16 +135,17 @@ class Left:
 
 @dataclass(frozen=True)
 class ProviderCopy:
-    """A batch with erased requests, and the end of its copy at the provider.
+    """A batch with erased requests, or an uploaded document of such requests, and the end of its copy at the provider.
 
     `left` names the data that stay there, or the reason against a deletion; None if all data were deleted. `is_ours` is
-    False for an adopted batch: only its sender deletes it.
+    False for an adopted batch: only its sender deletes it. For a document, `batch_id` is the id of its file.
     """
 
     provider: str
     batch_id: str
     left: str | None
     is_ours: bool = True
+    is_document: bool = False
 
 
 class Eraser:
@@ -209,8 +218,11 @@ class Eraser:
         rows, candidates = self._matches(submission, erased)
         going = candidates - self._still_needed(submission, erased, candidates)
         stored = [path for path in (submission.manifest, self._beside_manifest(submission, ERASING)) if rows]
-        flying, ended = [], []
+        flying, ended, named, needed = [], [], set[str](), set[str]()
         for shard in self._ledger.shards.of_submission(submission.submission_id) if going else ():
+            if shard.has_uploads and self._payloads.exists(shard.path):
+                for request_id, line in requests_of(self._payloads, shard.path, shard.nonce):
+                    (named if request_id in going else needed).update(names_in(line))
             if not self._has_any(shard, going):
                 continue
             if shard.state in IN_FLIGHT:
@@ -220,7 +232,9 @@ class Eraser:
             if shard.state not in IN_FLIGHT and shard.batch.batch_id is not None:
                 ended.append(shard)
         if going:
-            stored += [file.path for file in self._ownership.files_of(submission) if _is_spare(file)]
+            own = self._ownership.files_of(submission)
+            documents = (file.path for file in own if name_in(PurePosixPath(file.path).name) in named - needed)
+            stored += [*(file.path for file in own if _is_spare(file)), *documents]
         return FoundRows(
             submission,
             rows,
@@ -302,7 +316,7 @@ class Eraser:
                     if self.erase_submission(submission.submission_id, {submission.submission_id}):
                         reason = None
             except LeaseError as error:
-                reason = f"another process works on it, and erases before it sends or lands: {error}"
+                reason = f"another process works on it, and erases before it sends or materializes: {error}"
             except PayloadError as error:
                 reason = str(error)
             if reason is not None:
@@ -323,6 +337,7 @@ class Eraser:
         if self._is_gone(submission):
             # A killed prune may have left some files.
             remove(self._payloads, self._ownership.files_of(submission))
+            self._ledger.documents.keep_uses(submission_id, ())
             self._drop_merged(submission)
             self._ledger.submissions.record_erased(submission_id, erased.tombstones)
             return True
@@ -344,8 +359,8 @@ class Eraser:
         if rows:
             self._rewrite_manifest(path, erased)
         going = candidates - self._still_needed(submission, erased, candidates)
-        flying = False
-        for shard in self._ledger.shards.of_submission(submission_id):
+        flying, shards = False, self._ledger.shards.of_submission(submission_id)
+        for shard in shards:
             if self._is_at_rest(shard):
                 self._purge_shard(shard, going, held)
             else:
@@ -353,6 +368,8 @@ class Eraser:
         self._remove_unnamed(submission)
         if going:
             self._purge_spares(submission, going)
+            if any(shard.has_uploads for shard in shards):
+                self._purge_documents(submission)
         self._drop_merged(submission)
         if flying:
             return False
@@ -435,7 +452,7 @@ class Eraser:
         self._ledger.shards.record_erased(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
         if not kept and shard.state is ShardState.PLANNED:
             words = "all of its rows were erased"
-            self._ledger.shards.move(shard.shard_id, Move.CANCELED, reason=words, reason_kind=Reason.ERASED)
+            self._ledger.shards.move(shard.shard_id, Transition.CANCELED, reason=words, reason_kind=Reason.ERASED)
 
     def _purge_results(self, shard: Shard, going: set[str]) -> None:
         path = shard.results_path or beside(shard, RESULTS)
@@ -477,7 +494,7 @@ class Eraser:
         remove(self._payloads, unnamed)
 
     def _purge_spares(self, submission: Submission, going: set[str]) -> None:
-        """Remove requests from the files for fallbacks, for the oracle of a cascade, and of near copies."""
+        """Remove requests from the files for fallbacks, for the oracle of a cascade, and of audits."""
         for file in self._ownership.files_of(submission):
             if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
                 nonce = shard_nonce(submission.submission_id, 0, int(match[1], 16))
@@ -487,6 +504,15 @@ class Eraser:
                             out.write(line)
         forget_sampled(self._payloads, submission, going)
         forget_shared(self._payloads, submission, going)
+
+    def _purge_documents(self, submission: Submission) -> None:
+        """Remove the uploaded documents that no remaining request names, and the submission's need of them."""
+        files = self._ownership.files_of(submission)
+        lines = (line for file in files if file.path.endswith(REQUESTS) for line in self._payloads.lines(file.path))
+        left = {name for line in lines for name in names_in(line)}
+        named = ((file, name_in(PurePosixPath(file.path).name)) for file in files)
+        remove(self._payloads, [file for file, name in named if name is not None and name not in left])
+        self._ledger.documents.keep_uses(submission.submission_id, left)
 
     def _remaining(self, submission: Submission) -> dict[str, Any]:
         """Return the counts and the fingerprint of a submission by its present files."""
@@ -505,14 +531,17 @@ class Eraser:
         # Both models get the sampled requests of a cascade; the model gets all that are not reused.
         if levels is not None and not levels.asks_oracle_alone:
             first = [shard for shard in first if not levels.asks_oracle(shard.asked_of)]
-        shares = shares_of(self._payloads, submission)
-        # Near copies that are held, or share an answer, were not asked in the first round.
+        shares = audited_of(self._payloads, submission)
+        # Requests that are held, or share an answer, were not asked in the first round. The oracle of a cascade was
+        # asked the audited ones.
         asked = count_requests(first) + (0 if shares is None else len(shares.held))
+        if levels is not None and not levels.asks_oracle_alone and isinstance(shares, Shares):
+            asked += len(shares.audited)
         left: dict[str, Any] = {
             "rows": digest.rows,
             "requests": seen.count,
             "reused": max(0, seen.count - asked),
-            "fingerprint": digest.fingerprint(submission.config_fingerprint),
+            "fingerprint": digest.fingerprint(self._configuration(submission)),
         }
         if submission.questions is not None:
             left["questions"] = count_requests(s for s in shards if s.wave == 1 or s.is_escalation)
@@ -530,6 +559,16 @@ class Eraser:
             with suppress(FileNotFoundError):
                 left["outcomes"] = stored.count_outcomes()
         return left
+
+    def _configuration(self, submission: Submission) -> str:
+        """Return the configuration of a submission with its promises, as its plan did."""
+        definition = definition_in(self._payloads, submission.manifest_path)
+        if definition is None:
+            # Older code stored no definition.
+            return submission.config_fingerprint
+        has_older_labels = self._payloads.exists(self._beside_manifest(submission, RELABELS))
+        promises = promises_in(definition, has_older_labels=has_older_labels)
+        return configuration_with(submission.config_fingerprint, promises)
 
     def erase_left_behind(self) -> int:
         """Remove files that killed processes left more than a day ago; return the number of younger files.
@@ -553,7 +592,32 @@ class Eraser:
         batches: dict[tuple[str, str, str], list[Shard]] = {}
         for shard in self._ledger.shards.at_providers(self._namespace, *assets):
             batches.setdefault((shard.provider, shard.account, shard.batch.batch_id or ""), []).append(shard)
-        return [self._erase_batch(shards, also_unread=also_unread) for shards in batches.values()]
+        copies = [self._erase_batch(shards, also_unread=also_unread) for shards in batches.values()]
+        return [*copies, *self._erase_documents()]
+
+    def _erase_documents(self) -> list[ProviderCopy]:
+        """Have providers delete the documents that no submission of the namespace needs any more."""
+        if not (unused := self._ledger.documents.unused(self._namespace)):
+            return []
+        # Few datasets upload documents.
+        from dagster_llm_batch.upkeep.stored_documents import DocumentRemover  # noqa: PLC0415
+        from dagster_llm_batch.upkeep.uploads import accounts_of  # noqa: PLC0415
+
+        accounts = accounts_of(self._deployment)
+        near = [upload for upload in unused if (upload.provider, upload.account) in accounts]
+        removed = DocumentRemover(self._deployment).remove_files(near)
+        gone = {upload.upload_key for upload in removed.uploads}
+        copies = []
+        for upload in unused:
+            left: str | None = None
+            if not self._deployment.providers:
+                left = _UNKNOWN_PROVIDER
+            elif upload not in near:
+                left = _OTHER_ACCOUNT
+            elif upload.upload_key not in gone:
+                left = removed.troubles.get(upload.provider, _IN_USE)
+            copies.append(ProviderCopy(upload.provider, upload.file_id or upload.file_name, left, is_document=True))
+        return copies
 
     def _erase_batch(self, shards: Sequence[Shard], *, also_unread: bool) -> ProviderCopy:
         first = shards[0]
@@ -566,9 +630,7 @@ class Eraser:
         if (requests := self._count_unread(others)) and not also_unread:
             return ProviderCopy(first.provider, batch_id, _UNREAD.format(requests=requests))
         if not self._deployment.providers:
-            return ProviderCopy(
-                first.provider, batch_id, "the providers are unknown here: give the definitions (-m or -f)"
-            )
+            return ProviderCopy(first.provider, batch_id, _UNKNOWN_PROVIDER)
         try:
             left = delete_batch(self._deployment.provider_of(first), batch_id)
         except (ProviderError, ConfigError) as error:

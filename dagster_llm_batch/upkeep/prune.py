@@ -28,6 +28,7 @@ from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
 from dagster_llm_batch.errors import ConfigError, LeaseError
+from dagster_llm_batch.files.document_files import DOCUMENT
 from dagster_llm_batch.files.merged_results import drop_merged
 from dagster_llm_batch.files.ownership import Holdings, Ownership, remove
 from dagster_llm_batch.files.shard_files import APART, IDS, PART, RAW, REQUESTS, SO_FAR, beside
@@ -228,7 +229,7 @@ class Pruner:
 
 def _is_raw(file: StoredFile) -> bool:
     name = PurePosixPath(file.path).name
-    return name.endswith((REQUESTS, RAW, SO_FAR)) or name.startswith("fallback-")
+    return name.endswith((REQUESTS, RAW, SO_FAR)) or name.startswith(("fallback-", DOCUMENT))
 
 
 def _is_part(file: StoredFile) -> bool:

@@ -25,7 +25,7 @@ from dagster_llm_batch.providers.capabilities import delete_batch, delete_reques
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
 
-__all__ = ["Removal", "UploadRemover"]
+__all__ = ["Removal", "UploadRemover", "accounts_of"]
 
 _MOST = 10_000
 
@@ -52,12 +52,16 @@ class UploadRemover:
         if grace is None:
             return []
         before = self._deployment.clock() - grace
-        return self._uploads.due(self._deployment.namespace, self._accounts(besides), before, limit=limit)
+        return self._uploads.due(
+            self._deployment.namespace, accounts_of(self._deployment, besides), before, limit=limit
+        )
 
     def with_results(self, older_than: timedelta) -> list[Shard]:
         """Return the first shards of batches, collected longer ago than this, whose results the providers may store."""
         before = self._deployment.clock() - older_than
-        return self._uploads.with_results(self._deployment.namespace, self._accounts(()), before, limit=_MOST)
+        return self._uploads.with_results(
+            self._deployment.namespace, accounts_of(self._deployment), before, limit=_MOST
+        )
 
     def remove_files(
         self,
@@ -95,16 +99,6 @@ class UploadRemover:
         removed.batches = [batch_id for batch_id in removed.batches if batch_id not in removal.kept]
         removed.kept |= removal.kept
         return removed
-
-    def _accounts(self, besides: Collection[str]) -> list[tuple[str, str]]:
-        accounts = []
-        for name, provider in self._deployment.providers.items():
-            if name not in besides:
-                try:
-                    accounts.append((name, provider.account))
-                except Exception:  # noqa: BLE001, S112 - it cannot be made; whoever polls it says why
-                    continue
-        return accounts
 
     def _remove(
         self,
@@ -150,6 +144,18 @@ class UploadRemover:
                 if not is_pruned(self._deployment.ledger, submission):
                     return f"the results of shard {shard.shard_id} are not whole in the payload store"
         return None
+
+
+def accounts_of(deployment: Deployment, besides: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return the names of the configured providers that can be made, each with its account. Not of `besides`."""
+    accounts = []
+    for name, provider in deployment.providers.items():
+        if name not in besides:
+            try:
+                accounts.append((name, provider.account))
+            except Exception:  # noqa: BLE001, S112 - it cannot be made; whoever polls it says why
+                continue
+    return accounts
 
 
 def _name_of(first: Shard) -> str:

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -153,9 +154,12 @@ class Project:
     @contextmanager
     def engine(self) -> Iterator[Engine]:
         """Yield the engine that runs of this project use."""
-        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=10)
+        providers = {
+            "openai": OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=10),
+            "anthropic": AnthropicProvider(DEFAULT_KEY, self.emulator.anthropic_base_url, timeout_seconds=10),
+        }
         ledger = Ledger(self.ledger)
-        yield Engine(Deployment({"openai": provider}, ledger, PayloadStore(f"{self.batches}/payloads"), "test"))
+        yield Engine(Deployment(providers, ledger, PayloadStore(f"{self.batches}/payloads"), "test"))
         ledger.close()
 
     def submit(self, name: str = "ticket_labels", partition: str | None = None) -> str:

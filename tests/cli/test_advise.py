@@ -225,7 +225,7 @@ def test_what_people_judged_is_gold_where_no_evaluation_has_some(labeled):
     assert by_model["openai/gpt-4o"]["quality"] == 1
     assert any("People chose the rows that they judged" in text for text in shown["unknown"])
     printed = labeled.on_file("advise", "small", "--quality", "0.75", "--target", "topic", "--beside", "large").output
-    assert "by what people said of 58 rows" in " ".join(printed.split())
+    assert "by the human labels of 58 rows" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(

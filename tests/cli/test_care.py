@@ -57,7 +57,7 @@ def test_a_sound_deployment_has_no_problem_and_nothing_is_sent_or_left(project):
 
 def test_files_that_are_gone_or_damaged_are_named_with_what_becomes_of_them(project):
     project.land()
-    assert "there and whole" in findings(project)["stored files"]["said"]
+    assert "present and undamaged" in findings(project)["stored files"]["said"]
     [results, *_] = sorted(Path(project.ledger).parent.rglob("*.results.parquet"))
     whole = results.read_bytes()
     results.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
@@ -72,7 +72,7 @@ def test_files_that_are_gone_or_damaged_are_named_with_what_becomes_of_them(proj
 
 
 def test_before_the_first_submission_there_is_no_ledger_and_none_is_made(project):
-    assert "the first submission makes it" in findings(project)["ledger"]["said"]
+    assert "the first submission creates it" in findings(project)["ledger"]["said"]
     assert "batches/ledger.sqlite" not in project.files()
 
 
@@ -372,7 +372,8 @@ def test_a_partition_that_is_gone_in_flight_is_told_by_doctor_and_watch_with_the
     project.change('dg.DailyPartitionsDefinition("2026-01-01"', 'dg.DailyPartitionsDefinition("2026-01-02"')
     told = findings(project, code=3)["partitions"]
     assert (
-        told["said"] == f"daily_labels {DAYS[0]}: partition {DAYS[0]} no longer exists, so that its labels cannot land"
+        told["said"]
+        == f"daily_labels {DAYS[0]}: partition {DAYS[0]} no longer exists, so its labels cannot be materialized"
     )
     assert f"dagster-llm-batch cancel daily_labels --partition {DAYS[0]}" in told["then"]
     [note] = [one for one in project.json("watch", "--once")["notes"] if "no longer exists" in one]

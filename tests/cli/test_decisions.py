@@ -160,7 +160,7 @@ def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_ask
     assert shown["submission"]["outcomes"] == {"missing": 3}
     assert shown["shards"][0]["cause"] == "given_up"
     [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "rows without a label"]
-    assert "was given up" in finding["said"]
+    assert "was abandoned" in finding["said"]
     assert "dagster-llm-batch retry ticket_labels" in finding["then"]
     asked = project.on_file("retry", "ticket_labels", input="y\n").output
     assert "$0.00" in asked  # the price comes before the question
@@ -179,7 +179,7 @@ def test_a_shard_that_is_not_in_doubt_cannot_be_resolved(project):
         for word in (["--no-batch"], ["--batch-id", "batch_x"], ["--lost"] if settled else []):
             if word:
                 said = project.on_file("resolve", shard["shard_id"], *word, "--yes", code=1).stderr
-                assert "IllegalMoveError" not in said
+                assert "IllegalTransitionError" not in said
                 assert ("is collected: what it has is stored; " if settled else "is in flight; ") in said
                 assert "not_sent" not in said
                 assert "`dagster-llm-batch resolve` alone lists" in said

@@ -120,7 +120,7 @@ def test_a_key_that_no_row_has_and_a_prune_leave_files_of_others_alone(project):
         path.write_bytes(b"theirs")
         os.utime(path, (1, 1))
     erased = project.on_file("erase", "ticket_labels", "--key", "no such key", "--delete", "--yes").stdout
-    assert "Erased 0 rows: none was found. Rows of these keys are not asked if they come." in erased
+    assert "Erased 0 rows: none was found. Rows with these keys are not sent if they come." in erased
     project.on_file("prune", "--older-than", "1", "--delete", "--yes")
     assert [path.read_bytes() for path in theirs] == [b"theirs"] * len(theirs)
     assert str(theirs[-1].relative_to(namespace.parent)) in project.on_file("prune").stderr

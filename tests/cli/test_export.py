@@ -72,14 +72,18 @@ def test_each_example_says_beside_it_where_it_comes_from_and_claudes_form_has_th
     assert all(one["llm_batch_id"] and one["llm_prompt_version"] for one in origins)
 
 
-def test_labels_are_exported_as_records_of_tensorflow_and_as_a_dataset_of_hugging_face(project):
-    from datasets import load_from_disk
+def test_labels_are_exported_as_records_of_tensorflow_and_as_a_dataset_of_hugging_face(project, monkeypatch):
+    from datasets import config, load_dataset, load_from_disk
 
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     project.land()
     records = exported(project, "ticket_labels", name="labels.tfrecord")
     assert len(list(tfrecord_iterator(str(records)))) == 3
     folder = exported(project, "ticket_labels", "--format", "huggingface", name="dataset")
     assert load_from_disk(str(folder))["ticket_id"][:] == ["all-0", "all-1", "all-2"]
+    hub = exported(project, "ticket_labels", "--format", "hub", name="hub")
+    read = load_dataset(str(hub), split="train", cache_dir=str(project.folder / "cache"))
+    assert read["ticket_id"][:] == ["all-0", "all-1", "all-2"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_labels_are_exported_as_records_of_tensorflow_and_as_a_dataset_of_huggin
         (["-o", "-", "--json"], 2, "both write to standard output"),
         (["-o", "labels.xlsx"], 2, "labels.xlsx has an unknown ending; known are .parquet, .csv, .jsonl, .tfrecord."),
         (["-o", "no/such/folder.csv"], 2, "There is no folder no/such"),
-        (["-o", "x.csv"], 1, "not settled; it has no labels yet"),
+        (["-o", "x.csv"], 1, "not complete; it has no labels yet"),
     ],
 )
 def test_an_export_that_cannot_be_writes_nothing(project, arguments, code, said):

@@ -106,6 +106,8 @@ def test_a_project_labels_its_table_without_a_key_and_measures_the_labels_by_gol
     planned = json.loads(cli("plan", "--json").stdout)
     assert "command/simulated" in json.dumps(planned)
     defs = definitions()
+    specs = {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+    assert [name for name, spec in specs.items() if "table" not in spec.kinds] == ["comments_labels_batch"]
     run(defs, "comments_labels_batch", "comments_labels", "comments_labels_rejects", "gold")
     run(defs)
     check_labels()
@@ -315,14 +317,20 @@ WRONG_OPTIONS = {
     "text": (["--text", "body"], "comments.csv has no column 'body' (--text)."),
     "day": (["--day", "when"], "comments.csv has no column 'when' (--day)."),
     "day is text": (["--day", "id"], "which is no date. Write dates as 2026-01-31"),
-    "twice": (["--key", "day"], "1 keys are there more than once in 'day': '2026-01-02'"),
-    "no key": (["--key", "text", "--text", "id"], "the key 'text' is empty in 1 rows"),
+    "twice": (
+        ["--key", "day"],
+        "each row needs its own key, and 'day' repeats 1 key: '2026-01-02'. Remove the duplicate rows",
+    ),
+    "no key": (["--key", "text", "--text", "id"], "the key 'text' is empty in 1 row. Fill it"),
     "same": (["--key", "id", "--text", "id"], "--key and --text are both 'id'"),
     "one label": (["--labels", "happy"], "--labels has one label, 'happy'"),
     "empty label": (["--labels", "happy,,sad"], "has an empty label"),
     "case": (["--labels", "Happy,happy"], "--labels has 'Happy', 'happy', which differ in case at most"),
     "model": (["--model", "gpt-5"], "--model 'gpt-5' is not written as VENDOR/MODEL"),
-    "vendor": (["--model", "acme/gpt"], "Vendors that this command can write: openai, anthropic"),
+    "vendor": (
+        ["--model", "acme/gpt"],
+        "names the vendor 'acme', and `init` can write projects for: openai, anthropic",
+    ),
     "name": (["--name", "class"], "--name 'class' cannot be the name of the labels"),
     "gold column alone": (["--gold-column", "mood"], "give --gold, too"),
 }
@@ -340,12 +348,34 @@ def test_options_that_do_not_fit_the_table_are_refused(changes, said):
         assert [path.name for path in Path().iterdir()] == ["comments.csv"]
 
 
+@table(
+    "left_out, said",
+    [
+        ("--key", "Missing option '--key': Column with the key of a row; each row has another value. For example: "),
+        ("--text", "Missing option '--text': Column with the text to label"),
+        ("--labels", "Missing option '--labels': The labels to choose from"),
+    ],
+)
+def test_a_missing_option_is_named_with_its_meaning_and_an_example(left_out, said):
+    at = USUAL.index(left_out)
+    with CliRunner().isolated_filesystem():
+        Path("comments.csv").write_text(COMMENTS)
+        shown = " ".join(init(*USUAL[:at], *USUAL[at + 2 :], code=2).output.split())
+    assert said in shown
+    assert "init comments.csv --key id --text text --labels happy,unhappy,neither" in shown
+
+
+def test_a_missing_table_is_named_with_an_example(folder):
+    shown = " ".join(init(*USUAL[1:], code=2).output.split())
+    assert "Missing argument 'TABLE'. For example: dagster-llm-batch init comments.csv --key id" in shown
+
+
 WRONG_GOLD = {
-    "stranger": ("id,mood\n007,happy\n9,unhappy\n", "gold.csv has 1 keys that are not in comments.csv: '9'"),
-    "seven": ("id,mood\n7,happy\n", "keys that are not in comments.csv: '7'"),
+    "stranger": ("id,mood\n007,happy\n9,unhappy\n", "gold.csv has 1 key without a row in comments.csv: '9'"),
+    "seven": ("id,mood\n7,happy\n", "1 key without a row in comments.csv: '7'"),
     "label": ("id,mood\n007,hapy\n", "'mood' has 'hapy', which --labels does not have"),
     "no label": ("id,mood\n007,\n", "'mood' has '', which --labels does not have"),
-    "twice": ("id,mood\n2,happy\n2,unhappy\n", "1 keys are there more than once in 'id': '2'"),
+    "twice": ("id,mood\n2,happy\n2,unhappy\n", "'id' repeats 1 key: '2'"),
     "columns": ("id,mood,by\n2,happy,me\n", "has the columns mood, by beside the key. Name the one"),
     "one column": ("id\n2\n", "has no column but the key 'id'"),
     "no rows": ("id,mood\n", "gold.csv has no rows"),

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from genai_prices.data_snapshot import set_custom_snapshot
 
-from dagster_llm_batch.cli.doctor import Severity, judge_price_rules
+from dagster_llm_batch.cli.doctor import judge_price_rules
+from dagster_llm_batch.cli.findings import Severity
 from dagster_llm_batch.core import price_book, price_sources
 from dagster_llm_batch.core.price_book import BOOK_FILE, fetched_at, fetched_book, use_book
 from dagster_llm_batch.core.price_sources import SOURCES, PriceSource, oldest_source
@@ -181,10 +182,10 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
     # The project uses only OpenAI.
     oldest = oldest_source(["openai"])
     assert finding["verdict"] == "ok"
-    said = "The rule for the configured providers that was read longest ago in a vendor's documents, on "
+    said = "The oldest rule for the configured providers was read in a vendor's documents on "
     assert f"{said}{oldest.read_on} (" in finding["said"]
     assert "counts as current for a year" in finding["said"]
-    assert "The rule that was read longest ago" in judge_price_rules(None, oldest.read_on).said
+    assert "The oldest rule was read" in judge_price_rules(None, oldest.read_on).said
     later = judge_price_rules(["openai"], date(2028, 1, 1))
     assert later.verdict is Severity.WARNING
     assert "more than a year, so estimates and costs that rest on it may be wrong" in later.said

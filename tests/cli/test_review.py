@@ -383,7 +383,7 @@ def test_rows_go_out_as_tasks_and_come_back_once_as_judgments_but_for_erased_one
         writer.writeheader()
         writer.writerows({**row, "topic": "bug"} for row in rows)
     nobody = landed.on_file("import-judgments", "ticket_labels", str(path), code=1).stderr
-    assert "nobody is named. Fill llm_annotator, or give --annotator" in nobody
+    assert "the annotator is missing. Fill llm_annotator, or give --annotator" in nobody
     for expected in ({"imported": 2, "there_already": 0}, {"imported": 0, "there_already": 2}):
         told = landed.json("import-judgments", "ticket_labels", str(path), "--annotator", "ada")
         assert told == {**expected, "older": 0, "erased": 1}

@@ -128,22 +128,36 @@ def test_at_a_question_ctrl_c_has_a_code_that_a_no_has_not(project, answer, code
     assert ("Interrupted. " in asked.stderr) == (code == 130)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctor"], ["--help"], ["list", "--help"]])
-def test_a_full_disk_is_told_in_one_line(project, words, unbuffered):
-    project.submit()
-    command = [SCRIPT, *words]
-    if "--help" not in words:
-        command += ["--ledger", project.ledger, "--payloads", f"{project.batches}/payloads", "--namespace", "test"]
+FULL = Path("/dev/full")
+HAS_FULL_DISK = pytest.mark.skipif(not FULL.exists(), reason="a disk that is full")
+
+
+def assert_told_in_one_line(command, unbuffered):
+    """Run a command whose output goes to a full disk."""
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    with Path("/dev/full").open("w") as full:
+    with FULL.open("w") as full:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert (ended.returncode, ended.stderr) == (
         1,
         "Could not write: No space left on device. What is recorded stays.\n",
     )
+
+
+@HAS_FULL_DISK
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["list", "--help"]])
+def test_a_full_disk_is_told_in_one_line_by_help(words, unbuffered):
+    assert_told_in_one_line([SCRIPT, *words], unbuffered)
+
+
+@pytest.mark.slow
+@HAS_FULL_DISK
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctor"]])
+def test_a_full_disk_is_told_in_one_line(project, words, unbuffered):
+    project.submit()
+    place = ["--ledger", project.ledger, "--payloads", f"{project.batches}/payloads", "--namespace", "test"]
+    assert_told_in_one_line([SCRIPT, *words, *place], unbuffered)
 
 
 @pytest.mark.slow
@@ -182,11 +196,14 @@ def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(pr
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
 def test_on_a_terminal_errors_prices_submissions_and_findings_fit_and_dagsters_notices_are_hidden(project):
-    """Take more than ten seconds: six processes, two of which load definitions."""
+    """Take more than ten seconds: seven processes, three of which load definitions."""
     project.submit()
     project.change("@dg.asset\n", "@dg.asset(partitions_def=daily, backfill_policy=dg.BackfillPolicy.single_run())\n")
+    project.change('end_date="2026-01-04"', 'end_date="2026-02-04"')
+    days = ["--partition-range", "2026-01-01...2026-01-25"]
     ledger = ["--ledger", project.ledger, "--namespace", "test"]
     commands = [
+        (["plan", "daily_labels", *days], 0, "so there may be fewer. List each partition with --all."),
         (["plan", "an_asset_that_these_definitions_do_not_have"], 2, "is no labeled asset of"),
         (["list", "--state", "a_state_that_no_submission_of_any_ledger_ever_has"], 2, "'open', 'settled'"),
         (["show", "an_asset_that_nobody_has_submitted", *ledger], 1, "Assets that have: ticket_labels"),

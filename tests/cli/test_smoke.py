@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from project import DEFINITIONS
 
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.cli import smoke as smoke_module
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, WireFault
 
 
 @pytest.fixture
@@ -78,11 +80,48 @@ def test_a_provider_or_a_model_that_is_not_there_is_refused_in_words(project):
     assert project.emulator.books.batches == []
 
 
+def start_smoke(project, *options):
+    command = [sys.executable, "-c", "from dagster_llm_batch.cli.main import main; main()"]
+    arguments = ["smoke", "openai", "-f", str(project.file), *options]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "400"}
+    return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_while_the_provider_takes_no_batch_it_tells_the_reason_and_then_it_goes_on(project, emulator):
+    """It waits half a minute, for the attempts of two rounds."""
+    emulator.inject(WireFault(kind="status", route="POST /v1/files", times=None, message="The disk is full."))
+    process = start_smoke(project, "--poll-seconds", "600")
+    try:
+        assert process.stdout is not None
+        create, poll = (next(line for line in process.stdout if line.startswith(step)) for step in ("create", "poll"))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        process.stdout.close()
+    assert create.split() == ["create", "no", "batch", "was", "created", "yet"]
+    assert "1 shard planned; 0 of 3 requests done; not sent: " in poll
+    assert "The disk is full." in poll
+    emulator.clear_faults()
+    assert smoke(project)["sound"] is True
+    assert len(emulator.books.batches) == 1
+
+
+def test_while_the_queue_is_full_it_tells_the_reason(project, monkeypatch):
+    def press_ctrl_c(_seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(smoke_module, "time", SimpleNamespace(sleep=press_ctrl_c))
+    project.emulator.inject(BatchFault(kind="fails", batches=[0]))
+    project.on_file("smoke", "openai", code=4)
+    project.emulator.settle()
+    again = project.on_file("smoke", "openai", code=4)
+    assert "1 shard planned; 0 of 3 requests done; not sent: " in again.output
+    assert "token_limit_exceeded" in again.output
+
+
 def test_after_kill_nine_the_same_command_goes_on_and_nothing_is_sent_or_paid_twice(project, emulator):
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    arguments = ["smoke", "openai", "-f", str(project.file), "--poll-seconds", "600"]
-    command = [sys.executable, "-c", "from dagster_llm_batch.cli.main import main; main()", *arguments]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = start_smoke(project, "--poll-seconds", "600")
     try:
         assert process.stdout is not None
         assert any(line.startswith("create") for line in process.stdout)
@@ -162,3 +201,14 @@ def test_a_dialogue_is_recorded_to_its_end_over_two_commands_and_has_no_key(proj
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
     assert "something else than a dialogue" in project.on_file("smoke", "openai", "--record", str(notes), code=1).output
+
+
+def test_a_parameter_is_refused_before_the_key_is_used_or_warned_of_and_an_estimate_names_its_basis(project):
+    refused = project.on_file("smoke", "openai", "--params", '{"max_tokens": 64, "stream": true}', code=1)
+    assert "stream" in refused.output
+    assert "takes the credentials" not in refused.output
+    assert project.emulator.books.batches == []
+    document = smoke(project, "--params", '{"max_tokens": 64, "mood": 1}', code=3)
+    [warning] = told(document, "params")
+    assert "'mood'" in warning
+    assert "output taken as your maximum of 64 tokens a row" in told(document, "plan")[0]

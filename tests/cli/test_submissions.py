@@ -56,7 +56,7 @@ def test_list_shows_what_is_under_way_and_with_all_what_has_landed(project, way)
     assert [one["asset"] for one in everything] == ["daily_labels", "ticket_labels"]  # newest first
     assert everything[1]["outcomes"] == {"succeeded": 3}
     text = project.cli("list", "--all", *where).stdout
-    assert "settled, landed" in text
+    assert "settled, materialized" in text
     assert "2 submitted" in text
 
 
@@ -333,29 +333,34 @@ def tick(instance, state, error=None):
     )
 
 
+def standstill(project):
+    """Return the notes of `watch` on the lack of a process that sends batches."""
+    return [note for note in project.json("watch", "--once")["notes"] if note.startswith("Batches are not sent")]
+
+
+def test_watch_finds_the_sensor_of_the_definitions(project, home):
+    project.submit()
+    assert "Dagster's daemon, which runs sensors, has never run here. Start it" in standstill(project)[0]
+    project.change("sensors=[build_llm_batch_sensor()],", "")
+    assert "the definitions have no sensor. Add build_llm_batch_sensor()" in standstill(project)[0]
+
+
 @pytest.mark.slow
 def test_watch_says_why_no_batch_is_sent(project, home):
     project.submit()
-
-    def standstill():
-        return [note for note in project.json("watch", "--once")["notes"] if note.startswith("Batches are not sent")]
-
     with dg.DagsterInstance.get() as instance:
-        assert "Dagster's daemon, which runs sensors, has never run here. Start it" in standstill()[0]
         heartbeat(instance, seconds_ago=600)
-        assert "was last seen 10 m" in standstill()[0]
+        assert "was last seen 10 m" in standstill(project)[0]
         heartbeat(instance, seconds_ago=10)
-        assert "the sensor 'llm_batch_sensor' has not looked yet" in standstill()[0]
+        assert "the sensor 'llm_batch_sensor' has not looked yet" in standstill(project)[0]
         state = instance.add_instigator_state(sensor_state(InstigatorStatus.STOPPED))
-        assert "the sensor 'llm_batch_sensor' is switched off. Switch it on" in standstill()[0]
+        assert "the sensor 'llm_batch_sensor' is switched off. Switch it on" in standstill(project)[0]
         instance.update_instigator_state(state.with_status(InstigatorStatus.RUNNING))
         tick(instance, state, "the ledger is locked")
-        assert "failed at its last look: the ledger is locked" in standstill()[0]
+        assert "failed at its last look: the ledger is locked" in standstill(project)[0]
         tick(instance, state)
-        assert standstill() == []
+        assert standstill(project) == []
         assert "are not materialized" not in project.on_file("watch", "--once").stdout
-    project.change("sensors=[build_llm_batch_sensor()],", "")
-    assert "the definitions have no sensor. Add build_llm_batch_sensor()" in standstill()[0]
 
 
 def queue_run(instance, asset):
@@ -430,7 +435,14 @@ def test_no_name_is_broken_however_narrow_the_terminal_is(width):
 def test_no_word_is_broken_for_the_sake_of_a_wide_column_name(width):
     columns = ["asset", "partition", "round", "batches", "done", "failed", "per minute", "age", "expected end (UTC)"]
     rows = [
-        ["ticket_labels", "2026-01-03", 1, "all answered; the labels have not landed", "200 of 200 (100 %)", 0],
+        [
+            "ticket_labels",
+            "2026-01-03",
+            1,
+            "all answered; the labels are not materialized yet",
+            "200 of 200 (100 %)",
+            0,
+        ],
         ["ticket_labels", "2026-01-05", 1, "1 submitted", "0 of 200 (0 %)", 0],
     ]
     out = io.StringIO()

@@ -44,7 +44,7 @@ def test_doctor_judges_the_datasets_of_the_resource_alone(second):
     found = checks(second, "second", code=3)
     assert found["dataset asset_labels"]["verdict"] == "problem"
     assert "dataset ticket_labels" not in found
-    assert "no sensor lands the labels of asset_labels" in found["sensor"]["said"]
+    assert "no sensor materializes the labels of asset_labels" in found["sensor"]["said"]
 
 
 def test_plan_takes_the_datasets_of_the_resource_alone(second):

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from dagster_llm_batch import (
     Cascade,
     Checks,
+    Gather,
     Limits,
     LLMBatchResource,
     LLMBatchTranslator,
@@ -33,6 +34,7 @@ from dagster_llm_batch import (
     drift_assets,
     estimate_assets,
     evaluation_assets,
+    gathered_labels,
     gold_sample_assets,
     llm_batch_assets,
     pairwise_judge_assets,
@@ -324,6 +326,26 @@ CASES["annotation"] = (
     | BY_DAY
     | CHECKED
     | Same({"candidates": LABELS}, {"candidates": "every_option.LABELS"}),
+)
+PART = alike(
+    rows="reports",
+    key="part_key",
+    keep=["doc", "title", "part", "parts", "part_start"],
+    response={"type": "object", "properties": {"names": {"type": "array", "items": {"type": "string"}}}},
+    model="openai/gpt-4o",
+    params={"max_tokens": 50},
+    resource_key="models",
+) | prompt("{{ text }}")
+PARTS = llm_batch_assets(name="parts", **{**DAGSTERS.python, **PART.python})
+CASES["parts"] = (llm_batch_assets, "LLMBatchComponent", PART)
+CASES["reports_gathered"] = (
+    gathered_labels,
+    "LLMBatchGatheredLabelsComponent",
+    alike(key="doc", keep=["title"])
+    | Same(
+        {"labels": PARTS, "gather": Gather("union", {"names": "concat"}, separator=" ")},
+        {"labels": "crm/parts", "gather": {"way": "union", "columns": {"names": "concat"}, "separator": " "}},
+    ),
 )
 
 ONCE = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import textwrap
 from pathlib import Path
 
 import dagster as dg
@@ -10,9 +11,14 @@ import pyarrow as pa
 import pytest
 import yaml
 from dagster.components.testing import create_defs_folder_sandbox
-from yaml_project import labels, loaded
+from yaml_project import THEIRS, labels, loaded, refusal
 
-from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent, LLMBatchSkewComponent
+from dagster_llm_batch import (
+    LLMBatchComponent,
+    LLMBatchEvaluationComponent,
+    LLMBatchGatheredLabelsComponent,
+    LLMBatchSkewComponent,
+)
 from dagster_llm_batch.components.templates import labeler
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply
 
@@ -63,7 +69,12 @@ def test_what_the_scaffolder_writes_runs_as_it_is_from_rows_to_an_evaluation():
 EXECUTED = """
 from dataclasses import dataclass
 import dagster as dg
-from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent, LLMBatchSkewComponent
+from dagster_llm_batch import (
+    LLMBatchComponent,
+    LLMBatchEvaluationComponent,
+    LLMBatchGatheredLabelsComponent,
+    LLMBatchSkewComponent,
+)
 
 class Watched:
     def execute(self, context, op):
@@ -394,7 +405,7 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
         landed = run(one.defs, instance, *landing, partition_key="2026-01-03", succeeds=False, raise_on_error=False)
         [coverage] = [check for check in landed.get_asset_check_evaluations() if check.check_name == "coverage"]
         assert not coverage.passed
-        assert "Given up for money: 1 requests are not sent: max_cost_usd=0.0021 has $0.0002" in coverage.description
+        assert "Abandoned for money: 1 requests are not sent: max_cost_usd=0.0021 has $0.0002" in coverage.description
 
 
 @pytest.mark.slow
@@ -420,3 +431,67 @@ def test_a_dataset_in_yaml_is_tuned_where_its_resource_says_so(monkeypatch):
             told = sent.asset_materialization.metadata.get("llm_batch/tuning")
             assert (told is not None) == tune
             assert not tune or "all batches at once: too few days" in told.value
+
+
+@pytest.mark.slow
+def test_parts_in_yaml_are_gathered_by_what_is_scaffolded_beside_them(monkeypatch):
+    rows = """
+    from dagster_llm_batch import Split, split_rows
+
+    def reports(_context):
+        rows = [{"report": "r-1", "text": "# Board\\nAnn came.\\n# Sales\\nBob came.\\n"}]
+        return split_rows(rows, Split("text", tokens=500), key="report")
+    """
+    attributes = {
+        "name": "people_in_parts",
+        "rows": {"function": ".rows.reports"},
+        "key": "part_key",
+        "keep": ["part", "parts", "part_start", "report"],
+        "prompt": "{{ text }}",
+        "model": "openai/gpt-4o",
+        "params": {"max_tokens": 50},
+        "resource": {"openai": {"api_key": DEFAULT_KEY, "base_url": "{{ env('OPENAI_BASE_URL') }}"}},
+    }
+
+    def answer(body, _endpoint):
+        return Reply(text="Ann" if "Ann" in str(body) else "Bob")
+
+    with Emulator(answer=answer) as emulator, dg.instance_for_test() as instance, project() as (sandbox, scaffold):
+        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_base_url)
+        with pytest.raises(Exception, match="no labeled dataset of parts in YAML"):
+            scaffold(LLMBatchGatheredLabelsComponent, "too_early")
+        folder = sandbox.defs_folder_path / "people_in_parts"
+        folder.mkdir(parents=True)
+        document = {"type": TYPES[LLMBatchComponent], "attributes": attributes}
+        (folder / "defs.yaml").write_text(yaml.safe_dump(document))
+        (folder / "rows.py").write_text(textwrap.dedent(rows))
+        shutil.rmtree(sandbox.defs_folder_path / "too_early", ignore_errors=True)
+        written = scaffold(LLMBatchGatheredLabelsComponent, "people")["attributes"]
+        assert written == {
+            "name": "people",
+            "labels": "people_in_parts",
+            "key": "report",
+            "gather": {"way": "concat"},
+        }
+        with sandbox.build_all_defs() as defs:
+            run(defs, instance, "people_in_parts_batch")
+            emulator.settle()
+            run(defs, instance, "people_in_parts", "people_in_parts_rejects", "people", "people_rejects")
+            [row] = stored(defs, instance, "people").to_pylist()
+            assert (row["report"], row["text"], row["llm_outcome"]) == ("r-1", "Ann\nBob", "succeeded")
+            assert row["llm_cost_usd"] == sum(part["llm_cost_usd"] for part in row["llm_parts"]) > 0
+            assert len(stored(defs, instance, "people_rejects")) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"labels": "absent"}, "'absent' is no labeled dataset in this project's YAML"),
+        ({"labels": ".theirs.ticket_labels"}, "To gather its parts it needs key='part_key'"),
+        ({"gather": {"way": "sum"}}, "way"),
+        ({"gather": "union"}, "gather='union' is text"),
+    ],
+)
+def test_a_gathering_that_cannot_work_is_refused_when_its_yaml_loads(changes, said):
+    given = {"name": "people", "labels": ".theirs.ticket_labels", "key": "ticket_id", "gather": {"way": "union"}}
+    assert said in refusal({**given, **changes}, "dagster_llm_batch.LLMBatchGatheredLabelsComponent", THEIRS)

@@ -37,7 +37,9 @@ DAGSTERS = ("PartitionsDefinitionModel", "AssetSpecUpdateKwargsModel")
 
 
 def test_every_factory_of_assets_has_a_component():
-    factories = {getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name.endswith("_assets")}
+    factories = {
+        getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name.endswith(("_assets", "_labels"))
+    }
     assert {component.factory for component in COMPONENTS} == factories
 
 

@@ -30,7 +30,9 @@ from dagster_llm_batch import (
     QueueLimit,
     Realtime,
     Recall,
+    Relabel,
     Resend,
+    Reuse,
     Rolling,
     Spend,
     SqlRows,
@@ -171,16 +173,14 @@ def test_each_field_of_a_prompt_reaches_its_value():
         "image_root": "s3://bucket",
         "documents": ["contract"],
         "file_root": "s3://bucket",
+        "documents_as": "upload",
         "examples": [{"user": "a", "reply": "b"}],
         "cache_prefix": True,
         "version": "3",
         "mask": {"columns": ["subject"], "what": ["email"], "by": ["{{ names }}"], "restore": ["text"]},
     }
     every = [field for field in fields(Prompt) if field.init]
-    # Texts of documents do not go with a mask.
-    assert given.keys() == {field.name for field in every} - {"documents_as"}
-    with loaded(labels(prompt={"user": "{{ x }}", "documents": ["contract"], "documents_as": "text"})) as project:
-        assert project.component.prompt.documents_as == "text"
+    assert given.keys() == {field.name for field in every}
     component = {"type": BATCH, "template_vars_module": ".variables", "attributes": labels(prompt=given)}
     with loaded(yaml.safe_dump(component), files={"variables.py": NAMES}) as project:
         prompt = project.component.prompt
@@ -377,6 +377,19 @@ def test_policies_prices_and_backfills_arrive_as_they_are_written():
         assert {one.backfill_policy for one in project.component.assets} == {dg.BackfillPolicy.single_run()}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"relabel": {"target": "topic", "share": 0.05}}, Reuse(relabel=Relabel("topic", share=0.05))),
+        ({"relabel": {"target": "topic", "sample": 400}}, Reuse(relabel=Relabel("topic", sample=400))),
+    ],
+)
+def test_settings_of_shared_answers_arrive_as_they_are_written(given, expected):
+    response = "dagster_llm_batch.components.templates.schema.TicketLabel"
+    with loaded(labels(response=response, resend={"reuse": given})) as project:
+        assert project.component.resend == Resend(reuse=expected)
+
+
 def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
     given = labels(
         resend={
@@ -411,9 +424,11 @@ def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
 
 def test_evidence_is_said_in_yaml():
     quoting = {"type": "object", "properties": {"topic": {"type": "string"}, "quote": {"type": "string"}}}
-    given = {"quotes": {"quote": "subject"}, "min_score": 0.9}
+    given = {"quotes": {"quote": "subject"}, "min_score": 0.9, "reject_missing": True}
     with loaded(labels(checks={"evidence": given}, response=quoting, keep=["subject"])) as project:
-        assert project.component.checks == Checks(evidence=Evidence({"quote": "subject"}, min_score=0.9))
+        assert project.component.checks == Checks(
+            evidence=Evidence({"quote": "subject"}, min_score=0.9, reject_missing=True)
+        )
 
 
 @pytest.mark.parametrize(
@@ -705,6 +720,30 @@ def test_a_subclass_can_change_specs_in_python():
 def test_a_dataset_that_would_send_rows_elsewhere_does_not_load(rules, said):
     provider = {"kind": "openai", "api_key": "{{ env.A_KEY }}", "base_url": "https://us.api.openai.com/v1"}
     given = labels(model="openai_us/gpt-4o", resource={"providers": {"openai_us": provider}, **rules})
+    with loaded(given) as project:
+        if said is None:
+            dg.Definitions.validate_loadable(project.defs)
+            return
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            dg.Definitions.validate_loadable(project.defs)
+
+
+@pytest.mark.parametrize(
+    ("server", "fallback", "said"),
+    [
+        ({}, "own/small", "would send rows to own/small, whose region is unknown"),
+        ({"runs_in": "eu-west-1"}, "own/small", None),
+        ({"runs_in": "eu-west-1"}, {"model": "own/small", "params": {"max_tokens": 50}}, None),
+        ({"runs_in": "us-east-1"}, {"model": "own/small", "params": {"max_tokens": 50}}, "runs in 'us-east-1'"),
+    ],
+)
+def test_a_fallback_to_a_preset_needs_an_allowed_region_too(server, fallback, said):
+    providers = {
+        "openai_eu": {"kind": "openai", "api_key": "{{ env.A_KEY }}", "base_url": "https://eu.api.openai.com/v1"},
+        "own": {"kind": "vllm", "base_url": "http://llm.internal:8000/v1", **server},
+    }
+    resource = {"providers": providers, "allowed_regions": ["eu", "eu-*"]}
+    given = labels(model="openai_eu/gpt-4o", resend={"fallback": [fallback]}, resource=resource)
     with loaded(given) as project:
         if said is None:
             dg.Definitions.validate_loadable(project.defs)

@@ -76,7 +76,8 @@ def test_every_argument_of_every_factory_that_has_a_component_is_used():
     used: dict[Any, set[str]] = {}
     for factory, _, same in CASES.values():
         used.setdefault(factory, {"name"}).update(DAGSTERS.python, same.python)
-    factories = [getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name.endswith("_assets")]
+    ends = ("_assets", "_labels")
+    factories = [getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name.endswith(ends)]
     assert set(used) == set(factories)
     assert used == {factory: set(inspect.signature(factory).parameters) for factory in factories}
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy import stats
+import scipy
 
 from benchmarks.truth.shared import live
 from dagster_llm_batch.core.audit import (
@@ -46,8 +46,8 @@ def audits_of(counts, rows=20):
 @table("confidence", [0.9, 0.95, 0.999])
 def test_the_bounds_are_clopper_and_pearsons(wrong, rows, confidence):
     low, high = bound_share(wrong, rows, confidence)
-    assert high == pytest.approx(stats.beta.ppf(confidence, wrong + 1, rows - wrong), abs=1e-9)
-    assert low == pytest.approx(stats.beta.ppf(1 - confidence, wrong, rows - wrong + 1) if wrong else 0, abs=1e-9)
+    assert high == pytest.approx(scipy.stats.beta.ppf(confidence, wrong + 1, rows - wrong), abs=1e-9)
+    assert low == pytest.approx(scipy.stats.beta.ppf(1 - confidence, wrong, rows - wrong + 1) if wrong else 0, abs=1e-9)
 
 
 def test_of_nothing_nothing_is_known_and_all_wrong_is_bounded_from_below_alone():
@@ -117,8 +117,8 @@ def test_the_threshold_of_earlier_rows_is_that_of_a_sample_of_an_endless_table()
     found = calibrate_points(points, ("1", "2"), 10**8, 0.9, 0.95)
     allowed, threshold = found.allowed, found.threshold
     assert (found.earlier, found.rows, found.wrong) == (("1", "2"), 400, int(wrong.sum()))
-    assert allowed == count_allowed(400, 10**9, 0.9, 0.95) == int(stats.binom.ppf(0.05, 400, 0.1)) - 1
-    assert found.bound == pytest.approx(stats.beta.ppf(0.95, allowed + 1, 400 - allowed), abs=1e-6)
+    assert allowed == count_allowed(400, 10**9, 0.9, 0.95) == int(scipy.stats.binom.ppf(0.05, 400, 0.1)) - 1
+    assert found.bound == pytest.approx(scipy.stats.beta.ppf(0.95, allowed + 1, 400 - allowed), abs=1e-6)
     # Exactly the allowed wrong rows are above the threshold, which is the next wrong one: digests keep all their bits.
     assert int((are_above(scores, digests, threshold) & wrong).sum()) == allowed
     assert threshold.digest in digests.tolist()
@@ -131,7 +131,7 @@ def test_of_few_rows_fewer_earlier_ones_may_be_wrong(points, rows):
     most = int(Fraction("0.05") * rows)
 
     def chance(allowed, wrong):
-        return stats.hypergeom.cdf(allowed, points + rows, allowed + wrong + 1, points) if wrong < rows else 0
+        return scipy.stats.hypergeom.cdf(allowed, points + rows, allowed + wrong + 1, points) if wrong < rows else 0
 
     allowed, bound = count_allowed_before(points, rows, 0.95, 0.95)
     of_many = count_allowed(points, 10**9, 0.95, 0.95)

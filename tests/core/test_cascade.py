@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from benchmarks.truth.cascade import populations
 from dagster_llm_batch.core.cascade import Cascade
@@ -38,9 +38,9 @@ CONFIDENCE = 0.95
 def test_as_many_may_be_wrong_as_the_exact_test_says(agreement, sample, rows):
     if rows < 20 * sample:
         wrong = round(rows * (1 - agreement) * 1000) // 1000 + 1
-        chances = stats.hypergeom.cdf(np.arange(sample + 1), rows, wrong, sample)
+        chances = scipy.stats.hypergeom.cdf(np.arange(sample + 1), rows, wrong, sample)
     else:
-        chances = stats.binom.cdf(np.arange(sample + 1), sample, 1 - agreement)
+        chances = scipy.stats.binom.cdf(np.arange(sample + 1), sample, 1 - agreement)
     assert count_allowed(sample, rows, agreement, CONFIDENCE) == int((chances <= 1 - CONFIDENCE).sum()) - 1
 
 
@@ -60,7 +60,7 @@ def test_the_bound_is_what_was_asked_for_or_less_and_known_before_any_answer():
         allowed = count_allowed(sample, rows, 0.95, 0.95)
         bound = find_bound(allowed, sample, rows, 0.95)
         assert 0.04 < bound <= 0.05
-    exact = stats.beta.ppf(0.95, 2, 92)
+    exact = scipy.stats.beta.ppf(0.95, 2, 92)
     assert find_bound(1, 93, 10**6, 0.95) == pytest.approx(exact, abs=2e-6)
     assert find_bound(-1, 10, 100, 0.95) == 0
 
@@ -293,7 +293,7 @@ def test_a_row_is_drawn_by_its_key_and_a_seed_alone_and_not_by_what_splits_ties(
         0, abs=0.05
     )
     assert (np.sort(smallest(drawn[:1000], drawn[1000:], 59)) == np.sort(drawn)[:59]).all()
-    assert stats.kstest(drawn / 2.0**64, "uniform").pvalue > 0.001
+    assert scipy.stats.kstest(drawn / 2.0**64, "uniform").pvalue > 0.001
 
 
 def test_nothing_or_everything_is_accepted_where_the_sample_says_so():
@@ -357,7 +357,7 @@ def test_a_promise_that_cannot_be_kept_is_refused(given, words):
         ({"within": 0.03}, "within needs Cascade.gold"),
         ({"gold": "ticket_gold"}, "gold needs Cascade.within"),
         ({"gold": "ticket_gold", "within": 0.0}, "above 0"),
-        ({"gold": "ticket_gold", "within": 0.03, "agreement": 0.9}, "two promises"),
+        ({"gold": "ticket_gold", "within": 0.03, "agreement": 0.9}, "two guarantees"),
         ({"gold": "ticket_gold", "within": 0.03, "sample": 98}, "fewer than 101 .* at within=0.03"),
     ],
 )

@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import CensoredData, ecdf
 
 from dagster_llm_batch.core.durations import FEWEST, EndForecast, _quantiles, forecast_end
 from dagster_llm_batch.types import Span
@@ -48,7 +48,11 @@ def test_the_shares_that_have_ended_are_those_of_kaplan_and_meier(known: list[tu
     took = np.array([float(seconds) for seconds, _ in known])
     is_end = np.array([ended for _, ended in known])
     [said] = _quantiles(took, is_end, np.ones(len(known)), np.arange(len(known)), [level])
-    curve = ecdf(CensoredData(uncensored=took[is_end], right=took[~is_end])).cdf if is_end.any() else None
+    curve = (
+        scipy.stats.ecdf(scipy.stats.CensoredData(uncensored=took[is_end], right=took[~is_end])).cdf
+        if is_end.any()
+        else None
+    )
     wanted = level * (len(known) + 1) / len(known)
     reached = [] if curve is None else curve.quantiles[curve.probabilities >= wanted - 1e-9]
     assert said == (min(reached) if len(reached) else None)

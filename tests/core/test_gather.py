@@ -134,7 +134,7 @@ def test_objects_in_lists_are_united_by_value():
 @pytest.mark.parametrize(
     ("gather", "kind", "said"),
     [
-        (Gather("vote"), pa.int64(), "of type int64, and 'vote' takes texts, and true and false"),
+        (Gather("vote"), pa.int64(), "of type int64, and 'vote' takes texts, and true and false. No way takes it"),
         (Gather("concat"), pa.float64(), "'concat' takes lists and texts"),
         (Gather("union"), pa.string(), "'union' takes lists"),
         (Gather("vote", {"scre": "vote"}), pa.string(), "Gather.columns names scre"),

@@ -6,9 +6,10 @@ import hashlib
 import random
 import sys
 
+import numpy as np
 import pytest
 
-from dagster_llm_batch.core.near_copies import EarlierGroups, NearCopies, NearCopy
+from dagster_llm_batch.core.near_copies import EarlierGroups, NearCopies, NearCopy, NearVectors
 from dagster_llm_batch.errors import ConfigError
 
 WORDS = [f"{first}{second}{third}" for first in "bdfgk" for second in "aeiou" for third in ("ral", "mit", "son", "ver")]
@@ -136,3 +137,79 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(sys.modules, "rensa", None)
     with pytest.raises(ConfigError, match=r"pip install 'dagster-llm-batch\[near\]'"):
         NearCopies(0.8)
+
+
+SIZE = 48
+"""The length of the vectors here."""
+
+
+def vectors_of(groups: int, copies: int) -> dict[str, list[float]]:
+    """Return groups of vectors, whose copies are turned by up to a third of a radian, of any length."""
+    draw, found = np.random.default_rng(1), {}
+    for group in range(groups):
+        leader = draw.standard_normal(SIZE)
+        for copy in range(copies):
+            turned = leader + 0.12 * copy * np.linalg.norm(leader) * draw.standard_normal(SIZE) / SIZE**0.5
+            found[f"{group}-{copy}"] = (turned * draw.uniform(0.01, 100)).astype(np.float32).tolist()
+    return found
+
+
+def grouped_vectors(
+    vectors: dict[str, list[float]], earlier: EarlierGroups | None = None, contexts: list[bytes] | None = None
+) -> dict[str, NearCopy]:
+    copies, lengths = NearVectors(0.95), np.array([len(one) for one in vectors.values()], np.int64)
+    numbers = np.array([number for one in vectors.values() for number in one], np.float32)
+    copies.add([request_id(name) for name in vectors], numbers, lengths, contexts or [b""] * len(vectors))
+    return {copy.request_id: copy for copy in copies.groups(earlier)}
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    return float(np.dot(one, other) / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+VECTORS = vectors_of(80, 4)
+
+
+def test_each_copy_has_the_cosine_of_its_vector_and_its_leaders() -> None:
+    of, found = {request_id(name): one for name, one in VECTORS.items()}, grouped_vectors(VECTORS)
+    for copy in found.values():
+        assert copy.similarity == pytest.approx(cosine(of[copy.request_id], of[copy.leader]), abs=1e-5)
+        assert copy.similarity >= 0.95
+        assert copy.leader not in found
+    leaders = [one for name, one in VECTORS.items() if request_id(name) not in found]
+    pairs = [(one, other) for at, one in enumerate(leaders) for other in leaders[at + 1 :]]
+    assert len(found) > 100
+    assert sum(cosine(one, other) >= 0.95 for one, other in pairs) <= 0.1 * len(found)
+
+
+def test_the_order_of_vectors_changes_no_group_and_more_of_them_change_no_earlier_one() -> None:
+    shuffled = dict(random.Random(1).sample(list(VECTORS.items()), len(VECTORS)))
+    assert grouped_vectors(shuffled) == grouped_vectors(VECTORS)
+    first = {name: one for name, one in VECTORS.items() if name[-1] in "01"}
+    before = grouped_vectors(first)
+    leaders = frozenset(map(request_id, first)) - before.keys()
+    earlier = EarlierGroups(leaders, {one: (copy.leader, copy.similarity) for one, copy in before.items()})
+    after = grouped_vectors(VECTORS, earlier)
+    assert {one: after[one] for one in before} == before
+    assert leaders.isdisjoint(after)
+
+
+def test_vectors_that_cannot_be_compared_are_no_copies() -> None:
+    whole = VECTORS["0-0"]
+    others = {
+        "empty": [],
+        "empty, too": [],
+        "zero": [0.0] * SIZE,
+        "zero, too": [0.0] * SIZE,
+        "no number": [float("nan"), *whole[1:]],
+        "no number, too": [float("nan"), *whole[1:]],
+        "infinite": [float("inf"), *whole[1:]],
+        "shorter": whole[1:],
+        "large": [number * 1e30 for number in whole],
+    }
+    found = grouped_vectors({"whole": whole, **others})
+    pair = {request_id("whole"), request_id("large")}
+    assert {(copy.request_id, copy.leader) for copy in found.values()} <= {(one, (pair - {one}).pop()) for one in pair}
+    assert len(found) == 1
+    assert not grouped_vectors({"one": whole, "other": whole}, contexts=[b"a", b"b"])
+    assert grouped_vectors({"one": whole, "other": whole}, contexts=[b"a", b"a"])

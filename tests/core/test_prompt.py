@@ -107,7 +107,9 @@ GROWING = [
     "{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}",
     "{% set y %}{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}{% endset %}{{ y | length }}",
     "{% macro m() %}{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}{% endmacro %}{{ m() | length }}",
-    # Each part alone is allowed.
+]
+# Each part alone is allowed.
+TOGETHER = [
     "{{ x.ljust(40000000) }}" * 120,
     "{% set y %}" + "{{ x.ljust(40000000) }}" * 120 + "{% endset %}{{ y | length }}",
     "{% macro m() %}" + "{{ x.ljust(40000000) }}" * 120 + "{% endmacro %}{{ m() | length }}",
@@ -136,6 +138,15 @@ def test_an_image_of_twelve_megabytes_in_base64_is_shown_whole(template: str, ch
 
 @table("template", GROWING)
 def test_a_template_that_makes_too_much_is_refused_before_it_takes_the_memory(template: str) -> None:
+    assert_refused_early(template)
+
+
+@table("template", TOGETHER)
+def test_parts_that_are_too_much_together_are_refused_before_they_take_the_memory(template: str) -> None:
+    assert_refused_early(template)
+
+
+def assert_refused_early(template: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises((InputError, ConfigError), match="more than 50,000,000 characters"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -11,12 +12,15 @@ from pydantic import BaseModel
 
 from dagster_llm_batch import Evidence, Prompt
 from dagster_llm_batch.core import quoted_columns
+from dagster_llm_batch.core.documents import PDF, document_text
 from dagster_llm_batch.core.quoted_columns import QuotedColumns
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.realtime_sample import in_real_time
 from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 from dagster_llm_batch.review.forms import form_of_labeling
+from dagster_llm_batch.types import Document
+from tests.pdfs import written_pdf
 from tests.tables import table
 
 TEXT = "The battery died after three days. Support was kind."
@@ -102,6 +106,68 @@ def test_quotes_in_lists_and_objects_have_places_in_lists():
     assert found["claims_sources_start"].type == pa.list_(pa.list_(pa.int64()))
     assert found["best_quote_end"].to_pylist() == [33, None, None]
     assert added.count(found) == {"exact": 5, "folded": 1, "missing": 2}
+
+
+def test_a_quote_of_a_pdf_has_its_page_and_a_scan_has_no_quotes():
+    pdf = written_pdf("The first page.", "", "Total due: 12 EUR, at once.", "Total due: 12 EUR.")
+    added = columns_of(
+        {"quote": "file", "quotes": "file", "best.quote": "text"}, keep=["text", "file"], documents=["file"]
+    )
+    assert [name for name in added.schema.names if name.endswith("_page")] == ["quote_page", "quotes_page"]
+    assert added.sources["quote_page"] == "file"
+    assert added.descriptions["quotes_page"] == "page of file where the quote begins, from 1"
+    files = [pdf, pdf, written_pdf(""), b"%PDF-1.7 cut off", b"\xef\xbb\xbfTotal due: 12 EUR", b"\x00", None]
+    labels = labels_of(*({"quote": "Total  due: 12 EUR", "quotes": ["first", "page. Total"]} for _ in files))
+    labels = labels.append_column("file", pa.array(files, pa.binary()))
+    found = added.add_to(labels)
+    assert found["quote_page"].to_pylist() == [3, 3, None, None, None, None, None]
+    assert found["quotes_page"].to_pylist()[0] == [1, 1]
+    assert found["quote_match"].to_pylist() == [
+        "folded",
+        "folded",
+        "missing",
+        "missing",
+        "folded",
+        "missing",
+        "missing",
+    ]
+    text = document_text(Document(PDF, pdf))
+    at = slice(found["quote_start"][0].as_py(), found["quote_end"][0].as_py())
+    assert text[at] == "Total due: 12 EUR"
+
+
+def test_a_pdf_without_an_answer_is_not_read(monkeypatch):
+    monkeypatch.setattr(quoted_columns, "pdf_pages", None)
+    added = columns_of({"quote": "file"}, keep=["file"], documents=["file"])
+    labels = labels_of({}).append_column("file", pa.array([written_pdf("It is here.")]))
+    assert added.add_to(labels)["quote_page"].to_pylist() == [None]
+
+
+def test_labels_with_missing_quotes_have_a_reason_and_their_answer_as_json():
+    added = columns_of({"quote": "text", "claims.sources": "text", "best.quote": "text"})
+    labels = labels_of(
+        {"quote": "died", "claims": [{"quote": None, "sources": []}, {"quote": None, "sources": ["days", "kind"]}]},
+        {"quote": "red", "claims": [{"quote": None, "sources": ["days", "red"]}, {"quote": None, "sources": ["blue"]}]},
+        {"other": '{"a":"é"}', "best": {"quote": "red", "sources": []}, "claims": []},
+        {},
+    )
+    found = added.add_to(pa.concat_tables([labels[:1], labels[1:]]))
+    assert added.faults(found).to_pylist() == [
+        None,
+        "a quote is not in its text: quote (of text), claims.sources (of text)",
+        "a quote is not in its text: best.quote (of text)",
+        None,
+    ]
+    assert json.loads(added.replies(found[2:3])[0].as_py()) == {
+        "topic": "t",
+        "quote": None,
+        "quotes": None,
+        "claims": [],
+        "best": {"quote": "red", "sources": []},
+        "rating": 1,
+        "other": {"a": "é"},
+    }
+    assert added.faults(found[:0]).to_pylist() == []
 
 
 def test_a_table_of_many_chunks_and_an_empty_one_have_the_columns(monkeypatch):

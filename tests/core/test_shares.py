@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy
 
 from dagster_llm_batch.core.reuse import Near
 from dagster_llm_batch.core.shares import AUDITED, HELD, PAIRS, Shares
@@ -108,7 +109,26 @@ def test_copies_of_an_erased_leader_are_asked_and_erased_copies_are_gone() -> No
     known = shares([pair("b", "a", drawn=1), pair("c", "a"), pair("d", "a")]).without({"a", "d"})
     decided = known.decide(results(b="x"))
     assert decided.asked_next.to_pylist() == ["c"]
-    assert decided.passes
+
+
+@pytest.mark.parametrize(("erased", "passes"), [(0, True), (40, True), (100, False), (200, False)])
+def test_an_audit_with_erased_rows_needs_enough_of_the_others(erased: int, passes: bool) -> None:
+    pairs = [pair(f"c{at}", "a", drawn=int(at < 200)) for at in range(4_000)]
+    known = shares(pairs).without({f"c{at}" for at in range(erased)})
+    left, rows = 200 - erased, 4_000 - erased
+    assert (known.sample, known.rows, known.asks_all) == (left, rows, False)
+    decided = known.decide(results(a="x", **{f"c{at}": "x" for at in range(erased, 200)}))
+    # One row more than allowed is wrong: how probable is an audit without a wrong row?
+    unseen = scipy.stats.hypergeom.pmf(0, rows, int(0.02 * rows) + 1, left)
+    assert decided.wrong == 0
+    assert (decided.passes, bool(unseen <= 1 - decided.look_confidence)) == (passes, passes)
+    assert len(decided.asked_next) == (0 if passes else 3_800)
+    assert ("too few are left" in decided.result_text) is not passes
+
+
+def test_an_erasure_after_the_decision_changes_no_decision() -> None:
+    decided = shares([pair("b", "a", drawn=1), pair("c", "a"), pair("d", "a")]).decide(results(a="x", b="x"))
+    assert shared(decided.without({"b", "d"})) == {"c"}
 
 
 # (groups, copies of each, share of wrong copies, whether a whole group is wrong together)

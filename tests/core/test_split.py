@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dagster_llm_batch.core.masks import Mask
 from dagster_llm_batch.core.split import Split, split_rows
 from dagster_llm_batch.core.token_counts import expected_text_tokens
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -88,6 +89,17 @@ def test_a_change_within_a_section_leaves_the_parts_of_all_other_sections(sizes,
     assert after == [part for one in changed for part in texts_of(split, one)]
 
 
+@given(TEXTS)
+def test_sections_are_the_same_if_code_follows_them_or_lines_end_otherwise(text):
+    def starts(of: str) -> list[int]:
+        return [part.start for part in Split("text", 100_000).parts(of)]
+
+    text = text.replace("```", "``").replace("\r\n", "\n")
+    before = starts(f"{text}\nend")
+    assert starts(f"{text}\nend\n```\n") == before
+    assert starts(f"{text}\nend".replace("\n", "\r")) == before
+
+
 def test_sections_begin_at_headings_outside_of_code_and_headings_alone_join_the_next():
     text = "before\n# Title\n## One\ntext\n```\n# no heading\n```\n## Two\nmore\n#hashtag\n## Empty\n"
     assert texts_of(Split("text", 500), text) == [
@@ -126,6 +138,52 @@ def test_rows_become_rows_of_their_parts_with_all_their_columns():
         {"doc": 7, "text": "# B\ny\n", "lang": "en", "part_key": "7#2", "part": 2, "parts": 2, "part_start": 6},
         {"doc": 8, "text": None, "lang": "de", "part_key": "8#1", "part": 1, "parts": 1, "part_start": 0},
     ]
+
+
+CARD, PHONE = "4111 1111 1111 1111", "+49 30 1234567"
+MASK = Mask(columns=["text"])
+WITH_VALUES = st.lists(
+    st.sampled_from(["word ", "\n\n", "# Heading\n", "ann@x.org ", f"{CARD} ", f"{PHONE}.", "1::2 ", "10.0.0.1,"]),
+    max_size=40,
+).map("".join)
+
+
+@given(WITH_VALUES, SPLITS)
+def test_no_cut_divides_a_value_that_the_mask_finds(text, split):
+    rows = [{"doc": 1, "text": text}]
+    parts = pa.Table.from_batches(split_rows(rows, split, key="doc", mask=MASK)).to_pylist()
+    end = 0
+    for part in parts:
+        start, own = part["part_start"], part["text"]
+        assert text[start : start + len(own)] == own
+        assert start <= end
+        end = start + len(own)
+        for first, last in MASK.spans(text):
+            assert (start <= first and last <= end) or last <= start or end <= first
+        # Alone, too, a part has these values.
+        masked = MASK.spans(own)
+        within = [(first - start, last - start) for first, last in MASK.spans(text) if start <= first and last <= end]
+        assert all(any(first <= one and two <= last for first, last in masked) for one, two in within)
+    assert end == len(text)
+    if not split.overlap:
+        assert "".join(part["text"] for part in parts) == text
+
+
+def test_a_part_has_more_tokens_where_a_value_has_and_the_tokens_that_repeat_begin_at_a_whole_one():
+    def parts(split, mask):
+        rows = [{"doc": 1, "text": f"one {CARD} two {PHONE} three"}]
+        return pa.Table.from_batches(split_rows(rows, split, key="doc", mask=mask))["text"].to_pylist()
+
+    split, overlapping = Split("text", 4, by="token"), Split("text", 12, 6, by="token")
+    assert "1111 " in parts(split, None)
+    assert parts(split, MASK) == ["one ", CARD, " two ", PHONE, " three"]
+    assert parts(overlapping, None)[1] == "1111 1111 two +49 30 "
+    assert parts(overlapping, MASK) == [f"one {CARD} ", f" two {PHONE} three"]
+
+
+def test_a_mask_that_does_not_name_the_column_is_refused():
+    with pytest.raises(ConfigError, match=r"Mask names note, and not the column 'text' that Split"):
+        list(split_rows([{"doc": 1, "text": "x"}], Split("text", 10), key="doc", mask=Mask(columns=["note"])))
 
 
 def test_rows_are_read_and_split_some_at_a_time():

@@ -28,6 +28,7 @@ from dagster_llm_batch.testing.emulator import Emulator, FlexScript, VendorLimit
 from tests.batch_records import broken_records
 from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
+from tests.crash.copies import judge_cascade_copies, judge_copies
 from tests.crash.interceptor import Point, When
 from tests.crash.oracle import judge_oracle
 from tests.crash.points import ARROWS, Crash
@@ -247,13 +248,25 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
         shards = [shard for one in submissions for shard in ledger.shards.of_submission(one.submission_id)]
         free = all(_is_free(ledger, one.submission_id) for one in submissions)
         result.problems += broken_records(ledger)
+        kept = ledger.documents.count_stored(NAMESPACE)
         (least, most), waves = scenario.billed or (scenario.rows, scenario.rows), scenario.waves
-        if scenario.cascade is not None:
-            asked = judge_oracle(ledger, PayloadStore(f"{folder}/payloads"), submissions)
+        if scenario.cascade is not None and scenario.near is not None:
+            payloads, labels = PayloadStore(f"{folder}/payloads"), pq.read_table(job.table)
+            both = judge_cascade_copies(scenario.near, ledger, payloads, submissions[0], labels)
+            result.problems += both.problems
+            waves = both.waves
+            least = most = both.requests
+        elif scenario.cascade is not None:
+            payloads = PayloadStore(f"{folder}/payloads")
+            asked = judge_oracle(ledger, payloads, submissions, scenario.guarantee)
             result.problems += asked.problems
             waves = asked.waves
             # A row that only the model refuses costs nothing there; the oracle answers it.
             least = most = scenario.rows - len(scenario.faults) + asked.requests
+        elif scenario.near is not None:
+            texts = [body for piece in scenario.tickets(0) for body in piece["body"].to_pylist()]
+            payloads, labels = PayloadStore(f"{folder}/payloads"), pq.read_table(job.table)
+            result.problems += judge_copies(scenario.near, texts, ledger, payloads, submissions[0], labels)
     finally:
         ledger.close()
     by_wave: dict[int, set[str]] = defaultdict(set)
@@ -265,10 +278,15 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellR
     money = money_of(answered, places, max(one.waves for one in submissions))
     result.billed, result.billed_twice = money.billed, money.twice
     unknown = batches - set().union(*by_wave.values())
+    documents = [file.filename for file in emulator.books.files if file.filename.endswith(".pdf")]
+    left = cell.cloud.provider(job.place, ()).find_documents(set(documents)) if documents else {}
     checks = {
+        f"documents uploaded: {len(documents)}": len(documents) == scenario.documents,
+        f"documents left at the provider: {left}": not left,
+        f"documents left in the ledger: {kept}": not kept,
         f"rows that are not there once: {result.lost}": result.lost == 0 and set(times) == keys,
         f"outcomes: {outcomes}": outcomes <= scenario.outcomes,
-        f"submissions: {len(submissions)}": len(submissions) == scenario.partitions,
+        f"submissions: {len(submissions)}": len(submissions) == scenario.partitions * (1 + scenario.changes_model),
         "not all delivered": all(one.delivered_at is not None for one in submissions),
         f"shards: {Counter(shard.state.value for shard in shards)}": {shard.state for shard in shards}
         == {ShardState.COLLECTED},

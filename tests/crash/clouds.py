@@ -28,7 +28,9 @@ from tests import folder_servers
 BUCKET = "bucket"
 SETTLE_SECONDS = 0.3  # time until a lost create call can no longer arrive; here it never does
 _TIMEOUT_SECONDS = 60.0
-_BATCH_CALLS = frozenset({"create", "find", "poll", "fetch", "cancel", "respond", "respond_flex"})
+_BATCH_CALLS = frozenset({"create", "find", "poll", "fetch", "cancel", "respond", "respond_flex"}) | {
+    *("upload_document", "find_documents", "has_document", "delete_document")
+}
 _LABELER = Path(__file__).with_name("labeler.py")
 _MAX_TOKENS = {"max_tokens": 50}
 _MAX_OUTPUT_TOKENS = {"max_output_tokens": 50}
@@ -77,6 +79,8 @@ class Cloud:
     held: frozenset[str] = _BATCH_CALLS | {"upload", "download"}
     lacks: frozenset[str] = frozenset()  # calls that it does not make
     spend: Spend = field(default_factory=Spend)
+    # The model and its parameters in the tier "flex", where the usual ones lack it.
+    in_flex: tuple[str, dict[str, Any]] | None = None
 
 
 def _openai(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
@@ -147,7 +151,8 @@ def _bedrock(place: Place, _options: tuple[str, ...]) -> BedrockProvider:
 def _vertex(place: Place, _options: tuple[str, ...]) -> VertexProvider:
     return VertexProvider(
         "p",
-        "us-central1",
+        # The only location with the tier "flex".
+        "global",
         BUCKET,
         credentials=Credentials(token=DEFAULT_KEY),
         base_url=place.urls["vertex"],
@@ -212,6 +217,7 @@ CLOUDS = {
             _openai,
             r"^POST /v1/batches$",
             r"^GET /v1/files/[^/]+/content$",
+            in_flex=("gpt-5-nano", {"max_completion_tokens": 50}),
         ),
         Cloud(
             "azure",

@@ -35,11 +35,12 @@ from dagster_llm_batch.storage.ledger import database
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 _FILE = re.compile(
-    r"(?:wave-(?P<wave>\d+)-\d+\.)?(?P<kind>[a-z]+)(?:-[0-9a-f]+)?\.(?:(?:jsonl\.)?(?:zst|lz4)|parquet)$"
+    r"(?:wave-(?P<wave>\d+)-\d+\.)?(?P<kind>[a-z]+)(?:-[0-9a-f]+)*\.(?:(?:(?:jsonl|pdf)\.)?(?:zst|lz4)|parquet)$"
 )
 _VERBS = {
     "submit": "call: upload",
     **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond", "respond_flex")},
+    **{verb: f"call: {verb}" for verb in ("upload_document", "find_documents", "has_document", "delete_document")},
 }
 # The names of these methods' transactions in crash points.
 _TRANSACTIONS = {
@@ -48,6 +49,11 @@ _TRANSACTIONS = {
     ("Shards", "split"): "split_shard",
     ("EventLog", "add"): "add_event",
     ("Money", "release"): "release_money",
+    ("Documents", "begin"): "begin_upload",
+    ("Documents", "complete"): "complete_upload",
+    ("Documents", "lose"): "lose_upload",
+    ("Documents", "need"): "need_documents",
+    ("Documents", "forget"): "forget_upload",
     ("Lease", "take"): "lease",
     ("Lease", "_give_back"): "release",
 }
@@ -170,7 +176,7 @@ def intercept_verbs(interceptor: Interceptor, provider: Any) -> Any:
         return act
 
     for verb in _VERBS:
-        # Few providers have the tier "flex".
+        # Few providers have the tier "flex", or a storage for documents.
         if hasattr(provider, verb):
             setattr(provider, verb, tapped(verb, getattr(provider, verb)))
     return provider

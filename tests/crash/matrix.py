@@ -105,9 +105,10 @@ def _logged(file: Path | None, chosen: Sequence[Cell]) -> dict[Cell, CellResult]
     return {cell: CellResult(**known[str(cell)]) for cell in chosen if str(cell) in known}
 
 
-def _part(providers: Sequence[str], ledgers: Sequence[str], point: str) -> str:
+def _part(providers: Sequence[str], ledgers: Sequence[str], point: str, scenario: str) -> str:
     """Name the chosen part of the matrix; the name of the whole matrix is empty."""
     words = [", ".join(providers), ", ".join(ledgers), point and f"points with '{point}'"]
+    words.append(scenario and f"scenarios with '{scenario}'")
     return "; ".join(word for word in words if word)
 
 
@@ -116,12 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--provider", action="append", choices=list(CLOUDS), help="only these; repeatable")
     parser.add_argument("--ledger", action="append", choices=LEDGERS, help="only these; repeatable")
     parser.add_argument("--point", default="", help="only crash points whose name has this text")
+    parser.add_argument("--scenario", default="", help="only scenarios whose name has this text")
     parser.add_argument("--at-once", type=int, default=3, help="cells at the same time (default 3)")
     parser.add_argument("--log", type=Path, help="adds results to this file, and runs no cell that is in it already")
     parser.add_argument("--write", action="store_true", help=f"write the matrix into {PAGE.name}")
     options = parser.parse_args(arguments)
     clouds, ledgers = options.provider or list(CLOUDS), options.ledger or list(LEDGERS)
-    chosen = cells(clouds, ledgers, [crash for crash in CRASHES if options.point in str(crash)])
+    chosen = cells(
+        clouds,
+        ledgers,
+        [crash for crash in CRASHES if options.point in str(crash) and options.scenario in crash.scenario.name],
+    )
     results = _logged(options.log, chosen)
     began = time.monotonic()
     with servers(set(clouds), set(ledgers)) as around:
@@ -138,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s."
     )
     if options.write:
-        part = _part(options.provider or (), options.ledger or (), options.point)
+        part = _part(options.provider or (), options.ledger or (), options.point, options.scenario)
         if part:
             write(f"crash {part}", f"Crash points: {part}", ["As above, of a part of the matrix alone.", "", *lines])
         else:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import NamedTuple
 
+import scipy
+
+from dagster_llm_batch.core.cascade import Precision, Recall
 from dagster_llm_batch.core.levels import Levels
-from dagster_llm_batch.core.thresholds import digest_requests
+from dagster_llm_batch.core.thresholds import digest_requests, look_confidence
 from dagster_llm_batch.files.request_files import levels_of, request_ids
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -28,12 +32,18 @@ class _Said(NamedTuple):
     score: float
 
 
-def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submission]) -> Asked:
+def judge_oracle(
+    ledger: Ledger,
+    payloads: PayloadStore,
+    submissions: list[Submission],
+    guarantee: Precision | Recall | None = None,
+) -> Asked:
     """Compare the oracle's requests of each submission with the expected ones, in the order of partitions.
 
     Sent at once: the drawn rows. Sent in the second round: {score at or below the threshold} + invalid - drawn. The
     threshold is the surest sampled row on which the two models differ: of a sample of four, all must agree (agreement
-    .5, confidence .9). With `Rolling`, the threshold comes from the sample of the previous partition.
+    .5, confidence .9). With `Rolling`, the threshold comes from the sample of the previous partition. For a filter, see
+    `_filter_of`.
     """
     requests, waves, problems = 0, [0, 0], []
     threshold = (-math.inf, 0)
@@ -49,12 +59,17 @@ def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submi
         cheap = _said(payloads, of[False, 1])
         own = levels.sampled or []
         places = {one: _place(cheap[one], one, levels) for one in _ids(payloads, of[False, 1]) if one in cheap}
-        if own:
-            oracles = _said(payloads, of[True, 1])
+        oracles = _said(payloads, of[True, 1])
+        if own and guarantee is not None:
+            threshold = _threshold_of(guarantee, own, cheap, oracles, places)
+        elif own:
             wrong = [places[one] for one in own if one in cheap and cheap[one].label != oracles[one].label]
             threshold = max(wrong, default=(-math.inf, 0))
-        drawn = set(levels.drawn)
-        rest = {one for one in _ids(payloads, of[False, 1]) if one not in places or places[one] <= threshold} - drawn
+        drawn, kept = set(levels.drawn), {one for one, place in places.items() if place > threshold}
+        if guarantee is not None and threshold != _NOTHING:
+            # The guarantee limits errors among the others only.
+            kept |= {one for one, said in cheap.items() if not _can_err(guarantee, said)}
+        rest = {*_ids(payloads, of[False, 1])} - kept - drawn
         requests += len(drawn) + len(rest)
         # An audit may have drawn zero rows.
         waves = [waves[0] + 1 + bool(drawn), waves[1] + bool(rest)]
@@ -67,6 +82,48 @@ def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submi
         }
         problems += [f"'{submission.partition}': {what}" for what, is_right in checks.items() if not is_right]
     return Asked(requests, (waves[0], waves[1]), problems)
+
+
+_NOTHING = (math.inf, 0)
+
+
+def _can_err(guarantee: Precision | Recall, said: _Said) -> bool:
+    return (said.label == guarantee.yes) is isinstance(guarantee, Precision)
+
+
+def _threshold_of(
+    guarantee: Precision | Recall,
+    own: list[str],
+    cheap: dict[str, _Said],
+    oracles: dict[str, _Said],
+    places: dict[str, tuple[float, int]],
+) -> tuple[float, int]:
+    """Return the place above which a filter accepts labels.
+
+    Above the surest `allowed + 1` errors, for the most errors that are improbable enough among the sampled yes: the
+    true ones of the model and these errors with precision, all of the oracle with recall.
+    """
+    risk, share = 1 - look_confidence(0.9, 1), float(1 - Fraction(str(guarantee.share)))
+    answered = [one for one in own if one in cheap]
+    is_precision = isinstance(guarantee, Precision)
+    yes = sum(
+        oracles[one].label == guarantee.yes and (not is_precision or cheap[one].label == guarantee.yes)
+        for one in (answered if is_precision else own)
+    )
+    errors = [one for one in answered if _can_err(guarantee, cheap[one]) and cheap[one].label != oracles[one].label]
+    # With so many errors, chance could be smaller in an infinite table than in this one (see thresholds.py).
+    allowed = [
+        count
+        for count in range(len(own) + 1)
+        for of in [yes + count if is_precision else yes]
+        if yes
+        and scipy.stats.binom.cdf(count, of, share) <= risk
+        and (count == 0 or (share - count / (of - 1)) * of >= 1 - share)
+    ]
+    if not allowed:
+        return _NOTHING
+    surest = sorted((places[one] for one in errors), reverse=True)
+    return surest[max(allowed)] if max(allowed) < len(surest) else (-math.inf, 0)
 
 
 def _ids(payloads: PayloadStore, shards: list[Shard]) -> list[str]:

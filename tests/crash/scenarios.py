@@ -5,6 +5,7 @@ A new way through the engine is a new Scenario in SCENARIOS, and points on its w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -13,14 +14,16 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from dagster_llm_batch.core.cascade import Cascade, Rolling
+from dagster_llm_batch.core.cascade import Cascade, Precision, Recall, Rolling
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.reuse import Near, Relabel, Reuse
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
 from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import BatchFault, Fault, RowFault, WireFault, lost_create_reply
 from tests.crash.clouds import CLOUDS, Cloud
 from tests.folder_servers import routes_of
+from tests.pdfs import pdf
 
 ANSWER = {"topic": "billing", "urgency": 3}
 """The answer of every emulated model. Some providers take schemas only without bounds, which simulation would need."""
@@ -49,6 +52,13 @@ class TicketLabel(BaseModel):
     urgency: Annotated[int, Field(ge=1, le=5)]
 
 
+class BillingLabel(BaseModel):
+    """The response of a filter: yes is "billing"."""
+
+    topic: Literal["billing", "bug"]
+    urgency: Annotated[int, Field(ge=1, le=5)]
+
+
 def _always(_body: Any, _url: str) -> Any:
     """Return ANSWER. It is a named function, since scenarios are pickled to the processes that are killed."""
     return ANSWER
@@ -63,6 +73,10 @@ class Scenario:
     - in_turn: a partition is planned once the one before it is complete.
     - changes: changes of the labeling.
     - cascade: source of the threshold of a cascade of two models.
+    - guarantee: of this cascade; agreement of a half by default.
+    - sample: the cascade's sampled rows.
+    - near: near copies of rows' texts.
+    - subjects: number of different subjects. Default: each row has its own.
     - urgent: number of rows that are answered in real time.
     - runs_on: batches run until they are stopped.
     - is_given_up: a person abandons unreadable results.
@@ -73,6 +87,8 @@ class Scenario:
     - spare_batches: batches at the provider that ran nothing and belong to no shard.
     - enqueued_tokens: the most tokens that the provider's queue takes.
     - flex_refusals: number of the first calls in the tier "flex" that are turned away.
+    - changes_model: the cloud's other model has labeled the rows before, and these labels may stay.
+    - documents: number of different documents that rows name, and that are uploaded once. They are deleted at the end.
     """
 
     name: str
@@ -86,6 +102,10 @@ class Scenario:
     changes: tuple[tuple[str, Any], ...] = ()
     falls_back: bool = False
     cascade: Literal["partition"] | Rolling | None = None
+    guarantee: Precision | Recall | None = None
+    sample: int = 4
+    near: Near | None = None
+    subjects: int | None = None
     urgent: int = 0
     queue_limit: QueueLimit | None = None
     runs_on: bool = False
@@ -99,6 +119,8 @@ class Scenario:
     spare_batches: int = 0
     enqueued_tokens: int | None = None
     flex_refusals: int = 0
+    changes_model: bool = False
+    documents: int = 0
 
     def with_changes(self, *changes: tuple[str, Any]) -> Scenario:
         """Return the same scenario with more changes of the labeling."""
@@ -106,33 +128,48 @@ class Scenario:
 
     def labeling(self, cloud: Cloud) -> Labeling:
         oracle = f"{cloud.name}/{cloud.other_model}"
+        realtime = dict(self.changes).get("realtime")
+        is_flex = isinstance(realtime, Realtime) and realtime.tier == "flex"
+        model, params = (is_flex and cloud.in_flex) or (cloud.model, cloud.params)
         usual: dict[str, Any] = {
-            "cascade": self.cascade and Cascade(oracle, "topic", 0.5, 0.9, "urgency", 4, self.cascade),
+            "cascade": self.cascade and self._cascade(oracle, self.cascade),
             "asset": "ticket_labels",
-            "model": f"{cloud.name}/{cloud.model}",
+            "model": f"{cloud.name}/{model}",
             "key": "ticket_id",
             "prompt": Prompt(system="You label support tickets.", user="{{ subject }}\n\n{{ body }}"),
             "response": TicketLabel,
-            "params": cloud.params,
+            "params": params,
             "spend": cloud.spend,
             "limits": Limits(max_requests_per_batch=3),
             "realtime": Realtime(
                 deadline=DEADLINE if self.is_late else None, urgent="now" if self.urgent else None, concurrency=1
             ),
-            "resend": Resend(fallback=(oracle,) if self.falls_back else ()),
+            "resend": Resend(
+                fallback=(oracle,) if self.falls_back else (), reuse=Reuse(self.near) if self.near else Reuse()
+            ),
         }
         return Labeling(**{**usual, **dict(self.changes)})
+
+    def _cascade(self, oracle: str, calibrate: Literal["partition"] | Rolling) -> Cascade:
+        agreement = Cascade.agreement if self.guarantee else 0.5
+        return Cascade(oracle, "topic", agreement, 0.9, "urgency", self.sample, calibrate, guarantee=self.guarantee)
+
+    def older_labeling(self, cloud: Cloud) -> Labeling:
+        """Return the definition before the model was changed."""
+        return replace(self.labeling(cloud), model=f"{cloud.name}/{cloud.other_model}")
 
     def tickets(self, partition: int) -> Iterator[Any]:
         """Yield a partition's rows in two pieces, so that planning can be interrupted between them."""
         rows = self.rows // self.partitions
         numbers = range(partition * rows, (partition + 1) * rows)
-        columns = {
+        columns: dict[str, list[Any]] = {
             "ticket_id": [f"t{n}" for n in numbers],
-            "subject": [f"Subject {n}" for n in numbers],
+            "subject": [f"Subject {n % (self.subjects or self.rows)}" for n in numbers],
             "body": [f"Where is my invoice number {n}?" for n in numbers],
             "now": [n < self.urgent for n in numbers],
         }
+        if self.documents:
+            columns["paper"] = [pdf(1, mark=str(n % self.documents)) for n in numbers]
         [batch] = pa.table(columns).to_batches()
         yield batch.slice(0, rows // 2)
         yield batch.slice(rows // 2)
@@ -208,13 +245,9 @@ TURNED_AWAY = Scenario(
     billed=(9, 12),
 )
 FLEX = replace(
-    URGENT.with_changes(
-        ("model", "openai/gpt-5-nano"),
-        ("params", {"max_completion_tokens": 50}),
-        ("realtime", Realtime(urgent="now", concurrency=1, tier="flex")),
-    ),
+    URGENT.with_changes(("realtime", Realtime(urgent="now", concurrency=1, tier="flex"))),
     name="the tier flex turns a row away, and the standard tier answers it",
-    clouds=frozenset({"openai"}),
+    clouds=frozenset({"openai", "bedrock", "vertex", "gemini"}),
     flex_refusals=1,
 )
 FLEX_OR_BATCH = replace(
@@ -274,6 +307,92 @@ ROLLING = Scenario(
     answer=_disagree,
     clouds=_EMULATED,
 )
+
+
+def _number_in(body: Any) -> int:
+    """Return the number of the row in a request of any provider."""
+    return int(re.findall(r"number (\d+)\?", str(body))[-1])
+
+
+def _judge_billing(body: Any, _endpoint: str) -> Any:
+    """Let both models call other rows billing, with scores that show nothing: each score has true and false yes."""
+    number = _number_in(body)
+    is_oracle = body.get("model") in {cloud.other_model for cloud in CLOUDS.values()}
+    is_billing = number % 5 > 1 if is_oracle else number % 3 > 0
+    return {"topic": "billing" if is_billing else "bug", "urgency": 1 + number % 4}
+
+
+PRECISION = Scenario(
+    "an oracle answers the yes that a filter is not sure of",
+    # The model, and the oracle for eight sampled rows; then the oracle for rows that are not accepted.
+    waves=(2, 1),
+    rows=36,
+    # At least one of the nine that the model refuses is not drawn.
+    faults=_refused_by_model(0, 3, 7, 12, 16, 20, 25, 30, 34),
+    changes=(("limits", Limits(max_requests_per_batch=36)), ("response", BillingLabel)),
+    cascade="partition",
+    guarantee=Precision(0.3, yes="billing"),
+    sample=8,
+    answer=_judge_billing,
+    clouds=_EMULATED,
+)
+RECALL = replace(
+    PRECISION,
+    name="an oracle answers the no that a filter is not sure of",
+    guarantee=Recall(0.3, yes="billing"),
+)
+NEAR = Scenario(
+    "near copies share the answer of their leader",
+    # The leader, and an audit of four copies. The other four share an answer.
+    waves=(2,),
+    changes=(("prompt", Prompt(system="You label support tickets.", user="{{ body }}")),),
+    near=Near("body", "topic", similarity=0.6, error=0.5, confidence=0.9, sample=4),
+    billed=(5, 5),
+)
+
+
+def _differ(body: Any, _endpoint: str) -> Any:
+    """Give a third of the rows each topic."""
+    return {**ANSWER, "topic": ("billing", "bug", "how_to")[_number_in(body) % 3]}
+
+
+NEAR_DIFFER = replace(
+    NEAR,
+    name="near copies differ in an audit, and all are asked",
+    waves=(2, 2),
+    billed=None,
+    answer=_differ,
+    clouds=_EMULATED,
+)
+NEAR_CASCADE = Scenario(
+    "near copies share the labels of a cascade",
+    rows=24,
+    # Eight leaders are a cascade with a sample of four; the oracle answers an audit of eight of their sixteen copies.
+    subjects=8,
+    changes=(
+        ("prompt", Prompt(user="{{ subject }}: {{ body }}")),
+        ("limits", Limits(max_requests_per_batch=36)),
+    ),
+    cascade="partition",
+    near=Near("body", "topic", similarity=0.6, error=0.3, confidence=0.9, sample=8),
+    answer=_disagree,
+    clouds=_EMULATED,
+)
+
+
+def _differ_at_oracle(body: Any, _endpoint: str) -> Any:
+    """Let the oracle give each copy of a leader another topic."""
+    is_oracle = body.get("model") in {cloud.other_model for cloud in CLOUDS.values()}
+    return {**ANSWER, "topic": ("bug", "how_to", "billing")[_number_in(body) % 3]} if is_oracle else ANSWER
+
+
+NEAR_CASCADE_DIFFER = replace(
+    NEAR_CASCADE,
+    name="near copies of a cascade differ in an audit, and the oracle answers all",
+    answer=_differ_at_oracle,
+    # The requests of others do not name the model.
+    clouds=frozenset({"openai", "anthropic"}),
+)
 LATE = Scenario("the deadline passes", runs_on=True, is_late=True, clouds=_STOPPABLE, billed=(9, 18))
 CANCELED = Scenario(
     "somebody cancels",
@@ -291,6 +410,30 @@ UNREAD = Scenario(
     outcomes=frozenset({"missing"}),
     # All requests ran, but their results are never read.
     billed=(9, 9),
+)
+_SAMPLED = Resend(reuse=Reuse(relabel=Relabel("topic", share=0.5, confidence=0.9, sample=4)))
+RELABELED = Scenario(
+    "a new model changes the labels of a sample",
+    # Each model's first round, and the rows that wait for the sample.
+    waves=(2, 1),
+    changes=(("limits", Limits(max_requests_per_batch=9)), ("resend", _SAMPLED)),
+    changes_model=True,
+    answer=_disagree,
+    clouds=frozenset({"openai"}),
+    billed=(18, 18),
+)
+KEPT = replace(
+    RELABELED,
+    name="labels stay as a new model gives a sample the same",
+    waves=(2,),
+    answer=_always,
+    billed=(13, 13),
+)
+UPLOADS = Scenario(
+    "documents are uploaded once, and deleted at the end",
+    changes=(("prompt", Prompt(user="{{ body }}", documents=["paper"], documents_as="upload")),),
+    clouds=frozenset({"openai", "anthropic", "gemini"}),
+    documents=3,
 )
 SCENARIOS = (
     PLAIN,
@@ -312,7 +455,16 @@ SCENARIOS = (
     CASCADE,
     CAPPED,
     ROLLING,
+    PRECISION,
+    RECALL,
+    NEAR,
+    NEAR_DIFFER,
+    NEAR_CASCADE,
+    NEAR_CASCADE_DIFFER,
     LATE,
     CANCELED,
     UNREAD,
+    RELABELED,
+    KEPT,
+    UPLOADS,
 )

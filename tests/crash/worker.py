@@ -24,6 +24,7 @@ from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.upkeep.stored_documents import DocumentRemover
 from tests.crash.clouds import Cloud, Place
 from tests.crash.interceptor import Interceptor, Point, When, install, intercept_verbs
 from tests.crash.scenarios import DEADLINE, Scenario
@@ -31,6 +32,7 @@ from tests.crash.scenarios import DEADLINE, Scenario
 NAMESPACE = "crash"
 SECONDS_A_RUN = 180.0
 _PAUSE_SECONDS = 0.01
+_UNTIL_REMOVED = timedelta(days=2)
 
 
 class Reached(NamedTuple):
@@ -93,6 +95,7 @@ def work(job: Job, parent: Connection) -> None:
     )
     labeling = scenario.labeling(cloud)
     numbers = list(range(scenario.partitions))
+    before = _label_before(engine, scenario, cloud, numbers, skipped) if scenario.changes_model else []
     ids: list[str] = []
     for together in [[number] for number in numbers] if scenario.in_turn else [numbers]:
         planned = [_planned(engine, scenario, labeling, number) for number in together]
@@ -100,11 +103,33 @@ def work(job: Job, parent: Connection) -> None:
         _settle(engine, scenario, labeling, planned, skipped)
         ids += planned
     labeled = [engine.labels(labeling, one) for one in ids]
-    tables = [table.select(["ticket_id", "llm_outcome"]) for one in labeled for table in (one.labels, one.rejects)]
+    tables = [
+        table.select(["ticket_id", "llm_outcome", "llm_request_id"])
+        for one in labeled
+        for table in (one.labels, one.rejects)
+    ]
     _materialize(interceptor, pa.concat_tables(tables), job.table)
-    for one in ids:
+    for one in (*before, *ids):
         engine.ledger.submissions.mark_delivered(one)
+    if scenario.documents:
+        skipped.to(skipped.now() + _UNTIL_REMOVED)
+        remover = DocumentRemover(engine.deployment)
+        remover.remove_files(remover.due())
     parent.send(sorted({arrow for arrow, _, _ in interceptor.crossed}))
+
+
+def _label_before(engine: Engine, scenario: Scenario, cloud: Cloud, numbers: list[int], skipped: Skipped) -> list[str]:
+    """Let the older model label all partitions, and return its submissions. A plan after the change would undo it."""
+    older, ids = scenario.older_labeling(cloud), list[str]()
+    for number in numbers:
+        known = engine.ledger.submissions.of_partition(NAMESPACE, older.asset, str(number))
+        if known and known[-1].is_settled:
+            ids.append(known[-1].submission_id)
+            continue
+        ids.append(_planned(engine, scenario, older, number))
+        _send_together(engine, older, ids[-1:])
+        _settle(engine, scenario, older, ids[-1:], skipped)
+    return ids
 
 
 def _settle(engine: Engine, scenario: Scenario, labeling: Labeling, ids: list[str], skipped: Skipped) -> None:

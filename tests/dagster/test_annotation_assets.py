@@ -253,7 +253,7 @@ class TestChecks:
             model="openai/text-embedding-3-small",
             params={},
         )
-        with pytest.raises(ConfigError, match="nobody judges a vector"):
+        with pytest.raises(ConfigError, match="people cannot judge"):
             annotation_assets(name="gold", candidates=vectors)
 
     @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ _NOT_WRITTEN = {"RowsContext", "KafkaWindow", "Student"}
 FACTORIES = {
     name: one
     for name, one in _PUBLIC.items()
-    if (isinstance(one, types.FunctionType) and name.endswith(("_assets", "_asset"))) or name.startswith("build_")
+    if (isinstance(one, types.FunctionType) and name.endswith(("_assets", "_asset", "_labels")))
+    or name.startswith("build_")
 }
 SETTINGS = {name: one for name, one in _PUBLIC.items() if is_dataclass(one) and name not in _NOT_WRITTEN} | {
     "StreamLabeler": streams.StreamLabeler

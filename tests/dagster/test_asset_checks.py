@@ -219,9 +219,9 @@ def test_coverage_counts_rows_and_parse_rate_counts_replies(make, emulator):
         for event in result.all_events
         if event.event_type_value == "ASSET_CHECK_EVALUATION"
     }
-    assert told["coverage"].description == "1 of 3 rows have a label (33.3%); at least 30% wanted."
+    assert told["coverage"].description == "1 of 3 rows have a label (33.3%); required: at least 30%."
     assert told["parse_rate"].description.startswith(
-        "1 of 2 replies fit (50.0%); at least 90% wanted. 1 of 1: the reply was cut at its token limit"
+        "1 of 2 replies fit (50.0%); required: at least 90%. 1 of 1: the reply was cut at its token limit"
     )
     assert told["coverage"].metadata["llm_batch/coverage"].value == pytest.approx(1 / 3)
     assert told["spend"].metadata["llm_batch/cost_usd"].value > 0
@@ -233,7 +233,7 @@ def test_a_failed_check_has_the_most_frequent_reason_and_how_many_rows_have_it(m
     location = make(*labeled(rows=lambda _: tickets(5), resend=Resend(max_waves=1)))
     landed = location.land()
     [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
-    assert coverage.description.startswith("0 of 5 rows have a label (0.0%); at least 95% wanted. 4 of 5: ")
+    assert coverage.description.startswith("0 of 5 rows have a label (0.0%); required: at least 95%. 4 of 5: ")
     assert "unknown parameter 'top_q'" in coverage.description
 
 
@@ -359,7 +359,7 @@ def test_what_a_limit_stops_lands_with_a_failed_check_that_says_what_is_left_and
     assert not coverage.passed
     assert f"{billed} of 12 rows have a label" in coverage.description
     assert (
-        f"Given up for money: {12 - billed} requests are not sent: max_cost_usd=0.5 has $0.00" in coverage.description
+        f"Abandoned for money: {12 - billed} requests are not sent: max_cost_usd=0.5 has $0.00" in coverage.description
     )
     assert "each of the 6 can cost $0.08" in coverage.description
     assert "Raise the limit; then `dagster-llm-batch retry ticket_labels` asks" in coverage.description
@@ -393,7 +393,7 @@ def test_what_is_not_asked_again_for_money_fails_the_coverage_and_says_which_lim
     assert not coverage.passed
     assert coverage.severity is (dg.AssetCheckSeverity.WARN if least < 0.75 else dg.AssetCheckSeverity.ERROR)
     assert "3 of 4 rows have a label" in coverage.description
-    assert "Given up for money: 1 requests are not sent: max_cost_usd=0.0" in coverage.description
+    assert "Abandoned for money: 1 requests are not sent: max_cost_usd=0.0" in coverage.description
     assert (
         "left after bills and the maximum cost of requests in flight, and the retry is expected to cost $0.00"
         in coverage.description
@@ -489,6 +489,16 @@ def sent_results(location: CodeLocation) -> dict[str | None, tuple[bool, str]]:
     return told
 
 
+def test_the_check_sent_passes_when_its_batch_was_sent_later(make, emulator):
+    location = make(*labeled())
+    emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
+    location.submit()
+    assert not sent_results(location)[None][0]
+    emulator.clear_faults()
+    location.collect()
+    assert sent_results(location)[None] == (True, "Each batch was accepted, or waits for its turn.")
+
+
 @pytest.mark.slow
 def test_the_check_sent_passes_when_a_later_run_has_sent_what_waited(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
@@ -512,7 +522,6 @@ def test_the_check_sent_stays_failed_where_the_provider_refused_the_batch_for_go
     assert not sent_results(location)[None][0]
 
 
-@pytest.mark.slow
 def test_the_check_sent_of_a_canceled_submission_passes_and_says_that_it_was_canceled(make, emulator):
     location = make(*labeled())
     emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))

@@ -368,7 +368,7 @@ def test_a_run_that_failed_is_asked_for_again_at_once_where_it_changed_something
     assert not failed.success
     third = tick(location)
     assert third.run_requests == []
-    assert f"run {failed.run_id[:8]} did not land it; asked for again in" in third.skip_message
+    assert f"run {failed.run_id[:8]} did not materialize it; asked for again in" in third.skip_message
 
 
 @pytest.mark.parametrize(

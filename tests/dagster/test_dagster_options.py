@@ -13,7 +13,7 @@ from dagster._core.execution.api import create_execution_plan
 from evaluation_project import DAYS, TRUTH, source
 from test_factories import FACTORIES
 
-from dagster_llm_batch import Prompt, Rubric
+from dagster_llm_batch import Gather, Prompt, Rubric, Split, split_rows
 from dagster_llm_batch.streams import KafkaTopic
 
 KEPT = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=30))
@@ -58,6 +58,16 @@ def texts() -> dg.AssetsDefinition:
     return produced
 
 
+def of_parts() -> list[dg.AssetsDefinition]:
+    """Return labels of the parts of texts."""
+    keep = ["ticket_id", "part", "parts", "part_start"]
+    return labeled(rows=parts, key="part_key", prompt=Prompt(user="{{ body }}"), keep=keep, response=None)
+
+
+def parts(_context: Any) -> Any:
+    return split_rows(tickets(3), Split("body", tokens=500), key="ticket_id")
+
+
 def tables() -> list[dg.AssetsDefinition]:
     return [source(name, TRUTH, partitions_def=None) for name in ("gold", "one", "two")]
 
@@ -95,6 +105,7 @@ CASES = {
         asset="crm/made_cases",
     ),
     "skew_assets": Case({"candidates": labeled(), "target": "topic"}, labeled),
+    "gathered_labels": Case({"labels": of_parts(), "key": "ticket_id", "gather": Gather("concat")}, of_parts),
     "student_assets": Case(
         {"labels": labeled(keep=["body"]), "text": "body", "target": "topic", "min_rows": 10}, lambda: [texts()]
     ),
@@ -230,7 +241,7 @@ def test_a_run_that_fails_once_is_tried_again_and_lands(make, factory):
     upstream = case.upstream()
     location: CodeLocation = make(*upstream, *made(factory, deps=()), resources={"io_manager": store})
     names = list(specs(upstream))
-    if factory == "skew_assets":
+    if factory in ("skew_assets", "gathered_labels"):
         assert location.land().success
     else:
         assert location.run(*names, partition=case.partition).success

@@ -111,7 +111,7 @@ def test_rows_without_an_answer_wait_with_a_failed_check_that_holds_nothing_back
     assert not verdict.passed
     assert verdict.severity is dg.AssetCheckSeverity.WARN
     assert "Held back: 1 requests are not sent again: the definition has changed (prompt)" in verdict.description
-    assert "Materialize the asset that submits 'ticket_labels'" in verdict.description
+    assert "materialize the asset that submits 'ticket_labels'" in verdict.description
     assert tick(location).run_requests == []
     assert len(emulator.books.batches) == 1
 
@@ -158,6 +158,12 @@ def staleness(location, partition):
     return resolver.get_status(dg.AssetKey(LABELS), partition).value, [cause.reason for cause in causes]
 
 
+def test_partitions_that_landed_in_one_run_are_stale_when_the_definition_has_changed(make, instance, emulator):
+    make(*labeled(partitions_def=DAILY)).land(span=(DAYS[0], DAYS[1]))
+    after = CodeLocation(emulator, instance, *labeled(partitions_def=DAILY, prompt=OTHER_WORDS))
+    assert staleness(after, DAYS[1]) == ("STALE", ["has a new code version"])
+
+
 @pytest.mark.slow
 def test_partitions_of_an_earlier_definition_are_stale_in_dagster_however_they_landed(make, instance, emulator):
     before = make(*labeled(partitions_def=DAILY))
@@ -189,7 +195,7 @@ def test_a_definition_that_changes_in_a_backfill_is_reported_with_the_rows_that_
     after = CodeLocation(emulator, instance, *labeled(partitions_def=DAILY, prompt=OTHER_WORDS))
     result = after.submit(span=(DAYS[1], DAYS[2]))
     told = {one.partition: one.description for one in result.get_asset_check_evaluations()}
-    assert "3 rows are asked, and paid, again: the definition has changed (prompt) since" in told[DAYS[1]]
+    assert "3 rows are sent and paid again: the definition has changed (prompt) since" in told[DAYS[1]]
     assert told[DAYS[2]] == "Each batch was accepted, or waits for its turn."
     assert after.metadata(BATCH, DAYS[1])["llm_batch/rows_asked_again"] == 3
     assert "llm_batch/rows_asked_again" not in after.metadata(BATCH, DAYS[2])
@@ -205,4 +211,4 @@ def test_rows_whose_batch_is_in_flight_when_the_definition_changes_are_reported_
     make(*labeled(partitions_def=DAILY)).submit(partition=DAYS[0])
     after = CodeLocation(emulator, instance, *labeled(partitions_def=DAILY, prompt=OTHER_WORDS))
     [sent] = after.submit(partition=DAYS[0]).get_asset_check_evaluations()
-    assert "3 rows are asked, and paid, again: the definition has changed (prompt) since" in sent.description
+    assert "3 rows are sent and paid again: the definition has changed (prompt) since" in sent.description

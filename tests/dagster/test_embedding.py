@@ -12,9 +12,7 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import fsspec
-import gcsfs
 import pytest
-import s3fs
 from deltalake import DeltaTable
 from markdown_it import MarkdownIt
 
@@ -59,6 +57,10 @@ class Location:
 @pytest.fixture(scope="module")
 def servers():
     """Yield a function that makes empty PostgreSQL databases, and the addresses of object stores by scheme."""
+    # Slow imports.
+    import gcsfs
+    import s3fs
+
     for filesystem in (s3fs.S3FileSystem, gcsfs.GCSFileSystem):
         filesystem.clear_instance_cache()  # it caches clients by their settings, without the address
     with postgres() as empty_database, local_s3("platform") as s3_url, local_gcs("platform") as gcs_url:

@@ -133,7 +133,7 @@ def test_a_least_alpha_is_a_check(project, least, passed):
     result = project.run([*upstream, *assets], select=assets)
     [verdict] = result.get_asset_check_evaluations()
     assert (verdict.check_name, verdict.passed) == ("alpha", passed)
-    assert f"at least {least:g} wanted" in verdict.description
+    assert f"required: at least {least:g}" in verdict.description
 
 
 def test_a_least_alpha_may_be_a_bound_that_few_rows_do_not_reach(project):
@@ -145,7 +145,10 @@ def test_a_least_alpha_may_be_a_bound_that_few_rows_do_not_reach(project):
     [row] = [row for row in project.stored("agree").to_pylist() if row["group"] == "all"]
     assert not verdict.passed
     # The one-sided bound of 97.5 % is the lower end of the interval of 95 %.
-    assert f"topic: 1.000, surely {row['alpha_low']:.3f} or more; at least 0.9, with 0.975 " in verdict.description
+    assert (
+        f"topic: 1.000, surely {row['alpha_low']:.3f} or more; required: at least 0.9, with 0.975 "
+        in verdict.description
+    )
     assert "alpha_bound" not in row
 
 

@@ -412,7 +412,7 @@ class TestThresholds:
         # Four of seven rows: one has no label. Of the six labeled ones it would be 0.667.
         assert (
             "weak, topic: 0.571 on 7 rows, 1 of them without a label, which count as wrong (always the most frequent "
-            "class: 0.571); at least 0.7 wanted" in verdict.description
+            "class: 0.571); required: at least 0.7" in verdict.description
         )
 
     @pytest.mark.slow

@@ -68,7 +68,7 @@ class TestCalibration:
         result = project.run(build_assets(vain, confidence="sure", max_ece={"vain": 0.1}))
         [verdict] = result.get_asset_check_evaluations()
         assert (verdict.check_name, verdict.passed) == ("ece", False)
-        assert "vain, topic: 0.950 of 7 labels with a confidence; at most 0.1 wanted (p = 1" in verdict.description
+        assert "vain, topic: 0.950 of 7 labels with a confidence; required: at most 0.1 (p = 1" in verdict.description
 
     def test_an_error_that_chance_makes_of_few_rows_is_within_the_limit(self, project):
         weak = candidate("weak", WEAK, sure=0.95)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -31,12 +33,15 @@ from dagster_llm_batch import (
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli import code_location as cli
 from dagster_llm_batch.cli.review import _forms, _stored_assets
+from dagster_llm_batch.core.documents import PDF, document_text
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.review.access import Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
+from dagster_llm_batch.types import Document
+from tests.pdfs import written_pdf
 
 
 class Claim(BaseModel):
@@ -64,7 +69,7 @@ def answer(body: Any, _endpoint: str) -> Any:
     return {
         "topic": ("billing", "bug", "how_to")[(number + is_wrong) % 3],
         "confidence": 0.2 if is_wrong else 0.9,
-        "quote": words.replace(" ", "\n"),
+        "quote": "made up" if "invents" in text else words.replace(" ", "\n"),
         "claims": [{"text": words}, {"text": "nowhere"}],
     }
 
@@ -152,7 +157,7 @@ def test_the_page_of_review_marks_quotes_in_rows_and_mistakes_and_for_who_judges
         assert page.status_code == 200, page.text
         found[path] = re.findall('<mark title="([^"]*)">([^<]*)<', page.text)
     engine.ledger.close()
-    fields = "quote, claims_text"
+    fields = "quote, claims.text"
     assert found == {
         "/row/ticket_labels": [(fields, "red cars")],
         "/row/judged_mistakes": [(", ".join(f"ticket_labels: {one}" for one in fields.split(", ")), "red cars")],
@@ -190,7 +195,7 @@ def test_labels_have_places_in_each_lane_and_round(place, rows, changes):
     grounded = checks["grounded"]
     assert (grounded.passed, grounded.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert grounded.description == (
-        "4 of 6 quotes are found (66.7%); at least 95% wanted. By kind: 2 exact, 2 folded, 0 near, 2 missing."
+        "4 of 6 quotes are found (66.7%); required: at least 95%. By kind: 2 exact, 2 folded, 0 near, 2 missing."
     )
     shown = {key: value.value for key, value in grounded.metadata.items()}
     assert {name: shown[f"llm_batch/quotes_{name}"] for name in ("exact", "folded", "near", "missing")} == {
@@ -214,17 +219,89 @@ def test_a_cascade_has_places_of_quotes_of_both_models(place):
     assert {row["body"][row["quote_start"] : row["quote_end"]] for row in labels.values()} == {"red cars"}
 
 
+REJECTING = Evidence({"quote": "body"}, reject_missing=True)
+INVENTED = tickets(
+    "number 1 of red cars", "number 2 of blue bikes, invents", " ", "number 3 of old trees"
+).with_columns(subject=pl.when(pl.col("ticket_id") == "t2").then(pl.lit("")).otherwise(pl.lit("Hello")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rows", "changes"),
+    [
+        (INVENTED, {}),
+        (INVENTED.with_columns(urgent=pl.col("ticket_id") == "t1"), {"realtime": Realtime(urgent="urgent")}),
+    ],
+)
+def test_a_row_with_a_missing_quote_is_a_reject_that_is_paid_and_never_asked_again(place, rows, changes):
+    """It runs a Dagster. The empty row is a reject before and after, in the order of the rows."""
+    resend, wanted = Resend(max_waves=3, fallback=["openai/gpt-4o"]), Checks(evidence=REJECTING, blocking=False)
+    assets = quoted(rows, resend=resend, checks=wanted, **changes)
+    location = place(*assets)
+    result = land(location)
+    assert list(labels_of(location)) == ["t0", "t3"]
+    rejects = location.repository.load_asset_value(REJECTS, instance=location.instance).to_pylist()
+    assert [(row["ticket_id"], row["llm_outcome"]) for row in rejects] == [("t1", "ungrounded"), ("t2", "skipped")]
+    ungrounded = rejects[0]
+    assert ungrounded["llm_reason"] == "a quote is not in its text: quote (of body)"
+    assert json.loads(ungrounded["llm_reply"])["quote"] == "made up"
+    assert ungrounded["llm_cost_usd"] > 0
+    assert ungrounded["llm_attempt"] == 1
+    checks = {one.check_name: one for one in result.get_asset_check_evaluations()}
+    assert checks["grounded"].description == (
+        "2 of 3 quotes are found (66.7%); required: at least 95%. By kind: 0 exact, 2 folded, 0 near, 1 missing. "
+        "1 row with a missing quote is a reject."
+    )
+    assert checks["parse_rate"].passed
+    assert not checks["coverage"].passed
+    assert "a quote is not in its text: quote (of body)" in checks["coverage"].description
+    metadata = location.metadata(LABELS)
+    assert (metadata["llm_batch/rows_ungrounded"], metadata["llm_batch/rows_rejected"]) == (1, 2)
+    sent, asked = len(location.emulator.books.batches), len(location.emulator.books.executions)
+    assert land(location).success
+    assert (len(location.emulator.books.batches), list(labels_of(location))) == (sent, ["t0", "t3"])
+    kept = place(*quoted(rows, evidence=Evidence({"quote": "body"}), **changes))
+    assert land(kept).success
+    assert (len(kept.emulator.books.batches), list(labels_of(kept))) == (sent, ["t0", "t1", "t3"])
+    assert len(kept.emulator.books.executions) == asked
+
+
+@pytest.mark.slow
+def test_a_pdfs_quotes_have_pages_and_a_path_is_refused_before_anything_is_sent(place):
+    """It runs a Dagster."""
+    pdf = written_pdf("Nothing is here.", "It is about the number 1 of red cars.")
+    rows = tickets("number 1 of red cars").with_columns(pdf=pl.lit(pdf))
+    prompt = Prompt(user="{{ subject }} {{ body }}", documents=["pdf"])
+    changes = {"evidence": Evidence({"quote": "pdf"}), "keep": ["pdf"], "prompt": prompt}
+    location = place(*quoted(rows, **changes))
+    land(location)
+    row = labels_of(location)["t0"]
+    assert (row["quote_page"], row["quote_match"], row["pdf"]) == (2, "folded", pdf)
+    assert document_text(Document(PDF, pdf))[row["quote_start"] : row["quote_end"]] == "red cars"
+    by_path = place(*quoted(rows.with_columns(pdf=pl.lit("a.pdf")), **changes))
+    sent = len(by_path.emulator.books.batches)
+    result = by_path.submit()
+    failure = result.failure_data_for_node(result.get_step_failure_events()[0].node_name)
+    assert failure is not None
+    assert "load the files into the rows" in str(failure.error)
+    assert len(by_path.emulator.books.batches) == sent
+
+
 @pytest.mark.slow
 def test_files_that_workers_write_have_places(place, tmp_path):
     """It runs a Dagster."""
-    assets = quoted(ROWS[:1])
+    assets = quoted(tickets("number 1 of red cars", "number 2 of blue bikes, invents"))
     location = place(*assets)
     land(location)
     engine, labeling = location.engine(), dataset_of(assets).labeling
     submission_id = location.metadata(LABELS)["llm_batch/submission_id"]
     engine.write_labels(labeling, submission_id, str(tmp_path / "files"), str(tmp_path / "rejected"))
+    rejecting = replace(labeling, evidence=REJECTING)
+    written = engine.write_labels(rejecting, submission_id, str(tmp_path / "grounded"), str(tmp_path / "ungrounded"))
     engine.ledger.close()
-    [row] = pq.read_table(tmp_path / "files").to_pylist()
+    assert (written.labels, written.rejects) == (1, 1)
+    assert pq.read_table(tmp_path / "ungrounded")["llm_outcome"].to_pylist() == ["ungrounded"]
+    row = pq.read_table(tmp_path / "files").to_pylist()[0]
     assert (row["quote_start"], row["quote_end"], row["claims_text_match"]) == (12, 20, ["exact", "missing"])
 
 
@@ -248,12 +325,16 @@ def test_evidence_asks_nothing_again_and_is_part_of_the_code_version_of_labels_a
     result = land(before)
     assert "grounded" not in {one.check_name for one in result.get_asset_check_evaluations()}
     assert "quote_start" not in labels_of(before)["t0"]
+    declared = None, EVIDENCE, Evidence({"quote": "body"}), Evidence({"quote": "body"}, min_score=0.9), REJECTING
     versions = []
-    for evidence in (None, EVIDENCE, Evidence({"quote": "body"}), Evidence({"quote": "body"}, min_score=0.9)):
+    for evidence in declared:
         graph = place(*quoted(ROWS[:1], evidence=evidence)).repository.asset_graph
         versions.append([graph.get(dg.AssetKey(name)).code_version for name in (BATCH, REJECTS, LABELS)])
-    assert len({tuple(version[:2]) for version in versions}) == 1
-    assert len({version[2] for version in versions}) == 4
+    assert len({version[0] for version in versions}) == 1
+    # Evidence that rejects rows changes the rejects, too.
+    assert len({version[1] for version in versions[:-1]}) == 1
+    assert versions[-1][1] != versions[0][1]
+    assert len({version[2] for version in versions}) == 5
     after = place(*quoted(ROWS[:1], min_grounded=0.5))
     sent = len(after.emulator.books.batches)
     earlier = before.materializations()[None].tags["dagster/data_version"]

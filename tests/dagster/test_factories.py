@@ -17,7 +17,7 @@ FACTORIES = {
     name: getattr(module, name)
     for module in (dagster_llm_batch, streams)
     for name in module.__all__
-    if name.endswith(("_assets", "_asset"))
+    if name.endswith(("_assets", "_asset", "_labels"))
 }
 JUDGES = {"pairwise_judge_assets", "rubric_judge_assets"}
 DAGSTERS = {
@@ -65,7 +65,7 @@ def parameters(factory: Any) -> dict[str, inspect.Parameter]:
 
 
 def test_these_are_all_factories():
-    assert len(FACTORIES) == 15
+    assert len(FACTORIES) == 16
     assert {"llm_batch_assets", "kafka_assets", "kafka_sink_asset", "student_assets", *JUDGES} <= set(FACTORIES)
 
 

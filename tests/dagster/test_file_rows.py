@@ -133,9 +133,13 @@ def test_a_quote_that_is_not_closed_is_no_value_of_all_following_rows(tmp_path, 
         ("id,day\n1,\n", "holds nothing, which does not begin with a date"),
         ("id,when\n1,2026-01-01\n", "has no column 'day' (partition_column). Its columns: id, when"),
         ("id,day\n1\n", "cannot be read: CSV parse error"),
-        ("id,text,day\n1,ann@x.org\n", "Expected 3 columns, got 2. Nothing was sent"),
-        ("", "cannot be read"),
+        (
+            "id,text,day\n1,ann@x.org\n",
+            "Expected 3 columns, got 2. Nothing was sent. Put quotes around each text that contains",
+        ),
+        ("", "Empty CSV file. Nothing was sent. The file has no header line: write the names of the columns"),
         (b"id,day\n\xff\xfe,2026-01-01\n", "invalid UTF8"),
+        ("\n\n", "cannot infer number of columns. Nothing was sent. The file has no header line"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_what_to_do(tmp_path, text, said):

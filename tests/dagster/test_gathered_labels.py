@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import dagster as dg
@@ -12,12 +15,14 @@ import pyarrow as pa
 import pytest
 from code_location import DAILY, DAYS, CodeLocation, labeled
 from pydantic import BaseModel
+from starlette.testclient import TestClient
 
 from dagster_llm_batch import (
     Cascade,
     Checks,
     Gather,
     HiveParquetIOManager,
+    Mask,
     Prompt,
     Resend,
     Spend,
@@ -27,11 +32,17 @@ from dagster_llm_batch import (
     gathered_labels,
     split_rows,
 )
+from dagster_llm_batch.cli import code_location as cli
+from dagster_llm_batch.cli.review import _forms, _stored_assets
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.review.access import Door
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
 PARTS, DOCS = "report_parts", "reports"
+CARD = "4111 1111 1111 1111"
 KEEP = ["doc", "title", "part", "parts", "part_start"]
 GATHER = Gather("union", {"tone": "vote"})
 
@@ -189,6 +200,101 @@ def test_an_evaluation_of_the_gathered_table_counts_rows_and_not_parts(make, des
     assert location.run("quality").success
     [row] = location.repository.load_asset_value(dg.AssetKey("quality"), instance=location.instance).to_pylist()
     assert (row["n_gold"], row["n_labeled"], row["accuracy"]) == (3, 2, 0.5)
+
+
+def words_of(page: str) -> str:
+    return " ".join(html.unescape(re.sub("<[^>]+>", "", page)).split())
+
+
+@pytest.mark.slow
+def test_the_page_of_review_shows_gathered_rows_their_parts_and_their_mistakes(make, desk, tmp_path):
+    """It runs a Dagster, and reads its tables as the command does."""
+    gold = pa.table({"doc": ["a", "b"], "tone": ["bad", "bad"]})
+
+    @dg.asset
+    def truth() -> pa.Table:
+        return gold
+
+    parts = parts_of(desk, partitions_def=None)
+    measured = evaluation_assets(
+        name="quality",
+        candidates={DOCS: DOCS},
+        rejects={DOCS: f"{DOCS}_rejects"},
+        gold="truth",
+        key="doc",
+        target="tone",
+    )
+    store = {"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))}
+    location = make(*parts, *gathering(parts), truth, *measured, resources=store)
+    for names in (["truth"], [f"{PARTS}_batch"]):
+        assert location.run(*names).success
+    for _ in range(2):
+        location.emulator.settle()
+        location.run(PARTS, f"{PARTS}_rejects")
+    for names in ([PARTS, f"{PARTS}_rejects"], [DOCS, f"{DOCS}_rejects"]):
+        assert location.run(*names).success
+    assert location.run("quality", "quality_mistakes", "quality_per_class", "quality_failures").success
+    engine = location.engine()
+    code = cli.CodeLocation(SimpleNamespace(), location.repository, location.instance)
+    tables = list(_stored_assets(SimpleNamespace(code=code, engine=engine)))
+    reviewed = ReviewedDeployment(
+        "here", engine.ledger, engine.payloads, "default", lambda: tables, forms=_forms(SimpleNamespace(code=code))
+    )
+    client = TestClient(review_app(reviewed, Door("X-User"), ["testserver"]), headers={"X-User": "ada"})
+
+    def shown(path: str) -> str:
+        answer = client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    first, row, reject = shown("/"), shown(f"/row/{DOCS}?by=doc&key=a"), shown(f"/row/{DOCS}_rejects?by=doc&key=b")
+    mistake, part = shown("/row/quality_mistakes?by=doc&key=a"), shown(f"/row/{PARTS}?by=part_key&key=a%232")
+    engine.ledger.close()
+    # One of two rows has a label, and it is wrong. A row without a label is a mistake, too.
+    summary = words_of(first.partition("<bdi>reports</bdi></h2>")[2].partition("</section>")[0])
+    assert "0% right (0% to 98%) in column tone, by 2 gold rows in quality" in summary
+    assert "1 of 2 rows" in summary
+    assert "See 2 mistakes" in summary
+    assert 'href="/prompts/report_parts"' in first.partition("<bdi>reports</bdi></h2>")[2]
+    assert re.findall(r'href="(/row/report_parts[^"]*)"><bdi>([^<]*)<', row) == [
+        (f"/row/report_parts?by=part_key&amp;key=a%23{n}", f"a#{n}") for n in (1, 2, 3)
+    ]
+    assert 'href="/row/report_parts_rejects?by=part_key&amp;key=b%232"><bdi>b#2<' in reject
+    assert "1 of 2 parts have no label" in words_of(reject)
+    # The basis of the label is the rest of the gathered answer.
+    assert 'href="/row/reports?by=doc&amp;key=a"><bdi>reports<' in mistake
+    assert 'names: ["Ann", "Bob", "Cid"]' in words_of(mistake)
+    assert "Bob is bad" in words_of(part)
+
+
+class Mails(Desk):
+    """A text whose two addresses and card number are cut in the middle where no mask keeps them whole."""
+
+    mask = Mask(columns=["text"], restore=["names"])
+
+    def rows(self, _context: Any) -> Any:
+        rows = [{"doc": "a", "title": "A", "text": f"ann@x.org has {CARD} and {CARD} of bob@x.org."}]
+        return split_rows(rows, Split("text", tokens=12, by="token"), key="doc", mask=self.mask)
+
+    def answer(self, body: Any, _endpoint: str) -> Any:
+        text = last_user_text(body)
+        self.asked.append(text)
+        return {"names": re.findall(r"\[\w+\]", text), "tone": "good"}
+
+
+@pytest.mark.slow
+def test_values_of_masked_parts_are_sent_as_placeholders_and_gathered_as_values(instance, tmp_path):
+    """Run a Dagster. Each part has an [EMAIL_1], and these are two people."""
+    desk = Mails()
+    parts = parts_of(desk, prompt=Prompt(user="{{ text }}", mask=desk.mask))
+    store = {"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))}
+    with Emulator(answer=desk.answer) as emulator:
+        location = CodeLocation(emulator, instance, *parts, *gathering(parts), resources=store)
+        land(location)
+        assert len(desk.asked) > 1
+        assert not re.search(r"1111|x\.org", "".join(desk.asked))
+        [one] = stored(location, DOCS)
+    assert one["names"] == ["ann@x.org", CARD, "bob@x.org"]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_an_evaluation_tells_gold_that_no_label_can_equal_and_counts_it_as_befor
     )
     [check] = [one for one in ran.get_asset_check_evaluations() if one.check_name == "gold_fits"]
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert "such as 'hapy'. llm_batch/gold_misfits names the values." in check.description
+    assert "such as 'hapy'. llm_batch/gold_misfits lists the values." in check.description
     ran = project.run(evaluated(["happy", "sad", None]))
     assert "llm_batch/gold_misfits" not in project.metadata("quality")
     assert "no label can equal" not in project.metadata("quality")["llm_batch/report"].value

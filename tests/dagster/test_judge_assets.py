@@ -555,7 +555,7 @@ class TestRubric:
         result = project.run(assets, "grade", "report", succeeds=False)
         [check] = result.get_asset_check_evaluations()
         assert (check.check_name, check.passed) == ("score", False)
-        assert "short, complete: 3.75; at least 4 wanted" in check.description
+        assert "short, complete: 3.75; required: at least 4" in check.description
 
     def test_a_least_score_may_be_a_bound_that_few_answers_do_not_reach(self):
         cases = pa.table({"case_id": ["m/1", "m/2", "m/3"], "candidate": ["m"] * 3})
@@ -566,8 +566,8 @@ class TestRubric:
         low = table.table.to_pylist()[1]["mean_low"]
         assert not outcome.passed
         assert outcome.description == (
-            "m, complete: 4.67; at least 4 wanted. "
-            f"m, polite: 5.00, surely {low:.2f} or more; at least 4, with 0.975 confidence wanted."
+            "m, complete: 4.67; required: at least 4. "
+            f"m, polite: 5.00, surely {low:.2f} or more; required: at least 4, with 0.975 confidence."
         )
 
     @pytest.mark.slow

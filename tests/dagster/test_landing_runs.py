@@ -156,7 +156,7 @@ def test_the_first_request_after_a_loss_waits_a_minute(make, emulator):
     emulator.settle()
     [request] = tick(location).run_requests
     lost = ended(location, request)
-    assert f"run {lost.run_id[:8]} did not land it; asked for again in" in tick(location).skip_message
+    assert f"run {lost.run_id[:8]} did not materialize it; asked for again in" in tick(location).skip_message
     long_ago(location, lost, minutes=2)
     assert "asked for again 1 of 3, at the next tick" in tick(location).skip_message
     [again] = tick(location).run_requests
@@ -247,7 +247,7 @@ def test_a_run_that_a_person_canceled_is_not_asked_for_again_and_a_failed_check_
     [request] = tick(location).run_requests
     canceled = ended(location, request, dg.DagsterRunStatus.CANCELED)
     for _ in range(3):
-        assert f"run {canceled.run_id[:8]}, which was to land them, was canceled" in tick(location).skip_message
+        assert f"run {canceled.run_id[:8]}, which should materialize them, was canceled" in tick(location).skip_message
     [verdict] = verdicts(location)
     assert not verdict.passed
     assert location.collect().success
@@ -259,7 +259,7 @@ def test_a_run_that_dagster_retries_by_itself_is_left_to_it_and_its_retry_counts
     emulator.settle()
     [request] = tick(location).run_requests
     first = ended(location, request, **{"dagster/will_retry": "true"})
-    assert f"run {first.run_id[:8]} did not land it; Dagster retries it" in tick(location).skip_message
+    assert f"run {first.run_id[:8]} did not materialize it; Dagster retries it" in tick(location).skip_message
     location.instance.add_run_tags(first.run_id, {"dagster/auto_retry_run_id": "x"})
     retry = ended(location, request, dg.DagsterRunStatus.STARTED)  # retries carry the tags of their parents
     assert f"run {retry.run_id[:8]} is landing it" in tick(location).skip_message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,11 @@ from dagster_llm_batch import (
     Cascade,
     HiveParquetIOManager,
     Mask,
+    Near,
     Prompt,
     Realtime,
     Resend,
+    Reuse,
     skew_assets,
 )
 from dagster_llm_batch.core.masks import Found, mask_as_of
@@ -179,6 +182,29 @@ def test_a_cascade_restores_labels_of_both_models(place, tmp_path):
     assert "@x.org" not in everything_stored(location, tmp_path)
 
 
+WORDS = ["lorem", "ipsum", "dolor", "amet", "elit", "sed", "magna", "erat", "quis", "nunc", "urna", "velit", "odio"]
+
+
+@pytest.mark.slow
+def test_near_copies_have_their_own_values_in_the_answer_of_their_leader(place):
+    bodies = [
+        f"number {group} {' '.join(random.Random(group).choices(WORDS, k=20))} p{group}x{copy}@example.com {copy}"
+        for group in range(30)
+        for copy in range(5)
+    ]
+    resend = Resend(reuse=Reuse(near=Near("body", "topic", similarity=0.6, error=0.3, sample=40)))
+    location = place(*replies(tickets(*bodies), resend=resend))
+    land(location)
+    labels = labels_of(location)
+    shared = [row for row in labels.values() if row["llm_reuse"] == "near"]
+    assert len(shared) > 50
+    for key, row in labels.items():
+        own = re.findall(r"p\d+x\d+@example.com", bodies[int(key[1:])])
+        assert row["reply"] == f"Dear {own[0]}, not [EMAIL_9]."
+        assert row["people"] == own
+        assert own[0] not in row["note"]
+
+
 @pytest.mark.slow
 def test_what_is_restored_changes_the_labels_and_asks_nothing_again(place, tmp_path):
     """Run a Dagster."""
@@ -217,6 +243,15 @@ def test_a_row_that_has_changed_or_is_gone_keeps_its_placeholders_and_is_counted
     assert [labels[key]["people"] for key in ("t0", "t1", "t2")] == [["[EMAIL_1]"], ["new@x.org"], ["[EMAIL_1]"]]
     shown = location.metadata(LABELS)
     assert (shown["llm_batch/restored_values"], shown["llm_batch/unresolved_placeholders"]) == (2, 7)
+
+
+@pytest.mark.slow
+def test_a_placeholder_that_stood_in_a_row_gets_no_value(place):
+    """Run a Dagster."""
+    location = place(*replies(tickets("[EMAIL_1] and [IP_7] wrote: ask ann@x.org")))
+    land(location)
+    assert labels_of(location)["t0"]["reply"] == "Dear [EMAIL_1] and [IP_7] and ann@x.org, not [EMAIL_9]."
+    assert location.metadata()["llm_batch/unresolved_placeholders"] == 5
 
 
 @pytest.mark.slow

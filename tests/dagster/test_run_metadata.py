@@ -95,7 +95,7 @@ def test_empty_rows_are_counted_apart_where_they_are_sent_landed_and_checked(mak
     coverage = coverage_of(result)
     assert coverage.passed
     assert coverage.description == (
-        "3 of 3 rows have a label (100.0%); at least 95% wanted. 2 more are empty and not sent."
+        "3 of 3 rows have a label (100.0%); required: at least 95%. 2 more are empty and not sent."
     )
 
 

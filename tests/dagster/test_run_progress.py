@@ -18,7 +18,7 @@ from dagster_llm_batch.loop.progress import Pace
 from dagster_llm_batch.progress import pace_text, progress_bar, together
 from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
 from dagster_llm_batch.sensors.runs import TickBounds
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger.records import Shard, SubmissionState
 from dagster_llm_batch.testing.emulator import Emulator, RowFault
 from example_project.journey import submitted_text
@@ -180,7 +180,7 @@ def test_watch_says_why_labels_could_not_land(stored, emulator):
     assets = labeled(partitions_def=DAILY)
     location = CodeLocation(emulator, stored, *assets, resources={"io_manager": FullDisk(DAYS[0])})
     location.land(span=(DAYS[0], DAYS[1]))
-    told = f"{LABELS} {DAYS[0]}: a run could not land the labels: OSError: No space left on device"
+    told = f"{LABELS} {DAYS[0]}: a run could not materialize the labels: OSError: No space left on device"
     assert watch_once(stored, "notes") == [told]
 
 
@@ -207,10 +207,10 @@ def repeat_a_day_long(engine, count):
         again = replace(known, submission_id=name, partition=name, fingerprint=name, **began)
         fresh = Shard(**{field: getattr(shard, field) for field in SHARD_NEEDS}, shard_id=name, submission_id=name)
         engine.ledger.submissions.open(again, [fresh])
-        engine.ledger.shards.move(name, Move.SEND)
-        engine.ledger.shards.move(name, Move.ACCEPTED, batch_id=name)
-        engine.ledger.shards.move(name, Move.ENDED, ended_at=ended_at)
-        engine.ledger.shards.move(name, Move.COLLECTED)
+        engine.ledger.shards.move(name, Transition.SEND)
+        engine.ledger.shards.move(name, Transition.ACCEPTED, batch_id=name)
+        engine.ledger.shards.move(name, Transition.ENDED, ended_at=ended_at)
+        engine.ledger.shards.move(name, Transition.COLLECTED)
         engine.ledger.submissions.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
         engine.ledger.submissions.mark_delivered(name)
 

@@ -220,4 +220,4 @@ def test_a_run_that_failed_for_another_sensor_is_not_asked_for_at_once(make):
     asked_by_the_first(location, dg.DagsterRunStatus.FAILURE)
     tick = tick_of(location, "second")
     assert tick.run_requests == []
-    assert "did not land it; asked for again in" in tick.skip_message
+    assert "did not materialize it; asked for again in" in tick.skip_message

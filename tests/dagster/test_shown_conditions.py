@@ -67,7 +67,9 @@ def stranded(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
     location = submitted(emulator, instance)
     tick(location)
     engine = location.engine()
-    engine.activity.note_stranded(engine.latest(LABELS).submission_id, "run 1234, which was to land them, was canceled")
+    engine.activity.note_stranded(
+        engine.latest(LABELS).submission_id, "run 1234, which should materialize them, was canceled"
+    )
     engine.ledger.close()
     return location
 

@@ -10,9 +10,9 @@ import dagster as dg
 import polars as pl
 import pyarrow as pa
 import pytest
-from code_location import DAYS, CodeLocation, failure, labeled, tickets
+from code_location import DAYS, LABELS, CodeLocation, failure, labeled, tickets
 
-from dagster_llm_batch import AssetRows, AtLeast, Realtime, Resend, skew_assets
+from dagster_llm_batch import AssetRows, AtLeast, Near, Realtime, Resend, Reuse, skew_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.testing.emulator import Emulator, Reply, WireFault
@@ -162,7 +162,7 @@ class TestSkew:
         assert 0 < len(workspace.calls) < 10
         [agreement] = result.get_asset_check_evaluations()
         assert not agreement.passed
-        assert "Given up for money: " in agreement.description
+        assert "Abandoned for money: " in agreement.description
         assert "requests are not sent: max_cost_usd=0.02 has $0.00" in agreement.description
 
     def test_over_budget_nothing_is_asked(self, workspace):
@@ -223,7 +223,10 @@ class TestSkew:
         [verdict] = result.get_asset_check_evaluations()
         assert location.checks(result) == {(None, "agreement"): False}
         # All ten are the same: a share below 0.05 ** (1 / 10) would show that less than once in twenty.
-        assert "topic: 1.000 of 10 are the same, surely 0.741 or more; at least 0.9, with 0.95" in verdict.description
+        assert (
+            "topic: 1.000 of 10 are the same, surely 0.741 or more; required: at least 0.9, with 0.95"
+            in verdict.description
+        )
 
     @pytest.mark.slow
     def test_only_labels_of_batches_are_drawn(self, workspace):
@@ -234,6 +237,24 @@ class TestSkew:
         assert location.land().success
         assert check(location).success
         assert {row["ticket_id"] for row in stored(location, "skew_sample")} == {f"t-{n}" for n in range(4, 8)}
+
+    @pytest.mark.slow
+    def test_only_labels_of_their_own_requests_are_drawn_from_near_copies(self, workspace):
+        near = Near(text="body", target="topic", similarity=0.5, error=0.5, confidence=0.9, sample=4)
+        one_topic = usual(
+            rows=lambda _context: tickets(N).with_columns(subject=pl.lit("One")), resend=Resend(reuse=Reuse(near=near))
+        )
+        location = workspace.location(one_topic)
+        assert location.land().success
+        found = location.defs.load_asset_value(LABELS, instance=location.instance)
+        own = set(found.filter(found["llm_reuse"].is_null())["ticket_id"])
+        assert 0 < len(own) < N
+        assert check(location).success
+        drawn = {row["ticket_id"] for row in stored(location, "skew_sample")}
+        assert drawn <= own
+        n = min(10, len(own))
+        assert [(row["n_sampled"], row["n_changed"], row["n_compared"]) for row in stored(location)] == [(n, 0, n)] * 2
+        assert len(workspace.calls) == n
 
 
 class TestRefusals:

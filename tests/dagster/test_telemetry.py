@@ -5,41 +5,27 @@ import sys
 
 import pytest
 from code_location import DAILY, DAYS, failure, labeled, tickets
-from opentelemetry import metrics, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry import trace
 from test_batch_sensor import tick
 
 from dagster_llm_batch import AnthropicBatchResource, Limits, Realtime
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.telemetry import TracedProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, RowFault, WireFault
+from tests.otel import metric_reader, span_exporter, span_provider
 
-EXPORTER = InMemorySpanExporter()
+EXPORTER = span_exporter()
 SECRETS = ("Where is my invoice", "Subject t", "You label tickets", DEFAULT_KEY, "SECRET-OF-THE-ROW")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sdk():
-    """Set the user's providers for spans and metrics. OpenTelemetry takes one of each a process."""
-    spans = TracerProvider()
-    spans.add_span_processor(BatchSpanProcessor(EXPORTER, schedule_delay_millis=3_600_000))  # exports wait for a flush
-    trace.set_tracer_provider(spans)
-
-
 @pytest.fixture(scope="module")
-def reader(sdk):
-    found = InMemoryMetricReader()
-    metrics.set_meter_provider(MeterProvider([found]))
-    return found
+def reader():
+    return metric_reader()
 
 
 @pytest.fixture(autouse=True)
-def fresh(sdk):
-    trace.get_tracer_provider().force_flush()
+def fresh():
+    span_provider().force_flush()
     EXPORTER.clear()
 
 

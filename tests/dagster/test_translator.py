@@ -66,6 +66,7 @@ ROLES = {
     "gold_sample_assets": {"made": "evaluation"},
     "cost_assets": {"made": "evaluation"},
     "skew_assets": {"made": "evaluation", "made_sample": "sample"},
+    "gathered_labels": {"made": "gathered", "made_rejects": "rejects"},
     "student_assets": {"made": "student", "made_labels": "labels"},
     "kafka_assets": {"made": "messages", "made_rejects": "rejects"},
     "kafka_sink_asset": {"made": "sink"},

@@ -62,7 +62,7 @@ def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_ho
     [request] = tick(location).run_requests
     verdict = coverage(location.launch(request))
     assert not verdict.passed
-    assert "could not be read, and were given up" in verdict.description
+    assert "could not be read, and were abandoned" in verdict.description
     assert len(emulator.books.batches) == 1
     engine.ledger.close()
 
@@ -88,13 +88,15 @@ def test_a_run_over_partitions_fails_where_the_provider_refuses_results_and_then
     assert len(waiting) == 2
     for text in waiting:
         assert "1 batch ended; 3 of 3 requests done (100 %); the results of 1 ended batch cannot be read since" in text
-        assert text.endswith("The sensor lands it when their results can be read.")
+        assert text.endswith("The sensor materializes the labels when their results can be read.")
     emulator.clear_faults()
     assert location.collect(**span).success
     assert location.landed() == {DAYS[0], DAYS[1]}
     assert sum(one.billed for one in emulator.books.executions) == 6
 
 
+# Without its polls, the run waits without end.
+@pytest.mark.timeout(240)
 def test_in_wait_mode_a_run_behind_a_full_queue_polls_the_batch_that_fills_it(instance):
     with Emulator(pace=0.05) as emulator:
         limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "poll_seconds": 0.05}
@@ -106,6 +108,7 @@ def test_in_wait_mode_a_run_behind_a_full_queue_polls_the_batch_that_fills_it(in
         assert location.engine().latest(LABELS, DAYS[0]).is_settled is False
 
 
+@pytest.mark.timeout(240)
 def test_in_wait_mode_a_run_sends_what_waits_before_it_in_the_queue_where_no_other_run_would(instance):
     with Emulator(pace=0.05) as emulator:
         limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "poll_seconds": 0.05}

@@ -45,9 +45,9 @@ def test_an_overdue_batch_fails_the_tick_until_it_is_given_up_and_then_lands_wit
     verdict = coverage(landed)
     assert not verdict.passed
     assert verdict.severity is dg.AssetCheckSeverity.ERROR
-    assert "3 since the batch had not ended, and was given up" in verdict.description
+    assert "3 since the batch had not ended, and was abandoned" in verdict.description
     assert f"dagster-llm-batch retry {LABELS} --partition {DAYS[0]}" in verdict.description
-    assert "was given up" in location.metadata(partition=DAYS[0])["llm_batch/causes"]
+    assert "was abandoned" in location.metadata(partition=DAYS[0])["llm_batch/causes"]
     assert tick(location).skip_message == "no batches in flight"
     again = location.submit(partition=DAYS[0])  # as a schedule does
     assert again.success
@@ -74,7 +74,7 @@ def test_a_batch_that_finds_no_room_for_long_fails_the_tick_until_it_goes(make, 
     submission = engine.latest(LABELS)
     told = failing_tick(location)
     assert f"{LABELS} needs a person: 3 requests (about" in told
-    assert "for room in the queue of openai/gpt-4o, whose word was: token_limit_exceeded" in told
+    assert "for room in the queue of openai/gpt-4o, which answered: token_limit_exceeded" in told
     assert f"dagster-llm-batch cancel {submission.submission_id}" in told
     assert "needs a person" in tick(location).skip_message  # it was reported just now
     engine.ledger.close()
@@ -190,7 +190,7 @@ def test_answers_of_a_deleted_partition_that_are_stored_are_told_once(emulator, 
     engine = location.engine()
     engine.advance(dataset_of(assets).labeling, engine.latest(LABELS, "gone").submission_id)
     stored.delete_dynamic_partition("customers", "gone")
-    assert "Its answers are stored: add it again" in failing_tick(location)
+    assert "Its answers are stored. If you want its labels, add it again" in failing_tick(location)
     assert tick(location).skip_message == "no batches in flight"
     stored.add_dynamic_partitions("customers", ["gone"])
     assert location.collect(partition="gone").success

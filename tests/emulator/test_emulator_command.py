@@ -82,3 +82,14 @@ def answers(url: str) -> int | None:
         return error.code
     except OSError:
         return None
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+def test_each_package_of_the_extra_is_missed_at_the_start_and_not_at_a_call(package):
+    script = f"import sys; sys.modules[{package!r}] = None; from dagster_llm_batch.cli.main import main; main()"
+    # A command that starts nevertheless would not end.
+    done = subprocess.run(
+        [sys.executable, "-c", script, "emulate"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'dagster-llm-batch[emulator]'" in done.stderr

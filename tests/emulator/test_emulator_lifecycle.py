@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from dagster_llm_batch.testing.emulator.lifecycle import Edge, IllegalMoveError, Life, ManualClock, Mover, Pace
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, IllegalTransitionError, Life, ManualClock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai.batches import LIFECYCLE as OPENAI
 from tests.tables import table
 
@@ -45,7 +45,7 @@ def test_every_move_outside_of_the_table_raises_and_changes_nothing(state, event
         assert life.move(event, 2.0)
         assert life.state == edges[0].target
         return
-    with pytest.raises(IllegalMoveError, match=event):
+    with pytest.raises(IllegalTransitionError, match=event):
         life.move(event, 2.0)
     assert (life.state, life.entered_at) == (state, 1.0)
 

@@ -99,3 +99,23 @@ def test_faults_strike_calls_to_storage(emulator):
 def test_without_a_server_there_is_no_relay():
     with Emulator() as alone, pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{alone.s3_relay_url}/bucket/x")
+
+
+def test_a_local_s3_server_starts_with_an_empty_bucket_after_another_one_of_this_process():
+    for _ in range(2):
+        with local_s3("again") as url:
+            storage_client = boto3.client(
+                "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+            )
+            assert storage_client.list_object_versions(Bucket="again").get("Versions", []) == []
+            storage_client.put_object(Bucket="again", Key="of the first", Body=b"1")
+            enabled = {"Status": "Enabled"}
+            storage_client.put_bucket_versioning(Bucket="again", VersioningConfiguration=enabled)
+            for body in (b"2", b"3"):
+                storage_client.put_object(Bucket="again", Key="of the first", Body=body)
+            storage_client.delete_object(Bucket="again", Key="of the first")
+    # A bucket that its user has deleted needs no cleaning.
+    with local_s3("again") as url:
+        boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x"
+        ).delete_bucket(Bucket="again")

@@ -439,6 +439,23 @@ def test_what_the_oracle_may_be_asked_for_another_promise_is_in_the_budget_thoug
     assert workspace.engine(budgets=[enough]).plan(stricter, tickets(ROWS)).reserved_usd == kept
 
 
+def test_another_promise_is_reserved_with_the_tokens_of_the_requests_though_the_model_is_asked_nothing(
+    workspace: Workspace,
+) -> None:
+    workspace.run(definition(), tickets(ROWS))
+    other = definition(cascade(agreement=0.85))
+
+    def reserved(rows: int) -> float:
+        """Return the reserve for a request to the oracle."""
+        oracle = workspace.engine().preview(other, tickets(rows)).oracle
+        assert oracle is not None
+        assert oracle.reserved_usd is not None
+        return float(oracle.reserved_usd / oracle.later_most)
+
+    # The model is asked some rows of the second. Without its count, a token is taken for four bytes.
+    assert 0.8 * reserved(ROWS + 10) < reserved(ROWS) < 2 * reserved(ROWS + 10)
+
+
 def test_a_second_wave_that_a_budget_refuses_leaves_no_cheap_label(workspace: Workspace) -> None:
     asked_for = definition()
     engine = workspace.engine()

@@ -74,7 +74,7 @@ def test_answers_are_read_by_the_definition_that_asked_and_nothing_more_is_sent(
     held = workspace.engine().unsent(first).held
     assert held is not None
     assert held.startswith("1 requests are not sent again: the definition has changed (")
-    assert "Materialize the asset that submits 'ticket_labels'" in held
+    assert "materialize the asset that submits 'ticket_labels'" in held
     # As on a person's command, with the raw lines read again.
     again = workspace.engine().labels(new, first, reread=True)
     assert again.labels.drop_columns(["llm_run_id"]).equals(labels.drop_columns(["llm_run_id"]))

@@ -10,7 +10,7 @@ import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.providers.http import listed_since
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.testing.emulator import BatchFault, WireFault
 
 AHEAD = timedelta(days=365)
@@ -82,4 +82,4 @@ def test_what_is_planned_by_the_right_clock_is_newer_than_what_a_clock_ahead_pla
     ledger = ahead.engine().ledger
     assert [each.submission_id for each in ledger.submissions.of_partition("test", definition.asset)] == [second, first]
     assert ledger.submissions.newest_ids("test", definition.asset) == {"": second}
-    assert Move.SEND.value in [event.kind for event in ledger.events.of_submission(first)]
+    assert Transition.SEND.value in [event.kind for event in ledger.events.of_submission(first)]

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from workspace import Workspace, assert_total, billed, in_one_batch, labeling, tickets
 
 from dagster_llm_batch.engine import Limits
-from dagster_llm_batch.errors import CannotTellError, ConfigError
+from dagster_llm_batch.errors import ConfigError, StatusUnknownError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 
@@ -148,16 +148,22 @@ def test_a_create_that_never_was_waits_for_a_stranger_to_end_and_is_then_made(wo
     assert len(workspace.emulator.books.batches) == 2
 
 
-def test_batches_of_other_shards_are_no_candidates(workspace: Workspace) -> None:
+@pytest.mark.parametrize("namespace", ["test", "of another team"])
+def test_batches_of_other_shards_are_no_candidates(workspace: Workspace, namespace: str) -> None:
     definition, _ = sent(workspace, 5)
     workspace.emulator.inject(WireFault(kind="status", route=CREATE, status=500))
     other = of(asset="other", params={"max_tokens": 51})
-    submission = workspace.engine().plan(other, tickets(5))
-    workspace.engine().submit(other, submission.submission_id)
-    assert workspace.engine().status(submission.submission_id).states == {"submitting": 1}
+    engine = workspace.engine(namespace)
+    submission = engine.plan(other, tickets(5))
+    engine.submit(other, submission.submission_id)
+    assert engine.status(submission.submission_id).states == {"submitting": 1}
+    # The other team's batch was sent later, too.
+    again = of(asset="again", params={"max_tokens": 52})
+    first = workspace.engine()
+    first.submit(again, first.plan(again, tickets(5)).submission_id)
     workspace.skipped += timedelta(seconds=310)
-    assert workspace.engine().submit(other, submission.submission_id).states == {"submitted": 1}
-    assert len(workspace.emulator.books.batches) == 2
+    assert engine.submit(other, submission.submission_id).states == {"submitted": 1}
+    assert len(workspace.emulator.books.batches) == 3
     del definition
 
 
@@ -177,7 +183,7 @@ def test_a_candidate_whose_results_are_gone_stops_and_asks_and_a_person_resolves
         emulator.settle()
         clock.advance(30 * 86_400)
         workspace.skipped += timedelta(days=30)
-        with pytest.raises(CannotTellError, match=theirs):
+        with pytest.raises(StatusUnknownError, match=theirs):
             workspace.engine().advance(definition, submission_id)
         assert len(emulator.books.batches) == 1
         (shard,) = workspace.engine().status(submission_id).shards

@@ -28,7 +28,7 @@ from dagster_llm_batch.files.request_files import (
     write_answers_so_far,
 )
 from dagster_llm_batch.providers.command.provider import CommandProvider
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger.shards import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault
@@ -450,8 +450,8 @@ def test_requests_of_a_shard_that_was_split_go_too_where_the_process_was_killed_
     definition, engine = replace(ECHO, limits=Limits()), workspace.engine()
     submission = engine.plan(definition, rows())
     [planned] = engine.ledger.shards.of_submission(submission.submission_id)
-    engine.ledger.shards.move(planned.shard_id, Move.SEND)
-    whole = engine.ledger.shards.move(planned.shard_id, Move.NOT_SENT, reason=f"No room for '{SECRET}'")
+    engine.ledger.shards.move(planned.shard_id, Transition.SEND)
+    whole = engine.ledger.shards.move(planned.shard_id, Transition.NOT_SENT, reason=f"No room for '{SECRET}'")
     # Between this and the removal of the whole's file it dies.
     engine.ledger.shards.split(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))
     assert erase(workspace, "t3") == []

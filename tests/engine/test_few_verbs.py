@@ -12,7 +12,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 from dagster_llm_batch.definition.labeling import Limits, Realtime
 from dagster_llm_batch.errors import CannotStopError, ConfigError
 from dagster_llm_batch.protocols import CAPABILITIES, ChecksParameters, Provider
-from dagster_llm_batch.types import Absent, BatchReport, CannotTell, FindHints, Found, RequestSpec, Undecided
+from dagster_llm_batch.types import Absent, BatchReport, FindHints, Found, RequestSpec, StatusUnknown, Undecided
 from dagster_llm_batch.upkeep.uploads import UploadRemover
 
 
@@ -39,7 +39,7 @@ class FourVerbs:
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         return self._real.submit(lines, spec, tag)
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | StatusUnknown:
         return self._real.find(tag, hints)
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:

@@ -27,6 +27,11 @@ ESCAPES = [
     "a/../../secret",
     "{out}/secret",
     "file://{out}/secret",
+    "file://{out}/root/../secret",
+    "file://{out}/root//secret",
+    "file://{out}/root/link",
+    "file://{out}/rooted/secret",
+    "file://{out}/root/file://{out}/secret",
     "a\\secret",
     "a/%2e%2e/%2e%2e/secret",
 ]
@@ -50,6 +55,8 @@ def root(tmp_path: Path) -> Path:
 def test_no_path_leads_out_of_a_local_root(root: Path, scheme: str, argument: str) -> None:
     load = FilesBelow(f"{scheme}{root}", argument)
     assert load("a/file") == load("to_file") == b"inside"
+    if "://" in scheme:
+        assert load(f"{scheme.rpartition('::')[2]}{root}/a/file") == b"inside"
     for path in ESCAPES:
         with pytest.raises((ValueError, FileNotFoundError)):
             load(path.format(out=root.parent))

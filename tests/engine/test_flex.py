@@ -12,6 +12,8 @@ import pytest
 from bedrock_workspace import provider as bedrock
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.advice.costs import cost_table
+from dagster_llm_batch.advice.focus import focus_charges
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.definition.rules import Budget
 from dagster_llm_batch.engine import Limits, Realtime, Resend
@@ -74,6 +76,19 @@ def test_the_bill_follows_the_tier_that_the_answer_names(
         assert costs == [None, None]
 
 
+def test_a_tier_in_odd_words_has_no_price_and_is_shown_in_few_plain_words(workspace: Workspace) -> None:
+    definition = flexible()
+    for number, named in enumerate(("x" * 5_000, "fl\x1b[31mex\n")):
+        workspace.emulator.flex.script = FlexScript(named=named)
+        status = workspace.run(definition, tickets(1, start=number).with_columns(now=True), partition=str(number))
+        labels, _ = assert_total(workspace, definition, status.submission.submission_id, 1)
+        [basis] = bases(labels)
+        assert labels["llm_cost_usd"].to_pylist() == [None]
+        assert basis.startswith("unknown: service_tier")
+        assert len(basis) < 520
+        assert basis.isprintable()
+
+
 def test_what_flex_turns_away_is_asked_at_once_in_the_standard_tier(workspace: Workspace) -> None:
     workspace.emulator.flex.script = FlexScript(turned_away=3)
     definition = flexible()
@@ -82,6 +97,27 @@ def test_what_flex_turns_away_is_asked_at_once_in_the_standard_tier(workspace: W
     assert (workspace.emulator.flex.calls, len(billed(workspace))) == (5, 5)
     labels, _ = assert_total(workspace, definition, status.submission.submission_id, 5)
     assert bases(labels) == {"realtime": 3, "tier: flex": 2}
+
+
+def test_each_team_is_charged_for_its_own_replies_by_their_tier(workspace: Workspace) -> None:
+    """Two namespaces share a ledger. The rows of the second one are only answered in the standard tier."""
+    workspace.emulator.flex.script = FlexScript(turned_away=1)
+    engines = {name: workspace.engine(name) for name in ("test", "sales")}
+    for engine, count in zip(engines.values(), (5, 3), strict=True):
+        submission = engine.plan(flexible(), urgent(count))
+        engine.submit(flexible(), submission.submission_id)
+        assert engine.advance(flexible(), submission.submission_id).is_settled
+        workspace.emulator.flex.script = FlexScript(turned_away=1_000)
+    found = {}
+    for name, engine in engines.items():
+        money = engine.ledger.money
+        charges, unknown = focus_charges(money.shard_costs(name), name, money.tier_bills(name))
+        assert (unknown, {*charges["SubAccountId"].to_pylist()}) == (0, {name})
+        total = cost_table(money.shard_costs(name), ["asset"]).total
+        assert sum(charges["BilledCost"].to_pylist()) == total.cost_usd
+        rows = charges.to_pylist()
+        found[name] = {row["SkuPriceId"].rpartition(" real time")[2]: row["x_Requests"] for row in rows}
+    assert found == {"test": {"": 1, ", flex": 4}, "sales": {"": 3}}
 
 
 def test_what_flex_turns_away_goes_into_a_batch_where_that_is_declared(workspace: Workspace) -> None:

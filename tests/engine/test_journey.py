@@ -463,7 +463,7 @@ def test_labels_of_a_submission_in_flight_are_refused(workspace: Workspace) -> N
 
     definition = labeling()
     submission = workspace.engine().plan(definition, tickets(2))
-    with pytest.raises(LLMBatchError, match="is not settled; it has no labels yet"):
+    with pytest.raises(LLMBatchError, match="is not complete; it has no labels yet"):
         workspace.engine().labels(definition, submission.submission_id)
 
 

@@ -14,7 +14,7 @@ from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, Limits, Realtime, Resend
-from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
+from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Other
@@ -166,24 +166,6 @@ def test_both_lanes_send_the_same_request(workspace: Workspace) -> None:
     executions = workspace.emulator.books.executions
     assert [execution.batch_id is None for execution in executions].count(True) == 3
     assert len({execution.body_digest for execution in executions}) == 3
-
-
-def test_urgent_takes_a_boolean_column_that_is_there(workspace: Workspace) -> None:
-    for name, words in (("nowhere", "do not have"), ("subject", "takes one of true and false")):
-        with pytest.raises(InputError, match=f"urgent names.*{words}"):
-            workspace.engine().plan(labeling(realtime=Realtime(urgent=name)), tickets(2))
-
-
-@pytest.mark.parametrize("kind", [pl.Int64, pl.UInt8])
-def test_urgent_takes_the_ones_and_zeros_of_a_database_without_booleans(workspace: Workspace, kind: Any) -> None:
-    rows = tickets(3).with_columns(pl.Series("now", [1, 0, None], dtype=kind))
-    workspace.run(labeling(realtime=Realtime(urgent="now")), rows)
-    executions = workspace.emulator.books.executions
-    assert [execution.batch_id is None for execution in executions].count(True) == 1
-    with pytest.raises(InputError, match=r"urgent names.*which holds 2; it takes one of true and false, or of 1 and 0"):
-        workspace.engine().plan(
-            labeling(asset="other", realtime=Realtime(urgent="now")), rows.with_columns(pl.lit(2).alias("now"))
-        )
 
 
 def test_a_turned_away_call_in_real_time_is_made_again_and_a_refused_one_is_not(workspace: Workspace) -> None:

@@ -18,9 +18,9 @@ from workspace import Workspace, assert_total, billed, in_one_batch, labeling, t
 
 from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Limits, Realtime, Resend
-from dagster_llm_batch.errors import CannotTellError, CredentialsError, LeaseError
+from dagster_llm_batch.errors import CredentialsError, LeaseError, StatusUnknownError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.ledger.schema import LEASE
@@ -221,7 +221,7 @@ def test_a_persons_word_waits_for_the_process_that_is_sending(workspace: Workspa
     first, second = plans(workspace, definition, 2)
     ledger = workspace.engine().ledger
     shards = [ledger.shards.of_submission(one)[0] for one in (first, second)]
-    ledger.shards.move_all([shard.shard_id for shard in shards], Move.SEND, sent_at=workspace.now())
+    ledger.shards.move_all([shard.shard_id for shard in shards], Transition.SEND, sent_at=workspace.now())
     with ledger.leases.hold(f"submission:{second}"), pytest.raises(LeaseError):
         workspace.engine().resolve(shards[0].shard_id, None)
     assert workspace.engine().resolve(shards[0].shard_id, None).state == "planned"
@@ -233,7 +233,7 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
     engine = workspace.engine()
     submission = engine.plan(definition, tickets(6))
     certain, unsure = engine.ledger.shards.of_submission(submission.submission_id)
-    engine.ledger.shards.move(unsure.shard_id, Move.SEND, sent_at=workspace.now())
+    engine.ledger.shards.move(unsure.shard_id, Transition.SEND, sent_at=workspace.now())
     with engine.payloads.reader(unsure.path) as lines:
         content = lines.read()
     for _ in range(2):  # with two batches of its tag, the right one is unknown
@@ -244,10 +244,10 @@ def test_what_is_certain_is_brought_home_while_a_person_is_asked_about_the_rest(
             definition.spec,
             engine.deployment.tag(certain),
         )
-    engine.ledger.shards.move(certain.shard_id, Move.SEND, sent_at=workspace.now())
-    engine.ledger.shards.move(certain.shard_id, Move.ACCEPTED, batch_id=batch_id)
+    engine.ledger.shards.move(certain.shard_id, Transition.SEND, sent_at=workspace.now())
+    engine.ledger.shards.move(certain.shard_id, Transition.ACCEPTED, batch_id=batch_id)
     workspace.emulator.settle()
-    with pytest.raises(CannotTellError, match=rf"dagster-llm-batch resolve {unsure.shard_id} --batch-id"):
+    with pytest.raises(StatusUnknownError, match=rf"dagster-llm-batch resolve {unsure.shard_id} --batch-id"):
         engine.advance(definition, submission.submission_id)
     assert engine.status(submission.submission_id).states == {"collected": 1, "submitting": 1}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -26,11 +27,14 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.fine_tuning import fine_tuning
+from dagster_llm_batch.exports.tables import write_table
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.telemetry import TracedProvider, measure
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply
 from dagster_llm_batch.testing.emulator.answers import last_user_text
+from tests.otel import metric_reader, span_exporter, span_provider
 from tests.tables import table
 
 LETTERS = string.ascii_lowercase
@@ -120,7 +124,7 @@ class Place:
     bodies: list[str]
 
     def engine(self, folder: Path) -> Engine:
-        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url)
+        provider: Any = TracedProvider(OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url), "openai")
         ledger = Ledger(folder / "ledger.db")
         return Engine(Deployment({"openai": provider}, ledger, PayloadStore(folder / "payloads"), "test"))
 
@@ -157,6 +161,31 @@ def stored_texts(engine: Engine, folder: Path) -> Iterator[str]:
         yield part.read_bytes().decode("utf-8", errors="replace")
 
 
+def exported_text(labels: pa.Table, folder: Path) -> str:
+    """Return the content of the folder that `export --format hub` writes."""
+    write_table(labels, folder, "hub")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    tables = [path for path in files if path.suffix == ".parquet"]
+    assert tables
+    others = [path.read_text(encoding="utf-8") for path in files if path not in tables]
+    return str([pq.read_table(path).to_pylist() for path in tables]) + "".join(others)
+
+
+def traced_text(engine: Engine, definition: Labeling) -> str:
+    """Return all spans and metrics of a labeling, as OpenTelemetry's exporters get them."""
+    reader = metric_reader()
+    for submission in engine.ledger.submissions.list_all("test"):
+        measure(engine, definition, submission.submission_id)
+    span_provider().force_flush()
+    read = reader.get_metrics_data()
+    assert read is not None
+    records = [*(span.to_json() for span in span_exporter().get_finished_spans()), read.to_json()]
+    exported = json.dumps([json.loads(record) for record in records], ensure_ascii=False)
+    assert "submit_batch" in exported
+    assert "llm_batch.requests" in exported
+    return exported
+
+
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=texts(), second=texts())
 @example(
@@ -167,6 +196,7 @@ def test_no_planted_value_leaves_the_process(
     place: Place, caplog: pytest.LogCaptureFixture, first: tuple[str, list[str]], second: tuple[str, list[str]]
 ) -> None:
     place.bodies.clear()
+    span_exporter().clear()
     caplog.clear()
     caplog.set_level(logging.DEBUG)
     (text, in_text), (note, in_note) = first, second
@@ -181,6 +211,8 @@ def test_no_planted_value_leaves_the_process(
             "stored": "".join(stored_texts(engine, Path(name))),
             "logged": caplog.text,
             "labels": str(labels.to_pylist()),
+            "exported": exported_text(labels, Path(name) / "hub"),
+            "traced": traced_text(engine, labeling()),
         }
         engine.ledger.close()
     # As JSON writes it, too.
@@ -289,6 +321,26 @@ def test_a_value_has_one_placeholder_in_its_row_and_rows_share_none():
         {"subject": None, "body": "[EMAIL_1]"},
     ]
     assert counts == {"email": 4}
+
+
+def test_a_placeholder_that_a_text_has_already_stands_for_no_value_of_its_row():
+    mask = Mask(columns=["text", "note"])
+    row = {"text": "[EMAIL_1] and [EMAIL_3] wrote to ann@x.org.", "note": "ann@x.org or bob@x.org. [IP_2]"}
+    rows, _ = mask.apply(pa.RecordBatch.from_pylist([row]))
+    # Columns are numbered in the order of their names.
+    [shown] = rows.to_pylist()
+    assert shown == {"text": "[EMAIL_1] and [EMAIL_3] wrote to [EMAIL_2].", "note": "[EMAIL_2] or [EMAIL_4]. [IP_2]"}
+    assert mask.values_of(row) == {"[EMAIL_2]": "ann@x.org", "[EMAIL_4]": "bob@x.org"}
+    assert mask.masked_again("[EMAIL_1], bob@x.org, cleo@x.org", row) == "[EMAIL_1], [EMAIL_4], [EMAIL_5]"
+    assert mask.hide(row, lambda _name: False) == shown
+    assert mask.apply(rows)[0] == rows
+
+
+def test_a_judge_reads_placeholders_of_answers_as_the_values_of_their_row():
+    mask = Mask(columns=["answer", "text"])
+    rows = pa.RecordBatch.from_pylist([{"text": "ann@x.org wrote.", "answer": "Dear [EMAIL_1]"}])
+    [shown] = mask.apply(rows, encoded=["answer"])[0].to_pylist()
+    assert shown == {"text": "[EMAIL_1] wrote.", "answer": "Dear [EMAIL_1]"}
 
 
 def test_the_order_in_which_a_mask_names_columns_and_kinds_changes_nothing():
@@ -515,6 +567,9 @@ def test_names_in_mappings_are_masked_again_and_hidden() -> None:
             {"reply": '{"a": "At:\\n[IP]", "b": "[\\"x\\\\n[IP]\\"]"}'},
         ),
         ({"reply": '{"a" :1} '}, {"reply": '{"a" :1} '}),
+        # Labels beside their rows: the numbers are of the request.
+        ({"body": "ann@x.org", "reply": "[EMAIL_1]"}, {"body": "[EMAIL_1]", "reply": "[EMAIL_1]"}),
+        ({"body": f"[EMAIL_{'9' * 5_000}]", "reply": ""}, {"body": f"[EMAIL_{'9' * 5_000}]", "reply": ""}),
         ({"reply": '{"a": ann@x.org'}, {"reply": '{"a": [EMAIL]'}),
         ({"reply": "[" * 100_000 + " ann@x.org"}, {"reply": "[" * 100_000 + " [EMAIL]"}),
     ],

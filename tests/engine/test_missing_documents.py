@@ -82,6 +82,21 @@ def test_each_unusable_document_rejects_its_row_and_no_other(workspace: Workspac
     assert {row["llm_cost_usd"] for row in rejects.to_pylist()} == {0}
 
 
+@pytest.mark.parametrize("model", [CLAUDE, "openai/gpt-4o"])
+def test_a_file_of_another_kind_of_office_rejects_its_row_before_anything_is_paid(
+    workspace: Workspace, model: str
+) -> None:
+    older = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504)
+    definition = reading(model=model)
+    submission = workspace.run(definition, papers(pdf(1), office("ppt/presentation.xml"), older)).submission
+    assert len(billed(workspace)) == 1
+    _, rejects = assert_total(workspace, definition, submission.submission_id, 3)
+    reasons = dict(zip(rejects["ticket_id"].to_pylist(), rejects["llm_reason"].to_pylist(), strict=True))
+    allowed = "allowed is a PDF, a text in UTF-8, a .docx or an .xlsx file. Save it as PDF; the row was not sent"
+    assert f"got a .pptx file; {allowed}" in reasons["t1"]
+    assert f"got an older Office file (.doc, .xls, .ppt), or one with a password; {allowed}" in reasons["t2"]
+
+
 def test_a_row_alone_is_asked_when_its_document_is_there(workspace: Workspace, files: Path) -> None:
     definition, rows = reading(files), papers("a.pdf", "gone.pdf")
     workspace.run(definition, rows)

@@ -7,25 +7,29 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_erased_rows import stored
 from workspace import Workspace, labeling
 
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.masks import Mask
 from dagster_llm_batch.core.near_copies import EarlierGroups, NearCopies
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.quoted_columns import Evidence
 from dagster_llm_batch.core.reuse import Near, Reuse
 from dagster_llm_batch.core.shares import Shares
-from dagster_llm_batch.engine import Labeling, Resend, Status
+from dagster_llm_batch.engine import Labeling, Realtime, Resend, Status
 from dagster_llm_batch.engine.realtime_sample import in_real_time
-from dagster_llm_batch.errors import BudgetError, ConfigError, PayloadError
+from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError
 from dagster_llm_batch.files.shard_files import SHARES
 from dagster_llm_batch.files.share_files import shares_of
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -218,8 +222,8 @@ def test_copies_of_an_erased_leader_lose_its_answer(workspace: Workspace) -> Non
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cascade": Cascade("openai/gpt-5", "topic", score="urgency")}, "does not go with cascade"),
-        ({"evidence": Evidence({"topic": "body"}), "keep": ["body"]}, "does not go with checks.evidence"),
+        ({"realtime": Realtime(urgent="now")}, "does not go with realtime"),
+        ({"prompt": Prompt(user="{{ body }}", images=["photo"])}, "does not go with Prompt.images or Prompt.documents"),
         ({"prompt": Prompt(user="{{ row }}")}, "names its columns"),
         ({"prompt": Prompt(user="{{ subject }}")}, "which the prompt does not read"),
     ],
@@ -234,6 +238,7 @@ def test_what_is_not_possible_yet_is_refused_where_it_is_declared(changes: Any, 
     [
         ({"target": "none"}, "which the response does not have"),
         ({"similarity": 0.2}, "it is 0.5 to 1"),
+        ({"vectors": "vector"}, "a cosine from 0.9 to 1"),
         ({"error": 0}, "above 0 and below 1"),
         ({"sample": 5}, "is too small"),
     ],
@@ -241,6 +246,62 @@ def test_what_is_not_possible_yet_is_refused_where_it_is_declared(changes: Any, 
 def test_a_bad_setting_is_refused(settings: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         definition(Near(**{"text": "body", "target": "topic", **settings}))
+
+
+def with_vectors(frame: pl.DataFrame) -> pl.DataFrame:
+    """Add a vector to each row, which is alike for all rows of a group of six, whatever their texts are."""
+    groups = [int(key[1:].split("c")[0]) // 6 for key in frame["ticket_id"]]
+    vectors = [np.random.default_rng(group).standard_normal(32) for group in groups]
+    return frame.with_columns(vector=pl.Series([(one + at / 1e4).tolist() for at, one in enumerate(vectors)]))
+
+
+def by_six(body: Any, _url: str) -> Any:
+    group, _ = place_of(body)
+    return {"topic": TOPICS[group // 6 % 3], "urgency": 1}
+
+
+def test_rows_with_near_vectors_share_answers_whatever_their_texts_are(tmp_path: Any) -> None:
+    near = Near("body", "topic", similarity=0.95, error=0.1, sample=60, vectors="vector")
+    with Emulator(answer=by_six) as emulator:
+        workspace, given = Workspace(tmp_path, emulator), with_vectors(rows(240, 2))
+        status = workspace.run(definition(near), given)
+        assert status.submission.outcomes == {"succeeded": 480}
+        shares = shares_of(workspace.engine().payloads, status.submission)
+        assert shares is not None
+        assert (shares.rows, shares.sample, shares.passes) == (440, 60, True)
+        assert len(asked(workspace)) == 40 + 60
+        found = labels(workspace, status, definition(near))
+        assert {place: row["topic"] for place, row in found.items()} == {
+            (group, copy): TOPICS[group // 6 % 3] for group in range(240) for copy in range(2)
+        }
+        # The vectors are part of no request.
+        engine = workspace.engine()
+        [shard, *_] = engine.ledger.shards.of_submission(status.submission.submission_id)
+        assert all(b"vector" not in line for line in engine.payloads.lines(shard.path))
+
+
+def test_vectors_of_large_whole_numbers_are_compared(workspace: Workspace) -> None:
+    near = Near("body", "topic", similarity=0.95, error=0.1, sample=60, vectors="vector")
+    given = with_vectors(rows(240, 2)).with_columns(vector=(pl.col("vector") * 2**40).cast(pl.List(pl.Int64)))
+    shares = workspace.engine().preview(definition(near), given).shares
+    assert shares is not None
+    assert (shares.rows, shares.sample) == (440, 60)
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (rows(2, 2), "which the rows lack. Columns of the rows: ticket_id, subject, body"),
+        (rows(2, 2).with_columns(vector=pl.lit("1,2")), "It takes a list of numbers"),
+    ],
+)
+def test_rows_without_usable_vectors_are_refused_before_anything_is_sent(
+    workspace: Workspace, frame: pl.DataFrame, words: str
+) -> None:
+    near = Near("body", "topic", similarity=0.95, error=0.1, sample=60, vectors="vector")
+    with pytest.raises(InputError, match=words):
+        workspace.engine().plan(definition(near), frame, partition="")
+    assert not asked(workspace)
 
 
 def test_groups_are_the_same_in_any_order_and_stay_as_more_texts_come() -> None:
@@ -368,8 +429,12 @@ def test_if_a_leader_is_erased_its_copies_are_asked_or_lose_its_answer(workspace
     leader, copies = held.most_common(1)[0]
     manifest = engine.payloads.read_table(submission.manifest).to_pylist()
     key = next(row["ticket_id"] for row in manifest if row["llm_request_id"] == leader)
+    # As a list of ids has it, and in tables and requests.
+    traces = bytes.fromhex(leader), leader.encode(), text(*number_of(key)).encode()
+    assert all(trace in stored(workspace) for trace in traces)
     engine.eraser.add_tombstones("ticket_labels", [key], None)
     assert engine.eraser.erase("ticket_labels") == []
+    assert not [trace for trace in traces if trace in stored(workspace)]
     status = workspace.finish(asked_for, submission.submission_id)
     assert status.submission.requests == 199
     outcomes = {"succeeded": 199 - copies, "missing": copies} if is_settled else {"succeeded": 199}
@@ -377,9 +442,7 @@ def test_if_a_leader_is_erased_its_copies_are_asked_or_lose_its_answer(workspace
     found = labels(workspace, status, asked_for)
     assert number_of(key) not in found
     assert Counter(row["llm_outcome"] for row in found.values()) == outcomes
-    assert not any(
-        leader.encode() in path.read_bytes() for path in (workspace.tmp_path / "payloads").rglob("*.parquet")
-    )
+    assert not [trace for trace in traces if trace in stored(workspace)]
     if is_settled:
         # They are grouped and asked anew on request.
         again = workspace.run(asked_for, rows(40, 5), again=True)
@@ -418,6 +481,21 @@ def test_another_prompt_is_another_look(workspace: Workspace) -> None:
     assert shares(workspace, status.submission).look == 2
     again = workspace.run(other, rows(41, 5))
     assert shares(workspace, again.submission).look == 2, "more rows with the same definition are the same look"
+
+
+def test_a_look_counts_after_its_files_are_pruned(workspace: Workspace) -> None:
+    looks = []
+    for number in range(4):
+        prompt = Prompt(user=f"Label it, try {number}. {{{{ subject }}}}: {{{{ body }}}}")
+        status = workspace.run(definition(prompt=prompt), rows(40, 5))
+        looks.append(shares(workspace, status.submission).look)
+        workspace.engine().ledger.submissions.mark_delivered(status.submission.submission_id)
+        workspace.skipped += timedelta(days=60)
+        pruning = workspace.engine().prune(timedelta(days=30), delete=True)
+        assert bool(pruning.files) is (number > 0), "the newest submission stays"
+    assert looks == [1, 2, 3, 4]
+    again = workspace.run(definition(prompt=prompt), rows(41, 5))
+    assert shares(workspace, again.submission).look == 4, "more rows with the same definition are the same look"
 
 
 def test_money_is_reserved_for_the_copies_until_the_decision(tmp_path: Any) -> None:
@@ -468,3 +546,108 @@ def test_a_copy_of_the_second_round_has_all_attempts_of_its_own(tmp_path: Any) -
         assert copies
         assert all(found[place]["llm_outcome"] == "succeeded" for place in copies)
         assert {times[place] for place in copies} == {2}
+
+
+def test_copies_share_the_answer_that_a_fallback_gives_their_leader(tmp_path: Any) -> None:
+    def answer(body: Any, url: str) -> Any:
+        group, _ = place_of(body)
+        return "no JSON" if body["model"] == "gpt-4o" and group % 2 == 0 else by_group(body, url)
+
+    own = definition()
+    own = replace(own, resend=replace(own.resend, fallback=["openai/gpt-4o-mini"], invalid_waves=1))
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        status = workspace.run(own, rows(40, 5))
+        assert status.submission.outcomes == {"succeeded": 200}
+        labels = workspace.engine().labels(own, status.submission.submission_id).labels.to_pylist()
+        shared = [row for row in labels if row["llm_reuse"] == "near"]
+        assert len(shared) == 100
+        for row in labels:
+            group = int(row["ticket_id"][1:].split("c")[0])
+            assert row["topic"] == TOPICS[group % 3]
+            assert row["llm_model"].startswith("gpt-4o-mini") is (group % 2 == 0)
+        # The leaders and the audit were asked of both models, where the first failed.
+        sent = asked(workspace)
+        assert len(sent) == 100
+        assert all(times == 1 + (group % 2 == 0) for (group, _), times in sent.items())
+
+
+def test_held_copies_go_to_the_fallback_too_if_the_audit_fails(tmp_path: Any) -> None:
+    def answer(body: Any, url: str) -> Any:
+        group, _ = place_of(body)
+        return "no JSON" if body["model"] == "gpt-4o" and group % 2 == 0 else by_copy(body, url)
+
+    own = definition()
+    own = replace(own, resend=replace(own.resend, fallback=["openai/gpt-4o-mini"], invalid_waves=1))
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        status = workspace.run(own, rows(40, 5))
+        assert status.submission.outcomes == {"succeeded": 200}
+        labels = workspace.engine().labels(own, status.submission.submission_id).labels
+        assert labels["llm_reuse"].null_count == 200
+        assert Counter(asked(workspace).values()) == {1: 100, 2: 100}
+
+
+QUOTING = {
+    "type": "object",
+    "properties": {"topic": {"type": "string", "enum": list(TOPICS)}, "quote": {"type": "string"}},
+    "required": ["topic", "quote"],
+}
+
+
+def test_a_quote_is_looked_for_in_the_text_of_each_copy(tmp_path: Any) -> None:
+    def answer(body: Any, _url: str) -> Any:
+        group, copy = place_of(body)
+        # Half of the quotes have the words in which copies differ.
+        quote = f"copy {copy}" if group % 2 else f"number {group} of many"
+        return {"topic": TOPICS[group % 3], "quote": quote}
+
+    evidence = Evidence({"quote": "body"}, reject_missing=True, min_score=1)
+    own = definition(evidence=evidence, keep=["body"], response=QUOTING)
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        status = workspace.run(own, rows(40, 5))
+        labeled = workspace.engine().labels(own, status.submission.submission_id)
+        assert labeled.labels.num_rows + labeled.rejects.num_rows == 200
+        found = labeled.labels.to_pylist()
+        assert {row["body"][row["quote_start"] : row["quote_end"]] == row["quote"] for row in found} == {True}
+        shared = [row for row in found if row["llm_reuse"] == "near"]
+        assert shared
+        assert not any(int(row["ticket_id"][1:].split("c")[0]) % 2 for row in shared)
+        rejected = labeled.rejects.to_pylist()
+        assert len(shared) + len(rejected) == 100
+        assert {row["llm_outcome"] for row in rejected} == {"ungrounded"}
+
+
+def test_masked_texts_are_copies_only_with_the_same_placeholders_in_the_same_order(workspace: Workspace) -> None:
+    prompt = Prompt(user="{{ subject }}: {{ body }}", mask=Mask(columns=["body"]))
+    plain = rows(40, 5)
+    with_address = pl.col("body") + pl.concat_str(pl.lit(" from "), pl.col("ticket_id"), pl.lit("@example.com"))
+    # Each other copy of the first group has one address more.
+    more = pl.when(pl.col("ticket_id").is_in(["g0c1", "g0c3"])).then(pl.lit(" to me@example.org")).otherwise(pl.lit(""))
+    masked = plain.with_columns(body=with_address + more)
+    own = definition(prompt=prompt)
+    status = workspace.run(own, masked)
+    shares = shares_of(workspace.engine().payloads, status.submission)
+    assert shares is not None
+    assert shares.rows == 39 * 4 + 2 + 1
+    sent = "".join(
+        str(line)
+        for shard in workspace.engine().ledger.shards.of_submission(status.submission.submission_id)
+        for line in workspace.engine().payloads.lines(shard.path)
+    )
+    assert "@example" not in sent
+    assert "[EMAIL_1]" in sent
+    leaders = dict(zip(shares.pairs["llm_request_id"].to_pylist(), shares.pairs["leader"].to_pylist(), strict=True))
+    of_key = dict(
+        zip(
+            *(
+                workspace.engine().payloads.read_table(status.submission.manifest)[name].to_pylist()
+                for name in ("ticket_id", "llm_request_id")
+            ),
+            strict=True,
+        )
+    )
+    two = {of_key[key] for key in ("g0c1", "g0c3")}
+    for one in (of_key[f"g0c{copy}"] for copy in range(5)):
+        assert one not in leaders or (leaders[one] in two) is (one in two)

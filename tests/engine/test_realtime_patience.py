@@ -13,7 +13,7 @@ from dagster_llm_batch.engine import Deployment, Engine, Realtime
 from dagster_llm_batch.engine.realtime_sample import answer_now
 from dagster_llm_batch.errors import PayloadError, TransientError
 from dagster_llm_batch.files.request_files import SENT, beside
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import WireFault
 
@@ -131,7 +131,7 @@ def test_a_process_that_is_killed_after_it_was_turned_away_leaves_what_was_answe
     engine.advance(definition(), one)
     [shard] = engine.ledger.shards.of_submission(one)
     engine.ledger.shards.move(
-        shard.shard_id, Move.SEND, sent_at=workspace.now()
+        shard.shard_id, Transition.SEND, sent_at=workspace.now()
     )  # by a process that dies before its first call
     workspace.emulator.clear_faults()
     settled = workspace.finish(definition(), one)

@@ -42,12 +42,12 @@ SENTENCE = re.compile(r"[a-z]{2,} [a-z]{2,}")
 OTHER = "other words"
 
 # Columns of text written by people or vendors, or written for people: all of them are reworded, except these.
-NOT_OURS = {("judgment", "comment"), ("judgment", "annotator"), ("batch", "batch_id")}
+NOT_OURS = {("judgment", "comment"), ("judgment", "annotator"), ("batch", "batch_id"), ("upload", "file_id")}
 # Fields of events that are text for people, and fields that are names.
 FIELDS_OF_WORDS = {"words", "problem", "then", "source", "money"}
 FIELDS_OF_NAMES = {
     *("batch_id", "before", "after", "cause", "by", "old", "new", "half", "unit", "sent_since", "kind"),
-    *("form_id", "annotator", "group", "text", "counts"),
+    *("form_id", "annotator", "group", "text", "counts", "tier", "known_usd", "realtime_usd"),
 }
 
 # All that is text in the database becomes other text at once, in the transaction that writes it.

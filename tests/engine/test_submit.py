@@ -15,12 +15,12 @@ from workspace import Workspace, assert_total, billed, labeling, tickets
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Limits
 from dagster_llm_batch.errors import (
-    CannotTellError,
     CredentialsError,
-    IllegalMoveError,
+    IllegalTransitionError,
     LeaseError,
     LedgerError,
     LLMBatchError,
+    StatusUnknownError,
     TransientError,
 )
 from dagster_llm_batch.files.request_files import SENT, beside
@@ -28,7 +28,7 @@ from dagster_llm_batch.loop.submit import Sender
 from dagster_llm_batch.providers.capabilities import pass_on_capabilities
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
     BatchFault,
@@ -37,7 +37,7 @@ from dagster_llm_batch.testing.emulator import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.types import Absent, BatchReport, CannotTell, FindHints, Found, RequestSpec
+from dagster_llm_batch.types import Absent, BatchReport, FindHints, Found, RequestSpec, StatusUnknown
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,7 @@ def test_a_create_call_of_a_killed_process_is_waited_for_however_long_its_upload
     plan = workspace.engine().plan(labeling(), tickets(5))
     [shard] = workspace.engine().ledger.shards.of_submission(plan.submission_id)
     workspace.engine().ledger.shards.move(
-        shard.shard_id, Move.SEND, sent_at=workspace.now()
+        shard.shard_id, Transition.SEND, sent_at=workspace.now()
     )  # then hours of upload, then SIGKILL
     workspace.skipped += timedelta(hours=2)
     assert workspace.engine().submit(labeling(), plan.submission_id).states == {"submitting": 1}
@@ -179,6 +179,9 @@ def test_a_wrong_key_leaves_the_shard_planned_and_the_right_one_sends_it(workspa
     with pytest.raises(CredentialsError, match="does not accept the API key") as caught:
         workspace.engine().submit(definition, submission.submission_id)
     assert "sk-wrong-key" not in str(caught.value)
+    assert str(caught.value).endswith(
+        ". Correct the credentials of the provider's resource, then run `dagster-llm-batch doctor`."
+    )
     assert workspace.engine().status(submission.submission_id).states == {"planned": 1}
     workspace.providers = {"openai": workspace.openai()}
     assert workspace.engine().plan(definition, tickets(4)).submission_id == submission.submission_id
@@ -344,8 +347,8 @@ class Forgetful:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    def find(self, _tag: str, _hints: FindHints) -> Found | Absent | CannotTell:
-        return CannotTell("the list of batches shows no metadata", ("batch_1", "batch_2"))
+    def find(self, _tag: str, _hints: FindHints) -> Found | Absent | StatusUnknown:
+        return StatusUnknown("the list of batches shows no metadata", ("batch_1", "batch_2"))
 
 
 def doubtful(workspace: Workspace, *faults: Any) -> tuple[Any, str, str]:
@@ -353,13 +356,13 @@ def doubtful(workspace: Workspace, *faults: Any) -> tuple[Any, str, str]:
     workspace.emulator.inject(*faults)
     definition = labeling()
     submission = workspace.engine().plan(definition, tickets(3))
-    with pytest.raises(CannotTellError, match="It is not sent again") as caught:
+    with pytest.raises(StatusUnknownError, match="It is not sent again") as caught:
         workspace.engine().submit(definition, submission.submission_id)
     [shard] = workspace.engine().status(submission.submission_id).shards
     for told in (shard.shard_id, "batch_1, batch_2", "Engine.resolve"):
         assert told in str(caught.value)
     workspace.skipped += timedelta(days=2)
-    with pytest.raises(CannotTellError):
+    with pytest.raises(StatusUnknownError):
         workspace.engine().advance(definition, submission.submission_id)
     return definition, submission.submission_id, shard.shard_id
 
@@ -376,10 +379,10 @@ def test_a_person_who_knows_the_batch_resolves_the_doubt(workspace: Workspace) -
 def test_a_person_who_knows_that_there_is_none_resolves_the_doubt(workspace: Workspace) -> None:
     definition, submission_id, shard_id = doubtful(workspace, WireFault(kind="status", route=CREATE, status=500))
     workspace.engine().resolve(shard_id, None)
-    with pytest.raises(IllegalMoveError):
+    with pytest.raises(IllegalTransitionError):
         workspace.engine().resolve(shard_id, "batch_9")
     kinds = [event.kind for event in workspace.engine().ledger.events.of_submission(submission_id)]
-    assert kinds[-1] == Move.NOT_SENT.value  # the refused one left no trace
+    assert kinds[-1] == Transition.NOT_SENT.value  # the refused one left no trace
     workspace.engine().submit(definition, submission_id)
     workspace.finish(definition, submission_id)
     assert len(workspace.emulator.books.batches) == 1

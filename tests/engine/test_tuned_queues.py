@@ -13,7 +13,7 @@ from workspace import Workspace, billed, labeling, tickets
 from dagster_llm_batch.advice.tuner import Attempt, attempts_of, choose_at_once
 from dagster_llm_batch.definition.labeling import Limits
 from dagster_llm_batch.definition.rules import QueueLimit
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.types import BatchStatus
@@ -102,17 +102,17 @@ def remember(workspace: Workspace, room: int) -> None:
             ],
         )  # fmt: skip
         first, second = f"{name}-0", f"{name}-1"
-        ledger.shards.move(first, Move.SEND)
-        ledger.shards.move(first, Move.ACCEPTED, batch_id=first)
-        ledger.shards.move(second, Move.SEND)
+        ledger.shards.move(first, Transition.SEND)
+        ledger.shards.move(first, Transition.ACCEPTED, batch_id=first)
+        ledger.shards.move(second, Transition.SEND)
         refused: dict[str, Any] = {"refused_at": now[0], "refused_tokens": room + 50}
-        ledger.shards.move(second, Move.NOT_SENT, no_room_at=now[0], **refused)
+        ledger.shards.move(second, Transition.NOT_SENT, no_room_at=now[0], **refused)
         now[0] += HOUR
-        ledger.shards.move(first, Move.ENDED, status=BatchStatus.ENDED)
-        ledger.shards.move(second, Move.SEND)
-        ledger.shards.move(second, Move.ACCEPTED, batch_id=second)
+        ledger.shards.move(first, Transition.ENDED, status=BatchStatus.ENDED)
+        ledger.shards.move(second, Transition.SEND)
+        ledger.shards.move(second, Transition.ACCEPTED, batch_id=second)
         now[0] += HOUR
-        ledger.shards.move(second, Move.ENDED, status=BatchStatus.ENDED)
+        ledger.shards.move(second, Transition.ENDED, status=BatchStatus.ENDED)
         # The record of the refusal is written when the batch is accepted.
         assert ledger.shards.get(second).room.refused_tokens == room + 50
         now[0] += DAY - 2 * HOUR

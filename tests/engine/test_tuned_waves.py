@@ -16,7 +16,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 from dagster_llm_batch.advice.tuner import Retry, choose_waves
 from dagster_llm_batch.core.audit import bound_share
 from dagster_llm_batch.engine import Realtime, Resend
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.testing.emulator import BatchFault, FlexScript, RowFault
@@ -121,10 +121,10 @@ class Waves:
 
     def end(self, submission: Submission, wave: int, answered: int) -> None:
         name = f"{submission.submission_id}-{wave}"
-        self.ledger.shards.move(name, Move.SEND)
-        self.ledger.shards.move(name, Move.ACCEPTED, batch_id=name)
-        self.ledger.shards.move(name, Move.ENDED, status=BatchStatus.ENDED)
-        self.ledger.shards.move(name, Move.COLLECTED, answered=answered)
+        self.ledger.shards.move(name, Transition.SEND)
+        self.ledger.shards.move(name, Transition.ACCEPTED, batch_id=name)
+        self.ledger.shards.move(name, Transition.ENDED, status=BatchStatus.ENDED)
+        self.ledger.shards.move(name, Transition.COLLECTED, answered=answered)
 
     def run(self, rows: int, faults: list[Any], **more: Any) -> Any:
         """Label so many rows by a tuned plan; return the submission and its shards."""

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import fisher_exact
 from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.advice.tuner import BatchSize, Choice, choose_batch_size, choose_lead
@@ -16,7 +16,7 @@ from dagster_llm_batch.core.durations import Durations
 from dagster_llm_batch.definition.labeling import Limits, Realtime
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.testing.emulator import BatchFault
@@ -74,7 +74,9 @@ def test_a_size_is_chosen_where_fishers_exact_test_says_so(larger: int, bad: int
     known = [BatchSize(START + day * DAY, 1_500, day < bad) for day in range(larger)]
     known += [BatchSize(START + day * DAY, 900, day < bad_others) for day in range(others)]
     # All sizes but one have all batches on one side.
-    chance = fisher_exact([[bad, larger - bad], [bad_others, others - bad_others]], alternative="greater").pvalue
+    chance = scipy.stats.fisher_exact(
+        [[bad, larger - bad], [bad_others, others - bad_others]], alternative="greater"
+    ).pvalue
     if abs(chance - 0.05) > 1e-9:
         assert (choose_batch_size(known).value == 1_000) == (chance <= 0.05)
 
@@ -143,12 +145,12 @@ class History:
         )  # fmt: skip
         has_expired = took >= DAY
         self.ledger.submissions.open(submission, [shard])
-        self.ledger.shards.move(name, Move.SEND)
-        self.ledger.shards.move(name, Move.ACCEPTED, batch_id=name)
+        self.ledger.shards.move(name, Transition.SEND)
+        self.ledger.shards.move(name, Transition.ACCEPTED, batch_id=name)
         self.now += took
         status = BatchStatus.EXPIRED if has_expired else BatchStatus.ENDED
-        self.ledger.shards.move(name, Move.EXPIRED if has_expired else Move.ENDED, status=status)
-        self.ledger.shards.move(name, Move.COLLECTED)
+        self.ledger.shards.move(name, Transition.EXPIRED if has_expired else Transition.ENDED, status=status)
+        self.ledger.shards.move(name, Transition.COLLECTED)
         self.ledger.submissions.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
         self.now = began + DAY
 

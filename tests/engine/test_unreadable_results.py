@@ -16,7 +16,7 @@ from dagster_llm_batch.definition.labeling import Limits
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.engine.condition_facts import find_undecided
 from dagster_llm_batch.engine.conditions import ConditionKind
-from dagster_llm_batch.errors import IllegalMoveError, LedgerError, LLMBatchError, RefusedError, UnreadableError
+from dagster_llm_batch.errors import IllegalTransitionError, LedgerError, LLMBatchError, RefusedError, UnreadableError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.submission_rows import UNREADABLE
@@ -190,7 +190,7 @@ def test_what_can_be_read_is_not_given_up(workspace: Workspace) -> None:
     submission_id = ended(workspace)
     engine = workspace.engine()
     engine.poll(engine.ledger.shards.of_submission(submission_id))
-    with pytest.raises(IllegalMoveError, match="the next run collects its results"):
+    with pytest.raises(IllegalTransitionError, match="the next run collects its results"):
         engine.give_up(one(workspace, submission_id).shard_id)
     assert one(workspace, submission_id).cause is None
 

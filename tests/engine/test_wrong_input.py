@@ -453,3 +453,21 @@ def test_an_image_is_read_below_its_root_and_nowhere_else(workspace: Workspace, 
     without = labeling(prompt=Prompt("What is it?", images=["picture"]), response=TicketLabel)
     with pytest.raises(InputError, match=r"set Prompt\(image_root=\.\.\.\)"):
         workspace.engine().plan(without, rows("a/cat.png"))
+
+
+def test_urgent_takes_a_boolean_column_that_is_there(workspace: Workspace) -> None:
+    for name, words in (("nowhere", "do not have"), ("subject", "takes one of true and false")):
+        with pytest.raises(InputError, match=f"urgent names.*{words}"):
+            workspace.engine().plan(labeling(realtime=Realtime(urgent=name)), tickets(2))
+
+
+@pytest.mark.parametrize("kind", [pl.Int64, pl.UInt8])
+def test_urgent_takes_the_ones_and_zeros_of_a_database_without_booleans(workspace: Workspace, kind: Any) -> None:
+    rows = tickets(3).with_columns(pl.Series("now", [1, 0, None], dtype=kind))
+    workspace.run(labeling(realtime=Realtime(urgent="now")), rows)
+    executions = workspace.emulator.books.executions
+    assert [execution.batch_id is None for execution in executions].count(True) == 1
+    with pytest.raises(InputError, match=r"urgent names.*which holds 2; it takes one of true and false, or of 1 and 0"):
+        workspace.engine().plan(
+            labeling(asset="other", realtime=Realtime(urgent="now")), rows.with_columns(pl.lit(2).alias("now"))
+        )

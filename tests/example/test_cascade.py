@@ -140,18 +140,26 @@ CAME = Outcome(600, 144, 200, 1, 0.93, 0.74, (0.85, 0.79, 0.73), Decimal("0.0031
 
 def test_what_was_promised_and_what_came_out_is_said_in_plain_words():
     told = said(CAME)
-    assert "with a confidence of 95%, at least 90% of the labels are what people would say" in told
-    assert "93.0% of 600 labels are: the promise is kept" in told
-    assert "345 of 600 tweets: 144 drawn by chance" in told
+    assert "with a confidence of 95%, at least 90% of the labels equal those of people" in told
+    assert "93.0% of 600 labels do: the guarantee holds" in told
+    assert "345 of 600 tweets: a random sample of 144" in told
     assert "255 of 600 questions to people: it cost $0.0031, people alone $0.0054" in told
     assert "a cascade is as good as its oracle" in told, "the lexicon is right more often than the oracle"
-    assert "Of 350 found, 97.0% are: the promise is kept. They are 94.0% of all" in told
+    assert "Of 350 found, 97.0% are: the guarantee holds. They are 94.0% of all" in told
     assert "It saved 360 of 600 questions to people: it cost $0.0012, people alone $0.0054" in told
+
+
+def test_the_lines_of_cascade_and_filter_have_the_same_guarantee_each_with_its_cost():
+    told = said(CAME)
+    assert "the cascade 90% 345 93.0% 79.0% $0.0031" in told
+    assert "people alone 600 100.0% 73.0% $0.0054" in told
+    assert "the filter 90% 240 97.0% 95.0% $0.0012" in told
+    assert "the filter 600 97.0% 95.0% unknown" in said(CAME, filtered=replace(FOUND, asked=600, cost_usd=None))
 
 
 def test_a_filter_that_asked_for_all_rows_or_broke_its_promise_is_said():
     assert "so few are too few for a guarantee" in said(CAME, filtered=replace(FOUND, asked=600))
-    assert "94.0% are: the promise is broken" in said(CAME, filtered=replace(FOUND, precision=0.94))
+    assert "89.0% are: the guarantee is broken" in said(CAME, filtered=replace(FOUND, precision=0.89))
 
 
 def test_the_filter_is_held_against_the_oracle_and_against_people():
@@ -171,7 +179,7 @@ def test_the_filter_is_held_against_the_oracle_and_against_people():
     ) == FilterOutcome(5, 2, 3, 2 / 3, 2 / 3, 2 / 3, Decimal(2))
 
 
-@pytest.mark.parametrize(("changed", "words"), [({"agreement": 0.88}, "the promise is broken"), ({}, "it saved")])
+@pytest.mark.parametrize(("changed", "words"), [({"agreement": 0.88}, "the guarantee is broken"), ({}, "savings")])
 def test_an_oracle_that_people_agree_with_more_needs_no_warning_and_a_broken_promise_is_said(changed, words):
     found = Outcome(**{**vars(CAME), "accuracy": (0.7, 0.8, 0.81), **changed})
     assert words in said(found)
@@ -186,7 +194,7 @@ def test_where_the_plan_asks_the_oracle_alone_that_is_the_result():
     told = said(found, "asks command/raters alone for all 4 rows")
     assert "asks command/raters alone for all 4 rows" in told
     assert "on so few rows a cascade does not pay" in told
-    assert "promised" in told
+    assert "there is no guarantee" in told
     assert "the lexicon alone" not in told, "it was asked nothing"
 
 

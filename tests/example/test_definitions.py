@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +32,7 @@ def python(folder, *arguments, **settings):
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"EXAMPLE_MODEL": "openai/gpt-5-nano", "OPENAI_API_KEY": "sk-emulator"}])
 def test_dagster_validates_the_definitions(tmp_path, settings):
+    begin(tmp_path, "cascade", "documents")
     validated = python(
         tmp_path, "-m", "dagster", "definitions", "validate", "-m", "example_project.definitions", **settings
     )
@@ -65,6 +68,55 @@ def test_a_cascade_of_the_lexicon_and_itself_is_refused_before_anything_starts(t
     refused = python(tmp_path, "-m", "example_project.cli", "cascade", EXAMPLE_MODEL="command/vader")
     assert refused.returncode == 1
     assert "EXAMPLE_MODEL=command/vader is the cascade's cheap labeler already" in refused.stderr
+
+
+KINDS = """
+from example_project.definitions import defs
+
+specs = defs.resolve_all_asset_specs()
+print(sorted(spec.key.to_user_string() for spec in specs if "table" not in spec.kinds))
+"""
+
+
+@pytest.mark.slow
+def test_all_assets_but_submissions_are_tables_in_dagsters_ui(tmp_path):
+    begin(tmp_path, "cascade", "documents")
+    told = python(tmp_path, "-c", KINDS)
+    assert told.returncode == 0, told.stderr
+    without = ast.literal_eval(told.stdout)
+    assert [name for name in without if not name.endswith("_batch")] == []
+
+
+ASSETS = """
+import json
+from example_project.definitions import defs
+
+print(json.dumps(sorted(spec.key.to_user_string() for spec in defs.resolve_all_asset_specs())))
+"""
+
+
+def begin(folder, *commands):
+    for command in commands:
+        folder.joinpath("begun").mkdir(exist_ok=True)
+        folder.joinpath("begun", command).touch()
+
+
+@pytest.mark.slow
+def test_the_assets_of_a_command_are_defined_once_it_was_started(tmp_path):
+    """Before, Dagster's UI would show them as unfinished."""
+    names = []
+    for commands in ((), ("documents",), ("cascade",)):
+        begin(tmp_path, *commands)
+        told = python(tmp_path, "-c", ASSETS)
+        assert told.returncode == 0, told.stderr
+        names.append({*json.loads(told.stdout)})
+    own = {"tweets", "sentiment_eval", "sentiment_shares", "tweets_to_label", "my_eval"}
+    papers, cascade = {"papers", "invoices", "invoice_eval"}, {"cascade_tweets", "oracle_sentiment", "cascade_eval"}
+    assert names[0] >= own
+    assert not names[0] & (papers | cascade)
+    assert names[1] >= own | papers
+    assert not names[1] & cascade
+    assert names[2] >= own | papers | cascade
 
 
 LABELED = """

@@ -14,10 +14,10 @@ def test_names_and_counts_are_whole_on_80_columns_and_the_bars_take_the_rest(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
-    Screen().show([Bar(name, "3 of 3 days landed", 300, 300) for name in DATASETS], last=True)
+    Screen().show([Bar(name, "3 of 3 days materialized", 300, 300) for name in DATASETS], last=True)
     shown = capsys.readouterr().out.splitlines()
     for name in DATASETS:
         [line] = [line for line in shown if f" {name} " in line]
         assert "━━━━" in line
-        assert line.rstrip().endswith("300 of 300 3 of 3 days landed")
+        assert line.rstrip().endswith("300 of 300 3 of 3 days materialized")
         assert len(line) <= 80

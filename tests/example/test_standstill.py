@@ -134,10 +134,10 @@ class TestEvidence:
         engine, day = resource.engine(), EXAMPLE_DAYS[0]
         rows = [{"text_id": "a", "text": "fine"}]
         submission = engine.plan(labeling_of(definitions.tweet_sentiment_lexicon), rows, partition=day)
-        engine.activity.note_stranded(submission.submission_id, "run 1234, which was to land them, was canceled")
+        engine.activity.note_stranded(submission.submission_id, "run 1234, which should materialize them, was canceled")
         told = describe_submissions(engine)
         assert f"{submission.place}: 1 shard planned" in told
-        assert f"the labels of {submission.place} wait: run 1234, which was to land them, was canceled" in told
+        assert f"the labels of {submission.place} wait: run 1234, which should materialize them, was canceled" in told
         assert "cannot be read" not in told
 
 

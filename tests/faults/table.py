@@ -60,7 +60,7 @@ class Fault:
 
 
 ALL_MISSING = Expected({"missing": ROWS}, stopped="no result names this request")
-GONE = Expected({"missing": ROWS}, reason="the provider has the batch, or its results, no more")
+GONE = Expected({"missing": ROWS}, reason="the provider no longer has the batch or its results")
 STRUCK_AGAIN = Expected(twice=STRUCK)
 STRUCK_ERRORED = Expected({"succeeded": ROWS - STRUCK, "errored": STRUCK})
 ALL_ERRORED = Expected({"errored": ROWS})
@@ -326,20 +326,32 @@ FAULTS = (
 )
 
 
-def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> Ending:
+Maker = Callable[[Fault, Vendor, Servers, Path], VendorWorkspace]
+"""Returns the workspace of a cell."""
+
+
+def make_workspace(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> VendorWorkspace:
+    """Return a workspace of plain rows."""
+    return VendorWorkspace(vendor, servers, folder, fault.timeout_seconds, **fault.limits.get(vendor.name, {}))
+
+
+def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path, make: Maker = make_workspace) -> Ending:
     """Run one cell, and return its ending."""
-    limits = fault.limits.get(vendor.name, {})
-    with closing(VendorWorkspace(vendor, servers, folder, fault.timeout_seconds, **limits)) as workspace:
+    with closing(make(fault, vendor, servers, folder)) as workspace:
         return workspace.run(fault.script(vendor), lasts=fault.lasts)
 
 
 def run_row(
-    fault: Fault, servers: Servers, folder: Path, among: Sequence[Vendor] = MATRIX_VENDORS
+    fault: Fault,
+    servers: Servers,
+    folder: Path,
+    among: Sequence[Vendor] = MATRIX_VENDORS,
+    make: Maker = make_workspace,
 ) -> dict[str, Ending]:
     """Run a fault at every vendor where it can happen, all at once, and return the endings by vendor."""
     vendors = [vendor for vendor in among if not isinstance(fault.at(vendor), Never)]
     with ThreadPoolExecutor(len(vendors)) as pool:
-        endings = pool.map(lambda vendor: run_cell(fault, vendor, servers, _made(folder / vendor.name)), vendors)
+        endings = pool.map(lambda vendor: run_cell(fault, vendor, servers, _made(folder / vendor.name), make), vendors)
         return {vendor.name: ending for vendor, ending in zip(vendors, endings, strict=True)}
 
 

@@ -10,24 +10,27 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import polars as pl
 import pytest
 
+from dagster_llm_batch.core.documents import PDF
 from dagster_llm_batch.core.identity import make_request
-from dagster_llm_batch.engine import Limits
+from dagster_llm_batch.engine import Labeling, Limits
 from dagster_llm_batch.errors import ConfigError, InputError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.files.shard_files import RAW, beside
 from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import BatchFault, WireFault
-from dagster_llm_batch.types import Cause
+from dagster_llm_batch.types import Cause, Document
 from dagster_llm_batch.upkeep.adopt import Adopter, Adoption
 from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover
 from tests.faults.test_erased_at_vendors import stored_there
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
 from tests.faults.vendors import VENDORS, Vendor
 from tests.folder_servers import models_of
+from tests.pdfs import pdf
 
 WITH_BATCHES = [vendor for vendor in VENDORS if vendor.name != "command"]
 OPENAI = WITH_BATCHES[0]
@@ -55,12 +58,34 @@ def openai(running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
         yield workspace
 
 
-def sent_elsewhere(workspace: VendorWorkspace, texts: Sequence[str] | None = None) -> tuple[str, Path]:
+@pytest.fixture(params=["openai", "anthropic", "gemini"])
+def reader(request: pytest.FixtureRequest, running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
+    """Give a workspace at a vendor that takes documents in requests, and stores them."""
+    [vendor] = [one for one in WITH_BATCHES if one.name == request.param]
+    with closing(VendorWorkspace(vendor, running, tmp_path, 10.0)) as workspace:
+        yield workspace
+
+
+def with_papers() -> pl.DataFrame:
+    """Return the rows, each with a document of its own."""
+    return rows().with_columns(paper=pl.Series([pdf(1, mark=str(number)) for number in range(ROWS)]))
+
+
+def reading(workspace: VendorWorkspace, way: Literal["file", "upload", "text"]) -> Labeling:
+    prompt = replace(workspace.definition.prompt, documents=["paper"], documents_as=way)
+    return replace(workspace.definition, prompt=prompt)
+
+
+def sent_elsewhere(
+    workspace: VendorWorkspace, texts: Sequence[str] | None = None, papers: Sequence[bytes] = ()
+) -> tuple[str, Path]:
     """Return a batch that a script has sent with its own ids, and the file that the script has kept."""
     spec = workspace.definition.spec
     codec = workspace.provider.codec(spec)
     asked = rows()["text"].to_list() if texts is None else texts
-    lines = [codec.encode(make_request(None, text), f"theirs-{number}") for number, text in enumerate(asked)]
+    files = [(Document(PDF, paper, pages=1),) for paper in papers] or [()] * len(asked)
+    requests = [make_request(None, text, documents=one) for text, one in zip(asked, files, strict=True)]
+    lines = [codec.encode(one, f"theirs-{number}") for number, one in enumerate(requests)]
     kept = workspace.folder / "kept.jsonl"
     # Another program writes the same JSON in this way.
     kept.write_text("".join(json.dumps(json.loads(line), sort_keys=True) + "\n" for line in lines))
@@ -71,8 +96,9 @@ def sent_elsewhere(workspace: VendorWorkspace, texts: Sequence[str] | None = Non
 def looked(workspace: VendorWorkspace, batch_id: str, kept: Path, **more: Any) -> Iterator[tuple[Adopter, Adoption]]:
     definition = more.pop("definition", workspace.definition)
     adopter = Adopter(definition, workspace.engine().deployment)
+    table = more.pop("table", rows())
     given = {"partition": "", "batch_id": batch_id, "request_file": kept, **more}
-    with adopter.look(rows(), **given) as adoption:
+    with adopter.look(table, **given) as adoption:
         yield adopter, adoption
 
 
@@ -123,6 +149,26 @@ def test_answers_of_a_batch_that_was_sent_elsewhere_land_and_nothing_is_sent(the
         there, batch_id, kept
     )
     assert "was adopted already" in refusal(there, batch_id, kept, partition="another")
+
+
+def test_a_batch_with_documents_in_its_requests_is_adopted(reader: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(reader, papers=with_papers()["paper"].to_list())
+    reader.settle()
+    definition = reading(reader, "file")
+    # The same texts with documents of other rows.
+    swapped = with_papers().with_columns(pl.col("paper").reverse())
+    assert "so its answers are for other rows" in refusal(reader, batch_id, kept, definition=definition, table=swapped)
+    submission = adopt(reader, batch_id, kept, definition=definition, table=with_papers())
+    assert reader.engine().advance(definition, submission.submission_id).is_settled
+    assert reader.engine().labels(definition, submission.submission_id).labels.num_rows == ROWS
+
+
+def test_a_dataset_that_uploads_its_documents_adopts_no_batch(reader: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(reader)
+    reader.settle()
+    said = refusal(reader, batch_id, kept, definition=reading(reader, "upload"), table=with_papers())
+    assert "uploads its documents" in said
+    assert "documents_as='file'" in said
 
 
 def test_rows_without_an_equal_body_land_without_a_label_and_wait_for_a_person(there: VendorWorkspace) -> None:

@@ -20,7 +20,7 @@ from dagster_llm_batch.engine import Limits, Resend
 from dagster_llm_batch.engine.condition_facts import read_facts
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.errors import TransientError
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.testing.emulator import BatchFault
 from dagster_llm_batch.types import Cause
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows
@@ -81,8 +81,8 @@ def go_on(workspace: VendorWorkspace, submission_id: str, hours: int) -> Any:
 def tried(workspace: VendorWorkspace, submission_id: str, times: int) -> None:
     """Set the number of times that the submission's batch was refused before."""
     [shard] = workspace.engine().ledger.shards.of_submission(submission_id)
-    workspace.engine().ledger.shards.move(shard.shard_id, Move.SEND)
-    workspace.engine().ledger.shards.move(shard.shard_id, Move.NOT_SENT, refusals=times)
+    workspace.engine().ledger.shards.move(shard.shard_id, Transition.SEND)
+    workspace.engine().ledger.shards.move(shard.shard_id, Transition.NOT_SENT, refusals=times)
 
 
 def labels(workspace: VendorWorkspace, submission_id: str) -> list[str]:
@@ -167,7 +167,7 @@ def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_
     [reason] = (
         workspace.engine().labels(workspace.definition, submission.submission_id).rejects["llm_reason"].to_pylist()
     )
-    assert "no room" in reason
+    assert "queue was full" in reason
     assert "token_limit_exceeded" in reason
     assert "retry" in reason
     [left] = workspace.engine().ledger.submissions.left_shards("faults")
@@ -177,6 +177,7 @@ def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_
     assert again.submission_id == submission.submission_id  # nothing is sent again without a request
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("waves", [1, 3])
 @pytest.mark.parametrize("vendor", ["bedrock", "vertex", "gemini"])
 def test_a_batch_that_fails_for_now_is_sent_as_often_as_may_be(make: Make, vendor: str, waves: int) -> None:

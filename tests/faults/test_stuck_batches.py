@@ -102,7 +102,7 @@ def test_a_batch_that_never_ends_is_given_up_by_a_person_and_sent_again_by_a_ret
     assert status.is_settled
     assert outcomes(workspace, submission_id) == {"missing": ROWS}
     assert status.shards[0].cause is Cause.GIVEN_UP
-    assert all("given up" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
+    assert all("abandoned" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
     if workspace.provider.price_book is not None:
         assert status.submission.cost_usd is None  # the amount billed is unknown
         spent = workspace.engine().ledger.money.spent_usd("faults")
@@ -214,7 +214,7 @@ def assert_gone_after_an_hour(workspace: VendorWorkspace, submission_id: str) ->
     assert status.is_settled
     assert outcomes(workspace, submission_id) == {Outcome.MISSING: ROWS}
     assert status.shards[0].cause is Cause.GONE
-    assert all("no more" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
+    assert all("no longer" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
     assert (status.submission.cost_usd is None) is (workspace.provider.price_book is not None)
     assert batches(workspace, submission_id) == 1
     workspace.clear()

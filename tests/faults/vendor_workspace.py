@@ -72,6 +72,7 @@ class Ending:
     rows: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     reasons: set[str] = field(default_factory=set)
+    tiers: Counter[str] = field(default_factory=Counter)  # succeeded rows by the basis of their price
     lost: int = 0
     twice: int = 0
     waves: int = 0
@@ -84,6 +85,8 @@ class Ending:
     told_hours: float | None = None  # hours from the start, or the strike of a trouble, until an alert
     said: str | None = None
     in_order: bool = False  # whether the raw lines of the first batch are in the order of its requests
+    left: int = 0  # documents left in the vendor's storage after their removal
+    others_left: bool = True  # whether another program's document is still there
 
 
 class VendorWorkspace:
@@ -154,13 +157,17 @@ class VendorWorkspace:
             )
         )
 
+    def rows(self) -> pl.DataFrame:
+        """Return the rows of a submission."""
+        return rows()
+
     def run(self, faults: Sequence[Any], *, lasts: int | None = None) -> Ending:
         """Run from rows to a complete submission, or to the last step. Faults end alone, or after `lasts` steps."""
         ending = Ending()
         self.inject(faults)
         engine = self.engine()
         began = self._now()
-        submission = engine.plan(self.definition, rows())
+        submission = engine.plan(self.definition, self.rows())
         for ending.steps in range(1, MOST_STEPS + 1):
             if ending.steps - 1 == lasts:
                 self.clear()
@@ -264,6 +271,10 @@ class VendorWorkspace:
             keys = [key for table in tables for key in table["id"].to_pylist()]
             ending.rows = len(keys)
             ending.outcomes = Counter(outcome for table in tables for outcome in table["llm_outcome"].to_pylist())
+            ending.tiers = Counter(
+                "unknown" if basis.startswith("unknown") else basis
+                for basis in labeled.labels["llm_price_basis"].to_pylist()
+            )
             ending.reasons = set(labeled.rejects["llm_reason"].to_pylist())
             ending.lost = ROWS - len(set(keys)) + len(keys) - len(set(keys))
         else:

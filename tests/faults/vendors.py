@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,10 @@ def _bedrock(emulator: Emulator, folder: Path, timeout_seconds: float) -> Provid
     )
 
 
-def _vertex(emulator: Emulator, folder: Path, timeout_seconds: float) -> Provider:
+def vertex_at(location: str, emulator: Emulator, folder: Path, timeout_seconds: float) -> Provider:
     return VertexProvider(
         "p",
-        "us-central1",
+        location,
         BUCKET,
         prefix=folder.name,
         credentials=Credentials(token=DEFAULT_KEY),
@@ -153,7 +154,7 @@ VENDORS = (
         "vertex",
         "gemini-2.5-flash",
         _MAX_OUTPUT_TOKENS,
-        _vertex,
+        partial(vertex_at, "us-central1"),
         {
             "upload": "POST /gcs/upload/*",
             "create": "POST /vertex/*/batchPredictionJobs",

@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from google.oauth2.credentials import Credentials
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
     Emulator,
+    FlexScript,
     Reply,
     RowFault,
     VendorLimits,
@@ -30,15 +32,57 @@ from dagster_llm_batch.testing.emulator import (
     local_s3,
     simulated_answer,
 )
-from tests.golden.corpus import BARE, BUSY, CUT, ODD, PROMPT, REFUSED, SEEING, TAUGHT, WRONG, labeling, tickets
+from tests.golden.corpus import (
+    ATTACHED,
+    BARE,
+    BUSY,
+    CUT,
+    LETTERS,
+    ODD,
+    PAPERS,
+    PROMPT,
+    READ,
+    READING,
+    REFUSED,
+    SECOND,
+    SEEING,
+    TAUGHT,
+    WRONG,
+    Quotes,
+    labeling,
+    parts,
+    tickets,
+)
 from tests.golden.filed import Filed, answer, recorded
-from tests.golden.fixed_workspace import FixedWorkspace
+from tests.golden.fixed_workspace import START, FixedWorkspace
 from tests.golden.old_ledgers import mark_delivered
-from tests.golden.package import Embedding, Fallback, Limits, RayAnswers, Realtime, Resend, Spend, provider_class
+from tests.golden.package import (
+    SERVERS,
+    Cascade,
+    Embedding,
+    Evidence,
+    Fallback,
+    Gather,
+    Gatherer,
+    Limits,
+    Near,
+    Precision,
+    RayAnswers,
+    Realtime,
+    Recall,
+    Relabel,
+    Resend,
+    Reuse,
+    RowCondition,
+    Spend,
+    provider_class,
+)
 
 BUCKET = "bucket"
 _HAIKU = "anthropic.claude-haiku-4-5-20251001-v1:0"
 _LABELER = Path(__file__).parents[1] / "crash" / "labeler.py"
+# The price book has OpenAI's prices of flex from 2026-10-12 on.
+_PRICED_FLEX = datetime(2026, 10, 15, tzinfo=UTC).timestamp()
 _MOST_STEPS = 10
 _STEP_SECONDS = 3600.0
 
@@ -66,6 +110,13 @@ class Servers:
 
 def _openai(emulator: Emulator, _url: str | None, **more: Any) -> Any:
     return provider_class("openai")(DEFAULT_KEY, emulator.openai_base_url, account="the openai account", **more)
+
+
+def _server(kind: str) -> Callable[[Emulator, str | None], Any]:
+    """Return a function that makes the provider of a vendor with OpenAI's lines."""
+    server = SERVERS[kind]
+    named = {"name": kind, "account": f"the {kind} account", "price_book": server.price_book.value, "server": server}
+    return lambda emulator, _url: provider_class("openai")(DEFAULT_KEY, emulator.base_url(kind), **named)
 
 
 def _anthropic(emulator: Emulator, _url: str | None) -> Any:
@@ -103,32 +154,9 @@ def _gemini(emulator: Emulator | None, _url: str | None, **more: Any) -> Any:
     return provider_class("gemini")(DEFAULT_KEY, base_url, account="the gemini account", **more)
 
 
-@dataclass(frozen=True)
-class Journey:
-    """A journey from rows to labels at the emulator. `files` names the server of files that the provider needs."""
-
-    model: str
-    provider: Callable[[Emulator, str | None], Any]
-    changes: dict[str, Any] = field(default_factory=dict)
-    files: str = ""
-    key: str = "text"
-    rows: int = 8
-    changes_rows: bool = False
-
-    def __call__(self, folder: Path, servers: Servers) -> str:
-        workspace = FixedWorkspace(folder)
-        definition = labeling(self.model, **self.changes)
-        url = servers.url(self.files)
-        with Emulator(
-            answer=_said,
-            clock=workspace.clock,
-            limits=VendorLimits(bedrock_min_records=1),
-            faults=[RowFault(containing=BUSY, status_code=503, times=1)],
-            **({f"{self.files}_url": url} if url else {}),
-        ) as emulator:
-            workspace.providers = {definition.provider: self.provider(emulator, url)}
-            rows = partial(tickets, key=self.key)
-            return _travel(workspace, definition, rows, self.rows, emulator.settle, changes_rows=self.changes_rows)
+def _said_alike(body: dict[str, Any], endpoint: str) -> Any:
+    """Return the same answer for all rows, so that they may share it, and older labels stay."""
+    return simulated_answer({**body, "messages": []}, endpoint)
 
 
 def _said(body: dict[str, Any], endpoint: str) -> Any:
@@ -145,6 +173,71 @@ def _said(body: dict[str, Any], endpoint: str) -> Any:
     return simulated_answer(body, endpoint)
 
 
+def _said_of_spam(body: dict[str, Any], endpoint: str) -> Any:
+    """Return whether a row is spam, by its text. The cheap model errs in a third of the rows, and is unsure there."""
+    text = body["messages"][-1]["content"]
+    if any(mark in text for mark in (ODD, CUT, REFUSED, WRONG)):
+        return _said(body, endpoint)
+    number = sum(text.encode())
+    errs = number % 3 == 0 and body["model"] == "gpt-4o-mini"
+    sure = 0.25 if errs else 0.5 + number % 4 / 8
+    answer = json.loads(simulated_answer(body, endpoint).text or "")
+    return {**answer, "spam": (number % 2 == 0) is not errs, "sure": sure}
+
+
+def _said_in_quotes(body: dict[str, Any], endpoint: str) -> Any:
+    """Return quotes of a row: its first words, in capitals, in other words, and words that it lacks."""
+    text = body["messages"][-1]["content"]
+    if any(mark in text for mark in (CUT, REFUSED, WRONG)):
+        return _said(body, endpoint)
+    words = text.split()[:3]
+    said = [" ".join(words), "  ".join(words), f"{' '.join(words)}?!", "nothing of the kind"]
+    return {"topic": "bug" if "crash" in text else "billing", "said": said[: len(text) % 5]}
+
+
+@dataclass(frozen=True)
+class Journey:
+    """A journey from rows to labels at the emulator. `files` names the server of files that the provider needs.
+
+    `older` has changes of an older definition, which labels the first partition before. `says` is the model. `rows_of`
+    makes the rows. `gather` joins the labels of parts, and `when` chooses the labels that a second dataset labels.
+    """
+
+    model: str
+    provider: Callable[[Emulator, str | None], Any]
+    changes: dict[str, Any] = field(default_factory=dict)
+    files: str = ""
+    key: str = "text"
+    rows: int = 8
+    changes_rows: bool = False
+    says: Callable[[dict[str, Any], str], Any] = _said
+    older: dict[str, Any] = field(default_factory=dict)
+    papers: tuple[bytes | None, ...] = ()
+    rows_of: Callable[..., pa.Table] = tickets
+    gather: Gather | None = None
+    when: str = ""
+    flex: FlexScript = field(default_factory=FlexScript)
+    start: float = START
+
+    def __call__(self, folder: Path, servers: Servers) -> str:
+        workspace = FixedWorkspace(folder, start=self.start)
+        definition = labeling(self.model, **self.changes)
+        older = labeling(self.model, **{**self.changes, **self.older}) if self.older else None
+        url = servers.url(self.files)
+        with Emulator(
+            answer=self.says,
+            clock=workspace.clock,
+            limits=VendorLimits(bedrock_min_records=1),
+            faults=[RowFault(containing=BUSY, status_code=503, times=1)],
+            **({f"{self.files}_url": url} if url else {}),
+        ) as emulator:
+            emulator.flex.script = self.flex
+            workspace.providers = {definition.provider: self.provider(emulator, url)}
+            rows = partial(self.rows_of, key=self.key, papers=self.papers)
+            options = {"changes_rows": self.changes_rows, "older": older, "gather": self.gather, "when": self.when}
+            return _travel(workspace, definition, rows, self.rows, emulator.settle, **options)
+
+
 def _travel(
     workspace: FixedWorkspace,
     definition: Any,
@@ -153,30 +246,55 @@ def _travel(
     settle: Callable[[], None],
     *,
     changes_rows: bool,
+    older: Any = None,
+    gather: Any = None,
+    when: str = "",
 ) -> str:
-    """Label two partitions at once. With `changes_rows`, then label one with a changed row, and again unchanged."""
+    """Label two partitions at once. With `changes_rows`, then label one with a changed row, and again unchanged.
+
+    The older definition, if any, labels one before. With `gather`, join the labels of parts. With `when`, then label
+    the first partition's labels that meet this condition by a second dataset.
+    """
     tables: dict[str, pa.Table] = {}
 
-    def land(partition: str, name: str, submission_id: str) -> None:
+    def land(partition: str, name: str, submission_id: str, asked: Any = definition) -> None:
         for _ in range(_MOST_STEPS):
             settle()
             workspace.clock.advance(_STEP_SECONDS)
-            if workspace.engine().advance(definition, submission_id).is_settled:
+            if workspace.engine().advance(asked, submission_id).is_settled:
                 break
-        labeled = workspace.engine().labels(definition, submission_id, run_id=f"run of {name}")
+        labeled = workspace.engine().labels(asked, submission_id, run_id=f"run of {name}")
         if name != "again":
             tables[f"labels {partition} {name}"], tables[f"rejects {partition} {name}"] = (
                 labeled.labels,
                 labeled.rejects,
             )
+        if gather is not None:
+            gatherer = Gatherer(gather, "ticket_id", ["subject"], asked.reader.schema, asked.quoted_columns)
+            gathered = gatherer.gather(tables[f"labels {partition} {name}"], tables[f"rejects {partition} {name}"])
+            tables.update(zip((f"gathered {partition} {name}", f"left {partition} {name}"), gathered, strict=True))
         mark_delivered(workspace.engine().ledger, submission_id)
 
     partitions = {"2026-01-01": rows(range(count)), "day 2/é": rows(range(count - 2, count + 2))}
     engine = workspace.engine()
+    if older is not None:
+        before = engine.plan(older, partitions["2026-01-01"], partition="2026-01-01")
+        engine.submit(older, before.submission_id)
+        land("2026-01-01", "before", before.submission_id, older)
+        engine = workspace.engine()
     ids = [engine.plan(definition, table, partition=one).submission_id for one, table in partitions.items()]
     engine.submit_together(definition, ids)
     for partition, submission_id in zip(partitions, ids, strict=True):
         land(partition, "first", submission_id)
+    if when:
+        labels = tables["labels 2026-01-01 first"]
+        batches = labels.select(["ticket_id", *definition.keep]).to_batches()
+        chosen = [RowCondition(when).compute(batch) for batch in labels.to_batches()]
+        second = replace(definition, asset="second_labels", prompt=SECOND)
+        kept = pa.Table.from_batches([batch.filter(one) for batch, one in zip(batches, chosen, strict=True)])
+        planned = workspace.engine().plan(second, kept, partition="2026-01-01").submission_id
+        workspace.engine().submit(second, planned)
+        land("2026-01-01", "second", planned, second)
     engine = workspace.engine()
     later = {"changed": rows(range(count), changed=True), "again": rows(range(count))} if changes_rows else {}
     for name, table in later.items():
@@ -222,12 +340,33 @@ _CHAT = {
     "max_cost_usd": "5",
 }
 _OUTPUT = {"max_output_tokens": 80}
+_NEAR = {"prompt": BARE, "resend": Resend(reuse=Reuse(near=Near("body", "topic", 0.7, 0.5, 0.9, sample=4)))}
+
+_QUOTED = {"prompt": BARE, "response": Quotes, "evidence": Evidence({"said": "body"})}
+
+
+def _filter(guarantee: Precision | Recall) -> dict[str, Any]:
+    settings = {"target": "spam", "score": "sure", "confidence": 0.8, "sample": 24, "guarantee": guarantee}
+    return {"prompt": BARE, "cascade": Cascade("openai/gpt-4o", **settings)}
+
 
 JOURNEYS = {
     "openai-chat": Journey("openai/gpt-4o", _openai, _CHAT, changes_rows=True),
     "openai-responses": Journey(
         "openai/gpt-4o", _openai, {"endpoint": "responses", "params": _OUTPUT, "prompt": TAUGHT}, key="integer"
     ),
+    "openai-relabel": Journey(
+        "openai/gpt-4o",
+        _openai,
+        {"resend": Resend(reuse=Reuse(relabel=Relabel("topic", share=0.5, confidence=0.9, sample=4)))},
+        says=_said_alike,
+        older={"prompt": BARE},
+    ),
+    "openai-near": Journey("openai/gpt-4o", _openai, _NEAR, rows=26, changes_rows=True, says=_said_alike),
+    # Copies differ, so the audit fails, and a later round asks them.
+    "openai-near-apart": Journey("openai/gpt-4o", _openai, _NEAR, rows=26),
+    "openai-filter": Journey("openai/gpt-4o-mini", _openai, _filter(Precision(0.75)), rows=40, says=_said_of_spam),
+    "openai-filter-recall": Journey("openai/gpt-4o-mini", _openai, _filter(Recall(0.75)), rows=40, says=_said_of_spam),
     "openai-embeddings": Journey(
         "openai/text-embedding-3-small",
         _openai,
@@ -235,11 +374,53 @@ JOURNEYS = {
         key="date",
         rows=7,
     ),
+    "mistral": Journey("mistral/ministral-8b-2512", _server("mistral"), {"prompt": TAUGHT}),
     "anthropic": Journey(
         "anthropic/claude-haiku-4-5",
         _anthropic,
         {"prompt": TAUGHT, "resend": Resend(2, 1)},
         key="large text",
+    ),
+    "anthropic-uploads": Journey(
+        "anthropic/claude-haiku-4-5", _anthropic, {"prompt": READING}, changes_rows=True, papers=PAPERS
+    ),
+    "openai-documents": Journey(
+        "openai/gpt-4o",
+        _openai,
+        {"endpoint": "responses", "params": _OUTPUT, "prompt": ATTACHED},
+        papers=LETTERS,
+    ),
+    "bedrock-documents": Journey(
+        f"bedrock/{_HAIKU}",
+        partial(_bedrock, min_requests=6),
+        {"prompt": ATTACHED, "limits": Limits(below_minimum="pad")},
+        "s3",
+        papers=LETTERS,
+    ),
+    "vertex-documents": Journey(
+        "vertex/gemini-2.5-flash", _vertex, {"params": _OUTPUT, "prompt": ATTACHED}, "gcs", papers=LETTERS
+    ),
+    "openai-document-texts": Journey("openai/gpt-4o", _openai, {"prompt": READ}, papers=LETTERS, changes_rows=True),
+    "openai-quotes": Journey("openai/gpt-4o", _openai, {**_QUOTED, "keep": ["body"]}, says=_said_in_quotes),
+    "openai-parts": Journey(
+        "openai/gpt-4o",
+        _openai,
+        {**_QUOTED, "key": "part_key", "keep": ["ticket_id", "subject", "body", "part", "parts", "part_start"]},
+        says=_said_in_quotes,
+        rows_of=parts,
+        gather=Gather("concat", {"topic": "vote"}),
+    ),
+    "openai-chain": Journey("openai/gpt-4o", _openai, when="topic != 'bug' and urgency > 2 or tags is not None"),
+    # The deadline passes while the batch runs. Flex turns the first of its unanswered requests away.
+    "openai-flex": Journey(
+        "openai/gpt-5-nano",
+        _openai,
+        {
+            "params": {"max_completion_tokens": 80},
+            "realtime": Realtime(deadline=timedelta(hours=1), concurrency=1, tier="flex"),
+        },
+        flex=FlexScript(turned_away=1),
+        start=_PRICED_FLEX,
     ),
     "bedrock-claude": Journey(
         f"bedrock/{_HAIKU}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from tests.golden.package import Labeling, Prompt, Realtime
+from tests.golden.package import Labeling, Prompt, Realtime, Split, split_rows
 
 ODD, CUT, REFUSED, BUSY, WRONG = "[odd]", "[cut]", "[refused]", "[busy]", "[wrong]"
 """Marks in the body of a row, each for another ending at the emulator."""
@@ -63,8 +64,41 @@ class TicketLabel(BaseModel):
     spam: bool | None = None
 
 
-def tickets(numbers: range, key: str = "text", *, changed: bool = False) -> pa.Table:
-    """Return rows of these numbers; `changed` rewrites one of them."""
+class Quotes(BaseModel):
+    """Quotes of a text, and its topic."""
+
+    topic: Literal["billing", "bug", "how_to"]
+    said: list[str]
+
+
+def _paper(pages: int, words: str = "") -> bytes:
+    """Return a PDF with so many pages, each with these words. No library writes it, so that its bytes never change."""
+    kids = range(3, 3 + pages)
+    resources = "<</Font<</F<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>>>>>"
+    more, shown = (f"/Contents {3 + pages} 0 R/Resources{resources}", f"BT /F 12 Tf 72 720 Td ({words}) Tj ET")
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        f"<</Type/Pages/Count {pages}/Kids[{' '.join(f'{kid} 0 R' for kid in kids)}]>>",
+        *(f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]{more if words else ''}>>" for _ in kids),
+        *([f"<</Length {len(shown)}>>stream\n{shown}\nendstream "] if words else []),
+    ]
+    text, places = "%PDF-1.4\n", []
+    for number, one in enumerate(objects, 1):
+        places.append(f"{len(text):010} 00000 n \n")
+        text += f"{number} 0 obj{one}endobj\n"
+    table = f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{''.join(places)}"
+    return f"{text}{table}trailer<</Size {len(objects) + 1}/Root 1 0 R>>\nstartxref\n{len(text)}\n%%EOF\n".encode()
+
+
+PAPERS = (_paper(1), _paper(2), None)
+# Two letters, a picture, which is no document, and none.
+LETTERS = (_paper(1, "Total: 12 EUR"), "Grüße. Total: 7 EUR".encode(), PIXEL, None)
+
+
+def tickets(
+    numbers: range, key: str = "text", *, changed: bool = False, papers: Sequence[bytes | None] = ()
+) -> pa.Table:
+    """Return rows of these numbers; `changed` rewrites one of them. With `papers`, the rows have these documents."""
     kind, key_of = KEYS[key]
     bodies = [_BODIES[n] if n < len(_BODIES) else f"Where is invoice {n}?" for n in numbers]
     if changed:
@@ -81,8 +115,15 @@ def tickets(numbers: range, key: str = "text", *, changed: bool = False) -> pa.T
             ),
             "photo": pa.array([PIXEL if n == 1 else None for n in numbers], pa.binary()),
             "now": [n == 2 for n in numbers],
+            **({"paper": pa.array([papers[n % len(papers)] for n in numbers], pa.binary())} if papers else {}),
         }
     )
+
+
+def parts(numbers: range, key: str = "text", **options: Any) -> pa.Table:
+    """Return the rows in parts of few words, one word of which two parts have."""
+    rows = tickets(numbers, key, **options).select(["ticket_id", "subject", "body"])
+    return pa.Table.from_batches(split_rows(rows, Split("body", tokens=12, overlap=2, by="token"), key="ticket_id"))
 
 
 PROMPT = Prompt(
@@ -100,6 +141,11 @@ TAUGHT = Prompt(
     cache_prefix=True,
     images=["photo"],
 )
+ATTACHED, READING, READ = (
+    Prompt(system=PROMPT.system, user=PROMPT.user, documents=["paper"], documents_as=way)
+    for way in ("file", "upload", "text")
+)
+SECOND = Prompt(user="Is it urgent? {{ subject }} {{ tags | join(', ') }}")
 BARE = Prompt(user="{{ body }} {{ subject }}", version="two words")
 
 

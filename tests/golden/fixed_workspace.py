@@ -19,6 +19,8 @@ from tests.golden.page import Page, as_json
 
 START = 1_767_323_045.5
 """2026-01-02 03:04:05.5 UTC. The half is exact in a float."""
+# Keys of a stored decision in the metadata of its table.
+_DECISIONS = (b"llm_batch.near", b"llm_batch.relabel")
 
 
 class FixedWorkspace:
@@ -93,7 +95,11 @@ class FixedWorkspace:
         for path in sorted(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file()):
             if path.endswith(".parquet"):
                 page.write_table(path, payloads.read_table(path))
-            elif ".ids." in path:
+                # The decision of an audit.
+                for key, settings in sorted(payloads.table_metadata(path).items()):
+                    if key in _DECISIONS:
+                        page.write(f"{path} {key.decode()}", [settings.decode()])
+            elif ".ids." in path or "/document-" in path:
                 with payloads.reader(path) as file:
                     page.write(path, [hashlib.sha256(file.read()).hexdigest()])
             elif ".sent." in path:
@@ -101,6 +107,8 @@ class FixedWorkspace:
                 page.write(path, [_receipt(json.loads(line))])
             elif ".raw." in path:
                 page.write(path, [f"{sum(1 for _ in payloads.lines(path))} lines"])
+            elif path.endswith("/cascade.json"):
+                page.write(path, [line.decode().rstrip("\n") for line in payloads.lines(path)])
             else:
                 page.write_requests(path, [line.decode() for line in payloads.lines(path)])
 

@@ -1,6 +1,6 @@
-"""Code of an older commit and the current code at work on one PostgreSQL ledger and one store, as during an upgrade.
+"""Code of an older commit and the current code at work on one ledger and one store, as during an upgrade.
 
-    python -m tests.golden.mixed OLD_COMMIT
+    python -m tests.golden.mixed OLD_COMMIT [--ledger sqlite]
 
 An old and a new process label each partition in turns, and hand it over at every step. The steps include the retry of a
 row that was refused for now. Then both work on the same partitions at once. All rows must arrive, each must be billed
@@ -293,12 +293,14 @@ def _found(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old_commit", help="a commit, tag or branch: the code that is older")
+    parser.add_argument("--ledger", choices=["postgresql", "sqlite"], default="postgresql", help="default: %(default)s")
     given = parser.parse_args()
     with ExitStack() as stack:
         tree = stack.enter_context(tree_of(given.old_commit))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        empty_database = stack.enter_context(postgres())
-        landed = work(tree, empty_database(), folder)
+        on_postgres = given.ledger == "postgresql"
+        ledger_url = stack.enter_context(postgres())() if on_postgres else str(folder / "ledger.sqlite")
+        landed = work(tree, ledger_url, folder)
     print(f"{'partition':<10} {'vendor':<10} {'steps taken by':<26} {'rows':>4} {'billed':>6} {'twice':>5}  trouble")
     for one in landed:
         columns = f"{one.partition:<10} {one.vendor:<10} {one.who:<26} {one.rows:>4} {one.billed:>6} {one.twice:>5}"

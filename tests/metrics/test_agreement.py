@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics import Labels, Target, agreement_among, agreement_of_pairs
@@ -92,6 +91,8 @@ def test_labelers_are_met_by_key_and_not_by_position():
 
 
 def test_pairs_are_all_and_their_kappa_is_cohens():
+    from sklearn.metrics import cohen_kappa_score
+
     a, b, c = "aabbc", "abbbc", "ccbba"
     pairs = agreement_of_pairs(labels(a, b, c))
     assert [(one.a, one.b) for one in pairs] == [("l0", "l1"), ("l0", "l2"), ("l1", "l2")]
@@ -101,6 +102,8 @@ def test_pairs_are_all_and_their_kappa_is_cohens():
 
 
 def test_ordinal_pairs_are_weighted():
+    from sklearn.metrics import cohen_kappa_score
+
     a, b = [1, 2, 3, 4, 4], [1, 3, 3, 1, 4]
     [pair] = agreement_of_pairs(labels(a, b, target=ORDINAL))
     assert pair.kappa == pytest.approx(cohen_kappa_score(a, b, weights="quadratic"))

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import brier_score_loss
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics import (
@@ -107,6 +106,8 @@ def test_words_are_no_confidence_and_numbers_are_not_correct_or_wrong():
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=60))
 @settings(max_examples=60)
 def test_for_any_labels_counts_add_up_and_errors_are_bounded(rows):
+    from sklearn.metrics import brier_score_loss
+
     got = calibration_of(joined([("a", "a" if right else "b", sure) for right, sure in rows]))
     assert got.n == len(rows) == sum(bin_.n for bin_ in got.bins)
     assert sum(bin_.n_correct for bin_ in got.bins) == sum(right for right, _ in rows)

@@ -11,10 +11,9 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest
-from sklearn import metrics as sk
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target, compare, confusion, evaluate, join, per_class
@@ -56,7 +55,7 @@ def test_figures_of_a_small_example_are_those_computed_by_hand():
 def test_accuracy_has_the_exact_interval_of_a_binomial():
     got = evaluate(HAND)
     for right, n, low, high in ((3, 5, got.accuracy_low, got.accuracy_high), (3, 6, got.accuracy_all_low, None)):
-        expected = binomtest(right, n).proportion_ci(0.95, method="exact")
+        expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, method="exact")
         assert low == pytest.approx(expected.low)
         assert high is None or high == pytest.approx(expected.high)
     assert (got.accuracy_interval, got.accuracy_all_interval) == ("exact (Clopper-Pearson)",) * 2
@@ -102,6 +101,8 @@ def test_a_tie_for_the_majority_goes_to_the_first_class():
 
 
 def test_weighted_kappa_counts_disagreement_by_distance():
+    from sklearn import metrics as sk
+
     gold, said = [1, 1, 2, 3, 5, 5], [1, 2, 2, 5, 5, 1]
     for weights in ("linear", "quadratic"):
         got = evaluate(joined(gold, said, Target("t", kappa_weights=weights)))
@@ -199,6 +200,8 @@ def crosstab_of(gold, said, n_classes, cluster=None):
 
 
 def test_figures_of_a_crosstab_equal_those_of_scikit_learn():
+    from sklearn import metrics as sk
+
     rng = np.random.default_rng(1)
     for _ in range(10):
         gold, said = rng.integers(0, 4, 40), rng.integers(0, 4, 40)
@@ -252,7 +255,7 @@ def test_rows_of_one_request_are_one_row_of_evidence():
     assert (together.accuracy, together.kappa) == (alone.accuracy, alone.kappa)
     assert (alone.n_units, together.n_units) == (100, 10)
     # all rows of a request are right or wrong together: 8 of 10
-    low, high = beta.ppf([0.025, 0.975], [8, 9], [3, 2])
+    low, high = scipy.stats.beta.ppf([0.025, 0.975], [8, 9], [3, 2])
     assert (together.accuracy_low, together.accuracy_high) == pytest.approx((low, high), abs=1e-6)
     for figure in ("accuracy_all", "kappa", "macro_f1"):
         widths = [getattr(got, f"{figure}_high") - getattr(got, f"{figure}_low") for got in (alone, together)]
@@ -273,7 +276,7 @@ def test_rows_of_a_request_without_a_label_are_one_unit_of_the_accuracy_over_all
 
 def test_classes_have_intervals_by_the_unit():
     [a, b] = per_class(joined(["a"] * 20 + ["b"] * 10, ["a"] * 18 + ["b"] * 12)).to_pylist()
-    expected = binomtest(18, 20).proportion_ci(0.95, method="exact")
+    expected = scipy.stats.binomtest(18, 20).proportion_ci(0.95, method="exact")
     assert (a["recall_low"], a["recall_high"]) == pytest.approx((expected.low, expected.high))
     assert (a["precision_low"], a["precision_high"]) == pytest.approx((0.025 ** (1 / 18), 1.0))
     assert a["f1_low"] < a["f1"] < a["f1_high"] < 1
@@ -315,6 +318,8 @@ def test_counts_and_shares_are_consistent(pairs):
 @given(rows.filter(lambda pairs: any(said for _, said in pairs)))
 @settings(max_examples=60)
 def test_figures_equal_those_of_scikit_learn(pairs):
+    from sklearn import metrics as sk
+
     got = evaluate(joined(*zip(*pairs, strict=True)))
     gold, said = zip(*[pair for pair in pairs if pair[1]], strict=True)
     assert got.accuracy == pytest.approx(sk.accuracy_score(gold, said))

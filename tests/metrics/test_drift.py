@@ -310,6 +310,35 @@ def test_rows_of_one_unit_are_one_label_of_each_of_their_classes():
     assert class_counts(nothing_said, "t", "labels", pa.array(["x", "x"])) == {}
 
 
+def test_labels_that_share_an_answer_count_each_and_are_worth_fewer():
+    labels, answers = pa.chunked_array([["a"] * 10 + ["b"] * 10]), pa.array(["x"] * 10 + [*"0123456789"])
+    shared, alone = class_counts(labels, "t", "labels", None, answers), class_counts(labels, "t", "labels")
+    assert shared == alone == {"a": 10, "b": 10}
+    other = {"a": 4, "b": 16}
+    drifts = [compared(here, other) for here in (shared, alone)]
+    assert drifts[0].psi == drifts[1].psi
+    assert drifts[0].n == drifts[1].n == 20
+    # Twenty labels with the squares 10 ** 2 + 10 * 1 ** 2 are worth 3.6: two of each class.
+    assert drifts[0].chi2 == compared({"a": 2, "b": 2}, other).chi2
+
+
+@pytest.mark.simulation
+def test_shared_answers_make_no_chance_of_their_own():
+    """Days of thirty answers for ten rows each, of one distribution: at most 5 % seem to differ by chance."""
+    rng = random.Random(1)
+    found, as_if_alone = 0, 0
+    for _ in range(400):
+        days = [[rng.choice("abc") for _ in range(30)] for _ in range(2)]
+        labels = [pa.chunked_array([[one for one in day for _ in range(10)]]) for day in days]
+        answers = pa.array([str(number) for number in range(30) for _ in range(10)])
+        here, there = (class_counts(values, "t", "labels", None, answers) for values in labels)
+        found += compared(here, there, earlier=[], lasts=1).p_chance < 0.05
+        here, there = (class_counts(values, "t", "labels") for values in labels)
+        as_if_alone += compared(here, there, earlier=[], lasts=1).p_chance < 0.05
+    assert found / 400 <= 0.08
+    assert as_if_alone / 400 > 0.5
+
+
 def test_what_has_no_classes_is_refused():
     with pytest.raises(ConfigError, match="at most 1000 are classes"):
         class_counts(pa.chunked_array([list(range(1001))]), "t", "labels")

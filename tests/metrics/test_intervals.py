@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+import scipy
 
 from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.intervals import difference_ends, share_interval, unbounded_interval
@@ -25,8 +25,8 @@ def interval(values, of, unit=None):
 def some_off(rng, expected, *, least):
     """Return the number of rows that are off: drawn with mean `expected`, given at least `least`."""
     share = expected / ROWS
-    lost = binom.cdf(least - 1, ROWS, share)
-    return int(max(least, binom.ppf(lost + (1 - lost) * rng.random(), ROWS, share)))
+    lost = scipy.stats.binom.cdf(least - 1, ROWS, share)
+    return int(max(least, scipy.stats.binom.ppf(lost + (1 - lost) * rng.random(), ROWS, share)))
 
 
 @pytest.mark.parametrize("of", ["squares", "changes"])
@@ -108,7 +108,8 @@ def test_the_interval_of_a_difference_of_shares_covers(rows, rows_before):
     for share in np.linspace(0.02, 0.98, 13):
         for share_before in np.linspace(0.02, 0.98, 13):
             likely = np.outer(
-                binom.pmf(range(rows + 1), rows, share), binom.pmf(range(rows_before + 1), rows_before, share_before)
+                scipy.stats.binom.pmf(range(rows + 1), rows, share),
+                scipy.stats.binom.pmf(range(rows_before + 1), rows_before, share_before),
             )
             change = share - share_before
             assert likely[(ends[..., 0] <= change) & (change <= ends[..., 1])].sum() >= 0.95

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.stats import binom
-from sklearn.metrics import cohen_kappa_score
+import scipy
 
 from dagster_llm_batch.metrics import Target, compare, evaluate, join, tally
 from dagster_llm_batch.metrics.calibration import calibration_of
@@ -30,6 +29,8 @@ class TestAllRows:
         assert (one.accuracy_all, one.kappa_all) == (0.05, pytest.approx(0.025, abs=0.003))
 
     def test_kappa_of_all_rows_has_no_label_as_one_more_answer(self):
+        from sklearn.metrics import cohen_kappa_score
+
         gold, said = ["a", "b", "c", "a", "b", "c"], ["a", "b", None, "b", "b", None]
         one = evaluate(joined(gold, said))
         assert one.kappa_all == pytest.approx(cohen_kappa_score(gold, [value or "none" for value in said]))
@@ -138,7 +139,7 @@ class TestCalibration:
 @pytest.mark.parametrize("limit", [0.9, 0.98])
 def test_a_share_that_keeps_its_limit_is_blamed_no_more_often_than_is_meant(n, limit):
     """Sum the chances of all possible samples; the upper end of Wilson's interval gave up to 8.6 %."""
-    chance = binom.pmf(np.arange(n + 1), n, limit)
+    chance = scipy.stats.binom.pmf(np.arange(n + 1), n, limit)
     blamed = np.array([share_p_below(same, n, limit) < 0.025 for same in range(n + 1)])
     assert chance[blamed].sum() <= 0.025
     assert blamed[: int(n * limit / 2)].all()

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics import Target, agreement_between, join, pairwise_agreement
@@ -84,6 +83,8 @@ def test_wrong_in_different_ways_is_not_the_same_label():
 
 
 def test_kappa_is_weighted_as_the_target_says():
+    from sklearn.metrics import cohen_kappa_score
+
     target = Target("t", kappa_weights="quadratic")
     gold, a, b = [1, 2, 3, 4], [1, 2, 4, 4], [1, 3, 3, 1]
     got = agreement_between(joined(gold, a, "a", target), joined(gold, b, "b", target))
@@ -114,6 +115,8 @@ label = st.none() | st.sampled_from("xyz")
 @given(st.lists(st.tuples(st.sampled_from("xyz"), label, label), min_size=1, max_size=50))
 @settings(max_examples=60)
 def test_counts_add_up_and_sides_are_exchangeable(rows):
+    from sklearn.metrics import cohen_kappa_score
+
     gold, says_a, says_b = zip(*rows, strict=True)
     a, b = joined(gold, says_a, "a"), joined(gold, says_b, "b")
     got, turned = agreement_between(a, b), agreement_between(b, a)

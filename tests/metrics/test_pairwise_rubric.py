@@ -7,10 +7,10 @@ import io
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import binomtest, bootstrap
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics.clusters import Units
@@ -262,7 +262,7 @@ class TestIntervals:
     @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
     def test_a_share_of_independent_rows_has_the_exact_interval_of_scipy(self, counts):
         right, n = counts
-        expected = binomtest(right, n).proportion_ci(0.95, method="exact")
+        expected = scipy.stats.binomtest(right, n).proportion_ci(0.95, method="exact")
         found = share_interval(np.array([1.0, 0.0]), Units(np.array([right, n - right], float), np.array([-1, -1])))
         assert found.ends == pytest.approx((expected.low, expected.high), abs=1e-9)
         assert found.method == EXACT
@@ -270,7 +270,9 @@ class TestIntervals:
     def test_the_interval_of_a_mean_agrees_with_a_bootstrap_of_many_values(self):
         values = np.array([1, 2, 2, 3, 3, 3, 4, 4, 5, 5] * 20, float)
         found = mean_interval(values, Units(np.ones(200), np.full(200, -1)), lowest=1, highest=5)
-        drawn = bootstrap((values,), lambda x, axis: x.mean(axis=axis), rng=0, n_resamples=2000).confidence_interval
+        drawn = scipy.stats.bootstrap(
+            (values,), lambda x, axis: x.mean(axis=axis), rng=0, n_resamples=2000
+        ).confidence_interval
         assert found.ends == pytest.approx((drawn.low, drawn.high), abs=0.03)
         assert found.method == EFFECTIVE
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
+import scipy
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.metrics import Target
@@ -42,7 +42,7 @@ class TestSkew:
         one = skew(batch(["a", "b", "b", "a", "b"]), realtime(["a", "a", "b", "a", None], changed=[3], failed=[4]))
         assert (one.n_sampled, one.n_changed, one.n_unanswered, one.n_compared, one.n_same) == (5, 1, 1, 3, 2)
         assert one.agreement == pytest.approx(2 / 3)
-        exact = binomtest(2, 3).proportion_ci(0.95, method="exact")
+        exact = scipy.stats.binomtest(2, 3).proportion_ci(0.95, method="exact")
         assert (one.agreement_low, one.agreement_high) == pytest.approx((exact.low, exact.high))
         # observed 2/3, by chance (1 * 2 + 2 * 1) / 9
         assert one.kappa == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
@@ -55,7 +55,7 @@ class TestSkew:
         )
         found = skew(one, other)
         assert (found.n_compared, found.n_same, found.n_requests, found.n_requests_same) == (10, 2, 3, 2)
-        assert found.agreement_high > binomtest(2, 10).proportion_ci(0.95, method="exact").high
+        assert found.agreement_high > scipy.stats.binomtest(2, 10).proportion_ci(0.95, method="exact").high
 
     def test_a_row_that_is_gone_counts_as_changed(self):
         one = skew(batch(["a", "b"]), realtime(["a", "b"]).slice(1))

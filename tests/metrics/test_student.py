@@ -15,9 +15,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from dagster_llm_batch.core.thresholds import are_above, count_allowed, digest_requests, find_threshold
 from dagster_llm_batch.errors import InputError
@@ -67,6 +64,10 @@ def test_a_student_is_right_and_sure_on_what_it_knows_and_unsure_on_what_it_does
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_classifier_says_what_scikit_learns_own_would_that_learned_the_texts_of_the_others(count):
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
     lines, topics = texts(300, seed=4)
     some = [(line, topic) for line, topic in zip(lines, topics, strict=True) if topic in list(WORDS)[:count]]
     lines, topics = [line for line, _ in some], [topic for _, topic in some]

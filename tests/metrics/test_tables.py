@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from decimal import Decimal
+from functools import cache
 
 import pyarrow as pa
 import pytest
@@ -24,9 +25,12 @@ CANDIDATE = pa.table(
         "llm_cost_usd": pa.array([Decimal("0.0000015")] * 3),
     }
 )
-REPORT = ev.compare(
-    GOLD, {"one": CANDIDATE, "two": GOLD}, key="id", targets=["topic", ev.Target("score", kind="numeric")]
-)
+
+
+@cache
+def compared():
+    targets = ["topic", ev.Target("score", kind="numeric")]
+    return ev.compare(GOLD, {"one": CANDIDATE, "two": GOLD}, key="id", targets=targets)
 
 
 def parsed_cells(markdown):
@@ -43,7 +47,7 @@ def parsed_cells(markdown):
 
 
 def test_the_table_has_the_fields_of_an_evaluation_and_one_row_each():
-    table = ev.evaluations_to_arrow(REPORT.evaluations)
+    table = ev.evaluations_to_arrow(compared().evaluations)
     assert table.schema == ev.EVALUATION_SCHEMA
     assert table.column_names == [field.name for field in dataclasses.fields(ev.Evaluation)]
     assert table.select(["candidate", "target"]).to_pylist() == [
@@ -57,7 +61,7 @@ def test_the_table_has_the_fields_of_an_evaluation_and_one_row_each():
 
 
 def test_an_endless_cost_per_label_is_rounded_to_the_column():
-    third = dataclasses.replace(REPORT.evaluations[0], cost_per_correct_usd=Decimal(1) / 3)
+    third = dataclasses.replace(compared().evaluations[0], cost_per_correct_usd=Decimal(1) / 3)
     assert ev.evaluations_to_arrow([third])["cost_per_correct_usd"].to_pylist() == [Decimal("0.333333333333")]
 
 
@@ -68,9 +72,9 @@ def test_no_evaluation_is_an_empty_table_of_the_same_schema():
 
 
 def test_agreements_and_confusions_become_rows():
-    (row,) = ev.agreements_to_arrow(REPORT.agreements).to_pylist()
+    (row,) = ev.agreements_to_arrow(compared().agreements).to_pylist()
     assert (row["a"], row["b"], row["n_both"], row["n_only_b_correct"], row["n_units"]) == ("one", "two", 3, 1, 3)
-    cells = ev.confusions_to_arrow(REPORT.confusions).to_pylist()
+    cells = ev.confusions_to_arrow(compared().confusions).to_pylist()
     assert cells[:3] == [
         {"candidate": "one", "target": "topic", "gold": "a", "predicted": "a", "n": 1},
         {"candidate": "one", "target": "topic", "gold": "a", "predicted": "b", "n": 1},
@@ -80,7 +84,7 @@ def test_agreements_and_confusions_become_rows():
 
 
 def test_markdown_shows_the_figures_that_decide():
-    rows, _ = parsed_cells(ev.evaluations_markdown(REPORT.evaluations).split("\n\n")[0])
+    rows, _ = parsed_cells(ev.evaluations_markdown(compared().evaluations).split("\n\n")[0])
     shown = dict(zip([text for text, _ in rows[0]], [text for text, _ in rows[1]], strict=True))
     assert shown["candidate"] == "one"
     assert shown["labeled"] == "3 of 4 (75.0%)"
@@ -91,11 +95,11 @@ def test_markdown_shows_the_figures_that_decide():
 
 
 def test_numeric_targets_have_a_table_of_their_own():
-    both = ev.evaluations_markdown(REPORT.evaluations)
+    both = ev.evaluations_markdown(compared().evaluations)
     categorical, numeric = both.split("\n\n")
     assert "RMSE" in numeric
     assert "RMSE" not in categorical
-    assert ev.evaluations_markdown(REPORT.evaluations[:2]) == categorical
+    assert ev.evaluations_markdown(compared().evaluations[:2]) == categorical
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_numeric_targets_have_a_table_of_their_own():
     ],
 )
 def test_cost_says_whether_it_is_all(cost, unknown, shown):
-    one = dataclasses.replace(REPORT.evaluations[0], cost_usd=cost, n_cost_unknown=unknown)
+    one = dataclasses.replace(compared().evaluations[0], cost_usd=cost, n_cost_unknown=unknown)
     shown = shown.replace("$", r"\$")  # else Markdown would take it for mathematics
     assert f"| {shown} |" in ev.evaluations_markdown([one])
 
@@ -123,14 +127,14 @@ def test_a_figure_without_an_interval_says_why():
 
 
 def test_other_tables_read_as_they_are():
-    rows, _ = parsed_cells(ev.confusion_markdown(REPORT.confusions[0]))
+    rows, _ = parsed_cells(ev.confusion_markdown(compared().confusions[0]))
     assert [[text for text, _ in row] for row in rows[1:]] == [["a", "1", "1"], ["b", "0", "1"]]
-    rows, _ = parsed_cells(ev.per_class_markdown(REPORT.per_class))
+    rows, _ = parsed_cells(ev.per_class_markdown(compared().per_class))
     assert [text for text, _ in rows[1]] == [
         *("one", "topic", "a", "2", "2", "1", "1"),
         *("1.000 (0.025 to 1.000)", "0.500 (0.013 to 0.987)", "0.667 (0.025 to 0.994)"),
     ]
-    rows, _ = parsed_cells(ev.agreements_markdown(REPORT.agreements))
+    rows, _ = parsed_cells(ev.agreements_markdown(compared().agreements))
     assert [text for text, _ in rows[1]][:5] == ["one", "two", "topic", "3", "2 of 3 (66.7%)"]
 
 

@@ -36,7 +36,7 @@ REFUSED: dict[str, str] = {
     "datasets=1 a.response=text a.rule=cascade": "Cascade.target",
     "datasets=1 evaluation=pairwise a.partitions=daily": "two or more",
     "datasets=1 evaluation=drift": "has no partitions",
-    "datasets=1 evaluation=annotation a.response=embedding": "vector",
+    "datasets=1 evaluation=annotation a.response=embedding": "has embeddings",
     "datasets=1 evaluation=student a.response=text": "topic",
 }
 """Platforms that cannot work, with a word of the reason: definitions do not load, or `doctor` has a problem."""

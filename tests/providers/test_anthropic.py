@@ -34,12 +34,12 @@ from dagster_llm_batch.testing.emulator import (
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,
-    CannotTell,
     FindHints,
     Found,
     Outcome,
     Request,
     RequestSpec,
+    StatusUnknown,
     Undecided,
 )
 
@@ -206,7 +206,7 @@ def test_find_cannot_tell_where_the_results_of_a_candidate_are_gone():
         assert provider.find("tag", hints(sent_at)) == Absent()
         clock.advance(29 * 86_400)
         found = provider.find("tag", hints(sent_at))
-    assert isinstance(found, CannotTell)
+    assert isinstance(found, StatusUnknown)
     assert found.candidates == (batch_id,)
 
 

@@ -36,7 +36,7 @@ from dagster_llm_batch.testing.emulator import (
     WireFault,
     local_s3,
 )
-from dagster_llm_batch.types import Absent, BatchStatus, CannotTell, FindHints, Found, Outcome, RequestSpec
+from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, RequestSpec, StatusUnknown
 
 GET = "GET /bedrock/model-invocation-job/*"
 LIST = "GET /bedrock/model-invocation-jobs"
@@ -390,7 +390,7 @@ def test_a_job_that_failed_for_now_is_followed_by_another_of_the_same_tag_and_ea
     assert second != first
     assert report(provider, second).status is BatchStatus.ENDED
     assert provider.find(TAG, replace(hints(), known=frozenset({first}))) == Found(second)
-    assert isinstance(provider.find(TAG, hints()), CannotTell)
+    assert isinstance(provider.find(TAG, hints()), StatusUnknown)
 
 
 # Real time

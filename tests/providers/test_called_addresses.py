@@ -22,7 +22,8 @@ from dagster_llm_batch import (
     preset,
 )
 from dagster_llm_batch.errors import ProviderError
-from dagster_llm_batch.types import Destination
+from dagster_llm_batch.providers.capabilities import real_time_of
+from dagster_llm_batch.types import Destination, Request, RequestSpec
 
 HAIKU = "anthropic.claude-haiku-4-5-20251001-v1:0"
 ELSEWHERE = "https://elsewhere.example.org/v1"
@@ -110,6 +111,13 @@ def test_only_the_address_of_the_settings_is_called(
     with suppress(ProviderError):
         provider.poll([batch_id])
     assert set(connected) == {host}
+    # A call in real time goes there, too. Bedrock has another host of the region for it.
+    connected.clear()
+    spec = RequestSpec(model=HAIKU, params={} if isinstance(settings, GeminiBatchResource) else {"max_tokens": 5})
+    line = provider.codec(spec).encode(Request("id", None, "a text"), "id")
+    with suppress(ProviderError):
+        real_time_of(provider).respond(line)
+    assert set(connected) == {host.replace("bedrock.", "bedrock-runtime.")}
     assert settings.destination(HAIKU, {}).region == region
 
 

@@ -142,7 +142,15 @@ def test_bedrock_without_a_region_is_unknown_but_for_inference_profiles():
     ("url", "region"),
     [
         ("https://vpce-1.bedrock.eu-central-1.vpce.amazonaws.com", "eu-central-1"),
+        ("https://vpce-1-eu-central-1a.bedrock-runtime.eu-central-1.vpce.amazonaws.com:443/", "eu-central-1"),
+        ("https://bedrock-fips.eu-central-1.amazonaws.com", "eu-central-1"),
+        ("https://bedrock.eu-central-1.api.aws", "eu-central-1"),
         ("https://bedrock.us-east-1.amazonaws.com", None),
+        # A server of anybody, on a host of AWS.
+        ("https://abc.execute-api.eu-central-1.amazonaws.com", None),
+        ("https://proxy-1.eu-central-1.elb.amazonaws.com", None),
+        ("https://eu-central-1.s3.us-east-1.amazonaws.com", None),
+        ("https://bedrock.eu-central-1.s3.us-east-1.amazonaws.com", None),
         (ELSEWHERE, None),
         ("https://eu-central-1.amazonaws.com.example.org", None),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, FlexScript, Reply, WireFault
 from dagster_llm_batch.types import Endpoint, Outcome, Request, RequestSpec, Result
 
+TIER_FIELDS = ("service_tier", "serviceTier", "trafficType")
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -85,6 +87,25 @@ def test_an_answer_of_another_tier_is_read_as_it_names_itself(vendor: Vendor, em
         emulator.flex.script = FlexScript(named=named)
         result = ask(vendor, emulator)
         assert (result.outcome, tier(result)) == (Outcome.SUCCEEDED, read)
+
+
+@pytest.mark.parametrize("odd", [7, True, ["flex"], {"type": 7}, "FLEX ", "x" * 5_000, "\ud800"])
+def test_an_answer_with_an_odd_tier_is_kept_and_is_neither_flex_nor_standard(
+    vendor: Vendor, emulator: Emulator, odd: Any
+) -> None:
+    provider = vendor.make(emulator)
+    codec = provider.codec(vendor.spec)
+    line = provider.respond_flex(codec.encode(Request("r", None, "a text"), "n-0"))
+    result = codec.decode(json.dumps(with_tier(json.loads(line), odd)).encode() + b"\n")
+    named = tier(result)
+    assert (result.outcome, named is not None, named == ("service_tier", "flex")) == (Outcome.SUCCEEDED, True, False)
+
+
+def with_tier(value: Any, odd: Any) -> Any:
+    """Return an answer with another tier, wherever it names one."""
+    if isinstance(value, dict):
+        return {key: odd if key in TIER_FIELDS else with_tier(each, odd) for key, each in value.items()}
+    return [with_tier(each, odd) for each in value] if isinstance(value, list) else value
 
 
 def test_a_call_that_is_turned_away_can_be_made_again_and_costs_nothing(vendor: Vendor, emulator: Emulator) -> None:

@@ -126,7 +126,11 @@ def test_a_model_whose_results_name_no_row_is_refused(emulator, model) -> None:
         (lambda at: vertex(at, NOWHERE), spec("gemini-embedding-2"), "global, us, eu alone"),
         (vertex_in_tables, spec(), "Cloud Storage alone"),
         (lambda at: vertex(at, NOWHERE), spec("gemini-2.5-flash"), "is no model of embeddings"),
-        (gemini, spec("gemini-embedding-2", params={"task_type": "RETRIEVAL_QUERY"}), "takes no taskType"),
+        (
+            gemini,
+            spec("gemini-embedding-2", params={"task_type": "RETRIEVAL_QUERY"}),
+            "ignores taskType without an error",
+        ),
         (gemini, spec(params={"output_dimensionality": 8}), "Embedding"),
         (gemini, RequestSpec("gemini-embedding-001"), "an embedding model answers 'embeddings'"),
         (gemini, spec(turns=(Turn("user", "x"), Turn("assistant", "y"))), "few-shot turns"),

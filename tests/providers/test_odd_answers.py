@@ -25,7 +25,7 @@ from odd_answers import (
 )
 
 from dagster_llm_batch.errors import AmbiguousError, ProviderError, TransientError
-from dagster_llm_batch.types import BatchReport, BatchStatus, CannotTell, FindHints, Found, Outcome, Undecided
+from dagster_llm_batch.types import BatchReport, BatchStatus, FindHints, Found, Outcome, StatusUnknown, Undecided
 
 MUTANTS = 10
 """Of each answer."""
@@ -83,7 +83,7 @@ def _unclean(value: Any) -> list[str]:
         case datetime():
             fits = value.tzinfo is not None and 1900 < value.year < 2300
             return [] if fits else [f"no time: {value}"]
-        case BatchReport() | Found() | CannotTell() | Undecided():
+        case BatchReport() | Found() | StatusUnknown() | Undecided():
             return [said for part in astuple(value) for said in _unclean(part)]
         case Mapping():
             return [said for pair in value.items() for part in pair for said in _unclean(part)]
@@ -104,7 +104,7 @@ def _wrong(one: RecordedProvider, verb: str, number: int, odd: Answer, told: Any
                 return "a batch that perhaps exists was taken for certain"
             if is_create and is_no and not is_error:
                 return "no batch was made"
-        case "find" if not is_error and told != truth and not isinstance(told, CannotTell | Undecided):
+        case "find" if not is_error and told != truth and not isinstance(told, StatusUnknown | Undecided):
             return "nonsense was read as the lack of a batch"
         case "poll one" | "poll many" if is_error and not isinstance(told, TransientError):
             return "a poll that can be tried again was taken for final"
@@ -167,7 +167,7 @@ def test_a_list_that_gives_one_page_again_and_again_ends_and_what_is_on_it_is_fo
     one.relay.replay(kept, 0, kept[0].answer)
     assert one.verbs["find"]() == one.truth["find"]
     found = one.provider.find("another", FindHints(datetime.now(UTC) - timedelta(hours=1), ROWS + 1, "other"))
-    assert isinstance(found, CannotTell)
+    assert isinstance(found, StatusUnknown)
     assert "again and again" in found.reason
 
 

@@ -28,7 +28,7 @@ from dagster_llm_batch.testing.emulator import (
     WireFault,
     lost_create_reply,
 )
-from dagster_llm_batch.types import Absent, BatchStatus, CannotTell, FindHints, Found, Outcome, RequestSpec
+from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, RequestSpec, StatusUnknown
 
 CREATE = "POST /v1/batches"
 TAG = "tag-1"
@@ -204,7 +204,7 @@ def test_find_does_not_trust_an_order_that_rises():
 def test_find_cannot_tell_where_the_server_shows_no_metadata():
     with odd_server(listing([batch(1, 1_750_000_000), batch(2, 1_700_000_000)], 9)) as url:
         found = OpenAIProvider("sk-x", url).find(TAG, hints(at(1_750_000_000)))
-    assert isinstance(found, CannotTell)
+    assert isinstance(found, StatusUnknown)
     assert found.candidates == ("batch_1",)
 
 
@@ -212,14 +212,14 @@ def test_find_cannot_tell_between_two_batches_of_one_tag():
     twins = [batch(i, 1_750_000_000, metadata={TAG_KEY: TAG}) for i in (1, 2)]
     with odd_server(listing(twins, 9)) as url:
         found = OpenAIProvider("sk-x", url).find(TAG, hints())
-    assert isinstance(found, CannotTell)
+    assert isinstance(found, StatusUnknown)
     assert found.candidates == ("batch_1", "batch_2")
 
 
 def test_find_ends_where_the_server_gives_the_same_page_again_and_again():
     page = {"data": [batch(1, 1_750_000_000, metadata={"a": "b"})], "has_more": True}
     with odd_server(lambda *_: page) as url:
-        assert isinstance(OpenAIProvider("sk-x", url).find(TAG, hints()), CannotTell)
+        assert isinstance(OpenAIProvider("sk-x", url).find(TAG, hints()), StatusUnknown)
 
 
 def test_find_counts_a_batch_that_failed_validation(emulator, provider):

@@ -38,7 +38,6 @@ from dagster_llm_batch.testing.emulator import (
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,
-    CannotTell,
     FindHints,
     Found,
     Image,
@@ -46,6 +45,7 @@ from dagster_llm_batch.types import (
     PriceBasis,
     Request,
     RequestSpec,
+    StatusUnknown,
     Undecided,
 )
 
@@ -199,14 +199,14 @@ def test_where_no_result_can_tell_a_person_decides(status: str) -> None:
 
     with odd_server(answer) as url:
         found = at(url).find("tag", hints())
-    assert isinstance(found, CannotTell)
+    assert isinstance(found, StatusUnknown)
     assert found.candidates == ("b",)
 
 
 def test_a_server_without_a_list_is_no_proof_that_there_is_no_batch() -> None:
     _, ask = recorded("opper")
     found = ask((404, {"error": {"code": 404, "message": "Not found"}}), lambda one: one.find("tag", hints()))
-    assert isinstance(found, CannotTell)
+    assert isinstance(found, StatusUnknown)
 
 
 @pytest.mark.parametrize(("theirs", "found"), [("tag", Found("b")), ("another", Absent())])

@@ -181,6 +181,7 @@ def test_what_is_taken_without_a_warning_is_refused_by_no_emulator(emulator, cas
     assert not refused, "\n".join(refused[:20])
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("case", "params", "said"),
     [

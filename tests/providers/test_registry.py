@@ -14,7 +14,7 @@ from dagster_llm_batch import Fallback, LLMBatchResource, Prompt, Resend
 from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.providers.registry import PROVIDERS, class_at, provider_class
+from dagster_llm_batch.providers.registry import PROVIDERS, SERVER_FOLDERS, class_at, provider_class
 from tests.tables import table
 
 PACKAGE = Path(dagster_llm_batch.__file__).parent
@@ -172,3 +172,14 @@ def test_a_temperature_or_top_p_that_is_no_number_is_refused_where_it_is_declare
         declared({}, resend=Resend(fallback=[Fallback("openai/gpt-4o", {name: value})]))
     with pytest.raises(ConfigError, match=f"^params has {name}="):
         declared({"inferenceConfig": {name: value}})
+
+
+def test_each_vendor_with_a_folder_of_its_own_has_a_golden_journey_and_is_among_the_vendors_of_platforms():
+    """Both need a model's name, which the registry does not have: so each is a line that people add."""
+    from tests.golden.cases import JOURNEYS
+    from tests.platforms.factors import DATASET
+    from tests.platforms.vendors import VENDORS
+
+    assert SERVER_FOLDERS
+    assert SERVER_FOLDERS.keys() <= {journey.model.partition("/")[0] for journey in JOURNEYS.values()}
+    assert SERVER_FOLDERS.keys() <= {VENDORS[name].kind for name in DATASET["vendor"]}

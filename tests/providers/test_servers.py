@@ -24,7 +24,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsError, NoRoomError, RefusedError
+from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsError, QueueFullError, RefusedError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
@@ -38,7 +38,6 @@ from dagster_llm_batch.testing.emulator import (
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,
-    CannotTell,
     Endpoint,
     FileCount,
     FindHints,
@@ -48,6 +47,7 @@ from dagster_llm_batch.types import (
     RequestSpec,
     ResponseFormat,
     ResponseKind,
+    StatusUnknown,
 )
 
 SPEC = RequestSpec("gpt-x")
@@ -111,7 +111,7 @@ def test_a_list_without_pages_is_read_once(emulator: Emulator) -> None:
         assert provider.find("tag-5", hints()) == Found(ids[5])
         assert provider.find("tag-6", hints()) == Absent()
         # a list that may have pages only ends with a page that marks the end
-        assert isinstance(OpenAIProvider(DEFAULT_KEY, url).find("tag-6", hints()), CannotTell)
+        assert isinstance(OpenAIProvider(DEFAULT_KEY, url).find("tag-6", hints()), StatusUnknown)
 
 
 # A batch without metadata
@@ -138,7 +138,7 @@ def test_where_nobody_knows_whether_names_are_kept_only_names_of_our_form_tell(e
         ours = [submit(provider, OTHER_TAG)] if is_named else []
         found = provider.find(TAG, hints())
     assert found == (
-        Absent() if ours else CannotTell("The provider shows no metadata, so these may be ours.", (foreign,))
+        Absent() if ours else StatusUnknown("The provider shows no metadata, so these may be ours.", (foreign,))
     )
 
 
@@ -146,7 +146,7 @@ def test_a_request_file_that_is_gone_tells_nothing(emulator: Emulator) -> None:
     provider = azure(emulator)
     batch_id = submit(provider)
     provider._client(retries=0).files.delete(emulator.books.files[0].id)
-    assert provider.find(OTHER_TAG, hints()) == CannotTell(
+    assert provider.find(OTHER_TAG, hints()) == StatusUnknown(
         "The provider shows no metadata, so these may be ours.", (batch_id,)
     )
 
@@ -200,13 +200,13 @@ def test_a_deleted_request_file_hides_no_batch_that_the_ledger_knows(emulator: E
     gone = submit(provider, OTHER_TAG)
     emulator.settle()
     provider.delete_request_file(gone)
-    assert isinstance(provider.find(TAG, hints()), CannotTell)
+    assert isinstance(provider.find(TAG, hints()), StatusUnknown)
     assert provider.find(TAG, hints(gone)) == Absent()
 
 
 def test_azures_full_queue_is_no_refusal() -> None:
     with Emulator(limits=VendorLimits(enqueued_tokens=1, fails_fast=True)) as full:
-        with pytest.raises(NoRoomError, match="Enqueued token limit"):
+        with pytest.raises(QueueFullError, match="Enqueued token limit"):
             submit(azure(full))
         assert full.books.batches == []
 

@@ -19,6 +19,7 @@ from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
+from tests.pdfs import written_pdf
 
 TEXT = "<b>It broke</b> \U0001f642 on the first day,\nand support was kind."
 KINDS = ("start", "end", "match", "score")
@@ -31,32 +32,30 @@ FORM = LabelForm(
 )
 
 
-def located(**columns):
+QUOTES = {"quote": "body", "claims.words": "body"}
+
+
+def located(bodies=(TEXT, "Nothing of it."), documents=(), **columns):
     """Return labels with the places that the package finds for their quotes."""
-    labels = pa.table({"id": ["t0", "t1"], "body": [TEXT, "Nothing of it."], "topic": ["bug", "bug"], **columns})
-    quoted = QuotedColumns(
-        Evidence({"quote": "body", "claims.words": "body"}),
-        "id",
-        ["body"],
-        labels.select(["topic", "quote", "claims"]).schema,
-    )
-    return quoted.add_to(labels)
+    labels = pa.table({"id": ["t0", "t1"], "body": bodies, "topic": ["bug", "bug"], **columns})
+    answers = labels.select(["topic", "quote", "claims"]).schema
+    return QuotedColumns(Evidence(QUOTES), "id", ["body"], answers, documents).add_to(labels)
 
 
 @pytest.fixture
 def pages(serve, tmp_path):
-    """Serve labels with quotes, and mistakes. `open_pages` takes the function that hides values."""
-    labels = located(
+    """Serve labels with quotes, and mistakes. `open_pages` takes the function that hides values, and other labels."""
+    usual = located(
         quote=["broke</b> \U0001f642 on", "made up"],
         claims=[[{"words": "first day"}, {"words": "day, and support"}], [{"words": "nowhere at all"}]],
     )
     gold = pa.table({"id": ["t0", "t1"], "topic": ["billing", "bug"]})
-    mistakes = compare(gold, {"tickets": labels}, key="id", targets=["topic"], keep=["body"]).mistakes
-    for name, table in {"tickets": labels, "quality_mistakes": mistakes}.items():
-        pq.write_table(table, tmp_path / f"{name}.parquet")
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
 
-    def open_pages(hide=None):
+    def open_pages(hide=None, *, rejects=False, labels=usual):
+        mistakes = compare(gold, {"tickets": labels}, key="id", targets=["topic"], keep=["body"]).mistakes
+        for name, table in {"tickets": labels, "quality_mistakes": mistakes}.items():
+            pq.write_table(table, tmp_path / f"{name}.parquet")
         assets = [
             StoredAsset(
                 "tickets",
@@ -64,11 +63,14 @@ def pages(serve, tmp_path):
                 "labels",
                 "id",
                 {"": str(tmp_path / "tickets.parquet")},
-                quotes={"quote": "body", "claims_words": "body"},
+                quotes=QUOTES,
                 hide=hide,
             ),
             StoredAsset("quality_mistakes", role="evaluation", files={"": str(tmp_path / "quality_mistakes.parquet")}),
         ]
+        if rejects:
+            file = {"": str(tmp_path / "rejects.parquet")}
+            assets.append(StoredAsset("tickets_rejects", "tickets", "rejects", "id", file))
         payloads = PayloadStore(str(tmp_path / "payloads"))
         deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets, forms=[FORM])
         return serve(review_app(deployment, Door(user_header="X-User")))
@@ -85,11 +87,18 @@ def marks_in(client, path):
     return [(fields, html.unescape(text)) for fields, text in found], answer.text
 
 
+def quotes_in(client, path):
+    """Return the quotes of documents on a page: page, text and field."""
+    text = client.get(path, X_User="ada").text
+    found = re.findall(r"<li>([^<]*): <q><bdi>([^<]*)</bdi></q> <span class=\"quiet\">\(<bdi>([^<]*)<", text)
+    return [tuple(map(html.unescape, each)) for each in found]
+
+
 PARTS = [
     ("{}quote", "broke</b> \U0001f642 on"),
-    ("{}claims_words", "first "),
-    ("{}claims_words", "day"),
-    ("{}claims_words", ",\nand support"),
+    ("{}claims.words", "first "),
+    ("{}claims.words", "day"),
+    ("{}claims.words", ",\nand support"),
 ]
 
 
@@ -111,6 +120,14 @@ def test_the_first_page_shows_the_share_of_quotes_that_were_found(pages):
     assert "<dt>Quotes found in their texts</dt><dd>60% of 5 quotes</dd>" in page
 
 
+def test_the_first_page_shows_the_rows_that_are_rejects_for_a_missing_quote(pages, tmp_path):
+    rejects = pa.table({"id": ["t2", "t3", "t4"], "llm_outcome": ["ungrounded", "invalid", "ungrounded"]})
+    pq.write_table(rejects, tmp_path / "rejects.parquet")
+    page = pages(rejects=True).get("/", X_User="ada").text
+    shown = "60% of 5 quotes; a quote of 2 rejects is missing"
+    assert f"<dt>Quotes found in their texts</dt><dd>{shown}</dd>" in page
+
+
 def test_a_mistake_lists_the_quotes_and_no_offsets(pages):
     _, text = marks_in(pages(), "/row/quality_mistakes?by=id&key=t0")
     basis = text.partition("Gold and labels of")[2].partition("</section>")[0]
@@ -125,6 +142,34 @@ def test_who_judges_a_row_sees_the_models_quotes_only_on_demand(pages):
     assert "<mark" not in before
     assert "<mark" not in behind.partition("</details>")[2]
     assert "quote_match" not in text
+
+
+LISTED = [
+    ("Page 2", "red <b>cars</b>", "quote"),
+    ("Page 1", "Nothing", "claims.words"),
+    ("Not found", "sea", "claims.words"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "by"),
+    [
+        ("/row/tickets?by=id&key=t0", ""),
+        ("/row/quality_mistakes?by=id&key=t0", "tickets: "),
+        ("/label/tickets?as=tickets", ""),
+    ],
+)
+def test_quotes_of_a_document_are_listed_beside_it_with_their_pages(pages, path, by):
+    labels = located(
+        [written_pdf("Nothing is here.", "It is about red <b>cars</b>."), b"A text file."],
+        ["body"],
+        quote=["red <b>cars</b>", "text file"],
+        claims=[[{"words": "Nothing"}, {"words": "sea"}], None],
+    )
+    client = pages(labels=labels)
+    assert quotes_in(client, path) == [(page, text, by + field) for page, text, field in LISTED]
+    # A text file has no pages, and t1 is no mistake.
+    assert quotes_in(client, "/row/tickets?by=id&key=t1") == [("Found", "text file", "quote")]
 
 
 def test_a_text_in_which_values_are_hidden_has_no_marks(pages):

@@ -92,7 +92,7 @@ def test_no_page_has_a_barrier_that_axe_knows(tmp_path, size, colors):
         "test",
         lambda: [*assets, sample, quoted],
         forms=[FORM, replace(FORM, dataset="ticket_labels")],
-        judged=["tickets"],
+        judged={"tickets": "gold"},
         waiting=lambda: [("tickets", "A batch is in doubt.")],
     )
     is_small = size[0] < 800

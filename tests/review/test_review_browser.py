@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from served_browsers import browsers, phone
 from served_dataset import PNG
 from served_pages import on_socket
 
@@ -52,25 +53,6 @@ def served(folder: Path, port: str = "0"):
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def browsers(*people: str):
-    """Yield a page in its own browser for each person, and a list of the errors in the pages."""
-    from playwright.sync_api import sync_playwright
-
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=sandbox)
-        pages, wrong = [], []
-        for person in people:
-            page = browser.new_context(extra_http_headers={"X-User": person}).new_page()
-            page.set_default_timeout(120_000)
-            page.on("pageerror", lambda error: wrong.append(str(error)))
-            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-            pages.append(page)
-        yield pages, wrong
-        browser.close()
 
 
 def judgments(folder: Path):
@@ -192,6 +174,51 @@ def test_keys_that_are_pressed_while_the_next_row_loads_are_kept(tmp_path):
     ]
 
 
+@pytest.mark.timeout(600)
+def test_skipped_rows_are_counted_and_brought_back_by_key_and_by_touch(tmp_path):
+    keys = [f"t{number}" for number in range(3)]
+    pq.write_table(pa.table({"id": keys, "body": keys}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url):
+        address = f"{url}/label/tickets?as=tickets"
+        with browsers("ada") as ((page,), wrong):
+            page.goto(address)
+            page.locator("#judge").wait_for()
+            page.wait_for_load_state()
+            page.keyboard.type("s1")
+            page.get_by_text("1 row judged by you, 1 row skipped").wait_for()
+            page.wait_for_timeout(350)
+            page.keyboard.press("s")
+            # When nothing else is left, the skipped rows are the next thing to do.
+            page.get_by_text("Nothing is left").wait_for()
+            assert page.locator("main .button, main .actions button").first.inner_text().startswith("Bring back 2")
+            page.keyboard.press("b")
+            page.locator("h1", has_text="t0").wait_for()
+            assert "skipped" not in page.locator("main [role=status]").inner_text()
+            page.wait_for_timeout(350)
+            page.keyboard.press("s")
+            page.locator("h1", has_text="t2").wait_for()
+            assert wrong == []
+        with phone(address) as (page, wrong):
+            button = page.get_by_role("button", name="Bring back 1 skipped row")
+            assert button.bounding_box()["height"] >= 44
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            button.tap()
+            page.locator("h1", has_text="t0").wait_for()
+            for number in (0, 2):
+                page.locator("h1", has_text=f"t{number}").wait_for()
+                tap_after_reading(page, "bug")
+            page.get_by_text("3 rows judged by you").wait_for()
+            # The first page has the next step.
+            page.get_by_role("link", name="See how good the labels are").tap()
+            page.get_by_text("How good are the labels?").wait_for()
+            assert wrong == []
+    assert [(row, answer["topic"]) for row, _, answer in judgments(tmp_path) if answer] == [
+        ("t1", "billing"),
+        ("t0", "bug"),
+        ("t2", "bug"),
+    ]
+
+
 def press_at_once(page, keys: str) -> None:
     """Press keys within about a millisecond: before the answer to the first one can arrive."""
     page.evaluate(
@@ -242,45 +269,29 @@ def test_a_double_press_judges_one_row_and_the_same_key_judges_the_next_one_late
     ]
 
 
-@contextmanager
-def phone(url: str):
-    """Yield a page in a browser that is used by touch, and a list of the errors in the page."""
-    from playwright.sync_api import sync_playwright
-
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]
-    with (
-        sync_playwright() as playwright,
-        closing(playwright.chromium.launch(executable_path=chromium(), args=sandbox)) as browser,
-    ):
-        page = browser.new_context(
-            viewport={"width": 390, "height": 844},
-            has_touch=True,
-            is_mobile=True,
-            extra_http_headers={"X-User": "ada"},
-        ).new_page()
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(f"{url}/label/tickets?as=tickets")
-        yield page, wrong
-
-
 def tap_after_reading(page, words: str) -> None:
     # This is longer than a double tap.
     page.wait_for_timeout(350)
-    page.get_by_text(words, exact=True).tap()
+    page.locator("#judge").get_by_text(words, exact=True).tap()
 
 
 @pytest.mark.timeout(600)
 def test_on_touch_all_that_is_pressed_is_large_and_no_key_is_named(tmp_path):
     pq.write_table(pa.table({"id": ["t0", "t1"], "body": ["a", "b"]}), tmp_path / "tickets.parquet")
-    with served(tmp_path) as (_, url), phone(url) as (page, wrong):
+    with served(tmp_path) as (_, url), phone(f"{url}/label/tickets?as=tickets") as (page, wrong):
         pressed = page.locator("#judge .choice, #judge button")
         assert min(box.bounding_box()["height"] for box in pressed.all()) >= 44
         assert not any(key.is_visible() for key in page.locator("kbd").all())
+        boxes = [each.bounding_box() for each in page.locator("#judge .choice").first.locator("input, bdi").all()]
+        circle, words = (box["y"] + box["height"] / 2 for box in boxes)
+        assert abs(circle - words) < 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         # A link within text must not be known by its color alone.
         path = page.locator("header nav a").first
         assert path.evaluate("link => getComputedStyle(link).textDecorationLine") == "underline"
+        # A tablet is as wide as a screen with a keyboard.
+        page.set_viewport_size({"width": 1024, "height": 768})
+        assert not page.locator(".keys").is_visible()
         assert wrong == []
 
 
@@ -290,13 +301,13 @@ def test_on_touch_one_tap_judges_a_row_a_double_tap_judges_no_other_and_undo_is_
     keys = [f"t{number}" for number in range(4)]
     texts = [f"Text of {key}\n" * 60 for key in keys]
     pq.write_table(pa.table({"id": keys, "body": texts}), tmp_path / "tickets.parquet")
-    with served(tmp_path) as (_, url), phone(url) as (page, wrong):
+    with served(tmp_path) as (_, url), phone(f"{url}/label/tickets?as=tickets") as (page, wrong):
         tap_after_reading(page, "billing")
         page.get_by_text("1 row judged by you").wait_for()
         assert page.evaluate("scrollY") == 0
         # The second tap of a double tap meets the next row: here the row stays as new as if no time passed.
         page.evaluate("settled = performance.now() + 1e6")
-        page.get_by_text("bug", exact=True).tap()
+        page.locator("#judge").get_by_text("bug", exact=True).tap()
         assert page.locator("#judge :checked").count() == 0
         page.evaluate("settled = -Infinity")
         tap_after_reading(page, "bug")

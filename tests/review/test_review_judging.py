@@ -153,7 +153,7 @@ def test_skip_undecidable_and_undo(desk):
     say(client, "ada", kind="skip")
     say(client, "ada", kind="undecidable")
     page = client.get(PAGE, X_User="ada").text
-    undo = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page.partition("</main>")[0].rpartition("<form")[2]))
+    undo = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page.partition('class="undo"')[2].partition("</form>")[0]))
     send(client, "ada", undo)
     assert said(ledger) == [("ada", "t0", "skip"), ("ada", "t1", "undecidable"), ("ada", "t1", "undo")]
     assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t1"
@@ -261,6 +261,52 @@ def test_a_filter_is_a_queue_of_its_own_and_the_next_row_is_of_it_too(desk):
     assert "There is no column" in client.get("/label/tickets?as=tickets&where=none:is:1", X_User="ada").text
 
 
+def test_the_undo_button_shows_the_answer_that_it_takes_back(desk):
+    _, open_page = desk
+    client = open_page()
+
+    def undo() -> str:
+        button = client.get(PAGE, X_User="ada").text.partition('data-key="u">')[2].partition("<kbd>")[0]
+        return html.unescape(re.sub("<[^>]+>", "", button)).strip()
+
+    say(client, "ada", kind="label", answer_topic='"bug"')
+    assert undo() == "Undo t0: bug"
+    say(client, "ada", kind="undecidable")
+    assert undo() == "Undo t1: not decidable"
+    say(client, "ada", kind="skip")
+    assert undo() == "Undo t2: skipped"
+
+
+def test_skipped_rows_come_back_and_rows_that_others_answered_meanwhile_do_not(desk):
+    ledger, open_page = desk
+    client = open_page()
+    for _ in range(3):
+        say(client, "ada", kind="skip")
+    say(client, "ada", kind="label", answer_topic='"bug"')
+    form = {**fields_of(client.get(PAGE, X_User="bob").text), "row_key": "t1", "kind": "label"}
+    send(client, "bob", {**form, "answer_topic": '"bug"'})
+    assert "1 row judged by you, 2 rows skipped" in client.get(PAGE, X_User="ada").text
+    assert "skipped" not in client.get(PAGE, X_User="bob").text
+    # Under a filter, only the rows of the filter come back.
+    assert "0 rows left for you, 1 row judged by you, 1 row skipped" in client.get(f"{PAGE}&q=t2", X_User="ada").text
+    answer = send(client, "ada", {"kind": "bring_back"}, f"{PAGE}&q=t2")
+    assert (answer.status, answer.headers["location"]) == (303, f"{PAGE}&q=t2")
+    assert "No row passes these filters." in client.get(f"{PAGE}&q=none", X_User="ada").text
+    for _ in range(2):
+        assert send(client, "ada", {"kind": "bring_back"}).status == 303
+    assert "skipped" not in client.get(PAGE, X_User="ada").text
+    assert [row for who, row, kind in said(ledger) if kind == "undo"] == ["t2", "t0"]
+    # Bob has t0 open.
+    assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t2"
+    assert send(client, "ada", {"kind": "bring_back"}, "/label/sample?as=tickets&where=none:is:1").status == 400
+
+
+def test_a_form_with_one_choice_says_that_its_number_saves_so_comments_come_first(desk):
+    _, open_page = desk
+    keys = open_page().get(PAGE, X_User="ada").text.partition('<p class="keys quiet">')[2].partition("</p>")[0]
+    assert keys.startswith("A number saves its answer: write a comment before.")
+
+
 def test_what_is_said_elsewhere_is_taken_up_and_only_what_is_new_is_read(desk):
     ledger, open_page = desk
     read = []
@@ -293,14 +339,14 @@ def test_a_row_shows_what_people_said_of_it_and_what_they_took_back_no_more(desk
     say(client, "ada", kind="label", answer_topic='"bug"', comment="<b>Sure</b>")
     say(client, "bob", kind="undecidable")
     page = client.get("/row/tickets?by=id&key=t0", X_User="eve").text
-    shown = page.partition("What people said")[2].partition("</section>")[0]
+    shown = page.partition("Human judgments")[2].partition("</section>")[0]
     assert "ada" in shown
     assert "bug" in shown
     assert "&lt;b&gt;Sure&lt;/b&gt;" in shown
     assert "undecidable" in shown
     send(client, "bob", {"form_id": "x", "partition": "", "row_key": "t0", "kind": "undo"})
     assert "undecidable" not in client.get("/row/tickets?by=id&key=t0", X_User="eve").text
-    assert "What people said" not in client.get("/row/tickets?by=id&key=t1", X_User="eve").text
+    assert "Human judgments" not in client.get("/row/tickets?by=id&key=t1", X_User="eve").text
 
 
 def test_what_was_said_of_an_erased_row_goes_and_the_rest_stays(desk):
@@ -412,7 +458,13 @@ def test_a_table_offers_its_own_dataset_and_datasets_whose_judgments_become_gold
     forms = [LabelForm(name, "id", TOPIC.schema) for name in ("tickets", "rules", "oracle")]
     ledger, payloads = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), PayloadStore(str(tmp_path / "payloads"))
     deployment = ReviewedDeployment(
-        "here", ledger, payloads, "test", lambda: assets, forms=forms, judged=["tickets", "elsewhere"]
+        "here",
+        ledger,
+        payloads,
+        "test",
+        lambda: assets,
+        forms=forms,
+        judged={"tickets": "gold", "elsewhere": "other_gold"},
     )
     client = serve(review_app(deployment, Door(user_header="X-User")))
     offered = {
@@ -450,7 +502,9 @@ def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_h
     assert [one.partition for one in ledger.judgments.read("test", "tickets")] == ["mon", "tue"]
     page = client.get(PAGE, X_User="ada").text
     assert "Nothing is left" in page
-    undo = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page.partition("</main>")[0].rpartition("<form")[2]))
+    send(client, "ada", {"kind": "bring_back"})
+    assert len(ledger.judgments.read("test", "tickets")) == 2
+    undo = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page.partition('class="undo"')[2].partition("</form>")[0]))
     assert send(client, "ada", undo).status == 303
     assert [one.row_key for one in standing_judgments(ledger.judgments.read("test", "tickets"))] == ["t0"]
     assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t1"

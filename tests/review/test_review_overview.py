@@ -40,7 +40,7 @@ def desk(serve, tmp_path):
             "test",
             lambda: [*assets, *more],
             forms=[FORM],
-            judged=["tickets"],
+            judged={"tickets": "gold"},
             waiting=lambda: waiting,
         )
         return serve(review_app(deployment, Door(user_header="X-User")))
@@ -86,7 +86,27 @@ def test_the_first_button_is_the_next_useful_act_and_each_leads_somewhere(desk):
     sent = {"Origin": f"http://127.0.0.1:{client.port}", "Content_Type": "application/x-www-form-urlencoded"}
     assert client.ask("POST", acts[0][1], urlencode(form), X_User="ada", **sent).status == 303
     assert acts_of(client)[0][0] == "Judge 4 rows"
+    assert "Waiting for a person 4 rows to judge" in words_of(client)
     assert acts_of(open_page())[0][0] == "See 3 mistakes"
+    for row in ("t1", "t2", "t3", "t4"):
+        skip = {"form_id": row, "partition": "", "row_key": row, "kind": "skip"}
+        assert client.ask("POST", acts[0][1], urlencode(skip), X_User="ada", **sent).status == 303
+    words = [words for words, _ in acts_of(client)]
+    assert words[:2] == ["See 3 mistakes", "Judge 4 rows that you skipped"]
+    assert "your answers become gold in gold about half a minute after" in words_of(client, acts[0][1])
+
+
+def test_buttons_for_the_mistakes_of_several_evaluations_name_them(serve, tmp_path):
+    assets, _ = store_dataset(tmp_path)
+    few = pq.read_table(tmp_path / "quality_mistakes.parquet").slice(0, 1)
+    pq.write_table(few, tmp_path / "mine_mistakes.parquet")
+    mine = StoredAsset("mine_mistakes", role="evaluation", files={"": str(tmp_path / "mine_mistakes.parquet")})
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+    deployment = ReviewedDeployment("here", ledger, PayloadStore(str(tmp_path / "p")), "test", lambda: [*assets, mine])
+    client = serve(review_app(deployment, Door(user_header="X-User")))
+    words = [words for words, _ in acts_of(client)]
+    ledger.close()
+    assert {"See 3 mistakes by quality", "See 30 mistakes by quality", "See 1 mistake by mine"} <= set(words)
 
 
 def test_rows_that_others_have_judged_are_offered_for_a_second_opinion_after_mistakes(desk):
@@ -99,6 +119,23 @@ def test_rows_that_others_have_judged_are_offered_for_a_second_opinion_after_mis
     acts = acts_of(client)
     assert [words for words, _ in acts[:2]] == ["See 3 mistakes", "Give a second opinion on 5 rows"]
     assert "5 rows left for a second opinion" in words_of(client, acts[1][1])
+
+
+def test_gold_and_the_people_who_made_it_are_called_so(serve, tmp_path):
+    judged = pa.table({"id": ["t0"], "topic": ["bug"], "gold_outcome": ["agreed"], "agreement": [1.0]})
+    raters = pa.table({"annotator": ["ada"], "target": ["topic"], "n_labels": [1], "agreement": [1.0]})
+    for name, table in {"gold": judged, "gold_raters": raters}.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    assets = [
+        StoredAsset(name, role="annotation", files={"": str(tmp_path / f"{name}.parquet")})
+        for name in ("gold", "gold_raters")
+    ]
+    ledger, payloads = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), PayloadStore(str(tmp_path / "p"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets)
+    words = words_of(serve(review_app(deployment, Door(user_header="X-User"))))
+    ledger.close()
+    assert "gold gold by people" in words
+    assert "gold_raters people who judged" in words
 
 
 def test_a_table_is_called_what_it_is(desk):
@@ -117,6 +154,22 @@ def test_what_waits_for_a_person_is_shown_with_its_advice(desk):
     assert "A batch is in doubt <b>: run resolve." in words
     assert "Waiting for a person 1 task" in words
     assert "Not here." not in words
+    told = [("tickets", "A batch is in doubt."), ("tickets", "Its queue is full.")]
+    assert "Waiting for a person 2 tasks, 5 rows to judge" in words_of(open_page(with_sample=True, waiting=told))
+
+
+def test_the_evaluation_with_the_most_gold_rows_comes_first(serve, tmp_path):
+    """An evaluation by two rows can be 100% by chance."""
+    assets, _ = store_dataset(tmp_path)
+    gold = pa.table({"id": ["t0", "t1"], "topic": ["bug", "bug"]})
+    few = compare(gold, {"tickets": pq.read_table(tmp_path / "d1.parquet")}, key="id", targets=["topic"])
+    pq.write_table(evaluations_to_arrow(few.evaluations), tmp_path / "few.parquet")
+    first = StoredAsset("few", role="evaluation", files={"": str(tmp_path / "few.parquet")})
+    ledger, payloads = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), PayloadStore(str(tmp_path / "p"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: [first, *assets])
+    words = words_of(serve(review_app(deployment, Door(user_header="X-User"))))
+    ledger.close()
+    assert 0 < words.find("by 40 gold rows in quality") < words.find("by 2 gold rows in few")
 
 
 def test_the_first_page_looks_once_for_all_datasets_for_what_waits_for_a_person(serve, tmp_path):
@@ -193,6 +246,33 @@ def test_a_mistake_compares_gold_with_each_label_whatever_its_column_is_named(de
     assert "confidence:" not in compared
 
 
+def test_an_evaluation_names_the_worst_class_of_each_candidate_and_leads_to_its_mistakes(desk):
+    open_page, _ = desk
+    client = open_page()
+    words = words_of(client, "/evaluation/quality")
+    assert "The worst class is bug : 90% (73% to 98%) of its 30 labeled gold rows have the right label." in words
+    assert "The worst class is bug : 0% (0% to 12%) of its 30 labeled gold rows have the right label." in words
+    links = re.findall(r'<a href="([^"]*)">See its mistakes', client.get("/evaluation/quality", X_User="ada").text)
+    shown = [words_of(client, html.unescape(link)) for link in links]
+    assert ["3 of 30 rows" in shown[0], "30 rows" in shown[1]] == [True, True]
+
+
+def test_each_table_of_an_evaluation_and_each_mistake_lead_back_to_the_evaluation(desk):
+    open_page, _ = desk
+    client = open_page()
+
+    def path_of(path: str) -> list[str]:
+        text = client.get(path, X_User="ada").text.partition('aria-label="Breadcrumb"')[2].partition("</nav>")[0]
+        return re.findall('href="([^"]*)"', text)
+
+    for path in ("/table/quality_mistakes", "/row/quality_mistakes?by=id&key=t28"):
+        assert path_of(path) == ["/", "/evaluation/quality", "/table/quality_mistakes"]
+    assert path_of("/failures/quality_failures") == ["/", "/evaluation/quality", "/table/quality_failures"]
+    assert path_of("/table/quality_per_class") == ["/", "/evaluation/quality", "/table/quality_per_class"]
+    assert path_of("/table/quality") == ["/", "/evaluation/quality", "/table/quality"]
+    assert path_of("/table/shop/tickets") == ["/", "/table/shop/tickets"]
+
+
 def test_what_goes_wrong_reads_as_sentences_with_an_example_and_a_link(desk):
     open_page, _ = desk
     client = open_page()
@@ -205,6 +285,26 @@ def test_what_goes_wrong_reads_as_sentences_with_an_example_and_a_link(desk):
     facets = client.get("/table/quality_mistakes", X_User="ada").text.partition("<aside")[2].partition("</aside>")[0]
     assert "<summary>tickets_label</summary>" in facets
     assert "<summary>id</summary>" not in facets
+
+
+def test_the_groups_of_all_candidates_are_sorted_by_size_and_those_of_further_pages_are_a_click_away(desk):
+    open_page, folder = desk
+    client = open_page()
+
+    def counts_on(path):
+        found = re.findall(r"This happened in <a[^>]*>(\d+) row", client.get(path, X_User="ada").text)
+        return [int(count) for count in found]
+
+    assert counts_on("/failures/quality_failures") == [30, 3]
+    path = folder / "quality_failures.parquet"
+    group = pq.read_table(path).slice(0, 1)
+    numbers = range(1, 61)
+    many = [group.set_column(group.schema.get_field_index("n"), "n", pa.array([n], pa.int64())) for n in numbers]
+    pq.write_table(pa.concat_tables(many), path)
+    assert counts_on("/failures/quality_failures") == [*reversed(numbers)][:50]
+    text = client.get("/failures/quality_failures?where=candidate:is:tickets", X_User="ada").text
+    [further] = re.findall('rel="next" href="([^"]*)"', text)
+    assert counts_on("/failures/quality_failures" + html.unescape(further)) == [*reversed(numbers)][50:]
 
 
 def test_a_share_by_the_weights_of_a_sample_is_named_so_beside_the_counted_rows(serve, tmp_path):

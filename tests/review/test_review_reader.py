@@ -39,7 +39,14 @@ def opened(assets, folder, how: str = "keys"):
     ledger, payloads = Ledger(f"sqlite:///{folder}/ledger.sqlite"), PayloadStore(str(folder / "payloads"))
     waiting = [("tickets", "A batch is in doubt.")]
     deployment = ReviewedDeployment(
-        "here", ledger, payloads, "test", lambda: assets, forms=[FORM], judged=["tickets"], waiting=lambda: waiting
+        "here",
+        ledger,
+        payloads,
+        "test",
+        lambda: assets,
+        forms=[FORM],
+        judged={"tickets": "gold"},
+        waiting=lambda: waiting,
     )
     width, height = SIZES[how]
     sandbox = [] if os.geteuid() else ["--no-sandbox"]
@@ -112,7 +119,7 @@ def test_a_reader_finds_the_worst_class_of_mistakes_in_three_presses_and_judges_
             page.locator("h1", has_text=re.compile(f"^t{number}$")).wait_for()
             page.wait_for_timeout(350)
             if how == "touch":
-                page.get_by_text("bug", exact=True).tap()
+                page.locator("#judge").get_by_text("bug", exact=True).tap()
             else:
                 page.keyboard.press("1")
         page.get_by_text("Nothing is left").wait_for()

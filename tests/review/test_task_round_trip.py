@@ -255,7 +255,7 @@ WRONG = [
     (lambda row: row.update(llm_row="row1.W10.x"), "llm_row was changed"),
     (lambda row: row.update(id=row["id"] + "x"), "the id was edited, or columns were sorted apart"),
     (swapped(), "columns were sorted apart|gave another answer|llm_row belongs to row"),
-    (lambda row: row.update(llm_annotator=""), "nobody is named"),
+    (lambda row: row.update(llm_annotator=""), "annotator is missing"),
 ]
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.states import TRANSITIONS, ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.batch_rows import shard_row
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -47,7 +47,7 @@ OLD_SHARD = sa.table(
 
 def old_shard_row(shard):
     """Return a shard that was never sent, as a row of OLD_SHARD."""
-    new = ("batch_key", "place", "sends", "sent_requests", "looked_at", "reason_kind")
+    new = ("batch_key", "place", "sends", "sent_requests", "looked_at", "reason_kind", "has_uploads")
     row = {name: value for name, value in shard_row(shard).items() if name not in new}
     row |= {"padding": 0, "retryable": False, "planned_at": a_submission().created_at}
     return row | {"state": shard.state, "ended_at": shard.ended_at}
@@ -55,7 +55,7 @@ def old_shard_row(shard):
 
 def fields_for(move, shard_id):
     """Return the required fields of a move."""
-    return {"batch_id": f"batch-{shard_id}"} if move is Move.ACCEPTED else {}
+    return {"batch_id": f"batch-{shard_id}"} if move is Transition.ACCEPTED else {}
 
 
 def path_to(state):
@@ -65,7 +65,7 @@ def path_to(state):
         here, path = queue.popleft()
         if here is state:
             return path
-        queue.extend((to, (*path, move)) for move, (sources, to) in MOVES.items() if here in sources)
+        queue.extend((to, (*path, move)) for move, (sources, to) in TRANSITIONS.items() if here in sources)
     raise AssertionError(state)
 
 

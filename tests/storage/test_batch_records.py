@@ -8,8 +8,17 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, bring_to
 
-from dagster_llm_batch.errors import IllegalMoveError
-from dagster_llm_batch.states import BATCH_MOVES, BATCH_SEEN, MOVES, SHARD_MOVES, BatchState, Move, OwnState, ShardState
+from dagster_llm_batch.errors import IllegalTransitionError
+from dagster_llm_batch.states import (
+    BATCH_SEEN,
+    BATCH_TRANSITIONS,
+    SHARD_TRANSITIONS,
+    TRANSITIONS,
+    BatchState,
+    OwnState,
+    ShardState,
+    Transition,
+)
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.schema import with_columns
 from dagster_llm_batch.types import Cause
@@ -57,52 +66,54 @@ def test_a_batch_of_several_shards_is_one_row_that_each_move_of_theirs_changes_o
         return [(row[0], row[1]) for row in rows]
 
     both = ["h2", "h1"]
-    ledger.shards.move_all(both, Move.SEND)
+    ledger.shards.move_all(both, Transition.SEND)
     assert batches() == [("h2-1", "sending")]
-    ledger.shards.move_all(both, Move.NOT_SENT)
-    ledger.shards.move_all(both, Move.SEND)
-    ledger.shards.move_all(both, Move.ACCEPTED, batch_id="b")
+    ledger.shards.move_all(both, Transition.NOT_SENT)
+    ledger.shards.move_all(both, Transition.SEND)
+    ledger.shards.move_all(both, Transition.ACCEPTED, batch_id="b")
     assert batches() == [("h2-1", "void"), ("h2-2", "running")]
-    ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
+    ledger.shards.move("h1", Transition.GIVEN_UP, cause=Cause.GIVEN_UP)
     assert batches() == [("h2-1", "void"), ("h2-2", "running")]
-    ledger.shards.move("h2", Move.ENDED)
-    ledger.shards.move_all(both, Move.COLLECTED)
+    ledger.shards.move("h2", Transition.ENDED)
+    ledger.shards.move_all(both, Transition.COLLECTED)
     assert batches() == [("h2-1", "void"), ("h2-2", "ended")]
 
 
 STALE = {
-    Move.NOT_SENT: {},
-    Move.REFUSED: {},
-    Move.ANSWERED: {},
-    Move.ACCEPTED: {"batch_id": "of-a-1"},
+    Transition.NOT_SENT: {},
+    Transition.REFUSED: {},
+    Transition.ANSWERED: {},
+    Transition.ACCEPTED: {"batch_id": "of-a-1"},
 }
 
 
 @pytest.mark.parametrize(("move", "fields"), STALE.items(), ids=str)
 def test_what_is_known_of_a_batch_moves_no_shard_that_was_sent_in_another_since(
-    ledger: Ledger, move: Move, fields: dict[str, str]
+    ledger: Ledger, move: Transition, fields: dict[str, str]
 ) -> None:
     """Freeze a process in its create call for `a`; another process plans `a` again, and sends it with `b`."""
     ledger.submissions.open(a_submission(), [a_shard(name, number=n, nonce=name) for n, name in enumerate("ab", 1)])
-    key = ledger.shards.move("a", Move.SEND).batch.batch_key
-    ledger.shards.move("a", Move.NOT_SENT, batch_key=key)
-    both = ledger.shards.move_all(["a", "b"], Move.SEND)
-    with pytest.raises(IllegalMoveError, match=r"in batch a-2, and cannot take the move '.*' of batch a-1"):
+    key = ledger.shards.move("a", Transition.SEND).batch.batch_key
+    ledger.shards.move("a", Transition.NOT_SENT, batch_key=key)
+    both = ledger.shards.move_all(["a", "b"], Transition.SEND)
+    with pytest.raises(IllegalTransitionError, match=r"in batch a-2, and cannot take the move '.*' of batch a-1"):
         ledger.shards.move("a", move, batch_key=key, **fields)
     assert ledger.shards.of_submission("s1") == both
     assert not broken_records(ledger)
     moved = ledger.shards.move_all(["a", "b"], move, batch_key="a-2", **fields)
-    assert [shard.state for shard in moved] == [MOVES[move][1]] * 2
+    assert [shard.state for shard in moved] == [TRANSITIONS[move][1]] * 2
     assert not broken_records(ledger)
 
 
-@pytest.mark.parametrize("move", [Move.NOT_SENT, Move.PUT_BACK])
-def test_a_batch_becomes_void_for_all_of_its_shards(ledger: Ledger, move: Move) -> None:
+@pytest.mark.parametrize("move", [Transition.NOT_SENT, Transition.PUT_BACK])
+def test_a_batch_becomes_void_for_all_of_its_shards(ledger: Ledger, move: Transition) -> None:
     ledger.submissions.open(a_submission(), [a_shard(name, number=n, nonce=name) for n, name in enumerate("ab", 1)])
-    sent = ledger.shards.move_all(["a", "b"], Move.SEND)
-    if move is Move.PUT_BACK:
-        sent = ledger.shards.move_all(["a", "b"], Move.ACCEPTED, batch_id="x")
-    with pytest.raises(IllegalMoveError, match=f"Shard b is sent in the same batch as a, and the move '{move.value}'"):
+    sent = ledger.shards.move_all(["a", "b"], Transition.SEND)
+    if move is Transition.PUT_BACK:
+        sent = ledger.shards.move_all(["a", "b"], Transition.ACCEPTED, batch_id="x")
+    with pytest.raises(
+        IllegalTransitionError, match=f"Shard b is sent in the same batch as a, and the move '{move.value}'"
+    ):
         ledger.shards.move("a", move)
     assert ledger.shards.of_submission("s1") == sent
     assert not broken_records(ledger)
@@ -113,9 +124,9 @@ def test_what_was_sent_with_a_shard_that_was_split_since_is_planned_again(ledger
     """Start from the older state: the batch of both ran no request, and then `a` was split."""
     shards = [a_shard(name, number=n, nonce=name, path=name) for n, name in enumerate("ab", 1)]
     ledger.submissions.open(a_submission(requests=16), shards)
-    sent = ledger.shards.move_all(["a", "b"], Move.SEND)
+    sent = ledger.shards.move_all(["a", "b"], Transition.SEND)
     if state is ShardState.SUBMITTED:
-        ledger.shards.move_all(["a", "b"], Move.ACCEPTED, batch_id="x")
+        ledger.shards.move_all(["a", "b"], Transition.ACCEPTED, batch_id="x")
     rest = replace(shards[0], path="rest", requests=4)
     half = replace(rest, shard_id="h", path="half", number=3, nonce="h")
     recovered = ledger.shards.recover_sends([a_submission(requests=16)], {"a": (rest, 1), "h": (half, 0)})
@@ -134,7 +145,7 @@ def test_what_was_sent_with_a_shard_that_was_split_since_is_planned_again(ledger
 
 def test_moves_as_people_see_them_are_those_of_shards_and_of_batches() -> None:
     assert {state for state in BatchState if state not in BATCH_SEEN} == {BatchState.VOID}
-    assert set(Move) == BATCH_MOVES.keys() | SHARD_MOVES.keys()
-    for move, (sources, to) in MOVES.items():
-        assert (to is ShardState.PLANNED) == (SHARD_MOVES.get(move, (None, None))[1] is OwnState.PLANNED), move
+    assert set(Transition) == BATCH_TRANSITIONS.keys() | SHARD_TRANSITIONS.keys()
+    for move, (sources, to) in TRANSITIONS.items():
+        assert (to is ShardState.PLANNED) == (SHARD_TRANSITIONS.get(move, (None, None))[1] is OwnState.PLANNED), move
         assert sources, move

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pytest
+import scipy
 from pydantic import BaseModel, Field
-from scipy import stats
 
 from dagster_llm_batch.core.cascade import Cascade, Precision, Recall
 from dagster_llm_batch.core.levels import Levels
@@ -81,7 +81,9 @@ def test_a_filter_accepts_by_its_sample_and_delivers_what_it_guarantees(site: Ca
     seen = [n for n in sampled if is_yes(n) and not (is_precision and is_error(n))]
     errors = [n for n in sampled if is_error(n) and is_yes(n) is not is_precision]
     chances = (
-        stats.nbinom.cdf(range(50), len(seen), 0.9) if is_precision else stats.binom.cdf(range(50), len(seen), 0.1)
+        scipy.stats.nbinom.cdf(range(50), len(seen), 0.9)
+        if is_precision
+        else scipy.stats.binom.cdf(range(50), len(seen), 0.1)
     )
     assert levels.allowed == sum(chances <= 1 - CONFIDENCE) - 1 > 0
     assert levels.wrong == len(errors) > levels.allowed

@@ -250,7 +250,7 @@ NOT_NULL = (
 
 def test_charges_sum_up_to_what_cost_shows_and_name_where_each_is_from(deployment: SmallDeployment) -> None:
     costs = deployment.ledger.money.shard_costs("test")
-    charges, unknown = focus_charges(costs, "test")
+    charges, unknown = focus_charges(costs, "test", {})
     total = cost_table(costs, ["asset"]).total
     assert total.cost_usd is not None
     assert sum(charges["BilledCost"].to_pylist()) == total.cost_usd

@@ -11,7 +11,7 @@ from ledger_builders import a_shard, a_submission
 
 from dagster_llm_batch.advice.end_forecast import EndHistory, EndQuestion, EndScore, Owner, end_text, told_text
 from dagster_llm_batch.core.durations import EndForecast
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane
@@ -43,17 +43,17 @@ class Site:
         ]
         self.ledger.submissions.open(submission, shards)
         for shard in shards:
-            self.ledger.shards.move(shard.shard_id, Move.SEND)
-            self.ledger.shards.move(shard.shard_id, Move.ACCEPTED, batch_id=f"batch-{shard.shard_id}")
+            self.ledger.shards.move(shard.shard_id, Transition.SEND)
+            self.ledger.shards.move(shard.shard_id, Transition.ACCEPTED, batch_id=f"batch-{shard.shard_id}")
         return name
 
     def end(self, name: str, **fields: Any) -> None:
         shards = self.ledger.shards.of_submission(name)
-        self.ledger.shards.move_all([shard.shard_id for shard in shards], Move.ENDED, **fields)
+        self.ledger.shards.move_all([shard.shard_id for shard in shards], Transition.ENDED, **fields)
 
     def settle(self, name: str) -> None:
         for shard in self.ledger.shards.of_submission(name):
-            self.ledger.shards.move(shard.shard_id, Move.COLLECTED)
+            self.ledger.shards.move(shard.shard_id, Transition.COLLECTED)
         self.ledger.submissions.settle(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
 
     def run(self, took: timedelta, **more: Any) -> str:
@@ -153,9 +153,9 @@ def test_a_submission_of_several_batches_ends_with_the_last(site: Site) -> None:
     name = site.begin(batches=2)
     first, last = site.ledger.shards.of_submission(name)
     site.clock.now += HOUR
-    site.ledger.shards.move(first.shard_id, Move.ENDED)
+    site.ledger.shards.move(first.shard_id, Transition.ENDED)
     site.clock.now += 7 * HOUR
-    site.ledger.shards.move(last.shard_id, Move.ENDED)
+    site.ledger.shards.move(last.shard_id, Transition.ENDED)
     assert site.ledger.history.submission_spans("prod", "tickets", 1)[0].until is None
     site.settle(name)
     [span] = site.ledger.history.submission_spans("prod", "tickets", 1)
@@ -197,7 +197,7 @@ def test_the_sizes_of_batches_that_ended_by_themselves_are_read_with_all_that_th
     site.clock.now += DAY
     expired = site.begin(requests=7)
     for shard in site.ledger.shards.of_submission(expired):
-        site.ledger.shards.move(shard.shard_id, Move.EXPIRED, status=BatchStatus.EXPIRED)
+        site.ledger.shards.move(shard.shard_id, Transition.EXPIRED, status=BatchStatus.EXPIRED)
     stopped = site.begin()
     site.end(stopped, status=BatchStatus.ENDED, cause=Cause.STOPPED)
     site.begin(requests=9)
@@ -208,8 +208,8 @@ def test_the_sizes_of_batches_that_ended_by_themselves_are_read_with_all_that_th
         ],
     )
     both = [shard.shard_id for shard in pair]
-    site.ledger.shards.move_all(both, Move.SEND)
-    site.ledger.shards.move_all(both, Move.ACCEPTED, batch_id="pair")
+    site.ledger.shards.move_all(both, Transition.SEND)
+    site.ledger.shards.move_all(both, Transition.ACCEPTED, batch_id="pair")
     site.end("pair", status=BatchStatus.ENDED)
     model = (OWNER.provider, OWNER.account, OWNER.model)
     known = site.ledger.history.batch_sizes(*model, began, 100)

@@ -13,7 +13,7 @@ from ledger_builders import a_shard, a_submission, bring_to
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.status import Advice, find_unsent
-from dagster_llm_batch.states import STORED_HOLDS, HoldReason, Move, ShardState
+from dagster_llm_batch.states import STORED_HOLDS, HoldReason, ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import (
     Adopted,
@@ -118,7 +118,7 @@ def unread(ledger: Ledger, clock: Any) -> None:
     """Add a shard with unreadable results, to be read again later."""
     ledger.submissions.open(a_submission(), [a_shard()])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
-    ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
+    ledger.shards.move("h1", Transition.ENDED, status=BatchStatus.ENDED)
     assert ledger.unread.note(["h1"], "403: no") == {"h1": clock.now}
     ledger.unread.wait(["h1"], clock.now + timedelta(minutes=1))
 
@@ -155,7 +155,7 @@ def test_results_that_do_not_exist_are_one_hold_from_the_first_answer_until_they
 ) -> None:
     ledger.submissions.open(a_submission(), [a_shard()])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
-    ended = ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
+    ended = ledger.shards.move("h1", Transition.ENDED, status=BatchStatus.ENDED)
     began = clock.now
     assert ledger.unread.note_absence(ended, "404: none") == began
     clock.pass_seconds(60)
@@ -167,7 +167,7 @@ def test_results_that_do_not_exist_are_one_hold_from_the_first_answer_until_they
     clock.pass_seconds(-3600)
     # By a clock that was wrong it began later than now.
     assert ledger.unread.note_absence(ended, "404: none") == clock.now
-    ledger.shards.move("h1", Move.GONE, cause=Cause.GONE)
+    ledger.shards.move("h1", Transition.GONE, cause=Cause.GONE)
     ledger.shards.collect({"h1": {"results_path": "a"}})
     assert ledger.holds.of(["s1"]) == {}
 
@@ -179,10 +179,10 @@ def test_what_is_collected_has_no_hold(ledger: Ledger, clock: Any, waits: bool) 
     else:
         ledger.submissions.open(a_submission(), [a_shard()])
         bring_to(ledger, "h1", ShardState.SUBMITTED)
-        ledger.shards.move("h1", Move.ENDED, status=BatchStatus.ENDED)
+        ledger.shards.move("h1", Transition.ENDED, status=BatchStatus.ENDED)
         ledger.unread.note(["h1"], "403: no")
         # The shard was abandoned before, so it does not wait for another read.
-        ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
+        ledger.shards.move("h1", Transition.GIVEN_UP, cause=Cause.GIVEN_UP)
     assert [hold.subject for hold in ledger.holds.of(["s1"])["s1"]] == ["h1"]
     ledger.shards.collect({"h1": {"results_path": "a"}})
     assert ledger.holds.of(["s1"]) == {}
@@ -190,11 +190,11 @@ def test_what_is_collected_has_no_hold(ledger: Ledger, clock: Any, waits: bool) 
 
 def test_what_was_given_up_and_can_be_read_after_all_has_no_hold(ledger: Ledger, clock: Any) -> None:
     unread(ledger, clock)
-    ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP, status=BatchStatus.ENDED)
+    ledger.shards.move("h1", Transition.GIVEN_UP, cause=Cause.GIVEN_UP, status=BatchStatus.ENDED)
     ledger.shards.collect({"h1": {"results_path": "a"}})
     late = Ending(
-        move=Move.LATE, batch_id="batch-h1", status=BatchStatus.ENDED, ended_at=clock.now, total=8, done=8, failed=0,
-        reason=None, retryable=False,
+        move=Transition.LATE, batch_id="batch-h1", status=BatchStatus.ENDED, ended_at=clock.now, total=8, done=8,
+        failed=0, reason=None, retryable=False,
     )  # fmt: skip
     ledger.shards.record_late_endings({"h1": late})
     assert ledger.shards.get("h1").state is ShardState.ENDED

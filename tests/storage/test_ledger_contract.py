@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
 
-from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LedgerError
+from dagster_llm_batch.errors import IllegalTransitionError, LeaseError, LedgerError
 from dagster_llm_batch.loop.status import Status
-from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
+from dagster_llm_batch.states import TRANSITIONS, Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.batch_rows import record_same_reports
 from dagster_llm_batch.storage.ledger.database import Database
@@ -114,18 +114,18 @@ def test_history_is_newest_first_and_submissions_oldest_first(ledger):
 
 
 def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_changes_nothing(ledger):
-    pairs = [(state, move) for state in ShardState for move in Move]
+    pairs = [(state, move) for state in ShardState for move in Transition]
     shards = [a_shard(f"h{number}", number=number) for number in range(len(pairs))]
     ledger.submissions.open(a_submission(), shards)
     for shard, (state, move) in zip(shards, pairs, strict=True):
         bring_to(ledger, shard.shard_id, state)
         before, events = ledger.shards.get(shard.shard_id), ledger.events.of_submission("s1")
-        if state in MOVES[move][0]:
+        if state in TRANSITIONS[move][0]:
             after = ledger.shards.move(shard.shard_id, move, **fields_for(move, shard.shard_id))
-            assert after.state is MOVES[move][1], (state, move)
+            assert after.state is TRANSITIONS[move][1], (state, move)
             assert after == ledger.shards.get(shard.shard_id)
             *sent, event = ledger.events.of_submission("s1")[len(events) :] or [None]
-            if move is Move.SEND:
+            if move is Transition.SEND:
                 # The event is written with the outcome of the create call.
                 assert event is None
                 continue
@@ -134,9 +134,9 @@ def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_change
             is_in_doubt = state is ShardState.SUBMITTING
             assert [(one.kind, one.at) for one in sent] == ([("send", before.batch.sent_at)] if is_in_doubt else [])
         else:
-            with pytest.raises(IllegalMoveError) as refusal:
+            with pytest.raises(IllegalTransitionError) as refusal:
                 ledger.shards.move(shard.shard_id, move, **fields_for(move, shard.shard_id))
-            for word in (shard.shard_id, state.value, *(source.value for source in MOVES[move][0])):
+            for word in (shard.shard_id, state.value, *(source.value for source in TRANSITIONS[move][0])):
                 assert word in str(refusal.value)
             assert ledger.shards.get(shard.shard_id) == before, (state, move)
             assert ledger.events.of_submission("s1") == events, (state, move)
@@ -145,18 +145,18 @@ def test_every_state_and_move_does_what_the_table_says_and_an_illegal_one_change
 def test_a_move_records_its_time_and_fields(ledger, clock):
     ledger.submissions.open(a_submission(), [a_shard()])
     sent_at = clock.now
-    assert ledger.shards.move("h1", Move.SEND).batch.sent_at == sent_at
-    assert ledger.shards.move("h1", Move.NOT_SENT).batch.sent_at is None
+    assert ledger.shards.move("h1", Transition.SEND).batch.sent_at == sent_at
+    assert ledger.shards.move("h1", Transition.NOT_SENT).batch.sent_at is None
     clock.pass_seconds(5)
-    ledger.shards.move("h1", Move.SEND)
+    ledger.shards.move("h1", Transition.SEND)
     clock.pass_seconds(1)
-    accepted = ledger.shards.move("h1", Move.ACCEPTED, batch_id="b1")
+    accepted = ledger.shards.move("h1", Transition.ACCEPTED, batch_id="b1")
     assert (accepted.batch.sent_at, accepted.batch.submitted_at) == (sent_at + timedelta(seconds=5), clock.now)
-    ended = ledger.shards.move("h1", Move.FAILED, reason="queue full", retryable=True, ended_at=sent_at)
+    ended = ledger.shards.move("h1", Transition.FAILED, reason="queue full", retryable=True, ended_at=sent_at)
     assert (ended.ended_at, ended.reason, ended.batch.retryable) == (sent_at, "queue full", True)
     told = Decimal("0.07125")
     collected = ledger.shards.move(
-        "h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"), reported_usd=told
+        "h1", Transition.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"), reported_usd=told
     )
     assert collected.reported_usd == told
     assert (collected.raw_path, collected.results_path, collected.bill.cost_usd) == ("r", "p", Decimal("0.07"))
@@ -166,7 +166,7 @@ def test_a_move_records_its_time_and_fields(ledger, clock):
 
 def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_again(ledger):
     ledger.submissions.open(a_submission(tags={"team": "support"}), [a_shard()])
-    for move in (Move.SEND, Move.ACCEPTED, Move.ENDED):
+    for move in (Transition.SEND, Transition.ACCEPTED, Transition.ENDED):
         ledger.shards.move("h1", move, **fields_for(move, "h1"))
     bill = {
         "cost_usd": None,
@@ -180,7 +180,7 @@ def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_agai
         "unlabeled_usd": Decimal("0.01"),
         "padding_usd": Decimal(0),
     }
-    collected = ledger.shards.move("h1", Move.COLLECTED, results_path="p", reported_usd=None, **bill)
+    collected = ledger.shards.move("h1", Transition.COLLECTED, results_path="p", reported_usd=None, **bill)
     assert {name: getattr(collected.bill, name) for name in bill} == bill
     assert collected.reported_usd is None
     changed = {**bill, "reported_usd": None, "unpriced": 0, "cost_usd": Decimal("0.08"), "known_usd": Decimal("0.08")}
@@ -194,12 +194,12 @@ def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_agai
 
 def test_shards_that_are_sent_together_have_one_batch_whose_padding_is_told_of_the_first(ledger):
     ledger.submissions.open(a_submission(), [a_shard(f"h{number}", number=number) for number in range(3)])
-    sent = ledger.shards.move_all(["h2", "h0"], Move.SEND, padding=5)
+    sent = ledger.shards.move_all(["h2", "h0"], Transition.SEND, padding=5)
     found = [(one.shard_id, one.batch.batch_key, one.batch.place, one.batch.padding) for one in sent]
     assert found == [("h2", "h2-1", 0, 5), ("h0", "h2-1", 1, 0)]
     assert [ledger.shards.get("h2"), ledger.shards.get("h0")] == sent
-    with pytest.raises(IllegalMoveError):
-        ledger.shards.move_all(["h1", "h0"], Move.SEND)
+    with pytest.raises(IllegalTransitionError):
+        ledger.shards.move_all(["h1", "h0"], Transition.SEND)
     assert ledger.shards.get("h1").state is ShardState.PLANNED
 
 
@@ -232,13 +232,13 @@ def test_a_submission_and_its_shards_are_read_together(ledger):
 
 def test_a_move_refuses_what_it_cannot_record(ledger):
     ledger.submissions.open(a_submission(), [a_shard()])
-    ledger.shards.move("h1", Move.SEND)
+    ledger.shards.move("h1", Transition.SEND)
     with pytest.raises(LedgerError, match="without a batch_id"):
-        ledger.shards.move("h1", Move.ACCEPTED)
+        ledger.shards.move("h1", Transition.ACCEPTED)
     with pytest.raises(LedgerError, match="nonce"):
-        ledger.shards.move("h1", Move.ACCEPTED, batch_id="b", nonce="x")
+        ledger.shards.move("h1", Transition.ACCEPTED, batch_id="b", nonce="x")
     with pytest.raises(LedgerError, match="no shard h9"):
-        ledger.shards.move("h9", Move.SEND)
+        ledger.shards.move("h9", Transition.SEND)
     assert ledger.shards.get("h1").state is ShardState.SUBMITTING
 
 
@@ -246,15 +246,15 @@ def test_a_batch_of_one_account_belongs_to_one_shard(ledger):
     ledger.submissions.open(a_submission("s1"), [a_shard("h1", "s1"), a_shard("h2", "s1", number=2)])
     ledger.submissions.open(a_submission("s2", asset="x", account="other"), [a_shard("h3", "s2")])
     for shard_id in ("h1", "h2", "h3"):
-        ledger.shards.move(shard_id, Move.SEND)
-    ledger.shards.move("h1", Move.ACCEPTED, batch_id="b1")
+        ledger.shards.move(shard_id, Transition.SEND)
+    ledger.shards.move("h1", Transition.ACCEPTED, batch_id="b1")
     with pytest.raises(LedgerError, match="b1 already belongs to another shard") as refused:
-        ledger.shards.move("h2", Move.ACCEPTED, batch_id="b1")
+        ledger.shards.move("h2", Transition.ACCEPTED, batch_id="b1")
     assert "an emulator was restarted" in str(refused.value)
     assert "dagster-llm-batch resolve h2 --no-batch" in str(refused.value)
     assert ledger.shards.get("h2").state is ShardState.SUBMITTING
     assert "accepted" not in [event.kind for event in ledger.events.of_submission("s1") if event.shard_id == "h2"]
-    assert ledger.shards.move("h3", Move.ACCEPTED, batch_id="b1").batch.batch_id == "b1"
+    assert ledger.shards.move("h3", Transition.ACCEPTED, batch_id="b1").batch.batch_id == "b1"
 
 
 def test_a_wave_is_stored_once_and_in_turn(ledger):
@@ -283,7 +283,7 @@ def test_a_submission_is_not_settled_by_who_does_not_know_its_last_wave(ledger):
         ledger.submissions.open(a_submission(key, partition=key), [a_shard(f"h-{key}", key)])
     ledger.submissions.add_wave("s2", [a_shard("h2", "s2", wave=2)])
     both = dict.fromkeys(("s1", "s2"), nothing)
-    with pytest.raises(LedgerError, match="Submission s2 has wave 2 by now"):
+    with pytest.raises(LedgerError, match="Submission s2 is in round 2 by now"):
         ledger.submissions.settle_all(both, {"s1": 1, "s2": 1})
     assert not any(ledger.submissions.get(key).is_settled for key in both)
     assert all(one.is_settled for one in ledger.submissions.settle_all(both, {"s1": 1, "s2": 2}).values())
@@ -311,7 +311,7 @@ def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger,
 def test_a_report_that_comes_after_the_end_changes_nothing(ledger):
     ledger.submissions.open(a_submission(), [a_shard("h1")])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
-    ledger.shards.record_endings({"h1": an_ending("batch-h1", Move.EXPIRED, status=BatchStatus.EXPIRED, done=7)})
+    ledger.shards.record_endings({"h1": an_ending("batch-h1", Transition.EXPIRED, status=BatchStatus.EXPIRED, done=7)})
     ended, events = ledger.shards.get("h1"), ledger.events.of_submission("s1")
     ledger.shards.record_reports(
         {"h1": BatchReport("batch-h1", BatchStatus.RUNNING, done=3)}
@@ -324,8 +324,8 @@ def test_a_report_without_news_is_one_write_for_a_shared_batch_and_does_not_read
     shards = [f"h{n}" for n in range(6)]
     for n, shard_id in enumerate(shards):
         ledger.submissions.open(a_submission(f"s{n}", partition=str(n)), [a_shard(shard_id, f"s{n}")])
-    ledger.shards.move_all(shards, Move.SEND)
-    ledger.shards.move_all(shards, Move.ACCEPTED, batch_id="b")
+    ledger.shards.move_all(shards, Transition.SEND)
+    ledger.shards.move_all(shards, Transition.ACCEPTED, batch_id="b")
     ledger.shards.record_reports(dict.fromkeys(shards, BatchReport("b", BatchStatus.RUNNING, total=48, done=6)))
     clock.pass_seconds(9)
     with statements() as asked:
@@ -380,7 +380,7 @@ def test_in_flight_gives_the_least_recently_polled_first(ledger, clock):
         ledger.shards.record_reports({shard_id: BatchReport(f"batch-{shard_id}", BatchStatus.RUNNING)})
     assert [shard.shard_id for shard in ledger.shards.in_flight("prod")] == ["h2", "h1", "h0"]
     assert [shard.shard_id for shard in ledger.shards.in_flight("prod", limit=1)] == ["h2"]
-    ledger.shards.move("h4", Move.SEND)
+    ledger.shards.move("h4", Transition.SEND)
     assert [shard.shard_id for shard in ledger.shards.in_flight("prod")][:2] == ["h2", "h4"]
 
 
@@ -404,8 +404,8 @@ def test_a_batch_is_polled_by_one_shard_unless_the_own_time_of_others_is_due(led
             a_submission(f"s{n}", partition=str(n), deadline_at=deadline), [a_shard(f"h{n}", f"s{n}")]
         )
     for shard_ids in (["h0", "h1", "h2", "h3", "h4"], ["h5"]):
-        ledger.shards.move_all(shard_ids, Move.SEND)
-        ledger.shards.move_all(shard_ids, Move.ACCEPTED, batch_id=f"b-{shard_ids[0]}")
+        ledger.shards.move_all(shard_ids, Transition.SEND)
+        ledger.shards.move_all(shard_ids, Transition.ACCEPTED, batch_id=f"b-{shard_ids[0]}")
 
     def chosen() -> set[str]:
         return {shard.shard_id for shard in ledger.shards.of_batches_in_flight("prod", clock.now)}
@@ -419,7 +419,7 @@ def test_a_batch_is_polled_by_one_shard_unless_the_own_time_of_others_is_due(led
     ledger.submissions.mark_delivered("s0")
     assert chosen() == {"h1", "h3", "h4", "h5"}
     # The first shard that is left does not wait for its batch any more.
-    ledger.shards.move("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
+    ledger.shards.move("h1", Transition.GIVEN_UP, cause=Cause.GIVEN_UP)
     assert chosen() == {"h2", "h3", "h4", "h5"}
 
 
@@ -469,7 +469,7 @@ def test_a_request_that_a_later_wave_asks_again_counts_once_and_is_neither_done_
     [progress] = ledger.submissions.progress("prod")
     assert (progress.total, progress.done, progress.failed, progress.asked) == (8, 8, 2, 8)
     ledger.shards.record_endings({"h1": an_ending("batch-h1", done=8, failed=3)})
-    ledger.shards.move("h1", Move.COLLECTED)
+    ledger.shards.move("h1", Transition.COLLECTED)
     ledger.submissions.add_wave("s1", [a_shard("h2", wave=2, requests=2)])
     [progress] = ledger.submissions.progress("prod")
     assert (progress.total, progress.done, progress.failed, progress.asked) == (8, 6, 1, 2)
@@ -565,12 +565,12 @@ def test_spent_is_exact_and_counts_costs_then_estimates(ledger, clock):
     ledger.submissions.open(a_submission(), shards)
     bring_to(ledger, "submitted", ShardState.SUBMITTED)
     for name, cost in (("collected", Decimal("0.03")), ("unknown_cost", None)):
-        for move in (Move.SEND, Move.ACCEPTED, Move.ENDED):
+        for move in (Transition.SEND, Transition.ACCEPTED, Transition.ENDED):
             ledger.shards.move(name, move, **fields_for(move, name))
-        ledger.shards.move(name, Move.COLLECTED, cost_usd=cost)
-    ledger.shards.move("refused", Move.SEND)
-    ledger.shards.move("refused", Move.REFUSED)
-    ledger.shards.move("never_sent", Move.CANCELED)
+        ledger.shards.move(name, Transition.COLLECTED, cost_usd=cost)
+    ledger.shards.move("refused", Transition.SEND)
+    ledger.shards.move("refused", Transition.REFUSED)
+    ledger.shards.move("never_sent", Transition.CANCELED)
     assert ledger.money.spent_usd("prod") == Decimal("0.33")
     assert ledger.money.spent_usd("dev") == 0
     clock.pass_seconds(10)
@@ -607,15 +607,15 @@ def test_what_is_billed_frees_what_was_kept_for_it_and_what_nobody_knows_does_no
         assert ledger.money.reserve({name: Decimal(2)}, [limit])
     assert ledger.money.committed_usd(limit) == 8
     bring_to(ledger, "billed", ShardState.ENDED)
-    ledger.shards.move("billed", Move.COLLECTED, cost_usd=Decimal("0.5"))
+    ledger.shards.move("billed", Transition.COLLECTED, cost_usd=Decimal("0.5"))
     bring_to(ledger, "unknown", ShardState.SUBMITTED)
-    ledger.shards.move("unknown", Move.ENDED)
-    ledger.shards.move("unknown", Move.COLLECTED, cost_usd=None, reserved_usd=Decimal(3))
-    for name, move in (("refused", Move.REFUSED), ("put_off", Move.NOT_SENT)):
-        ledger.shards.move(name, Move.SEND)
+    ledger.shards.move("unknown", Transition.ENDED)
+    ledger.shards.move("unknown", Transition.COLLECTED, cost_usd=None, reserved_usd=Decimal(3))
+    for name, move in (("refused", Transition.REFUSED), ("put_off", Transition.NOT_SENT)):
+        ledger.shards.move(name, Transition.SEND)
         ledger.shards.move(name, move)
     assert ledger.money.committed_usd(limit) == Decimal("3.5")
-    ledger.shards.move("unlimited", Move.SEND)
+    ledger.shards.move("unlimited", Transition.SEND)
     assert ledger.money.committed_usd(limit) == Decimal("7.5")
     assert ledger.money.committed_usd(limit, ["unlimited"]) == Decimal("3.5")
     # It is unknown whether requests in flight will be billed.
@@ -631,7 +631,7 @@ def test_a_period_has_what_was_sent_in_it_whenever_it_was_planned(ledger, clock)
     assert ledger.money.committed_usd(limit) == ledger.money.spent_usd("prod", since=clock.now) == 0
     assert ledger.money.reserve({"b": Decimal(2)}, [limit])
     assert not ledger.money.reserve({"c": Decimal(2)}, [limit])
-    ledger.shards.move("b", Move.SEND)
+    ledger.shards.move("b", Transition.SEND)
     assert ledger.money.committed_usd(limit) == ledger.money.spent_usd("prod", since=clock.now) == 2
 
 
@@ -745,7 +745,7 @@ def test_a_machine_whose_clock_is_not_the_databases_is_refused(postgres_cluster,
     apart.close()
 
 
-def an_ending(batch_id, move=Move.ENDED, **changes):
+def an_ending(batch_id, move=Transition.ENDED, **changes):
     values = {
         "move": move, "batch_id": batch_id, "status": BatchStatus.ENDED, "ended_at": datetime(2026, 1, 2, tzinfo=UTC),
         "total": 8, "done": 8, "failed": 0, "reason": None, "retryable": False,
@@ -757,11 +757,13 @@ def test_batches_that_ended_are_recorded_together_and_what_another_process_moved
     ledger.submissions.open(a_submission(), [a_shard(f"h{n}", number=n, nonce=f"n{n}") for n in range(1, 5)])
     for name in ("h1", "h2", "h3", "h4"):
         bring_to(ledger, name, ShardState.SUBMITTED)
-    ledger.shards.move("h3", Move.CANCELED)
+    ledger.shards.move("h3", Transition.CANCELED)
     ledger.shards.record_endings(
         {
             "h1": an_ending("batch-h1"),
-            "h2": an_ending("batch-h2", Move.FAILED, status=BatchStatus.FAILED, reason="no", retryable=True, done=2),
+            "h2": an_ending(
+                "batch-h2", Transition.FAILED, status=BatchStatus.FAILED, reason="no", retryable=True, done=2
+            ),
             "h3": an_ending("batch-h3"),
             "h4": an_ending("a batch that it was put back from"),
         }
@@ -830,14 +832,16 @@ def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock,
     ledger.events.add("s1", Other("something", said))
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     end = Ending(
-        move=Move.FAILED, batch_id="batch-h1", status=BatchStatus.FAILED, ended_at=clock(), total=8, done=0, failed=8,
-        reason=said, retryable=False,
+        move=Transition.FAILED, batch_id="batch-h1", status=BatchStatus.FAILED, ended_at=clock(), total=8, done=0,
+        failed=8, reason=said, retryable=False,
     )  # fmt: skip
     ledger.shards.record_endings({"h1": end})
     assert ledger.shards.get("h1").state is ShardState.FAILED
-    ledger.shards.move("h2", Move.SEND)
-    ledger.shards.move("h2", Move.NOT_SENT, reason=said)
-    told = [event.detail for event in ledger.events.of_submission("s1") if event.kind in ("something", Move.FAILED)]
+    ledger.shards.move("h2", Transition.SEND)
+    ledger.shards.move("h2", Transition.NOT_SENT, reason=said)
+    told = [
+        event.detail for event in ledger.events.of_submission("s1") if event.kind in ("something", Transition.FAILED)
+    ]
     assert told[0] == told[1] == ledger.shards.get("h1").reason == ledger.shards.get("h2").reason
     assert len(told[0]) <= 10_000
     plain = str(said)[:9_000].replace("\x00", "\ufffd").replace("\ud83d", "\ufffd").replace("\ud800", "\ufffd")
@@ -850,8 +854,8 @@ def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock,
 def test_a_batch_whose_id_is_no_plain_text_is_recorded_all_the_same_since_it_is_paid(ledger, said):
     ledger.submissions.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
     for shard_id, batch_id in (("h1", said), ("h2", f"{said}2")):
-        ledger.shards.move(shard_id, Move.SEND)
-        ledger.shards.move(shard_id, Move.ACCEPTED, batch_id=batch_id)
+        ledger.shards.move(shard_id, Transition.SEND)
+        ledger.shards.move(shard_id, Transition.ACCEPTED, batch_id=batch_id)
     stored = {ledger.shards.get(one).batch.batch_id for one in ("h1", "h2")}
     assert len(stored) == 2
     assert all(len(one) <= 500 for one in stored)
@@ -911,8 +915,8 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_are_read_in_their_ord
 def give_up(ledger, shard_id, now):
     """Abandon a running batch, and collect it without answers."""
     bring_to(ledger, shard_id, ShardState.SUBMITTED)
-    ledger.shards.move(shard_id, Move.GIVEN_UP, cause=Cause.GIVEN_UP, ended_at=now)
-    ledger.shards.move(shard_id, Move.COLLECTED)
+    ledger.shards.move(shard_id, Transition.GIVEN_UP, cause=Cause.GIVEN_UP, ended_at=now)
+    ledger.shards.move(shard_id, Transition.COLLECTED)
 
 
 def settle(ledger, submission_id):
@@ -988,10 +992,10 @@ def test_a_split_moves_requests_once_to_a_shard_with_the_same_place_in_queue_and
         ).batches
         == 0
     )
-    with pytest.raises(IllegalMoveError):  # another process, which read it before
+    with pytest.raises(IllegalTransitionError):  # another process, which read it before
         ledger.shards.split(whole, rest, half)
     bring_to(ledger, "h1", ShardState.SUBMITTED)
-    with pytest.raises(IllegalMoveError):
+    with pytest.raises(IllegalTransitionError):
         ledger.shards.split(ledger.shards.get("h1"), rest, a_shard("h3", number=2))
     assert len(ledger.shards.of_submission("s1")) == 2
     assert kinds(ledger).count("split") == 1
@@ -1068,7 +1072,7 @@ def test_what_limits_keep_for_unsent_shards_and_waves_is_summed_by_submission(le
         "s4": (Decimal("0.2"), planned[2]),
     }
     for shard_id in ("s20", "s40", "s41"):
-        ledger.shards.move(shard_id, Move.CANCELED)
+        ledger.shards.move(shard_id, Transition.CANCELED)
     assert list(ledger.money.kept_for_unsent("prod")) == ["s1"]
 
 
@@ -1138,10 +1142,10 @@ def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no
     assert ledger.queues.tokens_beside([last], occupancy) == 60
     assert ledger.queues.tokens_beside([first, last], occupancy) == 50
     clock.pass_seconds(60)
-    ledger.shards.move("h1", Move.ENDED)
+    ledger.shards.move("h1", Transition.ENDED)
     assert ledger.queues.tokens_beside([last], occupancy) == 50
     assert ledger.queues.tokens_beside([last], occupancy, since=clock.now - timedelta(seconds=1)) == 60
-    ledger.shards.move("h2", Move.PUT_BACK, refusals=3, no_room_at=clock.now, most_tokens=7)
+    ledger.shards.move("h2", Transition.PUT_BACK, refusals=3, no_room_at=clock.now, most_tokens=7)
     assert ledger.queues.tokens_beside([last], occupancy, since=clock.now - timedelta(seconds=1)) == 40
     assert (ledger.shards.get("h2").refusals, ledger.shards.get("h2").room.most_tokens) == (3, 7)
     occupancy = QueueOccupancy.at(clock.now, timedelta(days=1))

@@ -23,7 +23,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.command.provider import CommandProvider
-from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.states import TRANSITIONS, ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.migrations import LATEST, MIGRATIONS
@@ -93,7 +93,7 @@ def test_bills_leave_the_table_of_shards_whose_keys_and_indexes_stay(ledger_url)
     assert {index for index in others[2] if index and "shard_caused" in index} <= same[2]
     assert columns.keys() - left.keys() == {field.name for field in dataclasses.fields(Bill)} | set(OF_OLD_SHARDS)
     of_batch = {"batch_key", "place", "sends", "sent_requests", "looked_at"}
-    assert left.keys() - columns.keys() == {"reason_kind", *of_batch}
+    assert left.keys() - columns.keys() == {"reason_kind", "has_uploads", *of_batch}
     ledger.close()
 
 
@@ -122,7 +122,7 @@ def test_a_process_that_was_open_when_a_newer_package_migrated_writes_nothing_mo
     with ledger.leases.hold("mine") as lease:
         set_version(ledger, f"INSERT INTO schema_version (version) VALUES ({LATEST + 1})")
         for act in (
-            lambda: ledger.shards.move(a_shard().shard_id, Move.SEND),
+            lambda: ledger.shards.move(a_shard().shard_id, Transition.SEND),
             lambda: ledger.leases.hold("other").__enter__(),
             lease.renew,
         ):
@@ -157,7 +157,7 @@ def test_a_process_under_which_an_older_backup_was_restored_writes_nothing_more(
     ledger.submissions.open(a_submission(), [a_shard()])
     set_version(ledger, f"DELETE FROM schema_version WHERE version = {LATEST}")
     with pytest.raises(LedgerError, match="restored from an older backup meanwhile"):
-        ledger.shards.move(a_shard().shard_id, Move.SEND)
+        ledger.shards.move(a_shard().shard_id, Transition.SEND)
 
 
 def test_a_database_that_is_not_a_ledger_is_a_clear_error(tmp_path):
@@ -230,9 +230,9 @@ def test_every_shard_of_version_1_takes_its_next_move(version_1):
     ]:
         if shard.state is ShardState.COLLECTED:
             continue
-        move = next(move for move, (sources, _) in MOVES.items() if shard.state in sources)
+        move = next(move for move, (sources, _) in TRANSITIONS.items() if shard.state in sources)
         fields = {"batch_id": f"batch-{shard.shard_id}"} if move.value == "accepted" else {}
-        assert ledger.shards.move(shard.shard_id, move, **fields).state is MOVES[move][1]
+        assert ledger.shards.move(shard.shard_id, move, **fields).state is TRANSITIONS[move][1]
     ledger.close()
 
 

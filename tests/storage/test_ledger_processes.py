@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, race
 
 from dagster_llm_batch.errors import LeaseError
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Other
 from dagster_llm_batch.storage.ledger.migrations import LATEST
@@ -26,7 +26,7 @@ def open_own(ledger, number):
 
 
 def send(ledger, number):
-    return ledger.shards.move("h1", Move.SEND).state.value
+    return ledger.shards.move("h1", Transition.SEND).state.value
 
 
 def next_wave(ledger, number):
@@ -47,7 +47,7 @@ def reserve_and_send(ledger, number):
     sent = 0
     for shard in ledger.shards.of_submission("s1")[number::3]:
         if ledger.money.reserve({shard.shard_id: Decimal(1)}, [ONE_BUDGET]):
-            ledger.shards.move(shard.shard_id, Move.SEND)
+            ledger.shards.move(shard.shard_id, Transition.SEND)
             sent += 1
     return sent
 
@@ -82,7 +82,7 @@ def test_a_shard_is_sent_by_one_of_two_processes(ledger_url):
     ledger = Ledger(ledger_url)
     ledger.submissions.open(a_submission(), [a_shard()])
     answers = race(send, ledger_url)
-    assert Counter(kind for kind, _ in answers) == {"won": 1, "IllegalMoveError": 1}
+    assert Counter(kind for kind, _ in answers) == {"won": 1, "IllegalTransitionError": 1}
     assert ledger.shards.get("h1").state is ShardState.SUBMITTING
     with ledger._database.read() as connection:
         sent = connection.execute(sa.text("SELECT batch_key, state FROM batch")).all()
@@ -120,7 +120,7 @@ def test_what_a_process_kept_that_was_killed_before_it_sent_is_kept_for_that_sha
     assert not ledger.money.reserve({"b": Decimal(3)}, [ONE_BUDGET])
     # The process that continues the shard takes over its reservation, and does not pay a second time.
     assert ledger.money.reserve({"a": Decimal(6)}, [ONE_BUDGET])
-    ledger.shards.move("a", Move.CANCELED, status=BatchStatus.CANCELED)
+    ledger.shards.move("a", Transition.CANCELED, status=BatchStatus.CANCELED)
     assert ledger.money.reserve({"b": Decimal(7)}, [ONE_BUDGET])
     ledger.close()
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission
 
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.storage.ledger.records import QueueOccupancy
 
 _OTHERS = 3_000
@@ -64,7 +64,7 @@ def busy_ledger(ledger):
     others = [a_shard(f"o{n}", "others", number=n, nonce=f"o{n}") for n in range(_OTHERS)]
     ledger.submissions.open(a_submission("others", partition="others"), others)
     ledger.submissions.open(a_submission(), [a_shard("h1"), a_shard("h2", number=2, nonce="n2")])
-    ledger.shards.move_all(["h1", "h2"], Move.SEND)
+    ledger.shards.move_all(["h1", "h2"], Transition.SEND)
     with ledger._database.write() as connection:
         connection.execute(
             sa.text(
@@ -91,7 +91,7 @@ def test_the_shards_of_a_create_call_of_unknown_end_are_found_without_a_look_at_
 
 
 def test_the_shards_of_a_batch_are_found_without_a_look_at_other_batches(busy_ledger):
-    busy_ledger.shards.move_all(["h1", "h2"], Move.ACCEPTED, batch_id="batch")
+    busy_ledger.shards.move_all(["h1", "h2"], Transition.ACCEPTED, batch_id="batch")
     with _effort(busy_ledger) as effort:
         found = [busy_ledger.shards.of_batch(busy_ledger.shards.get(shard_id)) for shard_id in ("h1", "h2")]
     assert [[shard.shard_id for shard in shards] for shards in found] == [["h1", "h2"]] * 2

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from ledger_builders import a_shard, a_submission
 
-from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import IN_FLIGHT, MOVES, Move, ShardState
+from dagster_llm_batch.errors import IllegalTransitionError, LedgerError
+from dagster_llm_batch.states import IN_FLIGHT, TRANSITIONS, ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 
 BATCHES = ["b1", "b2", "b3"]
@@ -39,19 +39,19 @@ class Moves(RuleBasedStateMachine):
 
     @rule(shard=shards, batch_id=st.sampled_from(BATCHES), data=st.data())
     def legal_move(self, shard, batch_id, data):
-        legal = [move for move, (sources, _) in MOVES.items() if self.states[shard] in sources]
+        legal = [move for move, (sources, _) in TRANSITIONS.items() if self.states[shard] in sources]
         if legal:
             self.move(shard, data.draw(st.sampled_from(legal)), batch_id)
 
-    @rule(shard=shards, move=st.sampled_from(Move), batch_id=st.sampled_from(BATCHES))
+    @rule(shard=shards, move=st.sampled_from(Transition), batch_id=st.sampled_from(BATCHES))
     def any_move(self, shard, move, batch_id):
         self.move(shard, move, batch_id)
 
     def move(self, shard, move, batch_id):
-        sources, to = MOVES[move]
-        fields = {"batch_id": batch_id} if move is Move.ACCEPTED else {}
+        sources, to = TRANSITIONS[move]
+        fields = {"batch_id": batch_id} if move is Transition.ACCEPTED else {}
         if self.states[shard] not in sources:
-            with pytest.raises(IllegalMoveError, match=shard):
+            with pytest.raises(IllegalTransitionError, match=shard):
                 self.ledger.shards.move(shard, move, **fields)
         elif fields and batch_id in self.batches.values():
             with pytest.raises(LedgerError, match="already belongs"):
@@ -59,9 +59,9 @@ class Moves(RuleBasedStateMachine):
         else:
             self.ledger.shards.move(shard, move, **fields)
             # The event of a send is written with its outcome.
-            sent = [(shard, Move.SEND.value)] if self.states[shard] is ShardState.SUBMITTING else []
+            sent = [(shard, Transition.SEND.value)] if self.states[shard] is ShardState.SUBMITTING else []
             self.states[shard] = to
-            self.happened += sent + ([] if move is Move.SEND else [(shard, move.value)])
+            self.happened += sent + ([] if move is Transition.SEND else [(shard, move.value)])
             if fields:
                 self.batches[shard] = batch_id
             elif to is ShardState.PLANNED:

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission
 from pg_cluster import Cluster
 
-from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LLMBatchError
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.errors import IllegalTransitionError, LeaseError, LLMBatchError
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.schema import BATCH, LEASE, SHARD_ROW
 
@@ -100,16 +100,19 @@ def test_what_changes_several_shards_meets_who_moves_them(
     for name in (_LAST, _FIRST):
         move_to_the_end(ledger, SHARD_ROW, SHARD_ROW.c.shard_id, name, raw_path="raw")
     row = sa.select(SHARD_ROW).where(SHARD_ROW.c.shard_id == _LAST)
-    move = partial(ledger.shards.move_all, [_FIRST, _LAST], Move.CANCELED)
+    move = partial(ledger.shards.move_all, [_FIRST, _LAST], Transition.CANCELED)
     assert meet(ledger, row, partial(verb, ledger, clock), move) == []
 
 
 def test_of_two_that_end_one_batch_by_different_shards_the_second_reads_what_the_first_wrote(ledger: Ledger) -> None:
     shards = [a_shard(name, number=at, nonce=name) for at, name in enumerate((_FIRST, _LAST))]
     ledger.submissions.open(a_submission(), shards)
-    ledger.shards.move_all([_FIRST, _LAST], Move.SEND)
-    ledger.shards.move_all([_FIRST, _LAST], Move.ACCEPTED, batch_id="b")
-    works = [partial(ledger.shards.move, _FIRST, Move.ENDED), partial(ledger.shards.move, _LAST, Move.FAILED)]
+    ledger.shards.move_all([_FIRST, _LAST], Transition.SEND)
+    ledger.shards.move_all([_FIRST, _LAST], Transition.ACCEPTED, batch_id="b")
+    works = [
+        partial(ledger.shards.move, _FIRST, Transition.ENDED),
+        partial(ledger.shards.move, _LAST, Transition.FAILED),
+    ]
     [refused] = meet(ledger, sa.select(BATCH).where(BATCH.c.batch_id == "b"), *works)
-    assert isinstance(refused, IllegalMoveError)
+    assert isinstance(refused, IllegalTransitionError)
     assert len({shard.state for shard in ledger.shards.of_submission("s1")}) == 1

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
+import scipy
 from ledger_builders import a_shard, a_submission
 from pydantic import BaseModel
-from scipy.stats import binomtest
 
 from dagster_llm_batch.advice.choice import BatchEnds, Chooser
 from dagster_llm_batch.advice.labeling_plan import GOLD, End, Wanted
@@ -23,7 +23,7 @@ from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
@@ -190,7 +190,7 @@ def check_figures(deployment):
     quality = found[f"openai/{CHEAP}", Lane.BATCH, None].quality
     right = sum(topic_of(CHEAP, n) == TOPICS[n % 3] for n in range(3 * ROWS))
     # Two models, and a pair at four levels: six intervals that hold together.
-    exact = binomtest(right, 3 * ROWS).proportion_ci(1 - 0.05 / 6)
+    exact = scipy.stats.binomtest(right, 3 * ROWS).proportion_ci(1 - 0.05 / 6)
     assert (quality.value, quality.rows) == (right / (3 * ROWS), 3 * ROWS)
     assert (quality.low, quality.high) == pytest.approx((exact.low, exact.high))
     for model, asset in ((CHEAP, "cheap_labels"), (DEAR, "dear_labels")):
@@ -317,11 +317,11 @@ def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url
             a_submission(name, namespace="test", fingerprint=name, created_at=clock.now, **place),
             [a_shard(name, name, nonce=name, requests=500, lane=Lane.BATCH, **place)],
         )
-        ledger.shards.move(name, Move.SEND)
-        ledger.shards.move(name, Move.ACCEPTED, batch_id=f"batch-{name}")
+        ledger.shards.move(name, Transition.SEND)
+        ledger.shards.move(name, Transition.ACCEPTED, batch_id=f"batch-{name}")
         if took is not None:
             clock.now += took
-            ledger.shards.move(name, Move.ENDED)
+            ledger.shards.move(name, Transition.ENDED)
         clock.now += timedelta(days=1)
 
     for number in range(9):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from ledger_builders import a_shard
 
 from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.errors import IllegalMoveError
+from dagster_llm_batch.errors import IllegalTransitionError
 from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.present_waits import Going, Surroundings, find_reason, find_waits
 from dagster_llm_batch.loop.waits import TOLD_AFTER, needs_provider
@@ -61,37 +62,39 @@ def sent() -> Iterator[tuple[Shard, Surroundings]]:
     for state, status, cause, batch_id in product(ShardState, statuses, causes, (None, "b")):
         if state is not ShardState.PLANNED:
             fields = {"status": status, "cause": cause, "batch_id": batch_id, "ended_at": BEFORE, "sent_at": BEFORE}
-            for each in around:
-                yield a_shard(state=state, **fields), each
+            shard = a_shard(state=state, **fields)
+            yield from ((shard, each) for each in around)
 
 
-EVERY = [*planned(), *sent()]
+@cache
+def every() -> list[tuple[Shard, Surroundings]]:
+    return [*planned(), *sent()]
 
 
 def test_each_combination_of_columns_has_one_reason_whose_rule_has_its_state() -> None:
-    for shard, around in EVERY:
+    for shard, around in every():
         reason = find_reason(shard, NOW, around)
         if isinstance(reason, HoldReason):
             assert shard.state in RULES[reason].states, (reason, shard.state)
 
 
 def test_each_reason_of_a_shard_is_found_and_each_state_can_go_on() -> None:
-    found = {find_reason(shard, NOW, around) for shard, around in EVERY}
+    found = {find_reason(shard, NOW, around) for shard, around in every()}
     assert found == {*Going, *HoldReason} - OF_SUBMISSIONS
-    going = {shard.state for shard, around in EVERY if isinstance(find_reason(shard, NOW, around), Going)}
+    going = {shard.state for shard, around in every() if isinstance(find_reason(shard, NOW, around), Going)}
     assert going == set(ShardState)
 
 
 def test_all_that_is_not_collected_and_that_nobody_moves_waits_with_a_written_step() -> None:
     assert all(len(reason.value.split()) > 3 for reason in Going)
-    for shard, around in EVERY:
+    for shard, around in every():
         is_done = find_reason(shard, NOW, around) is Going.DONE
         assert not is_done or shard.state is ShardState.COLLECTED
 
 
 @pytest.mark.parametrize("reason", [*NOT_SENT_YET[1:], *OF_RESULTS])
 def test_what_its_columns_or_its_row_record_is_never_taken_as_going_on(reason: Reason | HoldReason) -> None:
-    for shard, around in EVERY:
+    for shard, around in every():
         is_kept = shard.reason_kind is reason or (shard.state in ENDED and reason in around.held)
         if is_kept and (shard.state is ShardState.PLANNED or needs_provider(shard)):
             assert isinstance(find_reason(shard, NOW, around), HoldReason)
@@ -235,10 +238,10 @@ def test_results_of_an_account_that_is_not_configured_any_more_wait_for_it_and_a
     assert wait.reason is HoldReason.CANNOT_ASK
     assert "another is configured" in wait.advice.problem
     # They have just ended, and a run may be collecting them with the former account.
-    with pytest.raises(IllegalMoveError, match="next run collects"):
+    with pytest.raises(IllegalTransitionError, match="next run collects"):
         other.give_up(shard.shard_id)
     clock.skipped = TOLD_AFTER + timedelta(minutes=1)
-    with pytest.raises(IllegalMoveError, match="next run collects"):
+    with pytest.raises(IllegalTransitionError, match="next run collects"):
         engine.give_up(shard.shard_id)
     assert other.give_up(shard.shard_id).cause is Cause.GIVEN_UP
     # The sensor requests a run for them again, even after one was lost: they need no provider.

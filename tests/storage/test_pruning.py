@@ -17,7 +17,7 @@ from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.files.request_files import APART, PART
 from dagster_llm_batch.loop.pruned import is_pruned
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.storage.stored_files import own_name, staged_name
@@ -80,7 +80,7 @@ class Store:
         if state is ShardState.COLLECTED:
             bring_to(self.ledger, shard.shard_id, ShardState.ENDED)
             self.ledger.shards.move(
-                shard.shard_id, Move.COLLECTED, raw_path=paths["raw_path"], results_path=paths["results_path"]
+                shard.shard_id, Transition.COLLECTED, raw_path=paths["raw_path"], results_path=paths["results_path"]
             )
             self.write(paths["raw_path"])
             self.write(paths["results_path"])
@@ -250,7 +250,7 @@ def test_a_file_that_a_kept_shard_names_in_another_folder_stays(store, clock):
     raw = store.path(carrier, "wave-1-0000.raw.jsonl.zst")
     kept = store.submit(state=ShardState.ENDED, settled=False, delivered=False)
     [shard] = store.ledger.shards.of_submission(kept)
-    store.ledger.shards.move(shard.shard_id, Move.COLLECTED, raw_path=raw)
+    store.ledger.shards.move(shard.shard_id, Transition.COLLECTED, raw_path=raw)
     store.submit()
     clock.pass_seconds(400 * 24 * 3600)
     assert set(store.prune().replaced) == {carrier}

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LLMBatchError
+from dagster_llm_batch.errors import IllegalTransitionError, LeaseError, LLMBatchError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -150,9 +150,9 @@ def test_a_decision_on_a_create_call_is_not_taken_for_one_on_the_next_call(place
         return place.second.resolve(shard.shard_id, None)
 
     with place.while_second(decide, shard.submission_id) as decided:
-        place.first.ledger.shards.move_all([shard.shard_id], Move.NOT_SENT)
-        place.first.ledger.shards.move_all([shard.shard_id], Move.SEND)
-    with pytest.raises(IllegalMoveError, match="another create call"):
+        place.first.ledger.shards.move_all([shard.shard_id], Transition.NOT_SENT)
+        place.first.ledger.shards.move_all([shard.shard_id], Transition.SEND)
+    with pytest.raises(IllegalTransitionError, match="another create call"):
         decided.result()
     assert place.first.ledger.shards.get(shard.shard_id).state is ShardState.SUBMITTING
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from ledger_builders import OLD_SHARD, a_shard, a_submission, old_shard_row
 
 from dagster_llm_batch.loop.waits import read_late
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Ending
@@ -21,11 +21,11 @@ from tests.batch_records import broken_records
 
 AT = datetime(2026, 1, 2, tzinfo=UTC)
 CANCELED = Ending(
-    move=Move.CANCELED, batch_id="b", status=BatchStatus.CANCELED, ended_at=AT, total=10, done=5, failed=0,
+    move=Transition.CANCELED, batch_id="b", status=BatchStatus.CANCELED, ended_at=AT, total=10, done=5, failed=0,
     reason="canceled there", retryable=False, cause=Cause.CANCELED,
 )  # fmt: skip
-ENDED = replace(CANCELED, move=Move.ENDED, status=BatchStatus.ENDED, done=10, reason=None, cause=None)
-GONE = replace(CANCELED, move=Move.GONE, status=BatchStatus.NOT_FOUND, total=None, done=None, failed=None)
+ENDED = replace(CANCELED, move=Transition.ENDED, status=BatchStatus.ENDED, done=10, reason=None, cause=None)
+GONE = replace(CANCELED, move=Transition.GONE, status=BatchStatus.NOT_FOUND, total=None, done=None, failed=None)
 GONE = replace(GONE, reason="not known", cause=Cause.GONE)
 
 
@@ -35,8 +35,8 @@ def shared(ledger: Ledger) -> Ledger:
     for number, (name, requests) in enumerate({"h1": 6, "h2": 2, "h3": 2}.items()):
         of = a_submission(f"s{name}", partition=name, fingerprint=name)
         ledger.submissions.open(of, [a_shard(name, f"s{name}", nonce=f"n{number}", requests=requests)])
-    ledger.shards.move_all(["h1", "h2", "h3"], Move.SEND)
-    ledger.shards.move_all(["h1", "h2", "h3"], Move.ACCEPTED, batch_id="b")
+    ledger.shards.move_all(["h1", "h2", "h3"], Transition.SEND)
+    ledger.shards.move_all(["h1", "h2", "h3"], Transition.ACCEPTED, batch_id="b")
     return ledger
 
 
@@ -44,7 +44,7 @@ def told(ledger: Ledger, shard_id: str) -> list[tuple[str, str | None]]:
     return [(event.kind, event.detail) for event in ledger.events.of_submission(f"s{shard_id}")][-2:]
 
 
-def give_up(ledger: Ledger, shard_id: str, move: Move, cause: Cause, *, collect: bool = True) -> None:
+def give_up(ledger: Ledger, shard_id: str, move: Transition, cause: Cause, *, collect: bool = True) -> None:
     ledger.shards.move(shard_id, move, cause=cause, reason="no more", ended_at=AT)
     if not collect:
         return
@@ -76,9 +76,9 @@ def test_a_batch_that_is_gone_is_so_for_all_of_its_shards(shared: Ledger) -> Non
 
 
 @pytest.mark.parametrize("collect", [True, False])
-@pytest.mark.parametrize(("move", "cause"), [(Move.GONE, Cause.GONE), (Move.GIVEN_UP, Cause.GIVEN_UP)])
+@pytest.mark.parametrize(("move", "cause"), [(Transition.GONE, Cause.GONE), (Transition.GIVEN_UP, Cause.GIVEN_UP)])
 def test_answers_of_what_was_given_up_are_late_when_the_batch_ends_for_another(
-    shared: Ledger, move: Move, cause: Cause, *, collect: bool
+    shared: Ledger, move: Transition, cause: Cause, *, collect: bool
 ) -> None:
     give_up(shared, "h1", move, cause, collect=collect)
     shared.shards.record_reports({"h2": BatchReport("b", BatchStatus.ENDED)})
@@ -91,14 +91,14 @@ def test_answers_of_what_was_given_up_are_late_when_the_batch_ends_for_another(
 
 
 def test_what_was_given_up_and_pruned_is_left_when_the_batch_ends_for_another(shared: Ledger) -> None:
-    give_up(shared, "h1", Move.GONE, Cause.GONE)
+    give_up(shared, "h1", Transition.GONE, Cause.GONE)
     shared.submissions.mark_pruned("sh1", 1, 1)
     shared.shards.record_endings({"h2": ENDED})
     assert shared.shards.get("h1").state is ShardState.COLLECTED
 
 
 def test_the_end_that_a_shard_learns_which_was_given_up_is_one_of_the_others(shared: Ledger) -> None:
-    give_up(shared, "h1", Move.GIVEN_UP, Cause.GIVEN_UP)
+    give_up(shared, "h1", Transition.GIVEN_UP, Cause.GIVEN_UP)
     shared.shards.record_late_endings({"h1": CANCELED})
     assert (shared.shards.get("h1").state, shared.shards.get("h1").cause) == (ShardState.CANCELED, Cause.CANCELED)
     for name in ("h2", "h3"):
@@ -109,8 +109,8 @@ def test_the_end_that_a_shard_learns_which_was_given_up_is_one_of_the_others(sha
 
 @pytest.mark.parametrize("collect", [True, False])
 def test_answers_of_what_was_given_up_are_late_when_those_of_another_are(shared: Ledger, *, collect: bool) -> None:
-    give_up(shared, "h1", Move.GIVEN_UP, Cause.GIVEN_UP)
-    give_up(shared, "h2", Move.GONE, Cause.GONE, collect=collect)
+    give_up(shared, "h1", Transition.GIVEN_UP, Cause.GIVEN_UP)
+    give_up(shared, "h2", Transition.GONE, Cause.GONE, collect=collect)
     shared.shards.record_late_endings({"h1": ENDED})
     shards = [shared.shards.get(name) for name in ("h1", "h2", "h3")]
     assert [(shard.state, shard.cause) for shard in shards] == [(ShardState.ENDED, None)] * 3
@@ -125,7 +125,7 @@ def test_a_batch_that_is_read_late_keeps_its_counts(shared: Ledger) -> None:
     shared.shards.record_endings({"h1": ENDED})
     before = counts()
     for name in ("h1", "h2", "h3"):
-        give_up(shared, name, Move.GIVEN_UP, Cause.GIVEN_UP)
+        give_up(shared, name, Transition.GIVEN_UP, Cause.GIVEN_UP)
     given_up = shared.unread.given_up("prod", AT - timedelta(days=1))
     shared.shards.record_late_endings({shard.shard_id: read_late(shard) for shard in given_up})
     assert len(given_up) == 3

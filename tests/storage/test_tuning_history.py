@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from ledger_builders import a_shard, a_submission
 
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.types import BatchStatus, Cause, Lane
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -19,12 +19,16 @@ def test_each_wave_has_what_it_was_asked_again_for_and_what_it_answered(ledger):
     ledger.submissions.open(submission, [a_shard()])
     ledger.submissions.add_wave("s1", [a_shard("h2", wave=2, asked_again={"errored": 2, "invalid": 1})])
     ledger.submissions.add_wave("s1", [a_shard("h3", wave=3, asked_again={"errored": 2})])
-    for shard_id, move, cause in (("h1", Move.ENDED, None), ("h2", Move.ENDED, None), ("h3", Move.EXPIRED, None)):
-        ledger.shards.move(shard_id, Move.SEND)
-        ledger.shards.move(shard_id, Move.ACCEPTED, batch_id=shard_id)
-        status = BatchStatus.EXPIRED if move is Move.EXPIRED else BatchStatus.ENDED
+    for shard_id, move, cause in (
+        ("h1", Transition.ENDED, None),
+        ("h2", Transition.ENDED, None),
+        ("h3", Transition.EXPIRED, None),
+    ):
+        ledger.shards.move(shard_id, Transition.SEND)
+        ledger.shards.move(shard_id, Transition.ACCEPTED, batch_id=shard_id)
+        status = BatchStatus.EXPIRED if move is Transition.EXPIRED else BatchStatus.ENDED
         ledger.shards.move(shard_id, move, status=status, cause=cause)
-        ledger.shards.move(shard_id, Move.COLLECTED, answered=1)
+        ledger.shards.move(shard_id, Transition.COLLECTED, answered=1)
     place = ("prod", "tickets", "c1", THEN - DAY)
     # Rows of an open submission may still be answered.
     assert ledger.history.retries(*place, 10) == []
@@ -50,17 +54,17 @@ def test_what_a_queue_had_no_room_for_is_remembered_when_it_was_taken(ledger):
     )
     before = THEN
     assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([], [])
-    ledger.shards.move_all(["h1", "h2"], Move.SEND)
+    ledger.shards.move_all(["h1", "h2"], Transition.SEND)
     refused_at = THEN + HOUR
     refused = {"refused_at": refused_at, "refused_tokens": 400}
-    ledger.shards.move_all(["h1", "h2"], Move.NOT_SENT, no_room_at=refused_at, **refused)
+    ledger.shards.move_all(["h1", "h2"], Transition.NOT_SENT, no_room_at=refused_at, **refused)
     assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([], [(refused_at, 400)])
-    ledger.shards.move_all(["h1", "h2"], Move.SEND)
-    ledger.shards.move_all(["h1", "h2"], Move.ACCEPTED, batch_id="b1")
+    ledger.shards.move_all(["h1", "h2"], Transition.SEND)
+    ledger.shards.move_all(["h1", "h2"], Transition.ACCEPTED, batch_id="b1")
     # Until a batch has begun, it is unknown whether the queue accepted it.
     assert ledger.history.queue_attempts(*QUEUE, before, 10)[0] == []
     ended_at = THEN + 9 * DAY
-    ledger.shards.move_all(["h1", "h2"], Move.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)
+    ledger.shards.move_all(["h1", "h2"], Transition.ENDED, status=BatchStatus.ENDED, ended_at=ended_at)
     sent_at = ledger.shards.get("h1").batch.sent_at
     assert ledger.history.queue_attempts(*QUEUE, before, 10) == ([(sent_at, ended_at, 100)], [(refused_at, 400)])
     assert ledger.history.queue_attempts("openai", QUEUE[1], "another", before, 10) == ([], [])
@@ -69,9 +73,9 @@ def test_what_a_queue_had_no_room_for_is_remembered_when_it_was_taken(ledger):
 
 def test_what_was_never_taken_counts_as_refused_alone(ledger):
     ledger.submissions.open(a_submission(), [a_shard(tokens=70)])
-    ledger.shards.move("h1", Move.SEND)
+    ledger.shards.move("h1", Transition.SEND)
     refused = {"refused_at": THEN, "refused_tokens": 70}
-    ledger.shards.move("h1", Move.NOT_SENT, no_room_at=THEN, **refused)
-    ledger.shards.move("h1", Move.SEND)
-    ledger.shards.move("h1", Move.REFUSED, status=BatchStatus.FAILED, cause=Cause.NOT_TAKEN)
+    ledger.shards.move("h1", Transition.NOT_SENT, no_room_at=THEN, **refused)
+    ledger.shards.move("h1", Transition.SEND)
+    ledger.shards.move("h1", Transition.REFUSED, status=BatchStatus.FAILED, cause=Cause.NOT_TAKEN)
     assert ledger.history.queue_attempts(*QUEUE, THEN - DAY, 10) == ([], [(THEN, 70)])

@@ -9,7 +9,7 @@ from datetime import timedelta
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, bring_to
 
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.types import BatchStatus, Cause
 
@@ -32,8 +32,8 @@ def test_what_is_collected_is_due_after_a_while_once_and_only_of_own_accounts(le
     for number, state in enumerate(state for state in ShardState if state is not ShardState.COLLECTED):
         with_shard(ledger, number, state)
     shard_id = with_shard(ledger, 20, ShardState.PLANNED)
-    for move in (Move.SEND, Move.ACCEPTED, Move.ENDED, Move.COLLECTED):
-        ledger.shards.move(shard_id, move, **({"batch_id": "b"} if move is Move.ACCEPTED else {}))
+    for move in (Transition.SEND, Transition.ACCEPTED, Transition.ENDED, Transition.COLLECTED):
+        ledger.shards.move(shard_id, move, **({"batch_id": "b"} if move is Transition.ACCEPTED else {}))
     collected = clock.now
     soon = collected + timedelta(seconds=1)
     assert due(ledger, collected) == []
@@ -49,8 +49,10 @@ def test_what_is_collected_is_due_after_a_while_once_and_only_of_own_accounts(le
 
 def test_what_was_given_up_and_may_end_yet_keeps_its_file_for_a_month(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.shards.move(shard_id, Move.GIVEN_UP, cause=Cause.GIVEN_UP, reason="waited long enough", ended_at=clock.now)
-    ledger.shards.move(shard_id, Move.COLLECTED)
+    ledger.shards.move(
+        shard_id, Transition.GIVEN_UP, cause=Cause.GIVEN_UP, reason="waited long enough", ended_at=clock.now
+    )
+    ledger.shards.move(shard_id, Transition.COLLECTED)
     far = clock.now + timedelta(days=400)
     assert due(ledger, far) == []
     clock.now += timedelta(days=32)
@@ -59,24 +61,24 @@ def test_what_was_given_up_and_may_end_yet_keeps_its_file_for_a_month(ledger, cl
 
 def test_batches_that_were_put_back_are_named_with_the_last(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.shards.move(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
+    ledger.shards.move(shard_id, Transition.PUT_BACK, of_batch="batch-h1", refusals=1)
     sent_before = clock.now
     clock.now += timedelta(hours=1)
-    for move in (Move.SEND, Move.ACCEPTED):
-        ledger.shards.move(shard_id, move, **({"batch_id": "second"} if move is Move.ACCEPTED else {}))
-    ledger.shards.move(shard_id, Move.ENDED, status=BatchStatus.ENDED)
-    ledger.shards.move(shard_id, Move.COLLECTED)
+    for move in (Transition.SEND, Transition.ACCEPTED):
+        ledger.shards.move(shard_id, move, **({"batch_id": "second"} if move is Transition.ACCEPTED else {}))
+    ledger.shards.move(shard_id, Transition.ENDED, status=BatchStatus.ENDED)
+    ledger.shards.move(shard_id, Transition.COLLECTED)
     shard = ledger.shards.get(shard_id)
     assert ledger.uploads.batches_of([shard]) == ["second", "batch-h1"]
-    assert ledger.uploads.batches_since("prod", shard, sent_before) == ["second"]
-    assert ledger.uploads.batches_since("prod", shard, clock.now + timedelta(seconds=1)) == []
+    assert ledger.uploads.batches_since(shard, sent_before) == {"second"}
+    assert ledger.uploads.batches_since(shard, clock.now + timedelta(seconds=1)) == set()
 
 
 def test_a_shard_that_was_put_back_and_canceled_has_left_a_file_too(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.shards.move(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
-    ledger.shards.move(shard_id, Move.CANCELED)
-    ledger.shards.move(shard_id, Move.COLLECTED)
+    ledger.shards.move(shard_id, Transition.PUT_BACK, of_batch="batch-h1", refusals=1)
+    ledger.shards.move(shard_id, Transition.CANCELED)
+    ledger.shards.move(shard_id, Transition.COLLECTED)
     assert due(ledger, clock.now + timedelta(seconds=1)) == [shard_id]
     assert ledger.uploads.batches_of([ledger.shards.get(shard_id)]) == ["batch-h1"]
 

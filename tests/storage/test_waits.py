@@ -17,7 +17,7 @@ from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.loop import activity, status
 from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.states import ENDED, Move, Reason, ShardState
+from dagster_llm_batch.states import ENDED, Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Ambiguous, NotKnown, NotThere
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
@@ -31,7 +31,13 @@ from tests.storage.labelings import LABELS
 MARKS = (
     *(status.STOPPED, status.OVER_BUDGET, status.HELD, status.WAITS, status.STRANDED, status.UNAVAILABLE),
     *(activity.LOST, Ambiguous.kind, NotThere.kind, NotKnown.kind, Reason.LACKS_MONEY.value, UNREADABLE),
-    *(Move.NOT_SENT.value, Move.PUT_BACK.value, Cause.NOT_TAKEN.value, Cause.GONE.value, Cause.GIVEN_UP.value),
+    *(
+        Transition.NOT_SENT.value,
+        Transition.PUT_BACK.value,
+        Cause.NOT_TAKEN.value,
+        Cause.GONE.value,
+        Cause.GIVEN_UP.value,
+    ),
 )
 
 
@@ -79,10 +85,10 @@ def engine(ledger_url: str, tmp_path: Path, emulator: Emulator) -> Iterator[Engi
 
 
 _ENDS = {
-    ShardState.ENDED: (Move.ENDED, BatchStatus.ENDED),
-    ShardState.EXPIRED: (Move.EXPIRED, BatchStatus.EXPIRED),
-    ShardState.CANCELED: (Move.CANCELED, BatchStatus.CANCELED),
-    ShardState.FAILED: (Move.FAILED, BatchStatus.FAILED),
+    ShardState.ENDED: (Transition.ENDED, BatchStatus.ENDED),
+    ShardState.EXPIRED: (Transition.EXPIRED, BatchStatus.EXPIRED),
+    ShardState.CANCELED: (Transition.CANCELED, BatchStatus.CANCELED),
+    ShardState.FAILED: (Transition.FAILED, BatchStatus.FAILED),
 }
 
 

@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 
-@dg.asset(description="Human labels of the tickets.")
+@dg.asset(description="Human labels of the tickets.", kinds={"table"})
 def ticket_gold() -> pa.Table:
     return pa.Table.from_pylist(
         [

@@ -48,10 +48,10 @@ from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchReport,
-    CannotTell,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
     Undecided,
     UploadedFile,
 )
@@ -158,7 +158,7 @@ class AnthropicProvider(StainlessProvider):
         batch_id = reply.get("id")
         return created_id(batch_id)
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | StatusUnknown:
         """See Provider.find. Candidates: unknown batches of as many requests, created since; results name the nonce."""
         del tag
         # A batch cannot carry an attachment, and only its results name rows, after its end. So batches of the right
@@ -183,7 +183,7 @@ class AnthropicProvider(StainlessProvider):
                 repeats = error
         ended = {batch_id: batch.processing_status == "ended" for batch_id, batch in candidates.items()}
         found = find_by_results(ended, hints.nonce, self.fetch, lambda line: read_line(line).custom_id)
-        return CannotTell(str(repeats)) if repeats is not None and found == Absent() else found
+        return StatusUnknown(str(repeats)) if repeats is not None and found == Absent() else found
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         return walk_pages(wanted, self._page, self._read, self._report, most=max(_PAGES_PER_POLL, len(wanted) // 100))
@@ -239,7 +239,7 @@ class AnthropicProvider(StainlessProvider):
         with suppress(UnknownIdError), self._calls(f"delete the batch '{batch_id}'"):
             reply = parse_reply(self._batches(retries=self._max_retries).with_raw_response.delete(batch_id))
             if reply.id != batch_id:
-                raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not say that it is.")
+                raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not confirm it.")
 
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""
@@ -283,7 +283,7 @@ class AnthropicProvider(StainlessProvider):
         with suppress(UnknownIdError), self._calls("delete a document"):
             files = self._client(retries=self._max_retries).files.with_raw_response
             if parse_reply(files.delete(file_id)).id != file_id:
-                raise TransientError("Could not delete a document: the answer does not say that it is.")
+                raise TransientError("Could not delete a document: the answer does not confirm it.")
 
     def console_url(self, batch_id: str) -> str | None:
         """See LinksToConsole. The console's list of batches: it documents no address for one of them."""

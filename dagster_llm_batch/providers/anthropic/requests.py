@@ -203,7 +203,7 @@ def _check_sampling(params: Mapping[str, Any], version: str) -> None:
 def _check_max_tokens(most: Any) -> None:
     if most is None:
         raise ConfigError(
-            "Anthropic needs to be told how long a reply may be, and there is no default. "
+            "Anthropic requires the greatest length of a reply, and there is no default. "
             'Set it, in tokens: params={"max_tokens": 1024}.'
         )
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/bedrock/latest/userguide/inference-profiles-support.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,12 @@ __all__ = ["destination_of"]
 
 # As AWS's configuration files and variables name them.
 _SERVICES = ("bedrock", "bedrock_runtime")
+
+# Other hosts of AWS, as of a load balancer or an API gateway, can be anybody's server.
+# https://docs.aws.amazon.com/general/latest/gr/bedrock.html
+_OWN_HOST = re.compile(
+    r"(?:vpce-[a-z0-9-]+\.)?bedrock(?:-runtime)?(?:-fips)?\.([a-z0-9-]+)\.(?:vpce\.)?(?:amazonaws\.com(?:\.cn)?|api\.aws)"
+)
 
 # Models of these ARNs run in the ARN's region, except inference profiles with a prefix. Other ARNs, as of an
 # application inference profile or a prompt router, can stand for models of any region.
@@ -99,6 +106,6 @@ def _profile_addresses(profile_name: str | None) -> dict[str, str]:
 
 
 def _is_of_aws(url: str, region: str | None) -> bool:
-    """Return whether this is an address of AWS in the region, also of a VPC endpoint."""
-    host = urlsplit(url).hostname or ""
-    return host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".api.aws")) and region in host.split(".")
+    """Return whether this is AWS's own address of Bedrock in the region, also of a VPC endpoint."""
+    found = _OWN_HOST.fullmatch(urlsplit(url).hostname or "")
+    return found is not None and found[1] == region

@@ -48,20 +48,20 @@ from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_fr
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.http import check_address, importing_sdk
 from dagster_llm_batch.providers.paging import find_among, poll_batches, unrepeated
-from dagster_llm_batch.providers.patience import limit_pools
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
+from dagster_llm_batch.providers.time_limits import limit_pools
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchLimits,
     BatchReport,
     BatchStatus,
-    CannotTell,
     Endpoint,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
 )
 
 __all__ = ["BedrockProvider"]
@@ -228,7 +228,7 @@ class BedrockProvider(VendorProvider):
         arn = reply.get("jobArn")
         return created_id(arn)
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | StatusUnknown:
         """See Provider.find. Lists every job of the name; the token or the input file identifies ours."""
         # the list's filter is "contains", so a longer name passes it too: `_jobs_of` compares tokens as a whole
         return find_among((str(job["jobArn"]) for job in self._jobs_of(tag)), hints.known)

@@ -35,10 +35,10 @@ from dagster_llm_batch.types import (
     BatchLimits,
     BatchReport,
     BatchStatus,
-    CannotTell,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
 )
 
 __all__ = ["COMMAND_LIMITS", "CommandProvider"]
@@ -121,7 +121,7 @@ class CommandProvider(OwnMachines):
             batch.withdraw()
             raise TransientError(f"Could not start the command in {batch.path}: {error} {batch.log_tail()}") from error
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | StatusUnknown:
         """See Provider.find. Always certain."""
         with reaching(self._workdir):
             exists = CommandBatch.of(self._workdir, tag).was_started()

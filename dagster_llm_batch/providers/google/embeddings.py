@@ -141,7 +141,7 @@ def _config(spec: RequestSpec) -> dict[str, Any]:
     for name in _IGNORED if _SECOND.search(spec.model) else ():
         if name in params:
             raise ConfigError(
-                f"{spec.model!r} takes no {name}, and does not say so: its vectors would not be what was asked. Write "
+                f"{spec.model!r} ignores {name} without an error: its vectors would not be as requested. Write "
                 'it into the prompt, as in "task: search result | query: …" or "title: none | text: …".'
             )
     size = spec.response.dimensions

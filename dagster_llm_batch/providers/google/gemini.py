@@ -54,11 +54,11 @@ from dagster_llm_batch.types import (
     Absent,
     BatchLimits,
     BatchReport,
-    CannotTell,
     Endpoint,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
     UploadedFile,
 )
 
@@ -170,7 +170,7 @@ class GeminiProvider(GoogleProvider):
         with suppress(ProviderError):
             self._api.call("delete", file_name, "delete the request file")
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | StatusUnknown:
         """See Provider.find. All pages are read, since their order is not documented."""
         batches = self._api.pages(_BATCHES, "look for the batch", self._list_names)
         return find_among((str(batch["name"]) for batch in batches if display_name(batch) == tag), hints.known)
@@ -237,7 +237,7 @@ class GeminiProvider(GoogleProvider):
         batches = self._api.pages(_BATCHES, "list the batches", self._list_names)
         if len(files) == 1 and sum(display_name(batch) == tag for batch in batches) == 1:
             return files, None
-        why = "other batches or files have its name, and which of them has its requests is not told"
+        why = "other batches or files have its name, and it is unknown which of them has its requests"
         return [], f"its request file stays until it expires, after two days: {why}"
 
     def _delete_file(self, name: str) -> None:
@@ -270,7 +270,15 @@ class GeminiProvider(GoogleProvider):
 
     def delete_document(self, file_id: str) -> None:
         """See StoresDocuments."""
-        self._delete_file(_file_name(file_id))
+        try:
+            self._api.call("delete", _file_name(file_id), "delete a document")
+        except UnknownIdError:
+            return
+        except CredentialsError:
+            # The API answers 403 to a missing file, too, and its wording may change: its list decides.
+            files = self._api.pages("files", "list the documents", ("files",))
+            if any(file.get("uri") == file_id for file in files):
+                raise
 
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. Returns an HTTP error as the answer, like a batch does; raises for bad credentials."""

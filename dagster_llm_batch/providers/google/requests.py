@@ -255,7 +255,7 @@ def _image(image: Image) -> dict[str, Any]:
         media_type = image.media_type or mimetypes.guess_type(image.url.partition("?")[0])[0]
         if media_type is None:
             raise InputError(
-                f"The image at {image.url!r} needs a media type, such as 'image/png'; its name tells none."
+                f"The image at {image.url!r} needs a media type, such as 'image/png'; its name shows none."
             )
         return {"fileData": {"mimeType": media_type, "fileUri": replace_halves(image.url)}}
     media_type, data = encode_image(image)

@@ -49,11 +49,11 @@ from dagster_llm_batch.types import (
     Absent,
     BatchLimits,
     BatchReport,
-    CannotTell,
     Endpoint,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
 )
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class VertexProvider(GoogleProvider):
             target = {"predictionsFormat": "jsonl", "gcsDestination": prefix}
         return uri, {"inputConfig": source, "outputConfig": target}
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | StatusUnknown:
         """See Provider.find. Reads all pages, and compares the entries that a server's filter returns once more."""
         # the filter's grammar has its own quotes and backslashes
         quoted = tag.replace("\\", "\\\\").replace('"', '\\"')

@@ -67,12 +67,12 @@ from dagster_llm_batch.types import (
     Absent,
     BatchLimits,
     BatchReport,
-    CannotTell,
     Endpoint,
     FileCount,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
     UploadedFile,
 )
 
@@ -230,7 +230,7 @@ class OpenAIProvider(StainlessProvider):
             # the file costs nothing and expires later; the error that led here matters more
             pass
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | StatusUnknown:
         """See Provider.find.
 
         Reads on until a whole page is older than the create call, but stops there only if the observed pages are newest
@@ -263,16 +263,16 @@ class OpenAIProvider(StainlessProvider):
             except RepeatedListError as error:
                 repeats = error
         if len(ours) > 1:
-            return CannotTell("More than one batch carries this tag.", tuple(ours))
+            return StatusUnknown("More than one batch carries this tag.", tuple(ours))
         if ours:
             return Found(next(iter(ours)))
         if repeats is not None:
-            return CannotTell(str(repeats), tuple(untagged))
+            return StatusUnknown(str(repeats), tuple(untagged))
         return Absent() if server_keeps_tags else self._find_by_file(_file_name(tag), untagged, hints.known)
 
     def _find_by_file(
         self, file_name: str, batches: Mapping[str, object], known: Collection[str]
-    ) -> Found | Absent | CannotTell:
+    ) -> Found | Absent | StatusUnknown:
         """Find the batch whose request file has this name, among batches and the ids of their files.
 
         Another name proves nothing if it is unknown whether the server keeps names, and all names lack our form.
@@ -281,14 +281,14 @@ class OpenAIProvider(StainlessProvider):
         names = {batch_id: self._name_of_file(file_id) for batch_id, file_id in looked_at.items()}
         ours = [batch_id for batch_id, name in names.items() if name == file_name and batch_id not in known]
         if len(ours) > 1:
-            return CannotTell("More than one batch is of the request file of this name.", tuple(ours))
+            return StatusUnknown("More than one batch is of the request file of this name.", tuple(ours))
         if ours:
             return Found(ours[0])
         fact = self._server.keeps_file_names
         keeps_names = (fact is not None and fact.value) or any(map(_OWN_FILE.fullmatch, filter(None, names.values())))
         unclear = [one for one in batches if one not in known and not (keeps_names and names.get(one))]
         if unclear:
-            return CannotTell("The provider shows no metadata, so these may be ours.", tuple(unclear))
+            return StatusUnknown("The provider shows no metadata, so these may be ours.", tuple(unclear))
         return Absent()
 
     def _name_of_file(self, file_id: object) -> str | None:
@@ -361,7 +361,7 @@ class OpenAIProvider(StainlessProvider):
         with suppress(UnknownIdError), self._calls(f"delete the file '{file_id}'"):
             reply = parse_reply(self._client(retries=self._max_retries).files.with_raw_response.delete(str(file_id)))
             if reply.deleted is not True:
-                raise TransientError(f"Could not delete the file '{file_id}': the answer does not say that it is.")
+                raise TransientError(f"Could not delete the file '{file_id}': the answer does not confirm it.")
 
     def upload_document(self, data: bytes, name: str, media_type: str) -> UploadedFile:
         """See StoresDocuments."""

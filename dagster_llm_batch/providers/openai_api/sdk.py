@@ -1,7 +1,7 @@
 """OpenAI's SDK: its client, made when it is first used, and its exceptions, read as ours: see `providers.errors`.
 
 429 means two things here: too many requests, which passes, and a quota that is used up, which does not: RefusedError.
-In some regions Azure refuses the create call with a 400 where OpenAI takes it and fails the batch later: NoRoomError.
+Where OpenAI takes a create call and fails the batch later, Azure refuses it with a 400 in some regions: QueueFullError.
 """
 
 from __future__ import annotations

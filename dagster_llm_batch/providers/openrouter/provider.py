@@ -71,10 +71,10 @@ from dagster_llm_batch.types import (
     BatchLimits,
     BatchReport,
     BatchStatus,
-    CannotTell,
     FindHints,
     Found,
     RequestSpec,
+    StatusUnknown,
     Undecided,
 )
 
@@ -199,19 +199,19 @@ class OpenRouterProvider(StainlessProvider):
     def _takes_metadata(self) -> bool:
         return self._server.takes_metadata is not None and self._server.takes_metadata.value
 
-    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | CannotTell:
+    def find(self, tag: str, hints: FindHints) -> Found | Absent | Undecided | StatusUnknown:
         """See Provider.find. By its tag; else by its nonce, among batches of as many requests, created since."""
         try:
             ours, candidates, repeats = self._look_through_list(tag, hints)
         except UnknownIdError as error:
-            return CannotTell(f"{self._server.title} gives no list of batches at this address. {error}")
+            return StatusUnknown(f"{self._server.title} gives no list of batches at this address. {error}")
         if len(ours) > 1:
-            return CannotTell("More than one batch carries this tag.", tuple(ours))
+            return StatusUnknown("More than one batch carries this tag.", tuple(ours))
         if ours:
             return Found(next(iter(ours)))
         ended = {batch_id: self._read(batch).status.is_terminal for batch_id, batch in candidates.items()}
         found = find_by_results(ended, hints.nonce, self.fetch, _id_of)
-        return CannotTell(str(repeats)) if repeats is not None and found == Absent() else found
+        return StatusUnknown(str(repeats)) if repeats is not None and found == Absent() else found
 
     def _look_through_list(
         self, tag: str, hints: FindHints
@@ -289,7 +289,7 @@ class OpenRouterProvider(StainlessProvider):
             if page.has_more is False or (cursor is None and page.has_more is None):
                 return
             if cursor is None or cursor in seen:
-                why = "says that there are more, and not where" if cursor is None else "was given before"
+                why = "announces more, and not their place" if cursor is None else "was given before"
                 raise TransientError(f"Could not read the results of batch '{batch_id}': a page of them {why}.")
             seen.add(cursor)
 
@@ -314,7 +314,7 @@ class OpenRouterProvider(StainlessProvider):
         deletion = told.get("deletion")
         deletion = deletion if isinstance(deletion, dict) else {}
         if told.get("id") != batch_id or deletion.get("openrouter", "deleted") != "deleted":
-            raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not say that it is.")
+            raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not confirm it.")
         upstream = deletion.get("upstream")
         if isinstance(upstream, dict) and upstream.get("status") not in ("deleted", "not_applicable"):
             vendor, word = plain_words(upstream.get("provider")), plain_words(upstream.get("status"))

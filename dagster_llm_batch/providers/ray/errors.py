@@ -39,7 +39,7 @@ def provider_error(
     if status == _NOT_FOUND and not _OTHERS.search(str(error)):
         return UnknownJobError(message)
     if status == _NOT_FOUND and not creating:
-        return TransientError(f"{message} That is not what Ray says of a job: give the address of Ray's dashboard.")
+        return TransientError(f"{message} Ray does not answer so: give the address of Ray's dashboard.")
     if status is None or status >= _SERVER_ERROR or status == _TOO_MANY:
         if creating and not _never_sent(error):
             return AmbiguousError(f"{message} Perhaps it started all the same.")

@@ -184,7 +184,7 @@ def submit_error(code: int, printed: str) -> AmbiguousError | RefusedError | Tra
     if _ARRAY in printed:
         return RefusedError(
             f"{text}. A batch has more parts than an array may: raise requests_per_task until there are no more than "
-            "MaxArraySize, which `scontrol show config` tells."
+            "MaxArraySize, which `scontrol show config` shows."
         )
     return RefusedError(text)
 

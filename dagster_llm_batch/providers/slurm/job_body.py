@@ -115,7 +115,7 @@ def _run(words: list, grace_seconds: float) -> tuple:  # type: ignore[type-arg] 
                 code = process.wait(_LOOK_SECONDS)
                 # Slurm's signal can reach the command before this process.
                 return code, code != 0 and (bool(signals) or code == -signal.SIGTERM)
-        print("told to end (SIGTERM): canceled, over its time limit, or preempted", flush=True)
+        print("asked to end (SIGTERM): canceled, over its time limit, or preempted", flush=True)
         _kill(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_seconds)

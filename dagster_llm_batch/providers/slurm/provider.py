@@ -186,7 +186,7 @@ class SlurmProvider(OwnMachines):
         whole = of_all(standings, exits) if standings else Standing(None)
         status, reason = whole.status, whole.reason
         if status is None:
-            where = f"Slurm knows no job named '{batch.batch_id}', and {batch.path} does not say how it ended."
+            where = f"Slurm has no job named '{batch.batch_id}', and {batch.path} does not show how it ended."
             return BatchReport(batch.batch_id, BatchStatus.NOT_FOUND, reason=where)
         if status.is_stoppable and batch.is_asked_to_stop():
             status = BatchStatus.CANCELING

@@ -152,7 +152,7 @@ function press(key) {
 
 // Whether a key that judges a row, or takes a judgment back, is the second one of a double press.
 function isDouble(event) {
-  const judging = form && "one" in form.dataset ? /^([1-9dsu]|Enter)$/ : /^([dsu]|Enter)$/;
+  const judging = form && "one" in form.dataset ? /^([1-9bdsu]|Enter)$/ : /^([bdsu]|Enter)$/;
   if (!form || !judging.test(event.key)) return false;
   const again = event.key === last.key && event.timeStamp - last.at < DOUBLE_MS;
   if (!again) last = { key: event.key, at: event.timeStamp };
@@ -164,12 +164,14 @@ function handle(key) {
   const keys = form
     ? {
         c: () => document.getElementById("comment").focus(),
+        b: () => press("b"),
         d: () => press("d"),
         s: () => press("s"),
         u: () => press("u"),
         Enter: () => press("Enter"),
       }
     : {
+        b: () => press("b"),
         j: () => goTo(here + 1),
         k: () => goTo(here - 1),
         n: () => document.querySelector("a[rel=next]")?.click(),
@@ -203,7 +205,8 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     return;
   }
-  if (busy && form) waiting.push(event.key);
+  // On other pages, the next page that a key leads to is known once this one has loaded.
+  if (busy && (form || ["n", "p"].includes(event.key))) waiting.push(event.key);
   else if (!handle(event.key)) return;
   event.preventDefault();
 });

@@ -14,16 +14,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.errors import IllegalMoveError
+from dagster_llm_batch.errors import IllegalTransitionError
 from dagster_llm_batch.states import (
-    BATCH_MOVES,
     BATCH_SEEN,
+    BATCH_TRANSITIONS,
     OWN_SEEN,
-    SHARD_MOVES,
+    SHARD_TRANSITIONS,
     BatchState,
-    Move,
     OwnState,
     ShardState,
+    Transition,
 )
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
@@ -132,31 +132,31 @@ def sent_beside(connection: sa.Connection, shard_ids: Collection[str]) -> list[s
     return list(connection.execute(_SENT_BESIDE, {"ids": list(shard_ids)}).scalars())
 
 
-def refuse_part(connection: sa.Connection, move: Move, shard_ids: Collection[str]) -> None:
-    """Raise IllegalMoveError if the batch, which becomes void, has another sent shard than these."""
+def refuse_part(connection: sa.Connection, move: Transition, shard_ids: Collection[str]) -> None:
+    """Raise IllegalTransitionError if the batch, which becomes void, has another sent shard than these."""
     if left_out := [other for other in sent_beside(connection, shard_ids) if other not in shard_ids]:
-        raise IllegalMoveError(
+        raise IllegalTransitionError(
             f"Shard {left_out[0]} is sent in the same batch as {', '.join(shard_ids)}, and the move '{move.value}' is "
             "for all shards of a batch. Nothing was changed. Read the shards again: another process may have sent them."
         )
 
 
-def other_batch(shard: Shard, move: Move, key: str) -> IllegalMoveError:
+def other_batch(shard: Shard, move: Transition, key: str) -> IllegalTransitionError:
     """Return the error for a transition of another batch than the shard's."""
-    return IllegalMoveError(
+    return IllegalTransitionError(
         f"Shard {shard.shard_id} is '{shard.state.value}' in batch {shard.batch.batch_key}, and cannot take the move "
         f"'{move.value}' of batch {key}. Nothing was changed. Read the shard again: another process has sent it since."
     )
 
 
-def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def divide(move: Transition, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the columns that a transition sets in the shard and in its batch. SEND sets the batch's key elsewhere."""
     own = {name: value for name, value in values.items() if name not in OF_BATCH}
     of_batch = {name: value for name, value in values.items() if name in OF_BATCH}
     ended_at = own.pop("ended_at", None)
     del own["state"]
-    if move in SHARD_MOVES and (move is not Move.CANCELED or shard.batch.batch_key is None):
-        own["state"] = SHARD_MOVES[move][1]
+    if move in SHARD_TRANSITIONS and (move is not Transition.CANCELED or shard.batch.batch_key is None):
+        own["state"] = SHARD_TRANSITIONS[move][1]
     if own.get("state") is OwnState.PLANNED:
         looked_at = {} if shard.polled_at is None else {"looked_at": shard.polled_at}
         own |= {"batch_key": None, "place": 0, "sent_requests": None, "ended_at": None, **looked_at}
@@ -164,11 +164,11 @@ def divide(move: Move, shard: Shard, values: Mapping[str, Any]) -> tuple[dict[st
         of_batch = {name: value for name, value in of_batch.items() if value is not None}
     if own.get("state") is OwnState.SENT:
         own |= {"state": OwnState.ABANDONED} if shard.batch.batch_key is None else {"ended_at": None}
-    if move in BATCH_MOVES and shard.batch.batch_key is not None:
-        of_batch["state"] = BATCH_MOVES[move][1]
+    if move in BATCH_TRANSITIONS and shard.batch.batch_key is not None:
+        of_batch["state"] = BATCH_TRANSITIONS[move][1]
         if ended_at is not None:
             of_batch["ended_at"] = ended_at
-    elif ended_at is not None and move is not Move.LATE:
+    elif ended_at is not None and move is not Transition.LATE:
         own["ended_at"] = ended_at
     return own, of_batch
 
@@ -226,22 +226,28 @@ def end_with(shard: Shard, end: Ending) -> Ending:
         # An abandoned shard is waited for again.
         own = shard.cause if is_running else None
         cause = own or (Cause.CANCELED if end.status is BatchStatus.CANCELED else None)
-    move = Move(end.status.value) if end.move is Move.LATE else end.move
+    move = Transition(end.status.value) if end.move is Transition.LATE else end.move
     # The cost of the whole batch is not the cost of a part.
     return replace(end, move=move, cause=cause, reported_usd=None)
 
 
-def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Move, ShardState, Ending]]) -> None:
+_OF_END = frozenset({"reason", "reason_kind", "waits_until", "cause", "reported_usd"})
+"""Columns of a shard itself that the end of its batch sets."""
+
+
+def record_ends(connection: sa.Connection, ends: Sequence[tuple[Shard, Transition, ShardState, Ending]]) -> None:
     """Record the ends of batches: each shard's transition, the new state, and the end of its batch."""
     shards: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     batches: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for shard, move, to, end in ends:
-        late = {"collected_at": None} if move is Move.LATE else {}
+        late = {"collected_at": None} if move is Transition.LATE else {}
         own, of_batch = divide(move, shard, {**end.values(), **late, "state": to})
-        if move is Move.LATE:
+        if move is Transition.LATE:
             # The batch may have been read before: keep its old counts, since the new ones are unknown.
             of_batch = {name: value for name, value in of_batch.items() if name not in _COUNTS or value is not None}
-        shards.setdefault(tuple(sorted(own)), []).append({"key": shard.shard_id, **own})
+        # A batch that ends well changes nothing of its shards.
+        if not own.keys() <= _OF_END or any(getattr(shard, name) != value for name, value in own.items()):
+            shards.setdefault(tuple(sorted(own)), []).append({"key": shard.shard_id, **own})
         if shard.batch.batch_key is not None:
             batches.setdefault(tuple(sorted(of_batch)), {})[shard.batch.batch_key] = {
                 "key": shard.batch.batch_key,

@@ -80,7 +80,7 @@ class EventLog(Member):
                 .group_by(EVENT.c.submission_id)
             )
             with self._database.read() as connection:
-                rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
+                rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings().all()
                 return [from_row(Event, row) for row in rows]
 
         return read_apart(self._database, read, sa.select(SUBMISSION.c.submission_id).where(*undelivered), unreadable)

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.states import Transition
 from dagster_llm_batch.storage.ledger.records import Event
 
 __all__ = [
     "Adopted",
     "Ambiguous",
     "BelowMinimum",
+    "BilledInTier",
     "Canceled",
     "CauseSet",
     "Delivered",
@@ -95,7 +96,7 @@ class _InWords(EventData):
 class Moved(_InWords):
     """A shard made a transition. The kind is the transition's value."""
 
-    move: Move
+    move: Transition
     words: str | None = None
 
     @property
@@ -107,7 +108,7 @@ class Moved(_InWords):
 class PutBack(EventData):
     """A shard is planned again: its batch ran nothing."""
 
-    kind = Move.PUT_BACK.value
+    kind = Transition.PUT_BACK.value
     batch_id: str | None
 
     @property
@@ -119,7 +120,7 @@ class PutBack(EventData):
 class Split(EventData):
     """`requests` of a shard's `of` requests now belong to shard `half`."""
 
-    kind = Move.SPLIT.value
+    kind = Transition.SPLIT.value
     half: str
     requests: int
     of: int
@@ -216,6 +217,28 @@ class UnexpectedLines(EventData):
     @property
     def detail(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class BilledInTier(EventData):
+    """Replies of a shard name a tier of the vendor, such as "flex": their part of the shard's bill.
+
+    The numbers have the names of the bill's columns. A shard whose results are read again gets the event again.
+    """
+
+    kind = "billed_in_tier"
+    tier: str
+    requests: int
+    unpriced: int
+    known_usd: str
+    realtime_usd: str
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+
+    @property
+    def detail(self) -> str:
+        return f"{self.requests} in the tier {self.tier}"
 
 
 @dataclass(frozen=True)
@@ -543,12 +566,13 @@ _KINDS: dict[str, type[EventData]] = {
     kind.kind: kind
     for kind in (
         *(StatusChanged, CauseSet, Ambiguous, StrayBatch, NotThere, NotKnown, FetchAgain, Unreadable),
-        *(UnexpectedLines, ResultsRestored, ErasedThere, Opened, WaveAdded, Settled, Unsettled, Delivered, LandedOver),
+        *(UnexpectedLines, BilledInTier, ResultsRestored, ErasedThere),
+        *(Opened, WaveAdded, Settled, Unsettled, Delivered, LandedOver),
         *(Canceled, Superseded, Renamed, Recovered, Adopted, Measured, Pruned, RawPruned, Erased, Noted, Waits, Turn),
         *(Unavailable, BelowMinimum, Stopped, OverBudget, Held, Stranded, LandingLost, LandingFailed, PersonTold),
     )
 }
-_MOVES = {move.value: move for move in Move}
+_TRANSITIONS = {move.value: move for move in Transition}
 _NOT_DATA = ("words", "move", "kind")
 _FIELDS: dict[type[EventData], tuple[str, ...]] = {
     kind: tuple(field.name for field in fields(kind) if field.name not in _NOT_DATA)
@@ -567,8 +591,8 @@ def event_columns(data: EventData) -> dict[str, Any]:
 def read_event(event: Event) -> EventData:
     """Return the data of an event."""
     # The same word stands for a canceled submission and a canceled shard.
-    if event.shard_id is not None and event.kind in _MOVES and event.kind not in _OF_MOVES:
-        return Moved(_MOVES[event.kind], event.detail)
+    if event.shard_id is not None and event.kind in _TRANSITIONS and event.kind not in _OF_MOVES:
+        return Moved(_TRANSITIONS[event.kind], event.detail)
     kind = _OF_MOVES.get(event.kind) or _KINDS.get(event.kind)
     if kind is None or (event.data or {}).keys() != set(_FIELDS[kind]):
         return Other(event.kind, event.detail)

@@ -6,7 +6,7 @@
 3. Every method is one transaction, and safe to call from several threads and processes at once.
 
 The ledger holds counts, paths, digests and ids, but neither requests nor files nor batches. It deletes only holds
-that no longer apply.
+that no longer apply, and uploads whose files are gone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from dagster_llm_batch.storage.ledger.batches import Batches
 from dagster_llm_batch.storage.ledger.database import Database, utc_now
@@ -30,6 +32,9 @@ from dagster_llm_batch.storage.ledger.tombstones import Tombstones
 from dagster_llm_batch.storage.ledger.unread import UnreadResults
 from dagster_llm_batch.storage.ledger.uploads import Uploads
 
+if TYPE_CHECKING:
+    from dagster_llm_batch.storage.ledger.documents import Documents
+
 __all__ = ["Ledger"]
 
 
@@ -38,7 +43,7 @@ class Ledger:
 
     def __init__(self, url: str | os.PathLike[str], clock: Callable[[], datetime] = utc_now) -> None:
         database = Database(url)
-        self._database = database
+        self._database, self._clock = database, clock
         self.submissions, self.shards = Submissions(database, clock), Shards(database, clock)
         self.money, self.queues = Money(database, clock), Queues(database, clock)
         self.events, self.tombstones = EventLog(database, clock), Tombstones(database, clock)
@@ -47,6 +52,14 @@ class Ledger:
         self.judgments, self.notes = Judgments(database), Notes(database, clock)
         self.uploads, self.unread = Uploads(database, clock), UnreadResults(database, clock)
         self.holds = Holds(database, clock)
+
+    @cached_property
+    def documents(self) -> Documents:
+        """The documents in the vendors' storage."""
+        # Few datasets upload documents.
+        from dagster_llm_batch.storage.ledger.documents import Documents  # noqa: PLC0415
+
+        return Documents(self._database, self._clock)
 
     def __repr__(self) -> str:
         return f"Ledger({self._database.shown_url!r})"

@@ -24,11 +24,11 @@ class Member:
 
     def _read_submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:
         with self._database.read() as connection:
-            return [from_row(Submission, row) for row in connection.execute(query, values).mappings()]
+            return [from_row(Submission, row) for row in connection.execute(query, values).mappings().all()]
 
     def _read_shards(self, query: sa.Select[Any], **values: Any) -> list[Shard]:
         with self._database.read() as connection:
-            return [from_row(Shard, row) for row in connection.execute(query, values).mappings()]
+            return [from_row(Shard, row) for row in connection.execute(query, values).mappings().all()]
 
     def _rows_of(
         self, query: sa.Select[Any], submission_ids: Collection[str], **values: Any

@@ -334,6 +334,27 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         """,
         _move_bills,
     ),
+    (  # 11: documents in the vendors' storage, and the submissions that need them.
+        "ALTER TABLE shard ADD COLUMN has_uploads BOOLEAN",
+        """
+        CREATE TABLE upload (
+            upload_key TEXT NOT NULL PRIMARY KEY,
+            namespace TEXT NOT NULL, provider TEXT NOT NULL, account TEXT NOT NULL,
+            name TEXT NOT NULL, bytes BIGINT NOT NULL,
+            began_at {time} NOT NULL, needed_at {time} NOT NULL,
+            file_id TEXT, uploaded_at {time}, expires_at {time}, lost_at {time}
+        )
+        """,
+        "CREATE INDEX upload_by_name ON upload (namespace, provider, account, name)",
+        """
+        CREATE TABLE upload_use (
+            upload_key TEXT NOT NULL REFERENCES upload (upload_key),
+            submission_id TEXT NOT NULL REFERENCES submission (submission_id),
+            PRIMARY KEY (upload_key, submission_id)
+        )
+        """,
+        "CREATE INDEX upload_use_of ON upload_use (submission_id)",
+    ),
 )
 
 LATEST = len(MIGRATIONS)

@@ -10,10 +10,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.events import BilledInTier
 from dagster_llm_batch.storage.ledger.member import Member
 from dagster_llm_batch.storage.ledger.records import ShardCost, ShardFields, SpendLimit, SubmissionState, was_taken
 from dagster_llm_batch.storage.ledger.schema import (
     BILL,
+    EVENT,
     HAS_BILL,
     SHARD,
     SUBMISSION,
@@ -153,6 +155,17 @@ class Money(Member):
             query = query.where(at < until)
         with self._database.read() as connection:
             return [ShardCost(*row) for row in connection.execute(query)]
+
+    def tier_bills(self, namespace: str) -> dict[str, list[BilledInTier]]:
+        """Return the parts of bills for replies that name a tier of the vendor, by shard id: one for each tier."""
+        query = sa.select(EVENT.c.shard_id, EVENT.c.data)
+        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, EVENT.c.kind == BilledInTier.kind)
+        newest: dict[str, dict[str, BilledInTier]] = {}
+        with self._database.read() as connection:
+            for shard_id, data in connection.execute(query.order_by(EVENT.c.event_id)):
+                newest.setdefault(shard_id, {})[data["tier"]] = BilledInTier(**data)
+        return {shard_id: [*bills.values()] for shard_id, bills in newest.items()}
 
     def committed_usd(self, limit: SpendLimit, besides: Sequence[str] = (), *, only_collected: bool = False) -> Decimal:
         """Return the money in USD that a limit has committed: billed costs, and the highest possible future costs.

@@ -19,7 +19,7 @@ from shlex import quote
 from typing import Any, NamedTuple, Required, TypedDict
 
 from dagster_llm_batch.core.json_values import BESIDE
-from dagster_llm_batch.states import ENDED, HoldReason, Move, Reason, ShardState
+from dagster_llm_batch.states import ENDED, HoldReason, Reason, ShardState, Transition
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = [
@@ -247,6 +247,7 @@ class Shard:
     reported_usd: Decimal | None = None  # cost reported by the vendor; None: unreported, or not for all replies
     is_escalation: bool | None = None  # it asks a cascade's oracle for the first time, after the model
     answered: int | None = None  # how many of its requests got a label; None: uncollected, or collected by older code
+    has_uploads: bool | None = None  # its lines name documents that are uploaded before they are sent
     # Number of its requests that are retried, by the value of their outcome. None: some are unknown, or all are final.
     asked_again: Mapping[str, int] | None = None
     batch: Batch = field(default=NO_BATCH, metadata=BESIDE)
@@ -410,6 +411,7 @@ class ShardCost(NamedTuple):
     p05_usd: Decimal | None
     p95_usd: Decimal | None
     submission_id: str
+    shard_id: str
     provider: str
     model: str
     lane: Lane
@@ -473,7 +475,7 @@ class SpendLimit(NamedTuple):
 class Ending:
     """The end of a shard's batch."""
 
-    move: Move
+    move: Transition
     batch_id: str
     status: BatchStatus
     ended_at: datetime
@@ -506,7 +508,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened. `kind` is a value of Move, or a word of the ledger or the caller."""
+    """Something that happened. `kind` is a value of Transition, or a word of the ledger or the caller."""
 
     event_id: int  # ascending in the order of writing
     submission_id: str
@@ -547,6 +549,32 @@ class Tombstone:
     digest: str  # of the key's text, with the salt; see core/keys.py
     at: datetime
     undone_at: datetime | None = None  # a person reverted the erasure: the row is asked again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A document that was, or is being, uploaded to a provider. Its file there has the name `dlb-<upload_key>.<kind>`.
+
+    `name` is the SHA-256 of the document, a point, and the ending of its kind.
+    """
+
+    upload_key: str
+    namespace: str
+    provider: str
+    account: str
+    name: str
+    bytes: int
+    began_at: datetime  # before the call
+    needed_at: datetime  # when requests that name it were last sent
+    file_id: str | None = None  # the provider's; None: the call has no answer yet, or never got one
+    uploaded_at: datetime | None = None
+    expires_at: datetime | None = None  # None: unknown, or it stays until it is deleted
+    lost_at: datetime | None = None  # another upload has taken its place, and its file is to go
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file at the provider, which shows nothing of the document."""
+        return f"dlb-{self.upload_key}.{self.name.rpartition('.')[2]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import ENDED, MOVES, BatchState, Move, OwnState, Reason, ShardState
+from dagster_llm_batch.errors import IllegalTransitionError, LedgerError
+from dagster_llm_batch.states import ENDED, TRANSITIONS, BatchState, OwnState, Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger.batch_rows import (
     INSERT_BATCH,
     OF_BATCH,
@@ -96,17 +96,17 @@ SHARDS_BY_WAVE = SHARDS.where(SHARD.c.submission_id == sa.bindparam("submission_
 LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
 """The words of Reason.LACKS_MONEY."""
 
-_STAMPS: dict[Move, str] = {
-    Move.SEND: "sent_at",
-    Move.ACCEPTED: "submitted_at",
-    Move.REFUSED: "ended_at",
-    Move.ENDED: "ended_at",
-    Move.EXPIRED: "ended_at",
-    Move.CANCELED: "ended_at",
-    Move.FAILED: "ended_at",
-    Move.GONE: "ended_at",
-    Move.GIVEN_UP: "ended_at",
-    Move.COLLECTED: "collected_at",
+_STAMPS: dict[Transition, str] = {
+    Transition.SEND: "sent_at",
+    Transition.ACCEPTED: "submitted_at",
+    Transition.REFUSED: "ended_at",
+    Transition.ENDED: "ended_at",
+    Transition.EXPIRED: "ended_at",
+    Transition.CANCELED: "ended_at",
+    Transition.FAILED: "ended_at",
+    Transition.GONE: "ended_at",
+    Transition.GIVEN_UP: "ended_at",
+    Transition.COLLECTED: "collected_at",
 }
 
 _BILL_FIELDS = BillFields.__annotations__.keys()
@@ -295,7 +295,7 @@ def store_recovered(connection: sa.Connection, clock: Callable[[], datetime], sh
         # If a shard was split since, the batch before ran nothing, for all of its shards.
         if together := sent_beside(connection, [shard.shard_id]):
             is_accepted = get_shards(connection, together)[together[0]].state is ShardState.SUBMITTED
-            move = Move.PUT_BACK if is_accepted else Move.NOT_SENT
+            move = Transition.PUT_BACK if is_accepted else Transition.NOT_SENT
             changes = {each: move_values(each, move, {}, now) for each in together}
             take_move(connection, clock, move, changes, words="a shard of its batch was split since")
     store_batches(connection, shards)
@@ -335,23 +335,23 @@ def is_due(now: datetime, longest_pause: timedelta) -> sa.ColumnElement[bool]:
     return until.is_(None) | (until <= now) | (until > now + longest_pause)
 
 
-def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def move_values(shard_id: str, move: Transition, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Return the columns that a transition sets: the state, `fields`, and the transition's time if `fields` lacks it.
 
     Raises LedgerError if a transition cannot record one of `fields`, or an accepted shard has no batch id.
     """
-    values: dict[str, Any] = {**fields, "state": MOVES[move][1]}
+    values: dict[str, Any] = {**fields, "state": TRANSITIONS[move][1]}
     if "reason" in fields:
         values.setdefault("reason_kind", None if fields["reason"] is None else Reason.PROVIDER)
     if move in _STAMPS:
         values.setdefault(_STAMPS[move], now)
     # Without a batch, or if the batch ran nothing, the shard counts as never sent. If its old batch id stayed, a late
     # report on that batch would be taken for a report on the next batch.
-    if move in (Move.NOT_SENT, Move.PUT_BACK):
+    if move in (Transition.NOT_SENT, Transition.PUT_BACK):
         values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "status", "cause"))
         # In real time, some requests may have been answered. Then the caller sets it.
         values.setdefault("reserved_usd", None)
-    if move is Move.ACCEPTED and not fields.get("batch_id"):
+    if move is Transition.ACCEPTED and not fields.get("batch_id"):
         raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
     if unknown := fields.keys() - ShardFields.__annotations__.keys():
         raise LedgerError(
@@ -369,7 +369,7 @@ def split_fields(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def take_move(
     connection: sa.Connection,
     clock: Callable[[], datetime],
-    move: Move,
+    move: Transition,
     changes: Mapping[str, Mapping[str, Any]],
     of_batch: str | None = None,
     words: str | None = None,
@@ -380,10 +380,11 @@ def take_move(
 
     Each event has the `words`; the event of a batch that was put back has the batch's id.
 
-    Raises IllegalMoveError, and changes nothing, for a shard that cannot make it, is of another batch than `of_batch`
-    or `key`, or is in a state outside `sources`. It does so, too, if the batch becomes void and has another sent shard.
+    Raises IllegalTransitionError, and changes nothing, for a shard that cannot make it, is of another batch than
+    `of_batch` or `key`, or is in a state outside `sources`. It does so, too, if the batch becomes void and has another
+    sent shard.
     """
-    legal, to = MOVES[move]
+    legal, to = TRANSITIONS[move]
     allowed = legal if sources is None else legal.intersection(sources)
     before = get_shards(connection, changes)
     # Compare and set: the rows are locked from here to the commit, so they cannot change after the comparison. If two
@@ -393,10 +394,10 @@ def take_move(
             raise illegal_move(shard_id, before[shard_id].state, move)
         if key is not None and key != before[shard_id].batch.batch_key:
             raise other_batch(before[shard_id], move, key)
-    if move in (Move.NOT_SENT, Move.PUT_BACK):
+    if move in (Transition.NOT_SENT, Transition.PUT_BACK):
         refuse_part(connection, move, changes)
     writes, after = _divide_all(move, before, changes)
-    if move is Move.CANCELED:
+    if move is Transition.CANCELED:
         store_batches(connection, after)
     try:
         # One statement sets the same columns of all its rows.
@@ -414,12 +415,12 @@ def take_move(
             f"`dagster-llm-batch resolve {first} --no-batch` sends it again."
         ) from error
 
-    if move is Move.SEND:
+    if move is Transition.SEND:
         # The batch is the record of the intent. Its events are written with its result.
         return after
 
     def event(shard: Shard) -> dict[str, Any]:
-        data: EventData = PutBack(shard.batch.batch_id) if move is Move.PUT_BACK else Moved(move, words)
+        data: EventData = PutBack(shard.batch.batch_id) if move is Transition.PUT_BACK else Moved(move, words)
         return event_row(shard.submission_id, data, shard.state, to, shard.shard_id)
 
     shards = [before[shard_id] for shard_id in changes]
@@ -433,7 +434,7 @@ def _sent_events(shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
         if shard.state is ShardState.SUBMITTING:
             states = (ShardState.PLANNED, ShardState.SUBMITTING)
             yield {
-                **event_row(shard.submission_id, Moved(Move.SEND), *states, shard.shard_id),
+                **event_row(shard.submission_id, Moved(Transition.SEND), *states, shard.shard_id),
                 "at": shard.batch.sent_at,
             }
 
@@ -442,7 +443,7 @@ _Writes = dict[tuple[Any, tuple[str, ...]], list[dict[str, Any]]]
 
 
 def _divide_all(
-    move: Move, before: Mapping[str, Shard], changes: Mapping[str, Mapping[str, Any]]
+    move: Transition, before: Mapping[str, Shard], changes: Mapping[str, Mapping[str, Any]]
 ) -> tuple[_Writes, list[Shard]]:
     """Return the rows that a transition sets, by statement and columns, and the shards after it."""
     writes: _Writes = defaultdict(list)
@@ -453,14 +454,14 @@ def _divide_all(
     for place, (shard_id, columns) in enumerate(changes.items()):
         shard = before[shard_id]
         of_shard, of_bill = split_fields(columns)
-        if move is Move.SEND:
+        if move is Transition.SEND:
             of_shard |= {"batch_key": new_key, "place": place, "sends": shard.sends + 1}
             after.append(with_columns(shard, of_shard | of_bill))
             own = {name: value for name, value in of_shard.items() if name not in OF_BATCH}
             own |= {"state": OwnState.SENT, "sent_requests": shard.requests}
         else:
             own, of_batch = divide(move, shard, of_shard)
-            if move is Move.CANCELED and shard.batch.batch_key is None:
+            if move is Transition.CANCELED and shard.batch.batch_key is None:
                 of_shard["status"] = BatchStatus.CANCELED
                 if "sent_at" in of_shard:
                     # In real time some requests were asked: the last pass counts.
@@ -469,14 +470,16 @@ def _divide_all(
                     of_batch |= {"state": BatchState.CANCELED, "ended_at": of_shard["ended_at"]}
                     batches[key] = of_batch
             moved = with_columns(shard, of_shard | of_bill)
-            after.append(replace(moved, batch=NO_BATCH) if move in (Move.NOT_SENT, Move.PUT_BACK) else moved)
+            after.append(
+                replace(moved, batch=NO_BATCH) if move in (Transition.NOT_SENT, Transition.PUT_BACK) else moved
+            )
             if shard.batch.batch_key is not None and of_batch:
                 batches.setdefault(shard.batch.batch_key, of_batch)
         if own:
             writes[UPDATE_SHARD, tuple(sorted(own))].append({"key": shard_id, **own})
         if after[-1].bill != shard.bill:
             writes[UPDATE_BILL, tuple(sorted(of_bill))].append({"key": shard_id, **of_bill})
-    if move is Move.SEND:
+    if move is Transition.SEND:
         writes[INSERT_BATCH, ()].append(batch_row(after[0], count_requests(after)))
     for key, columns in sorted(batches.items()):
         writes[UPDATE_BATCH, tuple(sorted(columns))].append({"key": key, **columns})
@@ -490,10 +493,10 @@ def unknown_shard(shard_id: str) -> LedgerError:
     )
 
 
-def illegal_move(shard_id: str, state: ShardState, move: Move) -> IllegalMoveError:
+def illegal_move(shard_id: str, state: ShardState, move: Transition) -> IllegalTransitionError:
     """Return the error for a transition that the table does not have."""
-    allowed = ", ".join(sorted(source.value for source in MOVES[move][0]))
-    return IllegalMoveError(
+    allowed = ", ".join(sorted(source.value for source in TRANSITIONS[move][0]))
+    return IllegalTransitionError(
         f"Shard {shard_id} is '{state.value}' and cannot take the move '{move.value}', allowed from: {allowed}. "
         "Nothing was changed. Read the shard again: another process may have moved it."
     )

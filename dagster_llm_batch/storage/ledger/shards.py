@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import BATCH_MOVES, IN_FLIGHT, MOVES, Move, OwnState, Reason, ShardState
+from dagster_llm_batch.states import BATCH_TRANSITIONS, IN_FLIGHT, TRANSITIONS, OwnState, Reason, ShardState, Transition
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.batch_rows import (
@@ -75,7 +75,17 @@ if TYPE_CHECKING:
 __all__ = ["WORDS_ERASED", "Shards"]
 
 _PROVIDERS_WORDS = (
-    *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT, Move.GIVEN_UP, Move.GONE)),
+    *(
+        move.value
+        for move in (
+            Transition.REFUSED,
+            Transition.FAILED,
+            Transition.PUT_BACK,
+            Transition.NOT_SENT,
+            Transition.GIVEN_UP,
+            Transition.GONE,
+        )
+    ),
     *(kind.kind for kind in (FetchAgain, Unreadable, Unavailable, Ambiguous, NotThere)),
 )
 """The kinds of events whose detail may be a provider's words, which may quote a request."""
@@ -122,13 +132,13 @@ class Shards(Member):
     def move(
         self,
         shard_id: str,
-        move: Move,
+        move: Transition,
         *,
         of_batch: str | None = None,
         batch_key: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> Shard:
-        """Make the transition and record `fields` with it, or raise IllegalMoveError and change nothing.
+        """Make the transition and record `fields` with it, or raise IllegalTransitionError and change nothing.
 
         The transition's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now unless `fields` has it.
         `of_batch` is the batch's id at the provider, and `batch_key` its key. With either, a shard that was sent in
@@ -139,7 +149,7 @@ class Shards(Member):
     def move_all(
         self,
         shard_ids: Sequence[str],
-        move: Move,
+        move: Transition,
         *,
         of_batch: str | None = None,
         batch_key: str | None = None,
@@ -156,7 +166,7 @@ class Shards(Member):
         """
         values = move_values(shard_ids[0], move, fields, self._clock())
         changes = dict.fromkeys(shard_ids, values)
-        if move is Move.SEND:
+        if move is Transition.SEND:
             changes = {shard_id: {**values, "padding": 0} for shard_id in shard_ids}
             changes[shard_ids[0]]["padding"] = fields.get("padding", 0)
         with self._database.write() as connection:
@@ -165,7 +175,7 @@ class Shards(Member):
 
     def collect(self, results: Mapping[str, ShardFields]) -> None:
         """Make the transition COLLECTED for all of these shards, each with the fields of its results."""
-        move, now = Move.COLLECTED, self._clock()
+        move, now = Transition.COLLECTED, self._clock()
         changes = {shard_id: move_values(shard_id, move, fields, now) for shard_id, fields in results.items()}
         with self._database.write() as connection:
             moved = take_move(connection, self._clock, move, changes)
@@ -177,14 +187,14 @@ class Shards(Member):
     def split(self, whole: Shard, rest: Shard, half: Shard) -> None:
         """Replace a planned shard by `rest`, which has its id and fewer requests, and store the others as `half`.
 
-        Raises IllegalMoveError, and changes nothing, if the shard is not planned, or was split since it was read.
+        Raises IllegalTransitionError, and changes nothing, if the shard is not planned, or was split since it was read.
         """
-        to = MOVES[Move.SPLIT][1]
+        to = TRANSITIONS[Transition.SPLIT][1]
         values = {name: getattr(rest, name) for name in OF_SPLIT}
         with self._database.write() as connection:
             before = get_shards(connection, [whole.shard_id])[whole.shard_id]
-            if before.state not in MOVES[Move.SPLIT][0] or before.path != whole.path:
-                raise illegal_move(whole.shard_id, before.state, Move.SPLIT)
+            if before.state not in TRANSITIONS[Transition.SPLIT][0] or before.path != whole.path:
+                raise illegal_move(whole.shard_id, before.state, Transition.SPLIT)
             connection.execute(UPDATE_SHARD, {"key": whole.shard_id, **values})
             set_expected_cost(connection, rest)
             insert_half(connection, whole, half, self._clock())
@@ -224,7 +234,7 @@ class Shards(Member):
             recovered = [replace(shard, sends=sends) for shard, sends in map(sent.__getitem__, unrecorded)]
             store_recovered(connection, self._clock, recovered)
             # For a shard in doubt, the event of sending is written when the result is known.
-            sending = events.Moved(Move.SEND, kind.kind)
+            sending = events.Moved(Transition.SEND, kind.kind)
             known = [shard for shard in recovered if shard.state is not ShardState.SUBMITTING and shard.batch.batch_key]
             each = (event_row(s.submission_id, sending, None, s.state, s.shard_id) for s in known)
             insert_events(connection, self._clock, *each)
@@ -240,11 +250,13 @@ class Shards(Member):
         with self._database.write() as connection:
             shards = get_shards(connection, find_sharing(connection, ends))
             known = [(shards[shard_id], end) for shard_id, end in ends.items()]
-            fresh = [(s, end) for s, end in known if s.state in MOVES[end.move][0] and s.batch.batch_id == end.batch_id]
+            fresh = [
+                (s, end) for s, end in known if s.state in TRANSITIONS[end.move][0] and s.batch.batch_id == end.batch_id
+            ]
             if not fresh:
                 return
             # These batches ran until now, even if a report has stored another status before.
-            over = [(shard, end) for shard, end in fresh if end.move in BATCH_MOVES]
+            over = [(shard, end) for shard, end in fresh if end.move in BATCH_TRANSITIONS]
             if len(shards) > len(fresh) and (late := _given_up_beside(connection, shards, over)):
                 self._end_late(connection, late)
             self._end(connection, [*fresh, *_sharing(shards, fresh)])
@@ -269,9 +281,11 @@ class Shards(Member):
     def _end(self, connection: sa.Connection, ends: Iterable[tuple[Shard, Ending]]) -> None:
         # The events are in the order of shard ids, whichever of the shards was polled.
         if ends := sorted(ends, key=lambda each: each[0].shard_id):
-            record_ends(connection, [(s, end.move, MOVES[end.move][1], end) for s, end in ends])
+            record_ends(connection, [(s, end.move, TRANSITIONS[end.move][1], end) for s, end in ends])
             each = (
-                event_row(s.submission_id, events.Moved(end.move, end.reason), s.state, MOVES[end.move][1], s.shard_id)
+                event_row(
+                    s.submission_id, events.Moved(end.move, end.reason), s.state, TRANSITIONS[end.move][1], s.shard_id
+                )
                 for s, end in ends
             )
             insert_events(connection, self._clock, *each)
@@ -279,10 +293,10 @@ class Shards(Member):
     def _end_late(self, connection: sa.Connection, ends: Sequence[tuple[Shard, Ending]]) -> None:
         if not ends:
             return
-        to = MOVES[Move.LATE][1]
-        record_ends(connection, [(s, Move.LATE, to, end) for s, end in ends])
+        to = TRANSITIONS[Transition.LATE][1]
+        record_ends(connection, [(s, Transition.LATE, to, end) for s, end in ends])
         drop_holds(connection, [shard.shard_id for shard, _ in ends], OF_RESULTS)
-        late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in ends)
+        late = ((s, events.Moved(Transition.LATE, end.reason)) for s, end in ends)
         each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
         insert_events(connection, self._clock, *each)
         ids = {shard.submission_id for shard, _ in ends}
@@ -359,6 +373,17 @@ class Shards(Member):
         """Record until when planned shards must wait, and why. Shards that were sent meanwhile are unchanged."""
         with self._database.write() as connection:
             set_waits(connection, shard_ids, until, kind, words)
+
+    def record_unsent(self, shard_ids: Sequence[str], until: datetime, words: str) -> None:
+        """Record that planned shards could not be sent, before any create call, and until when they must wait."""
+        with self._database.write() as connection:
+            set_waits(connection, shard_ids, until, Reason.PROVIDER, words)
+            unsent = events.Moved(Transition.NOT_SENT, words)
+            planned, state = get_shards(connection, shard_ids).values(), ShardState.PLANNED
+            rows = [
+                event_row(each.submission_id, unsent, shard_id=each.shard_id) for each in planned if each.state is state
+            ]
+            insert_events(connection, self._clock, *rows)
 
     def forget_raw(self, submission_id: str, files: int) -> None:
         """Record that a submission's raw results are no longer kept, before their files are deleted. Idempotent."""
@@ -511,9 +536,9 @@ class Shards(Member):
         )
         # Shards of a batch are sent by one transition, and their events have one time. A batch that was put back has no
         # id.
-        sends = sa.select(EVENT.c.at).where(of_submission, own, EVENT.c.kind == Move.SEND.value)
+        sends = sa.select(EVENT.c.at).where(of_submission, own, EVENT.c.kind == Transition.SEND.value)
         sent = sa.select(EVENT.c.shard_id).where(
-            EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)
+            EVENT.c.submission_id.in_(beside), EVENT.c.kind == Transition.SEND.value, EVENT.c.at.in_(sends)
         )
         together: sa.ColumnElement[bool] = SHARD.c.shard_id.in_(sent)
         if shard.batch.batch_key is not None:
@@ -564,7 +589,7 @@ def _given_up_beside(
     of_batch = {shard.batch.batch_key: end for shard, end in ends}
     ended = {shard.shard_id for shard, _ in ends}
     others = [s for s in shards.values() if s.batch.batch_key in of_batch and s.shard_id not in ended]
-    given_up = [s for s in others if s.cause in NOT_AWAITED and s.state in MOVES[Move.LATE][0]]
+    given_up = [s for s in others if s.cause in NOT_AWAITED and s.state in TRANSITIONS[Transition.LATE][0]]
     submissions = get_submissions(connection, sorted({s.submission_id for s in given_up})) if given_up else []
     kept = {each.submission_id for each in submissions if each.pruned_at is None}
     return [(s, end_with(s, of_batch[s.batch.batch_key])) for s in given_up if s.submission_id in kept]

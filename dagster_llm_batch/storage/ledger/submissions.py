@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LeaseError, LedgerError
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ShardState, Transition
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart, read_each
 from dagster_llm_batch.storage.ledger.batches import BATCHES, UNBATCHED
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Submissions"]
 
-_TAKEN = (Move.ACCEPTED.value, Move.ANSWERED.value)
+_TAKEN = (Transition.ACCEPTED.value, Transition.ANSWERED.value)
 
 _HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
 
@@ -143,8 +144,8 @@ class Submissions(Member):
                 # If a process was frozen for longer than its lease, another one may have planned a round since.
                 if waves is not None and before.waves != waves[key]:
                     raise LedgerError(
-                        f"Submission {key} has wave {before.waves} by now: another process planned it. It is settled "
-                        "when that is collected; run again."
+                        f"Submission {key} is in round {before.waves} by now: another process planned it. It is "
+                        "complete once that round is collected; then run again."
                     )
                 state = SubmissionState.CANCELED if is_canceled else SubmissionState.SETTLED
                 values: dict[str, Any] = {"billed": None, "audit": None, **settlements[key], "state": state}
@@ -218,11 +219,13 @@ class Submissions(Member):
             data = events.Canceled() if state is SubmissionState.CANCELED else events.Settled()
             return update_submission(connection, self._clock, before, data, state=state)
 
-    def add_wave(self, submission_id: str, shards: Sequence[Shard], *, keeps_reserve: bool = True) -> Submission:
+    def add_wave(
+        self, submission_id: str, shards: Sequence[Shard], *, reserved_usd: Decimal | None = None
+    ) -> Submission:
         """Store the shards of an open submission's next round. Idempotent: a stored round is unchanged.
 
-        Without `keeps_reserve`, the submission's reservation was for this round. Raises LedgerError if it is not the
-        next round, or the submission is not open.
+        `reserved_usd` is the money that stays reserved for later rounds. Raises LedgerError if it is not the next
+        round, or the submission is not open.
         """
         waves = {shard.wave for shard in shards}
         if len(waves) != 1:
@@ -237,8 +240,7 @@ class Submissions(Member):
                 raise LedgerError(f"Submission {submission_id} takes wave {before.waves + 1} next; got {wave}.")
             insert_shards(connection, self._clock, before, shards)
             added = events.WaveAdded(wave, len(shards), sum(shard.requests for shard in shards))
-            kept = before.reserved_usd if keeps_reserve else None
-            values: dict[str, Any] = {"waves": wave, "reserved_usd": kept}
+            values: dict[str, Any] = {"waves": wave, "reserved_usd": reserved_usd}
             if before.questions is not None:
                 values["questions"] = before.questions + sum(s.requests for s in shards if s.is_escalation)
             return update_submission(connection, self._clock, before, added, **values)
@@ -413,14 +415,12 @@ class Submissions(Member):
                 .group_by(SHARD.c.submission_id, SHARD.c.state)
             )
             with self._database.read() as connection:
-                found = [from_row(Submission, row) for row in connection.execute(submissions).mappings()]
-                progress = {submission.submission_id: _begin_progress(submission) for submission in found}
-                for row in connection.execute(query).mappings():
-                    # A submission that was opened meanwhile is left for the next call.
-                    if (known := progress.get(row["submission_id"])) is not None:
-                        progress[row["submission_id"]] = _add_to_progress(known, row)
-            # A request may have been retried for another reason than a failure.
-            return [replace(each, failed=max(each.failed, 0)) for each in progress.values()]
+                found = [from_row(Submission, row) for row in connection.execute(submissions).mappings().all()]
+                counts = defaultdict(list)
+                for row in connection.execute(query).mappings().all():
+                    counts[row["submission_id"]].append(row)
+            # The counts of a submission that was opened meanwhile are left for the next call.
+            return [_progress(submission, counts.get(submission.submission_id, ())) for submission in found]
 
         every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
         return read_apart(self._database, read, every_id, unreadable)
@@ -441,7 +441,7 @@ class Submissions(Member):
             query = (
                 sa.select(EVENT.c.submission_id, sa.func.min(EVENT.c.at))
                 .outerjoin(last, last.c.submission_id == EVENT.c.submission_id)
-                .where(of_these, EVENT.c.kind == Move.NOT_SENT.value)
+                .where(of_these, EVENT.c.kind == Transition.NOT_SENT.value)
                 .where(EVENT.c.event_id > sa.func.coalesce(last.c.last, 0))
                 .group_by(EVENT.c.submission_id)
             )
@@ -497,23 +497,30 @@ def _requests_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
     return sa.func.sum(sa.case((condition, SHARD.c.requests), else_=0))
 
 
-def _begin_progress(submission: Submission) -> Progress:
-    total = submission.to_answer
+def _progress(submission: Submission, rows: Iterable[Mapping[Any, Any]]) -> Progress:
+    """Return the progress of a submission. Each row counts its shards in one state."""
+    states, batches, unbatched = dict[ShardState, int](), dict[ShardState, int](), dict[ShardState, int]()
+    done, failed, asked, oldest = submission.to_answer, 0, 0, None
+    for row in rows:
+        state: ShardState = row["shard_state"]
+        states[state] = int(row["shards"])
+        if row["batches"]:
+            batches[state] = int(row["batches"])
+        if row["unbatched"]:
+            unbatched[state] = int(row["unbatched"])
+        done -= 0 if state in OVER else int(row["undone"] or 0)
+        failed += int(row["failed"] or 0) - int(row["asked_again"] or 0)
+        asked += int(row["asked"] or 0)
+        if state is ShardState.SUBMITTED:
+            oldest = row["oldest_submitted_at"]
     return Progress(
-        submission=submission, states={}, total=total, done=total, failed=0, asked=0, oldest_submitted_at=None
-    )
-
-
-def _add_to_progress(known: Progress, row: Mapping[Any, Any]) -> Progress:
-    """Return `known` with another row: the counts of one submission's shards in one state."""
-    state: ShardState = row["shard_state"]
-    return replace(
-        known,
-        states={**known.states, state: int(row["shards"])},
-        batches={**known.batches, **({state: int(row["batches"])} if row["batches"] else {})},
-        unbatched={**known.unbatched, **({state: int(row["unbatched"])} if row["unbatched"] else {})},
-        done=known.done - (0 if state in OVER else int(row["undone"] or 0)),
-        failed=known.failed + int(row["failed"] or 0) - int(row["asked_again"] or 0),
-        asked=known.asked + int(row["asked"] or 0),
-        oldest_submitted_at=row["oldest_submitted_at"] if state is ShardState.SUBMITTED else known.oldest_submitted_at,
+        submission=submission,
+        states=states,
+        batches=batches,
+        unbatched=unbatched,
+        total=submission.to_answer,
+        done=done,
+        failed=max(failed, 0),  # a request may have been retried for another reason than a failure
+        asked=asked,
+        oldest_submitted_at=oldest,
     )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import ENDED, HoldReason, Move, ShardState
+from dagster_llm_batch.states import ENDED, HoldReason, ShardState, Transition
 from dagster_llm_batch.storage.ledger.apart import OnUnreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import NotThere, Unreadable
@@ -131,7 +131,7 @@ class UnreadResults:
 
     def given_up_before(self, shards: Sequence[Shard]) -> set[str]:
         """Return the ids of the shards that were abandoned before, whatever their state is now."""
-        given_up = EVENT.c.kind == Move.GIVEN_UP.value
+        given_up = EVENT.c.kind == Transition.GIVEN_UP.value
         with self._database.read() as connection:
             return set(connection.execute(_of(shards, EVENT.c.shard_id).where(given_up)).scalars())
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import BatchState, Move, ShardState
+from dagster_llm_batch.states import IN_FLIGHT, BatchState, ShardState, Transition
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.schema import (
@@ -100,20 +100,23 @@ class Uploads:
         query = sa.select(EVENT.c.data).where(
             EVENT.c.submission_id.in_({shard.submission_id for shard in shards}),
             EVENT.c.shard_id.in_([shard.shard_id for shard in shards]),
-            EVENT.c.kind == Move.PUT_BACK.value,
+            EVENT.c.kind == Transition.PUT_BACK.value,
         )
         with self._database.read() as connection:
             put_back = connection.execute(query.order_by(EVENT.c.event_id)).scalars().all()
         ids = (shards[0].batch.batch_id, *(data["batch_id"] for data in put_back if data))
         return list(dict.fromkeys(batch_id for batch_id in ids if batch_id))
 
-    def batches_since(self, namespace: str, shard: Shard, since: datetime) -> list[str]:
-        """Return the batches of a shard's provider and account that were sent at or after `since`."""
-        query = sa.select(SHARD.c.batch_id).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.sent_at >= since)
+    def batches_since(self, shard: Shard, since: datetime) -> set[str]:
+        """Return the batches of a shard's provider and account that run, or were sent at or after `since`.
+
+        All namespaces count: they share the account.
+        """
+        query = sa.select(SHARD.c.batch_id).where(SHARD.c.batch_id.is_not(None))
         query = query.where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account)
+        query = query.where(in_state(*IN_FLIGHT) | (SHARD.c.sent_at >= since))
         with self._database.read() as connection:
-            return [str(batch_id) for batch_id in connection.execute(query).scalars() if batch_id]
+            return {str(batch_id) for batch_id in connection.execute(query).scalars()}
 
     def record_done(self, shard_ids: Sequence[str]) -> None:
         """Record that the request files of these shards' batches are finished."""

@@ -28,7 +28,7 @@ from dagster_llm_batch.testing.emulator.faults import (
 )
 from dagster_llm_batch.testing.emulator.flex import FlexScript
 from dagster_llm_batch.testing.emulator.gcs import local_gcs
-from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError, Lifecycle, ManualClock
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalTransitionError, Lifecycle, ManualClock
 from dagster_llm_batch.testing.emulator.s3 import local_s3
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.shared_state import VendorLimits
@@ -48,7 +48,7 @@ __all__ = [
     "FileFault",
     "FileRecord",
     "FlexScript",
-    "IllegalMoveError",
+    "IllegalTransitionError",
     "ManualClock",
     "MoveRecord",
     "PromptCache",

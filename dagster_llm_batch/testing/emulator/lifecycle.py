@@ -2,7 +2,7 @@
 
 A vendor's folder has its table. A batch moves only by `Mover.tick()` (manual pace), by `Mover.advance()` (seconds on a
 clock, called by a timer thread), or by a caller's explicit request such as cancel: a read never moves it. A transition
-is one compare-and-set under the batch's lock; an illegal one raises `IllegalMoveError` and changes nothing.
+is one compare-and-set under the batch's lock; an illegal one raises `IllegalTransitionError` and changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 _log = logging.getLogger(__name__)
 
 
-class IllegalMoveError(Exception):
+class IllegalTransitionError(Exception):
     """The state has no edge for the event; nothing changed."""
 
 
@@ -51,12 +51,12 @@ class Lifecycle:
         return all(edge.source != state for edge in self.edges)
 
     def target(self, state: str, event: str) -> str:
-        """Return where the event leads, or `IllegalMoveError`."""
+        """Return where the event leads, or `IllegalTransitionError`."""
         for edge in self.edges:
             if edge.source == state and edge.event == event:
                 return edge.target
         allowed = sorted(edge.event for edge in self.edges if edge.source == state)
-        raise IllegalMoveError(f"event {event!r} is not possible in state {state!r}; possible events: {allowed}")
+        raise IllegalTransitionError(f"event {event!r} is not possible in state {state!r}; possible events: {allowed}")
 
     def diagram(self) -> str:
         """Return the table as a Mermaid state diagram."""

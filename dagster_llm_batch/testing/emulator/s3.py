@@ -47,10 +47,26 @@ class S3:
         """Put an object in the place of an earlier one."""
         self._client.put_object(Bucket=bucket, Key=key, Body=data)
 
+    def delete_bucket(self, bucket: str) -> None:
+        """Delete a bucket with all its objects and their versions, if it exists."""
+        try:
+            for page in self._client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+                found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+                objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
+                if objects:
+                    self._client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+            self._client.delete_bucket(Bucket=bucket)
+        except self._client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] not in _NOT_THERE:
+                raise
+
 
 @contextmanager
 def local_s3(bucket: str = "emulator", port: int = 0) -> Iterator[str]:
-    """Run a local S3 server with one empty bucket; give its URL. Needs `moto[server,s3]`."""
+    """Run a local S3 server with one empty bucket; give its URL. Needs `moto[server,s3]`.
+
+    Servers that run at the same time in one process share their buckets, so give each another name.
+    """
     try:
         from moto.server import ThreadedMotoServer  # noqa: PLC0415 -- a dependency of tests only
     except ModuleNotFoundError as error:
@@ -62,7 +78,12 @@ def local_s3(bucket: str = "emulator", port: int = 0) -> Iterator[str]:
     try:
         address, bound = server.get_host_and_port()
         url = f"http://{address}:{bound}"
-        S3(url)._client.create_bucket(Bucket=bucket)  # noqa: SLF001 -- the same file
-        yield url
+        storage = S3(url)
+        storage._client.create_bucket(Bucket=bucket)  # noqa: SLF001 -- the same file
+        try:
+            yield url
+        finally:
+            # Moto keeps the buckets of a process when a server stops.
+            storage.delete_bucket(bucket)
     finally:
         server.stop()

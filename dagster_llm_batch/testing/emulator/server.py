@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Literal, Self
 
+# Starlette imports it at an upload, and would answer 500 without it: dagster-webserver installs the other two alone.
+import python_multipart  # noqa: F401 -- see above
 import uvicorn
 from uvicorn.server import ServerState
 

@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, NamedTuple
@@ -20,50 +19,28 @@ import dagster as dg
 import polars as pl
 import pytest
 import yaml
+from collector import GUIDE, Collector, block
 from dagster_openlineage import OpenLineageEventLogStorage, openlineage_sensor
-from markdown_it import MarkdownIt
 from pydantic import BaseModel, Field
 
-from dagster_llm_batch import HiveParquetIOManager, LLMBatchResource, OpenAIBatchResource, Prompt, llm_batch_assets
+from dagster_llm_batch import (
+    Checks,
+    HiveParquetIOManager,
+    LLMBatchResource,
+    Mask,
+    OpenAIBatchResource,
+    Prompt,
+    Resend,
+    llm_batch_assets,
+)
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.testing.emulator.answers import last_user_text
 from example_project.parquet import ParquetIOManager
 from tests.crash.postgres import postgres
 
-GUIDE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "lineage.md"
 DAY = "2026-01-05"
 SECRET = "Charged twice in Lisbon."
-
-
-def block(language: str, having: str = "") -> str:
-    tokens = MarkdownIt().parse(GUIDE.read_text(encoding="utf-8"))
-    fences = [token for token in tokens if token.type == "fence" and token.info.split()[:1] == [language]]
-    [content] = [fence.content for fence in fences if having in fence.content]
-    return content
-
-
-class Collector:
-    """A collector of OpenLineage, with all its posts."""
-
-    def __init__(self) -> None:
-        self.status = 201
-        self.posted: list[dict[str, Any]] = []
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                assert self.path == "/api/v1/lineage"
-                collector.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(collector.status)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def completed(self, job: str) -> list[dict[str, Any]]:
-        return [event for event in self.posted if event.get("eventType") == "COMPLETE" and event["job"]["name"] == job]
+PLANTED = ("ann.planted@example.com", "+49 30 1234567", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00")
 
 
 @pytest.fixture
@@ -115,20 +92,23 @@ class Project(NamedTuple):
         self.run("labels", "labels_rejects")
 
 
-def project(emulator: Emulator, instance: dg.DagsterInstance, io_manager: Any, folder: Path) -> Project:
+def project(
+    emulator: Emulator, instance: dg.DagsterInstance, io_manager: Any, folder: Path, rows: Any = rows, **changes: Any
+) -> Project:
     days = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-02-01")
     tickets = dg.asset(rows, name="tickets", partitions_def=days)
-    labels = llm_batch_assets(
-        name="labels",
-        rows=tickets,
-        key="id",
-        prompt=Prompt(user="{{ body }}"),
-        response=Ticket,
-        model="openai/gpt-5-nano",
-        partitions_def=days,
-        frame="polars",
-        automation_condition=dg.AutomationCondition.eager(),
-    )
+    usual: dict[str, Any] = {
+        "name": "labels",
+        "rows": tickets,
+        "key": "id",
+        "prompt": Prompt(user="{{ body }}"),
+        "response": Ticket,
+        "model": "openai/gpt-5-nano",
+        "partitions_def": days,
+        "frame": "polars",
+        "automation_condition": dg.AutomationCondition.eager(),
+    }
+    labels = llm_batch_assets(**{**usual, **changes})
     resource = LLMBatchResource(
         openai=OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url),
         ledger_url=f"sqlite:///{folder}/ledger.sqlite",
@@ -148,7 +128,9 @@ def instance(
     folder.joinpath("lineage_storage.py").write_text(block("py", having="class InputsAdapter"), encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", database)
-    with dg.instance_for_test(overrides=yaml.safe_load(block("yaml")), temp_dir=str(tmp_path)) as one:
+    with dg.instance_for_test(
+        overrides=yaml.safe_load(block("yaml", having="event_log_storage")), temp_dir=str(tmp_path)
+    ) as one:
         yield one
 
 
@@ -186,6 +168,45 @@ def test_labels_reach_a_collector_with_inputs_columns_place_checks_and_day(
         entry["assertion"]: entry["success"] for entry in asserted
     }.items()
     assert SECRET not in json.dumps(collector.posted)
+
+
+class Reply(BaseModel):
+    topic: Literal["billing", "bug"]
+    reply: str
+
+
+def test_no_value_that_a_mask_finds_is_in_an_event_of_lineage(
+    collector: Collector, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    """The model quotes all that it sees. One label has its values back, and the other row is a reject."""
+
+    def quote(body: dict[str, Any], _endpoint: str) -> dict[str, str]:
+        text = last_user_text(body)
+        return {"topic": text if "white" in text else "billing", "reply": f"Dear {text}"}
+
+    def planted() -> pl.DataFrame:
+        texts = [" ".join(("Twice.", *PLANTED)), " ".join(("It stays white.", *PLANTED))]
+        return pl.DataFrame({"id": ["a", "b"], "body": texts, "day": [DAY] * 2})
+
+    with Emulator(answer=quote) as emulator:
+        store = HiveParquetIOManager(root=str(tmp_path / "lake"))
+        mask = Mask(columns=["body"], restore=["reply"])
+        definition: dict[str, Any] = {
+            "prompt": Prompt(user="{{ body }}", mask=mask),
+            "keep": ["body"],
+            "response": Reply,
+            "resend": Resend(max_waves=1),
+            "checks": Checks(min_coverage=0.1, min_parse_rate=0.1),
+        }
+        made = project(emulator, instance, store, tmp_path, planted, **definition)
+        made.label()
+        with made.defs.get_asset_value_loader(instance) as loader:
+            labels = loader.load_asset_value("labels", partition_key=DAY)
+    assert len(labels) == 1
+    assert all(value in str(labels["reply"][0]) for value in PLANTED)
+    assert len(collector.completed("labels")) == len(collector.completed("labels_rejects")) == 1
+    posted = json.dumps(collector.posted, ensure_ascii=False)
+    assert [value for value in PLANTED if value in posted] == []
 
 
 def test_a_place_that_an_io_manager_reports_as_dagster_uri_alone_is_the_data_source(
@@ -242,7 +263,7 @@ def test_the_sensor_of_the_page_sends_the_same_facets_without_inputs(
     # It makes its client on import, and other tests have other collectors.
     monkeypatch.setattr(module, "_ADAPTER", module.OpenLineageAdapter())
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", database)
-    configured = yaml.safe_load(block("yaml"))
+    configured = yaml.safe_load(block("yaml", having="event_log_storage"))
     plain = {**configured, "event_log_storage": configured["event_log_storage"]["config"]["wrapped"]}
     with dg.instance_for_test(overrides=plain, temp_dir=str(tmp_path)) as instance:
         made = project(emulator, instance, HiveParquetIOManager(root=str(tmp_path / "lake")), tmp_path)

@@ -24,11 +24,13 @@ import pytest
 from markdown_it import MarkdownIt
 from pydantic import BaseModel
 
-from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, Prompt, evaluation_assets, llm_batch_assets
+from dagster_llm_batch import LLMBatchResource, Mask, OpenAIBatchResource, Prompt, evaluation_assets, llm_batch_assets
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "track-evaluations.md"
 TOPICS = ["billing", "bug", "how_to"]
+# Each row has one, and its prompt masks it.
+PLANTED = "planted@example.com"
 
 
 @pytest.fixture(autouse=True)
@@ -56,19 +58,19 @@ def answer(body: dict[str, Any], _endpoint: object) -> dict[str, str]:
 
 
 def evaluate(asset: dg.AssetsDefinition, resources: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Materialize an evaluation of two prompts, then the asset that logs it; return the rows of the evaluation."""
+    """Materialize an evaluation of two masked prompts, then the asset that logs it; return the evaluation's rows."""
 
     @dg.asset
     def tickets() -> list:
-        return [{"id": n, "body": f"Ticket {n} is about {TOPICS[n % 3]}."} for n in range(30)]
+        return [{"id": n, "body": f"Ticket {n} of {PLANTED} is about {TOPICS[n % 3]}."} for n in range(30)]
 
     @dg.asset
     def gold() -> list:
         return [{"id": n, "topic": TOPICS[n % 3]} for n in range(30)]
 
     def labeled(name: str, system: str) -> list[dg.AssetsDefinition]:
-        prompt = Prompt(system=system, user="{{ body }}", version=name)
-        common: dict[str, Any] = {"rows": tickets, "key": "id", "response": TicketLabel}
+        prompt = Prompt(system=system, user="{{ body }}", version=name, mask=Mask(columns=["body"]))
+        common: dict[str, Any] = {"rows": tickets, "key": "id", "keep": ["body"], "response": TicketLabel}
         return llm_batch_assets(name=name, prompt=prompt, model="openai/gpt-5-nano", **common)
 
     terse, careful = labeled("terse", "Label."), labeled("careful", "Read twice, then label.")
@@ -88,6 +90,12 @@ def evaluate(asset: dg.AssetsDefinition, resources: dict[str, Any], folder: Path
         run("bake_off", asset.key.to_user_string())
         scores: pa.Table = dg.Definitions(everything, resources=given).load_asset_value("bake_off", instance=instance)
     return scores.to_pylist()
+
+
+def files_with(value: str, *places: Path) -> list[Path]:
+    """Return the files below these places that contain the value."""
+    files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()]
+    return [path for path in files if value.encode() in path.read_bytes()]
 
 
 @pytest.fixture
@@ -140,6 +148,9 @@ def test_each_candidate_is_a_run_of_mlflow_below_the_run_of_dagster(server: str,
         assert texts.items() <= logged.params.items()
         assert logged.tags["mlflow.parentRunId"] == parents[0].info.run_id
     assert runs["careful"].data.metrics["accuracy"] == 1 > runs["terse"].data.metrics["accuracy"]
+    places = (*tmp_path.glob("mlflow.*"), tmp_path / "artifacts")
+    assert files_with("accuracy", *places) != []
+    assert files_with(PLANTED, *places) == []
 
 
 def stored_run(path: Path) -> dict[str, Any]:
@@ -178,3 +189,5 @@ def test_each_candidate_is_an_offline_run_of_weights_and_biases(
         assert (run["project"], run["config"]["target"]) == ("tickets", "topic")
         assert run["config"]["dagster_run_id"]
         assert run["metrics"]["accuracy"] == pytest.approx(row["accuracy"])
+    assert files_with("accuracy", kept) != []
+    assert files_with(PLANTED, kept) == []

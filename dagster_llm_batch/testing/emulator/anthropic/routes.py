@@ -21,7 +21,7 @@ from dagster_llm_batch.testing.emulator.anthropic.wire import FILES, MESSAGES, A
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord, FileRecord
 from dagster_llm_batch.testing.emulator.calls import api_key, json_object, page_of, serve_calls
-from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalTransitionError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 from dagster_llm_batch.testing.emulator.uploads import StoredDocument
 from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
@@ -170,7 +170,7 @@ class AnthropicRoutes(VendorRoutes):
         if batch.life.state != "canceling":
             try:
                 batch.life.move("cancel", self._shared.clock())
-            except IllegalMoveError:
+            except IllegalTransitionError:
                 raise ApiError(400, f"Message Batch {batch.record.id} has already ended.") from None
         return JSONResponse(batch.as_json(_origin(request)))
 

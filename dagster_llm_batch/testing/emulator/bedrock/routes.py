@@ -22,7 +22,7 @@ from dagster_llm_batch.testing.emulator.bedrock.requests import Request, respond
 from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK, ApiError, Body, error_body
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
-from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalTransitionError
 from dagster_llm_batch.testing.emulator.s3 import S3
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
@@ -165,7 +165,7 @@ class BedrockRoutes(VendorRoutes):
         if job.life.state != "Stopping":
             try:
                 job.life.move("cancel", self._shared.clock())
-            except IllegalMoveError:
+            except IllegalTransitionError:
                 raise ApiError(409, f"The job cannot be stopped in the state {job.life.state}.") from None
         return JSONResponse({})
 

@@ -89,7 +89,7 @@ class GeminiBatch(EmulatedBatch):
         return "due"
 
     def cancel(self, at: float) -> None:
-        """Cancel, or raise IllegalMoveError."""
+        """Cancel, or raise IllegalTransitionError."""
         self.life.move("cancel", at)
         self._error = _CANCELLED
 

@@ -24,7 +24,7 @@ from dagster_llm_batch.testing.emulator.google.gemini_batches import LIFECYCLE, 
 from dagster_llm_batch.testing.emulator.google.requests import Request, problem, respond
 from dagster_llm_batch.testing.emulator.google.routes import Handler, google_app, json_body, page
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, ApiError, Body, error_body, rfc3339
-from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalTransitionError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 from dagster_llm_batch.testing.emulator.uploads import StoredDocument
 from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
@@ -165,7 +165,7 @@ class GeminiRoutes(VendorRoutes):
         batch = self._batch(request, account)
         try:
             batch.cancel(self._shared.clock())
-        except IllegalMoveError:
+        except IllegalTransitionError:
             text = f"Batch is in the state {batch.life.state} and cannot be cancelled."
             raise ApiError(400, text, name="FAILED_PRECONDITION") from None
         return JSONResponse({})

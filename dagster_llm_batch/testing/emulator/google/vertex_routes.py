@@ -23,7 +23,7 @@ from dagster_llm_batch.testing.emulator.google.requests import Request, respond
 from dagster_llm_batch.testing.emulator.google.routes import Handler, cloud_caller, google_app, json_body, page
 from dagster_llm_batch.testing.emulator.google.vertex_batches import LIFECYCLE, VertexJob
 from dagster_llm_batch.testing.emulator.google.wire import VERTEX, ApiError, Body, error_body, rfc3339
-from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalTransitionError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
 from dagster_llm_batch.testing.emulator.wire import App
@@ -141,7 +141,7 @@ class VertexRoutes(VendorRoutes):
         job = self._job(request, account)
         try:
             job.life.move("cancel", self._shared.clock())
-        except IllegalMoveError:
+        except IllegalTransitionError:
             text = f"Job cannot be cancelled in the state {job.life.state}."
             raise ApiError(400, text, name="FAILED_PRECONDITION") from None
         return JSONResponse({})

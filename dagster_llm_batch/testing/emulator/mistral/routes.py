@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
-from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalTransitionError
 from dagster_llm_batch.testing.emulator.mistral.jobs import LIFECYCLE, Asked, MistralJob
 from dagster_llm_batch.testing.emulator.mistral.wire import (
     MISTRAL,
@@ -215,7 +215,7 @@ class MistralRoutes(VendorRoutes):
         if job.life.state != "CANCELLATION_REQUESTED":
             try:
                 job.life.move("cancel", self._shared.clock())
-            except IllegalMoveError:
+            except IllegalTransitionError:
                 raise ApiError(422, f"A job that is {job.life.state} cannot be cancelled.") from None
         return JSONResponse(job.as_json())
 

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, page_of, serve_calls
-from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalTransitionError
 from dagster_llm_batch.testing.emulator.openai import azure
 from dagster_llm_batch.testing.emulator.openai.batches import LIFECYCLE, Hooks, OpenAIBatch
 from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile, Upload, expiry_seconds
@@ -262,7 +262,7 @@ class FileBatchRoutes(VendorRoutes):
         if batch.life.state != "cancelling":
             try:
                 batch.life.move("cancel", self._shared.clock())
-            except IllegalMoveError:
+            except IllegalTransitionError:
                 text = f"Cannot cancel a batch with status '{batch.life.state}'."
                 raise ApiError(409, text) from None
         return self._shown(request, batch.as_json())

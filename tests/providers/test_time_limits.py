@@ -23,7 +23,7 @@ from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.http import Origin, guard_client, guard_session
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
-from dagster_llm_batch.providers.patience import limit_pools
+from dagster_llm_batch.providers.time_limits import limit_pools
 from dagster_llm_batch.types import RequestSpec
 
 JOB = "arn:aws:bedrock:us-east-1:123456789012:model-invocation-job/abc123def456"

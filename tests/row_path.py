@@ -1,6 +1,6 @@
-"""A row's walk from its asset to its label, by the functions that it enters: docs/design/house.md shows it.
+"""A row's walk from its asset to its label, by the functions that it enters: docs/design/architecture.md shows it.
 
-`tests/dagster/test_house_walk.py` follows a real row, and compares the order.
+`tests/dagster/test_row_path.py` follows a real row, and compares the order.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`python -m tests.house_page`: the tree of the package, the imports between rooms, the walk and the way of a row.
+"""`python -m tests.architecture_page`: the package's modules, imports between packages, and the path of a row.
 
-With --write, into docs/design/house.md, between its marks. Rooms and arrows come from the import graph, the first lines
-of docstrings from the modules, the way from `benchmarks.journey`.
+With --write, into docs/design/architecture.md, between its marks. Packages and arrows come from the import graph, the
+first lines of docstrings from the modules, the way from `benchmarks.journey`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 import grimp
 
 import dagster_llm_batch
-from tests.house_walk import walk
+from tests.row_path import walk
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "dagster_llm_batch"
 FOLDER = Path(dagster_llm_batch.__file__).parent
 """The folder of the package under test, which may be an installed one."""
-PAGE = ROOT / "docs" / "design" / "house.md"
-MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("tree", "rooms", "walk", "way")}
+PAGE = ROOT / "docs" / "design" / "architecture.md"
+MARKS = {name: (f"<!-- {name}: begin -->", f"<!-- {name}: end -->") for name in ("tree", "packages", "walk", "way")}
 
 
 def tree() -> str:
@@ -45,15 +45,15 @@ def _first_line(path: Path) -> str:
     return text.split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
 
 
-def rooms() -> str:
-    """Return the imports between rooms as a Mermaid diagram from the top down, without arrows that others imply."""
+def packages() -> str:
+    """Return the imports between packages as a Mermaid diagram from the top down, without arrows that others imply."""
     graph = grimp.build_graph(PACKAGE, exclude_type_checking_imports=True)
-    room = {module: module.split(".")[1] for module in graph.modules if module != PACKAGE}
-    arrows: dict[str, set[str]] = {name: set() for name in sorted(set(room.values()))}
-    for module, its_room in room.items():
+    package = {module: module.split(".")[1] for module in graph.modules if module != PACKAGE}
+    arrows: dict[str, set[str]] = {name: set() for name in sorted(set(package.values()))}
+    for module, its_package in package.items():
         for imported in graph.find_modules_directly_imported_by(module):
-            if imported in room and room[imported] != its_room:
-                arrows[its_room].add(room[imported])
+            if imported in package and package[imported] != its_package:
+                arrows[its_package].add(package[imported])
     drawn = [
         f"    {above} --> {below}"
         for above, targets in arrows.items()
@@ -64,18 +64,18 @@ def rooms() -> str:
 
 
 def _reached(arrows: dict[str, set[str]], start: str, seen: set[str]) -> set[str]:
-    """Return all rooms that imports lead to from `start`."""
+    """Return all packages that imports lead to from `start`."""
     found: set[str] = set()
     waiting = [start]
     while waiting:
-        for room in arrows[waiting.pop()] - seen - found:
-            found.add(room)
-            waiting.append(room)
+        for package in arrows[waiting.pop()] - seen - found:
+            found.add(package)
+            waiting.append(package)
     return found
 
 
 def way() -> str:
-    """Return the modules that one row enters, in order, with adjacent ones of one room on one line."""
+    """Return the modules that one row enters, in order, with adjacent ones of one package on one line."""
     # In a separate process, since it keeps optional packages from being imported.
     command = [sys.executable, "-m", "benchmarks.journey", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -83,8 +83,10 @@ def way() -> str:
     for name, entered in json.loads(done.stdout).items():
         functions = sum(len(names) for names in entered.values())
         parts += [f"**{name.capitalize()}**: {len(entered)} modules, {functions} functions.", ""]
-        for number, (room, modules) in enumerate(groupby(entered, key=lambda module: module.rpartition(".")[0]), 1):
-            parts.append(f"{number}. `{room or PACKAGE}`: {', '.join(module.rpartition('.')[2] for module in modules)}")
+        for number, (package, modules) in enumerate(groupby(entered, key=lambda module: module.rpartition(".")[0]), 1):
+            parts.append(
+                f"{number}. `{package or PACKAGE}`: {', '.join(module.rpartition('.')[2] for module in modules)}"
+            )
         parts.append("")
     return "\n".join(parts).strip()
 
@@ -100,7 +102,7 @@ def with_part(page: str, name: str, text: str) -> str:
 
 
 if __name__ == "__main__":
-    made = {"tree": tree, "rooms": rooms, "walk": walk, "way": way}
+    made = {"tree": tree, "packages": packages, "walk": walk, "way": way}
     if "--write" in sys.argv[1:]:
         written = PAGE.read_text(encoding="utf-8")
         for part, make in made.items():

@@ -1,4 +1,4 @@
-"""docs/design/house.md shows the functions that a row passes, in their order: a row in a Dagster passes the same."""
+"""A row in a Dagster passes the functions of docs/design/architecture.md, in the same order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from code_location import labeled
 from test_batch_sensor import tick
 
 from benchmarks.entries import record_entries
-from tests.house_walk import WALK
+from tests.row_path import WALK
 
 
 @pytest.mark.slow
