@@ -8,7 +8,7 @@ This module only requests and watches; Dagster's daemon does the work. It can be
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -31,7 +31,7 @@ GOLD_BY_YOU = ("my_gold", "my_gold_raters")
 EVALUATIONS = {
     "sentiment_eval": ("tweet_gold", *DATASETS),
     "sentiment_shares": ("tweet_gold_few", *DATASETS),
-    # Its gold has no partitions, and is there before the labels.
+    # Its gold has no partitions.
     "my_eval": DATASETS,
 }
 """The evaluations by name, with the partitioned tables that each reads: its gold, and the datasets."""
@@ -57,16 +57,20 @@ def travel(running: RunningDagster) -> None:
         screen.say(f"[1/4] Dagster {told}: {running.url}  (open it and watch)")
         screen.say(f"[2/4] Backfill of {days}: tweets, human ratings, and the submission of their batches")
         _backfill(running, instance, screen, began)
-        # Empty until a person judges: without it, this part of the lineage page would look unfinished.
-        if instance.get_latest_materialization_event(dg.AssetKey(GOLD_BY_YOU[0])) is None:
-            launch(running, instance, screen, began, GOLD_BY_YOU)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
             state = JourneyState(instance, resources.llm_batch, DATASETS, settings.EXAMPLE_DAYS, EVALUATIONS)
             screen.say("      " + state.submitted_since(began))
             screen.say(
                 "[3/4] The batches run on their own; the sensor materializes each day's labels when its batch completes"
             )
-            watch(screen, running, state, began)
+
+            def start_gold() -> None:
+                # Empty until a person judges: without it, this part of the lineage page would look unfinished. It has
+                # the type of the labels' keys, so it cannot be before them.
+                if instance.get_latest_materialization_event(dg.AssetKey(GOLD_BY_YOU[0])) is None:
+                    launch(running, instance, screen, began, GOLD_BY_YOU)
+
+            watch(screen, running, state, began, at_labels=start_gold)
         screen.say(f"[4/4] Evaluated by automation, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
     report.show(running)
 
@@ -112,13 +116,24 @@ def launch(
     screen.show([])
 
 
-def watch(screen: Screen, running: RunningDagster, state: JourneyState, began: datetime) -> None:
-    """Show progress until all labels are materialized and evaluated. Raises DagsterError if progress stops."""
+def watch(
+    screen: Screen,
+    running: RunningDagster,
+    state: JourneyState,
+    began: datetime,
+    at_labels: Callable[[], None] = lambda: None,
+) -> None:
+    """Show progress until all labels are materialized and evaluated. Raises DagsterError if progress stops.
+
+    Args:
+        at_labels: Called once, when all labels are materialized.
+    """
 
     def obstacles() -> str:
         return f"{describe_submissions(state.engine)}\n{describe_dagster(state.instance, began, running.log)}"
 
     patience = Patience(obstacles, screen.say)
+    has_labels = False
     while True:
         running.check()
         stop_at_failures(state.instance, began)
@@ -127,6 +142,9 @@ def watch(screen: Screen, running: RunningDagster, state: JourneyState, began: d
         bars = [Bar(one.name, one.state, one.done, one.total) for one in progress]
         waits_for = " and ".join(one.name for one in progress if one.landed < len(state.partitions))
         if not waits_for:
+            if not has_labels:
+                has_labels = True
+                at_labels()
             if evaluated:
                 screen.show(bars, last=True)
                 return
