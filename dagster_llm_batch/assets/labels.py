@@ -324,7 +324,7 @@ class _Landing:
     def _observe(self, context: dg.AssetExecutionContext, partition: str | None, found: _NotReady) -> Iterator[Any]:
         """Yield the observation and check results of a partition whose labels cannot be materialized yet."""
         yield from progress_observations(context.instance, self._dataset.key, partition, found.metadata)
-        yield from unjudged_evaluations(context, partition, f"Nothing has landed yet: {found.text}.")
+        yield from unjudged_evaluations(context, partition, f"No labels are materialized yet: {found.text}.")
 
     def _land(
         self,

@@ -192,7 +192,7 @@ def _is_free(state: TickState, submission: Submission, runs: UnfinishedRuns, out
     if not outlook.is_open(submission.submission_id) or outlook.is_busy(submission.submission_id):
         return False
     if (run := runs.landing(submission.asset, submission.partition)) is not None:
-        note(state, f"{submission.asset}: run {short_run(run.run_id)} is landing it")
+        note(state, f"{submission.asset}: run {short_run(run.run_id)} is materializing its labels")
         return False
     since = outlook.unavailable_since(submission.submission_id)
     if since is not None and not has_passed(state, find_spacing(submission.created_at, state.now), since):

@@ -262,7 +262,7 @@ def test_a_run_that_dagster_retries_by_itself_is_left_to_it_and_its_retry_counts
     assert f"run {first.run_id[:8]} did not materialize it; Dagster retries it" in tick(location).skip_message
     location.instance.add_run_tags(first.run_id, {"dagster/auto_retry_run_id": "x"})
     retry = ended(location, request, dg.DagsterRunStatus.STARTED)  # retries carry the tags of their parents
-    assert f"run {retry.run_id[:8]} is landing it" in tick(location).skip_message
+    assert f"run {retry.run_id[:8]} is materializing its labels" in tick(location).skip_message
     location.instance.delete_run(retry.run_id)
     last = ended(location, request)
     assert (
@@ -277,7 +277,7 @@ def test_a_run_whose_worker_died_before_it_could_say_anything_is_lost_after_an_h
     emulator.settle()
     [request] = tick(location).run_requests
     starting = ended(location, request, dg.DagsterRunStatus.STARTING)
-    assert f"run {starting.run_id[:8]} is landing it" in tick(location).skip_message
+    assert f"run {starting.run_id[:8]} is materializing its labels" in tick(location).skip_message
     long_ago(location, starting, minutes=61)
     assert f"run {starting.run_id[:8]} ended as STARTING" in tick(location).skip_message
     [again] = tick(location).run_requests

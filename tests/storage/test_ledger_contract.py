@@ -272,7 +272,7 @@ def test_a_wave_is_stored_once_and_in_turn(ledger):
         with pytest.raises(LedgerError):
             ledger.submissions.add_wave("s1", bad)
     ledger.submissions.set_state("s1", SubmissionState.CANCELED)
-    with pytest.raises(LedgerError, match="'canceled' and cannot take another wave"):
+    with pytest.raises(LedgerError, match="'canceled' and cannot take another round"):
         ledger.submissions.add_wave("s1", [a_shard("h5", wave=3)])
     assert len(ledger.shards.of_submission("s1")) == 3
 

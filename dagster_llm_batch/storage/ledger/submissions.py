@@ -229,15 +229,17 @@ class Submissions(Member):
         """
         waves = {shard.wave for shard in shards}
         if len(waves) != 1:
-            raise LedgerError(f"A wave has shards, all of one number; submission {submission_id} got {sorted(waves)}.")
+            raise LedgerError(
+                f"The shards of a round have one wave number; for submission {submission_id}, got {sorted(waves)}."
+            )
         wave = waves.pop()
         with self._database.write() as connection:
             before = get_submission(connection, submission_id, lock=True)
             if 1 <= wave <= before.waves:
                 return before
-            check_open(before, "take another wave")
+            check_open(before, "take another round")
             if wave != before.waves + 1:
-                raise LedgerError(f"Submission {submission_id} takes wave {before.waves + 1} next; got {wave}.")
+                raise LedgerError(f"Submission {submission_id} takes round {before.waves + 1} next; got {wave}.")
             insert_shards(connection, self._clock, before, shards)
             added = events.WaveAdded(wave, len(shards), sum(shard.requests for shard in shards))
             values: dict[str, Any] = {"waves": wave, "reserved_usd": reserved_usd}
