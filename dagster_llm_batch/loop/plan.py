@@ -391,6 +391,7 @@ def new_submission(plan: Plan, planning: Planning, run_id: str | None) -> Submis
         run_id=run_id,
         reserved_usd=plan.reserved_usd,
         questions=plan.questions,
+        is_cascade=True if labeling.cascade is not None else None,
         reused_from=plan.sources,
         # Rows erased from here on are removed from its files before it is sent, and before it is materialized.
         tombstones=planning.knowledge.erased.tombstones or None,

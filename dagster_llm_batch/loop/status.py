@@ -480,9 +480,10 @@ class Status:
     def failed(self) -> int:
         """The number of requests that providers report as failed, and that are not asked again."""
         own = self.submission
-        is_cascade = own.asks_two_models
         # Failures of a cascade's own model go to the oracle.
-        counted = (s for s in self.shards if not (is_cascade and (s.provider, s.model) == (own.provider, own.model)))
+        counted = (
+            s for s in self.shards if not (own.is_cascade and (s.provider, s.model) == (own.provider, own.model))
+        )
         return max(
             sum((s.batch.failed or 0) - (s.requests if s.wave > 1 and not s.is_escalation else 0) for s in counted), 0
         )

@@ -29,7 +29,7 @@ from dagster_llm_batch.loop.submit_queue import drop
 from dagster_llm_batch.states import Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests
-from dagster_llm_batch.testing.emulator import Emulator
+from dagster_llm_batch.testing.emulator import Emulator, RowFault
 
 CHEAP, ORACLE = "openai/gpt-4o-mini", "openai/gpt-4o"
 PRICES = Spend(price=TokenPrice(input_usd=Decimal("0.001"), output_usd=Decimal("0.001")))
@@ -416,3 +416,20 @@ def test_only_the_lost_sample_makes_the_labels_of_the_model_useless(workspace: W
     [pick] = [pick for turn, pick in turns if turn[0].asked_of == CHEAP]
     assert (pick.over_budget is not None) is (lost == "sample")
     assert count_requests(pick.going) == (0 if lost == "sample" else 120)
+
+
+def test_failures_of_the_model_are_left_to_the_oracle_with_many_held_copies(workspace: Workspace) -> None:
+    """With so many held copies, the models are asked less often than there are requests."""
+    engine, own = workspace.engine(), definition()
+    submission_id = engine.plan(own, rows(120, 8)).submission_id
+    [cheap] = [shard for shard in engine.status(submission_id).shards if shard.asked_of == CHEAP]
+    refused = json.loads(next(iter(engine.payloads.lines(cheap.path))))["custom_id"]
+    workspace.emulator.inject(RowFault(custom_ids=[refused]))
+    while not engine.status(submission_id).is_settled:
+        engine.advance(own, submission_id)
+        workspace.emulator.settle()
+        status, [progress] = engine.status(submission_id), engine.ledger.submissions.progress("test")
+        assert (status.failed, progress.failed) == (0, 0)
+    assert status.submission.to_answer < status.submission.requests
+    assert sum(shard.batch.failed or 0 for shard in status.shards) == 1
+    assert status.submission.outcomes == {"succeeded": 960}

@@ -108,6 +108,7 @@ class Submission:
     measured_at: datetime | None = None  # its tokens and cost were reported to OpenTelemetry
     first_delivered_at: datetime | None = None  # the first `delivered_at`, even if that was reverted
     reported_at: datetime | None = None  # a failed tick last reported that it waits for a person
+    is_cascade: bool | None = None  # the failures of its own model go to its oracle
 
     @property
     def is_settled(self) -> bool:
@@ -117,11 +118,6 @@ class Submission:
     def to_answer(self) -> int:
         """Number of requests. One counts once, however often a model is asked."""
         return self.requests - self.reused if self.questions is None else self.questions
-
-    @property
-    def asks_two_models(self) -> bool:
-        """Whether it is a cascade whose two models are asked: `questions` has more than one for some requests."""
-        return self.questions is not None and self.questions > self.requests - self.reused
 
     @property
     def manifest(self) -> str:

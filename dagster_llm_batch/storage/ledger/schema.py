@@ -284,6 +284,7 @@ SUBMISSION = sa.Table(
     _column("measured_at", _UTC, null=True),
     _column("first_delivered_at", _UTC, null=True),
     _column("reported_at", _UTC, null=True),
+    _column("is_cascade", sa.Boolean, null=True),
 )
 
 BATCH = sa.Table(

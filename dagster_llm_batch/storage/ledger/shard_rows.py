@@ -115,14 +115,11 @@ IS_AGAIN = (SHARD.c.wave > 1) & SHARD.c.is_escalation.is_not(True)
 """The condition for shards whose requests were asked before."""
 
 IS_LEFT_TO_ORACLE = (
-    (SUBMISSION.c.questions > SUBMISSION.c.requests - SUBMISSION.c.reused)
+    SUBMISSION.c.is_cascade.is_(True)
     & (SHARD.c.provider == SUBMISSION.c.provider)
     & (SHARD.c.model == SUBMISSION.c.model)
 )
-"""The condition for shards of a cascade's own model, in a query that joins their submissions.
-
-See `Submission.asks_two_models`.
-"""
+"""The condition for shards of a cascade's own model, in a query that joins their submissions."""
 
 # The clocks of the machines that share a ledger may differ by this.
 _CLOCKS_APART = timedelta(minutes=1)
