@@ -451,10 +451,9 @@ def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledg
     assert second.oldest_submitted_at is None
 
 
-@pytest.mark.parametrize(("questions", "failed"), [(None, 3), (8, 3), (6, 3), (12, 0)])
-def test_a_failure_is_left_to_the_oracle_only_where_two_models_are_asked(ledger, questions, failed):
-    """`questions` are all requests, some of them while near copies are held, or those to both models of a cascade."""
-    ledger.submissions.open(a_submission("s1", requests=8, questions=questions), [a_shard("h1")])
+@pytest.mark.parametrize(("is_cascade", "failed"), [(None, 3), (False, 3), (True, 0)])
+def test_a_failure_is_left_to_the_oracle_only_in_a_cascade(ledger, is_cascade, failed):
+    ledger.submissions.open(a_submission("s1", requests=8, is_cascade=is_cascade), [a_shard("h1")])
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     ledger.shards.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=8, done=8, failed=3)})
     [progress] = ledger.submissions.progress("prod")

@@ -19,6 +19,7 @@ from dagster_llm_batch.types import Cause
 
 NEW = {
     *("data", "reason_kind", "pruned_at", "landed_over_at", "measured_at", "first_delivered_at", "reported_at"),
+    "is_cascade",
 }
 SHARDS = ("8949eb3af304f102", "0557df095205df46")
 NOTE = '{"form_id": "f1", "annotator": "ada", "group": {"gold": "bug"}, "text": "look: here. And there."}'
