@@ -338,6 +338,7 @@ class Shares(AuditedAnswers):
         cascade: The guarantee of the cascade whose labels are shared; None without a cascade.
         decided_after: With a cascade, the number of rounds before the decision.
         errors, errors_allowed: With a filter, the number of audited rows that break it, and the number that may.
+        unlabeled: With a cascade, the leaders without a label of which no near copy is held.
     """
 
     schema: ClassVar[pa.Schema] = PAIRS
@@ -351,6 +352,7 @@ class Shares(AuditedAnswers):
     decided_after: int | None = None
     errors: int | None = None
     errors_allowed: int | None = None
+    unlabeled: tuple[str, ...] = ()
 
     def settings_json(self) -> str:
         """See AuditedAnswers.settings_json."""
@@ -361,6 +363,8 @@ class Shares(AuditedAnswers):
                 del content[name]
         else:
             content["cascade"] = self.cascade.as_json()
+        if not self.unlabeled:
+            del content["unlabeled"]
         return json.dumps(content)
 
     @classmethod
@@ -369,7 +373,7 @@ class Shares(AuditedAnswers):
         content = cls._read_settings(stored)
         if content.get("cascade") is not None:
             content["cascade"] = CascadeTerms(**content["cascade"])
-        return cls(pairs=pairs, **content)
+        return cls(pairs=pairs, **{**content, "unlabeled": tuple(content.get("unlabeled", ()))})
 
     @property
     def passes(self) -> bool:
@@ -409,8 +413,10 @@ class Shares(AuditedAnswers):
         pairs = self.pairs
         # All copies of a leader without a label are asked, drawn or not.
         waits = pc.is_in(pairs[_ID], self.asked_next)
-        unlabeled = pairs.filter(waits)["leader"].combine_chunks().drop_null()
-        is_asked = pc.or_(waits, pc.is_in(pairs["leader"], unlabeled))
+        unlabeled = pairs.filter(waits)["leader"].to_pylist()
+        is_asked = pc.or_(
+            waits, pc.is_in(pairs["leader"], pa.array([*filter(None, unlabeled), *self.unlabeled], pa.string()))
+        )
         # An older answer of a copy that was not drawn now would count double.
         is_older = pc.and_(pc.equal(pairs["state"], OWN), pc.equal(pairs["drawn"], 0))
         rows, places = np.unique(pairs["rows"].to_numpy(), return_inverse=True)
@@ -450,7 +456,19 @@ class Shares(AuditedAnswers):
         if (terms := self.cascade) is not None:
             found = terms.count_errors(labels, answers, led, answered, drawn, self.least, self.look_confidence)
         errors, errors_allowed = found or (None, None)
-        return self._decided(led, wrong, errors=errors, errors_allowed=errors_allowed)
+        unlabeled = self._unlabeled(led) if self.cascade is not None else ()
+        return self._decided(led, wrong, errors=errors, errors_allowed=errors_allowed, unlabeled=unlabeled)
+
+    def without(self, going: Collection[str]) -> Self:
+        """See AuditedAnswers.without."""
+        left = super().without(going)
+        return replace(left, unlabeled=tuple(one for one in left.unlabeled if one not in going))
+
+    def _unlabeled(self, led: np.ndarray[Any, Any]) -> tuple[str, ...]:
+        """Return the leaders without a label of which no near copy is held. `led`: which pairs' leaders have one."""
+        lost = self.pairs.filter(pa.array(~led))
+        held = lost.filter(pc.equal(lost["state"], HELD))
+        return tuple(sorted({*lost["leader"].drop_null().to_pylist()} - {*held["leader"].to_pylist()}))
 
     @property
     def outcomes_besides(self) -> Mapping[str, int]:

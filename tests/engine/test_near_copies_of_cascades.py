@@ -162,6 +162,31 @@ def test_a_copy_is_asked_of_the_oracle_if_its_leader_has_no_label(tmp_path: Any)
                 assert row["llm_sample_probability"] == 1.0, "all of these are asked, drawn or not"
 
 
+def test_copies_of_a_lost_leader_were_asked_with_certainty_though_all_of_them_were_drawn(tmp_path: Any) -> None:
+    lost: set[tuple[int, int]] = set()
+
+    def answer(body: Any, url: str) -> Any:
+        return "no JSON" if place_of(body) in lost else by_group(body, url)
+
+    with Emulator(answer=answer) as emulator:
+        workspace, own = Workspace(tmp_path, emulator), definition({"error": 0.4})
+        engine = workspace.engine()
+        submission = engine.plan(own, rows(120, 2), partition="")
+        places: dict[str, set[tuple[int, int]]] = {CHEAP: set(), ORACLE: set()}
+        for shard in engine.ledger.shards.of_submission(submission.submission_id):
+            places[shard.asked_of] |= {place_of(json.loads(line)) for line in engine.payloads.lines(shard.path)}
+        drawn = {group for group, _ in places[ORACLE] - places[CHEAP]}
+        chosen = set(sorted(drawn)[:3])
+        lost |= {place for place in places[CHEAP] if place[0] in chosen}
+        engine.submit(own, submission.submission_id)
+        status = workspace.finish(own, submission.submission_id)
+        assert shares_in(workspace, status).passes
+        found = topics(workspace, own, status.submission)
+        chances = {place[0]: row["llm_sample_probability"] for place, row in found.items() if row["llm_why"] == "copy"}
+        assert {chances[group] for group in chosen} == {1.0}
+        assert {round(chances[group], 9) for group in drawn - chosen} == {60 / 120}
+
+
 def test_the_plan_reserves_the_oracle_of_held_copies_and_states_the_joint_guarantee(workspace: Workspace) -> None:
     own = definition()
     preview = workspace.engine().preview(own, rows(120, 4))
