@@ -342,6 +342,8 @@ def _describe_promise(_wanted: Checks, labeling: Labeling) -> str | None:
     stated = promise_text(*promised, cascade.filters, cascade.yes)
     if labeling.near is not None:
         stated += " The near copies have a guarantee of their own, and the risks of both add up."
+    if labeling.relabel is not None:
+        stated += " The rows with an older label have a guarantee of their own, and the risks of both add up."
     return f"The cascade keeps its guarantee. {stated} Rows for the oracle have only its labels."
 
 
@@ -356,13 +358,13 @@ def _judge_promise(check: Check, facts: PartitionFacts) -> CheckOutcome:
             passed=not delivered, description=why if levels is None else f"{levels.promise_text} {why}"
         )
     shares = facts.shares
-    # The cascade's guarantee is about the other rows, and each near copy without a label is one of them here.
+    # The cascade's guarantee is about the other rows, and each row apart without a label is one of them here.
     copies = 0 if shares is None else shares.rows_left
     passed = levels.keeps_promise(max(delivered - copies, 0))
     most = levels.most_wrong(delivered, 0 if shares is None else shares.most_wrong)
     told = [levels.promise_text if shares is None else shares.promise_text]
     if shares is not None:
-        told.append(f"Near copies: {shares.result_text}.")
+        told.append(f"{'Older labels' if shares.leads_elsewhere else 'Near copies'}: {shares.result_text}.")
     if not levels.asks_oracle_alone:
         told.append(f"{levels.wrong or 0:,} of {levels.calibrated_on:,} sampled labels of the model are wrong by it.")
     if lacking:
@@ -420,7 +422,10 @@ def _judge_window(check: Check, facts: PartitionFacts) -> CheckOutcome:
         so = f"At least {tracked.low:.1%} differ, so the guarantee does not hold"
     else:
         so = "The audited rows are too few to decide whether the guarantee holds"
-    of = "all labels" if facts.shares is None else "the labels of rows that are no near copies"
+    of = "all labels"
+    if facts.shares is not None:
+        kind = "have no older label" if facts.shares.leads_elsewhere else "are no near copies"
+        of = f"the labels of rows that {kind}"
     window = (
         f"{len(tracked.window)} partitions from {tracked.window[0]} on: in {tracked.wrong:,} of {tracked.rows:,} "
         f"audited rows, the model's label differs from {levels.oracle}'s. With a confidence of "

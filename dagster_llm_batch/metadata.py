@@ -187,8 +187,11 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
 
 
 _LEVEL_DOCS = {
-    "llm_level": "the model that gave the label: cheap or oracle",
-    "llm_why": "accepted; why the oracle gave the label: sampled, audit, escalated or invalid; or copy: a near copy",
+    "llm_level": "the model that gave the label: cheap or oracle; older for a label that stays after a change",
+    "llm_why": (
+        "accepted; why the oracle gave the label: sampled, audit, escalated or invalid; copy for a near copy; or older "
+        "for a row with an older label"
+    ),
     "llm_score": "the cheap model's confidence in its label",
     "llm_cheap_label": "the cheap model's label for a row that the oracle labeled",
     "llm_sample_probability": (
@@ -417,11 +420,11 @@ def cascade_metadata(
 ) -> dict[str, Any]:
     """Describe a cascade's guarantee for these labels, its basis, and the savings; empty without a cascade.
 
-    `shares` are its near copies.
+    `shares` are its near copies, or its older labels.
     """
     if levels is None:
         return {}
-    accepted = sum(count for (level, _), count in stats.levels.items() if level != "oracle")
+    accepted = sum(count for (level, _), count in stats.levels.items() if level == "cheap")
     by_why: Counter[str] = Counter()
     for (_, why), count in stats.levels.items():
         by_why[why] += count

@@ -120,7 +120,7 @@ def _partition(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool, bool, 
     leaders = cell.others // 2
     leader_of = np.repeat(np.arange(leaders), cell.of_leader)
     copies = len(leader_of)
-    least = _terms(cell).least_of_copies(cell.error)
+    least = _terms(cell).least_of_audited(cell.error)
     size = choose_sample(copies, least, confidence)
     allowed = count_allowed(size, copies, least, confidence)
     changed = rng.random(leaders)[leader_of] if cell.together else rng.random(copies)

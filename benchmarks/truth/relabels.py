@@ -92,7 +92,8 @@ def _partition(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool, float,
         drawn[rng.choice(cell.rows, sample, replace=False)] = True
         decided = _relabels(cell, drawn, allowed, sample, look).decide(_results(drawn, changed))
         fewest, most = decided.interval or (0, cell.rows)
-        is_below, is_above = is_below or changed.sum() < fewest, is_above or changed.sum() > most
+        number = int(changed.sum())
+        is_below, is_above = is_below or number < fewest, is_above or number > most
         if decided.passes:
             kept = np.array(decided.pairs["is_shared"].to_pylist())
             saved = float(kept.mean())

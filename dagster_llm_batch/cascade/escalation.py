@@ -76,7 +76,7 @@ class Escalation:
         for manifest, results in answers.parts(pa.schema([read.field(_ID)]), read):
             requests = pc.unique(manifest[_ID]).drop_null()
             if shares is not None:
-                # The model is not asked near copies.
+                # The model is not asked near copies, nor rows with an older label.
                 requests = requests.filter(pc.invert(pc.is_in(requests, shares.apart)))
             cheap, oracles = _by_level(answers.are_oracles, results, read)
             newest = levels.newest(cheap)

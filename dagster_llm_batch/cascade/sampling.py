@@ -34,7 +34,6 @@ from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Costs, Estimate
-from dagster_llm_batch.core.shares import Shares
 from dagster_llm_batch.core.thresholds import (
     choose_sample,
     count_allowed,
@@ -63,6 +62,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.shares import AuditedAnswers
     from dagster_llm_batch.definition.labeling import Labeling
     from dagster_llm_batch.files.request_writer import Drafted
     from dagster_llm_batch.loop.known_requests import KnownRequests
@@ -100,7 +100,7 @@ def _cascade(labeling: Labeling) -> Cascade:
 class _Looks:
     """Earlier interim looks at the same rows, as far as their files exist, and digests of these rows.
 
-    `asked` is the number of these rows that the cascade labels now: all but the near copies.
+    `asked` is the number of these rows that the cascade labels now: all but those apart (see Sampling).
     """
 
     asked: int
@@ -120,7 +120,7 @@ class _Looks:
                 continue
             is_stricter = (
                 sample is not None
-                # Other near copies leave other rows to draw from.
+                # Other rows apart leave other rows to draw from.
                 and levels.rows == self.asked
                 and (levels.seed, levels.score, levels.target) == (seed, cascade.score, cascade.target)
                 and (levels.within is None) is (cascade.within is None)
@@ -205,8 +205,8 @@ class Sampling:
         self._partition = planning.partition
         self._submission_id = planning.submission_id
         self._written: list[ShardFiles] = []
-        # The near copies, which are no part of the rows that the cascade labels.
-        self._copies: Shares | None = None
+        # The near copies, or the rows with older labels, which are no part of the rows that the cascade labels.
+        self._apart: AuditedAnswers | None = None
 
     @cached_property
     def _folder(self) -> str:
@@ -224,12 +224,12 @@ class Sampling:
         """
         drafted = plan.drafted
         rows = drafted.rows - drafted.skipped - drafted.unreadable.rows
-        if isinstance(plan.shares, Shares) and not plan.shares.asks_all:
-            self._copies = plan.shares
+        if plan.shares is not None and not plan.shares.asks_all:
+            self._apart = plan.shares
             rows -= plan.shares.rows
         tokens = plan.estimate.input_tokens // plan.estimate.requests if plan.estimate.requests else None
-        if tokens is None and self._copies is not None:
-            tokens = self._copies.tokens
+        if tokens is None and self._apart is not None:
+            tokens = self._apart.tokens
         chosen = self._choose(drafted, rows, tokens)
         drawn = self._draw_rows(chosen, rows)
         if drawn.requests is None:
@@ -238,7 +238,8 @@ class Sampling:
                 delete_requests(self._payloads, shard)
             drafted = replace(drafted, shards=[])
         written = self._write(drafted, self._asked_first(drawn, chosen.audit), known, tokens)
-        levels = self._decided(chosen, drawn, rows)
+        has_older_labels = plan.shares is not None and plan.shares.leads_elsewhere
+        levels = replace(self._decided(chosen, drawn, rows), has_older_labels=has_older_labels)
         store_levels(self._payloads, self._folder, levels)
         return replace(
             self._priced(plan, chosen, written, is_alone=drawn.requests is None),
@@ -256,8 +257,8 @@ class Sampling:
         calibration = self._digest(cascade, seed)
         asked_for = None if cascade.sample == "auto" else min(cascade.sample, rows)
         size = self._usual_size(cascade, rows, least, looks.of(cascade, calibration, seed, asked_for))
-        copies = 0 if self._copies is None else len(self._copies.apart)
-        audit, earlier = self._audit(cascade, seed, rows, drafted.requests - copies)
+        apart = 0 if self._apart is None else len(self._apart.apart)
+        audit, earlier = self._audit(cascade, seed, rows, drafted.requests - apart)
         if earlier is not None:
             size = 0
         each = self._writer.estimate(oracle).expected_usd(tokens or 0)
@@ -296,8 +297,8 @@ class Sampling:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
         estimate.row_bound_usd = _dearest(estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
         rest = Decimal(0) if each is None else each * later.requests
-        held = 0 if self._copies is None else len(self._copies.held)
-        # The reserve is for all rows; the expected cost, for the rows that will not be accepted. Near copies are
+        held = 0 if self._apart is None else len(self._apart.held)
+        # The reserve is for all rows; the expected cost, for the rows that will not be accepted. Held requests are
         # expected to share labels.
         of_held = Decimal(0) if each is None else each * held
         unexpected = of_held + (rest - of_held) * Decimal(str(round(chosen.accepted, 6)))
@@ -318,7 +319,7 @@ class Sampling:
         # Limits count as if each of the model's labels were rejected.
         whole = replace(estimate)
         whole.add_surcharge(Costs(unexpected, Decimal(0)))
-        held_usd = None if each is None or self._copies is None else of_held
+        held_usd = None if each is None or self._apart is None else of_held
         return replace(
             plan, estimate=estimate, whole=whole, oracle=oracle, reserved_usd=rest or None, held_usd=held_usd
         )
@@ -390,7 +391,7 @@ class Sampling:
     def _digest_rows(self) -> tuple[str, str]:
         """Return digests of the keys and of the requests of all rows, independent of their order."""
         of_keys = of_requests = 0
-        # All of them: with other near copies, they are the same rows.
+        # All of them: with other rows apart, they are the same rows.
         for keys, ids in self._all_rows():
             of_keys += int(digest_keys(keys, "look").sum(dtype=np.uint64))
             heads = np.frombuffer(packed(ids.to_pylist()), np.uint8).reshape(-1, REQUEST_ID_BYTES)[:, :8]
@@ -478,8 +479,8 @@ class Sampling:
 
     def _digest(self, cascade: Cascade, seed: str) -> str:
         content: list[Any] = [self._writer.configuration, self._labeling.prompt_version, cascade.promise, seed]
-        if self._labeling.near is not None:
-            content.append(self._labeling.near.promise)
+        if self._labeling.audited is not None:
+            content.append(self._labeling.audited.promise)
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
     def _count_independent(self, rows: int, requests: int) -> int:
@@ -530,12 +531,12 @@ class Sampling:
         """Return the requests that the oracle is asked in the first wave; None for all but the held ones."""
         if drawn.requests is None:
             return None
-        copies = [] if self._copies is None else self._copies.audited.to_pylist()
+        copies = [] if self._apart is None else self._apart.audited.to_pylist()
         return {*drawn.requests, *(() if audit is None else audit.requests), *copies}
 
     def _rows(self) -> Iterator[tuple[Sequence[object], pa.Array]]:
-        """Yield the keys and the request_ids of the rows that the cascade labels: those that are no near copies."""
-        apart = None if self._copies is None else self._copies.apart
+        """Yield the keys and the request_ids of the rows that the cascade labels: those that are not apart."""
+        apart = None if self._apart is None else self._apart.apart
         for keys, ids in self._all_rows():
             if apart is None:
                 yield keys, ids
@@ -563,7 +564,7 @@ class Sampling:
         estimate, later, counter = writer.estimate(oracle), writer.estimate(oracle), self._deployment.counter(oracle)
         bound_of = partial(counter.bound_of_line, has_files=self._labeling.prompt.sends_files)
 
-        held = frozenset() if self._copies is None else frozenset(self._copies.held.to_pylist())
+        held = frozenset() if self._apart is None else frozenset(self._apart.held.to_pylist())
 
         def wanted_lines() -> Iterator[tuple[str, bytes]]:
             expected: list[int] = []

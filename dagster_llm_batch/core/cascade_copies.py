@@ -1,4 +1,4 @@
-"""Near copies of a cascade: the guarantee of both together. Pure.
+"""Near copies and older labels of a cascade: the guarantee of both together. Pure.
 
     round 1   the model answers all rows but the near copies; the oracle a sample of them, and an audit of the copies
     round 2   the oracle answers the rows that are not above the threshold
@@ -33,6 +33,11 @@ the oracle answers all copies.
 
 If the audit fails, the cheap model could still help, by a threshold of the copies' own. That would be a third draw and
 a fourth round, so the oracle answers them all instead. Limits reserve the money for it.
+
+**Older labels** after a change of the definition (relabels.py) take the place of the copies: each row has its older
+label in the place of its leader's. They, too, may be wrong as often as the cascade allows, since a cascade gave most of
+them, so the two allowed shares add up in the same way. The proof is the same, as these labels are fixed before the
+sample.
 """
 
 from __future__ import annotations
@@ -64,7 +69,7 @@ def joint_confidence(confidence: float, other: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeTerms:
-    """The guarantee of a cascade whose labels near copies share. Stored with the copies.
+    """The guarantee of a cascade whose oracle answers an audit. Stored with the audited answers.
 
     Attributes:
         oracle, target, confidence: Of the cascade.
@@ -99,8 +104,8 @@ class CascadeTerms:
         """Return the arguments of this class."""
         return asdict(self)
 
-    def least_of_copies(self, error: float) -> float:
-        """Return the least share that the audit of near copies keeps. `error` is the share allowed for sharing."""
+    def least_of_audited(self, error: float) -> float:
+        """Return the least share that an audit keeps. `error` is the share that it allows besides the cascade's."""
         # Exact: 0.95 - 0.02 is not 0.93 in floating point.
         return float(Fraction(str(self.share)) - Fraction(str(error)))
 
@@ -119,12 +124,12 @@ class CascadeTerms:
         The second is -1 if zero are not enough either.
 
         Args:
-            labels: The label of each copy's leader.
-            answers: The oracle's answer to the copy.
-            shares: Whether the copy would share the label: the leader has one.
-            answered: Whether the oracle has answered the copy.
-            drawn: The number of audited rows of the copy.
-            least, confidence: The guarantee of the copies.
+            labels: The label of each request's leader.
+            answers: The oracle's answer to the request.
+            shares: Whether the request would share the label: the leader has one.
+            answered: Whether the oracle has answered the request.
+            drawn: The number of audited rows of the request.
+            least, confidence: The guarantee of the audit.
         """
         if self.filters is None:
             return None
@@ -137,18 +142,21 @@ class CascadeTerms:
         # As in a cascade, a row without an answer of the oracle is an error, and not a yes.
         return int(drawn[shares & ~called & (is_yes | ~answered)].sum()), allowed
 
-    def promise_text(self, error: float, confidence: float) -> str:
-        """Return the guarantee of both in words. `error` and `confidence` are those of the near copies."""
-        joint, least = joint_confidence(self.confidence, confidence), self.least_of_copies(error)
+    def promise_text(self, error: float, confidence: float, others: str, audited: str) -> str:
+        """Return the guarantee of both in words.
+
+        `error` and `confidence` are those of the audit, `audited` the rows that it is about, and `others` all others.
+        """
+        joint, least = joint_confidence(self.confidence, confidence), self.least_of_audited(error)
         within = None if self.within is None else float(Fraction(str(self.within)) + Fraction(str(error)))
         whole = promise_text(self.oracle, self.target, least, joint, within, self.filters, self.yes)
         shares = (self.share, least) if self.within is None or within is None else (self.within, within)
         return (
-            f"{whole} The cascade guarantees {percent(shares[0])} for the rows that are no near copies, and an audit "
-            f"{percent(shares[1])} for the copies; the two risks add up."
+            f"{whole} The cascade guarantees {percent(shares[0])} for {others}, and an audit {percent(shares[1])} for "
+            f"{audited}; the two risks add up."
         )
 
     @property
     def own_promise_text(self) -> str:
-        """The guarantee in words if no row is a copy: the cascade's."""
+        """The guarantee in words if the cascade labels all rows."""
         return promise_text(self.oracle, self.target, self.share, self.confidence, self.within, self.filters, self.yes)

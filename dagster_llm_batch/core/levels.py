@@ -44,6 +44,7 @@ __all__ = [
     "COPY",
     "ESCALATED",
     "INVALID",
+    "OLDER",
     "ORACLE",
     "SAMPLED",
     "Levels",
@@ -62,6 +63,10 @@ CHEAP, ORACLE = "cheap", "oracle"
 ACCEPTED, ESCALATED, INVALID, SAMPLED, AUDITED, COPY = "accepted", "escalated", "invalid", "sampled", "audit", "copy"
 """Reasons for a row's level: its score is above the threshold; its score is not above it; its reply does not fit; it
 was drawn to set the threshold; it was drawn to audit it; it is a near copy, which the model is not asked.
+"""
+
+OLDER = "older"
+"""Reason of a row with a label from before a change, which the model is not asked; also the level if that label stays.
 """
 
 
@@ -97,6 +102,7 @@ class Levels:
         requests_id: A digest of their requests.
         filters: "precision" or "recall": `agreement` is then the least share of that; None: agreement.
         yes: The value of the target that means yes, for a filter.
+        has_older_labels: Whether rows had a label from before a change, on which another audit decides.
     """
 
     calibration_id: str
@@ -126,6 +132,7 @@ class Levels:
     requests_id: str | None = None
     filters: str | None = None
     yes: bool | int | str | None = None
+    has_older_labels: bool = False
 
     def as_json(self) -> bytes:
         """Return the decisions in their stored form."""
@@ -133,6 +140,8 @@ class Levels:
         if self.filters is None:
             # The stored form of other cascades stays the same.
             del content["filters"], content["yes"]
+        if not self.has_older_labels:
+            del content["has_older_labels"]
         return json.dumps(content, default=str).encode()
 
     @classmethod
@@ -191,7 +200,7 @@ class Levels:
     def most_wrong(self, delivered: int, wrong_copies: int = 0) -> float | None:
         """Return the largest share of wrong labels among the delivered ones, with the guaranteed probability.
 
-        `wrong_copies` are the most wrong labels of near copies, which are delivered, too.
+        `wrong_copies` are the most wrong labels of near copies or older labels, which are delivered, too.
 
         None: unknown. The certificate is for all rows that a model was asked about. For sampled rows above the
         threshold that the model has wrong, the oracle's label is delivered; rows that it did not answer have no
@@ -421,12 +430,13 @@ class Levels:
         waves: Iterable[tuple[bool, pa.Table]],
         apart: pa.Array | None = None,
         reach: pa.Array | None = None,
+        why: str = COPY,
     ) -> list[pa.Table]:
         """Return the results with the columns of levels, oldest first. `label` may then take the newest success.
 
         `waves` are results, each with whether they are the oracle's, oldest first; `manifest` has all rows of their
-        requests. For a request to the oracle, a success of the model itself no longer counts. `apart` are the requests
-        of near copies, which the model is not asked, and `reach` the probability that the oracle is asked each.
+        requests. For a request to the oracle, a success of the model itself no longer counts. `apart` are requests that
+        the model is not asked, `why` the reason, and `reach` the probability that the oracle is asked each.
         """
         tables: dict[bool, list[pa.Table]] = {False: [], True: []}
         for is_oracle, table in waves:
@@ -435,7 +445,7 @@ class Levels:
         counted = pc.value_counts(manifest[_ID].drop_null())
         requests, shared_by = counted.field("values"), counted.field("counts").to_numpy()
         if "llm_reuse" in manifest.column_names:
-            # A near copy with the answer of its leader was in no draw of the leader's rows.
+            # A row with the answer of another request was in no draw of that request's rows.
             own_rows = pc.value_counts(manifest.filter(pc.is_null(manifest["llm_reuse"]))[_ID].drop_null())
             at = pc.index_in(requests, own_rows.field("values"))
             shared_by = pc.fill_null(own_rows.field("counts").take(at), 1).to_numpy(zero_copy_only=False)
@@ -452,7 +462,7 @@ class Levels:
         if apart is not None and reach is not None:
             place = pc.index_in(requests, apart)
             is_apart = _flags(pc.is_valid(place))
-            whys = np.where(is_apart, COPY, whys)
+            whys = np.where(is_apart, why, whys)
             chances = np.where(is_apart, reach.take(place).to_numpy(zero_copy_only=False), chances)
         of_request = {
             "llm_why": pa.array(whys, pa.string()),

@@ -14,10 +14,13 @@ and all looks share 1 - `confidence`.
 
 The upper end of the exact interval decides, since only too many changed labels break the guarantee: the labels stay if
 it is at most the allowed number. Each end of the interval holds with the confidence of the look.
+
+In a cascade, the present definition's answer is that of its oracle: see cascade_copies.py.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,16 +34,13 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.core.levels import percent
+from dagster_llm_batch.core.levels import OLDER, percent
 from dagster_llm_batch.core.shares import REUSE, AuditedAnswers, are_good
 from dagster_llm_batch.core.thresholds import find_interval
 
-__all__ = ["OLDER", "OLDER_PAIRS", "Relabels", "no_older_labels", "target_text"]
+__all__ = ["OLDER_PAIRS", "Relabels", "no_older_labels", "target_text"]
 
 _ID, _VERSION = "llm_request_id", "llm_prompt_version"
-
-OLDER = "older"
-"""The value of `llm_reuse` of a row with its label from before the change."""
 
 OLDER_PAIRS = pa.schema(
     [
@@ -81,6 +81,7 @@ class Relabels(AuditedAnswers):
     columns: ClassVar[Sequence[pa.Field]] = (REUSE, _OLDER_VERSION)
     kind: ClassVar[str] = "older_labels"
     leads_elsewhere: ClassVar[bool] = True
+    why: ClassVar[str] = OLDER
 
     older: str
     definition: str
@@ -98,12 +99,19 @@ class Relabels(AuditedAnswers):
         values = zip(own[self.target].to_pylist(), pairs["older"].to_pylist(), drawn > 0, strict=True)
         equal = np.fromiter((is_drawn and target_text(one) == other for one, other, is_drawn in values), bool)
         has_leader = pairs["leader"].combine_chunks().is_valid().to_numpy(zero_copy_only=False).astype(bool)
-        return self._decided(has_leader, int(drawn[~(good & equal)].sum()))
+        older = [json.loads(text) for text in pairs["older"].to_pylist()] if self.cascade is not None else []
+        errors = self._count_errors(older, own[self.target].to_pylist(), has_leader, good, drawn)
+        return self._decided(has_leader, int(drawn[~(good & equal)].sum()), **errors)
 
     @property
     def outcomes_besides(self) -> Mapping[str, int]:
         """See AuditedAnswers.outcomes_besides. A leader is a request of the older submission."""
         return {leader: count - 1 for leader, count in self.copies_of.items()}
+
+    @property
+    def _of_shared(self) -> Mapping[str, pa.Scalar]:
+        # Neither model of the present cascade gave the label.
+        return {**super()._of_shared, "llm_level": pa.scalar(OLDER)}
 
     def _columns_at(self, places: pa.Array) -> Sequence[pa.Array]:
         named = pc.if_else(pc.is_valid(places), pa.scalar(OLDER), pa.scalar(None, pa.string()))
@@ -137,6 +145,9 @@ class Relabels(AuditedAnswers):
     @property
     def promise_text(self) -> str:
         """The guarantee in words."""
+        if (terms := self.cascade) is not None:
+            places = ("the rows without an older label", "the others")
+            return terms.own_promise_text if self.asks_all else terms.promise_text(self.error, self.confidence, *places)
         return (
             f"With a confidence of {percent(self.confidence)}, at most {percent(self.error)} of the rows with an older "
             f"label have another '{self.target}' than the present definition would give."
@@ -149,8 +160,18 @@ class Relabels(AuditedAnswers):
             return f"finds no row with the same content and a label in submission {self.older}: all rows are asked"
         found = f"finds {self.rows:,} rows with a label of submission {self.older}"
         if self.asks_all:
-            return f"{found}, too few unasked ones for a sample to save a request: all rows are asked"
+            saved = "a request" if self.cascade is None else f"requests of {self.cascade.oracle}"
+            return f"{found}, too few unasked ones for a sample to save {saved}: all rows are asked"
         look = "" if self.look == 1 else f"; this is look {self.look:,} at these rows, at {self.look_confidence:.3%}"
+        if self.cascade is not None:
+            oracle, test = self.cascade.oracle, f"at most {self.allowed:,} of these get another '{self.target}'"
+            if self.cascade.filters is not None:
+                test = f"the older labels keep the {self.cascade.filters} in it"
+            return (
+                f"{found}. {oracle} answers a sample of {self.sample:,} of them, and the cascade labels all other "
+                f"rows. If {test}, {len(self.held):,} requests are saved at both models, and their older labels stay; "
+                f"otherwise {oracle} answers them all{look}"
+            )
         return (
             f"{found}. It asks a sample of {self.sample:,} of them first, and all other rows. If at most "
             f"{self.allowed:,} of the sample get another '{self.target}', {len(self.held):,} requests are saved, and "
@@ -166,14 +187,16 @@ class Relabels(AuditedAnswers):
             return "not decided yet: the sample answers first"
         fewest, most = self.interval
         may = "too few are left for any" if self.allowed < 0 else f"{self.allowed:,} may"
+        may_change = f", and {floor((1 - Fraction(str(self.least))) * self.rows):,} may"
+        if (errors := self._errors_text("sampled rows")) is not None:
+            may, may_change = f"{errors}", ""
         what = (
-            f"{self.wrong:,} of {self.sample:,} sampled labels change, {may}. Of all {self.rows:,} "
-            f"older labels, {fewest:,} to {most:,} would change (each end at {self.look_confidence:.3%}), and "
-            f"{floor(Fraction(str(self.error)) * self.rows):,} may"
+            f"{self.wrong:,} of {self.sample:,} sampled labels change, {may}. Of all {self.rows:,} older labels, "
+            f"{fewest:,} to {most:,} would change (each end at {self.look_confidence:.3%}){may_change}"
         )
         if self.passes:
             return f"{what}. {len(self.shared):,} requests keep their older labels"
-        return f"{what}. All rows are asked"
+        return f"{what}. {'All rows are asked' if self.cascade is None else f'{self.cascade.oracle} answers all'}"
 
 
 def no_older_labels() -> Relabels:

@@ -94,21 +94,7 @@ class Near:
 
     def check_cascade(self, cascade: Cascade) -> None:
         """Raise ConfigError for a cascade whose guarantee cannot be stated together with this one."""
-        if cascade.target != self.target:
-            raise ConfigError(
-                f"Near.target={self.target!r} and Cascade.target={cascade.target!r} differ. Near copies share the "
-                "final labels of a cascade, so one column is compared with the oracle's: name the same in both."
-            )
-        if CascadeTerms.of(cascade).least_of_copies(self.error) <= 0:
-            raise ConfigError(
-                f"Near.error={self.error!r} leaves nothing of the cascade's share of {cascade.least_share:g}: the two "
-                "allowed shares of wrong labels add up. Lower it; 0.02 is usual."
-            )
-        if joint_confidence(cascade.confidence, self.confidence) <= 0:
-            raise ConfigError(
-                f"Near.confidence={self.confidence!r} and Cascade.confidence={cascade.confidence!r} leave no "
-                "confidence in both guarantees together: their risks add up. Raise one of them; 0.95 is usual."
-            )
+        _check_cascade(self, "error", cascade, "Near copies share the final labels of a cascade")
 
     def contexts_in(self, prompt: Prompt, key: str) -> Sequence[str]:
         """Return the columns of the prompt that must be equal. Raises ConfigError for a prompt that takes whole rows,
@@ -140,7 +126,8 @@ class Relabel:
     Args:
         target: The column of the response that is compared: a choice, an integer, a boolean or a date.
         share: Largest share of rows with an older label whose delivered target differs from the answer that the
-            present definition would give, above 0 and below 1.
+            present definition would give, above 0 and below 1. In a cascade, that is the oracle's answer, and the share
+            is added to the one that the cascade allows.
         confidence: Least probability that a partition keeps that, above 0 and below 1.
         sample: Number of rows with an older label that are asked first. "auto": about six times the root of their
             number.
@@ -168,6 +155,10 @@ class Relabel:
     def check_response(self, reader: Reader) -> None:
         """Raise ConfigError for a target that the response does not have, or that cannot be compared."""
         _check_target(self, reader)
+
+    def check_cascade(self, cascade: Cascade) -> None:
+        """Raise ConfigError for a cascade whose guarantee cannot be stated together with this one."""
+        _check_cascade(self, "share", cascade, "The oracle of a cascade decides whether older labels stay")
 
 
 @checked
@@ -210,6 +201,26 @@ def _check_guarantee(settings: Near | Relabel, share: str) -> None:
         raise ConfigError(
             f"{kind}.sample={settings.sample!r} is too small: with fewer than {least} rows no answer could be shared "
             f"at {share}={getattr(settings, share)} and confidence={settings.confidence}. Give more, or 'auto'."
+        )
+
+
+def _check_cascade(settings: Near | Relabel, share: str, cascade: Cascade, why: str) -> None:
+    """Raise ConfigError for a cascade whose guarantee cannot be stated together with that of an audit."""
+    kind, wrong = type(settings).__name__, getattr(settings, share)
+    if cascade.target != settings.target:
+        raise ConfigError(
+            f"{kind}.target={settings.target!r} and Cascade.target={cascade.target!r} differ. {why}, so one column is "
+            "compared with the oracle's: name the same in both."
+        )
+    if CascadeTerms.of(cascade).least_of_audited(wrong) <= 0:
+        raise ConfigError(
+            f"{kind}.{share}={wrong!r} leaves nothing of the cascade's share of {cascade.least_share:g}: the two "
+            "allowed shares of wrong labels add up. Lower it; 0.02 is usual."
+        )
+    if joint_confidence(cascade.confidence, settings.confidence) <= 0:
+        raise ConfigError(
+            f"{kind}.confidence={settings.confidence!r} and Cascade.confidence={cascade.confidence!r} leave no "
+            "confidence in both guarantees together: their risks add up. Raise one of them; 0.95 is usual."
         )
 
 

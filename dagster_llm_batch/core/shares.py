@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import cached_property
@@ -107,6 +107,9 @@ class AuditedAnswers(ABC):
         allowed: The number of audited rows that may differ; -1: there are too few for an audit to save a request, so
             all are asked.
         wrong: The number that differ; None until the audit has ended.
+        cascade: The guarantee of the cascade whose oracle answers the audit; None without a cascade.
+        decided_after: With a cascade, the number of rounds before the decision.
+        errors, errors_allowed: With a filter, the number of audited rows that break it, and the number that may.
     """
 
     schema: ClassVar[pa.Schema]
@@ -121,6 +124,9 @@ class AuditedAnswers(ABC):
     leads_elsewhere: ClassVar[bool]
     """Whether the leaders are requests of another submission, so that a file of this one has their answers."""
 
+    why: ClassVar[str]
+    """In a cascade, why its model is not asked these requests."""
+
     pairs: pa.Table
     target: str
     error: float
@@ -134,15 +140,22 @@ class AuditedAnswers(ABC):
     allowed: int = -1
     wrong: int | None = None
     tried: tuple[str, ...] = ()
+    cascade: CascadeTerms | None = None
+    decided_after: int | None = None
+    errors: int | None = None
+    errors_allowed: int | None = None
 
     def settings_json(self) -> str:
         """Return all but the pairs in their stored form."""
         return json.dumps(self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        # The stored form of a first look stays the same.
+        # The stored form of a first look, and without a cascade, stays the same.
         left_out = {"pairs"} if self.tried else {"pairs", "tried"}
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in left_out}
+        if self.cascade is None:
+            left_out |= {"cascade", "decided_after", "errors", "errors_allowed"}
+        found = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in left_out}
+        return found if self.cascade is None else {**found, "cascade": self.cascade.as_json()}
 
     @classmethod
     def of_json(cls, stored: str, pairs: pa.Table) -> Self:
@@ -152,6 +165,8 @@ class AuditedAnswers(ABC):
     @classmethod
     def _read_settings(cls, stored: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(stored)
+        if content.get("cascade") is not None:
+            content["cascade"] = CascadeTerms(**content["cascade"])
         return {**content, "tried": tuple(content.get("tried", ()))}
 
     @property
@@ -172,19 +187,28 @@ class AuditedAnswers(ABC):
 
     @property
     def least(self) -> float:
-        """The least share of rows with a right target."""
+        """The least share of rows with a right target. In a cascade, they inherit the wrong labels that it allows."""
+        if self.cascade is not None:
+            return self.cascade.least_of_audited(self.error)
         # Exact: 1 - 0.02 is not 0.98 in floating point.
         return float(1 - Fraction(str(self.error)))
 
     @property
     def passes(self) -> bool:
-        """Whether the audit allows to share answers. False until it has ended."""
-        return self.wrong is not None and self.wrong <= self.allowed
+        """Whether the audit allows to share answers. False until it has ended. A filter has a test of its own."""
+        if self.cascade is None or self.cascade.filters is None:
+            return self.wrong is not None and self.wrong <= self.allowed
+        return self.errors is not None and self.errors <= (self.errors_allowed or 0)
 
     @cached_property
     def held(self) -> pa.Array:
         """The requests that wait for the audit."""
         return self.pairs.filter(pc.equal(self.pairs["state"], HELD))[_ID].combine_chunks()
+
+    @property
+    def audited(self) -> pa.Array:
+        """The requests of the audit that have no answer yet."""
+        return self.pairs.filter(pc.equal(self.pairs["state"], AUDITED))[_ID].combine_chunks()
 
     @property
     def read(self) -> list[str]:
@@ -235,15 +259,29 @@ class AuditedAnswers(ABC):
 
     # cascades ---------------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def apart(self) -> pa.Array:
-        """The requests of a cascade that its model is not asked."""
-        return self.pairs.slice(0, 0)[_ID].combine_chunks()
+        """The requests of a cascade that its model is not asked. Without an audit, it is asked all."""
+        of_cascade = self.cascade is not None and not self.asks_all
+        return self.pairs.slice(0, None if of_cascade else 0)[_ID].combine_chunks()
 
-    @property
+    @cached_property
     def reach(self) -> pa.Array:
         """The probability that a cascade's oracle is asked each request of `apart`; null: not in this audit."""
-        return pa.array([], pa.float64())
+        if not len(self.apart) or not self.passes:
+            return pa.repeat(pa.scalar(1.0), len(self.apart))
+        pairs = self.pairs
+        # An older answer of a request that was not drawn now would count double.
+        is_older = pc.and_(pc.equal(pairs["state"], OWN), pc.equal(pairs["drawn"], 0))
+        rows, places = np.unique(pairs["rows"].to_numpy(), return_inverse=True)
+        chances = np.array([reach_probability(int(count), self.sample, self.rows) for count in rows], float)
+        reach = pc.if_else(is_older, pa.scalar(None, pa.float64()), pa.array(chances[places]))
+        return pc.if_else(self._asked_anyway, 1.0, reach).combine_chunks()
+
+    @property
+    def _asked_anyway(self) -> pa.ChunkedArray:
+        """Whether each request is asked although the audit passes, drawn or not."""
+        return pc.is_in(self.pairs[_ID], self.asked_next)
 
     @property
     def rows_left(self) -> int:
@@ -253,7 +291,23 @@ class AuditedAnswers(ABC):
     @property
     def most_wrong(self) -> int:
         """The most rows of `apart` with a label that is not the oracle's, with the guaranteed probability."""
-        return 0
+        if self.cascade is None or not self.passes:
+            return 0
+        return int((1 - Fraction(str(self.least))) * self.rows)
+
+    def _count_errors(
+        self,
+        labels: list[Any],
+        answers: list[Any],
+        have_label: np.ndarray[Any, Any],
+        answered: np.ndarray[Any, Any],
+        drawn: np.ndarray[Any, Any],
+    ) -> Mapping[str, int]:
+        """Return the errors of a filter for `_decided`; empty without one. See CascadeTerms.count_errors."""
+        if (terms := self.cascade) is None:
+            return {}
+        found = terms.count_errors(labels, answers, have_label, answered, drawn, self.least, self.look_confidence)
+        return {} if found is None else dict(zip(("errors", "errors_allowed"), found, strict=True))
 
     # labels -----------------------------------------------------------------------------------------------------------
 
@@ -267,6 +321,22 @@ class AuditedAnswers(ABC):
         """The number of requests that have a leader's answer, by the leader."""
         counts = pc.value_counts(self.shared["leader"].combine_chunks())
         return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+
+    @property
+    def keeps_file(self) -> bool:
+        """Whether a file of this submission has the leaders' answers. It is the first of the results."""
+        return self.leads_elsewhere and self.passes and len(self.shared) > 0
+
+    def drop_twins(self, results: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Yield results, in their order, without other copies of the answers in that file.
+
+        A submission with reused answers reads the older submission, too, and its costs would count twice. In a cascade,
+        the label of a row could become an answer that the older cascade did not accept.
+        """
+        leaders = pc.unique(self.shared["leader"].combine_chunks()) if self.keeps_file else None
+        for number, table in enumerate(results):
+            is_first = number == 0 or leaders is None
+            yield table if is_first else table.filter(pc.invert(pc.is_in(table[_ID], leaders)))
 
     @property
     @abstractmethod
@@ -298,12 +368,27 @@ class AuditedAnswers(ABC):
         return pa.schema([*schema, *self.columns])
 
     def arrange(self, labeled: Labeled) -> Labeled:
-        """Return labels with `columns` at the end, and rejects without them."""
+        """Return labels with `columns` at the end, and rejects without them.
+
+        The leaders of a cascade were drawn, and not the rows that take their labels.
+        """
+        labels = labeled.labels
+        if "llm_why" in labels.column_names:
+            is_shared = pc.is_valid(labels[REUSE.name])
+            for name, value in self._of_shared.items():
+                place = labels.schema.get_field_index(name)
+                labels = labels.set_column(place, labels.field(place), pc.if_else(is_shared, value, labels[name]))
+            labeled = replace(labeled, labels=labels)
         names = [field.name for field in self.columns]
         own = [name for name in labeled.labels.column_names if name not in names]
         return replace(
             labeled, labels=labeled.labels.select([*own, *names]), rejects=labeled.rejects.drop_columns(names)
         )
+
+    @property
+    def _of_shared(self) -> Mapping[str, pa.Scalar]:
+        """Values of a cascade's columns that rows with the answer of a leader have."""
+        return {"llm_why": pa.scalar(self.why), "llm_sample_probability": pa.scalar(None, pa.float64())}
 
     # words ------------------------------------------------------------------------------------------------------------
 
@@ -311,6 +396,14 @@ class AuditedAnswers(ABC):
     def numbers(self) -> Mapping[str, int]:
         """Numbers of the decision that are worth a series, by name."""
         return {}
+
+    def _errors_text(self, sample: str) -> str | None:
+        """Return what decides on a filter, in words; None without one, or before the decision."""
+        if self.errors is None or self.cascade is None:
+            return None
+        may = "too few yes for any" if (self.errors_allowed or 0) < 0 else f"{self.errors_allowed:,} may be"
+        kind = "false" if self.cascade.filters == "precision" else "lost"
+        return f"{self.errors:,} yes are {kind} in {sample}, {may}"
 
     @property
     @abstractmethod
@@ -335,9 +428,6 @@ class Shares(AuditedAnswers):
     Attributes:
         similarity: The setting.
         grouping: The settings of the groups, as JSON.
-        cascade: The guarantee of the cascade whose labels are shared; None without a cascade.
-        decided_after: With a cascade, the number of rounds before the decision.
-        errors, errors_allowed: With a filter, the number of audited rows that break it, and the number that may.
         unlabeled: With a cascade, the leaders without a label of which no near copy is held.
     """
 
@@ -345,95 +435,28 @@ class Shares(AuditedAnswers):
     columns: ClassVar[Sequence[pa.Field]] = SHARED_COLUMNS
     kind: ClassVar[str] = "near_copies"
     leads_elsewhere: ClassVar[bool] = False
+    why: ClassVar[str] = COPY
 
     similarity: float
     grouping: str
-    cascade: CascadeTerms | None = None
-    decided_after: int | None = None
-    errors: int | None = None
-    errors_allowed: int | None = None
     unlabeled: tuple[str, ...] = ()
 
-    def settings_json(self) -> str:
-        """See AuditedAnswers.settings_json."""
-        content = self._settings()
-        if self.cascade is None:
-            # The stored form without a cascade stays the same.
-            for name in ("cascade", "decided_after", "errors", "errors_allowed"):
-                del content[name]
-        else:
-            content["cascade"] = self.cascade.as_json()
-        if not self.unlabeled:
-            del content["unlabeled"]
-        return json.dumps(content)
+    def _settings(self) -> dict[str, Any]:
+        # The stored form without such leaders stays the same.
+        content = super()._settings()
+        return content if self.unlabeled else {name: content[name] for name in content if name != "unlabeled"}
 
     @classmethod
-    def of_json(cls, stored: str, pairs: pa.Table) -> Self:
-        """See AuditedAnswers.of_json."""
-        content = cls._read_settings(stored)
-        if content.get("cascade") is not None:
-            content["cascade"] = CascadeTerms(**content["cascade"])
-        return cls(pairs=pairs, **{**content, "unlabeled": tuple(content.get("unlabeled", ()))})
+    def _read_settings(cls, stored: str) -> dict[str, Any]:
+        content = super()._read_settings(stored)
+        return {**content, "unlabeled": tuple(content.get("unlabeled", ()))}
 
     @property
-    def passes(self) -> bool:
-        """See AuditedAnswers.passes. A filter has a test of its own."""
-        if self.cascade is None or self.cascade.filters is None:
-            return super().passes
-        return self.errors is not None and self.errors <= (self.errors_allowed or 0)
-
-    @cached_property
-    def apart(self) -> pa.Array:
-        """See AuditedAnswers.apart. Without an audit, all rows are asked as if there were no near copies."""
-        of_cascade = self.cascade is not None and not self.asks_all
-        return self.pairs[_ID].combine_chunks() if of_cascade else super().apart
-
-    @property
-    def least(self) -> float:
-        """See AuditedAnswers.least. Copies inherit the wrong labels that a cascade allows."""
-        return super().least if self.cascade is None else self.cascade.least_of_copies(self.error)
-
-    @property
-    def audited(self) -> pa.Array:
-        """The requests of the audit that have no answer yet."""
-        return self.pairs.filter(pc.equal(self.pairs["state"], AUDITED))[_ID].combine_chunks()
-
-    @property
-    def most_wrong(self) -> int:
-        """See AuditedAnswers.most_wrong."""
-        if self.cascade is None or not self.passes:
-            return 0
-        return int((1 - Fraction(str(self.least))) * self.rows)
-
-    @cached_property
-    def reach(self) -> pa.Array:
-        """See AuditedAnswers.reach."""
-        if not len(self.apart) or not self.passes:
-            return pa.repeat(pa.scalar(1.0), len(self.apart))
-        pairs = self.pairs
-        # All copies of a leader without a label are asked, drawn or not.
-        waits = pc.is_in(pairs[_ID], self.asked_next)
-        unlabeled = pairs.filter(waits)["leader"].to_pylist()
-        is_asked = pc.or_(
-            waits, pc.is_in(pairs["leader"], pa.array([*filter(None, unlabeled), *self.unlabeled], pa.string()))
-        )
-        # An older answer of a copy that was not drawn now would count double.
-        is_older = pc.and_(pc.equal(pairs["state"], OWN), pc.equal(pairs["drawn"], 0))
-        rows, places = np.unique(pairs["rows"].to_numpy(), return_inverse=True)
-        chances = np.array([reach_probability(int(count), self.sample, self.rows) for count in rows], float)
-        reach = pc.if_else(is_older, pa.scalar(None, pa.float64()), pa.array(chances[places]))
-        return pc.if_else(is_asked, 1.0, reach).combine_chunks()
-
-    def arrange(self, labeled: Labeled) -> Labeled:
-        """See AuditedAnswers.arrange. A row with the label of a cascade's leader was not drawn itself."""
-        labels = labeled.labels
-        if "llm_why" in labels.column_names:
-            is_shared = pc.is_valid(labels[REUSE.name])
-            new = {"llm_why": pa.scalar(COPY), "llm_sample_probability": pa.scalar(None, pa.float64())}
-            for name, value in new.items():
-                place = labels.schema.get_field_index(name)
-                labels = labels.set_column(place, labels.field(place), pc.if_else(is_shared, value, labels[name]))
-        return super().arrange(replace(labeled, labels=labels))
+    def _asked_anyway(self) -> pa.ChunkedArray:
+        # All copies of a leader without a label are asked.
+        asked = super()._asked_anyway
+        unlabeled = [*filter(None, self.pairs.filter(asked)["leader"].to_pylist()), *self.unlabeled]
+        return pc.or_(asked, pc.is_in(self.pairs["leader"], pa.array(unlabeled, pa.string())))
 
     @cached_property
     def compared(self) -> pa.Array:
@@ -452,12 +475,8 @@ class Shares(AuditedAnswers):
         answers, labels = own[self.target].to_pylist(), lead[self.target].to_pylist()
         equal = np.fromiter((one == other for one, other in zip(answers, labels, strict=True)), bool, len(pairs))
         wrong = int(drawn[led & ~(answered & equal)].sum())
-        found = None
-        if (terms := self.cascade) is not None:
-            found = terms.count_errors(labels, answers, led, answered, drawn, self.least, self.look_confidence)
-        errors, errors_allowed = found or (None, None)
-        unlabeled = self._unlabeled(led) if self.cascade is not None else ()
-        return self._decided(led, wrong, errors=errors, errors_allowed=errors_allowed, unlabeled=unlabeled)
+        errors = self._count_errors(labels, answers, led, answered, drawn)
+        return self._decided(led, wrong, **errors, unlabeled=self._unlabeled(led) if self.cascade is not None else ())
 
     def without(self, going: Collection[str]) -> Self:
         """See AuditedAnswers.without."""
@@ -484,7 +503,8 @@ class Shares(AuditedAnswers):
         """The guarantee in words."""
         if self.cascade is not None:
             terms = self.cascade
-            return terms.own_promise_text if self.asks_all else terms.promise_text(self.error, self.confidence)
+            places = ("the rows that are no near copies", "the copies")
+            return terms.own_promise_text if self.asks_all else terms.promise_text(self.error, self.confidence, *places)
         return (
             f"With a confidence of {percent(self.confidence)}, at most {percent(self.error)} of the near copies have "
             f"another '{self.target}' than their own answer would have."
@@ -523,10 +543,7 @@ class Shares(AuditedAnswers):
             return "not decided yet: the leaders and the audited copies answer first"
         may = "too few are left for any" if self.allowed < 0 else f"{self.allowed:,} may differ"
         what = f"{self.wrong:,} of {self.sample:,} audited copies differ from their leaders, {may}"
-        if self.cascade is not None and self.cascade.filters is not None:
-            may = "too few yes for any" if (self.errors_allowed or 0) < 0 else f"{self.errors_allowed:,} may be"
-            kind = "false" if self.cascade.filters == "precision" else "lost"
-            what = f"{self.errors:,} yes are {kind} in {self.sample:,} audited copies, {may}"
+        what = self._errors_text(f"{self.sample:,} audited copies") or what
         shared = len(self.shared)
         return f"{what}: {shared:,} requests share an answer" if self.passes else f"{what}: all copies are asked"
 

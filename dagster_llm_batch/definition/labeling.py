@@ -48,13 +48,7 @@ _WHY_NOT_NEAR = {
 }
 
 # The same of older labels: only settings with which the guarantee itself would fail have a reason.
-_WHY_NOT_RELABEL = {
-    "cascade": (
-        "its labels depend on the threshold that its own sample sets, so the labels that would change are not fixed "
-        "before the sample of older labels is drawn, and that sample guarantees nothing about them"
-    ),
-    "realtime": "the other rows wait for two rounds of batches",
-}
+_WHY_NOT_RELABEL = {"realtime": "the other rows wait for two rounds of batches"}
 
 
 # Names, kinds and least values of numeric parameters, each with a description and an example for messages.
@@ -189,7 +183,6 @@ class Labeling:
         is_realtime = (how.urgent, how.deadline, how.tier) != (standard.urgent, standard.deadline, standard.tier)
         is_near = isinstance(audited, Near)
         others = {
-            "cascade": self.cascade is not None and not is_near,
             "realtime": is_realtime,
             "resend.fallback": bool(self.resend.fallback) and not is_near,
             "workers": self.workers is not None,
@@ -203,8 +196,8 @@ class Labeling:
             kind, reasons = "near", _WHY_NOT_NEAR
             without = "Rows with equal requests share an answer without it."
             audited.contexts_in(self.prompt, self.key)
-            if self.cascade is not None:
-                audited.check_cascade(self.cascade)
+        if self.cascade is not None:
+            audited.check_cascade(self.cascade)
         if named := [name for name, is_given in others.items() if is_given]:
             whys = [f"{name} ({reasons[name]})" if name in reasons else name for name in named]
             raise ConfigError(

@@ -23,12 +23,12 @@ def sample(plan: Plan, planning: Planning) -> Plan:
         from dagster_llm_batch.sharing.near import draw_near_copies  # noqa: PLC0415 - few labelings have near copies
 
         plan = draw_near_copies(plan, planning)
-        if planning.labeling.cascade is None:
-            return plan
-    if planning.labeling.relabel is not None:
+    elif planning.labeling.relabel is not None:
         from dagster_llm_batch.sharing.relabel import draw_older_labels  # noqa: PLC0415 - few labelings change so
 
-        return draw_older_labels(plan, planning)
+        plan = draw_older_labels(plan, planning)
+    if planning.labeling.cascade is None:
+        return plan
     from dagster_llm_batch.cascade.sampling import draw_sample  # noqa: PLC0415 - few labelings have one
 
     return draw_sample(plan, planning)

@@ -381,6 +381,16 @@ class Deployment:
 
         return (relabels_of if labeling.near is None else shares_of)(self.payloads, submission)
 
+    def has_audit(self, labeling: Labeling, submission: Submission) -> bool:
+        """Return whether a submission has stored what an audit decides on, even if that is lost."""
+        if labeling.relabel is None or submission.questions is None:
+            return labeling.near is not None
+        if labeling.cascade is None:
+            return True
+        # Each cascade has questions.
+        levels = self.levels(labeling, submission)
+        return levels is not None and levels.has_older_labels
+
     def tariff(self, labeling: Labeling) -> Tariff:
         """Return the present prices of this labeling's requests in a batch."""
         return self.terms(labeling)()

@@ -142,8 +142,10 @@ def label_results(
 
     `shares` has redirected the rows of the manifest.
     """
+    if shares is not None:
+        results = shares.drop_twins(results)
     if levels is not None:
-        copies = () if shares is None else (shares.apart, shares.reach)
+        copies = () if shares is None else (shares.apart, shares.reach, shares.why)
         results = levels.apply(manifest, zip(are_oracles, results, strict=True), *copies)
         response = pa.schema([*response, *levels.columns(response)])
     rejects_missing = quoted_columns is not None and quoted_columns.rejects_missing
@@ -202,7 +204,8 @@ class Answers:
     shares: AuditedAnswers | None = None
 
     def _asks_oracle(self, shard: Shard) -> bool:
-        return self.levels is not None and self.levels.asks_oracle(shard.asked_of)
+        # Older labels that stay take precedence over answers of the model, as the oracle's do.
+        return self.levels is not None and (shard.shard_id == _KEPT or self.levels.asks_oracle(shard.asked_of))
 
     @property
     def are_oracles(self) -> list[bool]:
@@ -226,7 +229,7 @@ class Answers:
         ]
         if self.levels is not None:
             # Both models of a cascade may answer a request in one wave. The oracle's answers come last.
-            shards.sort(key=self._asks_oracle)
+            shards.sort(key=lambda shard: self._asks_oracle(shard) and shard.shard_id != _KEPT)
         # Each merged copy is a group.
         of_wave = (
             (shard.submission_id, shard.wave or shard.results_path, self._asks_oracle(shard)) for shard in shards
@@ -240,7 +243,7 @@ class Answers:
 
     def _kept_answers(self, shares: AuditedAnswers) -> list[Shard]:
         """Return a shard that stands for the older answers that stay after a change of the definition."""
-        if not (shares.leads_elsewhere and shares.passes and len(shares.shared)):
+        if not shares.keeps_file:
             return []
         # Like a merged copy, it has results of many shards.
         kept = Shard(
@@ -277,6 +280,8 @@ class Answers:
             result_columns = self.schema_of(self.levels.read)
         for manifest, results in self.parts(manifest_columns, result_columns):
             requests = pc.unique(manifest[_ID]).drop_null()
+            if self.shares is not None:
+                results = self.shares.drop_twins(results)  # noqa: PLW2901
             if self.levels is not None:
                 results = iter(self.levels.apply(manifest, zip(self.are_oracles, results, strict=True)))  # noqa: PLW2901
             newest = pa.concat_tables(reversed([*results]))

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import fits_all_of
+from dagster_llm_batch.core.logprobs import LOGPROB
 from dagster_llm_batch.core.relabels import OLDER_PAIRS, Relabels, target_text
 from dagster_llm_batch.core.result_schema import REPEATING
-from dagster_llm_batch.core.shares import HELD
+from dagster_llm_batch.core.shares import HELD, newest_first
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.files.share_files import older_path, relabels_of
@@ -36,6 +37,7 @@ from dagster_llm_batch.types import Outcome
 __all__ = ["OlderLabels", "find_older_labels"]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
+_COSTS = ("llm_cost_usd", "llm_realtime_usd")
 _FOUND = pa.schema([OLDER_PAIRS.field(name) for name in (_ID, "leader", "version", "older")])
 
 
@@ -115,32 +117,41 @@ class OlderLabels:
         """Write the whole answers to these requests, in columns of the present definition."""
         with payloads.table_writer(path, schema, repeating=REPEATING) as out:
             for batch in self._good(schema.names, leaders):
+                # The older definition may not have asked for the probability of a label.
+                lacking = [field for field in schema if field.name not in batch.schema.names]
+                for field in lacking:
+                    batch = batch.append_column(field, pa.nulls(len(batch), field.type))  # noqa: PLW2901
                 out.write_batch(batch.select(schema.names).cast(schema))
 
     def _good(self, columns: Sequence[str], wanted: pa.Array) -> Iterator[pa.RecordBatch]:
-        """Yield one good answer to each of these requests that has any: the newest."""
-        for path in self._paths:
-            if not len(wanted):
-                return
-            for batch in self._payloads.iter_batches(path, columns=list(columns)):
-                are_good = pc.equal(batch.column(_OUTCOME), Outcome.SUCCEEDED.value)
-                found = batch.filter(pc.and_(are_good, pc.is_in(batch.column(_ID), wanted)))
-                if found.num_rows:
-                    yield found
-                    wanted = wanted.filter(pc.invert(pc.is_in(wanted, found.column(_ID))))
+        """Yield the good answer to each of these requests that has one: the label that was delivered."""
+        if self.decision is not None:
+            stored = self._payloads.iter_batches(older_path(self.submission), columns=list(columns))
+            yield from (batch.filter(pc.is_in(batch.column(_ID), wanted)) for batch in stored)
+            return
+        assembler, levels = self._restored, self._assembler.levels
+        whole = assembler.collector.schema
+        names = [name for name in columns if name in whole.names]
+        read = pa.schema(
+            [whole.field(one) for one in dict.fromkeys([*names, *([] if levels is None else levels.read)])]
+        )
+        for manifest, results in assembler.parts(pa.schema([whole.field(_ID)]), read):
+            own = results if assembler.shares is None else assembler.shares.drop_twins(results)
+            tables = [*own] if levels is None else levels.apply(manifest, zip(assembler.are_oracles, own, strict=True))
+            found = newest_first(
+                [table.select(names) for table in tables], pa.schema([whole.field(one) for one in names])
+            )
+            here = pc.unique(found[_ID].filter(pc.is_in(found[_ID], wanted)).combine_chunks())
+            first = _with_whole_costs(found.take(pc.index_in(here, found[_ID].combine_chunks())), found)
+            yield from first.filter(pc.equal(first[_OUTCOME], Outcome.SUCCEEDED.value)).to_batches()
 
     @cached_property
-    def _paths(self) -> Sequence[str]:
-        """The files with the answers, newest first."""
-        if self.decision is not None:
-            return [older_path(self.submission)]
+    def _restored(self) -> LabelAssembler:
+        """The assembler of the labels, after it has made lost results again."""
         assembler = self._assembler
         assembler.collector.restore(chain.from_iterable(assembler.waves))
         assembler.read_again(reread=False)
-        shards = chain.from_iterable(reversed(wave) for wave in reversed(assembler.waves))
-        paths = (shard.results_path for shard in shards)
-        # Older answers that this submission kept itself cannot be made again. Without them, their rows are asked.
-        return [path for path in paths if path is not None and self._payloads.is_whole(path)]
+        return assembler
 
     @cached_property
     def _assembler(self) -> LabelAssembler:
@@ -153,6 +164,20 @@ class OlderLabels:
     @property
     def _payloads(self) -> PayloadStore:
         return self.deployment.payloads
+
+
+def _with_whole_costs(answers: pa.Table, results: pa.Table) -> pa.Table:
+    """Return answers, each with the costs of all results of its request: of retries, and of both models."""
+    for name in _COSTS:
+        if name not in answers.column_names:
+            continue
+        sums = results.group_by(_ID, use_threads=False).aggregate(
+            [(name, "sum", pc.ScalarAggregateOptions(skip_nulls=False))]
+        )
+        whole = sums[f"{name}_sum"].take(pc.index_in(answers[_ID].combine_chunks(), sums[_ID].combine_chunks()))
+        place = answers.schema.get_field_index(name)
+        answers = answers.set_column(place, answers.field(place), whole.cast(answers.field(place).type))
+    return answers
 
 
 def find_older_labels(
@@ -171,22 +196,23 @@ def find_older_labels(
         # Prompts are no part of the configuration, but of each request.
         is_same = submission.config_fingerprint == configuration and not {*sent.changes} - {"relabel"}
         if not is_same:
-            _refuse_incomparable(labeling, sent)
+            _refuse_incomparable(deployment, labeling, sent)
             return OlderLabels(deployment, submission, replace(sent.labeling, keep=()))
         if (decision := relabels_of(deployment.payloads, submission)) is not None:
             return OlderLabels(deployment, submission, labeling, decision)
-        if submission.questions is None:
+        if not deployment.has_audit(sent.labeling, submission):
             return None
     return None
 
 
-def _refuse_incomparable(labeling: Labeling, sent: SentDefinition) -> None:
+def _refuse_incomparable(deployment: Deployment, labeling: Labeling, sent: SentDefinition) -> None:
     older = sent.labeling
+    has_lost_levels = older.cascade is not None and deployment.levels(older, sent.submission) is None
     present = replace(older, keep=labeling.keep)
     problems = {
         "its definition is not stored": not sent.is_known,
         f"the key of its rows is '{older.key}'": older.key != labeling.key,
-        "it is a cascade": older.cascade is not None,
+        "the file with the decisions of its cascade is lost": has_lost_levels,
         "its prompt has a mask, images or documents": older.mask is not None or bool(older.prompt.files),
         f"its response is {labeling.column_gap(present) or 'of other values'}": not _has_place_for(labeling, older),
     }
@@ -203,4 +229,7 @@ def _has_place_for(labeling: Labeling, older: Labeling) -> bool:
     schema, before = (
         [{**one.definition["asked"]["response"], "name": ""}, one.definition["columns"]] for one in (labeling, older)
     )
-    return older.result_schema.equals(labeling.result_schema) and fits_all_of(schema, before)
+    own, others = (
+        pa.schema([field for field in one.result_schema if field.name != LOGPROB.name]) for one in (labeling, older)
+    )
+    return own.equals(others) and fits_all_of(schema, before)

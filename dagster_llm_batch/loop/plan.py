@@ -269,10 +269,8 @@ def _has_lost_levels(planning: Planning, known: Submission) -> bool:
     labeling, deployment = planning.labeling, planning.deployment
     if known.state is not SubmissionState.SETTLED or (labeling.cascade is None and labeling.audited is None):
         return False
-    if labeling.audited is not None:
-        has_audit = labeling.relabel is None or known.questions is not None
-        if has_audit and deployment.shares(labeling, known) is None:
-            return True
+    if deployment.has_audit(labeling, known) and deployment.shares(labeling, known) is None:
+        return True
     return labeling.cascade is not None and levels_of(deployment.payloads, known) is None
 
 

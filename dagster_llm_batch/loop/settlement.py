@@ -286,7 +286,7 @@ class Settler:
 def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
     """Return the assembler of a submission's labels."""
     shares = None if labeling.audited is None else deployment.shares(labeling, status.submission)
-    if shares is None and labeling.relabel is not None and status.submission.questions is None:
+    if shares is None and labeling.relabel is not None and not deployment.has_audit(labeling, status.submission):
         from dagster_llm_batch.core.relabels import no_older_labels  # noqa: PLC0415 - few labelings need it
 
         shares = no_older_labels()

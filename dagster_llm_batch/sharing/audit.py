@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core.cascade_copies import CascadeTerms
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.memory import chunks
@@ -30,6 +32,7 @@ from dagster_llm_batch.core.thresholds import (
     choose_sample,
     count_allowed,
     digest_keys,
+    expect_accepted,
     look_confidence,
     smallest,
 )
@@ -37,6 +40,7 @@ from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.files.request_files import ShardFiles, WrittenLines, requests_of
 from dagster_llm_batch.files.shard_files import OLDER, RELABELS, SHARES
 from dagster_llm_batch.files.share_files import audited_of, store_shares
+from dagster_llm_batch.loop.knowledge import find_requests
 from dagster_llm_batch.loop.plan import Plan, Planning
 from dagster_llm_batch.storage.ledger.shard_rows import count_requests
 from dagster_llm_batch.types import Lane
@@ -170,8 +174,43 @@ class Audit(ABC):
 
     @property
     def _agreement(self) -> float:
-        """The least share of rows whose target must be right."""
-        return self._settings.agreement
+        """The least share of rows whose target must be right. They inherit the wrong labels that a cascade allows."""
+        terms, wrong = self.terms, 1 - Fraction(str(self._settings.agreement))
+        return self._settings.agreement if terms is None else terms.least_of_audited(float(wrong))
+
+    @property
+    def terms(self) -> CascadeTerms | None:
+        """The guarantee of the cascade whose oracle answers the audit; None without a cascade."""
+        cascade = self._labeling.cascade
+        return None if cascade is None else CascadeTerms.of(cascade)
+
+    def _find_answered(self, ids: pa.Array) -> tuple[pa.Array, Sequence[bool | None]]:
+        """Return the requests that an audit is about, and which of them are answered, or in flight; None: to ask.
+
+        A cascade's threshold decides on the requests that its model has answered before. The oracle answers the audit.
+        """
+        answered = self._have_answer(ids)
+        if self.terms is None:
+            return ids, answered
+        left = ids.filter(pa.array([found is None for found in answered], pa.bool_()))
+        return left, self._have_oracles_answer(left)
+
+    def _have_oracles_answer(self, ids: pa.Array) -> Sequence[bool | None]:
+        """Return which requests the oracle has answered, or gets now; None for one to ask."""
+        planning, oracle = self._planning, self._labeling.models[1].model
+        place = (planning.deployment, self._labeling, planning.knowledge.reusable)
+        known = find_requests(*place, again=planning.knowledge.again, of=oracle)
+        return [None] * len(ids) if known is None else known.find(ids.to_pylist())
+
+    def _saves(self, draw: Draw, states: Sequence[str]) -> bool:
+        """Return whether the audit saves requests. In a cascade: if it asks the oracle for fewer rows than that would.
+
+        A person who names a sample wants one.
+        """
+        cascade = self._labeling.cascade
+        if HELD not in states or cascade is None or self._settings.sample != "auto":
+            return HELD in states
+        return draw.sample < draw.count * (1 - expect_accepted(cascade.least_share))
 
     def _have_answer(self, ids: pa.Array) -> Sequence[bool | None]:
         """Return which requests are answered, or in flight; None for one to ask."""

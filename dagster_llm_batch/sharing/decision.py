@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.shares import Shares, newest_first
+from dagster_llm_batch.core.shares import newest_first
 from dagster_llm_batch.files.share_files import store_shares
 from dagster_llm_batch.loop.label import Answers
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
@@ -39,7 +39,7 @@ def find_unshared(
     shares = deployment.shares(labeling, submission)
     if shares is None or shares.asks_all:
         return []
-    decided_after = shares.decided_after if isinstance(shares, Shares) and shares.cascade else 0
+    decided_after = 0 if shares.cascade is None else shares.decided_after
     if decided_after is not None and any(shard.is_escalation and shard.wave > decided_after for shard in shards):
         return []
     answers = Answers(
@@ -51,7 +51,7 @@ def find_unshared(
     )
     if shares.wrong is None:
         shares = _decided(shares, answers, collector)
-        if isinstance(shares, Shares) and shares.cascade is not None:
+        if shares.cascade is not None:
             shares = replace(shares, decided_after=submission.waves)
         store_shares(deployment.payloads, submission.folder, shares)
     if answers.levels is None:
@@ -79,7 +79,7 @@ def _decided(shares: AuditedAnswers, answers: Answers, collector: Collector) -> 
 
 
 def _without_answer(shares: AuditedAnswers, answers: Answers, collector: Collector) -> frozenset[str]:
-    """Return the near copies of a cascade that share no label, and that the oracle has not answered, nor was asked."""
+    """Return the requests of a cascade that share no label, and that the oracle has not answered, nor was asked."""
     own = pc.equal(shares.pairs["is_shared"], pa.scalar(value=False))
     asked = shares.pairs.filter(own)[_ID].combine_chunks()
     for wave, is_oracle in zip(answers.waves, answers.are_oracles, strict=True):

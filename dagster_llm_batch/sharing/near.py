@@ -14,22 +14,18 @@ Only labelings with `Reuse(near=…)` import this module.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.cascade_copies import CascadeTerms
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.near_copies import EarlierGroups
-from dagster_llm_batch.core.shares import HELD, OWN, PAIRS, Shares
-from dagster_llm_batch.core.thresholds import expect_accepted
+from dagster_llm_batch.core.shares import OWN, PAIRS, Shares
 from dagster_llm_batch.files.near_requests import NearRequests
 from dagster_llm_batch.files.share_files import shares_of, store_shares
-from dagster_llm_batch.loop.knowledge import find_requests
 from dagster_llm_batch.loop.plan import Plan, Planning, RowsState
-from dagster_llm_batch.sharing.audit import ROWS_AT_ONCE, Audit, Draw
+from dagster_llm_batch.sharing.audit import ROWS_AT_ONCE, Audit
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.reuse import Near
@@ -64,17 +60,13 @@ class NearAudit(Audit):
 
     def _find(self, requests: AuditedRequests) -> Shares:
         assert isinstance(requests, NearRequests)
-        near, cascade = self._near, self._labeling.cascade
-        copies = requests.copies.groups(self._earlier())
-        ids = pa.array([copy.request_id for copy in copies], pa.string())
-        have_answer = self._have_answer(ids)
-        if cascade is not None:
-            copies = [copy for copy, found in zip(copies, have_answer, strict=True) if found is None]
-            ids = pa.array([copy.request_id for copy in copies], pa.string())
-            have_answer = self._have_oracles_answer(ids)
+        near, copies = self._near, requests.copies.groups(self._earlier())
+        ids, have_answer = self._find_answered(pa.array([copy.request_id for copy in copies], pa.string()))
+        left = frozenset(ids.to_pylist())
+        copies = [copy for copy in copies if copy.request_id in left]
         draw = self._sample(ids)
         states = draw.states(ids.to_pylist(), have_answer)
-        saves = HELD in states and self._saves_oracle(draw)
+        saves = self._saves(draw, states)
         pairs = pa.table(
             [
                 ids,
@@ -100,31 +92,8 @@ class NearAudit(Audit):
             rows=draw.count,
             sample=draw.sample if saves else 0,
             allowed=draw.allowed if saves else -1,
-            cascade=None if cascade is None else CascadeTerms.of(cascade),
+            cascade=self.terms,
         )
-
-    @property
-    def _agreement(self) -> float:
-        """See Audit._agreement. Copies inherit the wrong labels that a cascade allows."""
-        cascade = self._labeling.cascade
-        return super()._agreement if cascade is None else CascadeTerms.of(cascade).least_of_copies(self._near.error)
-
-    def _have_oracles_answer(self, ids: pa.Array) -> Sequence[bool | None]:
-        """Return which requests the oracle has answered, or gets now; None for one to ask."""
-        planning, oracle = self._planning, self._labeling.models[1].model
-        place = (planning.deployment, self._labeling, planning.knowledge.reusable)
-        known = find_requests(*place, again=planning.knowledge.again, of=oracle)
-        return [None] * len(ids) if known is None else known.find(ids.to_pylist())
-
-    def _saves_oracle(self, draw: Draw) -> bool:
-        """Return whether the audit asks the oracle for fewer rows than the cascade would for all near copies.
-
-        A person who names a sample wants one.
-        """
-        cascade = self._labeling.cascade
-        if cascade is None or self._near.sample != "auto":
-            return True
-        return draw.sample < draw.count * (1 - expect_accepted(cascade.least_share))
 
     def _earlier(self) -> EarlierGroups | None:
         """Return the groups of the newest submission with the same settings."""

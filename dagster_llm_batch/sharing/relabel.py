@@ -8,12 +8,16 @@ A row has an older label only if the older prompt makes the same request of it a
 request of several rows has one only if they have the same. The held requests' older answers are copied into a file of
 this submission. So the older submission may be pruned, and an erasure finds them.
 
+In a cascade, the oracle answers the sample, and the model is not asked rows with an older label: see
+core/cascade_copies.py.
+
 Only labelings with `Reuse(relabel=…)` import this module.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -44,11 +48,11 @@ def draw_older_labels(plan: Plan, planning: Planning) -> Plan:
     """Take the step of older labels: find them, draw the sample, and write the requests of the first round."""
     audit = RelabelAudit(planning)
     planning.unwanted.callback(audit.discard)
-    if plan.rows_state is RowsState.NEW:
-        assert plan.drafted.audited is not None
-        return audit.draw(plan, plan.drafted.audited)
-    assert plan.known is not None
-    return audit.repeat(plan)
+    if plan.rows_state is not RowsState.NEW:
+        assert plan.known is not None
+        return audit.repeat(plan)
+    # A cascade may have no older labels.
+    return plan if plan.drafted.audited is None else audit.draw(plan, plan.drafted.audited)
 
 
 class RelabelAudit(Audit):
@@ -78,17 +82,24 @@ class RelabelAudit(Audit):
         assert isinstance(requests, OlderRequests)
         assert isinstance(older, OlderLabels)
         relabel, found = self._relabel, self._older_labels(requests, older)
-        ids = found[_ID].combine_chunks()
+        ids, have_answer = self._find_answered(found[_ID].combine_chunks())
+        found = found.filter(pc.is_in(found[_ID], ids)).combine_chunks()
+        if self.terms is not None:
+            # The cascade labels rows that have neither an answer of the oracle nor a label that could stay.
+            have_label = pc.or_(
+                found["is_stored"], pa.array([answer is not None for answer in have_answer], pa.bool_())
+            )
+            have_answer = [*compress(have_answer, have_label.to_pylist())]
+            found = found.filter(have_label).combine_chunks()
+            ids = found[_ID].combine_chunks()
         draw = self._sample(ids)
         # A sampled row needs the older target alone, a row that may keep its label the whole answer.
         asked = [
             OWN if answer is None and not is_stored and not draw.drawn[one] else answer
-            for one, is_stored, answer in zip(
-                ids.to_pylist(), found["is_stored"].to_pylist(), self._have_answer(ids), strict=True
-            )
+            for one, is_stored, answer in zip(ids.to_pylist(), found["is_stored"].to_pylist(), have_answer, strict=True)
         ]
         states = draw.states(ids.to_pylist(), asked)
-        saves = HELD in states
+        saves = self._saves(draw, states)
         pairs = pa.table(
             [
                 *(found[name] for name in (_ID, "leader", "version", "older")),
@@ -114,6 +125,7 @@ class RelabelAudit(Audit):
             rows=draw.count,
             sample=draw.sample if saves else 0,
             allowed=draw.allowed if saves else -1,
+            cascade=self.terms,
             older=older.submission_id,
             definition=older.definition,
         )
@@ -134,4 +146,5 @@ class RelabelAudit(Audit):
         """Return the name of all that a user may try: also the labels that are compared with."""
         older = self._planning.older
         assert isinstance(older, OlderLabels)
-        return canonical_json([self._seed(), self._relabel.promise, older.definition])
+        tried, cascade = [self._seed(), self._relabel.promise, older.definition], self._labeling.cascade
+        return canonical_json(tried if cascade is None else [*tried, cascade.promise])

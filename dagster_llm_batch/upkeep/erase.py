@@ -35,7 +35,6 @@ from dagster_llm_batch.core.identity import RowsDigest, configuration_with, pack
 from dagster_llm_batch.core.keys import ErasedKeys, key_digest
 from dagster_llm_batch.core.label_join import UNSENT
 from dagster_llm_batch.core.result_schema import REPEATING
-from dagster_llm_batch.core.shares import Shares
 from dagster_llm_batch.core.uploads import names_in
 from dagster_llm_batch.definition.labeling import promises_in
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
@@ -535,7 +534,7 @@ class Eraser:
         # Requests that are held, or share an answer, were not asked in the first round. The oracle of a cascade was
         # asked the audited ones.
         asked = count_requests(first) + (0 if shares is None else len(shares.held))
-        if levels is not None and not levels.asks_oracle_alone and isinstance(shares, Shares):
+        if levels is not None and not levels.asks_oracle_alone and shares is not None:
             asked += len(shares.audited)
         left: dict[str, Any] = {
             "rows": digest.rows,

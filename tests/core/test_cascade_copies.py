@@ -83,14 +83,17 @@ def test_an_audited_copy_without_an_answer_is_an_error_of_a_filter_and_no_yes() 
     assert shares(("yes", None), **RECALL).errors == 0
 
 
+PLACES = ("the rows that are no near copies", "the copies")
+
+
 def test_risks_and_allowed_errors_add_up() -> None:
     assert joint_confidence(0.95, 0.95) == 0.9
-    assert terms(share=0.95).least_of_copies(0.02) == 0.93
-    assert terms(share=0.95).promise_text(0.02, 0.95) == (
+    assert terms(share=0.95).least_of_audited(0.02) == 0.93
+    assert terms(share=0.95).promise_text(0.02, 0.95, *PLACES) == (
         "With a confidence of 90%, at least 93% of the labels agree with a/b on 'topic'. The cascade guarantees 95% "
         "for the rows that are no near copies, and an audit 93% for the copies; the two risks add up."
     )
-    against_gold = terms(share=0.97, within=0.03).promise_text(0.02, 0.9)
+    against_gold = terms(share=0.97, within=0.03).promise_text(0.02, 0.9, *PLACES)
     assert "With a confidence of 85%, the labels are right on 'topic' at most 5% of all rows less often" in against_gold
     assert (
         "The cascade guarantees 3% for the rows that are no near copies, and an audit 5% for the copies" in against_gold

@@ -17,7 +17,6 @@ import pytest
 from pydantic import BaseModel
 from workspace import TicketLabel, Workspace, assert_total, labeling
 
-from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.relabels import Relabels
 from dagster_llm_batch.core.reuse import Near, Relabel, Reuse
@@ -234,6 +233,7 @@ def test_rows_of_a_later_day_are_asked_and_the_others_keep_their_decision(worksp
         assert after[number]["llm_reuse"] == row["llm_reuse"]
         assert after[number]["llm_request_id"] == row["llm_request_id"]
         assert after[number]["llm_prompt_version"] == row["llm_prompt_version"]
+        assert after[number]["llm_cost_usd"] == row["llm_cost_usd"]
     assert decision(workspace, more).look == decision(workspace, first).look == 1
     again = workspace.run(definition(), rows(300))
     assert not asked(workspace, again)
@@ -527,20 +527,9 @@ def test_an_older_prompt_with_a_column_that_is_gone_is_refused(workspace: Worksp
         workspace.engine().plan(definition(), rows(100), partition="")
 
 
-def test_labels_of_a_cascade_are_refused(workspace: Workspace) -> None:
-    cascade = Cascade("openai/gpt-5", "topic", score="urgency", sample=60, agreement=0.9)
-    workspace.run(definition(FIRST, cascade=cascade, resend=Resend()), rows(100))
-    with pytest.raises(ConfigError, match="it is a cascade"):
-        workspace.engine().plan(definition(), rows(100), partition="")
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"cascade": Cascade("openai/gpt-5", "topic", score="urgency")},
-            "relabel=….* does not go with cascade .its labels depend on the threshold",
-        ),
         ({"realtime": Realtime(deadline=timedelta(hours=6))}, "realtime .the other rows wait"),
         ({"resend": Resend(fallback=["openai/gpt-5"], reuse=Reuse(relabel=Relabel("topic")))}, "resend.fallback"),
         ({"resend": Resend(reuse=Reuse(relabel=Relabel("none")))}, "which the response does not have"),
