@@ -300,7 +300,8 @@ def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
     prices = tuple(vars(price).items())
     if any(isinstance(value, TieredPrices) for value in vars(price).values()):
         return PriceList(lru_cache(maxsize=4096)(partial(_by_library, price)), provider, prices)
-    return PriceList(_linear(prices), provider, prices)
+    # Equal prices may have different digits (5.5 and 5.50), which the costs keep.
+    return PriceList(_linear(prices, tuple(str(amount) for _, amount in prices)), provider, prices)
 
 
 # Of the price of input, for all models: CLAUDE_CACHES.
@@ -309,7 +310,7 @@ _CLAUDE_WRITES = {"cache_write_mtok": Decimal("1.25"), "cache_write_1h_mtok": De
 
 # Cached by the prices: prices of another day, or of an updated book, have another entry.
 @cache
-def _linear(prices: tuple[tuple[str, Decimal | None], ...]) -> PerToken:
+def _linear(prices: tuple[tuple[str, Decimal | None], ...], _digits: tuple[str, ...]) -> PerToken:
     """Return the library's arithmetic as prices per token: without tiers it is linear, and 60 times faster this way."""
     cost = partial(_by_library, ModelPrice(**dict(prices)))
     return PerToken(
