@@ -87,7 +87,8 @@ class Scenario:
     - spare_batches: batches at the provider that ran nothing and belong to no shard.
     - enqueued_tokens: the most tokens that the provider's queue takes.
     - flex_refusals: number of the first calls in the tier "flex" that are turned away.
-    - changes_model: the cloud's other model has labeled the rows before, and these labels may stay.
+    - changes_model: another model has labeled the rows before, and these labels may stay. It is the cloud's other one;
+      before a cascade, the model of the cascade.
     - documents: number of different documents that rows name, and that are uploaded once. They are deleted at the end.
     """
 
@@ -156,6 +157,8 @@ class Scenario:
 
     def older_labeling(self, cloud: Cloud) -> Labeling:
         """Return the definition before the model was changed."""
+        if self.cascade is not None:
+            return replace(self.labeling(cloud), cascade=None)
         return replace(self.labeling(cloud), model=f"{cloud.name}/{cloud.other_model}")
 
     def tickets(self, partition: int) -> Iterator[Any]:
@@ -429,6 +432,22 @@ KEPT = replace(
     answer=_always,
     billed=(13, 13),
 )
+RELABELED_CASCADE = replace(
+    RELABELED,
+    name="the oracle of a new cascade changes the labels of a sample",
+    cascade="partition",
+    changes=(
+        ("limits", Limits(max_requests_per_batch=9)),
+        ("resend", Resend(reuse=Reuse(relabel=Relabel("topic", share=0.45, confidence=0.9, sample=4)))),
+    ),
+)
+KEPT_CASCADE = replace(
+    RELABELED_CASCADE,
+    name="labels stay as the oracle of a new cascade gives a sample the same",
+    waves=(2,),
+    answer=_always,
+    billed=(13, 13),
+)
 UPLOADS = Scenario(
     "documents are uploaded once, and deleted at the end",
     changes=(("prompt", Prompt(user="{{ body }}", documents=["paper"], documents_as="upload")),),
@@ -466,5 +485,7 @@ SCENARIOS = (
     UNREAD,
     RELABELED,
     KEPT,
+    RELABELED_CASCADE,
+    KEPT_CASCADE,
     UPLOADS,
 )

@@ -362,6 +362,19 @@ JOURNEYS = {
         says=_said_alike,
         older={"prompt": BARE},
     ),
+    "openai-relabel-cascade": Journey(
+        "openai/gpt-4o-mini",
+        _openai,
+        {
+            "prompt": BARE,
+            "cascade": Cascade("openai/gpt-4o", "topic", agreement=0.8, confidence=0.8, score="sure", sample=12),
+            "resend": Resend(reuse=Reuse(relabel=Relabel("topic", share=0.3, confidence=0.8, sample=8))),
+        },
+        rows=40,
+        changes_rows=True,
+        says=_said_alike,
+        older={"prompt": PROMPT},
+    ),
     "openai-near": Journey("openai/gpt-4o", _openai, _NEAR, rows=26, changes_rows=True, says=_said_alike),
     # Copies differ, so the audit fails, and a later round asks them.
     "openai-near-apart": Journey("openai/gpt-4o", _openai, _NEAR, rows=26),
