@@ -69,6 +69,7 @@ def test_the_python_of_the_readme_defines_what_its_text_names(monkeypatch, tmp_p
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [page for page in SITE if page in WITH_CODE])
 def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page, monkeypatch, tmp_path):
+    """Run all blocks of a page. Each command is a process of its own, which imports Dagster for seconds."""
     _run_python(page, monkeypatch, tmp_path)
     if page in COMMANDS_RUN_ELSEWHERE:
         return

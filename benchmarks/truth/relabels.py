@@ -9,6 +9,7 @@ import pyarrow as pa
 import scipy
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
+from dagster_llm_batch.core.cascade_copies import CascadeTerms
 from dagster_llm_batch.core.relabels import OLDER_PAIRS, Relabels, target_text
 from dagster_llm_batch.core.shares import AUDITED, HELD
 from dagster_llm_batch.core.thresholds import choose_sample, count_allowed, look_confidence
@@ -26,7 +27,8 @@ class Cell:
     """One kind of partition: its rows, those of one request, the share that would change, and the allowed one.
 
     All rows of a request change together. The user tries so many `prompts`, each with the same share of changes, until
-    the labels stay.
+    the labels stay. With the `agreement` of a cascade, its oracle answers the sample, and `changed` is the share of
+    older labels that are not the oracle's.
     """
 
     rows: int
@@ -34,6 +36,19 @@ class Cell:
     changed: float
     share: float
     prompts: int = 1
+    agreement: float | None = None
+
+    @property
+    def terms(self) -> CascadeTerms | None:
+        """The guarantee of the cascade."""
+        if self.agreement is None:
+            return None
+        return CascadeTerms(oracle="", target="label", confidence=CONFIDENCE, share=self.agreement)
+
+    @property
+    def least(self) -> float:
+        """The least share of labels that are right."""
+        return 1 - self.share if self.terms is None else self.terms.least_of_audited(self.share)
 
 
 CELLS = [
@@ -42,9 +57,12 @@ CELLS = [
     *(Cell(2_000, 1, changed, 0.1) for changed in (0.05, 0.102, 0.11)),
     *(Cell(2_000, 1, 0.0205, 0.02, prompts) for prompts in (5, 20)),
     Cell(300, 1, 0.06, 0.05),
+    *(Cell(2_000, 1, changed, 0.02, agreement=0.95) for changed in (0.03, 0.05, 0.0705, 0.08)),
+    Cell(2_000, 50, 0.0705, 0.02, agreement=0.95),
+    Cell(10_000, 1, 0.1205, 0.02, agreement=0.9),
 ]
 
-QUICK = [Cell(1_000, 1, 0.021, 0.02), Cell(2_000, 50, 0.021, 0.02), Cell(2_000, 1, 0.0205, 0.02, 5)]
+QUICK = [Cell(1_000, 1, 0.021, 0.02), Cell(2_000, 50, 0.021, 0.02), Cell(2_000, 1, 0.0205, 0.02, 5), CELLS[-2]]
 
 
 def measure(draws: int, quick: bool) -> Measured:  # a section's form
@@ -54,7 +72,12 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
     rows, broken = [], []
     for cell, (failed, stays, saved, missed) in zip(cells, results, strict=True):
         kind = f"{cell.of_request} of a request" + (f", {cell.prompts} prompts" if cell.prompts > 1 else "")
-        percents = (100 * cell.changed, 100 * cell.share, *(100 * one / lives for one in (failed, stays)))
+        kind += "" if cell.agreement is None else f", cascade {cell.agreement}"
+        percents = (
+            100 * cell.changed,
+            round(100 * (1 - cell.least), 9),
+            *(100 * one / lives for one in (failed, stays)),
+        )
         rows.append((cell.rows, kind, *percents, 100 * saved, *(100 * one / lives for one in missed)))
         broken += [
             f"{cell.rows} rows, {kind}: {count / lives:.1%} {what}; the limit is 5 %."
@@ -83,7 +106,7 @@ def _partition(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool, float,
     for look in range(1, cell.prompts + 1):
         requests = -(-cell.rows // cell.of_request)
         changed = (rng.random(requests) < cell.changed)[np.arange(cell.rows) % requests]
-        confidence, agreement = look_confidence(CONFIDENCE, look), 1 - cell.share
+        confidence, agreement = look_confidence(CONFIDENCE, look), cell.least
         sample = choose_sample(cell.rows, agreement, confidence)
         allowed = count_allowed(sample, cell.rows, agreement, confidence)
         if allowed < 0 or sample >= cell.rows:
@@ -97,7 +120,7 @@ def _partition(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool, float,
         if decided.passes:
             kept = np.array(decided.pairs["is_shared"].to_pylist())
             saved = float(kept.mean())
-            return bool((changed & kept).sum() > cell.share * cell.rows), True, saved, is_below, is_above
+            return bool((changed & kept).sum() > (1 - cell.least) * cell.rows + 1e-9), True, saved, is_below, is_above
     return False, False, saved, is_below, is_above
 
 
@@ -126,6 +149,7 @@ def _relabels(cell: Cell, drawn: np.ndarray, allowed: int, sample: int, look: in
         rows=cell.rows,
         sample=sample,
         allowed=allowed,
+        cascade=cell.terms,
         older="",
         definition="",
     )
@@ -150,6 +174,9 @@ has 15/16 of the 5 %, and all later looks share the rest.
 The worst case is a share of changes just above the allowed one. Rows of one request that change together make no
 difference: the sample draws rows. With several prompts, the user tries one after another until the labels stay, and
 the partition counts as broken if those break it. *Rows saved* are those that are not asked, on average, of all. The
-last two columns show how often the real number of changes is outside of the interval, of any tried prompt.""",
+last two columns show how often the real number of changes is outside of the interval, of any tried prompt.
+
+In a *cascade*, the oracle answers the sample, and the allowed shares of both add up: `share`, and what the cascade's
+`agreement` leaves. The guarantee of all labels together, whose risks add up, is simulated for near copies below.""",
     measure,
 )
