@@ -16,6 +16,7 @@ from test_near_copies_of_cascades import by_group, topics
 from test_relabel import FIRST, SECOND, THIRD, TOPICS, decision, labels, number_of, reproducible, rows
 from workspace import Workspace, labeling
 
+from dagster_llm_batch.checks import CHECKS, CheckOutcome, Checks, PartitionFacts
 from dagster_llm_batch.core.cascade import Cascade, Precision, Recall, Rolling
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
@@ -25,6 +26,7 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, PayloadError
 from dagster_llm_batch.files.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.files.shard_files import OLDER, RELABELS
 from dagster_llm_batch.files.share_files import relabels_of
+from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.testing.emulator import Emulator
 
 CHEAP, ORACLE = "openai/gpt-4o-mini", "openai/gpt-4o"
@@ -283,6 +285,37 @@ def test_the_plan_states_the_joint_guarantee_and_the_limit_counts_the_held_rows(
         workspace.engine().plan(tight, rows(300), partition="")
     status = workspace.run(definition(), rows(300))
     assert (status.submission.cost_usd or 0) < preview.held_usd
+
+
+def judge(workspace: Workspace, own: Labeling, status: Status, name: str) -> CheckOutcome:
+    """Return the outcome of a check of the labels."""
+    engine, stats = workspace.engine(), LabelStats(own)
+    for part in engine.label_batches(own, status.submission.submission_id):
+        stats.add(part)
+    facts = PartitionFacts(
+        stats=stats,
+        rejects=stats.explain_rejects([]),
+        status=engine.status(status.submission.submission_id),
+        labeling=own,
+        wanted=Checks(),
+        levels=engine.deployment.levels(own, status.submission),
+        shares=engine.deployment.shares(own, status.submission),
+    )
+    [check] = [check for check in CHECKS if check.name == name]
+    return check.judge(check, facts)
+
+
+@pytest.mark.parametrize("new_rows", [0, 100])
+def test_the_check_states_the_joint_guarantee_and_what_the_sample_decided(workspace: Workspace, new_rows: int) -> None:
+    workspace.run(definition(FIRST), rows(300))
+    status = workspace.run(definition(), rows(300 + new_rows))
+    judged = judge(workspace, definition(), status, "promise")
+    assert judged.passed, judged.description
+    assert "With a confidence of 90%, at least 70% of the labels agree" in judged.description
+    assert "Older labels: 0 of 60 sampled labels change, 12 may." in judged.description
+    # 90 of 300 rows, and what the cascade's sample of 60 allows of 100 other rows.
+    assert judged.metadata["llm_batch/disagreement_bound"] == pytest.approx(0.3 if not new_rows else 0.27, abs=0.01)
+    assert judge(workspace, definition(), status, "saves").passed
 
 
 @pytest.mark.parametrize("is_settled", [False, True])
